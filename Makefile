@@ -1,0 +1,67 @@
+# The commands of the project. `make` alone lists them.
+# Needed: make, Python >= 3.11 and the package registry that pip is set up for.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+SOURCES := omnimuse tools tests
+
+# Plain python3 if it is new enough, else a newer one by name. `make PYTHON=/path/to/python demo` overrides it.
+SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+.PHONY: help demo install test static check format clean
+
+help:
+	@echo "make demo     install into .venv and draw demo.png"
+	@echo "make test     run the whole test suite"
+	@echo "make check    format, lint, types, architecture and unit tests"
+	@echo "make format   let ruff lay the code out"
+	@echo "make clean    remove .venv and what the tools left behind"
+
+demo: install
+	$(BIN)/omnimuse generate "a red circle on a blue background" -o demo.png
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+# What takes seconds and runs no test: layout, lint, types.
+static: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+check: static
+	$(BIN)/python -m pytest tests/test_architecture.py tests/unit
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "omnimuse needs Python 3.11 or newer, and none of python3, python3.11 ... \
+	python3.14 is. Install one, or name it: make PYTHON=/path/to/python3.12 demo" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(SUITABLE)' || { echo "PYTHON=$(PYTHON) does not run or is older than 3.11;" \
+	"omnimuse needs Python 3.11 or newer" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# torch goes first and alone, at its pinned version: a package that asks for any torch then takes no other build.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing omnimuse into $(VENV) (the first time takes some minutes)"
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(PIP) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,20 @@
+"""omnimuse: one small engine that turns prompts into pictures, video, sound and speech.
+
+`from omnimuse import Omni, DiffusionParams` is the Python face. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from omnimuse.api import AsyncOmni, Omni, explain
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import OmnimuseError
+from omnimuse.core.output import Done, Failed, Preview, Progress, Result
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ask", "AsyncOmni", "Config", "DiffusionParams", "Done", "Failed", "ModelConfig", "Omni", "OmnimuseError",
+    "Preview", "Progress", "Result", "explain",
+]  # fmt: skip

@@ -1,0 +1,29 @@
+"""Attention written out in float32: slow, obvious, and what the other kernels are compared with.
+
+Bound by `attention/selection.py` when a configuration asks for it, or when nothing faster can run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Reference:
+    """softmax(q k^T / sqrt(H) + mask) v with every intermediate in float32."""
+
+    name = "reference"
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        return None if dtype.is_floating_point else f"it computes in floating point, not in {dtype}"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        query, key, value = (x.float().transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]
+        scores = query @ key.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, N, S, K]
+        if mask is not None:
+            scores = (
+                scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+            )
+        return (scores.softmax(-1) @ value).transpose(1, 2).to(q.dtype)  # [B, S, N, H]

@@ -1,0 +1,23 @@
+"""PyTorch's own fused attention: the default, on every device. Bound by `attention/selection.py`.
+
+It picks flash, memory-efficient or plain kernels by itself; on a CPU its flash kernel needs no extra package.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Sdpa:
+    """`torch.nn.functional.scaled_dot_product_attention`."""
+
+    name = "sdpa"
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        return None if dtype.is_floating_point else f"it computes in floating point, not in {dtype}"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)  # [B, S, N, H]

@@ -1,0 +1,73 @@
+"""The attention layer that every model uses, and the contract of the kernels behind it.
+
+A model says how many heads there are and what the site is for (`role`); `selection.bind` decides by which
+kernel it is computed. The layer has no weights: projections, norms and rotations belong to the model.
+
+Letters: B batch, S query tokens, K key tokens, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.attention.backends.sdpa import Sdpa
+from omnimuse.attention.layout import Layout
+
+
+class Backend(Protocol):
+    """One way to compute softmax(q k^T / sqrt(H)) v."""
+
+    name: str
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why this kernel cannot run there, in words, or None if it can."""
+        ...
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, S, N, H], [B, K, N, H] twice, and a mask that broadcasts to [B, N, S, K] -> [B, S, N, H]."""
+        ...
+
+
+class Attention(nn.Module):
+    """One attention site. `role` and, failing that, `category` are the names a configuration can address it
+    by.
+    """
+
+    def __init__(
+        self, num_heads: int, head_dim: int, role: str = "self", category: str | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.role = role
+        self.category = category
+        self.backend: Backend = Sdpa()
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout | None = None,
+        mask: Tensor | None = None,
+        kv_layout: Layout | None = None,
+    ) -> Tensor:
+        """Attend within each row, never across rows.
+
+        Without a layout the tensors are an ordinary batch, q [B, S, N, H] and k, v [B, K, N, H]. With one
+        they are packed by it; `kv_layout` is the layout of k and v where it differs (cross attention). True
+        in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError.
+        """
+        kv_layout = kv_layout or layout
+        if layout is None or kv_layout is None or (layout.dense and kv_layout.dense):
+            return self.backend(q, k, v, mask)
+        if mask is not None:
+            raise ValueError(f"rows of {layout.lengths} tokens cannot take a mask; give rows of equal length")
+        rows = zip(layout.unpack(q), kv_layout.unpack(k), kv_layout.unpack(v), strict=True)
+        return layout.pack([self.backend(q[None], k[None], v[None])[0] for q, k, v in rows])
+
+    def extra_repr(self) -> str:
+        return f"heads={self.num_heads}x{self.head_dim}, role={self.role}, backend={self.backend.name}"

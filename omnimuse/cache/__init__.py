@@ -1,0 +1,1 @@
+"""Step caches: stack runners that skip blocks when little has changed since the step before."""

@@ -1,0 +1,51 @@
+"""What would be chosen for a model, and why, without reading any weights.
+
+examples:
+  omnimuse explain omnimuse/shapes
+  omnimuse explain omnimuse/shapes --dtype float32 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from omnimuse.cli.table import columns
+from omnimuse.core.config import Choice, Config, ModelConfig
+
+Explain = Callable[[Config], Sequence[Choice]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse explain`."""
+    parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
+
+
+def run(args: argparse.Namespace, ask: Explain | None = None) -> int:
+    """Print the choices; `ask` is `omnimuse.explain` unless a test passes another."""
+    config = Config(ModelConfig(args.model, dtype=args.dtype, device=args.device))
+    choices = (ask or explain)(config)
+    print(json.dumps([asdict(c) for c in choices], indent=2) if args.json else text(choices))
+    return 0
+
+
+def explain(config: Config) -> Sequence[Choice]:
+    """The real explanation; imports torch."""
+    from omnimuse import api
+
+    return api.explain(config.model.model, config=config)
+
+
+def text(choices: Sequence[Choice]) -> str:
+    """The choices for people, by topic."""
+    topics = list(dict.fromkeys(choice.topic for choice in choices))
+    parts = []
+    for topic in topics:
+        rows = columns((c.name, c.value, c.reason) for c in choices if c.topic == topic)
+        parts.append(f"{topic}\n{rows}")
+    return "\n\n".join(parts)

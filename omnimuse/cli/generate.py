@@ -1,0 +1,136 @@
+"""Draw pictures from prompts.
+
+examples:
+  omnimuse generate "a red circle on a blue background"
+  omnimuse generate "a green star above a white square" -n 4 --seed 7 -o stars.png
+  omnimuse generate --file prompts.txt --size 128x128 --steps 8 --guidance 2
+  echo "a pink ring" | omnimuse generate - --json --quiet
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from omnimuse.cli import outcome
+from omnimuse.cli.job import Job, plan
+from omnimuse.cli.preview import PreviewFile
+from omnimuse.cli.progress import Display, display
+from omnimuse.core.config import Config
+from omnimuse.core.errors import RequestCancelled, RequestError
+from omnimuse.core.output import Event, Result
+from omnimuse.core.params import DiffusionParams
+
+DEFAULT_MODEL = "omnimuse/shapes"
+
+
+class Engine(Protocol):
+    """What `generate` needs of `omnimuse.Omni`."""
+
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        params: DiffusionParams,
+        *,
+        progress: Callable[[Event], None],
+        previews: int,
+    ) -> list[Result]:
+        """One result per prompt, in order."""
+
+
+Start = Callable[[Config], AbstractContextManager[Engine]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse generate`."""
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw; - reads lines from stdin")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="read more prompts from FILE, one per line")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("picture.png"),
+        metavar="FILE",
+        help="PNG, JPEG or WebP by suffix; several become FILE-1, FILE-2 ...; an old file is replaced"
+        " (default: picture.png)",
+    )
+    picture = parser.add_argument_group("the picture (what is left out is the model's own default)")
+    picture.add_argument("-n", "--number", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
+    picture.add_argument("--seed", type=int, metavar="N", help="first seed; picture i of a prompt uses seed + i")
+    picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    picture.add_argument("--guidance", type=float, metavar="X", help="how strongly the prompt steers")
+    picture.add_argument("--size", metavar="WxH", help="width and height in pixels, such as 128x128")
+    picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    engine = parser.add_argument_group("the engine")
+    engine.add_argument(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
+    )
+    engine.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
+    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    engine.add_argument(
+        "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
+    )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
+    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    shown.add_argument("--quiet", action="store_true", help="print nothing but the names of the files")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that is cheap, then load the model and draw."""
+    job = plan(args, sys.stdin)
+    job.ask_the_door()
+    return draw(job, start, stdout=sys.stdout, stderr=sys.stderr)
+
+
+def start(config: Config) -> AbstractContextManager[Engine]:
+    """The real engine; imports torch and loads the weights."""
+    from omnimuse.api import Omni
+
+    return Omni(config.model.model, config=config)
+
+
+def draw(job: Job, start: Start, *, stdout: TextIO, stderr: TextIO) -> int:
+    """Draw the pictures of `job`, save them and tell how it went; returns the exit code."""
+    began = time.perf_counter()
+    with display(len(job.prompts), stderr, quiet=job.quiet) as shown:
+        shown.say(f"loading {job.config.model.model}")
+        with start(job.config) as engine:
+            loaded = time.perf_counter()
+            results = _generate(job, engine, shown)
+            drawn = time.perf_counter()
+    seconds = {"load": loaded - began, "draw": drawn - loaded, "total": drawn - began}
+    record = outcome.save(job, results, seconds)
+    if job.as_json:
+        outcome.print_json(record, stdout)
+    else:
+        outcome.print_text(record, job, stdout)
+    outcome.print_errors(record, stderr)
+    return _exit_code(results)
+
+
+def _generate(job: Job, engine: Engine, shown: Display) -> list[Result]:
+    with PreviewFile(job.preview_file) as preview:
+
+        def listen(event: Event) -> None:
+            shown(event)
+            preview(event)
+
+        return engine.generate(job.prompts, job.params, progress=listen, previews=int(job.preview_file is not None))
+
+
+def _exit_code(results: Sequence[Result]) -> int:
+    errors = [result.error for result in results if result.error is not None]
+    if not errors:
+        return 0
+    wrong_input = all(isinstance(e, RequestError) and not isinstance(e, RequestCancelled) for e in errors)
+    return 2 if wrong_input else 1

@@ -1,0 +1,117 @@
+"""What `omnimuse generate` was asked to do, read from its options and checked before torch is imported.
+
+`plan` reads and checks what needs no model; `Job.ask_the_door` checks the rest against the model's own limits, from
+its small configuration files. Nothing here loads weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.media.destination import numbered
+
+
+@dataclass(frozen=True)
+class Job:
+    """Prompts, one set of parameters for all of them, and a file name for every picture in order."""
+
+    config: Config
+    prompts: list[dict[str, Any]]
+    params: DiffusionParams
+    output: Path
+    preview_file: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def per_prompt(self) -> int:
+        """Pictures per prompt."""
+        return self.params.num_outputs_per_prompt or 1
+
+    @property
+    def files(self) -> list[Path]:
+        """A name for every picture; `per_prompt` of them for each prompt, in order."""
+        return numbered(self.output, len(self.prompts) * self.per_prompt)
+
+    def ask_the_door(self) -> None:
+        """RequestError or ModelError if the model is not there or would refuse a prompt; reads small files only."""
+        from omnimuse.core.request import Ask, Door
+        from omnimuse.loader.checkpoint import Checkpoint
+        from omnimuse.loader.resolve import resolve
+        from omnimuse.models import REGISTRY
+
+        known = [known for spec in REGISTRY.specs() for variant in spec.variants for known in variant.ids]
+        folder = resolve(self.config.model.model, known)
+        checkpoint = Checkpoint(folder.path)
+        door = Door.of(REGISTRY.spec(checkpoint.arch), checkpoint.configs, folder.id)
+        for prompt in self.prompts:
+            door.make_request(Ask(prompt, self.params), now=0.0, fresh_seed=0)
+
+
+def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
+    """The job that the options ask for; RequestError or ConfigError where they make no sense."""
+    from omnimuse.media.image import check_picture_destination
+
+    width, height = read_size(args.size)
+    params = DiffusionParams(
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        height=height,
+        width=width,
+        seed=args.seed,
+        num_outputs_per_prompt=args.number,
+    )
+    if args.number < 1:
+        raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
+    prompts = [
+        {"prompt": text} if args.negative is None else {"prompt": text, "negative_prompt": args.negative}
+        for text in read_prompts(args.prompts, args.file, stdin)
+    ]
+    check_picture_destination(args.output)
+    return Job(
+        config=Config(ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load)),
+        prompts=prompts,
+        params=params,
+        output=args.output,
+        preview_file=args.output.with_name(f"{args.output.stem}.preview.png") if args.preview else None,
+        as_json=args.json,
+        quiet=args.quiet,
+    )
+
+
+def read_size(text: str | None) -> tuple[int | None, int | None]:
+    """`128x96` -> width 128 and height 96, in pixels."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
+    if match is None:
+        raise RequestError(f"--size {text} is not WIDTHxHEIGHT in pixels; write it like 128x128", "size")
+    return int(match[1]), int(match[2])
+
+
+def read_prompts(words: list[str], file: Path | None, stdin: TextIO) -> list[str]:
+    """The prompts from the arguments (`-` stands for the lines of stdin), then those from `file`."""
+    prompts: list[str] = []
+    for word in words:
+        prompts += _lines(stdin.read()) if word == "-" else [word]
+    if file is not None:
+        try:
+            prompts += _lines(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"cannot read prompts from {file}: {error}", "file") from None
+    if not prompts:
+        raise RequestError('there is no prompt; write one, such as omnimuse generate "a red circle"', "prompt")
+    if any(not prompt.strip() for prompt in prompts):
+        raise RequestError("a prompt is empty; say what to draw", "prompt")
+    return prompts
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]

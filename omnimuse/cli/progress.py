@@ -1,0 +1,178 @@
+"""What is seen while pictures are drawn: a bar on a terminal, plain lines elsewhere, or nothing.
+
+The displays are called with the engine's events and know nothing else about it. `Tracker` does the counting; it draws
+nothing, and its clock is passed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+from omnimuse.core.output import Done, Event, Failed, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+
+class Tracker:
+    """How far `requests` requests are, from their events."""
+
+    def __init__(self, requests: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests = requests
+        self.ended: set[str] = set()
+        self.stage, self.step, self.steps = "", 0, 0
+        self._clock = clock
+        self._began: float | None = None
+        self._outputs: dict[str, dict[int, float]] = {}
+
+    def see(self, event: Event) -> None:
+        """Take one event into account."""
+        if isinstance(event, Done | Failed):
+            self.ended.add(event.request_id)
+        elif isinstance(event, Progress):
+            self._began = self._clock() if self._began is None else self._began
+            self.stage, self.step, self.steps = event.stage, event.step, event.steps
+            outputs = self._outputs.setdefault(event.request_id, {})
+            if event.steps > 1:  # one-shot stages take next to no time
+                outputs[event.output] = event.step / event.steps
+
+    @property
+    def fraction(self) -> float:
+        """The part of the work that is done, 0 to 1."""
+        under_way = [
+            sum(steps.values()) / len(steps)
+            for request, steps in self._outputs.items()
+            if steps and request not in self.ended
+        ]
+        return (len(self.ended) + sum(under_way)) / self.requests
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate, at the pace so far; None while there is no pace."""
+        if self._began is None or not 0 < self.fraction < 1:
+            return None
+        return (self._clock() - self._began) * (1 - self.fraction) / self.fraction
+
+    def line(self) -> str:
+        """Such as `denoise 5/8, 2 of 4 prompts done, 3 s left`."""
+        parts = [f"{self.stage} {self.step}/{self.steps}" if self.steps > 1 else self.stage]
+        if self.requests > 1:
+            parts.append(f"{len(self.ended)} of {self.requests} prompts done")
+        if self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(part for part in parts if part)
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 5 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Display(Protocol):
+    """Something that shows progress: a context manager that is told what happens."""
+
+    def say(self, text: str) -> None:
+        """Show what is being done before there are events."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def display(requests: int, stream: TextIO, *, quiet: bool = False) -> Display:
+    """The display that fits `stream`."""
+    if quiet:
+        return Silent()
+    return Live(Tracker(requests), stream) if stream.isatty() else Lines(Tracker(requests), stream)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Lines(Silent):
+    """Plain lines, for logs: one for every stage, and for every quarter of a long one."""
+
+    def __init__(self, tracker: Tracker, stream: TextIO) -> None:
+        self.tracker = tracker
+        self._stream = stream
+        self._last: tuple[str, int, int] = ("", 0, 0)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        print(text, file=self._stream, flush=True)
+
+    def __call__(self, event: Event) -> None:
+        self.tracker.see(event)
+        if not isinstance(event, Progress):
+            return
+        now = (event.stage, 4 * event.step // event.steps, len(self.tracker.ended))
+        if now != self._last:
+            self._last = now
+            self.say(self.tracker.line())
+
+
+class Live(Silent):
+    """One line with a bar that moves, and goes when the work is done."""
+
+    def __init__(self, tracker: Tracker, stream: TextIO) -> None:
+        self.tracker = tracker
+        self._stream = stream
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bar = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            console=Console(file=self._stream),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Beside the bar, until the next event."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text)
+
+    def __call__(self, event: Event) -> None:
+        self.tracker.see(event)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=self.tracker.line(), total=1.0, completed=self.tracker.fraction)

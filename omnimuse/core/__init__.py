@@ -1,0 +1,1 @@
+"""The nouns: errors, configuration, parameters, requests, outputs, specs and the registry. No torch here."""

@@ -1,0 +1,144 @@
+"""Choices made when an engine starts, grouped by topic. Frozen; checked when made; no torch.
+
+Written by people through `Omni(...)` and the command line, read by build passes, the runner and the scheduler. Every
+field is honoured or refused; nothing is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from omnimuse.core.errors import ConfigError
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not allowed; use one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, where and how. `dtype` and `device` are torch names; `"auto"` lets the build decide and say why."""
+
+    model: str
+    dtype: str = "auto"
+    device: str = "auto"
+    load: Literal["weights", "dummy"] = "weights"
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("load", self.load, ("weights", "dummy"))
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """The attention backend: one default, and exceptions by role or role category."""
+
+    default: str = "auto"
+    per_role: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The step cache that may skip a network's blocks; `threshold` 0 computes every step."""
+
+    kind: Literal["none", "teacache"] = "none"
+    threshold: float = 0.15
+
+    def __post_init__(self) -> None:
+        _one_of("cache", self.kind, ("none", "teacache"))
+        if not 0 <= self.threshold < float("inf"):
+            raise ConfigError(
+                f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)"
+            )
+
+
+@dataclass(frozen=True)
+class OffloadConfig:
+    """Where weights wait: `"none"` keeps them on the device, `"layers"` brings in one block at a time."""
+
+    mode: Literal["none", "layers"] = "none"
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("offload", self.mode, ("none", "layers"))
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How many ranks share the work. `cfg` ranks each compute some of a step's guidance branches."""
+
+    cfg: int = 1
+
+    def __post_init__(self) -> None:
+        if self.cfg not in (1, 2):
+            raise ConfigError(
+                f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2"
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Who runs next, and how much at once.
+
+    `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no bound),
+    `max_running` the outputs in progress and `max_queue` the requests waiting. `exact` never shares a forward, so that
+    a result is bit for bit independent of company. `memo_bytes` bounds the cache of one-shot stage outputs.
+    """
+
+    max_running: int = 64
+    max_queue: int = 256
+    tick_tokens: int = 65536
+    running_tokens: int | None = None
+    exact: bool = False
+    memo_bytes: int = 256 * 2**20
+    strict_slots: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_queue", "tick_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything chosen at start-up."""
+
+    model: ModelConfig
+    attention: AttentionConfig = AttentionConfig()
+    cache: CacheConfig = CacheConfig()
+    offload: OffloadConfig = OffloadConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Every environment variable that omnimuse reads, read in this one place."""
+
+    strict_slots: bool
+    world_size: int
+    rank: int
+
+    @staticmethod
+    def read() -> Environment:
+        """`OMNIMUSE_STRICT=1` makes states refuse undeclared slot access; `WORLD_SIZE` and `RANK` come from torchrun."""
+        return Environment(
+            strict_slots=os.environ.get("OMNIMUSE_STRICT", "") not in ("", "0"),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            rank=int(os.environ.get("RANK", "0")),
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One resolved choice and why it was made; `omnimuse explain` prints these."""
+
+    topic: str
+    name: str
+    value: str
+    reason: str

@@ -1,0 +1,43 @@
+"""The one tree of errors that omnimuse raises on purpose.
+
+Everybody raises these; the command line, the server and the worker loop catch them. A message says what is wrong,
+the value received, what is allowed and what to do. This module imports nothing.
+"""
+
+from __future__ import annotations
+
+
+class OmnimuseError(Exception):
+    """Base of every error that omnimuse raises on purpose."""
+
+
+class ConfigError(OmnimuseError):
+    """A choice made when the engine starts cannot be honoured."""
+
+
+class RequestError(OmnimuseError):
+    """A request cannot be served as asked; `param` names the field that is wrong."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class RequestCancelled(RequestError):
+    """The request was cancelled, or its deadline passed, before it finished."""
+
+
+class CapacityError(OmnimuseError):
+    """The engine is full; the request was refused before any work. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ModelError(OmnimuseError):
+    """A checkpoint is missing, unreadable, incomplete or not supported."""
+
+
+class EngineDeadError(OmnimuseError):
+    """The engine has been closed or has died; start a new one."""

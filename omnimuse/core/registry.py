@@ -1,0 +1,43 @@
+"""Finds a family's spec and pipeline by the architecture a checkpoint names.
+
+The table itself is data in `models/__init__.py` (one line per family); this module turns its lines into specs
+(torch-free) and pipeline classes (imports torch) when asked. It knows no model's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from omnimuse.core.errors import ModelError
+from omnimuse.core.spec import Spec
+
+
+class Registry:
+    """Architectures by name; `table` maps the class name in `model_index.json` to the family's package."""
+
+    def __init__(self, table: Mapping[str, str]) -> None:
+        self.table = dict(table)
+
+    def spec(self, arch: str) -> Spec:
+        """The spec of `arch`; ModelError names the closest supported architecture otherwise."""
+        spec = import_module(self._package(arch) + ".spec").SPEC
+        assert isinstance(spec, Spec) and spec.arch == arch
+        return spec
+
+    def pipeline(self, arch: str) -> Any:
+        """The pipeline class of `arch`. Imports torch."""
+        return import_module(self._package(arch) + ".pipeline").PIPELINE
+
+    def specs(self) -> list[Spec]:
+        """Every supported family's spec, in table order."""
+        return [self.spec(arch) for arch in self.table]
+
+    def _package(self, arch: str) -> str:
+        if arch in self.table:
+            return self.table[arch]
+        near = get_close_matches(arch, self.table, n=1, cutoff=0.4)
+        hint = f"; the closest supported one is {near[0]}" if near else ""
+        raise ModelError(f"the architecture {arch} is not supported{hint}. `omnimuse models` lists what is")

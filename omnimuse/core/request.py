@@ -1,0 +1,219 @@
+"""A request: what a person asked for, checked and completed before any work.
+
+`make_request` is the only door: it refuses what the model cannot honour and fills in the model's defaults. The Python
+API, the command line and the server all come through it. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from omnimuse.core.errors import RequestError
+from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
+from omnimuse.core.spec import Configs, Limits, Spec
+
+MAX_SEED = 2**63 - 1
+MAX_OUTPUTS = 64
+MAX_STEPS = 10_000
+MAX_PROMPT = 32_000
+ALWAYS = frozenset(
+    {
+        "num_inference_steps",
+        "height",
+        "width",
+        "seed",
+        "num_outputs_per_prompt",
+        "max_sequence_length",
+        "output_type",
+    }
+)
+"""Parameters that every family honours."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock."""
+
+    id: str
+    prompt: str
+    negative_prompt: str | None
+    params: DiffusionParams
+    extra: FamilyParams
+    images: tuple[Any, ...] = ()
+    priority: int = 0
+    deadline: float | None = None
+    tenant: str = ""
+    previews: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs (states) this request makes."""
+        return int(self.params.num_outputs_per_prompt or 1)
+
+    def seed(self, output: int) -> int:
+        """The seed of output number `output`."""
+        assert self.params.seed is not None
+        return self.params.seed + output
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt with how it should be treated; what `make_request` starts from.
+
+    `timeout` is in seconds from submission; `previews` asks for a preview every so many steps (0: none).
+    """
+
+    prompt: str | Mapping[str, Any]
+    params: DiffusionParams = DiffusionParams()
+    priority: int = 0
+    timeout: float | None = None
+    tenant: str = ""
+    previews: int = 0
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a loaded model lets in: its spec, its limits, its defaults."""
+
+    spec: Spec
+    limits: Limits
+    defaults: DiffusionParams
+
+    @staticmethod
+    def of(spec: Spec, configs: Configs, model_id: str) -> Door:
+        """The door of one checkpoint; the family's defaults are lowered to what this checkpoint can do."""
+        limits = spec.limits(configs)
+        defaults = spec.variant(model_id).defaults
+        side = limits.max_side - limits.max_side % limits.size_multiple
+        fitted = DiffusionParams(
+            height=min(defaults.height or side, side),
+            width=min(defaults.width or side, side),
+            max_sequence_length=min(defaults.max_sequence_length or 1, limits.max_sequence_length),
+        )
+        return Door(spec, limits, fitted.over(defaults))
+
+    def make_request(self, ask: Ask, now: float, fresh_seed: int) -> Request:
+        """`ask`, checked and completed; RequestError says what is wrong, what is allowed and what to do.
+
+        `now` is the engine's clock in seconds; `fresh_seed` is used when no seed was chosen.
+        """
+        prompt, negative, images = self._prompt(ask.prompt)
+        chosen = ask.params
+        if not isinstance(chosen, DiffusionParams):
+            raise RequestError(f"params must be DiffusionParams, got {type(chosen).__name__}", "params")
+        self._refuse_unsupported(chosen)
+        params = chosen.over(self.defaults)
+        if params.seed is None:
+            params = DiffusionParams(seed=fresh_seed).over(params)
+        self._check(params)
+        if ask.timeout is not None and not ask.timeout > 0:
+            raise RequestError(
+                f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout"
+            )
+        return Request(
+            id=uuid.uuid4().hex,
+            prompt=prompt,
+            negative_prompt=negative,
+            params=params,
+            extra=family_params(self.spec.extra, chosen.extra),
+            images=images,
+            priority=ask.priority,
+            deadline=None if ask.timeout is None else now + ask.timeout,
+            tenant=ask.tenant,
+            previews=ask.previews,
+        )
+
+    def _prompt(self, given: str | Mapping[str, Any]) -> tuple[str, str | None, tuple[Any, ...]]:
+        fields_ = {"prompt": given} if isinstance(given, str) else given
+        if not isinstance(fields_, Mapping):
+            raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
+        allowed = ["prompt", "negative_prompt", "images"]
+        for name in fields_:
+            if name not in allowed:
+                raise RequestError(
+                    f"a prompt has no field {name!r}; it knows {allowed}{_near(name, allowed)}", str(name)
+                )
+        prompt, negative = fields_.get("prompt"), fields_.get("negative_prompt")
+        if not isinstance(prompt, str):
+            raise RequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
+        if negative is not None and not isinstance(negative, str):
+            raise RequestError(
+                f"negative_prompt must be a string, got {type(negative).__name__}", "negative_prompt"
+            )
+        for name, text in (("prompt", prompt), ("negative_prompt", negative or "")):
+            if len(text) > MAX_PROMPT:
+                raise RequestError(
+                    f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name
+                )
+        images = tuple(fields_.get("images") or ())
+        if images and not self.limits.takes_images:
+            raise RequestError(
+                f"{self.spec.family} makes pictures from text only; leave out `images`", "images"
+            )
+        return prompt, negative, images
+
+    def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
+        honoured = ALWAYS | self.spec.supported | {"extra"}
+        for name in (field.name for field in fields(chosen)):
+            if getattr(chosen, name) is not None and name not in honoured:
+                raise RequestError(
+                    f"{name} means nothing to {self.spec.family}; it honours {sorted(honoured - {'extra'})}",
+                    name,
+                )
+
+    def _check(self, p: DiffusionParams) -> None:
+        _whole("num_inference_steps", p.num_inference_steps, 1, MAX_STEPS)
+        _whole("num_outputs_per_prompt", p.num_outputs_per_prompt, 1, MAX_OUTPUTS)
+        _whole("seed", p.seed, 0, MAX_SEED - MAX_OUTPUTS)
+        for name in ("height", "width"):
+            self._side(name, getattr(p, name))
+        if p.max_sequence_length is not None:
+            _whole("max_sequence_length", p.max_sequence_length, 1, self.limits.max_sequence_length)
+        for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):
+            _real(name, getattr(p, name), 0.0, 1000.0)
+        _real("strength", p.strength, 0.0, 1.0)
+        _real("fps", p.fps, 0.01, 1000.0)
+        if p.output_type not in ("pil", "pt", "latent"):
+            raise RequestError(
+                f"output_type={p.output_type!r} is not known; use 'pil', 'pt' or 'latent'", "output_type"
+            )
+
+    def _side(self, name: str, value: Any) -> None:
+        step = self.limits.size_multiple
+        _whole(name, value, step, self.limits.max_side)
+        if value % step:
+            low, high = value - value % step, value - value % step + step
+            legal = f"{low} or {high}" if low and high <= self.limits.max_side else f"{low or high}"
+            raise RequestError(f"{name}={value} is not a multiple of {step}; use {legal}", name)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name}={value!r} is not a whole number; use one from {low} to {high}", name)
+    if not low <= value <= high:
+        nearest = low if value < low else high
+        raise RequestError(
+            f"{name}={value} is out of range; use {low} to {high} (the nearest is {nearest})", name
+        )
+
+
+def _real(name: str, value: Any, low: float, high: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise RequestError(f"{name}={value!r} is not a number; use one from {low:g} to {high:g}", name)
+    if not low <= value <= high:
+        nearest = low if value < low else high
+        raise RequestError(
+            f"{name}={value} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
+        )
+
+
+def _near(name: object, allowed: Sequence[str]) -> str:
+    near = get_close_matches(str(name), allowed, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

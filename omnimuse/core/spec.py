@@ -1,0 +1,82 @@
+"""Facts about a model family, as data: which components it has, what it can do, and its defaults.
+
+Each `models/<family>/spec.py` makes one `Spec`; the request checks, the loader, the command line and the server read
+it. No torch here, so that `omnimuse models` and the server's front process stay light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from omnimuse.core.params import DiffusionParams, FamilyParams
+
+Configs = Mapping[str, Mapping[str, object]]
+"""The configuration of every component of a checkpoint, by component name."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a pipeline: the classes a checkpoint may name for it, and who builds it.
+
+    `network` is the import path `module:Class` of our own network; empty means that diffusers or transformers build
+    it. `rules` is the import path of its weight-name rules, `keep_float32` name patterns that stay in float32.
+    """
+
+    classes: tuple[str, ...]
+    network: str = ""
+    rules: str = ""
+    keep_float32: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens."""
+
+    size_multiple: int
+    max_side: int
+    max_sequence_length: int
+    takes_images: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Defaults of published checkpoints of one family that want different ones; `ids` are hub or bundled ids."""
+
+    name: str
+    ids: tuple[str, ...]
+    defaults: DiffusionParams
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything the house knows about one family without loading it.
+
+    `arch` is the class name in `model_index.json`. `supported` names the parameters the family honours beyond those of
+    every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
+    can be asked for. `teacache` holds the polynomial (highest power first) that rescales the change TeaCache sees.
+    """
+
+    arch: str
+    family: str
+    tasks: tuple[str, ...]
+    components: Mapping[str, Component]
+    defaults: DiffusionParams
+    supported: frozenset[str]
+    limits: Callable[[Configs], Limits]
+    variants: tuple[Variant, ...] = ()
+    extra: type[FamilyParams] = FamilyParams
+    teacache: tuple[float, ...] = (1.0, 0.0)
+    summary: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def variant(self, model_id: str) -> Variant:
+        """The variant whose ids contain `model_id` (case and revision ignored), else the family's own defaults."""
+        wanted = model_id.split("@")[0].lower()
+        for variant in self.variants:
+            if wanted in (known.lower() for known in variant.ids) or wanted.split("/")[-1] in (
+                known.split("/")[-1].lower() for known in variant.ids
+            ):
+                return variant
+        return Variant(self.family, (), self.defaults)

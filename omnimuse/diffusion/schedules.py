@@ -1,0 +1,188 @@
+"""Noise schedules: how many steps, at which noise levels (sigmas) and at which timesteps.
+
+Plain functions on float32 arrays, and `FlowSchedule`, which composes them as a checkpoint's scheduler config
+asks. Called by the solvers. The arithmetic repeats diffusers' FlowMatchEulerDiscreteScheduler bit for bit, so
+the order and the precision of every operation here matter. Must not know a model or draw noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omnimuse.core.errors import ModelError, RequestError
+
+Sigmas = npt.NDArray[np.floating[Any]]
+"""Noise levels, falling: one float32 number per evaluation."""
+
+ShiftKind = Literal["exponential", "linear"]
+
+_NOT_COVERED = (
+    "stochastic_sampling",
+    "invert_sigmas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+_COVERED = (
+    "num_train_timesteps",
+    "shift",
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "shift_terminal",
+    "time_shift_type",
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan as data: evaluation i happens at `timesteps[i]` and goes from `sigmas[i]` to `sigmas[i + 1]`.
+
+    All values are exact float32 numbers. `steps` and `tokens` are what was asked for; a second-order solver
+    plans more evaluations than steps.
+    """
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    steps: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        assert len(self.sigmas) == len(self.timesteps) + 1, (len(self.timesteps), len(self.sigmas))
+
+    def __len__(self) -> int:
+        """How many evaluations there are."""
+        return len(self.timesteps)
+
+
+def linear_sigmas(steps: int) -> Sigmas:
+    """`steps` levels from 1 down to 1/steps, spaced in float32: float64 would differ in the last bit."""
+    return torch.linspace(1.0, 1 / steps, steps, dtype=torch.float32, device="cpu").numpy()
+
+
+def shift_static(sigmas: Sigmas, shift: float) -> Sigmas:
+    """Moves the levels toward 1: s -> shift s / (1 + (shift - 1) s), for shift > 0; 1 changes nothing."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def shift_dynamic(sigmas: Sigmas, mu: float, kind: ShiftKind = "exponential") -> Sigmas:
+    """The same move by exp(mu) (`"exponential"`) or by mu > 0 (`"linear"`), for levels in (0, 1]."""
+    factor = math.exp(mu) if kind == "exponential" else mu
+    return factor / (factor + (1 / sigmas - 1))
+
+
+def linear_mu(tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max_shift: float) -> float:
+    """The line through (base_tokens, base_shift) and (max_tokens, max_shift), at `tokens`; not clamped."""
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    return tokens * slope + (base_shift - slope * base_tokens)
+
+
+def stretch_terminal(sigmas: Sigmas, terminal: float) -> Sigmas:
+    """Stretches two or more levels so that the last becomes `terminal`, in (0, 1); a level of 1 stays."""
+    rest = 1 - sigmas
+    return 1 - rest / (rest[-1] / (1 - terminal))
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The schedule options of a flow-matching Euler scheduler config that omnimuse computes itself."""
+
+    train_timesteps: int = 1000
+    shift: float = 1.0
+    dynamic: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    terminal: float | None = None
+    kind: ShiftKind = "exponential"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("exponential", "linear"):
+            raise ModelError(f"scheduler config: time_shift_type={self.kind!r} is unknown; use exponential or linear")
+        if self.dynamic and self.max_tokens == self.base_tokens:
+            raise ModelError(
+                f"scheduler config: base_image_seq_len and max_image_seq_len are both {self.max_tokens}; "
+                "dynamic shifting needs two different lengths"
+            )
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> FlowSchedule:
+        """From `scheduler_config.json`; missing or null values take diffusers' default. See `unsupported`."""
+        plain = FlowSchedule()
+        terminal = config.get("shift_terminal")
+        return FlowSchedule(
+            train_timesteps=int(_number(config, "num_train_timesteps", plain.train_timesteps)),
+            shift=_number(config, "shift", plain.shift),
+            dynamic=bool(config.get("use_dynamic_shifting")),
+            base_shift=_number(config, "base_shift", plain.base_shift),
+            max_shift=_number(config, "max_shift", plain.max_shift),
+            base_tokens=int(_number(config, "base_image_seq_len", plain.base_tokens)),
+            max_tokens=int(_number(config, "max_image_seq_len", plain.max_tokens)),
+            terminal=_number(config, "shift_terminal", 0.0) if terminal else None,
+            kind=config.get("time_shift_type") or plain.kind,
+        )
+
+    def mu(self, tokens: int) -> float:
+        """How far the levels move for an output of `tokens` latent tokens, if shifting is dynamic."""
+        return linear_mu(tokens, self.base_tokens, self.max_tokens, self.base_shift, self.max_shift)
+
+    def plan(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None) -> Schedule:
+        """The schedule for `steps` steps over `tokens` latent tokens, ending at 0.
+
+        `sigmas` replaces the linear levels, before shifting. RequestError: too few steps, or levels that do
+        not fall.
+        """
+        levels = _given(sigmas, steps) if sigmas is not None else linear_sigmas(_at_least(steps, 1))
+        if self.dynamic:
+            levels = shift_dynamic(levels, self.mu(tokens), self.kind)
+        else:
+            levels = shift_static(levels, self.shift)
+        if self.terminal is not None:
+            _at_least(steps, 2, " for this model, whose schedule has a terminal shift")
+            levels = stretch_terminal(levels, self.terminal)
+        timesteps = levels * self.train_timesteps
+        return Schedule(tuple(timesteps.tolist()), (*levels.tolist(), 0.0), steps, tokens)
+
+
+def unsupported(config: Mapping[str, Any]) -> str | None:
+    """The first option of a flow-matching Euler config that `FlowSchedule` does not cover, as name=value."""
+    for name, value in config.items():
+        if value and name not in _COVERED and not name.startswith("_"):
+            known = "" if name in _NOT_COVERED else " (unknown)"
+            return f"{name}={value!r}{known}"
+    return None
+
+
+def _given(sigmas: Sequence[float], steps: int) -> Sigmas:
+    levels = np.array(sigmas).astype(np.float32)
+    falls = bool(np.all(np.diff(levels) < 0)) and len(levels) > 0 and levels[-1] > 0 and levels[0] <= 1
+    if len(levels) != steps or not falls:
+        raise RequestError(f"sigmas={list(sigmas)} is not allowed; give {steps} falling numbers in (0, 1]", "sigmas")
+    return levels
+
+
+def _at_least(steps: int, least: int, why: str = "") -> int:
+    if steps < least:
+        raise RequestError(
+            f"num_inference_steps={steps} is not allowed{why}; use at least {least}", "num_inference_steps"
+        )
+    return steps
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    value = config.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ModelError(f"scheduler config: {name}={value!r} is not a number; correct scheduler_config.json")
+    return value

@@ -1,0 +1,1 @@
+"""Who runs next, and the loop that drives a worker. The scheduler imports no torch."""

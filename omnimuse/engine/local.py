@@ -1,0 +1,96 @@
+"""A whole engine in this process: built from a configuration, driven by the caller's thread or by its own.
+
+The Python API and the server's workers start here. It adds nothing to the engine but construction, presentation of
+results, and (for `Background`) a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from PIL import Image
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import EngineDeadError, OmnimuseError
+from omnimuse.core.output import Done, Event, Failed, Result
+from omnimuse.core.request import Request
+from omnimuse.engine.engine import Engine
+from omnimuse.media.image import to_image
+from omnimuse.worker.build import build, connect
+from omnimuse.worker.runner import Runner
+
+
+def start(config: Config) -> Engine:
+    """Build the model that `config` names and an engine over it. Takes as long as loading the weights."""
+    built = build(config, connect(config.parallel))
+    return Engine(Runner(built.pipeline, config.schedule), built.door)
+
+
+def present(result: Result, media: str) -> Result:
+    """`result` in the form its output type asks for: pictures for "pil", the tensor otherwise."""
+    if result.params.output_type != "pil" or result.error is not None:
+        return result
+    assert media == "image", f"no presenter for {media} yet"
+    images: list[Image.Image] = [to_image(picture) for picture in result.output]
+    return replace(result, images=images, output=None)
+
+
+class Background:
+    """Drives an engine from its own thread; every event of a request goes to that request's listener.
+
+    Listeners are called on the engine's thread and must not block.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._listeners: dict[str, Callable[[Event], None]] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._drive, name="omnimuse-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
+        """Queue `request`; its events, the last of which is Done or Failed, go to `listener`."""
+        if self._stopping:
+            raise EngineDeadError("this engine is closed; make a new one")
+        self._listeners[request.id] = listener
+        try:
+            self.engine.submit(request)
+        except OmnimuseError:
+            del self._listeners[request.id]
+            raise
+        self._wake.set()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request at the next step boundary."""
+        self.engine.cancel(request_id)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop the thread and free the engine; requests in flight fail."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+        self.engine.close()
+        for request_id, listener in list(self._listeners.items()):
+            listener(Failed(request_id, EngineDeadError("the engine was closed")))
+        self._listeners.clear()
+
+    def _drive(self) -> None:
+        while not self._stopping:
+            if self.engine.idle:
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            for event in self.engine.tick():
+                self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
+        ended = isinstance(event, Done | Failed)
+        listener = (
+            self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
+        )
+        if listener is not None:
+            listener(event)

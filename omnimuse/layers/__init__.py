@@ -1,0 +1,1 @@
+"""Parts with weights that models are built from, and the contracts of blocks, stacks and networks."""

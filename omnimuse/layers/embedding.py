@@ -1,0 +1,35 @@
+"""How a network is told what time it is. Models build these; the numbers are those of diffusers' embeddings.
+
+Letters: B batch, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Cosines, then sines, of t at dim/2 geometric frequencies: [B] -> [B, dim] in float32, dim even."""
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(max_period) * steps / half)  # [dim/2]
+    angles = t.float()[:, None] * frequencies  # [B, dim/2]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoid, linear, SiLU, linear: [B] -> [B, out] in the dtype of the weights."""
+
+    def __init__(self, out: int, hidden: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.linear_1 = nn.Linear(frequencies, hidden)
+        self.linear_2 = nn.Linear(hidden, out)
+
+    def forward(self, t: Tensor) -> Tensor:
+        waves = sinusoid(t, self.frequencies).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(waves)))

@@ -1,0 +1,36 @@
+"""Rotary position embedding over several axes, turning adjacent pairs (arXiv 2104.09864).
+
+A model computes one table per request with `rotary_table` and turns queries and keys with `rotate` in every
+block. Tables hold real numbers, so that they can be moved and saved like any tensor; they stay float32 in
+every network.
+
+Letters: B batch, S tokens, N heads, H head dim, A axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(positions: Tensor, axes_dims: Sequence[int], theta: float) -> Tensor:
+    """Cosine and sine of every angle: positions [S, A] -> [S, H/2, 2] in float32, H = sum(axes_dims).
+
+    Positions are whole numbers. Angles are computed in float64 and rounded once, as in diffusers.
+    """
+    angles = []
+    for axis, dim in enumerate(axes_dims):
+        steps = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device)
+        frequencies = 1.0 / theta ** (steps / dim)  # [dim/2]
+        angles.append(torch.outer(positions[:, axis].double(), frequencies).float())  # [S, dim/2]
+    angle = torch.cat(angles, dim=-1)  # [S, H/2]
+    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle))
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn each pair (x[2i], x[2i+1]) by its angle: x [B, S, N, H], table [B, S, H/2, 2] -> like x."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, N, H/2]
+    turned = pairs * torch.view_as_complex(table).unsqueeze(2)  # the table is the same for all heads
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

@@ -1,0 +1,126 @@
+"""The seam between a model and everything that changes how its blocks are run.
+
+A model puts its blocks into a `BlockStack` and calls it. Build passes set the stack's `runner`: a step cache,
+layerwise offload, block pipeline parallelism or a compiled stack is a runner, or wraps one, and none needs to
+know the model. What a runner remembers from step to step lives in a `Memory` that the request's state owns,
+never on a module.
+
+Packed hidden states are [R, S, D] or [1, T, D]; see `attention/layout.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.attention.layout import Layout
+
+
+class Conditioning(Protocol):
+    """All that blocks need beside the hidden states. Models define their own, as a frozen dataclass."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The same for only those rows."""
+        ...
+
+
+Cond = TypeVar("Cond", bound=Conditioning)
+
+
+class Block(nn.Module, Generic[Cond]):
+    """One repeated part of a network. Rows do not see each other in it."""
+
+    def forward(self, hidden: Tensor, cond: Cond) -> Tensor:
+        """Packed hidden states in, packed hidden states of the same shape out."""
+        raise NotImplementedError
+
+    def probe(self, hidden: Tensor, cond: Cond) -> Tensor:
+        """What a step cache watches to see how much this step differs from the last; packed like `hidden`."""
+        return hidden
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A remembered thing that holds tensors. Tensors are movable too."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+@dataclass
+class Memory:
+    """What runners remember for one state, one network and one guidance branch.
+
+    The loop sets `step` (0-based) and `steps` (how many this network will take for this state); each runner
+    keeps its own entry in `data` under its own name.
+    """
+
+    step: int = 0
+    steps: int = 1
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> None:
+        """Move every tensor that is remembered, for instance to the CPU when the state is paused."""
+        for name, value in self.data.items():
+            if isinstance(value, Movable):
+                self.data[name] = value.to(device)
+
+
+class StackRunner(Protocol):
+    """How the blocks of a stack are run. A runner that wraps another passes on what it does not change."""
+
+    def __call__(
+        self,
+        blocks: Sequence[Block[Any]],
+        hidden: Tensor,
+        cond: Conditioning,
+        memories: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        """Run the blocks in order. `memories` has one entry per row; None: nothing may be remembered."""
+        ...
+
+    def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
+        """The first block's probe, wherever its weights are."""
+        ...
+
+
+class PlainRunner:
+    """One block after the other."""
+
+    def __call__(
+        self,
+        blocks: Sequence[Block[Any]],
+        hidden: Tensor,
+        cond: Conditioning,
+        memories: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        for block in blocks:
+            hidden = block(hidden, cond)
+        return hidden
+
+    def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
+        return blocks[0].probe(hidden, cond)
+
+
+run_blocks = PlainRunner()
+
+
+class BlockStack(nn.ModuleList):
+    """The blocks of a network, and the runner that runs them."""
+
+    def __init__(self, blocks: Iterable[Block[Any]] = ()) -> None:
+        super().__init__(blocks)
+        self.runner: StackRunner = run_blocks
+
+    def blocks(self) -> list[Block[Any]]:
+        """The blocks, in the order they run."""
+        return cast("list[Block[Any]]", list(self))
+
+    def forward(self, hidden: Tensor, cond: Conditioning, memories: Sequence[Memory] | None = None) -> Tensor:
+        return self.runner(self.blocks(), hidden, cond, memories)

@@ -1,0 +1,175 @@
+"""What a checkpoint folder in the diffusers layout says about itself: components, configurations, completeness.
+
+Read by the worker's build, the command line and the server's front process. Reads small JSON files and file names only;
+no torch, no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omnimuse.core.errors import ModelError
+from omnimuse.core.spec import Configs
+from omnimuse.loader.files import AGAIN, few, read_json, weight_files
+
+INDEX = "model_index.json"
+CONFIGS = (
+    "config.json",
+    "scheduler_config.json",
+    "guider_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
+"""Where a component's configuration may be; the first that exists is read."""
+
+WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizersBackend", "Processor", "FeatureExtractor", "Guidance")
+"""Endings of the classes of components that have no weights."""
+
+_NAME = re.compile(r"[A-Za-z]\w*")
+
+
+class Checkpoint:
+    """The checkpoint in `folder`.
+
+    `arch` is the pipeline class it was saved from, `components` maps names to (library, class), `empty` holds the names
+    that the checkpoint lists as null, `options` everything else in `model_index.json` (such as `boundary_ratio`).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / INDEX).is_file():
+            raise ModelError(_not_a_checkpoint(folder))
+        content = read_json(folder / INDEX)
+        arch = content.get("_class_name")
+        if not isinstance(arch, str):
+            raise ModelError(f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}")
+        self.arch = arch
+        self.components: dict[str, tuple[str, str]] = {}
+        self.empty: set[str] = set()
+        self.options: dict[str, Any] = {}
+        for name, value in content.items():
+            self._take(name, value)
+
+    def _take(self, name: str, value: Any) -> None:
+        match value:
+            case _ if name.startswith("_"):
+                return
+            case [None, None]:
+                self.empty.add(name)
+            case [str(library), str(kind)] if _NAME.fullmatch(name):
+                self.components[name] = (library, kind)
+            case [str(), str()]:
+                raise ModelError(f"{self.folder / INDEX} names a component {name!r}; only plain names are allowed")
+            case _:
+                self.options[name] = value
+
+    def path(self, component: str) -> Path:
+        """The folder of `component`."""
+        if component not in self.components:
+            raise ModelError(
+                f"{self.folder} has no component {component!r}; {INDEX} names {few(sorted(self.components), 20)}"
+            )
+        return self.folder / component
+
+    def has_weights(self, component: str) -> bool:
+        """Whether `component` is a network (and not a scheduler, tokenizer or processor)."""
+        return not plain_class(self.components[component][1]).endswith(WEIGHTLESS)
+
+    def config(self, component: str) -> Mapping[str, Any]:
+        """The configuration of `component`; empty for a tokenizer or processor that stores none."""
+        folder = self.path(component)
+        for name in CONFIGS:
+            if (folder / name).is_file():
+                return read_json(folder / name)
+        if self.has_weights(component):
+            raise ModelError(f"{folder / CONFIGS[0]} does not exist; {AGAIN}")
+        return {}
+
+    @cached_property
+    def configs(self) -> Configs:
+        """The configuration of every component, by component name."""
+        return {name: self.config(name) for name in self.components}
+
+    def check(
+        self, required: Mapping[str, tuple[str, ...]], optional: Collection[str] = (), weights: bool = True
+    ) -> None:
+        """Refuses a checkpoint that cannot be built: ModelError says what is missing or of the wrong kind.
+
+        `required` maps component names to the classes that are understood, those in `optional` may be absent or null.
+        Without `weights` the networks' weight files need not be there (`--load dummy`).
+        """
+        for name, classes in required.items():
+            if name in self.components:
+                self._check_component(name, classes, weights)
+            elif name not in optional:
+                self._refuse_absent(name, classes)
+
+    def _refuse_absent(self, name: str, classes: tuple[str, ...]) -> None:
+        said = "lists it as null" if name in self.empty else f"names {few(sorted(self.components), 20) or 'none'}"
+        raise ModelError(
+            f"{self.folder} has no component {name!r}, which {self.arch} needs ({' or '.join(classes)}); {INDEX} {said}. "
+            "Use a complete checkpoint"
+        )
+
+    def _check_component(self, name: str, classes: tuple[str, ...], weights: bool) -> None:
+        kind = self.components[name][1]
+        if plain_class(kind) not in {plain_class(allowed) for allowed in classes}:
+            raise ModelError(
+                f"component {name!r} of {self.folder} is a {kind}; {self.arch} works here with {' or '.join(classes)}"
+            )
+        if not self.path(name).is_dir():
+            raise ModelError(f"{INDEX} names component {name!r}, but {self.path(name)} does not exist; {AGAIN}")
+        self.config(name)
+        if weights and self.has_weights(name):
+            weight_files(self.path(name))
+
+    def incomplete(self) -> str | None:
+        """Why the files of this checkpoint cannot all be there; None if they are."""
+        try:
+            self.check({name: (kind,) for name, (_, kind) in self.components.items()})
+        except ModelError as problem:
+            return str(problem)
+        return None
+
+    def fingerprint(self) -> str:
+        """A cheap key of the content, from names, sizes and times of change: what was cached under another is stale."""
+        lines = []
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            about = path.stat()
+            lines.append(f"{path.relative_to(self.folder).as_posix()} {about.st_size} {about.st_mtime_ns}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def plain_class(name: str) -> str:
+    """`name` without the aliases of older library versions: `XTokenizerFast` is `XTokenizer` today."""
+    if name in ("PreTrainedTokenizer", "PreTrainedTokenizerFast"):
+        return "TokenizersBackend"
+    return name.removesuffix("Fast")
+
+
+def _not_a_checkpoint(folder: Path) -> str:
+    needs = f"omnimuse needs a folder in the diffusers layout, with {INDEX} and one folder per component"
+    if folder.is_file():
+        return f"{folder} is a single file; {needs}. {_CONVERT}"
+    if not folder.is_dir():
+        return f"{folder} does not exist; {needs}"
+    if (folder.parent / INDEX).is_file():
+        return f"{folder} is one component of the checkpoint {folder.parent}; use {folder.parent}"
+    names = sorted(path.name for path in folder.iterdir())
+    single = [name for name in names if name.endswith((".safetensors", ".gguf", ".ckpt"))]
+    if (folder / "config.json").is_file():
+        found, advice = "config.json but no " + INDEX + ", so it looks like one network alone", ""
+    elif single:
+        found, advice = f"single-file weights ({few(single)})", f". {_CONVERT}"
+    else:
+        found, advice = (few(names) if names else "nothing at all"), ""
+    return f"{folder} has no {INDEX}: it holds {found}; {needs}{advice}"
+
+
+_CONVERT = "Convert it once with diffusers: PipelineClass.from_single_file(FILE).save_pretrained(FOLDER)"

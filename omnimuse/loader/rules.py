@@ -1,0 +1,63 @@
+"""Rules that turn a checkpoint's tensor names into those of our networks: `Rename` and `Fuse`.
+
+A family's `weights.py` lists them, `weights.load_weights` applies them. Plain data and plain functions; no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Replaces every match of the regular expression `pattern` in the full name (groups: `\\1`)."""
+
+    pattern: str
+    replacement: str
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Concatenates tensors along `dim`: names that end in one of `parts` become parts, in that order, of `into`.
+
+    A part matches whole dotted pieces at the end of a name; what stands before it is kept.
+    """
+
+    parts: tuple[str, ...]
+    into: str
+    dim: int = 0
+
+
+Rule = Rename | Fuse
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tensor goes: the whole of `name`, or part number `part` of `fuse` (whose siblings share `prefix`)."""
+
+    name: str
+    fuse: Fuse | None = None
+    part: int = 0
+    prefix: str = ""
+
+
+def apply_rules(name: str, rules: Sequence[Rule]) -> Target:
+    """Where the tensor called `name` in the file goes. Rules act in order, each on what the ones before it made."""
+    target = Target(name)
+    for rule in rules:
+        if isinstance(rule, Rename):
+            renamed = re.sub(rule.pattern, rule.replacement, target.name)
+            target = Target(renamed, target.fuse, target.part, target.prefix)
+        elif target.fuse is None:
+            target = _fused(target, rule)
+    return target
+
+
+def _fused(target: Target, fuse: Fuse) -> Target:
+    for number, part in enumerate(fuse.parts):
+        if target.name == part or target.name.endswith("." + part.removeprefix(".")):
+            prefix = target.name[: len(target.name) - len(part)]
+            return Target(prefix + fuse.into, fuse, number, prefix)
+    return target

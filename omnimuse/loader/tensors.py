@@ -1,0 +1,144 @@
+"""A module's tensors before and while they are filled: how it is built empty, where its tensors sit, in which dtype.
+
+Used by `weights` and `components`, and by the build pass that makes a network. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from omnimuse.core.errors import ModelError
+
+M = TypeVar("M", bound=nn.Module)
+
+_PATTERN = re.compile(r"[\w*?.\[\]-]+")
+
+
+@dataclass(frozen=True)
+class DtypePolicy:
+    """The dtype that weights get: `default`, but float32 for names that match one of the `float32` patterns.
+
+    A pattern is one or more whole dotted pieces of a name, with `*` and `?` inside a piece: `norm1` and
+    `blocks.*.norm1` both match `blocks.3.norm1.weight`. Tensors that hold no floats keep their own dtype.
+    """
+
+    default: torch.dtype
+    float32: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern in self.float32:
+            if not _PATTERN.fullmatch(pattern):
+                raise ValueError(
+                    f"float32 pattern {pattern!r} is not allowed; use dotted pieces of a name, with * and ? (no regex)"
+                )
+
+    def of(self, name: str) -> torch.dtype:
+        """The dtype of the floating-point tensor called `name`."""
+        pieces = name.split(".")
+        if any(_matches(pieces, pattern.split(".")) for pattern in self.float32):
+            return torch.float32
+        return self.default
+
+
+def _matches(pieces: list[str], pattern: list[str]) -> bool:
+    for start in range(len(pieces) - len(pattern) + 1):
+        window = pieces[start : start + len(pattern)]
+        if all(fnmatchcase(piece, part) for piece, part in zip(window, pattern, strict=True)):
+            return True
+    return False
+
+
+_FILLS = frozenset(name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")) | {
+    *("add_", "clamp_", "copy_", "div_", "erfinv_", "fill_", "mul_", "sub_", "zero_")
+}
+
+
+class _WithoutFilling(TorchFunctionMode):
+    """Leaves the memory of parameters untouched where a constructor would fill it with initial values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, nn.Parameter) and func.__name__ in _FILLS:
+            return target
+        return func(*args, **kwargs)
+
+
+def construct_unfilled(make: Callable[[], M]) -> M:
+    """`make()` on the CPU in float32, with buffers computed but parameters left as the memory was found (never read)."""
+    with torch.device("cpu"), _WithoutFilling(), torch.no_grad():
+        return make()
+
+
+def construct(make: Callable[[], M]) -> M:
+    """`make()` with parameters on the meta device; buffers that no checkpoint stores are computed, on the CPU.
+
+    They stay in the dtype the constructor gives them (rotary frequencies in float32), as a library's own loading does.
+    """
+    with torch.device("meta"):
+        module = make()
+    kept = set(module.state_dict())
+    wanting = [name for name, _ in module.named_buffers(remove_duplicate=False) if name not in kept]
+    if wanting:
+        donor = dict(construct_unfilled(make).named_buffers(remove_duplicate=False))
+        for name in wanting:
+            place(module, name, donor[name])
+    return module
+
+
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Makes `tensor` the parameter or buffer `name` of `module`; parameters get no gradient."""
+    place_everywhere(module, (name,), tensor)
+
+
+def stored_tensors(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+    """Parameters and persistent buffers: first name -> (tensor, every name). Tied ones have several names."""
+    tensors: dict[int, Tensor] = {}
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            tensors[id(tensor)] = tensor
+            names.setdefault(id(tensor), []).append(name)
+    return {names[key][0]: (tensor, tuple(names[key])) for key, tensor in tensors.items()}
+
+
+def place_everywhere(module: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
+    """As `place` for all `names` of one tied tensor: they go on sharing it."""
+    spots = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    owner, key = spots[0]
+    if any(key == own for own, _ in owner.named_parameters(recurse=False, remove_duplicate=False)):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    for owner, key in spots:
+        setattr(owner, key, tensor)
+
+
+def settle(module: nn.Module, device: torch.device) -> None:
+    """Ends the filling of `module`: buffers that no file stores go to `device`, eval mode, nothing is left on meta."""
+    kept = set(module.state_dict())
+    for name, buffer in list(module.named_buffers(remove_duplicate=False)):
+        if name not in kept and not buffer.is_meta:
+            place(module, name, buffer.to(device))
+    left = list(_on_meta(module))
+    if left:
+        raise ModelError(
+            f"{type(module).__name__} still has tensors without content: {', '.join(left[:8])}; build it with "
+            "omnimuse.loader.tensors.construct and keep computed tensors in buffers (register_buffer)"
+        )
+    module.requires_grad_(False).eval()
+
+
+def _on_meta(module: nn.Module) -> Iterator[str]:
+    for owner, inside in module.named_modules():
+        parts = [*inside.named_parameters(recurse=False), *inside.named_buffers(recurse=False)]
+        parts += [(key, value) for key, value in vars(inside).items() if isinstance(value, Tensor)]
+        for key, value in parts:
+            if value.is_meta:
+                yield f"{owner}.{key}" if owner else key

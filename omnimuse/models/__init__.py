@@ -1,0 +1,12 @@
+"""The families of models: one folder each, and one line each in this table. Nothing else knows their names."""
+
+from __future__ import annotations
+
+from omnimuse.core.registry import Registry
+
+TABLE = {
+    "ZImagePipeline": "omnimuse.models.z_image",
+}
+"""The class name in a checkpoint's `model_index.json` -> the family's package."""
+
+REGISTRY = Registry(TABLE)

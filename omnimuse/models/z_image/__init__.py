@@ -1,0 +1,1 @@
+"""Z-Image: a single-stream text-to-image transformer (Tongyi-MAI/Z-Image, Z-Image-Turbo)."""

@@ -1,0 +1,96 @@
+"""Z-Image as a pipeline: the declaration, and the few functions that are really its own.
+
+Source: the reference pipeline of diffusers (ZImagePipeline). C latent channels, h w latent sides, S text tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
+from omnimuse.diffusion.guidance import ExtrapolatedCfg
+from omnimuse.models.z_image.spec import SPEC, ZImageParams
+from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZImageTransformer
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.latents import InitLatents
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import EncodeText
+
+
+def chat(tokenizer: Any, prompt: str) -> str:
+    """The prompt as the one user message of a chat, the answer opened; what the text encoder was trained on."""
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+
+
+def guided(request: Request) -> bool:
+    """Whether any step of this request may need the negative branch."""
+    return bool(request.params.guidance_scale and request.params.guidance_scale > 0)
+
+
+def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
+    """[C, h, w] of the noise of one picture."""
+    height, width = request.params.height, request.params.width
+    channels, widths = configs["transformer"]["in_channels"], configs["vae"]["block_out_channels"]
+    assert height and width and isinstance(channels, int) and isinstance(widths, list | tuple)
+    factor = 2 ** (len(widths) - 1)
+    return channels, height // factor, width // factor
+
+
+def image_tokens(configs: Configs, request: Request) -> int:
+    """Patches of 2 x 2 latents."""
+    _, h, w = latent_shape(configs, request)
+    return (h // 2) * (w // 2)
+
+
+def guidance(request: Request) -> ExtrapolatedCfg:
+    """c + g (c - u), with this family's optional norm cap and truncation."""
+    assert isinstance(request.extra, ZImageParams)
+    return ExtrapolatedCfg(norm_cap=request.extra.cfg_normalization, truncation=request.extra.cfg_truncation)
+
+
+def conditions(ctx: Context, state: State, branch: str) -> ZImageStatic:
+    """The caption of a branch, embedded and refined, and the positions: the same at every step."""
+    network = ctx.network("transformer")
+    assert isinstance(network, ZImageTransformer)
+    _, h, w = latent_shape(ctx.configs, state.request)
+    return network.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], h, w)
+
+
+def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, step: Step) -> ZImageInputs:
+    """One row: the network's time runs from 0 (noise) to 1 (picture)."""
+    t = (1000.0 - torch.tensor(step.timestep, dtype=torch.float32)) / 1000.0
+    return ZImageInputs(static=static, latents=latents, t=t)
+
+
+class ZImage(Pipeline):
+    """Text to picture."""
+
+    spec = SPEC
+    stages = (
+        EncodeText("prompt", into="prompt_embeds", template=chat, hidden=-2),
+        EncodeText("negative_prompt", into="negative_embeds", template=chat, hidden=-2, when=guided),
+        InitLatents(latent_shape),
+        Denoise(
+            "transformer",
+            conditions=conditions,
+            inputs=inputs,
+            token_count=image_tokens,
+            guidance=guidance,
+            preview=preview_by_decoding,
+            flip=True,  # the network predicts data - noise
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = ZImage

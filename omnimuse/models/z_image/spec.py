@@ -1,0 +1,81 @@
+"""Facts about Z-Image and Z-Image-Turbo, without torch.
+
+Source: the published checkpoints' `model_index.json` and the reference pipeline of diffusers. Guidance here means
+`c + g (c - u)`, one more than elsewhere: 0 is off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+
+
+@dataclass(frozen=True)
+class ZImageParams(FamilyParams):
+    """`cfg_normalization` caps the norm of the guided prediction at this multiple of the positive one (0: no cap);
+    guidance is off while the time (0 at pure noise, 1 at the picture) is above `cfg_truncation`."""
+
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
+
+
+def limits(configs: Configs) -> Limits:
+    """What a checkpoint can be asked for: latents are patched 2 x 2, so sides are multiples of twice the VAE's factor."""
+    widths = configs["vae"]["block_out_channels"]
+    lens = configs["transformer"]["axes_lens"]
+    assert isinstance(widths, list | tuple) and isinstance(lens, list | tuple)
+    multiple = 2 * 2 ** (len(widths) - 1)
+    return Limits(
+        size_multiple=multiple,
+        max_side=min(lens[1], lens[2]) * multiple,
+        max_sequence_length=min(512, lens[0] - 34),
+    )
+
+
+DEFAULTS = DiffusionParams(
+    num_inference_steps=50,
+    guidance_scale=5.0,
+    height=1024,
+    width=1024,
+    num_outputs_per_prompt=1,
+    max_sequence_length=512,
+    output_type="pil",
+)
+
+SPEC = Spec(
+    arch="ZImagePipeline",
+    family="z_image",
+    summary="Z-Image and Z-Image-Turbo: pictures from text, one stream of image and caption tokens",
+    tasks=("text-to-image",),
+    components={
+        "transformer": Component(
+            ("ZImageTransformer2DModel",),
+            network="omnimuse.models.z_image.transformer:ZImageTransformer",
+            rules="omnimuse.models.z_image.weights:RULES",
+        ),
+        "text_encoder": Component(("Qwen3Model", "Qwen3ForCausalLM")),
+        "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast")),
+        "vae": Component(("AutoencoderKL",)),
+        "scheduler": Component(()),
+    },
+    defaults=DEFAULTS,
+    supported=frozenset({"guidance_scale"}),
+    limits=limits,
+    extra=ZImageParams,
+    variants=(
+        Variant(
+            "Z-Image-Turbo",
+            ("Tongyi-MAI/Z-Image-Turbo",),
+            DiffusionParams(num_inference_steps=9, guidance_scale=0.0).over(DEFAULTS),
+        ),
+        Variant(
+            "shapes, the bundled demo model",
+            ("omnimuse/shapes",),
+            DiffusionParams(
+                num_inference_steps=10, guidance_scale=2.0, height=128, width=128, max_sequence_length=128
+            ).over(DEFAULTS),
+        ),
+    ),
+)

@@ -1,0 +1,2 @@
+"""TEMPORARY placeholder by the lead; overwrite freely."""
+def share(*a): raise NotImplementedError

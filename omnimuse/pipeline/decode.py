@@ -1,0 +1,61 @@
+"""Stock stage: finished latents become a picture, and a cheap way to look at unfinished ones.
+
+Uses a diffusers image VAE whose latents are scaled by one factor and one shift. One output at a time: decoding gains
+little from company and its memory is what limits picture sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.state import State
+
+PREVIEW_CELLS = 16
+"""A preview decodes latents of at most this many cells a side."""
+
+
+@dataclass(frozen=True)
+class DecodeImage(Stage):
+    """From `latents` [C, h, w] to `image`: float32 [3, H, W] in [0, 1]; the latents themselves for output "latent"."""
+
+    vae: str = "vae"
+    name: str = "decode"
+    reads: tuple[str, ...] = ("latents",)
+    writes: tuple[str, ...] = ("image",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.vae,)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            latents = state["latents"]
+            wants_latents = state.request.params.output_type == "latent"
+            state["image"] = latents if wants_latents else decode(ctx, self.vae, latents)
+
+
+def decode(ctx: Context, vae: str, latents: Tensor) -> Tensor:
+    """The picture [3, H, W], float32 in [0, 1], that scaled `latents` [C, h, w] stand for."""
+    network, config = ctx.components[vae], ctx.configs[vae]
+    scaling, shift = config["scaling_factor"], config.get("shift_factor")
+    assert isinstance(scaling, float | int)
+    unscaled = latents[None].to(next(network.parameters()).dtype) / scaling  # [1, C, h, w]
+    if isinstance(shift, float | int):
+        unscaled = unscaled + shift
+    pixels = network.decode(unscaled, return_dict=False)[0][0]  # [3, H, W]
+    return (pixels.to(torch.float32) * 0.5 + 0.5).clamp(0, 1)
+
+
+def preview_by_decoding(ctx: Context, latents: Tensor) -> Tensor:
+    """A small picture of unfinished latents: shrunk to a few cells, then decoded. [C, h, w] -> [3, H', W'] in [0, 1]."""
+    height, width = latents.shape[-2:]
+    shrink = max(1.0, max(height, width) / PREVIEW_CELLS)
+    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
+    small = latents[None] if shrink == 1.0 else F.interpolate(latents[None], size=size, mode="area")
+    return decode(ctx, "vae", small[0])

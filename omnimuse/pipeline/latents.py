@@ -1,0 +1,32 @@
+"""Stock stage: the initial noise of an output, drawn from its own generator.
+
+Drawing on the CPU in float32 in the reference's shape makes a seed mean the same picture here and there, on every
+device, alone or in company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
+from omnimuse.diffusion.noise import draw
+from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.state import State
+
+
+@dataclass(frozen=True)
+class InitLatents(Stage):
+    """Writes `noise`: float32 Gaussian latents of the shape that `shape(configs, request)` gives, without batch."""
+
+    shape: Callable[[Configs, Request], tuple[int, ...]]
+    name: str = "init latents"
+    writes: tuple[str, ...] = ("noise",)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            shape = self.shape(ctx.configs, state.request)
+            state["noise"] = draw((1, *shape), state.generator, torch.float32, ctx.device)[0]  # [C, h, w]

@@ -1,0 +1,170 @@
+"""`Pipeline`: a family's declared stages, checked when the class is made, and the small verbs that advance states.
+
+Families subclass it with `spec`, `stages` and `result`; the worker's runner uses the verbs. The verbs other engines
+know (`prepare_encode`, `denoise_step`, `step_scheduler`, `post_decode`, `forward`) are the same code path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Spec
+from omnimuse.pipeline.rows import evaluate
+from omnimuse.pipeline.stage import Context, Loop, Row, Stage
+from omnimuse.pipeline.state import REQUEST_FIELDS, State
+
+
+class PipelineError(TypeError):
+    """A pipeline's declaration does not hold together; raised when its class is made."""
+
+
+class Pipeline:
+    """A model's declared stages over the live components of a `Context`.
+
+    `result` names the slot that holds the finished output and `media` what it is (`"image"`, `"video"`, `"audio"`).
+    """
+
+    spec: ClassVar[Spec]
+    stages: ClassVar[tuple[Stage, ...]] = ()
+    result: ClassVar[str] = "image"
+    media: ClassVar[str] = "image"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_declaration(cls.__name__, cls.stages, cls.result, frozenset(cls.spec.components))
+        cls._last_reader = last_readers(cls.stages, cls.result)
+
+    _last_reader: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+
+    # -- verbs of the runner -------------------------------------------------------------------------------------
+
+    def states(self, request: Request, *, strict: bool = False) -> list[State]:
+        """One fresh state per output of `request`."""
+        return [State(request, output, strict=strict) for output in range(request.outputs)]
+
+    def stage_of(self, state: State) -> Stage | None:
+        """The stage this state needs next, or None when it is finished."""
+        return self.stages[state.stage] if state.stage < len(self.stages) else None
+
+    def run_stage(self, stage: Stage, state: State) -> None:
+        """Run a one-shot stage for one state and move on."""
+        with state.opened_for(stage):
+            stage.run(self.ctx, [state])
+        self.advance(state)
+
+    def begin(self, loop: Loop, state: State) -> None:
+        """Plan a loop for a state that has just reached it."""
+        with state.opened_for(loop):
+            state.position, state.plan = 0, loop.begin(self.ctx, state)
+
+    def rows(self, loop: Loop, state: State) -> list[Row]:
+        """The evaluations of the step this state takes next."""
+        with state.opened_for(loop):
+            return loop.rows(self.ctx, state, state.plan[state.position])
+
+    def apply(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
+        """Finish the step: predictions by branch move the state; after the last one the loop ends."""
+        with state.opened_for(loop):
+            loop.apply(self.ctx, state, state.plan[state.position], predictions)
+            state.position += 1
+            if state.position < len(state.plan):
+                return
+            loop.finish(self.ctx, state)
+        state.working, state.memories, state.solver = {}, {}, None
+        self.advance(state)
+
+    def advance(self, state: State) -> None:
+        """Move to the next stage and free every slot that nobody reads any more."""
+        done = state.stage
+        state.stage += 1
+        for slot, reader in self._last_reader.items():
+            if reader == done:
+                state.free(slot)
+
+    # -- verbs that other engines know ---------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prepare_encode(self, states: Sequence[State]) -> None:
+        """Everything up to and including the plan of the first loop."""
+        for state in states:
+            while not isinstance(stage := self.stage_of(state), Loop):
+                assert stage is not None, "this pipeline has no loop"
+                self.run_stage(stage, state)
+            self.begin(stage, state)
+
+    @torch.inference_mode()
+    def denoise_step(self, states: Sequence[State]) -> list[dict[str, Tensor]]:
+        """The predictions, by branch, of the step each state takes next; states share forwards where they can."""
+        rows = [row for state in states for row in self.rows(self._loop(state), state)]
+        predictions: dict[str, dict[str, Tensor]] = {state.id: {} for state in states}
+        for row, prediction in zip(rows, evaluate(self.ctx, rows), strict=True):
+            predictions[row.state.id][row.branch] = prediction
+        return [predictions[state.id] for state in states]
+
+    @torch.inference_mode()
+    def step_scheduler(self, states: Sequence[State], predictions: Sequence[dict[str, Tensor]]) -> None:
+        """Move each state's latents by its predictions."""
+        for state, prediction in zip(states, predictions, strict=True):
+            self.apply(self._loop(state), state, prediction)
+
+    @torch.inference_mode()
+    def post_decode(self, states: Sequence[State]) -> list[Tensor]:
+        """Everything after the loop; returns each state's finished output."""
+        for state in states:
+            while (stage := self.stage_of(state)) is not None:
+                self.run_stage(stage, state)
+        return [state[self.result] for state in states]
+
+    def forward(self, request: Request) -> list[Tensor]:
+        """A request from prompt to finished outputs, one tensor per output."""
+        states = self.states(request)
+        self.prepare_encode(states)
+        while any(isinstance(self.stage_of(state), Loop) for state in states):
+            self.step_scheduler(states, self.denoise_step(states))
+        return self.post_decode(states)
+
+    def _loop(self, state: State) -> Loop:
+        stage = self.stage_of(state)
+        assert isinstance(stage, Loop), f"state {state.id} is not in a loop"
+        return stage
+
+
+def check_declaration(name: str, stages: Sequence[Stage], result: str, components: frozenset[str]) -> None:
+    """PipelineError unless reads have earlier writers, slots have one writer, and used components exist."""
+    written: dict[str, str] = {}
+    for stage in stages:
+        label = stage.name or type(stage).__name__
+        for slot in stage.reads:
+            if slot not in written and slot not in REQUEST_FIELDS:
+                raise PipelineError(f"{name}: stage {label} reads {slot!r}, which no earlier stage writes")
+        for slot in stage.writes:
+            if slot in written or slot in REQUEST_FIELDS:
+                raise PipelineError(
+                    f"{name}: stage {label} writes {slot!r}, which {written.get(slot, 'the request')} has"
+                )
+            written[slot] = label
+        for component in stage.uses:
+            if component not in components:
+                raise PipelineError(
+                    f"{name}: stage {label} uses {component!r}; the spec has {sorted(components)}"
+                )
+    if stages and result not in written:
+        raise PipelineError(f"{name}: no stage writes the result slot {result!r}")
+
+
+def last_readers(stages: Sequence[Stage], result: str) -> dict[str, int]:
+    """For every slot but the result, the index of the last stage that touches it."""
+    last: dict[str, Any] = {}
+    for index, stage in enumerate(stages):
+        for slot in (*stage.reads, *stage.writes):
+            if slot not in REQUEST_FIELDS and slot != result:
+                last[slot] = index
+    return last

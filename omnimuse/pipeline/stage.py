@@ -1,0 +1,128 @@
+"""The stage and loop contracts (seam A), and the data that passes between a loop and whoever runs it.
+
+Model families and the stock stages implement these; the runner calls them. A stage is a description: it holds choices,
+never tensors or requests, so that one instance serves every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs, Limits, Spec
+from omnimuse.layers.stack import Memory
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.state import State
+
+
+@dataclass(frozen=True)
+class Step:
+    """One planned iteration, as data. `scale` is the guidance scale of this step; `branches` what it evaluates."""
+
+    index: int
+    timestep: float
+    sigma: float
+    sigma_next: float
+    network: str
+    branches: tuple[str, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network evaluation: state x branch x inputs.
+
+    Rows with one `key` may share a forward; `tokens` is the cost of this row. The prediction has the shape `shape` and
+    the dtype of the network.
+    """
+
+    state: State
+    branch: str
+    network: str
+    inputs: Any
+    tokens: int
+    shape: tuple[int, ...]
+    memory: Memory
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Hashable:
+        """What must be equal for two rows to share a forward."""
+        return (self.network, self.adapters)
+
+
+@dataclass
+class Context:
+    """What a stage may use besides its states: the live components, their configurations, the place of computation.
+
+    `version` changes when weights or adapters change, so that remembered stage outputs are never stale.
+    """
+
+    spec: Spec
+    limits: Limits
+    configs: Configs
+    components: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    mesh: Mesh = field(default_factory=Mesh.single)
+    version: int = 0
+
+    def network(self, name: str) -> nn.Module:
+        """The live component `name` as a network."""
+        component = self.components[name]
+        assert isinstance(component, nn.Module)
+        return component
+
+
+class Stage:
+    """One named transformation of states.
+
+    `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
+    made.
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    name: str = ""
+    batches: ClassVar[bool] = False
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        """Transform the states in place. Called with one state, or with several when `batches` is set."""
+        raise NotImplementedError
+
+    def key(self, ctx: Context, state: State) -> Hashable | None:
+        """Equal keys promise equal outputs: such states share one run and the outputs may be remembered."""
+        return None
+
+
+class Loop(Stage):
+    """A stage that takes many steps. The runner owns the iteration; the loop owns the mathematics."""
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        """The plan, as data; also the place to compute what does not depend on the step."""
+        raise NotImplementedError
+
+    def tokens(self, ctx: Context, request: Request) -> int:
+        """The row tokens of one step of one output, over all branches; admission and fairness count these."""
+        return 1
+
+    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        """The evaluations that this step needs."""
+        raise NotImplementedError
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        """Guidance, solver, slot update; `predictions` by branch."""
+        raise NotImplementedError
+
+    def finish(self, ctx: Context, state: State) -> None:
+        """After the last step: leave the declared slots in their final form."""
+
+    def peek(self, ctx: Context, state: State) -> Tensor | None:
+        """A cheap estimate of the result, for previews: float [3, h, w] in [0, 1] on any device."""
+        return None

@@ -1,0 +1,277 @@
+"""From a configuration to a live pipeline: the build passes (seam B), listed once, in order.
+
+Called by the engine's start-up and, without weights, by `explain`. Each pass takes the build so far and adds to it; a
+pass that cannot do what was asked raises with the reason. A model file knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from omnimuse.attention.selection import AttentionChoice, bind
+from omnimuse.cache.teacache import TeaCache
+from omnimuse.core.config import Choice, Config, Environment, ParallelConfig
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.request import Door
+from omnimuse.core.spec import Component, Spec
+from omnimuse.diffusion.solvers import solver_for
+from omnimuse.layers.network import Network
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.components import load_library_component
+from omnimuse.loader.resolve import Folder, resolve
+from omnimuse.loader.tensors import construct as construct_empty
+from omnimuse.loader.weights import DtypePolicy, load_weights, randomise
+from omnimuse.models import REGISTRY
+from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context
+from omnimuse.worker.place import choose_device, choose_dtype
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a model before any weight is read."""
+
+    config: Config
+    folder: Folder
+    checkpoint: Checkpoint
+    spec: Spec
+    door: Door
+    device: torch.device
+    dtype: torch.dtype
+    choices: tuple[Choice, ...]
+
+
+@dataclass
+class Build:
+    """A model under construction. `resources` are closed with the engine."""
+
+    found: Found
+    mesh: Mesh
+    networks: dict[str, Network] = field(default_factory=dict)
+    components: dict[str, Any] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    resources: ExitStack = field(default_factory=ExitStack)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A live pipeline, the door in front of it, and everything that was chosen on the way."""
+
+    pipeline: Pipeline
+    door: Door
+    choices: tuple[Choice, ...]
+    resources: ExitStack
+
+
+Pass = Callable[[Build], None]
+
+
+def find(config: Config) -> Found:
+    """Resolve and check a model without reading weights; ModelError or ConfigError says what is wrong."""
+    spec_ids = [known for spec in REGISTRY.specs() for variant in spec.variants for known in variant.ids]
+    folder = resolve(config.model.model, spec_ids)
+    checkpoint = Checkpoint(folder.path)
+    spec = REGISTRY.spec(checkpoint.arch)
+    required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
+    optional = {name for name, part in spec.components.items() if part.optional}
+    checkpoint.check(required, optional, weights=config.model.load == "weights")
+    device, device_choice = choose_device(config.model)
+    dtype, dtype_choice = choose_dtype(config.model, device)
+    door = Door.of(spec, checkpoint.configs, folder.id)
+    choices = (*_model_choices(folder, spec, door), device_choice, dtype_choice)
+    return Found(config, folder, checkpoint, spec, door, device, dtype, choices)
+
+
+def build(config: Config, mesh: Mesh | None = None) -> Built:
+    """Run every pass and return the live pipeline. Takes as long as reading the weights."""
+    return _assemble(_run(Build(find(config), mesh or Mesh.single()), PASSES))
+
+
+def explain(config: Config) -> list[Choice]:
+    """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
+    under = _run(Build(find(config), Mesh.single()), (construct, attention))
+    return [*under.found.choices, *under.choices, *_engine_choices(under)]
+
+
+def connect(config: ParallelConfig) -> Mesh:
+    """The ranks that share the work: this process alone, or those that `torchrun` started."""
+    if config.cfg == 1:
+        return Mesh.single()
+    world = Environment.read().world_size
+    if world != config.cfg:
+        raise ConfigError(
+            f"parallel cfg={config.cfg} needs {config.cfg} processes, this run has {world}; start it with "
+            f"`torchrun --nproc-per-node {config.cfg} -m omnimuse ...`"
+        )
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Mesh.from_process_group(cfg=config.cfg)
+
+
+# -- the passes, in order ----------------------------------------------------------------------------------------------
+
+
+def construct(under: Build) -> None:
+    """Our own networks, on the meta device: shapes without memory."""
+    for name, component in under.found.spec.components.items():
+        if component.network and name in under.found.checkpoint.components:
+            kind = _import(component.network)
+            config = under.found.checkpoint.config(name)
+            under.networks[name] = (
+                construct_empty(partial(kind.from_config, config)).eval().requires_grad_(False)
+            )
+
+
+def attention(under: Build) -> None:
+    """Every attention site gets its backend."""
+    found = under.found
+    for name, network in under.networks.items():
+        for binding in bind(network, AttentionChoice(found.config.attention.default, found.config.attention.per_role), found.device, found.dtype):
+            choice = Choice("attention", f"{name}.{binding.site}", binding.backend, binding.reason)
+            under.choices.append(choice)
+
+
+def load(under: Build) -> None:
+    """Weights, streamed from the checkpoint (or random ones, for `load="dummy"`)."""
+    found = under.found
+    for name, component in found.spec.components.items():
+        if name in under.networks:
+            _load_network(under, name, component)
+        elif name in found.checkpoint.components and name != "scheduler":
+            under.components[name] = load_library_component(
+                found.checkpoint, name, found.dtype, found.device, found.config.model.load
+            )
+
+
+def offload(under: Build) -> None:
+    """Blocks that wait outside the device until they run."""
+    if under.found.config.offload.mode == "none":
+        return
+    for name, network in under.networks.items():
+        for label, stack in network.stacks().items():
+            runner = LayerwiseOffload(stack.blocks(), under.found.device, under.found.config.offload.folder)
+            stack.runner = runner
+            under.resources.callback(runner.close)
+            under.choices.append(Choice("offload", f"{name}.{label}", "layers", "asked for"))
+
+
+def step_cache(under: Build) -> None:
+    """A step cache around the last stack of each network, where most of the time goes."""
+    cache = under.found.config.cache
+    if cache.kind == "none":
+        return
+    for network in under.networks.values():
+        stack = list(network.stacks().values())[-1]
+        stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
+
+
+PASSES: tuple[Pass, ...] = (construct, attention, load, offload, step_cache)
+
+
+def _run(under: Build, passes: tuple[Pass, ...]) -> Build:
+    try:
+        for build_pass in passes:
+            build_pass(under)
+    except BaseException:
+        under.resources.close()
+        raise
+    return under
+
+
+def _assemble(under: Build) -> Built:
+    found = under.found
+    ctx = Context(
+        spec=found.spec,
+        limits=found.door.limits,
+        configs=found.checkpoint.configs,
+        components={**under.components, **under.networks},
+        device=found.device,
+        dtype=found.dtype,
+        mesh=under.mesh,
+    )
+    pipeline = REGISTRY.pipeline(found.spec.arch)(ctx)
+    return Built(pipeline, found.door, (*found.choices, *under.choices), under.resources)
+
+
+def _load_network(under: Build, name: str, component: Component) -> None:
+    found, network = under.found, under.networks[name]
+    policy = DtypePolicy(found.dtype, component.keep_float32)
+    if found.config.model.load == "dummy":
+        randomise(network, 0, name, policy, found.device)
+        return
+    rules = _import(component.rules) if component.rules else ()
+    load_weights(network, found.checkpoint.path(name), rules, policy, found.device)
+
+
+def _classes(component: Component, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:
+    """The classes a component may have; a spec that lists none takes whatever class the checkpoint names."""
+    return component.classes or (checkpoint.components.get(name, ("", "any"))[1],)
+
+
+def _import(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+# -- what explain prints -----------------------------------------------------------------------------------------------
+
+
+def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]:
+    variant = spec.variant(folder.id)
+    defaults: Mapping[str, Any] = {
+        name: value for name, value in vars(door.defaults).items() if value is not None and name != "extra"
+    }
+    return (
+        Choice("model", "folder", str(folder.path), f"{folder.source}, found for {folder.id!r}"),
+        Choice("model", "family", spec.family, f"model_index.json names {spec.arch}"),
+        *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
+        Choice(
+            "limits",
+            "size",
+            f"multiples of {door.limits.size_multiple}",
+            f"at most {door.limits.max_side} a side",
+        ),
+    )
+
+
+def _engine_choices(under: Build) -> list[Choice]:
+    config, checkpoint = under.found.config, under.found.checkpoint
+    scheduler = checkpoint.config("scheduler")
+    _, why = solver_for(str(scheduler["_class_name"]), scheduler)
+    return [
+        Choice("solver", "scheduler", str(scheduler["_class_name"]), why),
+        Choice(
+            "cache",
+            "steps",
+            config.cache.kind,
+            f"threshold {config.cache.threshold}" if config.cache.kind != "none" else "default",
+        ),
+        Choice(
+            "offload",
+            "mode",
+            config.offload.mode,
+            "default" if config.offload.mode == "none" else "asked for",
+        ),
+        Choice(
+            "batching",
+            "tick_tokens",
+            str(config.schedule.tick_tokens),
+            "row tokens that one tick may compute",
+        ),
+        Choice(
+            "batching",
+            "exact",
+            str(config.schedule.exact),
+            "rows share forwards" if not config.schedule.exact else "every row has its own forward",
+        ),
+    ]

@@ -1,0 +1,51 @@
+"""`Memo`: outputs of one-shot stages, remembered by the content of their inputs.
+
+The runner asks it before it runs a stage that has a key. Bounded in bytes; the least recently used goes first. Keys
+carry the weights' version, so nothing stale is ever found.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+
+class Memo:
+    """A least-recently-used map from content keys to tuples of slot values, at most `limit` bytes of tensors."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self.hits = 0
+        self._entries: OrderedDict[Hashable, tuple[Any, ...]] = OrderedDict()
+
+    def get(self, key: Hashable) -> tuple[Any, ...] | None:
+        """The remembered values, or None."""
+        if key not in self._entries:
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: Hashable, values: tuple[Any, ...]) -> None:
+        """Remember `values`; larger than the whole memo is not remembered."""
+        size = _size(values)
+        if size > self.limit or key in self._entries:
+            return
+        self._entries[key] = values
+        self.bytes += size
+        while self.bytes > self.limit:
+            _, oldest = self._entries.popitem(last=False)
+            self.bytes -= _size(oldest)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.bytes = 0
+
+
+def _size(values: tuple[Any, ...]) -> int:
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor)) + 256

@@ -1,0 +1,59 @@
+"""Where and in which number format a model computes, and why.
+
+Asked once per start by the build; `explain` and `doctor` print the reasons. Refuses what this machine cannot do.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from omnimuse.core.config import Choice, ModelConfig
+from omnimuse.core.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(config: ModelConfig) -> tuple[torch.device, Choice]:
+    """The device to compute on; ConfigError for one that this machine or this torch build does not have."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if config.device == "auto":
+        why = (
+            f"torch {torch.__version__} sees no accelerator" if found is None else "torch sees an accelerator"
+        )
+        device = torch.device("cpu") if found is None else found
+        return device, Choice("place", "device", str(device), why)
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device={config.device!r} is not a torch device; use 'cpu' or e.g. 'cuda:0'"
+        ) from error
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        have = "only the CPU" if found is None else f"the CPU and {found.type}"
+        raise ConfigError(
+            f"device={config.device!r} is not here: torch {torch.__version__} sees {have}; use device='cpu'"
+        )
+    return device, Choice("place", "device", str(device), "asked for")
+
+
+def choose_dtype(config: ModelConfig, device: torch.device) -> tuple[torch.dtype, Choice]:
+    """The number format of the networks: bfloat16 where it is computed natively, float32 otherwise."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype], Choice("place", "dtype", config.dtype, "asked for")
+    native, why = native_bfloat16(device)
+    name = "bfloat16" if native else "float32"
+    return DTYPES[name], Choice("place", "dtype", name, why)
+
+
+def native_bfloat16(device: torch.device) -> tuple[bool, str]:
+    """Whether `device` multiplies bfloat16 natively, and how that is known."""
+    if device.type == "cpu":
+        known = torch.cpu.get_capabilities()
+        units = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if known.get(name)]
+        if units:
+            return True, f"this processor computes bfloat16 natively ({', '.join(units)})"
+        return False, "this processor has no bfloat16 units, which would make it slow"
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return native, f"{torch.cuda.get_device_name(device)} {'has' if native else 'lacks'} bfloat16 units"
+    return False, f"nothing is known about bfloat16 on {device.type}"

@@ -1,0 +1,47 @@
+"""`TickPlan`: what one tick does, decided by the engine on rank 0 and executed alike by the runner of every rank.
+
+It holds names and numbers only, so it travels as a few hundred bytes of JSON; tensors never do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import msgspec
+
+from omnimuse.core.params import DiffusionParams, family_params
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Spec
+
+
+@dataclass(frozen=True)
+class TickPlan:
+    """Requests to take in, requests to let go, states to pause and resume, states that advance; `stop` ends the loop."""
+
+    admit: tuple[Request, ...] = ()
+    drop: tuple[str, ...] = ()
+    pause: tuple[str, ...] = ()
+    resume: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
+    stop: bool = False
+
+
+def encode(plan: TickPlan) -> bytes:
+    """The plan as JSON bytes. Requests must not carry images: nothing that runs on several ranks takes them yet."""
+    assert not any(request.images for request in plan.admit)
+    return msgspec.json.encode(asdict(plan))
+
+
+def decode(payload: bytes, spec: Spec) -> TickPlan:
+    """The plan that `encode` made; `spec` gives the family's parameter extension."""
+    raw = msgspec.json.decode(payload)
+    requests = [_request(fields, spec) for fields in raw.pop("admit")]
+    return replace(msgspec.convert({**raw, "admit": []}, TickPlan), admit=tuple(requests))
+
+
+def _request(fields: dict[str, object], spec: Spec) -> Request:
+    extra = fields.pop("extra")
+    assert isinstance(extra, dict)
+    params = msgspec.convert(fields.pop("params"), DiffusionParams)
+    family = family_params(spec.extra, extra)
+    return Request(**{**fields, "params": params, "extra": family, "images": ()})  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""A tiny random checkpoint of the Z-Image kind, in the layout that diffusers saves: `build(folder)`.
+
+Transformer of width 96 (3 heads of 32), Qwen3 text encoder of width 64, 16-channel VAE with factor 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import ZImageTransformer2DModel
+
+from tests.checkpoints import parts
+
+TEXT_WIDTH = 64
+
+
+def transformer(layers: int = 2, latent_channels: int = 16) -> ZImageTransformer2DModel:
+    """The network of the reference, small; the pad tokens and all else still to be drawn."""
+    return ZImageTransformer2DModel(
+        in_channels=latent_channels,
+        dim=96,
+        n_layers=layers,
+        n_refiner_layers=1,
+        n_heads=3,
+        n_kv_heads=3,
+        cap_feat_dim=TEXT_WIDTH,
+        axes_dims=[8, 12, 12],
+        axes_lens=[1024, 512, 512],
+    )
+
+
+def build(
+    folder: Path,
+    *,
+    turbo: bool = False,
+    seed: int = 0,
+    latent_channels: int = 16,
+    layers: int = 2,
+    scheduler: str = "FlowMatchEulerDiscreteScheduler",
+    scheduler_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes the checkpoint into `folder` and returns it.
+
+    `turbo` keeps the shift of 3 that the distilled checkpoint has (6 otherwise); `scheduler` and `scheduler_config`
+    choose another one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = parts.qwen_tokenizer()
+    tokenizer.save_pretrained(folder / "tokenizer")
+    vocabulary = len(tokenizer)
+    parts.save_module(folder, "transformer", seed, lambda: transformer(layers, latent_channels))
+    parts.save_module(folder, "text_encoder", seed, lambda: parts.qwen3_encoder(vocabulary, TEXT_WIDTH))
+    parts.save_module(folder, "vae", seed, lambda: parts.kl_autoencoder(latent_channels))
+    default = {"shift": 3.0 if turbo else 6.0} if scheduler.startswith("FlowMatch") else {}
+    parts.write_scheduler(folder, scheduler, default if scheduler_config is None else scheduler_config)
+    components = {
+        "scheduler": ("diffusers", scheduler),
+        "text_encoder": ("transformers", "Qwen3Model"),
+        "tokenizer": ("transformers", "Qwen2Tokenizer"),
+        "transformer": ("diffusers", "ZImageTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+    }
+    parts.write_index(folder, "ZImagePipeline", components)
+    return folder

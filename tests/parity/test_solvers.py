@@ -1,0 +1,158 @@
+"""Schedules and trajectories against diffusers, called by hand as its pipelines call it: equal bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from diffusers import schedulers
+from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
+from torch import Tensor
+
+from omnimuse.diffusion.schedules import FlowSchedule
+from omnimuse.diffusion.solvers import DiffusersSolver, FlowEuler, solver_for
+
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+PUBLISHED = {  # scheduler configs as the families' checkpoints have them
+    "plain": {},
+    "static": {"shift": 3.0},
+    "static 6": {"shift": 6.0, "num_train_timesteps": 1000},
+    "dynamic": {"use_dynamic_shifting": True, "shift": 3.0},
+    "dynamic terminal": {
+        "use_dynamic_shifting": True,
+        "max_image_seq_len": 8192,
+        "max_shift": 0.9,
+        "shift_terminal": 0.02,
+    },
+    "static terminal": {"shift": 3.0, "shift_terminal": 0.1},
+    "dynamic linear": {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.25},
+    "other range": {"num_train_timesteps": 900, "shift": 2.5},
+}
+
+
+def velocity(sample: Tensor, timestep: float) -> Tensor:
+    return torch.sin(3 * sample) + sample * (timestep / 1000) ** 2
+
+
+def noise(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(11)).to(dtype)
+
+
+def theirs(class_name: str, config: dict[str, Any], steps: int, tokens: int, levels: bool) -> Any:
+    """A diffusers scheduler that has been set up the way a pipeline does it."""
+    scheduler = getattr(schedulers, class_name).from_config(config)
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    shifts = [scheduler.config.get(name, default) for name, default in zip(names, (256, 4096, 0.5, 1.15), strict=True)]
+    mu = {"mu": calculate_shift(tokens, *shifts)} if scheduler.config.get("use_dynamic_shifting") else {}
+    if levels:
+        scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps), **mu)
+    else:
+        scheduler.set_timesteps(steps, **mu)
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
+def their_run(scheduler: Any, dtype: torch.dtype = torch.float32, **options: Any) -> list[Tensor]:
+    sample, trajectory = noise(dtype), []
+    if hasattr(scheduler, "init_noise_sigma"):
+        sample = sample * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(sample, t) if hasattr(scheduler, "scale_model_input") else sample
+        prediction = velocity(seen, float(t)).to(dtype)
+        sample = scheduler.step(prediction, t, sample, return_dict=False, **options)[0]
+        trajectory.append(sample)
+    return trajectory
+
+
+def our_run(
+    solver: FlowEuler | DiffusersSolver, steps: int, tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[Tensor]:
+    schedule, trajectory = solver.plan(steps, tokens), []
+    memory, generator = solver.start(schedule), torch.Generator().manual_seed(seed)
+    sample = solver.scale_noise_start(memory, noise(dtype))
+    for index, t in enumerate(schedule.timesteps):
+        prediction = velocity(solver.scale_input(memory, index, schedule, sample), t).to(dtype)
+        sample = solver.step(memory, index, schedule, sample, prediction, generator)
+        trajectory.append(sample)
+    return trajectory
+
+
+def assert_equal_runs(ours: list[Tensor], others: list[Tensor]) -> None:
+    assert len(ours) == len(others)
+    assert all(mine.dtype == their.dtype for mine, their in zip(ours, others, strict=True))
+    assert all(torch.equal(mine, their) for mine, their in zip(ours, others, strict=True))
+    assert bool(torch.isfinite(ours[-1]).all())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_our_schedule_is_diffusers_schedule_bit_for_bit(name: str) -> None:
+    config = PUBLISHED[name]
+    first = 2 if "shift_terminal" in config else 1
+    for steps, tokens in itertools.product((first, 2, 3, 4, 7, 8, 9, 20, 28, 50), (64, 256, 1024, 4096, 9000)):
+        expected = theirs(FLOW_EULER, config, steps, tokens, levels=True)
+        plan = FlowSchedule.from_config(config).plan(steps, tokens)
+        assert plan.sigmas == tuple(expected.sigmas.tolist()), (steps, tokens)
+        assert plan.timesteps == tuple(expected.timesteps.tolist()), (steps, tokens)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_given_levels_are_shifted_as_diffusers_shifts_them(name: str) -> None:
+    config, given = PUBLISHED[name], [1.0, 0.83, 0.61, 0.3, 0.07]
+    expected = schedulers.FlowMatchEulerDiscreteScheduler.from_config(config)
+    expected.set_timesteps(sigmas=given, mu=FlowSchedule.from_config(config).mu(777))
+    assert FlowSchedule.from_config(config).plan(5, 777, given).sigmas == tuple(expected.sigmas.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_flow_euler_follows_diffusers_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    solver, _ = solver_for(FLOW_EULER, PUBLISHED[name])
+    assert isinstance(solver, FlowEuler)
+    expected = their_run(theirs(FLOW_EULER, PUBLISHED[name], 9, 1024, levels=True), dtype)
+    assert_equal_runs(our_run(solver, 9, 1024, dtype), expected)
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+WRAPPED = {
+    "unipc flow": ("UniPCMultistepScheduler", {**FLOW, "flow_shift": 3.0}, "scheduler"),
+    "unipc dynamic": ("UniPCMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}, "scheduler"),
+    "unipc": ("UniPCMultistepScheduler", {}, "linear"),
+    "dpm++ 2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}, "linear"),
+    "dpm++ 2m flow": ("DPMSolverMultistepScheduler", {**FLOW, "flow_shift": 3.0}, "linear"),
+    "flow heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, "linear"),
+    "euler": ("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear"}, "linear"),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}, "linear"),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}, "linear"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapped_scheduler_runs_as_if_called_by_hand(name: str) -> None:
+    class_name, config, spacing = WRAPPED[name]
+    solver = DiffusersSolver(class_name, config, spacing)
+    expected = theirs(class_name, config, 8, 1024, levels=False)
+    plan = solver.plan(8, 1024)
+    assert plan.timesteps == tuple(float(t) for t in expected.timesteps)
+    if hasattr(expected, "sigmas"):
+        assert plan.sigmas == tuple(float(s) for s in expected.sigmas[: len(plan) + 1])
+    assert_equal_runs(our_run(solver, 8, 1024), their_run(expected))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_wrapped_flow_scheduler_gets_the_levels_that_its_pipeline_hands_over(name: str) -> None:
+    config = {**PUBLISHED[name], "stochastic_sampling": True}
+    solver, _ = solver_for(FLOW_EULER, config)
+    assert isinstance(solver, DiffusersSolver)
+    expected = theirs(FLOW_EULER, config, 9, 1024, levels=True)
+    assert solver.plan(9, 1024).sigmas == tuple(expected.sigmas.tolist())
+    generator = torch.Generator().manual_seed(4)
+    assert_equal_runs(our_run(solver, 9, 1024, seed=4), their_run(expected, generator=generator))
+
+
+def test_a_stochastic_scheduler_draws_from_the_generator_of_its_state() -> None:
+    config = {"algorithm_type": "sde-dpmsolver++"}
+    expected = theirs("DPMSolverMultistepScheduler", config, 8, 64, levels=False)
+    wanted = their_run(expected, generator=torch.Generator().manual_seed(4))
+    assert_equal_runs(our_run(DiffusersSolver("DPMSolverMultistepScheduler", config), 8, 64, seed=4), wanted)

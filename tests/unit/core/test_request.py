@@ -1,0 +1,92 @@
+"""What the door lets in, what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+
+from omnimuse.core.errors import RequestError
+from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
+from omnimuse.core.request import Ask, Door
+from tests.fakes import SPEC, ask
+
+DOOR = Door.of(SPEC, {}, "fake")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"height": 20}, ["height=20", "multiple of 8", "16 or 24"]),
+        ({"height": 72}, ["height=72", "8 to 64", "64"]),
+        ({"width": 0}, ["width=0", "nearest is 8"]),
+        ({"num_inference_steps": 0}, ["num_inference_steps=0", "1 to"]),
+        ({"num_inference_steps": 2.5}, ["whole number"]),
+        ({"guidance_scale": math.nan}, ["guidance_scale=nan", "not a number"]),
+        ({"guidance_scale": -1.0}, ["guidance_scale=-1.0", "nearest is 0"]),
+        ({"seed": -1}, ["seed=-1", "nearest is 0"]),
+        ({"seed": 2**64}, ["seed=", "out of range"]),
+        ({"num_outputs_per_prompt": 0}, ["num_outputs_per_prompt=0"]),
+        ({"output_type": "gif"}, ["'pil', 'pt' or 'latent'"]),
+        ({"num_frames": 5}, ["num_frames means nothing to fake", "guidance_scale"]),
+        ({"strength": 0.5}, ["strength means nothing"]),
+        ({"timeout": -2.0}, ["timeout=-2.0", "above 0"]),
+    ],
+)
+def test_wrong_choices_are_refused_with_what_is_allowed(wrong: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        DOOR.make_request(ask(**wrong), 0.0, 1)
+    for word in words:
+        assert word in str(caught.value)
+    assert caught.value.param == next(iter(wrong))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (7, "string or a dict"),
+        ({"prompt": 7}, "must be a string"),
+        ({"promt": "x"}, "did you mean 'prompt'"),
+        ({"prompt": "x", "negative_prompt": 3}, "negative_prompt must be a string"),
+        ({"prompt": "x", "images": ["a"]}, "from text only"),
+        ("x" * 40_000, "at most 32000"),
+    ],
+)
+def test_wrong_prompts_are_refused(prompt: object, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        DOOR.make_request(Ask(prompt), 0.0, 1)  # type: ignore[arg-type]
+
+
+def test_what_is_left_open_takes_the_models_defaults_and_a_fresh_seed() -> None:
+    request = DOOR.make_request(ask(height=24), 0.0, 77)
+    assert (request.params.height, request.params.width) == (24, 16)
+    assert request.params.num_inference_steps == 3
+    assert request.seed(0) == 77
+
+
+def test_a_timeout_becomes_a_deadline_on_the_engines_clock() -> None:
+    assert DOOR.make_request(ask(timeout=5.0), 100.0, 1).deadline == 105.0
+
+
+def test_defaults_are_lowered_to_what_a_checkpoint_can_do() -> None:
+    large = replace(
+        SPEC, defaults=DiffusionParams(height=1024, width=8, max_sequence_length=512).over(SPEC.defaults)
+    )
+    door = Door.of(large, {}, "fake")
+    assert (door.defaults.height, door.defaults.width, door.defaults.max_sequence_length) == (64, 8, 32)
+
+
+@dataclass(frozen=True)
+class Own(FamilyParams):
+    sharpness: float = 1.0
+
+
+def test_a_familys_own_parameters_come_as_a_dataclass_or_a_dict() -> None:
+    assert family_params(Own, None) == Own()
+    assert family_params(Own, {"sharpness": 2.0}) == Own(2.0)
+    assert family_params(Own, Own(3.0)) == Own(3.0)
+    with pytest.raises(RequestError, match="did you mean 'sharpness'"):
+        family_params(Own, {"sharpnes": 2.0})
+    with pytest.raises(RequestError, match="does not fit"):
+        family_params(Own, 5)  # type: ignore[arg-type]

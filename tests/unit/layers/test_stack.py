@@ -1,0 +1,53 @@
+"""A stack runs its blocks in order, through whatever runner it was given."""
+
+from dataclasses import dataclass
+
+import torch
+
+from omnimuse.attention.layout import Layout
+from omnimuse.layers.stack import BlockStack, Memory, PlainRunner, run_blocks
+from tests.toy_stack import ToyCond, toy_rows, toy_stack
+
+
+class Backwards(PlainRunner):
+    """Runs the blocks in reverse."""
+
+    def __call__(self, blocks, hidden, cond, memories=None):
+        return run_blocks(list(reversed(blocks)), hidden, cond, memories)
+
+
+def test_the_plain_runner_runs_the_blocks_in_order():
+    (part,), shift = toy_rows((4,))
+    stack, cond = toy_stack(), ToyCond(Layout((4,)), shift)
+    hidden = expected = part[None]
+    for block in stack:
+        expected = block(expected, cond)
+    assert torch.equal(stack(hidden, cond), expected)
+
+
+def test_a_stack_hands_its_blocks_to_the_runner_that_was_set():
+    (part,), shift = toy_rows((4,))
+    stack, cond = toy_stack(), ToyCond(Layout((4,)), shift)
+    reversed_stack = BlockStack(reversed(list(stack)))
+    stack.runner = Backwards()
+    assert torch.equal(stack(part[None], cond), reversed_stack(part[None], cond))
+
+
+@dataclass
+class Note:
+    """Something remembered that holds a tensor."""
+
+    tensor: torch.Tensor
+
+    def to(self, device):
+        return Note(self.tensor.to(device))
+
+
+def test_moving_a_memory_moves_its_tensors_and_keeps_the_rest():
+    memory = Memory(
+        step=2, steps=5, data={"tensor": torch.zeros(2), "note": Note(torch.zeros(2)), "count": 3}
+    )
+    memory.to(torch.device("meta"))
+    assert memory.data["tensor"].is_meta
+    assert memory.data["note"].tensor.is_meta
+    assert (memory.step, memory.steps, memory.data["count"]) == (2, 5, 3)

@@ -1,0 +1,98 @@
+"""Which files are taken as weights, and which refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.files import weight_files
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+def taken(folder: Path) -> list[str]:
+    return [path.name for path in weight_files(folder)]
+
+
+def index(folder: Path, name: str, *files: object) -> None:
+    (folder / name).write_text(json.dumps({"weight_map": {f"t{i}": file for i, file in enumerate(files)}}))
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (["model.safetensors"], ["model.safetensors"]),
+        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
+        (["model.fp16.safetensors", "config.json"], ["model.fp16.safetensors"]),
+        (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
+        (["diffusion_pytorch_model.safetensors", "extra.safetensors"], ["diffusion_pytorch_model.safetensors"]),
+        (["odd_name.safetensors"], ["odd_name.safetensors"]),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+    ],
+)
+def test_the_right_files_are_taken(tmp_path: Path, there: list[str], expected: list[str]) -> None:
+    touch(tmp_path, *there)
+    assert taken(tmp_path) == expected
+
+
+def test_an_index_names_the_shards_in_use(tmp_path: Path) -> None:
+    touch(tmp_path, "a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors", "a.fp16.safetensors")
+    index(tmp_path, "a.safetensors.index.json", "a-00002-of-00002.safetensors", "a-00001-of-00002.safetensors")
+    assert taken(tmp_path) == ["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"]
+
+
+def test_an_indexed_variant_is_taken_only_without_plain_weights(tmp_path: Path) -> None:
+    touch(tmp_path, "model.fp16-00001-of-00001.safetensors")
+    index(tmp_path, "model.safetensors.index.fp16.json", "model.fp16-00001-of-00001.safetensors")
+    assert taken(tmp_path) == ["model.fp16-00001-of-00001.safetensors"]
+    touch(tmp_path, "model.safetensors")
+    assert taken(tmp_path) == ["model.safetensors"]
+
+
+def test_a_missing_shard_is_named_with_what_to_do(tmp_path: Path) -> None:
+    touch(tmp_path, "a-00001-of-00003.safetensors", "a-00003-of-00003.safetensors")
+    said = r"lacks 1 of its 3 weight files.*a-00002-of-00003.safetensors; get the checkpoint again"
+    with pytest.raises(ModelError, match=said):
+        weight_files(tmp_path)
+    index(tmp_path, "a.safetensors.index.json", *(f"a-0000{i}-of-00003.safetensors" for i in (1, 2, 3)))
+    with pytest.raises(ModelError, match=said):
+        weight_files(tmp_path)
+
+
+def test_pickles_are_refused_because_they_can_run_code(tmp_path: Path) -> None:
+    touch(tmp_path, "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickles only \(pytorch_model.bin\).*run any code.*safe_serialization=True"):
+        weight_files(tmp_path)
+
+
+def test_no_weights_at_all_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no \*.safetensors weights: it is empty; get the checkpoint again"):
+        weight_files(tmp_path)
+
+
+def test_an_ambiguous_choice_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "one.safetensors", "two.safetensors")
+    with pytest.raises(ModelError, match=r"several sets of weights \(one.safetensors, two.safetensors\)"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "code.bin", 7])
+def test_an_index_cannot_name_files_elsewhere_or_of_another_kind(tmp_path: Path, name: object) -> None:
+    index(tmp_path, "a.safetensors.index.json", name)
+    with pytest.raises(ModelError, match="only \\*.safetensors beside it are allowed"):
+        weight_files(tmp_path)
+
+
+def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match="no `weight_map`"):
+        weight_files(tmp_path)

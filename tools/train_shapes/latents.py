@@ -1,0 +1,114 @@
+"""Encodes many scenes once, so that stage 2 never runs the autoencoder.
+
+Each process keeps its own share in memory and on disk under the run folder (``latents_<rank>.pt``).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from tools.train_shapes.data import SIZE, Renderer, Scene, Thing, draw_scene, held_out
+from tools.train_shapes.flat import save_atomically
+from tools.train_shapes.network import to_patches
+from tools.train_shapes.parallel import Rank
+from tools.train_shapes.vae import VaePlan, build_vae
+
+_BATCH = 64
+
+
+@dataclass
+class LatentSet:
+    """Scenes and their latents: ``patches`` bf16 [n, 64, 64] normalised, ``objects`` uint8 [n, 64] 0..255."""
+
+    scenes: list[Scene]
+    patches: Tensor
+    objects: Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Latents enter the transformer as (z - shift) * scale."""
+
+    shift: float
+    scale: float
+
+
+def load_vae(run: Path, device: str) -> AutoencoderKL:
+    """The trained autoencoder of stage 1 (moving average)."""
+    path = run / "vae.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; run python -m tools.train_shapes.vae first")
+    vae = build_vae(VaePlan(run=str(run), device=device))
+    vae.load_state_dict(torch.load(path, weights_only=False)["state"])
+    return vae.eval().requires_grad_(False)
+
+
+def scenes(seed: str, count: int, held_share: float) -> list[Scene]:
+    """``count`` scenes of a generator seeded with ``seed``, none of a held-out combination."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        scene = draw_scene(rng)
+        if not held_out(scene, held_share):
+            found.append(scene)
+    return found
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, batch: np.ndarray, device: str) -> Tensor:
+    """uint8 [n, h, w, 3] to the mean latents, float [n, 16, h/8, w/8]."""
+    x = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    with torch.autocast(device, torch.bfloat16):
+        return vae.encoder(x.contiguous(memory_format=torch.channels_last)).chunk(2, 1)[0].float()
+
+
+def measure(vae: AutoencoderKL, device: str) -> Statistics:
+    """Mean and deviation of the latents of 512 scenes, the same on every process."""
+    renderer = Renderer()
+    batch = np.stack([renderer.paint(scene) for scene in scenes("statistics", 512, 0.0)])
+    z = torch.cat([encode(vae, part, device) for part in np.array_split(batch, 8)])
+    return Statistics(round(z.mean().item(), 4), round(1 / z.std().item(), 4))
+
+
+def _object_share(picture_scenes: list[Scene]) -> Tensor:
+    """How much of each 16-pixel token the things' bounding squares cover, uint8 [n, 64]."""
+    cover = torch.zeros(len(picture_scenes), 1, SIZE, SIZE)
+    for row, scene in enumerate(picture_scenes):
+        for thing in scene.things:
+            cover[row, 0, _span(thing.y, thing), _span(thing.x, thing)] = 1
+    return F.avg_pool2d(cover, 16).flatten(1).mul(255).byte()
+
+
+def _span(centre: int, thing: Thing) -> slice:
+    return slice(max(0, centre - thing.radius), centre + thing.radius + 1)
+
+
+def load_or_encode(rank: Rank, run: Path, count: int, seed: int, held_share: float) -> tuple[LatentSet, Statistics]:
+    """This process's ``count`` scenes, encoded now or read from the run folder."""
+    vae = load_vae(run, rank.device)
+    key = {"count": count, "seed": seed, "held": held_share, "statistics": measure(vae, rank.device)}
+    path = run / f"latents_{rank.index}.pt"
+    wanted = scenes(f"{seed} {rank.index}", count, held_share)
+    if path.exists():
+        saved = torch.load(path, weights_only=False)
+        if saved["key"] == key:
+            return LatentSet(wanted, saved["patches"], saved["objects"]), key["statistics"]
+    renderer, statistics = Renderer(), key["statistics"]
+    patches, objects = [], []
+    for start in range(0, count, _BATCH):
+        part = wanted[start : start + _BATCH]
+        z = encode(vae, np.stack([renderer.paint(scene) for scene in part]), rank.device)
+        patches.append(to_patches((z - statistics.shift) * statistics.scale).bfloat16().cpu())
+        objects.append(_object_share(part))
+        if rank.first and start % (_BATCH * 100) == 0:
+            print(f"encoded {start} of {count}", flush=True)
+    found = LatentSet(wanted, torch.cat(patches), torch.cat(objects))
+    save_atomically({"key": key, "patches": found.patches, "objects": found.objects}, path)
+    return found, statistics
