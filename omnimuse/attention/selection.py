@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,20 +16,13 @@ from torch import nn
 from omnimuse.attention.backends.reference import Reference
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layer import Attention, Backend
+from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
 
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend for backend in (Sdpa(), Reference())
 }  # fastest first
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class AttentionChoice:
-    """Backend names: `default` for every site, `per_role` for the sites of a role or a category."""
-
-    default: str = AUTO
-    per_role: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Binding:
 
 def bind(
     model: nn.Module,
-    choice: AttentionChoice,
+    choice: AttentionConfig,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[Binding]:
@@ -65,7 +58,7 @@ def bind(
     return bindings
 
 
-def _check_names(choice: AttentionChoice, sites: Iterable[Attention]) -> None:
+def _check_names(choice: AttentionConfig, sites: Iterable[Attention]) -> None:
     for backend in (choice.default, *choice.per_role.values()):
         if backend not in (AUTO, *BACKENDS):
             raise ConfigError(
@@ -86,7 +79,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names) or 'none'}"
 
 
-def _resolve(choice: AttentionChoice, site: Attention) -> tuple[str, str]:
+def _resolve(choice: AttentionConfig, site: Attention) -> tuple[str, str]:
     for kind, name in (("role", site.role), ("category", site.category)):
         if name is not None and name in choice.per_role:
             return choice.per_role[name], f"per_role[{name!r}], by {kind}"

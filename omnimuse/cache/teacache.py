@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.errors import ConfigError
-from omnimuse.layers.stack import Block, Conditioning, Memory, StackRunner, run_blocks
+from omnimuse.layers.stack import Block, Conditioning, Memory, PlainRunner, StackRunner
 
 
 @dataclass
@@ -56,7 +56,7 @@ class TeaMemory:
 
 
 class TeaCache:
-    """A stack runner around `inner` that skips it, row by row.
+    """A stack runner around `inner` (default: the plain one) that skips it, row by row.
 
     At each step the relative L1 change of a row's probe is rescaled by a polynomial (`coefficients`, highest
     power first) and added to the row's drift. While the drift stays below `threshold` the row's output is its
@@ -68,7 +68,7 @@ class TeaCache:
         self,
         threshold: float,
         coefficients: Sequence[float] = (1.0, 0.0),
-        inner: StackRunner = run_blocks,
+        inner: StackRunner | None = None,
         name: str = "teacache",
     ) -> None:
         if not (math.isfinite(threshold) and threshold >= 0):
@@ -79,7 +79,7 @@ class TeaCache:
             raise ConfigError(f"teacache coefficients={coefficients} must be finite numbers, at least one")
         self.threshold = threshold
         self.coefficients = tuple(coefficients)
-        self.inner = inner
+        self.inner = inner or PlainRunner()
         self.name = name
 
     def __call__(

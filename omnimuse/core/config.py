@@ -122,15 +122,15 @@ class Environment:
 
     strict_slots: bool
     world_size: int
-    rank: int
+    local_rank: int
 
     @staticmethod
     def read() -> Environment:
-        """`OMNIMUSE_STRICT=1` makes states refuse undeclared slot access; `WORLD_SIZE` and `RANK` come from torchrun."""
+        """`OMNIMUSE_STRICT=1` makes states refuse undeclared slot access; `WORLD_SIZE` and `LOCAL_RANK` come from torchrun."""
         return Environment(
             strict_slots=os.environ.get("OMNIMUSE_STRICT", "") not in ("", "0"),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
-            rank=int(os.environ.get("RANK", "0")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         )
 
 

@@ -16,16 +16,25 @@ from omnimuse.core.config import Config
 from omnimuse.core.errors import EngineDeadError, OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.request import Request
-from omnimuse.engine.engine import Engine
+from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
 from omnimuse.worker.build import build, connect
 from omnimuse.worker.runner import Runner
 
 
 def start(config: Config) -> Engine:
-    """Build the model that `config` names and an engine over it. Takes as long as loading the weights."""
-    built = build(config, connect(config.parallel))
-    return Engine(Runner(built.pipeline, config.schedule), built.door)
+    """Build the model that `config` names and an engine over it. Takes as long as loading the weights.
+
+    Where several ranks share the work, only rank 0 gets an engine. The others follow it until it is closed, and then
+    end their process: what comes after in a script is rank 0's alone.
+    """
+    mesh = connect(config.parallel)
+    built = build(config, mesh)
+    runner = Runner(built.pipeline, config.schedule, built.resources)
+    if not mesh.is_leader:
+        follow(runner)
+        raise SystemExit(0)
+    return Engine(runner, built.door)
 
 
 def present(result: Result, media: str) -> Result:

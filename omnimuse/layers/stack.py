@@ -108,15 +108,12 @@ class PlainRunner:
         return blocks[0].probe(hidden, cond)
 
 
-run_blocks = PlainRunner()
-
-
 class BlockStack(nn.ModuleList):
     """The blocks of a network, and the runner that runs them."""
 
     def __init__(self, blocks: Iterable[Block[Any]] = ()) -> None:
         super().__init__(blocks)
-        self.runner: StackRunner = run_blocks
+        self.runner: StackRunner = PlainRunner()
 
     def blocks(self) -> list[Block[Any]]:
         """The blocks, in the order they run."""

@@ -48,7 +48,9 @@ class Checkpoint:
         content = read_json(folder / INDEX)
         arch = content.get("_class_name")
         if not isinstance(arch, str):
-            raise ModelError(f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}")
+            raise ModelError(
+                f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}"
+            )
         self.arch = arch
         self.components: dict[str, tuple[str, str]] = {}
         self.empty: set[str] = set()
@@ -65,7 +67,9 @@ class Checkpoint:
             case [str(library), str(kind)] if _NAME.fullmatch(name):
                 self.components[name] = (library, kind)
             case [str(), str()]:
-                raise ModelError(f"{self.folder / INDEX} names a component {name!r}; only plain names are allowed")
+                raise ModelError(
+                    f"{self.folder / INDEX} names a component {name!r}; only plain names are allowed"
+                )
             case _:
                 self.options[name] = value
 
@@ -111,10 +115,14 @@ class Checkpoint:
                 self._refuse_absent(name, classes)
 
     def _refuse_absent(self, name: str, classes: tuple[str, ...]) -> None:
-        said = "lists it as null" if name in self.empty else f"names {few(sorted(self.components), 20) or 'none'}"
+        said = (
+            "lists it as null"
+            if name in self.empty
+            else f"names {few(sorted(self.components), 20) or 'none'}"
+        )
         raise ModelError(
-            f"{self.folder} has no component {name!r}, which {self.arch} needs ({' or '.join(classes)}); {INDEX} {said}. "
-            "Use a complete checkpoint"
+            f"{self.folder} has no component {name!r}, which {self.arch} needs ({' or '.join(classes)}); "
+            f"{INDEX} {said}. Use a complete checkpoint"
         )
 
     def _check_component(self, name: str, classes: tuple[str, ...], weights: bool) -> None:
@@ -124,7 +132,9 @@ class Checkpoint:
                 f"component {name!r} of {self.folder} is a {kind}; {self.arch} works here with {' or '.join(classes)}"
             )
         if not self.path(name).is_dir():
-            raise ModelError(f"{INDEX} names component {name!r}, but {self.path(name)} does not exist; {AGAIN}")
+            raise ModelError(
+                f"{INDEX} names component {name!r}, but {self.path(name)} does not exist; {AGAIN}"
+            )
         self.config(name)
         if weights and self.has_weights(name):
             weight_files(self.path(name))

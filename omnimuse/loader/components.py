@@ -50,8 +50,8 @@ def load_library_component(
 ) -> Any:
     """The component `name` of `checkpoint`: a network on `device` in eval mode without gradients, or a tokenizer.
 
-    `load="dummy"` needs configurations and tokenizer files but no weights; its numbers come from `seed`. ModelError says
-    what is missing, damaged or not known to the installed library.
+    `load="dummy"` needs configurations and tokenizer files but no weights; its numbers come from `seed`.
+    ModelError says what is missing, damaged or not known to the installed library.
     """
     folder, device = checkpoint.path(name), torch.device(device)
     library, kind = checkpoint.components[name]
@@ -73,18 +73,20 @@ def load_library_component(
 def _library_class(checkpoint: Checkpoint, name: str, library: str, kind: str) -> Any:
     if library not in LIBRARIES:
         raise ModelError(
-            f"component {name!r} of {checkpoint.folder} is {library}.{kind}: code from elsewhere is never run; only classes "
-            f"of {' and '.join(LIBRARIES)} are allowed"
+            f"component {name!r} of {checkpoint.folder} is {library}.{kind}: code from elsewhere is never "
+            f"run; only classes of {' and '.join(LIBRARIES)} are allowed"
         )
     package = import_module(library)
     if not kind.isidentifier() or kind.startswith("_") or not hasattr(package, kind):
         raise ModelError(
-            f"component {name!r} of {checkpoint.folder} is a {library}.{kind}, which {library} {package.__version__} does "
-            f"not have; install a version of {library} that does"
+            f"component {name!r} of {checkpoint.folder} is a {library}.{kind}, which {library} "
+            f"{package.__version__} does not have; install a version of {library} that does"
         )
     found = getattr(package, kind)
     if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
-        raise ModelError(f"component {name!r} of {checkpoint.folder}: {library}.{kind} cannot be loaded from a folder")
+        raise ModelError(
+            f"component {name!r} of {checkpoint.folder}: {library}.{kind} cannot be loaded from a folder"
+        )
     return found
 
 

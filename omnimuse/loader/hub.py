@@ -19,15 +19,19 @@ from omnimuse.loader.files import PICKLES, few
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 """Files that are small: configurations, vocabularies, tokenizer models, chat templates."""
 
-ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
+ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[A-Za-z0-9][\w./-]*))?"
+)
 """`owner/name`, optionally with a branch, tag or commit."""
 
-_VARIANT = re.compile(r"\.(?P<variant>[^./]+)(-\d{5}-of-\d{5})?\.safetensors$|\.index\.(?P<index>[^./]+)\.json$")
+_VARIANT = re.compile(
+    r"\.(?P<variant>[^./]+)(-\d{5}-of-\d{5})?\.safetensors$|\.index\.(?P<index>[^./]+)\.json$"
+)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """The hub at `endpoint` (None: the library's own choice) with its cache in `cache`. `offline` never asks the network."""
+    """The hub at `endpoint` (None: the configured one) and its cache; `offline` never asks the network."""
 
     cache: Path
     endpoint: str | None = None
@@ -74,14 +78,24 @@ class Hub:
         from huggingface_hub import HfApi, errors, snapshot_download
 
         try:
-            files = HfApi(endpoint=self.endpoint).list_repo_files(repo, revision=revision)
-            wanted = wanted_files(repo, files)
+            about = HfApi(endpoint=self.endpoint).model_info(
+                repo, revision=revision
+            )  # fails at once without network
+            wanted = wanted_files(repo, [sibling.rfilename for sibling in about.siblings or ()])
             return Path(
                 snapshot_download(
-                    repo, revision=revision, cache_dir=self.cache, endpoint=self.endpoint, allow_patterns=wanted
+                    repo,
+                    revision=revision,
+                    cache_dir=self.cache,
+                    endpoint=self.endpoint,
+                    allow_patterns=wanted,
                 )
             )
-        except (errors.HTTPError, OSError, ValueError) as problem:  # HTTPError: of the client it uses, also for no network
+        except (
+            errors.HTTPError,
+            OSError,
+            ValueError,
+        ) as problem:  # HTTPError: of the client it uses, also for no network
             raise ModelError(explain(problem, repo, revision)) from problem
 
 
@@ -96,13 +110,14 @@ def why_incomplete(folder: Path) -> str | None:
 def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
     """Those of a repository's `files` that a pipeline needs; ModelError if it is not one that can be read.
 
-    Weights beside `model_index.json` (single-file copies) are left out, and so are variants of weights that exist plain.
+    Weights beside `model_index.json` (single-file copies) and variants of weights that exist plain are left out.
     """
     names = sorted(files)
     if INDEX not in names:
         raise ModelError(
-            f"{repo} on the hub has no {INDEX}, so it is not a pipeline in the diffusers layout (it holds {few(names)}); "
-            "look for a repository of the same model whose name ends in -Diffusers, or convert it with diffusers"
+            f"{repo} on the hub has no {INDEX}, so it is not a pipeline in the diffusers layout "
+            f"(it holds {few(names)}); look for a repository of the same model whose name ends in -Diffusers, or "
+            "convert it with diffusers"
         )
     weights = [name for name in names if "/" in name and name.endswith(".safetensors")]
     if not weights:
@@ -115,7 +130,9 @@ def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
     plain = {PurePosixPath(name).parent for name in weights if not _VARIANT.search(name)}
     small = [name for name in names if any(fnmatch(name, pattern) for pattern in SMALL)]
     return [
-        name for name in small + weights if not (_VARIANT.search(name) and PurePosixPath(name).parent in plain)
+        name
+        for name in small + weights
+        if not (_VARIANT.search(name) and PurePosixPath(name).parent in plain)
     ]
 
 
@@ -135,7 +152,10 @@ def explain(problem: Exception, repo: str, revision: str | None) -> str:
                 "`hf auth login` or set HF_TOKEN"
             )
         case errors.RevisionNotFoundError():
-            return f"{repo} has no revision {revision!r}: use a branch, tag or commit that exists, or leave out `@{revision}`"
+            return (
+                f"{repo} has no revision {revision!r}: use a branch, tag or commit that exists, or leave out "
+                f"`@{revision}`"
+            )
         case errors.HfHubHTTPError() if problem.response.status_code == 429:
             return f"the hub refuses more requests for now ({problem}); wait a few minutes and try again"
         case errors.HfHubHTTPError():

@@ -73,7 +73,7 @@ class _WithoutFilling(TorchFunctionMode):
 
 
 def construct_unfilled(make: Callable[[], M]) -> M:
-    """`make()` on the CPU in float32, with buffers computed but parameters left as the memory was found (never read)."""
+    """`make()` on the CPU in float32: buffers are computed, parameters stay as the memory was found (never read)."""
     with torch.device("cpu"), _WithoutFilling(), torch.no_grad():
         return make()
 

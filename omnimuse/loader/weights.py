@@ -45,8 +45,9 @@ def load_weights(
 ) -> LoadReport:
     """Fills `module` (see `tensors.construct`) with the safetensors in `folder`, renamed and fused by `rules`.
 
-    Parameters and persistent buffers end on `device` in the dtype that the policy gives their name, without gradient, in
-    eval mode. ModelError lists names that are missing, unexpected or of another shape, and files that are damaged.
+    Parameters and persistent buffers end on `device` in the dtype that the policy gives their name, without
+    gradient, in eval mode. ModelError lists names that are missing, unexpected or of another shape, and files that
+    are damaged.
     """
     device = torch.device(device)
     shapes = {path: stored_shapes(path) for path in weight_files(folder)}
@@ -87,7 +88,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except SafetensorError as problem:
         size = path.stat().st_size
         raise ModelError(
-            f"{path} is damaged or cut short ({size} bytes; safetensors says: {problem}). Delete this file, then {AGAIN}"
+            f"{path} is damaged or cut short ({size} bytes; safetensors says: {problem}). Delete this file, "
+            f"then {AGAIN}"
         ) from problem
     except OSError as problem:
         raise ModelError(f"{path} cannot be read: {problem}") from problem
@@ -111,9 +113,9 @@ def randomise(
 ) -> None:
     """Fills every parameter and persistent buffer of `module` with numbers drawn for (`seed`, `component`, its name).
 
-    Norm weights are 1 +- 0.1, biases and running means +- 0.05, everything else normal with variance 1 / fan-in, so that
-    activations stay finite. Numbers depend on the kind of `device`, never on the order or on other tensors. Counters are
-    zero. Ends as `load_weights` does.
+    Norm weights are 1 +- 0.1, biases and running means +- 0.05, everything else normal with variance 1 / fan-in, so
+    that activations stay finite. Numbers depend on the kind of `device`, never on the order or on other tensors.
+    Counters are zero. Ends as `load_weights` does.
     """
     device = torch.device(device)
     for name, (tensor, names) in stored_tensors(module).items():

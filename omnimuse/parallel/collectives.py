@@ -1,2 +1,31 @@
-"""TEMPORARY placeholder by the lead; overwrite freely."""
-def broadcast_bytes(mesh, payload): raise NotImplementedError
+"""What the leader tells everybody: bytes, over the control group. Tensors and objects are never pickled.
+
+The engine sends each tick's plan with it. Every rank must call in the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from omnimuse.core.errors import EngineDeadError
+from omnimuse.parallel.mesh import Mesh
+
+
+def broadcast_bytes(mesh: Mesh, payload: bytes | None) -> bytes:
+    """What rank 0 passes as `payload`, on every rank; the others pass None. EngineDeadError if a rank is gone."""
+    assert (payload is not None) == mesh.is_leader, "rank 0 passes the payload, the others pass None"
+    if mesh.size == 1:
+        assert payload is not None
+        return payload
+    length = torch.tensor([len(payload or b"")])
+    try:
+        dist.broadcast(length, src=0, group=mesh.control)
+        body = torch.empty(int(length), dtype=torch.uint8)
+        if payload:
+            body = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if len(body):
+            dist.broadcast(body, src=0, group=mesh.control)
+    except RuntimeError as error:
+        raise EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again") from error
+    return body.numpy().tobytes()

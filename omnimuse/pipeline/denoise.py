@@ -1,7 +1,8 @@
 """The denoising loop, written once for every family.
 
-A family gives four functions (conditions, inputs, token count, guidance); the plan, the solver, the branches, the previews and
-the bookkeeping are here. The runner decides which states step together.
+A family gives a few functions (conditions, inputs, token count, guidance); the plan, the solver, the branches, the
+previews and the bookkeeping are here. Experts with a boundary, distilled schedules and truncated guidance are other
+plans, not other loops. The runner decides which states step together.
 """
 
 from __future__ import annotations
@@ -15,35 +16,48 @@ from torch import Tensor
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.guidance import Guidance
-from omnimuse.diffusion.solvers import Solver, solver_for
+from omnimuse.diffusion.solvers import Solver, Spacing, solver_for
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
-
-Conditions = Callable[[Context, State, str], Any]
-"""(context, state, branch) -> what that branch feeds the network at every step; computed once, when the loop begins."""
+Conditions = Callable[[Context, State, str, str], Any]
+"""(context, state, network, branch) -> what that branch feeds that network at every step; computed when the loop begins."""
 
 Inputs = Callable[[Context, Any, Tensor, Step], Any]
 """(context, conditions, latents, step) -> the network's inputs for one row."""
 
+Scale = Callable[[Context, Request, float], float]
+"""(context, request, timestep) -> the guidance scale of that step."""
+
+Expert = Callable[[Context, Request, float], str]
+"""(context, request, timestep) -> the network that evaluates that step."""
+
+
+def guidance_scale(ctx: Context, request: Request, timestep: float) -> float:
+    """The request's one guidance scale, at every step."""
+    return float(request.params.guidance_scale or 0.0)
+
 
 @dataclass(frozen=True)
 class Denoise(Loop):
-    """From `noise` to `latents` [C, h, w] float32, by the solver that the checkpoint's scheduler names.
+    """From `noise` to `latents` (float32, the shape of the noise), by the solver that the checkpoint's scheduler names.
 
-    `token_count(configs, request)` counts the image tokens of one row (the schedule's dynamic shift and the batching budget read
-    it); `guidance(request)` says which branches a step needs and combines their predictions; `flip` negates the result
-    for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a small
-    picture [3, h, w] in [0, 1].
+    `token_count(configs, request)` counts the latent tokens of one row: dynamic shifts and the batching budget read it.
+    `guidance(request)` says which branches a step needs at `scale` and combines their predictions; `flip` negates the
+    result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
+    small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step.
     """
 
-    network: str
     conditions: Conditions
     inputs: Inputs
     token_count: Callable[[Configs, Request], int]
     guidance: Callable[[Request], Guidance]
     preview: Callable[[Context, Tensor], Tensor]
+    scale: Scale = guidance_scale
+    networks: tuple[str, ...] = ("transformer",)
+    expert: Expert | None = None
     flip: bool = False
+    spacing: Spacing = "linear"
     embeds: tuple[str, ...] = ("prompt_embeds", "negative_embeds")
     scheduler: str = "scheduler"
     name: str = "denoise"
@@ -55,39 +69,31 @@ class Denoise(Loop):
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.network, self.scheduler)
+        return (*self.networks, self.scheduler)
 
-    def solver(self, ctx: Context) -> Solver:
-        """What moves the latents: our own solver where it covers the checkpoint's scheduler, else a wrapped one."""
-        config = ctx.configs[self.scheduler]
-        return solver_for(str(config["_class_name"]), config)[0]
+    def solver(self, configs: Configs) -> tuple[Solver, str]:
+        """What moves the latents, and why: our own solver where it covers the checkpoint's scheduler, else a wrapped one."""
+        config = configs[self.scheduler]
+        return solver_for(str(config["_class_name"]), config, self.spacing)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        solver = self.solver(ctx)
-        params = state.request.params
-        assert params.num_inference_steps is not None
-        schedule = solver.plan(params.num_inference_steps, self.token_count(ctx.configs, state.request))
-        steps = [self._step(state.request, i, t, schedule.sigmas) for i, t in enumerate(schedule.timesteps)]
-        branches = sorted({branch for step in steps for branch in step.branches}, reverse=True)
+        solver, _ = self.solver(ctx.configs)
+        steps_wanted = state.request.params.num_inference_steps
+        assert steps_wanted is not None
+        schedule = solver.plan(steps_wanted, self.token_count(ctx.configs, state.request))
+        steps = [self._step(ctx, state.request, i, t, schedule.sigmas) for i, t in enumerate(schedule.timesteps)]
+        needed = dict.fromkeys((step.network, branch) for step in steps for branch in step.branches)
         state.solver = solver.start(schedule)
-        state.working["schedule"] = schedule
-        state.working["solver"] = solver
-        state.working["conditions"] = {branch: self.conditions(ctx, state, branch) for branch in branches}
+        state.working["solver"], state.working["schedule"] = solver, schedule
+        state.working["conditions"] = {each: self.conditions(ctx, state, *each) for each in needed}
         state["latents"] = solver.scale_noise_start(state.solver, state["noise"])
         return steps
 
-    def _step(self, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
-        scale = float(request.params.guidance_scale or 0.0)
-        branches = self.guidance(request).branches(scale, timestep)
-        return Step(index, timestep, sigmas[index], sigmas[index + 1], self.network, branches, scale)
-
     def tokens(self, ctx: Context, request: Request) -> int:
-        return self.token_count(ctx.configs, request) * len(
-            self._step(request, 0, 1000.0, (1.0, 0.0)).branches
-        )
+        return self.token_count(ctx.configs, request) * len(self._step(ctx, request, 0, 1000.0, (1.0, 0.0)).branches)
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        latents = state["latents"]
+        latents, conditions = state["latents"], state.working["conditions"]
         solver, schedule = state.working["solver"], state.working["schedule"]
         scaled = solver.scale_input(state.solver, step.index, schedule, latents)
         return [
@@ -95,7 +101,7 @@ class Denoise(Loop):
                 state=state,
                 branch=branch,
                 network=step.network,
-                inputs=self.inputs(ctx, state.working["conditions"][branch], scaled, step),
+                inputs=self.inputs(ctx, conditions[step.network, branch], scaled, step),
                 tokens=self.token_count(ctx.configs, state.request),
                 shape=tuple(latents.shape),
                 memory=state.memory(step.network, branch),
@@ -109,10 +115,14 @@ class Denoise(Loop):
         solver, schedule, latents = state.working["solver"], state.working["schedule"], state["latents"]
         if state.request.previews:
             state.working["estimate"] = solver.denoised(step.index, schedule, latents, prediction)
-        state["latents"] = solver.step(
-            state.solver, step.index, schedule, latents, prediction, state.generator
-        )
+        state["latents"] = solver.step(state.solver, step.index, schedule, latents, prediction, state.generator)
 
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         estimate = state.working.get("estimate")
         return None if estimate is None else self.preview(ctx, estimate)
+
+    def _step(self, ctx: Context, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
+        scale = self.scale(ctx, request, timestep)
+        branches = self.guidance(request).branches(scale, timestep)
+        network = self.networks[0] if self.expert is None else self.expert(ctx, request, timestep)
+        return Step(index, timestep, sigmas[index], sigmas[index + 1], network, branches, scale)

@@ -153,9 +153,7 @@ def check_declaration(name: str, stages: Sequence[Stage], result: str, component
             written[slot] = label
         for component in stage.uses:
             if component not in components:
-                raise PipelineError(
-                    f"{name}: stage {label} uses {component!r}; the spec has {sorted(components)}"
-                )
+                raise PipelineError(f"{name}: stage {label} uses {component!r}; the spec has {sorted(components)}")
     if stages and result not in written:
         raise PipelineError(f"{name}: no stage writes the result slot {result!r}")
 

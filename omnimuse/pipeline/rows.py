@@ -14,9 +14,7 @@ from omnimuse.layers.network import Network
 from omnimuse.pipeline.stage import Context, Row
 
 
-def group(
-    ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int | None = None
-) -> list[list[Row]]:
+def group(ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int | None = None) -> list[list[Row]]:
     """Rows that share a forward, in order of first appearance.
 
     `exact` gives every row its own forward. `tokens` bounds one forward; a larger single row still runs.

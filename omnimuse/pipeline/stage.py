@@ -113,7 +113,7 @@ class Loop(Stage):
         return 1
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        """The evaluations that this step needs."""
+        """The evaluations that this step needs; none if the step does its work in `apply` (tiles of a decoder, say)."""
         raise NotImplementedError
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:

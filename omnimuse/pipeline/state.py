@@ -80,9 +80,10 @@ class State:
             self._open = previous
 
     def memory(self, network: str, branch: str) -> Memory:
-        """The step-cache memory of one network and branch, positioned at the step to take next."""
+        """The step-cache memory of one network and branch, positioned among the steps which that network takes."""
         memory = self.memories.setdefault((network, branch), Memory())
-        memory.step, memory.steps = self.position, len(self.plan)
+        memory.step = sum(step.network == network for step in self.plan[: self.position])
+        memory.steps = memory.step + sum(step.network == network for step in self.plan[self.position :])
         return memory
 
     def to(self, device: torch.device) -> None:

@@ -1,11 +1,12 @@
 """Stock stage: a prompt becomes text features.
 
-Families declare it with their template, the hidden state they want and how long a prompt may be. Prompts are encoded
-one at a time at their true length, so a result never depends on company; equal prompts are encoded once.
+Families declare it with their template, how a prompt is padded and what they take from the encoder's output. Prompts
+are encoded one at a time, so a result never depends on company; equal prompts are encoded once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,27 +18,54 @@ from omnimuse.core.request import Request
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
+log = logging.getLogger(__name__)
+
+Take = Callable[[Any, Tensor], Tensor]
+"""(the encoder's output for one prompt, its attention mask [S]) -> features. Frozen dataclasses: equal ones share runs."""
+
+
+@dataclass(frozen=True)
+class HiddenState:
+    """The hidden state number `index` of every token, pads included: [S, D]. -1 is the last, after the final norm."""
+
+    index: int = -1
+
+    def __call__(self, output: Any, mask: Tensor) -> Tensor:
+        return output.hidden_states[self.index][0]  # [S, D]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The encoder's one vector for the whole prompt: [D]."""
+
+    def __call__(self, output: Any, mask: Tensor) -> Tensor:
+        return output.pooler_output[0]  # [D]
+
 
 @dataclass(frozen=True)
 class EncodeText(Stage):
-    """Tokenize `source` (a request field) and run a transformers text encoder over it.
+    """Tokenize `source` (a request field) and run a transformers text encoder over it; write `into` what `take` takes.
 
-    Writes `into`: features [S, D] of the real tokens, no padding; or None where `when` says that this request does not
-    need them. `template` turns the prompt into the text that is tokenized; `hidden` picks the hidden state (-1 is the
-    last, after the final norm).
+    `length` fixes the token limit (else the request's `max_sequence_length` is it); `pad` fills up to the limit, and
+    `masked` hides those pads from the encoder. `template(tokenizer, prompt)` makes the text that is tokenized. Where
+    `when` says that a request does not need this text, `into` is None.
     """
 
     source: Literal["prompt", "negative_prompt"]
     into: str
+    take: Take = HiddenState()
     encoder: str = "text_encoder"
     tokenizer: str = "tokenizer"
     template: Callable[[Any, str], str] | None = None
-    hidden: int = -1
+    length: int | None = None
+    pad: bool = False
+    masked: bool = True
     when: Callable[[Request], bool] | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"encode {self.source.replace('_', ' ')}"
+        suffix = "" if self.encoder == "text_encoder" else f" ({self.encoder})"
+        return f"encode {self.source.replace('_', ' ')}{suffix}"
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -53,32 +81,35 @@ class EncodeText(Stage):
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         if not self._needed(state.request):
-            return ("absent",)
-        limit = state.request.params.max_sequence_length
-        return (self.encoder, self.tokenizer, self.template, self.hidden, state[self.source] or "", limit)
+            return "not needed"
+        how = (self.take, self.encoder, self.tokenizer, self.template, self.pad, self.masked)
+        return (*how, state[self.source] or "", self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            if not self._needed(state.request):
-                state[self.into] = None
-                continue
-            limit = state.request.params.max_sequence_length or ctx.limits.max_sequence_length
-            ids = self._token_ids(ctx, state[self.source] or "", limit)  # [1, S]
-            state[self.into] = self._features(ctx, ids)  # [S, D]
+            text = state[self.source] or ""
+            needed = self._needed(state.request)
+            state[self.into] = self._encode(ctx, text, self._limit(ctx, state.request)) if needed else None
 
     def _needed(self, request: Request) -> bool:
         return self.when is None or self.when(request)
 
-    def _token_ids(self, ctx: Context, text: str, limit: int) -> Tensor:
+    def _limit(self, ctx: Context, request: Request) -> int:
+        return self.length or request.params.max_sequence_length or ctx.limits.max_sequence_length
+
+    def _encode(self, ctx: Context, text: str, limit: int) -> Tensor:
         tokenizer = ctx.components[self.tokenizer]
         if self.template is not None:
             text = self.template(tokenizer, text)
-        ids = tokenizer(text, truncation=True, max_length=limit, return_tensors="pt").input_ids
-        return ids.to(ctx.device)
+        padding = "max_length" if self.pad else False
+        tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(ctx.device)
+        if int(tokens.attention_mask.sum()) == limit:
+            self._report_cut(tokenizer, text, limit)
+        mask = tokens.attention_mask if self.masked else None  # [1, S]
+        output = ctx.network(self.encoder)(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
+        return self.take(output, tokens.attention_mask[0].to(torch.bool))
 
-    def _features(self, ctx: Context, ids: Tensor) -> Tensor:
-        mask = torch.ones_like(ids)
-        states = ctx.network(self.encoder)(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True
-        ).hidden_states
-        return states[self.hidden][0]  # [S, D]
+    def _report_cut(self, tokenizer: Any, text: str, limit: int) -> None:
+        whole = len(tokenizer(text).input_ids)
+        if whole > limit:
+            log.warning("%s has %d tokens; only the first %d are used (max_sequence_length)", self.source, whole, limit)

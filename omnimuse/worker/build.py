@@ -16,13 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from omnimuse.attention.selection import AttentionChoice, bind
+from omnimuse.attention.selection import bind
 from omnimuse.cache.teacache import TeaCache
 from omnimuse.core.config import Choice, Config, Environment, ParallelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Spec
-from omnimuse.diffusion.solvers import solver_for
 from omnimuse.layers.network import Network
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import load_library_component
@@ -32,6 +31,7 @@ from omnimuse.loader.weights import DtypePolicy, load_weights, randomise
 from omnimuse.models import REGISTRY
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.place import choose_device, choose_dtype
@@ -107,13 +107,15 @@ def connect(config: ParallelConfig) -> Mesh:
     """The ranks that share the work: this process alone, or those that `torchrun` started."""
     if config.cfg == 1:
         return Mesh.single()
-    world = Environment.read().world_size
-    if world != config.cfg:
-        raise ConfigError(
-            f"parallel cfg={config.cfg} needs {config.cfg} processes, this run has {world}; start it with "
-            f"`torchrun --nproc-per-node {config.cfg} -m omnimuse ...`"
-        )
     if not dist.is_initialized():
+        environment = Environment.read()
+        if environment.world_size != config.cfg:
+            raise ConfigError(
+                f"parallel cfg={config.cfg} needs {config.cfg} processes, this run has {environment.world_size}; "
+                f"start it with `torchrun --nproc-per-node {config.cfg} -m omnimuse ...`"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.set_device(environment.local_rank)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return Mesh.from_process_group(cfg=config.cfg)
 
@@ -127,16 +129,14 @@ def construct(under: Build) -> None:
         if component.network and name in under.found.checkpoint.components:
             kind = _import(component.network)
             config = under.found.checkpoint.config(name)
-            under.networks[name] = (
-                construct_empty(partial(kind.from_config, config)).eval().requires_grad_(False)
-            )
+            under.networks[name] = construct_empty(partial(kind.from_config, config)).eval().requires_grad_(False)
 
 
 def attention(under: Build) -> None:
     """Every attention site gets its backend."""
     found = under.found
     for name, network in under.networks.items():
-        for binding in bind(network, AttentionChoice(found.config.attention.default, found.config.attention.per_role), found.device, found.dtype):
+        for binding in bind(network, found.config.attention, found.device, found.dtype):
             choice = Choice("attention", f"{name}.{binding.site}", binding.backend, binding.reason)
             under.choices.append(choice)
 
@@ -246,10 +246,10 @@ def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]
 
 def _engine_choices(under: Build) -> list[Choice]:
     config, checkpoint = under.found.config, under.found.checkpoint
-    scheduler = checkpoint.config("scheduler")
-    _, why = solver_for(str(scheduler["_class_name"]), scheduler)
+    loops = [stage for stage in REGISTRY.pipeline(checkpoint.arch).stages if isinstance(stage, Denoise)]
+    solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
     return [
-        Choice("solver", "scheduler", str(scheduler["_class_name"]), why),
+        *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
         Choice(
             "cache",
             "steps",

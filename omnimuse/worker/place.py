@@ -17,17 +17,13 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, Choice]:
     """The device to compute on; ConfigError for one that this machine or this torch build does not have."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if config.device == "auto":
-        why = (
-            f"torch {torch.__version__} sees no accelerator" if found is None else "torch sees an accelerator"
-        )
+        why = f"torch {torch.__version__} sees no accelerator" if found is None else "torch sees an accelerator"
         device = torch.device("cpu") if found is None else found
         return device, Choice("place", "device", str(device), why)
     try:
         device = torch.device(config.device)
     except RuntimeError as error:
-        raise ConfigError(
-            f"device={config.device!r} is not a torch device; use 'cpu' or e.g. 'cuda:0'"
-        ) from error
+        raise ConfigError(f"device={config.device!r} is not a torch device; use 'cpu' or e.g. 'cuda:0'") from error
     if device.type != "cpu" and (found is None or found.type != device.type):
         have = "only the CPU" if found is None else f"the CPU and {found.type}"
         raise ConfigError(

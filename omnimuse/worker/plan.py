@@ -5,7 +5,7 @@ It holds names and numbers only, so it travels as a few hundred bytes of JSON; t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import msgspec
 
@@ -35,13 +35,14 @@ def encode(plan: TickPlan) -> bytes:
 def decode(payload: bytes, spec: Spec) -> TickPlan:
     """The plan that `encode` made; `spec` gives the family's parameter extension."""
     raw = msgspec.json.decode(payload)
-    requests = [_request(fields, spec) for fields in raw.pop("admit")]
-    return replace(msgspec.convert({**raw, "admit": []}, TickPlan), admit=tuple(requests))
+    admit = tuple(_request(fields, spec) for fields in raw.pop("admit"))
+    names = {field: tuple(raw[field]) for field in ("drop", "pause", "resume", "run")}
+    return TickPlan(admit=admit, stop=bool(raw["stop"]), **names)
 
 
 def _request(fields: dict[str, object], spec: Spec) -> Request:
-    extra = fields.pop("extra")
+    extra, params = fields.pop("extra"), fields.pop("params")
     assert isinstance(extra, dict)
-    params = msgspec.convert(fields.pop("params"), DiffusionParams)
-    family = family_params(spec.extra, extra)
-    return Request(**{**fields, "params": params, "extra": family, "images": ()})  # type: ignore[arg-type]
+    assert isinstance(params, dict)
+    known = {"params": DiffusionParams(**params), "extra": family_params(spec.extra, extra), "images": ()}
+    return Request(**{**fields, **known})  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -43,8 +44,9 @@ class Job:
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it."""
 
-    def __init__(self, pipeline: Pipeline, config: ScheduleConfig) -> None:
+    def __init__(self, pipeline: Pipeline, config: ScheduleConfig, resources: ExitStack | None = None) -> None:
         self.pipeline = pipeline
+        self.resources = resources or ExitStack()
         self.config = config
         self.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
@@ -76,10 +78,12 @@ class Runner:
         return self._events
 
     def close(self) -> None:
-        """Drop every state and forget every remembered output."""
+        """Drop every state and remembered output, let go of the weights, release what the build holds."""
         for request_id in list(self.jobs):
             self._drop(request_id)
         self.memo.clear()
+        self.pipeline.ctx.components = {}
+        self.resources.close()
 
     # -- taking in and letting go --------------------------------------------------------------------------------
 
@@ -96,10 +100,7 @@ class Runner:
 
     def _states_of(self, request_ids: Iterable[str]) -> list[State]:
         return [
-            s
-            for request_id in request_ids
-            if request_id in self.jobs
-            for s in self.jobs[request_id].states.values()
+            s for request_id in request_ids if request_id in self.jobs for s in self.jobs[request_id].states.values()
         ]
 
     def _reap(self, states: Sequence[State]) -> None:
@@ -120,9 +121,7 @@ class Runner:
         outputs = torch.stack([job.finished[index] for index in range(request.outputs)])  # [n, ...]
         del self.jobs[request.id]
         seeds = [request.seed(index) for index in range(request.outputs)]
-        result = Result(
-            request.id, request.prompt, request.params, output=outputs, seeds=seeds, timings=job.timings
-        )
+        result = Result(request.id, request.prompt, request.params, output=outputs, seeds=seeds, timings=job.timings)
         self._events.append(Done(request.id, result))
 
     def _fail(self, state: State, error: Exception, where: str) -> None:
@@ -192,7 +191,7 @@ class Runner:
             if state.id in failures:
                 self._fail(state, failures[state.id], loop.name)
             else:
-                self._step(loop, state, predictions[state.id])
+                self._step(loop, state, predictions.get(state.id, {}))
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, len(state.plan)
@@ -222,9 +221,7 @@ class Runner:
         """Predictions by state and branch, and the failures by state; every rank learns all of both."""
         ctx, found, failures = self.pipeline.ctx, dict[int, Tensor](), dict[int, Exception]()
         owners = [owner_of(ctx.mesh, row.branch) for row in rows]
-        mine = [
-            row for row, owner in zip(rows, owners, strict=True) if owner == ctx.mesh.axis("branches").index
-        ]
+        mine = [row for row, owner in zip(rows, owners, strict=True) if owner == ctx.mesh.axis("branches").index]
         for part in group(ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
             self._forward(part, found, failures)
         if ctx.mesh.size > 1:
@@ -239,9 +236,7 @@ class Runner:
         """One shared forward; when it fails, each state tries alone, so that only the guilty one fails."""
         try:
             self.forwards += 1
-            found.update(
-                (id(row), out) for row, out in zip(rows, forward(self.pipeline.ctx, rows), strict=True)
-            )
+            found.update((id(row), out) for row, out in zip(rows, forward(self.pipeline.ctx, rows), strict=True))
         except Exception as error:  # the worker loop
             by_state: dict[str, list[Row]] = {}
             for row in rows:
@@ -260,7 +255,14 @@ class Runner:
         failures: dict[int, Exception],
     ) -> tuple[dict[int, Tensor], dict[int, Exception]]:
         """What all ranks found, and what any of them failed at, agreed on by all."""
-        raise NotImplementedError
+        mine = {i: found.get(id(row), failures.get(id(row))) for i, row in enumerate(rows)}
+        owned = {i: outcome for i, outcome in mine.items() if outcome is not None}
+        agreed = share(self.pipeline.ctx.mesh, owned, owners, self.pipeline.ctx.device)
+        outcomes = {id(row): outcome for row, outcome in zip(rows, agreed, strict=True)}
+        return (
+            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Tensor)},
+            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Exception)},
+        )
 
 
 def owner_of(mesh: Mesh, branch: str) -> int:

@@ -68,7 +68,7 @@ def translated(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(reference: ZImageTransformer2DModel) -> ZImageTransformer:
-    model = ZImageTransformer(ZImageConfig.from_dict(reference.config)).eval().requires_grad_(False)
+    model = ZImageTransformer.from_config(reference.config).eval().requires_grad_(False)
     model.load_state_dict(translated(reference.state_dict()))
     return model
 

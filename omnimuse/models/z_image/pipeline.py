@@ -21,7 +21,7 @@ from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import EncodeText
+from omnimuse.pipeline.text import EncodeText, HiddenState
 
 
 def chat(tokenizer: Any, prompt: str) -> str:
@@ -58,12 +58,12 @@ def guidance(request: Request) -> ExtrapolatedCfg:
     return ExtrapolatedCfg(norm_cap=request.extra.cfg_normalization, truncation=request.extra.cfg_truncation)
 
 
-def conditions(ctx: Context, state: State, branch: str) -> ZImageStatic:
+def conditions(ctx: Context, state: State, network: str, branch: str) -> ZImageStatic:
     """The caption of a branch, embedded and refined, and the positions: the same at every step."""
-    network = ctx.network("transformer")
-    assert isinstance(network, ZImageTransformer)
+    transformer = ctx.network(network)
+    assert isinstance(transformer, ZImageTransformer)
     _, h, w = latent_shape(ctx.configs, state.request)
-    return network.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], h, w)
+    return transformer.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], h, w)
 
 
 def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, step: Step) -> ZImageInputs:
@@ -77,11 +77,10 @@ class ZImage(Pipeline):
 
     spec = SPEC
     stages = (
-        EncodeText("prompt", into="prompt_embeds", template=chat, hidden=-2),
-        EncodeText("negative_prompt", into="negative_embeds", template=chat, hidden=-2, when=guided),
+        EncodeText("prompt", into="prompt_embeds", template=chat, take=HiddenState(-2)),
+        EncodeText("negative_prompt", into="negative_embeds", template=chat, take=HiddenState(-2), when=guided),
         InitLatents(latent_shape),
         Denoise(
-            "transformer",
             conditions=conditions,
             inputs=inputs,
             token_count=image_tokens,

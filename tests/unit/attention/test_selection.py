@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from omnimuse.attention.layer import Attention
-from omnimuse.attention.selection import AttentionChoice, bind
+from omnimuse.core.config import AttentionConfig
+from omnimuse.attention.selection import bind
 from omnimuse.core.errors import ConfigError
 
 
@@ -20,38 +21,38 @@ def model() -> nn.ModuleDict:
 
 
 def test_a_role_goes_before_its_category_and_both_before_the_default():
-    choice = AttentionChoice("sdpa", {"cross": "reference", "toy.text": "sdpa", "self": "reference"})
+    choice = AttentionConfig("sdpa", {"cross": "reference", "toy.text": "sdpa", "self": "reference"})
     assert {b.site: b.backend for b in bind(model(), choice)} == {"image": "reference", "text": "sdpa"}
-    choice = AttentionChoice("sdpa", {"cross": "reference"})
+    choice = AttentionConfig("sdpa", {"cross": "reference"})
     assert {b.site: b.backend for b in bind(model(), choice)} == {"image": "sdpa", "text": "reference"}
 
 
 def test_every_binding_says_why():
-    image, text = bind(model(), AttentionChoice(per_role={"cross": "reference"}))
+    image, text = bind(model(), AttentionConfig(per_role={"cross": "reference"}))
     assert image.reason == "default, auto: sdpa is the first that can run"
     assert text.reason == "per_role['cross'], by category"
 
 
 def test_a_binding_is_what_the_site_then_uses():
     net = model()
-    bind(net, AttentionChoice("reference"))
+    bind(net, AttentionConfig("reference"))
     assert [net[name].backend.name for name in ("image", "text")] == ["reference", "reference"]
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"'sdap' is unknown; did you mean 'sdpa'\?"):
-        bind(model(), AttentionChoice("sdap"))
+        bind(model(), AttentionConfig("sdap"))
 
 
 def test_an_unknown_role_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"'toy.txt'; did you mean 'toy.text'\?"):
-        bind(model(), AttentionChoice(per_role={"toy.txt": "sdpa"}))
+        bind(model(), AttentionConfig(per_role={"toy.txt": "sdpa"}))
 
 
 def test_a_backend_that_cannot_run_is_refused_with_its_reason():
     with pytest.raises(
         ConfigError, match=r"'sdpa' cannot run at role 'self' on cpu in torch.int8.*floating point"
     ):
-        bind(model(), AttentionChoice("sdpa"), dtype=torch.int8)
+        bind(model(), AttentionConfig("sdpa"), dtype=torch.int8)
     with pytest.raises(ConfigError, match="no attention backend can run"):
-        bind(model(), AttentionChoice(), dtype=torch.int8)
+        bind(model(), AttentionConfig(), dtype=torch.int8)

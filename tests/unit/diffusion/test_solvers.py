@@ -12,6 +12,9 @@ from omnimuse.core.errors import ModelError
 from omnimuse.diffusion.schedules import Schedule
 from omnimuse.diffusion.solvers import DiffusersSolver, FlowEuler, Solver, SolverMemory, flow_euler, solver_for
 
+# diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 FLOW_UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SOLVERS = {
     "flow euler": FlowEuler(),

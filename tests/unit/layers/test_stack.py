@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from omnimuse.attention.layout import Layout
-from omnimuse.layers.stack import BlockStack, Memory, PlainRunner, run_blocks
+from omnimuse.layers.stack import BlockStack, Memory, PlainRunner
 from tests.toy_stack import ToyCond, toy_rows, toy_stack
 
 
@@ -13,7 +13,7 @@ class Backwards(PlainRunner):
     """Runs the blocks in reverse."""
 
     def __call__(self, blocks, hidden, cond, memories=None):
-        return run_blocks(list(reversed(blocks)), hidden, cond, memories)
+        return super().__call__(list(reversed(blocks)), hidden, cond, memories)
 
 
 def test_the_plain_runner_runs_the_blocks_in_order():

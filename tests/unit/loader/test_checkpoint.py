@@ -43,7 +43,9 @@ def test_configurations_are_read_whatever_their_file_is_called(plain: Path) -> N
 
 
 def test_an_optional_component_may_be_null_or_absent(plain: Path) -> None:
-    Checkpoint(plain).check({**REQUIRED, "net_2": ("ToyNet",), "extra": ("ToyNet",)}, optional={"net_2", "extra"})
+    Checkpoint(plain).check(
+        {**REQUIRED, "net_2": ("ToyNet",), "extra": ("ToyNet",)}, optional={"net_2", "extra"}
+    )
 
 
 def test_without_weights_the_weight_files_need_not_be_there(plain: Path) -> None:
@@ -120,7 +122,9 @@ def test_a_component_name_that_leaves_the_folder_is_refused(plain: Path) -> None
 
 
 def test_an_unknown_component_is_refused_with_the_known_ones(plain: Path) -> None:
-    with pytest.raises(ModelError, match="no component 'vae'; model_index.json names net, scheduler, tokenizer"):
+    with pytest.raises(
+        ModelError, match=r"no component 'vae'; model_index.json names net, scheduler, tokenizer"
+    ):
         Checkpoint(plain).config("vae")
 
 

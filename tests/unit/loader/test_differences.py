@@ -35,7 +35,10 @@ def test_nothing_different_is_no_error() -> None:
         (Differences((), (), (("a", (96, 96), (128, 128)), ("b", (96,), (128,)))), "wider model"),
         (Differences((), (), (("a", (96, 96), (64, 64)),)), "a size is 64 where config.json says 96"),
         (Differences(("l.4.a", "l.4.b", "l.5.a", "l.5.b"), ()), "lack blocks 4 to 5 of l"),
-        (Differences((), ("n.l.2.a", "n.l.2.b")), "have extra blocks 2 of n.l: they seem to belong to a deeper"),
+        (
+            Differences((), ("n.l.2.a", "n.l.2.b")),
+            "have extra blocks 2 of n.l: they seem to belong to a deeper",
+        ),
         (Differences(("a",), ("b",)), "Use the config.json that was saved with these weights"),
     ],
 )

@@ -31,7 +31,10 @@ def index(folder: Path, name: str, *files: object) -> None:
         (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
         (["model.fp16.safetensors", "config.json"], ["model.fp16.safetensors"]),
         (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
-        (["diffusion_pytorch_model.safetensors", "extra.safetensors"], ["diffusion_pytorch_model.safetensors"]),
+        (
+            ["diffusion_pytorch_model.safetensors", "extra.safetensors"],
+            ["diffusion_pytorch_model.safetensors"],
+        ),
         (["odd_name.safetensors"], ["odd_name.safetensors"]),
         (
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
@@ -46,7 +49,9 @@ def test_the_right_files_are_taken(tmp_path: Path, there: list[str], expected: l
 
 def test_an_index_names_the_shards_in_use(tmp_path: Path) -> None:
     touch(tmp_path, "a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors", "a.fp16.safetensors")
-    index(tmp_path, "a.safetensors.index.json", "a-00002-of-00002.safetensors", "a-00001-of-00002.safetensors")
+    index(
+        tmp_path, "a.safetensors.index.json", "a-00002-of-00002.safetensors", "a-00001-of-00002.safetensors"
+    )
     assert taken(tmp_path) == ["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"]
 
 
@@ -70,7 +75,9 @@ def test_a_missing_shard_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 def test_pickles_are_refused_because_they_can_run_code(tmp_path: Path) -> None:
     touch(tmp_path, "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pickles only \(pytorch_model.bin\).*run any code.*safe_serialization=True"):
+    with pytest.raises(
+        ModelError, match=r"pickles only \(pytorch_model.bin\).*run any code.*safe_serialization=True"
+    ):
         weight_files(tmp_path)
 
 
@@ -88,7 +95,7 @@ def test_an_ambiguous_choice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../outside.safetensors", "code.bin", 7])
 def test_an_index_cannot_name_files_elsewhere_or_of_another_kind(tmp_path: Path, name: object) -> None:
     index(tmp_path, "a.safetensors.index.json", name)
-    with pytest.raises(ModelError, match="only \\*.safetensors beside it are allowed"):
+    with pytest.raises(ModelError, match=r"only \*.safetensors beside it are allowed"):
         weight_files(tmp_path)
 
 

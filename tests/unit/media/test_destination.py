@@ -43,9 +43,7 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_refuses_files_is_refused_with_the_reason() -> None:
-    with pytest.raises(
-        RequestError, match=r"the folder /proc refuses new files \(.+\); choose another place"
-    ):
+    with pytest.raises(RequestError, match=r"the folder /proc refuses new files \(.+\); choose another place"):
         check_destination(Path("/proc/a.png"), SUFFIXES)
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: every number in the documents comes from one of these commands."""

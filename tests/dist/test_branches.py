@@ -1,0 +1,73 @@
+"""Guidance branches over two gloo ranks give what one rank gives, for every registered pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from omnimuse.core.config import Config, ModelConfig, ParallelConfig
+from omnimuse.core.output import Failed
+from omnimuse.engine.local import start
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, drain, outputs, run, submit
+
+pytestmark = pytest.mark.dist
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank is told: which family, where its checkpoint is, where results go."""
+
+    family: int
+    folder: Path
+    results: Path
+
+    def config(self, ranks: int) -> Config:
+        model = ModelConfig(str(self.folder), dtype="float32", device="cpu")
+        return Config(model, parallel=ParallelConfig(cfg=ranks))
+
+
+def on_rank(rank: int, job: Job) -> None:
+    """Rank 0 drives an engine, rank 1 follows it until it closes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{job.results}.meet", rank=rank, world_size=2)
+    try:
+        engine = start(job.config(2))
+    except SystemExit:
+        return
+    subject = Subject(FAMILIES[job.family], job.folder)
+    found = run(engine, *(subject.ask(i) for i in range(3)))
+    cancelled, bad, good = submit(engine, subject.ask(1), subject.ask(0, num_inference_steps=8), subject.ask(0))
+    engine.tick()
+    engine.cancel(cancelled)
+    while not any(state.plan for state in engine.runner.states.values()):
+        engine.tick()
+    [broken] = [state for state in engine.runner.states.values() if state.id.startswith(bad)]
+    broken.working["conditions"] = dict.fromkeys(broken.working["conditions"])  # on this rank only
+    events = drain(engine)
+    failed = sorted(event.request_id for event in events if isinstance(event, Failed))
+    assert failed == [bad], "a row that fails on one rank fails its request on all, and nothing else"
+    found.append(outputs(events, good))
+    engine.close()
+    save_file({str(i): tensor for i, tensor in enumerate(found)}, job.results)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: FAMILIES[index].arch)
+def test_guidance_over_two_ranks_is_one_rank(family: int, tmp_path: Path) -> None:
+    job = Job(family, FAMILIES[family].build(tmp_path / "tiny"), tmp_path / "results")
+    mp.spawn(on_rank, args=(job,), nprocs=2)  # type: ignore[no-untyped-call]
+    found = load_file(job.results)
+    engine = start(job.config(1))
+    subject = Subject(FAMILIES[family], job.folder)
+    expected = [run(engine, subject.ask(i))[0] for i in (0, 1, 2, 0)]
+    engine.close()
+    for index, tensor in enumerate(expected):
+        error = (found[str(index)] - tensor).norm() / tensor.norm()
+        assert error <= 1e-5, f"request {index}"

@@ -1,0 +1,102 @@
+"""One tiny checkpoint per registered pipeline, built once for the session, and engines over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
+from omnimuse.core.output import Done, Event, Failed
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.checkpoints.families import FAMILIES, Family, Wish
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A family and the folder of its tiny checkpoint."""
+
+    family: Family
+    folder: Path
+
+    def ask(self, index: int, **choices: object) -> Ask:
+        """Wish number `index` as an ask for latents; `choices` change its parameters (`previews`, the ask)."""
+        wish: Wish = self.family.wishes[index]
+        previews = int(str(choices.pop("previews", 0)))
+        params = replace(wish.params, **{"output_type": "latent", **choices})  # type: ignore[arg-type]
+        return Ask({"prompt": wish.prompt, "negative_prompt": wish.negative}, params, previews=previews)
+
+    def config(self, **parts: object) -> Config:
+        """A float32 configuration that refuses undeclared slots; `parts` replace whole topics."""
+        chosen = {"schedule": ScheduleConfig(strict_slots=True), **parts}
+        return Config(ModelConfig(str(self.folder), dtype="float32", device="cpu"), **chosen)  # type: ignore[arg-type]
+
+
+def drain(engine: Engine, ticks: int = 500) -> list[Event]:
+    """Tick until there is nothing to do."""
+    events: list[Event] = []
+    for _ in range(ticks):
+        if engine.idle:
+            return events
+        events += engine.tick()
+    raise AssertionError("the engine did not finish")
+
+
+def submit(engine: Engine, *asks: Ask) -> list[str]:
+    return [engine.submit(engine.make_request(ask)) for ask in asks]
+
+
+def outputs(events: list[Event], request_id: str) -> Tensor:
+    """The finished tensor [n, ...] of a request; its failure is raised."""
+    for event in events:
+        if isinstance(event, Failed) and event.request_id == request_id:
+            raise event.error
+        if isinstance(event, Done) and event.request_id == request_id:
+            return event.result.output
+    raise AssertionError(f"request {request_id} neither finished nor failed")
+
+
+def run(engine: Engine, *asks: Ask) -> list[Tensor]:
+    """All asks in flight together; one tensor [n, ...] each."""
+    ids = submit(engine, *asks)
+    events = drain(engine)
+    return [outputs(events, id_) for id_ in ids]
+
+
+def with_params(ask: Ask, **choices: object) -> Ask:
+    assert isinstance(ask.params, DiffusionParams)
+    return replace(ask, params=replace(ask.params, **choices))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.arch)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    family: Family = request.param
+    return Subject(family, family.build(tmp_path_factory.mktemp(family.arch) / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def shared(subject: Subject) -> Iterator[Engine]:
+    """One plain engine per family."""
+    engine = start(subject.config())
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine_with(subject: Subject) -> Iterator[Callable[..., Engine]]:
+    """Makes engines whose configuration differs in the topics given; all are closed."""
+    made: list[Engine] = []
+
+    def make(**parts: object) -> Engine:
+        made.append(start(subject.config(**parts)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()

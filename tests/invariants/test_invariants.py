@@ -1,0 +1,216 @@
+"""The promises of the house, checked for every registered pipeline with tiny random weights.
+
+Numbers in names follow no order; what each test promises is its name. "Close" is 1e-5 relative in float32: batching
+changes the order of additions. Where nothing is shared, results are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.core.config import AttentionConfig, CacheConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.output import Failed, Preview, Progress
+from omnimuse.engine.engine import Engine
+from omnimuse.layers.network import Network
+from omnimuse.models import TABLE
+from omnimuse.pipeline.stage import Loop
+from omnimuse.pipeline.state import SlotError
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+
+Make = Callable[..., Engine]
+EXACT = ScheduleConfig(exact=True, strict_slots=True)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return bool((a - b).norm() <= tolerance * b.norm())
+
+
+def networks(engine: Engine) -> list[Network]:
+    return [part for part in engine.runner.pipeline.ctx.components.values() if isinstance(part, Network)]
+
+
+def test_every_registered_architecture_has_a_tiny_checkpoint_here() -> None:
+    assert {family.arch for family in FAMILIES} == set(TABLE)
+
+
+def test_step_by_step_is_run_to_completion(subject: Subject, shared: Engine) -> None:
+    request = shared.make_request(subject.ask(0))
+    [expected] = run(shared, subject.ask(0))
+    pipeline = shared.runner.pipeline
+    states = pipeline.states(request, strict=True)
+    pipeline.prepare_encode(states)
+    for _ in range(len(states[0].plan)):
+        pipeline.step_scheduler(states, pipeline.denoise_step(states))
+    assert torch.equal(pipeline.post_decode(states)[0], expected[0])
+    assert torch.equal(pipeline.forward(request)[0], expected[0])
+
+
+def test_in_company_is_close_to_alone(subject: Subject, shared: Engine) -> None:
+    asks = [subject.ask(i) for i in range(3)]
+    alone = [run(shared, ask)[0] for ask in asks]
+    for expected, found in zip(alone, run(shared, *asks), strict=True):
+        assert close(found, expected)
+
+
+def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, engine_with: Make) -> None:
+    engine = engine_with(schedule=EXACT)
+    asks = [subject.ask(i) for i in range(3)]
+    alone = [run(engine, ask)[0] for ask in asks]
+    for expected, found in zip(alone, run(engine, *asks), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_small_tick_budget_changes_nothing_but_the_grouping(
+    subject: Subject, engine_with: Make, shared: Engine
+) -> None:
+    asks = [subject.ask(i) for i in range(3)]
+    narrow = engine_with(schedule=ScheduleConfig(tick_tokens=1, max_running=2, strict_slots=True))
+    for expected, found in zip(run(shared, *asks), run(narrow, *asks), strict=True):
+        assert close(found, expected)
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 4, 6])
+def test_cancelling_frees_the_state_and_leaves_the_others_as_they_were(
+    subject: Subject, engine_with: Make, ticks: int
+) -> None:
+    engine = engine_with(schedule=EXACT)
+    [expected] = run(engine, subject.ask(1))
+    stopped, other = submit(engine, subject.ask(0, num_inference_steps=9), subject.ask(1))
+    events = [event for _ in range(ticks) for event in engine.tick()]
+    engine.cancel(stopped)
+    events += engine.tick()
+    assert any(isinstance(event, Failed) and event.request_id == stopped for event in events)
+    assert stopped not in engine.runner.jobs
+    assert not any(state.startswith(stopped) for state in engine.runner.states)
+    assert torch.equal(outputs(events + drain(engine), other), expected)
+
+
+def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, shared: Engine) -> None:
+    [expected] = run(shared, subject.ask(0))
+    [id_] = submit(shared, subject.ask(0))
+    for _ in range(5):
+        shared.tick()
+    shared.pause(id_)
+    for _ in range(2):
+        shared.tick()
+    shared.resume(id_)
+    assert torch.equal(outputs(drain(shared), id_), expected)
+
+
+def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
+    subject: Subject, shared: Engine
+) -> None:
+    [id_] = submit(shared, subject.ask(0, previews=1))
+    events = [event for event in drain(shared) if event.request_id == id_]
+    loops = [stage.name for stage in shared.runner.pipeline.stages if isinstance(stage, Loop)]
+    for loop in loops:
+        steps = [(e.step, e.steps) for e in events if isinstance(e, Progress) and e.stage == loop]
+        assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert [preview.step for preview in previews] == list(range(1, len(previews) + 1))
+    assert previews
+    for preview in previews:
+        assert preview.image.dtype == "uint8"
+        assert preview.image.ndim == 3
+        assert preview.image.shape[2] == 3
+        assert preview.image.std() > 0
+
+
+def test_previews_do_not_change_the_result(subject: Subject, shared: Engine) -> None:
+    [expected], [found] = run(shared, subject.ask(0)), run(shared, subject.ask(0, previews=1))
+    assert torch.equal(found, expected)
+
+
+def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: Engine) -> None:
+    [state] = shared.runner.pipeline.states(shared.make_request(subject.ask(0)), strict=True)
+    for stage in shared.runner.pipeline.stages:
+        with state.opened_for(stage):
+            with pytest.raises(SlotError, match="cannot read slot 'nowhere'"):
+                state["nowhere"]
+            with pytest.raises(SlotError, match="cannot write slot"):
+                state[stage.reads[0] if stage.reads else "nowhere"] = 1
+
+
+def test_layerwise_offload_is_resident_bit_for_bit(
+    subject: Subject, shared: Engine, engine_with: Make, tmp_path: Path
+) -> None:
+    asks = [subject.ask(i) for i in range(3)]
+    engine = engine_with(offload=OffloadConfig("layers", tmp_path))
+    stacks = [stack for part in networks(engine) for stack in part.stacks().values()]
+    assert stacks
+    assert all(weight.is_meta for stack in stacks for weight in stack.parameters()), "weights wait outside"
+    for expected, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
+        assert torch.equal(found, expected)
+    engine.close()
+    assert not list(tmp_path.iterdir()), "the spilled weights are removed when the engine closes"
+
+
+def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit(subject: Subject, shared: Engine, engine_with: Make) -> None:
+    asks = [subject.ask(i) for i in range(3)]
+    engine = engine_with(cache=CacheConfig("teacache", 0.0))
+    for expected, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_step_cache_that_skips_gives_each_request_what_it_gets_alone(
+    subject: Subject, shared: Engine, engine_with: Make
+) -> None:
+    engine = engine_with(cache=CacheConfig("teacache", 1e6))
+    asks = [subject.ask(i, num_inference_steps=steps) for i, steps in enumerate((6, 4, 5))]
+    alone = [run(engine, ask)[0] for ask in asks]
+    for plain, expected, found in zip(run(shared, *asks), alone, run(engine, *asks), strict=True):
+        assert close(found, expected)
+        assert not close(found, plain), "a huge threshold must skip steps"
+
+
+def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: Make, tmp_path: Path) -> None:
+    cached = engine_with(cache=CacheConfig("teacache", 0.3))
+    both = engine_with(cache=CacheConfig("teacache", 0.3), offload=OffloadConfig("layers", tmp_path))
+    asks = [subject.ask(i) for i in range(2)]
+    for expected, found in zip(run(cached, *asks), run(both, *asks), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shared: Engine, engine_with: Make) -> None:
+    asks = [subject.ask(i) for i in range(3)]
+    expected = run(shared, *asks)
+    for choice in (AttentionConfig("reference"), AttentionConfig("sdpa", {"self": "reference"})):
+        for plain, found in zip(expected, run(engine_with(attention=choice), *asks), strict=True):
+            assert close(found, plain)
+
+
+def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, engine_with: Make) -> None:
+    engine = engine_with(schedule=EXACT)
+    ask = subject.ask(0)
+    [many] = run(engine, with_params(ask, num_outputs_per_prompt=3))
+    seed = ask.params.seed
+    assert seed is not None
+    singles = run(engine, *(with_params(ask, seed=seed + i) for i in range(3)))
+    for one, single in zip(many, singles, strict=True):
+        assert torch.equal(one, single[0])
+
+
+def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) -> None:
+    [expected] = run(shared, subject.ask(1))
+    bad, good = submit(shared, subject.ask(0, num_inference_steps=8), subject.ask(1))
+    while not any(state.plan and state.id.startswith(bad) for state in shared.runner.states.values()):
+        shared.tick()
+    [broken] = [state for state in shared.runner.states.values() if state.id.startswith(bad)]
+    broken.working["conditions"] = {branch: None for branch in broken.working["conditions"]}
+    events = drain(shared)
+    assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
+    assert close(outputs(events, good), expected)
+    assert not shared.runner.states
+
+
+def test_pictures_are_in_range_and_seeds_make_them_differ(subject: Subject, shared: Engine) -> None:
+    first, second = run(shared, subject.ask(0, output_type="pt"), subject.ask(0, output_type="pt", seed=99))
+    assert first.dtype == torch.float32
+    assert 0 <= float(first.min()) <= float(first.max()) <= 1
+    assert not torch.equal(first, second)

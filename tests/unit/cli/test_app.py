@@ -1,0 +1,108 @@
+"""The command line as a whole: help, exit codes, one clean message for every error, and a quick start."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnimuse.cli import main
+from omnimuse.cli.app import COMMANDS, exit_code, report
+from omnimuse.core.errors import CapacityError, ConfigError, ModelError, RequestCancelled, RequestError
+
+ROOT = Path(__file__).resolve().parents[3]
+TRIES = 12
+
+
+def test_help_names_every_command_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == main(["help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name}" in text for name in COMMANDS)
+    assert 'omnimuse generate "a red circle on a blue background"' in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "--debug" in text
+
+
+def test_a_wrong_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generat", "a"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    start = "omnimuse: unknown command 'generat'. Did you mean generate? The commands are generate, models"
+    assert said.err.startswith(start)
+    assert said.err.count("\n") == 1
+
+
+def test_a_wrong_option_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--step", "3"]) == 2
+    assert (
+        "unknown option --step. Did you mean --steps? `omnimuse generate --help` tells the options"
+        in capsys.readouterr().err
+    )
+
+
+def test_an_error_becomes_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--size", "big", "--json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["param"] == "size"
+    assert said.err.startswith("omnimuse: --size big is not")
+
+
+def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--size", "big", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_exit_code_tells_wrong_input_from_failure() -> None:
+    assert [exit_code(e) for e in (RequestError("x"), ConfigError("x"))] == [2, 2]
+    failures = (ModelError("x"), CapacityError("x"), RequestCancelled("x"), OSError("x"), TypeError("x"))
+    assert [exit_code(e) for e in failures] == [1] * 5
+
+
+def test_a_fault_of_ours_is_called_one(capsys: pytest.CaptureFixture[str]) -> None:
+    report(TypeError("x + y"), as_json=False)
+    assert "unexpected TypeError: x + y\nThis is a fault in omnimuse; --debug shows where" in capsys.readouterr().err
+
+
+def test_the_command_runs_as_a_module_and_knows_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "omnimuse.cli", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("omnimuse 0.")
+
+
+def seconds(*words: str) -> float:
+    """The processor time that the interpreter takes for `words`; unlike the wall clock, it leaves others' work out."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def best_cost(*words: str, enough: float) -> float:
+    """The smallest cost of `words` over a bare interpreter started beside it; a busy machine gets several tries."""
+    best = float("inf")
+    for _ in range(TRIES):
+        best = min(best, seconds(*words) - seconds("-c", "pass"))
+        if best < enough:
+            break
+    return best
+
+
+def test_importing_the_package_takes_less_than_150_milliseconds() -> None:
+    assert best_cost("-c", "import omnimuse", enough=0.150) < 0.150
+
+
+def test_help_appears_in_less_than_300_milliseconds() -> None:
+    assert best_cost("-m", "omnimuse.cli", "--help", enough=0.270) < 0.270

@@ -1,0 +1,82 @@
+"""Progress is counted right, shown as lines where there is no terminal and as a moving bar where there is one."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from omnimuse.cli.progress import Lines, Live, Silent, Tracker, display, duration
+from omnimuse.core.errors import CapacityError
+from omnimuse.core.output import Failed, Progress
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_part_done_and_the_time_left_follow_the_steps() -> None:
+    clock = Clock()
+    tracker = Tracker(1, clock)
+    assert tracker.seconds_left is None
+    tracker.see(Progress("r", 0, "encode", 1, 1))
+    assert (tracker.fraction, tracker.line()) == (0.0, "encode")
+    clock.now = 2.0
+    tracker.see(Progress("r", 0, "denoise", 1, 4))
+    assert tracker.fraction == 0.25
+    assert tracker.line() == "denoise 1/4, 6.0 s left"
+
+
+def test_several_outputs_and_requests_share_one_measure() -> None:
+    tracker = Tracker(2, Clock())
+    tracker.see(Progress("r", 0, "denoise", 4, 4))
+    tracker.see(Progress("r", 1, "denoise", 2, 4))
+    assert tracker.fraction == pytest.approx(0.375)
+    tracker.see(Failed("r", CapacityError("full")))
+    assert tracker.fraction == 0.5
+    assert "1 of 2 prompts done" in tracker.line()
+
+
+def test_a_log_gets_a_line_per_stage_and_per_quarter() -> None:
+    stream = io.StringIO()
+    lines = Lines(Tracker(1, Clock()), stream)
+    with lines as shown:
+        shown.say("loading x")
+        shown(Progress("r", 0, "encode", 1, 1))
+        for step in range(1, 101):
+            shown(Progress("r", 0, "denoise", step, 100))
+    text = stream.getvalue().splitlines()
+    assert text[:2] == ["loading x", "encode"]
+    assert [line.split(",")[0] for line in text[2:]] == [f"denoise {n}/100" for n in (1, 25, 50, 75, 100)]
+
+
+def test_a_terminal_gets_a_bar_that_goes_at_the_end() -> None:
+    stream = Terminal()
+    with display(1, stream) as shown:
+        assert isinstance(shown, Live)
+        shown.say("loading [x]")
+        shown(Progress("r", 0, "denoise", 2, 4))
+    assert "denoise 2/4" in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[2K")
+
+
+def test_the_display_fits_the_stream() -> None:
+    assert isinstance(display(1, io.StringIO()), Lines)
+    assert type(display(1, Terminal(), quiet=True)) is Silent
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (185, "3 min 5 s")])
+def test_a_duration_is_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,147 @@
+"""`models`, `explain` and `doctor` say what is, for people and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from omnimuse.cli import doctor, explain, models
+from omnimuse.cli.doctor import Finding
+from omnimuse.cli.table import columns
+from omnimuse.core.config import Choice, Config
+
+
+def options(**values: object) -> argparse.Namespace:
+    """Options as argparse would give them."""
+    return argparse.Namespace(**values)
+
+
+def test_columns_line_up_and_do_not_end_in_spaces() -> None:
+    assert columns([("a", "b"), ("long", "")]) == "  a     b\n  long"
+    assert columns([]) == ""
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def test_every_supported_family_is_listed_with_its_published_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert models.run(options(json=True)) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert all(row["family"] and row["pipeline"] and row["tasks"] for row in listing["supported"])
+    assert any("omnimuse/shapes" in row["models"] for row in listing["supported"])
+
+
+def test_models_on_this_machine_are_listed_with_their_folder() -> None:
+    families = [{"family": "f", "pipeline": "P", "tasks": ["t"], "summary": "s", "models": ["o/n"]}]
+    text = models.text(families, [{"id": "a/b", "source": "bundled", "path": "/x"}])
+    assert "f: s (t)\n    o/n\n" in text
+    assert "  a/b  bundled  /x" in text
+    assert "try: omnimuse explain a/b" in text
+
+
+def test_no_model_on_this_machine_is_said_with_what_to_do() -> None:
+    assert "on this machine: none; give `omnimuse generate -m` a hub id" in models.text([], [])
+
+
+# -- explain -------------------------------------------------------------------------------------------------------
+
+CHOICES = [
+    Choice("place", "dtype", "bfloat16", "native"),
+    Choice("place", "device", "cpu", "no other"),
+    Choice("attention", "self", "sdpa", "default"),
+]
+
+
+def test_explain_prints_each_choice_with_its_reason_by_topic(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[Config] = []
+
+    def ask(config: Config) -> list[Choice]:
+        asked.append(config)
+        return CHOICES
+
+    assert explain.run(options(model="a/b", dtype="float32", device="cpu", json=False), ask) == 0
+    assert (asked[0].model.model, asked[0].model.dtype) == ("a/b", "float32")
+    assert capsys.readouterr().out == (
+        "place\n  dtype   bfloat16  native\n  device  cpu       no other\n\nattention\n  self  sdpa  default\n"
+    )
+
+
+def test_explain_as_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    explain.run(options(model="a/b", dtype="auto", device="auto", json=True), lambda config: CHOICES)
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "topic": "place",
+        "name": "dtype",
+        "value": "bfloat16",
+        "reason": "native",
+    }
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warning", 0), ("problem", 1)])
+def test_only_a_problem_makes_the_doctor_exit_with_1(level: doctor.Level, code: int) -> None:
+    def examine() -> Iterator[Finding]:
+        yield Finding("x", "ok", "fine")
+        yield Finding("y", level, "so so", "" if level == "ok" else "do this")
+
+    assert doctor.run(options(json=False), examine) == code
+
+
+def test_the_doctor_says_what_to_do_below_what_is_wrong() -> None:
+    text = doctor.text([Finding("a", "ok", "fine"), Finding("disk", "problem", "full", "make room")])
+    assert text.splitlines() == [
+        "ok       a     fine",
+        "problem  disk  full",
+        "               -> make room",
+        "problems: 1, warnings: 0",
+    ]
+    assert doctor.text([Finding("a", "ok", "fine")]).endswith("all is well")
+
+
+def test_a_torchvision_that_does_not_import_beside_this_torch_is_a_problem() -> None:
+    finding = doctor.unwanted("torchvision", "0.29", "2.13.0+cpu", lambda name: "RuntimeError: operator nms")
+    assert finding.level == "problem"
+    assert "does not import beside torch 2.13.0+cpu (RuntimeError: operator nms)" in finding.detail
+    assert finding.advice.startswith("python -m pip uninstall torchvision")
+
+
+def test_an_absent_or_working_torchvision_is_fine() -> None:
+    assert doctor.unwanted("torchvision", None, "2.13.0", lambda name: "never asked").level == "ok"
+    assert doctor.unwanted("torchvision", "0.29", "2.13.0", lambda name: None).level == "ok"
+
+
+def test_an_import_is_tried_in_a_process_of_its_own() -> None:
+    assert doctor.import_error("json") is None
+    assert "No module named 'no_such_module'" in (doctor.import_error("no_such_module") or "")
+
+
+def test_a_missing_package_is_a_problem_with_its_command() -> None:
+    assert doctor.needed("diffusers", None) == Finding(
+        "diffusers", "problem", "not installed", "python -m pip install diffusers"
+    )
+
+
+def test_a_device_that_torch_does_not_see_is_a_warning() -> None:
+    assert doctor.accelerator("cpu", "a CPU build", has_nvidia=True).level == "warning"
+    assert doctor.accelerator("cpu", "a CPU build", has_nvidia=False).level == "ok"
+
+
+def test_one_thread_for_many_cores_is_a_warning() -> None:
+    assert doctor.threads(1, 8).level == "warning"
+    assert doctor.threads(1, 1).level == doctor.threads(4, 8).level == "ok"
+
+
+@pytest.mark.parametrize(("free", "level"), [(5e8, "problem"), (5e9, "warning"), (5e10, "ok")])
+def test_little_disk_is_a_warning_and_hardly_any_a_problem(free: float, level: str) -> None:
+    assert doctor.disk(Path("/x"), free).level == level
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+    assert doctor.writable("cache", Path("/proc/none"), "elsewhere").level == "problem"
+    assert doctor.writable("cache", tmp_path / "not" / "yet", "elsewhere").level == "ok"
+    assert not (tmp_path / "not").exists()

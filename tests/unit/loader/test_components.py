@@ -1,0 +1,206 @@
+"""Library components: equal to the library's own loading, quiet, and refused in plain words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.components import load_library_component, quiet
+
+
+@pytest.fixture
+def folder(z_image_folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return shutil.copytree(z_image_folder, tmp_path / "copy")
+
+
+def load(folder: Path, name: str, how: str = "weights", dtype: torch.dtype = torch.bfloat16):  # type: ignore[no-untyped-def]
+    return load_library_component(Checkpoint(folder), name, dtype, "cpu", how)  # type: ignore[arg-type]
+
+
+def refusal(folder: Path, name: str) -> str:
+    with pytest.raises(ModelError) as caught:
+        load(folder, name)
+    return str(caught.value)
+
+
+def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return module.state_dict() | dict(module.named_buffers())
+
+
+def same(left: nn.Module, right: nn.Module) -> None:
+    assert tensors(left).keys() == tensors(right).keys()
+    for name, tensor in tensors(left).items():
+        other = tensors(right)[name]
+        assert tensor.dtype == other.dtype, name
+        assert torch.equal(tensor, other), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_autoencoder_equals_what_the_library_loads(z_image_folder: Path, dtype: torch.dtype) -> None:
+    from diffusers import AutoencoderKL
+
+    ours = load(z_image_folder, "vae", dtype=dtype)
+    same(ours, AutoencoderKL.from_pretrained(z_image_folder / "vae", torch_dtype=dtype))
+    assert ours.config.scaling_factor == 0.3611
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_text_encoder_equals_what_the_library_loads_rotary_buffers_included(
+    z_image_folder: Path, dtype: torch.dtype
+) -> None:
+    from transformers import Qwen3Model
+
+    ours = load(z_image_folder, "text_encoder", dtype=dtype)
+    same(ours, Qwen3Model.from_pretrained(z_image_folder / "text_encoder", dtype=dtype))
+    assert ours.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+@pytest.mark.parametrize("how", ["weights", "dummy"])
+def test_networks_come_in_eval_mode_without_gradients(z_image_folder: Path, name: str, how: str) -> None:
+    module = load(z_image_folder, name, how)
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+
+
+def test_a_tokenizer_comes_with_its_chat_template(z_image_folder: Path) -> None:
+    tokenizer = load(z_image_folder, "tokenizer")
+    assert tokenizer.chat_template
+    assert tokenizer("a red circle").input_ids
+
+
+def test_dummy_components_need_configurations_only(folder: Path) -> None:
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    vae, encoder = load(folder, "vae", "dummy"), load(folder, "text_encoder", "dummy")
+    with torch.no_grad():
+        picture = vae.decode(torch.zeros(1, 16, 2, 2, dtype=torch.bfloat16)).sample
+        states = encoder(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state
+    assert picture.shape == (1, 3, 16, 16)
+    assert picture.isfinite().all()
+    assert states.isfinite().all()
+
+
+def test_attention_names_of_old_autoencoders_are_understood(folder: Path) -> None:
+    path = folder / "vae/diffusion_pytorch_model.safetensors"
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    content = {}
+    for name, tensor in load_file(path).items():
+        for new, old in older.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+        content[name] = tensor
+    expected = load(folder, "vae")
+    save_file(content, path)
+    assert any(".query." in name for name in content)
+    same(load(folder, "vae"), expected)
+
+
+def test_a_head_that_an_encoder_does_not_need_is_tolerated(folder: Path) -> None:
+    path = folder / "text_encoder/model.safetensors"
+    save_file(load_file(path) | {"lm_head.weight": torch.zeros(4, 64)}, path, {"format": "pt"})
+    load(folder, "text_encoder")
+
+
+def test_missing_and_unexpected_weights_of_a_text_encoder_are_named(folder: Path) -> None:
+    path = folder / "text_encoder/model.safetensors"
+    content = load_file(path)
+    content["stray.weight"] = content.pop("norm.weight")
+    save_file(content, path, {"format": "pt"})
+    message = refusal(folder, "text_encoder")
+    assert "1 missing: norm.weight" in message
+    assert "1 unexpected: stray.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [("text_encoder", "intermediate_size", 256), ("vae", "latent_channels", 4)]
+)
+def test_mis_shaped_library_weights_are_refused_with_both_shapes(
+    folder: Path, name: str, key: str, value: int
+) -> None:
+    path = folder / name / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    message = refusal(folder, name)
+    assert "of another shape" in message
+    assert "config.json asks for [" in message
+    assert "belong to a" in message
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_a_truncated_library_file_is_refused_with_its_name(folder: Path, name: str) -> None:
+    path = next((folder / name).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert f"{path} is damaged or cut short" in refusal(folder, name)
+
+
+def test_pickled_text_encoders_are_refused(folder: Path) -> None:
+    (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/pytorch_model.bin")
+    assert "can run any code" in refusal(folder, "text_encoder")
+
+
+def test_a_damaged_tokenizer_is_refused_with_its_file(folder: Path) -> None:
+    path = folder / "tokenizer/tokenizer.json"
+    path.write_text(path.read_text()[:-100])
+    assert f"{path} is not valid JSON" in refusal(folder, "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("library", "kind", "said"),
+    [
+        ("evil", "Thing", "code from elsewhere is never run"),
+        ("diffusers", "AutoencoderOfTomorrow", "does not have; install a version of diffusers that does"),
+        ("diffusers", "utils.logging", "does not have"),
+        ("transformers", "logging", "cannot be loaded from a folder"),
+    ],
+)
+def test_only_classes_of_the_two_libraries_are_built(
+    folder: Path, library: str, kind: str, said: str
+) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vae": [library, kind]}))
+    assert said in refusal(folder, "vae")
+
+
+@pytest.mark.parametrize("how", ["weights", "dummy"])
+@pytest.mark.parametrize("name", ["vae", "text_encoder", "tokenizer"])
+def test_loading_prints_nothing(
+    z_image_folder: Path, capfd: pytest.CaptureFixture[str], name: str, how: str
+) -> None:
+    load(z_image_folder, name, how)
+    assert capfd.readouterr() == ("", "")
+
+
+def warn_and_fail() -> None:
+    warnings.warn("nobody sees this", stacklevel=1)
+    raise RuntimeError(transformers_verbosity()[0])
+
+
+def transformers_verbosity() -> tuple[int, bool]:
+    from transformers.utils import logging as transformers_logging
+
+    return transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+
+
+def test_what_was_silenced_is_restored_even_after_an_error() -> None:
+    before = transformers_verbosity()
+    with pytest.raises(RuntimeError, match=str(logging.ERROR)), quiet("transformers"):
+        warn_and_fail()
+    assert before == transformers_verbosity()
+
+
+def test_loading_does_not_import_torchvision(z_image_folder: Path) -> None:
+    for name in ("vae", "text_encoder", "tokenizer"):
+        load(z_image_folder, name)
+    assert "torchvision" not in sys.modules

@@ -1,0 +1,260 @@
+"""Finding models: bundled, on disk, in the hub's cache, on a hub (a small one of our own, over HTTP)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.hub import Hub, wanted_files
+from omnimuse.loader.resolve import Folder, Places, list_local, resolve
+
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
+@pytest.fixture
+def places(tmp_path: Path, plain: Path) -> Places:
+    """A bundled model `shapes` and a cached one `someone/Toy-Image`; the network is off."""
+    shutil.copytree(plain, tmp_path / "bundled/shapes")
+    cache(tmp_path / "cache", "someone/Toy-Image", plain)
+    (tmp_path / "cache/models--someone--words").mkdir()
+    return Places(tmp_path / "bundled", Hub(tmp_path / "cache", offline=True))
+
+
+def cache(folder: Path, repo: str, content: Path) -> Path:
+    model = folder / ("models--" + repo.replace("/", "--"))
+    (model / "refs").mkdir(parents=True)
+    (model / "refs/main").write_text(COMMIT)
+    shutil.copytree(content, model / "snapshots" / COMMIT)
+    return model / "snapshots" / COMMIT
+
+
+def refusal(model: str, places: Places, known: tuple[str, ...] = ()) -> str:
+    with pytest.raises(ModelError) as caught:
+        resolve(model, known, places)
+    return str(caught.value)
+
+
+def test_a_bundled_model_is_found_by_its_id(places: Places) -> None:
+    assert resolve("omnimuse/shapes", (), places) == Folder(
+        "omnimuse/shapes", places.bundled / "shapes", "bundled"
+    )
+
+
+def test_a_local_folder_is_found_by_its_path(places: Places, plain: Path) -> None:
+    assert resolve(f"{plain}/", (), places) == Folder(str(plain), plain, "local")
+
+
+def test_a_cached_model_is_found_without_network_with_or_without_revision(places: Places) -> None:
+    found = resolve("someone/Toy-Image", (), places)
+    assert (found.source, found.path.name) == ("hub", COMMIT)
+    assert resolve(f"someone/Toy-Image@{COMMIT}", (), places).path == found.path
+    assert resolve("someone/Toy-Image@main", (), places).id == "someone/Toy-Image@main"
+
+
+def test_models_on_this_machine_are_listed_pipelines_only(places: Places) -> None:
+    assert [(folder.id, folder.source) for folder in list_local(places)] == [
+        ("omnimuse/shapes", "bundled"),
+        ("someone/Toy-Image", "hub"),
+    ]
+
+
+def test_an_empty_machine_lists_nothing(tmp_path: Path) -> None:
+    assert list_local(Places(tmp_path / "none", Hub(tmp_path / "none"))) == []
+
+
+@pytest.mark.parametrize("name", ["shapes", "omnimuse/shape", "Shapes"])
+def test_an_unknown_name_is_refused_with_the_closest_ones(places: Places, name: str) -> None:
+    message = refusal(name, places)
+    assert "Did you mean omnimuse/shapes?" in message
+    assert (
+        "Use a bundled model (omnimuse/shapes), the path of a folder with model_index.json, or a hub id"
+        in message
+    )
+
+
+def test_known_and_cached_ids_are_suggested(places: Places) -> None:
+    assert "Did you mean owner/Known-Image" in refusal("owner/Known-Imag", places, ("owner/Known-Image",))
+    assert "Did you mean someone/Toy-Image" in refusal("toy-image", places)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b/c", "a/b@c d", "a/..", "../x", "/nowhere/at/all", "~/nothing-here-7"]
+)
+def test_what_cannot_be_a_model_is_refused_with_what_is_allowed(places: Places, name: str) -> None:
+    assert "Use a bundled model" in refusal(name, places)
+
+
+def test_offline_a_model_that_is_not_cached_says_what_to_do(places: Places) -> None:
+    message = refusal("other/model", places)
+    assert "not in the cache and the hub is switched off (HF_HUB_OFFLINE)" in message
+    assert "hf download other/model" in message
+
+
+def test_offline_a_model_that_is_partly_cached_names_what_is_missing(places: Places) -> None:
+    snapshot = places.hub.cached("someone/Toy-Image", None)
+    assert snapshot is not None
+    (snapshot / "net/diffusion_pytorch_model.safetensors").unlink()
+    message = refusal("someone/Toy-Image", places)
+    assert "only partly in the cache" in message
+    assert "net has no *.safetensors weights" in message
+
+
+def test_resolving_imports_no_torch() -> None:
+    code = (
+        "import sys, omnimuse.loader.resolve as r, omnimuse.loader.checkpoint; r.list_local();"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- what is downloaded --------------------------------------------------------------------------------------------
+
+
+def test_single_file_copies_and_variants_of_plain_weights_are_not_downloaded() -> None:
+    files = [
+        "model_index.json",
+        "flat.safetensors",
+        "picture.png",
+        "tokenizer/merges.txt",
+        "tokenizer/chat_template.jinja",
+        "net/config.json",
+        "net/model.safetensors",
+        "net/model.fp16.safetensors",
+        "net/pytorch_model.bin",
+        "half/model.fp16.safetensors",
+        "half/model.safetensors.index.fp16.json",
+    ]
+    assert set(files) - set(wanted_files("a/b", files)) == {
+        "flat.safetensors",
+        "picture.png",
+        "net/model.fp16.safetensors",
+        "net/pytorch_model.bin",
+    }
+
+
+def test_a_repository_that_is_no_pipeline_is_refused_before_download() -> None:
+    with pytest.raises(ModelError, match=r"has no model_index.json.*holds flat.safetensors.*-Diffusers"):
+        wanted_files("a/b", ["flat.safetensors"])
+
+
+def test_a_repository_with_pickles_only_is_refused_before_download() -> None:
+    with pytest.raises(ModelError, match=r"only pickles \(net/model.bin\), which can run any code"):
+        wanted_files("a/b", ["model_index.json", "net/model.bin"])
+
+
+# -- over HTTP -----------------------------------------------------------------------------------------------------
+
+ERRORS = {
+    "a/gated": (403, "GatedRepo"),
+    "a/none": (404, "RepoNotFound"),
+    "a/toy@nope": (404, "RevisionNotFound"),
+    "a/broken": (501, ""),
+}
+
+CLIENT = """
+import json, sys
+from pathlib import Path
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.hub import Hub
+from omnimuse.loader.resolve import Places, resolve
+
+endpoint, cache, *models = sys.argv[1:]
+for model in models:
+    here = "http://127.0.0.1:9" if model == "a/unreachable" else endpoint
+    try:
+        print(json.dumps(str(resolve(model, (), Places(Path(cache) / "none", Hub(Path(cache), here))).path)))
+    except ModelError as problem:
+        print(json.dumps(str(problem)))
+"""
+
+
+@pytest.fixture
+def hub(plain: Path) -> Iterator[str]:
+    """The address of a hub with one model, `a/toy`, and the failures in ERRORS."""
+    (plain / "net/pytorch_model.bin").write_bytes(b"pickle")
+    handler = type("Handler", (_Hub,), {"content": plain})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's API as a download uses."""
+
+    content: Path
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0].removeprefix("/api/models/").strip("/")
+        for model, (status, code) in ERRORS.items():
+            repo, _, revision = model.partition("@")
+            if path.startswith(repo) and revision in path:
+                return self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
+        if "/resolve/" in path:
+            data = (self.content / path.split("/resolve/")[1].split("/", 1)[1]).read_bytes()
+            return self._answer(200, data, {"ETag": f'"{abs(hash(data)):x}"', "X-Repo-Commit": COMMIT})
+        sizes = {
+            str(p.relative_to(self.content)): p.stat().st_size for p in self.content.rglob("*") if p.is_file()
+        }
+        if "/tree/" in path:
+            entries = [
+                {"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()
+            ]
+            return self._answer(200, json.dumps(entries).encode(), {})
+        about = {"id": "a/toy", "sha": COMMIT, "siblings": [{"rfilename": name} for name in sizes]}
+        return self._answer(200, json.dumps(about).encode(), {})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "Content-Type": "application/json",
+            **headers,
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: tests are quiet."""
+
+
+def test_a_hub_model_is_downloaded_and_every_failure_says_what_to_do(hub: str, tmp_path: Path) -> None:
+    models = ["a/toy", *ERRORS, "a/unreachable"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CLIENT, hub, str(tmp_path / "hub"), *models],
+        env=clean
+        | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    path, gated, absent, revision, broken, unreachable = map(json.loads, done.stdout.splitlines())
+    assert (Path(path) / "net/diffusion_pytorch_model.safetensors").is_file()
+    assert not (Path(path) / "net/pytorch_model.bin").exists()
+    assert "a/gated is gated" in gated
+    assert "hf auth login" in gated
+    assert "a/none does not exist on the hub, or it is private" in absent
+    assert "a/toy has no revision 'nope'" in revision
+    assert "the hub answered with an error for a/broken" in broken
+    assert "a/unreachable is not on this machine and the hub cannot be reached" in unreachable

@@ -1,0 +1,36 @@
+"""The memo remembers by content, within its bounds."""
+
+from __future__ import annotations
+
+import torch
+
+from omnimuse.worker.memo import Memo
+
+
+def test_what_was_put_is_found_until_it_is_the_oldest_and_there_is_no_room() -> None:
+    memo = Memo(limit=3000)
+    for name in "abc":
+        memo.put(name, (torch.zeros(256),))  # 1024 bytes and the entry's own
+    assert memo.get("a") is None
+    assert memo.get("b") is not None
+    memo.put("d", (torch.zeros(256),))
+    assert memo.get("c") is None, "b was used more recently"
+    assert memo.get("b") is not None
+    assert memo.bytes <= memo.limit
+
+
+def test_what_is_larger_than_the_memo_is_not_remembered() -> None:
+    memo = Memo(limit=1000)
+    memo.put("big", (torch.zeros(10_000),))
+    assert memo.get("big") is None
+    assert memo.bytes == 0
+
+
+def test_hits_are_counted_and_clearing_forgets() -> None:
+    memo = Memo(limit=1000)
+    memo.put("a", (None, torch.ones(1)))
+    memo.get("a")
+    memo.get("b")
+    assert memo.hits == 1
+    memo.clear()
+    assert memo.get("a") is None
