@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 SOURCES := omnimuse tools tests
 
 # Plain python3 if it is new enough, else a newer one by name. `make PYTHON=/path/to/python demo` overrides it.

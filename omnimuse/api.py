@@ -6,7 +6,6 @@ engine is made, not before.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -71,6 +70,12 @@ class Omni:
         if single and results[0].error is not None:
             raise results[0].error
         return results
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device that this engine computes with."""
+        ctx = self._engine.runner.pipeline.ctx
+        return {"dtype": str(ctx.dtype).removeprefix("torch."), "device": str(ctx.device)}
 
     def close(self) -> None:
         """Free the weights and everything in flight. Safe to call twice."""
@@ -153,12 +158,12 @@ class AsyncOmni:
         Leaving the iterator early, or cancelling the task, cancels the request at its next step. `ask` sets priority,
         tenant and timeout, too.
         """
+        import asyncio  # half the time that importing this package would take
+
         from omnimuse.engine.local import present
 
         engine = self._background.engine
-        wanted = replace(
-            ask or Ask(prompt), prompt=prompt, params=params or DiffusionParams(), previews=previews
-        )
+        wanted = replace(ask or Ask(prompt), prompt=prompt, params=params or DiffusionParams(), previews=previews)
         request = engine.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -182,6 +187,8 @@ class AsyncOmni:
 
     async def close(self) -> None:
         """Stop the thread and free everything; requests in flight fail with EngineDeadError."""
+        import asyncio
+
         await asyncio.to_thread(self._background.close)
 
     async def __aenter__(self) -> Self:
@@ -208,9 +215,7 @@ def _asks(
     if params is None or isinstance(params, DiffusionParams):
         params = [params or DiffusionParams()] * len(prompts)
     if len(params) != len(prompts):
-        raise ConfigError(
-            f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt"
-        )
+        raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
     return [Ask(prompt, chosen, previews=previews) for prompt, chosen in zip(prompts, params, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""What every test may rely on: no network, no colours, one torch thread unless a test asks for more."""
+"""What every test may rely on: no network, no colours, and the tiny checkpoints of `tests/checkpoints`."""
 
 from __future__ import annotations
 
@@ -7,3 +7,5 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["NO_COLOR"] = "1"
+
+pytest_plugins = ["tests.checkpoints.fixtures"]

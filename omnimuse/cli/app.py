@@ -52,21 +52,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for anything wrong on the command line."""
-        raise RequestError(f"{message}. `{self.prog} --help` tells the options")
+        raise RequestError(f"{sentence(message)} `{self.prog} --help` tells the options")
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options in `words`; an unknown one is refused with the nearest known one."""
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             known = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", self.format_help())
-            self.error(f"unknown option {unknown[0]}{nearest(unknown[0].split('=')[0], known)}")
+            self.error(f"unknown option {unknown[0]}.{nearest(unknown[0].split('=')[0], known)}")
         return args
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the known word closest to `word`, or nothing."""
+    """` Did you mean ...?` with the known word closest to `word`, or nothing."""
     near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def sentence(message: str) -> str:
+    """The message, closed by a full stop where it is not closed."""
+    return message if message.endswith((".", "?")) else f"{message}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +106,7 @@ def dispatch(words: Sequence[str]) -> int:
     if name not in COMMANDS:
         what = "option" if name.startswith("-") else "command"
         hint = nearest(name, list(COMMANDS))
-        raise RequestError(f"unknown {what} {name!r}{hint}. The commands are {', '.join(COMMANDS)}")
+        raise RequestError(f"unknown {what} {name!r}.{hint} The commands are {', '.join(COMMANDS)}")
     command = import_module(f"omnimuse.cli.{name}")
     parser = Parser(
         prog=f"omnimuse {name}",

@@ -30,12 +30,15 @@ NEEDED = ("diffusers", "transformers", "huggingface_hub", "safetensors", "numpy"
 _IMPORT_SECONDS = 120
 
 
+Level = Literal["ok", "warning", "problem"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of the report; `advice` says what to do and is empty where all is well."""
 
     topic: str
-    level: Literal["ok", "warning", "problem"]
+    level: Level
     detail: str
     advice: str = ""
 
@@ -108,7 +111,7 @@ def needed(name: str, version: str | None) -> Finding:
 
 
 def unwanted(name: str, version: str | None, torch_version: str | None, probe: Callable[[str], str | None]) -> Finding:
-    """A package that diffusers and transformers import if it is there, and that breaks them if it does not fit torch."""
+    """A package that other packages import if it is there, and that breaks them if it does not fit torch."""
     if version is None:
         return Finding(name, "ok", "not installed, not needed")
     error = probe(name)

@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.table import columns
-from omnimuse.core.config import Choice, Config, ModelConfig
+from omnimuse.core.config import Choice, Config
 
 Explain = Callable[[Config], Sequence[Choice]]
 
@@ -21,14 +22,13 @@ Explain = Callable[[Config], Sequence[Choice]]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse explain`."""
     parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
 
 
 def run(args: argparse.Namespace, ask: Explain | None = None) -> int:
     """Print the choices; `ask` is `omnimuse.explain` unless a test passes another."""
-    config = Config(ModelConfig(args.model, dtype=args.dtype, device=args.device))
+    config = read_config(args)
     choices = (ask or explain)(config)
     print(json.dumps([asdict(c) for c in choices], indent=2) if args.json else text(choices))
     return 0

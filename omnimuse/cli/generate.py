@@ -12,25 +12,29 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from omnimuse.cli import outcome
-from omnimuse.cli.job import Job, plan
+from omnimuse.cli.engine import add_engine_options
+from omnimuse.cli.job import DEFAULT_MODEL, Job, plan
 from omnimuse.cli.preview import PreviewFile
-from omnimuse.cli.progress import Display, display
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestCancelled, RequestError
 from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
-
-DEFAULT_MODEL = "omnimuse/shapes"
+from omnimuse.observe.progress import Display, display
 
 
 class Engine(Protocol):
     """What `generate` needs of `omnimuse.Omni`."""
+
+    @property
+    def place(self) -> Mapping[str, str]:
+        """The dtype and the device it computes with."""
 
     def generate(
         self,
@@ -66,19 +70,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--guidance", type=float, metavar="X", help="how strongly the prompt steers")
     picture.add_argument("--size", metavar="WxH", help="width and height in pixels, such as 128x128")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
-    engine = parser.add_argument_group("the engine")
-    engine.add_argument(
+    picture.add_argument("--extra", action="append", default=[], metavar="NAME=VALUE", help="a family's own parameter")
+    picture.add_argument(
         "-m",
         "--model",
         default=DEFAULT_MODEL,
         metavar="MODEL",
         help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
     )
-    engine.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
-    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
-    engine.add_argument(
-        "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
-    )
+    add_engine_options(parser)
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
     shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -89,27 +89,36 @@ def run(args: argparse.Namespace) -> int:
     """Check everything that is cheap, then load the model and draw."""
     job = plan(args, sys.stdin)
     job.ask_the_door()
-    return draw(job, start, stdout=sys.stdout, stderr=sys.stderr)
+    return draw(job, import_engine, stdout=sys.stdout, stderr=sys.stderr)
 
 
-def start(config: Config) -> AbstractContextManager[Engine]:
-    """The real engine; imports torch and loads the weights."""
+def import_engine() -> Start:
+    """Import torch and all that stands on it; returns what loads a model and starts the real engine."""
+    import_module("omnimuse.engine.local")
     from omnimuse.api import Omni
 
-    return Omni(config.model.model, config=config)
+    return lambda config: Omni(config.model.model, config=config)
 
 
-def draw(job: Job, start: Start, *, stdout: TextIO, stderr: TextIO) -> int:
+def draw(job: Job, prepare: Callable[[], Start], *, stdout: TextIO, stderr: TextIO) -> int:
     """Draw the pictures of `job`, save them and tell how it went; returns the exit code."""
     began = time.perf_counter()
     with display(len(job.prompts), stderr, quiet=job.quiet) as shown:
+        shown.say("importing torch")
+        start = prepare()
+        imported = time.perf_counter()
         shown.say(f"loading {job.config.model.model}")
         with start(job.config) as engine:
             loaded = time.perf_counter()
-            results = _generate(job, engine, shown)
+            results, place = _generate(job, engine, shown), dict(engine.place)
             drawn = time.perf_counter()
-    seconds = {"load": loaded - began, "draw": drawn - loaded, "total": drawn - began}
-    record = outcome.save(job, results, seconds)
+    seconds = {
+        "import": imported - began,
+        "load": loaded - imported,
+        "draw": drawn - loaded,
+        "total": drawn - began,
+    }
+    record = outcome.save(job, results, seconds, place)
     if job.as_json:
         outcome.print_json(record, stdout)
     else:

@@ -7,15 +7,19 @@ its small configuration files. Nothing here loads weights.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from omnimuse.core.config import Config, ModelConfig
+from omnimuse.cli.engine import read_config
+from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import numbered
+
+DEFAULT_MODEL = "omnimuse/shapes"
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,11 @@ class Job:
         return numbered(self.output, len(self.prompts) * self.per_prompt)
 
     def ask_the_door(self) -> None:
-        """RequestError or ModelError if the model is not there or would refuse a prompt; reads small files only."""
-        from omnimuse.core.request import Ask, Door
-        from omnimuse.loader.checkpoint import Checkpoint
-        from omnimuse.loader.resolve import resolve
-        from omnimuse.models import REGISTRY
+        """ModelError or RequestError if the model is incomplete or would refuse a prompt; no torch, no weights."""
+        from omnimuse.core.request import Ask
+        from omnimuse.worker.find import find
 
-        known = [known for spec in REGISTRY.specs() for variant in spec.variants for known in variant.ids]
-        folder = resolve(self.config.model.model, known)
-        checkpoint = Checkpoint(folder.path)
-        door = Door.of(REGISTRY.spec(checkpoint.arch), checkpoint.configs, folder.id)
+        door = find(self.config).door
         for prompt in self.prompts:
             door.make_request(Ask(prompt, self.params), now=0.0, fresh_seed=0)
 
@@ -67,6 +66,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         width=width,
         seed=args.seed,
         num_outputs_per_prompt=args.number,
+        extra=read_extra(args.extra),
     )
     if args.number < 1:
         raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
@@ -76,7 +76,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     ]
     check_picture_destination(args.output)
     return Job(
-        config=Config(ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load)),
+        config=read_config(args),
         prompts=prompts,
         params=params,
         output=args.output,
@@ -94,6 +94,20 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise RequestError(f"--size {text} is not WIDTHxHEIGHT in pixels; write it like 128x128", "size")
     return int(match[1]), int(match[2])
+
+
+def read_extra(pairs: list[str]) -> dict[str, Any] | None:
+    """`["strength=0.5"]` -> `{"strength": 0.5}`; values are JSON, anything else is text."""
+    extra: dict[str, Any] = {}
+    for pair in pairs:
+        name, given, value = pair.partition("=")
+        if not given or not name.strip():
+            raise RequestError(f"--extra {pair} is not NAME=VALUE; write it like cfg_truncation=0.8", "extra")
+        try:
+            extra[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            extra[name.strip()] = value
+    return extra or None
 
 
 def read_prompts(words: list[str], file: Path | None, stdin: TextIO) -> list[str]:

@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omnimuse.cli.app import describe
-from omnimuse.cli.job import Job
-from omnimuse.cli.progress import duration
+from omnimuse.cli.job import DEFAULT_MODEL, Job
 from omnimuse.core.output import Result
+from omnimuse.observe.progress import duration
 
 Record = dict[str, Any]
 _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # no settings of one picture
 
 
-def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float]) -> Record:
-    """Write every picture with its settings inside, and return the record of the whole job."""
+def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float], place: Mapping[str, str]) -> Record:
+    """Write every picture with its settings inside, and return the record of the whole job.
+
+    `place` (dtype and device) goes into the settings: the same seed gives another picture in another dtype.
+    """
     rows = []
     for index, result in enumerate(results):
         files = job.files[index * job.per_prompt : (index + 1) * job.per_prompt]
-        rows.append(_save_result(job, index, result, files))
+        settings = {"model": job.config.model.model, **job.prompts[index], **settings_of(result), **place}
+        rows.append(_save_result(result, files, settings))
     return {
         "model": job.config.model.model,
         "results": rows,
@@ -34,10 +38,9 @@ def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float]) -> R
     }
 
 
-def _save_result(job: Job, index: int, result: Result, files: Sequence[Path]) -> Record:
+def _save_result(result: Result, files: Sequence[Path], settings: Record) -> Record:
     from omnimuse.media.image import save_image
 
-    settings = {"model": job.config.model.model, **job.prompts[index], **settings_of(result)}
     saved = []
     if result.error is None:
         for path, image, seed in zip(files, result.images, result.seeds, strict=True):
@@ -56,7 +59,7 @@ def _save_result(job: Job, index: int, result: Result, files: Sequence[Path]) ->
 def settings_of(result: Result) -> Record:
     """The resolved parameters that make a picture what it is, besides its prompt and seed."""
     chosen = asdict(result.params)
-    return {name: value for name, value in chosen.items() if value is not None and name not in _OF_THE_CALL}
+    return {name: value for name, value in chosen.items() if value not in (None, {}) and name not in _OF_THE_CALL}
 
 
 def print_json(record: Record, out: TextIO) -> None:
@@ -92,14 +95,21 @@ def print_errors(record: Record, err: TextIO) -> None:
 def suggestions(record: Record, job: Job) -> list[str]:
     """Commands that are worth trying after this one."""
     row = next(row for row in record["results"] if row["files"])
-    model = "" if job.config.model.model == "omnimuse/shapes" else f" -m {shlex.quote(job.config.model.model)}"
-    prompt = shlex.quote(row["prompt"]) if '"' in row["prompt"] or "$" in row["prompt"] else f'"{row["prompt"]}"'
-    again = f"omnimuse generate {prompt}{model}"
+    words = [_quoted(row["prompt"])]
+    if negative := row["settings"].get("negative_prompt"):
+        words += ["--negative", _quoted(negative)]
+    if job.config.model.model != DEFAULT_MODEL:
+        words += ["-m", shlex.quote(job.config.model.model)]
+    again = f"omnimuse generate {' '.join(words)}"
     return [
-        f"{again} --seed {row['seeds'][0]}     # the same picture again",
-        f"{again} -n 4     # four others at once",
-        f"omnimuse explain {job.config.model.model}     # what was chosen, and why",
+        f"{again} --seed {row['seeds'][0]}    # the same picture again",
+        f"{again} -n 4    # four others, drawn together",
+        f"omnimuse explain {shlex.quote(job.config.model.model)}    # what was chosen, and why",
     ]
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(text) if any(mark in text for mark in '"$`\\!') else f'"{text}"'
 
 
 def _timing_line(record: Record) -> str:
@@ -107,7 +117,8 @@ def _timing_line(record: Record) -> str:
     seconds, rows = record["seconds"], record["results"]
     stages = rows[0]["timings"] if len(rows) == 1 else {"drawing": seconds["draw"]}
     parts = [f"{name} {_precise(value)}" for name, value in stages.items() if value >= 0.0005]
-    return f"time: load {duration(seconds['load'])}, {', '.join(parts)}; {duration(seconds['total'])} in all"
+    before = f"import torch {duration(seconds['import'])}, load {duration(seconds['load'])}"
+    return f"time: {before}, {', '.join(parts)}; {duration(seconds['total'])} in all"
 
 
 def _precise(seconds: float) -> str:

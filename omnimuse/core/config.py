@@ -52,9 +52,7 @@ class CacheConfig:
     def __post_init__(self) -> None:
         _one_of("cache", self.kind, ("none", "teacache"))
         if not 0 <= self.threshold < float("inf"):
-            raise ConfigError(
-                f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)"
-            )
+            raise ConfigError(f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)")
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         if self.cfg not in (1, 2):
-            raise ConfigError(
-                f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2"
-            )
+            raise ConfigError(f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2")
 
 
 @dataclass(frozen=True)
@@ -120,15 +116,13 @@ class Config:
 class Environment:
     """Every environment variable that omnimuse reads, read in this one place."""
 
-    strict_slots: bool
     world_size: int
     local_rank: int
 
     @staticmethod
     def read() -> Environment:
-        """`OMNIMUSE_STRICT=1` makes states refuse undeclared slot access; `WORLD_SIZE` and `LOCAL_RANK` come from torchrun."""
+        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun."""
         return Environment(
-            strict_slots=os.environ.get("OMNIMUSE_STRICT", "") not in ("", "0"),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         )

@@ -67,7 +67,5 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
         if name not in allowed:
             near = get_close_matches(str(name), allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RequestError(
-                f"extra has no field {name!r} for this model; it knows {allowed}{hint}", f"extra.{name}"
-            )
+            raise RequestError(f"extra has no field {name!r} for this model; it knows {allowed}{hint}", f"extra.{name}")
     return kind(**given)

@@ -24,7 +24,8 @@ class Registry:
     def spec(self, arch: str) -> Spec:
         """The spec of `arch`; ModelError names the closest supported architecture otherwise."""
         spec = import_module(self._package(arch) + ".spec").SPEC
-        assert isinstance(spec, Spec) and spec.arch == arch
+        assert isinstance(spec, Spec)
+        assert spec.arch == arch
         return spec
 
     def pipeline(self, arch: str) -> Any:

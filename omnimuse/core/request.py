@@ -95,7 +95,7 @@ class Door:
             width=min(defaults.width or side, side),
             max_sequence_length=min(defaults.max_sequence_length or 1, limits.max_sequence_length),
         )
-        return Door(spec, limits, fitted.over(defaults))
+        return Door(spec, limits, limits.fixed.over(fitted.over(defaults)))
 
     def make_request(self, ask: Ask, now: float, fresh_seed: int) -> Request:
         """`ask`, checked and completed; RequestError says what is wrong, what is allowed and what to do.
@@ -112,9 +112,7 @@ class Door:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
         if ask.timeout is not None and not ask.timeout > 0:
-            raise RequestError(
-                f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout"
-            )
+            raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
         return Request(
             id=uuid.uuid4().hex,
             prompt=prompt,
@@ -142,29 +140,28 @@ class Door:
         if not isinstance(prompt, str):
             raise RequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
         if negative is not None and not isinstance(negative, str):
-            raise RequestError(
-                f"negative_prompt must be a string, got {type(negative).__name__}", "negative_prompt"
-            )
+            raise RequestError(f"negative_prompt must be a string, got {type(negative).__name__}", "negative_prompt")
         for name, text in (("prompt", prompt), ("negative_prompt", negative or "")):
             if len(text) > MAX_PROMPT:
-                raise RequestError(
-                    f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name
-                )
+                raise RequestError(f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name)
         images = tuple(fields_.get("images") or ())
         if images and not self.limits.takes_images:
-            raise RequestError(
-                f"{self.spec.family} makes pictures from text only; leave out `images`", "images"
-            )
+            raise RequestError(f"{self.spec.family} makes pictures from text only; leave out `images`", "images")
         return prompt, negative, images
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
         honoured = ALWAYS | self.spec.supported | {"extra"}
         for name in (field.name for field in fields(chosen)):
-            if getattr(chosen, name) is not None and name not in honoured:
+            value, only = getattr(chosen, name), getattr(self.limits.fixed, name)
+            if value is None:
+                continue
+            if name not in honoured:
                 raise RequestError(
                     f"{name} means nothing to {self.spec.family}; it honours {sorted(honoured - {'extra'})}",
                     name,
                 )
+            if only is not None and value != only:
+                raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 
     def _check(self, p: DiffusionParams) -> None:
         _whole("num_inference_steps", p.num_inference_steps, 1, MAX_STEPS)
@@ -197,9 +194,7 @@ def _whole(name: str, value: Any, low: int, high: int) -> None:
         raise RequestError(f"{name}={value!r} is not a whole number; use one from {low} to {high}", name)
     if not low <= value <= high:
         nearest = low if value < low else high
-        raise RequestError(
-            f"{name}={value} is out of range; use {low} to {high} (the nearest is {nearest})", name
-        )
+        raise RequestError(f"{name}={value} is out of range; use {low} to {high} (the nearest is {nearest})", name)
 
 
 def _real(name: str, value: Any, low: float, high: float) -> None:

@@ -20,7 +20,8 @@ class Component:
     """One part of a pipeline: the classes a checkpoint may name for it, and who builds it.
 
     `network` is the import path `module:Class` of our own network; empty means that diffusers or transformers build
-    it. `rules` is the import path of its weight-name rules, `keep_float32` name patterns that stay in float32.
+    it. `rules` is the import path of its weight-name rules, `keep_float32` name patterns that stay in float32. Of a
+    component that is not `built` only the configuration is read; no classes means any class.
     """
 
     classes: tuple[str, ...]
@@ -28,16 +29,21 @@ class Component:
     rules: str = ""
     keep_float32: tuple[str, ...] = ()
     optional: bool = False
+    built: bool = True
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens."""
+    """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
+
+    `fixed` holds what the family lets people choose but this checkpoint takes at one value only.
+    """
 
     size_multiple: int
     max_side: int
     max_sequence_length: int
     takes_images: bool = False
+    fixed: DiffusionParams = DiffusionParams()
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,7 @@ class Engine:
         with self._lock:
             entry = self.scheduler.entries.get(request_id)
             if entry is None:
-                raise RequestError(
-                    f"there is no request {request_id}; it is unknown or has ended", "request_id"
-                )
+                raise RequestError(f"there is no request {request_id}; it is unknown or has ended", "request_id")
             if entry.paused != paused:
                 entry.paused = paused
                 (self._pause if paused else self._resume).append(request_id)

@@ -98,8 +98,6 @@ class Background:
 
     def _deliver(self, event: Event) -> None:
         ended = isinstance(event, Done | Failed)
-        listener = (
-            self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
-        )
+        listener = self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
         if listener is not None:
             listener(event)

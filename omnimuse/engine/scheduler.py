@@ -68,11 +68,7 @@ class Scheduler:
 
     def expired(self, now: float) -> list[str]:
         """Requests whose deadline has passed."""
-        return [
-            id_
-            for id_, e in self.entries.items()
-            if e.request.deadline is not None and e.request.deadline <= now
-        ]
+        return [id_ for id_, e in self.entries.items() if e.request.deadline is not None and e.request.deadline <= now]
 
     def pick(self) -> tuple[list[Request], list[str]]:
         """The requests to admit now, and the states that advance in this tick."""
@@ -124,6 +120,4 @@ class Scheduler:
         if tenant not in present:
             floor = min((self.served[other] for other in present), default=0.0)
             self.served[tenant] = max(self.served.get(tenant, 0.0), floor)
-            self.served = {
-                name: used for name, used in self.served.items() if name in present or name == tenant
-            }
+            self.served = {name: used for name, used in self.served.items() if name in present or name == tenant}

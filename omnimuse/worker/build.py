@@ -23,9 +23,8 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Spec
 from omnimuse.layers.network import Network
-from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import load_library_component
-from omnimuse.loader.resolve import Folder, resolve
+from omnimuse.loader.resolve import Folder
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import DtypePolicy, load_weights, randomise
 from omnimuse.models import REGISTRY
@@ -34,21 +33,8 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
+from omnimuse.worker.find import Found, find
 from omnimuse.worker.place import choose_device, choose_dtype
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is known of a model before any weight is read."""
-
-    config: Config
-    folder: Folder
-    checkpoint: Checkpoint
-    spec: Spec
-    door: Door
-    device: torch.device
-    dtype: torch.dtype
-    choices: tuple[Choice, ...]
 
 
 @dataclass
@@ -57,6 +43,8 @@ class Build:
 
     found: Found
     mesh: Mesh
+    device: torch.device
+    dtype: torch.dtype
     networks: dict[str, Network] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
@@ -76,31 +64,15 @@ class Built:
 Pass = Callable[[Build], None]
 
 
-def find(config: Config) -> Found:
-    """Resolve and check a model without reading weights; ModelError or ConfigError says what is wrong."""
-    spec_ids = [known for spec in REGISTRY.specs() for variant in spec.variants for known in variant.ids]
-    folder = resolve(config.model.model, spec_ids)
-    checkpoint = Checkpoint(folder.path)
-    spec = REGISTRY.spec(checkpoint.arch)
-    required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
-    optional = {name for name, part in spec.components.items() if part.optional}
-    checkpoint.check(required, optional, weights=config.model.load == "weights")
-    device, device_choice = choose_device(config.model)
-    dtype, dtype_choice = choose_dtype(config.model, device)
-    door = Door.of(spec, checkpoint.configs, folder.id)
-    choices = (*_model_choices(folder, spec, door), device_choice, dtype_choice)
-    return Found(config, folder, checkpoint, spec, door, device, dtype, choices)
-
-
 def build(config: Config, mesh: Mesh | None = None) -> Built:
     """Run every pass and return the live pipeline. Takes as long as reading the weights."""
-    return _assemble(_run(Build(find(config), mesh or Mesh.single()), PASSES))
+    return _assemble(_run(_begin(config, mesh or Mesh.single()), PASSES))
 
 
 def explain(config: Config) -> list[Choice]:
     """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
-    under = _run(Build(find(config), Mesh.single()), (construct, attention))
-    return [*under.found.choices, *under.choices, *_engine_choices(under)]
+    under = _run(_begin(config, Mesh.single()), (construct, attention))
+    return [*under.choices, *_engine_choices(under)]
 
 
 def connect(config: ParallelConfig) -> Mesh:
@@ -136,7 +108,7 @@ def attention(under: Build) -> None:
     """Every attention site gets its backend."""
     found = under.found
     for name, network in under.networks.items():
-        for binding in bind(network, found.config.attention, found.device, found.dtype):
+        for binding in bind(network, found.config.attention, under.device, under.dtype):
             choice = Choice("attention", f"{name}.{binding.site}", binding.backend, binding.reason)
             under.choices.append(choice)
 
@@ -147,9 +119,9 @@ def load(under: Build) -> None:
     for name, component in found.spec.components.items():
         if name in under.networks:
             _load_network(under, name, component)
-        elif name in found.checkpoint.components and name != "scheduler":
+        elif name in found.checkpoint.components and component.built:
             under.components[name] = load_library_component(
-                found.checkpoint, name, found.dtype, found.device, found.config.model.load
+                found.checkpoint, name, under.dtype, under.device, found.config.model.load
             )
 
 
@@ -159,7 +131,7 @@ def offload(under: Build) -> None:
         return
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
-            runner = LayerwiseOffload(stack.blocks(), under.found.device, under.found.config.offload.folder)
+            runner = LayerwiseOffload(stack.blocks(), under.device, under.found.config.offload.folder)
             stack.runner = runner
             under.resources.callback(runner.close)
             under.choices.append(Choice("offload", f"{name}.{label}", "layers", "asked for"))
@@ -176,6 +148,14 @@ def step_cache(under: Build) -> None:
 
 
 PASSES: tuple[Pass, ...] = (construct, attention, load, offload, step_cache)
+
+
+def _begin(config: Config, mesh: Mesh) -> Build:
+    found = find(config)
+    device, device_choice = choose_device(config.model)
+    dtype, dtype_choice = choose_dtype(config.model, device)
+    choices = [*_model_choices(found.folder, found.spec, found.door), device_choice, dtype_choice]
+    return Build(found, mesh, device, dtype, choices=choices)
 
 
 def _run(under: Build, passes: tuple[Pass, ...]) -> Build:
@@ -195,27 +175,22 @@ def _assemble(under: Build) -> Built:
         limits=found.door.limits,
         configs=found.checkpoint.configs,
         components={**under.components, **under.networks},
-        device=found.device,
-        dtype=found.dtype,
+        device=under.device,
+        dtype=under.dtype,
         mesh=under.mesh,
     )
     pipeline = REGISTRY.pipeline(found.spec.arch)(ctx)
-    return Built(pipeline, found.door, (*found.choices, *under.choices), under.resources)
+    return Built(pipeline, found.door, tuple(under.choices), under.resources)
 
 
 def _load_network(under: Build, name: str, component: Component) -> None:
     found, network = under.found, under.networks[name]
-    policy = DtypePolicy(found.dtype, component.keep_float32)
+    policy = DtypePolicy(under.dtype, component.keep_float32)
     if found.config.model.load == "dummy":
-        randomise(network, 0, name, policy, found.device)
+        randomise(network, 0, name, policy, under.device)
         return
     rules = _import(component.rules) if component.rules else ()
-    load_weights(network, found.checkpoint.path(name), rules, policy, found.device)
-
-
-def _classes(component: Component, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:
-    """The classes a component may have; a spec that lists none takes whatever class the checkpoint names."""
-    return component.classes or (checkpoint.components.get(name, ("", "any"))[1],)
+    load_weights(network, found.checkpoint.path(name), rules, policy, under.device)
 
 
 def _import(path: str) -> Any:

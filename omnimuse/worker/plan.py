@@ -16,7 +16,7 @@ from omnimuse.core.spec import Spec
 
 @dataclass(frozen=True)
 class TickPlan:
-    """Requests to take in, requests to let go, states to pause and resume, states that advance; `stop` ends the loop."""
+    """Requests to take in and to let go, requests to pause and to resume, states that advance; `stop` ends the loop."""
 
     admit: tuple[Request, ...] = ()
     drop: tuple[str, ...] = ()

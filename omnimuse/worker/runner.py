@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -121,7 +121,8 @@ class Runner:
         outputs = torch.stack([job.finished[index] for index in range(request.outputs)])  # [n, ...]
         del self.jobs[request.id]
         seeds = [request.seed(index) for index in range(request.outputs)]
-        result = Result(request.id, request.prompt, request.params, output=outputs, seeds=seeds, timings=job.timings)
+        params = replace(request.params, extra=request.extra)
+        result = Result(request.id, request.prompt, params, output=outputs, seeds=seeds, timings=job.timings)
         self._events.append(Done(request.id, result))
 
     def _fail(self, state: State, error: Exception, where: str) -> None:

@@ -58,7 +58,7 @@ SPEC = Spec(
         "text_encoder": Component(("Qwen3Model", "Qwen3ForCausalLM")),
         "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast")),
         "vae": Component(("AutoencoderKL",)),
-        "scheduler": Component(()),
+        "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),

@@ -20,6 +20,13 @@ def options(**values: object) -> argparse.Namespace:
     return argparse.Namespace(**values)
 
 
+def explaining(*words: str) -> argparse.Namespace:
+    """What argparse makes of the words after `omnimuse explain`."""
+    parser = argparse.ArgumentParser()
+    explain.add_options(parser)
+    return parser.parse_args(words)
+
+
 def test_columns_line_up_and_do_not_end_in_spaces() -> None:
     assert columns([("a", "b"), ("long", "")]) == "  a     b\n  long"
     assert columns([]) == ""
@@ -63,7 +70,7 @@ def test_explain_prints_each_choice_with_its_reason_by_topic(capsys: pytest.Capt
         asked.append(config)
         return CHOICES
 
-    assert explain.run(options(model="a/b", dtype="float32", device="cpu", json=False), ask) == 0
+    assert explain.run(explaining("a/b", "--dtype", "float32", "--device", "cpu"), ask) == 0
     assert (asked[0].model.model, asked[0].model.dtype) == ("a/b", "float32")
     assert capsys.readouterr().out == (
         "place\n  dtype   bfloat16  native\n  device  cpu       no other\n\nattention\n  self  sdpa  default\n"
@@ -71,7 +78,7 @@ def test_explain_prints_each_choice_with_its_reason_by_topic(capsys: pytest.Capt
 
 
 def test_explain_as_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    explain.run(options(model="a/b", dtype="auto", device="auto", json=True), lambda config: CHOICES)
+    explain.run(explaining("a/b", "--json"), lambda config: CHOICES)
     assert json.loads(capsys.readouterr().out)[0] == {
         "topic": "place",
         "name": "dtype",

@@ -94,6 +94,13 @@ def test_dummy_components_need_configurations_only(folder: Path) -> None:
     assert states.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["vae", "text_encoder"])
+def test_dummy_components_leave_the_global_random_numbers_alone(z_image_folder: Path, name: str) -> None:
+    before = torch.get_rng_state()
+    load(z_image_folder, name, "dummy")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_attention_names_of_old_autoencoders_are_understood(folder: Path) -> None:
     path = folder / "vae/diffusion_pytorch_model.safetensors"
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

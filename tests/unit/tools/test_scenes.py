@@ -31,7 +31,8 @@ def scenes():
 def test_things_lie_inside_the_picture_and_are_large_enough(scenes):
     for thing in itertools.chain.from_iterable(scene.things for scene in scenes):
         assert thing.radius >= SMALLEST_RADIUS
-        assert thing.radius <= min(thing.x, thing.y) and max(thing.x, thing.y) + thing.radius < SIZE
+        assert thing.radius <= min(thing.x, thing.y)
+        assert max(thing.x, thing.y) + thing.radius < SIZE
 
 
 def test_things_side_by_side_do_not_touch(scenes):
@@ -62,7 +63,15 @@ def test_every_shape_colour_relation_and_kind_of_background_is_drawn(scenes):
     things = [thing for scene in scenes for thing in scene.things]
     assert {thing.shape for thing in things} == set(SHAPES)
     assert {thing.colour for thing in things} == set(COLOURS)
-    assert {scene.relation for scene in scenes} >= {"left of", "right of", "above", "below", "inside", "row", "column"}
+    assert {scene.relation for scene in scenes} >= {
+        "left of",
+        "right of",
+        "above",
+        "below",
+        "inside",
+        "row",
+        "column",
+    }
     assert {len(scene.background) for scene in scenes} == {1, 2}
 
 
@@ -71,7 +80,8 @@ def test_captions_name_every_thing_in_order(scenes):
     for scene in scenes:
         text = caption(scene, rng).lower()
         places = [text.find(f"{thing.colour} {thing.shape}") for thing in scene.things]
-        assert min(places) >= 0 and places == sorted(places), text
+        assert min(places) >= 0, text
+        assert places == sorted(places), text
 
 
 def test_a_named_background_is_the_true_one(scenes):
@@ -86,7 +96,9 @@ def test_a_named_background_is_the_true_one(scenes):
 def test_the_documented_phrasings_occur():
     rng = random.Random(3)
     lone = Scene(("blue",), (Thing("circle", "red", 64, 64, 30),))
-    pair = Scene(("black",), (Thing("triangle", "green", 64, 30, 22), Thing("square", "white", 64, 90, 22)), "above")
+    pair = Scene(
+        ("black",), (Thing("triangle", "green", 64, 30, 22), Thing("square", "white", 64, 90, 22)), "above"
+    )
     assert "a red circle on a blue background" in {caption(lone, rng) for _ in range(300)}
     assert "a green triangle above a white square" in {caption(pair, rng) for _ in range(300)}
 
@@ -106,7 +118,8 @@ def test_place_words(x, y, words):
 
 def test_pictures_are_anti_aliased_and_exact_inside():
     picture = Renderer().paint(Scene(("white",), (Thing("circle", "black", 64, 64, 30),)))
-    assert tuple(picture[64, 64]) == (14, 14, 14) and tuple(picture[0, 0]) == (250, 250, 250)
+    assert tuple(picture[64, 64]) == (14, 14, 14)
+    assert tuple(picture[0, 0]) == (250, 250, 250)
     assert len(np.unique(picture[..., 0])) > 10
 
 
@@ -128,4 +141,6 @@ def test_held_out_combinations_are_about_the_asked_share(scenes):
 
 
 def test_the_same_seed_draws_the_same_scenes():
-    assert [draw_scene(random.Random(9)) for _ in range(3)] == [draw_scene(random.Random(9)) for _ in range(3)]
+    assert [draw_scene(random.Random(9)) for _ in range(3)] == [
+        draw_scene(random.Random(9)) for _ in range(3)
+    ]

@@ -29,7 +29,9 @@ def broken(z_image_folder: Path, tmp_path: Path) -> Path:
 def test_an_unsupported_architecture_is_named_with_the_closest(broken: Path) -> None:
     index = json.loads((broken / "model_index.json").read_text())
     (broken / "model_index.json").write_text(json.dumps({**index, "_class_name": "ZImagesPipeline"}))
-    with pytest.raises(ModelError, match="ZImagesPipeline is not supported; the closest supported one is ZImagePipeline"):
+    with pytest.raises(
+        ModelError, match="ZImagesPipeline is not supported; the closest supported one is ZImagePipeline"
+    ):
         find(config(broken))
 
 

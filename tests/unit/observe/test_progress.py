@@ -6,9 +6,9 @@ import io
 
 import pytest
 
-from omnimuse.cli.progress import Lines, Live, Silent, Tracker, display, duration
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.output import Failed, Progress
+from omnimuse.observe.progress import Lines, Live, ProgressDisplay, Silent, Tracker, display, duration
 
 
 class Clock:
@@ -70,6 +70,25 @@ def test_a_terminal_gets_a_bar_that_goes_at_the_end() -> None:
         shown(Progress("r", 0, "denoise", 2, 4))
     assert "denoise 2/4" in stream.getvalue()
     assert stream.getvalue().endswith("\x1b[2K")
+
+
+def test_requests_that_nobody_announced_are_counted_as_they_come() -> None:
+    tracker = Tracker(None, Clock())
+    assert tracker.fraction == 0
+    tracker.see(Progress("r", 0, "denoise", 2, 4))
+    assert tracker.fraction == 0.5
+    tracker.see(Progress("s", 0, "denoise", 2, 4))
+    tracker.see(Failed("r", CapacityError("full")))
+    assert (tracker.requests, tracker.fraction) == (2, 0.75)
+
+
+def test_the_display_of_the_python_api_is_a_bar_on_a_terminal_and_silent_elsewhere() -> None:
+    with ProgressDisplay(1, Terminal()) as shown:
+        assert isinstance(shown, Live)
+    log = io.StringIO()
+    with ProgressDisplay(stream=log) as shown:
+        shown(Progress("r", 0, "denoise", 2, 4))
+    assert log.getvalue() == ""
 
 
 def test_the_display_fits_the_stream() -> None:

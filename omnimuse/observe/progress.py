@@ -1,11 +1,12 @@
 """What is seen while pictures are drawn: a bar on a terminal, plain lines elsewhere, or nothing.
 
-The displays are called with the engine's events and know nothing else about it. `Tracker` does the counting; it draws
-nothing, and its clock is passed in.
+The Python API and the command line make a display and pass it the engine's events; it knows nothing else about the
+engine. `Tracker` does the counting; it draws nothing, and its clock is passed in.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """How far `requests` requests are, from their events."""
+    """How far `requests` requests are, from their events; None: as many as have been seen."""
 
-    def __init__(self, requests: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.requests = requests
+    def __init__(self, requests: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._requests = requests
         self.ended: set[str] = set()
         self.stage, self.step, self.steps = "", 0, 0
         self._clock = clock
@@ -41,6 +42,11 @@ class Tracker:
                 outputs[event.output] = event.step / event.steps
 
     @property
+    def requests(self) -> int:
+        """How many there are in all."""
+        return len(self._outputs.keys() | self.ended) if self._requests is None else self._requests
+
+    @property
     def fraction(self) -> float:
         """The part of the work that is done, 0 to 1."""
         under_way = [
@@ -48,7 +54,7 @@ class Tracker:
             for request, steps in self._outputs.items()
             if steps and request not in self.ended
         ]
-        return (len(self.ended) + sum(under_way)) / self.requests
+        return (len(self.ended) + sum(under_way)) / max(1, self.requests)
 
     @property
     def seconds_left(self) -> float | None:
@@ -90,11 +96,27 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def display(requests: int, stream: TextIO, *, quiet: bool = False) -> Display:
+def display(requests: int | None, stream: TextIO, *, quiet: bool = False) -> Display:
     """The display that fits `stream`."""
     if quiet:
         return Silent()
     return Live(Tracker(requests), stream) if stream.isatty() else Lines(Tracker(requests), stream)
+
+
+class ProgressDisplay:
+    """What `Omni.generate` shows by default: the bar on `stream` (stderr) if that is a terminal, else nothing."""
+
+    def __init__(self, requests: int | None = None, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr
+        self._shown = display(requests, stream, quiet=not stream.isatty())
+
+    def __enter__(self) -> Display:
+        return self._shown.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shown.__exit__(kind, error, trace)
 
 
 class Silent:

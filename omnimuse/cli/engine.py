@@ -1,0 +1,71 @@
+"""The options that choose how an engine is built, shared by every command that starts or explains one."""
+
+from __future__ import annotations
+
+import argparse
+
+from omnimuse.core.config import (
+    AttentionConfig,
+    CacheConfig,
+    Config,
+    ModelConfig,
+    OffloadConfig,
+    ParallelConfig,
+    ScheduleConfig,
+)
+from omnimuse.core.errors import ConfigError
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Where and in which format to compute, and every feature that a build pass adds."""
+    engine = parser.add_argument_group("the engine (`omnimuse explain MODEL` tells what is chosen, and why)")
+    engine.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
+    engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    engine.add_argument(
+        "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
+    )
+    engine.add_argument(
+        "--attention",
+        default="auto",
+        metavar="NAME",
+        help="the attention backend; or several by role, such as sdpa,cross=reference (default: auto)",
+    )
+    engine.add_argument(
+        "--teacache",
+        type=float,
+        metavar="X",
+        help="skip steps while little changes; 0.1 to 0.5 is usual, 0 is off",
+    )
+    engine.add_argument(
+        "--offload", default="none", metavar="{none,layers}", help="layers: blocks come in while they run; less memory"
+    )
+    engine.add_argument(
+        "--cfg-parallel", type=int, default=1, metavar="N", help="processes that share guidance (start with torchrun)"
+    )
+    engine.add_argument("--exact", action="store_true", help="never share a forward: results independent to the bit")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The configuration that the options ask for; ConfigError where they make no sense."""
+    return Config(
+        ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load),
+        attention=read_attention(args.attention),
+        cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
+        offload=OffloadConfig(args.offload),
+        parallel=ParallelConfig(cfg=args.cfg_parallel),
+        schedule=ScheduleConfig(exact=args.exact),
+    )
+
+
+def read_attention(text: str) -> AttentionConfig:
+    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category."""
+    default, per_role = "auto", {}
+    for part in text.split(","):
+        role, is_role, backend = part.rpartition("=")
+        if not backend.strip() or (is_role and not role.strip()):
+            raise ConfigError(f"--attention {text} is not understood; write NAME or NAME,role=NAME")
+        if is_role:
+            per_role[role.strip()] = backend.strip()
+        else:
+            default = backend.strip()
+    return AttentionConfig(default, per_role)

@@ -1,0 +1,1 @@
+"""What is going on, made visible: progress today; metrics, traces and the profiler have their place here."""

@@ -1,0 +1,93 @@
+"""A stand-in for `omnimuse.Omni`: plays events and gives grey pictures, with no torch and no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import OmnimuseError
+from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
+from omnimuse.core.params import DiffusionParams
+
+STEPS = 4
+SIDE = 8
+
+
+class FakeOmni:
+    """Draws every prompt in turn; a prompt in `failures` ends with its error, `interrupt` raises in the middle."""
+
+    def __init__(
+        self,
+        config: Config,
+        failures: Mapping[str, OmnimuseError] | None = None,
+        interrupt: BaseException | None = None,
+        watch: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.config = config
+        self.failures = failures or {}
+        self.interrupt = interrupt
+        self.watch = watch
+        self.closed = False
+
+    @property
+    def place(self) -> dict[str, str]:
+        return {"dtype": "float32", "device": "cpu"}
+
+    def generate(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        params: DiffusionParams,
+        *,
+        progress: Callable[[Event], None],
+        previews: int = 0,
+    ) -> list[Result]:
+        """As `Omni.generate` with a list of prompts."""
+        results = []
+        for index, prompt in enumerate(prompts):
+            for event in self._events(f"request-{index}", prompt["prompt"], params, previews):
+                progress(event)
+                self.watch(event)
+                if isinstance(event, Done):
+                    results.append(event.result)
+                elif isinstance(event, Failed):
+                    results.append(Result(event.request_id, prompt["prompt"], params, error=event.error))
+        return results
+
+    def _events(self, request: str, prompt: str, params: DiffusionParams, previews: int) -> list[Event]:
+        count = params.num_outputs_per_prompt or 1
+        events: list[Event] = [Progress(request, output, "encode", 1, 1) for output in range(count)]
+        if prompt in self.failures:
+            return [*events, Failed(request, self.failures[prompt])]
+        if self.interrupt is not None:
+            raise self.interrupt
+        for step in range(1, STEPS + 1):
+            for output in range(count):
+                events.append(Progress(request, output, "denoise", step, STEPS))
+                if previews and step < STEPS:
+                    events.append(Preview(request, output, step, np.full((2, 2, 3), step, np.uint8)))
+        return [*events, Done(request, self._result(request, prompt, params, count))]
+
+    def _result(self, request: str, prompt: str, params: DiffusionParams, count: int) -> Result:
+        seed = 100 if params.seed is None else params.seed
+        return Result(
+            request,
+            prompt,
+            replace(params, seed=seed, num_inference_steps=STEPS, height=SIDE, width=SIDE, output_type="pil"),
+            images=[Image.new("RGB", (SIDE, SIDE), (i, i, i)) for i in range(count)],
+            seeds=[seed + i for i in range(count)],
+            timings={"queue": 0.0001, "encode": 0.02, "denoise": 1.25},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed = True
