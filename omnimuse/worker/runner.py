@@ -184,15 +184,18 @@ class Runner:
                 self._fail(state, error, loop.name)
         predictions, failures = self._evaluate(rows)
         seconds = time.perf_counter() - started
+        evaluated = {row.state.id for row in rows}
         for state in states:
             if state.id not in self.states:
                 continue
-            loop = self._loop(state)
-            state.timings[loop.name] = state.timings.get(loop.name, 0.0) + seconds
+            loop, began = self._loop(state), time.perf_counter()
             if state.id in failures:
                 self._fail(state, failures[state.id], loop.name)
             else:
                 self._step(loop, state, predictions.get(state.id, {}))
+            own = time.perf_counter() - began  # where loops without rows do all their work
+            spent = own + (seconds if state.id in evaluated else 0.0)
+            state.timings[loop.name] = state.timings.get(loop.name, 0.0) + spent
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, len(state.plan)

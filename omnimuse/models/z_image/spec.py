@@ -56,7 +56,7 @@ SPEC = Spec(
             rules="omnimuse.models.z_image.weights:RULES",
         ),
         "text_encoder": Component(("Qwen3Model", "Qwen3ForCausalLM")),
-        "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast")),
+        "tokenizer": Component(("Qwen2Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
         "vae": Component(("AutoencoderKL",)),
         "scheduler": Component((), built=False),
     },

@@ -1,0 +1,80 @@
+"""Random checkpoints for the race, built on the spot: near-empty ones (overhead) and small but real ones.
+
+Both engines load the same folder. Sizes are chosen so that a step of a "small" transformer (100-300 M parameters) is
+dominated by its matrix products, as in the published models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SMALL = "small"
+EMPTY = "near-empty"
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Race:
+    """One family in the race: how to build its checkpoints, what to ask, and how the reference is called."""
+
+    family: str
+    reference: str
+    build: Callable[[Path, str], Path]
+    sizes: Mapping[str, tuple[int, int]]
+    guidance: float
+    guided_by: str = "guidance_scale"
+    frames: int | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_z_image(folder: Path, kind: str) -> Path:
+    """Width 1024 and 14 layers (about 190 M parameters), a text encoder of width 512, a VAE of the published size."""
+    from diffusers import ZImageTransformer2DModel
+
+    from tests.checkpoints import parts, z_image
+
+    if kind == EMPTY:
+        return z_image.build(folder, layers=1)
+
+    def transformer() -> ZImageTransformer2DModel:
+        return ZImageTransformer2DModel(
+            dim=1024, n_layers=12, n_refiner_layers=2, n_heads=16, n_kv_heads=16, cap_feat_dim=512,
+            axes_dims=[16, 24, 24], axes_lens=[1024, 512, 512],
+        )  # fmt: skip
+
+    z_image.build(folder)  # the tokenizer, the scheduler and the index are the same
+    vocabulary = len(parts.qwen_tokenizer())
+    parts.save_module(folder, "transformer", 0, transformer)
+    parts.save_module(folder, "text_encoder", 0, lambda: parts.qwen3_encoder(vocabulary, 512, 8))
+    parts.save_module(folder, "vae", 0, published_vae)
+    return folder
+
+
+def published_vae() -> Any:
+    """The image VAE of FLUX and Z-Image at its published size: 84 M parameters, factor 8, 16 channels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, norm_num_groups=32,
+        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def build_demo(folder: Path, kind: str) -> Path:
+    """The bundled demo model itself."""
+    from importlib.resources import files
+
+    return Path(str(files("omnimuse"))) / "bundled" / "shapes"
+
+
+RACES = {
+    race.family: race
+    for race in (
+        Race("z_image", "ZImagePipeline", build_z_image, {SMALL: (512, 512), EMPTY: (32, 32)}, guidance=4.0),
+        Race("shapes", "ZImagePipeline", build_demo, {DEMO: (128, 128)}, guidance=2.0),
+    )
+}

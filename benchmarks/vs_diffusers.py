@@ -1,0 +1,194 @@
+"""The race against diffusers: `python -m benchmarks.vs_diffusers`.
+
+Same checkpoint, dtype, threads, steps and seed, in one process, alternating; then each engine in a process of its own
+for its peak memory, and from the command line to the file for its cold start. Prints medians and ratios (below 1: we
+are faster), writes JSON and a plot. The floor is the operations of one request over the matrix rate that this machine
+reaches in that dtype, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.checkpoints import EMPTY, RACES, Race
+from benchmarks.contestants import Contestant, Diffusers, Ours, Wish
+from benchmarks.processes import cold_start, peak_memory
+from omnimuse import Ask
+
+PROMPT = "a red circle above the blue square on white"
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run the chosen races and write what they gave."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", action="append", choices=sorted(RACES), help="default: all")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=5, help="medians are over this many (default: 5)")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a request (default: 8)")
+    parser.add_argument("--no-processes", action="store_true", help="leave out peak memory and cold start")
+    parser.add_argument("--json", type=Path, default=Path("docs/race.json"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/images/race.png"))
+    args = parser.parse_args()
+    rows: list[Row] = []
+    for name in args.family or sorted(RACES):
+        race = RACES[name]
+        for kind in race.sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                rows += run(race, kind, race.build(Path(folder) / "model", kind), args)
+    report = {"dtype": args.dtype, "threads": torch.get_num_threads(), "rounds": args.rounds, "rows": rows}
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    plot(rows, args.plot)
+
+
+def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[Row]:
+    """Every case of one family and size."""
+    height, width = race.sizes[kind]
+    steps = args.steps if kind != EMPTY else 50
+    plain = Wish(PROMPT, steps, 0.0, height, width)
+    ours, theirs = Ours(race, folder, args.dtype), Diffusers(race, folder, args.dtype)
+    cases: dict[str, list[Wish]] = {"one request": [plain]}
+    if kind != EMPTY:
+        guided = Wish(PROMPT, steps, race.guidance, height, width)
+        cases |= {"with guidance": [guided], "n=4": [Wish(PROMPT, steps, 0.0, height, width, outputs=4)]}
+        cases |= {"four mixed, to the last": mixed(steps, height, width)}
+    print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {args.dtype}")
+    rows = [compare(case, wishes, ours, theirs, args.rounds) for case, wishes in cases.items()]
+    if kind != EMPTY:
+        rows.append(short_behind_long(ours, theirs, plain, args.rounds))
+        rows.append(floor(ours, plain, rows[0], args.dtype))
+    else:
+        rows[0] |= {"case": "overhead of a step", "unit": "ms", "scale": 1000 / steps}
+    ours.close()
+    theirs.close()
+    if not args.no_processes and kind != EMPTY:
+        rows.append(peak_memory(race, kind, folder, args.dtype, plain))
+        rows.append(cold_start(race, folder, args.dtype, plain))
+    for row in rows:
+        row |= {"family": race.family, "kind": kind}
+        print(line(row))
+    return rows
+
+
+def mixed(steps: int, height: int, width: int) -> list[Wish]:
+    """Four requests of different sizes and steps, half of them large."""
+    small = (height // 2 // 16 * 16, width // 2 // 16 * 16)
+    return [
+        Wish("a red circle", steps, 0.0, height, width, seed=1),
+        Wish("two green stars", steps // 2, 0.0, *small, seed=2),
+        Wish("a small yellow heart below a blue square", steps, 0.0, small[0], width, seed=3),
+        Wish("a square", steps // 2, 0.0, height, width, seed=4),
+    ]
+
+
+def compare(case: str, wishes: Sequence[Wish], ours: Contestant, theirs: Contestant, rounds: int) -> Row:
+    """Medians of both, alternating who goes first; the first round warms up."""
+    times: dict[str, list[list[float]]] = {ours.name: [], theirs.name: []}
+    for number in range(rounds + 1):
+        order = (ours, theirs) if number % 2 else (theirs, ours)
+        for contestant in order:
+            finished = contestant.draw(wishes)
+            if number:
+                times[contestant.name].append(finished)
+    last = {name: statistics.median(max(run) for run in runs) for name, runs in times.items()}
+    mean = {name: statistics.median(statistics.mean(run) for run in runs) for name, runs in times.items()}
+    row: Row = {"case": case, "unit": "s", "omnimuse": last["omnimuse"], "diffusers": last["diffusers"]}
+    if len(wishes) > 1:
+        row["mean_ratio"] = mean["omnimuse"] / mean["diffusers"]
+    return row
+
+
+def short_behind_long(ours: Ours, theirs: Diffusers, plain: Wish, rounds: int) -> Row:
+    """A short request that arrives after the first step of a long one, against first come first served."""
+    long = Wish(plain.prompt, plain.steps * 4, 0.0, plain.height, plain.width, seed=5)
+    short = Wish("a star", max(2, plain.steps // 2), 0.0, plain.height // 2, plain.width // 2, seed=6)
+    found, served = [], []
+    for _ in range(max(1, rounds // 2)):
+        found.append(_overtake(ours, long, short))
+        [long_alone], [short_alone] = theirs.draw([long]), theirs.draw([short])
+        served.append(long_alone * (1 - 1 / long.steps) + short_alone)
+    return {"case": "short behind long", "unit": "s", "omnimuse": statistics.median(found),
+            "diffusers": statistics.median(served)}  # fmt: skip
+
+
+def _overtake(ours: Ours, long: Wish, short: Wish) -> float:
+    engine = ours.omni._engine
+    ids = [engine.submit(engine.make_request(Ask(long.prompt, ours.params(long))))]
+    while not any(state.position for state in engine.runner.states.values()):
+        engine.tick()
+    began = time.perf_counter()
+    ids.append(engine.submit(engine.make_request(Ask(short.prompt, ours.params(short)))))
+    while ids[1] in engine.scheduler.entries:
+        engine.tick()
+    seconds = time.perf_counter() - began
+    engine.cancel(ids[0])
+    engine.tick()
+    return seconds
+
+
+def floor(ours: Ours, wish: Wish, measured: Row, dtype: str) -> Row:
+    """The operations of one request over the matrix rate of this machine: no engine is faster without doing less."""
+    with FlopCounterMode(display=False) as counter:
+        ours.draw([wish])
+    rate = matrix_rate(getattr(torch, dtype))
+    seconds = counter.get_total_flops() / rate
+    return {"case": "floor (share of the limit)", "unit": "s", "floor": seconds, "tflops": rate / 1e12,
+            "omnimuse": measured["omnimuse"], "diffusers": measured["diffusers"]}  # fmt: skip
+
+
+def matrix_rate(dtype: torch.dtype, side: int = 2048) -> float:
+    """Operations a second of a square matrix product, the best of several."""
+    a, b = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def line(row: Row) -> str:
+    """One row of the table."""
+    scale, unit = row.get("scale", 1.0), row["unit"]
+    ours, theirs = row["omnimuse"] * scale, row["diffusers"] * scale
+    text = f"  {row['case']:28} {ours:9.3f} {unit}  against {theirs:9.3f} {unit}   ratio {ours / theirs:5.2f}"
+    if "mean_ratio" in row:
+        text += f"   mean per request {row['mean_ratio']:.2f}"
+    if "floor" in row:
+        shares = [row["floor"] / row[name] for name in ("omnimuse", "diffusers")]
+        text = f"  {row['case']:28} {row['floor']:9.3f} s at {row['tflops']:.2f} TFLOP/s: we reach {shares[0]:.0%}, "
+        text += f"diffusers {shares[1]:.0%}"
+    return text
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Ratios as bars, one group per family."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown = [row for row in rows if "floor" not in row]
+    labels = [f"{row['family']} ({row['kind']})  {row['case']}" for row in shown]
+    ratios = [row["omnimuse"] / row["diffusers"] for row in shown]
+    figure, axes = pyplot.subplots(figsize=(9, 0.32 * len(shown) + 1.2))
+    axes.barh(labels[::-1], ratios[::-1], color=["#3a7" if ratio < 1 else "#c55" for ratio in ratios[::-1]])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel("time (or memory) of omnimuse over diffusers; left of the line is better")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
