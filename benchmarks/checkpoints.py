@@ -18,16 +18,19 @@ DEMO = "demo"
 
 @dataclass(frozen=True)
 class Race:
-    """One family in the race: how to build its checkpoints, what to ask, and how the reference is called."""
+    """One family in the race: how to build its checkpoints, what to ask, and how the reference is called.
+
+    `guidance` is the scale of guided requests, `off` the one that turns guidance off.
+    """
 
     family: str
     reference: str
     build: Callable[[Path, str], Path]
     sizes: Mapping[str, tuple[int, int]]
     guidance: float
+    off: float = 0.0
     guided_by: str = "guidance_scale"
-    frames: int | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    frames: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_z_image(folder: Path, kind: str) -> Path:
@@ -64,6 +67,49 @@ def published_vae() -> Any:
     )  # fmt: skip
 
 
+def build_flux(folder: Path, kind: str) -> Path:
+    """Width 768, 3 double and 6 single blocks (about 110 M parameters), CLIP and T5 of width 512, the published VAE."""
+    from diffusers import FluxTransformer2DModel
+
+    from tests.checkpoints import flux, parts
+
+    flux.build(folder)
+    if kind == EMPTY:
+        return folder
+
+    def transformer() -> FluxTransformer2DModel:
+        return FluxTransformer2DModel(
+            in_channels=64, num_layers=3, num_single_layers=6, attention_head_dim=64, num_attention_heads=12,
+            joint_attention_dim=flux.TEXT_WIDTH, pooled_projection_dim=flux.POOLED_WIDTH, guidance_embeds=True,
+            axes_dims_rope=(16, 24, 24),
+        )  # fmt: skip
+
+    parts.save_module(folder, "transformer", 0, transformer)
+    parts.save_module(folder, "vae", 0, published_vae)
+    return folder
+
+
+def build_wan(folder: Path, kind: str) -> Path:
+    """Width 768 and 10 blocks (about 110 M parameters), the published VAE of Wan 2.1."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    from tests.checkpoints import parts, wan
+
+    wan.build(folder, "2.1")
+    if kind == EMPTY:
+        return folder
+
+    def transformer() -> WanTransformer3DModel:
+        return WanTransformer3DModel(
+            num_attention_heads=12, attention_head_dim=64, in_channels=16, out_channels=16, text_dim=wan.TEXT_WIDTH,
+            freq_dim=256, ffn_dim=3072, num_layers=10,
+        )  # fmt: skip
+
+    parts.save_module(folder, "transformer", 0, transformer)
+    parts.save_module(folder, "vae", 0, AutoencoderKLWan)
+    return folder
+
+
 def build_demo(folder: Path, kind: str) -> Path:
     """The bundled demo model itself."""
     from importlib.resources import files
@@ -76,5 +122,13 @@ RACES = {
     for race in (
         Race("z_image", "ZImagePipeline", build_z_image, {SMALL: (512, 512), EMPTY: (32, 32)}, guidance=4.0),
         Race("shapes", "ZImagePipeline", build_demo, {DEMO: (128, 128)}, guidance=2.0),
+        Race(
+            "flux", "FluxPipeline", build_flux, {SMALL: (512, 512), EMPTY: (32, 32)}, guidance=4.0, off=1.0,
+            guided_by="true_cfg_scale",
+        ),
+        Race(
+            "wan", "WanPipeline", build_wan, {SMALL: (480, 832), EMPTY: (32, 32)}, guidance=5.0, off=1.0,
+            frames={SMALL: 17, EMPTY: 5},
+        ),
     )
-}
+}  # fmt: skip

@@ -13,7 +13,12 @@ import torch
 
 from benchmarks.checkpoints import Race
 from omnimuse import Config, DiffusionParams, Done, ModelConfig, Omni
+from omnimuse.core.config import CompileConfig
 from omnimuse.core.output import Event
+
+NEGATIVE = "blurry"
+TEXT_TOKENS = 128
+"""The token limit of prompts. FLUX and Wan pad up to it in both engines."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Wish:
     guidance: float
     height: int
     width: int
+    frames: int | None = None
     outputs: int = 1
     seed: int = 0
 
@@ -46,9 +52,11 @@ class Ours:
 
     name = "omnimuse"
 
-    def __init__(self, race: Race, folder: Path, dtype: str) -> None:
+    def __init__(self, race: Race, folder: Path, dtype: str, compiled: bool = False) -> None:
         self.race = race
-        self.omni = Omni(str(folder), config=Config(ModelConfig(str(folder), dtype=dtype, device="cpu")))
+        mode = CompileConfig("blocks" if compiled else "none")
+        config = Config(ModelConfig(str(folder), dtype=dtype, device="cpu"), compile=mode)
+        self.omni = Omni(str(folder), config=config)
 
     def draw(self, wishes: Sequence[Wish]) -> list[float]:
         began, order, finished = time.perf_counter(), list[str](), dict[str, float]()
@@ -59,18 +67,24 @@ class Ours:
             if isinstance(event, Done):
                 finished[event.request_id] = time.perf_counter() - began
 
-        results = self.omni.generate([w.prompt for w in wishes], [self.params(w) for w in wishes], progress=listen)
+        asked = [self.prompt(w) for w in wishes]
+        results = self.omni.generate(asked, [self.params(w) for w in wishes], progress=listen)
         for result in results:
             if result.error is not None:
                 raise result.error
         return [finished[request_id] for request_id in order]
 
+    def prompt(self, wish: Wish) -> dict[str, str]:
+        """The wish's prompt; guided wishes have a negative one."""
+        guided = wish.guidance != self.race.off
+        return {"prompt": wish.prompt} | ({"negative_prompt": NEGATIVE} if guided else {})
+
     def params(self, wish: Wish) -> DiffusionParams:
         """The wish in our words."""
-        chosen: dict[str, Any] = {self.race.guided_by: wish.guidance, "num_frames": self.race.frames}
+        chosen: dict[str, Any] = {self.race.guided_by: wish.guidance, "num_frames": wish.frames}
         return DiffusionParams(
             num_inference_steps=wish.steps, height=wish.height, width=wish.width, seed=wish.seed,
-            num_outputs_per_prompt=wish.outputs, **chosen,
+            num_outputs_per_prompt=wish.outputs, max_sequence_length=TEXT_TOKENS, **chosen,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -82,7 +96,7 @@ class Diffusers:
 
     name = "diffusers"
 
-    def __init__(self, race: Race, folder: Path, dtype: str) -> None:
+    def __init__(self, race: Race, folder: Path, dtype: str, compiled: bool = False) -> None:
         import diffusers
 
         self.race = race
@@ -91,6 +105,8 @@ class Diffusers:
             kind = getattr(diffusers, race.reference)
             self.pipe = kind.from_pretrained(folder, dtype=getattr(torch, dtype))
         self.pipe.set_progress_bar_config(disable=True)
+        if compiled:
+            self.pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
 
     def draw(self, wishes: Sequence[Wish]) -> list[float]:
         began = time.perf_counter()
@@ -102,11 +118,13 @@ class Diffusers:
 
     def _call(self, wish: Wish) -> None:
         generators = [torch.Generator().manual_seed(wish.seed + i) for i in range(wish.outputs)]
-        count = "num_images_per_prompt" if self.race.frames is None else "num_videos_per_prompt"
-        frames = {} if self.race.frames is None else {"num_frames": self.race.frames}
+        count = "num_images_per_prompt" if wish.frames is None else "num_videos_per_prompt"
+        frames = {} if wish.frames is None else {"num_frames": wish.frames}
+        negative = {} if wish.guidance == self.race.off else {"negative_prompt": NEGATIVE}
         self.pipe(
             wish.prompt, height=wish.height, width=wish.width, num_inference_steps=wish.steps, generator=generators,
-            **{self.race.guided_by: wish.guidance, count: wish.outputs}, **frames, **self.race.fixed,
+            max_sequence_length=TEXT_TOKENS, **{self.race.guided_by: wish.guidance, count: wish.outputs}, **frames,
+            **negative,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -41,14 +41,13 @@ def peak_memory(race: Race, kind: str, folder: Path, dtype: str, wish: Wish) -> 
 
 def cold_start(race: Race, folder: Path, dtype: str, wish: Wish, rounds: int = 3) -> dict[str, Any]:
     """Seconds from the command to the file on disk, both engines alternating."""
-    script = DIFFUSERS_SCRIPT.format(
-        reference=race.reference, dtype=dtype, guided_by=race.guided_by, **{**asdict(wish), "guidance": 0.0}
-    )
+    script = DIFFUSERS_SCRIPT.format(reference=race.reference, dtype=dtype, guided_by=race.guided_by, **asdict(wish))
     times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory() as out:
         size = f"{wish.width}x{wish.height}"
         ours = [sys.executable, "-m", "omnimuse", "generate", wish.prompt, "-m", str(folder), "--dtype", dtype]
-        ours += ["--steps", str(wish.steps), "--size", size, "--guidance", "0", "--seed", "0", "-o", f"{out}/a.png"]
+        ours += ["--steps", str(wish.steps), "--size", size, "--seed", "0", "-o", f"{out}/a.png"]
+        ours += ["--set", f"{race.guided_by}={wish.guidance}"]
         theirs = [sys.executable, "-W", "ignore", "-c", script, str(folder), f"{out}/b.png"]
         for _ in range(rounds):
             for name, command in (("omnimuse", ours), ("diffusers", theirs)):

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5, help="medians are over this many (default: 5)")
     parser.add_argument("--steps", type=int, default=8, help="steps of a request (default: 8)")
+    parser.add_argument("--compile", action="store_true", help="both engines with compiled blocks")
+    parser.add_argument("--kind", help="only checkpoints of this kind")
     parser.add_argument("--no-processes", action="store_true", help="leave out peak memory and cold start")
     parser.add_argument("--json", type=Path, default=Path("docs/race.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/race.png"))
@@ -43,7 +46,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in args.family or sorted(RACES):
         race = RACES[name]
-        for kind in race.sizes:
+        for kind in race.sizes if args.kind is None else {args.kind} & set(race.sizes):
             with tempfile.TemporaryDirectory() as folder:
                 rows += run(race, kind, race.build(Path(folder) / "model", kind), args)
     report = {"dtype": args.dtype, "threads": torch.get_num_threads(), "rounds": args.rounds, "rows": rows}
@@ -55,14 +58,15 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     """Every case of one family and size."""
     height, width = race.sizes[kind]
     steps = args.steps if kind != EMPTY else 50
-    plain = Wish(PROMPT, steps, 0.0, height, width)
-    ours, theirs = Ours(race, folder, args.dtype), Diffusers(race, folder, args.dtype)
+    plain = Wish(PROMPT, steps, race.off, height, width, race.frames.get(kind))
+    ours, theirs = (engine(race, folder, args.dtype, args.compile) for engine in (Ours, Diffusers))
+    assert isinstance(ours, Ours) and isinstance(theirs, Diffusers)
     cases: dict[str, list[Wish]] = {"one request": [plain]}
     if kind != EMPTY:
-        guided = Wish(PROMPT, steps, race.guidance, height, width)
-        cases |= {"with guidance": [guided], "n=4": [Wish(PROMPT, steps, 0.0, height, width, outputs=4)]}
-        cases |= {"four mixed, to the last": mixed(steps, height, width)}
-    print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {args.dtype}")
+        cases |= {"with guidance": [replace(plain, guidance=race.guidance)], "n=4": [replace(plain, outputs=4)]}
+        cases |= {"four mixed, to the last": mixed(plain)}
+    how = f"{args.dtype}, compiled blocks" if args.compile else f"{args.dtype}, eager"
+    print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {how}", flush=True)
     rows = [compare(case, wishes, ours, theirs, args.rounds) for case, wishes in cases.items()]
     if kind != EMPTY:
         rows.append(short_behind_long(ours, theirs, plain, args.rounds))
@@ -73,21 +77,22 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     theirs.close()
     if not args.no_processes and kind != EMPTY:
         rows.append(peak_memory(race, kind, folder, args.dtype, plain))
-        rows.append(cold_start(race, folder, args.dtype, plain))
+        if plain.frames is None:
+            rows.append(cold_start(race, folder, args.dtype, plain))
     for row in rows:
         row |= {"family": race.family, "kind": kind}
         print(line(row))
     return rows
 
 
-def mixed(steps: int, height: int, width: int) -> list[Wish]:
+def mixed(plain: Wish) -> list[Wish]:
     """Four requests of different sizes and steps, half of them large."""
-    small = (height // 2 // 16 * 16, width // 2 // 16 * 16)
+    steps, height, width = plain.steps, plain.height // 2 // 16 * 16, plain.width // 2 // 16 * 16
     return [
-        Wish("a red circle", steps, 0.0, height, width, seed=1),
-        Wish("two green stars", steps // 2, 0.0, *small, seed=2),
-        Wish("a small yellow heart below a blue square", steps, 0.0, small[0], width, seed=3),
-        Wish("a square", steps // 2, 0.0, height, width, seed=4),
+        replace(plain, prompt="a red circle", seed=1),
+        replace(plain, prompt="two green stars", steps=steps // 2, height=height, width=width, seed=2),
+        replace(plain, prompt="a small yellow heart below a blue square", height=height, seed=3),
+        replace(plain, prompt="a square", steps=steps // 2, seed=4),
     ]
 
 
@@ -110,8 +115,9 @@ def compare(case: str, wishes: Sequence[Wish], ours: Contestant, theirs: Contest
 
 def short_behind_long(ours: Ours, theirs: Diffusers, plain: Wish, rounds: int) -> Row:
     """A short request that arrives after the first step of a long one, against first come first served."""
-    long = Wish(plain.prompt, plain.steps * 4, 0.0, plain.height, plain.width, seed=5)
-    short = Wish("a star", max(2, plain.steps // 2), 0.0, plain.height // 2, plain.width // 2, seed=6)
+    long = replace(plain, steps=plain.steps * 4, seed=5)
+    side = {"height": plain.height // 2 // 16 * 16, "width": plain.width // 2 // 16 * 16}
+    short = replace(plain, prompt="a star", steps=max(2, plain.steps // 2), seed=6, **side)
     found, served = [], []
     for _ in range(max(1, rounds // 2)):
         found.append(_overtake(ours, long, short))

@@ -36,9 +36,7 @@ class Attention(nn.Module):
     by.
     """
 
-    def __init__(
-        self, num_heads: int, head_dim: int, role: str = "self", category: str | None = None
-    ) -> None:
+    def __init__(self, num_heads: int, head_dim: int, role: str = "self", category: str | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim

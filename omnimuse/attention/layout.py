@@ -10,7 +10,7 @@ Letters: R rows, S_i tokens of row i, T tokens of all rows together, D width; * 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,17 +21,13 @@ class Layout:
     """The token count of every row. A packed tensor is [R, S, *] if they are equal, else [1, T, *]."""
 
     lengths: tuple[int, ...]
+    dense: bool = field(init=False)
+    """Whether all rows have the same length, so that they can be stacked. Stored: compiled code may ask nothing else."""
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(
-                f"lengths={self.lengths}: a layout needs at least one row, and every row a token"
-            )
-
-    @property
-    def dense(self) -> bool:
-        """Whether all rows have the same length, so that they can be stacked."""
-        return len(set(self.lengths)) == 1
+            raise ValueError(f"lengths={self.lengths}: a layout needs at least one row, and every row a token")
+        object.__setattr__(self, "dense", len(set(self.lengths)) == 1)
 
     def slices(self) -> tuple[slice, ...]:
         """The place of every row in the T tokens laid end to end."""
@@ -41,9 +37,7 @@ class Layout:
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """Join one [S_i, *] tensor per row into the packed tensor; ValueError if the lengths are others."""
         if tuple(len(part) for part in parts) != self.lengths:
-            raise ValueError(
-                f"parts of {[len(part) for part in parts]} tokens do not fit a layout of {self.lengths}"
-            )
+            raise ValueError(f"parts of {[len(part) for part in parts]} tokens do not fit a layout of {self.lengths}")
         if len(parts) == 1:
             return parts[0].unsqueeze(0)  # [1, S, *], a view
         return torch.stack(list(parts)) if self.dense else torch.cat(list(parts)).unsqueeze(0)

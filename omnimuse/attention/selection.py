@@ -19,9 +19,7 @@ from omnimuse.attention.layer import Attention, Backend
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
 
-BACKENDS: Mapping[str, Backend] = {
-    backend.name: backend for backend in (Sdpa(), Reference())
-}  # fastest first
+BACKENDS: Mapping[str, Backend] = {backend.name: backend for backend in (Sdpa(), Reference())}  # fastest first
 AUTO = "auto"
 
 
@@ -61,15 +59,11 @@ def bind(
 def _check_names(choice: AttentionConfig, sites: Iterable[Attention]) -> None:
     for backend in (choice.default, *choice.per_role.values()):
         if backend not in (AUTO, *BACKENDS):
-            raise ConfigError(
-                f"attention backend {backend!r} is unknown; {_nearest(backend, (AUTO, *BACKENDS))}"
-            )
+            raise ConfigError(f"attention backend {backend!r} is unknown; {_nearest(backend, (AUTO, *BACKENDS))}")
     roles = {name for site in sites for name in (site.role, site.category) if name is not None}
     for role in choice.per_role:
         if role not in roles:
-            raise ConfigError(
-                f"this model has no attention role or category {role!r}; {_nearest(role, roles)}"
-            )
+            raise ConfigError(f"this model has no attention role or category {role!r}; {_nearest(role, roles)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

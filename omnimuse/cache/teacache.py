@@ -72,9 +72,7 @@ class TeaCache:
         name: str = "teacache",
     ) -> None:
         if not (math.isfinite(threshold) and threshold >= 0):
-            raise ConfigError(
-                f"teacache threshold={threshold} must be a number >= 0; 0 is off, 0.1 to 0.5 is usual"
-            )
+            raise ConfigError(f"teacache threshold={threshold} must be a number >= 0; 0 is off, 0.1 to 0.5 is usual")
         if not coefficients or not all(map(math.isfinite, coefficients)):
             raise ConfigError(f"teacache coefficients={coefficients} must be finite numbers, at least one")
         self.threshold = threshold
@@ -124,9 +122,7 @@ class TeaCache:
         output = self.inner(blocks, hidden, cond, memories)
         return dict(zip(rows, cond.layout.unpack(output), strict=True))
 
-    def _drifts(
-        self, teas: Sequence[TeaMemory], probes: Sequence[Tensor], memories: Sequence[Memory]
-    ) -> list[float]:
+    def _drifts(self, teas: Sequence[TeaMemory], probes: Sequence[Tensor], memories: Sequence[Memory]) -> list[float]:
         """Each row's drift with this step's change; infinite for a row that must run in any case."""
         changes = _relative_changes([tea.probe for tea in teas], probes)
         return [

@@ -7,6 +7,7 @@ import argparse
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
+    CompileConfig,
     Config,
     ModelConfig,
     OffloadConfig,
@@ -39,6 +40,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--offload", default="none", metavar="{none,layers}", help="layers: blocks come in while they run; less memory"
     )
+    engine.add_argument("--compile", action="store_true", help="compile blocks: the first run takes long, steps less")
     engine.add_argument(
         "--cfg-parallel", type=int, default=1, metavar="N", help="processes that share guidance (start with torchrun)"
     )
@@ -52,6 +54,7 @@ def read_config(args: argparse.Namespace) -> Config:
         attention=read_attention(args.attention),
         cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
         offload=OffloadConfig(args.offload),
+        compile=CompileConfig("blocks" if args.compile else "none"),
         parallel=ParallelConfig(cfg=args.cfg_parallel),
         schedule=ScheduleConfig(exact=args.exact),
     )

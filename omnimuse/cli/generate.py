@@ -1,4 +1,4 @@
-"""Draw pictures from prompts.
+"""Draw pictures, or with a model of videos make videos, from prompts.
 
 examples:
   omnimuse generate "a red circle on a blue background"
@@ -58,10 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         type=Path,
-        default=Path("picture.png"),
         metavar="FILE",
-        help="PNG, JPEG or WebP by suffix; several become FILE-1, FILE-2 ...; an old file is replaced"
-        " (default: picture.png)",
+        help="PNG, JPEG or WebP by suffix, MP4 for a video; several become FILE-1, FILE-2 ...; an old file is replaced"
+        " (default: picture.png or video.mp4)",
     )
     picture = parser.add_argument_group("the picture (what is left out is the model's own default)")
     picture.add_argument("-n", "--number", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
@@ -69,8 +68,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     picture.add_argument("--guidance", type=float, metavar="X", help="how strongly the prompt steers")
     picture.add_argument("--size", metavar="WxH", help="width and height in pixels, such as 128x128")
+    picture.add_argument("--frames", type=int, metavar="N", help="how many frames a video has")
+    picture.add_argument("--fps", type=float, metavar="X", help="how many of them are shown in a second")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
-    picture.add_argument("--extra", action="append", default=[], metavar="NAME=VALUE", help="a family's own parameter")
+    picture.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other parameter, such as true_cfg_scale=4"
+    )
     picture.add_argument(
         "-m",
         "--model",
@@ -87,8 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything that is cheap, then load the model and draw."""
-    job = plan(args, sys.stdin)
-    job.ask_the_door()
+    job = plan(args, sys.stdin).at_the_door()
     return draw(job, import_engine, stdout=sys.stdout, stderr=sys.stderr)
 
 

@@ -1,6 +1,6 @@
 """What `omnimuse generate` was asked to do, read from its options and checked before torch is imported.
 
-`plan` reads and checks what needs no model; `Job.ask_the_door` checks the rest against the model's own limits, from
+`plan` reads and checks what needs no model; `Job.at_the_door` checks the rest against the model's own limits, from
 its small configuration files. Nothing here loads weights.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,46 +17,65 @@ from omnimuse.cli.engine import read_config
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.media.destination import numbered
+from omnimuse.media.destination import check_destination, numbered
 
 DEFAULT_MODEL = "omnimuse/shapes"
+PICTURE, VIDEO = Path("picture.png"), Path("video.mp4")
+"""Where what a model makes goes if nobody says where."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts, one set of parameters for all of them, and a file name for every picture in order."""
+    """Prompts, one set of parameters for all of them, and a file name for every picture or video in order."""
 
     config: Config
     prompts: list[dict[str, Any]]
     params: DiffusionParams
-    output: Path
-    preview_file: Path | None = None
+    output: Path | None = None
+    previews: bool = False
     as_json: bool = False
     quiet: bool = False
 
     @property
+    def preview_file(self) -> Path | None:
+        """Where the unfinished picture is kept, if it was asked for."""
+        first = self.output or PICTURE
+        return first.with_name(f"{first.stem}.preview.png") if self.previews else None
+
+    @property
     def per_prompt(self) -> int:
-        """Pictures per prompt."""
+        """Pictures or videos per prompt."""
         return self.params.num_outputs_per_prompt or 1
 
     @property
     def files(self) -> list[Path]:
-        """A name for every picture; `per_prompt` of them for each prompt, in order."""
-        return numbered(self.output, len(self.prompts) * self.per_prompt)
+        """A name for every picture or video; `per_prompt` of them for each prompt, in order."""
+        return numbered(self.output or PICTURE, len(self.prompts) * self.per_prompt)
 
-    def ask_the_door(self) -> None:
-        """ModelError or RequestError if the model is incomplete or would refuse a prompt; no torch, no weights."""
+    def at_the_door(self) -> Job:
+        """This job with a file that fits what the model makes; no torch, no weights.
+
+        ModelError or RequestError if the model is incomplete, would refuse a prompt or makes something else;
+        ConfigError without the library that writes such files.
+        """
         from omnimuse.core.request import Ask
+        from omnimuse.media.image import check_picture_destination
+        from omnimuse.media.video import check_video_destination
         from omnimuse.worker.find import find
 
         door = find(self.config).door
         for prompt in self.prompts:
             door.make_request(Ask(prompt, self.params), now=0.0, fresh_seed=0)
+        moving = any(task.endswith("video") for task in door.spec.tasks)
+        output = self.output or (VIDEO if moving else PICTURE)
+        (check_video_destination if moving else check_picture_destination)(output)
+        return replace(self, output=output)
 
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
-    from omnimuse.media.image import check_picture_destination
+    from omnimuse.media.image import FORMATS
+    from omnimuse.media.video import SUFFIXES
 
     width, height = read_size(args.size)
     params = DiffusionParams(
@@ -64,9 +83,10 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         guidance_scale=args.guidance,
         height=height,
         width=width,
+        num_frames=args.frames,
+        fps=args.fps,
         seed=args.seed,
         num_outputs_per_prompt=args.number,
-        extra=read_extra(args.extra),
     )
     if args.number < 1:
         raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
@@ -74,13 +94,13 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         {"prompt": text} if args.negative is None else {"prompt": text, "negative_prompt": args.negative}
         for text in read_prompts(args.prompts, args.file, stdin)
     ]
-    check_picture_destination(args.output)
+    check_destination(args.output or PICTURE, (*FORMATS, *SUFFIXES))
     return Job(
         config=read_config(args),
         prompts=prompts,
-        params=params,
+        params=with_settings(params, args.set),
         output=args.output,
-        preview_file=args.output.with_name(f"{args.output.stem}.preview.png") if args.preview else None,
+        previews=args.preview,
         as_json=args.json,
         quiet=args.quiet,
     )
@@ -96,18 +116,25 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2])
 
 
-def read_extra(pairs: list[str]) -> dict[str, Any] | None:
+def with_settings(params: DiffusionParams, pairs: list[str]) -> DiffusionParams:
+    """`params` with NAME=VALUE pairs set: fields of every model by name, all others as the family's own parameters."""
+    settings = read_settings(pairs)
+    fields = {name: settings.pop(name) for name in list(settings) if hasattr(params, name) and name != "extra"}
+    return replace(params, **fields, extra=settings or None)
+
+
+def read_settings(pairs: list[str]) -> dict[str, Any]:
     """`["strength=0.5"]` -> `{"strength": 0.5}`; values are JSON, anything else is text."""
-    extra: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for pair in pairs:
         name, given, value = pair.partition("=")
         if not given or not name.strip():
-            raise RequestError(f"--extra {pair} is not NAME=VALUE; write it like cfg_truncation=0.8", "extra")
+            raise RequestError(f"--set {pair} is not NAME=VALUE; write it like max_sequence_length=256", "set")
         try:
-            extra[name.strip()] = json.loads(value)
+            settings[name.strip()] = json.loads(value)
         except json.JSONDecodeError:
-            extra[name.strip()] = value
-    return extra or None
+            settings[name.strip()] = value
+    return settings
 
 
 def read_prompts(words: list[str], file: Path | None, stdin: TextIO) -> list[str]:

@@ -22,7 +22,7 @@ _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # n
 
 
 def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float], place: Mapping[str, str]) -> Record:
-    """Write every picture with its settings inside, and return the record of the whole job.
+    """Write every picture or video with its settings inside, and return the record of the whole job.
 
     `place` (dtype and device) goes into the settings: the same seed gives another picture in another dtype.
     """
@@ -40,11 +40,13 @@ def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float], plac
 
 def _save_result(result: Result, files: Sequence[Path], settings: Record) -> Record:
     from omnimuse.media.image import save_image
+    from omnimuse.media.video import save_video
 
     saved = []
     if result.error is None:
-        for path, image, seed in zip(files, result.images, result.seeds, strict=True):
-            save_image(image, path, {**settings, "seed": seed})
+        made = [(save_image, image) for image in result.images] + [(save_video, video) for video in result.videos]
+        for path, (write, one), seed in zip(files, made, result.seeds, strict=True):
+            write(one, path, {**settings, "seed": seed})
             saved.append(str(path))
     return {
         "prompt": result.prompt,
@@ -126,8 +128,9 @@ def _precise(seconds: float) -> str:
 
 
 def _size(row: Record) -> str:
-    width, height = row["settings"].get("width"), row["settings"].get("height")
-    return f"{width}x{height}, " if width and height else ""
+    width, height, frames = (row["settings"].get(name) for name in ("width", "height", "num_frames"))
+    moving = f"{frames} frames, " if frames else ""
+    return f"{width}x{height}, {moving}" if width and height else moving
 
 
 def _short(text: str, most: int = 60) -> str:

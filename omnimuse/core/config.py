@@ -67,6 +67,16 @@ class OffloadConfig:
 
 
 @dataclass(frozen=True)
+class CompileConfig:
+    """What is compiled before it first runs: `"blocks"` compiles each kind of block once, for all sizes."""
+
+    mode: Literal["none", "blocks"] = "none"
+
+    def __post_init__(self) -> None:
+        _one_of("compile", self.mode, ("none", "blocks"))
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """How many ranks share the work. `cfg` ranks each compute some of a step's guidance branches."""
 
@@ -108,6 +118,7 @@ class Config:
     attention: AttentionConfig = AttentionConfig()
     cache: CacheConfig = CacheConfig()
     offload: OffloadConfig = OffloadConfig()
+    compile: CompileConfig = CompileConfig()
     parallel: ParallelConfig = ParallelConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 

@@ -58,8 +58,9 @@ Event = Progress | Preview | Done | Failed
 class Result:
     """What one prompt gave.
 
-    `images`, `videos` and `audios` hold what fits the model (empty otherwise); `output` is the tensor for output types
-    `"pt"` (float, [0, 1]) and `"latent"`, leading dimension = outputs. `timings` are seconds per stage, summed over the
+    `images` (Pillow), `videos` (`media.video.Video`: frames and a rate) and `audios` hold what fits the model (empty
+    otherwise); `output` is the tensor for output types `"pt"` (float in [0, 1]: pictures [n, 3, H, W], videos
+    [n, F, 3, H, W]) and `"latent"`, leading dimension = outputs. `timings` are seconds per stage, summed over the
     ticks this request took part in. `error` is set, and everything else empty, when this prompt failed.
     """
 

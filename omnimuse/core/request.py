@@ -90,9 +90,11 @@ class Door:
         limits = spec.limits(configs)
         defaults = spec.variant(model_id).defaults
         side = limits.max_side - limits.max_side % limits.size_multiple
+        frames = defaults.num_frames
         fitted = DiffusionParams(
             height=min(defaults.height or side, side),
             width=min(defaults.width or side, side),
+            num_frames=None if frames is None else min(frames, limits.max_frames),
             max_sequence_length=min(defaults.max_sequence_length or 1, limits.max_sequence_length),
         )
         return Door(spec, limits, limits.fixed.over(fitted.over(defaults)))
@@ -111,6 +113,8 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
+        if (why := self.spec.objection(negative, params)) is not None:
+            raise RequestError(why, "negative_prompt")
         if ask.timeout is not None and not ask.timeout > 0:
             raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
         return Request(
@@ -160,6 +164,8 @@ class Door:
                     f"{name} means nothing to {self.spec.family}; it honours {sorted(honoured - {'extra'})}",
                     name,
                 )
+            if name in self.limits.refuses:
+                raise RequestError(f"{name} cannot be chosen here: {self.limits.refuses[name]}", name)
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 
@@ -169,6 +175,8 @@ class Door:
         _whole("seed", p.seed, 0, MAX_SEED - MAX_OUTPUTS)
         for name in ("height", "width"):
             self._side(name, getattr(p, name))
+        if p.num_frames is not None:
+            self._frames(p.num_frames)
         if p.max_sequence_length is not None:
             _whole("max_sequence_length", p.max_sequence_length, 1, self.limits.max_sequence_length)
         for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):
@@ -187,6 +195,14 @@ class Door:
             low, high = value - value % step, value - value % step + step
             legal = f"{low} or {high}" if low and high <= self.limits.max_side else f"{low or high}"
             raise RequestError(f"{name}={value} is not a multiple of {step}; use {legal}", name)
+
+    def _frames(self, value: Any) -> None:
+        step, most = self.limits.frame_step, self.limits.max_frames
+        _whole("num_frames", value, 1, most)
+        if (value - 1) % step:
+            low = value - (value - 1) % step
+            legal = f"{low} or {low + step}" if low + step <= most else f"{low}"
+            raise RequestError(f"num_frames={value} is not {step}k + 1; use {legal}", "num_frames")
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from omnimuse.core.params import DiffusionParams, FamilyParams
 
 Configs = Mapping[str, Mapping[str, object]]
-"""The configuration of every component of a checkpoint, by component name."""
+"""The configuration of every component of a checkpoint, by component name; under `OPTIONS` what it says besides."""
+
+OPTIONS = "options"
+"""Where `Configs` has what a checkpoint says of itself besides its components; no component may be called so."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Component:
 class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
-    `fixed` holds what the family lets people choose but this checkpoint takes at one value only.
+    `fixed` holds what the family lets people choose but this checkpoint takes at one value only, `refuses` what this
+    checkpoint cannot take at all, with the reason. A model of videos makes 1 + k * `frame_step` frames, at most
+    `max_frames`.
     """
 
     size_multiple: int
@@ -44,6 +49,9 @@ class Limits:
     max_sequence_length: int
     takes_images: bool = False
     fixed: DiffusionParams = DiffusionParams()
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    frame_step: int = 1
+    max_frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,23 @@ class Variant:
     defaults: DiffusionParams
 
 
+Objection = Callable[[str | None, DiffusionParams], str | None]
+"""(negative prompt, complete parameters) -> why they make no sense together, or None."""
+
+
+def no_objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
+    """Every combination makes sense."""
+    return None
+
+
 @dataclass(frozen=True)
 class Spec:
     """Everything the house knows about one family without loading it.
 
     `arch` is the class name in `model_index.json`. `supported` names the parameters the family honours beyond those of
     every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
-    can be asked for. `teacache` holds the polynomial (highest power first) that rescales the change TeaCache sees.
+    can be asked for; `objection` refuses a choice that would do nothing beside the others. `teacache` holds the
+    polynomial (highest power first) that rescales the change TeaCache sees.
     """
 
     arch: str
@@ -71,6 +89,7 @@ class Spec:
     defaults: DiffusionParams
     supported: frozenset[str]
     limits: Callable[[Configs], Limits]
+    objection: Objection = no_objection
     variants: tuple[Variant, ...] = ()
     extra: type[FamilyParams] = FamilyParams
     teacache: tuple[float, ...] = (1.0, 0.0)

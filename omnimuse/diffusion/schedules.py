@@ -64,8 +64,13 @@ class Schedule:
         return len(self.timesteps)
 
 
-def linear_sigmas(steps: int) -> Sigmas:
-    """`steps` levels from 1 down to 1/steps, spaced in float32: float64 would differ in the last bit."""
+def linear_sigmas(steps: int, double: bool = False) -> Sigmas:
+    """`steps` levels from 1 down to 1/steps, spaced in float32, or in float64 and then rounded if `double`.
+
+    The two differ in the last bit; some pipelines of the reference do the one, some the other.
+    """
+    if double:
+        return np.linspace(1.0, 1 / steps, steps).astype(np.float32)
     return torch.linspace(1.0, 1 / steps, steps, dtype=torch.float32, device="cpu").numpy()
 
 
@@ -136,13 +141,13 @@ class FlowSchedule:
         """How far the levels move for an output of `tokens` latent tokens, if shifting is dynamic."""
         return linear_mu(tokens, self.base_tokens, self.max_tokens, self.base_shift, self.max_shift)
 
-    def plan(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None) -> Schedule:
+    def plan(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None, double: bool = False) -> Schedule:
         """The schedule for `steps` steps over `tokens` latent tokens, ending at 0.
 
-        `sigmas` replaces the linear levels, before shifting. RequestError: too few steps, or levels that do
-        not fall.
+        `sigmas` replaces the linear levels (see `linear_sigmas` for `double`), before shifting. RequestError: too few
+        steps, or levels that do not fall.
         """
-        levels = _given(sigmas, steps) if sigmas is not None else linear_sigmas(_at_least(steps, 1))
+        levels = _given(sigmas, steps) if sigmas is not None else linear_sigmas(_at_least(steps, 1), double)
         if self.dynamic:
             levels = shift_dynamic(levels, self.mu(tokens), self.kind)
         else:

@@ -22,8 +22,9 @@ from omnimuse.diffusion.schedules import FlowSchedule, Schedule, linear_sigmas, 
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 
-Spacing = Literal["linear", "scheduler"]
-"""Who chooses a flow solver's levels before shifting: we (1 down to 1/steps), or the wrapped scheduler."""
+Spacing = Literal["linear", "linear64", "scheduler"]
+"""Who chooses a flow solver's levels before shifting: we (1 down to 1/steps, spaced in float32 or in float64), or the
+scheduler that the checkpoint names."""
 
 
 class SolverMemory(Protocol):
@@ -92,13 +93,14 @@ class NoMemory:
 
 @dataclass(frozen=True)
 class FlowEuler:
-    """Euler's method for flow matching (velocity predictions), on a `FlowSchedule`."""
+    """Flow matching by Euler's method (velocity predictions), on a `FlowSchedule`; for `double` see `linear_sigmas`."""
 
     levels: FlowSchedule = field(default_factory=FlowSchedule)
+    double: bool = False
 
     def plan(self, steps: int, tokens: int) -> Schedule:
         """One evaluation per step."""
-        return self.levels.plan(steps, tokens)
+        return self.levels.plan(steps, tokens, double=self.double)
 
     def start(self, schedule: Schedule) -> NoMemory:
         """Euler's method remembers nothing."""
@@ -219,8 +221,10 @@ class DiffusersSolver:
         options: dict[str, Any] = {}
         if "mu" in accepted and scheduler.config.get("use_dynamic_shifting"):
             options["mu"] = FlowSchedule.from_config(scheduler.config).mu(tokens)
-        if "sigmas" in accepted and self.spacing == "linear" and self._is_flow():
-            scheduler.set_timesteps(sigmas=linear_sigmas(steps).astype(np.float64), **options)
+        if "sigmas" in accepted and self.spacing != "scheduler" and self._is_flow():
+            exact = np.linspace(1.0, 1 / steps, steps)
+            levels = exact if self.spacing == "linear64" else linear_sigmas(steps).astype(np.float64)
+            scheduler.set_timesteps(sigmas=levels, **options)
         else:
             scheduler.set_timesteps(steps, **options)
         if hasattr(scheduler, "set_begin_index"):
@@ -244,11 +248,12 @@ def solver_for(class_name: str, config: Mapping[str, Any], spacing: Spacing = "l
     """The solver for a checkpoint's scheduler, and the reason in words. ModelError: an unknown class."""
     if class_name != FLOW_EULER:
         return DiffusersSolver(class_name, config, spacing), f"diffusers' {class_name}, which the checkpoint names"
-    option = unsupported(config)
+    option = unsupported(config) or ("levels that the scheduler chooses" if spacing == "scheduler" else None)
     if option is not None:
-        solver = DiffusersSolver(class_name, config, spacing)
-        return solver, f"diffusers' {class_name}, because our flow Euler does not cover {option}"
-    return FlowEuler(FlowSchedule.from_config(config)), f"our flow Euler, equal to the checkpoint's {class_name}"
+        wrapped = DiffusersSolver(class_name, config, spacing)
+        return wrapped, f"diffusers' {class_name}, because our flow Euler does not cover {option}"
+    solver = FlowEuler(FlowSchedule.from_config(config), double=spacing == "linear64")
+    return solver, f"our flow Euler, equal to the checkpoint's {class_name}"
 
 
 def _scheduler_class(name: str) -> Any:

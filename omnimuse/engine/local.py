@@ -18,6 +18,7 @@ from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
+from omnimuse.media.video import to_video
 from omnimuse.worker.build import build, connect
 from omnimuse.worker.runner import Runner
 
@@ -38,9 +39,12 @@ def start(config: Config) -> Engine:
 
 
 def present(result: Result, media: str) -> Result:
-    """`result` in the form its output type asks for: pictures for "pil", the tensor otherwise."""
+    """`result` in the form its output type asks for: pictures or videos for "pil", the tensor otherwise."""
     if result.params.output_type != "pil" or result.error is not None:
         return result
+    if media == "video":
+        assert result.params.fps, "a family of videos has a default frame rate"
+        return replace(result, videos=[to_video(video, result.params.fps) for video in result.output], output=None)
     assert media == "image", f"no presenter for {media} yet"
     images: list[Image.Image] = [to_image(picture) for picture in result.output]
     return replace(result, images=images, output=None)

@@ -15,22 +15,27 @@ import torch
 from torch import Tensor
 
 
-def rotary_table(positions: Tensor, axes_dims: Sequence[int], theta: float) -> Tensor:
+def rotary_table(positions: Tensor, axes_dims: Sequence[int], theta: float, *, exact: bool = False) -> Tensor:
     """Cosine and sine of every angle: positions [S, A] -> [S, H/2, 2] in float32, H = sum(axes_dims).
 
-    Positions are whole numbers. Angles are computed in float64 and rounded once, as in diffusers.
+    Positions are whole numbers. Everything is computed in float64 and rounded once: the angles, or if `exact` the
+    cosines and sines. diffusers has models of both kinds; at position 1000 they differ by up to 3e-5.
     """
     angles = []
     for axis, dim in enumerate(axes_dims):
         steps = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device)
         frequencies = 1.0 / theta ** (steps / dim)  # [dim/2]
-        angles.append(torch.outer(positions[:, axis].double(), frequencies).float())  # [S, dim/2]
+        angles.append(torch.outer(positions[:, axis].double(), frequencies))  # [S, dim/2]
     angle = torch.cat(angles, dim=-1)  # [S, H/2]
-    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle))
+    angle = angle if exact else angle.float()
+    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle)).float()
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair (x[2i], x[2i+1]) by its angle: x [B, S, N, H], table [B, S, H/2, 2] -> like x."""
+    if torch.compiler.is_compiling():  # the compiler fuses real arithmetic, and leaves complex as it is
+        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table.unsqueeze(2).unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, N, H/2]
     turned = pairs * torch.view_as_complex(table).unsqueeze(2)  # the table is the same for all heads
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)

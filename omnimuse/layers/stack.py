@@ -10,7 +10,7 @@ Packed hidden states are [R, S, D] or [1, T, D]; see `attention/layout.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 
@@ -121,3 +121,19 @@ class BlockStack(nn.ModuleList):
 
     def forward(self, hidden: Tensor, cond: Conditioning, memories: Sequence[Memory] | None = None) -> Tensor:
         return self.runner(self.blocks(), hidden, cond, memories)
+
+
+class ChainedStack(BlockStack):
+    """A stack of several kinds of blocks, one list per kind: they run, and are skipped or moved, as one.
+
+    The lists keep the names they are given under, so that each kind has its own names among the weights.
+    """
+
+    def __init__(self, lists: Mapping[str, Iterable[Block[Any]]]) -> None:
+        super().__init__()
+        for name, blocks in lists.items():
+            self.add_module(name, nn.ModuleList(blocks))
+
+    def blocks(self) -> list[Block[Any]]:
+        """The blocks of the first list, then those of the next."""
+        return [block for blocks in self for block in cast("list[Block[Any]]", blocks)]

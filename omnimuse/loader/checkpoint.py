@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omnimuse.core.errors import ModelError
-from omnimuse.core.spec import Configs
+from omnimuse.core.spec import OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 
 INDEX = "model_index.json"
@@ -48,9 +48,7 @@ class Checkpoint:
         content = read_json(folder / INDEX)
         arch = content.get("_class_name")
         if not isinstance(arch, str):
-            raise ModelError(
-                f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}"
-            )
+            raise ModelError(f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}")
         self.arch = arch
         self.components: dict[str, tuple[str, str]] = {}
         self.empty: set[str] = set()
@@ -67,9 +65,7 @@ class Checkpoint:
             case [str(library), str(kind)] if _NAME.fullmatch(name):
                 self.components[name] = (library, kind)
             case [str(), str()]:
-                raise ModelError(
-                    f"{self.folder / INDEX} names a component {name!r}; only plain names are allowed"
-                )
+                raise ModelError(f"{self.folder / INDEX} names a component {name!r}; only plain names are allowed")
             case _:
                 self.options[name] = value
 
@@ -97,8 +93,8 @@ class Checkpoint:
 
     @cached_property
     def configs(self) -> Configs:
-        """The configuration of every component, by component name."""
-        return {name: self.config(name) for name in self.components}
+        """The configuration of every component, by component name, and `options` under `OPTIONS`."""
+        return {OPTIONS: self.options, **{name: self.config(name) for name in self.components}}
 
     def check(
         self, required: Mapping[str, tuple[str, ...]], optional: Collection[str] = (), weights: bool = True
@@ -115,11 +111,7 @@ class Checkpoint:
                 self._refuse_absent(name, classes)
 
     def _refuse_absent(self, name: str, classes: tuple[str, ...]) -> None:
-        said = (
-            "lists it as null"
-            if name in self.empty
-            else f"names {few(sorted(self.components), 20) or 'none'}"
-        )
+        said = "lists it as null" if name in self.empty else f"names {few(sorted(self.components), 20) or 'none'}"
         raise ModelError(
             f"{self.folder} has no component {name!r}, which {self.arch} needs ({' or '.join(classes)}); "
             f"{INDEX} {said}. Use a complete checkpoint"
@@ -132,9 +124,7 @@ class Checkpoint:
                 f"component {name!r} of {self.folder} is a {kind}; {self.arch} works here with {' or '.join(classes)}"
             )
         if not self.path(name).is_dir():
-            raise ModelError(
-                f"{INDEX} names component {name!r}, but {self.path(name)} does not exist; {AGAIN}"
-            )
+            raise ModelError(f"{INDEX} names component {name!r}, but {self.path(name)} does not exist; {AGAIN}")
         self.config(name)
         if weights and self.has_weights(name):
             weight_files(self.path(name))

@@ -84,9 +84,7 @@ def _library_class(checkpoint: Checkpoint, name: str, library: str, kind: str) -
         )
     found = getattr(package, kind)
     if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
-        raise ModelError(
-            f"component {name!r} of {checkpoint.folder}: {library}.{kind} cannot be loaded from a folder"
-        )
+        raise ModelError(f"component {name!r} of {checkpoint.folder}: {library}.{kind} cannot be loaded from a folder")
     return found
 
 

@@ -18,9 +18,7 @@ MOST = 8
 
 _BLOCK = re.compile(r"(?P<stack>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)\.(?P<number>\d+)\.")
 _LORA = re.compile(r"lora_(A|B|down|up)\b|\.lora\.")
-_QUANTIZED = re.compile(
-    r"(weight_scale(_inv)?|input_scale|qweight|qzeros|scales|absmax|quant_state\..*|quant_map)$"
-)
+_QUANTIZED = re.compile(r"(weight_scale(_inv)?|input_scale|qweight|qzeros|scales|absmax|quant_state\..*|quant_map)$")
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,10 @@ def refuse_differences(folder: Path, found: Differences) -> None:
         parts.append(f"{len(found.unexpected)} unexpected: {_list(found.unexpected)}")
     if found.misshaped:
         lines = [
-            f"{name} is {_shape(have)}, config.json asks for {_shape(want)}"
-            for name, want, have in found.misshaped
+            f"{name} is {_shape(have)}, config.json asks for {_shape(want)}" for name, want, have in found.misshaped
         ]
         parts.append(f"{len(lines)} of another shape: {_list(lines)}")
-    text = (
-        f"the weights in {folder} do not fit the network that its config.json describes.\n  "
-        + "\n  ".join(parts)
-    )
+    text = f"the weights in {folder} do not fit the network that its config.json describes.\n  " + "\n  ".join(parts)
     raise ModelError(f"{text}\n{guess(found)}")
 
 
@@ -66,8 +60,7 @@ def guess(found: Differences) -> str:
         return "These look like quantized weights, which are not read from files: use the checkpoint in float precision"
     if prefix := _prefix(found):
         return (
-            f"The names would fit without {prefix!r} in front: a single-file export; convert it to the diffusers "
-            "layout"
+            f"The names would fit without {prefix!r} in front: a single-file export; convert it to the diffusers layout"
         )
     if width := _width(found):
         return width

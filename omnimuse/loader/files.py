@@ -20,9 +20,7 @@ USUAL_STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "get the checkpoint again (for a hub id, `hf download ID` resumes where it stopped)"
 """What to do about files that are incomplete or damaged."""
 
-_FILE = re.compile(
-    r"(?P<stem>.+?)(\.(?P<variant>[^.]+))?(-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors"
-)
+_FILE = re.compile(r"(?P<stem>.+?)(\.(?P<variant>[^.]+))?(-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors")
 _INDEX = re.compile(r"(?P<stem>.+?)\.safetensors\.index(\.(?P<variant>[^.]+))?\.json")
 
 
@@ -38,9 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
         where = f"line {problem.lineno}, column {problem.colno}"
         raise ModelError(f"{path} is not valid JSON ({problem.msg} at {where}); {AGAIN}") from problem
     if not isinstance(content, dict):
-        raise ModelError(
-            f"{path} holds a {type(content).__name__}, not an object of names and values; {AGAIN}"
-        )
+        raise ModelError(f"{path} holds a {type(content).__name__}, not an object of names and values; {AGAIN}")
     return content
 
 
@@ -57,9 +53,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         found = sorted((key for key in indexes if (key[1] is None) is plain), key=str)
         if found:
             return _shards(folder, indexes[_one(folder, found)])
-        keys = sorted(
-            {(m["stem"], m["variant"]) for m in singles.values() if (m["variant"] is None) is plain}, key=str
-        )
+        keys = sorted({(m["stem"], m["variant"]) for m in singles.values() if (m["variant"] is None) is plain}, key=str)
         if keys:
             chosen = _one(folder, keys)
             group = {name: m for name, m in singles.items() if (m["stem"], m["variant"]) == chosen}
@@ -72,23 +66,17 @@ def _one(folder: Path, keys: list[tuple[str, str | None]]) -> tuple[str, str | N
     if len(keys) == 1 or len(usual) == 1:
         return usual[0] if usual else keys[0]
     names = ", ".join(".".join(part for part in key if part) + ".safetensors" for key in keys)
-    raise ModelError(
-        f"{folder} holds several sets of weights ({names}) and only one is expected; remove the others"
-    )
+    raise ModelError(f"{folder} holds several sets of weights ({names}) and only one is expected; remove the others")
 
 
 def _shards(folder: Path, index: str) -> tuple[Path, ...]:
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise ModelError(
-            f"{folder / index} has no `weight_map` that says which file holds which tensor; {AGAIN}"
-        )
+        raise ModelError(f"{folder / index} has no `weight_map` that says which file holds which tensor; {AGAIN}")
     files = sorted({str(name) for name in weight_map.values()})
     for name in files:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(
-                f"{folder / index} names the file {name!r}; only *.safetensors beside it are allowed"
-            )
+            raise ModelError(f"{folder / index} names the file {name!r}; only *.safetensors beside it are allowed")
     return _all_there(folder, files, f"named by {index}")
 
 
@@ -121,9 +109,7 @@ def _why_none(folder: Path, names: list[str]) -> str:
             "you trust it: load the pipeline with diffusers and call "
             "save_pretrained(NEW_FOLDER, safe_serialization=True)"
         )
-    there = (
-        f"it holds {few(names)}" if names else "it is empty" if folder.is_dir() else "there is no such folder"
-    )
+    there = f"it holds {few(names)}" if names else "it is empty" if folder.is_dir() else "there is no such folder"
     return f"{folder} has no *.safetensors weights: {there}; {AGAIN}"
 
 

@@ -19,14 +19,10 @@ from omnimuse.loader.files import PICKLES, few
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 """Files that are small: configurations, vocabularies, tokenizer models, chat templates."""
 
-ID = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[A-Za-z0-9][\w./-]*))?"
-)
+ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
 """`owner/name`, optionally with a branch, tag or commit."""
 
-_VARIANT = re.compile(
-    r"\.(?P<variant>[^./]+)(-\d{5}-of-\d{5})?\.safetensors$|\.index\.(?P<index>[^./]+)\.json$"
-)
+_VARIANT = re.compile(r"\.(?P<variant>[^./]+)(-\d{5}-of-\d{5})?\.safetensors$|\.index\.(?P<index>[^./]+)\.json$")
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,7 @@ class Hub:
         from huggingface_hub import HfApi, errors, snapshot_download
 
         try:
-            about = HfApi(endpoint=self.endpoint).model_info(
-                repo, revision=revision
-            )  # fails at once without network
+            about = HfApi(endpoint=self.endpoint).model_info(repo, revision=revision)  # fails at once without network
             wanted = wanted_files(repo, [sibling.rfilename for sibling in about.siblings or ()])
             return Path(
                 snapshot_download(
@@ -129,11 +123,7 @@ def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
         )
     plain = {PurePosixPath(name).parent for name in weights if not _VARIANT.search(name)}
     small = [name for name in names if any(fnmatch(name, pattern) for pattern in SMALL)]
-    return [
-        name
-        for name in small + weights
-        if not (_VARIANT.search(name) and PurePosixPath(name).parent in plain)
-    ]
+    return [name for name in small + weights if not (_VARIANT.search(name) and PurePosixPath(name).parent in plain)]
 
 
 def explain(problem: Exception, repo: str, revision: str | None) -> str:

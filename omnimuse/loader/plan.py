@@ -70,16 +70,12 @@ def _whole(plan: Plan, name: str, shape: Shape, sources: list[str], stored: Mapp
         plan.misshaped.append((source, shape, stored[source]))
 
 
-def _fuse(
-    plan: Plan, name: str, shape: Shape, sources: Mapping[str, Target], stored: Mapping[str, Shape]
-) -> None:
+def _fuse(plan: Plan, name: str, shape: Shape, sources: Mapping[str, Target], stored: Mapping[str, Shape]) -> None:
     """The parts of `name`, each at its offset along the fused dimension."""
     fuse = next(target.fuse for target in sources.values() if target.fuse)
     prefix = next(target.prefix for target in sources.values() if target.fuse)
     by_part = {target.part: source for source, target in sources.items() if target.fuse}
-    plan.unexpected += [
-        f"{source} (goes to {name} twice)" for source in sources if source not in by_part.values()
-    ]
+    plan.unexpected += [f"{source} (goes to {name} twice)" for source in sources if source not in by_part.values()]
     absent = [part for number, part in enumerate(fuse.parts) if number not in by_part]
     if absent:
         plan.missing += [f"{prefix}{part} (part of {name})" for part in absent]

@@ -108,9 +108,7 @@ def _write(into: Tensor, piece: Piece, tensor: Tensor) -> None:
 # -- random content ------------------------------------------------------------------------------------------------
 
 
-def randomise(
-    module: nn.Module, seed: int, component: str, dtype: DtypePolicy, device: torch.device | str
-) -> None:
+def randomise(module: nn.Module, seed: int, component: str, dtype: DtypePolicy, device: torch.device | str) -> None:
     """Fills every parameter and persistent buffer of `module` with numbers drawn for (`seed`, `component`, its name).
 
     Norm weights are 1 +- 0.1, biases and running means +- 0.05, everything else normal with variance 1 / fan-in, so

@@ -5,7 +5,9 @@ from __future__ import annotations
 from omnimuse.core.registry import Registry
 
 TABLE = {
+    "WanPipeline": "omnimuse.models.wan",
     "ZImagePipeline": "omnimuse.models.z_image",
+    "FluxPipeline": "omnimuse.models.flux",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 

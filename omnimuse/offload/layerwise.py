@@ -27,9 +27,7 @@ class LayerwiseOffload:
     runs. On a CPU they wait in one file per block under `folder`, which is created if needed.
     """
 
-    def __init__(
-        self, blocks: Sequence[Block[Any]], device: torch.device, folder: Path | None = None
-    ) -> None:
+    def __init__(self, blocks: Sequence[Block[Any]], device: torch.device, folder: Path | None = None) -> None:
         self._keys = {block: str(index) for index, block in enumerate(blocks)}
         self._store: Store = FolderStore(folder) if device.type == "cpu" else HostStore(device)
         self._closed = False

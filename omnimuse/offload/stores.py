@@ -116,9 +116,7 @@ class HostStore:
         while len(self._used) > 1:  # the block before the last one: wait until it has left the device
             self._used.popleft().synchronize()
         with self._stream:
-            weights = {
-                name: tensor.to(self._device, non_blocking=True) for name, tensor in self._host[key].items()
-            }
+            weights = {name: tensor.to(self._device, non_blocking=True) for name, tensor in self._host[key].items()}
         self._coming[key] = (weights, self._stream.record_event())
 
     def close(self) -> None:

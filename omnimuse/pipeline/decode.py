@@ -53,7 +53,7 @@ def decode(ctx: Context, vae: str, latents: Tensor) -> Tensor:
 
 
 def preview_by_decoding(ctx: Context, latents: Tensor) -> Tensor:
-    """A small picture of unfinished latents: shrunk to a few cells, then decoded. [C, h, w] -> [3, H', W'] in [0, 1]."""
+    """A small picture of unfinished latents, shrunk and then decoded: [C, h, w] -> [3, H', W'] in [0, 1]."""
     height, width = latents.shape[-2:]
     shrink = max(1.0, max(height, width) / PREVIEW_CELLS)
     size = (max(1, round(height / shrink)), max(1, round(width / shrink)))

@@ -21,7 +21,7 @@ from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
 Conditions = Callable[[Context, State, str, str], Any]
-"""(context, state, network, branch) -> what that branch feeds that network at every step; computed when the loop begins."""
+"""(context, state, network, branch) -> what that branch feeds that network at every step; made when the loop begins."""
 
 Inputs = Callable[[Context, Any, Tensor, Step], Any]
 """(context, conditions, latents, step) -> the network's inputs for one row."""
@@ -72,7 +72,7 @@ class Denoise(Loop):
         return (*self.networks, self.scheduler)
 
     def solver(self, configs: Configs) -> tuple[Solver, str]:
-        """What moves the latents, and why: our own solver where it covers the checkpoint's scheduler, else a wrapped one."""
+        """What moves the latents, and why: our own solver if it covers the checkpoint's scheduler, else a wrapped one."""
         config = configs[self.scheduler]
         return solver_for(str(config["_class_name"]), config, self.spacing)
 

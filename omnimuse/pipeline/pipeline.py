@@ -79,6 +79,7 @@ class Pipeline:
                 return
             loop.finish(self.ctx, state)
         state.working, state.memories, state.solver = {}, {}, None
+        state.plan, state.position = [], 0
         self.advance(state)
 
     def advance(self, state: State) -> None:
@@ -117,19 +118,31 @@ class Pipeline:
 
     @torch.inference_mode()
     def post_decode(self, states: Sequence[State]) -> list[Tensor]:
-        """Everything after the loop; returns each state's finished output."""
+        """Everything after the first loop, other loops included; returns each state's finished output."""
         for state in states:
             while (stage := self.stage_of(state)) is not None:
-                self.run_stage(stage, state)
+                if isinstance(stage, Loop):
+                    self._run_loop(stage, state)
+                else:
+                    self.run_stage(stage, state)
         return [state[self.result] for state in states]
 
     def forward(self, request: Request) -> list[Tensor]:
         """A request from prompt to finished outputs, one tensor per output."""
         states = self.states(request)
         self.prepare_encode(states)
-        while any(isinstance(self.stage_of(state), Loop) for state in states):
+        first = self._loop(states[0])
+        while self.stage_of(states[0]) is first:
             self.step_scheduler(states, self.denoise_step(states))
         return self.post_decode(states)
+
+    def _run_loop(self, loop: Loop, state: State) -> None:
+        """Every step of a loop, for one state."""
+        self.begin(loop, state)
+        while self.stage_of(state) is loop:
+            rows = self.rows(loop, state)
+            predictions = evaluate(self.ctx, rows)
+            self.apply(loop, state, {row.branch: found for row, found in zip(rows, predictions, strict=True)})
 
     def _loop(self, state: State) -> Loop:
         stage = self.stage_of(state)

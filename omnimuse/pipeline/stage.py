@@ -22,15 +22,18 @@ from omnimuse.pipeline.state import State
 
 @dataclass(frozen=True)
 class Step:
-    """One planned iteration, as data. `scale` is the guidance scale of this step; `branches` what it evaluates."""
+    """One planned iteration, as data. `scale` is the guidance scale of this step; `branches` what it evaluates.
+
+    A step of a loop that evaluates no rows is only an index.
+    """
 
     index: int
-    timestep: float
-    sigma: float
-    sigma_next: float
-    network: str
-    branches: tuple[str, ...]
-    scale: float
+    timestep: float = 0.0
+    sigma: float = 0.0
+    sigma_next: float = 0.0
+    network: str = ""
+    branches: tuple[str, ...] = ()
+    scale: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from omnimuse.pipeline.state import State
 log = logging.getLogger(__name__)
 
 Take = Callable[[Any, Tensor], Tensor]
-"""(the encoder's output for one prompt, its attention mask [S]) -> features. Frozen dataclasses: equal ones share runs."""
+"""(the encoder's output for one prompt, its mask [S]) -> features. Frozen dataclasses: equal ones share runs."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class EncodeText(Stage):
         return self.take(output, tokens.attention_mask[0].to(torch.bool))
 
     def _report_cut(self, tokenizer: Any, text: str, limit: int) -> None:
-        whole = len(tokenizer(text).input_ids)
+        whole = len(tokenizer(text, verbose=False).input_ids)
         if whole > limit:
-            log.warning("%s has %d tokens; only the first %d are used (max_sequence_length)", self.source, whole, limit)
+            why = f"all that the {self.encoder} takes" if self.length else "max_sequence_length"
+            log.warning("%s has %d tokens; only the first %d are used (%s)", self.source, whole, limit, why)

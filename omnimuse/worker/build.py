@@ -23,6 +23,7 @@ from omnimuse.core.config import Choice, Config, Environment, ParallelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Spec
+from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.loader.components import load_library_component
 from omnimuse.loader.resolve import Folder
@@ -129,7 +130,7 @@ def load(under: Build) -> None:
 def memory_format(under: Build) -> None:
     """Convolutions in channels-last order, the one that matrix units read without reordering."""
     for name, component in under.components.items():
-        if isinstance(component, nn.Module) and any(isinstance(part, nn.Conv2d) for part in component.modules()):
+        if isinstance(component, nn.Module) and _has_flat_convolutions(component):
             component.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
 
@@ -146,6 +147,20 @@ def offload(under: Build) -> None:
             under.choices.append(Choice("offload", f"{name}.{label}", "layers", "asked for"))
 
 
+def compile_blocks(under: Build) -> None:
+    """Blocks that are compiled when they first run."""
+    if under.found.config.compile.mode == "none":
+        return
+    if under.found.config.offload.mode != "none":
+        raise ConfigError(
+            "compiled blocks keep their weights in place, offload=layers takes them away; choose one of them"
+        )
+    for name, network in under.networks.items():
+        for label, stack in network.stacks().items():
+            stack.runner = CompiledRunner(stack.blocks())
+            under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
+
+
 def step_cache(under: Build) -> None:
     """A step cache around the last stack of each network, where most of the time goes."""
     cache = under.found.config.cache
@@ -156,7 +171,7 @@ def step_cache(under: Build) -> None:
         stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
 
 
-PASSES: tuple[Pass, ...] = (construct, attention, load, memory_format, offload, step_cache)
+PASSES: tuple[Pass, ...] = (construct, attention, load, memory_format, offload, compile_blocks, step_cache)
 
 
 def _begin(config: Config, mesh: Mesh) -> Build:
@@ -202,6 +217,12 @@ def _load_network(under: Build, name: str, component: Component) -> None:
     load_weights(network, found.checkpoint.path(name), rules, policy, under.device)
 
 
+def _has_flat_convolutions(module: nn.Module) -> bool:
+    """Whether there are convolutions over pictures and none over videos, whose weights have no such order."""
+    parts = list(module.modules())
+    return any(isinstance(part, nn.Conv2d) for part in parts) and not any(isinstance(part, nn.Conv3d) for part in parts)
+
+
 def _import(path: str) -> Any:
     module, name = path.split(":")
     return getattr(import_module(module), name)
@@ -215,6 +236,8 @@ def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]
     defaults: Mapping[str, Any] = {
         name: value for name, value in vars(door.defaults).items() if value is not None and name != "extra"
     }
+    limits = door.limits
+    frames = Choice("limits", "frames", f"1 + {limits.frame_step}k", f"at most {limits.max_frames}")
     return (
         Choice("model", "folder", str(folder.path), f"{folder.source}, found for {folder.id!r}"),
         Choice("model", "family", spec.family, f"model_index.json names {spec.arch}"),
@@ -222,9 +245,10 @@ def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]
         Choice(
             "limits",
             "size",
-            f"multiples of {door.limits.size_multiple}",
-            f"at most {door.limits.max_side} a side",
+            f"multiples of {limits.size_multiple}",
+            f"at most {limits.max_side} a side",
         ),
+        *((frames,) if limits.max_frames > 1 else ()),
     )
 
 
@@ -232,30 +256,15 @@ def _engine_choices(under: Build) -> list[Choice]:
     config, checkpoint = under.found.config, under.found.checkpoint
     loops = [stage for stage in REGISTRY.pipeline(checkpoint.arch).stages if isinstance(stage, Denoise)]
     solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
+    features = {"cache": config.cache.kind, "offload": config.offload.mode, "compile": config.compile.mode}
+    how = "every row has its own forward" if config.schedule.exact else "rows share forwards where networks allow"
     return [
         *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
-        Choice(
-            "cache",
-            "steps",
-            config.cache.kind,
-            f"threshold {config.cache.threshold}" if config.cache.kind != "none" else "default",
-        ),
-        Choice(
-            "offload",
-            "mode",
-            config.offload.mode,
-            "default" if config.offload.mode == "none" else "asked for",
-        ),
-        Choice(
-            "batching",
-            "tick_tokens",
-            str(config.schedule.tick_tokens),
-            "row tokens that one tick may compute",
-        ),
-        Choice(
-            "batching",
-            "exact",
-            str(config.schedule.exact),
-            "rows share forwards" if not config.schedule.exact else "every row has its own forward",
-        ),
+        *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
+        Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
+        Choice("batching", "exact", str(config.schedule.exact), how),
     ]
+
+
+def _asked(value: str) -> str:
+    return "default" if value == "none" else "asked for"

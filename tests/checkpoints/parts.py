@@ -22,11 +22,14 @@ from omnimuse.loader.components import quiet
 from omnimuse.loader.tensors import DtypePolicy, construct_unfilled
 from omnimuse.loader.weights import randomise
 
-PROMPT_WORDS = "a red circle above the blue square on white, left of two green stars; small yellow heart below it."
+PROMPT_WORDS = (
+    "a red circle above the blue square on white, left of two green stars; small yellow heart below it."
+)
 """Text whose words are single tokens beside those of the template; all other words fall apart into bytes."""
 
 QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN_CHAT = (
@@ -73,7 +76,7 @@ def train_bpe(texts: Sequence[str], split: str) -> tuple[dict[str, int], list[tu
 
 
 def qwen_tokenizer(template: str = QWEN_CHAT, texts: Sequence[str] = ()) -> Qwen2Tokenizer:
-    """A tokenizer as the Qwen text encoders have it: chat template, padding with `<|endoftext|>`, one token per template word."""
+    """A tokenizer as the Qwen text encoders have it: chat template, padding, one token per template word."""
     words = "system\nuser\nassistant\n\n<think>\n\n</think>\n\n"
     vocab, merges = train_bpe([words, PROMPT_WORDS, *texts], QWEN_SPLIT)
     tokenizer = Qwen2Tokenizer(
@@ -135,7 +138,10 @@ def write_scheduler(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
 
 
 def write_index(
-    folder: Path, arch: str, components: Mapping[str, tuple[str, str] | None], options: Mapping[str, Any] | None = None
+    folder: Path,
+    arch: str,
+    components: Mapping[str, tuple[str, str] | None],
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """`model_index.json`: the pipeline's class, (library, class) per component or None, and other entries."""
     entries = {name: list(value) if value else [None, None] for name, value in components.items()}

@@ -59,7 +59,7 @@ def on_rank(rank: int, job: Job) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: FAMILIES[index].arch)
+@pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: FAMILIES[index].name)
 def test_guidance_over_two_ranks_is_one_rank(family: int, tmp_path: Path) -> None:
     job = Job(family, FAMILIES[family].build(tmp_path / "tiny"), tmp_path / "results")
     mp.spawn(on_rank, args=(job,), nprocs=2)  # type: ignore[no-untyped-call]

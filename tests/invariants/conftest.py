@@ -74,10 +74,10 @@ def with_params(ask: Ask, **choices: object) -> Ask:
     return replace(ask, params=replace(ask.params, **choices))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.arch)
+@pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.name)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     family: Family = request.param
-    return Subject(family, family.build(tmp_path_factory.mktemp(family.arch) / "tiny"))
+    return Subject(family, family.build(tmp_path_factory.mktemp(family.name) / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_cancelling_frees_the_state_and_leaves_the_others_as_they_were(
 def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, shared: Engine) -> None:
     [expected] = run(shared, subject.ask(0))
     [id_] = submit(shared, subject.ask(0))
-    for _ in range(5):
+    while not any(state.position for state in shared.runner.states.values()):
         shared.tick()
     shared.pause(id_)
     for _ in range(2):
@@ -202,7 +202,7 @@ def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) 
     while not any(state.plan and state.id.startswith(bad) for state in shared.runner.states.values()):
         shared.tick()
     [broken] = [state for state in shared.runner.states.values() if state.id.startswith(bad)]
-    broken.working["conditions"] = {branch: None for branch in broken.working["conditions"]}
+    broken.working["conditions"] = dict.fromkeys(broken.working["conditions"])
     events = drain(shared)
     assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
     assert close(outputs(events, good), expected)

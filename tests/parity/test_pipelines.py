@@ -16,7 +16,7 @@ from tests.checkpoints.families import FAMILIES, Family, Wish
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.arch)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 
@@ -68,8 +68,9 @@ def test_one_request_alone_gives_the_references_picture(family: Family, folder: 
 
 def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path) -> None:
     wish = family.wishes[0]
-    assert wish.params.guidance_scale
-    off = replace(wish, params=replace(wish.params, guidance_scale=wish.params.guidance_scale * 1.1))
+    scales = {name: getattr(wish.params, name) for name in ("guidance_scale", "true_cfg_scale")}
+    off = replace(wish, params=replace(wish.params, **{name: scale * 1.1 for name, scale in scales.items() if scale}))
+    assert off != wish
     [expected], [found] = reference(family, folder, [wish], "pt"), ours(folder, [off], "pt")
     assert float((found - expected).abs().max()) > 100 * TOLERANCE
     assert torch.isfinite(found).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import schedulers
@@ -45,14 +46,15 @@ def noise(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(11)).to(dtype)
 
 
-def theirs(class_name: str, config: dict[str, Any], steps: int, tokens: int, levels: bool) -> Any:
-    """A diffusers scheduler that has been set up the way a pipeline does it."""
+def theirs(class_name: str, config: dict[str, Any], steps: int, tokens: int, levels: Any) -> Any:
+    """A diffusers scheduler that has been set up the way a pipeline does it; `levels` may be those it hands over."""
     scheduler = getattr(schedulers, class_name).from_config(config)
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     shifts = [scheduler.config.get(name, default) for name, default in zip(names, (256, 4096, 0.5, 1.15), strict=True)]
     mu = {"mu": calculate_shift(tokens, *shifts)} if scheduler.config.get("use_dynamic_shifting") else {}
-    if levels:
-        scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps), **mu)
+    if levels is not False:
+        given = get_default_z_image_sigmas(steps) if levels is True else levels
+        scheduler.set_timesteps(sigmas=given, **mu)
     else:
         scheduler.set_timesteps(steps, **mu)
     if hasattr(scheduler, "set_begin_index"):
@@ -101,6 +103,30 @@ def test_our_schedule_is_diffusers_schedule_bit_for_bit(name: str) -> None:
         plan = FlowSchedule.from_config(config).plan(steps, tokens)
         assert plan.sigmas == tuple(expected.sigmas.tolist()), (steps, tokens)
         assert plan.timesteps == tuple(expected.timesteps.tolist()), (steps, tokens)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_levels_spaced_in_float64_are_those_of_pipelines_that_use_numpy(name: str) -> None:
+    config, differ = PUBLISHED[name], 0
+    ours, _ = solver_for(FLOW_EULER, config, "linear64")
+    wrapped, _ = solver_for(FLOW_EULER, {**config, "stochastic_sampling": True}, "linear64")
+    assert isinstance(ours, FlowEuler)
+    assert isinstance(wrapped, DiffusersSolver)
+    for steps in range(2, 60):
+        expected = theirs(FLOW_EULER, config, steps, 1024, levels=np.linspace(1.0, 1 / steps, steps))
+        for solver in (ours, wrapped):
+            plan = solver.plan(steps, 1024)
+            assert plan.sigmas == tuple(expected.sigmas.tolist()), steps
+            assert plan.timesteps == tuple(expected.timesteps.tolist()), steps
+        differ += plan.sigmas != FlowSchedule.from_config(config).plan(steps, 1024).sigmas
+    assert differ > 20, "float32 spacing would be noticed"
+
+
+def test_levels_that_the_scheduler_chooses_are_its_own() -> None:
+    solver, reason = solver_for(FLOW_EULER, {"shift": 3.0}, "scheduler")
+    assert "levels that the scheduler chooses" in reason
+    expected = theirs(FLOW_EULER, {"shift": 3.0}, 8, 1024, levels=False)
+    assert solver.plan(8, 1024).sigmas == tuple(expected.sigmas.tolist())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -23,7 +23,5 @@ class Reference:
         query, key, value = (x.float().transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]
         scores = query @ key.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, N, S, K]
         if mask is not None:
-            scores = (
-                scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
-            )
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
         return (scores.softmax(-1) @ value).transpose(1, 2).to(q.dtype)  # [B, S, N, H]

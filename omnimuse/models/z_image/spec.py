@@ -22,7 +22,7 @@ class ZImageParams(FamilyParams):
 
 
 def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for: latents are patched 2 x 2, so sides are multiples of twice the VAE's factor."""
+    """What a checkpoint can be asked for. Latents are patched 2 x 2: sides are multiples of twice the VAE's factor."""
     widths = configs["vae"]["block_out_channels"]
     lens = configs["transformer"]["axes_lens"]
     assert isinstance(widths, list | tuple) and isinstance(lens, list | tuple)
@@ -32,6 +32,13 @@ def limits(configs: Configs) -> Limits:
         max_side=min(lens[1], lens[2]) * multiple,
         max_sequence_length=min(512, lens[0] - 34),
     )
+
+
+def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
+    """A negative prompt needs guidance to work through."""
+    if negative_prompt and not params.guidance_scale:
+        return "negative_prompt does nothing while guidance_scale is 0; choose a scale above 0 or leave the prompt out"
+    return None
 
 
 DEFAULTS = DiffusionParams(
@@ -63,6 +70,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
     limits=limits,
+    objection=objection,
     extra=ZImageParams,
     variants=(
         Variant(

@@ -29,10 +29,7 @@ def test_the_fused_kernel_agrees_with_the_reference(dtype, tolerance, masked):
 @pytest.mark.parametrize("lengths", [(4, 4), (3, 5), (6,)])
 def test_packed_rows_attend_as_if_each_were_alone(lengths):
     site, layout = Attention(2, 8), Layout(lengths)
-    rows = [
-        [draw(length, 2, 8, seed=10 * row + which) for which in range(3)]
-        for row, length in enumerate(lengths)
-    ]
+    rows = [[draw(length, 2, 8, seed=10 * row + which) for which in range(3)] for row, length in enumerate(lengths)]
     packed = site(*(layout.pack([row[which] for row in rows]) for which in range(3)), layout)
     for (q, k, v), together in zip(rows, layout.unpack(packed), strict=True):
         assert torch.allclose(together, site(q[None], k[None], v[None])[0], atol=1e-6)

@@ -13,8 +13,7 @@ LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5).map(tuple)
 def parts_of(lengths: tuple[int, ...]) -> list[torch.Tensor]:
     """Rows of [S_i, 3] whose first value is the row's number."""
     return [
-        torch.full((length, 3), float(row)) + torch.arange(length)[:, None] / 10
-        for row, length in enumerate(lengths)
+        torch.full((length, 3), float(row)) + torch.arange(length)[:, None] / 10 for row, length in enumerate(lengths)
     ]
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from omnimuse.attention.layer import Attention
-from omnimuse.core.config import AttentionConfig
 from omnimuse.attention.selection import bind
+from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
 
 
@@ -50,9 +50,7 @@ def test_an_unknown_role_is_refused_with_the_nearest_name():
 
 
 def test_a_backend_that_cannot_run_is_refused_with_its_reason():
-    with pytest.raises(
-        ConfigError, match=r"'sdpa' cannot run at role 'self' on cpu in torch.int8.*floating point"
-    ):
+    with pytest.raises(ConfigError, match=r"'sdpa' cannot run at role 'self' on cpu in torch.int8.*floating point"):
         bind(model(), AttentionConfig("sdpa"), dtype=torch.int8)
     with pytest.raises(ConfigError, match="no attention backend can run"):
         bind(model(), AttentionConfig(), dtype=torch.int8)

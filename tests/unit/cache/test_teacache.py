@@ -39,9 +39,7 @@ def same(left, right, tolerance=0.0):
 @pytest.mark.parametrize("lengths", [(4,), (4, 4), (3, 6)])
 def test_threshold_zero_equals_off_bit_for_bit(lengths):
     off = walk(toy_stack(), lengths, [0.0] * len(lengths), [Memory() for _ in lengths])
-    zero = walk(
-        cached(0.0, coefficients=(1.0, -5.0)), lengths, [0.0] * len(lengths), [Memory() for _ in lengths]
-    )
+    zero = walk(cached(0.0, coefficients=(1.0, -5.0)), lengths, [0.0] * len(lengths), [Memory() for _ in lengths])
     assert same(off, zero)
 
 

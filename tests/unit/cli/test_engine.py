@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from omnimuse.cli.engine import add_engine_options, read_attention, read_config
-from omnimuse.cli.job import read_extra
+from omnimuse.cli.job import with_settings
 from omnimuse.core.config import AttentionConfig, Config
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.params import DiffusionParams
 
 
 def read(*words: str) -> Config:
@@ -27,12 +28,24 @@ def test_without_options_everything_is_the_default() -> None:
 
 
 def test_each_option_reaches_its_topic() -> None:
-    words = ["--teacache", "0.2", "--offload", "layers", "--cfg-parallel", "2", "--exact", "--attention", "reference"]
+    words = [
+        "--teacache",
+        "0.2",
+        "--offload",
+        "layers",
+        "--cfg-parallel",
+        "2",
+        "--exact",
+        "--compile",
+        "--attention",
+        "reference",
+    ]
     config = read(*words)
     assert (config.cache.kind, config.cache.threshold) == ("teacache", 0.2)
     assert config.offload.mode == "layers"
     assert config.parallel.cfg == 2
     assert config.schedule.exact
+    assert config.compile.mode == "blocks"
     assert config.attention == AttentionConfig("reference")
 
 
@@ -49,7 +62,7 @@ def test_attention_is_a_default_and_exceptions_by_role() -> None:
         (lambda: read("--cfg-parallel", "3"), ConfigError),
         (lambda: read_attention("=sdpa"), ConfigError),
         (lambda: read_attention("sdpa,"), ConfigError),
-        (lambda: read_extra(["cfg_truncation"]), RequestError),
+        (lambda: with_settings(DiffusionParams(), ["cfg_truncation"]), RequestError),
     ],
 )
 def test_nonsense_is_refused(wrong: Callable[[], object], error: type[Exception]) -> None:
@@ -57,6 +70,9 @@ def test_nonsense_is_refused(wrong: Callable[[], object], error: type[Exception]
         wrong()
 
 
-def test_family_parameters_are_numbers_or_text() -> None:
-    assert read_extra(["a=0.5", "b=true", "c=fast"]) == {"a": 0.5, "b": True, "c": "fast"}
-    assert read_extra([]) is None
+def test_any_parameter_can_be_set_by_name() -> None:
+    pairs = ["a=0.5", "b=true", "c=fast", "true_cfg_scale=4"]
+    params = with_settings(DiffusionParams(seed=3), pairs)
+    assert params.extra == {"a": 0.5, "b": True, "c": "fast"}
+    assert (params.true_cfg_scale, params.seed) == (4, 3)
+    assert with_settings(DiffusionParams(), []) == DiffusionParams()

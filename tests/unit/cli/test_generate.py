@@ -88,7 +88,7 @@ def test_a_negative_prompt_goes_with_every_prompt() -> None:
         (["a", "-n", "0"], "-n 0 makes no picture; use at least 1"),
         (["a", "--steps", "many"], r"argument --steps: invalid int value: 'many'. `omnimuse generate --help`"),
         (["a", "--sed", "7"], r"unknown option --sed\. Did you mean --seed\?"),
-        (["a", "-o", "a.gif"], r"'\.gif'; use one of \.jpeg, \.jpg, \.png, \.webp"),
+        (["a", "-o", "a.gif"], r"'\.gif'; use one of \.jpeg, \.jpg, \.mp4, \.png, \.webp"),
         (["a", "-o", "/proc/x/a.png"], "cannot write /proc/x/a.png"),
     ],
 )

@@ -42,6 +42,15 @@ def test_wrong_choices_are_refused_with_what_is_allowed(wrong: dict[str, object]
     assert caught.value.param == next(iter(wrong))
 
 
+def test_what_a_checkpoint_takes_at_one_value_only_is_its_default_and_no_other_is_let_in() -> None:
+    fixed = replace(DOOR.limits, fixed=DiffusionParams(guidance_scale=0.5))
+    door = Door.of(replace(SPEC, limits=lambda configs: fixed), {}, "fake")
+    assert door.defaults.guidance_scale == 0.5
+    assert door.make_request(ask(guidance_scale=0.5), 0.0, 1).params.guidance_scale == 0.5
+    with pytest.raises(RequestError, match=r"guidance_scale=2.0 does not fit this checkpoint; use 0.5 or leave it out"):
+        door.make_request(ask(guidance_scale=2.0), 0.0, 1)
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
@@ -70,9 +79,7 @@ def test_a_timeout_becomes_a_deadline_on_the_engines_clock() -> None:
 
 
 def test_defaults_are_lowered_to_what_a_checkpoint_can_do() -> None:
-    large = replace(
-        SPEC, defaults=DiffusionParams(height=1024, width=8, max_sequence_length=512).over(SPEC.defaults)
-    )
+    large = replace(SPEC, defaults=DiffusionParams(height=1024, width=8, max_sequence_length=512).over(SPEC.defaults))
     door = Door.of(large, {}, "fake")
     assert (door.defaults.height, door.defaults.width, door.defaults.max_sequence_length) == (64, 8, 32)
 

@@ -91,9 +91,7 @@ def test_new_weights_make_remembered_outputs_stale() -> None:
 @pytest.mark.parametrize("trouble", ["broken", "poisoned"])
 def test_a_failing_request_fails_alone(trouble: str) -> None:
     subject = engine()
-    good, bad, other = submit(
-        subject, ask("good", seed=1), ask(trouble, num_outputs_per_prompt=2), ask("x", seed=2)
-    )
+    good, bad, other = submit(subject, ask("good", seed=1), ask(trouble, num_outputs_per_prompt=2), ask("x", seed=2))
     events = finish(subject)
     failures = [e for e in events if isinstance(e, Failed)]
     assert [e.request_id for e in failures] == [bad]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from omnimuse.attention.layout import Layout
-from omnimuse.layers.stack import BlockStack, Memory, PlainRunner
+from omnimuse.layers.stack import BlockStack, ChainedStack, Memory, PlainRunner
 from tests.toy_stack import ToyCond, toy_rows, toy_stack
 
 
@@ -33,6 +33,16 @@ def test_a_stack_hands_its_blocks_to_the_runner_that_was_set():
     assert torch.equal(stack(part[None], cond), reversed_stack(part[None], cond))
 
 
+def test_a_chained_stack_runs_its_lists_in_turn_and_keeps_their_names():
+    (part,), shift = toy_rows((4,))
+    first, second, cond = toy_stack(2), toy_stack(1, seed=1), ToyCond(Layout((4,)), shift)
+    stack = ChainedStack({"wide": list(first), "narrow": list(second)})
+    assert stack.blocks() == [*first, *second]
+    assert torch.equal(stack(part[None], cond), second(first(part[None], cond), cond))
+    names = {name.rpartition(".linear")[0] for name, _ in stack.named_parameters()}
+    assert names == {"wide.0", "wide.1", "narrow.0"}
+
+
 @dataclass
 class Note:
     """Something remembered that holds a tensor."""
@@ -44,9 +54,7 @@ class Note:
 
 
 def test_moving_a_memory_moves_its_tensors_and_keeps_the_rest():
-    memory = Memory(
-        step=2, steps=5, data={"tensor": torch.zeros(2), "note": Note(torch.zeros(2)), "count": 3}
-    )
+    memory = Memory(step=2, steps=5, data={"tensor": torch.zeros(2), "note": Note(torch.zeros(2)), "count": 3})
     memory.to(torch.device("meta"))
     assert memory.data["tensor"].is_meta
     assert memory.data["note"].tensor.is_meta

@@ -39,13 +39,16 @@ def test_a_complete_checkpoint_passes_the_check(plain: Path) -> None:
 
 
 def test_configurations_are_read_whatever_their_file_is_called(plain: Path) -> None:
-    assert Checkpoint(plain).configs == {"net": {"width": 4}, "scheduler": {"shift": 3.0}, "tokenizer": {}}
+    assert Checkpoint(plain).configs == {
+        "net": {"width": 4},
+        "scheduler": {"shift": 3.0},
+        "tokenizer": {},
+        "options": {"boundary_ratio": 0.875, "flags": [1, 2]},
+    }
 
 
 def test_an_optional_component_may_be_null_or_absent(plain: Path) -> None:
-    Checkpoint(plain).check(
-        {**REQUIRED, "net_2": ("ToyNet",), "extra": ("ToyNet",)}, optional={"net_2", "extra"}
-    )
+    Checkpoint(plain).check({**REQUIRED, "net_2": ("ToyNet",), "extra": ("ToyNet",)}, optional={"net_2", "extra"})
 
 
 def test_without_weights_the_weight_files_need_not_be_there(plain: Path) -> None:
@@ -122,9 +125,7 @@ def test_a_component_name_that_leaves_the_folder_is_refused(plain: Path) -> None
 
 
 def test_an_unknown_component_is_refused_with_the_known_ones(plain: Path) -> None:
-    with pytest.raises(
-        ModelError, match=r"no component 'vae'; model_index.json names net, scheduler, tokenizer"
-    ):
+    with pytest.raises(ModelError, match=r"no component 'vae'; model_index.json names net, scheduler, tokenizer"):
         Checkpoint(plain).config("vae")
 
 

@@ -134,9 +134,7 @@ def test_missing_and_unexpected_weights_of_a_text_encoder_are_named(folder: Path
 @pytest.mark.parametrize(
     ("name", "key", "value"), [("text_encoder", "intermediate_size", 256), ("vae", "latent_channels", 4)]
 )
-def test_mis_shaped_library_weights_are_refused_with_both_shapes(
-    folder: Path, name: str, key: str, value: int
-) -> None:
+def test_mis_shaped_library_weights_are_refused_with_both_shapes(folder: Path, name: str, key: str, value: int) -> None:
     path = folder / name / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     message = refusal(folder, name)
@@ -172,9 +170,7 @@ def test_a_damaged_tokenizer_is_refused_with_its_file(folder: Path) -> None:
         ("transformers", "logging", "cannot be loaded from a folder"),
     ],
 )
-def test_only_classes_of_the_two_libraries_are_built(
-    folder: Path, library: str, kind: str, said: str
-) -> None:
+def test_only_classes_of_the_two_libraries_are_built(folder: Path, library: str, kind: str, said: str) -> None:
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vae": [library, kind]}))
     assert said in refusal(folder, "vae")
@@ -182,9 +178,7 @@ def test_only_classes_of_the_two_libraries_are_built(
 
 @pytest.mark.parametrize("how", ["weights", "dummy"])
 @pytest.mark.parametrize("name", ["vae", "text_encoder", "tokenizer"])
-def test_loading_prints_nothing(
-    z_image_folder: Path, capfd: pytest.CaptureFixture[str], name: str, how: str
-) -> None:
+def test_loading_prints_nothing(z_image_folder: Path, capfd: pytest.CaptureFixture[str], name: str, how: str) -> None:
     load(z_image_folder, name, how)
     assert capfd.readouterr() == ("", "")
 

@@ -11,9 +11,7 @@ from omnimuse.loader.differences import Differences, guess, refuse_differences
 
 
 def test_up_to_eight_names_of_each_kind_are_listed_with_both_shapes() -> None:
-    found = Differences(
-        tuple(f"m{i}" for i in range(10)), ("u0",), (("w", (96, 64), (96, 128)), ("v", (4,), (1, 4)))
-    )
+    found = Differences(tuple(f"m{i}" for i in range(10)), ("u0",), (("w", (96, 64), (96, 128)), ("v", (4,), (1, 4))))
     with pytest.raises(ModelError) as caught:
         refuse_differences(Path("net"), found)
     message = str(caught.value)

@@ -49,9 +49,7 @@ def test_the_right_files_are_taken(tmp_path: Path, there: list[str], expected: l
 
 def test_an_index_names_the_shards_in_use(tmp_path: Path) -> None:
     touch(tmp_path, "a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors", "a.fp16.safetensors")
-    index(
-        tmp_path, "a.safetensors.index.json", "a-00002-of-00002.safetensors", "a-00001-of-00002.safetensors"
-    )
+    index(tmp_path, "a.safetensors.index.json", "a-00002-of-00002.safetensors", "a-00001-of-00002.safetensors")
     assert taken(tmp_path) == ["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"]
 
 
@@ -75,9 +73,7 @@ def test_a_missing_shard_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 def test_pickles_are_refused_because_they_can_run_code(tmp_path: Path) -> None:
     touch(tmp_path, "pytorch_model.bin")
-    with pytest.raises(
-        ModelError, match=r"pickles only \(pytorch_model.bin\).*run any code.*safe_serialization=True"
-    ):
+    with pytest.raises(ModelError, match=r"pickles only \(pytorch_model.bin\).*run any code.*safe_serialization=True"):
         weight_files(tmp_path)
 
 

@@ -45,9 +45,7 @@ def refusal(model: str, places: Places, known: tuple[str, ...] = ()) -> str:
 
 
 def test_a_bundled_model_is_found_by_its_id(places: Places) -> None:
-    assert resolve("omnimuse/shapes", (), places) == Folder(
-        "omnimuse/shapes", places.bundled / "shapes", "bundled"
-    )
+    assert resolve("omnimuse/shapes", (), places) == Folder("omnimuse/shapes", places.bundled / "shapes", "bundled")
 
 
 def test_a_local_folder_is_found_by_its_path(places: Places, plain: Path) -> None:
@@ -76,10 +74,7 @@ def test_an_empty_machine_lists_nothing(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused_with_the_closest_ones(places: Places, name: str) -> None:
     message = refusal(name, places)
     assert "Did you mean omnimuse/shapes?" in message
-    assert (
-        "Use a bundled model (omnimuse/shapes), the path of a folder with model_index.json, or a hub id"
-        in message
-    )
+    assert "Use a bundled model (omnimuse/shapes), the path of a folder with model_index.json, or a hub id" in message
 
 
 def test_known_and_cached_ids_are_suggested(places: Places) -> None:
@@ -87,9 +82,7 @@ def test_known_and_cached_ids_are_suggested(places: Places) -> None:
     assert "Did you mean someone/Toy-Image" in refusal("toy-image", places)
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a/b/c", "a/b@c d", "a/..", "../x", "/nowhere/at/all", "~/nothing-here-7"]
-)
+@pytest.mark.parametrize("name", ["", "a/b/c", "a/b@c d", "a/..", "../x", "/nowhere/at/all", "~/nothing-here-7"])
 def test_what_cannot_be_a_model_is_refused_with_what_is_allowed(places: Places, name: str) -> None:
     assert "Use a bundled model" in refusal(name, places)
 
@@ -210,13 +203,9 @@ class _Hub(BaseHTTPRequestHandler):
         if "/resolve/" in path:
             data = (self.content / path.split("/resolve/")[1].split("/", 1)[1]).read_bytes()
             return self._answer(200, data, {"ETag": f'"{abs(hash(data)):x}"', "X-Repo-Commit": COMMIT})
-        sizes = {
-            str(p.relative_to(self.content)): p.stat().st_size for p in self.content.rglob("*") if p.is_file()
-        }
+        sizes = {str(p.relative_to(self.content)): p.stat().st_size for p in self.content.rglob("*") if p.is_file()}
         if "/tree/" in path:
-            entries = [
-                {"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()
-            ]
+            entries = [{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()]
             return self._answer(200, json.dumps(entries).encode(), {})
         about = {"id": "a/toy", "sha": COMMIT, "siblings": [{"rfilename": name} for name in sizes]}
         return self._answer(200, json.dumps(about).encode(), {})
@@ -242,8 +231,7 @@ def test_a_hub_model_is_downloaded_and_every_failure_says_what_to_do(hub: str, t
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", CLIENT, hub, str(tmp_path / "hub"), *models],
-        env=clean
-        | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
+        env=clean | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -59,7 +59,7 @@ def test_explain_tells_every_choice_with_its_reason_and_reads_no_weights(broken:
         file.write_bytes(b"not read")
     rows = explain(str(broken), config=config(broken))
     topics = {row.topic for row in rows}
-    assert {"model", "defaults", "limits", "place", "attention", "solver", "cache", "offload", "batching"} <= topics
+    assert {"model", "defaults", "limits", "place", "attention", "solver", "features", "batching"} <= topics
     assert all(row.value and row.reason for row in rows)
 
 

@@ -1,0 +1,117 @@
+"""FLUX.1 as a pipeline: the declaration, and the few functions that are really its own.
+
+Source: the reference pipeline of diffusers (FluxPipeline). C latent channels, h w latent sides, S text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
+from omnimuse.diffusion.guidance import Cfg
+from omnimuse.models.flux.spec import PATCH, SPEC
+from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransformer
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.latents import InitLatents
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import EncodeText, HiddenState, Pooled
+
+CLIP_TOKENS = 77  # CLIP has no more positions; of a longer prompt only T5 sees the rest
+
+
+def true_scale(ctx: Context, request: Request, timestep: float) -> float:
+    """The scale of true guidance at every step."""
+    return float(request.params.true_cfg_scale or 1.0) if guided(request) else 1.0
+
+
+def guided(request: Request) -> bool:
+    """Whether this request needs the negative branch: only if it has a negative prompt, the empty one included."""
+    return request.negative_prompt is not None and (request.params.true_cfg_scale or 1.0) > 1
+
+
+def encoders(
+    source: Literal["prompt", "negative_prompt"], branch: str, when: Callable[[Request], bool] | None = None
+) -> tuple[EncodeText, EncodeText]:
+    """The one vector of CLIP, and the tokens of T5. Pads are attended to, so their number is part of the result."""
+    pooled = EncodeText(source, f"{branch}_pooled", Pooled(), length=CLIP_TOKENS, pad=True, masked=False, when=when)
+    tokens = EncodeText(
+        source,
+        f"{branch}_embeds",
+        HiddenState(-1),
+        encoder="text_encoder_2",
+        tokenizer="tokenizer_2",
+        pad=True,
+        masked=False,
+        when=when,
+    )
+    return pooled, tokens
+
+
+def guidance(request: Request) -> Cfg:
+    """u + g (c - u) for g above 1."""
+    return Cfg()
+
+
+def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
+    """[C, h, w] of the noise of one picture; the network sees patches, so its channels are four times C."""
+    height, width = request.params.height, request.params.width
+    channels, widths = configs["transformer"]["in_channels"], configs["vae"]["block_out_channels"]
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    assert isinstance(channels, int)
+    assert isinstance(widths, list | tuple)
+    factor = 2 ** (len(widths) - 1)
+    return channels // PATCH**2, height // factor, width // factor
+
+
+def image_tokens(configs: Configs, request: Request) -> int:
+    """Patches of 2 x 2 latents."""
+    _, h, w = latent_shape(configs, request)
+    return (h // PATCH) * (w // PATCH)
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
+    """The text of a branch and the positions: the same at every step."""
+    transformer = ctx.network(network)
+    assert isinstance(transformer, FluxTransformer)
+    _, h, w = latent_shape(ctx.configs, state.request)
+    features, pooled = (state[f"{branch}_{kind}"] for kind in ("embeds", "pooled"))
+    return transformer.prepare(features, pooled, float(state.request.params.guidance_scale or 0.0), h, w)
+
+
+def inputs(ctx: Context, static: FluxStatic, latents: Tensor, step: Step) -> FluxInputs:
+    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
+    return FluxInputs(latents, torch.tensor(step.timestep, dtype=ctx.dtype) / 1000.0, static)
+
+
+class Flux(Pipeline):
+    """Text to picture."""
+
+    spec = SPEC
+    stages = (
+        *encoders("prompt", "positive"),
+        *encoders("negative_prompt", "negative", when=guided),
+        InitLatents(latent_shape),
+        Denoise(
+            conditions=conditions,
+            inputs=inputs,
+            token_count=image_tokens,
+            guidance=guidance,
+            preview=preview_by_decoding,
+            scale=true_scale,
+            spacing="linear64",
+            embeds=("positive_embeds", "positive_pooled", "negative_embeds", "negative_pooled"),
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = Flux

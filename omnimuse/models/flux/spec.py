@@ -1,0 +1,88 @@
+"""Facts about FLUX.1 dev and schnell, without torch.
+
+Source: the published checkpoints' `model_index.json` and cards, and the reference pipeline of diffusers.
+`guidance_scale` is an input of the distilled network, not a second evaluation; `true_cfg_scale` above 1 together with a
+negative prompt is classifier-free guidance proper, at twice the cost.
+"""
+
+from __future__ import annotations
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+
+PATCH = 2  # latent pixels per token side
+MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never seen to draw
+
+
+def limits(configs: Configs) -> Limits:
+    """What a checkpoint can be asked for: schnell has no guidance input, and learned from shorter texts."""
+    widths = configs["vae"]["block_out_channels"]
+    assert isinstance(widths, list | tuple)
+    guided = bool(configs["transformer"].get("guidance_embeds"))
+    return Limits(
+        size_multiple=PATCH * 2 ** (len(widths) - 1),
+        max_side=MAX_SIDE,
+        max_sequence_length=512 if guided else 256,
+        fixed=DiffusionParams() if guided else DiffusionParams(guidance_scale=0.0),
+    )
+
+
+def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
+    """True guidance needs both a negative prompt, which may be empty, and a scale above 1."""
+    scale = params.true_cfg_scale or 1.0
+    if negative_prompt and scale <= 1:
+        return f"negative_prompt does nothing while true_cfg_scale is {scale:g}; choose a scale above 1, such as 4"
+    if negative_prompt is None and scale > 1:
+        return f"true_cfg_scale={scale:g} needs a negative_prompt, which may be empty; give one or leave the scale at 1"
+    return None
+
+
+DEFAULTS = DiffusionParams(
+    num_inference_steps=28,
+    guidance_scale=3.5,
+    true_cfg_scale=1.0,
+    height=1024,
+    width=1024,
+    num_outputs_per_prompt=1,
+    max_sequence_length=512,
+    output_type="pil",
+)
+
+SPEC = Spec(
+    arch="FluxPipeline",
+    family="flux",
+    summary="FLUX.1 dev and schnell: pictures from text, separate streams of text and image that become one",
+    tasks=("text-to-image",),
+    components={
+        "transformer": Component(
+            ("FluxTransformer2DModel",),
+            network="omnimuse.models.flux.transformer:FluxTransformer",
+            rules="omnimuse.models.flux.weights:RULES",
+        ),
+        "text_encoder": Component(("CLIPTextModel",)),
+        "tokenizer": Component(("CLIPTokenizer",)),
+        "text_encoder_2": Component(("T5EncoderModel",)),
+        "tokenizer_2": Component(("T5Tokenizer",)),
+        "vae": Component(("AutoencoderKL",)),
+        "scheduler": Component((), built=False),
+    },
+    defaults=DEFAULTS,
+    supported=frozenset({"guidance_scale", "true_cfg_scale"}),
+    limits=limits,
+    objection=objection,
+    # Fitted to FLUX.1-dev by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4FLUX).
+    teacache=(4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401e00, 2.64230861e-01),
+    variants=(
+        Variant("FLUX.1-dev", ("black-forest-labs/FLUX.1-dev",), DEFAULTS),
+        Variant(
+            "FLUX.1-Krea-dev",
+            ("black-forest-labs/FLUX.1-Krea-dev",),
+            DiffusionParams(guidance_scale=4.5).over(DEFAULTS),
+        ),
+        Variant(
+            "FLUX.1-schnell",
+            ("black-forest-labs/FLUX.1-schnell",),
+            DiffusionParams(num_inference_steps=4, guidance_scale=0.0, max_sequence_length=256).over(DEFAULTS),
+        ),
+    ),
+)

@@ -1,0 +1,355 @@
+"""The Wan transformer: one stream of video tokens that reads the prompt by cross attention (arXiv 2503.20314).
+
+The arithmetic is that of diffusers' `WanTransformer3DModel` for text to video, with its float32 islands: norms,
+modulations and residual sums round to the network's dtype only where the reference does. What does not depend on the
+step, the embedded prompt and the rotary table, is computed once per request by `WanTransformer.prepare`. Rows of any
+size and length share a forward: their tokens are laid end to end.
+
+Letters: R rows, P spans (tokens that share a time), S video tokens, L text tokens, D width, N heads, H head dim;
+c f h w latent channels, frames, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimuse.attention.layer import Attention
+from omnimuse.attention.layout import Layout
+from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.layers.embedding import TimestepEmbedding
+from omnimuse.layers.network import Network
+from omnimuse.layers.rotary import rotary_table, rotate
+from omnimuse.layers.stack import Block, BlockStack, Memory
+
+ROPE_THETA = 10_000.0
+FIXED: Mapping[str, object] = {
+    "qk_norm": "rms_norm_across_heads",
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "pos_embed_seq_len": None,
+}
+"""Options of the configuration that this file computes in one way only."""
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """The facts in the checkpoint's transformer/config.json; defaults are those of the published 14B model."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    eps: float = 1e-6
+    rope_max_seq_len: int = 1024
+
+    def __post_init__(self) -> None:
+        if len(self.patch_size) != 3 or self.attention_head_dim % 2:
+            raise ModelError(
+                f"transformer/config.json: patch_size={self.patch_size}, attention_head_dim={self.attention_head_dim}; "
+                "a patch has three sides (frames, height, width), and the head dimension is even"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> WanConfig:
+        """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
+        known = {field.name for field in fields(cls)}
+        for key, value in config.items():
+            if key in known or key.startswith("_"):
+                continue
+            if key not in FIXED:
+                raise ModelError(f"transformer/config.json: the key {key!r} ({value!r}) is unknown; another model?")
+            if value != FIXED[key]:
+                raise ModelError(f"transformer/config.json: {key}={value!r} is not supported; only {FIXED[key]!r} is")
+        chosen = {key: value for key, value in config.items() if key in known and value is not None}
+        chosen["patch_size"] = tuple(chosen.get("patch_size", cls.patch_size))
+        return cls(**{"out_channels": chosen.get("in_channels", cls.in_channels), **chosen})
+
+    @property
+    def dim(self) -> int:
+        """D, the width of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def axes_dims(self) -> tuple[int, int, int]:
+        """How many of the H dimensions turn with the frame, the row and the column of a token."""
+        side = 2 * (self.attention_head_dim // 6)
+        return self.attention_head_dim - 2 * side, side, side
+
+
+@dataclass(frozen=True)
+class WanStatic:
+    """What stays the same over all steps of one video: the embedded prompt, and where the tokens stand."""
+
+    text: Tensor  # [L, D]
+    rope: Tensor  # [S, H/2, 2], float32
+
+    @property
+    def tokens(self) -> int:
+        """How many video tokens there are."""
+        return len(self.rope)
+
+
+@dataclass(frozen=True)
+class WanInputs:
+    """One row: noisy latents [c, f, h, w], what `prepare` made, and the time (0 to 1000): [1] for the whole row, or one
+    for each of its patches along the frames.
+    """
+
+    latents: Tensor
+    t: Tensor
+    static: WanStatic
+
+
+@dataclass(frozen=True)
+class WanCond:
+    """What every block receives beside the hidden states.
+
+    A span is a run of tokens that share a time: a whole row, or the tokens of one latent frame of it. `spans` counts
+    those of every row; within a row they are equally long.
+    """
+
+    layout: Layout
+    spans: tuple[int, ...]
+    rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
+    time: Tensor  # [P, 6, D], float32
+    text: Tensor  # packed by text_layout, [R, L, D] or [1, T', D]
+    text_layout: Layout
+
+    def select(self, rows: Sequence[int]) -> WanCond:
+        times = self.time.split(self.spans)
+        return WanCond(
+            self.layout.select(rows),
+            tuple(self.spans[row] for row in rows),
+            self.layout.take(self.rope, rows),
+            torch.cat([times[row] for row in rows]),
+            self.text_layout.take(self.text, rows),
+            self.text_layout.select(rows),
+        )
+
+    def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """x (1 + scale) + shift; x is packed, scale and shift [P, D] hold for every token of a span."""
+        return self._affine(x, 1 + scale, shift)
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x times the gate [P, D] of each token's span; x is packed."""
+        return self._affine(x, gate, None)
+
+    def _affine(self, x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
+        if self.layout.dense and len(set(self.spans)) == 1:
+            return _affine(x, factor, offset)
+        factors = factor.split(self.spans)
+        offsets = [None] * len(factors) if offset is None else offset.split(self.spans)
+        return self.layout.pack([_affine(*each) for each in zip(self.layout.unpack(x), factors, offsets, strict=True)])
+
+
+class WanTransformer(Network):
+    """Predicts the velocity from video to noise, one tensor [c, f, h, w] per row."""
+
+    packing: ClassVar[Literal["varlen"]] = "varlen"
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch)
+        self.time_embedder = TimestepEmbedding(dim, dim, config.freq_dim)
+        self.time_proj = nn.Linear(dim, 6 * dim)
+        self.text_embedder = WanMLP(config.text_dim, dim, dim)
+        self.blocks = BlockStack(WanBlock(config) for _ in range(config.num_layers))
+        self.head = WanHead(dim, config.out_channels * prod(patch), config.eps)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> WanTransformer:
+        return cls(WanConfig.from_dict(config))
+
+    def stacks(self) -> dict[str, BlockStack]:
+        return {"blocks": self.blocks}
+
+    def prepare(self, features: Tensor, frames: int, height: int, width: int) -> WanStatic:
+        """Text features [L, text_dim] and the size of the latents -> what all steps share.
+
+        Raises RequestError if the latents cannot be cut into patches or have more positions than the checkpoint knows.
+        """
+        self._check_size(frames, height, width)
+        sides = zip((frames, height, width), self.config.patch_size, strict=True)
+        axes = [torch.arange(length // patch, device=features.device) for length, patch in sides]
+        positions = torch.cartesian_prod(*axes)  # [S, 3]
+        rope = rotary_table(positions, self.config.axes_dims, ROPE_THETA, exact=True)
+        return WanStatic(self.text_embedder(features.to(self.dtype)), rope)
+
+    def forward(self, rows: Sequence[WanInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
+        layout = Layout(tuple(row.static.tokens for row in rows))
+        text_layout = Layout(tuple(len(row.static.text) for row in rows))
+        embedded = self._embed_time(rows)  # [P, D]
+        cond = WanCond(
+            layout=layout,
+            spans=tuple(len(row.t) for row in rows),
+            rope=layout.pack([row.static.rope for row in rows]),
+            time=self.time_proj(F.silu(embedded)).unflatten(-1, (6, -1)).float(),
+            text=text_layout.pack([row.static.text for row in rows]),
+            text_layout=text_layout,
+        )
+        hidden = self.blocks(layout.pack(self._embed_patches(rows)), cond, memories)
+        outputs = layout.unpack(self.head(hidden, embedded, cond))  # [S, c * patch] each
+        return [self._unpatchify(x, row.latents.shape) for x, row in zip(outputs, rows, strict=True)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states; some weights stay in float32."""
+        return self.patch_embedding.weight.dtype
+
+    def _embed_time(self, rows: Sequence[WanInputs]) -> Tensor:
+        t = torch.cat([row.t for row in rows]).to(self.patch_embedding.weight.device)  # [P]
+        return self.time_embedder(t).to(self.dtype)
+
+    def _embed_patches(self, rows: Sequence[WanInputs]) -> list[Tensor]:
+        """The patch convolution as one product over the patches of all rows: [S, D] each."""
+        patches = [self._patchify(row.latents.to(self.dtype)) for row in rows]
+        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
+        embedded = F.linear(torch.cat(patches), weight.flatten(1), bias)
+        return list(embedded.split([len(patch) for patch in patches]))
+
+    def _patchify(self, latents: Tensor) -> Tensor:
+        """[c, f, h, w] -> [S, c * patch]; within a patch the order is channel, frame, row, column."""
+        c, f, h, w = latents.shape
+        p, q, r = self.config.patch_size
+        x = latents.reshape(c, f // p, p, h // q, q, w // r, r)
+        return x.permute(1, 3, 5, 0, 2, 4, 6).reshape(-1, c * p * q * r)
+
+    def _unpatchify(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """[S, patch * c] -> [c, f, h, w]; within a token the order is frame, row, column, channel."""
+        _, f, h, w = size
+        p, q, r = self.config.patch_size
+        x = x.reshape(f // p, h // q, w // r, p, q, r, self.config.out_channels)
+        return x.permute(6, 0, 3, 1, 4, 2, 5).reshape(self.config.out_channels, f, h, w)
+
+    def _check_size(self, frames: int, height: int, width: int) -> None:
+        size, patch, most = (frames, height, width), self.config.patch_size, self.config.rope_max_seq_len
+        if any(length < side or length % side for length, side in zip(size, patch, strict=True)):
+            raise RequestError(
+                f"latents of {frames}x{height}x{width} cannot be cut into patches of {patch}; use multiples", "size"
+            )
+        if any(length // side > most for length, side in zip(size, patch, strict=True)):
+            raise RequestError(
+                f"latents of {frames}x{height}x{width} have more than {most} patches along a side, and this model "
+                "knows no more positions; use a smaller size or fewer frames",
+                "size",
+            )
+
+
+class WanBlock(Block[WanCond]):
+    """Self attention, cross attention to the prompt, MLP; the time scales, shifts and gates the first and the last."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attention = WanSelfAttention(dim, config.num_attention_heads, eps)
+        self.norm2 = nn.LayerNorm(dim, eps) if config.cross_attn_norm else nn.Identity()
+        self.cross_attention = WanCrossAttention(dim, config.num_attention_heads, eps)
+        self.norm3 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = WanMLP(dim, config.ffn_dim, dim)
+        self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, dim))
+
+    def forward(self, hidden: Tensor, cond: WanCond) -> Tensor:
+        dtype = hidden.dtype
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self._modulation(cond)
+        x = cond.modulate(self.norm1(hidden.float()), scale, shift).to(dtype)
+        hidden = (hidden.float() + cond.gate(self.self_attention(x, cond), gate)).to(dtype)
+        x = self.norm2(hidden.float()).to(dtype)
+        hidden = hidden + self.cross_attention(x, cond)
+        x = cond.modulate(self.norm3(hidden.float()), mlp_scale, mlp_shift).to(dtype)
+        return (hidden.float() + cond.gate(self.ffn(x).float(), mlp_gate)).to(dtype)
+
+    def probe(self, hidden: Tensor, cond: WanCond) -> Tensor:
+        shift, scale, *_ = self._modulation(cond)
+        return cond.modulate(self.norm1(hidden.float()), scale, shift).to(hidden.dtype)
+
+    def _modulation(self, cond: WanCond) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the self attention, then of the MLP: [P, D] each, float32."""
+        return (self.scale_shift_table + cond.time).unbind(1)
+
+
+class WanSelfAttention(nn.Module):
+    """Attention among the video tokens of a row; queries and keys are normed over all heads together, then turned."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.norm_q = nn.RMSNorm(dim, eps)
+        self.norm_k = nn.RMSNorm(dim, eps)
+        self.core = Attention(heads, dim // heads, "self")
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, cond: WanCond) -> Tensor:
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        parts = (self.norm_q(q), self.norm_k(k), v)
+        q, k, v = (y.unflatten(-1, (self.core.num_heads, -1)) for y in parts)  # [B, S, N, H] each
+        x = self.core(rotate(q, cond.rope), rotate(k, cond.rope), v, cond.layout)
+        return self.to_out(x.flatten(-2))  # [B, S, D]
+
+
+class WanCrossAttention(nn.Module):
+    """Attention of the video tokens of a row to its prompt, pads included: the model was trained to see them."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.norm_q = nn.RMSNorm(dim, eps)
+        self.norm_k = nn.RMSNorm(dim, eps)
+        self.core = Attention(heads, dim // heads, "cross")
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, cond: WanCond) -> Tensor:
+        k, v = self.to_kv(cond.text).chunk(2, dim=-1)
+        parts = (self.norm_q(self.to_q(x)), self.norm_k(k), v)
+        q, k, v = (y.unflatten(-1, (self.core.num_heads, -1)) for y in parts)  # [B, S, N, H], [B, L, N, H] twice
+        x = self.core(q, k, v, cond.layout, kv_layout=cond.text_layout)
+        return self.to_out(x.flatten(-2))  # [B, S, D]
+
+
+class WanMLP(nn.Module):
+    """Linear, GELU (the tanh form), linear."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, hidden)
+        self.linear_2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
+
+
+class WanHead(nn.Module):
+    """The last norm, scaled and shifted by the time, and the projection to the latents of a patch."""
+
+    def __init__(self, dim: int, out: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.zeros(1, 2, dim))
+        self.proj_out = nn.Linear(dim, out)
+
+    def forward(self, hidden: Tensor, time: Tensor, cond: WanCond) -> Tensor:
+        """Packed hidden states and the embedded times [P, D] -> packed patches."""
+        shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)  # [P, D] each, float32
+        return self.proj_out(cond.modulate(self.norm(hidden.float()), scale, shift).to(hidden.dtype))
+
+
+def _affine(x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
+    """x [..., D] times factor [P, D] plus offset [P, D], each of them for the P-th part of the tokens."""
+    spans = x.reshape(len(factor), -1, x.shape[-1]) * factor[:, None]  # [P, S/P, D]
+    return (spans if offset is None else spans + offset[:, None]).reshape(x.shape)

@@ -1,0 +1,26 @@
+"""How names in a published Wan transformer checkpoint (diffusers layout) become ours. A table for the loader.
+
+Fuses join projections that read the same tokens: queries, keys and values of the video; keys and values of the text.
+"""
+
+from __future__ import annotations
+
+from omnimuse.loader.rules import Fuse, Rename
+
+RULES: tuple[Rename | Fuse, ...] = (
+    Rename(r"^condition_embedder\.(time_embedder|time_proj|text_embedder)\.", r"\1."),
+    Rename(r"^(scale_shift_table$|proj_out\.)", r"head.\1"),
+    Rename(r"\.attn1\.", ".self_attention."),
+    Rename(r"\.attn2\.", ".cross_attention."),
+    Rename(r"\.to_out\.0\.", ".to_out."),
+    Rename(r"\.ffn\.net\.0\.proj\.", ".ffn.linear_1."),
+    Rename(r"\.ffn\.net\.2\.", ".ffn.linear_2."),
+    *(
+        Fuse(parts=tuple(f"{site}.to_{part}.{kind}" for part in parts), into=f"{site}.to_{parts}.{kind}")
+        for site, parts in (("self_attention", "qkv"), ("cross_attention", "kv"))
+        for kind in ("weight", "bias")
+    ),
+)
+
+FLOAT32 = ("time_embedder", "scale_shift_table", "norm2")
+"""Parts that stay in float32 whatever the dtype: the reference's list, less those without weights."""

@@ -1,0 +1,190 @@
+"""Stock loop: finished video latents become frames, one latent frame of one tile at a time.
+
+Every step is a short piece of work, so decoding can be cancelled, paused and watched, and needs memory for one piece.
+For diffusers VAEs that are causal in time: such a decoder takes the cache of its convolutions as an argument, so the
+loop drives the very same module frame by frame and keeps the cache in the state.
+
+Letters: C latent channels, f h w latent frames, height, width; F H W those of the video; c t y x those of a piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimuse.pipeline.decode import PREVIEW_CELLS
+from omnimuse.pipeline.stage import Context, Loop, Row, Step
+from omnimuse.pipeline.state import State
+
+TILE_ABOVE = 1280 * 720
+"""Frames of more pixels than this are decoded in tiles. Blended seams change the result a little, so others are not."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a frame of `size` is cut into tiles: sides and strides in latents, overlaps in the decoder's pixels.
+
+    The decoder makes `scale` pixels of the side of a latent. Each may still hold `patch` x `patch` in its channels.
+    """
+
+    size: tuple[int, int]
+    tile: tuple[int, int]
+    stride: tuple[int, int]
+    overlap: tuple[int, int]
+    scale: int
+    patch: int
+
+    @staticmethod
+    def of(vae: Any, height: int, width: int, tile_above: int) -> Grid:
+        """The grid that diffusers' `tiled_decode` uses, or one tile for frames of at most `tile_above` pixels."""
+        ratio, patch = vae.config.scale_factor_spatial, vae.config.patch_size or 1
+        if height * width * ratio**2 <= tile_above:
+            return Grid((height, width), (height, width), (height, width), (0, 0), ratio // patch, patch)
+        tile = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        stride = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+        return Grid(
+            size=(height, width),
+            tile=(tile[0] // ratio, tile[1] // ratio),
+            stride=(stride[0] // ratio, stride[1] // ratio),
+            overlap=(tile[0] // patch - stride[0] // patch, tile[1] // patch - stride[1] // patch),
+            scale=ratio // patch,
+            patch=patch,
+        )
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """The upper left latent of every tile, row by row."""
+        rows, columns = (range(0, size, stride) for size, stride in zip(self.size, self.stride, strict=True))
+        return [(row, column) for row in rows for column in columns]
+
+
+@dataclass
+class Decoding:
+    """What decoding remembers of one state between steps; moved and dropped with it."""
+
+    grid: Grid
+    latents: Tensor  # [1, C, f, h, w], as the decoder wants them
+    video: Tensor  # [F, 3, H, W], filled piece by piece
+    cache: list[Any] = field(default_factory=list)
+    below: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    right: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodeVideo(Loop):
+    """From `latents` [C, f, h, w] to `video`: float32 [F, 3, H, W] in [0, 1]; for output "latent" the latents."""
+
+    vae: str = "vae"
+    tile_above: int = TILE_ABOVE
+    name: str = "decode"
+    reads: tuple[str, ...] = ("latents",)
+    writes: tuple[str, ...] = ("video",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.vae,)
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        if state.request.params.output_type == "latent":
+            return [Step(0)]  # they are handed over as they are
+        vae, latents = ctx.components[self.vae], state["latents"]
+        _, f, h, w = latents.shape
+        grid = Grid.of(vae, h, w, self.tile_above)
+        frames, ratio = 1 + (f - 1) * vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+        video = torch.empty(frames, 3, h * ratio, w * ratio, dtype=torch.float32)  # in main memory: it is the result
+        state.working["decode"] = Decoding(grid, unscale(vae, latents)[None], video)
+        return [Step(index) for index in range(len(grid.corners) * f)]
+
+    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        return []
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        if "decode" in state.working:
+            decode_piece(ctx.components[self.vae], state.working["decode"], step.index)
+
+    def finish(self, ctx: Context, state: State) -> None:
+        state["video"] = state.working["decode"].video if "decode" in state.working else state["latents"]
+
+
+def unscale(vae: Any, latents: Tensor) -> Tensor:
+    """Latents [C, ...] of mean 0 and deviation 1 -> those that `vae` made, in its dtype."""
+    dtype, device = next(vae.parameters()).dtype, latents.device
+    mean, deviation = (
+        torch.tensor(values).to(device, dtype).view(-1, *[1] * (latents.ndim - 1))  # [C, 1, ...]
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return latents.to(dtype) / (1.0 / deviation) + mean  # the reference's way; a product would round otherwise
+
+
+def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
+    """Decode latent frame `index % f` of tile `index // f`, blend it with its neighbours, and put it into the video."""
+    grid, frames = decoding.grid, decoding.latents.shape[2]
+    tile, frame = divmod(index, frames)
+    row, column = grid.corners[tile]
+    if frame == 0:
+        decoding.cache = fresh_cache(vae)
+    latents = decoding.latents[:, :, frame : frame + 1, row : row + grid.tile[0], column : column + grid.tile[1]]
+    piece = decode_frames(vae, latents, decoding.cache)[0].to(decoding.video.device)  # [c, t, y, x]
+    if row:
+        blend(decoding.below[column, frame], piece, grid.overlap[0], dim=2)
+    if column:
+        blend(decoding.right[frame], piece, grid.overlap[1], dim=3)
+    if len(grid.corners) > 1:
+        decoding.below[column, frame] = piece[:, :, -grid.overlap[0] :].clone()
+        decoding.right[frame] = piece[:, :, :, -grid.overlap[1] :].clone()
+    height, width = (side * grid.scale for side in grid.stride)
+    pixels = to_pixels(piece[:, :, :height, :width], grid.patch)  # [t, 3, y, x]
+    start = decoding.video.shape[0] - (frames - frame) * len(pixels) if frame else 0
+    top, left = (corner * grid.scale * grid.patch for corner in (row, column))
+    decoding.video[start : start + len(pixels), :, top : top + pixels.shape[2], left : left + pixels.shape[3]] = pixels
+
+
+def fresh_cache(vae: Any) -> list[Any]:
+    """An empty place for every convolution of the decoder, to be filled by the first frame."""
+    return [None] * sum(isinstance(module, nn.Conv3d) for module in vae.decoder.modules())
+
+
+def decode_frames(vae: Any, latents: Tensor, cache: list[Any]) -> Tensor:
+    """The next latent frame [1, C, 1, h, w] -> its frames [1, c, t, y, x], still packed; updates `cache`."""
+    first = cache[0] is None
+    return vae.decoder(vae.post_quant_conv(latents), feat_cache=cache, feat_idx=[0], first_chunk=first)
+
+
+def blend(before: Tensor, piece: Tensor, overlap: int, dim: int) -> None:
+    """Fade, in place, from the end of `before` into the beginning of `piece` along `dim` over at most `overlap`."""
+    length = min(before.shape[dim], piece.shape[dim], overlap)
+    if length == 0:
+        return
+    shape = [-1 if axis == dim else 1 for axis in range(piece.ndim)]
+    rising = torch.tensor([at / length for at in range(length)], device=piece.device).view(shape)
+    falling = torch.tensor([1 - at / length for at in range(length)], device=piece.device).view(shape)
+    old = (before.narrow(dim, before.shape[dim] - length, length) * falling).to(piece.dtype)
+    new = piece.narrow(dim, 0, length)
+    new.copy_(old + (new * rising).to(piece.dtype))
+
+
+def to_pixels(piece: Tensor, patch: int) -> Tensor:
+    """Decoder output [3 * patch * patch, t, y, x] in [-1, 1] -> float32 [t, 3, y * patch, x * patch] in [0, 1]."""
+    _, t, y, x = piece.shape
+    unpacked = piece.reshape(3, patch, patch, t, y, x).permute(3, 0, 4, 2, 5, 1)  # [t, 3, y, patch, x, patch]
+    pixels = unpacked.reshape(t, 3, y * patch, x * patch).float()
+    return (pixels.clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
+
+
+def preview_middle_frame(ctx: Context, latents: Tensor) -> Tensor:
+    """A small picture of unfinished latents [C, f, h, w]: the middle frame, shrunk to a few cells and decoded alone.
+
+    -> float32 [3, H', W'] in [0, 1].
+    """
+    vae = ctx.components["vae"]
+    middle = latents[:, latents.shape[1] // 2]  # [C, h, w]
+    shrink = max(1.0, max(middle.shape[1:]) / PREVIEW_CELLS)
+    size = [max(1, round(side / shrink)) for side in middle.shape[1:]]
+    small = F.interpolate(middle[None], size=size, mode="area")[0]  # [C, h', w']
+    decoded = decode_frames(vae, unscale(vae, small)[None, :, None], fresh_cache(vae))  # [1, c, 1, y, x]
+    return to_pixels(decoded[0], vae.config.patch_size or 1)[0]

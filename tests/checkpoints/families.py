@@ -1,0 +1,214 @@
+"""Every registered pipeline with what the generated suites need: a tiny checkpoint, cheap requests, the reference.
+
+`tests/invariants` and `tests/parity` run over `FAMILIES`; a test refuses a registered architecture without an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from omnimuse.core.params import DiffusionParams
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One request to compare: prompts and parameters, `output_type` left open."""
+
+    prompt: str
+    negative: str | None
+    params: DiffusionParams
+
+
+Reference = Callable[[Path, list[Wish], str], list[Tensor]]
+"""(checkpoint, wishes, output type) -> what the reference gives for each wish alone, float32."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny checkpoint and three requests that differ in prompt, size, steps, seed and guidance.
+
+    `kind` tells the checkpoints of one architecture apart.
+    """
+
+    arch: str
+    build: Callable[[Path], Path]
+    wishes: tuple[Wish, ...]
+    reference: Reference
+    kind: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tests call it."""
+        return f"{self.arch}-{self.kind}" if self.kind else self.arch
+
+
+def _z_image(folder: Path) -> Path:
+    from tests.checkpoints import z_image
+
+    return z_image.build(folder)
+
+
+def _z_image_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from diffusers import ZImagePipeline
+
+    pipe = ZImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    results = []
+    for wish in wishes:
+        p, extra = wish.params, dict(wish.params.extra or {})  # type: ignore[call-overload]
+        assert p.seed is not None
+        picture = pipe(
+            wish.prompt,
+            negative_prompt=wish.negative,
+            height=p.height,
+            width=p.width,
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=p.guidance_scale,
+            generator=torch.Generator().manual_seed(p.seed),
+            output_type=output_type,
+            **extra,
+        ).images[0]
+        results.append(picture)
+    return results
+
+
+def _flux(folder: Path) -> Path:
+    from tests.checkpoints import flux
+
+    return flux.build(folder)
+
+
+def _flux_schnell(folder: Path) -> Path:
+    from tests.checkpoints import flux
+
+    return flux.build(folder, schnell=True)
+
+
+def _flux_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    results = []
+    for wish in wishes:
+        p = wish.params
+        assert p.seed is not None
+        picture = pipe(
+            wish.prompt,
+            negative_prompt=wish.negative,
+            true_cfg_scale=1.0 if p.true_cfg_scale is None else p.true_cfg_scale,
+            height=p.height,
+            width=p.width,
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=3.5 if p.guidance_scale is None else p.guidance_scale,
+            generator=torch.Generator().manual_seed(p.seed),
+            output_type=output_type,
+            max_sequence_length=p.max_sequence_length,
+        ).images[0]
+        if output_type == "latent":  # packed there, a picture's shape here
+            picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
+        results.append(picture)
+    return results
+
+
+def _wan(kind: str, folder: Path) -> Path:
+    from tests.checkpoints import wan
+
+    return wan.build(folder, kind)
+
+
+def _wan_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from tests.checkpoints import wan
+
+    return wan.reference(folder, wishes, output_type)
+
+
+def _wan_family(kind: str, side: int, second: float | None = None) -> Family:
+    """Videos of 5, 1 and 9 frames; sides are multiples of `side`; `second` is the scale of the second expert."""
+    clips = (
+        _clip(4, 4.0, 5, side * 2, side * 2),
+        _clip(3, 1.0, 1, side * 2, side * 3),
+        _clip(5, 6.0, 9, side, side * 2),
+    )
+    return Family(
+        arch="WanPipeline",
+        kind=kind,
+        build=partial(_wan, kind),
+        wishes=(
+            Wish(
+                "a red circle &amp; two   green stars",
+                "blurry, grey",
+                replace(clips[0], seed=7, guidance_scale_2=second),
+            ),
+            Wish("a story about Them: it goes on and on " * 8, None, replace(clips[1], seed=8, max_sequence_length=24)),
+            Wish("a star", None, replace(clips[2], seed=9)),
+        ),
+        reference=_wan_reference,
+    )
+
+
+def _clip(steps: int, guidance: float, frames: int, height: int, width: int) -> DiffusionParams:
+    params = _params(steps, guidance, height, width, 0)
+    return replace(params, num_frames=frames, max_sequence_length=32)
+
+
+def _params(steps: int, guidance: float, height: int, width: int, seed: int, **extra: float) -> DiffusionParams:
+    return DiffusionParams(
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=height,
+        width=width,
+        seed=seed,
+        extra=extra or None,
+    )
+
+
+_SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
+
+FAMILIES = (
+    Family(
+        arch="ZImagePipeline",
+        build=_z_image,
+        wishes=(
+            Wish("a red circle", "blurry, grey", _params(4, 4.0, 64, 64, 7)),
+            Wish("two squares and a long story about them " * 6, None, _params(3, 0.0, 96, 64, 8)),
+            Wish("a star", None, _params(5, 5.0, 32, 48, 9, cfg_normalization=0.9, cfg_truncation=0.6)),
+        ),
+        reference=_z_image_reference,
+    ),
+    Family(
+        arch="FluxPipeline",
+        kind="dev",
+        build=_flux,
+        wishes=(
+            Wish("a red circle", None, replace(_params(4, 3.5, 64, 64, 7), max_sequence_length=24)),
+            Wish(
+                "Two squares, and a long story about them. " * 12,
+                "blurry, grey",
+                replace(_params(3, 2.0, 96, 64, 8), true_cfg_scale=3.0, max_sequence_length=32),
+            ),
+            Wish("a star", "", replace(_params(5, 5.0, 32, 48, 9), true_cfg_scale=1.5, max_sequence_length=24)),
+        ),
+        reference=_flux_reference,
+    ),
+    Family(
+        arch="FluxPipeline",
+        kind="schnell",
+        build=_flux_schnell,
+        wishes=(
+            Wish("a red circle", "grey", replace(_SCHNELL, true_cfg_scale=4.0, seed=7)),
+            Wish("two squares and a star", None, replace(_SCHNELL, num_inference_steps=4, height=96, seed=8)),
+            Wish("a star", "blurry", replace(_SCHNELL, width=32, true_cfg_scale=1.0, guidance_scale=0.0, seed=9)),
+        ),
+        reference=_flux_reference,
+    ),
+    _wan_family("2.1", 16),
+    _wan_family("A14B", 16, second=2.0),
+    _wan_family("5B", 32),
+)

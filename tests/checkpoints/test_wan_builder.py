@@ -1,0 +1,44 @@
+"""The tiny Wan checkpoints: complete, drawn everywhere, and with a boundary that divides the steps of every wish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from omnimuse.core.spec import OPTIONS
+from omnimuse.diffusion.solvers import DiffusersSolver
+from omnimuse.loader.checkpoint import Checkpoint
+from tests.checkpoints import wan
+from tests.checkpoints.families import FAMILIES
+
+
+@pytest.fixture(scope="module", params=wan.FLOW_SHIFT)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wan.build(tmp_path_factory.mktemp("builder") / request.param, request.param)
+
+
+def test_the_checkpoint_is_complete(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    assert checkpoint.arch == "WanPipeline"
+    assert checkpoint.incomplete() is None
+    assert ("transformer_2" in checkpoint.components) == (folder.name == "A14B")
+    assert checkpoint.configs[OPTIONS]["expand_timesteps"] is (folder.name == "5B")
+
+
+def test_no_tensor_is_left_at_zero_or_one_or_undrawn(folder: Path) -> None:
+    for path in folder.rglob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            assert tensor.isfinite().all(), name
+            assert tensor.unique().numel() > min(3, tensor.numel() - 1), name
+
+
+def test_the_boundary_falls_between_the_steps_of_every_wish(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(wan.build(tmp_path, "A14B"))
+    solver = DiffusersSolver("UniPCMultistepScheduler", checkpoint.configs["scheduler"], "scheduler")
+    [family] = [family for family in FAMILIES if family.name == "WanPipeline-A14B"]
+    for wish in family.wishes:
+        assert wish.params.num_inference_steps
+        timesteps = solver.plan(wish.params.num_inference_steps, 1).timesteps
+        assert max(timesteps) > 875 > min(timesteps)

@@ -1,0 +1,132 @@
+"""Tiny random checkpoints of the Wan kinds, in the layout that diffusers saves, and what the reference makes of them.
+
+Kinds: "2.1" (one network), "A14B" (two experts and a boundary), "5B" (a time per token, VAE with factor 16).
+Transformers of width 32 (2 heads of 16, two blocks), UMT5 text encoder of width 24, VAEs of 8 to 32 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
+
+from tests.checkpoints import parts
+from tests.checkpoints.families import Wish
+from tests.checkpoints.flux import t5_tokenizer
+
+TEXT_WIDTH = 24
+DEEP_CHANNELS = 12
+FLOW_SHIFT = {"2.1": 3.0, "A14B": 12.0, "5B": 5.0}
+"""With a shift of 12 the boundary of .875 falls between the last steps of 3, 4 or 5: each expert has its share."""
+
+
+def transformer(channels: int) -> WanTransformer3DModel:
+    """The network of the reference, small; still to be drawn."""
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=channels,
+        out_channels=channels,
+        text_dim=TEXT_WIDTH,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        rope_max_seq_len=64,
+    )
+
+
+def text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """Gated GELU, relative positions in every layer."""
+    config = UMT5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_WIDTH,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=3,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=32,
+    )
+    return UMT5EncoderModel(config)
+
+
+def vae() -> AutoencoderKLWan:
+    """Factor 8 in space and 4 in time, the published 16 channels with their means and deviations."""
+    return AutoencoderKLWan(base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1)
+
+
+def deep_vae() -> AutoencoderKLWan:
+    """Factor 16 in space: 2 x 2 pixels per channel before the first convolution, averaging shortcuts."""
+    return AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=12,
+        z_dim=DEEP_CHANNELS,
+        dim_mult=[1, 2, 2, 2],
+        num_res_blocks=1,
+        latents_mean=[0.1 * (channel - 5) for channel in range(DEEP_CHANNELS)],
+        latents_std=[0.5 + 0.1 * channel for channel in range(DEEP_CHANNELS)],
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+
+
+def build(folder: Path, kind: str, *, seed: int = 0, boundary_ratio: float = 0.875) -> Path:
+    """Writes the checkpoint of that kind into `folder` and returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = t5_tokenizer()
+    tokenizer.save_pretrained(folder / "tokenizer")
+    networks = ("transformer", "transformer_2") if kind == "A14B" else ("transformer",)
+    for name in networks:
+        parts.save_module(folder, name, seed, lambda: transformer(DEEP_CHANNELS if kind == "5B" else 16))
+    parts.save_module(folder, "text_encoder", seed, lambda: text_encoder(len(tokenizer)))
+    parts.save_module(folder, "vae", seed, deep_vae if kind == "5B" else vae)
+    solver = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT[kind]}
+    parts.write_scheduler(folder, "UniPCMultistepScheduler", solver)
+    components: Mapping[str, tuple[str, str] | None] = {
+        "scheduler": ("diffusers", "UniPCMultistepScheduler"),
+        "text_encoder": ("transformers", "UMT5EncoderModel"),
+        "tokenizer": ("transformers", "T5TokenizerFast"),
+        "transformer_2": None,
+        "vae": ("diffusers", "AutoencoderKLWan"),
+        **dict.fromkeys(networks, ("diffusers", "WanTransformer3DModel")),
+    }
+    two = kind == "A14B"
+    options = {"boundary_ratio": boundary_ratio if two else None, "expand_timesteps": kind == "5B"}
+    parts.write_index(folder, "WanPipeline", components, options)
+    return folder
+
+
+def pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The reference pipeline over the checkpoint in `folder`."""
+    pipe = WanPipeline.from_pretrained(folder, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+    """What the reference makes of every wish: frames [F, 3, H, W], or latents [C, f, h, w]."""
+    pipe = pipeline(folder)
+    return [
+        pipe(
+            wish.prompt,
+            negative_prompt=wish.negative,
+            height=wish.params.height,
+            width=wish.params.width,
+            num_frames=wish.params.num_frames,
+            num_inference_steps=wish.params.num_inference_steps,
+            guidance_scale=wish.params.guidance_scale,
+            guidance_scale_2=wish.params.guidance_scale_2,
+            generator=torch.Generator().manual_seed(wish.params.seed or 0),
+            output_type=output_type,
+            max_sequence_length=wish.params.max_sequence_length,
+        ).frames[0]
+        for wish in wishes
+    ]

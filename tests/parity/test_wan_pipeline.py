@@ -1,0 +1,111 @@
+"""What only Wan has: a boundary between two experts, a time per token, tiles; and what an option is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse import Config, ModelConfig, Omni
+from omnimuse.core.output import Result
+from omnimuse.loader.components import quiet
+from tests.checkpoints import wan
+from tests.checkpoints.families import Wish, _params
+
+CLIP = replace(_params(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
+WISH = Wish("a red circle above the blue square", "grey", CLIP)
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    def make(kind: str, boundary_ratio: float = 0.875) -> Path:
+        return wan.build(tmp_path_factory.mktemp("wan") / "tiny", kind, boundary_ratio=boundary_ratio)
+
+    return make
+
+
+def ours(folder: Path, wish: Wish, dtype: str = "float32") -> Result:
+    config = Config(ModelConfig(str(folder), dtype=dtype, device="cpu"))
+    with Omni(str(folder), config=config) as omni:
+        return omni.generate({"prompt": wish.prompt, "negative_prompt": wish.negative}, wish.params, progress=False)[0]
+
+
+def latents(folder: Path, **params: object) -> Tensor:
+    wish = replace(WISH, params=replace(CLIP, output_type="latent", **params))  # type: ignore[arg-type]
+    return ours(folder, wish).output[0]
+
+
+def theirs(folder: Path, **params: object) -> Tensor:
+    with quiet("diffusers"), quiet("transformers"):
+        return wan.reference(folder, [replace(WISH, params=replace(CLIP, **params))], "latent")[0]  # type: ignore[arg-type]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("boundary_ratio", [0.7, 0.875, 0.95, 0.98, 1.1])
+def test_the_boundary_divides_the_steps_as_in_the_reference(build: Build, boundary_ratio: float) -> None:
+    """Timesteps are 999, 973, 923, 800: all steps are the first expert's, then three, two, one, none."""
+    folder = build("A14B", boundary_ratio)
+    assert distance(latents(folder, guidance_scale_2=2.0), theirs(folder, guidance_scale_2=2.0)) < 1e-5
+
+
+def test_a_wrong_boundary_or_second_scale_would_be_noticed(build: Build) -> None:
+    plain = latents(build("A14B"), guidance_scale_2=2.0)
+    assert distance(latents(build("A14B", 0.95), guidance_scale_2=2.0), plain) > 1e-2
+    assert distance(latents(build("A14B"), guidance_scale_2=2.2), plain) > 1e-3
+    assert torch.equal(latents(build("A14B"), guidance_scale_2=4.0), latents(build("A14B")))
+
+
+def test_an_expert_whose_scale_is_one_is_not_guided(build: Build) -> None:
+    folder = build("A14B")
+    found = latents(folder, guidance_scale_2=1.0)
+    assert distance(found, theirs(folder, guidance_scale_2=1.0)) < 1e-5
+    assert torch.equal(found, latents(folder, guidance_scale_2=0.5))
+
+
+def test_a_small_change_of_the_prompt_or_its_padding_would_be_noticed(build: Build) -> None:
+    folder = build("2.1")
+    plain = latents(folder)
+    assert distance(latents(folder, max_sequence_length=15), plain) > 1e-3
+    assert distance(theirs(folder, max_sequence_length=15), latents(folder, max_sequence_length=15)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", wan.FLOW_SHIFT)
+def test_half_precision_stays_near_the_reference(build: Build, kind: str) -> None:
+    folder = build(kind)
+    wish = replace(WISH, params=replace(CLIP, height=64, width=64, output_type="pt"))
+    with quiet("diffusers"), quiet("transformers"):
+        pipe = wan.pipeline(folder, torch.bfloat16)
+    p = wish.params
+    expected = pipe(
+        wish.prompt,
+        negative_prompt=wish.negative,
+        height=p.height,
+        width=p.width,
+        num_frames=p.num_frames,
+        num_inference_steps=p.num_inference_steps,
+        guidance_scale=p.guidance_scale,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+        max_sequence_length=p.max_sequence_length,
+    ).frames[0]
+    found = ours(folder, wish, "bfloat16").output[0]
+    assert found.dtype == torch.float32
+    assert float((found - expected.float()).abs().mean()) < 2e-2
+
+
+def test_a_video_comes_as_pictures_with_a_rate(build: Build) -> None:
+    result = ours(build("2.1"), replace(WISH, params=replace(CLIP, num_outputs_per_prompt=2, fps=12.0)))
+    assert result.output is None
+    assert not result.images
+    assert [len(video.frames) for video in result.videos] == [5, 5]
+    assert {frame.size for video in result.videos for frame in video.frames} == {(48, 32)}
+    assert [video.fps for video in result.videos] == [12.0, 12.0]
+    assert ours(build("2.1"), WISH).videos[0].fps == 16.0

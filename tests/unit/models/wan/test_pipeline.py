@@ -1,0 +1,142 @@
+"""What a Wan checkpoint says of itself, and what it lets people ask for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Door, Request
+from omnimuse.core.spec import OPTIONS
+from omnimuse.models.wan.pipeline import clean, guided, is_high_noise, latent_shape, scales, video_tokens
+from omnimuse.models.wan.spec import SPEC, limits
+from omnimuse.worker.find import find
+from tests.checkpoints import wan
+
+
+@pytest.fixture(scope="module", params=wan.FLOW_SHIFT)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def door(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Door:
+    folder = wan.build(tmp_path_factory.mktemp("wan") / "tiny", kind)
+    return find(Config(ModelConfig(str(folder)))).door
+
+
+def configs(**options: object) -> dict[str, dict[str, object]]:
+    """Those of a checkpoint as published, as far as they are asked for; `options` is model_index.json's rest."""
+    second = {"transformer_2": {"in_channels": 16}} if options.get("boundary_ratio") else {}
+    return {"transformer": {"in_channels": 16}, "vae": {}, "scheduler": {}, OPTIONS: {**options}, **second}
+
+
+def request(**params: object) -> Request:
+    return Door.of(SPEC, configs(boundary_ratio=0.875), "").make_request(Ask("x", DiffusionParams(**params)), 0.0, 1)  # type: ignore[arg-type]
+
+
+def ask(door: Door, **params: object) -> Request:
+    return door.make_request(Ask("x", DiffusionParams(**params)), 0.0, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [(80, "use 77 or 81"), (2, "use 1 or 5"), (0, "1 to 253"), (254, "nearest is 253"), (2.5, "not a whole number")],
+)
+def test_frames_that_the_vae_cannot_make_are_refused_with_the_nearest(door: Door, frames: int, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as found:
+        ask(door, num_frames=frames)
+    assert found.value.param == "num_frames"
+
+
+def test_sizes_are_multiples_of_a_patch_of_latents(kind: str, door: Door) -> None:
+    multiple = 32 if kind == "5B" else 16
+    assert (door.limits.size_multiple, door.limits.max_side) == (multiple, multiple * 64)
+    with pytest.raises(RequestError, match=f"height={multiple + 8} is not a multiple of {multiple}"):
+        ask(door, height=multiple + 8)
+
+
+def test_only_two_experts_take_two_guidance_scales(kind: str, door: Door) -> None:
+    if kind == "A14B":
+        assert scales(ask(door, guidance_scale_2=3.0)) == (5.0, 3.0)
+        return
+    with pytest.raises(RequestError, match=r"guidance_scale_2 cannot be chosen here: this checkpoint has one network"):
+        ask(door, guidance_scale_2=3.0)
+
+
+def test_what_makes_no_sense_for_a_video_is_refused(door: Door) -> None:
+    with pytest.raises(RequestError, match="true_cfg_scale means nothing to wan"):
+        ask(door, true_cfg_scale=4.0)
+    with pytest.raises(RequestError, match="fps=0"):
+        ask(door, fps=0)
+
+
+def test_defaults_are_those_of_the_published_checkpoint() -> None:
+    large = Door.of(SPEC, configs(boundary_ratio=0.875), "Wan-AI/Wan2.2-T2V-A14B-Diffusers").defaults
+    assert (large.num_inference_steps, large.guidance_scale, large.guidance_scale_2) == (40, 4.0, 3.0)
+    deep = Door.of(SPEC, configs(), "Wan-AI/Wan2.2-TI2V-5B-Diffusers").defaults
+    assert (deep.width, deep.height, deep.num_frames, deep.fps, deep.guidance_scale_2) == (1280, 704, 121, 24.0, None)
+    assert Door.of(SPEC, configs(), "somebody/else").defaults == SPEC.defaults
+
+
+def test_defaults_are_lowered_to_what_a_checkpoint_can_do() -> None:
+    small = configs()
+    small["transformer"]["rope_max_seq_len"] = 8
+    defaults = Door.of(SPEC, small, "").defaults
+    assert (defaults.height, defaults.width, defaults.num_frames) == (128, 128, 29)
+
+
+def test_a_second_network_needs_a_boundary_and_the_other_way_round() -> None:
+    alone = configs()
+    alone["transformer_2"] = {}
+    with pytest.raises(ModelError, match="boundary_ratio=None and a transformer_2"):
+        limits(alone)
+    lonely = configs(boundary_ratio=0.9)
+    del lonely["transformer_2"]
+    with pytest.raises(ModelError, match=r"boundary_ratio=0\.9 and no transformer_2"):
+        limits(lonely)
+
+
+def test_the_first_expert_has_the_boundary_itself() -> None:
+    two = configs(boundary_ratio=0.875)
+    assert [is_high_noise(two, t) for t in (1000.0, 875.0, 874.9, 0.0)] == [True, True, False, False]
+    assert is_high_noise(configs(), 0.0)
+    two["scheduler"]["num_train_timesteps"] = 100
+    assert is_high_noise(two, 87.5)
+
+
+def test_each_expert_is_guided_by_its_own_scale() -> None:
+    assert scales(request()) == (5.0, 5.0)
+    assert scales(request(guidance_scale=1.0, guidance_scale_2=3.0)) == (1.0, 3.0)
+    assert [guided(request(guidance_scale=a, guidance_scale_2=b)) for a, b in ((1.0, 1.0), (1.0, 2.0), (2.0, 1.0))] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_latents_and_tokens_are_counted_as_the_vae_and_the_patches_say() -> None:
+    assert latent_shape(configs(), request()) == (16, 21, 60, 104)
+    assert video_tokens(configs(), request()) == 21 * 30 * 52
+    deep = configs()
+    deep["vae"].update(scale_factor_spatial=16, scale_factor_temporal=4)
+    deep["transformer"].update(in_channels=48)
+    assert latent_shape(deep, request(height=704, width=1280, num_frames=121)) == (48, 31, 44, 80)
+
+
+@pytest.mark.parametrize(
+    "text", ["a  red\n\tcircle ", "salt &amp;amp; pepper", "", "\u3000wide\xa0blank\x1c", "1 &lt; 2", "Tom & Jerry"]
+)
+def test_prompts_are_cleaned_as_the_reference_does(text: str) -> None:
+    assert clean(None, text) == prompt_clean(text)
+
+
+def test_the_spec_can_be_read_without_torch(tmp_path: Path) -> None:
+    script = "import sys, omnimuse.models.wan.spec; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
