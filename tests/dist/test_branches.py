@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.output import Failed
+from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.dist
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank is told: which family, where its checkpoint is, where results go."""
+    """What every rank is told of one family: where its checkpoint is, where results go."""
 
     family: int
     folder: Path
@@ -33,14 +35,21 @@ class Job:
         return Config(model, parallel=ParallelConfig(cfg=ranks))
 
 
-def on_rank(rank: int, job: Job) -> None:
-    """Rank 0 drives an engine, rank 1 follows it until it closes."""
+def on_rank(rank: int, jobs: list[Job], meeting: Path) -> None:
+    """Rank 0 drives one engine after the other, rank 1 follows each until it closes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{job.results}.meet", rank=rank, world_size=2)
-    try:
-        engine = start(job.config(2))
-    except SystemExit:
-        return
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    for job in jobs:
+        try:
+            engine = start(job.config(2))
+        except SystemExit:
+            continue
+        save_file({str(i): tensor for i, tensor in enumerate(drive(engine, job))}, job.results)
+        engine.close()
+
+
+def drive(engine: Engine, job: Job) -> list[Tensor]:
+    """Three requests together; then one that is cancelled, one that fails on this rank only, and one beside them."""
     subject = Subject(FAMILIES[job.family], job.folder)
     found = run(engine, *(subject.ask(i) for i in range(3)))
     cancelled, bad, good = submit(engine, subject.ask(1), subject.ask(0, num_inference_steps=8), subject.ask(0))
@@ -49,20 +58,29 @@ def on_rank(rank: int, job: Job) -> None:
     while not any(state.plan for state in engine.runner.states.values()):
         engine.tick()
     [broken] = [state for state in engine.runner.states.values() if state.id.startswith(bad)]
-    broken.working["conditions"] = dict.fromkeys(broken.working["conditions"])  # on this rank only
+    broken.working["conditions"] = dict.fromkeys(broken.working["conditions"])
     events = drain(engine)
     failed = sorted(event.request_id for event in events if isinstance(event, Failed))
     assert failed == [bad], "a row that fails on one rank fails its request on all, and nothing else"
-    found.append(outputs(events, good))
-    engine.close()
-    save_file({str(i): tensor for i, tensor in enumerate(found)}, job.results)
+    return [*found, outputs(events, good)]
 
 
-@pytest.mark.timeout(240)
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[Job]:
+    """What two ranks gave for every family, in one start of the two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    made = [
+        Job(index, family.build(folder / f"{index}"), folder / f"{index}.safetensors")
+        for index, family in enumerate(FAMILIES)
+    ]
+    mp.spawn(on_rank, args=(made, folder / "meeting"), nprocs=2)  # type: ignore[no-untyped-call]
+    return made
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: FAMILIES[index].name)
-def test_guidance_over_two_ranks_is_one_rank(family: int, tmp_path: Path) -> None:
-    job = Job(family, FAMILIES[family].build(tmp_path / "tiny"), tmp_path / "results")
-    mp.spawn(on_rank, args=(job,), nprocs=2)  # type: ignore[no-untyped-call]
+def test_guidance_over_two_ranks_is_one_rank(family: int, jobs: list[Job]) -> None:
+    job = jobs[family]
     found = load_file(job.results)
     engine = start(job.config(1))
     subject = Subject(FAMILIES[family], job.folder)
