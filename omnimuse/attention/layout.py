@@ -22,7 +22,7 @@ class Layout:
 
     lengths: tuple[int, ...]
     dense: bool = field(init=False)
-    """Whether all rows have the same length, so that they can be stacked. Stored: compiled code may ask nothing else."""
+    """Whether all rows have the same length, so that they can be stacked. Stored: compiled code asks nothing else."""
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:

@@ -22,14 +22,14 @@ from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, R
 
 COMMANDS = MappingProxyType(
     {
-        "generate": "draw pictures from prompts",
+        "generate": "draw pictures, or make videos, from prompts",
         "models": "what is supported, and what is on this machine",
         "explain": "what would be chosen for a model, and why",
         "doctor": "check this installation and say what to do",
     }
 )
 
-HELP = f"""omnimuse turns prompts into pictures with diffusion transformers.
+HELP = f"""omnimuse turns prompts into pictures and videos with diffusion transformers.
 
 usage: omnimuse COMMAND [options]
 

@@ -94,20 +94,23 @@ def run(args: argparse.Namespace) -> int:
     return draw(job, import_engine, stdout=sys.stdout, stderr=sys.stderr)
 
 
-def import_engine() -> Start:
-    """Import torch and all that stands on it; returns what loads a model and starts the real engine."""
+def import_engine(config: Config) -> Start:
+    """Import torch and the libraries this model needs; returns what loads a model and starts the real engine."""
     import_module("omnimuse.engine.local")
     from omnimuse.api import Omni
+    from omnimuse.worker.build import import_libraries
+
+    import_libraries(config)
 
     return lambda config: Omni(config.model.model, config=config)
 
 
-def draw(job: Job, prepare: Callable[[], Start], *, stdout: TextIO, stderr: TextIO) -> int:
+def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr: TextIO) -> int:
     """Draw the pictures of `job`, save them and tell how it went; returns the exit code."""
     began = time.perf_counter()
     with display(len(job.prompts), stderr, quiet=job.quiet) as shown:
-        shown.say("importing torch")
-        start = prepare()
+        shown.say("importing torch, diffusers and transformers")
+        start = prepare(job.config)
         imported = time.perf_counter()
         shown.say(f"loading {job.config.model.model}")
         with start(job.config) as engine:

@@ -119,7 +119,7 @@ def _timing_line(record: Record) -> str:
     seconds, rows = record["seconds"], record["results"]
     stages = rows[0]["timings"] if len(rows) == 1 else {"drawing": seconds["draw"]}
     parts = [f"{name} {_precise(value)}" for name, value in stages.items() if value >= 0.0005]
-    before = f"import torch {duration(seconds['import'])}, load {duration(seconds['load'])}"
+    before = f"imports {duration(seconds['import'])}, load {duration(seconds['load'])}"
     return f"time: {before}, {', '.join(parts)}; {duration(seconds['total'])} in all"
 
 

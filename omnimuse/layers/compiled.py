@@ -1,8 +1,8 @@
 """Regional compilation: a stack runner that runs each block through `torch.compile`.
 
 A build pass sets it as a stack's innermost runner. One kind of block is compiled once for all sizes and all blocks of
-that kind, because shapes stay symbolic and weights are inputs of the compiled code. The first run takes tens of seconds;
-torch keeps what it compiled on disk, so later processes start faster.
+that kind, because shapes stay symbolic and weights are inputs of the compiled code. The first run takes tens of
+seconds; torch keeps what it compiled on disk, so later processes start faster.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def load_library_component(
     ModelError says what is missing, damaged or not known to the installed library.
     """
     folder, device = checkpoint.path(name), torch.device(device)
-    library, kind = checkpoint.components[name]
+    library, _ = checkpoint.components[name]
     with quiet(library):
-        cls = _library_class(checkpoint, name, library, kind)
+        cls = library_class(checkpoint, name)
         if not issubclass(cls, nn.Module):
             return _load_plain(cls, folder)
         if load == "weights" and library == "transformers":
@@ -70,7 +70,9 @@ def load_library_component(
         return module
 
 
-def _library_class(checkpoint: Checkpoint, name: str, library: str, kind: str) -> Any:
+def library_class(checkpoint: Checkpoint, name: str) -> Any:
+    """The class of component `name`, imported from its library; most of a start's time goes into these imports."""
+    library, kind = checkpoint.components[name]
     if library not in LIBRARIES:
         raise ModelError(
             f"component {name!r} of {checkpoint.folder} is {library}.{kind}: code from elsewhere is never "

@@ -72,7 +72,7 @@ class Denoise(Loop):
         return (*self.networks, self.scheduler)
 
     def solver(self, configs: Configs) -> tuple[Solver, str]:
-        """What moves the latents, and why: our own solver if it covers the checkpoint's scheduler, else a wrapped one."""
+        """What moves the latents, and why: our own if it covers the checkpoint's scheduler, else a wrapped one."""
         config = configs[self.scheduler]
         return solver_for(str(config["_class_name"]), config, self.spacing)
 

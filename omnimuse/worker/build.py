@@ -6,6 +6,7 @@ pass that cannot do what was asked raises with the reason. A model file knows no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Spec
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
-from omnimuse.loader.components import load_library_component
+from omnimuse.loader.components import library_class, load_library_component
 from omnimuse.loader.resolve import Folder
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import DtypePolicy, load_weights, randomise
@@ -71,6 +72,14 @@ def build(config: Config, mesh: Mesh | None = None) -> Built:
     return _assemble(_run(_begin(config, mesh or Mesh.single()), PASSES))
 
 
+def import_libraries(config: Config) -> None:
+    """Import the library classes that a build will need: the longest part of starting a small model."""
+    found = find(config)
+    for name, component in found.spec.components.items():
+        if component.built and not component.network and name in found.checkpoint.components:
+            library_class(found.checkpoint, name)
+
+
 def explain(config: Config) -> list[Choice]:
     """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
     under = _run(_begin(config, Mesh.single()), (construct, attention))
@@ -110,9 +119,10 @@ def attention(under: Build) -> None:
     """Every attention site gets its backend."""
     found = under.found
     for name, network in under.networks.items():
-        for binding in bind(network, found.config.attention, under.device, under.dtype):
-            choice = Choice("attention", f"{name}.{binding.site}", binding.backend, binding.reason)
-            under.choices.append(choice)
+        bindings = bind(network, found.config.attention, under.device, under.dtype)
+        alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
+        for (role, backend, reason), sites in alike.items():
+            under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
 
 
 def load(under: Build) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.core.config import AttentionConfig, CacheConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Failed, Preview, Progress
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
@@ -175,6 +176,24 @@ def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: M
     asks = [subject.ask(i) for i in range(2)]
     for expected, found in zip(run(cached, *asks), run(both, *asks), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, shared: Engine, engine_with: Make) -> None:
+    if subject.family.kind not in ("", "dev", "2.1"):
+        pytest.skip("one checkpoint per architecture: compiling takes long")
+    asks = [subject.ask(i) for i in range(3)]
+    engine = engine_with(compile=CompileConfig("blocks"))
+    first, again = run(engine, *asks), run(engine, *asks)
+    for plain, found, repeated in zip(run(shared, *asks), first, again, strict=True):
+        assert close(found, plain, 1e-4)
+        assert torch.equal(found, repeated)
+
+
+def test_compiling_and_offloading_exclude_each_other(subject: Subject, engine_with: Make) -> None:
+    with pytest.raises(ConfigError, match="choose one of them"):
+        engine_with(compile=CompileConfig("blocks"), offload=OffloadConfig("layers"))
 
 
 def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shared: Engine, engine_with: Make) -> None:

@@ -49,7 +49,7 @@ def drawn(wanted: Job, **fake: Any) -> Drawn:
         engines.append(FakeOmni(config, **fake))
         return engines[0]
 
-    code = draw(wanted, lambda: start, stdout=out, stderr=err)
+    code = draw(wanted, lambda config: start, stdout=out, stderr=err)
     return Drawn(code, out.getvalue(), err.getvalue(), engines[0])
 
 
