@@ -16,7 +16,14 @@ _RELATION_WORDS = {
     "below": ("below", "below", "under", "beneath"),
     "inside": ("inside", "inside", "in", "within"),
 }
-_OPENINGS = ("a picture of ", "an image of ", "a drawing of ", "a simple picture of ", "there is ", "a photo of ")
+_OPENINGS = (
+    "a picture of ",
+    "an image of ",
+    "a drawing of ",
+    "a simple picture of ",
+    "there is ",
+    "a photo of ",
+)
 _LONG_OPENINGS = (
     "a simple flat drawing that shows ",
     "this is a clean picture in which you can see ",
@@ -37,7 +44,7 @@ def article(noun: str) -> str:
 
 
 def size_word(thing: Thing) -> str:
-    """"small", "large", or "" for the sizes between that have no name."""
+    """ "small", "large", or "" for the sizes between that have no name."""
     return "small" if thing.radius <= 25 else "large" if thing.radius >= 36 else ""
 
 
@@ -74,7 +81,9 @@ def _pair(scene: Scene, rng: random.Random) -> str:
     first, second = (name_thing(thing, rng, sized=False) for thing in scene.things)
     roll = rng.random()
     if scene.relation == "left of" and roll < 0.2:
-        return rng.choice((f"{first} on the left and {second} on the right", f"{first} and {second} side by side"))
+        return rng.choice(
+            (f"{first} on the left and {second} on the right", f"{first} and {second} side by side")
+        )
     if scene.relation == "right of" and roll < 0.1:
         return f"{first} on the right and {second} on the left"
     if scene.relation == "above" and roll < 0.1:
@@ -120,7 +129,11 @@ def background_words(background: tuple[str, ...], rng: random.Random) -> str:
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """One true sentence about ``scene``; most need under 24 tokens, one in twelve is long."""
-    words = {1: lambda: _single(scene.things[0], rng), 2: lambda: _pair(scene, rng), 3: lambda: _triple(scene, rng)}
+    words = {
+        1: lambda: _single(scene.things[0], rng),
+        2: lambda: _pair(scene, rng),
+        3: lambda: _triple(scene, rng),
+    }
     text = words[len(scene.things)]()
     plain = scene.background == plain_background(tuple(thing.colour for thing in scene.things))
     if rng.random() > (0.5 if plain else 0.12):

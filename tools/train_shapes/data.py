@@ -10,17 +10,19 @@ Letters: h, w pixels of a picture; y grows downwards.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import zlib
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 128
 SMALLEST_RADIUS = 18
-LARGEST_RADIUS = 54
+LARGEST_RADIUS = 52
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 RELATIONS = ("left of", "right of", "above", "below", "inside")
 PALETTE = {
@@ -53,7 +55,11 @@ GRADIENTS = (
 )
 CONTAINERS = ("circle", "square")
 _MARGIN = 4
-_GAP = 5
+_GAP = 4
+# Centres lie on the grid of the latents and sizes are few: far less to learn, and nobody misses the rest.
+GRID = 8
+_LONE_RADII = (22, 26, 32, 40)
+_PAIR_RADII = (22, 26)
 _GRADIENT_CLEARANCE = 85.0
 _SUPERSAMPLING = 4
 
@@ -105,9 +111,9 @@ def clear_of(colour: str, background: tuple[str, ...]) -> bool:
 def _draw_background(rng: random.Random, colours: tuple[str, ...]) -> tuple[str, ...]:
     kind = rng.random()
     if kind < 0.15:
-        choices = [pair for pair in GRADIENTS if all(clear_of(c, pair) for c in colours)]
-        if choices:
-            return rng.choice(choices)
+        gradients = [pair for pair in GRADIENTS if all(clear_of(c, pair) for c in colours)]
+        if gradients:
+            return rng.choice(gradients)
     if kind < 0.45:
         choices = [(name,) for name in ("white", "black") if name not in colours]
         if choices:
@@ -124,43 +130,45 @@ def plain_background(colours: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _single_place(rng: random.Random) -> tuple[int, int, int]:
-    radius = rng.randint(20, 42)
+    radius = rng.choice(_LONE_RADII)
     low, high = _MARGIN + radius, SIZE - _MARGIN - radius
     if rng.random() < 0.35:  # near the middle
-        low, high = max(low, SIZE // 2 - 5), min(high, SIZE // 2 + 5)
-    return rng.randint(low, high), rng.randint(low, high), radius
+        low, high = SIZE // 2 - 8, SIZE // 2 + 8
+    steps = [at for at in range(0, SIZE, GRID) if low <= at <= high]
+    return rng.choice(steps), rng.choice(steps), radius
 
 
-def _along(rng: random.Random, radii: list[int]) -> list[int]:
-    """Centres of touching-free things along one axis, the slack shared out at random."""
-    slack = SIZE - 2 * _MARGIN - _GAP * (len(radii) - 1) - 2 * sum(radii)
-    cuts = sorted(rng.randint(0, slack) for _ in radii)
-    centres, edge, used = [], _MARGIN, 0
-    for radius, cut in zip(radii, cuts, strict=True):
-        edge += cut - used
-        used = cut
-        centres.append(edge + radius)
-        edge += 2 * radius + _GAP
-    return centres
+@cache
+def _lines(radii: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All centres on the grid, in order along one axis, at which things of ``radii`` do not touch."""
+
+    def fits(centres: tuple[int, ...]) -> bool:
+        ends = (-_GAP + _MARGIN, *centres, SIZE + _GAP - _MARGIN)
+        sizes = (0, *radii, 0)
+        spans = zip(itertools.pairwise(ends), itertools.pairwise(sizes), strict=True)
+        return all(b - a >= r + s + _GAP for (a, b), (r, s) in spans)
+
+    return [centres for centres in itertools.combinations(range(0, SIZE, GRID), len(radii)) if fits(centres)]
 
 
 def _line_places(rng: random.Random, count: int, sideways: bool) -> list[tuple[int, int, int]]:
     """(x, y, radius) of ``count`` things in a row (``sideways``) or a column, first one left or on top."""
-    top = 27 if count == 2 else 18
-    radii = [rng.randint(20 if count == 2 else 18, top) for _ in range(count)]
-    centres = _along(rng, radii)
-    base = rng.randint(_MARGIN + top + 6, SIZE - _MARGIN - top - 6)
-    across = [base + rng.randint(-6, 6) for _ in radii]
+    radii = tuple(rng.choice(_PAIR_RADII) if count == 2 else SMALLEST_RADIUS for _ in range(count))
+    centres = rng.choice(_lines(radii))
+    base = rng.randrange(40, SIZE - 39, GRID)
+    across = [base + rng.choice((-GRID, 0, 0, GRID)) for _ in radii]
     places = zip(centres, across, radii, strict=True)
     return [(c, a, r) if sideways else (a, c, r) for c, a, r in places]
 
 
 def _pair_places(rng: random.Random, relation: str) -> list[tuple[int, int, int]]:
     if relation == "inside":
-        outer = rng.randint(44, LARGEST_RADIUS)
-        room = SIZE // 2 - _MARGIN - outer
-        x, y = (SIZE // 2 + rng.randint(-room, room) for _ in range(2))
-        return [(x + rng.randint(-6, 6), y + rng.randint(-6, 6), rng.randint(18, 22)), (x, y, outer)]
+        x, y = (SIZE // 2 + rng.choice((-GRID, 0, GRID)) for _ in range(2))
+        inner_x, inner_y = (at + rng.choice((-GRID, 0, 0, GRID)) for at in (x, y))
+        return [
+            (inner_x, inner_y, rng.choice((SMALLEST_RADIUS, 22))),
+            (x, y, rng.choice((44, LARGEST_RADIUS))),
+        ]
     places = _line_places(rng, 2, relation in ("left of", "right of"))
     return places if relation in ("left of", "above") else places[::-1]
 
@@ -216,7 +224,9 @@ def shape_mask(shape: str, radius: float) -> np.ndarray:
             low, high = middle - reach * share, middle + reach * share - 1
             pen.ellipse((low, low, high, high), fill=ink)
     else:
-        pen.polygon([(middle + x * reach - 0.5, middle + y * reach - 0.5) for x, y in outline(shape)], fill=255)
+        pen.polygon(
+            [(middle + x * reach - 0.5, middle + y * reach - 0.5) for x, y in outline(shape)], fill=255
+        )
     return np.asarray(image.reduce(scale), dtype=np.float32) / 255.0
 
 

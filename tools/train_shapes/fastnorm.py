@@ -10,6 +10,7 @@ import ctypes
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ def _at(tensor: Tensor) -> ctypes.c_void_p:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, norm: FusedNorm) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: FusedNorm) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         n, c, h, w = x.shape
         y = torch.empty_like(x)
@@ -47,7 +48,7 @@ class _Fused(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         n, c, h, w = x.shape
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -77,7 +78,11 @@ class FusedNorm(nn.GroupNorm):
 def fuse_norms(module: nn.Module, library: ctypes.CDLL) -> None:
     """Swaps, in place, every norm that is followed by an activation (resnets, last norms) for a fused one."""
     for child in module.modules():
-        for norm, activation in (("norm1", "nonlinearity"), ("norm2", "nonlinearity"), ("conv_norm_out", "conv_act")):
+        for norm, activation in (
+            ("norm1", "nonlinearity"),
+            ("norm2", "nonlinearity"),
+            ("conv_norm_out", "conv_act"),
+        ):
             if hasattr(child, norm):
                 setattr(child, norm, FusedNorm(getattr(child, norm), library, silu=True))
                 setattr(child, activation, nn.Identity())

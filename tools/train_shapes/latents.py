@@ -1,12 +1,12 @@
 """Encodes many scenes once, so that stage 2 never runs the autoencoder.
 
-Each process keeps its own share in memory and on disk under the run folder (``latents_<rank>.pt``).
+Each process keeps its own share in memory and on disk under the run folder (``latents_<rank>.safetensors``).
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from tools.train_shapes import store
 from tools.train_shapes.data import SIZE, Renderer, Scene, Thing, draw_scene, held_out
-from tools.train_shapes.flat import save_atomically
 from tools.train_shapes.network import to_patches
 from tools.train_shapes.parallel import Rank
 from tools.train_shapes.vae import VaePlan, build_vae
 
 _BATCH = 64
+DATA_VERSION = 2  # raise it when scenes change, so that cached latents are made anew
 
 
 @dataclass
@@ -43,17 +44,15 @@ class Statistics:
 
 def load_vae(run: Path, device: str) -> AutoencoderKL:
     """The trained autoencoder of stage 1 (moving average)."""
-    path = run / "vae.pt"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; run python -m tools.train_shapes.vae first")
     vae = build_vae(VaePlan(run=str(run), device=device))
-    vae.load_state_dict(torch.load(path, weights_only=False)["state"])
+    vae.load_state_dict(store.load(run / "vae.safetensors")[0])
     return vae.eval().requires_grad_(False)
 
 
 def scenes(seed: str, count: int, held_share: float) -> list[Scene]:
     """``count`` scenes of a generator seeded with ``seed``, none of a held-out combination."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    found: list[Scene] = []
     while len(found) < count:
         scene = draw_scene(rng)
         if not held_out(scene, held_share):
@@ -90,18 +89,26 @@ def _span(centre: int, thing: Thing) -> slice:
     return slice(max(0, centre - thing.radius), centre + thing.radius + 1)
 
 
-def load_or_encode(rank: Rank, run: Path, count: int, seed: int, held_share: float) -> tuple[LatentSet, Statistics]:
+def load_or_encode(
+    rank: Rank, run: Path, count: int, seed: int, held_share: float
+) -> tuple[LatentSet, Statistics]:
     """This process's ``count`` scenes, encoded now or read from the run folder."""
     vae = load_vae(run, rank.device)
-    key = {"count": count, "seed": seed, "held": held_share, "statistics": measure(vae, rank.device)}
-    path = run / f"latents_{rank.index}.pt"
+    statistics = measure(vae, rank.device)
+    key = {
+        "data": DATA_VERSION,
+        "count": count,
+        "seed": seed,
+        "held": held_share,
+        "statistics": asdict(statistics),
+    }
+    path = run / f"latents_{rank.index}.safetensors"
     wanted = scenes(f"{seed} {rank.index}", count, held_share)
     if path.exists():
-        saved = torch.load(path, weights_only=False)
-        if saved["key"] == key:
-            return LatentSet(wanted, saved["patches"], saved["objects"]), key["statistics"]
-    renderer, statistics = Renderer(), key["statistics"]
-    patches, objects = [], []
+        tensors, saved = store.load(path)
+        if saved == key:
+            return LatentSet(wanted, tensors["patches"], tensors["objects"]), statistics
+    renderer, patches, objects = Renderer(), [], []
     for start in range(0, count, _BATCH):
         part = wanted[start : start + _BATCH]
         z = encode(vae, np.stack([renderer.paint(scene) for scene in part]), rank.device)
@@ -110,5 +117,5 @@ def load_or_encode(rank: Rank, run: Path, count: int, seed: int, held_share: flo
         if rank.first and start % (_BATCH * 100) == 0:
             print(f"encoded {start} of {count}", flush=True)
     found = LatentSet(wanted, torch.cat(patches), torch.cat(objects))
-    save_atomically({"key": key, "patches": found.patches, "objects": found.objects}, path)
+    store.save(path, {"patches": found.patches, "objects": found.objects}, key)
     return found, statistics

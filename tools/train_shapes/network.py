@@ -9,6 +9,8 @@ Letters: B batch, L padded caption tokens, P picture tokens, S = P + L, N heads,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ZImageTransformer2DModel
@@ -92,6 +94,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 class Network(nn.Module):
     """Captions and noisy latents to the predicted velocity."""
 
+    _split: Tensor
+    _whole: Tensor
+
     def __init__(self, text_encoder: Qwen3Model, transformer: ZImageTransformer2DModel) -> None:
         super().__init__()
         self.text_encoder, self.transformer = text_encoder, transformer
@@ -124,8 +129,10 @@ class Network(nn.Module):
         for layer in model.layers[:-1]:
             attention, mlp = layer.self_attn, layer.mlp
             x = _normed(h, layer.input_layernorm.weight, model.config.rms_norm_eps)
-            q, k, v = (proj(x).unflatten(-1, (-1, attention.head_dim)) for proj in
-                       (attention.q_proj, attention.k_proj, attention.v_proj))
+            q, k, v = (
+                proj(x).unflatten(-1, (-1, attention.head_dim))
+                for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             q = _turned(_normed(q, attention.q_norm.weight, model.config.rms_norm_eps), cos, sin)
             k = _turned(_normed(k, attention.k_norm.weight, model.config.rms_norm_eps), cos, sin)
             h = h + attention.o_proj(_attend(q, k, v, causal=True))
@@ -133,15 +140,21 @@ class Network(nn.Module):
             h = h + mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
         return h
 
-    def _attention(self, attention: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        weights = [attention.to_q.weight[self._whole], attention.to_k.weight[self._whole], attention.to_v.weight]
-        qkv = F.linear(x, torch.cat(weights)).unflatten(-1, (3, self.transformer.n_heads, -1))  # [B, S, 3, N, H]
+    def _attention(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        weights = [
+            attention.to_q.weight[self._whole],
+            attention.to_k.weight[self._whole],
+            attention.to_v.weight,
+        ]
+        qkv = F.linear(x, torch.cat(weights)).unflatten(
+            -1, (3, self.transformer.n_heads, -1)
+        )  # [B, S, 3, N, H]
         q, k, v = qkv.unbind(2)
         q = _turned(_normed(q, attention.norm_q.weight[self._split], 1e-5), cos, sin)
         k = _turned(_normed(k, attention.norm_k.weight[self._split], 1e-5), cos, sin)
         return attention.to_out[0](_attend(q, k, v, causal=False))
 
-    def _block(self, block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, t: Tensor | None) -> Tensor:
+    def _block(self, block: Any, x: Tensor, cos: Tensor, sin: Tensor, t: Tensor | None) -> Tensor:
         eps = block.attention_norm1.eps
         scale1 = gate1 = scale2 = gate2 = torch.ones((), dtype=x.dtype, device=x.device)
         if t is not None:
@@ -154,7 +167,9 @@ class Network(nn.Module):
         a, b = F.linear(y, torch.cat([ffn.w1.weight, ffn.w3.weight])).chunk(2, -1)
         return x + gate2 * _normed(ffn.w2(F.silu(a) * b), block.ffn_norm2.weight, eps)
 
-    def forward(self, x: Tensor, t: Tensor, ids: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, ids: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """x [B, P, 64] noisy patches, t [B] in 0..1 (1 is clean), ids and mask [B, L]; velocity [B, P, 64]."""
         model, (cos, sin) = self.transformer, angles
         key, tokens = f"{PATCH}-1", x.shape[1]

@@ -45,6 +45,7 @@ class Rank:
 
 def _start(index: int, world: int, device: str, worker: Callable[..., None], args: tuple) -> None:
     torch.set_num_threads(1)
+    os.setsid()  # outlives the terminal, and is scheduled as a session of its own
     if world > 1:
         dist.init_process_group("gloo", rank=index, world_size=world, timeout=datetime.timedelta(minutes=30))
     worker(Rank(index, world, device), *args)
@@ -61,10 +62,13 @@ def launch(worker: Callable[..., None], args: tuple, world: int, device: str, po
 
 
 class Clock:
-    """Seconds trained, earlier runs included, and the share of the budget they are."""
+    """Seconds trained, earlier runs included, and the share of the budget they are.
 
-    def __init__(self, minutes: float, spent: float = 0.0) -> None:
-        self._budget = minutes * 60
+    The budget is ``minutes`` in all, or, with ``until``, ends at that next "HH:MM".
+    """
+
+    def __init__(self, minutes: float, spent: float = 0.0, until: str = "") -> None:
+        self._budget = spent + minutes_until(until) * 60 if until else minutes * 60
         self._start = time.monotonic() - spent
 
     @property

@@ -80,7 +80,10 @@ class CaptionEncoder:
     def wrap(self, text: str) -> str:
         """``text`` in the chat template, as the pipeline applies it."""
         return self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
         )
 
     def ids(self, text: str) -> list[int]:
@@ -96,7 +99,9 @@ class CaptionEncoder:
         rows = [self.ids(text) for text in texts]
         longest = max(len(row) for row in rows)
         if longest > length:
-            raise ValueError(f"a caption has {longest} tokens; the bucket takes {length}: use a longer bucket")
+            raise ValueError(
+                f"a caption has {longest} tokens; the bucket takes {length}: use a longer bucket"
+            )
         pad = self._tokenizer.pad_token_id
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])

@@ -1,13 +1,14 @@
 """Stage 2: trains text encoder and transformer jointly by flow matching on cached latents.
 
-x_t = t * data + (1 - t) * noise, and the network predicts data - noise.  Writes ``model.pt`` (moving
-average, statistics) and ``train_checkpoint.pt`` (resume) under the run folder at intervals, with a sheet of
+x_t = t * data + (1 - t) * noise, and the network predicts data - noise.  Writes ``model.safetensors`` (moving
+average, statistics) and ``train_checkpoint.safetensors`` (resume) under the run folder at intervals, with a sheet of
 samples.  The learning rate follows the clock, so a slow machine still ends its decay on time.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -16,16 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tools.train_shapes import store
 from tools.train_shapes.captions import caption
-from tools.train_shapes.flat import FlatTrainer, cosine, save_atomically
-from tools.train_shapes.latents import LatentSet, Statistics, load_or_encode, load_vae
+from tools.train_shapes.flat import FlatTrainer, Optimizer, cosine
+from tools.train_shapes.latents import LatentSet, load_or_encode, load_vae
 from tools.train_shapes.network import Network, build_text_encoder, build_transformer, from_patches
-from tools.train_shapes.parallel import Clock, Rank, launch, minutes_until
+from tools.train_shapes.parallel import Clock, Rank, launch
 from tools.train_shapes.tokenizer import CaptionEncoder, load_or_train
 from tools.train_shapes.vae import save_sheet
 
 BUCKETS = (32, 64, 96)  # padded caption lengths; the transformer pads to multiples of 32
 SIDE = 8
+SHIFT = 3.0  # static shift of the noise levels in the sampler and the shipped scheduler
 SHEET_PROMPTS = (
     "a red circle on a blue background",
     "a green triangle above a white square",
@@ -46,6 +49,7 @@ class TrainPlan:
 
     run: str = "/work/shapes_run"
     minutes: float = 60.0
+    until: str = ""
     batch: int = 48
     peak: float = 1.5e-3
     scenes: int = 60_000
@@ -57,13 +61,16 @@ class TrainPlan:
     drop: float = 0.1
     object_weight: float = 1.0
     decay: float = 0.9985
+    muon: float = 2.7
     look_every: float = 300.0
 
 
 class Feed:
     """Endless batches: scenes at random, captions drawn afresh, one caption bucket per batch."""
 
-    def __init__(self, found: LatentSet, encoder: CaptionEncoder, plan: TrainPlan, rng: random.Random) -> None:
+    def __init__(
+        self, found: LatentSet, encoder: CaptionEncoder, plan: TrainPlan, rng: random.Random
+    ) -> None:
         self._set, self._encoder, self._plan, self._rng = found, encoder, plan, rng
         self._waiting: dict[int, list[tuple[int, str]]] = {length: [] for length in BUCKETS}
 
@@ -83,9 +90,17 @@ class Feed:
 
 
 def draw_times(count: int, device: str) -> Tensor:
-    """Half uniform, half logit-normal, [count] in 0..1."""
-    uniform, bell = torch.rand(count, device=device), torch.randn(count, device=device).sigmoid()
-    return torch.where(torch.rand(count, device=device) < 0.5, uniform, bell)
+    """Times [count] in 0..1 (1 is clean): four fifths logit-normal around 0.15, the rest uniform.
+
+    What is where, and its shape, is settled between t = 0.05 and 0.4; the rest is learnt early.
+    """
+    uniform, bell = torch.rand(count, device=device), (torch.randn(count, device=device) - 1.7).sigmoid()
+    return torch.where(torch.rand(count, device=device) < 0.2, uniform, bell)
+
+
+def shifted(t: Tensor) -> Tensor:
+    """Times in 0..1 (1 is clean) with their noise level 1 - t shifted as FlowMatchEulerDiscreteScheduler does."""
+    return t / (SHIFT - (SHIFT - 1) * t)
 
 
 class Step(torch.nn.Module):
@@ -95,7 +110,9 @@ class Step(torch.nn.Module):
         super().__init__()
         self.network, self._object_weight = network, object_weight
 
-    def forward(self, batch: tuple[Tensor, ...], noise: Tensor, t: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, batch: tuple[Tensor, ...], noise: Tensor, t: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> Tensor:
         data, objects, ids, mask = batch
         data = data.float()
         at = t[:, None, None]
@@ -108,7 +125,12 @@ class Step(torch.nn.Module):
 
 @torch.no_grad()
 def sample(
-    network: Network, encoder: CaptionEncoder, prompts: list[str], seed: int, steps: int = 10, guidance: float = 2.0
+    network: Network,
+    encoder: CaptionEncoder,
+    prompts: list[str],
+    seed: int,
+    steps: int = 10,
+    guidance: float = 2.0,
 ) -> Tensor:
     """Normalised latents [n, 16, 16, 16] by Euler steps from pure noise, guided as the pipeline does."""
     device = network.transformer.x_pad_token.device
@@ -118,11 +140,12 @@ def sample(
     length = next(bucket for bucket in BUCKETS if longest <= bucket)
     ids, mask = (part.to(device) for part in encoder.batch([*prompts, *[""] * len(prompts)], length))
     angles = tuple(part.to(device) for part in network.angles(length, SIDE))
-    for step in range(steps):
-        t = torch.full((2 * len(prompts),), step / steps, device=device)
+    times = shifted(torch.linspace(0, 1, steps + 1)).tolist()
+    for now, then in itertools.pairwise(times):
+        t = torch.full((2 * len(prompts),), now, device=device)
         with torch.autocast(device.type, torch.bfloat16):
             wanted, free = network(x.repeat(2, 1, 1).bfloat16(), t, ids, mask, angles).float().chunk(2)
-        x = x + (wanted + guidance * (wanted - free)) / steps
+        x = x + (wanted + guidance * (wanted - free)) * (then - now)
     return from_patches(x, SIDE)
 
 
@@ -139,34 +162,34 @@ class Run:
         self.encoder = CaptionEncoder(load_or_train(self.folder / "tokenizer"))
         self.network = build_network(550, plan.seed).to(rank.device)
         modules = {"text_encoder": self.network.text_encoder, "transformer": self.network.transformer}
-        self.trainer = FlatTrainer(modules, rank, betas=(0.9, 0.98), decay=plan.decay)
+        self.trainer = FlatTrainer(modules, rank, Optimizer((0.9, 0.98), plan.decay, plan.muon))
         self.progress = {"spent": 0.0, "samples": 0}
         if resume:
-            saved = torch.load(self.folder / "train_checkpoint.pt", weights_only=False)
-            self.trainer.load(saved["trainer"])
-            self.progress = saved["progress"]
+            tensors, notes = store.load(self.folder / "train_checkpoint.safetensors")
+            self.trainer.load(tensors, notes["trainer"])
+            self.progress = notes["progress"]
         found, self.statistics = load_or_encode(rank, self.folder, plan.scenes, plan.seed, plan.held_share)
         rng = random.Random(f"{plan.seed} {rank.index} {self.trainer.steps}")
         torch.manual_seed(plan.seed * 1000 + rank.index + 10 * self.trainer.steps)
         self.feed = Feed(found, self.encoder, plan, rng)
         self.angles = {
-            length: tuple(part.to(rank.device) for part in self.network.angles(length, SIDE)) for length in BUCKETS
+            length: tuple(part.to(rank.device) for part in self.network.angles(length, SIDE))
+            for length in BUCKETS
         }
         step = Step(self.network, plan.object_weight)
         self.step = torch.compile(step, dynamic=False) if plan.compiled else step
-        self._vae = load_vae(self.folder, rank.device) if rank.first else None
+        self._vae = load_vae(self.folder, rank.device)
 
     def warm_up(self) -> None:
-        """Compiles every bucket before the clock starts, one process after the other (the cache is shared)."""
-        for turn in range(self.rank.world):
-            if turn == self.rank.index:
-                started = time.monotonic()
-                for length in BUCKETS:
-                    ids, mask = self.encoder.batch([""] * self.plan.batch, length)
-                    data = torch.zeros(self.plan.batch, SIDE * SIDE, 64, dtype=torch.bfloat16)
-                    self._backward((data, torch.zeros(self.plan.batch, SIDE * SIDE), ids, mask))
-                print(f"rank {turn} compiled in {time.monotonic() - started:.0f} s", flush=True)
-            self.rank.sum(torch.zeros(1))
+        """Compiles every bucket before the clock starts."""
+        started = time.monotonic()
+        for length in BUCKETS:
+            ids, mask = self.encoder.batch([""] * self.plan.batch, length)
+            data = torch.zeros(self.plan.batch, SIDE * SIDE, 64, dtype=torch.bfloat16)
+            self._backward((data, torch.zeros(self.plan.batch, SIDE * SIDE), ids, mask))
+        self.rank.sum(torch.zeros(1))
+        if self.rank.first:
+            print(f"compiled in {time.monotonic() - started:.0f} s", flush=True)
 
     def _backward(self, batch: tuple[Tensor, ...]) -> Tensor:
         batch = tuple(part.to(self.rank.device) for part in batch)
@@ -178,16 +201,14 @@ class Run:
 
     def _look(self) -> None:
         """Rank 0: saves, and paints the sheet with the moving average."""
-        content = {
-            "states": self.trainer.average_states(),
-            "statistics": asdict(self.statistics),
-            "progress": self.progress,
-            "plan": asdict(self.plan),
-        }
-        save_atomically(content, self.folder / "model.pt")
-        save_atomically({"trainer": self.trainer.state(), "progress": self.progress}, self.folder / "train_checkpoint.pt")
+        notes = {"statistics": asdict(self.statistics), "progress": self.progress, "plan": asdict(self.plan)}
+        store.save(self.folder / "model.safetensors", store.prefixed(self.trainer.average_states()), notes)
+        kept = {"trainer": self.trainer.notes_to_keep(), "progress": self.progress}
+        store.save(self.folder / "train_checkpoint.safetensors", self.trainer.tensors(), kept)
         self.trainer.swap_average()
-        rows = [self._decode(sample(self.network, self.encoder, list(SHEET_PROMPTS), seed)) for seed in (1, 2)]
+        rows = [
+            self._decode(sample(self.network, self.encoder, list(SHEET_PROMPTS), seed)) for seed in (1, 2)
+        ]
         self.trainer.swap_average()
         save_sheet(rows, self.folder / "sheet.png")
 
@@ -197,7 +218,8 @@ class Run:
             return self._vae.decoder(z.contiguous(memory_format=torch.channels_last)).float()
 
     def loop(self) -> None:
-        clock, fraction, smooth = Clock(self.plan.minutes, self.progress["spent"]), 0.0, 0.0
+        clock = Clock(self.plan.minutes, self.progress["spent"], self.plan.until)
+        fraction, smooth = 0.0, 0.0
         since, looked, trainer = time.monotonic(), self.progress["spent"], self.trainer
         while fraction < 1:
             trainer.zero()
@@ -234,13 +256,10 @@ def main() -> None:
     for name, value in asdict(TrainPlan()).items():
         if not isinstance(value, bool):
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument("--until", help="HH:MM at which to end, instead of --minutes")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--resume", action="store_true")
     options = vars(parser.parse_args())
-    resume, until, eager = options.pop("resume"), options.pop("until"), options.pop("eager")
-    if until:
-        options["minutes"] = minutes_until(until)
+    resume, eager = options.pop("resume"), options.pop("eager")
     plan = TrainPlan(**options, compiled=not eager)
     launch(_work, (plan, resume), plan.processes, plan.device, port=29512)
 

@@ -1,7 +1,7 @@
 """Stage 1: trains the autoencoder (diffusers AutoencoderKL, factor 8, 16 latent channels).
 
-First on 64x64 crops around edges, then on whole pictures.  Writes ``vae.pt`` (moving average, latent
-statistics) and ``vae_checkpoint.pt`` (resume) under the run folder.  Gate before stage 2: ``grade.py``.
+First on 64x64 crops around edges, then on whole pictures.  Writes ``vae.safetensors`` (moving average, latent
+statistics) and ``vae_checkpoint.safetensors`` (resume) under the run folder.  Gate before stage 2: ``grade.py``.
 
 Letters: n pictures, c channels, h w pixels in -1..1.
 """
@@ -21,9 +21,10 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from tools.train_shapes import store
 from tools.train_shapes.data import SIZE, Renderer, draw_scene
 from tools.train_shapes.fastnorm import build, fuse_norms
-from tools.train_shapes.flat import FlatTrainer, cosine, save_atomically
+from tools.train_shapes.flat import FlatTrainer, Optimizer, cosine
 from tools.train_shapes.parallel import Clock, Rank, launch
 
 CONFIG = {
@@ -132,19 +133,20 @@ def _evaluate(trainer: FlatTrainer, plan: VaePlan) -> float:
 def _save(trainer: FlatTrainer, plan: VaePlan, progress: dict) -> None:
     folder = Path(plan.run)
     state = trainer.average_states()["vae"]
-    save_atomically({"trainer": trainer.state(), "progress": progress}, folder / "vae_checkpoint.pt")
-    save_atomically({"state": state, "progress": progress}, folder / "vae.pt")
+    notes = {"trainer": trainer.notes_to_keep(), "progress": progress}
+    store.save(folder / "vae_checkpoint.safetensors", trainer.tensors(), notes)
+    store.save(folder / "vae.safetensors", state, {"progress": progress})
 
 
 def train(rank: Rank, plan: VaePlan, resume: bool) -> None:
     """The loop of one process."""
     vae = build_vae(plan)
-    trainer = FlatTrainer({"vae": vae}, rank, betas=(0.9, 0.99), decay=0.997)
+    trainer = FlatTrainer({"vae": vae}, rank, Optimizer(betas=(0.9, 0.99), decay=0.997))
     progress = {"spent": 0.0, "samples": 0}
     if resume:
-        saved = torch.load(Path(plan.run) / "vae_checkpoint.pt", weights_only=False)
-        trainer.load(saved["trainer"])
-        progress = saved["progress"]
+        tensors, notes = store.load(Path(plan.run) / "vae_checkpoint.safetensors")
+        trainer.load(tensors, notes["trainer"])
+        progress = notes["progress"]
     torch.manual_seed(plan.seed * 1000 + rank.index + trainer.steps)
     rng, renderer = random.Random(f"{plan.seed} {rank.index} {trainer.steps}"), Renderer()
     clock, fraction, loss_sum, since = Clock(plan.minutes, progress["spent"]), 0.0, 0.0, time.monotonic()
@@ -173,7 +175,9 @@ def train(rank: Rank, plan: VaePlan, resume: bool) -> None:
             )
         if rank.first and (clock.spent - looked > 120 or fraction >= 1):
             looked = progress["spent"] = clock.spent
-            print(f"vae psnr {_evaluate(trainer, plan):.2f} dB after {progress['samples']} pictures", flush=True)
+            print(
+                f"vae psnr {_evaluate(trainer, plan):.2f} dB after {progress['samples']} pictures", flush=True
+            )
             _save(trainer, plan, progress)
 
 
@@ -186,7 +190,9 @@ def main() -> None:
     parser.add_argument("--device", default=VaePlan.device)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
-    plan = VaePlan(options.run, options.minutes, options.peak, processes=options.processes, device=options.device)
+    plan = VaePlan(
+        options.run, options.minutes, options.peak, processes=options.processes, device=options.device
+    )
     Path(plan.run).mkdir(parents=True, exist_ok=True)
     launch(train, (plan, options.resume), plan.processes, plan.device, port=29511)
 

@@ -82,7 +82,7 @@ SPEC = Spec(
             "shapes, the bundled demo model",
             ("omnimuse/shapes",),
             DiffusionParams(
-                num_inference_steps=10, guidance_scale=2.0, height=128, width=128, max_sequence_length=128
+                num_inference_steps=10, guidance_scale=3.0, height=128, width=128, max_sequence_length=128
             ).over(DEFAULTS),
         ),
     ),

@@ -7,7 +7,7 @@ import torch
 
 from tools.train_shapes.captions import caption
 from tools.train_shapes.data import draw_scene
-from tools.train_shapes.flat import FlatTrainer, cosine
+from tools.train_shapes.flat import FlatTrainer, Optimizer, cosine
 from tools.train_shapes.network import (
     Network,
     build_text_encoder,
@@ -67,7 +67,7 @@ def test_a_caption_too_long_for_its_bucket_is_refused():
 def test_flat_training_lowers_the_loss_and_resumes_where_it_was():
     def build():
         torch.manual_seed(0)
-        return FlatTrainer({"m": torch.nn.Linear(3, 2)}, Rank(0, 1, "cpu"), betas=(0.9, 0.99), decay=0.9)
+        return FlatTrainer({"m": torch.nn.Linear(3, 2)}, Rank(0, 1, "cpu"), Optimizer((0.9, 0.99), 0.9))
 
     def step(trainer):
         trainer.zero()
