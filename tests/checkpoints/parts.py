@@ -22,9 +22,7 @@ from omnimuse.loader.components import quiet
 from omnimuse.loader.tensors import DtypePolicy, construct_unfilled
 from omnimuse.loader.weights import randomise
 
-PROMPT_WORDS = (
-    "a red circle above the blue square on white, left of two green stars; small yellow heart below it."
-)
+PROMPT_WORDS = "a red circle above the blue square on white, left of two green stars; small yellow heart below it."
 """Text whose words are single tokens beside those of the template; all other words fall apart into bytes."""
 
 QWEN_SPLIT = (

@@ -26,9 +26,7 @@ def test_no_tensor_is_left_at_zero_or_one_or_undrawn(z_image_folder: Path) -> No
             assert tensor.unique().numel() > min(3, tensor.numel() - 1), name
 
 
-def test_the_same_seed_gives_the_same_files_and_another_seed_others(
-    z_image_folder: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(z_image_folder: Path, tmp_path: Path) -> None:
     again, other = z_image.build(tmp_path / "again"), z_image.build(tmp_path / "other", seed=1)
     for path in z_image_folder.rglob("*.safetensors"):
         name = path.relative_to(z_image_folder)
@@ -39,9 +37,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(
 def test_every_word_of_the_template_is_one_token(z_image_folder: Path) -> None:
     tokenizer = load_library_component(Checkpoint(z_image_folder), "tokenizer", torch.float32, "cpu")
     message = [{"role": "user", "content": "a red circle"}]
-    text = tokenizer.apply_chat_template(
-        message, tokenize=False, add_generation_prompt=True, enable_thinking=True
-    )
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
     assert text == "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
     pieces = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
     assert " ".join(pieces) == "<|im_start|> user Ċ a Ġred Ġcircle <|im_end|> Ċ <|im_start|> assistant Ċ"
@@ -70,9 +66,7 @@ def test_padding_and_end_tokens_are_those_of_the_family(z_image_folder: Path) ->
         ("FlowMatchEulerDiscreteScheduler", {"shift": 2.0}, 2.0),
     ],
 )
-def test_the_scheduler_can_be_chosen(
-    tmp_path: Path, scheduler: str, config: dict | None, shift: float
-) -> None:
+def test_the_scheduler_can_be_chosen(tmp_path: Path, scheduler: str, config: dict | None, shift: float) -> None:
     folder = z_image.build(tmp_path, scheduler=scheduler, scheduler_config=config)
     assert Checkpoint(folder).config("scheduler")["shift"] == shift
 

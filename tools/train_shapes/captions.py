@@ -81,9 +81,7 @@ def _pair(scene: Scene, rng: random.Random) -> str:
     first, second = (name_thing(thing, rng, sized=False) for thing in scene.things)
     roll = rng.random()
     if scene.relation == "left of" and roll < 0.2:
-        return rng.choice(
-            (f"{first} on the left and {second} on the right", f"{first} and {second} side by side")
-        )
+        return rng.choice((f"{first} on the left and {second} on the right", f"{first} and {second} side by side"))
     if scene.relation == "right of" and roll < 0.1:
         return f"{first} on the right and {second} on the left"
     if scene.relation == "above" and roll < 0.1:

@@ -224,9 +224,7 @@ def shape_mask(shape: str, radius: float) -> np.ndarray:
             low, high = middle - reach * share, middle + reach * share - 1
             pen.ellipse((low, low, high, high), fill=ink)
     else:
-        pen.polygon(
-            [(middle + x * reach - 0.5, middle + y * reach - 0.5) for x, y in outline(shape)], fill=255
-        )
+        pen.polygon([(middle + x * reach - 0.5, middle + y * reach - 0.5) for x, y in outline(shape)], fill=255)
     return np.asarray(image.reduce(scale), dtype=np.float32) / 255.0
 
 

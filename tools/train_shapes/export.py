@@ -1,6 +1,6 @@
 """Assembles the shipped folder, in the layout ZImagePipeline loads, from a run folder.
 
-    python -m tools.train_shapes.export --run /work/shapes_run --to omnimuse/bundled/shapes
+    python -m tools.train_shapes.export --run runs/shapes --to omnimuse/bundled/shapes
 
 Everything is bf16 safetensors; the folder is written beside the old one and swapped in.
 """
@@ -35,9 +35,7 @@ def assemble(run: Path) -> ZImagePipeline:
     text_encoder.load_state_dict(store.under("text_encoder", tensors))
     transformer.load_state_dict(store.under("transformer", tensors))
     return ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            num_train_timesteps=1000, shift=SHIFT, use_dynamic_shifting=False
-        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT, use_dynamic_shifting=False),
         vae=vae.to(torch.bfloat16),
         text_encoder=text_encoder.to(torch.bfloat16),
         tokenizer=tokenizer,
@@ -75,9 +73,7 @@ def export(run: Path, target: Path, notes: Path | None) -> int:
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in fresh.rglob("*.safetensors"))
     if size > LIMIT:
-        raise ValueError(
-            f"the safetensors have {size} bytes, the limit is {LIMIT}; make the networks smaller"
-        )
+        raise ValueError(f"the safetensors have {size} bytes, the limit is {LIMIT}; make the networks smaller")
     shutil.rmtree(old, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
@@ -89,7 +85,7 @@ def export(run: Path, target: Path, notes: Path | None) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("/work/shapes_run"))
+    parser.add_argument("--run", type=Path, default=Path("runs/shapes"))
     parser.add_argument("--to", type=Path, default=Path("omnimuse/bundled/shapes"))
     parser.add_argument("--notes", type=Path, help="a JSON object to add to training.json: figures, history")
     options = parser.parse_args()

@@ -54,9 +54,7 @@ class FlatTrainer:
         self._momentum = torch.zeros(inner, device=rank.device)
         self._outer = nn.Parameter(self.flat[inner:])
         self._outer.grad = self.gradient[inner:]
-        self._optimizer = torch.optim.AdamW(
-            [self._outer], lr=0.0, betas=plan.betas, weight_decay=0.01, fused=True
-        )
+        self._optimizer = torch.optim.AdamW([self._outer], lr=0.0, betas=plan.betas, weight_decay=0.01, fused=True)
         self.steps = 0
         self._usual_norm = 0.0
 

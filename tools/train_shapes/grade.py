@@ -112,9 +112,7 @@ def summarise(tasks: list[Task], verdicts: list[Verdict]) -> Report:
         for name, right in verdict.aspects.items():
             by_aspect.setdefault(name, []).append(right)
     failures = [_failure(t, v) for t, v in zip(tasks, verdicts, strict=True) if not v.right]
-    counts = {"single": len(single), "pair": len(pair)} | {
-        name: len(found) for name, found in by_aspect.items()
-    }
+    counts = {"single": len(single), "pair": len(pair)} | {name: len(found) for name, found in by_aspect.items()}
     shares = {name: round(_share(found), 4) for name, found in sorted(by_aspect.items())}
     return Report(round(_share(single), 4), round(_share(pair), 4), shares, counts, failures)
 
@@ -123,9 +121,7 @@ def grade(generate: Generate, tasks: list[Task]) -> tuple[Report, list[Image.Ima
     """Generates every task's picture and judges it.  Raises ValueError when pictures are missing."""
     pictures = generate([task.prompt for task in tasks], [task.seed for task in tasks])
     if len(pictures) != len(tasks):
-        raise ValueError(
-            f"generate returned {len(pictures)} pictures for {len(tasks)} prompts; return one for each"
-        )
+        raise ValueError(f"generate returned {len(pictures)} pictures for {len(tasks)} prompts; return one for each")
     verdicts = [judge_task(picture, task) for picture, task in zip(pictures, tasks, strict=True)]
     return summarise(tasks, verdicts), pictures
 
@@ -179,9 +175,7 @@ def main() -> int:
     tasks = draw_tasks(options.count, options.seed, options.held_share)
     report, pictures = grade(_generator(options, tasks), tasks)
     print("\n".join(report.failures))
-    print(
-        f"{options.engine} steps={options.steps} guidance={options.guidance} {options.dtype}\n{report.table()}"
-    )
+    print(f"{options.engine} steps={options.steps} guidance={options.guidance} {options.dtype}\n{report.table()}")
     if options.sheet:
         save_sheet(pictures, options.sheet)
     if options.json:

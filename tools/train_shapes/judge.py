@@ -76,8 +76,7 @@ def background_right(pixels: np.ndarray, background: tuple[str, ...]) -> bool:
         return nearest_names(seen.mean(0)[None])[0] == background[0] and float(np.ptp(seen, 0).max()) < 90
     ends = (seen[:8].mean(0), seen[-8:].mean(0))
     return all(
-        np.linalg.norm(end - np.array(PALETTE[n])) < 1.3 * _NEAR
-        for end, n in zip(ends, background, strict=True)
+        np.linalg.norm(end - np.array(PALETTE[n])) < 1.3 * _NEAR for end, n in zip(ends, background, strict=True)
     )
 
 
@@ -120,9 +119,7 @@ def largest_blob(mask: np.ndarray) -> Blob | None:
 def _templates() -> dict[str, tuple[np.ndarray, int]]:
     """Every shape's silhouette and the length of its contour."""
     silhouettes = {shape: _normalised(shape_mask(shape, 40) > 0.5) for shape in SHAPES}
-    return {
-        name: (mask, int((mask & ~ndimage.binary_erosion(mask)).sum())) for name, mask in silhouettes.items()
-    }
+    return {name: (mask, int((mask & ~ndimage.binary_erosion(mask)).sum())) for name, mask in silhouettes.items()}
 
 
 def _normalised(mask: np.ndarray) -> np.ndarray:
@@ -210,14 +207,10 @@ def judge(image: Image.Image, scene: Scene, background_asked: bool, place: str =
         verdict.aspects.update({"shape": False, "clean": False})
         verdict.aspects.update({"relation": False} if scene.relation else {"place": False} if place else {})
         return verdict
-    fillings = [
-        blobs[0].mask if scene.relation == "inside" and row == 1 else None for row in range(len(blobs))
-    ]
+    fillings = [blobs[0].mask if scene.relation == "inside" and row == 1 else None for row in range(len(blobs))]
     shapes = [read_shape(blob, filled) for blob, filled in zip(blobs, fillings, strict=True)]
     verdict.aspects["shape"] = shapes == [thing.shape for thing in scene.things]
-    verdict.notes.append(
-        "seen " + ", ".join(f"{t.colour} {s}" for t, s in zip(scene.things, shapes, strict=True))
-    )
+    verdict.notes.append("seen " + ", ".join(f"{t.colour} {s}" for t, s in zip(scene.things, shapes, strict=True)))
     if scene.relation:
         verdict.aspects["relation"] = relation_right(scene, blobs)
     if place:

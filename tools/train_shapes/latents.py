@@ -89,9 +89,7 @@ def _span(centre: int, thing: Thing) -> slice:
     return slice(max(0, centre - thing.radius), centre + thing.radius + 1)
 
 
-def load_or_encode(
-    rank: Rank, run: Path, count: int, seed: int, held_share: float
-) -> tuple[LatentSet, Statistics]:
+def load_or_encode(rank: Rank, run: Path, count: int, seed: int, held_share: float) -> tuple[LatentSet, Statistics]:
     """This process's ``count`` scenes, encoded now or read from the run folder."""
     vae = load_vae(run, rank.device)
     statistics = measure(vae, rank.device)

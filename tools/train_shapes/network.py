@@ -146,9 +146,7 @@ class Network(nn.Module):
             attention.to_k.weight[self._whole],
             attention.to_v.weight,
         ]
-        qkv = F.linear(x, torch.cat(weights)).unflatten(
-            -1, (3, self.transformer.n_heads, -1)
-        )  # [B, S, 3, N, H]
+        qkv = F.linear(x, torch.cat(weights)).unflatten(-1, (3, self.transformer.n_heads, -1))  # [B, S, 3, N, H]
         q, k, v = qkv.unbind(2)
         q = _turned(_normed(q, attention.norm_q.weight[self._split], 1e-5), cos, sin)
         k = _turned(_normed(k, attention.norm_k.weight[self._split], 1e-5), cos, sin)
@@ -167,9 +165,7 @@ class Network(nn.Module):
         a, b = F.linear(y, torch.cat([ffn.w1.weight, ffn.w3.weight])).chunk(2, -1)
         return x + gate2 * _normed(ffn.w2(F.silu(a) * b), block.ffn_norm2.weight, eps)
 
-    def forward(
-        self, x: Tensor, t: Tensor, ids: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """x [B, P, 64] noisy patches, t [B] in 0..1 (1 is clean), ids and mask [B, L]; velocity [B, P, 64]."""
         model, (cos, sin) = self.transformer, angles
         key, tokens = f"{PATCH}-1", x.shape[1]

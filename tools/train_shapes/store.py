@@ -33,13 +33,9 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors whose names start with ``prefix`` and a dot, without it."""
-    return {
-        name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")
-    }
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
 
 
 def prefixed(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The inverse of ``under`` for several prefixes."""
-    return {
-        f"{prefix}.{name}": value for prefix, tensors in groups.items() for name, value in tensors.items()
-    }
+    return {f"{prefix}.{name}": value for prefix, tensors in groups.items() for name, value in tensors.items()}

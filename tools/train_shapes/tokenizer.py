@@ -99,9 +99,7 @@ class CaptionEncoder:
         rows = [self.ids(text) for text in texts]
         longest = max(len(row) for row in rows)
         if longest > length:
-            raise ValueError(
-                f"a caption has {longest} tokens; the bucket takes {length}: use a longer bucket"
-            )
+            raise ValueError(f"a caption has {longest} tokens; the bucket takes {length}: use a longer bucket")
         pad = self._tokenizer.pad_token_id
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])

@@ -41,13 +41,14 @@ SHEET_PROMPTS = (
     "a red square, a green circle and a blue triangle",
     "an orange cross on a blue to white gradient background",
 )
+LOOK_EVERY = 300.0  # seconds between checkpoints and sheets
 
 
 @dataclass(frozen=True)
 class TrainPlan:
     """The knobs of stage 2; batch and scenes are per process."""
 
-    run: str = "/work/shapes_run"
+    run: str = "runs/shapes"
     minutes: float = 60.0
     until: str = ""
     batch: int = 48
@@ -62,15 +63,12 @@ class TrainPlan:
     object_weight: float = 1.0
     decay: float = 0.9985
     muon: float = 2.7
-    look_every: float = 300.0
 
 
 class Feed:
     """Endless batches: scenes at random, captions drawn afresh, one caption bucket per batch."""
 
-    def __init__(
-        self, found: LatentSet, encoder: CaptionEncoder, plan: TrainPlan, rng: random.Random
-    ) -> None:
+    def __init__(self, found: LatentSet, encoder: CaptionEncoder, plan: TrainPlan, rng: random.Random) -> None:
         self._set, self._encoder, self._plan, self._rng = found, encoder, plan, rng
         self._waiting: dict[int, list[tuple[int, str]]] = {length: [] for length in BUCKETS}
 
@@ -110,9 +108,7 @@ class Step(torch.nn.Module):
         super().__init__()
         self.network, self._object_weight = network, object_weight
 
-    def forward(
-        self, batch: tuple[Tensor, ...], noise: Tensor, t: Tensor, angles: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def forward(self, batch: tuple[Tensor, ...], noise: Tensor, t: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         data, objects, ids, mask = batch
         data = data.float()
         at = t[:, None, None]
@@ -173,8 +169,7 @@ class Run:
         torch.manual_seed(plan.seed * 1000 + rank.index + 10 * self.trainer.steps)
         self.feed = Feed(found, self.encoder, plan, rng)
         self.angles = {
-            length: tuple(part.to(rank.device) for part in self.network.angles(length, SIDE))
-            for length in BUCKETS
+            length: tuple(part.to(rank.device) for part in self.network.angles(length, SIDE)) for length in BUCKETS
         }
         step = Step(self.network, plan.object_weight)
         self.step = torch.compile(step, dynamic=False) if plan.compiled else step
@@ -206,9 +201,7 @@ class Run:
         kept = {"trainer": self.trainer.notes_to_keep(), "progress": self.progress}
         store.save(self.folder / "train_checkpoint.safetensors", self.trainer.tensors(), kept)
         self.trainer.swap_average()
-        rows = [
-            self._decode(sample(self.network, self.encoder, list(SHEET_PROMPTS), seed)) for seed in (1, 2)
-        ]
+        rows = [self._decode(sample(self.network, self.encoder, list(SHEET_PROMPTS), seed)) for seed in (1, 2)]
         self.trainer.swap_average()
         save_sheet(rows, self.folder / "sheet.png")
 
@@ -239,7 +232,7 @@ class Run:
                     f"rate {rate:.1e} {pace:.0f} samples/s left {clock.left}",
                     flush=True,
                 )
-            if self.rank.first and (clock.spent - looked > self.plan.look_every or fraction >= 1):
+            if self.rank.first and (clock.spent - looked > LOOK_EVERY or fraction >= 1):
                 looked = self.progress["spent"] = clock.spent
                 self._look()
 

@@ -45,7 +45,7 @@ CONFIG = {
 class VaePlan:
     """The knobs of stage 1; batches are per process."""
 
-    run: str = "/work/shapes_run"
+    run: str = "runs/shapes"
     minutes: float = 27.0
     peak: float = 2e-3
     crop_share: float = 0.6
@@ -175,9 +175,7 @@ def train(rank: Rank, plan: VaePlan, resume: bool) -> None:
             )
         if rank.first and (clock.spent - looked > 120 or fraction >= 1):
             looked = progress["spent"] = clock.spent
-            print(
-                f"vae psnr {_evaluate(trainer, plan):.2f} dB after {progress['samples']} pictures", flush=True
-            )
+            print(f"vae psnr {_evaluate(trainer, plan):.2f} dB after {progress['samples']} pictures", flush=True)
             _save(trainer, plan, progress)
 
 
@@ -190,9 +188,7 @@ def main() -> None:
     parser.add_argument("--device", default=VaePlan.device)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
-    plan = VaePlan(
-        options.run, options.minutes, options.peak, processes=options.processes, device=options.device
-    )
+    plan = VaePlan(options.run, options.minutes, options.peak, processes=options.processes, device=options.device)
     Path(plan.run).mkdir(parents=True, exist_ok=True)
     launch(train, (plan, options.resume), plan.processes, plan.device, port=29511)
 

@@ -27,9 +27,7 @@ from omnimuse.pipeline.text import EncodeText, HiddenState
 def chat(tokenizer: Any, prompt: str) -> str:
     """The prompt as the one user message of a chat, the answer opened; what the text encoder was trained on."""
     messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
-    )
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
 
 
 def guided(request: Request) -> bool:

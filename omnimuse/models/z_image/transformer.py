@@ -66,9 +66,7 @@ class ZImageConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
         known = {field.name for field in fields(cls)}
         chosen: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in config.items()
-            if key in known
+            key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key in known
         }
         fixed = {
             "all_patch_size": [PATCH],
@@ -85,9 +83,7 @@ class ZImageConfig:
                     f"transformer/config.json has an unknown key {key!r} ({value!r}); is it another model?"
                 )
             if (list(value) if isinstance(value, tuple) else value) != fixed[key]:
-                raise ModelError(
-                    f"transformer/config.json: {key}={value!r} is not supported; only {fixed[key]!r} is"
-                )
+                raise ModelError(f"transformer/config.json: {key}={value!r} is not supported; only {fixed[key]!r} is")
         return cls(**chosen)
 
 
@@ -195,14 +191,10 @@ class ZImageTransformer(Network):
         hidden = self.noise_refiner(layout.pack(images), ZImageCond(layout, rope, time), memories)
 
         refined = zip(rows, layout.unpack(hidden), strict=True)
-        streams = [
-            torch.cat([image, row.static.caption]) for row, image in refined
-        ]  # [S_image + S_caption, D] each
+        streams = [torch.cat([image, row.static.caption]) for row, image in refined]  # [S_image + S_caption, D] each
         layout = Layout(tuple(row.static.tokens for row in rows))
         cond = ZImageCond(layout, layout.pack([row.static.rope for row in rows]), time)
-        hidden = self.head(
-            self.layers(layout.pack(streams), cond, memories), cond
-        )  # packed, width c * PATCH * PATCH
+        hidden = self.head(self.layers(layout.pack(streams), cond, memories), cond)  # packed, width c * PATCH * PATCH
         return [_unpatchify(x, row.latents.shape) for row, x in zip(rows, layout.unpack(hidden), strict=True)]
 
     def _embed_time(self, rows: Sequence[ZImageInputs]) -> Tensor:

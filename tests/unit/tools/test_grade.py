@@ -128,9 +128,7 @@ def test_tasks_repeat_for_a_seed_and_are_half_single_half_pairs(tasks):
 
 def test_the_report_counts_aspects_over_the_tasks_that_ask_for_them(tasks):
     some = tasks[:10]
-    report = summarise(
-        some, [judge_task(picture, t) for picture, t in zip(draw_truth(some), some, strict=True)]
-    )
+    report = summarise(some, [judge_task(picture, t) for picture, t in zip(draw_truth(some), some, strict=True)])
     assert report.counts["single"] == 10
     assert report.counts["pair"] == 0
     assert report.counts["place"] == sum(task.place_asked for task in some)

@@ -96,9 +96,7 @@ def test_a_named_background_is_the_true_one(scenes):
 def test_the_documented_phrasings_occur():
     rng = random.Random(3)
     lone = Scene(("blue",), (Thing("circle", "red", 64, 64, 30),))
-    pair = Scene(
-        ("black",), (Thing("triangle", "green", 64, 30, 22), Thing("square", "white", 64, 90, 22)), "above"
-    )
+    pair = Scene(("black",), (Thing("triangle", "green", 64, 30, 22), Thing("square", "white", 64, 90, 22)), "above")
     assert "a red circle on a blue background" in {caption(lone, rng) for _ in range(300)}
     assert "a green triangle above a white square" in {caption(pair, rng) for _ in range(300)}
 
@@ -141,6 +139,4 @@ def test_held_out_combinations_are_about_the_asked_share(scenes):
 
 
 def test_the_same_seed_draws_the_same_scenes():
-    assert [draw_scene(random.Random(9)) for _ in range(3)] == [
-        draw_scene(random.Random(9)) for _ in range(3)
-    ]
+    assert [draw_scene(random.Random(9)) for _ in range(3)] == [draw_scene(random.Random(9)) for _ in range(3)]

@@ -34,13 +34,9 @@ def test_the_batched_forward_equals_diffusers_and_transformers(network):
     ids, lengths = torch.randint(0, 550, (3, 32)), torch.tensor([20, 32, 9])
     mask = torch.arange(32) < lengths[:, None]
     z, t = torch.randn(3, 16, 16, 16), torch.rand(3)
-    hidden = network.text_encoder(
-        input_ids=ids, attention_mask=mask, output_hidden_states=True
-    ).hidden_states[-2]
+    hidden = network.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
     captions = [row[:length] for row, length in zip(hidden, lengths, strict=True)]
-    wanted = torch.stack(network.transformer([a[:, None] for a in z], t, captions, return_dict=False)[0])[
-        :, :, 0
-    ]
+    wanted = torch.stack(network.transformer([a[:, None] for a in z], t, captions, return_dict=False)[0])[:, :, 0]
     found = from_patches(network(to_patches(z), t, ids, mask, network.angles(32, 8)), 8)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
