@@ -96,5 +96,6 @@ def test_the_command_writes_a_picture_with_its_settings_inside(tmp_path: Path) -
     assert settings["prompt"] == PROMPT
     assert settings["seed"] == 7
     assert settings["dtype"] in ("bfloat16", "float32")
-    assert Image.open(file).size == (128, 128)
+    with Image.open(file) as picture:
+        assert picture.size == (128, 128)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"], "nothing else is left behind"
