@@ -179,7 +179,8 @@ def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: M
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, shared: Engine, engine_with: Make) -> None:
     if subject.family.kind not in ("", "dev", "2.1"):
         pytest.skip("one checkpoint per architecture: compiling takes long")

@@ -160,7 +160,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--engine", choices=("omnimuse", "diffusers", "truth", "vae"), default="omnimuse")
     parser.add_argument("--count", type=int, default=DEFAULT_COUNT)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--guidance", type=float, default=2.0, help="c + g * (c - u)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="c + g * (c - u)")
     parser.add_argument("--seed", type=int, default=2026, help="of the prompts")
     parser.add_argument("--held-share", type=float, default=0.0, help="prompt only combinations held out")
     parser.add_argument("--batch", type=int, default=25)
