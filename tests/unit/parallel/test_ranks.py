@@ -88,6 +88,8 @@ def ranks_that_disagree_stop(mesh: Mesh) -> None:
 
 
 def a_rank_that_dies_is_noticed(mesh: Mesh) -> None:
+    dist.barrier()  # both groups have connected everybody before one goes
+    dist.barrier(mesh.control)
     if mesh.rank == 1:
         os._exit(0)
     with pytest.raises(EngineDeadError, match="can no longer talk"):
