@@ -27,6 +27,10 @@ class RequestCancelled(RequestError):
     """The request was cancelled, or its deadline passed, before it finished."""
 
 
+class DeadlineError(RequestCancelled):
+    """The deadline of the request passed, or cannot be met."""
+
+
 class CapacityError(OmnimuseError):
     """The engine is full; the request was refused before any work. `retry_after` is in seconds."""
 
@@ -41,3 +45,11 @@ class ModelError(OmnimuseError):
 
 class EngineDeadError(OmnimuseError):
     """The engine has been closed or has died; start a new one."""
+
+
+class WorkerLostError(EngineDeadError):
+    """The process that worked on a request died or hung, and its work could not be repeated."""
+
+
+class PoisonError(WorkerLostError):
+    """A request killed the process that worked on it, twice; it is not tried again."""

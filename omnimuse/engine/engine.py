@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from omnimuse.core.errors import EngineDeadError, RequestCancelled, RequestError
+from omnimuse.core.errors import DeadlineError, EngineDeadError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
@@ -31,7 +31,7 @@ class Engine:
         self.scheduler = Scheduler(runner.config)
         self.mesh = runner.pipeline.ctx.mesh
         self._lock = threading.Lock()
-        self._cancelled: dict[str, str] = {}
+        self._cancelled: dict[str, RequestCancelled] = {}
         self._pause: list[str] = []
         self._resume: list[str] = []
         self._arrived: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Engine:
         """Stop a request at the next step boundary; unknown or finished ids are ignored."""
         with self._lock:
             if request_id in self.scheduler.entries:
-                self._cancelled[request_id] = "the request was cancelled"
+                self._cancelled[request_id] = RequestCancelled("the request was cancelled")
 
     def pause(self, request_id: str) -> None:
         """Hold a request between steps; its state moves to the CPU."""
@@ -99,9 +99,9 @@ class Engine:
 
     def _plan(self) -> tuple[TickPlan, list[Event]]:
         for request_id in self.scheduler.expired(self.clock()):
-            self._cancelled.setdefault(request_id, "the deadline of the request has passed")
-        dropped = {id_: why for id_, why in self._cancelled.items() if id_ in self.scheduler.entries}
-        ended: list[Event] = [Failed(id_, RequestCancelled(why)) for id_, why in dropped.items()]
+            self._cancelled.setdefault(request_id, DeadlineError("the deadline of the request has passed"))
+        dropped = {id_: error for id_, error in self._cancelled.items() if id_ in self.scheduler.entries}
+        ended: list[Event] = [Failed(id_, error) for id_, error in dropped.items()]
         for request_id in dropped:
             self._forget(request_id)
         admit, run = self.scheduler.pick()

@@ -35,12 +35,13 @@ def encode(plan: TickPlan) -> bytes:
 def decode(payload: bytes, spec: Spec) -> TickPlan:
     """The plan that `encode` made; `spec` gives the family's parameter extension."""
     raw = msgspec.json.decode(payload)
-    admit = tuple(_request(fields, spec) for fields in raw.pop("admit"))
+    admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names = {field: tuple(raw[field]) for field in ("drop", "pause", "resume", "run")}
     return TickPlan(admit=admit, stop=bool(raw["stop"]), **names)
 
 
-def _request(fields: dict[str, object], spec: Spec) -> Request:
+def decode_request(fields: dict[str, object], spec: Spec) -> Request:
+    """The request that `dataclasses.asdict` turned into plain values; `spec` gives the family's extension."""
     extra, params = fields.pop("extra"), fields.pop("params")
     assert isinstance(extra, dict)
     assert isinstance(params, dict)

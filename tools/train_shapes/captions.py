@@ -45,7 +45,7 @@ def article(noun: str) -> str:
 
 def size_word(thing: Thing) -> str:
     """ "small", "large", or "" for the sizes between that have no name."""
-    return "small" if thing.radius <= 25 else "large" if thing.radius >= 36 else ""
+    return "small" if thing.radius <= 26 else "large" if thing.radius >= 44 else ""
 
 
 def place_words(thing: Thing) -> str:

@@ -22,7 +22,7 @@ from tools.train_shapes.parallel import Rank
 from tools.train_shapes.vae import VaePlan, build_vae
 
 _BATCH = 64
-DATA_VERSION = 2  # raise it when scenes change, so that cached latents are made anew
+DATA_VERSION = 3  # raise it when scenes change, so that cached latents are made anew
 
 
 @dataclass

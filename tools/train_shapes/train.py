@@ -153,10 +153,14 @@ def build_network(vocabulary: int, seed: int) -> Network:
 class Run:
     """One process of stage 2."""
 
-    def __init__(self, rank: Rank, plan: TrainPlan, resume: bool) -> None:
+    def __init__(self, rank: Rank, plan: TrainPlan, resume: bool, warm: bool) -> None:
         self.rank, self.plan, self.folder = rank, plan, Path(plan.run)
         self.encoder = CaptionEncoder(load_or_train(self.folder / "tokenizer"))
         self.network = build_network(550, plan.seed).to(rank.device)
+        if warm:
+            tensors, _ = store.load(self.folder / "model.safetensors")
+            self.network.text_encoder.load_state_dict(store.under("text_encoder", tensors))
+            self.network.transformer.load_state_dict(store.under("transformer", tensors))
         modules = {"text_encoder": self.network.text_encoder, "transformer": self.network.transformer}
         self.trainer = FlatTrainer(modules, rank, Optimizer((0.9, 0.98), plan.decay, plan.muon))
         self.progress = {"spent": 0.0, "samples": 0}
@@ -237,8 +241,8 @@ class Run:
                 self._look()
 
 
-def _work(rank: Rank, plan: TrainPlan, resume: bool) -> None:
-    run = Run(rank, plan, resume)
+def _work(rank: Rank, plan: TrainPlan, resume: bool, warm: bool) -> None:
+    run = Run(rank, plan, resume, warm)
     if plan.compiled:
         run.warm_up()
     run.loop()
@@ -250,11 +254,13 @@ def main() -> None:
         if not isinstance(value, bool):
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--eager", action="store_true", help="do not compile")
-    parser.add_argument("--resume", action="store_true")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue the run, its optimizer and its clock")
+    again.add_argument("--warm", action="store_true", help="begin anew from the weights in RUN/model.safetensors")
     options = vars(parser.parse_args())
-    resume, eager = options.pop("resume"), options.pop("eager")
+    resume, warm, eager = (options.pop(name) for name in ("resume", "warm", "eager"))
     plan = TrainPlan(**options, compiled=not eager)
-    launch(_work, (plan, resume), plan.processes, plan.device, port=29512)
+    launch(_work, (plan, resume, warm), plan.processes, plan.device, port=29512)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,163 @@
+"""What a front process and its workers say to each other: msgspec structs, nothing that runs code.
+
+One closed union per direction. Pictures and videos travel as files in a folder both sides know (`MadeFile.name` is a
+bare name in it); only previews ride in the message. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from omnimuse.core.errors import EngineDeadError
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Spec
+from omnimuse.worker.plan import decode_request
+
+MAX_MESSAGE = 8 * 2**20
+"""Bytes; a longer message is refused unread."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of everything that goes over the socket."""
+
+
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file a result becomes: "PNG", "JPEG", "WEBP" or "MP4"; `quality` 1..100 for the lossy ones (None: ours)."""
+
+    format: str
+    quality: int | None = None
+
+
+class Submit(Message, frozen=True):
+    """Work: a request as plain values (`pack`), and the form its outputs take."""
+
+    request: dict[str, Any]
+    form: Form
+
+
+class Cancel(Message, frozen=True):
+    """Stop a request at its next step boundary; unknown ids are ignored."""
+
+    request_id: str
+
+
+class Stop(Message, frozen=True):
+    """Close the engine and end the process."""
+
+
+class Ready(Message, frozen=True):
+    """The engine is loaded and warm; `place` has its dtype and device."""
+
+    seconds: float
+    place: dict[str, str]
+
+
+class NotStarted(Message, frozen=True):
+    """The engine cannot be built; `kind` is the class of `core.errors` (or "" for a fault of ours)."""
+
+    kind: str
+    message: str
+
+
+class Beat(Message, frozen=True):
+    """Sent twice a second, loading included: engine ticks so far, whether it has work, resident memory in bytes."""
+
+    ticks: int
+    busy: bool
+    memory: int
+
+
+class Stepped(Message, frozen=True):
+    """One step of one output is done: `step` of `steps` within `stage` (1-based)."""
+
+    request_id: str
+    output: int
+    stage: str
+    step: int
+    steps: int
+
+
+class Previewed(Message, frozen=True):
+    """A look at an unfinished output, as the bytes of a small JPEG."""
+
+    request_id: str
+    output: int
+    step: int
+    picture: bytes
+
+
+class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One output, finished, encoded and synced to disk. Sizes in pixels; videos have frames and a rate."""
+
+    name: str
+    bytes: int
+    sha256: str
+    seed: int
+    width: int
+    height: int
+    frames: int = 1
+    fps: float | None = None
+
+
+class Finished(Message, frozen=True):
+    """All outputs of a request, in order; `timings` are seconds per stage, "queue" and "encode" included."""
+
+    request_id: str
+    files: list[MadeFile]
+    timings: dict[str, float]
+    memory: int = 0
+
+
+class Ended(Message, frozen=True):
+    """A request ended without a result. `kind` is the class of `core.errors`."""
+
+    request_id: str
+    kind: str
+    message: str
+    param: str | None = None
+    retry_after: float | None = None
+
+
+Command = Submit | Cancel | Stop
+Report = Ready | NotStarted | Beat | Stepped | Previewed | Finished | Ended
+Update = Stepped | Previewed | Finished
+"""What somebody who waits for a request sees; errors are raised instead."""
+
+
+def pack(request: Request) -> dict[str, Any]:
+    """`request` as plain values. Requests with images are not sent yet: no family takes any."""
+    assert not request.images
+    return asdict(request)
+
+
+def unpack(fields: Mapping[str, Any], spec: Spec) -> Request:
+    """What `pack` was given; `spec` gives the family's parameter extension."""
+    return decode_request(dict(fields), spec)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message."""
+    return msgspec.msgpack.encode(message)
+
+
+def read_command(payload: bytes) -> Command:
+    """The command in `payload`; EngineDeadError if it is none or too long."""
+    return _read(payload, Command)  # type: ignore[return-value]
+
+
+def read_report(payload: bytes) -> Report:
+    """The report in `payload`; EngineDeadError if it is none or too long."""
+    return _read(payload, Report)  # type: ignore[return-value]
+
+
+def _read(payload: bytes, kind: Any) -> Message:
+    if len(payload) > MAX_MESSAGE:
+        raise EngineDeadError(f"a message of {len(payload)} bytes came; at most {MAX_MESSAGE} are read")
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except msgspec.MsgspecError as error:
+        raise EngineDeadError(f"a message between processes makes no sense: {error}") from None
