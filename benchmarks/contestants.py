@@ -50,9 +50,8 @@ class Contestant(Protocol):
 class Ours:
     """omnimuse: all wishes in flight together."""
 
-    name = "omnimuse"
-
     def __init__(self, race: Race, folder: Path, dtype: str, compiled: bool = False) -> None:
+        self.name = "omnimuse compiled" if compiled else "omnimuse"
         self.race = race
         mode = CompileConfig("blocks" if compiled else "none")
         config = Config(ModelConfig(str(folder), dtype=dtype, device="cpu"), compile=mode)
@@ -94,11 +93,10 @@ class Ours:
 class Diffusers:
     """diffusers: one wish after the other; outputs of one wish in one batch."""
 
-    name = "diffusers"
-
     def __init__(self, race: Race, folder: Path, dtype: str, compiled: bool = False) -> None:
         import diffusers
 
+        self.name = "diffusers compiled" if compiled else "diffusers"
         self.race = race
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -37,21 +37,28 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5, help="medians are over this many (default: 5)")
     parser.add_argument("--steps", type=int, default=8, help="steps of a request (default: 8)")
-    parser.add_argument("--compile", action="store_true", help="both engines with compiled blocks")
+    parser.add_argument("--compile", action="store_true", help="both engines compiled, too, where the aims name it")
     parser.add_argument("--kind", help="only checkpoints of this kind")
     parser.add_argument("--no-processes", action="store_true", help="leave out peak memory and cold start")
-    parser.add_argument("--json", type=Path, default=Path("docs/race.json"))
+    parser.add_argument("--json", type=Path, default=Path("docs/race.json"), help="kept rows of others are replaced")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/race.png"))
     args = parser.parse_args()
-    rows: list[Row] = []
     for name in args.family or sorted(RACES):
         race = RACES[name]
         for kind in race.sizes if args.kind is None else {args.kind} & set(race.sizes):
             with tempfile.TemporaryDirectory() as folder:
-                rows += run(race, kind, race.build(Path(folder) / "model", kind), args)
-    report = {"dtype": args.dtype, "threads": torch.get_num_threads(), "rounds": args.rounds, "rows": rows}
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    plot(rows, args.plot)
+                rows = run(race, kind, race.build(Path(folder) / "model", kind), args)
+            record(rows, args)
+
+
+def record(rows: list[Row], args: argparse.Namespace) -> None:
+    """Put the rows into the file, in place of older ones of the same family and kind, and draw the plot anew."""
+    old = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
+    mine = {(row["family"], row["kind"]) for row in rows}
+    kept = [row for row in old if (row["family"], row["kind"]) not in mine] + rows
+    facts = {"dtype": args.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    args.json.write_text(json.dumps(facts | {"rows": kept}, indent=1) + "\n")
+    plot(kept, args.plot)
 
 
 def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[Row]:
@@ -59,29 +66,33 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     height, width = race.sizes[kind]
     steps = args.steps if kind != EMPTY else 50
     plain = Wish(PROMPT, steps, race.off, height, width, race.frames.get(kind))
-    ours, theirs = (engine(race, folder, args.dtype, args.compile) for engine in (Ours, Diffusers))
-    assert isinstance(ours, Ours) and isinstance(theirs, Diffusers)
-    cases: dict[str, list[Wish]] = {"one request": [plain]}
-    if kind != EMPTY:
-        cases |= {"with guidance": [replace(plain, guidance=race.guidance)], "n=4": [replace(plain, outputs=4)]}
-        cases |= {"four mixed, to the last": mixed(plain)}
-    how = f"{args.dtype}, compiled blocks" if args.compile else f"{args.dtype}, eager"
-    print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {how}", flush=True)
-    rows = [compare(case, wishes, ours, theirs, args.rounds) for case, wishes in cases.items()]
-    if kind != EMPTY:
-        rows.append(short_behind_long(ours, theirs, plain, args.rounds))
-        rows.append(floor(ours, plain, rows[0], args.dtype))
+    guided = replace(plain, guidance=race.guidance)
+    ours, theirs = Ours(race, folder, args.dtype), Diffusers(race, folder, args.dtype)
+    pair: list[Contestant] = [ours, theirs]
+    print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {args.dtype}", flush=True)
+    if kind == EMPTY:
+        rows = [compare("overhead of a step", [plain], pair, args.rounds) | {"unit": "ms", "scale": 1000 / steps}]
     else:
-        rows[0] |= {"case": "overhead of a step", "unit": "ms", "scale": 1000 / steps}
-    ours.close()
-    theirs.close()
+        compiled = [engine(race, folder, args.dtype, True) for engine in (Ours, Diffusers)] if args.compile else []
+        rows = [
+            compare("one request", [plain], pair + compiled, args.rounds),
+            compare("with guidance", [guided], pair + compiled, args.rounds),
+            compare("n=4", [replace(plain, outputs=4)], pair, args.rounds),
+            compare("four mixed, to the last", mixed(plain), pair, args.rounds),
+            short_behind_long(ours, theirs, plain, args.rounds),
+        ]
+        rows.append(floor(ours, plain, rows[0], args.dtype))
+        for contestant in compiled:
+            contestant.close()
+    for contestant in pair:
+        contestant.close()
     if not args.no_processes and kind != EMPTY:
         rows.append(peak_memory(race, kind, folder, args.dtype, plain))
         if plain.frames is None:
             rows.append(cold_start(race, folder, args.dtype, plain))
     for row in rows:
         row |= {"family": race.family, "kind": kind}
-        print(line(row))
+        print(line(row), flush=True)
     return rows
 
 
@@ -96,26 +107,29 @@ def mixed(plain: Wish) -> list[Wish]:
     ]
 
 
-def compare(case: str, wishes: Sequence[Wish], ours: Contestant, theirs: Contestant, rounds: int) -> Row:
-    """Medians of both, alternating who goes first; the first round warms up."""
-    times: dict[str, list[list[float]]] = {ours.name: [], theirs.name: []}
+def compare(case: str, wishes: Sequence[Wish], contestants: Sequence[Contestant], rounds: int) -> Row:
+    """Medians of all, alternating who goes first; the first round warms up.
+
+    Every round has other prompts, so that nobody answers from memory.
+    """
+    times: dict[str, list[list[float]]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds + 1):
-        order = (ours, theirs) if number % 2 else (theirs, ours)
-        for contestant in order:
-            finished = contestant.draw(wishes)
+        asked = [replace(wish, prompt=f"{wish.prompt}, {case}, number {number}") for wish in wishes]
+        for contestant in contestants if number % 2 else contestants[::-1]:
+            finished = contestant.draw(asked)
             if number:
                 times[contestant.name].append(finished)
-    last = {name: statistics.median(max(run) for run in runs) for name, runs in times.items()}
-    mean = {name: statistics.median(statistics.mean(run) for run in runs) for name, runs in times.items()}
-    row: Row = {"case": case, "unit": "s", "omnimuse": last["omnimuse"], "diffusers": last["diffusers"]}
+    row: Row = {"case": case, "unit": "s"}
+    row |= {name: statistics.median(max(run) for run in runs) for name, runs in times.items()}
     if len(wishes) > 1:
+        mean = {name: statistics.median(statistics.mean(run) for run in runs) for name, runs in times.items()}
         row["mean_ratio"] = mean["omnimuse"] / mean["diffusers"]
     return row
 
 
 def short_behind_long(ours: Ours, theirs: Diffusers, plain: Wish, rounds: int) -> Row:
     """A short request that arrives after the first step of a long one, against first come first served."""
-    long = replace(plain, steps=plain.steps * 4, seed=5)
+    long = replace(plain, steps=plain.steps * 3, seed=5)
     side = {"height": plain.height // 2 // 16 * 16, "width": plain.width // 2 // 16 * 16}
     short = replace(plain, prompt="a star", steps=max(2, plain.steps // 2), seed=6, **side)
     found, served = [], []
@@ -166,14 +180,17 @@ def matrix_rate(dtype: torch.dtype, side: int = 2048) -> float:
 def line(row: Row) -> str:
     """One row of the table."""
     scale, unit = row.get("scale", 1.0), row["unit"]
+    if "floor" in row:
+        shares = [row["floor"] / row[name] for name in ("omnimuse", "diffusers")]
+        text = f"  {row['case']:28} {row['floor']:9.3f} s at {row['tflops']:.2f} TFLOP/s: we reach {shares[0]:.0%}, "
+        return text + f"diffusers {shares[1]:.0%}"
     ours, theirs = row["omnimuse"] * scale, row["diffusers"] * scale
     text = f"  {row['case']:28} {ours:9.3f} {unit}  against {theirs:9.3f} {unit}   ratio {ours / theirs:5.2f}"
     if "mean_ratio" in row:
         text += f"   mean per request {row['mean_ratio']:.2f}"
-    if "floor" in row:
-        shares = [row["floor"] / row[name] for name in ("omnimuse", "diffusers")]
-        text = f"  {row['case']:28} {row['floor']:9.3f} s at {row['tflops']:.2f} TFLOP/s: we reach {shares[0]:.0%}, "
-        text += f"diffusers {shares[1]:.0%}"
+    if "omnimuse compiled" in row:
+        mine, best = row["omnimuse compiled"], row["diffusers compiled"]
+        text += f"   compiled {mine:.3f} against {best:.3f}: {mine / best:.2f}, of eager {mine / theirs:.2f}"
     return text
 
 
@@ -185,9 +202,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = [row for row in rows if "floor" not in row]
-    labels = [f"{row['family']} ({row['kind']})  {row['case']}" for row in shown]
-    ratios = [row["omnimuse"] / row["diffusers"] for row in shown]
-    figure, axes = pyplot.subplots(figsize=(9, 0.32 * len(shown) + 1.2))
+    bars = [(f"{row['family']} ({row['kind']})  {row['case']}", row["omnimuse"] / row["diffusers"]) for row in shown]
+    for row in shown:
+        if "omnimuse compiled" in row:
+            label = f"{row['family']} ({row['kind']})  {row['case']}, both compiled"
+            bars.append((label, row["omnimuse compiled"] / row["diffusers compiled"]))
+    labels, ratios = [label for label, _ in sorted(bars)], [ratio for _, ratio in sorted(bars)]
+    figure, axes = pyplot.subplots(figsize=(9, 0.32 * len(bars) + 1.2))
     axes.barh(labels[::-1], ratios[::-1], color=["#3a7" if ratio < 1 else "#c55" for ratio in ratios[::-1]])
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xlabel("time (or memory) of omnimuse over diffusers; left of the line is better")

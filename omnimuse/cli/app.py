@@ -25,6 +25,8 @@ COMMANDS = MappingProxyType(
         "generate": "draw pictures, or make videos, from prompts",
         "models": "what is supported, and what is on this machine",
         "explain": "what would be chosen for a model, and why",
+        "bench": "measure a running server",
+        "serve": "serve a model over HTTP, with a page to try it",
         "doctor": "check this installation and say what to do",
     }
 )

@@ -7,6 +7,7 @@ field is honoured or refused; nothing is accepted and ignored.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,14 +130,22 @@ class Environment:
 
     world_size: int
     local_rank: int
+    fault: str
 
     @staticmethod
     def read() -> Environment:
-        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun."""
+        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `engine/faults.py`)."""
         return Environment(
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            fault=os.environ.get("OMNIMUSE_FAULT", ""),
         )
+
+    @staticmethod
+    def for_workers() -> dict[str, str]:
+        """The environment of worker processes: this one, with ranks that meet on the loopback interface only."""
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, **os.environ}
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,11 @@ class WorkerLostError(EngineDeadError):
 
 class PoisonError(WorkerLostError):
     """A request killed the process that worked on it, twice; it is not tried again."""
+
+
+class NumericalError(OmnimuseError):
+    """The model computed values that are not numbers (NaN) or infinite; the same request would do so again."""
+
+
+class StorageError(OmnimuseError):
+    """A result could not be written: the disk is full or refuses."""

@@ -1,0 +1,277 @@
+"""Measure a running server under load. `serve` asks any OpenAI-compatible image server for pictures.
+
+The load is open (--rate: requests come at random moments, however slow the server is) or closed (--concurrency: each
+client asks again when it has its picture; one that got none first waits for Retry-After, or 1 s). What is printed:
+  latency        from the moment a request was due (open) or sent (closed) to the last byte of its answer, connecting
+                 included; pictures only. p99 is the least of them that 99 % do not exceed
+  throughput     pictures a second, from the first request due at 0 s to the last answer
+  goodput        the same, counting only pictures within --slo (all of them if it is not given)
+  first preview  like latency, to the first partial picture of a stream (--stream)
+  refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
+  failed         every other answer without a picture, a broken connection, and --timeout
+  wasted         work that was taken on but failed or came after --slo: its part of all that was taken on and not
+                 refused, weighed by megapixels x steps
+  sent late      how long after they were due requests left this machine; if that is much, it measures itself
+
+examples:
+  omnimuse bench serve --concurrency 4 --requests 100
+  omnimuse bench serve --url http://127.0.0.1:9000 --rate 2 --duration 60 --slo 5 --json load.json
+  omnimuse bench serve --mix "128x128@10:3,64x64@4:1" --stream --duration 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_model, run_load
+from omnimuse.cli.table import columns
+from omnimuse.core.errors import RequestError
+
+Figures = dict[str, Any]
+LATE = 0.05
+"""Seconds; a generator that is later than this is said to be."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse bench`."""
+    parser.add_argument("what", choices=("serve",), metavar="serve", help="what to measure: a server, by its address")
+    where = parser.add_argument_group("the server")
+    where.add_argument("--url", default="http://127.0.0.1:8000", help="its address (default: http://127.0.0.1:8000)")
+    where.add_argument("--api-key", default="", metavar="KEY", help="sent as Authorization: Bearer KEY")
+    where.add_argument("--model", metavar="NAME", help="which model to ask for (default: the first it lists)")
+    load = parser.add_argument_group("the load (times in seconds)")
+    load.add_argument("--rate", type=float, metavar="R", help="open loop: requests a second, at random moments")
+    load.add_argument("--concurrency", type=int, metavar="C", help="closed loop: how many clients (default: 1)")
+    load.add_argument("--duration", type=float, metavar="S", help="send for so long (default: 30 without --requests)")
+    load.add_argument("--requests", type=int, metavar="N", help="send at most so many")
+    load.add_argument(
+        "--mix",
+        default="auto",
+        metavar="KINDS",
+        help="what to ask for: SIZE[@STEPS][:WEIGHT], several with commas; auto is the server's own size",
+    )
+    load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture")
+    load.add_argument("--timeout", type=float, default=600, metavar="S", help="a client waits so long (default: 600)")
+    load.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments and the mix (default: 0)")
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--slo", type=float, metavar="S", help="a picture that takes longer is of no use")
+    shown.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and every request to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Send the load, print the figures; 1 if there was not a single picture."""
+    load, target = read_load(args), Target.read(args.url, args.api_key)
+    if args.slo is not None:
+        _above_zero("--slo", args.slo)
+    if args.json is not None:
+        from omnimuse.media.destination import check_destination
+
+        check_destination(args.json, (".json",))
+    outcomes, load = asyncio.run(measure(target, load, sys.stderr))
+    figures = summarize(outcomes, args.slo)
+    figures |= {"url": str(target), "model": load.model, "load": describe(load)}
+    print(text(figures))
+    if args.json is not None:
+        write(args.json, figures, outcomes)
+    return 0 if figures["ok"] else 1
+
+
+async def measure(target: Target, load: Load, stderr: TextIO) -> tuple[list[Outcome], Load]:
+    """Every outcome in the order of ending, and `load` with the model that was asked for."""
+    first = await find_model(target)
+    load = replace(load, model=load.model or first)
+    outcomes: list[Outcome] = []
+    await run_load(target, load, counting(outcomes, stderr))
+    if stderr.isatty():
+        print("\r\033[K", end="", file=stderr)
+    return outcomes, load
+
+
+def counting(outcomes: list[Outcome], stderr: TextIO) -> Watch:
+    """Keeps the outcomes; on a terminal, says about once a second how many there are."""
+    said = 0.0
+
+    def watch(outcome: Outcome) -> None:
+        nonlocal said
+        outcomes.append(outcome)
+        if stderr.isatty() and outcome.ended >= said + 1:
+            said = outcome.ended
+            print(f"\r\033[K{said:.0f} s: {len(outcomes)} answers", end="", file=stderr, flush=True)
+
+    return watch
+
+
+# -- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def read_load(args: argparse.Namespace) -> Load:
+    """The load that the options ask for; RequestError where they make no sense."""
+    if args.rate is not None and args.concurrency is not None:
+        raise RequestError("--rate is an open loop and --concurrency a closed one; give one of them", "rate")
+    options = {"--rate": args.rate, "--concurrency": args.concurrency, "--duration": args.duration}
+    for name, value in (options | {"--requests": args.requests, "--timeout": args.timeout}).items():
+        if value is not None:
+            _above_zero(name, value)
+    return Load(
+        mix=read_mix(args.mix),
+        rate=args.rate,
+        concurrency=args.concurrency or 1,
+        seconds=30.0 if args.duration is None and args.requests is None else args.duration,
+        requests=args.requests,
+        stream=args.stream,
+        timeout=args.timeout,
+        seed=args.seed,
+        model=args.model or "",
+    )
+
+
+def read_mix(words: str) -> tuple[Entry, ...]:
+    """`128x128@10:3,auto` -> three of four requests are 128x128 in 10 steps, one is as the server likes."""
+    entries = []
+    for word in words.split(","):
+        match = re.fullmatch(r"(?:auto|(\d{1,5})x(\d{1,5}))(?:@(\d{1,5}))?(?::(\d{1,9}(?:\.\d{1,9})?))?", word.strip())
+        if match is None or (match[4] is not None and float(match[4]) == 0):
+            raise RequestError(
+                f"--mix {word.strip()!r} is not SIZE[@STEPS][:WEIGHT] with a weight above 0; "
+                "write it like 128x128@10:3 or auto",
+                "mix",
+            )
+        width, height, steps = (None if part is None else int(part) for part in match.group(1, 2, 3))
+        entries.append(Entry(word.strip().split(":")[0], width, height, steps, float(match[4] or 1)))
+    if len({entry.name for entry in entries}) < len(entries):
+        raise RequestError(f"--mix {words} names one kind twice; add their weights", "mix")
+    return tuple(entries)
+
+
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise RequestError(f"{name} {value:g} is not allowed; use a number above 0", name.removeprefix("--"))
+
+
+def describe(load: Load) -> Figures:
+    """The load, for the record."""
+    pace = {"concurrency": load.concurrency} if load.rate is None else {"rate": load.rate}
+    return {
+        "kind": "closed" if load.rate is None else "open",
+        **pace,
+        "seconds": load.seconds,
+        "requests": load.requests,
+        "mix": {entry.name: entry.weight for entry in load.mix},
+        "stream": load.stream,
+        "timeout": load.timeout,
+        "seed": load.seed,
+    }
+
+
+# -- what came of it -------------------------------------------------------------------------------------------------
+
+
+def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
+    """The figures as the help defines them; seconds, and None for the percentiles of nothing."""
+    good = [o for o in outcomes if o.kind == "ok"]
+    within = [o for o in good if slo is None or o.latency <= slo]
+    refused = [o for o in outcomes if o.kind == "rejected"]
+    window = max((o.ended for o in outcomes), default=0.0)
+    names = sorted({o.entry.name for o in outcomes})
+    return {
+        "seconds": window,
+        "slo": slo,
+        "sent": len(outcomes),
+        "ok": len(good),
+        "within_slo": len(within),
+        "rejected": len(refused),
+        "failed": len(outcomes) - len(good) - len(refused),
+        "throughput": len(good) / window if window else 0.0,
+        "goodput": len(within) / window if window else 0.0,
+        "latency": spread([o.latency for o in good]),
+        "latency_of": {name: spread([o.latency for o in good if o.entry.name == name]) for name in names},
+        "first_preview": spread([o.previewed - o.due for o in good if o.previewed is not None]),
+        "rejection": spread([o.ended - o.sent for o in refused]),
+        "sent_late": spread([o.sent - o.due for o in outcomes]),
+        "errors": dict(Counter(o.code for o in outcomes if o.code).most_common()),
+        "wasted": _wasted([o for o in outcomes if o.kind != "rejected"], within),
+    }
+
+
+def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:
+    work = sum(o.entry.work for o in accepted)
+    useful = sum(o.entry.work for o in within)
+    return {"requests": len(accepted) - len(within), "share": 1 - useful / work if work else 0.0}
+
+
+def spread(values: Sequence[float]) -> Figures:
+    """Count, p50, p90, p99 and maximum; percentiles are by nearest rank, so each is a value that occurred."""
+    ranked = sorted(values)
+    figures: Figures = {"count": len(ranked)}
+    for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)):
+        figures[name] = ranked[math.ceil(part * len(ranked)) - 1] if ranked else None
+    return figures
+
+
+def write(path: Path, figures: Figures, outcomes: Sequence[Outcome]) -> None:
+    """The figures and one row for each request, in the order of ending, as one JSON object."""
+    from omnimuse.media.destination import write_whole
+
+    rows = [
+        {
+            "kind": o.entry.name,
+            "due": round(o.due, 6),
+            "sent": round(o.sent, 6),
+            "previewed": None if o.previewed is None else round(o.previewed, 6),
+            "ended": round(o.ended, 6),
+            "status": o.status,
+            "code": o.code,
+        }
+        for o in outcomes
+    ]
+    write_whole(path, (json.dumps({**figures, "rows": rows}, indent=1) + "\n").encode())
+
+
+def text(figures: Figures) -> str:
+    """The figures for people."""
+    load, slo, wasted = figures["load"], figures["slo"], figures["wasted"]
+    pace = f"{load['rate']:g} requests a second" if load["kind"] == "open" else f"concurrency {load['concurrency']}"
+    within = "" if slo is None else f" within {slo:g} s"
+    facts = [
+        ("server", f"{figures['url']}  {figures['model']}".rstrip()),
+        ("load", f"{load['kind']} loop, {pace}, {figures['seconds']:.1f} s until the last answer"),
+        (
+            "requests",
+            f"{figures['sent']}: {figures['ok']} pictures, {figures['rejected']} refused, {figures['failed']} failed",
+        ),
+        ("throughput", f"{figures['throughput']:.2f} pictures a second"),
+        ("goodput", f"{figures['goodput']:.2f} pictures a second{within}"),
+        ("wasted", f"{wasted['share']:.1%} of the work taken on ({wasted['requests']} requests)"),
+    ]
+    if figures["errors"]:
+        facts.append(("errors", ", ".join(f"{code} {times}" for code, times in figures["errors"].items())))
+    parts = [columns(facts, indent=0), columns(_table(figures), indent=0)]
+    if (late := figures["sent_late"]["p99"]) is not None and late > LATE:
+        parts.append(f"sent late: 1 % of the requests left {late:.2f} s late or more; this machine is too busy")
+    return "\n\n".join(parts)
+
+
+def _table(figures: Figures) -> list[Sequence[str]]:
+    kinds = figures["latency_of"].items()
+    rows = [("latency", figures["latency"]), *((f"  {name}", one) for name, one in kinds if len(kinds) > 1)]
+    rows += [("first preview", figures["first_preview"]), ("refused", figures["rejection"])]
+    cells = [
+        [name, str(one["count"]), *(_milliseconds(one[part]) for part in ("p50", "p90", "p99", "max"))]
+        for name, one in rows
+        if one["count"] or name == "latency"
+    ]
+    return [["milliseconds", "count", "p50", "p90", "p99", "max"], *cells]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.1f}" if seconds < 0.1 else f"{1000 * seconds:.0f}"

@@ -1,0 +1,389 @@
+"""Load on an image server: what `omnimuse bench serve` sends, how it measures, and nothing about how it is shown.
+
+A small HTTP/1.1 client on asyncio streams asks any OpenAI-compatible server for pictures, at given moments (open loop)
+or by a given number of clients (closed loop), and notes for each request when it was due, sent, answered and how it
+ended. Every request has a connection of its own, whose making is part of its time. No library beyond Python's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from urllib.parse import urlsplit
+
+from omnimuse.core.errors import ConfigError, RequestError
+
+STARTED = frozenset({"worker_lost", "insufficient_memory", "numerical_error", "worker_crash"})
+"""Error codes of work that had begun: with status 503, too, they are failures and no refusals."""
+PREVIEWS = 3
+COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "pink")
+SHAPES = ("circle", "square", "star", "ring", "triangle")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kind of picture in the mix; without a size or steps the server's own are taken."""
+
+    name: str
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    weight: float = 1.0
+
+    @property
+    def work(self) -> float:
+        """Megapixels x steps, by which wasted work is weighed (what is not known counts as 1)."""
+        return (self.width or 1000) * (self.height or 1000) / 1e6 * (self.steps or 1)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the server is; `prefix` is the path up to and including /v1."""
+
+    host: str
+    port: int
+    prefix: str = "/v1"
+    secure: bool = False
+    key: str = ""
+
+    @staticmethod
+    def read(url: str, key: str) -> Target:
+        """The server at `url`, with or without the /v1; RequestError if that is no http or https address."""
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if host is None or parts.scheme not in ("http", "https"):
+            raise RequestError(f"--url {url} is not an address; write it like http://127.0.0.1:8000", "url")
+        secure = parts.scheme == "https"
+        path = parts.path.rstrip("/")
+        return Target(
+            host, port or (443 if secure else 80), path if path.endswith("/v1") else f"{path}/v1", secure, key
+        )
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as in an address."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.secure else 'http'}://{self.authority}{self.prefix}"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
+    `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds."""
+
+    mix: tuple[Entry, ...]
+    rate: float | None = None
+    concurrency: int = 1
+    seconds: float | None = None
+    requests: int | None = None
+    stream: bool = False
+    timeout: float = 600.0
+    seed: int = 0
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one request went. Times are seconds since the load began; `previewed` is when the first preview came.
+
+    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture.
+    """
+
+    entry: Entry
+    due: float
+    sent: float
+    ended: float
+    previewed: float | None = None
+    status: int = 0
+    code: str = ""
+    retry_after: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        """`ok`, `rejected` (429 or 503 before any work) or `failed`."""
+        if not self.code:
+            return "ok"
+        return "rejected" if self.status in (429, 503) and self.code not in STARTED else "failed"
+
+    @property
+    def latency(self) -> float:
+        """Seconds from when the request was due until the last byte of its answer."""
+        return self.ended - self.due
+
+
+Watch = Callable[[Outcome], None]
+
+
+# -- the load ------------------------------------------------------------------------------------------------------
+
+
+async def run_load(target: Target, load: Load, watch: Watch) -> None:
+    """Send `load` and wait for every answer; `watch` is called with each outcome."""
+    client = Client(target, load)
+    await (_closed_loop if load.rate is None else _open_loop)(client, load, watch)
+
+
+async def _open_loop(client: Client, load: Load, watch: Watch) -> None:
+    """Requests come when they come, however slow the server is: exponential gaps, drawn from the seed."""
+    assert load.rate is not None
+    gaps, entries, due = random.Random(load.seed), choices(load), 0.0
+
+    async def one(entry: Entry, prompt: str, due: float) -> None:
+        watch(await client.ask(entry, prompt, due))
+
+    async with asyncio.TaskGroup() as sending:
+        for number in count(1):
+            due += gaps.expovariate(load.rate)
+            if (load.seconds is not None and due > load.seconds) or number > (load.requests or number):
+                break
+            await asyncio.sleep(max(0.0, due - client.now()))
+            sending.create_task(one(*next(entries), due))
+
+
+async def _closed_loop(client: Client, load: Load, watch: Watch) -> None:
+    """Each client asks again when it has its picture; one that got none first waits as it was told."""
+    end, entries = load.seconds, choices(load)
+    numbers = iter(range(load.requests)) if load.requests else count()
+
+    async def one() -> None:
+        for _ in numbers:
+            if end is not None and client.now() >= end:
+                return
+            entry, prompt = next(entries)
+            outcome = await client.ask(entry, prompt, client.now())
+            watch(outcome)
+            if outcome.code:
+                pause = outcome.retry_after
+                await asyncio.sleep(pause if end is None else max(0.0, min(pause, end - client.now())))
+
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(load.concurrency):
+            clients.create_task(one())
+
+
+def choices(load: Load) -> Iterator[tuple[Entry, str]]:
+    """Kinds of pictures by weight with a prompt each, without end; the same for the same seed.
+
+    Prompts differ so that a server cannot answer from memory.
+    """
+    draw = random.Random(f"mix {load.seed}")
+    weights = [entry.weight for entry in load.mix]
+    while True:
+        entry = draw.choices(load.mix, weights)[0]
+        ground, colour = draw.sample(COLOURS, 2)
+        yield entry, f"a {colour} {draw.choice(SHAPES)} on a {ground} background"
+
+
+# -- one request ---------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Asks for one picture at a time, from a clock that starts at 0 when it is made."""
+
+    def __init__(self, target: Target, load: Load) -> None:
+        self._target, self._load = target, load
+        self._began = time.perf_counter()
+
+    def now(self) -> float:
+        """Seconds since the load began."""
+        return time.perf_counter() - self._began
+
+    async def ask(self, entry: Entry, prompt: str, due: float) -> Outcome:
+        """The outcome of one request; no error is raised, whatever the server does."""
+        outcome = Outcome(entry, due, self.now(), 0.0)
+        try:
+            async with asyncio.timeout(self._load.timeout), exchange(self._target, *self._request(entry, prompt)) as a:
+                outcome = replace(outcome, status=a.status, retry_after=a.retry_after)
+                if a.status == 200 and a.headers.get("content-type", "").startswith("text/event-stream"):
+                    outcome = await self._follow(outcome, a)
+                else:
+                    content = await a.read()
+                    outcome = replace(outcome, ended=self.now(), code=_judge(a.status, content))
+        except TimeoutError:
+            outcome = replace(outcome, code="timeout")
+        except (OSError, EOFError):
+            outcome = replace(outcome, code="broken_connection" if outcome.status else "no_connection")
+        except ValueError:
+            outcome = replace(outcome, code="invalid_answer")
+        return outcome if outcome.ended else replace(outcome, ended=self.now())
+
+    def _request(self, entry: Entry, prompt: str) -> tuple[str, str, bytes, dict[str, str]]:
+        fields: dict[str, object] = {"prompt": prompt, "n": 1}
+        if self._load.model:
+            fields["model"] = self._load.model
+        if entry.width is not None:
+            fields["size"] = f"{entry.width}x{entry.height}"
+        if entry.steps is not None:
+            fields["num_inference_steps"] = entry.steps
+        if self._load.stream:
+            fields |= {"stream": True, "partial_images": PREVIEWS}
+        headers = {"content-type": "application/json", "x-stainless-read-timeout": f"{self._load.timeout:g}"}
+        return "POST", "/images/generations", json.dumps(fields).encode(), headers
+
+    async def _follow(self, outcome: Outcome, answer: Answer) -> Outcome:
+        """The outcome of an answer that streams: good once a finished picture has come and no error."""
+        code = "invalid_answer"
+        async for data in answer.events():
+            if data == b"[DONE]":
+                break
+            event = json.loads(data)
+            kind = str(event.get("type", "")) if isinstance(event, dict) else ""
+            if kind.endswith(".partial_image") and outcome.previewed is None:
+                outcome = replace(outcome, previewed=self.now())
+            elif kind.endswith(".completed"):
+                outcome, code = replace(outcome, ended=self.now()), ""
+            elif isinstance(event, dict) and event.get("error"):
+                return replace(outcome, ended=self.now(), code=_code(event, "stream_error"))
+        return replace(outcome, ended=self.now(), code=code)
+
+
+def _judge(status: int, content: bytes) -> str:
+    """What is wrong with an answer; empty if it has a picture."""
+    if status != 200:
+        try:
+            return _code(json.loads(content), f"http_{status}")
+        except ValueError:
+            return f"http_{status}"
+    body = json.loads(content)
+    data = body.get("data") if isinstance(body, dict) else None
+    first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
+    return "" if first.get("b64_json") or first.get("url") else "invalid_answer"
+
+
+def _code(body: object, otherwise: str) -> str:
+    error = body.get("error") if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return str(code) if code else otherwise
+
+
+async def find_model(target: Target, timeout: float = 10.0) -> str:
+    """The first model the server lists, or "" if it lists none; ConfigError if there is no server, or no entry."""
+    try:
+        async with asyncio.timeout(timeout), exchange(target, "GET", "/models", b"", {}) as answer:
+            content = await answer.read()
+    except (OSError, EOFError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"no server answers at {target} ({reason}); start one with `omnimuse serve`") from None
+    if answer.status in (401, 403):
+        raise ConfigError(f"the server at {target} refuses this key (status {answer.status}); give --api-key")
+    try:
+        listed = json.loads(content)["data"]
+        return str(listed[0]["id"]) if answer.status == 200 else ""
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+# -- HTTP ----------------------------------------------------------------------------------------------------------
+
+
+class Answer:
+    """An answer whose head has come; its body is read once, by `read` or `events`."""
+
+    def __init__(self, status: int, headers: dict[str, str], reader: asyncio.StreamReader) -> None:
+        self.status, self.headers, self._reader = status, headers, reader
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which to try again, 1 where nothing is said."""
+        with suppress(ValueError):
+            return min(120.0, max(0.0, float(self.headers.get("retry-after", 1.0))))
+        return 1.0
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        return b"".join([part async for part in self._parts()])
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The data of each server-sent event; comments and names are left out."""
+        data: list[bytes] = []
+        async for line in self._lines():
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                yield b"\n".join(data)
+                data = []
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        rest = bytearray()
+        async for part in self._parts():
+            looked = len(rest)
+            rest += part
+            while (end := rest.find(b"\n", looked)) >= 0:
+                yield bytes(rest[:end]).rstrip(b"\r")
+                del rest[: end + 1]
+                looked = 0
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        if self.headers.get("transfer-encoding", "").lower() == "chunked":
+            while size := int((await self._line()).split(b";")[0], 16):
+                yield await self._reader.readexactly(size)
+                await self._reader.readexactly(2)
+            return
+        said = self.headers.get("content-length")
+        left = None if said is None else int(said)
+        while left is None or left > 0:
+            part = await self._reader.read(2**16 if left is None else min(left, 2**16))
+            if not part and left is not None:
+                raise EOFError(f"the answer broke off {left} bytes before its end")
+            if not part:
+                return
+            left = None if left is None else left - len(part)
+            yield part
+
+    async def _line(self) -> bytes:
+        line = await self._reader.readline()
+        if not line:
+            raise EOFError("the answer broke off between two chunks")
+        return line
+
+
+@asynccontextmanager
+async def exchange(
+    target: Target, method: str, path: str, body: bytes, headers: dict[str, str]
+) -> AsyncIterator[Answer]:
+    """Send a request over a connection of its own and give its answer, whose body is still to be read.
+
+    OSError, EOFError or ValueError if there is no answer, or none in HTTP.
+    """
+    context = ssl.create_default_context() if target.secure else None
+    reader, writer = await asyncio.open_connection(target.host, target.port, ssl=context)
+    try:
+        head = {"host": target.authority, "connection": "close", "content-length": str(len(body))}
+        if target.key:
+            head["authorization"] = f"Bearer {target.key}"
+        lines = [f"{method} {target.prefix}{path} HTTP/1.1", *(f"{k}: {v}" for k, v in (head | headers).items())]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        await writer.drain()
+        yield await _read_head(reader)
+    finally:
+        writer.transport.abort()  # the answer has been read, or is not wanted; there is nothing left to say
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _read_head(reader: asyncio.StreamReader) -> Answer:
+    status = 100
+    while 100 <= status < 200:  # interim answers say nothing yet
+        words = (await reader.readline()).split(maxsplit=2)
+        if not words:
+            raise EOFError("the server closed the connection without an answer")
+        if len(words) < 2 or not words[0].startswith(b"HTTP/"):
+            raise ValueError("the answer is not HTTP")
+        status = int(words[1])
+        headers = {}
+        while line := (await reader.readline()).strip():
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.strip().lower()] = value.strip()
+    return Answer(status, headers, reader)

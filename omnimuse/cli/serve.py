@@ -1,0 +1,72 @@
+"""Serve a model behind an OpenAI-compatible HTTP interface, with a page to try it in the browser.
+
+examples:
+  omnimuse serve
+  omnimuse serve /models/Z-Image-Turbo --dtype bfloat16 --port 9000
+  omnimuse serve --host 0.0.0.0 --api-key-file keys.txt --replicas 2
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.job import DEFAULT_MODEL
+from omnimuse.core.errors import ConfigError
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse serve`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument("--model-name", metavar="NAME", help="what clients call it (default: as you named it)")
+    where = parser.add_argument_group("where it listens, and who may ask")
+    where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    where.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    where.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line, as KEY or NAME:KEY")
+    where.add_argument("--insecure-no-auth", action="store_true", help="no key although other machines can connect")
+    much = parser.add_argument_group("how much it takes on (times in seconds)")
+    much.add_argument("--replicas", type=int, default=1, metavar="N", help="worker processes, each with the model")
+    much.add_argument("--max-queue", type=int, default=256, metavar="N", help="unfinished requests (default: 256)")
+    much.add_argument("--max-wait", type=float, default=600, metavar="S", help="work ahead of a request (default: 600)")
+    much.add_argument("--drain-timeout", type=float, default=30, metavar="S", help="to finish after SIGTERM")
+    much.add_argument("--hang-timeout", type=float, default=300, metavar="S", help="a step this long is a hang")
+    keep = parser.add_argument_group("what it keeps")
+    keep.add_argument("--data", type=Path, metavar="FOLDER", help="jobs and files (default: below ~/.local/share)")
+    keep.add_argument("--keep", type=float, default=86400, metavar="S", help="how long finished files stay (1 day)")
+    keep.add_argument("--compat", default="", metavar="NAME", help="vllm-omni: chat answers as vLLM-Omni gives them")
+    add_engine_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    try:
+        from omnimuse.server.options import ServeOptions
+        from omnimuse.server.serve import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'serving needs {error.name}, which is not installed: pip install "omnimuse[serve]"'
+        ) from None
+    folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{args.port}"
+    options = ServeOptions(
+        data=folder,
+        model_name=args.model_name or args.model,
+        host=args.host,
+        port=args.port,
+        replicas=args.replicas,
+        key_file=args.api_key_file,
+        insecure=args.insecure_no_auth,
+        max_queue=args.max_queue,
+        max_wait=args.max_wait,
+        drain=args.drain_timeout,
+        hang=args.hang_timeout,
+        keep=args.keep,
+        compat=args.compat,
+    )
+    return serve(read_config(args), options)

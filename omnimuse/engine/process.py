@@ -1,0 +1,369 @@
+"""A worker: one process that holds one engine, or one rank of a group that shares one.
+
+Run as `python -m omnimuse.engine.process` by `engine/replica.py`, which writes the settings to its standard input and
+keeps that open: its end means that the parent is gone, and then the process is gone, too. The main thread of rank 0
+only talks; loading, the engine and the writing of results have threads of their own. torch is imported by the loading
+thread, so that the first beat comes at once. Whatever thread dies takes the process with it: it is disposable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import CapacityError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Request
+from omnimuse.engine.faults import ALWAYS, Faults
+from omnimuse.engine.line import Line
+from omnimuse.engine.wire import (
+    Beat,
+    Cancel,
+    Command,
+    Ended,
+    Finished,
+    Form,
+    MadeFile,
+    NotStarted,
+    Previewed,
+    Ready,
+    Stepped,
+    Submit,
+    unpack,
+)
+from omnimuse.worker.find import find
+
+if TYPE_CHECKING:
+    from omnimuse.engine.engine import Engine
+    from omnimuse.engine.local import Background
+    from omnimuse.engine.results import Spool
+
+PR_SET_PDEATHSIG = 1
+FINISHERS = 2
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the parent says first, as one line of JSON.
+
+    `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is a file
+    that does not exist yet, by which the ranks of a group find each other. `period` is seconds between beats.
+    """
+
+    config: Config
+    address: str
+    spool: Path
+    name: str
+    replica: int = 0
+    replicas: int = 1
+    rank: int = 0
+    ranks: int = 1
+    meeting: Path = Path()
+    faults: str = ""
+    first: bool = True
+    period: float = 0.5
+
+
+def write_settings(settings: Settings) -> bytes:
+    """`settings` as one line of JSON."""
+    return msgspec.json.encode(settings, enc_hook=str) + b"\n"
+
+
+def read_settings(line: bytes) -> Settings:
+    """What `write_settings` was given."""
+    return msgspec.json.decode(line, type=Settings, dec_hook=lambda kind, value: kind(value))
+
+
+@dataclass
+class Job:
+    """A request in this worker; `nan` when a fault says that its values count as NaN."""
+
+    request: Request
+    form: Form
+    nan: bool = False
+
+
+class Worker:
+    """What rank 0 does: obeys the front process, and reports through `line`."""
+
+    def __init__(self, settings: Settings, line: Line) -> None:
+        self.settings = settings
+        self.failed = False
+        self._line = line
+        self._faults = Faults.read(settings.faults, settings.first)
+        self._jobs: dict[str, Job] = {}
+        self._ticks = 0
+        self._background: Background | None = None
+        self._spool: Spool | None = None
+        self._previewer = ThreadPoolExecutor(1, "omnimuse-preview")
+        self._finishers = ThreadPoolExecutor(FINISHERS, "omnimuse-finish")
+
+    # -- the loading thread ----------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Build the engine, draw one step with it, and say that it is ready; or why it cannot be."""
+        began = time.monotonic()
+        try:
+            self._faults.reach("worker.start", 1, ALWAYS)
+            engine = build(self.settings)
+            place = self._begin(engine)
+        except OmnimuseError as error:
+            self._give_up(type(error).__name__, str(error))
+            return
+        self._line.send(Ready(time.monotonic() - began, place))
+
+    def _begin(self, engine: Engine) -> dict[str, str]:
+        from omnimuse.engine.local import Background
+        from omnimuse.engine.results import Spool
+
+        ctx = engine.runner.pipeline.ctx
+        place = {"dtype": str(ctx.dtype).removeprefix("torch."), "device": str(ctx.device)}
+        about = {"model": model_name(self.settings.config), **place}
+        self._spool = Spool(self.settings.spool, self.settings.name, about)
+        background = Background(engine)
+        warm_up(background)
+        self._background = background
+        return place
+
+    def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
+        """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""
+        traceback.print_exception(died.exc_type, died.exc_value, died.exc_traceback)
+        self._give_up("", f"{died.exc_type.__name__}: {died.exc_value}")
+
+    def _give_up(self, kind: str, message: str) -> None:
+        self.failed = True
+        if self._background is None:
+            self._line.send(NotStarted(kind, message))
+        self._line.end()
+
+    # -- the main thread -------------------------------------------------------------------------------------------
+
+    def obey(self, command: Command) -> None:
+        """Carry out one command."""
+        if self._background is None:  # nobody sends work before Ready
+            self._line.end()
+        elif isinstance(command, Submit):
+            self._submit(command, self._background)
+        elif isinstance(command, Cancel):
+            self._background.cancel(command.request_id)
+        else:
+            self._line.end()
+
+    def beat(self) -> Beat:
+        """How this worker is; loading counts as being busy."""
+        return Beat(self._ticks, self._background is None or bool(self._jobs), resident())
+
+    def close(self) -> None:
+        """End the engine; what is in progress is dropped."""
+        if self._background is not None:
+            self._background.close()
+
+    def _submit(self, command: Submit, background: Background) -> None:
+        from omnimuse.engine.results import check_form
+
+        engine = background.engine
+        request = unpack(command.request, engine.door.spec)
+        job = self._jobs[request.id] = Job(request, command.form)
+        try:
+            check_form(request, command.form, engine.runner.pipeline.media)
+            background.submit(request, partial(self._hear, job))
+        except OmnimuseError as error:
+            self._end(request.id, error)
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _hear(self, job: Job, event: Event) -> None:
+        self._ticks += 1
+        if event.request_id not in self._jobs:  # it has ended already
+            return
+        match event:
+            case Progress():
+                self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
+                if event.steps > 1:
+                    self._reach_step(job, event.step)
+            case Preview():
+                self._later(self._previewer, job, partial(self._preview, event))
+            case Done():
+                self._later(self._finishers, job, partial(self._finish, job, event.result))
+            case Failed():
+                self._end(event.request_id, event.error)
+
+    def _reach_step(self, job: Job, step: int) -> None:
+        try:
+            job.nan |= self._faults.reach("worker.step", step, job.request.prompt)
+        except (ModelError, MemoryError) as error:
+            assert self._background is not None
+            self._end(job.request.id, error)
+            self._background.cancel(job.request.id)
+
+    # -- threads that encode ---------------------------------------------------------------------------------------
+
+    def _later(self, pool: ThreadPoolExecutor, job: Job, work: partial[None]) -> None:
+        pool.submit(work).add_done_callback(partial(self._end_if_failed, job.request.id))
+
+    def _end_if_failed(self, request_id: str, done: Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._end(request_id, error)
+
+    def _preview(self, event: Preview) -> None:
+        from omnimuse.engine.results import preview
+
+        self._line.send(Previewed(event.request_id, event.output, event.step, preview(event.image)))
+
+    def _finish(self, job: Job, result: Result) -> None:
+        from omnimuse.engine.results import presented
+
+        assert self._background is not None and self._spool is not None
+        began, request = time.perf_counter(), job.request
+        if job.nan:
+            result = replace(result, output=result.output * float("nan"))
+        shown = presented(result, self._background.engine.runner.pipeline.media)
+        files: list[MadeFile] = []
+        for number in range(request.outputs):
+            self._faults.reach("worker.encode", number + 1, request.prompt)
+            files.append(self._spool.write(number, request, shown, job.form))
+            self._ticks += 1
+        timings = {**result.timings, "encode": time.perf_counter() - began}
+        if self._jobs.pop(request.id, None) is not None:
+            self._line.send(Finished(request.id, files, timings, resident()))
+
+    def _end(self, request_id: str, error: BaseException) -> None:
+        """Report that a request ended without a result, unless it has ended already."""
+        if self._jobs.pop(request_id, None) is None:
+            return
+        kind, message = kind_of(error)
+        param = error.param if isinstance(error, RequestError) else None
+        wait = error.retry_after if isinstance(error, CapacityError) else None
+        if not isinstance(error, OmnimuseError):
+            traceback.print_exception(error)
+        self._line.send(Ended(request_id, kind, message, param, wait))
+
+
+def build(settings: Settings) -> Engine:
+    """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit."""
+    find(settings.config)  # what is missing is told before torch is imported
+    import torch
+    import torch.distributed as dist
+
+    from omnimuse.engine.local import start
+
+    share = settings.replicas * settings.ranks
+    torch.set_num_threads(max(1, cores() // share))
+    config, backend = settings.config, "gloo"
+    if torch.cuda.is_available() and config.model.device in ("auto", "cuda"):
+        index = (settings.replica * settings.ranks + settings.rank) % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
+    if settings.ranks > 1:
+        dist.init_process_group(
+            backend, init_method=f"file://{settings.meeting}", rank=settings.rank, world_size=settings.ranks
+        )
+    return start(config)
+
+
+def warm_up(background: Background) -> None:
+    """Draw the model's default size in one step, so that the first request finds everything in place."""
+    door = background.engine.door
+    steps = door.limits.fixed.num_inference_steps or 1
+    request = background.engine.make_request(Ask("a warm-up", DiffusionParams(num_inference_steps=steps, seed=0)))
+    events: SimpleQueue[Event] = SimpleQueue()
+    background.submit(request, events.put)
+    event = events.get()
+    while not isinstance(event, Done | Failed):
+        event = events.get()
+    if isinstance(event, Failed):
+        raise event.error
+
+
+def kind_of(error: BaseException) -> tuple[str, str]:
+    """The class of `core.errors` that stands for `error` (or "MemoryError"), and what to say."""
+    import torch
+
+    cause = error.__cause__ or error
+    if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
+        return "MemoryError", str(error).split(". ")[0]
+    if isinstance(error, OmnimuseError):
+        return type(error).__name__, str(error)
+    return "ModelError", f"the result could not be finished: {type(error).__name__}: {error}"
+
+
+def model_name(config: Config) -> str:
+    """What files say of their model: its id, of a folder only the last part."""
+    name = config.model.model
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def resident() -> int:
+    """Resident memory in bytes; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def lead(settings: Settings) -> int:
+    """Rank 0: talk until the end; the exit status."""
+    line = Line(settings.address)
+    worker = Worker(settings, line)
+    threading.excepthook = worker.on_thread_death
+    threading.Thread(target=worker.load, name="omnimuse-load", daemon=True).start()
+    line.talk(worker.obey, worker.beat, settings.period)
+    if not worker.failed:
+        worker.close()
+    line.close()
+    return int(worker.failed)
+
+
+def follow(settings: Settings) -> int:
+    """Any other rank: execute rank 0's plans until it stops; the exit status."""
+    try:
+        build(settings)
+    except SystemExit:
+        return 0
+    except OmnimuseError as error:
+        print(f"omnimuse: rank {settings.rank} ends: {error}", file=sys.stderr, flush=True)
+    return 1
+
+
+def watch_parent() -> None:
+    """End this process at once when the parent is gone, whatever it is doing."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Run one rank until it is told to end or its parent dies. Signals that stop a server are the parent's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":  # ends even a stopped process
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    settings = read_settings(sys.stdin.buffer.readline())
+    threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
+    status = follow(settings) if settings.rank else lead(settings)
+    sys.stderr.flush()
+    os._exit(status)  # threads in the midst of something have nothing that must be kept
+
+
+if __name__ == "__main__":
+    main()

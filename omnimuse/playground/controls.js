@@ -1,0 +1,204 @@
+// The settings of a model, made from what /v1/models says of it: its parameters, defaults and limits.
+
+import { byId, h } from "./dom.js";
+
+const NUMBERS = [
+  // name on the wire, label, smallest, largest, step
+  ["num_inference_steps", "Steps", 1, 10000, 1],
+  ["guidance_scale", "Guidance", 0, 1000, "any"],
+  ["guidance_scale_2", "Guidance, second part", 0, 1000, "any"],
+  ["true_cfg_scale", "True guidance", 0, 1000, "any"],
+  ["fps", "Frames per second", 0.01, 1000, "any"],
+];
+const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
+
+/** The settings of one model and task, inside `root`; `kind` is "image", "edit" or "video". */
+export class Controls {
+  constructor(root, model, kind, onchange) {
+    this.model = model;
+    this.kind = kind;
+    this.can = model.capabilities;
+    this.inputs = new Map();
+    this.extra = new Map();
+    root.replaceChildren(...this.build().filter(Boolean));
+    root.oninput = ({ target }) => {
+      if (target === this.shape) this.applyShape();
+      this.matchShape();
+      onchange();
+    };
+    this.matchShape();
+  }
+
+  build() {
+    const { can } = this;
+    const most = { ...can.defaults };
+    const numbers = NUMBERS.map(([name, label, min, max, step]) =>
+      this.has(name) ? this.number(name, label, { min, max, step, value: most[name] ?? "" }) : null);
+    if (this.kind === "video") numbers.push(this.frames());
+    if (this.kind === "edit" && this.has("strength")) {
+      numbers.push(this.number("strength", "Strength", { min: 0, max: 1, step: "any", value: most.strength ?? "" }));
+    }
+    if (this.kind !== "video" && can.max_outputs > 1) {
+      numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
+    }
+    return [...this.sizes(), ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras()];
+  }
+
+  has(name) {
+    return this.can.parameters.includes(name);
+  }
+
+  sizes() {
+    const { size_multiple: step, max_side: max, defaults } = this.can;
+    const side = { min: step, max, step };
+    const options = this.shapes().map(([label, width, height]) =>
+      h("option", { value: `${width}x${height}` }, `${label} ${width} × ${height}`));
+    this.shape = h("select", { id: "shape" }, ...options, h("option", { value: "" }, "Custom"));
+    return [
+      field(this.shape, "Shape", "wide"),
+      this.number("width", "Width", { ...side, value: defaults.width }),
+      this.number("height", "Height", { ...side, value: defaults.height }),
+      h("p", { className: "hint wide" }, `Sides are multiples of ${step}, up to ${max}.`),
+    ];
+  }
+
+  /** Named sizes with about as many pixels as the model's default, [label, width, height]. */
+  shapes() {
+    const { size_multiple: step, max_side: max, defaults: { width, height } } = this.can;
+    const fit = (side) => Math.min(Math.max(Math.round(side / step), 1) * step, max - (max % step));
+    const named = SHAPES.map(([label, w, h_]) => {
+      const unit = Math.sqrt((width * height) / (w * h_));
+      return [label, fit(w * unit), fit(h_ * unit)];
+    });
+    return named.some(([, w, h_]) => w === width && h_ === height) ? named : [["Default", width, height], ...named];
+  }
+
+  applyShape() {
+    const [width, height] = this.shape.value.split("x");
+    if (height) this.set("width", width), this.set("height", height);
+  }
+
+  matchShape() {
+    const size = `${this.get("width")}x${this.get("height")}`;
+    this.shape.value = [...this.shape.options].some((option) => option.value === size) ? size : "";
+  }
+
+  frames() {
+    // Legal counts are 1 + k * step: a number field with min 1 and that step says so by itself.
+    const { max_frames: max, frame_step: step, defaults } = this.can;
+    return this.number("num_frames", "Frames", { min: 1, max, step, value: defaults.num_frames });
+  }
+
+  seed() {
+    const pattern = "0|[1-9][0-9]{0,18}";
+    const input = h("input", { inputMode: "numeric", pattern, placeholder: "random", autocomplete: "off" });
+    input.title = "A whole number; the same seed gives the same picture";
+    return this.keep("seed", "Seed", input);
+  }
+
+  formats() {
+    if (this.kind === "video") return null;
+    const options = this.can.formats.map((name) => h("option", { value: name }, name.toUpperCase()));
+    return this.keep("output_format", "Format", h("select", {}, ...options));
+  }
+
+  negative() {
+    if (!this.has("negative_prompt")) return null;
+    const input = h("input", { maxLength: this.can.max_prompt, autocomplete: "off" });
+    return this.keep("negative_prompt", "Leave out", input, "wide");
+  }
+
+  extras() {
+    return Object.entries(this.can.extra ?? {}).map(([name, value]) => {
+      const input = typeof value === "boolean" ? h("input", { type: "checkbox", checked: value })
+        : typeof value === "number" ? h("input", { type: "number", step: "any", value })
+        : h("input", { value: value ?? "" });
+      input.id = `extra-${name}`;
+      this.extra.set(name, input);
+      const words = name.replaceAll("_", " ");
+      return field(input, words[0].toUpperCase() + words.slice(1));
+    });
+  }
+
+  number(name, label, props) {
+    const input = h("input", { type: "number", required: props.value !== "", ...props });
+    const only = this.can.fixed?.[name] ?? null;
+    if (only !== null) Object.assign(input, { value: only, disabled: true, title: "This model takes no other value" });
+    return this.keep(name, label, input);
+  }
+
+  keep(name, label, input, width) {
+    input.id = `set-${name}`;
+    this.inputs.set(name, input);
+    return field(input, label, width);
+  }
+
+  get(name) {
+    return this.inputs.get(name)?.value ?? "";
+  }
+
+  set(name, value) {
+    const input = this.inputs.get(name);
+    if (input && !input.disabled) input.value = value;
+  }
+
+  /** What to send: the size, and every setting that is not the model's default. */
+  read() {
+    const fields = { size: `${this.get("width")}x${this.get("height")}` };
+    for (const [name, input] of this.inputs) {
+      const value = input.value.trim();
+      if (["width", "height"].includes(name) || input.disabled || value === "" || value === this.usual(name)) continue;
+      fields[name] = input.type === "number" ? Number(value) : value;
+    }
+    const extra = [...this.extra].map(([name, input]) => [name, valueOf(input)])
+      .filter(([name, value]) => value !== (this.can.extra[name] ?? ""));
+    return extra.length ? { ...fields, extra_params: Object.fromEntries(extra) } : fields;
+  }
+
+  usual(name) {
+    if (name === "output_format") return this.can.formats[0];
+    return name === "n" ? "1" : String(this.can.defaults[name] ?? "");
+  }
+
+  /** Shows the settings of `fields`, as `read` gave them; what they leave out takes its default. */
+  fill(fields) {
+    const [width, height] = fields.size.split("x");
+    const all = { ...fields, width, height };
+    for (const name of this.inputs.keys()) this.set(name, all[name] ?? this.usual(name));
+    for (const [name, input] of this.extra) {
+      const value = fields.extra_params?.[name] ?? this.can.extra[name];
+      if (input.type === "checkbox") input.checked = value;
+      else input.value = value ?? "";
+    }
+    this.matchShape();
+  }
+
+  /** The settings in a few words. */
+  summary() {
+    const steps = this.get("num_inference_steps");
+    const seed = this.get("seed");
+    const size = `${this.get("width")} × ${this.get("height")}`;
+    return [size, steps && `${steps} steps`, seed && `seed ${seed}`].filter(Boolean).join(" · ");
+  }
+}
+
+function field(input, label, width = "") {
+  return h("div", { className: `field ${width}` }, h("label", { htmlFor: input.id }, label), input);
+}
+
+function valueOf(input) {
+  if (input.type === "checkbox") return input.checked;
+  return input.type === "number" ? Number(input.value) : input.value;
+}
+
+/** What a model can make here: [kind, label] pairs. */
+export function kindsOf({ capabilities: can }) {
+  const kinds = [];
+  if (can.tasks.includes("text-to-image")) kinds.push(["image", "Picture"]);
+  if (can.takes_images) kinds.push(["edit", "Picture from pictures"]);
+  if (can.tasks.includes("text-to-video")) kinds.push(["video", "Video"]);
+  return kinds;
+}
+
+/** Whether the settings start open: where they do not push the picture off the screen. */
+export const openSettings = () => (byId("settings").open = matchMedia("(min-width: 60rem)").matches);

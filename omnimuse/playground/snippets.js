@@ -1,0 +1,67 @@
+// The request as a person would write it: a curl line and a Python program that work as pasted.
+
+import { address, encode, hasKey } from "./api.js";
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_KEY"' : "");
+const suffix = (fields) => (fields.output_format === "jpeg" ? "jpg" : fields.output_format ?? "png");
+
+/** A shell command that writes the picture or video into a file (more than one picture: the whole answer). */
+export function curl({ kind, fields }) {
+  if (kind === "edit") {
+    const { extra_params: extra = {}, ...plain } = fields;
+    const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
+    const parts = named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`).join("");
+    return `curl -sS ${address("v1/images/edits")}${auth()} \\\n  -F 'image[]=@input.png'${parts}${save(fields)}`;
+  }
+  const path = kind === "video" ? "v1/videos/sync" : "v1/images/generations";
+  const end = kind === "video" ? " \\\n  -o video.mp4" : save(fields);
+  const body = quoted(encode(fields));
+  return `curl -sS ${address(path)}${auth()} \\\n  -H 'Content-Type: application/json' \\\n  -d ${body}${end}`;
+}
+
+function save(fields) {
+  if (fields.n > 1) return " \\\n  -o answer.json";
+  const cut = `sed 's/.*"b64_json": *"\\([^"]*\\)".*/\\1/'`;
+  return ` \\\n  | ${cut} | base64 --decode > picture.${suffix(fields)}`;
+}
+
+const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
+
+/** A Python program for the official client. */
+export function python({ kind, fields }) {
+  const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
+  const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
+  const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
+  if (kind === "edit") lines.unshift('    image=[open("input.png", "rb")],');
+  if (own.length) {
+    const extra = own.map(([name, value]) => `"${name}": ${name === "seed" ? value : literal(value)}`);
+    lines.push(`    extra_body={${extra.join(", ")}},`);
+  }
+  const key = hasKey() ? 'os.environ["OMNIMUSE_API_KEY"]' : '"none"';
+  const imports = [kind === "video" ? [] : ["import base64"], hasKey() ? ["import os"] : []].flat();
+  const head = imports.length ? `${imports.join("\n")}\n\n` : "";
+  const client = `from openai import OpenAI\n\nclient = OpenAI(base_url="${address("v1")}", api_key=${key})\n`;
+  return head + client + (kind === "video" ? videoCall(lines) : pictureCall(kind, lines, fields));
+}
+
+function pictureCall(kind, lines, fields) {
+  const method = kind === "edit" ? "edit" : "generate";
+  const name = fields.n > 1 ? `f"picture-{number}.${suffix(fields)}"` : `"picture.${suffix(fields)}"`;
+  const loop = fields.n > 1 ? "for number, made in enumerate(answer.data):" : "for made in answer.data:";
+  const write = `    with open(${name}, "wb") as file:\n        file.write(base64.b64decode(made.b64_json))\n`;
+  return `answer = client.images.${method}(\n${lines.join("\n")}\n)\n${loop}\n${write}`;
+}
+
+function videoCall(lines) {
+  return `video = client.videos.create_and_poll(\n${lines.join("\n")}\n)\n` +
+    'client.videos.download_content(video.id).write_to_file("video.mp4")\n';
+}
+
+// JSON is Python, but for three words.
+function literal(value) {
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (value === null) return "None";
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${literal(item)}`).join(", ")}}`;
+}

@@ -1,0 +1,117 @@
+// The large view: frames that fill while drawing, or one finished record with its settings and actions.
+
+import { copy, duration, h } from "./dom.js";
+import { curl, python } from "./snippets.js";
+
+/** The same record as a request that gives the same picture again. */
+export function again({ fields, seed }) {
+  const { n, ...rest } = fields;
+  return seed ? { ...rest, seed } : rest;
+}
+
+const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const button = (className, onclick, ...inside) => h("button", { type: "button", className, onclick }, ...inside);
+
+function view({ kind, url, fields, width, height }, large) {
+  if (kind !== "video") return h("img", { src: url, alt: fields.prompt, width, height });
+  return h("video", { src: url, controls: large, loop: true, muted: true, autoplay: large && !calm() });
+}
+
+function frame(size, ...children) {
+  const [width, height] = size.split("x").map(Number);
+  const box = h("div", { className: "frame" }, ...children);
+  box.style.setProperty("--ratio", width / height);
+  return box;
+}
+
+// As many columns as rows, or one more.
+function grid(frames) {
+  const box = h("div", { className: "many" }, ...frames);
+  box.style.setProperty("--columns", Math.ceil(Math.sqrt(frames.length)));
+  return box;
+}
+
+// Focus that was inside stays inside: whoever works by keyboard is not thrown back to the top of the page.
+function fill(stage, ...nodes) {
+  const inside = stage.contains(document.activeElement);
+  stage.replaceChildren(...nodes);
+  if (inside) stage.focus();
+}
+
+/** What the stage shows before anything was made. */
+export function showNothing(stage, size) {
+  fill(stage, frame(size, h("p", {}, "What you make appears here.")));
+}
+
+/** Empty frames for `outputs` unfinished pictures; returns `put(output, blob)`, which shows a preview. */
+export function showLive(stage, size, outputs) {
+  const frames = Array.from({ length: outputs }, () => frame(size));
+  frames.forEach((box) => box.classList.add("live"));
+  fill(stage, ...(outputs > 1 ? [grid(frames)] : frames));
+  return (output, blob) => {
+    const url = URL.createObjectURL(blob);
+    const picture = h("img", { alt: "Preview of the unfinished picture", className: "preview" });
+    // The old preview stays until the new one is there, so that nothing flickers.
+    picture.onload = () => (URL.revokeObjectURL(url), frames[output % outputs].replaceChildren(picture));
+    picture.src = url;
+  };
+}
+
+/** Several new records side by side; `choose` is called with the one a person picks. */
+export function showMany(stage, records, choose) {
+  const frames = records.map((record) => {
+    const size = `${record.width}x${record.height}`;
+    const shown = button("", () => choose(record), frame(size, view(record, false)));
+    shown.setAttribute("aria-label", `Show the picture of seed ${record.seed}`);
+    return shown;
+  });
+  fill(stage, grid(frames));
+}
+
+/** What a record was made with, the model's defaults included, in a few words each. */
+function facts({ settings, seed, width, height, seconds }) {
+  const { num_inference_steps: steps, guidance_scale: guidance, num_frames: frames } = settings;
+  return [
+    `${width} × ${height}`,
+    frames > 1 && `${frames} frames`,
+    steps && `${steps} steps`,
+    (guidance ?? null) !== null && `guidance ${guidance}`,
+    seed && `seed ${seed}`,
+    settings.negative_prompt && `without ${settings.negative_prompt}`,
+    ...Object.entries(settings.extra_params ?? {}).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`),
+    settings.model,
+    `made in ${duration(seconds)}`,
+  ].filter(Boolean);
+}
+
+/** One finished record; `act` has `again`, `use` and `remove`. */
+export function showRecord(stage, record, act) {
+  const { fields, width, height, seed, kind } = record;
+  const request = { kind, fields: again(record) };
+  const name = `omnimuse-${seed || record.id}.${record.blob.type.split("/")[1].replace("jpeg", "jpg")}`;
+  fill(stage,
+    h("figure", {},
+      frame(`${width}x${height}`, view(record, true)),
+      h("figcaption", {}, h("p", { className: "said" }, fields.prompt),
+        h("p", { className: "hint" }, facts(record).join(" · ")))),
+    h("div", { className: "actions" },
+      button("quiet", () => act.again(record), "Run again"),
+      button("quiet", () => act.use(record), "Use settings"),
+      h("a", { className: "link", href: record.url, download: name }, "Download"),
+      button("link", (event) => copy(curl(request), event.target), "Copy curl"),
+      button("link", (event) => copy(python(request), event.target), "Copy Python"),
+      button("link", () => act.remove(record), "Delete")));
+}
+
+/** The gallery's small pictures; `chosen` is marked. */
+export function showThumbs(list, records, chosen, choose) {
+  const inside = list.contains(document.activeElement);
+  list.replaceChildren(...records.map((record) => {
+    const thumb = button("", () => choose(record), view(record, false));
+    thumb.title = record.fields.prompt;
+    thumb.setAttribute("aria-label", `Show: ${record.fields.prompt}`);
+    thumb.setAttribute("aria-pressed", String(record === chosen));
+    return h("li", {}, thumb);
+  }));
+  if (inside) list.querySelector("[aria-pressed=true]")?.focus();
+}

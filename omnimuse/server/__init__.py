@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: its front process speaks HTTP, keeps jobs and never imports torch."""

@@ -1,0 +1,40 @@
+"""The whole HTTP application: every group of endpoints behind the edge, and the description of them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse import __version__
+from omnimuse.server.checks import Rules
+from omnimuse.server.edge import protect
+from omnimuse.server.openapi import document
+from omnimuse.server.routes import chat, files, health, images, models, playground, videos
+from omnimuse.server.service import Service
+
+DESCRIBED = (health, models, images, videos, chat, files)
+"""The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
+
+
+def build_app(service: Service) -> Starlette:
+    """The app that serves `service`."""
+    described = document([operation for group in DESCRIBED for operation in group.OPERATIONS], __version__)
+    rules = Rules(
+        keys=service.keys,
+        max_body=service.options.max_body,
+        local_only=service.options.loopback,
+        draining=lambda: service.life.draining,
+    )
+    routes = [route for group in (*DESCRIBED, playground) for route in group.routes(service)]
+    return protect([*routes, _description(described)], rules)
+
+
+def _description(described: dict[str, Any]) -> Route:
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(described)
+
+    return Route("/openapi.json", openapi)

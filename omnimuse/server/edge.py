@@ -1,0 +1,181 @@
+"""The outermost layer of the server: every request passes its checks, every response leaves with its headers.
+
+Pure ASGI, no routes. A request gets an id and a tenant (in `request.state`), is refused before its body is read where
+its headers tell enough, and has its body capped and timed while it streams. Whatever is raised below becomes JSON.
+`protect` makes an app of routes; it is the only place where the framework's own error pages are turned off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omnimuse.core.errors import RequestCancelled
+from omnimuse.server.checks import Rules, check, too_large
+from omnimuse.server.errors import ApiError, body, on_unexpected_error, refusal, to_api_error, to_json
+
+logger = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SLOWEST = 16 * 1024
+"""Bytes a second of a body; a client that sends less for long is not served."""
+_SMALL = 64 * 1024
+"""Bytes of a body that is read away rather than answered by closing the connection."""
+HTML_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob: data:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "x-frame-options": "DENY",
+    "cross-origin-opener-policy": "same-origin",
+}
+"""For pages: own files only, nothing inline, in nobody's frame."""
+
+
+class ReaderStalled(RequestCancelled):
+    """The client takes nothing of the response; its connection is closed."""
+
+
+def protect(routes: Sequence[BaseRoute], rules: Rules) -> Starlette:
+    """An app of `routes` behind the edge."""
+    app = Starlette(
+        routes=list(routes), middleware=[Middleware(Edge, rules)], exception_handlers={HTTPException: _on_http_error}
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Lets 404 and 405 of the router reach the edge, in place of the framework's plain text."""
+    raise to_api_error(error)
+
+
+class Edge:
+    """One ASGI layer around the whole app."""
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self._app, self._rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Raises nothing but cancellation."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+        state = scope.setdefault("state", {})
+        state["request_id"], state["tenant"] = request_id, ""
+        incoming = _Incoming(receive, headers, self._rules)
+        outgoing = _Outgoing(send, scope, incoming, self._rules.stall)
+
+        async def work() -> None:
+            state["tenant"] = check(self._rules, scope, headers)
+            await self._app(scope, incoming.receive, outgoing.send)
+
+        began = time.monotonic()
+        await on_unexpected_error(work, outgoing.fail, f"request {request_id}")
+        took = time.monotonic() - began
+        logger.info("%s %r %s %.3fs %s", scope["method"], scope["path"][:200], outgoing.status, took, request_id)
+
+
+class _Incoming:
+    """The body on its way in: no longer than allowed, no slower than allowed."""
+
+    def __init__(self, receive: Receive, headers: Headers, rules: Rules) -> None:
+        self._receive, self._rules = receive, rules
+        declared = headers.get("content-length", "0")
+        self._declared = int(declared) if declared.isdecimal() else 0
+        self._chunked = "transfer-encoding" in headers
+        self._length, self._waited, self._whole = 0, 0.0, False
+
+    @property
+    def must_close(self) -> bool:
+        """Whether more of the body may come than is worth reading away."""
+        left = self._declared - self._length
+        return not self._whole and (self._chunked or left > _SMALL)
+
+    async def receive(self) -> Message:
+        """The next message; ApiError 413 or 408 when the body is too long or too slow."""
+        if self._whole:
+            return await self._receive()
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._rules.patience + self._length / _SLOWEST - self._waited):
+                message = await self._receive()
+        except TimeoutError:
+            raise refusal("request_timeout", "the body came too slowly; send it again over a better line") from None
+        self._waited += time.monotonic() - began
+        self._length += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._length > self._rules.max_body:
+            self._whole = False
+            raise too_large(self._rules.max_body)
+        return message
+
+
+class _Outgoing:
+    """The response on its way out: with the headers every response has, and not to a reader who does not read."""
+
+    def __init__(self, send: Send, scope: Scope, incoming: _Incoming, stall: float) -> None:
+        self._send, self._scope, self._incoming, self._stall = send, scope, incoming, stall
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """Pass `message` on; ReaderStalled when the client does not take it."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._complete(MutableHeaders(raw=message.setdefault("headers", [])))
+        try:
+            async with asyncio.timeout(self._stall):
+                await self._send(message)
+        except TimeoutError:
+            await self._abort()
+            raise ReaderStalled(f"the client took nothing for {self._stall:g} s") from None
+
+    def _complete(self, headers: MutableHeaders) -> None:
+        headers["x-request-id"] = self._scope["state"]["request_id"]
+        headers["x-content-type-options"] = "nosniff"
+        headers["referrer-policy"] = "no-referrer"
+        if headers.get("content-type", "").startswith("text/html"):
+            for name, value in HTML_HEADERS.items():
+                headers.setdefault(name, value)
+        if self._scope["path"].startswith("/v1/"):
+            headers.setdefault("cache-control", "no-store")
+        if self._incoming.must_close:
+            headers["connection"] = "close"
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with `error`; a response that has begun can only be broken off."""
+        if self.status:
+            await self._abort()
+            return
+        content = to_json(body(error))
+        headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
+        raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        try:
+            await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
+            await self.send({"type": "http.response.body", "body": content})
+        except ReaderStalled:
+            return
+
+    async def _abort(self) -> None:
+        """Close the connection at once, with what still waits to be sent; without our `Connection`, the server does."""
+        abort = self._scope["state"].get("abort")
+        if abort is not None:
+            abort()
+            await asyncio.sleep(0)  # the server learns of it before this request ends

@@ -1,0 +1,134 @@
+"""The server's folder of results: `spool` is where workers write, `files` is what clients may fetch later.
+
+Both lie on one file system, so that a finished file moves by a rename: it is there whole or not at all. Routes `take`
+what is answered at once and `keep` what a link leads to; jobs `keep` what they made until they expire. Every name is
+the server's own choice; none comes from a client. Functions block on the disk: call them in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from omnimuse.core.errors import ConfigError, StorageError
+from omnimuse.engine.wire import MadeFile
+
+RESERVE = 256 * 2**20
+"""Bytes of disk that stay free: with less, the server takes on nothing new."""
+
+_SPOOLED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\.[a-z0-9]{1,8}")
+_KEPT = re.compile(r"(?:job-)?[0-9a-f]{32}\.[a-z0-9]{1,8}")
+_ID = re.compile(r"(?:job-)?[0-9a-f]{32}")
+_JOB = "job-"
+
+
+def new_file_id() -> str:
+    """A name for a kept file that nobody can guess: 128 random bits as 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def new_job_file_id() -> str:
+    """As `new_file_id`, for the file of a job: it lives as long as the job, and a start removes it without one."""
+    return _JOB + secrets.token_hex(16)
+
+
+class Files:
+    """The folders `spool` and `files` in `data`, readable by this user only; `reserve` is in bytes."""
+
+    def __init__(self, data: Path, reserve: int = RESERVE) -> None:
+        self.spool = data / "spool"
+        self._kept = data / "files"
+        self._reserve = reserve
+        for folder in (data, self.spool, self._kept):
+            _make_private(folder)
+
+    def take(self, made: MadeFile) -> bytes:
+        """The content of a file in the spool, which is removed; StorageError if it is not what was made."""
+        path = self._spooled(made)
+        content = path.read_bytes()
+        path.unlink()
+        if len(content) != made.bytes:
+            raise StorageError(f"a result has {len(content)} bytes on disk and {made.bytes} were made")
+        return content
+
+    def keep(self, made: MadeFile, file_id: str) -> str:
+        """Move a file from the spool to where clients fetch it; returns its name there, `<file_id>.<suffix>`.
+
+        When this returns, the file survives a power loss. StorageError if it is not what was made.
+        """
+        if not _ID.fullmatch(file_id):
+            raise ValueError(f"{file_id!r} is no file id; make one with new_file_id()")
+        source = self._spooled(made)
+        if source.stat().st_size != made.bytes:
+            raise StorageError(f"a result has {source.stat().st_size} bytes on disk and {made.bytes} were made")
+        name = file_id + source.suffix
+        source.rename(self._kept / name)
+        _sync_folder(self._kept)
+        return name
+
+    def path(self, name: str) -> Path:
+        """Where the kept file `name` is; it may be gone. ValueError for anything that is no such name."""
+        if not _KEPT.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a kept file")
+        return self._kept / name
+
+    def remove(self, name: str) -> None:
+        """Remove a kept file; it is fine when it is gone already."""
+        self.path(name).unlink(missing_ok=True)
+
+    def discard(self, made: MadeFile) -> None:
+        """Remove a file from the spool; it is fine when it is gone already."""
+        self._spooled(made).unlink(missing_ok=True)
+
+    def empty_spool(self) -> None:
+        """Remove what a dead server or its workers left unfinished. Only while no worker runs."""
+        for path in self.spool.iterdir():
+            path.unlink(missing_ok=True)
+
+    def sweep(self, named: Collection[str]) -> int:
+        """Remove files of jobs whose names are not in `named`; returns how many. Only while no job ends."""
+        orphans = [path for path in self._kept.glob(f"{_JOB}*") if path.name not in named]
+        for path in orphans:
+            path.unlink(missing_ok=True)
+        return len(orphans)
+
+    def expire(self, older: float) -> int:
+        """Remove files that belong to no job and were made more than `older` seconds ago; returns how many."""
+        latest = time.time() - older
+        loose = [path for path in self._kept.iterdir() if not path.name.startswith(_JOB)]
+        old = [path for path in loose if path.stat().st_mtime <= latest]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def storage_ok(self) -> bool:
+        """Whether the disk has room for more results."""
+        return shutil.disk_usage(self.spool).free >= self._reserve
+
+    def _spooled(self, made: MadeFile) -> Path:
+        if not _SPOOLED.fullmatch(made.name):
+            raise StorageError(f"a worker named a result {made.name!r}, which is no bare file name")
+        return self.spool / made.name
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use {folder} for jobs and results: {error.strerror or error}; choose another --data folder"
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,95 @@
+"""What an operator's Prometheus reads: one registry per server, units in the names, labels from closed sets.
+
+Routes, jobs and the pool count here. An id, a prompt, a size or a key never becomes a label; a word that is in no set
+is counted as "other", so the number of series is bounded whatever comes in.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+TASKS = frozenset({"text-to-image", "image-to-image", "text-to-video", "image-to-video", "chat"})
+OUTCOMES = frozenset({"completed", "failed", "cancelled", "refused", "expired"})
+REJECTIONS = frozenset({"queue_full", "deadline_unreachable", "server_draining", "storage_full"})
+CAUSES = frozenset({"exit", "hang", "silence", "start"})
+PLACES = frozenset({"queued", "running", "disconnect"})
+OTHER = "other"
+
+_WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The numbers of one server; `model` is the name it serves. Times in seconds."""
+
+    def __init__(self, model: str = "") -> None:
+        self._model = model
+        self._registry = registry = CollectorRegistry()
+        kind = ["model", "task"]
+        self._requests = Counter(
+            "omnimuse_requests_total", "Requests that ended.", [*kind, "outcome"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "omnimuse_request_seconds", "From acceptance to the answer.", kind, buckets=_WAITS, registry=registry
+        )
+        self._queue_seconds = Histogram(
+            "omnimuse_queue_seconds", "Waiting before the first step.", ["model"], buckets=_WAITS, registry=registry
+        )
+        self._step_seconds = Histogram(
+            "omnimuse_step_seconds", "One denoising step of one request.", ["model"], buckets=_STEPS, registry=registry
+        )
+        self._unfinished = Gauge(
+            "omnimuse_requests_unfinished", "Requests accepted and not ended.", ["model"], registry=registry
+        )
+        self._rejections = Counter(
+            "omnimuse_admission_rejections_total", "Requests refused before any work.", ["reason"], registry=registry
+        )
+        self._restarts = Counter(
+            "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
+        )
+        self._cancelled = Counter("omnimuse_cancelled_total", "Requests given up.", ["where"], registry=registry)
+        self._recovered = Counter("omnimuse_jobs_recovered_total", "Jobs found unfinished at start.", registry=registry)
+        self._pixels = Counter("omnimuse_output_pixels_total", "Pixels drawn, frames included.", registry=registry)
+
+    def ended(self, task: str, outcome: str, seconds: float) -> None:
+        """A request that was accepted has ended, `seconds` after it came; `outcome` is one of OUTCOMES."""
+        task = _known(task, TASKS)
+        self._requests.labels(self._model, task, _known(outcome, OUTCOMES)).inc()
+        self._request_seconds.labels(self._model, task).observe(seconds)
+
+    def drawn(self, pixels: int, timings: dict[str, float], steps: int) -> None:
+        """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps."""
+        self._pixels.inc(pixels)
+        if "queue" in timings:
+            self._queue_seconds.labels(self._model).observe(timings["queue"])
+        if "denoise" in timings and steps > 0:
+            self._step_seconds.labels(self._model).observe(timings["denoise"] / steps)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused before any work; `reason` is one of REJECTIONS, the code of the error."""
+        self._rejections.labels(_known(reason, REJECTIONS)).inc()
+
+    def cancelled(self, where: str) -> None:
+        """A request was given up by its client; `where` is one of PLACES."""
+        self._cancelled.labels(_known(where, PLACES)).inc()
+
+    def restarted(self, cause: str) -> None:
+        """A worker was replaced; `cause` is one of CAUSES."""
+        self._restarts.labels(_known(cause, CAUSES)).inc()
+
+    def recovered(self, jobs: int) -> None:
+        """`jobs` were found unfinished when the server started, and were taken up again."""
+        self._recovered.inc(jobs)
+
+    def level(self, unfinished: int) -> None:
+        """How many requests are accepted and not ended."""
+        self._unfinished.labels(self._model).set(unfinished)
+
+    def render(self) -> tuple[bytes, str]:
+        """Every number in Prometheus' text format, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+def _known(word: str, words: frozenset[str]) -> str:
+    return word if word in words else OTHER

@@ -1,0 +1,164 @@
+"""An order for pictures: a request as its HTTP route read it, admitted, drawn by the workers, and collected.
+
+The routes of images and chat share this. It counts every order in the metrics and frees its place in the queue
+whatever happens. What the answer looks like is the routes' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request as HttpRequest
+
+from omnimuse.core.errors import CapacityError, DeadlineError, EngineDeadError, RequestCancelled
+from omnimuse.core.request import Request
+from omnimuse.engine.wire import Finished, Form, MadeFile, Stepped, Update
+from omnimuse.server.admission import Ticket
+from omnimuse.server.errors import DeadlineUnreachable, refusal
+from omnimuse.server.files import Files
+from omnimuse.server.live import DENOISE
+from omnimuse.server.service import Service
+from omnimuse.server.sse import Event, EventStream
+from omnimuse.server.translate.aliases import Wanted
+from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted, the engine's request for it, the form of its files, and how long the client waits (seconds)."""
+
+    wanted: Wanted
+    request: Request
+    form: Form
+    patience: float | None
+    task: str
+
+
+class Admitted:
+    """The first thing that `draw` says: the order has its place in the queue."""
+
+
+def place_order(service: Service, wanted: Wanted, http: HttpRequest, task: str) -> Order:
+    """The order for `wanted`, checked against the model. ApiError 404 for another model, RequestError for the rest.
+
+    In a stream the client hears of every step, so its read timeout bounds no wait for the whole.
+    """
+    check_model(service, wanted.model)
+    steps = wanted.params.num_inference_steps or service.door.defaults.num_inference_steps or 1
+    period = preview_period(steps, wanted.delivery.partial_images)
+    request = to_request(wanted, service.door, tenant=http.state.tenant, previews=period)
+    waits = None if wanted.delivery.stream else patience(http.headers)
+    return Order(wanted, request, to_form(wanted), waits, task)
+
+
+def check_model(service: Service, name: str | None) -> None:
+    """ApiError 404 unless `name` is the model that this server serves, or was left out."""
+    served = service.options.model_name
+    if name is not None and name != served:
+        raise refusal("model_not_found", f"there is no model {name[:100]!r} here; this server serves {served}", "model")
+
+
+def check_task(service: Service, task: str) -> None:
+    """ApiError 400 unless the model does `task`."""
+    tasks = service.door.spec.tasks
+    if task not in tasks:
+        does = ", ".join(tasks)
+        raise refusal("unsupported_task", f"{service.options.model_name} does {does}, and this is {task}", "model")
+
+
+async def admit(service: Service, order: Order) -> Ticket:
+    """A place in the queue; CapacityError, DeadlineUnreachable or ApiError when there is none to be had."""
+    if service.workers.broken:
+        raise EngineDeadError("no worker can be started; the server's operator finds the reason in its log")
+    if not await asyncio.to_thread(service.files.storage_ok):
+        service.metrics.rejected("storage_full")
+        raise refusal("storage_full", "the server's disk is nearly full; try again later")
+    try:
+        return service.admission.enter(order.request, order.patience)
+    except CapacityError:
+        service.metrics.rejected("queue_full")
+        raise
+    except DeadlineUnreachable:
+        service.metrics.rejected("deadline_unreachable")
+        raise
+
+
+async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Update, None]:
+    """Admit the order and have it drawn: Admitted, steps and previews, and Finished at last.
+
+    Closing the generator, or cancelling who waits for it, stops the work at its next step.
+    """
+    ticket = await admit(service, order)
+    began, outcome, stepped = time.monotonic(), "failed", False
+    try:
+        with ticket:
+            yield Admitted()
+            updates = cast(AsyncGenerator[Update, None], service.workers.run(order.request, order.form))
+            async with aclosing(updates):
+                async for update in updates:
+                    if isinstance(update, Finished):
+                        ticket.close(served=True)
+                        outcome = "completed"
+                        _count(service, order, update)
+                    elif isinstance(update, Stepped):
+                        stepped = True
+                        if update.stage == DENOISE:
+                            ticket.step()
+                    yield update
+    except DeadlineError:
+        outcome = "expired"
+        raise
+    except (RequestCancelled, asyncio.CancelledError, GeneratorExit):
+        if outcome != "completed":
+            outcome = "cancelled"
+            service.metrics.cancelled("running" if stepped else "queued")
+        raise
+    finally:
+        service.metrics.ended(order.task, outcome, time.monotonic() - began)
+
+
+async def finished(service: Service, order: Order) -> Finished:
+    """The order, drawn to its end; its files are in the spool."""
+    made: Finished | None = None
+    async with aclosing(draw(service, order)) as updates:
+        async for update in updates:
+            if isinstance(update, Finished):
+                made = update
+    if made is None:
+        raise EngineDeadError("the worker ended the request without a result; try again")
+    return made
+
+
+async def contents(files: Files, made: Sequence[MadeFile]) -> list[bytes]:
+    """The files' contents, taken from the spool; none stays there even if the caller is cancelled meanwhile."""
+    return await asyncio.shield(asyncio.to_thread(_take, files, made))
+
+
+async def opened(source: AsyncGenerator[Event, None]) -> EventStream:
+    """A stream of `source`, whose first event only says that the order was admitted and is not sent.
+
+    What refuses the order is raised here, while the answer can still have a status of its own; and a generator that
+    has begun frees what it holds, even if the client goes before it reads anything.
+    """
+    await anext(source)
+    return EventStream(source, done=True)
+
+
+def _take(files: Files, made: Sequence[MadeFile]) -> list[bytes]:
+    try:
+        return [files.take(file) for file in made]
+    except BaseException:
+        for file in made:
+            files.discard(file)
+        raise
+
+
+def _count(service: Service, order: Order, made: Finished) -> None:
+    pixels = sum(file.width * file.height * file.frames for file in made.files)
+    steps = (order.request.params.num_inference_steps or 1) * order.request.outputs
+    service.metrics.drawn(pixels, made.timings, steps)

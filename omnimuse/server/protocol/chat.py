@@ -1,0 +1,88 @@
+"""The bodies of /v1/chat/completions with pictures in the answer.
+
+OpenAI's shapes have no place for them: `message.images` (and `delta.images`) is where gateways put them. Under
+`--compat vllm-omni` they are content parts instead, as clients of vLLM-Omni expect.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from omnimuse.server.protocol.requests import request_model
+
+ChatRequest = request_model("ChatRequest", "chat")
+
+
+class ImageUrl(BaseModel):
+    """A picture as a data: URL."""
+
+    url: str
+
+
+class ImagePart(BaseModel):
+    """One picture of a message."""
+
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+    index: int
+    seed: int
+
+
+class Message(BaseModel):
+    """What the model says: pictures. `role` is absent in later deltas of a stream."""
+
+    role: Literal["assistant"] | None = None
+    content: str | list[ImagePart] | None = None
+    images: list[ImagePart] | None = None
+
+
+class Choice(BaseModel):
+    """One answer of a completion."""
+
+    index: int
+    message: Message
+    finish_reason: Literal["stop"] = "stop"
+
+
+class ChunkChoice(BaseModel):
+    """A piece of one answer."""
+
+    index: int
+    delta: Message
+    finish_reason: Literal["stop"] | None = None
+
+
+class ChatUsage(BaseModel):
+    """Image tokens of the answer, one for each patch that the network sees. Prompts are not counted: 0."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """The answer. `timings` are seconds by stage; `warnings` say what of the request had no part in the picture."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: ChatUsage
+    timings: dict[str, float]
+    warnings: list[str] | None = None
+
+
+class ChatChunk(BaseModel):
+    """A piece of a streamed answer; the last has the usage and no choices, where it was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: ChatUsage | None = None
+    timings: dict[str, float] | None = None
+    warnings: list[str] | None = None

@@ -1,0 +1,139 @@
+"""The bodies of the image endpoints, in OpenAI's shapes with our additions (seed, timings, memory, output).
+
+Routes build these and send `model_dump`; the OpenAPI document describes them. Nothing here knows how pictures are made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from omnimuse.server.protocol.requests import request_model
+
+ImageRequest = request_model("ImageRequest", "image")
+ImageEditRequest = request_model("ImageEditRequest", "edit")
+
+Format = Literal["png", "jpeg", "webp"]
+Level = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+class TokenDetails(BaseModel):
+    """Tokens by medium."""
+
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Image tokens of the output, one for each patch that the network sees. Prompts are not counted: 0."""
+
+    input_tokens: int = 0
+    input_tokens_details: TokenDetails = TokenDetails()
+    output_tokens: int
+    output_tokens_details: TokenDetails
+    total_tokens: int
+
+
+class Image(BaseModel):
+    """One picture: its bytes or where they are, and the seed that makes it again."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """The answer to a request for pictures: `timings` in seconds by stage, and what its worker held in memory then."""
+
+    created: int
+    data: list[Image]
+    background: Literal["opaque"] = "opaque"
+    output_format: Format
+    quality: Level
+    size: str
+    safety_identifier: str | None = None
+    usage: Usage
+    timings: dict[str, float]
+    memory_bytes: int | None = None
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+    type: str
+
+
+class ImageJob(BaseModel):
+    """A request for pictures that is kept; `result` is there once it is completed. Times in seconds since 1970."""
+
+    id: str
+    object: Literal["image.generation"] = "image.generation"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    error: JobError | None = None
+    result: ImagesResponse | None = None
+
+
+class ImageDeleted(BaseModel):
+    """The answer to a DELETE."""
+
+    id: str
+    object: Literal["image.generation.deleted"] = "image.generation.deleted"
+    deleted: Literal[True] = True
+
+
+class ProgressEvent(BaseModel):
+    """One step of one output is done (ours; sent when the request has `progress`)."""
+
+    type: Literal["image_generation.progress"] = "image_generation.progress"
+    output: int
+    stage: str
+    step: int
+    steps: int
+
+
+class PartialImageEvent(BaseModel):
+    """A look at an unfinished picture; the look is a JPEG, whatever format the picture will have."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    b64_json: str
+    partial_image_index: int
+    output: int
+    step: int
+    steps: int
+    created_at: int
+    size: str
+    quality: Level | Literal["auto"]
+    background: Literal["opaque", "auto"]
+    output_format: Format = "jpeg"
+
+
+class CompletedImageEvent(BaseModel):
+    """One finished picture."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    b64_json: str
+    output: int
+    seed: int
+    created_at: int
+    size: str
+    quality: Level | Literal["auto"]
+    background: Literal["opaque", "auto"]
+    output_format: Format
+    usage: Usage
+    timings: dict[str, float]
+    safety_identifier: str | None = None
+
+
+def dump(model: BaseModel) -> dict[str, Any]:
+    """`model` as plain values for JSON; what is absent stays away."""
+    return model.model_dump(exclude_none=True)

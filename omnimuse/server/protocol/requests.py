@@ -1,0 +1,49 @@
+"""Request bodies for the OpenAPI document, made from the table of fields so that the two cannot disagree.
+
+Only what is honoured is described. Requests are not read with these models but by `translate/aliases.py`, whose
+refusals say more.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from omnimuse.core.request import MAX_PROMPT
+from omnimuse.server.translate import fields as table
+
+_TYPES: dict[str, Any] = {
+    "whole": int,
+    "real": float,
+    "flag": bool,
+    "resolution": int | str,
+    "seconds": float | str,
+    "object": dict[str, Any],
+    "list": list[Any],
+    "file": bytes,
+}
+_REQUIRED = frozenset({"prompt", "messages"})
+
+
+def request_model(name: str, kind: table.Kind) -> type[BaseModel]:
+    """The body of one kind of request, as a model called `name` that forbids other fields."""
+    described: dict[str, Any] = {field.name: _described(field) for field in table.TABLE[kind] if field.target}
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **described)
+
+
+def _described(field: table.Field) -> tuple[Any, Any]:
+    """The type and the pydantic field of one wire field."""
+    kind: Any = _TYPES.get(field.shape, str)
+    about = Field(description=field.note, ge=field.low, le=field.high)
+    if field.shape == "choice":
+        kind = Literal[field.allowed]
+    elif field.shape == "background":
+        kind = Literal[field.allowed] | bool
+    elif field.shape == "size":
+        about = Field(description=field.note, pattern=r"^(auto|[0-9]{1,7}x[0-9]{1,7})$")
+    elif field.name in ("prompt", "negative_prompt"):
+        about = Field(description=field.note, max_length=MAX_PROMPT, min_length=1 if field.name in _REQUIRED else None)
+    if field.name in _REQUIRED:
+        return Annotated[kind, about], ...
+    return Annotated[kind, about] | None, None

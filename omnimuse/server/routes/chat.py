@@ -1,0 +1,204 @@
+"""POST /v1/chat/completions for models that draw: the last user message is the prompt, the answer is pictures.
+
+The pictures come as `message.images` (`delta.images` in a stream), or as content parts under `--compat vllm-omni`.
+Earlier messages have no part in the picture; the answer says so in `warnings`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse.engine.wire import Finished, MadeFile
+from omnimuse.server.bodies import read_json
+from omnimuse.server.errors import refusal
+from omnimuse.server.openapi import Operation
+from omnimuse.server.orders import Admitted, Order, check_task, contents, draw, finished, opened, place_order
+from omnimuse.server.protocol import chat as protocol
+from omnimuse.server.protocol.images import dump
+from omnimuse.server.service import Service
+from omnimuse.server.sse import Event
+from omnimuse.server.translate.aliases import Wanted, read
+from omnimuse.server.translate.answers import Made, encoded, image_tokens
+from omnimuse.server.watch import cancel_on_disconnect
+
+TASK = "text-to-image"
+ROLES = ("system", "developer", "user", "assistant")
+_MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/chat/completions",
+        "Make pictures from the last user message. With `stream` the answer is text/event-stream.",
+        body=protocol.ChatRequest,
+        responses={200: protocol.ChatCompletion},
+    ),
+)
+
+
+def routes(service: Service) -> list[Route]:
+    """The endpoint of chat."""
+
+    async def completions(request: Request) -> Response:
+        fields = await read_json(request)
+        check_task(service, TASK)
+        wanted = read(fields, "chat", service.door)
+        _check_modalities(wanted)
+        wanted = replace(wanted, prompt=prompt_of(wanted.messages))
+        order = place_order(service, wanted, request, TASK)
+        if wanted.delivery.stream:
+            return await opened(_chunks(service, order))
+        made = await cancel_on_disconnect(request, finished(service, order))
+        pictures = await contents(service.files, made.files)
+        return JSONResponse(_completion(service, order, made, pictures))
+
+    return [Route("/v1/chat/completions", completions, methods=["POST"])]
+
+
+def prompt_of(messages: list[Any] | None) -> str:
+    """The text of the last user message; ApiError 400 for anything but text in it, or for messages that are none."""
+    if not messages:
+        raise refusal(
+            "missing_parameter", "messages is missing or empty; the last user message says what to draw", "messages"
+        )
+    prompt: str | None = None
+    for index, message in enumerate(messages):
+        name = f"messages[{index}]"
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise refusal("invalid_value", f"{name} is no message with a role of {', '.join(ROLES)}", name)
+        if role == "user":
+            prompt = _text_of(message.get("content"), f"{name}.content")
+    if prompt is None or not prompt.strip():
+        raise refusal("invalid_value", "there is no text in a message of the user; say what to draw", "messages")
+    return prompt
+
+
+def _text_of(content: Any, name: str) -> str:
+    """The text of one message: a string, or parts of which each is text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise refusal("invalid_value", f"{name} is neither text nor a list of parts", name)
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
+            message = f"{name}[{index}] is {kind}, and this model works from text only; leave it out"
+            raise refusal("unsupported_task", message, f"{name}[{index}]")
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise refusal(
+                "invalid_value", f'{name}[{index}] is no part {{"type": "text", "text": ...}}', f"{name}[{index}]"
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _check_modalities(wanted: Wanted) -> None:
+    given = wanted.modalities
+    if given is None:
+        return
+    if not all(name in ("text", "image") for name in given) or "image" not in given:
+        message = 'this model answers with pictures; use modalities ["image"] or ["text", "image"]'
+        code = "unsupported_parameter" if all(isinstance(name, str) for name in given) else "invalid_value"
+        raise refusal(code, message, "modalities")
+
+
+def _completion(service: Service, order: Order, made: Finished, pictures: Sequence[bytes]) -> dict[str, Any]:
+    parts = _parts(order, made.files, pictures)
+    groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
+    choices = [protocol.Choice(index=index, message=_message(service, group)) for index, group in enumerate(groups)]
+    answer = protocol.ChatCompletion(
+        id=f"chatcmpl-{order.request.id}",
+        created=int(time.time()),
+        model=service.options.model_name,
+        choices=choices,
+        usage=_usage(service, made),
+        timings=Made(made.files, made.timings).seconds,
+        warnings=_warnings(order),
+    )
+    plain = dump(answer)
+    for choice in plain["choices"]:
+        choice["message"].setdefault("content", None)  # clients expect the key
+    return plain
+
+
+async def _chunks(service: Service, order: Order) -> AsyncGenerator[Event, None]:
+    """A first chunk with the role, one with the pictures of each choice, its end, and the usage where asked for."""
+    chunks = _Chunks(service, order)
+    async with aclosing(draw(service, order)) as updates:
+        async for update in updates:
+            if isinstance(update, Admitted):
+                yield None, None
+                yield chunks.make([protocol.ChunkChoice(index=0, delta=protocol.Message(role="assistant", content=""))])
+            elif isinstance(update, Finished):
+                parts = _parts(order, update.files, await contents(service.files, update.files))
+                groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
+                for index, group in enumerate(groups):
+                    delta = _message(service, group)
+                    if index == 0:
+                        delta.role = None
+                    yield chunks.make([protocol.ChunkChoice(index=index, delta=delta)])
+                    end = protocol.ChunkChoice(index=index, delta=protocol.Message(), finish_reason="stop")
+                    yield chunks.make([end])
+                if order.wanted.delivery.usage:
+                    yield chunks.last(update)
+
+
+class _Chunks:
+    """Makes the chunks of one streamed completion."""
+
+    def __init__(self, service: Service, order: Order) -> None:
+        self._service, self._order, self._created = service, order, int(time.time())
+
+    def make(self, choices: list[protocol.ChunkChoice], made: Finished | None = None) -> Event:
+        chunk = protocol.ChatChunk(
+            id=f"chatcmpl-{self._order.request.id}",
+            created=self._created,
+            model=self._service.options.model_name,
+            choices=choices,
+            usage=None if made is None else _usage(self._service, made),
+            timings=None if made is None else Made(made.files, made.timings).seconds,
+            warnings=_warnings(self._order) if choices and choices[0].finish_reason else None,
+        )
+        return None, dump(chunk)
+
+    def last(self, made: Finished) -> Event:
+        """The chunk that has the usage and no choices."""
+        return self.make([], made)
+
+
+def _message(service: Service, parts: list[protocol.ImagePart]) -> protocol.Message:
+    if service.options.compat == "vllm-omni":
+        return protocol.Message(role="assistant", content=parts)
+    return protocol.Message(role="assistant", images=parts)
+
+
+def _parts(order: Order, files: Sequence[MadeFile], pictures: Sequence[bytes]) -> list[protocol.ImagePart]:
+    media = _MEDIA[order.form.format]
+    return [
+        protocol.ImagePart(
+            image_url=protocol.ImageUrl(url=f"data:{media};base64,{encoded(content)}"), index=index, seed=file.seed
+        )
+        for index, (file, content) in enumerate(zip(files, pictures, strict=True))
+    ]
+
+
+def _usage(service: Service, made: Finished) -> protocol.ChatUsage:
+    tokens = image_tokens(service.door, made.files)
+    return protocol.ChatUsage(completion_tokens=tokens, total_tokens=tokens)
+
+
+def _warnings(order: Order) -> list[str] | None:
+    others = len(order.wanted.messages or ()) - 1
+    if not others:
+        return None
+    return [f"the picture was made from the last user message alone; {others} other messages had no part in it"]

@@ -1,0 +1,168 @@
+"""Pictures as durable jobs: answers with the job itself, waits for it, streams it, shows and removes it.
+
+`routes/images.py` comes here for `background: true` and for an Idempotency-Key: a job is committed before it is
+answered, goes on when its client goes, and the same key gives the same answer for a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from omnimuse.server.errors import CODES, ApiError, refusal
+from omnimuse.server.job import Idempotency, Job, Trouble
+from omnimuse.server.orders import Order, opened
+from omnimuse.server.protocol import images as protocol
+from omnimuse.server.routes.files import Links
+from omnimuse.server.service import Service
+from omnimuse.server.sse import Event
+from omnimuse.server.translate import answers
+from omnimuse.server.watch import cancel_on_disconnect
+
+MAX_KEY = 255
+"""Characters of an Idempotency-Key."""
+
+
+def idempotency_of(request: Request, fields: dict[str, Any]) -> Idempotency | None:
+    """The key that the client chose for this request, with a hash of what it asks; ApiError 400 for a bad key."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+        message = f"an Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters; this one has {len(key)}"
+        raise refusal("invalid_value", message, "idempotency-key")
+    asked = json.dumps([request.url.path, fields], sort_keys=True)
+    return Idempotency(key, hashlib.sha256(asked.encode()).hexdigest())
+
+
+class ImageJobs:
+    """The picture jobs of one server."""
+
+    def __init__(self, service: Service, links: Links) -> None:
+        self._service, self._links = service, links
+
+    async def answer(self, request: Request, order: Order, idem: Idempotency | None) -> Response:
+        """Accept `order` as a job, and answer as it asks: with the job, a stream, or the pictures at the end."""
+        look = answers.Look.of(order.wanted)
+        detail = answers.keepsake(look, order.request.id)
+        job = await self._service.jobs.submit(request.state.tenant, order.request, order.form, "image", detail, idem)
+        headers = {"location": f"/v1/images/{job.id}"}
+        if answers.remembered(job.work.detail)[1] != order.request.id:
+            headers["idempotent-replayed"] = "true"
+        if order.wanted.delivery.stream:
+            stream = await opened(self._events(order, job))
+            stream.headers.update(headers)
+            return stream
+        if order.wanted.delivery.durable:
+            return JSONResponse(await self._described(request, job), headers=headers)
+        job = await cancel_on_disconnect(request, self._end_of(job))
+        headers["x-seed"] = _made(job).seeds
+        return JSONResponse(await self._result(request, job), headers=headers)
+
+    async def show(self, request: Request) -> Response:
+        """GET: the job as it stands; at its end with the pictures. A failed job is an answer, not an error."""
+        job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])
+        if job is None or job.kind != "image":
+            raise _unknown(request)
+        headers = {}
+        if (left := self._service.jobs.eta(job)) is not None:
+            headers["openai-poll-after-ms"] = str(int(1000 * min(max(left, 0.1), 10.0)))
+        return JSONResponse(await self._described(request, job), headers=headers)
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE: stop the job if it runs, and remove it with its pictures."""
+        tenant, job_id = request.state.tenant, request.path_params["id"]
+        job = await self._service.jobs.get(tenant, job_id)
+        if job is None or job.kind != "image" or not await self._service.jobs.delete(tenant, job_id):
+            raise _unknown(request)
+        return JSONResponse(protocol.dump(protocol.ImageDeleted(id=job_id)))
+
+    async def _end_of(self, job: Job) -> Job:
+        """`job` when it is completed; ApiError with the reason when it is not to be."""
+        async with aclosing(self._service.jobs.subscribe(job)) as news:
+            async for item in news:
+                if isinstance(item, Job):
+                    job = item
+        return _completed(job)
+
+    async def _events(self, order: Order, job: Job) -> AsyncGenerator[Event, None]:
+        """What happens to the job from now on, and its pictures; those who repeat a request see the rest of it."""
+        look, _ = answers.remembered(job.work.detail)
+        delivery = order.wanted.delivery
+        events = answers.Events(order.request, look, delivery.partial_images, delivery.progress)
+        async with aclosing(self._service.jobs.subscribe(job)) as news:
+            yield None, None
+            async for item in news:
+                if isinstance(item, Job):
+                    job = _completed(item)
+                    continue
+                for event in events.see(item):
+                    yield event
+        for event in events.completed(self._service.door, _made(job), await self._contents(job)):
+            yield event
+
+    async def _described(self, request: Request, job: Job) -> dict[str, Any]:
+        times = job.times
+        done = job.state == "completed"
+        described = protocol.ImageJob(
+            id=job.id,
+            model=self._service.options.model_name,
+            status=job.state,
+            progress=job.progress,
+            created_at=int(times.created),
+            completed_at=int(times.finished) if done and times.finished else None,
+            expires_at=int(times.expires) if times.expires else None,
+            error=None if job.error is None else _job_error(job.error),
+        )
+        result = {"result": await self._result(request, job)} if done else {}
+        return {**protocol.dump(described), **result}
+
+    async def _result(self, request: Request, job: Job) -> dict[str, Any]:
+        """The pictures of a completed job: the same answer every time it is asked for."""
+        look, _ = answers.remembered(job.work.detail)
+        until = job.times.expires or 0.0
+        if look.transport == "url":
+            base = str(request.base_url)
+            places = [{"url": self._links.url(base, file.name, until)} for file in job.files]
+        else:
+            places = [{"b64_json": answers.encoded(content)} for content in await self._contents(job)]
+        return answers.response(self._service.door, look, _made(job), places, job.times.finished or 0.0)
+
+    async def _contents(self, job: Job) -> list[bytes]:
+        paths = [self._service.files.path(file.name) for file in job.files]
+        try:
+            return await asyncio.to_thread(lambda: [Path(path).read_bytes() for path in paths])
+        except FileNotFoundError:
+            raise refusal("image_not_found", "the pictures of this job are no longer kept") from None
+
+
+def _job_error(trouble: Trouble) -> protocol.JobError:
+    kind = CODES[trouble.code].type
+    return protocol.JobError(code=trouble.code, message=trouble.message, param=trouble.param, type=kind)
+
+
+def _made(job: Job) -> answers.Made:
+    return answers.Made(job.files, job.timings, job.memory)
+
+
+def _completed(job: Job) -> Job:
+    if job.state == "completed":
+        return job
+    if job.error is not None:
+        raise refusal(job.error.code, job.error.message, job.error.param)
+    raise refusal("server_draining", f"the server is shutting down; the job is kept: ask for /v1/images/{job.id} later")
+
+
+def _unknown(request: Request) -> ApiError:
+    name = request.path_params["id"][:80]
+    return refusal(
+        "image_not_found", f"there is no picture job {name!r}; it never was, was removed, or has expired", "id"
+    )

@@ -1,0 +1,142 @@
+"""POST /v1/images/generations and its neighbours: pictures at once, as a stream, or as a job that is kept.
+
+A job is made for `background: true` and for a request with an Idempotency-Key; `routes/image_jobs.py` answers for
+those. How a request is read, admitted and drawn is in `server/orders.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse.engine.wire import Finished, MadeFile
+from omnimuse.server.bodies import read_form, read_json
+from omnimuse.server.errors import refusal
+from omnimuse.server.files import Files, new_file_id
+from omnimuse.server.openapi import Operation
+from omnimuse.server.orders import (
+    Admitted,
+    Order,
+    check_task,
+    contents,
+    draw,
+    finished,
+    opened,
+    place_order,
+)
+from omnimuse.server.protocol import images as protocol
+from omnimuse.server.routes.files import Links
+from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of
+from omnimuse.server.service import Service
+from omnimuse.server.sse import Event
+from omnimuse.server.translate.aliases import read
+from omnimuse.server.translate.answers import Events, Look, Made, encoded, response
+from omnimuse.server.watch import cancel_on_disconnect
+
+TASK = "text-to-image"
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/images/generations",
+        "Make pictures from a text. With `stream` the answer is text/event-stream, with `background` a job.",
+        body=protocol.ImageRequest,
+        responses={200: protocol.ImagesResponse},
+    ),
+    Operation(
+        "POST",
+        "/v1/images/edits",
+        "Edit pictures; refused for models that work from text only.",
+        body=protocol.ImageEditRequest,
+        form=True,
+        responses={200: protocol.ImagesResponse},
+    ),
+    Operation(
+        "GET", "/v1/images/{id}", "A picture job and, at its end, the pictures.", responses={200: protocol.ImageJob}
+    ),
+    Operation("DELETE", "/v1/images/{id}", "Remove a picture job.", responses={200: protocol.ImageDeleted}),
+)
+
+
+def routes(service: Service) -> list[Route]:
+    """The endpoints of pictures."""
+    links = Links.of(service.options.data)
+    jobs = ImageJobs(service, links)
+
+    async def generations(request: Request) -> Response:
+        fields = await read_json(request)
+        check_task(service, TASK)
+        order = place_order(service, read(fields, "image", service.door), request, TASK)
+        idem = idempotency_of(request, fields)
+        if idem is not None or order.wanted.delivery.durable:
+            return await jobs.answer(request, order, idem)
+        if order.wanted.delivery.stream:
+            return await opened(_events(service, order))
+        made = await cancel_on_disconnect(request, finished(service, order))
+        return await _whole(service, links, request, order, made)
+
+    async def edits(request: Request) -> Response:
+        fields, uploads = await read_form(request)
+        place_order(service, read(fields, "edit", service.door, form=True), request, "image-to-image")
+        if "image" not in uploads:
+            raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
+        read(fields, "edit", service.door, form=True, files=uploads)
+        message = f"{service.options.model_name} edits no pictures; use /v1/images/generations"
+        raise refusal("unsupported_task", message, "image")
+
+    async def variations(request: Request) -> Response:
+        raise refusal("not_found", "variations do not exist any more; use /v1/images/generations")
+
+    return [
+        Route("/v1/images/generations", generations, methods=["POST"]),
+        Route("/v1/images/edits", edits, methods=["POST"]),
+        Route("/v1/images/variations", variations, methods=["POST"]),
+        Route("/v1/images/{id}", jobs.show, methods=["GET"]),
+        Route("/v1/images/{id}", jobs.delete, methods=["DELETE"]),
+    ]
+
+
+async def _whole(service: Service, links: Links, request: Request, order: Order, made: Finished) -> Response:
+    """All pictures in one JSON answer, as bytes or as links."""
+    look = Look.of(order.wanted)
+    if look.transport == "url":
+        until = time.time() + service.options.keep
+        names = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files))
+        places = [{"url": links.url(str(request.base_url), name, until)} for name in names]
+    else:
+        places = [{"b64_json": encoded(content)} for content in await contents(service.files, made.files)]
+    drawn = Made(made.files, made.timings, made.memory)
+    answer = response(service.door, look, drawn, places, time.time())
+    return JSONResponse(answer, headers={"x-seed": drawn.seeds})
+
+
+async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]:
+    """Steps, previews and pictures as they come; the first event is for `opened`."""
+    delivery = order.wanted.delivery
+    events = Events(order.request, Look.of(order.wanted), delivery.partial_images, delivery.progress)
+    async with aclosing(draw(service, order)) as updates:
+        async for update in updates:
+            if isinstance(update, Admitted):
+                yield None, None
+            elif isinstance(update, Finished):
+                pictures = await contents(service.files, update.files)
+                drawn = Made(update.files, update.timings, update.memory)
+                for event in events.completed(service.door, drawn, pictures):
+                    yield event
+            else:
+                for event in events.see(update):
+                    yield event
+
+
+def _keep(files: Files, made: Sequence[MadeFile]) -> list[str]:
+    """Move files to where links lead; none stays in the spool."""
+    try:
+        return [files.keep(file, new_file_id()) for file in made]
+    finally:
+        for file in made:
+            files.discard(file)

@@ -1,0 +1,73 @@
+"""GET /v1/models: the model that is served, and all that a user interface must know to ask for something legal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import ALWAYS, MAX_PROMPT, Door
+from omnimuse.server.openapi import Operation
+from omnimuse.server.orders import check_model
+from omnimuse.server.protocol.models import Capabilities, Model, ModelList
+from omnimuse.server.service import Service
+from omnimuse.server.translate.aliases import EFFORT, steps_of
+from omnimuse.server.translate.fields import MAX_OUTPUTS
+
+OPERATIONS = (
+    Operation("GET", "/v1/models", "The models that this server serves.", responses={200: ModelList}),
+    Operation("GET", "/v1/models/{model}", "One model and its capabilities.", responses={200: Model}),
+)
+
+
+def routes(service: Service) -> list[Route]:
+    """The endpoints of models."""
+    model = Model(id=service.options.model_name, capabilities=capabilities(service.door))
+
+    async def listed(request: Request) -> Response:
+        return JSONResponse(ModelList(data=[model]).model_dump())
+
+    async def one(request: Request) -> Response:
+        check_model(service, request.path_params["model"])
+        return JSONResponse(model.model_dump())
+
+    return [Route("/v1/models", listed), Route("/v1/models/{model:path}", one)]
+
+
+def capabilities(door: Door) -> Capabilities:
+    """What the model behind `door` can be asked for."""
+    limits, spec = door.limits, door.spec
+    extra = {part.name: part.default for part in fields(spec.extra)}
+    honoured = (ALWAYS | spec.supported) - {"output_type"} - limits.refuses.keys()
+    videos = any(task.endswith("video") for task in spec.tasks)
+    return Capabilities(
+        tasks=list(spec.tasks),
+        family=spec.family,
+        size_multiple=limits.size_multiple,
+        max_side=limits.max_side,
+        max_frames=limits.max_frames,
+        frame_step=limits.frame_step,
+        max_prompt=MAX_PROMPT,
+        takes_images=limits.takes_images,
+        max_outputs=1 if videos else MAX_OUTPUTS,
+        parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),
+        defaults=_chosen(door.defaults),
+        fixed=_chosen(limits.fixed),
+        formats=["mp4"] if videos else ["png", "jpeg", "webp"],
+        qualities={} if videos else {level: steps_of(level, door) for level in EFFORT},
+        extra=extra,
+    )
+
+
+def _chosen(params: DiffusionParams) -> dict[str, Any]:
+    return {name: value for name, value in asdict(params).items() if value is not None and name != "output_type"}
+
+
+def _takes_negative(door: Door) -> bool:
+    """Whether a negative prompt works with some guidance that can be chosen."""
+    strong = replace(door.defaults, guidance_scale=5.0, true_cfg_scale=5.0)
+    return door.spec.objection("blurry", door.limits.fixed.over(strong)) is None

@@ -1,0 +1,314 @@
+"""/v1/videos: videos as durable jobs, to be polled, watched, cancelled, fetched and removed; and one at once.
+
+A job that failed is an answer, not an error: it is read with status 200. What belongs to another key does not exist. A
+model that makes no videos answers every path here with the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse.engine.wire import Previewed
+from omnimuse.server.bodies import read_any
+from omnimuse.server.download import download
+from omnimuse.server.errors import CODES, ApiError, refusal
+from omnimuse.server.job import Job, Page
+from omnimuse.server.openapi import Operation
+from omnimuse.server.orders import Order, check_model, check_task, contents, finished
+from omnimuse.server.protocol import videos as protocol
+from omnimuse.server.protocol.images import JobError
+from omnimuse.server.routes.image_jobs import idempotency_of
+from omnimuse.server.service import Service
+from omnimuse.server.sse import Event, EventStream
+from omnimuse.server.translate.aliases import read
+from omnimuse.server.translate.asks import patience, preview_period, to_request, video_form
+from omnimuse.server.watch import cancel_on_disconnect
+
+TASK = "text-to-video"
+PREVIEWS = 8
+"""How many looks a watcher gets at an unfinished video, at least where it has as many steps."""
+POLLS = 10
+"""How often a client is told to ask for a video, over the time it takes; clients keep the first interval they hear."""
+MAX_PAGE = 100
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/videos",
+        "Make a video from a text. The answer is a job that is on disk.",
+        body=protocol.VideoRequest,
+        form=True,
+        responses={200: protocol.Video},
+    ),
+    Operation(
+        "POST",
+        "/v1/videos/sync",
+        "Make a video and answer with the file.",
+        body=protocol.VideoRequest,
+        form=True,
+        responses={200: "video/mp4"},
+    ),
+    Operation(
+        "GET",
+        "/v1/videos",
+        "Videos, newest first.",
+        responses={200: protocol.VideoList},
+        query={
+            "after": {"type": "string"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+            "order": {"type": "string", "enum": ["asc", "desc"]},
+        },
+    ),
+    Operation("GET", "/v1/videos/{id}", "How a video is getting on.", responses={200: protocol.Video}),
+    Operation(
+        "GET",
+        "/v1/videos/{id}/content",
+        "The file; ranges are honoured.",
+        responses={200: "video/mp4"},
+        query={"variant": {"type": "string", "enum": ["video"]}},
+    ),
+    Operation(
+        "GET",
+        "/v1/videos/{id}/events",
+        "Progress and looks at frames, as they come.",
+        responses={200: "text/event-stream"},
+    ),
+    Operation(
+        "POST", "/v1/videos/{id}/cancel", "Stop a video; it fails as cancelled.", responses={200: protocol.Video}
+    ),
+    Operation("DELETE", "/v1/videos/{id}", "Remove a video.", responses={200: protocol.VideoDeleted}),
+)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def routes(service: Service) -> list[Route]:
+    """The endpoints of videos."""
+    videos = Videos(service)
+
+    def only_videos(handler: Handler) -> Handler:
+        async def checked(request: Request) -> Response:
+            check_task(service, TASK)
+            return await handler(request)
+
+        return checked
+
+    paths: list[tuple[str, str, Handler]] = [
+        ("POST", "/v1/videos", videos.create),
+        ("GET", "/v1/videos", videos.list),
+        ("POST", "/v1/videos/sync", videos.at_once),
+        ("POST", "/v1/videos/edits", videos.unsupported),
+        ("POST", "/v1/videos/extensions", videos.unsupported),
+        ("POST", "/v1/videos/characters", videos.unsupported),
+        ("GET", "/v1/videos/characters/{character}", videos.unsupported),
+        ("GET", "/v1/videos/{id}", videos.show),
+        ("DELETE", "/v1/videos/{id}", videos.delete),
+        ("GET", "/v1/videos/{id}/content", videos.content),
+        ("GET", "/v1/videos/{id}/events", videos.events),
+        ("POST", "/v1/videos/{id}/cancel", videos.cancel),
+        ("POST", "/v1/videos/{id}/remix", videos.unsupported),
+    ]
+    return [Route(path, only_videos(handler), methods=[method]) for method, path, handler in paths]
+
+
+class Videos:
+    """The handlers; each takes a request and answers it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def create(self, request: Request) -> Response:
+        """POST /v1/videos: accept a job."""
+        fields, order = await self._read(request)
+        idem = idempotency_of(request, fields)
+        jobs, asked = self._service.jobs, order.request
+        job = await jobs.submit(request.state.tenant, asked, order.form, "video", {"request": asked.id}, idem)
+        replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
+        return self._answer(job, {"location": f"/v1/videos/{job.id}", **replayed})
+
+    async def at_once(self, request: Request) -> Response:
+        """POST /v1/videos/sync: the file itself; the work stops when the client goes."""
+        _, order = await self._read(request)
+        made = await cancel_on_disconnect(request, finished(self._service, order))
+        [content] = await contents(self._service.files, made.files)
+        headers = {"x-seed": str(made.files[0].seed), "content-disposition": 'attachment; filename="video.mp4"'}
+        return Response(content, media_type="video/mp4", headers=headers)
+
+    async def list(self, request: Request) -> Response:
+        """GET /v1/videos: a page of them."""
+        jobs, more = await self._service.jobs.page(request.state.tenant, "video", _page(request))
+        page = protocol.VideoList(
+            data=[self._video(job) for job in jobs],
+            first_id=jobs[0].id if jobs else None,
+            last_id=jobs[-1].id if jobs else None,
+            has_more=more,
+        )
+        return JSONResponse(page.model_dump())
+
+    async def show(self, request: Request) -> Response:
+        """GET /v1/videos/{id}."""
+        return self._answer(await self._job(request))
+
+    async def content(self, request: Request) -> Response:
+        """GET or HEAD /v1/videos/{id}/content."""
+        job = await self._job(request)
+        variant = request.query_params.get("variant", "video")
+        if variant in ("thumbnail", "spritesheet"):
+            raise refusal("unsupported_parameter", f"no {variant} is made of videos; use variant=video", "variant")
+        if variant != "video":
+            raise refusal("invalid_value", f"variant={variant[:40]!r} is not known; use variant=video", "variant")
+        if job.state != "completed":
+            why = f"failed: {job.error.message}" if job.error else f"is {job.state.replace('_', ' ')}"
+            raise refusal("video_not_ready", f"the video {why}; only a completed one has content", "id")
+        [file] = job.files
+        try:
+            path = self._service.files.path(file.name)
+            return await download(request, path, "video/mp4", f"{job.id}.mp4", file.sha256)
+        except FileNotFoundError:
+            raise _unknown(request) from None
+
+    async def events(self, request: Request) -> Response:
+        """GET /v1/videos/{id}/events."""
+        return EventStream(self._events(await self._job(request)), done=True)
+
+    async def cancel(self, request: Request) -> Response:
+        """POST /v1/videos/{id}/cancel; a video that has ended stays as it is."""
+        await self._job(request)
+        job = await self._service.jobs.cancel(request.state.tenant, request.path_params["id"])
+        if job is None:
+            raise _unknown(request)
+        return self._answer(job)
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE /v1/videos/{id}, stopping it if it runs."""
+        job = await self._job(request)
+        if not await self._service.jobs.delete(request.state.tenant, job.id):
+            raise _unknown(request)
+        return JSONResponse(protocol.VideoDeleted(id=job.id).model_dump())
+
+    async def unsupported(self, request: Request) -> Response:
+        """What OpenAI has and no model here does."""
+        what = request.url.path.rpartition("/")[2] if "characters" not in request.url.path else "characters"
+        message = f"{self._service.options.model_name} makes videos from text only ({what[:40]} is not supported)"
+        raise refusal("unsupported_task", f"{message}; use POST /v1/videos")
+
+    async def _read(self, request: Request) -> tuple[dict[str, Any], Order]:
+        """The fields of a request for a video, and what they ask of the model."""
+        fields, uploads = await read_any(request)
+        form = not request.headers["content-type"].lower().startswith("application/json")
+        door = self._service.door
+        wanted = read(fields, "video", door, form=form, files=uploads)
+        check_model(self._service, wanted.model)
+        steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
+        asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS))
+        return fields, Order(wanted, asked, video_form(), patience(request.headers), TASK)
+
+    async def _job(self, request: Request) -> Job:
+        job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])
+        if job is None or job.kind != "video":
+            raise _unknown(request)
+        return job
+
+    async def _events(self, job: Job) -> AsyncGenerator[Event, None]:
+        """The state, then what happens, then the end. A server that shuts down ends the stream with the state."""
+        async with aclosing(self._service.jobs.subscribe(job)) as news:
+            if not job.ended:
+                yield self._progress(job)
+            async for item in news:
+                if isinstance(item, Job):
+                    yield self._ended(item) if item.ended else self._progress(item)
+                elif isinstance(item, Previewed):
+                    picture = base64.b64encode(item.picture).decode()
+                    event = protocol.VideoPreviewEvent(id=job.id, step=item.step, b64_json=picture)
+                    yield event.type, event.model_dump()
+                else:
+                    running = self._service.jobs.current(replace(job, state="in_progress"))
+                    yield self._progress(running, item.stage, item.step, item.steps)
+
+    def _progress(self, job: Job, stage: str | None = None, step: int | None = None, steps: int | None = None) -> Event:
+        event = protocol.VideoProgressEvent(
+            id=job.id,
+            status=job.state,
+            progress=job.progress,
+            stage=stage,
+            step=step,
+            steps=steps,
+            eta_seconds=_rounded(self._service.jobs.eta(job)),
+        )
+        return event.type, event.model_dump(exclude_none=True)
+
+    def _ended(self, job: Job) -> Event:
+        event = protocol.VideoEndedEvent(
+            type="video.completed" if job.state == "completed" else "video.failed", video=self._video(job)
+        )
+        return event.type, event.model_dump()
+
+    def _answer(self, job: Job, headers: dict[str, str] | None = None) -> Response:
+        """A video as JSON, with the time after which it makes sense to ask again."""
+        video, headers = self._video(job), dict(headers or {})
+        if not job.ended:
+            left = video.eta_seconds
+            headers["openai-poll-after-ms"] = str(
+                1000 if left is None else int(1000 * min(max(left / POLLS, 0.25), 10))
+            )
+        return JSONResponse(video.model_dump(), headers=headers)
+
+    def _video(self, job: Job) -> protocol.Video:
+        params, times = job.work.request["params"], job.times
+        frames, fps = int(params["num_frames"] or 1), float(params["fps"] or 1.0)
+        return protocol.Video(
+            id=job.id,
+            model=job.work.model,
+            status=job.state,
+            progress=job.progress,
+            created_at=int(times.created),
+            completed_at=int(times.finished) if times.finished and job.state == "completed" else None,
+            expires_at=int(times.expires) if times.expires else None,
+            prompt=job.work.request["prompt"],
+            seconds=f"{round(frames / fps, 3):.10g}",
+            size=f"{params['width']}x{params['height']}",
+            error=_error(job),
+            seed=params["seed"],
+            num_frames=frames,
+            fps=fps,
+            eta_seconds=_rounded(self._service.jobs.eta(job)),
+            timings=job.timings or None,
+            peak_memory_bytes=job.memory or None,
+        )
+
+
+def _error(job: Job) -> JobError | None:
+    error = job.error
+    if error is None:
+        return None
+    return JobError(code=error.code, message=error.message, param=error.param, type=CODES[error.code].type)
+
+
+def _page(request: Request) -> Page:
+    """`after`, `limit` and `order` of the query; ApiError for anything else."""
+    query = request.query_params
+    for name in query:
+        if name not in ("after", "limit", "order"):
+            raise refusal("unknown_parameter", f"a list knows after, limit and order, not {name[:40]!r}", name[:40])
+    limit, order = query.get("limit", "20"), query.get("order", "desc")
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= MAX_PAGE):
+        raise refusal("invalid_value", f"limit={limit[:40]!r} is not allowed; use 1 to {MAX_PAGE}", "limit")
+    if order not in ("asc", "desc"):
+        raise refusal("invalid_value", f"order={order[:40]!r} is not allowed; use asc or desc", "order")
+    return Page(query.get("after"), int(limit), order == "asc")
+
+
+def _unknown(request: Request) -> ApiError:
+    name = request.path_params["id"][:80]
+    return refusal("video_not_found", f"there is no video {name!r}; it never was, was removed, or has expired", "id")
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 2)

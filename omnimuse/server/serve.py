@@ -1,0 +1,185 @@
+"""From a configuration to a running server: checks, the socket, the parts, signals, the drain.
+
+Called by `omnimuse serve`. Whatever can be wrong without a model is found before a worker starts: the model's files,
+the port, the keys, the job store. The first SIGTERM or SIGINT drains, the second ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from omnimuse.core.config import Config, Environment
+from omnimuse.core.errors import ConfigError
+from omnimuse.engine.faults import Faults
+from omnimuse.engine.pool import Pool, PoolPlan
+from omnimuse.server.admission import Admission
+from omnimuse.server.app import build_app
+from omnimuse.server.attempt import JobRules
+from omnimuse.server.connections import Connection
+from omnimuse.server.files import Files
+from omnimuse.server.jobs import Jobs
+from omnimuse.server.keys import Keys
+from omnimuse.server.metrics import Metrics
+from omnimuse.server.options import ServeOptions
+from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.store import JobStore
+from omnimuse.worker.find import Found, find
+
+logger = logging.getLogger(__name__)
+
+_IDLE_DRAIN = 0.05  # seconds between looks at what is still in progress
+PICTURE_JOBS = 8
+"""Durable jobs of pictures that one worker draws at once; of videos it draws one."""
+LAST_WORDS = 5.0
+"""Seconds that answers under way get once the drain is over."""
+
+
+def serve(config: Config, options: ServeOptions) -> int:
+    """Serve until a signal ends it; 0 after a clean end. ConfigError or ModelError if it cannot start."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    found = find(config)
+    with listen(options.host, options.port) as listener:
+        return asyncio.run(_serve(found, options, listener))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError when the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port (0 takes a free one)"
+        ) from None
+    return listener
+
+
+class Front(uvicorn.Server):
+    """uvicorn, with signals that drain first: the first one drains, the second ends."""
+
+    def __init__(self, config: uvicorn.Config, life: Lifecycle) -> None:
+        super().__init__(config)
+        self._life = life
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn for SIGINT and SIGTERM."""
+        if self._life.draining:
+            self.should_exit = self.force_exit = True
+        self._life.draining = True
+
+
+async def _serve(found: Found, options: ServeOptions, listener: socket.socket) -> int:
+    """Open what lasts, run the server over it, and close it again in the opposite order."""
+    asked = Environment.read().fault
+    faults = Faults.read(asked)
+    files, keys = Files(options.data), Keys.load(options.key_file)
+    store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
+    metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
+    plan = PoolPlan(
+        found.config, found.spec, files.spool, options.replicas, options.hang, asked, restarted=metrics.restarted
+    )
+    pool = Pool(plan)
+    together = 1 if any(task.endswith("video") for task in found.spec.tasks) else PICTURE_JOBS
+    rules = JobRules(found.spec, options.keep, limit=options.replicas * together, model=options.model_name)
+    jobs = Jobs(store, files, pool, admission, metrics, rules)
+    service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle())
+    try:
+        await jobs.start()
+        await pool.start()
+        await _run(service, pool, listener)
+    finally:
+        await jobs.close(0.0)
+        await pool.close(LAST_WORDS)
+        await store.close()
+    return 0
+
+
+async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
+    """Answer requests until a signal; ModelError or ConfigError when no worker can be started the first time."""
+    front = Front(_uvicorn(build_app(service)), service.life)
+    serving = asyncio.create_task(front.serve([listener]))
+    beside = [
+        asyncio.create_task(_announce(pool, service.options, listener)),
+        asyncio.create_task(_drain(service, front)),
+    ]
+    try:
+        await asyncio.wait([serving, beside[0]], return_when=asyncio.FIRST_COMPLETED)
+        if beside[0].done() and beside[0].exception() is not None:
+            front.should_exit = front.force_exit = True
+            beside[0].result()
+        await serving
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(serving, *beside, return_exceptions=True)
+
+
+def _uvicorn(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=Connection,
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(LAST_WORDS),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+async def _drain(service: Service, front: Front) -> None:
+    """Once draining: wait for what is in progress, at most the drain's time, then let the server end.
+
+    Jobs that wait stay in the store and run after the next start.
+    """
+    while not service.life.draining:
+        await asyncio.sleep(_IDLE_DRAIN)
+    logger.warning("finishing what is in progress; a second signal ends at once")
+    end = time.monotonic() + service.options.drain
+    try:
+        await service.jobs.hold()
+        while service.admission.load().count and time.monotonic() < end:
+            await asyncio.sleep(_IDLE_DRAIN)
+    finally:
+        front.should_exit = True
+
+
+async def _announce(pool: Pool, options: ServeOptions, listener: socket.socket) -> None:
+    """Say where the server is, and when it is ready, how to use it."""
+    began = time.monotonic()
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"omnimuse: loading {options.model_name}; the page is at {url}", flush=True)
+    await pool.wait_ready()
+    print(greeting(url, options, pool.place, time.monotonic() - began), flush=True)
+
+
+def greeting(url: str, options: ServeOptions, place: dict[str, str], seconds: float) -> str:
+    """What is printed when a worker is ready: the URL, a curl line and Python lines that work as pasted."""
+    key = "" if options.key_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
+    secret = "none" if options.key_file is None else "YOUR_KEY"
+    body = f'{{"prompt": "a red circle on a blue background", "model": "{options.model_name}"}}'
+    where = f"{place.get('dtype', '')} on {place.get('device', '')}"
+    return f"""omnimuse: ready in {seconds:.1f} s ({where}), {options.replicas} worker(s)
+
+  page    {url}/
+  curl    curl -s {url}/v1/images/generations -H 'Content-Type: application/json'{key} \\
+            -d '{body}' | python3 -c 'import sys, json, base64; \\
+            open("picture.png", "wb").write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))'
+  python  from openai import OpenAI
+          client = OpenAI(base_url="{url}/v1", api_key="{secret}")
+          picture = client.images.generate(model="{options.model_name}", prompt="a red circle")
+
+Ctrl-C stops it."""

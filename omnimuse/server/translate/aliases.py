@@ -1,0 +1,311 @@
+"""From the fields of a request, in any client's words, to `Wanted`: one meaning per field, nothing dropped in silence.
+
+Routes call `read`. What no client knows, what this model does not honour, and what contradicts itself is refused here;
+the table is in `translate/fields.py`. Ranges and combinations that depend on the model are checked by the model's door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import ALWAYS, Door
+from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.translate.fields import HARMLESS, TABLE, Field, Kind, fields_of
+from omnimuse.server.translate.values import is_neutral, read_value, shown
+
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
+COMPRESSION = {"default": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
+"""SGLang's words for the quality of a lossy file."""
+EFFORT = {"low": 0.5, "medium": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 3.0}
+"""`quality`, as a share of the model's own number of steps."""
+LEVELS = {"standard": "medium", "hd": "high"}
+"""Names of qualities that OpenAI has replaced -> theirs of today."""
+
+_PARAMS = frozenset(part.name for part in fields(DiffusionParams))
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files asked for: a Pillow format, quality 1..100 of lossy ones (None: ours), and how they come back.
+
+    `level` is OpenAI's quality word, "auto" when none was chosen. `transport` is "b64_json" or "url".
+    """
+
+    format: str = "PNG"
+    quality: int | None = None
+    level: str = "auto"
+    background: str = "auto"
+    transport: str = "b64_json"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the answer travels: as a stream (with so many previews, with an event per step), or as a durable job.
+
+    `split` is set when a chat asked for `n` choices, `usage` when it asked for the usage at the end of a stream.
+    """
+
+    stream: bool = False
+    partial_images: int = 0
+    progress: bool = False
+    durable: bool = False
+    split: bool = False
+    usage: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request in our words; `names` says what the client called each of our parameters. Times in seconds."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    params: DiffusionParams = DiffusionParams()
+    output: Output = Output()
+    delivery: Delivery = Delivery()
+    timeout: float | None = None
+    seconds: float | None = None
+    model: str | None = None
+    safety_identifier: str | None = None
+    messages: list[Any] | None = None
+    modalities: list[Any] | None = None
+    files: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Found:
+    """Values by target while a request is read, and the wire name each came under."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def put(self, target: str, value: Any, name: str) -> None:
+        """Note a value; ApiError when an alias said something else."""
+        if target in self.values and self.values[target] != value:
+            other = self.names[target]
+            raise refusal(
+                "conflicting_parameters",
+                f"{name}={shown(value)} contradicts {other}={shown(self.values[target])}; leave one of them out",
+                name,
+            )
+        self.values.setdefault(target, value)
+        self.names.setdefault(target, name)
+
+
+def read(
+    given: Mapping[str, Any], kind: Kind, door: Door, *, form: bool = False, files: Collection[str] = ()
+) -> Wanted:
+    """What `given` asks of the model behind `door`; ApiError (400) names the first field that is wrong.
+
+    `form`: the fields come from a multipart form, where numbers and flags are text. `files` names its uploads.
+    """
+    known, found = fields_of(kind), _Found()
+    for name, wire, value in _flat(given, known, form):
+        entry = known.get(wire)
+        if entry is None:
+            raise _unknown(name, wire, kind, door)
+        if value is None or (form and value == "" and entry.shape != "text"):
+            continue
+        if not entry.target:
+            if not is_neutral(entry, value, form):
+                raise refusal("unsupported_parameter", f"{name} is not supported: {entry.note}", name)
+            continue
+        _take(entry, read_value(entry, value, name, form), name, found)
+    uploads = tuple(_upload(name, known, kind, door) for name in files)
+    _refuse_unhonoured(found, door)
+    if kind != "chat":
+        _check_prompt(found)
+    return _wanted(found, door, uploads, form)
+
+
+def _flat(given: Mapping[str, Any], known: Mapping[str, Field], form: bool) -> Iterator[tuple[str, str, Any]]:
+    """(name for messages, wire name, value) of every field, those in nested objects of parameters included."""
+    for wire, value in given.items():
+        entry = known.get(wire)
+        if entry is None or entry.target != "nested" or value is None:
+            yield wire, wire, value
+            continue
+        for inner, deep in read_value(entry, value, wire, form).items():
+            if (nested := known.get(inner)) is not None and nested.target == "nested":
+                raise refusal("invalid_value", f"{wire}.{inner} nests too deep; give its fields directly", wire)
+            yield f"{wire}.{inner}", inner, deep
+
+
+def _take(entry: Field, value: Any, name: str, found: _Found) -> None:
+    """Put a value where it belongs; sizes, words with two meanings and words for numbers are taken apart."""
+    target = entry.target
+    if target == HARMLESS:
+        return
+    if target == "size":
+        for side, pixels in zip(("width", "height"), value or (), strict=False):
+            found.put(side, pixels, name)
+    elif target == "background" and isinstance(value, bool):
+        found.put("durable", value, name)
+    elif target == "format":
+        found.put(target, FORMATS[value], name)
+    elif target == "compression" and isinstance(value, str):
+        if COMPRESSION[value] is not None:
+            found.put(target, COMPRESSION[value], name)
+    else:
+        found.put(target, value, name)
+
+
+def _unknown(name: str, wire: str, kind: Kind, door: Door) -> ApiError:
+    shown_name = shown(name)
+    if wire in (part.name for part in fields(door.spec.extra)):
+        return refusal("unknown_parameter", f"{shown_name} belongs to the model: put it in `extra_params`", name[:80])
+    near = get_close_matches(wire[:80], [entry.name for entry in TABLE[kind] if entry.target], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "; the fields are listed at /openapi.json"
+    return refusal("unknown_parameter", f"there is no field {shown_name} here{hint}", name[:80])
+
+
+def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> str:
+    """The plain name of an uploaded part (`image[]` is `image`), if this endpoint and model take it."""
+    wire = name.split("[", 1)[0]
+    entry = known.get(wire)
+    if entry is None:
+        raise _unknown(name, wire, kind, door)
+    if entry.shape != "file":
+        why = f"it is no upload but {entry.note}" if entry.target else entry.note
+        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+    if not door.limits.takes_images:
+        code = "unsupported_task" if kind == "edit" else "unsupported_parameter"
+        raise refusal(code, f"{name} is not supported: this model works from text only; leave the picture out", name)
+    return wire
+
+
+def _refuse_unhonoured(found: _Found, door: Door) -> None:
+    """Parameters that we know and this model does not honour; the door would refuse them, with a vaguer code."""
+    honoured = ALWAYS | door.spec.supported
+    for target, name in found.names.items():
+        if target not in _PARAMS or target == "extra":
+            continue
+        if target not in honoured:
+            reason = f"it means nothing to this model, which honours {', '.join(sorted(honoured - {'output_type'}))}"
+            raise refusal("unsupported_parameter", f"{name} is not supported: {reason}", name)
+        if target in door.limits.refuses:
+            reason = door.limits.refuses[target]
+            raise refusal("unsupported_parameter", f"{name} is not supported: {reason}", name)
+
+
+def _check_prompt(found: _Found) -> None:
+    if "prompt" not in found.values:
+        raise refusal("missing_parameter", "prompt is missing; say what to make", "prompt")
+    if not found.values["prompt"].strip():
+        raise refusal("invalid_value", "prompt is empty; say what to make", "prompt")
+
+
+def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> Wanted:
+    values, names = found.values, found.names
+    _spend(found, door)
+    _check_delivery(found)
+    chosen = {target: value for target, value in values.items() if target in _PARAMS and target != "extra"}
+    if "extra" in values:
+        chosen["extra"] = _family(values["extra"], names["extra"], door, form)
+    return Wanted(
+        prompt=values.get("prompt"),
+        negative_prompt=values.get("negative_prompt"),
+        params=DiffusionParams(**chosen),
+        output=_output(found),
+        delivery=_delivery(found),
+        timeout=values.get("timeout"),
+        seconds=values.get("seconds"),
+        model=values.get("model"),
+        safety_identifier=values.get("safety_identifier"),
+        messages=values.get("messages"),
+        modalities=values.get("modalities"),
+        files=uploads,
+        names=names,
+    )
+
+
+def _spend(found: _Found, door: Door) -> None:
+    """Turn `quality` into a number of steps."""
+    level = found.values.get("level", "auto")
+    if level in ("auto", "standard"):
+        return
+    name = found.names["level"]
+    if "num_inference_steps" in found.values:
+        steps = found.names["num_inference_steps"]
+        raise refusal(
+            "conflicting_parameters", f"{name}={level!r} and {steps} both choose the steps; leave one out", name
+        )
+    found.put("num_inference_steps", steps_of(level, door), name)
+
+
+def steps_of(level: str, door: Door) -> int:
+    """The steps that a word of `quality` (a key of EFFORT) stands for with this model."""
+    return max(1, round((door.defaults.num_inference_steps or 1) * EFFORT[level]))
+
+
+def _check_delivery(found: _Found) -> None:
+    values, names = found.values, found.names
+    if "compression" in values and values.get("format", "PNG") == "PNG":
+        message = f"{names['compression']} has a meaning for jpeg and webp only; choose one of them as output_format"
+        raise refusal("conflicting_parameters", message, names["compression"])
+    for target in ("partial_images", "progress", "stream_options"):
+        if values.get(target) and not values.get("stream"):
+            message = f"{names[target]} has a meaning in a stream only; set stream to true, or leave it out"
+            raise refusal("conflicting_parameters", message, names[target])
+    for target, what in (("durable", "background=true"), ("transport", "response_format=url")):
+        if values.get("stream") and values.get(target) in (True, "url"):
+            message = f"{what} and stream=true contradict each other; a stream carries its pictures itself"
+            raise refusal("conflicting_parameters", message, names[target])
+
+
+def _output(found: _Found) -> Output:
+    values = found.values
+    compression = values.get("compression")
+    level = values.get("level", "auto")
+    return Output(
+        format=values.get("format", "PNG"),
+        quality=None if compression is None else max(1, compression),
+        level=LEVELS.get(level, level),
+        background=values.get("background", "auto"),
+        transport=values.get("transport", "b64_json"),
+    )
+
+
+def _delivery(found: _Found) -> Delivery:
+    values = found.values
+    options = values.get("stream_options") or {}
+    for name, value in options.items():
+        if name != "include_usage" or not isinstance(value, bool):
+            message = f"stream_options.{name} is not known; it has include_usage, true or false"
+            raise refusal("invalid_value", message, f"stream_options.{name}"[:80])
+    return Delivery(
+        stream=values.get("stream", False),
+        partial_images=values.get("partial_images", 0),
+        progress=values.get("progress", False),
+        durable=values.get("durable", False),
+        split=found.names.get("num_outputs_per_prompt", "").split(".")[-1] == "n",
+        usage=bool(options.get("include_usage")),
+    )
+
+
+def _family(given: Mapping[str, Any], name: str, door: Door, form: bool) -> dict[str, Any]:
+    """The family's own parameters: known names, values of the type that their defaults have."""
+    kinds = {part.name: _shape(part.default) for part in fields(door.spec.extra)}
+    read_: dict[str, Any] = {}
+    for key, value in given.items():
+        path = f"{name}.{key}"[:80]
+        if key not in kinds:
+            near = get_close_matches(key[:80], list(kinds), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it knows {', '.join(kinds) or 'none'}"
+            raise refusal("unknown_parameter", f"the model has no parameter {shown(key)}{hint}", path)
+        if value is not None:
+            read_[key] = read_value(kinds[key], value, path, form)
+    return read_
+
+
+def _shape(default: Any) -> Field:
+    """A field whose values look like `default`."""
+    if isinstance(default, bool):
+        return Field("", "flag")
+    if isinstance(default, int):
+        return Field("", "whole")
+    return Field("", "real") if isinstance(default, float) else Field("", "text")

@@ -1,0 +1,105 @@
+"""From `Wanted` to the frozen `Request` of the engine, and to the form of its files.
+
+Routes call this after `aliases.read`. Errors of the model's door come out with the client's own names of the fields.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from omnimuse.core.errors import RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Door, Request
+from omnimuse.engine.wire import Form
+from omnimuse.server.errors import refusal
+from omnimuse.server.translate.aliases import Wanted
+
+MAX_PATIENCE = 24 * 3600.0
+"""Seconds; a client that says it waits longer says nothing."""
+
+
+def to_request(wanted: Wanted, door: Door, tenant: str = "", previews: int = 0) -> Request:
+    """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
+
+    `previews` asks for a look every so many steps. The deadline is `timeout_s` from now on the monotonic clock.
+    """
+    prompt: dict[str, object] = {"prompt": wanted.prompt}
+    if wanted.negative_prompt is not None:
+        prompt["negative_prompt"] = wanted.negative_prompt
+    ask = Ask(prompt, _timed(wanted, door), timeout=wanted.timeout, tenant=tenant, previews=previews)
+    try:
+        return door.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
+    except RequestError as error:
+        raise _renamed(error, wanted.names) from None
+
+
+def to_form(wanted: Wanted) -> Form:
+    """The file that every output becomes."""
+    return Form(wanted.output.format, wanted.output.quality)
+
+
+def video_form() -> Form:
+    """The file that a video becomes; there is one."""
+    return Form("MP4")
+
+
+def patience(headers: Mapping[str, str]) -> float | None:
+    """How many seconds the client will wait for the answer, if it says so (the official client does)."""
+    try:
+        seconds = float(headers.get("x-stainless-read-timeout", ""))
+    except ValueError:
+        return None
+    return seconds if 0 < seconds <= MAX_PATIENCE else None
+
+
+def preview_period(steps: int, wanted: int) -> int:
+    """Every how many steps the engine should show a preview so that `wanted` of them can be spread evenly; 0: none."""
+    return max(1, steps // (wanted + 1)) if wanted else 0
+
+
+def preview_steps(steps: int, wanted: int) -> tuple[int, ...]:
+    """Which steps' previews to show: `wanted` multiples of the period, evenly, none of them the last step.
+
+    Where a request has too few steps, every step but the last.
+    """
+    if not wanted or steps <= 1:
+        return ()
+    if steps <= wanted:
+        return tuple(range(1, steps))
+    period, gap = preview_period(steps, wanted), steps / (wanted + 1)
+    return tuple(period * math.floor(index * gap / period + 0.5) for index in range(1, wanted + 1))
+
+
+def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
+    """The parameters, with `seconds` turned into the nearest number of frames that the model can make."""
+    if wanted.seconds is None:
+        return wanted.params
+    fps = wanted.params.fps or door.defaults.fps or 1.0
+    step = door.limits.frame_step
+    frames = 1 + step * round(max(0.0, min(wanted.seconds * fps, 1e9) - 1) / step)
+    chosen = wanted.params.num_frames
+    if chosen is not None and chosen != frames:
+        raise refusal(
+            "conflicting_parameters",
+            f"seconds={wanted.seconds:g} at {fps:g} frames per second is {frames} frames, and num_frames={chosen}; "
+            "leave one of them out",
+            "seconds",
+        )
+    if frames > door.limits.max_frames:
+        most = door.limits.max_frames / fps
+        raise RequestError(f"seconds={wanted.seconds:g} is too long for this model; use at most {most:.4g}", "seconds")
+    return replace(wanted.params, num_frames=frames)
+
+
+def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
+    first, _, rest = (error.param or "").partition(".")
+    name = names.get(first, {"timeout": "timeout_s", "num_outputs_per_prompt": "n"}.get(first, first))
+    message = str(error)
+    if name != first and message.startswith(f"{first}="):
+        message = f"{name}{message.removeprefix(first)}" if first not in ("width", "height") else f"{name}: {message}"
+    return RequestError(message, ".".join(part for part in (name, rest) if part) or None)

@@ -1,0 +1,199 @@
+"""Every field that clients of OpenAI, vLLM-Omni (VO) and SGLang (SG) send, and what it means here: one table.
+
+`translate/aliases.py` reads requests with it, `protocol/` makes the OpenAPI request models from it. A field without a
+target is known and refused with `note` as the reason, unless its value is one of `neutral`, which ask for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Shape = Literal[
+    "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file"
+]
+"""What a value looks like; "file" is an upload."""
+
+Kind = Literal["image", "edit", "video", "chat"]
+"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/chat/completions."""
+
+HARMLESS = "harmless"
+"""The target of fields that are checked and then change nothing, for the reason in `note`."""
+
+
+MAX_OUTPUTS = 10
+"""Pictures of one request, as OpenAI has it."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One wire field: how its value is read, and the target it goes to (names of targets are in `aliases.py`).
+
+    `low` and `high` bound numbers that the model's own limits do not bound.
+    """
+
+    name: str
+    shape: Shape
+    target: str = ""
+    note: str = ""
+    allowed: tuple[str, ...] = ()
+    neutral: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+def _refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:
+    return tuple(Field(name, "object", note=note, neutral=neutral) for name in names)
+
+
+_START = "it is chosen when the server starts, not for each request"
+_FLAT = "this server makes still pictures of one layer"
+_NO_LORA = "no LoRA adapters are registered with this server"
+_NO_PATHS = "a request never names files or folders of the server"
+_NO_TEXT = "the answer is a picture: no text is sampled; a picture is steered by its own fields, such as `seed`"
+_TEXT_ONLY = "pictures to start from go to /v1/images/edits, with models that take them"
+
+SHARED: tuple[Field, ...] = (
+    Field("model", "text", "model", "the model to use; it must be the one that this server serves"),
+    Field("negative_prompt", "text", "negative_prompt", "what to keep out"),
+    Field("seed", "whole", "seed", "output i uses seed + i; chosen at random and reported when absent"),
+    Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps"),
+    Field("guidance_scale", "real", "guidance_scale", "how strongly the prompt is followed"),
+    Field("guidance_scale_2", "real", "guidance_scale_2", "guidance of the second expert"),
+    Field("true_cfg_scale", "real", "true_cfg_scale", "classifier-free guidance beside distilled guidance"),
+    Field("max_sequence_length", "whole", "max_sequence_length", "text tokens that are read of the prompt"),
+    Field("strength", "real", "strength", "how far from the input picture"),
+    Field("size", "size", "size", '"auto" (the model\'s own size) or WIDTHxHEIGHT in pixels'),
+    Field("width", "whole", "width", "pixels"),
+    Field("height", "whole", "height", "pixels"),
+    Field("resolution", "resolution", "size", "the side of a square in pixels, or WIDTHxHEIGHT (VO)"),
+    Field("timeout_s", "real", "timeout", "give up after so many seconds"),
+    Field("extra_params", "object", "extra", "the family's own parameters, by name"),
+    Field("user", "text", HARMLESS, "names an end user for abuse monitoring; this server does none and keeps none"),
+    Field("safety_identifier", "text", "safety_identifier", "as `user`; repeated in the answer and not kept"),
+    *_refused("the noise schedule, and its shift, come from the checkpoint", "flow_shift", "boundary_ratio"),
+    *_refused("noise always comes from a generator on the CPU", "generator_device", neutral=("cpu",)),
+    *_refused(_NO_LORA, "lora", "loras", neutral=([], {})),
+    *_refused(_START, "enable_teacache", "enable_cache_dit", "vae_use_slicing", "vae_use_tiling", neutral=(False,)),
+    *_refused(_START, "cache_dit_params", neutral=({},)),
+    *_refused("trajectories for training are not recorded", "rollout", neutral=(False,)),
+    *_refused("trajectories for training are not recorded", "rollout_sde_type", neutral=("sde",)),
+    *_refused("the models here are not run by diffusers; use `extra_params`", "diffusers_kwargs", neutral=({},)),
+    *_refused(_NO_PATHS, "output_path", "output_dir"),
+)
+"""What every endpoint that draws knows."""
+
+_FILE_FORM: tuple[Field, ...] = (
+    Field("n", "whole", "num_outputs_per_prompt", "how many", low=1, high=MAX_OUTPUTS),
+    Field("num_outputs_per_prompt", "whole", "num_outputs_per_prompt", "as `n` (VO, SG)", low=1, high=MAX_OUTPUTS),
+    Field(
+        "quality",
+        "choice",
+        "level",
+        "computation: low is 1/2, medium 1, high (hd) 3/2, xhigh 2 and max 3 times the model's own number of steps",
+        allowed=("auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"),
+    ),
+    Field("output_format", "choice", "format", "the file's format", allowed=("png", "jpeg", "jpg", "webp")),
+    Field("output_compression", "whole", "compression", "quality of jpeg and webp, 100 is best", low=0, high=100),
+    Field(
+        "output_quality",
+        "choice",
+        "compression",
+        "quality of jpeg and webp as a word (SG)",
+        allowed=("default", "low", "medium", "high", "maximum"),
+    ),
+    Field("moderation", "choice", HARMLESS, "this server filters nothing, the least of both", allowed=("auto", "low")),
+)
+
+IMAGE: tuple[Field, ...] = (
+    *SHARED,
+    *_FILE_FORM,
+    Field("prompt", "text", "prompt", "what to draw"),
+    Field(
+        "background",
+        "background",
+        "background",
+        '"auto" or "opaque" for the picture; true makes the answer a job that is kept and asked for later (ours)',
+        allowed=("auto", "opaque"),
+    ),
+    Field("response_format", "choice", "transport", "how pictures come back", allowed=("b64_json", "url")),
+    Field("stream", "flag", "stream", "answer with server-sent events"),
+    Field("partial_images", "whole", "partial_images", "previews in a stream, spread evenly", low=0, high=3),
+    Field("progress", "flag", "progress", "an event for every step in a stream (ours)"),
+    *_refused("describe the style in the prompt", "style"),
+    *_refused("this model plans nothing before it draws", "complexity", "bot_task", "system_prompt"),
+    *_refused("this model plans nothing before it draws", "use_system_prompt", neutral=("None",)),
+    *_refused(_FLAT, "frame_count", "frame_duration_ms", "svg", "layers", "fps"),
+    *_refused(_FLAT, "num_frames", neutral=(1,)),
+    *_refused("it concerns input pictures", "infer_align_image_size", neutral=(False,)),
+)
+
+_INPUT_NAMES = ("image", "mask", "mask_image", "markup", "reference_image", "input_fidelity", "url")
+
+TABLE: Mapping[Kind, tuple[Field, ...]] = {
+    "image": (*IMAGE, *_refused(_TEXT_ONLY, *_INPUT_NAMES)),
+    "edit": (
+        *IMAGE,
+        Field("image", "file", "images", "the pictures to edit"),
+        Field("mask", "file", "images", "transparent where the first picture may change"),
+        Field("mask_image", "file", "images", "as `mask` (VO)"),
+        Field("reference_image", "file", "images", "another picture to look at (VO)"),
+        *_refused("no model here reads it", "markup", "input_fidelity"),
+        *_refused("this server fetches no addresses; upload the picture", "url"),
+    ),
+    "video": (
+        *SHARED,
+        Field("prompt", "text", "prompt", "what to film"),
+        Field("seconds", "seconds", "seconds", "length; rounded to a number of frames that the model can make"),
+        Field("fps", "real", "fps", "frames per second"),
+        Field("num_frames", "whole", "num_frames", "frames; instead of `seconds`"),
+        Field("input_reference", "file", "images", "a picture to start from"),
+        Field("video_params", "object", "nested", "width, height, fps and num_frames in an object (VO)"),
+        *_refused("one request makes one video", "n", "num_outputs_per_prompt", neutral=(1,)),
+        *_refused("choose `num_inference_steps`", "quality", neutral=("auto", "standard", "default")),
+        *_refused("videos are mp4", "output_format", neutral=("mp4",)),
+        *_refused("videos are encoded in one, visually lossless, quality", "output_compression"),
+        *_refused("videos are encoded in one, visually lossless, quality", "output_quality", neutral=("default",)),
+        *_refused("follow a video at /v1/videos/{id}/events", "stream", neutral=(False,)),
+        *_refused("this model makes no sound", "generate_sound", neutral=(False,)),
+        *_refused("this model makes no sound", "sound_duration", "audio_reference"),
+        *_refused("frames are never invented between frames", "enable_frame_interpolation", neutral=(False,)),
+        *_refused("frames are never invented between frames", "frame_interpolation_exp", "frame_interpolation_scale"),
+        *_refused(_NO_PATHS, "frame_interpolation_model_path"),
+        *_refused("this server fetches no addresses", "reference_url", "image_reference", "video_reference"),
+    ),
+    "chat": (
+        *SHARED,
+        *_FILE_FORM,
+        Field("messages", "list", "messages", "the conversation; the text of the last user message is the prompt"),
+        Field("modalities", "list", "modalities", '["image"] or ["text", "image"]'),
+        Field("stream", "flag", "stream", "answer with server-sent events"),
+        Field("stream_options", "object", "stream_options", "include_usage adds a last chunk with the usage"),
+        Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
+        Field("max_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),
+        Field("max_completion_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),
+        Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer"),
+        Field("service_tier", "choice", HARMLESS, "there is one tier", allowed=("auto", "default")),
+        Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
+        *_refused(_NO_TEXT, "temperature", "top_p", neutral=(1, 1.0)),
+        *_refused(_NO_TEXT, "frequency_penalty", "presence_penalty", "top_logprobs", neutral=(0, 0.0)),
+        *_refused(_NO_TEXT, "logprobs", neutral=(False,)),
+        *_refused(_NO_TEXT, "stop", "logit_bias", neutral=([], {})),
+        *_refused(_NO_TEXT, "verbosity", "prediction", "reasoning_effort", "top_k", "min_p", "repetition_penalty"),
+        *_refused("the answer is a picture", "response_format", neutral=({"type": "text"},)),
+        *_refused("this model calls no tools", "tools", "functions", neutral=([],)),
+        *_refused("this model calls no tools", "tool_choice", "function_call", neutral=("none", "auto")),
+        *_refused("this model makes no sound", "audio"),
+        *_refused("conversations are not stored", "store", neutral=(False,)),
+        *_refused("conversations are not stored", "metadata", neutral=({},)),
+        *_refused("this model searches nothing", "web_search_options"),
+        *_refused(_FLAT, "layers", "num_frames", "fps", neutral=(1,)),
+    ),
+}
+"""The table, by endpoint."""
+
+
+def fields_of(kind: Kind) -> dict[str, Field]:
+    """The fields of one endpoint by wire name."""
+    return {field.name: field for field in TABLE[kind]}

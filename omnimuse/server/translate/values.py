@@ -1,0 +1,179 @@
+"""One value from the wire, checked and turned into ours: numbers, words, flags, sizes.
+
+Called by `translate/aliases.py` for every field it reads. Each refusal says what came, what is allowed and what to do.
+Whether a value suits the model is not decided here but by `core/request.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.translate.fields import Field
+
+MAX_WHOLE = 10**40
+"""Whole numbers beyond this (either way) are not even shown; far smaller ones are out of every range."""
+
+MAX_REAL = 1.7e308
+"""Larger numbers do not fit a float."""
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
+_SIZE = re.compile(r"([0-9]{1,7})x([0-9]{1,7})")
+_FLAGS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def read_value(field: Field, value: Any, name: str, form: bool) -> Any:
+    """`value` of `field` in our terms. `name` is what the client called it; in a `form` scalars come as text."""
+    return _READERS[field.shape](field, value, name, form)
+
+
+def is_neutral(field: Field, value: Any, form: bool) -> bool:
+    """Whether `value` of a field that is not honoured asks for nothing. JSON true is not 1."""
+    for neutral in field.neutral:
+        if form and isinstance(value, str) and value.strip().lower() == json.dumps(neutral).strip('"').lower():
+            return True
+        if isinstance(value, bool) == isinstance(neutral, bool) and value == neutral:
+            return True
+    return False
+
+
+def shown(value: Any) -> str:
+    """`value` for a message, cut short."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_WHOLE:
+        return "a number of too many digits"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]
+
+
+def _bad(name: str, value: Any, allowed: str) -> ApiError:
+    return refusal("invalid_value", f"{name}={shown(value)} is not allowed; use {allowed}", name)
+
+
+def _text(field: Field, value: Any, name: str, form: bool) -> str:
+    if not isinstance(value, str):
+        raise _bad(name, value, "a string")
+    return value
+
+
+def _whole(field: Field, value: Any, name: str, form: bool) -> int:
+    is_text = form and isinstance(value, str) and _WHOLE.fullmatch(value.strip())
+    if is_text or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_WHOLE:
+        raise _bad(name, value, f"a whole number{_range(field)}")
+    _check_range(field, value, name)
+    return value
+
+
+def _real(field: Field, value: Any, name: str, form: bool) -> float:
+    if form and isinstance(value, str) and len(value) <= 40:
+        try:
+            value = float(value)
+        except ValueError:
+            raise _bad(name, value, f"a number{_range(field)}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_REAL or value != value:
+        raise _bad(name, value, f"a number{_range(field)}")
+    _check_range(field, value, name)
+    return float(value)
+
+
+def _check_range(field: Field, value: float, name: str) -> None:
+    low = -math.inf if field.low is None else field.low
+    high = math.inf if field.high is None else field.high
+    if not low <= value <= high:
+        raise _bad(name, value, f"a number{_range(field)}")
+
+
+def _range(field: Field) -> str:
+    if field.low is not None and field.high is not None:
+        return f" from {field.low:g} to {field.high:g}"
+    return f" of at least {field.low:g}" if field.low is not None else ""
+
+
+def _flag(field: Field, value: Any, name: str, form: bool) -> bool:
+    if form and isinstance(value, str):
+        value = _FLAGS.get(value.strip().lower(), value)
+    if not isinstance(value, bool):
+        raise _bad(name, value, "true or false")
+    return value
+
+
+def _choice(field: Field, value: Any, name: str, form: bool) -> str:
+    if not isinstance(value, str) or value not in field.allowed:
+        raise _bad(name, value, f"one of {', '.join(field.allowed)}")
+    return value
+
+
+def _size(field: Field, value: Any, name: str, form: bool) -> tuple[int, int] | None:
+    """(width, height), or None for the model's own size."""
+    if value == "auto":
+        return None
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise _bad(name, value, '"auto" or WIDTHxHEIGHT in pixels, such as "1024x1024"')
+    return int(match[1]), int(match[2])
+
+
+def _resolution(field: Field, value: Any, name: str, form: bool) -> tuple[int, int] | None:
+    if isinstance(value, str) and "x" in value:
+        return _size(field, value, name, form)
+    side = _whole(field, value, name, form)
+    return side, side
+
+
+def _background(field: Field, value: Any, name: str, form: bool) -> str | bool:
+    """True and False say whether the request is a job; a word says what is behind the picture."""
+    if isinstance(value, bool) or (form and value in _FLAGS):
+        return _flag(field, value, name, form)
+    if value == "transparent":
+        raise refusal("unsupported_parameter", "this model draws opaque pictures; use background='opaque'", name)
+    return _choice(field, value, name, form)
+
+
+def _seconds(field: Field, value: Any, name: str, form: bool) -> float:
+    """OpenAI clients send "4"; numbers are taken as well."""
+    seconds = _real(field, value, name, form or isinstance(value, str))
+    if seconds <= 0:
+        raise _bad(name, value, "a number above 0")
+    return seconds
+
+
+def _object(field: Field, value: Any, name: str, form: bool) -> dict[str, Any]:
+    if form and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise _bad(name, value, "a JSON object") from None
+    if not isinstance(value, dict):
+        raise _bad(name, value, "an object")
+    return value
+
+
+def _list(field: Field, value: Any, name: str, form: bool) -> list[Any]:
+    if not isinstance(value, list):
+        raise _bad(name, value, "a list")
+    return value
+
+
+def _file(field: Field, value: Any, name: str, form: bool) -> str:
+    raise _bad(name, value, "a multipart upload")
+
+
+_READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
+    "text": _text,
+    "whole": _whole,
+    "real": _real,
+    "flag": _flag,
+    "choice": _choice,
+    "size": _size,
+    "resolution": _resolution,
+    "background": _background,
+    "seconds": _seconds,
+    "object": _object,
+    "list": _list,
+    "file": _file,
+}

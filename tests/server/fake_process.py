@@ -1,0 +1,119 @@
+"""A worker without torch: speaks to the front process as `engine/process.py` does and "draws" a few bytes.
+
+Run by a `Pool` in tests, as `python tests/server/fake_process.py`. Every step takes 20 ms; each request has a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import time
+
+from omnimuse.core.errors import OmnimuseError
+from omnimuse.core.request import Request
+from omnimuse.engine.faults import ALWAYS, Faults
+from omnimuse.engine.line import Line
+from omnimuse.engine.process import Settings, read_settings, watch_parent
+from omnimuse.engine.wire import (
+    Beat,
+    Cancel,
+    Command,
+    Ended,
+    Finished,
+    Form,
+    MadeFile,
+    NotStarted,
+    Ready,
+    Stepped,
+    Submit,
+    unpack,
+)
+from omnimuse.worker.find import find
+
+PACE = 0.02
+
+
+class FakeWorker:
+    """Requests that are being drawn, and those that were cancelled."""
+
+    def __init__(self, settings: Settings, line: Line) -> None:
+        self.settings, self.line = settings, line
+        self.faults = Faults.read(settings.faults, settings.first)
+        self.spec = find(settings.config).spec
+        self.ticks = 0
+        self.live: set[str] = set()
+        self.cancelled: set[str] = set()
+
+    def load(self) -> None:
+        try:
+            self.faults.reach("worker.start", 1, ALWAYS)
+        except OmnimuseError as error:
+            self.line.send(NotStarted(type(error).__name__, str(error)))
+            self.line.end()
+            return
+        self.line.send(Ready(0.0, {"dtype": "float32", "device": "cpu"}))
+
+    def obey(self, command: Command) -> None:
+        if isinstance(command, Submit):
+            request = unpack(command.request, self.spec)
+            self.live.add(request.id)
+            threading.Thread(target=self.draw, args=(request, command.form), daemon=True).start()
+        elif isinstance(command, Cancel):
+            self.cancelled.add(command.request_id)
+        else:
+            self.line.end()
+
+    def beat(self) -> Beat:
+        return Beat(self.ticks, bool(self.live), 2**20)
+
+    def draw(self, request: Request, form: Form) -> None:
+        steps = request.params.num_inference_steps or 1
+        for step in range(1, steps + 1):
+            time.sleep(PACE)
+            self.ticks += 1
+            if request.id in self.cancelled:
+                return self.end(request, Ended(request.id, "RequestCancelled", "the request was cancelled"))
+            self.line.send(Stepped(request.id, 0, "denoise", step, steps))
+            try:
+                self.faults.reach("worker.step", step, request.prompt)
+            except OmnimuseError as error:
+                return self.end(request, Ended(request.id, type(error).__name__, str(error)))
+            except MemoryError as error:
+                return self.end(request, Ended(request.id, "MemoryError", str(error)))
+        content = f"seed {request.seed(0)}".encode()
+        made = MadeFile(
+            f"{request.id}-{self.settings.name}-0.png",
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+            request.seed(0),
+            16,
+            16,
+        )
+        part = self.settings.spool / f".{made.name}.x.part"
+        part.write_bytes(content)
+        self.faults.reach("worker.encode", 1, request.prompt)
+        part.replace(self.settings.spool / made.name)
+        return self.end(request, Finished(request.id, [made], {"denoise": PACE * steps}))
+
+    def end(self, request: Request, report: Finished | Ended) -> None:
+        self.live.discard(request.id)
+        self.line.send(report)
+
+
+def main() -> None:
+    settings = read_settings(sys.stdin.buffer.readline())
+    threading.Thread(target=watch_parent, daemon=True).start()
+    if settings.rank:
+        threading.Event().wait()
+    line = Line(settings.address)
+    worker = FakeWorker(settings, line)
+    worker.load()
+    line.talk(worker.obey, worker.beat, 0.05)
+    line.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The whole app with its real edge, jobs and store, on a free port in a thread; only the workers are fake."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import uvicorn
+from openai import OpenAI
+
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.request import Door
+from omnimuse.server.admission import Admission
+from omnimuse.server.app import build_app
+from omnimuse.server.attempt import JobRules
+from omnimuse.server.connections import Connection
+from omnimuse.server.files import Files
+from omnimuse.server.jobs import Jobs
+from omnimuse.server.keys import Keys
+from omnimuse.server.metrics import Metrics
+from omnimuse.server.options import ServeOptions
+from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.store import JobStore
+from omnimuse.worker.find import find
+from tests.server.fake_workers import FakeWorkers
+
+MODEL = "omnimuse/shapes"
+
+
+@cache
+def shapes() -> Door:
+    """The door of the bundled model."""
+    return find(Config(ModelConfig(MODEL))).door
+
+
+@dataclass
+class Running:
+    """A server that answers at `url`; `loop` is its event loop."""
+
+    url: str
+    service: Service
+    workers: FakeWorkers
+    loop: asyncio.AbstractEventLoop
+
+    def client(self, retries: int = 0) -> OpenAI:
+        """The official client; to be closed."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=retries, timeout=30)
+
+
+@dataclass
+class _Shared:
+    ready: threading.Event = field(default_factory=threading.Event)
+    running: Running | None = None
+    server: uvicorn.Server | None = None
+    error: BaseException | None = None
+
+
+@contextmanager
+def picture_server(
+    data: Path, *, door: Door | None = None, change: Callable[[ServeOptions], ServeOptions] = lambda options: options
+) -> Iterator[Running]:
+    """A server with its files in `data`."""
+    options = change(ServeOptions(data=data, model_name=MODEL))
+    shared = _Shared()
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(options, door or shapes(), shared)))
+    thread.start()
+    try:
+        assert shared.ready.wait(30)
+        if shared.error is not None:
+            raise shared.error
+        assert shared.running is not None
+        yield shared.running
+    finally:
+        if shared.server is not None:
+            shared.server.should_exit = True
+        thread.join(30)
+
+
+async def _serve(options: ServeOptions, door: Door, shared: _Shared) -> None:
+    try:
+        await _run(options, door, shared)
+    except BaseException as error:
+        shared.error = error
+        raise
+    finally:
+        shared.ready.set()
+
+
+async def _run(options: ServeOptions, door: Door, shared: _Shared) -> None:
+    kept = Files(options.data, reserve=0)
+    store = await JobStore.open(options.data / "jobs.sqlite")
+    workers, admission, metrics = FakeWorkers(kept.spool), Admission(options), Metrics(options.model_name)
+    jobs = Jobs(store, kept, workers, admission, metrics, JobRules(door.spec, options.keep))
+    keys = Keys.load(options.key_file)
+    service = Service(options, door, workers, admission, kept, jobs, keys, metrics, Lifecycle())
+    await jobs.start()
+    app = build_app(service)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            config = uvicorn.Config(app, http=Connection, lifespan="off", log_level="error")
+            shared.server = uvicorn.Server(replace_timeout(config))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            shared.running = Running(url, service, workers, asyncio.get_running_loop())
+            serving = asyncio.create_task(shared.server.serve([listener]))
+            while not shared.server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            shared.ready.set()
+            await serving
+    finally:
+        await jobs.close(0)
+        await store.close()
+
+
+def replace_timeout(config: uvicorn.Config) -> uvicorn.Config:
+    """`config` that does not wait for clients at the end."""
+    config.timeout_graceful_shutdown = 1
+    return config

@@ -1,0 +1,319 @@
+"""What clients' fields mean: one meaning each, nothing dropped in silence; and the requests that come of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Door, Request
+from omnimuse.core.spec import Limits
+from omnimuse.server.errors import CODES, ApiError, to_api_error
+from omnimuse.server.protocol.chat import ChatRequest
+from omnimuse.server.protocol.images import ImageRequest
+from omnimuse.server.translate import fields as table
+from omnimuse.server.translate.aliases import read
+from omnimuse.server.translate.asks import patience, preview_period, preview_steps, to_form, to_request
+from omnimuse.worker.find import find
+
+
+@pytest.fixture(scope="module")
+def door() -> Door:
+    return find(Config(ModelConfig("omnimuse/shapes"))).door
+
+
+@pytest.fixture(scope="module")
+def videos(door: Door) -> Door:
+    """A door of a model of videos: 4k + 1 frames, at most 81, 16 a second."""
+    limits = Limits(size_multiple=16, max_side=1024, max_sequence_length=512, frame_step=4, max_frames=81)
+    supported = door.spec.supported | {"num_frames", "fps"}
+    spec = replace(door.spec, tasks=("text-to-video",), supported=supported)
+    return Door(spec, limits, DiffusionParams(num_frames=81, fps=16.0).over(door.defaults))
+
+
+def ask(
+    door: Door, kind: table.Kind = "image", form: bool = False, files: tuple[str, ...] = (), **given: Any
+) -> Request:
+    """The request that fields (and a prompt) make."""
+    return to_request(read({"prompt": "a red circle", **given}, kind, door, form=form, files=files), door)
+
+
+def refused(door: Door, kind: table.Kind = "image", form: bool = False, **given: Any) -> ApiError:
+    """The error that fields (and a prompt) end in, as a client sees it."""
+    with pytest.raises((ApiError, RequestError)) as caught:
+        ask(door, kind, form, **given)
+    error = to_api_error(caught.value)
+    assert error.status == 400
+    assert error.code in CODES
+    return error
+
+
+# -- what is understood ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"size": "64x96"}, {"width": 64, "height": 96}),
+        ({"size": "auto"}, {"width": 128, "height": 128}),
+        ({"width": 64}, {"width": 64, "height": 128}),
+        ({"resolution": 64}, {"width": 64, "height": 64}),
+        ({"resolution": "64x96"}, {"width": 64, "height": 96}),
+        ({"size": "64x96", "width": 64, "height": 96}, {"width": 64, "height": 96}),
+        ({"n": 3}, {"num_outputs_per_prompt": 3}),
+        ({"num_outputs_per_prompt": 3, "n": 3}, {"num_outputs_per_prompt": 3}),
+        ({"seed": 7, "num_inference_steps": 4, "guidance_scale": 2}, {"seed": 7, "num_inference_steps": 4}),
+        ({"seed": None, "n": None, "size": None}, {"num_outputs_per_prompt": 1}),
+        ({"quality": "low"}, {"num_inference_steps": 5}),
+        ({"quality": "hd"}, {"num_inference_steps": 15}),
+        ({"quality": "standard", "num_inference_steps": 4}, {"num_inference_steps": 4}),
+    ],
+)
+def test_fields_of_every_client_become_our_parameters(
+    door: Door, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    params = ask(door, **given).params
+    assert {name: getattr(params, name) for name in expected} == expected
+
+
+def test_the_family_s_own_parameters_go_into_extra_params(door: Door) -> None:
+    request = ask(door, extra_params={"cfg_truncation": 1})
+    assert request.extra == door.spec.extra(cfg_truncation=1.0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"user": "u-1", "safety_identifier": "s", "moderation": "low", "background": "opaque"},
+        {"enable_teacache": False, "vae_use_tiling": False, "rollout": False, "rollout_sde_type": "sde"},
+        {"generator_device": "cpu", "output_quality": "default", "num_frames": 1, "infer_align_image_size": False},
+        {"response_format": "b64_json", "stream": False, "partial_images": 0, "progress": False},
+    ],
+)
+def test_values_that_ask_for_nothing_are_accepted(door: Door, harmless: dict[str, Any]) -> None:
+    assert ask(door, seed=1, **harmless).params == ask(door, seed=1).params
+
+
+def test_the_file_asked_for_is_the_form_of_the_output(door: Door) -> None:
+    def form(**given: Any) -> tuple[str, int | None]:
+        made = to_form(read({"prompt": "x", **given}, "image", door))
+        return made.format, made.quality
+
+    assert form() == ("PNG", None)
+    assert form(output_format="jpeg", output_compression=40) == ("JPEG", 40)
+    assert form(output_format="webp", output_compression=0) == ("WEBP", 1)
+    assert form(output_format="jpg", output_quality="medium") == ("JPEG", 55)
+
+
+def test_background_true_is_a_job_and_a_word_is_the_picture_s_background(door: Door) -> None:
+    assert read({"prompt": "x", "background": True}, "image", door).delivery.durable
+    wanted = read({"prompt": "x", "background": "opaque"}, "image", door)
+    assert not wanted.delivery.durable
+    assert wanted.output.background == "opaque"
+
+
+def test_text_of_a_form_is_read_as_the_field_s_type(door: Door) -> None:
+    given = {"seed": "7", "guidance_scale": "2.5", "size": "64x64", "enable_teacache": "false"}
+    params = ask(door, form=True, n="", extra_params={"cfg_truncation": "0.5"}, **given).params
+    assert (params.seed, params.guidance_scale, params.width) == (7, 2.5, 64)
+    assert read({"prompt": "x", "stream": "true"}, "image", door, form=True).delivery.stream
+
+
+def test_json_text_is_no_number_and_json_true_is_no_number(door: Door) -> None:
+    for value in ("7", True, 1.5, [7]):
+        assert refused(door, seed=value).param == "seed"
+    assert refused(door, guidance_scale=True).param == "guidance_scale"
+    assert refused(door, stream=1).param == "stream"
+    assert refused(door, enable_teacache=0).code == "unsupported_parameter"
+
+
+def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: Door) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    top = read({"messages": messages, "seed": 3, "num_outputs_per_prompt": 2}, "chat", door)
+    nested = read({"messages": messages, "extra_body": {"seed": 3, "num_outputs_per_prompt": 2}}, "chat", door)
+    assert top.params == nested.params
+    assert not top.delivery.split
+    assert read({"messages": messages, "n": 2}, "chat", door).delivery.split
+    for body, param in (({"sed": 3}, "extra_body.sed"), ({"extra_body": {}}, "extra_body")):
+        with pytest.raises(ApiError) as caught:
+            read({"messages": messages, "extra_body": body}, "chat", door)
+        assert caught.value.param == param
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "param", "said"),
+    [
+        ({"promt": 1}, "unknown_parameter", "promt", "did you mean 'prompt'"),
+        ({"num_infernce_steps": 1}, "unknown_parameter", "num_infernce_steps", "'num_inference_steps'"),
+        ({"cfg_truncation": 1}, "unknown_parameter", "cfg_truncation", "extra_params"),
+        ({"extra_params": {"cfg_truncatoin": 1}}, "unknown_parameter", "extra_params.cfg_truncatoin", "cfg_truncation"),
+        ({"extra_params": {"cfg_truncation": "x"}}, "invalid_value", "extra_params.cfg_truncation", "a number"),
+        ({"true_cfg_scale": 2.0}, "unsupported_parameter", "true_cfg_scale", "honours guidance_scale"),
+        ({"strength": 2}, "unsupported_parameter", "strength", "means nothing"),
+        ({"lora": {"name": "../../x"}}, "unsupported_parameter", "lora", "no LoRA"),
+        ({"enable_teacache": True}, "unsupported_parameter", "enable_teacache", "when the server starts"),
+        ({"output_path": "/etc/passwd"}, "unsupported_parameter", "output_path", "never names files"),
+        ({"url": "http://169.254.169.254/"}, "unsupported_parameter", "url", "/v1/images/edits"),
+        ({"style": "vivid"}, "unsupported_parameter", "style", "in the prompt"),
+        ({"background": "transparent"}, "unsupported_parameter", "background", "opaque"),
+        ({"output_format": "gif"}, "invalid_value", "output_format", "png, jpeg"),
+        ({"n": 0}, "invalid_value", "n", "from 1 to 10"),
+        ({"n": 11}, "invalid_value", "n", "from 1 to 10"),
+        ({"num_inference_steps": 0}, "invalid_value", "num_inference_steps", "1 to 10000"),
+        ({"num_inference_steps": 10**9}, "invalid_value", "num_inference_steps", "1 to 10000"),
+        ({"num_inference_steps": 10**400}, "invalid_value", "num_inference_steps", "too many digits"),
+        ({"guidance_scale": 1e308}, "invalid_value", "guidance_scale", "0 to 1000"),
+        ({"guidance_scale": float("nan")}, "invalid_value", "guidance_scale", "number"),
+        ({"guidance_scale": 10**400}, "invalid_value", "guidance_scale", "number"),
+        ({"seed": 2**70}, "invalid_value", "seed", "0 to "),
+        ({"seed": -1}, "invalid_value", "seed", "0 to "),
+        ({"timeout_s": 0}, "invalid_value", "timeout_s", "above 0"),
+        ({"size": "axb"}, "invalid_value", "size", "WIDTHxHEIGHT"),
+        ({"size": "1024X1024"}, "invalid_value", "size", "WIDTHxHEIGHT"),
+        ({"size": "0x0"}, "invalid_value", "size", "16 to 1024"),
+        ({"size": "-1x5"}, "invalid_value", "size", "WIDTHxHEIGHT"),
+        ({"size": "99999999x99999999"}, "invalid_value", "size", "WIDTHxHEIGHT"),
+        ({"size": "100x64"}, "invalid_value", "size", "96 or 112"),
+        ({"size": "64x64", "width": 80}, "conflicting_parameters", "width", "size=64"),
+        ({"size": "64x64", "resolution": 128}, "conflicting_parameters", "resolution", "size=64"),
+        ({"n": 2, "num_outputs_per_prompt": 3}, "conflicting_parameters", "num_outputs_per_prompt", "n=2"),
+        ({"quality": "high", "num_inference_steps": 3}, "conflicting_parameters", "quality", "steps"),
+        ({"output_compression": 50}, "conflicting_parameters", "output_compression", "jpeg and webp"),
+        ({"partial_images": 2}, "conflicting_parameters", "partial_images", "stream"),
+        ({"partial_images": 4, "stream": True}, "invalid_value", "partial_images", "from 0 to 3"),
+        ({"stream": True, "response_format": "url"}, "conflicting_parameters", "response_format", "stream"),
+        ({"stream": True, "background": True}, "conflicting_parameters", "background", "stream"),
+        ({"negative_prompt": "x", "guidance_scale": 0}, "invalid_value", "negative_prompt", "guidance_scale is 0"),
+        ({"prompt": " "}, "invalid_value", "prompt", "empty"),
+        ({"prompt": None}, "missing_parameter", "prompt", "missing"),
+        ({"prompt": ["a"]}, "invalid_value", "prompt", "a string"),
+        ({"prompt": "x" * 32_001}, "invalid_value", "prompt", "32000"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_its_name_and_what_is_allowed(
+    door: Door, given: dict[str, Any], code: str, param: str, said: str
+) -> None:
+    error = refused(door, **given)
+    assert (error.code, error.param) == (code, param)
+    assert said in error.message
+
+
+@pytest.mark.parametrize("entry", [e for e in table.TABLE["image"] if not e.target], ids=lambda entry: entry.name)
+def test_every_field_that_is_not_honoured_is_refused_with_its_reason(door: Door, entry: table.Field) -> None:
+    error = refused(door, **{entry.name: "something"})
+    assert error.code == "unsupported_parameter"
+    assert entry.note in error.message
+
+
+@pytest.mark.parametrize("kind", get_args(table.Kind))
+def test_every_row_of_the_table_has_a_reason_and_stands_once(kind: table.Kind) -> None:
+    rows = table.TABLE[kind]
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.note for row in rows)
+    assert all(row.allowed for row in rows if row.shape in ("choice", "background"))
+    assert not [row.name for row in rows if row.neutral and row.target]
+
+
+@pytest.mark.parametrize("kind", get_args(table.Kind))
+def test_no_field_that_is_honoured_names_a_place_on_the_server(kind: table.Kind) -> None:
+    honoured = [row.name for row in table.TABLE[kind] if row.target]
+    assert not [name for name in honoured if any(word in name.split("_") for word in ("path", "dir", "folder"))]
+
+
+def test_uploads_are_refused_where_a_model_works_from_text_only(door: Door) -> None:
+    with pytest.raises(ApiError, match="text only") as caught:
+        read({"prompt": "x"}, "edit", door, form=True, files=["image"])
+    assert (caught.value.code, caught.value.param) == ("unsupported_task", "image")
+    with pytest.raises(ApiError, match="did you mean 'image'") as caught:
+        read({"prompt": "x"}, "edit", door, form=True, files=["imge"])
+    assert caught.value.code == "unknown_parameter"
+    with pytest.raises(ApiError, match="no upload") as caught:
+        read({"prompt": "x"}, "edit", door, form=True, files=["prompt"])
+    able = replace(door, limits=replace(door.limits, takes_images=True))
+    assert read({"prompt": "x"}, "edit", able, form=True, files=["image", "mask"]).files == ("image", "mask")
+
+
+# -- videos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "frames"),
+    [
+        ({"seconds": "4"}, 65),
+        ({"seconds": 2}, 33),
+        ({"seconds": 1.06}, 17),
+        ({"seconds": 2, "fps": 8}, 17),
+        ({"seconds": 0.01}, 1),
+        ({"num_frames": 33}, 33),
+        ({"seconds": 2, "num_frames": 33}, 33),
+        ({"video_params": {"num_frames": 33, "width": 64}}, 33),
+        ({}, 81),
+    ],
+)
+def test_seconds_become_the_nearest_number_of_frames_that_the_model_makes(
+    videos: Door, given: dict[str, Any], frames: int
+) -> None:
+    assert ask(videos, "video", **given).params.num_frames == frames
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "param"),
+    [
+        ({"seconds": "60"}, "invalid_value", "seconds"),
+        ({"seconds": 1e300}, "invalid_value", "seconds"),
+        ({"seconds": "soon"}, "invalid_value", "seconds"),
+        ({"seconds": 0}, "invalid_value", "seconds"),
+        ({"seconds": 4, "num_frames": 33}, "conflicting_parameters", "seconds"),
+        ({"num_frames": 33, "video_params": {"num_frames": 17}}, "conflicting_parameters", "video_params.num_frames"),
+        ({"video_params": {"length": 17}}, "unknown_parameter", "video_params.length"),
+        ({"fps": 0}, "invalid_value", "fps"),
+        ({"num_frames": 34}, "invalid_value", "num_frames"),
+        ({"generate_sound": True}, "unsupported_parameter", "generate_sound"),
+        ({"input_reference": "data:"}, "invalid_value", "input_reference"),
+    ],
+)
+def test_what_a_video_model_cannot_film_is_refused(videos: Door, given: dict[str, Any], code: str, param: str) -> None:
+    error = refused(videos, "video", **given)
+    assert (error.code, error.param) == (code, param)
+
+
+# -- previews, patience, documents -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 10, 28, 50, 1000])
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3])
+def test_previews_are_spread_evenly_and_never_after_the_last_step(steps: int, wanted: int) -> None:
+    shown = preview_steps(steps, wanted)
+    assert len(shown) == min(wanted, steps - 1)
+    assert all(0 < step < steps for step in shown)
+    assert list(shown) == sorted(set(shown))
+    if shown:
+        period = preview_period(steps, wanted)
+        assert all(step % period == 0 for step in shown)
+        gaps = [after - before for before, after in zip((0, *shown), (*shown, steps), strict=True)]
+        assert max(gaps) - min(gaps) <= period
+
+
+def test_the_client_s_read_timeout_is_its_patience() -> None:
+    assert patience({"x-stainless-read-timeout": "600"}) == 600
+    for said in (
+        {},
+        {"x-stainless-read-timeout": "NaN"},
+        {"x-stainless-read-timeout": "-1"},
+        {"x-stainless-read-timeout": "x"},
+    ):
+        assert patience(said) is None
+
+
+def test_the_described_bodies_are_those_that_are_read(door: Door) -> None:
+    for model, kind in ((ImageRequest, "image"), (ChatRequest, "chat")):
+        assert set(model.model_fields) == {row.name for row in table.TABLE[kind] if row.target}  # type: ignore[index]
+    described = ImageRequest(prompt="x", size="64x64", n=2, quality="low", background=True)  # type: ignore[call-arg]
+    assert read(described.model_dump(), "image", door).delivery.durable

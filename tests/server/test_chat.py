@@ -1,0 +1,173 @@
+"""Pictures in a conversation: the official client, vLLM-Omni's way of answering, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+from tests.server.picture_server import MODEL, Running, picture_server
+
+ASKED = [{"role": "user", "content": "a red circle"}]
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with picture_server(tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def compatible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("compat")
+    with picture_server(folder, change=lambda options: replace(options, compat="vllm-omni")) as running:
+        yield running
+
+
+def post(server: Running, **body: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}/v1/chat/completions", json={"messages": ASKED, **body}, timeout=30)
+
+
+def picture(part: Any) -> Image.Image:
+    head, _, data = part["image_url"]["url"].partition(",")
+    found = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert head == f"data:image/{(found.format or '').lower()};base64"
+    return found
+
+
+def test_the_official_client_finds_the_picture_in_the_message(server: Running) -> None:
+    with server.client() as client:
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[
+                {"role": "user", "content": [{"type": "text", "text": "a red"}, {"type": "text", "text": "circle"}]}
+            ],
+            extra_body={"modalities": ["text", "image"], "size": "64x96", "seed": 5},
+        )
+    [choice] = answer.choices
+    assert (choice.finish_reason, choice.message.content, choice.message.role) == ("stop", None, "assistant")
+    [part] = choice.message.model_extra["images"]  # type: ignore[index]
+    assert picture(part).size == (64, 96)
+    assert part["seed"] == 5
+    assert server.workers.started[-1].prompt == "a red\ncircle"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 24
+    assert "warnings" not in (answer.model_extra or {})
+
+
+def test_n_makes_choices_and_vllm_omni_s_name_for_it_makes_pictures_of_one_message(server: Running) -> None:
+    choices = post(server, n=2, seed=1).json()["choices"]
+    assert [len(choice["message"]["images"]) for choice in choices] == [1, 1]
+    [choice] = post(server, extra_body={"num_outputs_per_prompt": 2, "seed": 1}).json()["choices"]
+    assert [part["seed"] for part in choice["message"]["images"]] == [1, 2]
+
+
+def test_earlier_messages_have_no_part_in_the_picture_and_the_answer_says_so(server: Running) -> None:
+    history = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a square"},
+        {"role": "assistant", "content": None},
+        *ASKED,
+    ]
+    answer = post(server, messages=history).json()
+    assert server.workers.started[-1].prompt == "a red circle"
+    assert "3 other messages" in answer["warnings"][0]
+
+
+def test_a_stream_brings_the_picture_in_a_delta_and_the_usage_last(server: Running) -> None:
+    with server.client() as client:
+        stream = client.chat.completions.create(
+            model=MODEL,
+            messages=ASKED,
+            stream=True,
+            stream_options={"include_usage": True},  # type: ignore[arg-type]
+        )
+        chunks = list(stream)
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    [images] = [
+        chunk.choices[0].delta.model_extra["images"]  # type: ignore[index]
+        for chunk in chunks
+        if chunk.choices and chunk.choices[0].delta.model_extra
+    ]
+    assert picture(images[0]).size == (128, 128)
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 64
+
+
+def test_clients_of_vllm_omni_find_content_parts(compatible: Running) -> None:
+    [choice] = post(compatible, extra_body={"height": 64, "width": 64}).json()["choices"]
+    [part] = choice["message"]["content"]
+    assert picture(part).size == (64, 64)
+    text = post(compatible, stream=True, n=2).text
+    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    parts = [
+        choice["delta"]["content"] for chunk in chunks for choice in chunk["choices"] if choice["delta"].get("content")
+    ]
+    assert [len(found) for found in parts] == [1, 1]
+    assert picture(parts[0][0]).size == (128, 128)
+    assert text.rstrip().endswith("data: [DONE]")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({"messages": []}, "missing_parameter", "messages"),
+        ({"messages": None}, "missing_parameter", "messages"),
+        ({"messages": "x"}, "invalid_value", "messages"),
+        ({"messages": ["x"]}, "invalid_value", "messages[0]"),
+        ({"messages": [{"role": "user", "content": 3}]}, "invalid_value", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": " "}]}, "invalid_value", "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "invalid_value", "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]},
+            "unsupported_task",
+            "messages[0].content[0]",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "invalid_value",
+            "messages[0].content[0]",
+        ),
+        ({"modalities": ["text"]}, "unsupported_parameter", "modalities"),
+        ({"modalities": ["image", "audio"]}, "unsupported_parameter", "modalities"),
+        ({"modalities": [{}]}, "invalid_value", "modalities"),
+        ({"modalities": []}, "unsupported_parameter", "modalities"),
+        ({"temperature": 0}, "unsupported_parameter", "temperature"),
+        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+        ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio"),
+        ({"stream_options": {"include_usage": True}}, "conflicting_parameters", "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, "invalid_value", "stream_options.x"),
+        ({"model": "gpt-5"}, "model_not_found", "model"),
+        ({"size": "100x100"}, "invalid_value", "size"),
+        ({"mesages": []}, "unknown_parameter", "mesages"),
+    ],
+)
+def test_what_a_chat_cannot_honour_is_refused(server: Running, body: dict[str, Any], code: str, param: str) -> None:
+    before = len(server.workers.started)
+    error = post(server, **body).json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert len(server.workers.started) == before
+
+
+def test_fields_about_text_that_ask_for_nothing_are_accepted(server: Running) -> None:
+    harmless = {"temperature": 1.0, "top_p": 1, "max_tokens": 512, "tools": [], "store": False, "logprobs": False}
+    assert post(server, **harmless).status_code == 200
+
+
+def test_the_official_client_learns_why(server: Running) -> None:
+    with server.client() as client, pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=ASKED, modalities=["text", "audio"])  # type: ignore[arg-type]
+    assert caught.value.code == "unsupported_parameter"

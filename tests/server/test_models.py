@@ -1,0 +1,54 @@
+"""The list of models, and capabilities from which a page can be built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.server.routes.models import capabilities
+from tests.server.picture_server import MODEL, picture_server, shapes
+
+
+def test_the_official_client_lists_and_retrieves_the_model_with_its_capabilities(tmp_path: Path) -> None:
+    with picture_server(tmp_path) as server, server.client() as client:
+        [listed] = client.models.list().data
+        assert listed.id == MODEL
+        model = client.models.retrieve(MODEL)
+        assert model == listed
+        can = model.model_extra["capabilities"]  # type: ignore[index]
+        assert can["tasks"] == ["text-to-image"]
+        assert (can["size_multiple"], can["max_side"], can["max_outputs"]) == (16, 1024, 10)
+        assert can["defaults"]["num_inference_steps"] == 10
+        assert can["extra"] == {"cfg_normalization": 0.0, "cfg_truncation": 1.0}
+        assert can["qualities"] == {"low": 5, "medium": 10, "high": 15, "hd": 15, "xhigh": 20, "max": 30}
+        assert "guidance_scale" in can["parameters"]
+        assert "negative_prompt" in can["parameters"]
+        assert "true_cfg_scale" not in can["parameters"]
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve("gpt-image-2")
+        assert caught.value.code == "model_not_found"
+        assert MODEL in caught.value.message
+
+
+def test_a_model_without_guidance_takes_no_negative_prompt() -> None:
+    door = shapes()
+    fixed = replace(door, limits=replace(door.limits, fixed=DiffusionParams(guidance_scale=0.0)))
+    assert "negative_prompt" not in capabilities(fixed).parameters
+    assert capabilities(fixed).fixed == {"guidance_scale": 0.0}
+
+
+def test_capabilities_say_what_a_model_of_videos_makes() -> None:
+    door = shapes()
+    videos = replace(door, spec=replace(door.spec, tasks=("text-to-video",)))
+    can = capabilities(videos)
+    assert (can.formats, can.max_outputs, can.qualities) == (["mp4"], 1, {})
+
+
+def test_a_model_may_be_named_by_a_path_of_any_depth(tmp_path: Path) -> None:
+    with picture_server(tmp_path, change=lambda options: replace(options, model_name="a/b/c")) as server:
+        assert httpx2.get(f"{server.url}/v1/models/a/b/c").json()["id"] == "a/b/c"

@@ -1,0 +1,540 @@
+"""The playground in a real browser (headless Chromium), against a small server that speaks the HTTP contract.
+
+The fake API draws a disc whose colour is the seed's, streams as the real one does, and remembers what it was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from PIL import Image, ImageDraw
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from omnimuse.server.routes import playground
+from omnimuse.server.service import Service
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+browser_only = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+BIG_SEED = 2**62 + 1
+"""A seed that a JavaScript number cannot hold."""
+
+DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 3.0, "height": 128, "width": 128}
+PICTURES = {
+    "tasks": ["text-to-image"],
+    "size_multiple": 16,
+    "max_side": 1024,
+    "max_frames": 1,
+    "frame_step": 1,
+    "max_prompt": 32000,
+    "takes_images": False,
+    "max_outputs": 10,
+    "parameters": ["guidance_scale", "height", "negative_prompt", "num_inference_steps", "seed", "width"],
+    "defaults": DEFAULTS,
+    "fixed": {},
+    "formats": ["png", "jpeg", "webp"],
+    "extra": {"cfg_normalization": 0.0},
+}
+VIDEOS = PICTURES | {
+    "tasks": ["text-to-video"],
+    "max_frames": 81,
+    "frame_step": 4,
+    "parameters": [*cast(list[str], PICTURES["parameters"]), "num_frames", "fps"],
+    "defaults": DEFAULTS | {"num_frames": 9, "fps": 16.0},
+    "extra": {},
+}
+
+
+def disc(seed: int, width: int, height: int, done: float, form: str = "PNG") -> str:
+    """A disc in the colour of `seed`, `done` (0..1) of its full size, as base64 of a file."""
+    picture = Image.new("RGB", (width, height), (20, 22, 30))
+    radius = min(width, height) * 0.38 * done
+    box = (width / 2 - radius, height / 2 - radius, width / 2 + radius, height / 2 + radius)
+    ImageDraw.Draw(picture).ellipse(box, fill=(90 + seed % 160, seed // 7 % 200, 180 - seed % 90))
+    file = io.BytesIO()
+    picture.save(file, form)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def event(name: str, **data: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n"
+
+
+@dataclass
+class FakeApi:
+    """What the page talks to. `pace` is seconds a step, `key` what a caller must know (empty: nothing)."""
+
+    capabilities: dict[str, Any] = field(default_factory=lambda: PICTURES)
+    pace: float = 0.0
+    key: str = ""
+    problem: dict[str, Any] | None = None
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def app(self) -> Starlette:
+        """The page's own routes, and the API's."""
+        return Starlette(
+            routes=[
+                *playground.routes(cast(Service, None)),
+                Route("/readyz", self.ready),
+                Route("/v1/models", self.models),
+                Route("/v1/images/generations", self.generate, methods=["POST"]),
+                Route("/v1/images/edits", self.edit, methods=["POST"]),
+                Route("/v1/videos", self.create_video, methods=["POST"]),
+                Route("/v1/videos/{id}", self.video),
+                Route("/v1/videos/{id}/events", self.video_events),
+                Route("/v1/videos/{id}/content", self.video_content),
+                Route("/v1/videos/{id}/cancel", self.cancel_video, methods=["POST"]),
+            ]
+        )
+
+    async def ready(self, request: Request) -> Response:
+        return JSONResponse({"status": "ready"})
+
+    async def models(self, request: Request) -> Response:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            error = {"message": "This server needs an API key.", "type": "authentication_error", "param": None}
+            return JSONResponse({"error": error | {"code": "invalid_api_key"}}, 401)
+        model = {"id": "omnimuse/shapes", "object": "model", "created": 0, "owned_by": "omnimuse"}
+        return JSONResponse({"object": "list", "data": [model | {"capabilities": self.capabilities}]})
+
+    async def generate(self, request: Request) -> Response:
+        return self.answer(request, await request.json(), "image_generation")
+
+    async def edit(self, request: Request) -> Response:
+        form = await request.form()
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        fields["images"] = str(len(form.getlist("image[]")))
+        await form.close()
+        return self.answer(request, fields | {"progress": True, "n": 1}, "image_edit")
+
+    def answer(self, request: Request, fields: dict[str, Any], name: str) -> Response:
+        self.asked.append(fields)
+        self.keys.append(request.headers.get("authorization", ""))
+        if self.problem is not None:
+            return JSONResponse({"error": self.problem}, 400, headers={"x-request-id": "abc123"})
+        if fields.get("stream"):
+            return StreamingResponse(self.stream(fields, name), media_type="text/event-stream")
+        return JSONResponse({"created": 0, "data": [{"b64_json": disc(self.seed(fields), 64, 64, 1.0), "seed": 1}]})
+
+    def seed(self, fields: dict[str, Any]) -> int:
+        return int(fields.get("seed", BIG_SEED))
+
+    async def stream(self, fields: dict[str, Any], name: str) -> AsyncIterator[str]:
+        steps, outputs = int(fields.get("num_inference_steps", 10)), int(fields.get("n", 1))
+        width, height = (int(side) for side in fields["size"].split("x"))
+        about = {"size": fields["size"], "quality": "auto", "background": "opaque", "created_at": 0}
+        finished = False
+        try:
+            for output in range(outputs):
+                yield event(f"{name}.progress", output=output, stage="encode_text", step=1, steps=1)
+            for step in range(1, steps + 1):
+                await asyncio.sleep(self.pace)
+                for output in range(outputs):
+                    yield event(f"{name}.progress", output=output, stage="denoise", step=step, steps=steps)
+                    if step % (steps // 4 or 1) == 0 and step < steps:
+                        b64 = disc(self.seed(fields) + output, width, height, step / steps, "JPEG")
+                        more = {"b64_json": b64, "partial_image_index": 0, "output": output, "output_format": "jpeg"}
+                        yield event(f"{name}.partial_image", step=step, steps=steps, **more, **about)
+            for output in range(outputs):
+                seed = self.seed(fields) + output
+                b64 = disc(seed, width, height, 1.0)
+                yield event(f"{name}.completed", b64_json=b64, seed=seed, output_format="png", timings={}, **about)
+            finished = True
+            yield "data: [DONE]\n\n"
+        finally:
+            if not finished:
+                self.gone.set()
+
+    async def create_video(self, request: Request) -> Response:
+        self.asked.append(await request.json())
+        return JSONResponse({"id": "video_1", "status": "queued", "size": self.asked[-1]["size"], "seed": BIG_SEED})
+
+    async def video(self, request: Request) -> Response:
+        return JSONResponse({"id": "video_1", "status": "completed", "size": self.asked[-1]["size"]})
+
+    async def video_events(self, request: Request) -> Response:
+        async def steps() -> AsyncIterator[str]:
+            for step in range(1, 11):
+                await asyncio.sleep(self.pace)
+                yield event("video.progress", output=0, stage="denoise", step=step, steps=10)
+                yield event("video.preview", b64_json=disc(7, 128, 128, step / 10, "JPEG"))
+
+        return StreamingResponse(steps(), media_type="text/event-stream")
+
+    async def video_content(self, request: Request) -> Response:
+        return Response(b"\0\0\0\x18ftypisom", media_type="video/mp4")
+
+    async def cancel_video(self, request: Request) -> Response:
+        self.cancelled.set()
+        return JSONResponse({"id": "video_1", "status": "failed"})
+
+
+@dataclass
+class Running:
+    """A fake API that listens, and a browser page that looks at it."""
+
+    api: FakeApi
+    url: str
+
+
+@pytest.fixture
+def site() -> Iterator[Running]:
+    api = FakeApi()
+    server = uvicorn.Server(uvicorn.Config(api.app(), port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield Running(api, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as library:
+        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def watch(context: Any) -> list[str]:
+    """What a page must not do: a list that fills with errors of scripts, the console and the security policy."""
+    found: list[str] = []
+    context.add_init_script(
+        "addEventListener('securitypolicyviolation',"
+        " (event) => console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`))"
+    )
+    context.on("console", lambda said: found.append(said.text) if said.type == "error" else None)
+    context.on("weberror", lambda said: found.append(str(said.error)))
+    return found
+
+
+@pytest.fixture
+def page(browser: Any, site: Running) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=site.url)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(15_000)
+    found = watch(context)
+    page = context.new_page()
+    page.goto("/")
+    yield page
+    context.close()
+    assert [line for line in found if "Failed to load resource" not in line] == []
+
+
+def draw(page: Any, prompt: str) -> None:
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Draw").click()
+
+
+def expect_picture(page: Any) -> Any:
+    picture = page.locator("#stage figure img")
+    picture.wait_for()
+    picture.evaluate("image => image.decode()")
+    return picture
+
+
+# -- the page ----------------------------------------------------------------------------------------------------
+
+
+@browser_only
+def test_a_picture_is_drawn_with_previews_progress_and_its_settings(page: Any, site: Running) -> None:
+    site.api.pace = 0.1
+    draw(page, "a red circle")
+    page.locator("#stage img.preview").wait_for()
+    page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
+    page.get_by_text(re.compile(r"about .* s left")).wait_for()
+    picture = expect_picture(page)
+    assert picture.bounding_box()["width"] > 400
+    assert picture.get_attribute("alt") == "a red circle"
+    assert "128 × 128" in page.locator("figcaption").inner_text()
+    assert f"seed {BIG_SEED}" in page.locator("figcaption").inner_text()
+    assert page.locator("#thumbs li").count() == 1
+    assert page.locator("#status").inner_text().startswith("Done in")
+    assert site.api.asked == [
+        {
+            "model": "omnimuse/shapes",
+            "prompt": "a red circle",
+            "size": "128x128",
+            "stream": True,
+            "partial_images": 3,
+            "progress": True,
+        }
+    ]
+
+
+@browser_only
+def test_cancel_closes_the_request_and_the_page_can_draw_again(page: Any, site: Running) -> None:
+    site.api.pace = 0.3
+    draw(page, "a slow star")
+    page.locator("#stage img.preview").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    assert site.api.gone.wait(5)
+    page.get_by_text("Cancelled.").wait_for()
+    site.api.pace = 0.0
+    draw(page, "a quick star")
+    expect_picture(page)
+
+
+@browser_only
+def test_run_again_asks_for_the_same_settings_and_the_seed_that_was_drawn(page: Any, site: Running) -> None:
+    page.get_by_label("Steps").fill("4")
+    draw(page, "a blue ring")
+    expect_picture(page)
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    first, second = site.api.asked
+    assert second == first | {"seed": BIG_SEED}
+    assert first["num_inference_steps"] == 4
+
+
+@browser_only
+def test_use_settings_puts_everything_back_into_the_form(page: Any, site: Running) -> None:
+    page.get_by_label("Shape").select_option(label="Portrait 112 × 144")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Cfg normalization").fill("1.5")
+    draw(page, "a ring")
+    expect_picture(page)
+    page.reload()
+    page.locator("#thumbs button").click()
+    page.get_by_role("button", name="Use settings").click()
+    assert page.get_by_label("Prompt").input_value() == "a ring"
+    assert page.get_by_label("Width").input_value() == "112" and page.get_by_label("Height").input_value() == "144"
+    assert page.get_by_label("Seed").input_value() == "7"
+    assert page.get_by_label("Cfg normalization").input_value() == "1.5"
+    asked = site.api.asked[0]
+    assert asked["size"] == "112x144" and asked["seed"] == 7 and asked["extra_params"] == {"cfg_normalization": 1.5}
+
+
+@browser_only
+def test_limits_and_defaults_are_the_models_own(page: Any, site: Running) -> None:
+    width = page.get_by_label("Width")
+    assert (width.get_attribute("min"), width.get_attribute("max"), width.get_attribute("step")) == ("16", "1024", "16")
+    assert page.get_by_label("Steps").input_value() == "10"
+    assert page.get_by_label("Guidance").input_value() == "3"
+    width.fill("100")
+    draw(page, "a ring")
+    assert page.evaluate("document.querySelector('#set-width').matches(':invalid')")
+    assert site.api.asked == []
+
+
+@browser_only
+def test_several_pictures_are_shown_side_by_side_and_kept_one_by_one(page: Any, site: Running) -> None:
+    page.get_by_label("Pictures", exact=True).fill("3")
+    page.get_by_label("Seed").fill("40")
+    draw(page, "rings")
+    playwright.expect(page.locator("#stage button img")).to_have_count(3)
+    page.get_by_role("button", name="Show the picture of seed 41").click()
+    assert "seed 41" in page.locator("figcaption").inner_text()
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(4)
+    assert site.api.asked[1]["seed"] == 41 and "n" not in site.api.asked[1]
+
+
+@browser_only
+def test_the_gallery_survives_a_reload_and_can_be_emptied(page: Any, site: Running) -> None:
+    draw(page, "a star")
+    expect_picture(page)
+    draw(page, "a square")
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    page.reload()
+    page.get_by_role("button", name="Show: a star").click()
+    page.get_by_role("button", name="Delete").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(1)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear").click()
+    page.locator("#gallery").wait_for(state="hidden")
+    page.reload()
+    page.get_by_text("What you make appears here.").wait_for()
+    assert page.locator("#thumbs li").count() == 0
+
+
+@browser_only
+def test_the_copied_curl_and_python_work_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
+    page.get_by_label("Prompt").fill("""it's a "ring" \\ of $HOME""")
+    page.get_by_label("Seed").fill(str(BIG_SEED))
+    for name, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("button", name=f"Copy as {name}").click()
+        page.get_by_text("Copied").wait_for()
+        text = page.evaluate("navigator.clipboard.readText()")
+        here = tmp_path / name
+        here.mkdir()
+        done = subprocess.run([*program, text], cwd=here, capture_output=True, text=True, timeout=60, env=os.environ)
+        assert done.returncode == 0, done.stderr + text
+        with Image.open(here / "picture.png") as picture:
+            assert picture.size == (64, 64)
+        page.get_by_text("Copied").wait_for(state="hidden")
+    for asked in site.api.asked:
+        assert asked["prompt"] == """it's a "ring" \\ of $HOME""" and asked["seed"] == BIG_SEED
+        assert asked["model"] == "omnimuse/shapes" and asked["size"] == "128x128"
+
+
+@browser_only
+def test_everything_can_be_done_with_the_keyboard(page: Any, site: Running) -> None:
+    site.api.pace = 0.2
+    page.locator("#model-name").get_by_text("omnimuse/shapes").wait_for()
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.type("a star")
+    page.keyboard.press("Control+Enter")
+    page.locator("#stage img.preview").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_text("Cancelled.").wait_for()
+    site.api.pace = 0.0
+    page.keyboard.press("Control+Enter")
+    expect_picture(page)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Run again":
+            break
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    names = page.evaluate(
+        "[...document.querySelectorAll('input, select, textarea')].filter((i) => !i.labels.length).map((i) => i.id)"
+    )
+    assert names == []
+
+
+@browser_only
+def test_a_refusal_is_shown_in_the_servers_words_and_the_last_picture_stays(page: Any, site: Running) -> None:
+    draw(page, "a ring")
+    expect_picture(page)
+    site.api.problem = {"message": "size=7x7 is too small; use 16x16", "type": "invalid_request_error", "code": "x"}
+    draw(page, "a square")
+    alert = page.get_by_role("alert")
+    alert.get_by_text("size=7x7 is too small; use 16x16 (request abc123)").wait_for()
+    assert expect_picture(page).get_attribute("alt") == "a ring"
+    site.api.problem = None
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert alert.count() == 0
+
+
+@browser_only
+def test_a_key_is_asked_for_only_when_the_server_wants_one(page: Any, site: Running) -> None:
+    assert page.get_by_label("This server wants an API key").is_hidden()
+    site.api.key = "sesame"
+    page.reload()
+    page.get_by_label("This server wants an API key").fill("wrong")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").wait_for()
+    page.get_by_label("This server wants an API key").fill("sesame")
+    page.keyboard.press("Enter")
+    page.locator("#model-name").get_by_text("omnimuse/shapes").wait_for()
+    draw(page, "a ring")
+    expect_picture(page)
+    assert site.api.keys == ["Bearer sesame"]
+    page.get_by_role("button", name="Copy as Python").click()
+    page.get_by_text("Copied").wait_for()
+    assert "sesame" not in page.evaluate("navigator.clipboard.readText()")
+
+
+@browser_only
+def test_a_family_that_edits_takes_pictures_to_start_from(page: Any, site: Running, tmp_path: Path) -> None:
+    site.api.capabilities = PICTURES | {"takes_images": True}
+    page.reload()
+    page.get_by_label("Make", exact=True).select_option("edit")
+    Image.new("RGB", (32, 32)).save(tmp_path / "start.png")
+    page.get_by_label("Start from pictures").set_input_files(tmp_path / "start.png")
+    draw(page, "make it blue")
+    expect_picture(page)
+    assert site.api.asked[0]["images"] == "1" and site.api.asked[0]["prompt"] == "make it blue"
+
+
+@browser_only
+def test_a_video_job_is_followed_fetched_and_cancelled(page: Any, site: Running) -> None:
+    site.api.capabilities = VIDEOS
+    site.api.pace = 0.1
+    page.reload()
+    page.get_by_label("Frames", exact=True).fill("13")
+    draw(page, "a rolling ball")
+    page.locator("#stage img.preview").wait_for()
+    page.locator("#stage figure video").wait_for(state="attached")
+    asked = site.api.asked[0]
+    assert asked["num_frames"] == 13 and asked["size"] == "128x128" and "stream" not in asked
+    assert f"seed {BIG_SEED}" in page.locator("figcaption").inner_text()
+    site.api.pace = 1.0
+    draw(page, "a slow ball")
+    page.locator("#stage img.preview").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    assert site.api.cancelled.wait(5)
+
+
+@browser_only
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740)])
+def test_the_page_fits_the_screen(
+    browser: Any, site: Running, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    viewport = {"width": width, "height": height}
+    context = browser.new_context(viewport=viewport, base_url=site.url, color_scheme=scheme)
+    page = context.new_page()
+    page.goto("/")
+    draw(page, "a yellow star above a blue square")
+    expect_picture(page)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    file = tmp_path / f"page-{width}-{scheme}.png"
+    page.screenshot(path=file)
+    context.close()
+    assert wide <= width
+    with Image.open(file) as shot:
+        shade = sum(cast(tuple[int, ...], shot.convert("RGB").getpixel((4, height - 4)))) / 3
+        assert shot.size == (width, height) and (shade < 60 if scheme == "dark" else shade > 230)
+
+
+# -- the files ---------------------------------------------------------------------------------------------------
+
+
+def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=10) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def test_every_file_of_the_page_has_a_strict_policy_and_is_not_sent_twice(site: Running) -> None:
+    for path in ("/", "/playground/app.js", "/playground/style.css", "/playground/icon.svg"):
+        status, headers, content = fetch(site.url + path)
+        assert status == 200 and content
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+        assert fetch(site.url + path, {"If-None-Match": headers["etag"]})[::2] == (304, b"")
+
+
+def test_only_the_files_of_the_page_are_served(site: Running) -> None:
+    for path in ("__init__.py", "nothing.js", "..%2Fserver%2Foptions.py", "../server/options.py", "%2e%2e/api.py", ""):
+        assert fetch(f"{site.url}/playground/{path}")[0] == 404
+
+
+def test_the_page_names_nothing_outside_this_server_and_has_no_inline_script_or_style() -> None:
+    for name, (content, _) in playground.read_files().items():
+        text = content.decode()
+        assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text) == [], name
+        if name.endswith(".html"):
+            assert "<style" not in text and not re.search(r"\s(style|on\w+)=|<script[^>]*>[^<]", text)

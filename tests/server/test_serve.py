@@ -1,0 +1,181 @@
+"""The whole server, as an operator meets it: real processes, real signals, the demo model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from tests.server.whole_server import Answer, WholeServer, alive, wait_gone
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
+    with WholeServer(tmp_path_factory.mktemp("serve")) as found:
+        found.wait_ready()
+        yield found
+
+
+def pixels(answer: Answer) -> bytes:
+    assert answer.status == 200, answer.json
+    with Image.open(io.BytesIO(base64.b64decode(answer.json["data"][0]["b64_json"]))) as picture:
+        return picture.tobytes()
+
+
+def test_the_printed_curl_line_draws_a_picture(server: WholeServer, tmp_path: Path) -> None:
+    line = re.search(r"curl    (curl.*?)\n\n?  python", server.text, re.S)
+    assert line is not None
+    subprocess.run(["bash", "-c", line[1]], check=True, cwd=tmp_path, timeout=60)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (128, 128)
+
+
+def test_the_printed_python_lines_draw_a_picture(server: WholeServer) -> None:
+    lines = re.search(r"python  (from openai.*?)\n\n", server.text, re.S)
+    assert lines is not None
+    script = "\n".join(line.strip() for line in lines[1].splitlines()) + "\nprint(len(picture.data[0].b64_json))"
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=100)
+    assert int(told.stdout) > 1000
+
+
+def test_the_front_process_never_loads_torch(server: WholeServer) -> None:
+    server.draw(seed=1)
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in server.workers())
+
+
+def test_the_official_client_streams_partial_pictures(server: WholeServer) -> None:
+    with OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        events = list(
+            client.images.generate(
+                model="omnimuse/shapes", prompt="a green star", stream=True, partial_images=2, extra_body={"seed": 3}
+            )
+        )
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert {Image.open(io.BytesIO(base64.b64decode(event.b64_json))).mode for event in events} == {"RGB"}
+
+
+def test_a_killed_worker_is_replaced_and_its_request_drawn_again(server: WholeServer) -> None:
+    wanted = pixels(server.draw(seed=5, num_inference_steps=300))
+    answers: list[Answer] = []
+    drawing = threading.Thread(target=lambda: answers.append(server.draw(seed=5, num_inference_steps=300)))
+    drawing.start()
+    end = time.monotonic() + 30
+    while not server.ask("/load").json["requests"] and time.monotonic() < end:
+        time.sleep(0.02)
+    [worker] = [pid for pid in server.workers() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    os.kill(worker, signal.SIGKILL)
+    drawing.join(110)
+    assert pixels(answers[0]) == wanted
+    assert 'omnimuse_worker_restarts_total{cause="exit"} 1.0' in _metrics(server)
+
+
+def _metrics(server: WholeServer) -> str:
+    return subprocess.run(
+        ["curl", "-s", server.url + "/metrics"], check=True, capture_output=True, text=True, timeout=20
+    ).stdout
+
+
+def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
+    with WholeServer(tmp_path) as server:
+        server.wait_ready()
+        server.draw(seed=1)
+        workers = server.workers()
+        answers: list[Answer] = []
+        drawing = threading.Thread(target=lambda: answers.append(server.draw(num_inference_steps=400)))
+        drawing.start()
+        while not server.ask("/load").json["requests"]:
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        late, ready = server.draw(), server.ask("/readyz")
+        assert (late.status, late.json["error"]["code"]) == (503, "server_draining")
+        assert ready.status == 503 and "shutting down" in ready.json["reasons"][0]
+        drawing.join(60)
+        assert answers[0].status == 200
+        assert server.process.wait(20) == 0
+        assert wait_gone(workers)
+
+
+def test_an_idle_server_ends_within_three_seconds(tmp_path: Path) -> None:
+    with WholeServer(tmp_path) as server:
+        server.wait_ready()
+        workers = server.workers()
+        status, seconds = server.end()
+        assert status == 0
+        assert seconds < 3
+        assert wait_gone(workers)
+
+
+def test_an_interrupt_while_loading_leaves_nothing_behind(tmp_path: Path) -> None:
+    with WholeServer(tmp_path) as server:
+        assert server.url
+        time.sleep(0.5)
+        workers = server.workers()
+        _, seconds = server.end(signal.SIGINT)
+        assert seconds < 3
+        assert wait_gone(workers)
+
+
+def test_accepted_jobs_survive_the_death_of_everything(tmp_path: Path) -> None:
+    with WholeServer(tmp_path) as server:
+        server.wait_ready()
+        jobs = [server.draw(background=True, seed=seed, num_inference_steps=60).json["id"] for seed in range(4)]
+        workers = server.workers()
+        server.process.kill()
+        server.process.wait()
+        assert wait_gone(workers), "workers outlive their parent"
+    with WholeServer(tmp_path) as server:
+        server.wait_ready()
+        end = time.monotonic() + 60
+        states = [""]
+        while set(states) != {"completed"} and time.monotonic() < end:
+            states = [server.ask(f"/v1/images/{job}").json["status"] for job in jobs]
+            time.sleep(0.1)
+        assert states == ["completed"] * 4
+        assert not list((tmp_path / "data" / "spool").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--host", "0.0.0.0"), "no API key"),
+        (("--api-key-file", "/nowhere/keys"), "cannot be read"),
+        (("nothing/here",), "nothing/here"),
+    ],
+)
+def test_a_start_that_cannot_work_ends_before_anything_is_loaded(
+    options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with WholeServer(tmp_path, *options) as server:
+        assert server.process.wait(60) in (1, 2)
+        assert said in server.text
+        assert "Traceback" not in server.text
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with WholeServer(tmp_path, "--port", str(port)) as server:
+            assert server.process.wait(60) == 2
+            assert f"cannot listen on 127.0.0.1:{port}" in server.text
+
+
+def test_a_second_server_on_the_same_folder_is_refused(server: WholeServer) -> None:
+    with WholeServer(server.folder) as second:
+        assert second.process.wait(60) in (1, 2)
+    assert alive(server.process.pid)
+    assert server.draw(seed=1).status == 200

@@ -1,0 +1,431 @@
+"""/v1/videos over the wire: the official client, plain HTTP for what it does not do, and refusals with reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import warnings
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import NumericalError
+from omnimuse.server.checks import Rules
+from omnimuse.server.edge import protect
+from omnimuse.server.keys import Keys
+from omnimuse.server.openapi import document
+from omnimuse.server.routes import videos
+from omnimuse.worker.find import find
+from tests.server.asgi import Answer, Client, call, scope
+from tests.server.video_rig import MODEL, Rig, listening, rig
+
+SLOW = 0.05
+LONG = {"num_inference_steps": 1000}
+
+
+def run(data: Path, act: Callable[[Rig], Awaitable[None]], **choices: Any) -> None:
+    async def main() -> None:
+        async with rig(data, **choices) as parts:
+            await act(parts)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def run_with_client(data: Path, act: Callable[[Rig, AsyncOpenAI], Awaitable[None]], **choices: Any) -> None:
+    async def inner(parts: Rig) -> None:
+        async with listening(parts.app) as url:
+            async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI ends its own video service
+                    await act(parts, client)
+
+    run(data, inner, **choices)
+
+
+async def ask(
+    parts: Rig,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Answer:
+    """One request without a socket; a body goes as JSON."""
+    path, _, query = path.partition("?")
+    headers = dict(headers or {}) | ({} if body is None else {"content-type": "application/json"})
+    content = b"" if body is None else json.dumps(body).encode()
+    return await call(parts.app, scope(method, path, headers, query), [content])
+
+
+async def made(parts: Rig, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A finished video."""
+    answer = await ask(parts, "POST", "/v1/videos", {"prompt": "a hill", **(body or {})})
+    assert answer.status == 200, answer.content
+    video = json.loads(answer.content)
+    while video["status"] not in ("completed", "failed"):
+        await asyncio.sleep(0.01)
+        video = json.loads((await ask(parts, "GET", f"/v1/videos/{video['id']}")).content)
+    return video
+
+
+def test_the_official_client_makes_polls_downloads_lists_and_deletes(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: AsyncOpenAI) -> None:
+        video = await client.videos.create_and_poll(
+            prompt="a hill", model=MODEL, seconds="4", size="64x32", extra_body={"num_inference_steps": 4, "seed": 5}
+        )
+        assert (video.status, video.progress, video.size, video.seconds) == (
+            "completed",
+            100,
+            "64x32",
+            "4.062",
+        )  # 65 frames at 16 a second
+        assert video.error is None and video.expires_at is not None and video.completed_at is not None
+        assert video.expires_at - video.completed_at == pytest.approx(3600, abs=1)
+        [request] = parts.workers.started
+        assert (request.params.num_frames, request.params.seed, request.prompt) == (65, 5, "a hill")
+        content = (await client.videos.download_content(video.id)).read()
+        assert b"video of seed 5" in content
+        listed = await client.videos.list(limit=1)
+        assert [one.id for one in listed.data] == [video.id]
+        assert (await client.videos.delete(video.id)).deleted
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.videos.retrieve(video.id)
+        assert (caught.value.code, caught.value.type) == ("video_not_found", "not_found_error")
+        assert caught.value.request_id
+
+    run_with_client(tmp_path, act)
+
+
+def test_the_official_client_pages_through_all_videos(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: AsyncOpenAI) -> None:
+        made_ = [(await client.videos.create(prompt=f"hill {number}")).id for number in range(5)]
+        for order, expected in (("asc", made_), ("desc", made_[::-1])):
+            assert [one.id async for one in client.videos.list(limit=2, order=order)] == expected  # type: ignore[arg-type]
+
+    run_with_client(tmp_path, act)
+
+
+def test_a_failed_video_is_an_answer_and_not_an_error(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: AsyncOpenAI) -> None:
+        parts.workers.fail["hill"] = NumericalError("the output is NaN")
+        video = await client.videos.create_and_poll(prompt="a hill")
+        assert video.status == "failed" and video.error is not None
+        assert (video.error.code, video.error.message) == ("numerical_error", "the output is NaN")
+        with pytest.raises(openai.ConflictError) as caught:
+            await client.videos.download_content(video.id)
+        assert caught.value.code == "video_not_ready"
+        assert caught.value.response.headers["x-should-retry"] == "false"
+
+    run_with_client(tmp_path, act)
+
+
+def test_the_official_client_hears_why_a_request_is_refused(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: AsyncOpenAI) -> None:
+        for fields, param, code in (
+            ({"size": "60x32"}, "size", "invalid_value"),
+            ({"seconds": "-1"}, "seconds", "invalid_value"),
+            ({"seconds": "1e9"}, "seconds", "invalid_value"),
+            ({"input_reference": b"\x89PNG\r\n\x1a\n"}, "input_reference", "unsupported_parameter"),
+            ({"extra_body": {"num_frame": 5}}, "num_frame", "unknown_parameter"),
+            ({"extra_body": {"num_frames": "6"}}, "num_frames", "invalid_value"),
+            ({"extra_body": {"seconds": "4", "num_frames": "5"}}, "seconds", "conflicting_parameters"),
+            ({"extra_body": {"num_inference_steps": "0"}}, "num_inference_steps", "invalid_value"),
+            ({"extra_body": {"lora[path]": "/etc/passwd"}}, "lora", "unsupported_parameter"),
+        ):
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.videos.create(prompt="a hill", **fields)  # type: ignore[arg-type]
+            assert (caught.value.param, caught.value.code) == (param, code)
+        with pytest.raises(openai.NotFoundError) as unknown:
+            await client.videos.create(prompt="a hill", model="sora-2")
+        assert unknown.value.code == "model_not_found"
+        assert parts.workers.started == []
+
+    run_with_client(tmp_path, act)
+
+
+def test_a_client_is_told_how_long_to_wait_between_polls(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "POST", "/v1/videos", {"prompt": "a hill", "num_inference_steps": 100})
+        video = json.loads(answer.content)
+        assert answer.headers["openai-poll-after-ms"] == "1000"  # nothing is known yet
+        assert answer.headers["location"] == f"/v1/videos/{video['id']}"
+        assert (video["status"], video["progress"]) == ("queued", 0)
+        while video["progress"] < 10:
+            await asyncio.sleep(0.05)
+            answer = await ask(parts, "GET", f"/v1/videos/{video['id']}")
+            video = json.loads(answer.content)
+        assert video["status"] == "in_progress" and 1 < video["eta_seconds"] < 60
+        assert int(answer.headers["openai-poll-after-ms"]) == int(max(250, 100 * video["eta_seconds"]))
+
+    run(tmp_path, act, pace=SLOW)
+
+
+def test_a_cancelled_video_has_failed_and_a_deleted_one_is_gone(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        first, second = [
+            json.loads((await ask(parts, "POST", "/v1/videos", {"prompt": "a hill", **LONG})).content)["id"]
+            for _ in range(2)
+        ]
+        while not parts.workers.running:
+            await asyncio.sleep(0.01)
+        for name in (second, first):  # the second waits for the first
+            answer = await ask(parts, "POST", f"/v1/videos/{name}/cancel")
+            video = json.loads(answer.content)
+            assert (answer.status, video["status"], video["error"]["code"]) == (200, "failed", "cancelled")
+            assert "openai-poll-after-ms" not in answer.headers
+            answer = await ask(parts, "DELETE", f"/v1/videos/{name}")
+            assert json.loads(answer.content) == {"id": name, "object": "video.deleted", "deleted": True}
+            assert (await ask(parts, "DELETE", f"/v1/videos/{name}")).error["code"] == "video_not_found"
+        while parts.workers.running:
+            await asyncio.sleep(0.01)
+        assert len(parts.workers.started) == 1
+
+    run(tmp_path, act, pace=SLOW)
+
+
+def test_content_comes_whole_in_ranges_and_as_a_head(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        video = await made(parts)
+        path = f"/v1/videos/{video['id']}/content"
+        whole = await ask(parts, "GET", path)
+        assert (whole.status, whole.headers["content-type"]) == (200, "video/mp4")
+        assert whole.headers["etag"] == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+        part = await ask(parts, "GET", path + "?variant=video", headers={"range": "bytes=4-7"})
+        assert (part.status, part.content) == (206, b"ftyp")
+        head = await ask(parts, "HEAD", path)
+        assert (head.status, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(whole.content))
+        for wanted in ("bytes=999999-", "bytes=0-0,2-2"):
+            refused = await ask(parts, "GET", path, headers={"range": wanted})
+            assert (refused.status, refused.error["code"]) == (416, "invalid_range")
+        for variant, code in (("thumbnail", "unsupported_parameter"), ("../x", "invalid_value")):
+            refused = await ask(parts, "GET", f"{path}?variant={variant}")
+            assert (refused.status, refused.error["code"], refused.error["param"]) == (400, code, "variant")
+
+    run(tmp_path, act)
+
+
+def test_content_of_an_unfinished_video_is_a_conflict(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        video = json.loads((await ask(parts, "POST", "/v1/videos", {"prompt": "a hill"})).content)
+        answer = await ask(parts, "GET", f"/v1/videos/{video['id']}/content")
+        assert (answer.status, answer.error["code"]) == (409, "video_not_ready")
+        assert answer.headers["x-should-retry"] == "false"
+
+    run(tmp_path, act, ready=False)
+
+
+def test_the_same_key_is_answered_with_the_same_video(tmp_path: Path) -> None:
+    key = {"idempotency-key": "abc"}
+
+    async def act(parts: Rig) -> None:
+        body = {"prompt": "a hill"}
+        answers = await asyncio.gather(*(ask(parts, "POST", "/v1/videos", body, key) for _ in range(10)))
+        assert len({json.loads(answer.content)["id"] for answer in answers}) == 1
+        assert sum("idempotent-replayed" in answer.headers for answer in answers) == 9
+        other = await ask(parts, "POST", "/v1/videos", {"prompt": "a lake"}, key)
+        assert (other.status, other.error["code"]) == (409, "idempotency_conflict")
+        assert other.headers["x-should-retry"] == "false"
+
+    run(tmp_path, act)
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=%C2%B2", "limit"),
+        ("order=up", "order"),
+        ("after=video_0", "after"),
+        ("page=2", "page"),
+    ],
+)
+def test_a_list_refuses_what_it_does_not_know(tmp_path: Path, query: str, param: str) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "GET", f"/v1/videos?{query}")
+        assert (answer.status, answer.error["param"]) == (400, param)
+
+    run(tmp_path, act)
+
+
+def test_an_empty_list_is_a_list(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "GET", "/v1/videos")
+        assert json.loads(answer.content) == {
+            "object": "list",
+            "data": [],
+            "first_id": None,
+            "last_id": None,
+            "has_more": False,
+        }
+
+    run(tmp_path, act)
+
+
+def test_a_video_of_another_key_does_not_exist(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ann:secret-of-ann-0123456789\nbob:secret-of-bob-0123456789\n")
+    ann, bob = ({"authorization": f"Bearer secret-of-{name}-0123456789"} for name in ("ann", "bob"))
+
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "POST", "/v1/videos", {"prompt": "a hill"}, ann)
+        name = json.loads(answer.content)["id"]
+        assert (await ask(parts, "GET", f"/v1/videos/{name}", headers=ann)).status == 200
+        for method, path in (
+            ("GET", ""),
+            ("GET", "/content"),
+            ("GET", "/events"),
+            ("POST", "/cancel"),
+            ("DELETE", ""),
+        ):
+            answer = await ask(parts, method, f"/v1/videos/{name}{path}", headers=bob)
+            assert (answer.status, answer.error["code"]) == (404, "video_not_found")
+        assert json.loads((await ask(parts, "GET", "/v1/videos", headers=bob)).content)["data"] == []
+        assert (await ask(parts, "GET", f"/v1/videos?after={name}", headers=bob)).status == 400
+        assert (await ask(parts, "GET", f"/v1/videos/{name}")).status == 401
+
+    run(tmp_path / "data", act, key_file=keys)
+
+
+def events_of(content: bytes) -> list[tuple[str, Any]]:
+    """(name, value) of every event of a stream."""
+    found = []
+    for block in content.decode().strip().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n"))
+        data = lines["data"]
+        found.append((lines.get("event", ""), data if data == "[DONE]" else json.loads(data)))
+    return found
+
+
+def test_events_tell_every_step_show_looks_and_end_with_the_video(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "POST", "/v1/videos", {"prompt": "a hill"})
+        name = json.loads(answer.content)["id"]
+        parts.workers.ready = True
+        stream = await ask(parts, "GET", f"/v1/videos/{name}/events")
+        events = events_of(stream.content)
+        assert events[0] == (
+            "video.progress",
+            {"type": "video.progress", "id": name, "status": "queued", "progress": 0},
+        )
+        steps = [value for kind, value in events[1:] if kind == "video.progress"]
+        assert [(value["step"], value["steps"], value["stage"]) for value in steps] == [
+            (step, 4, "denoise") for step in range(1, 5)
+        ]
+        assert [value["progress"] for value in steps] == [22, 45, 67, 90]
+        looks = [value for kind, value in events if kind == "video.preview"]
+        assert len(looks) == 4 and looks[0]["b64_json"].startswith("/9j/")
+        kind, value = events[-2]
+        assert (kind, value["video"]["status"]) == ("video.completed", "completed")
+        assert events[-1] == ("", "[DONE]")
+        late = events_of((await ask(parts, "GET", f"/v1/videos/{name}/events")).content)
+        assert [kind for kind, _ in late] == ["video.completed", ""]
+
+    run(tmp_path, act, pace=SLOW, ready=False)
+
+
+def test_the_events_of_a_deleted_video_end(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        name = json.loads((await ask(parts, "POST", "/v1/videos", {"prompt": "a hill"})).content)["id"]
+        watching = asyncio.create_task(ask(parts, "GET", f"/v1/videos/{name}/events"))
+        await asyncio.sleep(0.1)
+        await ask(parts, "DELETE", f"/v1/videos/{name}")
+        kind, value = events_of((await watching).content)[-2]
+        assert (kind, value["video"]["error"]["code"]) == ("video.failed", "cancelled")
+
+    run(tmp_path, act, ready=False)
+
+
+def test_a_video_at_once_is_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "POST", "/v1/videos/sync", {"prompt": "a hill", "seed": 9})
+        assert (answer.status, answer.headers["content-type"]) == (200, "video/mp4")
+        assert b"video of seed 9" in answer.content
+        assert answer.headers["x-seed"] == "9"
+        assert (parts.spooled(), parts.kept()) == ([], [])
+        assert json.loads((await ask(parts, "GET", "/v1/videos")).content)["data"] == []
+
+    run(tmp_path, act)
+
+
+def test_a_video_at_once_stops_when_its_client_goes(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        body = json.dumps({"prompt": "a hill", **LONG}).encode()
+        client = Client([body])
+        asked = scope("POST", "/v1/videos/sync", {"content-type": "application/json"})
+        serving = asyncio.create_task(parts.app(asked, client.receive, client.send))
+        while not parts.workers.running:
+            await asyncio.sleep(0.01)
+        client.leave.set()
+        await asyncio.wait_for(serving, 5)
+        assert parts.workers.running == set()
+        assert parts.service.admission.load().count == 0
+
+    run(tmp_path, act, pace=SLOW)
+
+
+def test_a_video_job_goes_on_when_its_client_has_gone(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        client = Client([json.dumps({"prompt": "a hill"}).encode()])
+        client.leave.set()  # it has sent its request, and closes
+        await parts.app(scope("POST", "/v1/videos", {"content-type": "application/json"}), client.receive, client.send)
+        [video] = json.loads((await ask(parts, "GET", "/v1/videos")).content)["data"]
+        while video["status"] != "completed":
+            await asyncio.sleep(0.01)
+            video = json.loads((await ask(parts, "GET", f"/v1/videos/{video['id']}")).content)
+
+    run(tmp_path, act)
+
+
+@pytest.mark.parametrize("path", ["video_1/remix", "edits", "extensions", "characters"])
+def test_what_no_model_here_does_is_refused_with_the_reason(tmp_path: Path, path: str) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "POST", f"/v1/videos/{path}", {"prompt": "a hill"})
+        assert (answer.status, answer.error["code"]) == (400, "unsupported_task")
+        assert path.rpartition("/")[2] in answer.error["message"]
+
+    run(tmp_path, act)
+
+
+def test_a_model_of_pictures_refuses_every_path_of_videos_with_the_reason(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        door = find(Config(ModelConfig("omnimuse/shapes"))).door
+        service = replace(parts.service, door=door)
+        app = protect(videos.routes(service), Rules(Keys.load(None)))
+        for operation in videos.OPERATIONS:
+            path = operation.path.replace("{id}", "video_1")
+            answer = await call(app, scope(operation.method, path, {"content-type": "application/json"}), [b"{}"])
+            assert (answer.status, answer.error["code"]) == (400, "unsupported_task"), path
+            assert "text-to-image" in answer.error["message"]
+
+    run(tmp_path, act)
+
+
+def test_ids_of_another_shape_are_unknown_and_reach_no_file(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        for name in ("x", "video_", "..%2F..%2Fjobs.sqlite", "%00", "video_" + "0" * 3000):
+            for path in ("", "/content"):
+                answer = await ask(parts, "GET", f"/v1/videos/{name}{path}")
+                assert answer.status == 404, name
+                assert len(answer.error["message"]) < 300
+
+    run(tmp_path, act)
+
+
+def test_every_route_is_described_and_every_description_is_routed(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        routed = {(method, route.path) for route in videos.routes(parts.service) for method in route.methods or ()}
+        described = {(operation.method, operation.path) for operation in videos.OPERATIONS}
+        assert described <= routed
+        assert document(videos.OPERATIONS, "1")["paths"]["/v1/videos"]["post"]["requestBody"]
+
+    run(tmp_path, act)

@@ -1,0 +1,128 @@
+"""`omnimuse serve` as an operator starts it: a process of its own, on a port of its own, with the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+START = 110.0  # seconds; a busy machine takes long to import torch
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response: its status, its headers, its JSON (None for anything else)."""
+
+    status: int
+    headers: Mapping[str, str]
+    json: Any
+
+
+class WholeServer:
+    """A running server; as a context it is ended, whatever happened."""
+
+    def __init__(self, folder: Path, *options: str, faults: str = "") -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = (folder / "log").open("a+")
+        self._start = self._log.tell()
+        command = [sys.executable, "-m", "omnimuse", "serve", "--port", "0", "--data", str(folder / "data"), *options]
+        self.process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, "OMNIMUSE_FAULT": faults}
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+    @property
+    def text(self) -> str:
+        """What this server has printed."""
+        return (self.folder / "log").read_text()[self._start :]
+
+    @property
+    def url(self) -> str:
+        """Where it listens; it says so at once."""
+        return self.wait_for(r"http://127\.0\.0\.1:\d+")
+
+    def wait_for(self, pattern: str) -> str:
+        """What the first match of `pattern` in its output is."""
+        end = time.monotonic() + START
+        while time.monotonic() < end:
+            if found := re.search(pattern, self.text):
+                return found[0]
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"no {pattern!r} in what the server said:\n{self.text}")
+
+    def wait_ready(self) -> None:
+        """Return when it can draw."""
+        self.wait_for("ready in")
+
+    def ask(
+        self, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = START
+    ) -> Answer:
+        """GET, or with a `body` POST."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})})
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                content, status, found = response.read(), response.status, response.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                content, status, found = error.read(), error.code, error.headers
+        is_json = found.get_content_type() == "application/json"
+        return Answer(status, dict(found), json.loads(content) if is_json else None)
+
+    def draw(self, **fields: Any) -> Answer:
+        """One picture."""
+        return self.ask("/v1/images/generations", {"prompt": "a red circle", **fields})
+
+    def end(self, how: signal.Signals = signal.SIGTERM, within: float = 60.0) -> tuple[int, float]:
+        """Send a signal; the exit status and the seconds until the end."""
+        began = time.monotonic()
+        self.process.send_signal(how)
+        return self.process.wait(within), time.monotonic() - began
+
+    def workers(self) -> list[int]:
+        """The process ids of its children."""
+        task = Path(f"/proc/{self.process.pid}/task")
+        children = [(thread / "children").read_text().split() for thread in task.iterdir()]
+        return sorted(int(pid) for found in children for pid in found)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_gone(pids: list[int], within: float = 10.0) -> bool:
+    """Whether all of `pids` have ended in time."""
+    end = time.monotonic() + within
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,358 @@
+"""`omnimuse bench serve` against a small server of known delays, refusals and faults, and its figures by themselves."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from omnimuse.cli import bench, main
+from omnimuse.cli.bench import read_load, read_mix, spread, summarize
+from omnimuse.cli.bench_serve import Client, Entry, Load, Outcome, Target, choices
+from omnimuse.core.errors import RequestError
+
+FAST, SLOW = 0.02, 0.25
+"""Seconds that the server takes for 64 and for 128 pixels."""
+FAULTS = {
+    13: (500, {"error": {"code": "internal_error"}}),
+    14: (503, {"error": {"code": "worker_lost"}}),
+    15: (200, {"data": []}),
+    16: (404, {"detail": "not ours"}),
+}
+"""What it answers to so many steps."""
+
+
+class FakeServer:
+    """Pictures after a delay by width, for at most `capacity` clients at once; faults by the number of steps."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self.capacity, self.open, self.asked, self.keys = capacity, 0, list[dict[str, object]](), set[str]()
+        routes = [
+            Route("/v1/images/generations", self.pictures, methods=["POST"]),
+            Route("/v1/models", self.models),
+        ]
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+
+    def __enter__(self) -> FakeServer:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    async def models(self, request: Request) -> Response:
+        if request.headers.get("authorization", "Bearer key") != "Bearer key":
+            return JSONResponse({"error": {"code": "invalid_api_key"}}, 401)
+        return JSONResponse({"data": [{"id": "the model"}]})
+
+    async def pictures(self, request: Request) -> Response:
+        fields = await request.json()
+        self.asked.append(fields)
+        self.keys.add(request.headers.get("authorization", ""))
+        steps = fields.get("num_inference_steps")
+        if self.open >= self.capacity:
+            return JSONResponse({"error": {"code": "queue_full"}}, 429, {"retry-after": "0.01"})
+        if steps in FAULTS:
+            status, body = FAULTS[steps]
+            return JSONResponse(body, status)
+        if steps == 17:
+            return PlainTextResponse("no JSON", 200)
+        if fields.get("stream"):
+            return StreamingResponse(self._stream(steps), media_type="text/event-stream")
+        self.open += 1
+        try:
+            await asyncio.sleep(FAST if fields.get("size") == "64x64" else SLOW)
+        finally:
+            self.open -= 1
+        return JSONResponse({"data": [{"b64_json": "A" * 200_000}]})
+
+    async def _stream(self, steps: object) -> AsyncIterator[str]:
+        yield ": keep-alive\n\n"
+        for index in range(2):
+            await asyncio.sleep(FAST)
+            event = {"type": "image_generation.partial_image", "partial_image_index": index, "b64_json": "A" * 99_999}
+            yield f"event: x\ndata: {json.dumps(event)}\n\n"
+        await asyncio.sleep(SLOW)
+        if steps == 18:
+            yield 'event: error\r\ndata: {"type": "error",\r\ndata: "error": {"code": "numerical_error"}}\r\n\r\n'
+        elif steps != 19:
+            yield 'data: {"type": "image_generation.completed", "b64_json": "QQ=="}\n\n'
+            yield "data: [DONE]\n\n"
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def server(one_server: FakeServer) -> FakeServer:
+    """The server that all tests share, with nothing asked yet."""
+    one_server.asked.clear()
+    one_server.keys.clear()
+    return one_server
+
+
+def measure(server: FakeServer, *words: str, slo: float | None = None) -> dict[str, object]:
+    """The figures of one run of the command's options, as JSON would have them."""
+    args = options(*words)
+    outcomes, _ = asyncio.run(bench.measure(Target.read(server.url, ""), read_load(args), io.StringIO()))
+    return summarize(outcomes, slo)
+
+
+def options(*words: str) -> argparse.Namespace:
+    """What argparse makes of the words after `omnimuse bench serve`."""
+    parser = argparse.ArgumentParser()
+    bench.add_options(parser)
+    return parser.parse_args(["serve", *words])
+
+
+# -- against a server ----------------------------------------------------------------------------------------------
+
+
+def test_a_closed_loop_measures_each_kind_by_itself(server: FakeServer) -> None:
+    figures = measure(server, "--concurrency", "4", "--requests", "24", "--mix", "64x64@2:3,128x128")
+    fast, slow = figures["latency_of"]["64x64@2"], figures["latency_of"]["128x128"]
+    assert figures["ok"] == figures["within_slo"] == fast["count"] + slow["count"] == 24
+    assert fast["count"] > slow["count"] > 0
+    assert FAST <= fast["p50"] < SLOW <= slow["p50"]
+    assert figures["throughput"] == pytest.approx(24 / figures["seconds"])
+    assert all(asked.get("num_inference_steps") == 2 for asked in server.asked if asked["size"] == "64x64")
+    assert all("num_inference_steps" not in asked for asked in server.asked if asked["size"] == "128x128")
+    assert {asked["model"] for asked in server.asked} == {"the model"}
+
+
+def test_an_open_loop_does_not_wait_for_answers(server: FakeServer) -> None:
+    figures = measure(server, "--rate", "40", "--requests", "20", "--mix", "128x128")
+    assert figures["ok"] == 20
+    assert figures["seconds"] < 20 * SLOW / 2
+    assert figures["latency"]["p50"] >= SLOW
+
+
+def test_an_open_loop_ends_with_its_time_and_a_closed_one_too(server: FakeServer) -> None:
+    opened = measure(server, "--rate", "50", "--duration", "0.5", "--mix", "64x64")
+    closed = measure(server, "--concurrency", "2", "--duration", "0.5", "--mix", "64x64")
+    assert 5 < opened["sent"] < 60
+    assert 5 < closed["sent"] <= 2 * 0.5 / FAST + 2
+    assert opened["seconds"] < 2 and closed["seconds"] < 2
+
+
+def test_refusals_are_no_failures_and_no_waste() -> None:
+    with FakeServer(capacity=1) as server:
+        figures = measure(server, "--rate", "40", "--requests", "20", "--mix", "128x128")
+    assert figures["rejected"] > 5
+    assert figures["ok"] + figures["rejected"] == 20
+    assert figures["failed"] == figures["wasted"]["requests"] == figures["wasted"]["share"] == 0
+    assert figures["errors"] == {"queue_full": figures["rejected"]}
+    assert figures["rejection"]["count"] == figures["rejected"]
+    assert figures["rejection"]["p50"] < SLOW
+
+
+def test_a_client_that_was_refused_waits_as_it_was_told() -> None:
+    with FakeServer(capacity=1) as server:
+        figures = measure(server, "--concurrency", "2", "--requests", "10", "--mix", "128x128")
+    assert 0 < figures["rejected"] < 10
+
+
+def test_pictures_that_come_late_are_wasted_by_their_work(server: FakeServer) -> None:
+    figures = measure(server, "--requests", "12", "--mix", "64x64@4,128x128@4", slo=SLOW)
+    late = figures["latency_of"]["128x128@4"]["count"]
+    assert figures["ok"] == 12
+    assert 12 - figures["within_slo"] == figures["wasted"]["requests"] == late > 0
+    assert figures["wasted"]["share"] == pytest.approx(4 * late / (4 * late + 12 - late))
+    assert figures["goodput"] < figures["throughput"]
+
+
+def test_the_first_preview_of_a_stream_is_timed(server: FakeServer) -> None:
+    figures = measure(server, "--requests", "3", "--stream")
+    assert figures["ok"] == figures["first_preview"]["count"] == 3
+    assert FAST <= figures["first_preview"]["p50"] < SLOW < figures["latency"]["p50"]
+    assert all(asked["stream"] is True and asked["partial_images"] == 3 for asked in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("mix", "words", "code"),
+    [
+        ("64x64@13", (), "internal_error"),
+        ("64x64@14", (), "worker_lost"),
+        ("64x64@15", (), "invalid_answer"),
+        ("64x64@16", (), "http_404"),
+        ("64x64@17", (), "invalid_answer"),
+        ("64x64@18", ("--stream",), "numerical_error"),
+        ("64x64@19", ("--stream",), "invalid_answer"),
+        ("128x128", ("--timeout", "0.1"), "timeout"),
+    ],
+)
+def test_every_other_answer_without_a_picture_is_a_failure(
+    server: FakeServer, mix: str, words: tuple[str, ...], code: str
+) -> None:
+    figures = measure(server, "--requests", "1", "--mix", mix, *words)
+    assert (figures["ok"], figures["failed"], figures["rejected"]) == (0, 1, 0)
+    assert figures["errors"] == {code: 1}
+    assert figures["wasted"]["share"] == 1
+    assert figures["latency"] == {"count": 0, "p50": None, "p90": None, "p99": None, "max": None}
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"", "no_connection"),
+        (b"SSH-2.0-x\r\n\r\n", "invalid_answer"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "broken_connection"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n", "broken_connection"),
+        (b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n{"data": [{"url": "x"}]}', ""),
+    ],
+)
+def test_a_connection_that_breaks_off_is_told_from_one_that_was_never_made(said: bytes, code: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    async def ask() -> Outcome:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            client = Client(Target("127.0.0.1", port), Load((Entry("auto"),), timeout=5))
+            return await client.ask(Entry("auto"), "a ring", due=0.0)
+
+    assert asyncio.run(ask()).code == code
+
+
+def test_the_command_prints_the_figures_and_writes_them_whole(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "load.json"
+    words = ["--url", f"{server.url}/v1/", "--requests", "3", "--mix", "64x64", "--slo", "5", "--json", str(file)]
+    assert main(["bench", "serve", *words, "--api-key", "key"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"server      {server.url}/v1  the model\n" in said.out
+    assert "requests    3: 3 pictures, 0 refused, 0 failed\n" in said.out
+    assert "pictures a second within 5 s\n" in said.out
+    written = json.loads(file.read_text())
+    assert written["latency"]["count"] == len(written["rows"]) == 3
+    assert written["load"]["kind"] == "closed"
+    assert server.keys == {"Bearer key"}
+
+
+def test_no_picture_at_all_is_a_failure_of_the_command(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "serve", "--url", server.url, "--requests", "1", "--mix", "64x64@13"]) == 1
+    assert "errors      internal_error 1\n" in capsys.readouterr().out
+
+
+def test_no_server_and_a_wrong_key_are_said_in_one_line(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        assert main(["bench", "serve", "--url", f"127.0.0.1:{port}", "--requests", "1"]) == 2
+    assert main(["bench", "serve", "--url", server.url, "--requests", "1", "--api-key", "no"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"no server answers at http://127.0.0.1:{port}/v1" in first
+    assert "refuses this key (status 401); give --api-key" in second
+
+
+# -- options and figures -------------------------------------------------------------------------------------------
+
+
+def test_the_mix_is_read() -> None:
+    assert read_mix("128x96@10:3, 64x64:0.5,auto@4,auto") == (
+        Entry("128x96@10", 128, 96, 10, 3.0),
+        Entry("64x64", 64, 64, None, 0.5),
+        Entry("auto@4", None, None, 4, 1.0),
+        Entry("auto"),
+    )
+
+
+@pytest.mark.parametrize("words", ["", "64", "64x64@", "64x64:0", "64x64,", "64x64:-1", "64x64:1,64x64:2", "big"])
+def test_a_mix_that_makes_no_sense_is_refused(words: str) -> None:
+    with pytest.raises(RequestError, match="--mix"):
+        read_mix(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--rate", "1", "--concurrency", "2"),
+        ("--rate", "0"),
+        ("--rate", "nan"),
+        ("--duration", "-1"),
+        ("--requests", "0"),
+        ("--timeout", "inf"),
+    ],
+)
+def test_a_load_that_makes_no_sense_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError):
+        read_load(options(*words))
+
+
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("http://a", "http://a:80/v1"),
+        ("https://a/v1/", "https://a:443/v1"),
+        ("a:9000", "http://a:9000/v1"),
+        ("http://[::1]:8000/api", "http://[::1]:8000/api/v1"),
+    ],
+)
+def test_an_address_is_read(url: str, read: str) -> None:
+    assert str(Target.read(url, "")) == read
+
+
+@pytest.mark.parametrize("url", ["ftp://a", "http://", "http://a:port", "http://[::1"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(RequestError, match="--url"):
+        Target.read(url, "")
+
+
+def test_the_same_seed_asks_for_the_same_and_prompts_differ() -> None:
+    def first(seed: int) -> list[tuple[Entry, str]]:
+        stream = choices(Load(read_mix("64x64,128x128:3"), seed=seed))
+        return [next(stream) for _ in range(50)]
+
+    assert first(1) == first(1) != first(2)
+    assert len({prompt for _, prompt in first(1)}) > 30
+    assert 5 <= sum(entry.name == "64x64" for entry, _ in first(1)) <= 20
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    assert spread([float(n) for n in range(100, 0, -1)]) == {"count": 100, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+    assert spread([7.0]) == {"count": 1, "p50": 7, "p90": 7, "p99": 7, "max": 7}
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    late = Outcome(Entry("auto"), due=1.0, sent=3.0, ended=4.0, status=200)
+    figures = summarize([late], slo=2.0)
+    assert figures["latency"]["p50"] == 3.0
+    assert figures["within_slo"] == 0
+    assert figures["sent_late"]["max"] == 2.0
+
+
+def test_a_generator_that_is_too_slow_says_so() -> None:
+    late = Outcome(Entry("auto"), due=1.0, sent=3.0, ended=4.0, status=200)
+    facts = {"url": "http://a", "model": "m", "load": bench.describe(Load(read_mix("auto"), rate=2.0))}
+    assert "left 2.00 s late or more" in bench.text(summarize([late], None) | facts)
