@@ -13,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from omnimuse import Ask
 
 PROMPT = "a red circle above the blue square on white"
 Row = dict[str, Any]
+ONE, GUIDED, FOUR, MIXED, SHORT = "one request", "with guidance", "n=4", "four mixed, to the last", "short behind long"
+CASES = (ONE, GUIDED, FOUR, MIXED, SHORT)
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps of a request (default: 8)")
     parser.add_argument("--compile", action="store_true", help="both engines compiled, too, where the aims name it")
     parser.add_argument("--kind", help="only checkpoints of this kind")
+    parser.add_argument("--case", action="append", choices=CASES, help="default: all; large models take hours")
     parser.add_argument("--no-processes", action="store_true", help="leave out peak memory and cold start")
     parser.add_argument("--json", type=Path, default=Path("docs/race.json"), help="kept rows of others are replaced")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/race.png"))
@@ -74,14 +77,17 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
         rows = [compare("overhead of a step", [plain], pair, args.rounds) | {"unit": "ms", "scale": 1000 / steps}]
     else:
         compiled = [engine(race, folder, args.dtype, True) for engine in (Ours, Diffusers)] if args.compile else []
-        rows = [
-            compare("one request", [plain], pair + compiled, args.rounds),
-            compare("with guidance", [guided], pair + compiled, args.rounds),
-            compare("n=4", [replace(plain, outputs=4)], pair, args.rounds),
-            compare("four mixed, to the last", mixed(plain), pair, args.rounds),
-            short_behind_long(ours, theirs, plain, args.rounds),
-        ]
-        rows.append(floor(ours, plain, rows[0], args.dtype))
+        all_four, wanted = pair + compiled, args.case or CASES
+        races: dict[str, Callable[[], Row]] = {
+            ONE: lambda: compare(ONE, [plain], all_four, args.rounds),
+            GUIDED: lambda: compare(GUIDED, [guided], all_four, args.rounds),
+            FOUR: lambda: compare(FOUR, [replace(plain, outputs=4)], pair, args.rounds),
+            MIXED: lambda: compare(MIXED, mixed(plain), pair, args.rounds),
+            SHORT: lambda: short_behind_long(ours, theirs, plain, args.rounds),
+        }
+        rows = [hold() for case, hold in races.items() if case in wanted]
+        if ONE in wanted:
+            rows.append(floor(ours, plain, rows[0], args.dtype))
         for contestant in compiled:
             contestant.close()
     for contestant in pair:
@@ -137,7 +143,7 @@ def short_behind_long(ours: Ours, theirs: Diffusers, plain: Wish, rounds: int) -
         found.append(_overtake(ours, long, short))
         [long_alone], [short_alone] = theirs.draw([long]), theirs.draw([short])
         served.append(long_alone * (1 - 1 / long.steps) + short_alone)
-    return {"case": "short behind long", "unit": "s", "omnimuse": statistics.median(found),
+    return {"case": SHORT, "unit": "s", "omnimuse": statistics.median(found),
             "diffusers": statistics.median(served)}  # fmt: skip
 
 
