@@ -75,6 +75,7 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {args.dtype}", flush=True)
     if kind == EMPTY:
         rows = [compare("overhead of a step", [plain], pair, args.rounds) | {"unit": "ms", "scale": 1000 / steps}]
+        print(line(rows[0]), flush=True)
     else:
         compiled = [engine(race, folder, args.dtype, True) for engine in (Ours, Diffusers)] if args.compile else []
         all_four, wanted = pair + compiled, args.case or CASES
@@ -85,21 +86,25 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
             MIXED: lambda: compare(MIXED, mixed(plain), pair, args.rounds),
             SHORT: lambda: short_behind_long(ours, theirs, plain, args.rounds),
         }
-        rows = [hold() for case, hold in races.items() if case in wanted]
+        rows = []
+        for case in wanted:
+            rows.append(races[case]())
+            print(line(rows[-1]), flush=True)
         if ONE in wanted:
-            rows.append(floor(ours, plain, rows[0], args.dtype))
+            measured = next(row for row in rows if row["case"] == ONE)
+            rows.append(floor(ours, plain, measured, args.dtype))
+            print(line(rows[-1]), flush=True)
         for contestant in compiled:
             contestant.close()
     for contestant in pair:
         contestant.close()
     if not args.no_processes and kind != EMPTY:
-        rows.append(peak_memory(race, kind, folder, args.dtype, plain))
+        beside = [peak_memory(race, kind, folder, args.dtype, plain)]
         if plain.frames is None:
-            rows.append(cold_start(race, folder, args.dtype, plain))
-    for row in rows:
-        row |= {"family": race.family, "kind": kind}
-        print(line(row), flush=True)
-    return rows
+            beside.append(cold_start(race, folder, args.dtype, plain))
+        print("\n".join(line(row) for row in beside), flush=True)
+        rows += beside
+    return [row | {"family": race.family, "kind": kind} for row in rows]
 
 
 def mixed(plain: Wish) -> list[Wish]:

@@ -17,6 +17,8 @@ import time
 import urllib.error
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 from tests.server.whole_server import Answer, WholeServer, wait_gone
@@ -55,6 +57,14 @@ class Chaos:
         self._workers: set[int] = set()
         self.report = Report()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.__exit__(kind, error, trace)
+
     def run(self, seconds: float) -> None:
         """Do one thing after the other until the time is over."""
         self._server.wait_ready()
@@ -88,7 +98,6 @@ class Chaos:
         self.report.unfinished = list(open_jobs)
         self._note_workers()
         self._server.end()
-        self._server.__exit__(None, None, None)
         if not wait_gone(sorted(self._workers)):
             self.report.left_behind.append("a worker")
         self.report.left_behind += [path.name for path in (self._folder / "data" / "spool").iterdir()]
@@ -100,7 +109,7 @@ class Chaos:
             self.report.lost.append(job)
             return True
         if answer.json["status"] == "completed":
-            self._compare(seed, answer.json["data"][0])
+            self._compare(seed, answer.json["result"]["data"][0])
         return answer.json["status"] in ("completed", "failed")
 
     def _submit(self) -> None:
@@ -173,9 +182,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        chaos = Chaos(Path(folder), args.seed)
-        chaos.run(args.seconds)
-        report = chaos.settle()
+        with Chaos(Path(folder), args.seed) as chaos:
+            chaos.run(args.seconds)
+            report = chaos.settle()
     print(report)
     return int(bool(report.lost or report.unfinished or report.different or report.faults or report.left_behind))
 

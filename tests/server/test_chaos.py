@@ -11,9 +11,9 @@ from tests.server.chaos import Chaos
 
 @pytest.mark.timeout(600)
 def test_no_job_is_lost_in_a_spell_of_bad_luck(tmp_path: Path) -> None:
-    chaos = Chaos(tmp_path, seed=2026)
-    chaos.run(seconds=60)
-    report = chaos.settle()
+    with Chaos(tmp_path, seed=2026) as chaos:
+        chaos.run(seconds=60)
+        report = chaos.settle()
     assert report.accepted >= 5
     assert report.lost == []
     assert report.unfinished == []

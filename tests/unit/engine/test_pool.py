@@ -165,11 +165,11 @@ def test_leaving_early_cancels_and_leaves_no_file(found: Found, plan: PoolPlan) 
             await until(lambda: pool.status()[0].running == 1)
             await asyncio.sleep(0.01)
             quick.cancel()  # some time around its end
-            with pytest.raises(asyncio.CancelledError):
-                await quick
+            [ended] = await asyncio.gather(quick, return_exceptions=True)
             await until(lambda: pool.status()[0].running == 0)
             await asyncio.sleep(0.1)
-            assert spooled(plan) == []
+            # Where it was quicker, it gave its file away, and that is ours.
+            assert spooled(plan) == ([] if isinstance(ended, BaseException) else [made(ended).name])
 
     asyncio.run(main())
 
