@@ -71,7 +71,8 @@ class FolderStore:
 
     @contextmanager
     def bring(self, key: str) -> Iterator[Weights]:
-        yield load_file(self._path(key))
+        # Copied out of the file: there tensors begin anywhere, and matrix libraries round as the alignment has it.
+        yield {name: tensor.clone() for name, tensor in load_file(self._path(key)).items()}
 
     def expect(self, key: str) -> None:
         """Nothing to do: the system reads ahead."""

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from openai import OpenAI
 from PIL import Image
 
 from tests.server.whole_server import Answer, WholeServer, alive, wait_gone
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,24 @@ def test_the_official_client_streams_partial_pictures(server: WholeServer) -> No
         )
     assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
     assert {Image.open(io.BytesIO(base64.b64decode(event.b64_json))).mode for event in events} == {"RGB"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_page_draws_a_picture_in_a_real_browser(server: WholeServer) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    said: list[str] = []
+    with sync_api.sync_playwright() as library:
+        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(server.url)
+        page.locator("#prompt").fill("a red circle on a blue background")
+        page.locator("#draw").click()
+        sync_api.expect(page.locator("#status")).to_contain_text("Done", timeout=60_000)
+        shown = page.locator("#stage img").first.evaluate("async (image) => (await image.decode(), image.naturalWidth)")
+        chromium.close()
+    assert shown == 128
+    assert said == []
 
 
 def test_a_killed_worker_is_replaced_and_its_request_drawn_again(server: WholeServer) -> None:
