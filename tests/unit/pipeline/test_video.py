@@ -153,7 +153,8 @@ def test_two_videos_that_are_decoded_in_turn_do_not_disturb_one_another(vae: Any
     for state, each in zip(states, latents, strict=True):
         with state.opened_for(loop):
             loop.finish(ctx, state)
-        assert torch.equal(state["video"], theirs(vae, each))
+        # Not to the bit: how a matrix library rounds may depend on where in memory a tensor lies.
+        torch.testing.assert_close(state["video"], theirs(vae, each), atol=1e-5, rtol=0)
 
 
 def test_latents_are_handed_over_as_they_are(vae: Any) -> None:
