@@ -82,7 +82,9 @@ def test_known_and_cached_ids_are_suggested(places: Places) -> None:
     assert "Did you mean someone/Toy-Image" in refusal("toy-image", places)
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "a/b@c d", "a/..", "../nothing-here-7", "/nowhere/at/all", "~/nothing-here-7"])
+@pytest.mark.parametrize(
+    "name", ["", "a/b/c", "a/b@c d", "a/..", "../nothing-here-7", "/nowhere/at/all", "~/nothing-here-7"]
+)
 def test_what_cannot_be_a_model_is_refused_with_what_is_allowed(places: Places, name: str) -> None:
     assert "Use a bundled model" in refusal(name, places)
 
