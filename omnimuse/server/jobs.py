@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from omnimuse.core.errors import CapacityError, DeadlineError, EngineDeadError, RequestError, StorageError
+from omnimuse.core.errors import DeadlineError, RequestError, StorageError
 from omnimuse.core.request import Request
 from omnimuse.engine.wire import Form, pack
 from omnimuse.server.admission import Admission
 from omnimuse.server.attempt import Attempts, JobRules, storage_full, stored_request
-from omnimuse.server.errors import DeadlineUnreachable, refusal
+from omnimuse.server.errors import refusal
 from omnimuse.server.files import Files
+from omnimuse.server.gate import Gate
 from omnimuse.server.job import Idempotency, Job, Kind, Page, Times, Trouble, Work
 from omnimuse.server.live import Live, News
 from omnimuse.server.metrics import Metrics
@@ -52,6 +53,7 @@ class Jobs:
     ) -> None:
         self._store, self._files, self._workers = store, files, workers
         self._admission, self._metrics, self._rules = admission, metrics, rules
+        self._gate = Gate(workers, files, admission, metrics)
         self._attempts = Attempts(store, files, workers, metrics, rules)
         self._live: dict[str, Live] = {}
         self._attending: set[asyncio.Task[None]] = set()
@@ -184,11 +186,7 @@ class Jobs:
                     return self.current(earlier)
             if self._held:
                 raise refusal("server_draining", "the server is shutting down; try again later")
-            if self._workers.broken:
-                raise EngineDeadError("no worker can be started; the server's operator finds the reason in its log")
-            if not await asyncio.to_thread(self._files.storage_ok):
-                self._metrics.rejected("storage_full")
-                raise refusal("storage_full", "the server's disk is nearly full; try again later")
+            await self._gate.check()
             return await self._accept(job, request, idem)
         except IdempotencyConflict as error:
             raise refusal("idempotency_conflict", str(error)) from None
@@ -196,11 +194,7 @@ class Jobs:
             raise storage_full(error) from error
 
     async def _accept(self, job: Job, request: Request, idem: Idempotency | None) -> Job:
-        try:
-            ticket = self._admission.enter(request)
-        except (CapacityError, DeadlineUnreachable) as error:
-            self._metrics.rejected("queue_full" if isinstance(error, CapacityError) else "deadline_unreachable")
-            raise
+        ticket = self._gate.enter(request)
         live = Live(job, ticket, request.deadline, self._rules.clock)
         self._live[job.id] = live  # before it is stored: the dispatcher may find it at once
         accepted = None

@@ -15,12 +15,13 @@ from typing import cast
 
 from starlette.requests import Request as HttpRequest
 
-from omnimuse.core.errors import CapacityError, DeadlineError, EngineDeadError, RequestCancelled
+from omnimuse.core.errors import DeadlineError, EngineDeadError, RequestCancelled
 from omnimuse.core.request import Request
 from omnimuse.engine.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.server.admission import Ticket
-from omnimuse.server.errors import DeadlineUnreachable, refusal
+from omnimuse.server.errors import refusal
 from omnimuse.server.files import Files
+from omnimuse.server.gate import Gate
 from omnimuse.server.live import DENOISE
 from omnimuse.server.service import Service
 from omnimuse.server.sse import Event, EventStream
@@ -73,19 +74,9 @@ def check_task(service: Service, task: str) -> None:
 
 async def admit(service: Service, order: Order) -> Ticket:
     """A place in the queue; CapacityError, DeadlineUnreachable or ApiError when there is none to be had."""
-    if service.workers.broken:
-        raise EngineDeadError("no worker can be started; the server's operator finds the reason in its log")
-    if not await asyncio.to_thread(service.files.storage_ok):
-        service.metrics.rejected("storage_full")
-        raise refusal("storage_full", "the server's disk is nearly full; try again later")
-    try:
-        return service.admission.enter(order.request, order.patience)
-    except CapacityError:
-        service.metrics.rejected("queue_full")
-        raise
-    except DeadlineUnreachable:
-        service.metrics.rejected("deadline_unreachable")
-        raise
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
+    await gate.check()
+    return gate.enter(order.request, order.patience)
 
 
 async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Update, None]:

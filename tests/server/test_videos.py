@@ -161,7 +161,7 @@ def test_a_client_is_told_how_long_to_wait_between_polls(tmp_path: Path) -> None
             answer = await ask(parts, "GET", f"/v1/videos/{video['id']}")
             video = json.loads(answer.content)
         assert video["status"] == "in_progress" and 1 < video["eta_seconds"] < 60
-        assert int(answer.headers["openai-poll-after-ms"]) == int(max(250, 100 * video["eta_seconds"]))
+        assert abs(int(answer.headers["openai-poll-after-ms"]) - max(250, 100 * video["eta_seconds"])) < 2  # whole milliseconds
 
     run(tmp_path, act, pace=SLOW)
 
