@@ -15,8 +15,9 @@ from torch import Tensor
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
+from omnimuse.diffusion.choice import solver_for
 from omnimuse.diffusion.guidance import Guidance
-from omnimuse.diffusion.solvers import Solver, Spacing, solver_for
+from omnimuse.diffusion.solvers import Solver, Spacing
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
@@ -45,7 +46,8 @@ class Denoise(Loop):
     `token_count(configs, request)` counts the latent tokens of one row: dynamic shifts and the batching budget read it.
     `guidance(request)` says which branches a step needs at `scale` and combines their predictions; `flip` negates the
     result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
-    small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step.
+    small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. Latents in the slot `start`
+    stand in for what the request's skipped steps would have drawn.
     """
 
     conditions: Conditions
@@ -59,13 +61,14 @@ class Denoise(Loop):
     flip: bool = False
     spacing: Spacing = "linear"
     embeds: tuple[str, ...] = ("prompt_embeds", "negative_embeds")
+    start: str | None = None
     scheduler: str = "scheduler"
     name: str = "denoise"
     writes: tuple[str, ...] = ("latents",)
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("noise", *self.embeds)
+        return ("noise", *self.embeds, *([self.start] if self.start else []))
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -82,12 +85,17 @@ class Denoise(Loop):
         assert steps_wanted is not None
         schedule = solver.plan(steps_wanted, self.token_count(ctx.configs, state.request))
         steps = [self._step(ctx, state.request, i, t, schedule.sigmas) for i, t in enumerate(schedule.timesteps)]
-        needed = dict.fromkeys((step.network, branch) for step in steps for branch in step.branches)
         state.solver = solver.start(schedule)
+        first = 0
+        if self.start and (clean := state[self.start]) is not None:
+            skipped = state.request.skipped_steps
+            state["latents"], first = solver.start_late(state.solver, skipped, schedule, clean, state["noise"])
+        else:
+            state["latents"] = solver.scale_noise_start(state.solver, state["noise"])
+        needed = dict.fromkeys((step.network, branch) for step in steps[first:] for branch in step.branches)
         state.working["solver"], state.working["schedule"] = solver, schedule
         state.working["conditions"] = {each: self.conditions(ctx, state, *each) for each in needed}
-        state["latents"] = solver.scale_noise_start(state.solver, state["noise"])
-        return steps
+        return steps[first:]
 
     def tokens(self, ctx: Context, request: Request) -> int:
         return self.token_count(ctx.configs, request) * len(self._step(ctx, request, 0, 1000.0, (1.0, 0.0)).branches)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from omnimuse.core.spec import OPTIONS
-from omnimuse.diffusion.solvers import DiffusersSolver
+from omnimuse.diffusion.wrapped import DiffusersSolver
 from omnimuse.loader.checkpoint import Checkpoint
 from tests.checkpoints import wan
 from tests.checkpoints.families import FAMILIES

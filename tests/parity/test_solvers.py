@@ -12,8 +12,11 @@ from diffusers import schedulers
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
+from omnimuse.diffusion.choice import solver_for
 from omnimuse.diffusion.schedules import FlowSchedule
-from omnimuse.diffusion.solvers import DiffusersSolver, FlowEuler, solver_for
+from omnimuse.diffusion.solvers import FlowEuler
+from omnimuse.diffusion.unipc import FlowUniPC
+from omnimuse.diffusion.wrapped import DiffusersSolver
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
 pytestmark = pytest.mark.filterwarnings(
@@ -188,3 +191,50 @@ def test_a_stochastic_scheduler_draws_from_the_generator_of_its_state() -> None:
     expected = theirs("DPMSolverMultistepScheduler", config, 8, 64, levels=False)
     wanted = their_run(expected, generator=torch.Generator().manual_seed(4))
     assert_equal_runs(our_run(DiffusersSolver("DPMSolverMultistepScheduler", config), 8, 64, seed=4), wanted)
+
+
+UNIPC = {
+    "published": {"flow_shift": 3.0},
+    "large shift": {"flow_shift": 8.0},
+    "first order": {"flow_shift": 3.0, "solver_order": 1},
+    "some steps uncorrected": {"flow_shift": 5.0, "disable_corrector": [0, 3]},
+    "dynamic": {"use_dynamic_shifting": True},
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 50])
+@pytest.mark.parametrize("name", UNIPC)
+def test_our_unipc_follows_diffusers(name: str, steps: int) -> None:
+    config = {**FLOW, **UNIPC[name]}
+    solver, _ = solver_for("UniPCMultistepScheduler", config, "scheduler")
+    assert isinstance(solver, FlowUniPC)
+    expected = their_run(theirs("UniPCMultistepScheduler", config, steps, 1024, levels=False))
+    ours = our_run(solver, steps, 1024)
+    assert len(ours) == len(expected) == steps
+    for mine, their in zip(ours, expected, strict=True):
+        assert float((mine - their).norm() / their.norm()) < 2e-6
+
+
+def test_our_unipc_begins_in_the_middle_where_diffusers_does() -> None:
+    config = {**FLOW, "flow_shift": 3.0}
+    ours, _ = solver_for("UniPCMultistepScheduler", config, "scheduler")
+    clean, results = noise() / 2, []
+    for solver in (ours, DiffusersSolver("UniPCMultistepScheduler", config, "scheduler")):
+        schedule = solver.plan(8, 1024)
+        memory = solver.start(schedule)
+        sample, first = solver.start_late(memory, 3, schedule, clean[0], noise()[0])
+        assert first == 3
+        for index in range(first, 8):
+            moved = velocity(sample, schedule.timesteps[index])
+            sample = solver.step(memory, index, schedule, sample, moved, None)
+        results.append(sample)
+    assert float((results[0] - results[1]).norm() / results[1].norm()) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "option", [{"solver_order": 3}, {"predict_x0": False}, {"use_flow_sigmas": False}, {"solver_type": "bh1"}]
+)
+def test_what_our_unipc_does_not_cover_is_wrapped(option: dict[str, Any]) -> None:
+    solver, reason = solver_for("UniPCMultistepScheduler", {**FLOW, **option}, "scheduler")
+    assert isinstance(solver, DiffusersSolver)
+    assert next(iter(option)) in reason

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError
+from omnimuse.diffusion.choice import solver_for
 from omnimuse.diffusion.schedules import Schedule
-from omnimuse.diffusion.solvers import DiffusersSolver, FlowEuler, Solver, SolverMemory, flow_euler, solver_for
+from omnimuse.diffusion.solvers import FlowEuler, Solver, SolverMemory, flow_euler
+from omnimuse.diffusion.unipc import FlowUniPC
+from omnimuse.diffusion.wrapped import DiffusersSolver
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -18,7 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 FLOW_UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SOLVERS = {
     "flow euler": FlowEuler(),
-    "unipc": DiffusersSolver("UniPCMultistepScheduler", FLOW_UNIPC),
+    "unipc": FlowUniPC.over(DiffusersSolver("UniPCMultistepScheduler", FLOW_UNIPC, "scheduler")),
+    "wrapped unipc": DiffusersSolver("UniPCMultistepScheduler", FLOW_UNIPC),
     "heun": DiffusersSolver("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
 }
 
@@ -77,7 +81,7 @@ def test_a_state_that_is_copied_moved_and_resumed_ends_where_it_would_have(solve
 
 
 def test_moving_a_memory_moves_what_was_gathered_and_leaves_the_tables() -> None:
-    solver = SOLVERS["unipc"]
+    solver = SOLVERS["wrapped unipc"]
     schedule = solver.plan(4, 64)
     memory = solver.start(schedule)
     advance(solver, memory, schedule, noise(1), 0)
@@ -136,9 +140,9 @@ def test_an_option_we_do_not_cover_goes_to_diffusers_and_is_named() -> None:
 
 
 def test_another_class_goes_to_diffusers() -> None:
-    solver, reason = solver_for("UniPCMultistepScheduler", FLOW_UNIPC)
+    solver, reason = solver_for("DDIMScheduler", {"clip_sample": False})
     assert isinstance(solver, DiffusersSolver)
-    assert reason == "diffusers' UniPCMultistepScheduler, which the checkpoint names"
+    assert reason == "diffusers' DDIMScheduler, which the checkpoint names"
 
 
 @pytest.mark.parametrize(
@@ -152,3 +156,14 @@ def test_another_class_goes_to_diffusers() -> None:
 def test_a_scheduler_that_cannot_be_used_is_refused(name: str, config: dict[str, str], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         solver_for(name, config)
+
+
+def test_starting_late_lies_on_the_line_between_picture_and_noise_and_goes_on_from_there(solver: Solver) -> None:
+    schedule = solver.plan(5, 64)
+    memory = solver.start(schedule)
+    sample, first = solver.start_late(memory, 2, schedule, noise(1), noise(2))
+    sigma = schedule.sigmas[first]
+    assert torch.allclose(sample, sigma * noise(2) + (1 - sigma) * noise(1), atol=1e-6)
+    for index in range(first, len(schedule)):
+        sample = advance(solver, memory, schedule, sample, index)
+    assert bool(torch.isfinite(sample).all())
