@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
 
 Prompt = str | Mapping[str, Any]
-"""A prompt, or a dict with `prompt` and optionally `negative_prompt` and `images`."""
+"""A prompt, or a dict with `prompt` and optionally `negative_prompt` and `images`: Pillow images or names of files."""
 
 Listener = Callable[[Event], None]
 
@@ -74,8 +74,7 @@ class Omni:
     @property
     def place(self) -> dict[str, str]:
         """The dtype and the device that this engine computes with."""
-        ctx = self._engine.runner.pipeline.ctx
-        return {"dtype": str(ctx.dtype).removeprefix("torch."), "device": str(ctx.device)}
+        return self._engine.place
 
     def close(self) -> None:
         """Free the weights and everything in flight. Safe to call twice."""
@@ -94,7 +93,8 @@ class Omni:
         waiting: deque[tuple[int, Request]] = deque()
         for index, ask in enumerate(asks):
             try:
-                waiting.append((index, self._engine.make_request(ask)))
+                opened = replace(ask, prompt=_with_pictures(ask.prompt))
+                waiting.append((index, self._engine.make_request(opened)))
             except RequestError as error:
                 results[index] = _failure("", ask, error)
         places: dict[str, int] = {}
@@ -163,7 +163,8 @@ class AsyncOmni:
         from omnimuse.engine.local import present
 
         engine = self._background.engine
-        wanted = replace(ask or Ask(prompt), prompt=prompt, params=params or DiffusionParams(), previews=previews)
+        opened, chosen = _with_pictures(prompt), params or DiffusionParams()
+        wanted = replace(ask or Ask(""), prompt=opened, params=chosen, previews=previews)
         request = engine.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -217,6 +218,15 @@ def _asks(
     if len(params) != len(prompts):
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
     return [Ask(prompt, chosen, previews=previews) for prompt, chosen in zip(prompts, params, strict=True)]
+
+
+def _with_pictures(prompt: Prompt) -> Prompt:
+    """`prompt` with its pictures opened; RequestError for what cannot be read."""
+    if not isinstance(prompt, Mapping) or not isinstance(prompt.get("images") or None, list | tuple):
+        return prompt  # what is wrong with it, the door says
+    from omnimuse.media.picture import open_picture
+
+    return {**prompt, "images": [open_picture(image) for image in prompt["images"]]}
 
 
 def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:

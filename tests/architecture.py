@@ -22,6 +22,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("worker",),
     ("models",),
     ("pipeline",),
+    ("components",),
     ("loader",),
     ("cache", "offload", "quant", "lora"),
     ("diffusion", "ar"),

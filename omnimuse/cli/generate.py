@@ -3,6 +3,7 @@
 examples:
   omnimuse generate "a red circle on a blue background"
   omnimuse generate "a green star above a white square" -n 4 --seed 7 -o stars.png
+  omnimuse generate "a blue circle" --image picture.png --strength 0.7 -o blue.png
   omnimuse generate --file prompts.txt --size 128x128 --steps 8 --guidance 2
   echo "a pink ring" | omnimuse generate - --json --quiet
 """
@@ -72,6 +73,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--fps", type=float, metavar="X", help="how many of them are shown in a second")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     picture.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to start from"
+    )
+    picture.add_argument("--strength", type=float, metavar="X", help="how much of it is drawn anew: 0.01 to 1")
+    picture.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other parameter, such as true_cfg_scale=4"
     )
     picture.add_argument(
@@ -109,7 +114,7 @@ def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr
     """Draw the pictures of `job`, save them and tell how it went; returns the exit code."""
     began = time.perf_counter()
     with display(len(job.prompts), stderr, quiet=job.quiet) as shown:
-        shown.say("importing torch, diffusers and transformers")
+        shown.say("importing torch and what this model needs")
         start = prepare(job.config)
         imported = time.perf_counter()
         shown.say(f"loading {job.config.model.model}")

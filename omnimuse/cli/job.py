@@ -26,11 +26,15 @@ PICTURE, VIDEO = Path("picture.png"), Path("video.mp4")
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts, one set of parameters for all of them, and a file name for every picture or video in order."""
+    """Prompts, one set of parameters for all of them, and a file name for every picture or video in order.
+
+    `images` names the files of the pictures that every prompt comes with.
+    """
 
     config: Config
     prompts: list[dict[str, Any]]
     params: DiffusionParams
+    images: tuple[Path, ...] = ()
     output: Path | None = None
     previews: bool = False
     as_json: bool = False
@@ -66,7 +70,7 @@ class Job:
         door = find(self.config).door
         for prompt in self.prompts:
             door.make_request(Ask(prompt, self.params), now=0.0, fresh_seed=0)
-        moving = any(task.endswith("video") for task in door.spec.tasks)
+        moving = door.spec.makes_video
         output = self.output or (VIDEO if moving else PICTURE)
         (check_video_destination if moving else check_picture_destination)(output)
         return replace(self, output=output)
@@ -75,6 +79,7 @@ class Job:
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
     from omnimuse.media.image import FORMATS
+    from omnimuse.media.picture import open_picture
     from omnimuse.media.video import SUFFIXES
 
     width, height = read_size(args.size)
@@ -87,17 +92,19 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         fps=args.fps,
         seed=args.seed,
         num_outputs_per_prompt=args.number,
+        strength=args.strength,
     )
     if args.number < 1:
         raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
-    prompts = [
-        {"prompt": text} if args.negative is None else {"prompt": text, "negative_prompt": args.negative}
-        for text in read_prompts(args.prompts, args.file, stdin)
-    ]
+    shared = {} if args.negative is None else {"negative_prompt": args.negative}
+    if args.image:
+        shared["images"] = [open_picture(path) for path in args.image]
+    prompts = [{"prompt": text, **shared} for text in read_prompts(args.prompts, args.file, stdin)]
     check_destination(args.output or PICTURE, (*FORMATS, *SUFFIXES))
     return Job(
         config=read_config(args),
         prompts=prompts,
+        images=tuple(args.image),
         params=with_settings(params, args.set),
         output=args.output,
         previews=args.preview,

@@ -29,7 +29,7 @@ def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float], plac
     rows = []
     for index, result in enumerate(results):
         files = job.files[index * job.per_prompt : (index + 1) * job.per_prompt]
-        settings = {"model": job.config.model.model, **job.prompts[index], **settings_of(result), **place}
+        settings = {"model": job.config.model.model, **told(job.prompts[index]), **settings_of(result), **place}
         rows.append(_save_result(result, files, settings))
     return {
         "model": job.config.model.model,
@@ -56,6 +56,12 @@ def _save_result(result: Result, files: Sequence[Path], settings: Record) -> Rec
         "timings": {name: round(value, 4) for name, value in result.timings.items()},
         "error": None if result.error is None else describe(result.error),
     }
+
+
+def told(prompt: Mapping[str, Any]) -> Record:
+    """The words of a prompt, and of its pictures what tells them from others."""
+    pictures = {"images": [picture.digest for picture in prompt["images"]]} if "images" in prompt else {}
+    return {**prompt, **pictures}
 
 
 def settings_of(result: Result) -> Record:
@@ -100,6 +106,10 @@ def suggestions(record: Record, job: Job) -> list[str]:
     words = [_quoted(row["prompt"])]
     if negative := row["settings"].get("negative_prompt"):
         words += ["--negative", _quoted(negative)]
+    for path in job.images:
+        words += ["--image", shlex.quote(str(path))]
+    if job.images and job.params.strength is not None:
+        words += ["--strength", f"{job.params.strength:g}"]
     if job.config.model.model != DEFAULT_MODEL:
         words += ["-m", shlex.quote(job.config.model.model)]
     again = f"omnimuse generate {' '.join(words)}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
@@ -36,6 +37,23 @@ ALWAYS = frozenset(
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that somebody gave, `width` x `height` pixels: a PNG file (RGB, 8 bits) that `media/picture.py` wrote.
+
+    So no stage ever reads a file from elsewhere, and a request with pictures is plain values.
+    """
+
+    width: int
+    height: int
+    png: bytes
+
+    @property
+    def digest(self) -> str:
+        """What tells this picture from others, in hexadecimal: SHA-256 of its file."""
+        return sha256(self.png).hexdigest()
+
+
+@dataclass(frozen=True)
 class Request:
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock."""
 
@@ -44,7 +62,7 @@ class Request:
     negative_prompt: str | None
     params: DiffusionParams
     extra: FamilyParams
-    images: tuple[Any, ...] = ()
+    images: tuple[Picture, ...] = ()
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
@@ -54,6 +72,17 @@ class Request:
     def outputs(self) -> int:
         """How many outputs (states) this request makes."""
         return int(self.params.num_outputs_per_prompt or 1)
+
+    @property
+    def steps(self) -> int:
+        """The denoising steps that each output takes."""
+        return (self.params.num_inference_steps or 1) - self.skipped_steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many of the first steps are left out, because a picture stands in for what they would draw."""
+        steps, strength = self.params.num_inference_steps or 0, self.params.strength
+        return 0 if strength is None else int(max(steps - min(steps * strength, steps), 0))
 
     def seed(self, output: int) -> int:
         """The seed of output number `output`."""
@@ -109,7 +138,7 @@ class Door:
         if not isinstance(chosen, DiffusionParams):
             raise RequestError(f"params must be DiffusionParams, got {type(chosen).__name__}", "params")
         self._refuse_unsupported(chosen)
-        params = chosen.over(self.defaults)
+        params = self._suited(chosen, images)
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
@@ -130,7 +159,28 @@ class Door:
             previews=ask.previews,
         )
 
-    def _prompt(self, given: str | Mapping[str, Any]) -> tuple[str, str | None, tuple[Any, ...]]:
+    def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...]) -> DiffusionParams:
+        """`chosen` over the defaults: with a picture in its proportions, without one with nothing that needs one."""
+        if images:
+            return chosen.over(self._sized(images[0], chosen))
+        if chosen.strength is not None:
+            raise RequestError("strength says how much of a picture is drawn anew, and there is no picture", "strength")
+        return chosen.over(replace(self.defaults, strength=None))
+
+    def _sized(self, picture: Picture, chosen: DiffusionParams) -> DiffusionParams:
+        """The defaults with the area they have and the proportions of `picture`; a side that was chosen decides."""
+        ratio, area = picture.width / picture.height, (self.defaults.height or 1) * (self.defaults.width or 1)
+        width, height = chosen.width, chosen.height
+        wide = (area * ratio) ** 0.5 if height is None else height * ratio
+        high = (area / ratio) ** 0.5 if width is None else width / ratio
+        return replace(self.defaults, width=self._legal(wide), height=self._legal(high))
+
+    def _legal(self, side: float) -> int:
+        """The legal side nearest to `side`."""
+        step = self.limits.size_multiple
+        return min(max(round(side / step), 1), self.limits.max_side // step) * step
+
+    def _prompt(self, given: str | Mapping[str, Any]) -> tuple[str, str | None, tuple[Picture, ...]]:
         fields_ = {"prompt": given} if isinstance(given, str) else given
         if not isinstance(fields_, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
@@ -148,10 +198,20 @@ class Door:
         for name, text in (("prompt", prompt), ("negative_prompt", negative or "")):
             if len(text) > MAX_PROMPT:
                 raise RequestError(f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name)
-        images = tuple(fields_.get("images") or ())
-        if images and not self.limits.takes_images:
-            raise RequestError(f"{self.spec.family} makes pictures from text only; leave out `images`", "images")
-        return prompt, negative, images
+        return prompt, negative, self._images(fields_.get("images"))
+
+    def _images(self, given: Any) -> tuple[Picture, ...]:
+        if not isinstance(given or (), list | tuple):
+            raise RequestError(f"images must be a list of pictures, got {type(given).__name__}", "images")
+        most, images = self.limits.max_images, tuple(given or ())
+        if images and not most:
+            raise RequestError(f"{self.spec.family} works from text only; leave out `images`", "images")
+        if len(images) > most:
+            raise RequestError(f"{len(images)} pictures were given; {self.spec.family} takes at most {most}", "images")
+        for image in images:
+            if not isinstance(image, Picture):
+                raise RequestError(f"images must hold pictures, got {type(image).__name__}", "images")
+        return images
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
         honoured = ALWAYS | self.spec.supported | {"extra"}
@@ -181,7 +241,7 @@ class Door:
             _whole("max_sequence_length", p.max_sequence_length, 1, self.limits.max_sequence_length)
         for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):
             _real(name, getattr(p, name), 0.0, 1000.0)
-        _real("strength", p.strength, 0.0, 1.0)
+        _real("strength", p.strength, 0.01, 1.0)
         _real("fps", p.fps, 0.01, 1000.0)
         if p.output_type not in ("pil", "pt", "latent"):
             raise RequestError(

@@ -22,9 +22,10 @@ OPTIONS = "options"
 class Component:
     """One part of a pipeline: the classes a checkpoint may name for it, and who builds it.
 
-    `network` is the import path `module:Class` of our own network; empty means that diffusers or transformers build
-    it. `rules` is the import path of its weight-name rules, `keep_float32` name patterns that stay in float32. Of a
-    component that is not `built` only the configuration is read; no classes means any class.
+    `network` is the import path `module:Class` of our own network, which `Class.from_config(config)` makes; empty means
+    that diffusers or transformers build it. `rules` is the import path of its weight-name rules, `keep_float32` name
+    patterns that stay in float32. Of a component that is not `built` only the configuration is read; no classes means
+    any class.
     """
 
     classes: tuple[str, ...]
@@ -39,15 +40,15 @@ class Component:
 class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
-    `fixed` holds what the family lets people choose but this checkpoint takes at one value only, `refuses` what this
-    checkpoint cannot take at all, with the reason. A model of videos makes 1 + k * `frame_step` frames, at most
-    `max_frames`.
+    At most `max_images` pictures may come with a prompt. `fixed` holds what the family lets people choose but this
+    checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all, with the reason. A model of
+    videos makes 1 + k * `frame_step` frames, at most `max_frames`.
     """
 
     size_multiple: int
     max_side: int
     max_sequence_length: int
-    takes_images: bool = False
+    max_images: int = 0
     fixed: DiffusionParams = DiffusionParams()
     refuses: Mapping[str, str] = field(default_factory=dict)
     frame_step: int = 1
@@ -95,6 +96,11 @@ class Spec:
     teacache: tuple[float, ...] = (1.0, 0.0)
     summary: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def makes_video(self) -> bool:
+        """Whether videos come out, and not pictures."""
+        return any(task.endswith("video") for task in self.tasks)
 
     def variant(self, model_id: str) -> Variant:
         """The variant whose ids contain `model_id` (case and revision ignored), else the family's own defaults."""

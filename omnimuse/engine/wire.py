@@ -129,8 +129,7 @@ Update = Stepped | Previewed | Finished
 
 
 def pack(request: Request) -> dict[str, Any]:
-    """`request` as plain values. Requests with images are not sent yet: no family takes any."""
-    assert not request.images
+    """`request` as plain values; the files of its pictures are bytes."""
     return asdict(request)
 
 

@@ -1,7 +1,8 @@
 """Builds the components that diffusers and transformers implement: VAEs, text encoders, tokenizers.
 
 Called by the worker's build, with class names from `model_index.json`. Behaves as `from_pretrained(dtype=...)` of those
-libraries: computed buffers stay float32. Imports a library only when a checkpoint needs it, and keeps it quiet.
+libraries: computed buffers stay float32. Imports a library only when a checkpoint needs it, and keeps it quiet; a
+tokenizer that does without is ours.
 """
 
 from __future__ import annotations
@@ -22,20 +23,12 @@ from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.differences import Differences, refuse_differences
 from omnimuse.loader.files import AGAIN, read_json, weight_files
-from omnimuse.loader.rules import Rename
 from omnimuse.loader.tensors import DtypePolicy, construct_unfilled, settle
+from omnimuse.loader.tokenizer import PlainTokenizer, suffices
 from omnimuse.loader.weights import load_weights, randomise, stored_shapes
 
 LIBRARIES = ("diffusers", "transformers")
 """The libraries whose classes a checkpoint may name."""
-
-OLD_ATTENTION = (
-    Rename(r"(attentions\.\d+)\.query\.", r"\1.to_q."),
-    Rename(r"(attentions\.\d+)\.key\.", r"\1.to_k."),
-    Rename(r"(attentions\.\d+)\.value\.", r"\1.to_v."),
-    Rename(r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
-)
-"""Names that VAEs saved by diffusers before 0.12 give to their attention."""
 
 _HEADS = re.compile(r"(^|\.)(lm_head|score|classifier|qa_outputs)\.")
 
@@ -55,8 +48,10 @@ def load_library_component(
     """
     folder, device = checkpoint.path(name), torch.device(device)
     library, _ = checkpoint.components[name]
+    cls = library_class(checkpoint, name)
+    if cls is PlainTokenizer:
+        return PlainTokenizer(folder)
     with quiet(library):
-        cls = library_class(checkpoint, name)
         if not issubclass(cls, nn.Module):
             return _load_plain(cls, folder)
         if load == "weights" and library == "transformers":
@@ -66,25 +61,32 @@ def load_library_component(
         if load == "dummy":
             randomise(module, seed, name, policy, device)
         else:
-            load_weights(module, folder, OLD_ATTENTION, policy, device)
+            load_weights(module, folder, (), policy, device)
         return module
 
 
 def library_class(checkpoint: Checkpoint, name: str) -> Any:
-    """The class of component `name`, imported from its library; most of a start's time goes into these imports."""
+    """The class of component `name`, imported from its library; most of a start's time goes into these imports.
+
+    For a tokenizer that needs no library it is `PlainTokenizer`.
+    """
     library, kind = checkpoint.components[name]
     if library not in LIBRARIES:
         raise ModelError(
             f"component {name!r} of {checkpoint.folder} is {library}.{kind}: code from elsewhere is never "
             f"run; only classes of {' and '.join(LIBRARIES)} are allowed"
         )
-    package = import_module(library)
-    if not kind.isidentifier() or kind.startswith("_") or not hasattr(package, kind):
+    if library == "transformers" and suffices(checkpoint.path(name), kind):
+        return PlainTokenizer
+    with quiet(library):
+        package = import_module(library)
+        known = kind.isidentifier() and not kind.startswith("_") and hasattr(package, kind)
+        found = getattr(package, kind) if known else None
+    if not known:
         raise ModelError(
             f"component {name!r} of {checkpoint.folder} is a {library}.{kind}, which {library} "
             f"{package.__version__} does not have; install a version of {library} that does"
         )
-    found = getattr(package, kind)
     if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
         raise ModelError(f"component {name!r} of {checkpoint.folder}: {library}.{kind} cannot be loaded from a folder")
     return found

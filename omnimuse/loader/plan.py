@@ -50,7 +50,7 @@ def plan_load(
         target = apply_rules(source, rules)
         if target.name in wanted:
             coming.setdefault(target.name, {})[source] = target
-        else:
+        elif target.name:
             plan.unexpected.append(source)
     for name, sources in coming.items():
         if any(target.fuse for target in sources.values()):

@@ -1,4 +1,4 @@
-"""Rules that turn a checkpoint's tensor names into those of our networks: `Rename` and `Fuse`.
+"""Rules that turn a checkpoint's tensor names into those of our networks: `Rename`, `Fuse` and `Drop`.
 
 A family's `weights.py` lists them, `weights.load_weights` applies them. Plain data and plain functions; no torch.
 """
@@ -30,12 +30,22 @@ class Fuse:
     dim: int = 0
 
 
-Rule = Rename | Fuse
+@dataclass(frozen=True)
+class Drop:
+    """Leaves out tensors in whose name the regular expression `pattern` is found: our network has no use for them."""
+
+    pattern: str
+
+
+Rule = Rename | Fuse | Drop
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a tensor goes: the whole of `name`, or part number `part` of `fuse` (whose siblings share `prefix`)."""
+    """Where a tensor goes: the whole of `name`, or part number `part` of `fuse` (whose siblings share `prefix`).
+
+    An empty `name`: nowhere.
+    """
 
     name: str
     fuse: Fuse | None = None
@@ -50,6 +60,9 @@ def apply_rules(name: str, rules: Sequence[Rule]) -> Target:
         if isinstance(rule, Rename):
             renamed = re.sub(rule.pattern, rule.replacement, target.name)
             target = Target(renamed, target.fuse, target.part, target.prefix)
+        elif isinstance(rule, Drop):
+            if re.search(rule.pattern, target.name):
+                return Target("")
         elif target.fuse is None:
             target = _fused(target, rule)
     return target

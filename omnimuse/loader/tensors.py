@@ -83,7 +83,7 @@ def construct(make: Callable[[], M]) -> M:
 
     They stay in the dtype the constructor gives them (rotary frequencies in float32), as a library's own loading does.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutFilling():  # to fill what is not there, torch would import its compiler
         module = make()
     kept = set(module.state_dict())
     wanting = [name for name, _ in module.named_buffers(remove_duplicate=False) if name not in kept]

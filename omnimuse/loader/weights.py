@@ -61,7 +61,7 @@ def load_weights(
     size = 0
     for path, contents in shapes.items():
         with _opened(path) as handle:
-            for source in contents:
+            for source in (name for name in contents if name in plan.pieces):
                 piece = plan.pieces[source]
                 name, tensor = ties[piece.target], handle.get_tensor(source)
                 if name not in filled:

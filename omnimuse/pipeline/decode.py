@@ -1,7 +1,8 @@
 """Stock stage: finished latents become a picture, and a cheap way to look at unfinished ones.
 
-Uses a diffusers image VAE whose latents are scaled by one factor and one shift. One output at a time: decoding gains
-little from company and its memory is what limits picture sizes.
+Uses an image VAE whose `decode` maps [B, C, h, w] to pixels [B, 3, H, W] in [-1, 1], and whose latents are scaled by
+one factor and one shift. One output at a time: decoding gains little from company and its memory is what limits
+picture sizes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def decode(ctx: Context, vae: str, latents: Tensor) -> Tensor:
     unscaled = latents[None].to(next(network.parameters()).dtype) / scaling  # [1, C, h, w]
     if isinstance(shift, float | int):
         unscaled = unscaled + shift
-    pixels = network.decode(unscaled, return_dict=False)[0][0]  # [3, H, W]
+    pixels = network.decode(unscaled)[0]  # [3, H, W]
     return (pixels.to(torch.float32) * 0.5 + 0.5).clamp(0, 1)
 
 

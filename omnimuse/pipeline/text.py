@@ -44,11 +44,12 @@ class Pooled:
 
 @dataclass(frozen=True)
 class EncodeText(Stage):
-    """Tokenize `source` (a request field) and run a transformers text encoder over it; write `into` what `take` takes.
+    """Tokenize `source` (a request field) and run a text encoder over it; write `into` what `take` takes.
 
-    `length` fixes the token limit (else the request's `max_sequence_length` is it); `pad` fills up to the limit, and
-    `masked` hides those pads from the encoder. `template(tokenizer, prompt)` makes the text that is tokenized. Where
-    `when` says that a request does not need this text, `into` is None.
+    Tokenizers and encoders, ours too, are called as those of transformers are. `length` fixes the token limit (else the
+    request's `max_sequence_length` is it); `pad` fills up to the limit, and `masked` hides those pads from the encoder.
+    `template(tokenizer, prompt)` makes the text that is tokenized. Where `when` says that a request does not need this
+    text, `into` is None.
     """
 
     source: Literal["prompt", "negative_prompt"]
@@ -110,7 +111,7 @@ class EncodeText(Stage):
         return self.take(output, tokens.attention_mask[0].to(torch.bool))
 
     def _report_cut(self, tokenizer: Any, text: str, limit: int) -> None:
-        whole = len(tokenizer(text, verbose=False).input_ids)
+        whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1]
         if whole > limit:
             why = f"all that the {self.encoder} takes" if self.length else "max_sequence_length"
             log.warning("%s has %d tokens; only the first %d are used (%s)", self.source, whole, limit, why)

@@ -42,16 +42,21 @@ from omnimuse.worker.place import choose_device, choose_dtype
 
 @dataclass
 class Build:
-    """A model under construction. `resources` are closed with the engine."""
+    """A model under construction: the modules that are ours, and all components. `resources` close with the engine."""
 
     found: Found
     mesh: Mesh
     device: torch.device
     dtype: torch.dtype
-    networks: dict[str, Network] = field(default_factory=dict)
+    own: dict[str, nn.Module] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """Those of our modules that run at every step."""
+        return {name: module for name, module in self.own.items() if isinstance(module, Network)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def construct(under: Build) -> None:
         if component.network and name in under.found.checkpoint.components:
             kind = _import(component.network)
             config = under.found.checkpoint.config(name)
-            under.networks[name] = construct_empty(partial(kind.from_config, config)).eval().requires_grad_(False)
+            under.own[name] = construct_empty(partial(kind.from_config, config)).eval().requires_grad_(False)
 
 
 def attention(under: Build) -> None:
@@ -129,8 +134,9 @@ def load(under: Build) -> None:
     """Weights, streamed from the checkpoint (or random ones, for `load="dummy"`)."""
     found = under.found
     for name, component in found.spec.components.items():
-        if name in under.networks:
-            _load_network(under, name, component)
+        if name in under.own:
+            _fill(under, name, component)
+            under.components[name] = under.own[name]
         elif name in found.checkpoint.components and component.built:
             under.components[name] = load_library_component(
                 found.checkpoint, name, under.dtype, under.device, found.config.model.load
@@ -208,7 +214,7 @@ def _assemble(under: Build) -> Built:
         spec=found.spec,
         limits=found.door.limits,
         configs=found.checkpoint.configs,
-        components={**under.components, **under.networks},
+        components=under.components,
         device=under.device,
         dtype=under.dtype,
         mesh=under.mesh,
@@ -217,14 +223,14 @@ def _assemble(under: Build) -> Built:
     return Built(pipeline, found.door, tuple(under.choices), under.resources)
 
 
-def _load_network(under: Build, name: str, component: Component) -> None:
-    found, network = under.found, under.networks[name]
+def _fill(under: Build, name: str, component: Component) -> None:
+    found, module = under.found, under.own[name]
     policy = DtypePolicy(under.dtype, component.keep_float32)
     if found.config.model.load == "dummy":
-        randomise(network, 0, name, policy, under.device)
+        randomise(module, 0, name, policy, under.device)
         return
     rules = _import(component.rules) if component.rules else ()
-    load_weights(network, found.checkpoint.path(name), rules, policy, under.device)
+    load_weights(module, found.checkpoint.path(name), rules, policy, under.device)
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:

@@ -11,18 +11,38 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from omnimuse.core.params import DiffusionParams
+from omnimuse.media.picture import picture_of
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One request to compare: prompts and parameters, `output_type` left open."""
+    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture to start from."""
 
     prompt: str
     negative: str | None
     params: DiffusionParams
+    image: Image.Image | None = None
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """The prompt as our engine takes it."""
+        pictures = {} if self.image is None else {"images": [picture_of(self.image)]}
+        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures}
+
+    def started(self) -> dict[str, object]:
+        """What a reference pipeline that changes pictures takes besides; empty for one that does not."""
+        return {} if self.image is None else {"image": self.image, "strength": self.params.strength}
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A picture in which no two pixels are alike by chance."""
+    generator = torch.Generator().manual_seed(width * 1000 + height)
+    small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(small.numpy()).resize((width, height), Image.Resampling.BICUBIC)
 
 
 Reference = Callable[[Path, list[Wish], str], list[Tensor]]
@@ -31,7 +51,7 @@ Reference = Callable[[Path, list[Wish], str], list[Tensor]]
 
 @dataclass(frozen=True)
 class Family:
-    """A tiny checkpoint and three requests that differ in prompt, size, steps, seed and guidance.
+    """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
 
     `kind` tells the checkpoints of one architecture apart.
     """
@@ -55,12 +75,14 @@ def _z_image(folder: Path) -> Path:
 
 
 def _z_image_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
-    from diffusers import ZImagePipeline
+    from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 
-    pipe = ZImagePipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    text = ZImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    changing = ZImageImg2ImgPipeline(**text.components)
     results = []
     for wish in wishes:
+        pipe = text if wish.image is None else changing
+        pipe.set_progress_bar_config(disable=True)
         p, extra = wish.params, dict(wish.params.extra or {})  # type: ignore[call-overload]
         assert p.seed is not None
         picture = pipe(
@@ -73,6 +95,7 @@ def _z_image_reference(folder: Path, wishes: list[Wish], output_type: str) -> li
             generator=torch.Generator().manual_seed(p.seed),
             output_type=output_type,
             **extra,
+            **wish.started(),
         ).images[0]
         results.append(picture)
     return results
@@ -90,13 +113,18 @@ def _flux_schnell(folder: Path) -> Path:
     return flux.build(folder, schnell=True)
 
 
-def _flux_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
-    from diffusers import FluxPipeline
+FLUX_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
 
-    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+
+def _flux_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from diffusers import FluxImg2ImgPipeline, FluxPipeline
+
+    text = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+    changing = FluxImg2ImgPipeline(**{name: text.components[name] for name in FLUX_PARTS})
     results = []
     for wish in wishes:
+        pipe = text if wish.image is None else changing
+        pipe.set_progress_bar_config(disable=True)
         p = wish.params
         assert p.seed is not None
         picture = pipe(
@@ -110,6 +138,7 @@ def _flux_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[
             generator=torch.Generator().manual_seed(p.seed),
             output_type=output_type,
             max_sequence_length=p.max_sequence_length,
+            **wish.started(),
         ).images[0]
         if output_type == "latent":  # packed there, a picture's shape here
             picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
@@ -179,6 +208,7 @@ FAMILIES = (
             Wish("a red circle", "blurry, grey", _params(4, 4.0, 64, 64, 7)),
             Wish("two squares and a long story about them " * 6, None, _params(3, 0.0, 96, 64, 8)),
             Wish("a star", None, _params(5, 5.0, 32, 48, 9, cfg_normalization=0.9, cfg_truncation=0.6)),
+            Wish("a cross", "grey", replace(_params(5, 2.0, 48, 64, 10), strength=0.7), photo(64, 48)),
         ),
         reference=_z_image_reference,
     ),
@@ -194,6 +224,12 @@ FAMILIES = (
                 replace(_params(3, 2.0, 96, 64, 8), true_cfg_scale=3.0, max_sequence_length=32),
             ),
             Wish("a star", "", replace(_params(5, 5.0, 32, 48, 9), true_cfg_scale=1.5, max_sequence_length=24)),
+            Wish(
+                "a cross",
+                "grey",
+                replace(_params(6, 3.0, 48, 64, 10), true_cfg_scale=2.0, strength=0.5, max_sequence_length=24),
+                photo(50, 70),
+            ),
         ),
         reference=_flux_reference,
     ),

@@ -30,7 +30,11 @@ class Subject:
         wish: Wish = self.family.wishes[index]
         previews = int(str(choices.pop("previews", 0)))
         params = replace(wish.params, **{"output_type": "latent", **choices})  # type: ignore[arg-type]
-        return Ask({"prompt": wish.prompt, "negative_prompt": wish.negative}, params, previews=previews)
+        return Ask(wish.asked, params, previews=previews)
+
+    def asks(self) -> list[Ask]:
+        """Every wish as an ask."""
+        return [self.ask(index) for index in range(len(self.family.wishes))]
 
     def config(self, **parts: object) -> Config:
         """A float32 configuration that refuses undeclared slots; `parts` replace whole topics."""

@@ -53,7 +53,7 @@ def test_step_by_step_is_run_to_completion(subject: Subject, shared: Engine) -> 
 
 
 def test_in_company_is_close_to_alone(subject: Subject, shared: Engine) -> None:
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     alone = [run(shared, ask)[0] for ask in asks]
     for expected, found in zip(alone, run(shared, *asks), strict=True):
         assert close(found, expected)
@@ -61,7 +61,7 @@ def test_in_company_is_close_to_alone(subject: Subject, shared: Engine) -> None:
 
 def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, engine_with: Make) -> None:
     engine = engine_with(schedule=EXACT)
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     alone = [run(engine, ask)[0] for ask in asks]
     for expected, found in zip(alone, run(engine, *asks), strict=True):
         assert torch.equal(found, expected)
@@ -70,7 +70,7 @@ def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, eng
 def test_a_small_tick_budget_changes_nothing_but_the_grouping(
     subject: Subject, engine_with: Make, shared: Engine
 ) -> None:
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     narrow = engine_with(schedule=ScheduleConfig(tick_tokens=1, max_running=2, strict_slots=True))
     for expected, found in zip(run(shared, *asks), run(narrow, *asks), strict=True):
         assert close(found, expected)
@@ -141,7 +141,7 @@ def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: E
 def test_layerwise_offload_is_resident_bit_for_bit(
     subject: Subject, shared: Engine, engine_with: Make, tmp_path: Path
 ) -> None:
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     engine = engine_with(offload=OffloadConfig("layers", tmp_path))
     stacks = [stack for part in networks(engine) for stack in part.stacks().values()]
     assert stacks
@@ -153,7 +153,7 @@ def test_layerwise_offload_is_resident_bit_for_bit(
 
 
 def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit(subject: Subject, shared: Engine, engine_with: Make) -> None:
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     engine = engine_with(cache=CacheConfig("teacache", 0.0))
     for expected, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
         assert torch.equal(found, expected)
@@ -184,7 +184,7 @@ def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: M
 def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, shared: Engine, engine_with: Make) -> None:
     if subject.family.kind not in ("", "dev", "2.1"):
         pytest.skip("one checkpoint per architecture: compiling takes long")
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     engine = engine_with(compile=CompileConfig("blocks"))
     first, again = run(engine, *asks), run(engine, *asks)
     for plain, found, repeated in zip(run(shared, *asks), first, again, strict=True):
@@ -198,7 +198,7 @@ def test_compiling_and_offloading_exclude_each_other(subject: Subject, engine_wi
 
 
 def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shared: Engine, engine_with: Make) -> None:
-    asks = [subject.ask(i) for i in range(3)]
+    asks = subject.asks()
     expected = run(shared, *asks)
     for choice in (AttentionConfig("reference"), AttentionConfig("sdpa", {"self": "reference"})):
         for plain, found in zip(expected, run(engine_with(attention=choice), *asks), strict=True):

@@ -18,6 +18,7 @@ from omnimuse.models.flux.spec import PATCH, SPEC
 from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import EncodeImage
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Step
@@ -93,12 +94,13 @@ def inputs(ctx: Context, static: FluxStatic, latents: Tensor, step: Step) -> Flu
 
 
 class Flux(Pipeline):
-    """Text to picture."""
+    """Text, and perhaps a picture, to picture."""
 
     spec = SPEC
     stages = (
         *encoders("prompt", "positive"),
         *encoders("negative_prompt", "negative", when=guided),
+        EncodeImage(),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
@@ -107,6 +109,7 @@ class Flux(Pipeline):
             guidance=guidance,
             preview=preview_by_decoding,
             scale=true_scale,
+            start="image_latents",
             spacing="linear64",
             embeds=("positive_embeds", "positive_pooled", "negative_embeds", "negative_pooled"),
         ),

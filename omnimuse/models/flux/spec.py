@@ -22,6 +22,7 @@ def limits(configs: Configs) -> Limits:
     return Limits(
         size_multiple=PATCH * 2 ** (len(widths) - 1),
         max_side=MAX_SIDE,
+        max_images=1,
         max_sequence_length=512 if guided else 256,
         fixed=DiffusionParams() if guided else DiffusionParams(guidance_scale=0.0),
     )
@@ -45,6 +46,7 @@ DEFAULTS = DiffusionParams(
     width=1024,
     num_outputs_per_prompt=1,
     max_sequence_length=512,
+    strength=0.6,
     output_type="pil",
 )
 
@@ -52,7 +54,7 @@ SPEC = Spec(
     arch="FluxPipeline",
     family="flux",
     summary="FLUX.1 dev and schnell: pictures from text, separate streams of text and image that become one",
-    tasks=("text-to-image",),
+    tasks=("text-to-image", "image-to-image"),
     components={
         "transformer": Component(
             ("FluxTransformer2DModel",),
@@ -63,11 +65,15 @@ SPEC = Spec(
         "tokenizer": Component(("CLIPTokenizer",)),
         "text_encoder_2": Component(("T5EncoderModel",)),
         "tokenizer_2": Component(("T5Tokenizer",)),
-        "vae": Component(("AutoencoderKL",)),
+        "vae": Component(
+            ("AutoencoderKL",),
+            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
+            rules="omnimuse.components.autoencoder_kl:RULES",
+        ),
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
-    supported=frozenset({"guidance_scale", "true_cfg_scale"}),
+    supported=frozenset({"guidance_scale", "strength", "true_cfg_scale"}),
     limits=limits,
     objection=objection,
     # Fitted to FLUX.1-dev by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4FLUX).

@@ -17,6 +17,7 @@ from omnimuse.models.z_image.spec import SPEC, ZImageParams
 from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import EncodeImage
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Step
@@ -71,12 +72,13 @@ def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, step: Step) -> Z
 
 
 class ZImage(Pipeline):
-    """Text to picture."""
+    """Text, and perhaps a picture, to picture."""
 
     spec = SPEC
     stages = (
         EncodeText("prompt", into="prompt_embeds", template=chat, take=HiddenState(-2)),
         EncodeText("negative_prompt", into="negative_embeds", template=chat, take=HiddenState(-2), when=guided),
+        EncodeImage(),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
@@ -84,6 +86,7 @@ class ZImage(Pipeline):
             token_count=image_tokens,
             guidance=guidance,
             preview=preview_by_decoding,
+            start="image_latents",
             flip=True,  # the network predicts data - noise
         ),
         DecodeImage(),

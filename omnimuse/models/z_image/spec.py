@@ -30,6 +30,7 @@ def limits(configs: Configs) -> Limits:
     return Limits(
         size_multiple=multiple,
         max_side=min(lens[1], lens[2]) * multiple,
+        max_images=1,
         max_sequence_length=min(512, lens[0] - 34),
     )
 
@@ -48,6 +49,7 @@ DEFAULTS = DiffusionParams(
     width=1024,
     num_outputs_per_prompt=1,
     max_sequence_length=512,
+    strength=0.6,
     output_type="pil",
 )
 
@@ -55,20 +57,28 @@ SPEC = Spec(
     arch="ZImagePipeline",
     family="z_image",
     summary="Z-Image and Z-Image-Turbo: pictures from text, one stream of image and caption tokens",
-    tasks=("text-to-image",),
+    tasks=("text-to-image", "image-to-image"),
     components={
         "transformer": Component(
             ("ZImageTransformer2DModel",),
             network="omnimuse.models.z_image.transformer:ZImageTransformer",
             rules="omnimuse.models.z_image.weights:RULES",
         ),
-        "text_encoder": Component(("Qwen3Model", "Qwen3ForCausalLM")),
+        "text_encoder": Component(
+            ("Qwen3Model", "Qwen3ForCausalLM"),
+            network="omnimuse.components.qwen3:Qwen3Encoder",
+            rules="omnimuse.components.qwen3:RULES",
+        ),
         "tokenizer": Component(("Qwen2Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
-        "vae": Component(("AutoencoderKL",)),
+        "vae": Component(
+            ("AutoencoderKL",),
+            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
+            rules="omnimuse.components.autoencoder_kl:RULES",
+        ),
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
-    supported=frozenset({"guidance_scale"}),
+    supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,
     objection=objection,
     extra=ZImageParams,

@@ -9,7 +9,7 @@ import pytest
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
-from omnimuse.core.request import Ask, Door
+from omnimuse.core.request import Ask, Door, Picture
 from tests.fakes import SPEC, ask
 
 DOOR = Door.of(SPEC, {}, "fake")
@@ -97,3 +97,64 @@ def test_a_familys_own_parameters_come_as_a_dataclass_or_a_dict() -> None:
         family_params(Own, {"sharpnes": 2.0})
     with pytest.raises(RequestError, match="does not fit"):
         family_params(Own, 5)  # type: ignore[arg-type]
+
+
+PICTURE = Picture(200, 100, b"png")
+SEES = replace(
+    SPEC,
+    supported=SPEC.supported | {"strength"},
+    defaults=replace(SPEC.defaults, strength=0.6),
+    limits=lambda configs: replace(DOOR.limits, max_images=1),
+)
+SEEING = Door.of(SEES, {}, "fake")
+
+
+def with_picture(*pictures: object, **choices: object) -> Ask:
+    return Ask({"prompt": "x", "images": list(pictures) or [PICTURE]}, DiffusionParams(**choices))  # type: ignore[arg-type]
+
+
+def test_a_picture_brings_its_proportions_at_the_area_of_the_default() -> None:
+    params = SEEING.make_request(with_picture(), 0.0, 1).params
+    assert (params.width, params.height) == (24, 8)  # 16 x 16 by default, sides are multiples of 8
+    assert params.strength == 0.6
+
+
+@pytest.mark.parametrize(
+    ("chosen", "size"), [({"width": 48}, (48, 24)), ({"height": 16}, (32, 16)), ({"width": 8, "height": 64}, (8, 64))]
+)
+def test_a_side_that_was_chosen_decides_the_other(chosen: dict[str, int], size: tuple[int, int]) -> None:
+    params = SEEING.make_request(with_picture(**chosen), 0.0, 1).params
+    assert (params.width, params.height) == size
+
+
+def test_a_very_long_picture_still_fits_the_model() -> None:
+    params = SEEING.make_request(with_picture(Picture(10_000, 10, b"png")), 0.0, 1).params
+    assert (params.width, params.height) == (64, 8)
+
+
+@pytest.mark.parametrize(("strength", "skipped"), [(1.0, 0), (0.7, 3), (0.05, 9), (0.01, 9)])
+def test_strength_says_how_many_steps_are_left_out_and_never_all(strength: float, skipped: int) -> None:
+    request = SEEING.make_request(with_picture(strength=strength, num_inference_steps=10), 0.0, 1)
+    assert (request.skipped_steps, request.steps) == (skipped, 10 - skipped)
+
+
+def test_without_a_picture_nothing_is_left_out_and_strength_is_refused() -> None:
+    request = SEEING.make_request(ask(), 0.0, 1)
+    assert (request.params.strength, request.skipped_steps) == (None, 0)
+    with pytest.raises(RequestError, match="there is no picture"):
+        SEEING.make_request(ask(strength=0.5), 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (with_picture(PICTURE, PICTURE), "2 pictures were given; fake takes at most 1"),
+        (with_picture("a.png"), "must hold pictures, got str"),
+        (Ask({"prompt": "x", "images": PICTURE}), "a list of pictures, got Picture"),
+        (with_picture(strength=0.0), "strength=0.0 is out of range"),
+        (with_picture(strength=1.5), "nearest is 1"),
+    ],
+)
+def test_wrong_pictures_are_refused(asked: Ask, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        SEEING.make_request(asked, 0.0, 1)

@@ -101,20 +101,6 @@ def test_dummy_components_leave_the_global_random_numbers_alone(z_image_folder: 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_attention_names_of_old_autoencoders_are_understood(folder: Path) -> None:
-    path = folder / "vae/diffusion_pytorch_model.safetensors"
-    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    content = {}
-    for name, tensor in load_file(path).items():
-        for new, old in older.items():
-            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
-        content[name] = tensor
-    expected = load(folder, "vae")
-    save_file(content, path)
-    assert any(".query." in name for name in content)
-    same(load(folder, "vae"), expected)
-
-
 def test_a_head_that_an_encoder_does_not_need_is_tolerated(folder: Path) -> None:
     path = folder / "text_encoder/model.safetensors"
     save_file(load_file(path) | {"lm_head.weight": torch.zeros(4, 64)}, path, {"format": "pt"})

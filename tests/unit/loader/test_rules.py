@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnimuse.loader.plan import Piece, plan_load
-from omnimuse.loader.rules import Fuse, Rename, apply_rules
+from omnimuse.loader.rules import Drop, Fuse, Rename, apply_rules
 
 QKV = Fuse(("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight"), "attn.qkv.weight")
 
@@ -32,6 +32,13 @@ def test_a_rename_before_a_fuse_feeds_it_and_one_after_it_renames_the_whole() ->
     rules = (Rename("attention", "attn"), QKV, Rename("qkv", "in_proj"))
     target = apply_rules("x.attention.to_q.weight", rules)
     assert (target.name, target.part) == ("x.attn.in_proj.weight", 0)
+
+
+def test_a_dropped_tensor_is_neither_read_nor_unexpected() -> None:
+    stored = {"a.w": (2,), "head.w": (3,), "x.head.w": (3,)}
+    made = plan_load(stored, {"a.w": (2,)}, {"a.w": "a.w"}, (Drop(r"^head\."),))
+    assert set(made.pieces) == {"a.w"}
+    assert made.differences.unexpected == ("x.head.w",)
 
 
 def plan(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], *rules: Rename | Fuse):  # type: ignore[no-untyped-def]

@@ -1,0 +1,256 @@
+"""The autoencoder of pictures that FLUX.1, Z-Image and most models of pictures use (arXiv 2112.10752, section 3.1).
+
+The arithmetic, and the names of the weights, are those of diffusers' `AutoencoderKL`. Scaling and shifting latents, and
+drawing them from their distribution, is the pipeline's work.
+
+Letters: B batch, S cells of a picture, C channels of hidden states; c h w latent channels, height, width; H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.rules import Rename
+
+EPS = 1e-6
+PIXEL_CHANNELS = 3
+
+RULES = (
+    Rename(r"(attentions\.\d+)\.query\.", r"\1.to_q."),
+    Rename(r"(attentions\.\d+)\.key\.", r"\1.to_k."),
+    Rename(r"(attentions\.\d+)\.value\.", r"\1.to_v."),
+    Rename(r"(attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
+)
+"""Names that autoencoders saved by diffusers before 0.12 give to their attention."""
+
+ELSEWHERE = frozenset({"sample_size", "force_upcast", "scaling_factor", "shift_factor"})
+"""Keys that change nothing here: the pipeline scales and shifts; the other two ask for tiles and for float32, choices
+that the engine makes."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The facts in the checkpoint's vae/config.json; the defaults are those of diffusers."""
+
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        widths, groups = self.block_out_channels, self.norm_num_groups
+        if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
+            raise ModelError(
+                f"vae/config.json: block_out_channels={widths}, norm_num_groups={groups}; there must be at least one "
+                "level, and the groups must divide the channels of each"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> AutoencoderConfig:
+        """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
+        known = {field.name for field in fields(cls)}
+        chosen: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key in known
+        }
+        levels = len(chosen.get("block_out_channels", cls.block_out_channels))
+        fixed = {
+            "act_fn": "silu",
+            "in_channels": PIXEL_CHANNELS,
+            "out_channels": PIXEL_CHANNELS,
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "latents_mean": None,
+            "latents_std": None,
+        }
+        for key, value in config.items():
+            if key in known or key in ELSEWHERE or key.startswith("_"):
+                continue
+            if key not in fixed:
+                raise ModelError(f"vae/config.json has an unknown key {key!r} ({value!r}); is it another model?")
+            if (list(value) if isinstance(value, tuple) else value) != fixed[key]:
+                raise ModelError(f"vae/config.json: {key}={value!r} is not supported; only {fixed[key]!r} is")
+        return cls(**chosen)
+
+
+class AutoencoderKL(nn.Module):
+    """Between pixels in [-1, 1] and latents that are 2 ** (levels - 1) times smaller."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        latent, moments = config.latent_channels, 2 * config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> AutoencoderKL:
+        """A network without content for the contents of vae/config.json; ModelError for variants it cannot be."""
+        return cls(AutoencoderConfig.from_dict(config))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, 2c, h, w]: the means of the latents, then the logarithms of their variances.
+
+        Each level but the last halves a side and rounds down.
+        """
+        moments = self.encoder(pixels)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, c, h, w], scaled as `encode` gives them -> [B, 3, H, W], mostly in [-1, 1]."""
+        return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
+
+
+class Encoder(nn.Module):
+    """Pixels [B, 3, H, W] -> moments [B, 2c, h, w]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(PIXEL_CHANNELS, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Level(before, width, config.layers_per_block, groups, down=number + 1 < len(widths))
+            for number, (before, width) in enumerate(zip(_shifted(widths), widths, strict=True))
+        )
+        self.mid_block = Middle(widths[-1], groups, config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents [B, c, h, w] -> pixels [B, 3, H, W]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = Middle(widths[0], groups, config.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList(
+            Level(before, width, config.layers_per_block + 1, groups, up=number + 1 < len(widths))
+            for number, (before, width) in enumerate(zip(_shifted(widths), widths, strict=True))
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], PIXEL_CHANNELS, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Level(nn.Module):
+    """Residual blocks at one size, then half or twice the size."""
+
+    def __init__(
+        self, before: int, width: int, layers: int, groups: int, *, down: bool = False, up: bool = False
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(Residual(width if layer else before, width, groups) for layer in range(layers))
+        self.downsamplers = nn.ModuleList([Downsample(width)] if down else [])
+        self.upsamplers = nn.ModuleList([Upsample(width)] if up else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = part(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the smallest size, with attention between them where the checkpoint has it."""
+
+    def __init__(self, width: int, groups: int, attends: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(Residual(width, width, groups) for _ in range(2))
+        self.attentions = nn.ModuleList([CellAttention(width, groups)] if attends else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in (self.resnets[0], *self.attentions, self.resnets[1]):
+            x = part(x)
+        return x
+
+
+class Residual(nn.Module):
+    """Two convolutions, each after a norm, beside the input or its projection to another width."""
+
+    def __init__(self, before: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, before, EPS)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, width, EPS)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class CellAttention(nn.Module):
+    """Every cell attends to every cell, in one head over all channels."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, width, EPS)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # [B, 1, S, C]
+        seen = F.scaled_dot_product_attention(self.to_q(cells), self.to_k(cells), self.to_v(cells))
+        return x + self.to_out(seen[:, 0]).transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, h, w]
+
+
+class Downsample(nn.Module):
+    """Half the size, rounded down; the border of zeros is below and on the right only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the size: every cell four times, then a convolution.
+
+    Both at once: of the nine cells under the kernel only four differ, so a transposed convolution by the kernel's sums
+    over equal cells does the same with 4/9 of the multiplications. The sums are made anew at every call: that takes
+    little, and they are right wherever the weights were moved to or come from.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        kernel = self.conv.weight.transpose(0, 1).contiguous(memory_format=order)  # [C in, C out, 3, 3]
+        kernel = kernel.flip(2, 3)  # a transposed convolution turns its kernel round
+        sums = F.avg_pool2d(kernel, 2, stride=1, padding=1, divisor_override=1)  # [C in, C out, 4, 4]
+        return F.conv_transpose2d(x, sums, self.conv.bias, stride=2, padding=1)
+
+
+def _shifted(widths: Sequence[int]) -> Sequence[int]:
+    """The channels that each level is given: those of the one before it."""
+    return (widths[0], *widths[:-1])

@@ -1,0 +1,231 @@
+"""The Qwen3 language model as a text encoder (arXiv 2505.09388): hidden states of a prompt, no next token.
+
+The arithmetic is that of transformers' `Qwen3Model`, called as text encoders of transformers are. Built by the worker
+from a checkpoint's config.json; variants that are not computed here are refused.
+
+Letters: B batch, S tokens, D width, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnimuse.core.errors import ModelError
+from omnimuse.layers.mlp import GatedMLP
+from omnimuse.layers.norm import RMSNorm
+from omnimuse.layers.rotary import rotary_table
+from omnimuse.loader.rules import Drop, Rename
+
+RULES: tuple[Rename | Drop, ...] = (
+    Drop(r"^lm_head\."),  # what makes the next token
+    Rename(r"^model\.", ""),  # how Qwen3ForCausalLM calls what Qwen3Model is
+    Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
+)
+"""How tensors in a published checkpoint are called here."""
+
+FIXED: Mapping[str, Any] = {
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "quantization_config": None,
+}
+"""What a configuration may say in one way only."""
+
+IRRELEVANT = frozenset(
+    {
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "max_position_embeddings",
+        "max_window_layers",
+        "pad_token_id",
+        "sliding_window",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""What is only for training, for making text, or said elsewhere; `sliding_window` counts where it is used."""
+
+ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """The facts in the checkpoint's text_encoder/config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
+            raise _refusal(
+                f"num_attention_heads={self.num_attention_heads}, num_key_value_heads={self.num_key_value_heads}, "
+                f"head_dim={self.head_dim}; the first must be a multiple of the second, and head_dim even"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Qwen3Config:
+        """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
+        fixed = {**FIXED, "layer_types": ["full_attention"] * config.get("num_hidden_layers", 0)}
+        sizes = {field.name for field in fields(cls)} - set(ROPE)
+        for key, value in config.items():
+            if key in fixed and value not in (fixed[key], None):
+                raise _refusal(f"{key}={value!r} is not supported; only {fixed[key]!r} is")
+            if key not in sizes | fixed.keys() | IRRELEVANT | set(ROPE) and not key.startswith("_"):
+                raise _refusal(f"an unknown key {key!r} ({value!r}); is it another model?")
+        absent = sorted(key for key in sizes if config.get(key) is None)
+        if absent:
+            raise _refusal(f"no {', '.join(absent)}; use a complete checkpoint")
+        return cls(**{key: config[key] for key in sizes}, rope_theta=_theta(config))
+
+
+def _theta(config: Mapping[str, Any]) -> float:
+    """The base of the rotary frequencies, in the spelling of transformers before 5 or since."""
+    rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope |= config.get(key) or {}
+    theta = rope.pop("rope_theta")
+    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
+    if kinds or rope:
+        what = ", ".join(f"{key}={config[key]!r}" for key in ROPE if config.get(key))
+        raise _refusal(f"{what} is not supported; only rope_type 'default' with a rope_theta is")
+    if theta is None:
+        raise _refusal("no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint")
+    return float(theta)
+
+
+def _refusal(what: str) -> ModelError:
+    return ModelError(f"the config.json of a Qwen3 text encoder has {what}")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every layer receives beside the hidden states. No `mask`: every token sees itself and those before it."""
+
+    cos: Tensor  # [S, 1, H/2], of the angle by which a position turns
+    sin: Tensor
+    mask: Tensor | None  # [B, 1, S, S], True where a token sees another
+
+
+class Qwen3Encoder(nn.Module):
+    """Text features of every token."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Qwen3Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Qwen3Encoder:
+        """The encoder that a checkpoint's config.json describes; ModelError for a variant it cannot be."""
+        return cls(Qwen3Config.from_dict(config))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: Literal[True] = True
+    ) -> Encoded:
+        """Token ids [B, S] and which of them are no pads [B, S] -> hidden states, computed when they are taken."""
+        tokens = input_ids.shape[1]
+        positions = torch.arange(tokens, device=input_ids.device)
+        mask = None
+        if attention_mask is not None and not attention_mask.all():
+            causal = positions[None, :] <= positions[:, None]  # [S, S]
+            mask = causal & attention_mask[:, None, None, :].bool()  # [B, 1, S, S]
+        embedded = self.embed_tokens(input_ids)  # [B, S, D]
+        table = rotary_table(positions[:, None], (self.config.head_dim,), self.config.rope_theta)  # [S, H/2, 2]
+        cos, sin = table.to(embedded.dtype)[:, None].unbind(-1)
+        return Encoded(HiddenStates(self, embedded, Conditions(cos, sin, mask)))
+
+
+class HiddenStates:
+    """`states[i]` is what the first `i` layers make of the tokens, [B, S, D], the last one after the final norm.
+
+    Layers run when a state is taken, and only those it needs.
+    """
+
+    def __init__(self, encoder: Qwen3Encoder, embedded: Tensor, cond: Conditions) -> None:
+        self._encoder, self._embedded, self._cond = encoder, embedded, cond
+
+    def __len__(self) -> int:
+        return len(self._encoder.layers) + 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        count, hidden = range(len(self))[index], self._embedded
+        for layer in self._encoder.layers[:count]:
+            hidden = layer(hidden, self._cond)
+        return self._encoder.norm(hidden) if count == len(self) - 1 else hidden
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder returns, under the name that transformers' encoders give it."""
+
+    hidden_states: HiddenStates
+
+
+class Qwen3Layer(nn.Module):
+    """Attention, then the gated MLP, each on the normed hidden states and added to them."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Qwen3Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Qwen3Attention(nn.Module):
+    """Causal attention with normed queries and keys; several query heads share one head of keys and values."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.heads = (-1, config.head_dim)
+        self.sharing = config.num_attention_heads // config.num_key_value_heads
+        shared = config.num_key_value_heads * config.head_dim
+        own = config.num_attention_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, own, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.o_proj = nn.Linear(own, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        q = self.q_norm(self.q_proj(x).unflatten(-1, self.heads))  # [B, S, N, H]
+        k = self.k_norm(self.k_proj(x).unflatten(-1, self.heads))  # [B, S, N / sharing, H]
+        v = self.v_proj(x).unflatten(-1, self.heads)
+        q, k = (_turned(part, cond.cos, cond.sin) for part in (q, k))
+        k, v = (part.repeat_interleave(self.sharing, dim=2) for part in (k, v))  # [B, S, N, H]
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=cond.mask, is_causal=cond.mask is None)
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (x[i], x[i + H/2]) by its angle, in the dtype of `x`, where the reference rounds, too."""
+    left, right = x.chunk(2, dim=-1)  # [B, S, N, H/2]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
