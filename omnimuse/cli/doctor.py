@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from typing import Literal
 
 from omnimuse.cli.table import columns
 from omnimuse.core.errors import ModelError
+from omnimuse.core.machine import cores
 
 LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 1e9  # bytes: a large checkpoint, and not even a small one
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
@@ -153,10 +153,7 @@ def examine_torch() -> Iterator[Finding]:
     yield Finding("torch", "ok", f"{torch.__version__}, {build} build")
     device, choice = choose_device(ModelConfig(""))
     yield accelerator(str(device), choice.reason, Path("/dev/nvidia0").exists())
-    yield threads(
-        torch.get_num_threads(),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
+    yield threads(torch.get_num_threads(), cores())
     native, why = native_bfloat16(device)
     yield Finding("bfloat16", "ok", f"{'the default here' if native else 'float32 is the default here'}: {why}")
 
@@ -169,10 +166,10 @@ def accelerator(device: str, reason: str, has_nvidia: bool) -> Finding:
     return Finding("device", "ok", f"{device}: {reason}")
 
 
-def threads(used: int, cores: int) -> Finding:
+def threads(used: int, there: int) -> Finding:
     """How many of the cores torch computes with."""
-    detail = f"{used} for {cores} cores"
-    if used == 1 < cores:
+    detail = f"{used} for {there} cores"
+    if used == 1 < there:
         return Finding("threads", "warning", detail, "unset OMP_NUM_THREADS, or set it to the number of cores")
     return Finding("threads", "ok", detail)
 

@@ -68,6 +68,12 @@ class Engine:
         self._hold(request_id, False)
 
     @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device that this engine computes with."""
+        ctx = self.runner.pipeline.ctx
+        return {"dtype": str(ctx.dtype).removeprefix("torch."), "device": str(ctx.device)}
+
+    @property
     def idle(self) -> bool:
         """Whether a tick would have nothing to do."""
         with self._lock:

@@ -66,7 +66,7 @@ class Pool:
         """Return when a worker is ready; the ModelError or ConfigError for which none can be, or EngineDeadError."""
         while not self.ready:
             self._refuse_if_hopeless()
-            await self._wait_news()
+            await self._news.wait()
 
     @property
     def ready(self) -> bool:
@@ -146,7 +146,7 @@ class Pool:
                     replica = self._choose_alone(request) if alone else self._choose()
                     if replica is not None:
                         return replica, replica.take(request, form)
-                    await self._wait_news()
+                    await self._news.wait()
         except TimeoutError:
             raise DeadlineError("the deadline of the request passed before a worker was free") from None
 
@@ -192,16 +192,13 @@ class Pool:
         for life in self._lives:
             if life.done():
                 life.result()  # a fault in the supervision is not waited for
-        if not all(replica.state == "broken" for replica in self._replicas):
+        reason = self.broken if self._replicas else "the pool was not started"
+        if not reason:
             return
         refusal = next((replica.refusal for replica in self._replicas if replica.refusal), None)
         if isinstance(refusal, ModelError | ConfigError) and not once_started:
             raise refusal
-        reason = next((str(replica.refusal or replica.reason) for replica in self._replicas), "it was not started")
         raise EngineDeadError(f"no worker can be started: {reason}")
-
-    async def _wait_news(self) -> None:
-        await self._news.wait()
 
     def _tell(self) -> None:
         """Wake everybody who waits for a change, once."""

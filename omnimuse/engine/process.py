@@ -26,6 +26,7 @@ import msgspec
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.machine import cores, resident
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
@@ -120,24 +121,21 @@ class Worker:
         try:
             self._faults.reach("worker.start", 1, ALWAYS)
             engine = build(self.settings)
-            place = self._begin(engine)
+            self._begin(engine)
         except OmnimuseError as error:
             self._give_up(type(error).__name__, str(error))
             return
-        self._line.send(Ready(time.monotonic() - began, place))
+        self._line.send(Ready(time.monotonic() - began, engine.place))
 
-    def _begin(self, engine: Engine) -> dict[str, str]:
+    def _begin(self, engine: Engine) -> None:
         from omnimuse.engine.local import Background
         from omnimuse.engine.results import Spool
 
-        ctx = engine.runner.pipeline.ctx
-        place = {"dtype": str(ctx.dtype).removeprefix("torch."), "device": str(ctx.device)}
-        about = {"model": model_name(self.settings.config), **place}
+        about = {"model": model_name(self.settings.config), **engine.place}
         self._spool = Spool(self.settings.spool, self.settings.name, about)
         background = Background(engine)
         warm_up(background)
         self._background = background
-        return place
 
     def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
         """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""
@@ -302,23 +300,10 @@ def kind_of(error: BaseException) -> tuple[str, str]:
 
 
 def model_name(config: Config) -> str:
-    """What files say of their model: its id, of a folder only the last part."""
+    """What files and clients are told of the model: its id, of a folder only the last part."""
     name = config.model.model
-    return Path(name).resolve().name if Path(name).is_dir() else name
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def resident() -> int:
-    """Resident memory in bytes; 0 where the system does not tell."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    folder = Path(name).expanduser()
+    return Path(os.path.abspath(folder)).name if folder.is_dir() else name  # of a link its own name, not its target's
 
 
 def lead(settings: Settings) -> int:

@@ -72,7 +72,7 @@ class Spool:
         settings = {**self.about, **_settings(request, result), "seed": result.seeds[number]}
         if form.format in ("JPEG", "WEBP") and len(json.dumps(settings)) > _ROOM:
             settings = {name: value for name, value in settings.items() if "prompt" not in name}
-        content = encode_video(made, settings) if isinstance(made, Video) else _picture(made, form, settings)
+        content = _encode(made, form, settings)
         name = f"{request.id}-{self.name}-{number}.{form.format.lower()}"
         try:
             write_whole(self.folder / name, content)
@@ -107,18 +107,13 @@ def preview(pixels: Any) -> bytes:
 def _settings(request: Request, result: Result) -> dict[str, Any]:
     chosen = {name: value for name, value in asdict(result.params).items() if value not in (None, {})}
     prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-    told = {name: value for name, value in prompts.items() if value is not None}
+    told: dict[str, Any] = {name: value for name, value in prompts.items() if value is not None}
+    if request.images:
+        told["images"] = [picture.digest for picture in request.images]
     return {**told, **{name: value for name, value in chosen.items() if name not in _OF_THE_CALL}}
 
 
-def _picture(image: Image.Image, form: Form, settings: Mapping[str, Any]) -> bytes:
-    content = encode_image(image, form.format, settings)
-    if form.quality is None or form.format == "PNG":
-        return content
-    with Image.open(io.BytesIO(content)) as first:
-        exif = first.getexif()
-        exif.get_ifd(0x8769)  # the part with the settings is read when it is asked for
-    buffer = io.BytesIO()
-    sampling = {"subsampling": 0} if form.format == "JPEG" and form.quality >= 90 else {}
-    image.convert("RGB").save(buffer, form.format, exif=exif, quality=form.quality, **sampling)
-    return buffer.getvalue()
+def _encode(made: Image.Image | Video, form: Form, settings: Mapping[str, Any]) -> bytes:
+    if isinstance(made, Video):
+        return encode_video(made, settings)
+    return encode_image(made, form.format, settings, form.quality)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SETTINGS_KEY = "omnimuse"
-JPEG_QUALITY = 95
+QUALITY = 95  # of JPEG and WEBP, unless somebody asks for another
+FULL_COLOUR = 90  # from this quality on, a JPEG keeps the colour of every pixel
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ASCII = b"ASCII\0\0\0"  # the EXIF user comment begins with the name of its character set
 _EXIF_LIMIT = 65_000  # bytes: a JPEG holds EXIF in one segment of 64 KiB
@@ -74,18 +75,22 @@ def save_image(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> N
     write_whole(path, encode_image(image, FORMATS[path.suffix.lower()], settings))
 
 
-def encode_image(image: Image.Image, format: str, settings: Mapping[str, Any]) -> bytes:
-    """The bytes of `image` as PNG, JPEG or WEBP, with `settings` inside."""
+def encode_image(image: Image.Image, format: str, settings: Mapping[str, Any], quality: int | None = None) -> bytes:
+    """The bytes of `image` as PNG, JPEG or WEBP, with `settings` inside.
+
+    `quality` is 1 to 100, 95 unless said; a PNG loses nothing and has none.
+    """
     text = json.dumps(settings, ensure_ascii=format != "PNG", sort_keys=True)
     buffer = io.BytesIO()
     if format == "PNG":
         info = PngImagePlugin.PngInfo()
         info.add_itxt(SETTINGS_KEY, text)
         image.save(buffer, format, pnginfo=info)
-    elif format == "JPEG":
-        image.convert("RGB").save(buffer, format, exif=_exif(text), quality=JPEG_QUALITY, subsampling=0)
     else:
-        image.save(buffer, format, exif=_exif(text), quality=JPEG_QUALITY)
+        quality = QUALITY if quality is None else quality
+        sampling = {"subsampling": 0} if format == "JPEG" and quality >= FULL_COLOUR else {}
+        kept = image.convert("RGB") if format == "JPEG" else image
+        kept.save(buffer, format, exif=_exif(text), quality=quality, **sampling)
     return buffer.getvalue()
 
 

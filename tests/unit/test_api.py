@@ -94,6 +94,10 @@ def test_an_interrupted_call_leaves_nothing_running(omni: Omni) -> None:
     assert not omni._engine.runner.states
 
 
+def test_an_engine_says_where_and_in_which_format_it_computes(omni: Omni) -> None:
+    assert omni.place == {"dtype": "float32", "device": "cpu"}
+
+
 def test_an_unknown_model_is_refused_with_what_is_allowed() -> None:
     with pytest.raises(ModelError, match="omnimuse models"):
         Omni("shapez")

@@ -242,6 +242,16 @@ def test_a_worker_that_never_becomes_ready_is_given_up(found: Found, plan: PoolP
     asyncio.run(main())
 
 
+def test_a_pool_that_was_not_started_is_not_waited_for(plan: PoolPlan) -> None:
+    async def main() -> None:
+        pool = Pool(plan)
+        with pytest.raises(EngineDeadError, match="was not started"):
+            await pool.wait_ready()
+        assert pool.broken == ""
+
+    asyncio.run(main())
+
+
 def test_a_model_that_cannot_be_loaded_is_told_at_once(found: Found, plan: PoolPlan) -> None:
     async def main() -> None:
         async with opened(replace(plan, faults="worker.start:1:fail:always")) as pool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from omnimuse.core.errors import RequestError
 from omnimuse.media.image import (
     FORMATS,
+    encode_image,
     from_pixels,
     read_settings,
     save_image,
@@ -52,6 +54,29 @@ def test_a_png_keeps_every_pixel(tmp_path: Path, channels: int, mode: str) -> No
 def test_a_transparent_picture_can_become_a_jpeg(tmp_path: Path) -> None:
     save_image(from_pixels(pixels(4)), tmp_path / "a.jpg", SETTINGS)
     assert read_settings(tmp_path / "a.jpg") == SETTINGS
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_a_chosen_quality_is_used_once_and_the_settings_stay_inside(tmp_path: Path, format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # [h, w, c]
+    files = [encode_image(from_pixels(noise), format, SETTINGS, quality) for quality in (20, 60, 95)]
+    assert len(files[0]) < len(files[1]) < len(files[2])
+    assert files[2] == encode_image(from_pixels(noise), format, SETTINGS)
+    path = tmp_path / f"a.{format.lower()}"
+    path.write_bytes(files[0])
+    assert read_settings(path) == SETTINGS
+
+
+@pytest.mark.parametrize(("quality", "sampling"), [(None, 0), (90, 0), (89, 2)])
+def test_a_jpeg_of_high_quality_keeps_the_colour_of_every_pixel(quality: int | None, sampling: int) -> None:
+    content = encode_image(from_pixels(pixels()), "JPEG", {}, quality)
+    with Image.open(io.BytesIO(content)) as image:
+        assert JpegImagePlugin.get_sampling(image) == sampling
+
+
+def test_a_png_has_no_quality() -> None:
+    image = from_pixels(pixels())
+    assert encode_image(image, "PNG", SETTINGS, 10) == encode_image(image, "PNG", SETTINGS)
 
 
 def test_settings_too_long_for_a_jpeg_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
