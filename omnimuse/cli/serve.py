@@ -25,12 +25,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument("--model-name", metavar="NAME", help="what clients call it (default: as you named it)")
+    parser.add_argument("--model-name", metavar="NAME", help="what clients call it (default: its id or folder)")
     where = parser.add_argument_group("where it listens, and who may ask")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     where.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
     where.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line, as KEY or NAME:KEY")
     where.add_argument("--insecure-no-auth", action="store_true", help="no key although other machines can connect")
+    reach = parser.add_argument_group("pictures by address (uploads and data: URLs always work)")
+    reach.add_argument("--allow-url-fetch", action="store_true", help="fetch pictures from the hosts named")
+    reach.add_argument("--fetch-host", action="append", default=[], metavar="NAME", help="a host; may be repeated")
     much = parser.add_argument_group("how much it takes on (times in seconds)")
     much.add_argument("--replicas", type=int, default=1, metavar="N", help="worker processes, each with the model")
     much.add_argument("--max-queue", type=int, default=256, metavar="N", help="unfinished requests (default: 256)")
@@ -47,16 +50,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
+        from omnimuse.engine.process import model_name
         from omnimuse.server.options import ServeOptions
         from omnimuse.server.serve import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
             f'serving needs {error.name}, which is not installed: pip install "omnimuse[serve]"'
         ) from None
+    if args.allow_url_fetch != bool(args.fetch_host):
+        raise ConfigError("--allow-url-fetch and --fetch-host NAME go together: nothing is fetched from other hosts")
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{args.port}"
+    config = read_config(args)
     options = ServeOptions(
         data=folder,
-        model_name=args.model_name or args.model,
+        model_name=args.model_name or model_name(config),
         host=args.host,
         port=args.port,
         replicas=args.replicas,
@@ -68,5 +75,6 @@ def run(args: argparse.Namespace) -> int:
         hang=args.hang_timeout,
         keep=args.keep,
         compat=args.compat,
+        fetch_hosts=tuple(args.fetch_host),
     )
-    return serve(read_config(args), options)
+    return serve(config, options)

@@ -52,7 +52,7 @@ def cost(request: Request) -> float:
     """Megapixels x frames x steps x outputs x guidance branches of `request`; above 0."""
     p = request.params
     megapixels = (p.width or 1024) * (p.height or 1024) / 1e6
-    return megapixels * (p.num_frames or 1) * (p.num_inference_steps or 1) * request.outputs * branches(request)
+    return megapixels * (p.num_frames or 1) * request.steps * request.outputs * branches(request)
 
 
 def branches(request: Request) -> int:
@@ -121,7 +121,7 @@ class Ticket:
         self.cost = self.left = cost(request)
         self.stepped = False
         self._admission = admission
-        self._unit = self.cost / (request.outputs * (request.params.num_inference_steps or 1))
+        self._unit = self.cost / (request.outputs * request.steps)
 
     def step(self) -> None:
         """One denoising step of one output is done (steps of other stages need not be told)."""
@@ -173,13 +173,28 @@ class Admission:
         (a DeadlineError) if it would be served too late. Nothing is refused on time before a speed was measured.
         """
         self._advance()
-        self._check_room(request.tenant)
+        self.check_room(request.tenant)
         own = cost(request)
         wait, run = self._expect(own, request.tenant)
         self._check_wait(wait)
         if self._tickets or self._now - self._measured < self.STALE:
             self._check_time(request, patience, wait, run)
         return self._admit(request)
+
+    def check_room(self, tenant: str) -> None:
+        """CapacityError while `tenant` can get no place, whatever it asks for; takes none."""
+        most, held = self._options.max_queue, len(self._tickets)
+        if held >= most:
+            raise CapacityError(
+                f"the server has {held} unfinished requests and takes no more than {most}; try again later",
+                self._next_room(),
+            )
+        mine = self._shares.get(tenant, Share()).count
+        if 2 * held > most and mine >= self._fair_share(tenant):
+            raise CapacityError(
+                f"this key has {mine} unfinished requests and the server is busy; let some of them finish first",
+                self._next_room(),
+            )
 
     def adopt(self, request: Request) -> Ticket:
         """Take on what was accepted earlier, such as a job found at the start; never refused."""
@@ -241,20 +256,6 @@ class Admission:
 
     def _left(self) -> float:
         return max(0.0, sum(share.left for share in self._shares.values()))
-
-    def _check_room(self, tenant: str) -> None:
-        most, held = self._options.max_queue, len(self._tickets)
-        if held >= most:
-            raise CapacityError(
-                f"the server has {held} unfinished requests and takes no more than {most}; try again later",
-                self._next_room(),
-            )
-        mine = self._shares.get(tenant, Share()).count
-        if 2 * held > most and mine >= self._fair_share(tenant):
-            raise CapacityError(
-                f"this key has {mine} unfinished requests and the server is busy; let some of them finish first",
-                self._next_room(),
-            )
 
     def _fair_share(self, tenant: str) -> float:
         """How many requests a tenant may hold on a busy server. One that is alone leaves a quarter of the room to a

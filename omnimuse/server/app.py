@@ -12,6 +12,7 @@ from starlette.routing import Route
 from omnimuse import __version__
 from omnimuse.server.checks import Rules
 from omnimuse.server.edge import protect
+from omnimuse.server.gate import Gate
 from omnimuse.server.openapi import document
 from omnimuse.server.routes import chat, files, health, images, models, playground, videos
 from omnimuse.server.service import Service
@@ -22,12 +23,16 @@ DESCRIBED = (health, models, images, videos, chat, files)
 
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
-    described = document([operation for group in DESCRIBED for operation in group.OPERATIONS], __version__)
+    operations = [operation for group in DESCRIBED for operation in group.OPERATIONS]
+    described = document(operations, __version__)
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
     rules = Rules(
         keys=service.keys,
         max_body=service.options.max_body,
         local_only=service.options.loopback,
         draining=lambda: service.life.draining,
+        drawing=frozenset(operation.path for operation in operations if operation.body is not None),
+        check_room=gate.check_room,
     )
     routes = [route for group in (*DESCRIBED, playground) for route in group.routes(service)]
     return protect([*routes, _description(described)], rules)

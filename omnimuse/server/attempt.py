@@ -31,8 +31,6 @@ from omnimuse.server.store import JobStore
 
 logger = logging.getLogger(__name__)
 
-_TASKS = {"video": "text-to-video", "image": "text-to-image"}
-
 
 @dataclass(frozen=True)
 class JobRules:
@@ -83,9 +81,9 @@ class Attempts:
                     live.see(update)
         if made is None:
             raise EngineDeadError("the worker ended the request without a result")
-        await self._finish(live, made)
+        await self._finish(live, request, made)
 
-    async def _finish(self, live: Live, made: Finished) -> None:
+    async def _finish(self, live: Live, request: Request, made: Finished) -> None:
         """Move the files to where they stay, then say so in the store; leave no file unless both happened."""
         kept: list[MadeFile] = []
         done = False
@@ -102,8 +100,7 @@ class Attempts:
                 await asyncio.to_thread(self._discard, made.files)
         if done:
             pixels = sum(file.width * file.height * file.frames for file in kept)
-            steps = int(live.job.work.request["params"]["num_inference_steps"] or 1)
-            self._metrics.drawn(pixels, made.timings, steps * len(kept))
+            self._metrics.drawn(pixels, made.timings, request.steps * len(kept))
             self.count(live.job, "completed")
 
     async def fail(self, live: Live, error: BaseException) -> None:
@@ -131,7 +128,8 @@ class Attempts:
 
     def count(self, job: Job, outcome: str) -> None:
         """Tell the metrics that a job ended."""
-        self._metrics.ended(_TASKS[job.kind], outcome, max(0.0, self._rules.now() - job.times.created))
+        task = f"{'image' if job.work.request['images'] else 'text'}-to-{job.kind}"
+        self._metrics.ended(task, outcome, max(0.0, self._rules.now() - job.times.created))
 
     def _discard(self, files: Iterable[MadeFile]) -> None:
         for file in files:

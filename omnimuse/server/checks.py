@@ -32,7 +32,8 @@ class Rules:
     """What the edge insists on. Times in seconds, sizes in bytes.
 
     `local_only`: only this machine can connect. `patience` is what a client may take to send a body, beyond what its
-    length needs at the slowest speed; a response of which nothing is taken for `stall` is given up.
+    length needs at the slowest speed; a response of which nothing is taken for `stall` is given up. A POST to a path
+    of `drawing` is work: `check_room` raises if the tenant can get no place for it.
     """
 
     keys: Keys
@@ -41,6 +42,8 @@ class Rules:
     draining: Callable[[], bool] = lambda: False
     patience: float = 20.0
     stall: float = 30.0
+    drawing: frozenset[str] = frozenset()
+    check_room: Callable[[str], None] = lambda tenant: None
 
 
 def check(rules: Rules, scope: Scope, headers: Headers) -> str:
@@ -55,6 +58,8 @@ def check(rules: Rules, scope: Scope, headers: Headers) -> str:
         raise refusal("server_draining", "the server is shutting down; try again in a moment", retry_after=10)
     if int(headers.get("content-length", "0")) > rules.max_body:
         raise too_large(rules.max_body)
+    if scope["method"] == "POST" and scope["path"] in rules.drawing and "idempotency-key" not in headers:
+        rules.check_room(tenant)  # what has a key may have been drawn already
     return tenant
 
 

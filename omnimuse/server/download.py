@@ -17,21 +17,27 @@ from starlette.types import Receive, Scope, Send
 
 from omnimuse.server.errors import CODES, ApiError
 
+MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
+"""Suffix of a result (its format in small letters) -> its media type."""
 CHUNK = 256 * 1024
 _DIGITS = 18  # of a position: more is beyond any file
 
 
-async def download(request: Request, path: Path, kind: str, name: str, tag: str) -> Response:
-    """The file at `path` as a response to GET or HEAD.
+async def download(request: Request, path: Path, name: str, tag: str, inline: bool = False) -> Response:
+    """The file at `path` as a response to GET or HEAD; its suffix tells what it is.
 
-    `kind` is its media type, `name` what it is called when saved, `tag` its strong validator. FileNotFoundError when it
-    is gone; ApiError 416 for a range outside of it.
+    `name` is what it is called when saved, `tag` its strong validator. `inline` is for what a browser shows by a link
+    that never leads to anything else. FileNotFoundError when it is gone; ApiError 416 for a range outside of it.
     """
-    etag = f'"{tag}"'
-    headers = {"etag": etag, "accept-ranges": "bytes", "cache-control": "private, no-cache"}
+    etag, way = f'"{tag}"', "inline" if inline else "attachment"
+    headers = {
+        "etag": etag,
+        "accept-ranges": "bytes",
+        "cache-control": "private, immutable" if inline else "private, no-cache",
+    }
     if etag in [given.strip() for given in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=304, headers=headers)
-    headers |= {"content-type": kind, "content-disposition": f'attachment; filename="{name}"'}
+    headers |= {"content-type": MEDIA[path.suffix[1:]], "content-disposition": f'{way}; filename="{name}"'}
     file = await asyncio.to_thread(path.open, "rb")
     try:
         size = await asyncio.to_thread(file.seek, 0, 2)

@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,6 +35,9 @@ _SLOWEST = 16 * 1024
 """Bytes a second of a body; a client that sends less for long is not served."""
 _SMALL = 64 * 1024
 """Bytes of a body that is read away rather than answered by closing the connection."""
+_LINGER, _IDLE = 5.0, 1.0
+"""Seconds that a refused body is read away in all, and until its next piece: a client that sends until it is done
+would otherwise meet a broken connection in place of the answer."""
 HTML_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob: data:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -101,16 +105,32 @@ class _Incoming:
         declared = headers.get("content-length", "0")
         self._declared = int(declared) if declared.isdecimal() else 0
         self._chunked = "transfer-encoding" in headers
-        self._length, self._waited, self._whole = 0, 0.0, False
+        self._expects = headers.get("expect", "").lower() == "100-continue"
+        self._length, self._waited, self._whole, self._slow = 0, 0.0, False, False
 
     @property
     def must_close(self) -> bool:
-        """Whether more of the body may come than is worth reading away."""
+        """Whether more of the body may come than is worth reading away, or none of it, which only the client knows."""
         left = self._declared - self._length
-        return not self._whole and (self._chunked or left > _SMALL)
+        return not self._whole and (self._chunked or left > _SMALL or (self._expects and left > 0))
+
+    async def read_away(self) -> None:
+        """Take what is still on its way and drop it, for a while; not where it is slow, too long or not yet sent."""
+        left = self._rules.max_body - self._length
+        if not self.must_close or self._expects or self._slow or self._declared > self._rules.max_body:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while left > 0:
+                    async with asyncio.timeout(_IDLE):
+                        message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def receive(self) -> Message:
         """The next message; ApiError 413 or 408 when the body is too long or too slow."""
+        self._expects = False  # the server asks for the body now
         if self._whole:
             return await self._receive()
         began = time.monotonic()
@@ -118,6 +138,7 @@ class _Incoming:
             async with asyncio.timeout(self._rules.patience + self._length / _SLOWEST - self._waited):
                 message = await self._receive()
         except TimeoutError:
+            self._slow = True
             raise refusal("request_timeout", "the body came too slowly; send it again over a better line") from None
         self._waited += time.monotonic() - began
         self._length += len(message.get("body", b""))
@@ -169,7 +190,9 @@ class _Outgoing:
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         try:
             await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
-            await self.send({"type": "http.response.body", "body": content})
+            await self.send({"type": "http.response.body", "body": content, "more_body": True})
+            await self._incoming.read_away()
+            await self.send({"type": "http.response.body", "body": b""})
         except ReaderStalled:
             return
 

@@ -21,6 +21,8 @@ from omnimuse.engine.wire import MadeFile
 RESERVE = 256 * 2**20
 """Bytes of disk that stay free: with less, the server takes on nothing new."""
 
+DERIVED = (".webp", ".jpeg")
+"""Suffixes of what is made of a kept file when somebody asks, and kept beside it under the same id."""
 _SPOOLED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\.[a-z0-9]{1,8}")
 _KEPT = re.compile(r"(?:job-)?[0-9a-f]{32}\.[a-z0-9]{1,8}")
 _ID = re.compile(r"(?:job-)?[0-9a-f]{32}")
@@ -78,8 +80,10 @@ class Files:
         return self._kept / name
 
     def remove(self, name: str) -> None:
-        """Remove a kept file; it is fine when it is gone already."""
-        self.path(name).unlink(missing_ok=True)
+        """Remove a kept file, and what was made of it since; it is fine when it is gone already."""
+        path = self.path(name)
+        for suffix in (path.suffix, *DERIVED):  # in this order: who makes a still looks last whether there is a video
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
     def discard(self, made: MadeFile) -> None:
         """Remove a file from the spool; it is fine when it is gone already."""
@@ -91,7 +95,10 @@ class Files:
             path.unlink(missing_ok=True)
 
     def sweep(self, named: Collection[str]) -> int:
-        """Remove files of jobs whose names are not in `named`; returns how many. Only while no job ends."""
+        """Remove files of jobs whose names are not in `named`; returns how many. Only while no job ends.
+
+        What was made of them goes, too: it is made again when it is asked for.
+        """
         orphans = [path for path in self._kept.glob(f"{_JOB}*") if path.name not in named]
         for path in orphans:
             path.unlink(missing_ok=True)

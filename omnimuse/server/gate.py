@@ -34,6 +34,14 @@ class Gate:
             self.metrics.rejected("storage_full")
             raise refusal("storage_full", "the server's disk is nearly full; try again later")
 
+    def check_room(self, tenant: str) -> None:
+        """CapacityError while nothing of `tenant` can come in: known before a request is read."""
+        try:
+            self.admission.check_room(tenant)
+        except CapacityError:
+            self.metrics.rejected("queue_full")
+            raise
+
     def enter(self, request: Request, patience: float | None = None) -> Ticket:
         """A place in the queue; CapacityError or DeadlineUnreachable when there is none to be had.
 

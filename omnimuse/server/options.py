@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.media.fetch import checked_host
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class ServeOptions:
 
     `data` is the folder of jobs and finished files, `model_name` what clients call the model. `max_queue` bounds the
     requests accepted and unfinished, `max_wait` their work ahead of a new one. `keep` is how long finished files stay.
+    Pictures may be fetched from `fetch_hosts` (NAME or NAME:PORT) and from nowhere else.
     """
 
     data: Path
@@ -31,6 +33,7 @@ class ServeOptions:
     hang: float = 300.0
     keep: float = 24 * 3600.0
     compat: str = ""
+    fetch_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.loopback and self.key_file is None and not self.insecure:
@@ -43,6 +46,12 @@ class ServeOptions:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
         if self.compat not in ("", "vllm-omni"):
             raise ConfigError(f"--compat {self.compat} is not known; the only one is vllm-omni")
+
+        for host in self.fetch_hosts:
+            try:
+                checked_host(host)
+            except ValueError as error:
+                raise ConfigError(f"--fetch-host {error}") from None
 
     @property
     def loopback(self) -> bool:

@@ -10,13 +10,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from starlette.requests import Request as HttpRequest
 
 from omnimuse.core.errors import DeadlineError, EngineDeadError, RequestCancelled
-from omnimuse.core.request import Request
+from omnimuse.core.request import Picture, Request
 from omnimuse.engine.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.server.admission import Ticket
 from omnimuse.server.errors import refusal
@@ -27,6 +27,8 @@ from omnimuse.server.service import Service
 from omnimuse.server.sse import Event, EventStream
 from omnimuse.server.translate.aliases import Wanted
 from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
+from omnimuse.server.uploads import Source
+from omnimuse.server.watch import cancel_on_disconnect
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,17 @@ class Admitted:
     """The first thing that `draw` says: the order has its place in the queue."""
 
 
-def place_order(service: Service, wanted: Wanted, http: HttpRequest, task: str) -> Order:
+def place_order(
+    service: Service, wanted: Wanted, http: HttpRequest, task: str, pictures: Sequence[Picture] = ()
+) -> Order:
     """The order for `wanted`, checked against the model. ApiError 404 for another model, RequestError for the rest.
 
     In a stream the client hears of every step, so its read timeout bounds no wait for the whole.
     """
     check_model(service, wanted.model)
-    steps = wanted.params.num_inference_steps or service.door.defaults.num_inference_steps or 1
-    period = preview_period(steps, wanted.delivery.partial_images)
-    request = to_request(wanted, service.door, tenant=http.state.tenant, previews=period)
+    request = to_request(wanted, service.door, tenant=http.state.tenant, pictures=pictures)
+    period = preview_period(request.steps, wanted.delivery.partial_images)
+    request = replace(request, previews=period)
     waits = None if wanted.delivery.stream else patience(http.headers)
     return Order(wanted, request, to_form(wanted), waits, task)
 
@@ -70,6 +74,14 @@ def check_task(service: Service, task: str) -> None:
     if task not in tasks:
         does = ", ".join(tasks)
         raise refusal("unsupported_task", f"{service.options.model_name} does {does}, and this is {task}", "model")
+
+
+async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Picture, ...]:
+    """The pictures that came with a request, decoded; nothing is decoded for a request that could not come in now."""
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
+    await gate.check()
+    gate.check_room(http.state.tenant)
+    return await cancel_on_disconnect(http, service.uploads.read(sources, service.door.limits.max_images))
 
 
 async def admit(service: Service, order: Order) -> Ticket:
@@ -151,5 +163,5 @@ def _take(files: Files, made: Sequence[MadeFile]) -> list[bytes]:
 
 def _count(service: Service, order: Order, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
-    steps = (order.request.params.num_inference_steps or 1) * order.request.outputs
+    steps = order.request.steps * order.request.outputs
     service.metrics.drawn(pixels, made.timings, steps)

@@ -29,6 +29,7 @@ from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
+from omnimuse.server.uploads import Uploads
 from omnimuse.worker.find import Found, find
 
 logger = logging.getLogger(__name__)
@@ -89,10 +90,11 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket) -
         found.config, found.spec, files.spool, options.replicas, options.hang, asked, restarted=metrics.restarted
     )
     pool = Pool(plan)
-    together = 1 if any(task.endswith("video") for task in found.spec.tasks) else PICTURE_JOBS
+    together = 1 if found.spec.makes_video else PICTURE_JOBS
     rules = JobRules(found.spec, options.keep, limit=options.replicas * together, model=options.model_name)
     jobs = Jobs(store, files, pool, admission, metrics, rules)
-    service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle())
+    uploads = Uploads.of(options, found.door.limits)
+    service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads)
     try:
         await jobs.start()
         await pool.start()
@@ -100,6 +102,7 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket) -
     finally:
         await jobs.close(0.0)
         await pool.close(LAST_WORDS)
+        await uploads.close()
         await store.close()
     return 0
 
@@ -108,20 +111,19 @@ async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
     """Answer requests until a signal; ModelError or ConfigError when no worker can be started the first time."""
     front = Front(_uvicorn(build_app(service)), service.life)
     serving = asyncio.create_task(front.serve([listener]))
-    beside = [
-        asyncio.create_task(_announce(pool, service.options, listener)),
-        asyncio.create_task(_drain(service, front)),
-    ]
+    announcing = asyncio.create_task(_announce(pool, service.options, listener))
+    draining = asyncio.create_task(_drain(service, front))
+    draining.add_done_callback(_tell_failure)
     try:
-        await asyncio.wait([serving, beside[0]], return_when=asyncio.FIRST_COMPLETED)
-        if beside[0].done() and beside[0].exception() is not None:
+        await asyncio.wait([serving, announcing], return_when=asyncio.FIRST_COMPLETED)
+        if announcing.done() and announcing.exception() is not None:
             front.should_exit = front.force_exit = True
-            beside[0].result()
+            announcing.result()
         await serving
     finally:
-        for task in beside:
+        for task in (announcing, draining):
             task.cancel()
-        await asyncio.gather(serving, *beside, return_exceptions=True)
+        await asyncio.gather(serving, announcing, draining, return_exceptions=True)
 
 
 def _uvicorn(app: object) -> uvicorn.Config:
@@ -154,6 +156,12 @@ async def _drain(service: Service, front: Front) -> None:
             await asyncio.sleep(_IDLE_DRAIN)
     finally:
         front.should_exit = True
+
+
+def _tell_failure(draining: asyncio.Task[None]) -> None:
+    """Log why a drain failed: the server ends all the same, and nobody else would hear of it."""
+    if not draining.cancelled() and (error := draining.exception()) is not None:
+        logger.error("the drain failed, and the server ends without it", exc_info=error)
 
 
 async def _announce(pool: Pool, options: ServeOptions, listener: socket.socket) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from omnimuse.core.request import Door, Request
 from omnimuse.engine.wire import Form, Update
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.uploads import Uploads
 
 if TYPE_CHECKING:
     from omnimuse.server.admission import Admission
@@ -64,3 +65,4 @@ class Service:
     keys: Keys
     metrics: Metrics
     life: Lifecycle
+    uploads: Uploads = field(default_factory=Uploads)

@@ -27,6 +27,7 @@ from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
+from omnimuse.server.uploads import Uploads
 from omnimuse.worker.find import find
 from tests.server.fake_workers import FakeWorkers
 
@@ -63,12 +64,18 @@ class _Shared:
 
 @contextmanager
 def picture_server(
-    data: Path, *, door: Door | None = None, change: Callable[[ServeOptions], ServeOptions] = lambda options: options
+    data: Path,
+    *,
+    door: Door | None = None,
+    change: Callable[[ServeOptions], ServeOptions] = lambda options: options,
+    uploads: Callable[[], Uploads] | None = None,
 ) -> Iterator[Running]:
-    """A server with its files in `data`."""
+    """A server with its files in `data`; `uploads` makes the reader of pictures, where the usual one does not serve."""
     options = change(ServeOptions(data=data, model_name=MODEL))
     shared = _Shared()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(options, door or shapes(), shared)))
+    opened = door or shapes()
+    reader = uploads or (lambda: Uploads.of(options, opened.limits))
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(options, opened, reader, shared)))
     thread.start()
     try:
         assert shared.ready.wait(30)
@@ -82,9 +89,9 @@ def picture_server(
         thread.join(30)
 
 
-async def _serve(options: ServeOptions, door: Door, shared: _Shared) -> None:
+async def _serve(options: ServeOptions, door: Door, reader: Callable[[], Uploads], shared: _Shared) -> None:
     try:
-        await _run(options, door, shared)
+        await _run(options, door, reader(), shared)
     except BaseException as error:
         shared.error = error
         raise
@@ -92,13 +99,13 @@ async def _serve(options: ServeOptions, door: Door, shared: _Shared) -> None:
         shared.ready.set()
 
 
-async def _run(options: ServeOptions, door: Door, shared: _Shared) -> None:
+async def _run(options: ServeOptions, door: Door, uploads: Uploads, shared: _Shared) -> None:
     kept = Files(options.data, reserve=0)
     store = await JobStore.open(options.data / "jobs.sqlite")
     workers, admission, metrics = FakeWorkers(kept.spool), Admission(options), Metrics(options.model_name)
     jobs = Jobs(store, kept, workers, admission, metrics, JobRules(door.spec, options.keep))
     keys = Keys.load(options.key_file)
-    service = Service(options, door, workers, admission, kept, jobs, keys, metrics, Lifecycle())
+    service = Service(options, door, workers, admission, kept, jobs, keys, metrics, Lifecycle(), uploads)
     await jobs.start()
     app = build_app(service)
     try:
@@ -113,6 +120,7 @@ async def _run(options: ServeOptions, door: Door, shared: _Shared) -> None:
             shared.ready.set()
             await serving
     finally:
+        await uploads.close()
         await jobs.close(0)
         await store.close()
 

@@ -156,7 +156,8 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"extra_params": {"cfg_truncatoin": 1}}, "unknown_parameter", "extra_params.cfg_truncatoin", "cfg_truncation"),
         ({"extra_params": {"cfg_truncation": "x"}}, "invalid_value", "extra_params.cfg_truncation", "a number"),
         ({"true_cfg_scale": 2.0}, "unsupported_parameter", "true_cfg_scale", "honours guidance_scale"),
-        ({"strength": 2}, "unsupported_parameter", "strength", "means nothing"),
+        ({"strength": 0.5}, "invalid_value", "strength", "no picture"),
+        ({"strength": "much"}, "invalid_value", "strength", "a number"),
         ({"lora": {"name": "../../x"}}, "unsupported_parameter", "lora", "no LoRA"),
         ({"enable_teacache": True}, "unsupported_parameter", "enable_teacache", "when the server starts"),
         ({"output_path": "/etc/passwd"}, "unsupported_parameter", "output_path", "never names files"),
@@ -228,6 +229,7 @@ def test_no_field_that_is_honoured_names_a_place_on_the_server(kind: table.Kind)
 
 
 def test_uploads_are_refused_where_a_model_works_from_text_only(door: Door) -> None:
+    able, door = door, replace(door, limits=replace(door.limits, max_images=0))
     with pytest.raises(ApiError, match="text only") as caught:
         read({"prompt": "x"}, "edit", door, form=True, files=["image"])
     assert (caught.value.code, caught.value.param) == ("unsupported_task", "image")
@@ -236,8 +238,22 @@ def test_uploads_are_refused_where_a_model_works_from_text_only(door: Door) -> N
     assert caught.value.code == "unknown_parameter"
     with pytest.raises(ApiError, match="no upload") as caught:
         read({"prompt": "x"}, "edit", door, form=True, files=["prompt"])
-    able = replace(door, limits=replace(door.limits, takes_images=True))
-    assert read({"prompt": "x"}, "edit", able, form=True, files=["image", "mask"]).files == ("image", "mask")
+    wanted = read({"prompt": "x"}, "edit", able, form=True, files=["image", "reference_image"])
+    assert wanted.files == ("image", "reference_image")
+    for mask in ("mask", "mask_image"):
+        with pytest.raises(ApiError, match="describe what changes") as caught:
+            read({"prompt": "x"}, "edit", able, form=True, files=["image", mask])
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", mask)
+
+
+def test_an_edit_may_name_addresses_and_how_much_is_drawn_anew(door: Door) -> None:
+    assert read({"prompt": "x", "url": "data:,"}, "edit", door, form=True).urls == ("data:,",)
+    assert read({"prompt": "x", "url": ["a", "b"]}, "edit", door, form=True).urls == ("a", "b")
+    assert read({"prompt": "x", "strength": "0.3"}, "edit", door, form=True).params.strength == 0.3
+    assert read({"prompt": "x", "input_fidelity": "low"}, "edit", door, form=True).params == DiffusionParams()
+    for given, said in (({"input_fidelity": "high"}, "`strength`"), ({"url": [{"x": "y"}]}, "list of URLs")):
+        with pytest.raises(ApiError, match=said):
+            read({"prompt": "x", **given}, "edit", door, form=True)
 
 
 # -- videos ----------------------------------------------------------------------------------------------------------

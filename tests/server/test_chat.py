@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,10 +15,11 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.server.picture_server import MODEL, Running, picture_server
+from omnimuse.media.picture import pixels_of
+from tests.server.picture_server import MODEL, Running, picture_server, shapes
 
+ASKED_PARTS = [{"type": "text", "text": "a red circle"}]
 ASKED = [{"role": "user", "content": "a red circle"}]
-PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,12 @@ def compatible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("compat")
     with picture_server(folder, change=lambda options: replace(options, compat="vllm-omni")) as running:
         yield running
+
+
+def data_url(image: Image.Image, kind: str, **how: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def post(server: Running, **body: Any) -> httpx2.Response:
@@ -132,7 +140,7 @@ def test_clients_of_vllm_omni_find_content_parts(compatible: Running) -> None:
         ({"messages": [{"role": "system", "content": "x"}]}, "invalid_value", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0]"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ""}}]}]},
             "unsupported_task",
             "messages[0].content[0]",
         ),
@@ -160,6 +168,75 @@ def test_what_a_chat_cannot_honour_is_refused(server: Running, body: dict[str, A
     error = post(server, **body).json()["error"]
     assert (error["code"], error["param"]) == (code, param)
     assert len(server.workers.started) == before
+
+
+def test_a_picture_in_the_last_message_is_what_the_drawing_starts_from(server: Running) -> None:
+    given = Image.new("RGB", (96, 48), "teal")
+    for url in (data_url(given, "PNG"), data_url(given, "WEBP", lossless=True)):
+        image = {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+        asked = [{"role": "user", "content": [{"type": "text", "text": "a star"}, image]}]
+        answer = post(server, messages=[{"role": "user", "content": [*ASKED_PARTS, image]}, *asked], strength=0.4)
+        assert answer.status_code == 200, answer.text
+        request = server.workers.started[-1]
+        assert (request.prompt, request.params.strength) == ("a star", 0.4)
+        [seen] = request.images
+        assert (pixels_of(seen) == (0, 128, 128)).all() and (seen.width, seen.height) == (96, 48)
+        [part] = answer.json()["choices"][0]["message"]["images"]
+        assert picture(part).size == (176, 96), "the proportions of the picture, the area of the model"
+        assert "1 other messages" in answer.json()["warnings"][0]
+    text_alone = post(server, messages=[{"role": "user", "content": [*ASKED_PARTS, image]}, *ASKED])
+    assert text_alone.status_code == 200
+    assert server.workers.started[-1].images == (), "earlier pictures have no part"
+
+
+def test_a_streamed_answer_may_start_from_a_picture_and_the_official_client_sends_it(server: Running) -> None:
+    image = {"type": "image_url", "image_url": {"url": data_url(Image.new("RGB", (64, 64), "red"), "JPEG")}}
+    with server.client() as client:
+        stream = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": [*ASKED_PARTS, image]}],  # type: ignore[list-item, misc]
+            stream=True,
+        )
+        chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert len(server.workers.started[-1].images) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "code", "field"),
+    [
+        ({"url": "data:image/png;base64,iVBORw0KGgo="}, "invalid_image", ".image_url"),
+        ({"url": "data:image/png;base64,iVBORw0KGgo"}, "invalid_image", ".image_url"),
+        ({"url": "data:image/svg+xml;base64,PHN2Zy8+"}, "invalid_image", ".image_url"),
+        ({"url": "http://169.254.169.254/"}, "url_not_allowed", ".image_url"),
+        ({"url": "file:///etc/passwd"}, "url_not_allowed", ".image_url"),
+        ({"url": ""}, "url_not_allowed", ".image_url"),
+        ({}, "invalid_value", ".image_url"),
+        ("data:", "invalid_value", ".image_url"),
+        ({"url": "data:", "detail": "utmost"}, "invalid_value", ".image_url"),
+        ({"url": "data:", "path": "x"}, "unknown_parameter", ".image_url"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_refused(server: Running, image: Any, code: str, field: str) -> None:
+    before = len(server.workers.started)
+    parts = [*ASKED_PARTS, {"type": "image_url", "image_url": image}]
+    error = post(server, messages=[{"role": "user", "content": parts}]).json()["error"]
+    assert (error["code"], error["param"]) == (code, f"messages[0].content[1]{field}")
+    assert len(server.workers.started) == before
+
+
+def test_pictures_are_refused_by_a_model_of_text_and_too_many_by_any(server: Running, tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": data_url(Image.new("RGB", (8, 8)), "PNG")}}
+    asked = [{"role": "user", "content": [*ASKED_PARTS, image, image]}]
+    error = post(server, messages=asked).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "messages[0].content[2].image_url")
+    assert "at most 1" in error["message"]
+    door = shapes()
+    blind = replace(door, spec=replace(door.spec, tasks=("text-to-image",)), limits=replace(door.limits, max_images=0))
+    with picture_server(tmp_path, door=blind) as other:
+        error = post(other, messages=asked).json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_task", "messages[0].content[1]")
+        assert "text only" in error["message"]
 
 
 def test_fields_about_text_that_ask_for_nothing_are_accepted(server: Running) -> None:

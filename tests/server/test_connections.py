@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from omnimuse.core.errors import NumericalError
+from omnimuse.core.errors import CapacityError, NumericalError
 from omnimuse.server.bodies import read_json
 from omnimuse.server.checks import Rules
 from omnimuse.server.connections import Connection
@@ -40,7 +41,9 @@ class Site:
 
     def __init__(self, keys: Keys) -> None:
         self.log: list[str] = []
+        self.full = False
         rules = Rules(keys, max_body=300_000, patience=1.0, stall=0.5)
+        rules = replace(rules, drawing=frozenset({"/v1/images/generations"}), check_room=self.check_room)
         answers = {
             "/v1/images/generations": self.generate,
             "/v1/echo": self.echo,
@@ -50,6 +53,10 @@ class Site:
         }
         routes = [Route(path, answer, methods=["GET", "POST"]) for path, answer in answers.items()]
         self.app = protect([*routes, Route("/livez", self.alive)], rules)
+
+    def check_room(self, tenant: str) -> None:
+        if self.full:
+            raise CapacityError("too much is in progress", 7.0)
 
     async def alive(self, request: Request) -> Response:
         return PlainTextResponse("alive")
@@ -213,6 +220,36 @@ def test_a_chunked_body_that_is_too_long_is_refused_with_413_and_the_connection_
     head, body = answer(connection)
     assert b" 413 " in head and json.loads(body)["error"]["code"] == "request_too_large"
     assert ended(connection)
+
+
+@pytest.fixture
+def full(site: Site) -> Iterator[None]:
+    site.full = True
+    yield
+    site.full = False
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
+def test_a_full_queue_is_said_before_anything_of_the_body_was_sent(connect: Connect, expect: str) -> None:
+    headers = JSON + expect + "Content-Length: 200000\r\n"
+    connection, began = connect(get("/v1/images/generations", headers, "POST")), time.monotonic()
+    head, body = answer(connection)
+    assert head.startswith(b"HTTP/1.1 429 ") and b"connection: close" in head and b"retry-after: 7" in head
+    assert json.loads(body)["error"]["code"] == "queue_full"
+    assert time.monotonic() - began < 0.5
+    assert ended(connection)
+    assert time.monotonic() - began < (4.0 if not expect else 0.9)
+
+
+@pytest.mark.usefixtures("full")
+def test_a_client_that_sends_all_before_it_reads_meets_the_answer_and_no_broken_connection(connect: Connect) -> None:
+    connection = connect(get("/v1/images/generations", JSON + "Content-Length: 250000\r\n", "POST"))
+    for _ in range(5):
+        time.sleep(0.1)
+        connection.sendall(b"x" * 50_000)
+    assert b" 429 " in answer(connection)[0]
+    assert connection.recv(1) == b""  # an orderly end, no reset
 
 
 def test_a_small_body_that_nobody_reads_does_not_end_the_connection(connect: Connect) -> None:

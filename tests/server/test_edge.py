@@ -382,3 +382,43 @@ def test_any_request_gets_a_whole_answer_that_is_no_fault_of_ours(
     asked = scope(method, "/", {**headers, "content-type": "application/json"})
     answer = asyncio.run(call(protect(ROUTES, RULES), {**asked, "path": f"/v1/echo{path}"}, [content]))
     assert answer.whole and 200 <= answer.status < 500 and answer.headers["x-request-id"]
+
+
+# -- a full queue --------------------------------------------------------------------------------------------
+
+
+def full_for_alice(tenant: str) -> None:
+    if tenant == "alice":
+        raise CapacityError("too much is in progress", 7.0)
+
+
+def sent(rules: Rules, headers: dict[str, str], path: str = "/v1/echo", method: str = "POST") -> Client:
+    """What became of a request whose body comes in two pieces."""
+    client = Client([b'{"a": ', b"1}"])
+    given_ = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
+    asyncio.run(protect(ROUTES, rules)(scope(method, path, given_), client.receive, client.send))
+    return client
+
+
+def test_what_finds_no_place_is_refused_before_its_body_is_read(keyed: Rules) -> None:
+    busy = replace(keyed, drawing=frozenset({"/v1/echo"}), check_room=full_for_alice)
+    client = sent(busy, {"content-length": "8"})
+    assert (client.answer.status, client.taken, client.answer.whole) == (429, 0, True)
+    assert client.answer.error["code"] == "queue_full"
+    assert client.answer.headers["retry-after"] == "7"
+    assert "x-should-retry" not in client.answer.headers
+
+
+def test_what_is_no_new_work_needs_no_place(keyed: Rules) -> None:
+    busy = replace(keyed, drawing=frozenset({"/v1/echo"}), check_room=full_for_alice)
+    assert sent(busy, {"idempotency-key": "may-be-done-already"}).answer.status == 200
+    assert sent(busy, {}, "/v1/videos/x/cancel").answer.status == 200
+    assert sent(busy, {}, method="DELETE").answer.status == 200
+    assert sent(replace(busy, check_room=RULES.check_room), {}).answer.status == 200
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_told_that_the_connection_ends(keyed: Rules) -> None:
+    busy = replace(keyed, drawing=frozenset({"/v1/echo"}), check_room=full_for_alice)
+    client = sent(busy, {"content-length": "8", "expect": "100-continue"})
+    assert (client.answer.status, client.taken, client.answer.headers["connection"]) == (429, 0, "close")
+    assert "connection" not in sent(busy, {"content-length": "8"}).answer.headers

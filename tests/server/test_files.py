@@ -162,7 +162,7 @@ def fetch(tmp_path: Path, headers: dict[str, str], method: str = "GET") -> Answe
     path.write_bytes(CONTENT)
 
     async def app(asked, receive, send) -> None:
-        response = await download(Request(asked, receive), path, "video/mp4", "film.mp4", "tag")
+        response = await download(Request(asked, receive), path, "film.mp4", "tag")
         path.unlink()  # as a DELETE in the middle
         await response(asked, receive, send)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,18 @@ def test_a_url_leads_to_the_picture_for_those_who_have_the_whole_link(server: Ru
     assert httpx2.get(url).json()["error"]["code"] == "file_not_found"
 
 
+def test_a_linked_picture_is_shown_in_place_by_ranges_and_never_sent_twice(server: Running) -> None:
+    url = post(server, {"prompt": "x", "response_format": "url"}).json()["data"][0]["url"]
+    whole = httpx2.get(url)
+    assert whole.headers["content-disposition"] == 'inline; filename="omnimuse.png"'
+    assert whole.headers["cache-control"] == "private, immutable"
+    head = httpx2.head(url)
+    assert (head.headers["content-length"], head.content) == (str(len(whole.content)), b"")
+    part = httpx2.get(url, headers={"range": "bytes=1-3"})
+    assert (part.status_code, part.content) == (206, b"PNG")
+    assert httpx2.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+
+
 def test_a_link_expires(tmp_path: Path) -> None:
     with picture_server(tmp_path, change=lambda options: replace(options, keep=-5.0)) as server:
         url = post(server, {"prompt": "x", "response_format": "url"}).json()["data"][0]["url"]
@@ -182,23 +195,7 @@ def test_a_failure_of_the_work_is_an_error_and_not_retried(server: Running) -> N
     assert len(server.workers.started) == before + 2
 
 
-def test_edits_are_refused_with_the_reason_once_their_fields_are_right(server: Running) -> None:
-    picture = base64.b64decode(post(server, {"prompt": "x"}).json()["data"][0]["b64_json"])
-    with server.client() as client:
-        with pytest.raises(openai.BadRequestError) as wrong:
-            client.images.edit(model=MODEL, prompt="x", image=picture, n=20)
-        with pytest.raises(openai.BadRequestError) as one:
-            client.images.edit(model=MODEL, prompt="x", image=picture)
-        with pytest.raises(openai.BadRequestError) as many:
-            client.images.edit(model=MODEL, prompt="x", image=[picture, picture], mask=picture, size="64x64")
-        with pytest.raises(openai.BadRequestError) as fidelity:
-            client.images.edit(model=MODEL, prompt="x", image=picture, input_fidelity="high")
-    assert (wrong.value.code, wrong.value.param) == ("invalid_value", "n")
-    assert (one.value.code, one.value.param) == ("unsupported_task", "image")
-    assert many.value.code == "unsupported_task"
-    assert (fidelity.value.code, fidelity.value.param) == ("unsupported_parameter", "input_fidelity")
-    bare = httpx2.post(f"{server.url}/v1/images/edits", files={"prompt": (None, b"x")})
-    assert (bare.json()["error"]["code"], bare.json()["error"]["param"]) == ("missing_parameter", "image")
+def test_there_are_no_variations(server: Running) -> None:
     assert post(server, {"image": "x"}, "/v1/images/variations").status_code == 404
 
 
@@ -209,6 +206,16 @@ def test_a_model_of_videos_draws_no_pictures(tmp_path: Path) -> None:
         error = post(server, {"prompt": "x"}).json()["error"]
     assert error["code"] == "unsupported_task"
     assert "text-to-video" in error["message"]
+
+
+def head_of(server: Running, headers: str) -> bytes:
+    """The first line of the answer to a request for a picture whose body does not come."""
+    where = httpx2.URL(server.url)
+    with socket.create_connection((where.host, where.port or 80), timeout=10) as connection:
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"
+        connection.sendall(head.encode())
+        with connection.makefile("rb") as file:
+            return file.readline()
 
 
 def test_a_full_queue_is_refused_before_any_work_even_for_a_stream(tmp_path: Path) -> None:
@@ -222,9 +229,10 @@ def test_a_full_queue_is_refused_before_any_work_even_for_a_stream(tmp_path: Pat
                 assert refused.status_code == 429
                 assert refused.json()["error"]["code"] == "queue_full"
                 assert 1 <= int(refused.headers["retry-after"]) <= 120
+            assert b"429" in head_of(server, "Content-Length: 5000000\r\n")  # of whose body nothing was sent
             assert first.result().status_code == 200
         assert [request.prompt for request in server.workers.started] == ["first"]
-        assert b'rejections_total{reason="queue_full"} 2.0' in server.service.metrics.render()[0]
+        assert b'rejections_total{reason="queue_full"} 3.0' in server.service.metrics.render()[0]
 
 
 def test_a_server_whose_workers_cannot_start_says_so_at_once(tmp_path: Path) -> None:

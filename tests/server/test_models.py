@@ -21,7 +21,9 @@ def test_the_official_client_lists_and_retrieves_the_model_with_its_capabilities
         model = client.models.retrieve(MODEL)
         assert model == listed
         can = model.model_extra["capabilities"]  # type: ignore[index]
-        assert can["tasks"] == ["text-to-image"]
+        assert can["tasks"] == ["text-to-image", "image-to-image"]
+        assert (can["max_images"], can["takes_images"]) == (1, True)
+        assert "strength" in can["parameters"]
         assert (can["size_multiple"], can["max_side"], can["max_outputs"]) == (16, 1024, 10)
         assert can["defaults"]["num_inference_steps"] == 10
         assert can["extra"] == {"cfg_normalization": 0.0, "cfg_truncation": 1.0}
@@ -40,6 +42,12 @@ def test_a_model_without_guidance_takes_no_negative_prompt() -> None:
     fixed = replace(door, limits=replace(door.limits, fixed=DiffusionParams(guidance_scale=0.0)))
     assert "negative_prompt" not in capabilities(fixed).parameters
     assert capabilities(fixed).fixed == {"guidance_scale": 0.0}
+
+
+def test_a_model_that_works_from_text_only_takes_no_images() -> None:
+    door = shapes()
+    blind = capabilities(replace(door, limits=replace(door.limits, max_images=0)))
+    assert (blind.max_images, blind.model_dump()["takes_images"]) == (0, False)
 
 
 def test_capabilities_say_what_a_model_of_videos_makes() -> None:

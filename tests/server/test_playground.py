@@ -56,6 +56,13 @@ PICTURES = {
     "formats": ["png", "jpeg", "webp"],
     "extra": {"cfg_normalization": 0.0},
 }
+EDITS = PICTURES | {
+    "tasks": ["text-to-image", "image-to-image"],
+    "takes_images": True,
+    "max_images": 1,
+    "parameters": [*cast(list[str], PICTURES["parameters"]), "strength"],
+    "defaults": DEFAULTS | {"strength": 0.6},
+}
 VIDEOS = PICTURES | {
     "tasks": ["text-to-video"],
     "max_frames": 81,
@@ -89,7 +96,9 @@ class FakeApi:
     pace: float = 0.0
     key: str = ""
     problem: dict[str, Any] | None = None
+    watched: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -127,9 +136,14 @@ class FakeApi:
     async def edit(self, request: Request) -> Response:
         form = await request.form()
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        fields["images"] = str(len(form.getlist("image[]")))
+        [source] = form.getlist("image")
+        assert not isinstance(source, str)
+        with Image.open(io.BytesIO(await source.read())) as picture:
+            width, height = picture.size
+        self.sources.append((source.filename or "", picture.size))
         await form.close()
-        return self.answer(request, fields | {"progress": True, "n": 1}, "image_edit")
+        like = {"size": f"{width}x{height}", "n": 1}  # without a size the answer has the picture's proportions
+        return self.answer(request, like | fields, "image_edit")
 
     def answer(self, request: Request, fields: dict[str, Any], name: str) -> Response:
         self.asked.append(fields)
@@ -171,15 +185,23 @@ class FakeApi:
 
     async def create_video(self, request: Request) -> Response:
         self.asked.append(await request.json())
+        self.watched = 0
         return JSONResponse({"id": "video_1", "status": "queued", "size": self.asked[-1]["size"], "seed": BIG_SEED})
 
     async def video(self, request: Request) -> Response:
-        return JSONResponse({"id": "video_1", "status": "completed", "size": self.asked[-1]["size"]})
+        if not self.asked:
+            return JSONResponse({"error": {"message": "there is no such video", "code": "video_not_found"}}, 404)
+        asked = self.asked[-1]
+        told = {name: asked[name] for name in ("model", "prompt", "size")}
+        state = {"status": "completed" if self.watched == 10 else "in_progress", "created_at": 100, "completed_at": 142}
+        frames = {"num_frames": asked.get("num_frames", 9), "fps": 16.0, "seed": BIG_SEED}
+        return JSONResponse({"id": "video_1", **told, **state, **frames}, headers={"openai-poll-after-ms": "50"})
 
     async def video_events(self, request: Request) -> Response:
         async def steps() -> AsyncIterator[str]:
-            for step in range(1, 11):
+            for step in range(self.watched + 1, 11):
                 await asyncio.sleep(self.pace)
+                self.watched = step
                 yield event("video.progress", output=0, stage="denoise", step=step, steps=10)
                 yield event("video.preview", b64_json=disc(7, 128, 128, step / 10, "JPEG"))
 
@@ -453,16 +475,117 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page: Any, site: Runn
     assert "sesame" not in page.evaluate("navigator.clipboard.readText()")
 
 
-@browser_only
-def test_a_family_that_edits_takes_pictures_to_start_from(page: Any, site: Running, tmp_path: Path) -> None:
-    site.api.capabilities = PICTURES | {"takes_images": True}
+def editing(page: Any, site: Running) -> None:
+    """The page of a model that takes pictures, asking for one."""
+    site.api.capabilities = EDITS
     page.reload()
     page.get_by_label("Make", exact=True).select_option("edit")
-    Image.new("RGB", (32, 32)).save(tmp_path / "start.png")
-    page.get_by_label("Start from pictures").set_input_files(tmp_path / "start.png")
+
+
+@browser_only
+def test_a_family_that_edits_takes_a_picture_and_a_strength(page: Any, site: Running, tmp_path: Path) -> None:
+    editing(page, site)
     draw(page, "make it blue")
+    assert page.evaluate("document.querySelector('#sources').matches(':invalid')") and site.api.asked == []
+    Image.new("RGB", (96, 48), "green").save(tmp_path / "start.png")
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / "start.png")
+    assert page.get_by_label("Strength").input_value() == "0.6"
+    page.get_by_label("Strength").fill("0.35")
+    page.get_by_role("button", name="Draw").click()
     expect_picture(page)
-    assert site.api.asked[0]["images"] == "1" and site.api.asked[0]["prompt"] == "make it blue"
+    asked = site.api.asked[0]
+    assert (asked["prompt"], asked["strength"], asked["progress"]) == ("make it blue", "0.35", "true")
+    assert asked["size"] == "96x48"  # of the picture: the page asked for none
+    assert site.api.sources == [("start.png", (96, 48))]
+    said = page.locator("figcaption").inner_text()
+    assert "96 × 48" in said and "strength 0.35" in said
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert site.api.sources[1] == site.api.sources[0] and site.api.asked[1]["strength"] == "0.35"
+    page.get_by_label("Make", exact=True).select_option("image")
+    assert page.get_by_label("Strength").count() == 0 and page.locator("#sources").is_hidden()
+
+
+@browser_only
+def test_an_edit_may_have_a_size_of_its_own_and_its_settings_come_back(
+    page: Any, site: Running, tmp_path: Path
+) -> None:
+    editing(page, site)
+    Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / "start.png")
+    assert page.get_by_label("Width").is_hidden()
+    page.get_by_label("Shape").select_option(label="Portrait 112 × 144")
+    assert page.get_by_label("Width").is_visible()
+    draw(page, "a ring")
+    expect_picture(page)
+    assert site.api.asked[0]["size"] == "112x144"
+    page.reload()
+    page.locator("#thumbs button").click()
+    page.get_by_role("button", name="Use settings").click()
+    assert page.get_by_label("Height").input_value() == "144"
+    assert page.evaluate("document.querySelector('#sources').files[0].name") == "start.png"
+
+
+@browser_only
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_that_is_dropped_or_pasted_is_started_from(page: Any, site: Running, way: str) -> None:
+    site.api.capabilities = EDITS
+    page.reload()
+    page.locator("#model-name").get_by_text("omnimuse/shapes").wait_for()
+    page.evaluate(
+        """async (way) => {
+          const canvas = Object.assign(document.createElement("canvas"), { width: 80, height: 40 });
+          const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+          const data = new DataTransfer();
+          data.items.add(new File([blob], "found.png", { type: "image/png" }));
+          const event = way === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+          document.querySelector("#prompt").dispatchEvent(event);
+        }""",
+        way,
+    )
+    assert page.get_by_label("Make", exact=True).input_value() == "edit"
+    page.locator("#chosen img[alt='found.png']").wait_for()
+    draw(page, "a ring")
+    expect_picture(page)
+    assert site.api.sources == [("found.png", (80, 40))]
+
+
+@browser_only
+def test_a_picture_of_the_gallery_can_be_started_from(page: Any, site: Running) -> None:
+    draw(page, "a star")
+    expect_picture(page)
+    assert page.get_by_role("button", name="Use this picture").count() == 0  # this model takes none
+    site.api.capabilities = EDITS
+    page.reload()
+    page.get_by_role("button", name="Use this picture").click()
+    page.locator(f"#chosen img[alt='omnimuse-{BIG_SEED}.png']").wait_for()
+    draw(page, "a square")
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert site.api.sources == [(f"omnimuse-{BIG_SEED}.png", (128, 128))]
+
+
+@browser_only
+def test_the_copied_code_of_an_edit_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
+    editing(page, site)
+    name = """it's; "mine", 1.png"""
+    Image.new("RGB", (96, 48)).save(tmp_path / name)
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / name)
+    page.get_by_label("Prompt").fill("a $ring")
+    for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("button", name=f"Copy as {kind}").click()
+        page.get_by_text("Copied").wait_for()
+        text = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(
+            [*program, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr + text
+        with Image.open(tmp_path / "picture.png") as picture:
+            assert picture.size == (64, 64)
+        (tmp_path / "picture.png").unlink()
+        page.get_by_text("Copied").wait_for(state="hidden")
+    assert [size for _, size in site.api.sources] == [(96, 48)] * 2
+    assert all(asked["prompt"] == "a $ring" and float(asked["strength"]) == 0.6 for asked in site.api.asked)
 
 
 @browser_only
@@ -482,6 +605,71 @@ def test_a_video_job_is_followed_fetched_and_cancelled(page: Any, site: Running)
     page.locator("#stage img.preview").wait_for()
     page.get_by_role("button", name="Cancel").click()
     assert site.api.cancelled.wait(5)
+
+
+@browser_only
+def test_a_video_goes_on_when_the_page_is_loaded_again(page: Any, site: Running) -> None:
+    site.api.capabilities = VIDEOS
+    site.api.pace = 0.3
+    page.reload()
+    draw(page, "a rolling ball")
+    page.get_by_text(re.compile(r"Step 2 of 10")).wait_for()
+    page.reload()
+    page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
+    page.get_by_role("button", name="Cancel").wait_for()
+    page.locator("#stage figure video").wait_for(state="attached")
+    said = page.locator("figcaption").inner_text()
+    assert "a rolling ball" in said and f"seed {BIG_SEED}" in said and "made in 42 s" in said
+    assert len(site.api.asked) == 1 and not site.api.cancelled.is_set()
+    page.reload()
+    page.locator("#thumbs li").wait_for()
+    assert page.locator("#thumbs li").count() == 1 and page.locator("#progress").is_hidden()
+    assert page.evaluate("Object.values(sessionStorage)") == []
+
+
+@browser_only
+def test_a_video_that_went_on_can_be_cancelled_and_one_that_is_gone_is_forgotten(page: Any, site: Running) -> None:
+    site.api.capabilities = VIDEOS
+    site.api.pace = 1.0
+    page.reload()
+    draw(page, "a slow ball")
+    page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
+    page.reload()
+    page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    assert site.api.cancelled.wait(5)
+    page.evaluate("sessionStorage.setItem('omnimuse-video', 'video_2')")
+    site.api.asked.clear()
+    page.reload()
+    end = time.monotonic() + 10
+    while page.evaluate("sessionStorage.getItem('omnimuse-video')") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert page.evaluate("Object.values(sessionStorage)") == []
+    assert page.get_by_role("alert").count() == 0 and page.locator("#progress").is_hidden()
+
+
+@browser_only
+def test_on_a_phone_open_settings_do_not_push_the_picture_away(browser: Any, site: Running) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740}, base_url=site.url)
+    page = context.new_page()
+    page.goto("/")
+    draw(page, "a ring")
+    expect_picture(page)
+    top = page.locator("#stage").evaluate("node => node.offsetTop")
+    assert not page.locator("#settings").evaluate("node => node.open")
+    page.locator("summary").click()
+    assert page.locator("#stage").evaluate("node => node.offsetTop") == top
+    page.get_by_label("Steps").fill("4")
+    page.get_by_role("button", name="Draw").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert site.api.asked[1]["num_inference_steps"] == 4  # they belong to the form all the same
+    page.get_by_label("Steps").fill("0")
+    page.get_by_role("button", name="Draw").click()
+    assert page.evaluate("document.querySelector('#set-num_inference_steps').matches(':invalid')")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.locator("#settings").bounding_box()["x"] < page.locator("#stage").bounding_box()["x"]
+    assert len(site.api.asked) == 2
+    context.close()
 
 
 @browser_only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import os
@@ -20,6 +21,21 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+import omnimuse
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import StorageError
+from omnimuse.engine.pool import Pool, PoolPlan
+from omnimuse.server.admission import Admission
+from omnimuse.server.attempt import JobRules
+from omnimuse.server.files import Files
+from omnimuse.server.jobs import Jobs
+from omnimuse.server.keys import Keys
+from omnimuse.server.metrics import Metrics
+from omnimuse.server.options import ServeOptions
+from omnimuse.server.serve import _run, listen
+from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.store import JobStore
+from omnimuse.worker.find import find
 from tests.server.whole_server import Answer, WholeServer, alive, wait_gone
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -108,6 +124,53 @@ def _metrics(server: WholeServer) -> str:
     return subprocess.run(
         ["curl", "-s", server.url + "/metrics"], check=True, capture_output=True, text=True, timeout=20
     ).stdout
+
+
+def test_a_model_in_a_folder_is_called_by_the_folders_name_and_no_path_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "my-shapes"
+    folder.parent.mkdir()
+    folder.symlink_to(Path(omnimuse.__file__).parent / "bundled" / "shapes")
+    with WholeServer(tmp_path / "server", str(folder)) as server:
+        server.wait_ready()
+        [model] = server.ask("/v1/models").json["data"]
+        assert model["id"] == "my-shapes"
+        small = {"size": "64x64", "num_inference_steps": 2}  # a folder has the defaults of its family, not of the demo
+        said = server.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": "a circle"}], **small})
+        assert said.json["model"] == "my-shapes"
+        assert server.draw(model=str(folder), **small).json["error"]["message"].endswith("this server serves my-shapes")
+        metrics = _metrics(server)
+        assert 'model="my-shapes"' in metrics and str(tmp_path) not in metrics
+        assert str(tmp_path) not in server.text
+
+
+def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenJobs(Jobs):
+        async def hold(self) -> None:
+            raise StorageError("the disk is gone")
+
+    class Idle(Pool):
+        async def wait_ready(self) -> None:
+            await asyncio.Event().wait()
+
+    found = find(Config(ModelConfig("omnimuse/shapes")))
+    options = ServeOptions(tmp_path, "omnimuse/shapes")
+    pool = Idle(PoolPlan(found.config, found.spec, tmp_path))
+    files, admission, metrics = Files(tmp_path), Admission(options), Metrics("omnimuse/shapes")
+
+    async def main() -> None:
+        store = await JobStore.open(tmp_path / "jobs.sqlite")
+        jobs = BrokenJobs(store, files, pool, admission, metrics, JobRules(found.spec, 1.0))
+        keys, life = Keys.load(None), Lifecycle(draining=True)
+        service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, life)
+        try:
+            with listen("127.0.0.1", 0) as listener:
+                await asyncio.wait_for(_run(service, pool, listener), 20)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+    [record] = [record for record in caplog.records if "the drain failed" in record.message]
+    assert record.exc_info is not None and "the disk is gone" in str(record.exc_info[1])
 
 
 def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:

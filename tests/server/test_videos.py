@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Awaitable, Callable
@@ -14,9 +15,13 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
+from PIL import Image
 
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import NumericalError
+from omnimuse.core.request import Request
+from omnimuse.engine.wire import Form, MadeFile
+from omnimuse.media.video import Video, encode_video
 from omnimuse.server.checks import Rules
 from omnimuse.server.edge import protect
 from omnimuse.server.keys import Keys
@@ -24,6 +29,7 @@ from omnimuse.server.openapi import document
 from omnimuse.server.routes import videos
 from omnimuse.worker.find import find
 from tests.server.asgi import Answer, Client, call, scope
+from tests.server.fake_workers import FakeWorkers
 from tests.server.video_rig import MODEL, Rig, listening, rig
 
 SLOW = 0.05
@@ -161,7 +167,9 @@ def test_a_client_is_told_how_long_to_wait_between_polls(tmp_path: Path) -> None
             answer = await ask(parts, "GET", f"/v1/videos/{video['id']}")
             video = json.loads(answer.content)
         assert video["status"] == "in_progress" and 1 < video["eta_seconds"] < 60
-        assert abs(int(answer.headers["openai-poll-after-ms"]) - max(250, 100 * video["eta_seconds"])) < 2  # whole milliseconds
+        assert (
+            abs(int(answer.headers["openai-poll-after-ms"]) - max(250, 100 * video["eta_seconds"])) < 2
+        )  # whole milliseconds
 
     run(tmp_path, act, pace=SLOW)
 
@@ -204,11 +212,91 @@ def test_content_comes_whole_in_ranges_and_as_a_head(tmp_path: Path) -> None:
         for wanted in ("bytes=999999-", "bytes=0-0,2-2"):
             refused = await ask(parts, "GET", path, headers={"range": wanted})
             assert (refused.status, refused.error["code"]) == (416, "invalid_range")
-        for variant, code in (("thumbnail", "unsupported_parameter"), ("../x", "invalid_value")):
-            refused = await ask(parts, "GET", f"{path}?variant={variant}")
-            assert (refused.status, refused.error["code"], refused.error["param"]) == (400, code, "variant")
+        refused = await ask(parts, "GET", f"{path}?variant=../x")
+        assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "invalid_value", "variant")
 
     run(tmp_path, act)
+
+
+class Filmers(FakeWorkers):
+    """Workers whose videos can be played."""
+
+    def _file(self, request: Request, output: int, form: Form) -> MadeFile:
+        frames = tuple(Image.new("RGB", (64, 32), (10 * number, 90, 200)) for number in range(20))
+        content = encode_video(Video(frames, 8.0), {})
+        name = f"{request.id}.mp4"
+        (self.spool / name).write_bytes(content)
+        return MadeFile(name, len(content), hashlib.sha256(content).hexdigest(), 1, 64, 32, len(frames), 8.0)
+
+
+def filmers(spool: Path, pace: float, ready: bool) -> FakeWorkers:
+    return Filmers(spool, pace, ready=ready)
+
+
+def test_stills_of_a_video_are_made_once_and_removed_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+
+    async def act(parts: Rig, client: AsyncOpenAI) -> None:
+        video = await client.videos.create_and_poll(prompt="a hill")
+        variants: tuple[tuple[Any, str, tuple[int, int]], ...] = (
+            ("thumbnail", "WEBP", (64, 32)),
+            ("spritesheet", "JPEG", (256, 128)),
+        )
+        for variant, form, size in variants:
+            answers = await asyncio.gather(
+                *(client.videos.download_content(video.id, variant=variant) for _ in range(2))
+            )
+            assert answers[0].response.headers["content-type"] == f"image/{form.lower()}"
+            assert answers[0].content == answers[1].content
+            with Image.open(io.BytesIO(answers[0].content)) as picture:
+                assert (picture.format, picture.size) == (form, size)
+            path = f"/v1/videos/{video.id}/content?variant={variant}"
+            seen = {"if-none-match": answers[0].response.headers["etag"]}
+            assert (await ask(parts, "GET", path, headers=seen)).status == 304
+        [film] = [name for name in parts.kept() if name.endswith(".mp4")]
+        assert len(parts.kept()) == 3
+        still = parts.service.options.data / "files" / film.replace(".mp4", ".webp")
+        still.write_bytes(b"kept")  # what is there is not made again
+        assert (await client.videos.download_content(video.id, variant="thumbnail")).content == b"kept"
+        await client.videos.delete(video.id)
+        assert parts.kept() == []
+
+    run_with_client(tmp_path, act, workers=filmers)
+
+
+def test_a_video_that_cannot_be_read_costs_one_answer_and_tells_no_path(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        video = await made(parts)  # of bytes that are no video
+        answer = await ask(parts, "GET", f"/v1/videos/{video['id']}/content?variant=thumbnail")
+        assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        assert str(tmp_path).encode() not in answer.content
+        assert len(parts.kept()) == 1
+        assert (await ask(parts, "GET", f"/v1/videos/{video['id']}/content")).status == 200
+
+    run(tmp_path, act)
+
+
+def test_a_still_of_a_video_that_is_removed_meanwhile_stays_nowhere(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+
+    async def act(parts: Rig) -> None:
+        video = await made(parts)
+        path = f"/v1/videos/{video['id']}/content?variant=spritesheet"
+        asking = asyncio.create_task(ask(parts, "GET", path))
+        await asyncio.sleep(0.05)
+        await ask(parts, "DELETE", f"/v1/videos/{video['id']}")
+        assert (await asking).error["code"] in ("video_not_found", "internal_error")  # the reader may be there first
+        assert parts.kept() == []
+        leaving = asyncio.create_task(
+            ask(parts, "GET", f"/v1/videos/{(await made(parts))['id']}/content?variant=thumbnail")
+        )
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert all(name.endswith(".mp4") for name in parts.kept())
+
+    run(tmp_path, act, workers=filmers)
 
 
 def test_content_of_an_unfinished_video_is_a_conflict(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ ImageEditRequest = request_model("ImageEditRequest", "edit")
 
 Format = Literal["png", "jpeg", "webp"]
 Level = Literal["low", "medium", "high", "xhigh", "max"]
+Work = Literal["image_generation", "image_edit"]
+"""What the names of a stream's events begin with."""
 
 
 class TokenDetails(BaseModel):
@@ -94,7 +96,7 @@ class ImageDeleted(BaseModel):
 class ProgressEvent(BaseModel):
     """One step of one output is done (ours; sent when the request has `progress`)."""
 
-    type: Literal["image_generation.progress"] = "image_generation.progress"
+    type: Literal["image_generation.progress", "image_edit.progress"] = "image_generation.progress"
     output: int
     stage: str
     step: int
@@ -104,7 +106,7 @@ class ProgressEvent(BaseModel):
 class PartialImageEvent(BaseModel):
     """A look at an unfinished picture; the look is a JPEG, whatever format the picture will have."""
 
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"] = "image_generation.partial_image"
     b64_json: str
     partial_image_index: int
     output: int
@@ -120,7 +122,7 @@ class PartialImageEvent(BaseModel):
 class CompletedImageEvent(BaseModel):
     """One finished picture."""
 
-    type: Literal["image_generation.completed"] = "image_generation.completed"
+    type: Literal["image_generation.completed", "image_edit.completed"] = "image_generation.completed"
     b64_json: str
     output: int
     seed: int

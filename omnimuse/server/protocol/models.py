@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 
 class Capabilities(BaseModel):
     """What a model can be asked for. Sizes in pixels; `extra` are the family's own parameters and their defaults.
 
-    `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
-    each word of `quality`.
+    At most `max_images` pictures may come with a prompt. `parameters` are those that are honoured; `fixed` those that
+    take one value only. `qualities` are the steps behind each word of `quality`.
     """
 
     tasks: list[str]
@@ -21,7 +21,7 @@ class Capabilities(BaseModel):
     max_frames: int
     frame_step: int
     max_prompt: int
-    takes_images: bool
+    max_images: int
     max_outputs: int
     parameters: list[str]
     defaults: dict[str, Any]
@@ -29,6 +29,12 @@ class Capabilities(BaseModel):
     formats: list[str]
     qualities: dict[str, int]
     extra: dict[str, Any]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def takes_images(self) -> bool:
+        """Whether a picture may come with a prompt."""
+        return self.max_images > 0
 
 
 class Model(BaseModel):

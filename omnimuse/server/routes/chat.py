@@ -1,5 +1,6 @@
 """POST /v1/chat/completions for models that draw: the last user message is the prompt, the answer is pictures.
 
+A picture in that message is what a model that takes pictures starts from.
 The pictures come as `message.images` (`delta.images` in a stream), or as content parts under `--compat vllm-omni`.
 Earlier messages have no part in the picture; the answer says so in `warnings`.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -18,20 +19,34 @@ from starlette.routing import Route
 
 from omnimuse.engine.wire import Finished, MadeFile
 from omnimuse.server.bodies import read_json
+from omnimuse.server.download import MEDIA
 from omnimuse.server.errors import refusal
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders import Admitted, Order, check_task, contents, draw, finished, opened, place_order
+from omnimuse.server.orders import (
+    Admitted,
+    Order,
+    check_model,
+    check_task,
+    contents,
+    draw,
+    finished,
+    opened,
+    place_order,
+    read_pictures,
+)
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.service import Service
 from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.answers import Made, encoded, image_tokens
+from omnimuse.server.translate.values import shown
+from omnimuse.server.uploads import Source
 from omnimuse.server.watch import cancel_on_disconnect
 
-TASK = "text-to-image"
+TASK, EDIT = "text-to-image", "image-to-image"
+DETAILS = ("auto", "low", "high", "original")
 ROLES = ("system", "developer", "user", "assistant")
-_MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 OPERATIONS = (
     Operation(
@@ -51,55 +66,82 @@ def routes(service: Service) -> list[Route]:
         fields = await read_json(request)
         check_task(service, TASK)
         wanted = read(fields, "chat", service.door)
+        check_model(service, wanted.model)
         _check_modalities(wanted)
-        wanted = replace(wanted, prompt=prompt_of(wanted.messages))
-        order = place_order(service, wanted, request, TASK)
+        said = said_last(wanted.messages, takes_images=EDIT in service.door.spec.tasks)
+        wanted = replace(wanted, prompt=said.text)
+        pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
+        order = place_order(service, wanted, request, EDIT if pictures else TASK, pictures)
         if wanted.delivery.stream:
             return await opened(_chunks(service, order))
         made = await cancel_on_disconnect(request, finished(service, order))
-        pictures = await contents(service.files, made.files)
-        return JSONResponse(_completion(service, order, made, pictures))
+        drawn = await contents(service.files, made.files)
+        return JSONResponse(_completion(service, order, made, drawn))
 
     return [Route("/v1/chat/completions", completions, methods=["POST"])]
 
 
-def prompt_of(messages: list[Any] | None) -> str:
-    """The text of the last user message; ApiError 400 for anything but text in it, or for messages that are none."""
+@dataclass(frozen=True)
+class Said:
+    """What one message of the user says: its text, and where its pictures are."""
+
+    text: str
+    pictures: tuple[Source, ...] = ()
+
+
+def said_last(messages: list[Any] | None, takes_images: bool) -> Said:
+    """What the last user message says; ApiError 400 for messages that are none, or what this model cannot read."""
     if not messages:
         raise refusal(
             "missing_parameter", "messages is missing or empty; the last user message says what to draw", "messages"
         )
-    prompt: str | None = None
+    last = Said("")
     for index, message in enumerate(messages):
         name = f"messages[{index}]"
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
             raise refusal("invalid_value", f"{name} is no message with a role of {', '.join(ROLES)}", name)
         if role == "user":
-            prompt = _text_of(message.get("content"), f"{name}.content")
-    if prompt is None or not prompt.strip():
-        raise refusal("invalid_value", "there is no text in a message of the user; say what to draw", "messages")
-    return prompt
+            last = _said(message.get("content"), f"{name}.content", takes_images)
+    if not last.text.strip():
+        raise refusal("invalid_value", "there is no text in the last message of the user; say what to draw", "messages")
+    return last
 
 
-def _text_of(content: Any, name: str) -> str:
-    """The text of one message: a string, or parts of which each is text."""
+def _said(content: Any, name: str, takes_images: bool) -> Said:
+    """What one message says: a string, or parts of which each is text or, where the model takes them, a picture."""
     if isinstance(content, str):
-        return content
+        return Said(content)
     if not isinstance(content, list) or not content:
         raise refusal("invalid_value", f"{name} is neither text nor a list of parts", name)
-    texts = []
+    texts: list[str] = []
+    pictures: list[Source] = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "image_url" and takes_images:
+            pictures.append(_picture(part.get("image_url"), f"{name}[{index}].image_url"))
+            continue
         if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
-            message = f"{name}[{index}] is {kind}, and this model works from text only; leave it out"
+            reads = "text and pictures" if takes_images else "text"
+            message = f"{name}[{index}] is {kind}, and this model works from {reads} only; leave it out"
             raise refusal("unsupported_task", message, f"{name}[{index}]")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise refusal(
                 "invalid_value", f'{name}[{index}] is no part {{"type": "text", "text": ...}}', f"{name}[{index}]"
             )
         texts.append(part["text"])
-    return "\n".join(texts)
+    return Said("\n".join(texts), tuple(pictures))
+
+
+def _picture(given: Any, name: str) -> Source:
+    """Where a picture is. `detail` says how a language model should look at it; here it is looked at as a whole."""
+    if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+        raise refusal("invalid_value", f'{name} is no object {{"url": "data:image/png;base64,..."}}', name)
+    if others := given.keys() - {"url", "detail"}:
+        raise refusal("unknown_parameter", f"{name} has no field {shown(min(others, key=str))}; it has url", name)
+    if given.get("detail", "auto") not in DETAILS:
+        raise refusal("invalid_value", f"{name}.detail is not known; use one of {', '.join(DETAILS)}", name)
+    return Source(name, url=given["url"])
 
 
 def _check_modalities(wanted: Wanted) -> None:
@@ -112,8 +154,8 @@ def _check_modalities(wanted: Wanted) -> None:
         raise refusal(code, message, "modalities")
 
 
-def _completion(service: Service, order: Order, made: Finished, pictures: Sequence[bytes]) -> dict[str, Any]:
-    parts = _parts(order, made.files, pictures)
+def _completion(service: Service, order: Order, made: Finished, drawn: Sequence[bytes]) -> dict[str, Any]:
+    parts = _parts(order, made.files, drawn)
     groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
     choices = [protocol.Choice(index=index, message=_message(service, group)) for index, group in enumerate(groups)]
     answer = protocol.ChatCompletion(
@@ -183,7 +225,7 @@ def _message(service: Service, parts: list[protocol.ImagePart]) -> protocol.Mess
 
 
 def _parts(order: Order, files: Sequence[MadeFile], pictures: Sequence[bytes]) -> list[protocol.ImagePart]:
-    media = _MEDIA[order.form.format]
+    media = MEDIA[order.form.format.lower()]
     return [
         protocol.ImagePart(
             image_url=protocol.ImageUrl(url=f"data:{media};base64,{encoded(content)}"), index=index, seed=file.seed

@@ -6,7 +6,6 @@ key to follow it. Names are the server's; a name or signature of another shape i
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
@@ -19,12 +18,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.server.download import download
 from omnimuse.server.errors import refusal
 from omnimuse.server.openapi import Operation
 from omnimuse.server.service import Service
 
-MEDIA = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
-"""Suffix of a kept file -> its media type."""
 _KEY_BYTES = 32
 
 _QUERY = {"expires": {"type": "integer"}, "signature": {"type": "string"}}
@@ -32,7 +30,7 @@ OPERATIONS = (
     Operation(
         "GET",
         "/v1/files/{name}/content",
-        "A finished file, by the signed link that an answer gave.",
+        "A finished file, by the signed link that an answer gave; ranges are honoured.",
         responses={200: "image/png"},
         query=_QUERY,
         open=True,
@@ -87,16 +85,10 @@ def routes(service: Service) -> list[Route]:
     async def content(request: Request) -> Response:
         name, query = request.path_params["name"], request.query_params
         links.check(name, query.get("expires", ""), query.get("signature", ""), time.time())
+        saved = f"omnimuse.{name.rpartition('.')[2]}"
         try:
-            data = await asyncio.to_thread(service.files.path(name).read_bytes)
+            return await download(request, service.files.path(name), saved, name, inline=True)
         except FileNotFoundError:
             raise refusal("file_not_found", "this file is no longer kept; ask for the picture again") from None
-        suffix = name.rpartition(".")[2]
-        headers = {
-            "cache-control": "private, immutable",
-            "content-disposition": f'inline; filename="omnimuse.{suffix}"',
-            "etag": f'"{name}"',
-        }
-        return Response(data, media_type=MEDIA.get(suffix, "application/octet-stream"), headers=headers)
 
     return [Route("/v1/files/{name}/content", content)]

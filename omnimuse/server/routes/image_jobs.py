@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from omnimuse.server.bodies import Upload
 from omnimuse.server.errors import CODES, ApiError, refusal
 from omnimuse.server.job import Idempotency, Job, Trouble
 from omnimuse.server.orders import Order, opened
@@ -31,7 +33,9 @@ MAX_KEY = 255
 """Characters of an Idempotency-Key."""
 
 
-def idempotency_of(request: Request, fields: dict[str, Any]) -> Idempotency | None:
+def idempotency_of(
+    request: Request, fields: dict[str, Any], uploads: Mapping[str, Sequence[Upload]] = MappingProxyType({})
+) -> Idempotency | None:
     """The key that the client chose for this request, with a hash of what it asks; ApiError 400 for a bad key."""
     key = request.headers.get("idempotency-key")
     if key is None:
@@ -39,8 +43,14 @@ def idempotency_of(request: Request, fields: dict[str, Any]) -> Idempotency | No
     if not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
         message = f"an Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters; this one has {len(key)}"
         raise refusal("invalid_value", message, "idempotency-key")
-    asked = json.dumps([request.url.path, fields], sort_keys=True)
+    files = {name: [hashlib.sha256(part.content).hexdigest() for part in parts] for name, parts in uploads.items()}
+    asked = json.dumps([request.url.path, fields, *([files] if files else [])], sort_keys=True)
     return Idempotency(key, hashlib.sha256(asked.encode()).hexdigest())
+
+
+def look_of(order: Order) -> answers.Look:
+    """What the answer to `order` repeats of it; an order with pictures is an edit."""
+    return answers.Look.of(order.wanted, "image_edit" if order.request.images else "image_generation")
 
 
 class ImageJobs:
@@ -51,7 +61,7 @@ class ImageJobs:
 
     async def answer(self, request: Request, order: Order, idem: Idempotency | None) -> Response:
         """Accept `order` as a job, and answer as it asks: with the job, a stream, or the pictures at the end."""
-        look = answers.Look.of(order.wanted)
+        look = look_of(order)
         detail = answers.keepsake(look, order.request.id)
         job = await self._service.jobs.submit(request.state.tenant, order.request, order.form, "image", detail, idem)
         headers = {"location": f"/v1/images/{job.id}"}

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations and its neighbours: pictures at once, as a stream, or as a job that is kept.
+"""POST /v1/images/generations and /v1/images/edits: pictures at once, as a stream, or as a job that is kept.
 
 A job is made for `background: true` and for a request with an Idempotency-Key; `routes/image_jobs.py` answers for
 those. How a request is read, admitted and drawn is in `server/orders.py`.
@@ -19,27 +19,31 @@ from omnimuse.engine.wire import Finished, MadeFile
 from omnimuse.server.bodies import read_form, read_json
 from omnimuse.server.errors import refusal
 from omnimuse.server.files import Files, new_file_id
+from omnimuse.server.job import Idempotency
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders import (
     Admitted,
     Order,
+    check_model,
     check_task,
     contents,
     draw,
     finished,
     opened,
     place_order,
+    read_pictures,
 )
 from omnimuse.server.protocol import images as protocol
 from omnimuse.server.routes.files import Links
-from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of
+from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of, look_of
 from omnimuse.server.service import Service
 from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.answers import Events, Look, Made, encoded, response
+from omnimuse.server.translate.answers import Events, Made, encoded, response
+from omnimuse.server.uploads import uploaded
 from omnimuse.server.watch import cancel_on_disconnect
 
-TASK = "text-to-image"
+TASK, EDIT = "text-to-image", "image-to-image"
 OPERATIONS = (
     Operation(
         "POST",
@@ -51,7 +55,7 @@ OPERATIONS = (
     Operation(
         "POST",
         "/v1/images/edits",
-        "Edit pictures; refused for models that work from text only.",
+        "Draw pictures anew from pictures, as far as `strength` says; refused for models that work from text only.",
         body=protocol.ImageEditRequest,
         form=True,
         responses={200: protocol.ImagesResponse},
@@ -72,22 +76,27 @@ def routes(service: Service) -> list[Route]:
         fields = await read_json(request)
         check_task(service, TASK)
         order = place_order(service, read(fields, "image", service.door), request, TASK)
-        idem = idempotency_of(request, fields)
+        return await answered(request, order, idempotency_of(request, fields))
+
+    async def edits(request: Request) -> Response:
+        fields, uploads = await read_form(request)
+        wanted = read(fields, "edit", service.door, form=True, files=uploads)
+        check_model(service, wanted.model)
+        sources = uploaded(uploads, wanted.urls)
+        if not sources:
+            raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
+        check_task(service, EDIT)
+        pictures = await read_pictures(service, request, sources)
+        order = place_order(service, wanted, request, EDIT, pictures)
+        return await answered(request, order, idempotency_of(request, fields, uploads))
+
+    async def answered(request: Request, order: Order, idem: Idempotency | None) -> Response:
         if idem is not None or order.wanted.delivery.durable:
             return await jobs.answer(request, order, idem)
         if order.wanted.delivery.stream:
             return await opened(_events(service, order))
         made = await cancel_on_disconnect(request, finished(service, order))
         return await _whole(service, links, request, order, made)
-
-    async def edits(request: Request) -> Response:
-        fields, uploads = await read_form(request)
-        place_order(service, read(fields, "edit", service.door, form=True), request, "image-to-image")
-        if "image" not in uploads:
-            raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
-        read(fields, "edit", service.door, form=True, files=uploads)
-        message = f"{service.options.model_name} edits no pictures; use /v1/images/generations"
-        raise refusal("unsupported_task", message, "image")
 
     async def variations(request: Request) -> Response:
         raise refusal("not_found", "variations do not exist any more; use /v1/images/generations")
@@ -103,7 +112,7 @@ def routes(service: Service) -> list[Route]:
 
 async def _whole(service: Service, links: Links, request: Request, order: Order, made: Finished) -> Response:
     """All pictures in one JSON answer, as bytes or as links."""
-    look = Look.of(order.wanted)
+    look = look_of(order)
     if look.transport == "url":
         until = time.time() + service.options.keep
         names = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files))
@@ -118,7 +127,7 @@ async def _whole(service: Service, links: Links, request: Request, order: Order,
 async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]:
     """Steps, previews and pictures as they come; the first event is for `opened`."""
     delivery = order.wanted.delivery
-    events = Events(order.request, Look.of(order.wanted), delivery.partial_images, delivery.progress)
+    events = Events(order.request, look_of(order), delivery.partial_images, delivery.progress)
     async with aclosing(draw(service, order)) as updates:
         async for update in updates:
             if isinstance(update, Admitted):

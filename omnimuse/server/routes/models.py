@@ -43,7 +43,7 @@ def capabilities(door: Door) -> Capabilities:
     limits, spec = door.limits, door.spec
     extra = {part.name: part.default for part in fields(spec.extra)}
     honoured = (ALWAYS | spec.supported) - {"output_type"} - limits.refuses.keys()
-    videos = any(task.endswith("video") for task in spec.tasks)
+    videos = spec.makes_video
     return Capabilities(
         tasks=list(spec.tasks),
         family=spec.family,
@@ -52,7 +52,7 @@ def capabilities(door: Door) -> Capabilities:
         max_frames=limits.max_frames,
         frame_step=limits.frame_step,
         max_prompt=MAX_PROMPT,
-        takes_images=limits.takes_images,
+        max_images=limits.max_images,
         max_outputs=1 if videos else MAX_OUTPUTS,
         parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),
         defaults=_chosen(door.defaults),

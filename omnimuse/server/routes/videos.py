@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from omnimuse.engine.wire import Previewed
 from omnimuse.server.bodies import read_any
-from omnimuse.server.download import download
+from omnimuse.server.download import MEDIA, download
 from omnimuse.server.errors import CODES, ApiError, refusal
 from omnimuse.server.job import Job, Page
 from omnimuse.server.openapi import Operation
@@ -28,6 +28,7 @@ from omnimuse.server.protocol.images import JobError
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.service import Service
 from omnimuse.server.sse import Event, EventStream
+from omnimuse.server.stills import KINDS, Stills
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.asks import patience, preview_period, to_request, video_form
 from omnimuse.server.watch import cancel_on_disconnect
@@ -70,9 +71,9 @@ OPERATIONS = (
     Operation(
         "GET",
         "/v1/videos/{id}/content",
-        "The file; ranges are honoured.",
+        "The file; ranges are honoured. A thumbnail is one frame as WEBP, a spritesheet up to 16 of them as JPEG.",
         responses={200: "video/mp4"},
-        query={"variant": {"type": "string", "enum": ["video"]}},
+        query={"variant": {"type": "string", "enum": ["video", *KINDS]}},
     ),
     Operation(
         "GET",
@@ -123,6 +124,7 @@ class Videos:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._stills = Stills(service.files)
 
     async def create(self, request: Request) -> Response:
         """POST /v1/videos: accept a job."""
@@ -139,7 +141,7 @@ class Videos:
         made = await cancel_on_disconnect(request, finished(self._service, order))
         [content] = await contents(self._service.files, made.files)
         headers = {"x-seed": str(made.files[0].seed), "content-disposition": 'attachment; filename="video.mp4"'}
-        return Response(content, media_type="video/mp4", headers=headers)
+        return Response(content, media_type=MEDIA["mp4"], headers=headers)
 
     async def list(self, request: Request) -> Response:
         """GET /v1/videos: a page of them."""
@@ -160,17 +162,18 @@ class Videos:
         """GET or HEAD /v1/videos/{id}/content."""
         job = await self._job(request)
         variant = request.query_params.get("variant", "video")
-        if variant in ("thumbnail", "spritesheet"):
-            raise refusal("unsupported_parameter", f"no {variant} is made of videos; use variant=video", "variant")
-        if variant != "video":
-            raise refusal("invalid_value", f"variant={variant[:40]!r} is not known; use variant=video", "variant")
+        if variant != "video" and variant not in KINDS:
+            allowed = f"use video, {' or '.join(KINDS)}"
+            raise refusal("invalid_value", f"variant={variant[:40]!r} is not known; {allowed}", "variant")
         if job.state != "completed":
             why = f"failed: {job.error.message}" if job.error else f"is {job.state.replace('_', ' ')}"
             raise refusal("video_not_ready", f"the video {why}; only a completed one has content", "id")
         [file] = job.files
         try:
-            path = self._service.files.path(file.name)
-            return await download(request, path, "video/mp4", f"{job.id}.mp4", file.sha256)
+            if variant == "video":
+                return await download(request, self._service.files.path(file.name), f"{job.id}.mp4", file.sha256)
+            still = await self._stills.find(file.name, variant)
+            return await download(request, still, f"{job.id}{still.suffix}", f"{file.sha256}-{variant}")
         except FileNotFoundError:
             raise _unknown(request) from None
 

@@ -73,6 +73,7 @@ class Wanted:
     messages: list[Any] | None = None
     modalities: list[Any] | None = None
     files: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,7 +173,7 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
     if entry.shape != "file":
         why = f"it is no upload but {entry.note}" if entry.target else entry.note
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
-    if not door.limits.takes_images:
+    if not door.limits.max_images:
         code = "unsupported_task" if kind == "edit" else "unsupported_parameter"
         raise refusal(code, f"{name} is not supported: this model works from text only; leave the picture out", name)
     return wire
@@ -219,6 +220,7 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         messages=values.get("messages"),
         modalities=values.get("modalities"),
         files=uploads,
+        urls=values.get("urls", ()),
         names=names,
     )
 

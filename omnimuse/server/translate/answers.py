@@ -23,16 +23,20 @@ _SUFFIXES: dict[str, protocol.Format] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "
 
 @dataclass(frozen=True)
 class Look:
-    """What an answer repeats of its request; plain values, so that a job can keep them. `format` is a wire word."""
+    """What an answer repeats of its request; plain values, so that a job can keep them. `format` is a wire word.
+
+    `work` is what the names of a stream's events begin with.
+    """
 
     format: protocol.Format
     level: Literal["auto", "low", "medium", "high", "xhigh", "max"] = "auto"
     background: Literal["auto", "opaque"] = "auto"
     transport: str = "b64_json"
     safety_identifier: str | None = None
+    work: protocol.Work = "image_generation"
 
     @staticmethod
-    def of(wanted: Wanted) -> Look:
+    def of(wanted: Wanted, work: protocol.Work = "image_generation") -> Look:
         """What the answer to `wanted` repeats."""
         output = wanted.output
         return Look(
@@ -41,6 +45,7 @@ class Look:
             background=cast(Any, output.background),
             transport=output.transport,
             safety_identifier=wanted.safety_identifier,
+            work=work,
         )
 
     @property
@@ -106,7 +111,7 @@ class Events:
     def __init__(self, request: Request, look: Look, previews: int, progress: bool) -> None:
         self._look, self._progress = look, progress
         self._size = f"{request.params.width}x{request.params.height}"
-        self._steps = request.params.num_inference_steps or 1
+        self._steps = request.steps
         self._shown = {step: index for index, step in enumerate(preview_steps(self._steps, previews))}
         self._seen: set[tuple[int, int]] = set()
 
@@ -116,7 +121,11 @@ class Events:
             if self._progress:
                 yield _event(
                     protocol.ProgressEvent(
-                        output=update.output, stage=update.stage, step=update.step, steps=update.steps
+                        type=cast(Any, f"{self._look.work}.progress"),
+                        output=update.output,
+                        stage=update.stage,
+                        step=update.step,
+                        steps=update.steps,
                     )
                 )
         elif update.step in self._shown and (update.output, update.step) not in self._seen:
@@ -128,6 +137,7 @@ class Events:
         for index, (file, content) in enumerate(zip(made.files, contents, strict=True)):
             yield _event(
                 protocol.CompletedImageEvent(
+                    type=cast(Any, f"{self._look.work}.completed"),
                     b64_json=encoded(content),
                     output=index,
                     seed=file.seed,
@@ -144,6 +154,7 @@ class Events:
 
     def _partial(self, update: Previewed) -> protocol.PartialImageEvent:
         return protocol.PartialImageEvent(
+            type=cast(Any, f"{self._look.work}.partial_image"),
             b64_json=encoded(update.picture),
             partial_image_index=self._shown[update.step],
             output=update.output,

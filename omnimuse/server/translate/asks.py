@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door, Request
+from omnimuse.core.request import Ask, Door, Picture, Request
 from omnimuse.engine.wire import Form
 from omnimuse.server.errors import refusal
 from omnimuse.server.translate.aliases import Wanted
@@ -22,12 +22,17 @@ MAX_PATIENCE = 24 * 3600.0
 """Seconds; a client that says it waits longer says nothing."""
 
 
-def to_request(wanted: Wanted, door: Door, tenant: str = "", previews: int = 0) -> Request:
+def to_request(
+    wanted: Wanted, door: Door, tenant: str = "", previews: int = 0, pictures: Sequence[Picture] = ()
+) -> Request:
     """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
 
-    `previews` asks for a look every so many steps. The deadline is `timeout_s` from now on the monotonic clock.
+    `pictures` are those that came with it. `previews` asks for a look every so many steps. The deadline is `timeout_s`
+    from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
+    if pictures:
+        prompt["images"] = tuple(pictures)
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
     ask = Ask(prompt, _timed(wanted, door), timeout=wanted.timeout, tenant=tenant, previews=previews)
@@ -98,7 +103,8 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
 def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
-    name = names.get(first, {"timeout": "timeout_s", "num_outputs_per_prompt": "n"}.get(first, first))
+    usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image"}
+    name = names.get(first, usual.get(first, first))
     message = str(error)
     if name != first and message.startswith(f"{first}="):
         message = f"{name}{message.removeprefix(first)}" if first not in ("width", "height") else f"{name}: {message}"

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Shape = Literal[
-    "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file"
-]
-"""What a value looks like; "file" is an upload."""
+    "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
+    "urls",
+]  # fmt: skip
+"""What a value looks like; "file" is an upload, "urls" one address or several."""
 
 Kind = Literal["image", "edit", "video", "chat"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/chat/completions."""
@@ -52,6 +53,7 @@ _FLAT = "this server makes still pictures of one layer"
 _NO_LORA = "no LoRA adapters are registered with this server"
 _NO_PATHS = "a request never names files or folders of the server"
 _NO_TEXT = "the answer is a picture: no text is sampled; a picture is steered by its own fields, such as `seed`"
+_KEEPS = "`strength` says how much of the picture is drawn anew: lower keeps more of it"
 _TEXT_ONLY = "pictures to start from go to /v1/images/edits, with models that take them"
 
 SHARED: tuple[Field, ...] = (
@@ -63,7 +65,7 @@ SHARED: tuple[Field, ...] = (
     Field("guidance_scale_2", "real", "guidance_scale_2", "guidance of the second expert"),
     Field("true_cfg_scale", "real", "true_cfg_scale", "classifier-free guidance beside distilled guidance"),
     Field("max_sequence_length", "whole", "max_sequence_length", "text tokens that are read of the prompt"),
-    Field("strength", "real", "strength", "how far from the input picture"),
+    Field("strength", "real", "strength", "how much of the input picture is drawn anew, up to 1 for all of it"),
     Field("size", "size", "size", '"auto" (the model\'s own size) or WIDTHxHEIGHT in pixels'),
     Field("width", "whole", "width", "pixels"),
     Field("height", "whole", "height", "pixels"),
@@ -135,12 +137,12 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
     "image": (*IMAGE, *_refused(_TEXT_ONLY, *_INPUT_NAMES)),
     "edit": (
         *IMAGE,
-        Field("image", "file", "images", "the pictures to edit"),
-        Field("mask", "file", "images", "transparent where the first picture may change"),
-        Field("mask_image", "file", "images", "as `mask` (VO)"),
+        Field("image", "file", "images", "the picture to edit, or pictures as image[]: png, jpeg or webp"),
         Field("reference_image", "file", "images", "another picture to look at (VO)"),
-        *_refused("no model here reads it", "markup", "input_fidelity"),
-        *_refused("this server fetches no addresses; upload the picture", "url"),
+        Field("url", "urls", "urls", "the picture as a data: URL, or as an address of a host that is allowed (VO)"),
+        *_refused("no model here confines its changes to a mask; describe what changes", "mask", "mask_image"),
+        *_refused("no model here reads it", "markup"),
+        *_refused(_KEEPS, "input_fidelity", neutral=("low",)),
     ),
     "video": (
         *SHARED,

@@ -159,6 +159,13 @@ def _list(field: Field, value: Any, name: str, form: bool) -> list[Any]:
     return value
 
 
+def _urls(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(url, str) for url in found):
+        raise _bad(name, value, "a URL, or a list of URLs")
+    return tuple(found)
+
+
 def _file(field: Field, value: Any, name: str, form: bool) -> str:
     raise _bad(name, value, "a multipart upload")
 
@@ -176,4 +183,5 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "object": _object,
     "list": _list,
     "file": _file,
+    "urls": _urls,
 }

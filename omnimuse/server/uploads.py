@@ -1,0 +1,87 @@
+"""What becomes of the pictures that clients send: counted, fetched where that is allowed, and decoded in a sandbox.
+
+Routes turn what came into `Source`s and get `Picture`s of our own making back; nobody else in the server sees a byte
+that a client sent as a picture. The front process itself decodes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from omnimuse.core.request import Picture
+from omnimuse.core.spec import Limits
+from omnimuse.engine.wire import MAX_MESSAGE
+from omnimuse.media.fetch import FetchError, FetchRules, fetch
+from omnimuse.media.sandbox import PictureError, PictureLimits, Sandbox
+from omnimuse.server.bodies import Upload
+from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.options import ServeOptions
+
+_BESIDE = 2**20  # bytes of a message to a worker that are no pixels
+_RGB = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture as a client gave it: its bytes or, if there are none, where they are; `name` is its field."""
+
+    name: str
+    content: bytes = field(default=b"", repr=False)
+    url: str | None = field(default=None, repr=False)
+
+
+class Uploads:
+    """Makes pictures of what clients send. Lives on one event loop; close it."""
+
+    def __init__(
+        self,
+        limits: PictureLimits | None = None,
+        rules: FetchRules | None = None,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        self._limits, self._rules = limits or PictureLimits(), rules or FetchRules()
+        self._sandbox = sandbox or Sandbox()
+
+    @staticmethod
+    def of(options: ServeOptions, limits: Limits) -> Uploads:
+        """As the operator and the model want it: no picture is kept larger than a worker can use or be sent."""
+        sent = (MAX_MESSAGE - _BESIDE) // (_RGB * max(1, limits.max_images))
+        kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
+        return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)))
+
+    async def read(self, sources: Sequence[Source], most: int) -> tuple[Picture, ...]:
+        """The pictures of `sources`, at most `most`; ApiError 400 says which is wrong. Cancelling stops the work."""
+        if len(sources) > most:
+            message = f"{len(sources)} pictures came, and this model takes at most {most}; leave the others out"
+            raise refusal("invalid_value", message, sources[most].name)
+        return tuple([await self._read(source) for source in sources])
+
+    async def close(self) -> None:
+        """End the process that is kept ready for the next picture."""
+        await self._sandbox.close()
+
+    async def _read(self, source: Source) -> Picture:
+        try:
+            content = source.content if source.url is None else await fetch(source.url, self._rules)
+            return await self._sandbox.decode(content, self._limits)
+        except (PictureError, FetchError) as error:
+            raise _refused(error, source.name) from None
+
+
+def uploaded(files: Mapping[str, Sequence[Upload]], urls: Sequence[str]) -> list[Source]:
+    """The pictures of a form: those called image, other uploads, then addresses."""
+    fields = sorted(files.items(), key=lambda named: named[0] != "image")
+    parts = [(_numbered(name, index, len(found)), part) for name, found in fields for index, part in enumerate(found)]
+    places = [Source(_numbered("url", index, len(urls)), url=url) for index, url in enumerate(urls)]
+    return [*(Source(name, part.content) for name, part in parts), *places]
+
+
+def _numbered(name: str, index: int, count: int) -> str:
+    return name if count == 1 else f"{name}[{index}]"
+
+
+def _refused(error: PictureError | FetchError, name: str) -> ApiError:
+    # Each word stands here, where the table of codes is checked against what the server says.
+    code = {"image_too_large": "image_too_large", "url_not_allowed": "url_not_allowed"}.get(error.code, "invalid_image")
+    return refusal(code, f"{name}: {error}", name)
