@@ -4,6 +4,7 @@
 // Seeds go up to 2^63, more than a JavaScript number holds: they are strings here and digits on the wire.
 
 const KEY = "omnimuse-api-key";
+const RUNNING = "omnimuse-video"; // the id of the video that this tab waits for
 const PREVIEWS = 3;
 
 export const address = (path) => new URL(path, document.baseURI).href;
@@ -116,32 +117,69 @@ function editForm(fields, sources) {
   const { extra_params: extra = {}, ...plain } = fields;
   for (const [name, value] of Object.entries(plain)) form.append(name, String(value));
   for (const [name, value] of Object.entries(extra)) form.append(`extra_params[${name}]`, String(value));
-  for (const source of sources) form.append("image[]", source);
+  for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
   return form;
 }
 
-/** One video. The job outlives a lost connection; aborting `signal` cancels it. */
+/** One video. The job outlives a lost connection and this page; aborting `signal` cancels it. */
 export async function* makeVideo(fields, signal) {
-  const accepted = await (await call("v1/videos", { ...post(fields), signal })).text();
-  let job = JSON.parse(accepted);
+  const { id } = await (await call("v1/videos", { ...post(fields), signal })).json();
+  sessionStorage.setItem(RUNNING, id);
+  yield* finishVideo(id, signal);
+}
+
+/** The video that this tab waited for when its page was left, as {id, fields}; null if there is none. */
+export async function leftVideo() {
+  const id = sessionStorage.getItem(RUNNING);
+  if (!id) return null;
   try {
-    for await (const event of followVideo(job.id, signal)) yield event;
-    do {
-      const answer = await call(`v1/videos/${job.id}`, { signal });
-      job = await answer.json();
-      if (job.status === "failed") throw new ApiError(job.error.message, { code: job.error.code });
-      if (job.status !== "completed") await pause(answer.headers.get("openai-poll-after-ms"), signal);
-    } while (job.status !== "completed");
-    const blob = await (await call(`v1/videos/${job.id}/content`, { signal })).blob();
-    const [width, height] = job.size.split("x").map(Number);
-    yield { type: "made", output: 0, blob, seed: seedOf(accepted), width, height };
+    const { text, job: { model, prompt, size, num_frames, fps } } = await look(id);
+    return { id, fields: { model, prompt, size, num_frames, fps, seed: seedOf(text) } };
   } catch (error) {
-    if (signal.aborted) await call(`v1/videos/${job.id}/cancel`, { method: "POST" }).catch(() => {});
+    if (error.status >= 400 && error.status !== 401) sessionStorage.removeItem(RUNNING); // it is there no more
+    return null;
+  }
+}
+
+/** What is still to come of a video, to its end. */
+export async function* finishVideo(id, signal) {
+  try {
+    yield* watchVideo(id, signal);
+    for (;;) {
+      const { answer, text, job } = await look(id, signal);
+      if (job.status === "completed") {
+        yield await fetchVideo(job, seedOf(text), signal);
+        return;
+      }
+      if (job.status === "failed") {
+        sessionStorage.removeItem(RUNNING);
+        throw new ApiError(job.error.message, { code: job.error.code });
+      }
+      await pause(answer.headers.get("openai-poll-after-ms"), signal);
+    }
+  } catch (error) {
+    if (signal.aborted) {
+      sessionStorage.removeItem(RUNNING);
+      await call(`v1/videos/${id}/cancel`, { method: "POST" }).catch(() => {});
+    }
     throw error;
   }
 }
 
-async function* followVideo(id, signal) {
+async function look(id, signal) {
+  const answer = await call(`v1/videos/${id}`, { signal });
+  const text = await answer.text();
+  return { answer, text, job: JSON.parse(text) };
+}
+
+async function fetchVideo(job, seed, signal) {
+  const blob = await (await call(`v1/videos/${job.id}/content`, { signal })).blob();
+  sessionStorage.removeItem(RUNNING);
+  const [width, height] = job.size.split("x").map(Number);
+  return { type: "made", output: 0, blob, seed, width, height, seconds: job.completed_at - job.created_at };
+}
+
+async function* watchVideo(id, signal) {
   try {
     for await (const { data } of events(await call(`v1/videos/${id}/events`, { signal }))) {
       if (data.b64_json) yield { type: "preview", output: 0, blob: toBlob(data.b64_json, "image/jpeg") };

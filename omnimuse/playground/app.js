@@ -1,11 +1,12 @@
 // The page: one form, one stage, one gallery, at most one request in flight.
 
-import { ApiError, call, drawPictures, hasKey, makeVideo, useKey } from "./api.js";
-import { Controls, kindsOf, openSettings } from "./controls.js";
+import { ApiError, call, drawPictures, finishVideo, hasKey, leftVideo, makeVideo, useKey } from "./api.js";
+import { Controls, kindsOf, placeSettings } from "./controls.js";
 import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { curl, python } from "./snippets.js";
-import { again, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
+import { Sources } from "./sources.js";
+import { again, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
 
 const EXAMPLES = {
   "omnimuse/shapes": ["a red circle", "a yellow star on black", "a green triangle above a white square"],
@@ -14,6 +15,7 @@ const EXAMPLES = {
 const page = { models: [], model: null, controls: null, chosen: null, run: null, gallery: new Gallery() };
 const say = (text) => (byId("status").textContent = text);
 const kind = () => byId("task").value;
+const sources = new Sources(startFrom, () => refresh());
 
 // -- the model ---------------------------------------------------------------------------------------------
 
@@ -28,9 +30,16 @@ async function loadModels() {
     byId("model").hidden = !several;
     byId("model-name").hidden = several;
     chooseModel(page.models[0].id);
+    await resume();
   } catch (error) {
     complain(error);
   }
+}
+
+/** A video that was in progress when this page was left goes on here. */
+async function resume() {
+  const left = page.run ? null : await leftVideo();
+  if (left && !page.run) draw({ kind: "video", fields: left.fields, left: left.id });
 }
 
 function chooseModel(id) {
@@ -45,17 +54,32 @@ function chooseModel(id) {
   byId("examples").replaceChildren(...examples.map((text) =>
     h("button", { type: "button", onclick: () => ((byId("prompt").value = text), byId("prompt").focus()) }, text)));
   chooseKind();
+  if (page.chosen && !page.run) choose(page.chosen); // what can be done with it depends on the model
 }
 
 function chooseKind() {
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
-  byId("sources-field").hidden = kind() !== "edit";
-  byId("sources").required = kind() === "edit";
+  sources.ask(kind() === "edit", page.model.capabilities.max_images);
+  refresh();
+}
+
+/** Shows what follows from the settings: their summary and, where nothing else is shown, the frame to be filled. */
+function refresh() {
   summarize();
   if (!page.chosen && !page.run) choose(null);
 }
 
-const summarize = () => (byId("settings-summary").textContent = page.controls.summary());
+const summarize = () => (byId("settings-summary").textContent = page.controls?.summary() ?? "");
+
+/** Whether pictures that were dropped, pasted or picked in the gallery can be started from; then the form is for that. */
+function startFrom() {
+  if (page.run || !page.model?.capabilities.takes_images) return false;
+  if (kind() !== "edit") {
+    byId("task").value = "edit";
+    chooseKind();
+  }
+  return true;
+}
 
 async function watchReady() {
   const ready = await call("readyz").then(() => true, () => false);
@@ -67,7 +91,8 @@ async function watchReady() {
 // -- drawing -----------------------------------------------------------------------------------------------
 
 function readForm() {
-  return { kind: kind(), fields: { model: page.model.id, prompt: byId("prompt").value, ...page.controls.read() } };
+  const fields = { model: page.model.id, prompt: byId("prompt").value, ...page.controls.read() };
+  return { kind: kind(), fields, sources: kind() === "edit" ? sources.files : [] };
 }
 
 async function draw(job) {
@@ -79,7 +104,7 @@ async function draw(job) {
   clearError();
   showRunning(true);
   say("Waiting for its turn.");
-  const put = showLive(byId("stage"), job.fields.size, outputs);
+  const put = showLive(byId("stage"), job.fields.size ?? job.like ?? "1x1", outputs);
   byId("stage").scrollIntoView({ block: "nearest" });
   showGallery();
   try {
@@ -99,18 +124,20 @@ async function draw(job) {
 
 async function follow(job, run, put) {
   const { signal } = run.abort;
-  const sources = job.kind === "edit" ? job.sources : [];
-  const steps = job.kind === "video" ? makeVideo(job.fields, signal) : drawPictures(job.fields, sources, signal);
+  const { kind: how, fields, sources: from = [] } = job;
+  const steps = job.left ? finishVideo(job.left, signal)
+    : how === "video" ? makeVideo(fields, signal) : drawPictures(fields, from, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
     if (event.type === "preview") put(event.output, event.blob);
     if (event.type === "made") {
       const { blob, seed, width, height } = event;
-      const seconds = (performance.now() - run.started) / 1000;
-      const { kind: how, fields } = job;
-      const settings = { ...usual(fields.model), ...fields };
-      made.push(await page.gallery.add({ kind: how, fields, settings, sources, blob, seed, width, height, seconds }));
+      const seconds = job.left ? event.seconds : (performance.now() - run.started) / 1000;
+      // Of a video that went on without this page, only what the server tells is known.
+      const settings = job.left ? fields : { ...usual(fields.model), ...fields };
+      const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, seconds };
+      made.push(await page.gallery.add(record));
     }
   }
   return made;
@@ -154,20 +181,29 @@ function submit() {
   if (invalid) byId("settings").open = true;
   if (!byId("form").reportValidity()) return;
   if (!page.model) return loadModels();
-  draw({ ...readForm(), sources: [...byId("sources").files] });
+  draw({ ...readForm(), like: sources.size });
 }
 
 // -- gallery and errors ------------------------------------------------------------------------------------
 
 const actions = {
   again: (record) => {
-    if (!page.run) draw({ kind: record.kind, fields: again(record), sources: record.sources });
+    if (page.run) return;
+    const like = `${record.width}x${record.height}`;
+    draw({ kind: record.kind, fields: again(record), sources: record.sources, like });
+  },
+  start: (record) => {
+    if (!startFrom()) return;
+    sources.use([new File([record.blob], nameOf(record), { type: record.blob.type })]);
+    byId("prompt").focus();
+    byId("prompt").select();
   },
   use: (record) => {
     if (page.models.some(({ id }) => id === record.fields.model)) chooseModel(record.fields.model);
     byId("task").value = record.kind;
     chooseKind();
     byId("prompt").value = record.fields.prompt;
+    if (record.kind === "edit") sources.use(record.sources);
     page.controls.fill(again(record));
     summarize();
     byId("prompt").focus();
@@ -178,11 +214,13 @@ const actions = {
   },
 };
 
+const canStart = () => Boolean(page.model?.capabilities.takes_images);
+
 /** Puts a record on the stage; with none, an empty frame. */
 function choose(record) {
   page.chosen = page.gallery.records.includes(record) ? record : null;
-  if (page.chosen) showRecord(byId("stage"), record, actions);
-  else showNothing(byId("stage"), page.controls?.read().size ?? "1x1");
+  if (page.chosen) showRecord(byId("stage"), record, actions, canStart());
+  else showNothing(byId("stage"), page.controls?.size ?? sources.size ?? "1x1");
   showGallery();
 }
 
@@ -236,7 +274,7 @@ byId("clear").onclick = async () => {
   choose(null);
 };
 
-openSettings();
+placeSettings();
 watchReady();
 await page.gallery.load();
 choose(page.gallery.records[0]);

@@ -10,9 +10,11 @@ const NUMBERS = [
   ["true_cfg_scale", "True guidance", 0, 1000, "any"],
   ["fps", "Frames per second", 0.01, 1000, "any"],
 ];
+const LIKE = "like";
 const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
 
-/** The settings of one model and task, inside `root`; `kind` is "image", "edit" or "video". */
+/** The settings of one model and task, inside `root` (and the strength by its picture); `kind` is "image", "edit" or
+ *  "video". */
 export class Controls {
   constructor(root, model, kind, onchange) {
     this.model = model;
@@ -21,12 +23,16 @@ export class Controls {
     this.inputs = new Map();
     this.extra = new Map();
     root.replaceChildren(...this.build().filter(Boolean));
-    root.oninput = ({ target }) => {
+    byId("strength").replaceChildren(...this.strength());
+    byId("strength").oninput = root.oninput = ({ target }) => {
       if (target === this.shape) this.applyShape();
-      this.matchShape();
+      else if (["set-width", "set-height"].includes(target.id)) this.matchShape();
+      if (target.type === "range") this.tell(target);
       onchange();
     };
-    this.matchShape();
+    if (kind === "edit") this.shape.value = LIKE;
+    else this.matchShape();
+    this.showSides();
   }
 
   build() {
@@ -35,9 +41,6 @@ export class Controls {
     const numbers = NUMBERS.map(([name, label, min, max, step]) =>
       this.has(name) ? this.number(name, label, { min, max, step, value: most[name] ?? "" }) : null);
     if (this.kind === "video") numbers.push(this.frames());
-    if (this.kind === "edit" && this.has("strength")) {
-      numbers.push(this.number("strength", "Strength", { min: 0, max: 1, step: "any", value: most.strength ?? "" }));
-    }
     if (this.kind !== "video" && can.max_outputs > 1) {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
@@ -48,18 +51,29 @@ export class Controls {
     return this.can.parameters.includes(name);
   }
 
+  strength() {
+    if (this.kind !== "edit" || !this.has("strength")) return [];
+    const value = this.can.defaults.strength ?? 0.6;
+    const input = h("input", { type: "range", min: 0.05, max: 1, step: 0.05 });
+    input.value = value;
+    const slider = this.keep("strength", "Strength", input, "slider");
+    slider.append(h("output", { htmlFor: input.id }, String(value)));
+    return [slider, h("p", { className: "hint" }, "Lower keeps more of the picture, 1 keeps nothing.")];
+  }
+
   sizes() {
     const { size_multiple: step, max_side: max, defaults } = this.can;
     const side = { min: step, max, step };
     const options = this.shapes().map(([label, width, height]) =>
       h("option", { value: `${width}x${height}` }, `${label} ${width} × ${height}`));
+    if (this.kind === "edit") options.unshift(h("option", { value: LIKE }, "Like the picture"));
     this.shape = h("select", { id: "shape" }, ...options, h("option", { value: "" }, "Custom"));
-    return [
-      field(this.shape, "Shape", "wide"),
+    this.sides = [
       this.number("width", "Width", { ...side, value: defaults.width }),
       this.number("height", "Height", { ...side, value: defaults.height }),
       h("p", { className: "hint wide" }, `Sides are multiples of ${step}, up to ${max}.`),
     ];
+    return [field(this.shape, "Shape", "wide"), ...this.sides];
   }
 
   /** Named sizes with about as many pixels as the model's default, [label, width, height]. */
@@ -74,8 +88,20 @@ export class Controls {
   }
 
   applyShape() {
+    this.showSides();
     const [width, height] = this.shape.value.split("x");
     if (height) this.set("width", width), this.set("height", height);
+  }
+
+  /** The size that is asked for, or null: as the picture it starts from. */
+  get size() {
+    return this.shape.value === LIKE ? null : `${this.get("width")}x${this.get("height")}`;
+  }
+
+  showSides() {
+    const hidden = this.size === null;
+    for (const node of this.sides) node.hidden = hidden;
+    for (const name of ["width", "height"]) this.inputs.get(name).disabled = hidden;
   }
 
   matchShape() {
@@ -140,15 +166,20 @@ export class Controls {
   set(name, value) {
     const input = this.inputs.get(name);
     if (input && !input.disabled) input.value = value;
+    if (input?.type === "range") this.tell(input);
+  }
+
+  tell(range) {
+    range.nextSibling.textContent = range.value;
   }
 
   /** What to send: the size, and every setting that is not the model's default. */
   read() {
-    const fields = { size: `${this.get("width")}x${this.get("height")}` };
+    const fields = this.size ? { size: this.size } : {};
     for (const [name, input] of this.inputs) {
       const value = input.value.trim();
       if (["width", "height"].includes(name) || input.disabled || value === "" || value === this.usual(name)) continue;
-      fields[name] = input.type === "number" ? Number(value) : value;
+      fields[name] = ["number", "range"].includes(input.type) ? Number(value) : value;
     }
     const extra = [...this.extra].map(([name, input]) => [name, valueOf(input)])
       .filter(([name, value]) => value !== (this.can.extra[name] ?? ""));
@@ -156,33 +187,38 @@ export class Controls {
   }
 
   usual(name) {
+    if (name === "strength") return ""; // it is always said: nothing else says how the picture is used
     if (name === "output_format") return this.can.formats[0];
     return name === "n" ? "1" : String(this.can.defaults[name] ?? "");
   }
 
   /** Shows the settings of `fields`, as `read` gave them; what they leave out takes its default. */
   fill(fields) {
-    const [width, height] = fields.size.split("x");
+    const [width, height] = fields.size?.split("x") ?? [];
     const all = { ...fields, width, height };
+    this.shape.value = fields.size ? "" : LIKE;
+    this.showSides();
     for (const name of this.inputs.keys()) this.set(name, all[name] ?? this.usual(name));
     for (const [name, input] of this.extra) {
       const value = fields.extra_params?.[name] ?? this.can.extra[name];
       if (input.type === "checkbox") input.checked = value;
       else input.value = value ?? "";
     }
-    this.matchShape();
+    if (fields.size) this.matchShape();
   }
 
   /** The settings in a few words. */
   summary() {
     const steps = this.get("num_inference_steps");
     const seed = this.get("seed");
-    const size = `${this.get("width")} × ${this.get("height")}`;
+    const size = this.size?.replace("x", " × ") ?? "shape of the picture";
     return [size, steps && `${steps} steps`, seed && `seed ${seed}`].filter(Boolean).join(" · ");
   }
 }
 
+// The settings are not always inside the form: see `placeSettings`.
 function field(input, label, width = "") {
+  input.setAttribute("form", "form");
   return h("div", { className: `field ${width}` }, h("label", { htmlFor: input.id }, label), input);
 }
 
@@ -195,10 +231,19 @@ function valueOf(input) {
 export function kindsOf({ capabilities: can }) {
   const kinds = [];
   if (can.tasks.includes("text-to-image")) kinds.push(["image", "Picture"]);
-  if (can.takes_images) kinds.push(["edit", "Picture from pictures"]);
+  if (can.takes_images) kinds.push(["edit", "Picture from a picture"]);
   if (can.tasks.includes("text-to-video")) kinds.push(["video", "Video"]);
   return kinds;
 }
 
-/** Whether the settings start open: where they do not push the picture off the screen. */
-export const openSettings = () => (byId("settings").open = matchMedia("(min-width: 60rem)").matches);
+/** Beside the picture the settings are open and follow the form; on a narrow screen they follow the picture. */
+export function placeSettings() {
+  const wide = matchMedia("(min-width: 60.01rem)");
+  const place = () => {
+    byId("settings").open = wide.matches;
+    if (wide.matches) byId("composer").append(byId("more"));
+    else byId("stage").after(byId("more"));
+  };
+  wide.onchange = place;
+  place();
+}

@@ -7,18 +7,26 @@ const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_K
 const suffix = (fields) => (fields.output_format === "jpeg" ? "jpg" : fields.output_format ?? "png");
 
 /** A shell command that writes the picture or video into a file (more than one picture: the whole answer). */
-export function curl({ kind, fields }) {
+export function curl({ kind, fields, sources = [] }) {
   if (kind === "edit") {
     const { extra_params: extra = {}, ...plain } = fields;
     const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
-    const parts = named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`).join("");
-    return `curl -sS ${address("v1/images/edits")}${auth()} \\\n  -F 'image[]=@input.png'${parts}${save(fields)}`;
+    const files = namesOf(sources).map((name) => `${fieldOf(sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
+    const parts = [
+      ...files.map((text) => ` \\\n  -F ${quoted(text)}`),
+      ...named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`),
+    ];
+    return `curl -sS ${address("v1/images/edits")}${auth()}${parts.join("")}${save(fields)}`;
   }
   const path = kind === "video" ? "v1/videos/sync" : "v1/images/generations";
   const end = kind === "video" ? " \\\n  -o video.mp4" : save(fields);
   const body = quoted(encode(fields));
   return `curl -sS ${address(path)}${auth()} \\\n  -H 'Content-Type: application/json' \\\n  -d ${body}${end}`;
 }
+
+// The pictures to start from, under the names they had where they were chosen.
+const namesOf = (sources) => (sources.length ? sources.map(({ name }) => name) : ["input.png"]);
+const fieldOf = (sources) => (sources.length > 1 ? "image[]" : "image");
 
 function save(fields) {
   if (fields.n > 1) return " \\\n  -o answer.json";
@@ -29,11 +37,11 @@ function save(fields) {
 const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
 
 /** A Python program for the official client. */
-export function python({ kind, fields }) {
+export function python({ kind, fields, sources = [] }) {
   const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
-  if (kind === "edit") lines.unshift('    image=[open("input.png", "rb")],');
+  if (kind === "edit") lines.unshift(`    image=${opened(sources)},`);
   if (own.length) {
     const extra = own.map(([name, value]) => `"${name}": ${name === "seed" ? value : literal(value)}`);
     lines.push(`    extra_body={${extra.join(", ")}},`);
@@ -43,6 +51,11 @@ export function python({ kind, fields }) {
   const head = imports.length ? `${imports.join("\n")}\n\n` : "";
   const client = `from openai import OpenAI\n\nclient = OpenAI(base_url="${address("v1")}", api_key=${key})\n`;
   return head + client + (kind === "video" ? videoCall(lines) : pictureCall(kind, lines, fields));
+}
+
+function opened(sources) {
+  const files = namesOf(sources).map((name) => `open(${literal(name)}, "rb")`);
+  return files.length > 1 ? `[${files.join(", ")}]` : files[0];
 }
 
 function pictureCall(kind, lines, fields) {

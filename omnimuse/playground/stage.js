@@ -12,6 +12,10 @@ export function again({ fields, seed }) {
 const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 const button = (className, onclick, ...inside) => h("button", { type: "button", className, onclick }, ...inside);
 
+/** What the file of a record is called. */
+export const nameOf = ({ seed, id, blob }) =>
+  `omnimuse-${seed || id}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
+
 function view({ kind, url, fields, width, height }, large) {
   if (kind !== "video") return h("img", { src: url, alt: fields.prompt, width, height });
   return h("video", { src: url, controls: large, loop: true, muted: true, autoplay: large && !calm() });
@@ -69,11 +73,12 @@ export function showMany(stage, records, choose) {
 }
 
 /** What a record was made with, the model's defaults included, in a few words each. */
-function facts({ settings, seed, width, height, seconds }) {
+function facts({ kind, settings, seed, width, height, seconds }) {
   const { num_inference_steps: steps, guidance_scale: guidance, num_frames: frames } = settings;
   return [
     `${width} × ${height}`,
     frames > 1 && `${frames} frames`,
+    settings.strength && kind === "edit" && `strength ${settings.strength}`,
     steps && `${steps} steps`,
     (guidance ?? null) !== null && `guidance ${guidance}`,
     seed && `seed ${seed}`,
@@ -84,23 +89,25 @@ function facts({ settings, seed, width, height, seconds }) {
   ].filter(Boolean);
 }
 
-/** One finished record; `act` has `again`, `use` and `remove`. */
-export function showRecord(stage, record, act) {
-  const { fields, width, height, seed, kind } = record;
-  const request = { kind, fields: again(record) };
-  const name = `omnimuse-${seed || record.id}.${record.blob.type.split("/")[1].replace("jpeg", "jpg")}`;
+/** One finished record; `act` has `again`, `use`, `start` and `remove`. `starts`: pictures can be started from. */
+export function showRecord(stage, record, act, starts) {
+  const { fields, width, height, kind } = record;
+  const request = { kind, fields: again(record), sources: record.sources };
   fill(stage,
     h("figure", {},
       frame(`${width}x${height}`, view(record, true)),
       h("figcaption", {}, h("p", { className: "said" }, fields.prompt),
         h("p", { className: "hint" }, facts(record).join(" · ")))),
     h("div", { className: "actions" },
-      button("quiet", () => act.again(record), "Run again"),
-      button("quiet", () => act.use(record), "Use settings"),
-      h("a", { className: "link", href: record.url, download: name }, "Download"),
-      button("link", (event) => copy(curl(request), event.target), "Copy curl"),
-      button("link", (event) => copy(python(request), event.target), "Copy Python"),
-      button("link", () => act.remove(record), "Delete")));
+      h("div", { className: "together" },
+        button("quiet", () => act.again(record), "Run again"),
+        button("quiet", () => act.use(record), "Use settings"),
+        starts && kind !== "video" ? button("quiet", () => act.start(record), "Use this picture") : null),
+      h("div", { className: "together links" },
+        h("a", { className: "link", href: record.url, download: nameOf(record) }, "Download"),
+        button("link", (event) => copy(curl(request), event.target), "Copy curl"),
+        button("link", (event) => copy(python(request), event.target), "Copy Python"),
+        button("link", () => act.remove(record), "Delete"))));
 }
 
 /** The gallery's small pictures; `chosen` is marked. */
