@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoints import Race
-from omnimuse import Config, DiffusionParams, Done, ModelConfig, Omni
+from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig, Omni
 from omnimuse.core.config import CompileConfig
 from omnimuse.core.output import Event
 
@@ -86,6 +87,27 @@ class Ours:
             num_outputs_per_prompt=wish.outputs, max_sequence_length=TEXT_TOKENS, **chosen,
         )  # fmt: skip
 
+    def overtake(self, long: Wish, short: Wish) -> float:
+        """Seconds that `short` takes if it arrives after the first step of `long`, which is then given up."""
+        engine = self.omni._engine
+        ids = [engine.submit(engine.make_request(Ask(long.prompt, self.params(long))))]
+        while not any(state.position for state in engine.runner.states.values()):
+            engine.tick()
+        began = time.perf_counter()
+        ids.append(engine.submit(engine.make_request(Ask(short.prompt, self.params(short)))))
+        while ids[1] in engine.scheduler.entries:
+            engine.tick()
+        seconds = time.perf_counter() - began
+        engine.cancel(ids[0])
+        engine.tick()
+        return seconds
+
+    def operations(self, wish: Wish) -> float:
+        """Multiplications and additions that one request takes."""
+        with FlopCounterMode(display=False) as counter:
+            self.draw([wish])
+        return float(counter.get_total_flops())
+
     def close(self) -> None:
         self.omni.close()
 
@@ -129,4 +151,4 @@ class Diffusers:
         del self.pipe
 
 
-CONTESTANTS = {"omnimuse": Ours, "diffusers": Diffusers}
+CONTESTANTS: dict[str, Any] = {"omnimuse": Ours, "diffusers": Diffusers}

@@ -1,6 +1,6 @@
-"""Whole processes of the race: peak memory of each engine, and cold start from the command to the file.
+"""Whole processes of the race: each engine in one of its own, its peak memory, and its start from command to file.
 
-`python -m benchmarks.processes ENGINE ...` is what runs in the child.
+`python -m benchmarks.processes ENGINE ...` is what runs in the child: it answers one line of JSON for each it reads.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from benchmarks.checkpoints import RACES, Race
-from benchmarks.contestants import CONTESTANTS, Wish
+from benchmarks.contestants import CONTESTANTS, Contestant, Ours, Wish
 
 DIFFUSERS_SCRIPT = """
 import sys, torch
@@ -29,13 +31,54 @@ pipe({prompt!r}, num_inference_steps={steps}, height={height}, width={width}, {g
 """
 
 
-def peak_memory(race: Race, kind: str, folder: Path, dtype: str, wish: Wish) -> dict[str, Any]:
+class Apart:
+    """A contestant in a process of its own, so that neither engine's settings of this process touch the other."""
+
+    def __init__(self, engine: str, race: Race, folder: Path, dtype: str, compiled: bool = False) -> None:
+        self.name = f"{engine} compiled" if compiled else engine
+        job = {"family": race.family, "folder": str(folder), "dtype": dtype, "compiled": compiled}
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processes", engine, json.dumps(job)]
+        self._child = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
+        self._ask("peak")  # loaded, when it answers
+
+    def draw(self, wishes: Sequence[Wish]) -> list[float]:
+        """Seconds from the call until each wish was finished; all wishes arrive at once."""
+        return self._ask("draw", [asdict(wish) for wish in wishes])
+
+    def overtake(self, long: Wish, short: Wish) -> float:
+        """Seconds of a short wish that arrives while a long one is drawn; ours only."""
+        return self._ask("overtake", [asdict(long), asdict(short)])
+
+    def operations(self, wish: Wish) -> float:
+        """Operations of a wish; ours only."""
+        return self._ask("operations", [asdict(wish)])
+
+    def peak(self) -> float:
+        """Peak resident memory so far, in MiB."""
+        return self._ask("peak")
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.communicate()
+
+    def _ask(self, verb: str, wishes: Sequence[dict[str, Any]] = ()) -> Any:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        print(json.dumps([verb, list(wishes)]), file=self._child.stdin, flush=True)
+        answer = self._child.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name} died; run `{' '.join(map(str, self._child.args))}` to see why")  # type: ignore[arg-type]
+        return json.loads(answer)
+
+
+def peak_memory(race: Race, folder: Path, dtype: str, wish: Wish) -> dict[str, Any]:
     """Peak resident memory of one process that draws one request, in MiB."""
     row: dict[str, Any] = {"case": "peak memory", "unit": "MiB"}
     for name in CONTESTANTS:
-        job = json.dumps({"family": race.family, "folder": str(folder), "dtype": dtype, "wish": asdict(wish)})
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processes", name, job]
-        row[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        contestant = Apart(name, race, folder, dtype)
+        contestant.draw([wish])
+        row[name] = contestant.peak()
+        contestant.close()
     return row
 
 
@@ -58,10 +101,21 @@ def cold_start(race: Race, folder: Path, dtype: str, wish: Wish, rounds: int = 3
 
 
 def child(name: str, job: dict[str, Any]) -> None:
-    """Draw one request and print this process's peak memory in MiB."""
-    contestant = CONTESTANTS[name](RACES[job["family"]], Path(job["folder"]), job["dtype"])
-    contestant.draw([Wish(**job["wish"])])
-    print(own_peak())
+    """Load the engine, then do what every line says and answer in a line."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    contestant: Contestant = CONTESTANTS[name](RACES[job["family"]], Path(job["folder"]), job["dtype"], job["compiled"])
+    for line in sys.stdin:
+        verb, given = json.loads(line)
+        wishes = [Wish(**wish) for wish in given]
+        if verb == "peak":
+            answer: Any = own_peak()
+        elif verb == "draw":
+            answer = contestant.draw(wishes)
+        else:
+            assert isinstance(contestant, Ours), f"{name} cannot {verb}"
+            answer = contestant.overtake(*wishes) if verb == "overtake" else contestant.operations(*wishes)
+        print(json.dumps(answer), file=answers, flush=True)
+    contestant.close()
 
 
 def own_peak() -> float:

@@ -1,9 +1,9 @@
 """The race against diffusers: `python -m benchmarks.vs_diffusers`.
 
-Same checkpoint, dtype, threads, steps and seed, in one process, alternating; then each engine in a process of its own
-for its peak memory, and from the command line to the file for its cold start. Prints medians and ratios (below 1: we
-are faster), writes JSON and a plot. The floor is the operations of one request over the matrix rate that this machine
-reaches in that dtype, measured in the same run.
+Same checkpoint, dtype, threads, steps and seed, alternating, each engine in a process of its own, as people run them;
+then a fresh process of each for its peak memory, and from the command line to the file for its cold start. Prints
+medians and ratios (below 1: we are faster), writes JSON and a plot. The floor is the operations of one request over
+the matrix rate that this machine reaches in that dtype, measured in the same run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoints import EMPTY, RACES, Race
-from benchmarks.contestants import Contestant, Diffusers, Ours, Wish
-from benchmarks.processes import cold_start, peak_memory
-from omnimuse import Ask
+from benchmarks.contestants import CONTESTANTS, Wish
+from benchmarks.processes import Apart, cold_start, peak_memory
 
 PROMPT = "a red circle above the blue square on white"
 Row = dict[str, Any]
@@ -70,14 +68,13 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     steps = args.steps if kind != EMPTY else 50
     plain = Wish(PROMPT, steps, race.off, height, width, race.frames.get(kind))
     guided = replace(plain, guidance=race.guidance)
-    ours, theirs = Ours(race, folder, args.dtype), Diffusers(race, folder, args.dtype)
-    pair: list[Contestant] = [ours, theirs]
+    ours, theirs = pair = [Apart(name, race, folder, args.dtype) for name in CONTESTANTS]
     print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {args.dtype}", flush=True)
     if kind == EMPTY:
         rows = [compare("overhead of a step", [plain], pair, args.rounds) | {"unit": "ms", "scale": 1000 / steps}]
         print(line(rows[0]), flush=True)
     else:
-        compiled = [engine(race, folder, args.dtype, True) for engine in (Ours, Diffusers)] if args.compile else []
+        compiled = [Apart(name, race, folder, args.dtype, True) for name in CONTESTANTS] if args.compile else []
         all_four, wanted = pair + compiled, args.case or CASES
         races: dict[str, Callable[[], Row]] = {
             ONE: lambda: compare(ONE, [plain], all_four, args.rounds),
@@ -99,7 +96,7 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     for contestant in pair:
         contestant.close()
     if not args.no_processes and kind != EMPTY:
-        beside = [peak_memory(race, kind, folder, args.dtype, plain)]
+        beside = [peak_memory(race, folder, args.dtype, plain)]
         if plain.frames is None:
             beside.append(cold_start(race, folder, args.dtype, plain))
         print("\n".join(line(row) for row in beside), flush=True)
@@ -118,7 +115,7 @@ def mixed(plain: Wish) -> list[Wish]:
     ]
 
 
-def compare(case: str, wishes: Sequence[Wish], contestants: Sequence[Contestant], rounds: int) -> Row:
+def compare(case: str, wishes: Sequence[Wish], contestants: Sequence[Apart], rounds: int) -> Row:
     """Medians of all, alternating who goes first; the first round warms up.
 
     Every round has other prompts, so that nobody answers from memory.
@@ -138,41 +135,24 @@ def compare(case: str, wishes: Sequence[Wish], contestants: Sequence[Contestant]
     return row
 
 
-def short_behind_long(ours: Ours, theirs: Diffusers, plain: Wish, rounds: int) -> Row:
+def short_behind_long(ours: Apart, theirs: Apart, plain: Wish, rounds: int) -> Row:
     """A short request that arrives after the first step of a long one, against first come first served."""
     long = replace(plain, steps=plain.steps * 3, seed=5)
     side = {"height": plain.height // 2 // 16 * 16, "width": plain.width // 2 // 16 * 16}
     short = replace(plain, prompt="a star", steps=max(2, plain.steps // 2), seed=6, **side)
     found, served = [], []
     for _ in range(max(1, rounds // 2)):
-        found.append(_overtake(ours, long, short))
+        found.append(ours.overtake(long, short))
         [long_alone], [short_alone] = theirs.draw([long]), theirs.draw([short])
         served.append(long_alone * (1 - 1 / long.steps) + short_alone)
     return {"case": SHORT, "unit": "s", "omnimuse": statistics.median(found),
             "diffusers": statistics.median(served)}  # fmt: skip
 
 
-def _overtake(ours: Ours, long: Wish, short: Wish) -> float:
-    engine = ours.omni._engine
-    ids = [engine.submit(engine.make_request(Ask(long.prompt, ours.params(long))))]
-    while not any(state.position for state in engine.runner.states.values()):
-        engine.tick()
-    began = time.perf_counter()
-    ids.append(engine.submit(engine.make_request(Ask(short.prompt, ours.params(short)))))
-    while ids[1] in engine.scheduler.entries:
-        engine.tick()
-    seconds = time.perf_counter() - began
-    engine.cancel(ids[0])
-    engine.tick()
-    return seconds
-
-
-def floor(ours: Ours, wish: Wish, measured: Row, dtype: str) -> Row:
+def floor(ours: Apart, wish: Wish, measured: Row, dtype: str) -> Row:
     """The operations of one request over the matrix rate of this machine: no engine is faster without doing less."""
-    with FlopCounterMode(display=False) as counter:
-        ours.draw([wish])
     rate = matrix_rate(getattr(torch, dtype))
-    seconds = counter.get_total_flops() / rate
+    seconds = ours.operations(wish) / rate
     return {"case": "floor (share of the limit)", "unit": "s", "floor": seconds, "tflops": rate / 1e12,
             "omnimuse": measured["omnimuse"], "diffusers": measured["diffusers"]}  # fmt: skip
 

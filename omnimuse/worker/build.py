@@ -36,6 +36,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
+from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.place import choose_device, choose_dtype
 
@@ -194,7 +195,8 @@ def _begin(config: Config, mesh: Mesh) -> Build:
     found = find(config)
     device, device_choice = choose_device(config.model)
     dtype, dtype_choice = choose_dtype(config.model, device)
-    choices = [*_model_choices(found.folder, found.spec, found.door), device_choice, dtype_choice]
+    places = [choice for choice in (device_choice, dtype_choice, keep_memory(device)) if choice]
+    choices = [*_model_choices(found.folder, found.spec, found.door), *places]
     return Build(found, mesh, device, dtype, choices=choices)
 
 
