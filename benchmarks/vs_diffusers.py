@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def record(rows: list[Row], args: argparse.Namespace) -> None:
-    """Put the rows into the file, in place of older ones of the same family and kind, and draw the plot anew."""
+    """Put the rows into the file, in place of older ones of the same case, and draw the plot anew."""
     old = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
-    mine = {(row["family"], row["kind"]) for row in rows}
-    kept = [row for row in old if (row["family"], row["kind"]) not in mine] + rows
+    mine = {(row["family"], row["kind"], row["case"]) for row in rows}
+    kept = [row for row in old if (row["family"], row["kind"], row["case"]) not in mine] + rows
     facts = {"dtype": args.dtype, "threads": torch.get_num_threads(), "torch": torch.__version__}
     args.json.write_text(json.dumps(facts | {"rows": kept}, indent=1) + "\n")
     plot(kept, args.plot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -143,7 +144,7 @@ class AsyncOmni:
         from omnimuse.engine.local import Background, start
 
         self.config = configure(model, dtype, device, config)
-        self._background = Background(start(self.config))
+        self._background = Background(partial(start, self.config))
 
     async def generate(
         self,

@@ -23,9 +23,9 @@ EXEMPTIONS: tuple[str, ...] = ()
 MOST_EXEMPTIONS_EVER = 0
 
 BROAD_EXCEPT = {
+    "omnimuse/engine/local.py": frozenset({"_live"}),
     "omnimuse/cli/app.py": frozenset({"main"}),
     "omnimuse/worker/runner.py": frozenset({"_run_stages", "_run_loops", "_step", "_forward"}),
-    "omnimuse/worker/process.py": frozenset({"main"}),
     "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""

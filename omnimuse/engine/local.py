@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
 from PIL import Image
@@ -51,18 +52,21 @@ def present(result: Result, media: str) -> Result:
 
 
 class Background:
-    """Drives an engine from its own thread; every event of a request goes to that request's listener.
+    """Makes an engine and drives it on one thread of its own; every event of a request goes to its listener.
 
-    Listeners are called on the engine's thread and must not block.
+    Listeners are called on the engine's thread and must not block. No other thread should compute with torch: each that
+    does gets workers of its own, and with more of them than cores all wait for each other asleep. What `make` raises is
+    raised here.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, make: Callable[[], Engine]) -> None:
         self._listeners: dict[str, Callable[[Event], None]] = {}
         self._wake = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._drive, name="omnimuse-engine", daemon=True)
+        made: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._live, args=(make, made), name="omnimuse-engine", daemon=True)
         self._thread.start()
+        self.engine = made.result()
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
         """Queue `request`; its events, the last of which is Done or Failed, go to `listener`."""
@@ -91,13 +95,19 @@ class Background:
             listener(Failed(request_id, EngineDeadError("the engine was closed")))
         self._listeners.clear()
 
-    def _drive(self) -> None:
+    def _live(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
+        try:
+            engine = make()
+        except BaseException as error:  # of any kind: who waits for the engine raises it
+            made.set_exception(error)
+            return
+        made.set_result(engine)
         while not self._stopping:
-            if self.engine.idle:
+            if engine.idle:
                 self._wake.wait()
                 self._wake.clear()
                 continue
-            for event in self.engine.tick():
+            for event in engine.tick():
                 self._deliver(event)
 
     def _deliver(self, event: Event) -> None:

@@ -120,22 +120,23 @@ class Worker:
         began = time.monotonic()
         try:
             self._faults.reach("worker.start", 1, ALWAYS)
-            engine = build(self.settings)
-            self._begin(engine)
+            background = self._begin()
         except OmnimuseError as error:
             self._give_up(type(error).__name__, str(error))
             return
-        self._line.send(Ready(time.monotonic() - began, engine.place))
+        self._line.send(Ready(time.monotonic() - began, background.engine.place))
 
-    def _begin(self, engine: Engine) -> None:
+    def _begin(self) -> Background:
+        find(self.settings.config)  # what is missing is told before torch is imported
         from omnimuse.engine.local import Background
         from omnimuse.engine.results import Spool
 
-        about = {"model": model_name(self.settings.config), **engine.place}
+        background = Background(partial(build, self.settings))
+        about = {"model": model_name(self.settings.config), **background.engine.place}
         self._spool = Spool(self.settings.spool, self.settings.name, about)
-        background = Background(engine)
         warm_up(background)
         self._background = background
+        return background
 
     def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
         """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""

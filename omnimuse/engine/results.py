@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from omnimuse.core.errors import NumericalError, RequestError, StorageError
@@ -48,9 +49,8 @@ def check_form(request: Request, form: Form, media: str) -> None:
 
 def check_finite(result: Result) -> None:
     """NumericalError if an output holds NaN or infinite values."""
-    import torch
-
-    broken = [i for i, output in enumerate(result.output) if not bool(torch.isfinite(output).all())]
+    # With numpy: torch would give each thread that finishes results workers of its own (see `Background`).
+    broken = [i for i, output in enumerate(result.output) if not np.isfinite(output.float().cpu().numpy()).all()]
     if broken:
         raise NumericalError(
             f"outputs {broken} hold values that are not finite numbers; another seed, lower guidance or "

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import EngineDeadError, RequestCancelled
+from omnimuse.core.errors import EngineDeadError, ModelError, RequestCancelled
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
@@ -169,7 +169,7 @@ def test_a_closed_engine_says_so() -> None:
 
 
 def test_a_background_engine_delivers_every_event_to_its_listener() -> None:
-    background = Background(engine())
+    background = Background(engine)
     ended = threading.Event()
     seen: list[Event] = []
 
@@ -182,3 +182,22 @@ def test_a_background_engine_delivers_every_event_to_its_listener() -> None:
     assert ended.wait(10)
     background.close()
     assert isinstance(seen[-1], Done)
+
+
+def test_a_background_engine_is_made_on_the_thread_that_drives_it() -> None:
+    makers: list[str] = []
+
+    def make() -> Engine:
+        makers.append(threading.current_thread().name)
+        return engine()
+
+    Background(make).close()
+    assert makers == ["omnimuse-engine"]
+
+
+def test_what_keeps_a_background_engine_from_being_made_is_raised_where_it_was_asked_for() -> None:
+    def make() -> Engine:
+        raise ModelError("no weights")
+
+    with pytest.raises(ModelError, match="no weights"):
+        Background(make)
