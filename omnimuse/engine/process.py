@@ -331,6 +331,12 @@ def follow(settings: Settings) -> int:
     return 1
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone, even while it is stopped; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def watch_parent() -> None:
     """End this process at once when the parent is gone, whatever it is doing."""
     while sys.stdin.buffer.read(4096):
@@ -342,8 +348,7 @@ def main() -> None:
     """Run one rank until it is told to end or its parent dies. Signals that stop a server are the parent's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":  # ends even a stopped process
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     settings = read_settings(sys.stdin.buffer.readline())
     threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
     status = follow(settings) if settings.rank else lead(settings)

@@ -15,7 +15,7 @@ from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
 from omnimuse.engine.faults import ALWAYS, Faults
 from omnimuse.engine.line import Line
-from omnimuse.engine.process import Settings, read_settings, watch_parent
+from omnimuse.engine.process import Settings, die_with_parent, read_settings, watch_parent
 from omnimuse.engine.wire import (
     Beat,
     Cancel,
@@ -103,6 +103,7 @@ class FakeWorker:
 
 
 def main() -> None:
+    die_with_parent()
     settings = read_settings(sys.stdin.buffer.readline())
     threading.Thread(target=watch_parent, daemon=True).start()
     if settings.rank:
