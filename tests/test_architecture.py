@@ -25,7 +25,7 @@ MOST_EXEMPTIONS_EVER = 0
 BROAD_EXCEPT = {
     "omnimuse/engine/local.py": frozenset({"_live"}),
     "omnimuse/cli/app.py": frozenset({"main"}),
-    "omnimuse/worker/runner.py": frozenset({"_run_stages", "_run_loops", "_step", "_forward"}),
+    "omnimuse/worker/runner.py": frozenset({"_run_stage", "_run_loops", "_step", "_forward"}),
     "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""

@@ -72,8 +72,10 @@ class Runner:
         for state in self._states_of(plan.resume):
             state.to(self.pipeline.ctx.device)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
-        self._run_stages([state for state in chosen if not isinstance(self.pipeline.stage_of(state), Loop)])
-        self._run_loops([state for state in chosen if isinstance(self.pipeline.stage_of(state), Loop)])
+        self._run_stages(chosen)
+        alive = [state for state in chosen if state.id in self.states]
+        self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
+        self._run_stages(chosen)
         self._reap(chosen)
         return self._events
 
@@ -138,18 +140,25 @@ class Runner:
     # -- one-shot stages -----------------------------------------------------------------------------------------
 
     def _run_stages(self, states: Sequence[State]) -> None:
+        """Every one-shot stage of each state up to its next loop or the end.
+
+        Not one stage a tick: beside long steps of others, a tick is long.
+        """
         for state in states:
-            stage = self.pipeline.stage_of(state)
-            if stage is None or state.id not in self.states:
-                continue
-            started = time.perf_counter()
-            try:
-                self._run_or_recall(stage, state)
-            except Exception as error:  # the worker loop: a failing stage ends its own request, nothing else
-                self._fail(state, error, stage.name)
-                continue
-            state.timings[stage.name] = time.perf_counter() - started
-            self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
+            while state.id in self.states and (stage := self.pipeline.stage_of(state)) is not None:
+                if isinstance(stage, Loop):
+                    break
+                self._run_stage(stage, state)
+
+    def _run_stage(self, stage: Stage, state: State) -> None:
+        started = time.perf_counter()
+        try:
+            self._run_or_recall(stage, state)
+        except Exception as error:  # the worker loop: a failing stage ends its own request, nothing else
+            self._fail(state, error, stage.name)
+            return
+        state.timings[stage.name] = time.perf_counter() - started
+        self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_recall(self, stage: Stage, state: State) -> None:
         """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs."""
