@@ -164,7 +164,8 @@ class Door:
         if images:
             return chosen.over(self._sized(images[0], chosen))
         if chosen.strength is not None:
-            raise RequestError("strength says how much of a picture is drawn anew, and there is no picture", "strength")
+            why = "strength says how much of a picture is drawn anew, and there is no picture"
+            raise RequestError(f"{why}; give one (`images`), or leave strength out", "strength")
         return chosen.over(replace(self.defaults, strength=None))
 
     def _sized(self, picture: Picture, chosen: DiffusionParams) -> DiffusionParams:

@@ -41,7 +41,7 @@ def open_picture(given: Any) -> Picture:
         with Image.open(given) as image:
             return picture_of(image)
     except FileNotFoundError:
-        raise RequestError(f"there is no picture {given}", "images") from None
+        raise RequestError(f"there is no picture {given}; give the name of a file that exists", "images") from None
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise RequestError(f"cannot read {given} as a picture: {error}", "images") from None
 
