@@ -84,6 +84,11 @@ def flow_denoised(sample: Tensor, velocity: Tensor, sigma: float) -> Tensor:
     return sample.float() - sigma * velocity.float()
 
 
+def flow_noised(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """The point at `sigma` of the straight line from clean latents to noise."""
+    return sigma * noise + (1.0 - sigma) * clean
+
+
 @dataclass
 class NoMemory:
     """The memory of a solver that remembers nothing."""
@@ -114,9 +119,8 @@ class FlowEuler:
     def start_late(
         self, memory: SolverMemory, steps: int, schedule: Schedule, clean: Tensor, noise: Tensor
     ) -> tuple[Tensor, int]:
-        """A point of the straight line between the two."""
-        sigma = schedule.sigmas[steps]
-        return sigma * noise + (1.0 - sigma) * clean, steps
+        """`flow_noised`; one evaluation per step."""
+        return flow_noised(clean, noise, schedule.sigmas[steps]), steps
 
     def scale_input(self, memory: SolverMemory, index: int, schedule: Schedule, sample: Tensor) -> Tensor:
         """The sample itself."""

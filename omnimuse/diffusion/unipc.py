@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.diffusion.schedules import Schedule
-from omnimuse.diffusion.solvers import SolverMemory, flow_denoised
+from omnimuse.diffusion.solvers import SolverMemory, flow_denoised, flow_noised
 from omnimuse.diffusion.wrapped import DiffusersSolver
 
 _COVERED = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -102,9 +102,9 @@ class FlowUniPC:
     def start_late(
         self, memory: SolverMemory, steps: int, schedule: Schedule, clean: Tensor, noise: Tensor
     ) -> tuple[Tensor, int]:
-        """A point of the straight line between the two."""
-        _of(memory).first, sigma = steps, schedule.sigmas[steps]
-        return sigma * noise + (1.0 - sigma) * clean, steps
+        """`flow_noised`; one evaluation per step."""
+        _of(memory).first = steps
+        return flow_noised(clean, noise, schedule.sigmas[steps]), steps
 
     def scale_input(self, memory: SolverMemory, index: int, schedule: Schedule, sample: Tensor) -> Tensor:
         """The sample itself."""
