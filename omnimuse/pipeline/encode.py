@@ -6,7 +6,7 @@ Uses an image VAE with the contract of `decode.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,20 +22,24 @@ from omnimuse.pipeline.state import State
 
 @dataclass(frozen=True)
 class EncodeImage(Stage):
-    """Writes `image_latents`: the first picture of `images` in the size that was asked for, as latents [C, h, w].
+    """Writes `image_moments`: what the VAE makes of the first picture of `images` in the size that was asked for.
 
-    They are drawn from the distribution that the VAE gives, by the state's own generator, before the noise is. None
-    without a picture.
+    Float32 [2C, h, w]: means of the latents, then logarithms of their variances; None without a picture. Equal pictures
+    are encoded once, for all outputs.
     """
 
     vae: str = "vae"
     name: str = "encode image"
     reads: tuple[str, ...] = ("images",)
-    writes: tuple[str, ...] = ("image_latents",)
+    writes: tuple[str, ...] = ("image_moments",)
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.vae,)
+
+    def key(self, ctx: Context, state: State) -> Hashable | None:
+        params = state.request.params
+        return (self.vae, params.width, params.height, *(picture.digest for picture in state["images"][:1]))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
@@ -43,7 +47,26 @@ class EncodeImage(Stage):
             assert params.width is not None
             assert params.height is not None
             pixels = to_pixels(images[0], params.width, params.height) if images else None
-            state["image_latents"] = None if pixels is None else encode(ctx, self.vae, pixels, state.generator)
+            state["image_moments"] = None if pixels is None else encode(ctx, self.vae, pixels)
+
+
+@dataclass(frozen=True)
+class DrawImageLatents(Stage):
+    """Writes `image_latents`: scaled latents [C, h, w] drawn from `image_moments`; None where there are none.
+
+    By the state's own generator, before the noise is.
+    """
+
+    vae: str = "vae"
+    name: str = "draw image latents"
+    reads: tuple[str, ...] = ("image_moments",)
+    writes: tuple[str, ...] = ("image_latents",)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            moments = state["image_moments"]
+            latents = None if moments is None else draw_latents(ctx.configs[self.vae], moments, state.generator)
+            state["image_latents"] = latents
 
 
 def to_pixels(picture: Picture, width: int, height: int) -> Tensor:
@@ -53,14 +76,18 @@ def to_pixels(picture: Picture, width: int, height: int) -> Tensor:
     return values.permute(2, 0, 1).float() / 255 * 2 - 1  # [3, H, W]
 
 
-def encode(ctx: Context, vae: str, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Scaled latents [C, h, w], float32, drawn from what the VAE `vae` makes of `pixels` [3, H, W] in [-1, 1]."""
-    network, config = ctx.network(vae), ctx.configs[vae]
+def encode(ctx: Context, vae: str, pixels: Tensor) -> Tensor:
+    """Float32 moments [2C, h, w] that the VAE `vae` makes of `pixels` [3, H, W] in [-1, 1]."""
+    network = ctx.network(vae)
+    moments = network.encode(pixels[None].to(ctx.device, next(network.parameters()).dtype))  # type: ignore[operator]
+    return moments[0].float()
+
+
+def draw_latents(config: Mapping[str, object], moments: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents [C, h, w], scaled as the VAE's `config` says, drawn from the distribution with `moments` [2C, h, w]."""
     scaling, shift = config["scaling_factor"], config.get("shift_factor")
     assert isinstance(scaling, float | int)
-    dtype = next(network.parameters()).dtype
-    moments = network.encode(pixels[None].to(ctx.device, dtype))  # type: ignore[operator]  # [1, 2C, h, w]
-    mean, spread = moments[0].float().chunk(2)  # [C, h, w]
+    mean, spread = moments.chunk(2)  # [C, h, w]
     deviation = (0.5 * spread.clamp(-30.0, 20.0)).exp()
-    latents = mean + deviation * draw((1, *mean.shape), generator, torch.float32, ctx.device)[0]
+    latents = mean + deviation * draw((1, *mean.shape), generator, torch.float32, mean.device)[0]
     return (latents - (shift if isinstance(shift, float | int) else 0.0)) * scaling

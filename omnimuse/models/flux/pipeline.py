@@ -18,7 +18,7 @@ from omnimuse.models.flux.spec import PATCH, SPEC
 from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.encode import EncodeImage
+from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Step
@@ -101,6 +101,7 @@ class Flux(Pipeline):
         *encoders("prompt", "positive"),
         *encoders("negative_prompt", "negative", when=guided),
         EncodeImage(),
+        DrawImageLatents(),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,

@@ -17,7 +17,7 @@ from omnimuse.models.z_image.spec import SPEC, ZImageParams
 from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.encode import EncodeImage
+from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Step
@@ -79,6 +79,7 @@ class ZImage(Pipeline):
         EncodeText("prompt", into="prompt_embeds", template=chat, take=HiddenState(-2)),
         EncodeText("negative_prompt", into="negative_embeds", template=chat, take=HiddenState(-2), when=guided),
         EncodeImage(),
+        DrawImageLatents(),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,

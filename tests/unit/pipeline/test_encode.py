@@ -1,0 +1,23 @@
+"""A picture that comes with a prompt is encoded once, however many outputs start from it."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnimuse import DiffusionParams, Omni
+
+
+def test_a_picture_is_encoded_once_for_all_outputs_and_each_draws_its_own_latents() -> None:
+    encoded: list[Tensor] = []
+    with Omni("omnimuse/shapes", dtype="float32", device="cpu") as omni:
+        vae = omni._engine.runner.pipeline.ctx.components["vae"]
+        vae.encoder.register_forward_hook(lambda module, given, made: encoded.append(made))
+        prompt = {"prompt": "a red circle", "images": [Image.new("RGB", (64, 64), "blue")]}
+        params = DiffusionParams(
+            num_inference_steps=2, height=64, width=64, seed=1, num_outputs_per_prompt=3, output_type="latent"
+        )
+        [result] = omni.generate(prompt, params, progress=False)
+    assert len(encoded) == 1
+    assert not torch.equal(result.output[0], result.output[1])
