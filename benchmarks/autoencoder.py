@@ -30,7 +30,7 @@ def main() -> None:
     ours = AutoencoderKL.from_config(theirs.config).eval()
     ours.load_state_dict(theirs.state_dict())
     for network in (ours, theirs):
-        network.to(dtype=dtype, memory_format=torch.channels_last)
+        network.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     side = args.side // 8
     latents = torch.randn(1, 16, side, side, generator=torch.Generator().manual_seed(0)).to(dtype)
     ways: dict[str, Callable[[], Tensor]] = {
