@@ -7,7 +7,6 @@ seed drew the same picture every time, nothing was left behind, and no answer wa
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import socket
@@ -21,7 +20,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.server.whole_server import Answer, WholeServer, wait_gone
+from tests.processes import kill, wait_gone
+from tests.server.whole_server import Answer, WholeServer
 
 SETTLE = 120.0  # seconds in which what was accepted has ended
 BAD = (
@@ -144,7 +144,7 @@ class Chaos:
     def _kill_worker(self) -> None:
         self._note_workers()
         if workers := self._server.workers():
-            os.kill(self._random.choice(workers), signal.SIGKILL)
+            kill(self._random.choice(workers))
 
     def _kill_server(self) -> None:
         self._note_workers()

@@ -27,8 +27,9 @@ from omnimuse.media.picture import pixels_of
 from omnimuse.media.sandbox import Sandbox
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.uploads import Uploads
+from tests.processes import wait_gone
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
-from tests.server.whole_server import WholeServer, wait_gone
+from tests.server.whole_server import WholeServer
 from tests.unit.media.hostile import BOMB, damaged, encoded, noise
 
 PATH = "/v1/images/edits"

@@ -36,7 +36,8 @@ from omnimuse.server.serve import _run, listen
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
 from omnimuse.worker.find import find
-from tests.server.whole_server import Answer, WholeServer, alive, wait_gone
+from tests.processes import alive, has_torch, wait_gone
+from tests.server.whole_server import Answer, WholeServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -72,8 +73,8 @@ def test_the_printed_python_lines_draw_a_picture(server: WholeServer) -> None:
 
 def test_the_front_process_never_loads_torch(server: WholeServer) -> None:
     server.draw(seed=1)
-    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
-    assert any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in server.workers())
+    assert not has_torch(server.process.pid)
+    assert any(has_torch(pid) for pid in server.workers())
 
 
 def test_the_official_client_streams_partial_pictures(server: WholeServer) -> None:
@@ -113,7 +114,7 @@ def test_a_killed_worker_is_replaced_and_its_request_drawn_again(server: WholeSe
     end = time.monotonic() + 30
     while not server.ask("/load").json["requests"] and time.monotonic() < end:
         time.sleep(0.02)
-    [worker] = [pid for pid in server.workers() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    [worker] = [pid for pid in server.workers() if has_torch(pid)]
     os.kill(worker, signal.SIGKILL)
     drawing.join(110)
     assert pixels(answers[0]) == wanted

@@ -32,6 +32,7 @@ from omnimuse.engine.process import read_settings
 from omnimuse.engine.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
 from omnimuse.media.image import read_settings as settings_in
 from omnimuse.worker.find import Found, find
+from tests.processes import children
 
 PATIENCE = 600.0  # seconds: importing torch takes long on a busy machine
 FAULTS = "worker.step:2:kill,worker.step:2:kill:deadly,worker.step:2:nan:undefined,worker.step:2:oom:huge"
@@ -235,15 +236,7 @@ def test_two_ranks_draw_what_one_draws_and_are_rebuilt_when_one_is_killed(served
 
 def other_rank(leader: int) -> int:
     """The process beside `leader` that runs a rank, too; the pool of this file has a third."""
-    ranks = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, stat = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
-        except OSError:
-            continue
-        if b"omnimuse.engine.process" in command and int(stat.rsplit(")", 1)[1].split()[1]) == os.getpid():
-            ranks.append(int(folder.name))
-    return next(pid for pid in sorted(ranks) if pid > leader)
+    return next(pid for pid in children(os.getpid(), "omnimuse.engine.process") if pid > leader)
 
 
 def test_a_worker_without_a_parent_ends(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.processes import children
+
 START = 110.0  # seconds; a busy machine takes long to import torch
 
 
@@ -105,24 +107,4 @@ class WholeServer:
 
     def workers(self) -> list[int]:
         """The process ids of its children."""
-        task = Path(f"/proc/{self.process.pid}/task")
-        children = [(thread / "children").read_text().split() for thread in task.iterdir()]
-        return sorted(int(pid) for found in children for pid in found)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_gone(pids: list[int], within: float = 10.0) -> bool:
-    """Whether all of `pids` have ended in time."""
-    end = time.monotonic() + within
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
+        return children(self.process.pid)

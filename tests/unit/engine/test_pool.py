@@ -29,6 +29,7 @@ from omnimuse.engine.folder import PrivateFolder, sweep
 from omnimuse.engine.pool import Pool, PoolPlan
 from omnimuse.engine.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.worker.find import Found, find
+from tests.processes import alive, children, wait_gone
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
@@ -78,14 +79,6 @@ async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not what():
             await asyncio.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie that nobody has asked about yet counts)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in ("Z", "X")
-    except OSError:
-        return True
 
 
 def spooled(plan: PoolPlan) -> list[str]:
@@ -162,9 +155,8 @@ def test_leaving_early_cancels_and_leaves_no_file(found: Found, plan: PoolPlan) 
             await updates.aclose()
             await until(lambda: pool.status()[0].running == 0)
             quick = asyncio.create_task(draw(pool, ask(found, steps=1)))
-            await until(lambda: pool.status()[0].running == 1)
-            await asyncio.sleep(0.01)
-            quick.cancel()  # some time around its end
+            await asyncio.sleep(0.03)  # about as long as it takes
+            quick.cancel()
             [ended] = await asyncio.gather(quick, return_exceptions=True)
             await until(lambda: pool.status()[0].running == 0)
             await asyncio.sleep(0.1)
@@ -269,12 +261,12 @@ def test_when_one_of_a_group_dies_the_group_is_rebuilt(found: Found, plan: PoolP
         async with opened(replace(plan, config=replace(found.config, parallel=ParallelConfig(cfg=2)))) as pool:
             await pool.wait_ready()
             leader = pool.status()[0].pid or 0
-            [other] = [pid for pid in children(os.getpid()) if pid != leader]
+            [other] = [pid for pid in children(os.getpid(), "fake_process.py") if pid != leader]
             drawing = asyncio.create_task(draw(pool, ask(found, steps=60)))
             await until(lambda: pool.status()[0].running == 1)
             os.kill(other, signal.SIGKILL)
             assert made(await drawing).seed == 7
-            assert gone(leader) and "rank 1" in pool.status()[0].reason
+            assert not alive(leader) and "rank 1" in pool.status()[0].reason
 
     asyncio.run(main())
 
@@ -295,7 +287,7 @@ def test_closing_leaves_no_process_no_file_and_nobody_waiting(found: Found, plan
                     await task
             with pytest.raises(EngineDeadError):
                 await draw(pool, ask(found))
-            assert all(map(gone, pids)) and not folder.exists() and spooled(plan) == []
+            assert not any(map(alive, pids)) and not folder.exists() and spooled(plan) == []
 
     asyncio.run(main())
 
@@ -348,13 +340,4 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path, stopped: bool) -> None:
         if stopped:
             os.kill(worker, signal.SIGSTOP)
         parent.kill()
-    end = time.monotonic() + PATIENCE
-    while not gone(worker) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert gone(worker)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that this one started and that have not ended."""
-    listed = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for tasks in listed for child in tasks.read_text().split() if not gone(int(child))]
+    assert wait_gone([worker], PATIENCE)

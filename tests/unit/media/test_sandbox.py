@@ -22,6 +22,7 @@ from omnimuse.core.request import Picture
 from omnimuse.media import sandbox as room
 from omnimuse.media.picture import picture_of, pixels_of
 from omnimuse.media.sandbox import PictureError, PictureLimits, Sandbox
+from tests.processes import children
 from tests.unit.media.hostile import BOMB, damaged, encoded, noise, png
 
 ORIENTATION = 0x0112
@@ -40,11 +41,9 @@ def inside(work: Callable[[Sandbox], Awaitable[object]], **how: object) -> None:
     asyncio.run(main())
 
 
-def children() -> set[int]:
+def boxes() -> set[int]:
     """The processes that this one has started and that still run."""
-    found = subprocess.run(["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    rows = [line.split(None, 2) for line in found.stdout.splitlines()]
-    return {int(pid) for pid, state, args in rows if "Z" not in state and not args.startswith("ps ")}
+    return set(children(os.getpid()))
 
 
 def test_pixels_survive_and_odd_modes_become_rgb() -> None:
@@ -141,7 +140,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_a_child_that_misbehaves_is_an_unreadable_picture_and_is_gone(script: str) -> None:
-    before = children()
+    before = boxes()
 
     async def work(box: Sandbox) -> None:
         began = time.monotonic()
@@ -150,7 +149,7 @@ def test_a_child_that_misbehaves_is_an_unreadable_picture_and_is_gone(script: st
         assert time.monotonic() - began < 15
 
     inside(work, command=(sys.executable, "-c", script), seconds=1.5)
-    assert children() <= before
+    assert boxes() <= before
 
 
 def test_a_child_that_cannot_be_started_is_no_fault_of_the_picture() -> None:
@@ -162,39 +161,39 @@ def test_a_child_that_cannot_be_started_is_no_fault_of_the_picture() -> None:
 
 
 def test_cancelling_ends_the_child_and_too_many_pictures_are_refused() -> None:
-    before = children()
+    before = boxes()
 
     async def work(box: Sandbox) -> None:
         file = encoded(noise(4, 4), "PNG")
         waiting = [asyncio.create_task(box.decode(file)) for _ in range(room.WAITING)]
         await asyncio.sleep(0.5)
-        assert len(children() - before) == 2
+        assert len(boxes() - before) == 2
         with pytest.raises(CapacityError):
             await box.decode(file)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        assert children() <= before
+        assert boxes() <= before
 
     inside(work, command=(sys.executable, "-c", SCRIPTS["hangs"]), seconds=30)
 
 
 def test_one_child_is_kept_ready_and_each_sees_one_picture() -> None:
-    before = children()
+    before = boxes()
 
     async def work(box: Sandbox) -> None:
         file = encoded(noise(4, 4), "PNG")
         await box.decode(file)
-        [first] = children() - before
+        [first] = boxes() - before
         await box.decode(file)
-        [second] = children() - before
+        [second] = boxes() - before
         assert first != second
         os.kill(second, 9)
         await asyncio.sleep(0.2)
         assert (await box.decode(file)).width == 4, "a spare that died is replaced"
 
     inside(work)
-    assert children() <= before
+    assert boxes() <= before
 
 
 CONFINED = """
