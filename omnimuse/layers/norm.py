@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,3 +28,24 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class QueryKeyNorm(nn.Module):
+    """RMS norms of queries and keys, both in one pass: [B, S, 2, N, H] -> like it.
+
+    The weight is that of the queries, then that of the keys. In half precision the quotient is rounded before it is
+    multiplied by the weight, as in `RMSNorm`, or, with `rounds_once`, only after that, as in `nn.RMSNorm`.
+    """
+
+    def __init__(self, head_dim: int, eps: float, *, rounds_once: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.rounds_once = rounds_once
+        self.weight = nn.Parameter(torch.ones(2 * head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.float() if self.rounds_once else x
+        return (F.rms_norm(exact, x.shape[-1:], eps=self.eps) * self.weight.view(2, 1, -1)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"2x{self.weight.numel() // 2}, eps={self.eps}"

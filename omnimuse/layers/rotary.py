@@ -32,10 +32,13 @@ def rotary_table(positions: Tensor, axes_dims: Sequence[int], theta: float, *, e
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn each pair (x[2i], x[2i+1]) by its angle: x [B, S, N, H], table [B, S, H/2, 2] -> like x."""
+    """Turn each pair (x[2i], x[2i+1]) by its angle: x [B, S, 2, N, H], table [B, S, H/2, 2] -> like x.
+
+    The third dimension is queries and keys, which are turned alike.
+    """
+    table = table[:, :, None, None]  # the same for queries and keys and for all heads
     if torch.compiler.is_compiling():  # the compiler fuses real arithmetic, and leaves complex as it is
-        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table.unsqueeze(2).unbind(-1)
+        (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), table.unbind(-1)
         return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, N, H/2]
-    turned = pairs * torch.view_as_complex(table).unsqueeze(2)  # the table is the same for all heads
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, 2, N, H/2]
+    return torch.view_as_real(pairs * torch.view_as_complex(table)).flatten(-2).to(x.dtype)

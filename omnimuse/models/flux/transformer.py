@@ -23,6 +23,7 @@ from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
+from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack, Memory
 
@@ -219,8 +220,9 @@ class DoubleBlock(Block[FluxCond]):
         text, image = cond.split(hidden)
         text_mods, image_mods = self.text.modulate(cond, cond.text), self.image.modulate(cond, cond.image)
         text_qkv, image_qkv = self.text.enter(text, text_mods), self.image.enter(image, image_mods)
-        q, k, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed, [B, S, N, H] each
-        x = self.core(rotate(q, cond.rope), rotate(k, cond.rope), v, cond.layout).flatten(-2)  # [B, S, D]
+        qk, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed
+        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        x = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
         text_x, image_x = cond.split(x)
         return cond.join(self.text.leave(text, text_x, text_mods), self.image.leave(image, image_x, image_mods))
 
@@ -246,8 +248,8 @@ class Stream(nn.Module):
         """Shift, scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
         return layout.expand(self.modulation(cond.vector)).chunk(6, dim=-1)
 
-    def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens [B, S, D]."""
+    def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and keys, and values, of tokens [B, S, D]."""
         shift, scale = mods[:2]
         return self.qkv(self.norm(x) * (1 + scale) + shift)
 
@@ -272,8 +274,9 @@ class SingleBlock(Block[FluxCond]):
 
     def forward(self, hidden: Tensor, cond: FluxCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
-        q, k, v = self.qkv(x)
-        attended = self.core(rotate(q, cond.rope), rotate(k, cond.rope), v, cond.layout).flatten(-2)  # [B, S, D]
+        qk, v = self.qkv(x)
+        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
         return _finite(hidden + gate * self.to_out(torch.cat([attended, self.mlp(x)], dim=-1)))
 
     def probe(self, hidden: Tensor, cond: FluxCond) -> Tensor:
@@ -286,18 +289,17 @@ class SingleBlock(Block[FluxCond]):
 
 
 class Projection(nn.Module):
-    """Tokens [B, S, D] -> queries and keys, both normed, and values: [B, S, N, H] each."""
+    """Tokens [B, S, D] -> queries and keys, normed, [B, S, 2, N, H], and values [B, S, N, H]."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.linear = nn.Linear(dim, 3 * dim)
-        self.norm_q = nn.RMSNorm(dim // heads, EPS)
-        self.norm_k = nn.RMSNorm(dim // heads, EPS)
+        self.norm_qk = QueryKeyNorm(dim // heads, EPS, rounds_once=True)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.linear(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return self.norm_q(q), self.norm_k(k), v
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        qkv = self.linear(x).unflatten(-1, (3, self.heads, -1))  # [B, S, 3, N, H]
+        return self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2]
 
 
 class FluxHead(nn.Module):

@@ -42,4 +42,5 @@ RULES: tuple[Rename | Fuse, ...] = (
         Fuse(parts=(f"qkv.to_q.{kind}", f"qkv.to_k.{kind}", f"qkv.to_v.{kind}"), into=f"qkv.linear.{kind}")
         for kind in ("weight", "bias")
     ),
+    Fuse(parts=("qkv.norm_q.weight", "qkv.norm_k.weight"), into="qkv.norm_qk.weight"),
 )

@@ -25,6 +25,7 @@ from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
+from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, Memory
 
@@ -289,16 +290,15 @@ class WanSelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
         self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.norm_q = nn.RMSNorm(dim, eps)
-        self.norm_k = nn.RMSNorm(dim, eps)
+        self.norm_qk = QueryKeyNorm(dim, eps, rounds_once=True)
         self.core = Attention(heads, dim // heads, "self")
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, cond: WanCond) -> Tensor:
-        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
-        parts = (self.norm_q(q), self.norm_k(k), v)
-        q, k, v = (y.unflatten(-1, (self.core.num_heads, -1)) for y in parts)  # [B, S, N, H] each
-        x = self.core(rotate(q, cond.rope), rotate(k, cond.rope), v, cond.layout)
+        qkv = self.to_qkv(x).unflatten(-1, (3, 1, -1))  # [B, S, 3, 1, D]
+        qk, v = (y.reshape(*y.shape[:3], self.core.num_heads, -1) for y in (self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2:]))
+        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        x = self.core(q, k, v[:, :, 0], cond.layout)
         return self.to_out(x.flatten(-2))  # [B, S, D]
 
 

@@ -20,6 +20,7 @@ RULES: tuple[Rename | Fuse, ...] = (
         for site, parts in (("self_attention", "qkv"), ("cross_attention", "kv"))
         for kind in ("weight", "bias")
     ),
+    Fuse(parts=("self_attention.norm_q.weight", "self_attention.norm_k.weight"), into="self_attention.norm_qk.weight"),
 )
 
 FLOAT32 = ("time_embedder", "scale_shift_table", "norm2")

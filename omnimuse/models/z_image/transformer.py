@@ -25,7 +25,7 @@ from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.network import Network
-from omnimuse.layers.norm import RMSNorm
+from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, Memory
 
@@ -271,15 +271,14 @@ class ZImageAttention(nn.Module):
     def __init__(self, dim: int, heads: int, role: str) -> None:
         super().__init__()
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.norm_q = RMSNorm(dim // heads, QK_NORM_EPS)
-        self.norm_k = RMSNorm(dim // heads, QK_NORM_EPS)
+        self.norm_qk = QueryKeyNorm(dim // heads, QK_NORM_EPS, rounds_once=False)
         self.core = Attention(heads, dim // heads, role, category="self")
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, cond: ZImageCond) -> Tensor:
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.core.num_heads, -1)).unbind(-3)  # [B, S, N, H] each
-        q, k = rotate(self.norm_q(q), cond.rope), rotate(self.norm_k(k), cond.rope)
-        return self.to_out(self.core(q, k, v, cond.layout).flatten(-2))  # [B, S, D]
+        qkv = self.to_qkv(x).unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
+        q, k = rotate(self.norm_qk(qkv[:, :, :2]), cond.rope).unbind(2)  # [B, S, N, H] each
+        return self.to_out(self.core(q, k, qkv[:, :, 2], cond.layout).flatten(-2))  # [B, S, D]
 
 
 class ZImageHead(nn.Module):

@@ -27,4 +27,5 @@ RULES: tuple[Rename | Fuse, ...] = (
         parts=("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight"),
         into="attention.to_qkv.weight",
     ),
+    Fuse(parts=("attention.norm_q.weight", "attention.norm_k.weight"), into="attention.norm_qk.weight"),
 )

@@ -8,7 +8,7 @@ from diffusers.models.transformers.transformer_z_image import FeedForward, RopeE
 
 from omnimuse.layers.embedding import TimestepEmbedding, sinusoid
 from omnimuse.layers.mlp import GatedMLP
-from omnimuse.layers.norm import RMSNorm
+from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 
 
@@ -26,6 +26,18 @@ def test_the_norm_rounds_where_the_reference_rounds(x_dtype, weight_dtype):
     x = draw(4, 16, seed=1).to(x_dtype)
     assert ours(x).dtype == reference(x).dtype
     assert torch.equal(ours(x), reference(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rounds_once", "kind"), [(False, RMSNorm), (True, torch.nn.RMSNorm)])
+def test_queries_and_keys_are_normed_as_one_by_one(rounds_once, kind, dtype):
+    weight, x = 1 + 0.1 * draw(32), draw(1, 5, 2, 3, 16, seed=1).to(dtype)
+    both = QueryKeyNorm(16, 1e-5, rounds_once=rounds_once).to(dtype)
+    both.load_state_dict({"weight": weight})
+    for which, part in enumerate(weight.split(16)):
+        one = kind(16, 1e-5).to(dtype)
+        one.load_state_dict({"weight": part})
+        assert torch.equal(both(x)[:, :, which], one(x[:, :, which]))
 
 
 def test_sinusoids_equal_those_of_both_reference_formulas():
@@ -63,7 +75,7 @@ def test_rotation_keeps_the_length_of_every_pair_and_depends_on_distance_only():
     positions = torch.tensor([[5], [9], [25], [29]])
     table = rotary_table(positions, (8,), 100.0)[None]  # [1, 4, 4, 2]
     q, k = draw(8), draw(8, seed=1)
-    turned_q, turned_k = (rotate(x.expand(1, 4, 1, 8), table)[0, :, 0] for x in (q, k))
+    turned_q, turned_k = rotate(torch.stack([q, k]).expand(1, 4, 2, 8)[..., None, :], table)[0, :, :, 0].unbind(1)
     pairs = turned_q.unflatten(-1, (-1, 2)).norm(dim=-1)
     assert torch.allclose(pairs, q.unflatten(-1, (-1, 2)).norm(dim=-1).expand(4, 4), atol=1e-6)
     assert torch.allclose(turned_q[0] @ turned_k[1], turned_q[2] @ turned_k[3], atol=1e-5)
@@ -71,5 +83,5 @@ def test_rotation_keeps_the_length_of_every_pair_and_depends_on_distance_only():
 
 def test_rotation_computes_in_float32_and_returns_the_dtype_it_was_given():
     table = rotary_table(torch.tensor([[7]]), (8,), 100.0)[None]
-    x = draw(1, 1, 2, 8).bfloat16()
+    x = draw(1, 1, 2, 3, 8).bfloat16()
     assert torch.equal(rotate(x, table), rotate(x.float(), table).bfloat16())
