@@ -71,7 +71,7 @@ def run(race: Race, kind: str, folder: Path, args: argparse.Namespace) -> list[R
     ours, theirs = pair = [Apart(name, race, folder, args.dtype) for name in CONTESTANTS]
     print(f"\n{race.family}, {kind}, {width}x{height}, {steps} steps, {args.dtype}", flush=True)
     if kind == EMPTY:
-        rows = [compare("overhead of a step", [plain], pair, args.rounds) | {"unit": "ms", "scale": 1000 / steps}]
+        rows = [overhead(plain, pair, args.rounds)]
         print(line(rows[0]), flush=True)
     else:
         compiled = [Apart(name, race, folder, args.dtype, True) for name in CONTESTANTS] if args.compile else []
@@ -133,6 +133,14 @@ def compare(case: str, wishes: Sequence[Wish], contestants: Sequence[Apart], rou
         mean = {name: statistics.median(statistics.mean(run) for run in runs) for name, runs in times.items()}
         row["mean_ratio"] = mean["omnimuse"] / mean["diffusers"]
     return row
+
+
+def overhead(plain: Wish, contestants: Sequence[Apart], rounds: int) -> Row:
+    """What one more step takes: the difference of a request of many steps and one of few, over the steps between."""
+    few = replace(plain, steps=plain.steps // 10)
+    slow, quick = (compare("overhead of a step", [wish], contestants, rounds) for wish in (plain, few))
+    each = {c.name: (slow[c.name] - quick[c.name]) / (plain.steps - few.steps) for c in contestants}
+    return slow | each | {"unit": "ms", "scale": 1000}
 
 
 def short_behind_long(ours: Apart, theirs: Apart, plain: Wish, rounds: int) -> Row:
