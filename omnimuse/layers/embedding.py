@@ -5,6 +5,7 @@ Letters: B batch, D width.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 
 def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Cosines, then sines, of t at dim/2 geometric frequencies: [B] -> [B, dim] in float32, dim even."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequencies = torch.exp(-math.log(max_period) * steps / half)  # [dim/2]
-    angles = t.float()[:, None] * frequencies  # [B, dim/2]
+    angles = t.float()[:, None] * _frequencies(dim // 2, max_period, t.device)  # [B, dim/2]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@functools.cache
+def _frequencies(count: int, max_period: float, device: torch.device) -> Tensor:
+    """Geometric, from 1 down to almost 1 / max_period: [count]; the same at every step, so made once."""
+    steps = torch.arange(count, dtype=torch.float32, device=device)
+    return torch.exp(-math.log(max_period) * steps / count)
 
 
 class TimestepEmbedding(nn.Module):

@@ -141,11 +141,11 @@ class WanCond:
         )
 
     def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """x (1 + scale) + shift; x is packed, scale and shift [P, D] hold for every token of a span."""
+        """x (1 + scale) + shift; x is packed, scale and shift [P, 1, D] hold for every token of a span."""
         return self._affine(x, 1 + scale, shift)
 
     def gate(self, x: Tensor, gate: Tensor) -> Tensor:
-        """x times the gate [P, D] of each token's span; x is packed."""
+        """x times the gate [P, 1, D] of each token's span; x is packed."""
         return self._affine(x, gate, None)
 
     def _affine(self, x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
@@ -268,20 +268,21 @@ class WanBlock(Block[WanCond]):
     def forward(self, hidden: Tensor, cond: WanCond) -> Tensor:
         dtype = hidden.dtype
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self._modulation(cond)
-        x = cond.modulate(self.norm1(hidden.float()), scale, shift).to(dtype)
-        hidden = (hidden.float() + cond.gate(self.self_attention(x, cond), gate)).to(dtype)
+        exact = hidden.float()
+        x = cond.modulate(self.norm1(exact), scale, shift).to(dtype)
+        hidden = (exact + cond.gate(self.self_attention(x, cond), gate)).to(dtype)
         x = self.norm2(hidden.float()).to(dtype)
-        hidden = hidden + self.cross_attention(x, cond)
-        x = cond.modulate(self.norm3(hidden.float()), mlp_scale, mlp_shift).to(dtype)
-        return (hidden.float() + cond.gate(self.ffn(x).float(), mlp_gate)).to(dtype)
+        exact = (hidden + self.cross_attention(x, cond)).float()
+        x = cond.modulate(self.norm3(exact), mlp_scale, mlp_shift).to(dtype)
+        return (exact + cond.gate(self.ffn(x), mlp_gate)).to(dtype)
 
     def probe(self, hidden: Tensor, cond: WanCond) -> Tensor:
         shift, scale, *_ = self._modulation(cond)
         return cond.modulate(self.norm1(hidden.float()), scale, shift).to(hidden.dtype)
 
     def _modulation(self, cond: WanCond) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of the self attention, then of the MLP: [P, D] each, float32."""
-        return (self.scale_shift_table + cond.time).unbind(1)
+        """Shift, scale and gate of the self attention, then of the MLP: [P, 1, D] each, float32."""
+        return (self.scale_shift_table + cond.time).split(1, dim=1)
 
 
 class WanSelfAttention(nn.Module):
@@ -345,11 +346,11 @@ class WanHead(nn.Module):
 
     def forward(self, hidden: Tensor, time: Tensor, cond: WanCond) -> Tensor:
         """Packed hidden states and the embedded times [P, D] -> packed patches."""
-        shift, scale = (self.scale_shift_table + time[:, None]).unbind(1)  # [P, D] each, float32
+        shift, scale = (self.scale_shift_table + time[:, None]).split(1, dim=1)  # [P, 1, D] each, float32
         return self.proj_out(cond.modulate(self.norm(hidden.float()), scale, shift).to(hidden.dtype))
 
 
 def _affine(x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
-    """x [..., D] times factor [P, D] plus offset [P, D], each of them for the P-th part of the tokens."""
-    spans = x.reshape(len(factor), -1, x.shape[-1]) * factor[:, None]  # [P, S/P, D]
-    return (spans if offset is None else spans + offset[:, None]).reshape(x.shape)
+    """x [..., D] times factor [P, 1, D] plus offset [P, 1, D], each of them for the P-th part of the tokens."""
+    spans = x.reshape(len(factor), -1, x.shape[-1]) * factor  # [P, S/P, D]
+    return (spans if offset is None else spans + offset).reshape(x.shape)
