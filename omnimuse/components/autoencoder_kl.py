@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.components.upsample import upsample
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.rules import Rename
 
@@ -232,23 +232,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: every cell four times, then a convolution.
-
-    Both at once: of the nine cells under the kernel only four differ, so a transposed convolution by the kernel's sums
-    over equal cells does the same with 4/9 of the multiplications. The sums are made anew at every call: that takes
-    little, and they are right wherever the weights were moved to or come from.
-    """
+    """Twice the size: every cell four times, then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        order = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        kernel = self.conv.weight.transpose(0, 1).contiguous(memory_format=order)  # [C in, C out, 3, 3]
-        kernel = kernel.flip(2, 3)  # a transposed convolution turns its kernel round
-        sums = F.avg_pool2d(kernel, 2, stride=1, padding=1, divisor_override=1)  # [C in, C out, 4, 4]
-        return F.conv_transpose2d(x, sums, self.conv.bias, stride=2, padding=1)
+        return upsample(x, self.conv)
 
 
 def _shifted(widths: Sequence[int]) -> Sequence[int]:
