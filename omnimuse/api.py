@@ -188,7 +188,7 @@ class AsyncOmni:
                 self._background.cancel(request.id)
 
     async def close(self) -> None:
-        """Stop the thread and free everything; requests in flight fail with EngineDeadError."""
+        """Stop the thread and free everything; requests in flight fail with EngineClosedError."""
         import asyncio
 
         await asyncio.to_thread(self._background.close)

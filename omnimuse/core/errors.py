@@ -44,7 +44,11 @@ class ModelError(OmnimuseError):
 
 
 class EngineDeadError(OmnimuseError):
-    """The engine has been closed or has died; start a new one."""
+    """The engine has died; start a new one."""
+
+
+class EngineClosedError(EngineDeadError):
+    """The engine is closed, or was while the request waited or ran."""
 
 
 class WorkerLostError(EngineDeadError):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from omnimuse.core.errors import DeadlineError, EngineDeadError, RequestCancelled, RequestError
+from omnimuse.core.errors import DeadlineError, EngineClosedError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
@@ -146,7 +146,7 @@ class Engine:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise EngineDeadError("this engine is closed; make a new one")
+            raise EngineClosedError("this engine is closed; make a new one")
 
 
 def follow(runner: Runner) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from PIL import Image
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import EngineDeadError, OmnimuseError
+from omnimuse.core.errors import EngineClosedError, OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine, follow
@@ -71,7 +71,7 @@ class Background:
     def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
         """Queue `request`; its events, the last of which is Done or Failed, go to `listener`."""
         if self._stopping:
-            raise EngineDeadError("this engine is closed; make a new one")
+            raise EngineClosedError("this engine is closed; make a new one")
         self._listeners[request.id] = listener
         try:
             self.engine.submit(request)
@@ -92,7 +92,12 @@ class Background:
         self._thread.join()
         self.engine.close()
         for request_id, listener in list(self._listeners.items()):
-            listener(Failed(request_id, EngineDeadError("the engine was closed")))
+            listener(
+                Failed(
+                    request_id,
+                    EngineClosedError("the engine was closed before the request was done; try again in a moment"),
+                )
+            )
         self._listeners.clear()
 
     def _live(self, make: Callable[[], Engine], made: Future[Engine]) -> None:

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 import zmq.asyncio
 
-from omnimuse.core.errors import ConfigError, DeadlineError, EngineDeadError, ModelError, PoisonError, WorkerLostError
+from omnimuse.core.errors import (
+    ConfigError,
+    DeadlineError,
+    EngineClosedError,
+    EngineDeadError,
+    ModelError,
+    PoisonError,
+    WorkerLostError,
+)
 from omnimuse.core.request import Request
 from omnimuse.engine.folder import PrivateFolder
 from omnimuse.engine.replica import Attempt, Lost, PoolPlan, Replica, State
@@ -63,7 +71,10 @@ class Pool:
             life.add_done_callback(lambda _: self._tell())
 
     async def wait_ready(self) -> None:
-        """Return when a worker is ready; the ModelError or ConfigError for which none can be, or EngineDeadError."""
+        """Return when a worker is ready; the ModelError or ConfigError for which none can be, or EngineDeadError.
+
+        EngineClosedError if `close` comes first.
+        """
         while not self.ready:
             self._refuse_if_hopeless()
             await self._news.wait()
@@ -180,7 +191,7 @@ class Pool:
 
     def _refuse_retry(self, request: Request, kills: int, lost: Lost | None) -> None:
         if self._closed:
-            raise EngineDeadError("the workers are being closed")
+            raise EngineClosedError("the workers are being closed; try again in a moment")
         if kills:
             raise PoisonError(f"the request ended its worker twice ({lost}); it is not tried again")
         if request.deadline is not None and request.deadline <= time.monotonic():
@@ -188,7 +199,7 @@ class Pool:
 
     def _refuse_if_hopeless(self, once_started: bool = False) -> None:
         if self._closed:
-            raise EngineDeadError("the workers are being closed")
+            raise EngineClosedError("the workers are being closed; try again in a moment")
         for life in self._lives:
             if life.done():
                 life.result()  # a fault in the supervision is not waited for

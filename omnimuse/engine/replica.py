@@ -76,6 +76,7 @@ KINDS = (
     errors.DeadlineError,
     errors.ModelError,
     errors.EngineDeadError,
+    errors.EngineClosedError,
     errors.NumericalError,
     errors.StorageError,
 )

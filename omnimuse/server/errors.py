@@ -238,6 +238,7 @@ _RULES: tuple[tuple[type[core.OmnimuseError], str], ...] = (
     (core.CapacityError, "queue_full"),
     (core.PoisonError, "worker_crash"),
     (core.WorkerLostError, "worker_lost"),
+    (core.EngineClosedError, "server_draining"),
     (core.EngineDeadError, "engine_dead"),
     (core.ModelError, "model_error"),
     (core.NumericalError, "numerical_error"),

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import socket
 import time
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
 from omnimuse.core.config import Config, Environment
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, EngineClosedError
 from omnimuse.engine.faults import Faults
 from omnimuse.engine.pool import Pool, PoolPlan
 from omnimuse.server.admission import Admission
@@ -112,7 +113,7 @@ async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
     front = Front(_uvicorn(build_app(service)), service.life)
     serving = asyncio.create_task(front.serve([listener]))
     announcing = asyncio.create_task(_announce(pool, service.options, listener))
-    draining = asyncio.create_task(_drain(service, front))
+    draining = asyncio.create_task(_drain(service, pool, front))
     draining.add_done_callback(_tell_failure)
     try:
         await asyncio.wait([serving, announcing], return_when=asyncio.FIRST_COMPLETED)
@@ -141,10 +142,10 @@ def _uvicorn(app: object) -> uvicorn.Config:
     )
 
 
-async def _drain(service: Service, front: Front) -> None:
+async def _drain(service: Service, pool: Pool, front: Front) -> None:
     """Once draining: wait for what is in progress, at most the drain's time, then let the server end.
 
-    Jobs that wait stay in the store and run after the next start.
+    Jobs that wait or still run stay in the store for the next start; other requests are told that the server ends.
     """
     while not service.life.draining:
         await asyncio.sleep(_IDLE_DRAIN)
@@ -154,6 +155,8 @@ async def _drain(service: Service, front: Front) -> None:
         await service.jobs.hold()
         while service.admission.load().count and time.monotonic() < end:
             await asyncio.sleep(_IDLE_DRAIN)
+        await service.jobs.close(0.0)
+        await pool.close(LAST_WORDS)
     finally:
         front.should_exit = True
 
@@ -170,8 +173,9 @@ async def _announce(pool: Pool, options: ServeOptions, listener: socket.socket) 
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"omnimuse: loading {options.model_name}; the page is at {url}", flush=True)
-    await pool.wait_ready()
-    print(greeting(url, options, pool.place, time.monotonic() - began), flush=True)
+    with suppress(EngineClosedError):  # a signal came first
+        await pool.wait_ready()
+        print(greeting(url, options, pool.place, time.monotonic() - began), flush=True)
 
 
 def greeting(url: str, options: ServeOptions, place: dict[str, str], seconds: float) -> str:

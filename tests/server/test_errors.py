@@ -56,6 +56,7 @@ def subclasses(kind: type[core.OmnimuseError]) -> set[type[core.OmnimuseError]]:
         (core.PoisonError("twice"), 500, "worker_crash"),
         (core.WorkerLostError("lost"), 503, "worker_lost"),
         (core.EngineDeadError("dead"), 503, "engine_dead"),
+        (core.EngineClosedError("closed"), 503, "server_draining"),
         (core.ModelError("no files"), 500, "model_error"),
         (core.NumericalError("NaN"), 500, "numerical_error"),
         (core.StorageError("full disk"), 503, "storage_full"),

@@ -175,7 +175,7 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
 
 
 def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
-    with WholeServer(tmp_path) as server:
+    with WholeServer(tmp_path, "--drain-timeout", "100") as server:
         server.wait_ready()
         server.draw(seed=1)
         workers = server.workers()
@@ -192,6 +192,23 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
         drawing.join(60)
         assert answers[0].status == 200
         assert server.process.wait(20) == 0
+        assert wait_gone(workers)
+
+
+def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) -> None:
+    with WholeServer(tmp_path, "--drain-timeout", "0.5") as server:
+        server.wait_ready()
+        workers = server.workers()
+        answers: list[Answer] = []
+        drawing = threading.Thread(target=lambda: answers.append(server.draw(num_inference_steps=1000, size="256x256")))
+        drawing.start()
+        while not server.ask("/load").json["requests"]:
+            time.sleep(0.02)
+        status, _ = server.end()
+        drawing.join(60)
+        assert status == 0
+        assert (answers[0].status, answers[0].json["error"]["code"]) == (503, "server_draining")
+        assert int(answers[0].headers["retry-after"]) >= 1
         assert wait_gone(workers)
 
 

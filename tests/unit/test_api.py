@@ -12,7 +12,7 @@ import torch
 
 from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni, Preview, Progress
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import ConfigError, EngineDeadError, ModelError, RequestCancelled, RequestError
+from omnimuse.core.errors import ConfigError, EngineClosedError, ModelError, RequestCancelled, RequestError
 from omnimuse.core.output import Event
 from omnimuse.core.request import Ask
 
@@ -107,7 +107,7 @@ def test_a_closed_engine_says_so(config: Config) -> None:
     omni = Omni(config.model.model, config=config)
     omni.close()
     omni.close()
-    with pytest.raises(EngineDeadError, match="closed"):
+    with pytest.raises(EngineClosedError, match="closed"):
         omni.generate("a circle", SMALL, progress=False)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import EngineDeadError, ModelError, RequestCancelled
+from omnimuse.core.errors import EngineClosedError, ModelError, RequestCancelled
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
@@ -164,7 +164,7 @@ def test_a_closed_engine_says_so() -> None:
     subject = engine()
     subject.close()
     subject.close()
-    with pytest.raises(EngineDeadError, match="closed"):
+    with pytest.raises(EngineClosedError, match="closed"):
         submit(subject, ask())
 
 
