@@ -24,14 +24,16 @@ def main() -> None:
     parser.add_argument("--engine", choices=sorted(CONTESTANTS), default="omnimuse")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--guided", action="store_true", help="with guidance and a negative prompt")
     args = parser.parse_args()
     race = RACES[args.family]
     with tempfile.TemporaryDirectory() as folder:
         engine = CONTESTANTS[args.engine](race, race.build(Path(folder) / "model", args.kind), args.dtype)
     height, width = race.sizes[args.kind]
+    guidance = race.guidance if args.guided else race.off
     counts, began = [], 0.0
     for steps in (2, 2 + args.steps):  # the first also warms up
-        wish = Wish(f"a red circle, {steps}", steps, race.off, height, width, race.frames.get(args.kind))
+        wish = Wish(f"a red circle, {steps}", steps, guidance, height, width, race.frames.get(args.kind))
         began = time.perf_counter()
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             engine.draw([wish])
