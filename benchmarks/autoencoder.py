@@ -60,7 +60,7 @@ def of_video(args: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
     """Both ways to decode a video, of the size of Wan 2.1's autoencoder."""
     from diffusers import AutoencoderKLWan
 
-    from omnimuse.components.autoencoder_kl_wan import WanAutoencoder
+    from omnimuse.models.wan.autoencoder import WanAutoencoder
 
     theirs = AutoencoderKLWan().eval()
     ours = WanAutoencoder.from_config(theirs.config).eval()

@@ -102,7 +102,7 @@ SPEC = Spec(
         "transformer_2": _transformer(optional=True),
         "text_encoder": Component(("UMT5EncoderModel",)),
         "tokenizer": Component(("T5Tokenizer", "T5TokenizerFast")),
-        "vae": Component(("AutoencoderKLWan",), network="omnimuse.components.autoencoder_kl_wan:WanAutoencoder"),
+        "vae": Component(("AutoencoderKLWan",), network="omnimuse.models.wan.autoencoder:WanAutoencoder"),
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,

@@ -10,9 +10,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from omnimuse.components.autoencoder_kl_wan import CausalConv3d, ChannelNorm, Upsample, WanAutoencoder
+from omnimuse.components.causal_video import CausalConv3d, ChannelNorm, Upsample
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.loader.weights import randomise
+from omnimuse.models.wan.autoencoder import WanAutoencoder
 from tests.checkpoints.wan import deep_vae, vae
 
 TOLERANCE = 1e-5
@@ -85,6 +86,6 @@ def test_a_norm_in_pieces_equals_the_norm_of_the_whole(monkeypatch: pytest.Monke
     video = draw(3, 2, 16, 3, 7, 5).transpose(3, 4)  # not contiguous
     for theirs_, ours_ in zip(*norms, strict=True):
         if theirs_.gamma.shape == (16, 1, 1, 1):
-            monkeypatch.setattr("omnimuse.components.autoencoder_kl_wan.PIECE", 16 * 50)
+            monkeypatch.setattr("omnimuse.components.causal_video.PIECE", 16 * 50)
             assert distance(ours_(video), theirs_(video)) < 1e-6
             assert distance(ours_(torch.zeros(1, 16, 1, 2, 2)) + 1, torch.ones(1, 16, 1, 2, 2)) == 0

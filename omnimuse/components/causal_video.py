@@ -1,20 +1,18 @@
-"""The video autoencoder of Wan as diffusers builds it, with parts that do less for the same result.
+"""Parts of the video autoencoders of diffusers that are causal in time, with less work for the same result.
 
-The modules, their weights and the cache of the convolutions are those of diffusers' `AutoencoderKLWan`; only how three
-kinds of parts compute is ours. Results are equal but for rounding.
+Several families have such an autoencoder, with modules of other names and equal arithmetic. `lighten` changes how
+parts of one that diffusers has built compute; weights, names and the cache of the convolutions stay. Results are equal
+but for rounding.
 
 Letters: B batch, C channels, t h w frames, height, width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm, WanUpsample
 from torch import Tensor, nn
 
 from omnimuse.components.upsample import upsample
@@ -24,22 +22,19 @@ PIECE = 2**20
 """Numbers that a norm works on at a time on a CPU: what comes between stays in its cache, and needs little memory."""
 
 
-class WanAutoencoder(AutoencoderKLWan):
-    """diffusers' network with our convolutions, norms and upsampling in the place of its own."""
+def lighten(network: nn.Module, convolution: type, norm: type, upsampling: type) -> None:
+    """Let the parts of these classes, of the diffusers module that `network` comes from, compute as ours do.
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> WanAutoencoder:
-        """The network that vae/config.json describes."""
-        vae = cast(WanAutoencoder, super().from_config(dict(config)))
-        for part in vae.modules():
-            # The parts stay what they are, with their weights and names; they only compute in another way.
-            if isinstance(part, WanCausalConv3d):
-                part.__class__ = CausalConv3d
-            elif isinstance(part, WanRMS_norm):
-                part.__class__ = ChannelNorm
-            elif isinstance(part, nn.Sequential) and isinstance(part[0], WanUpsample):
-                part.__class__ = Upsample
-        return vae
+    An `upsampling` is the first of two parts in sequence; the other is its convolution.
+    """
+    for part in network.modules():
+        # The parts stay what they are, with their weights and names; they only compute in another way.
+        if isinstance(part, convolution):
+            part.__class__ = CausalConv3d
+        elif isinstance(part, norm):
+            part.__class__ = ChannelNorm
+        elif isinstance(part, nn.Sequential) and isinstance(part[0], upsampling):
+            part.__class__ = Upsample
 
 
 class CausalConv3d(nn.Conv3d):
