@@ -9,7 +9,7 @@ Letters: B batch, S cells of a picture, C channels of hidden states; c h w laten
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from omnimuse.components.upsample import upsample
 from omnimuse.core.errors import ModelError
+from omnimuse.loader.facts import read_facts
 from omnimuse.loader.rules import Rename
 
 EPS = 1e-6
@@ -58,28 +59,17 @@ class AutoencoderConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> AutoencoderConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
-        known = {field.name for field in fields(cls)}
-        chosen: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key in known
-        }
-        levels = len(chosen.get("block_out_channels", cls.block_out_channels))
+        levels = len(config.get("block_out_channels", cls.block_out_channels))
         fixed = {
-            "act_fn": "silu",
-            "in_channels": PIXEL_CHANNELS,
-            "out_channels": PIXEL_CHANNELS,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-            "latents_mean": None,
-            "latents_std": None,
+            "act_fn": ("silu",),
+            "in_channels": (PIXEL_CHANNELS,),
+            "out_channels": (PIXEL_CHANNELS,),
+            "down_block_types": (["DownEncoderBlock2D"] * levels,),
+            "up_block_types": (["UpDecoderBlock2D"] * levels,),
+            "latents_mean": (None,),
+            "latents_std": (None,),
         }
-        for key, value in config.items():
-            if key in known or key in ELSEWHERE or key.startswith("_"):
-                continue
-            if key not in fixed:
-                raise ModelError(f"vae/config.json has an unknown key {key!r} ({value!r}); is it another model?")
-            if (list(value) if isinstance(value, tuple) else value) != fixed[key]:
-                raise ModelError(f"vae/config.json: {key}={value!r} is not supported; only {fixed[key]!r} is")
-        return cls(**chosen)
+        return read_facts(cls, config, "vae/config.json", fixed, ELSEWHERE)
 
 
 class AutoencoderKL(nn.Module):

@@ -9,7 +9,7 @@ Letters: B batch, S tokens, D width, N heads, H head dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
+from omnimuse.loader.facts import read_facts
 from omnimuse.loader.rules import Drop, Rename
 
 RULES: tuple[Rename | Drop, ...] = (
@@ -58,6 +59,7 @@ IRRELEVANT = frozenset(
 )
 """What is only for training, for making text, or said elsewhere; `sliding_window` counts where it is used."""
 
+WHERE = "text_encoder/config.json"
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 
 
@@ -77,25 +79,18 @@ class Qwen3Config:
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
-            raise _refusal(
-                f"num_attention_heads={self.num_attention_heads}, num_key_value_heads={self.num_key_value_heads}, "
-                f"head_dim={self.head_dim}; the first must be a multiple of the second, and head_dim even"
+            raise ModelError(
+                f"{WHERE}: num_attention_heads={self.num_attention_heads}, "
+                f"num_key_value_heads={self.num_key_value_heads}, head_dim={self.head_dim}; "
+                "the first must be a multiple of the second, and head_dim even"
             )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Qwen3Config:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
-        fixed = {**FIXED, "layer_types": ["full_attention"] * config.get("num_hidden_layers", 0)}
-        sizes = {field.name for field in fields(cls)} - set(ROPE)
-        for key, value in config.items():
-            if key in fixed and value not in (fixed[key], None):
-                raise _refusal(f"{key}={value!r} is not supported; only {fixed[key]!r} is")
-            if key not in sizes | fixed.keys() | IRRELEVANT | set(ROPE) and not key.startswith("_"):
-                raise _refusal(f"an unknown key {key!r} ({value!r}); is it another model?")
-        absent = sorted(key for key in sizes if config.get(key) is None)
-        if absent:
-            raise _refusal(f"no {', '.join(absent)}; use a complete checkpoint")
-        return cls(**{key: config[key] for key in sizes}, rope_theta=_theta(config))
+        layers = ["full_attention"] * config.get("num_hidden_layers", 0)
+        fixed = {key: (None, value) for key, value in {**FIXED, "layer_types": layers}.items()}
+        return read_facts(cls, {**config, "rope_theta": _theta(config)}, WHERE, fixed, IRRELEVANT | set(ROPE))
 
 
 def _theta(config: Mapping[str, Any]) -> float:
@@ -107,14 +102,12 @@ def _theta(config: Mapping[str, Any]) -> float:
     kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
     if kinds or rope:
         what = ", ".join(f"{key}={config[key]!r}" for key in ROPE if config.get(key))
-        raise _refusal(f"{what} is not supported; only rope_type 'default' with a rope_theta is")
+        raise ModelError(f"{WHERE}: {what} is not supported; only rope_type 'default' with a rope_theta is")
     if theta is None:
-        raise _refusal("no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint")
+        raise ModelError(
+            f"{WHERE} has no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint"
+        )
     return float(theta)
-
-
-def _refusal(what: str) -> ModelError:
-    return ModelError(f"the config.json of a Qwen3 text encoder has {what}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Letters: R rows, S tokens, D width, N heads, H head dim; c h w latent channels, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,6 +26,7 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack, Memory
+from omnimuse.loader.facts import read_facts
 
 PATCH = 2  # latent pixels per token side
 THETA = 10_000.0
@@ -63,21 +64,10 @@ class FluxConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> FluxConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
-        known = {field.name for field in fields(cls)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        fixed = {"patch_size": (1,), "out_channels": (None, given.get("in_channels", cls.in_channels))}
-        for key, value in given.items():
-            if key in known or key.startswith("_"):
-                continue
-            if key not in fixed:
-                raise ModelError(
-                    f"transformer/config.json has an unknown key {key!r} ({value!r}); is it another model?"
-                )
-            if value not in fixed[key]:
-                raise ModelError(
-                    f"transformer/config.json: {key}={value!r} is not supported; only {fixed[key][-1]!r} is"
-                )
-        return cls(**{key: value for key, value in given.items() if key in known})
+        channels = config.get("in_channels", cls.in_channels)
+        return read_facts(
+            cls, config, "transformer/config.json", {"patch_size": (1,), "out_channels": (None, channels)}
+        )
 
 
 @dataclass(frozen=True)

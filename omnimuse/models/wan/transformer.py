@@ -12,7 +12,7 @@ c f h w latent channels, frames, height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -28,13 +28,14 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.loader.facts import read_facts
 
 ROPE_THETA = 10_000.0
-FIXED: Mapping[str, object] = {
-    "qk_norm": "rms_norm_across_heads",
-    "image_dim": None,
-    "added_kv_proj_dim": None,
-    "pos_embed_seq_len": None,
+FIXED: Mapping[str, tuple[object, ...]] = {
+    "qk_norm": ("rms_norm_across_heads",),
+    "image_dim": (None,),
+    "added_kv_proj_dim": (None,),
+    "pos_embed_seq_len": (None,),
 }
 """Options of the configuration that this file computes in one way only."""
 
@@ -66,17 +67,8 @@ class WanConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> WanConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
-        known = {field.name for field in fields(cls)}
-        for key, value in config.items():
-            if key in known or key.startswith("_"):
-                continue
-            if key not in FIXED:
-                raise ModelError(f"transformer/config.json: the key {key!r} ({value!r}) is unknown; another model?")
-            if value != FIXED[key]:
-                raise ModelError(f"transformer/config.json: {key}={value!r} is not supported; only {FIXED[key]!r} is")
-        chosen = {key: value for key, value in config.items() if key in known and value is not None}
-        chosen["patch_size"] = tuple(chosen.get("patch_size", cls.patch_size))
-        return cls(**{"out_channels": chosen.get("in_channels", cls.in_channels), **chosen})
+        channels = {"out_channels": config.get("out_channels") or config.get("in_channels")}
+        return read_facts(cls, {**config, **channels}, "transformer/config.json", FIXED)
 
     @property
     def dim(self) -> int:

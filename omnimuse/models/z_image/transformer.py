@@ -12,7 +12,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,6 +28,7 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.loader.facts import read_facts
 
 PATCH = 2  # latent pixels per token side
 TOKEN_MULTIPLE = 32  # image and caption are each padded to a multiple of this; pads are attended to
@@ -64,27 +65,14 @@ class ZImageConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ZImageConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
-        known = {field.name for field in fields(cls)}
-        chosen: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key in known
-        }
         fixed = {
-            "all_patch_size": [PATCH],
-            "all_f_patch_size": [1],
-            "n_kv_heads": chosen.get("n_heads", cls.n_heads),
-            "qk_norm": True,
-            "siglip_feat_dim": None,
+            "all_patch_size": ([PATCH],),
+            "all_f_patch_size": ([1],),
+            "n_kv_heads": (config.get("n_heads", cls.n_heads),),
+            "qk_norm": (True,),
+            "siglip_feat_dim": (None,),
         }
-        for key, value in config.items():
-            if key in known or key.startswith("_"):
-                continue
-            if key not in fixed:
-                raise ModelError(
-                    f"transformer/config.json has an unknown key {key!r} ({value!r}); is it another model?"
-                )
-            if (list(value) if isinstance(value, tuple) else value) != fixed[key]:
-                raise ModelError(f"transformer/config.json: {key}={value!r} is not supported; only {fixed[key]!r} is")
-        return cls(**chosen)
+        return read_facts(cls, config, "transformer/config.json", fixed)
 
 
 @dataclass(frozen=True)
