@@ -31,7 +31,7 @@ def lighten(network: nn.Module, convolution: type, norm: type, upsampling: type)
         # The parts stay what they are, with their weights and names; they only compute in another way.
         if isinstance(part, convolution):
             part.__class__ = CausalConv3d
-        elif isinstance(part, norm):
+        elif isinstance(part, norm) and part.channel_first and not isinstance(part.bias, Tensor):
             part.__class__ = ChannelNorm
         elif isinstance(part, nn.Sequential) and isinstance(part[0], upsampling):
             part.__class__ = Upsample
