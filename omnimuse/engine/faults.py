@@ -5,7 +5,8 @@ on to its workers. Without it a point costs one look at an empty tuple. No torch
 
 Points: `worker.start` (number 1), `worker.step` (the step of a loop), `worker.encode` (the output, from 1),
 `store.accept` and `store.finish` (the how-manieth). Actions: `kill` (SIGKILL to the own process), `hang` (sleep for
-ever on this thread), `fail` (ModelError), `oom` (MemoryError), and at `worker.step` `nan` (the output counts as NaN).
+ever on this thread), `pause` (sleep there for `PAUSE` seconds), `fail` (ModelError), `oom` (MemoryError), and at
+`worker.step` `nan` (the output counts as NaN).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from omnimuse.core.errors import ConfigError, ModelError
 
 POINTS = ("worker.start", "worker.step", "worker.encode", "store.accept", "store.finish")
-ACTIONS = ("kill", "hang", "fail", "oom", "nan")
+ACTIONS = ("kill", "hang", "pause", "fail", "oom", "nan")
+PAUSE = 4.0
+"""Long enough for a test to do something meanwhile, on a machine that is slow."""
 ALWAYS = "always"
 """What stands for the prompt at `worker.start`: with this word the fault meets every start."""
 
@@ -76,6 +79,9 @@ def _strike(fault: Fault) -> bool:
         case "hang":
             while True:
                 time.sleep(3600)
+        case "pause":
+            time.sleep(PAUSE)
+            return False
         case "fail":
             raise ModelError(f"{where} was asked for")
         case "oom":

@@ -175,12 +175,11 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
 
 
 def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
-    with WholeServer(tmp_path, "--drain-timeout", "100") as server:
+    with WholeServer(tmp_path, faults="worker.step:5:pause:slow") as server:
         server.wait_ready()
-        server.draw(seed=1)
         workers = server.workers()
         answers: list[Answer] = []
-        drawing = threading.Thread(target=lambda: answers.append(server.draw(num_inference_steps=400)))
+        drawing = threading.Thread(target=lambda: answers.append(server.draw(prompt="a slow circle")))
         drawing.start()
         while not server.ask("/load").json["requests"]:
             time.sleep(0.02)
@@ -196,11 +195,11 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
 
 
 def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) -> None:
-    with WholeServer(tmp_path, "--drain-timeout", "0.5") as server:
+    with WholeServer(tmp_path, "--drain-timeout", "0.5", faults="worker.step:5:pause:slow") as server:
         server.wait_ready()
         workers = server.workers()
         answers: list[Answer] = []
-        drawing = threading.Thread(target=lambda: answers.append(server.draw(num_inference_steps=1000, size="256x256")))
+        drawing = threading.Thread(target=lambda: answers.append(server.draw(prompt="a slow circle")))
         drawing.start()
         while not server.ask("/load").json["requests"]:
             time.sleep(0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omnimuse.core.errors import ConfigError, ModelError
-from omnimuse.engine.faults import Faults
+from omnimuse.engine.faults import PAUSE, Faults
 
 
 def test_without_faults_nothing_happens() -> None:
@@ -26,6 +26,13 @@ def test_a_fault_with_a_word_strikes_every_prompt_that_has_it() -> None:
         with pytest.raises(ModelError):
             faults.reach("worker.step", 2, "a bad one")
     assert not faults.reach("worker.encode", 1, "a bad one")
+
+
+def test_a_pause_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("omnimuse.engine.faults.time.sleep", slept.append)
+    assert not Faults.read("worker.step:3:pause").reach("worker.step", 3)
+    assert slept == [PAUSE]
 
 
 def test_points_without_a_number_are_counted() -> None:
