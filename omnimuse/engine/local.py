@@ -91,13 +91,9 @@ class Background:
         self._wake.set()
         self._thread.join()
         self.engine.close()
+        why = "the engine was closed before the request was done; try again in a moment"
         for request_id, listener in list(self._listeners.items()):
-            listener(
-                Failed(
-                    request_id,
-                    EngineClosedError("the engine was closed before the request was done; try again in a moment"),
-                )
-            )
+            listener(Failed(request_id, EngineClosedError(why)))
         self._listeners.clear()
 
     def _live(self, make: Callable[[], Engine], made: Future[Engine]) -> None:

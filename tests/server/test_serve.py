@@ -174,15 +174,24 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
     assert record.exc_info is not None and "the disk is gone" in str(record.exc_info[1])
 
 
+SLOWLY = "worker.step:5:pause:slow"
+
+
+def begin_slowly(server: WholeServer) -> tuple[threading.Thread, list[Answer]]:
+    """A request that pauses (a server with the fault `SLOWLY`) and is in progress; its answer comes into the list."""
+    answers: list[Answer] = []
+    drawing = threading.Thread(target=lambda: answers.append(server.draw(prompt="a slow circle")))
+    drawing.start()
+    while not server.ask("/load").json["requests"]:
+        time.sleep(0.02)
+    return drawing, answers
+
+
 def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
-    with WholeServer(tmp_path, faults="worker.step:5:pause:slow") as server:
+    with WholeServer(tmp_path, faults=SLOWLY) as server:
         server.wait_ready()
         workers = server.workers()
-        answers: list[Answer] = []
-        drawing = threading.Thread(target=lambda: answers.append(server.draw(prompt="a slow circle")))
-        drawing.start()
-        while not server.ask("/load").json["requests"]:
-            time.sleep(0.02)
+        drawing, answers = begin_slowly(server)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         late, ready = server.draw(), server.ask("/readyz")
@@ -195,14 +204,10 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
 
 
 def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) -> None:
-    with WholeServer(tmp_path, "--drain-timeout", "0.5", faults="worker.step:5:pause:slow") as server:
+    with WholeServer(tmp_path, "--drain-timeout", "0.5", faults=SLOWLY) as server:
         server.wait_ready()
         workers = server.workers()
-        answers: list[Answer] = []
-        drawing = threading.Thread(target=lambda: answers.append(server.draw(prompt="a slow circle")))
-        drawing.start()
-        while not server.ask("/load").json["requests"]:
-            time.sleep(0.02)
+        drawing, answers = begin_slowly(server)
         status, _ = server.end()
         drawing.join(60)
         assert status == 0
