@@ -288,10 +288,11 @@ class WanSelfAttention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, cond: WanCond) -> Tensor:
+        heads = (self.core.num_heads, -1)
         qkv = self.to_qkv(x).unflatten(-1, (3, 1, -1))  # [B, S, 3, 1, D]
-        qk, v = (y.reshape(*y.shape[:3], self.core.num_heads, -1) for y in (self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2:]))
+        qk = self.norm_qk(qkv[:, :, :2]).flatten(-2).unflatten(-1, heads)  # [B, S, 2, N, H]
         q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
-        x = self.core(q, k, v[:, :, 0], cond.layout)
+        x = self.core(q, k, qkv[:, :, 2, 0].unflatten(-1, heads), cond.layout)
         return self.to_out(x.flatten(-2))  # [B, S, D]
 
 
