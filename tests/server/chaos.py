@@ -51,7 +51,7 @@ class Chaos:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._random = folder, random.Random(seed)
-        self._server = WholeServer(folder)
+        self._server = self._start()
         self._jobs: dict[str, int] = {}
         self._pictures: dict[int, str] = {}
         self._workers: set[int] = set()
@@ -156,9 +156,13 @@ class Chaos:
         self._server.end(signal.SIGTERM)
         self._start_again()
 
+    def _start(self) -> WholeServer:
+        """Exact: drawn in company, a picture may differ in a last bit, and files are compared here."""
+        return WholeServer(self._folder, "--exact")
+
     def _start_again(self) -> None:
         self._server.__exit__(None, None, None)
-        self._server = WholeServer(self._folder)
+        self._server = self._start()
         self._server.wait_ready()
 
     def _note_workers(self) -> None:
