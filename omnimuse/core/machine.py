@@ -12,6 +12,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """The bytes of memory that this process may use: the machine's, or less where its control group allows less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(limit).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():  # "max" where there is no limit
+            found.append(int(text))
+    return min(found)
+
+
 def resident() -> int:
     """Resident memory in bytes; 0 where the system does not tell."""
     try:

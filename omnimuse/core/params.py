@@ -6,10 +6,12 @@ Written by people, completed from the model's defaults by `core/request.py`, rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from omnimuse.core.errors import RequestError
 
@@ -52,6 +54,42 @@ class DiffusionParams:
         return replace(defaults, **chosen)
 
 
+class Choices(TypedDict, total=False):
+    """The fields of `DiffusionParams` as keywords."""
+
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_scale_2: float | None
+    true_cfg_scale: float | None
+    height: int | None
+    width: int | None
+    num_frames: int | None
+    fps: float | None
+    seed: int | None
+    num_outputs_per_prompt: int | None
+    max_sequence_length: int | None
+    strength: float | None
+    output_type: OutputType | None
+    extra: FamilyParams | Mapping[str, Any] | None
+
+
+def make_params(given: DiffusionParams | Mapping[str, Any] | None, choices: Mapping[str, Any]) -> DiffusionParams:
+    """`given`, a dict of fields as well, with `choices` over it; RequestError names a field that does not exist."""
+    if given is not None and not isinstance(given, DiffusionParams | Mapping):
+        raise RequestError(
+            f"params must be DiffusionParams or a dict of its fields, got {type(given).__name__}", "params"
+        )
+    base = given if isinstance(given, DiffusionParams) else DiffusionParams()
+    wanted = {**(given if isinstance(given, Mapping) else {}), **choices}
+    names = [field.name for field in fields(DiffusionParams)]
+    for name in wanted:
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
+            raise RequestError(f"there is no parameter {name!r}{hint}", str(name))
+    return replace(base, **wanted)
+
+
 def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, Any] | None) -> FamilyParams:
     """`given` as an instance of the family's extension type; RequestError for unknown names."""
     if given is None:
@@ -68,4 +106,35 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
             near = get_close_matches(str(name), allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise RequestError(f"extra has no field {name!r} for this model; it knows {allowed}{hint}", f"extra.{name}")
-    return kind(**given)
+    # A list is what a tuple becomes on its way through JSON or over a wire.
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def check_family_params(given: FamilyParams) -> None:
+    """RequestError for a field of another type than declared, not finite, or outside of its metadata's low and high."""
+    hints = get_type_hints(type(given))
+    for field in fields(given):
+        name, value = f"extra.{field.name}", getattr(given, field.name)
+        if not _is_of(value, hints[field.name]):
+            raise RequestError(f"{name}={value!r} is not of type {field.type}", name)
+        low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
+        if isinstance(value, float | int) and not (math.isfinite(value) and low <= value <= high):
+            raise RequestError(f"{name}={value!r} is not allowed; use a number from {low:g} to {high:g}", name)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether `value` is what the annotation `hint` says; whole numbers are real ones, truth values are no numbers."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(item, parts[0]) for item in value)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)

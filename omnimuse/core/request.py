@@ -9,19 +9,26 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
+from omnimuse.core.machine import memory as machine_memory
+from omnimuse.core.params import DiffusionParams, FamilyParams, check_family_params, family_params
 from omnimuse.core.spec import Configs, Limits, Spec
 
 MAX_SEED = 2**63 - 1
 MAX_OUTPUTS = 64
 MAX_STEPS = 10_000
 MAX_PROMPT = 32_000
+MAX_PRIORITY = 100
+MAX_TIMEOUT = 1e9
+MAX_TENANT = 256
+PIXEL_BYTES = 24
+"""What a pixel of a result takes at the least: three float32 numbers, twice, while it is handed over."""
 ALWAYS = frozenset(
     {
         "num_inference_steps",
@@ -47,7 +54,7 @@ class Picture:
     height: int
     png: bytes
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What tells this picture from others, in hexadecimal: SHA-256 of its file."""
         return sha256(self.png).hexdigest()
@@ -107,16 +114,18 @@ class Ask:
 
 @dataclass(frozen=True)
 class Door:
-    """What a loaded model lets in: its spec, its limits, its defaults."""
+    """What a loaded model lets in: its spec, its limits, its defaults, and the bytes of memory there are."""
 
     spec: Spec
     limits: Limits
     defaults: DiffusionParams
+    memory: int = field(default_factory=machine_memory)
 
     @staticmethod
     def of(spec: Spec, configs: Configs, model_id: str) -> Door:
         """The door of one checkpoint; the family's defaults are lowered to what this checkpoint can do."""
         limits = spec.limits(configs)
+        limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)))
         defaults = spec.variant(model_id).defaults
         side = limits.max_side - limits.max_side % limits.size_multiple
         frames = defaults.num_frames
@@ -144,14 +153,15 @@ class Door:
         self._check(params)
         if (why := self.spec.objection(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
-        if ask.timeout is not None and not ask.timeout > 0:
-            raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
+        self._check_ask(ask)
+        extra = family_params(self.spec.extra, chosen.extra)
+        check_family_params(extra)
         return Request(
             id=uuid.uuid4().hex,
             prompt=prompt,
             negative_prompt=negative,
             params=params,
-            extra=family_params(self.spec.extra, chosen.extra),
+            extra=extra,
             images=images,
             priority=ask.priority,
             deadline=None if ask.timeout is None else now + ask.timeout,
@@ -199,6 +209,8 @@ class Door:
         for name, text in (("prompt", prompt), ("negative_prompt", negative or "")):
             if len(text) > MAX_PROMPT:
                 raise RequestError(f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name)
+            if not _is_text(text):
+                raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
         return prompt, negative, self._images(fields_.get("images"))
 
     def _images(self, given: Any) -> tuple[Picture, ...]:
@@ -216,7 +228,7 @@ class Door:
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
         honoured = ALWAYS | self.spec.supported | {"extra"}
-        for name in (field.name for field in fields(chosen)):
+        for name in (each.name for each in fields(chosen)):
             value, only = getattr(chosen, name), getattr(self.limits.fixed, name)
             if value is None:
                 continue
@@ -230,8 +242,17 @@ class Door:
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 
+    def _check_ask(self, ask: Ask) -> None:
+        _whole("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        _whole("previews", ask.previews, 0, MAX_STEPS)
+        if not isinstance(ask.tenant, str) or len(ask.tenant) > MAX_TENANT or not _is_text(ask.tenant):
+            raise RequestError(f"tenant={ask.tenant!r:.80} is not a name of at most {MAX_TENANT} characters", "tenant")
+        _real("timeout", ask.timeout, 0.0, MAX_TIMEOUT)
+        if ask.timeout == 0:
+            raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
+
     def _check(self, p: DiffusionParams) -> None:
-        _whole("num_inference_steps", p.num_inference_steps, 1, MAX_STEPS)
+        _whole("num_inference_steps", p.num_inference_steps, self.limits.min_steps, MAX_STEPS)
         _whole("num_outputs_per_prompt", p.num_outputs_per_prompt, 1, MAX_OUTPUTS)
         _whole("seed", p.seed, 0, MAX_SEED - MAX_OUTPUTS)
         for name in ("height", "width"):
@@ -248,6 +269,21 @@ class Door:
             raise RequestError(
                 f"output_type={p.output_type!r} is not known; use 'pil', 'pt' or 'latent'", "output_type"
             )
+        self._check_memory(p)
+
+    def _check_memory(self, p: DiffusionParams) -> None:
+        """Refuse what cannot even be handed over: a bound on the product, whatever the network itself would take."""
+        height, width, frames, outputs = p.height or 1, p.width or 1, p.num_frames or 1, p.num_outputs_per_prompt or 1
+        needed = height * width * frames * outputs * PIXEL_BYTES
+        if needed <= self.memory:
+            return
+        asked = [f"{width}x{height}", *([f"{frames} frames"] if frames > 1 else []), f"{outputs} outputs"]
+        side = self._legal((self.memory / PIXEL_BYTES / frames / outputs) ** 0.5)
+        raise RequestError(
+            f"{', '.join(asked)} need at least {needed / 2**30:.3g} GiB of memory, of which there are "
+            f"{self.memory / 2**30:.3g}; ask for fewer, or for at most {side} a side",
+            "height",
+        )
 
     def _side(self, name: str, value: Any) -> None:
         step = self.limits.size_multiple
@@ -284,6 +320,16 @@ def _real(name: str, value: Any, low: float, high: float) -> None:
         raise RequestError(
             f"{name}={value} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
         )
+
+
+def _least_steps(configs: Configs) -> int:
+    """A schedule that is stretched to end above 0 has no first level to stretch if it has one level only."""
+    return 2 if any(config.get("shift_terminal") for config in configs.values()) else 1
+
+
+def _is_text(text: str) -> bool:
+    """Whether `text` can be written down: half a surrogate pair cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _near(name: object, allowed: Sequence[str]) -> str:

@@ -40,9 +40,9 @@ class Component:
 class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
-    At most `max_images` pictures may come with a prompt. `fixed` holds what the family lets people choose but this
-    checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all, with the reason. A model of
-    videos makes 1 + k * `frame_step` frames, at most `max_frames`.
+    A schedule needs `min_steps`. At most `max_images` pictures may come with a prompt. `fixed` holds what the family
+    lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all,
+    with the reason. A model of videos makes 1 + k * `frame_step` frames, at most `max_frames`.
     """
 
     size_multiple: int
@@ -53,6 +53,7 @@ class Limits:
     refuses: Mapping[str, str] = field(default_factory=dict)
     frame_step: int = 1
     max_frames: int = 1
+    min_steps: int = 1
 
 
 @dataclass(frozen=True)

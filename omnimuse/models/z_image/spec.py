@@ -6,7 +6,7 @@ Source: the published checkpoints' `model_index.json` and the reference pipeline
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
@@ -17,8 +17,8 @@ class ZImageParams(FamilyParams):
     """`cfg_normalization` caps the norm of the guided prediction at this multiple of the positive one (0: no cap);
     guidance is off while the time (0 at pure noise, 1 at the picture) is above `cfg_truncation`."""
 
-    cfg_normalization: float = 0.0
-    cfg_truncation: float = 1.0
+    cfg_normalization: float = field(default=0.0, metadata={"low": 0.0, "high": 100.0})
+    cfg_truncation: float = field(default=1.0, metadata={"low": 0.0, "high": 1000.0})
 
 
 def limits(configs: Configs) -> Limits:

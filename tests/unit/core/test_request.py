@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
 from omnimuse.core.request import Ask, Door, Picture
-from tests.fakes import SPEC, ask
+from omnimuse.engine.scheduler import Scheduler
+from omnimuse.worker.plan import TickPlan, decode, encode
+from tests.fakes import SPEC, FakePipeline, ask, context
 
 DOOR = Door.of(SPEC, {}, "fake")
 
@@ -31,7 +38,15 @@ DOOR = Door.of(SPEC, {}, "fake")
         ({"output_type": "gif"}, ["'pil', 'pt' or 'latent'"]),
         ({"num_frames": 5}, ["num_frames means nothing to fake", "guidance_scale"]),
         ({"strength": 0.5}, ["strength means nothing"]),
-        ({"timeout": -2.0}, ["timeout=-2.0", "above 0"]),
+        ({"timeout": -2.0}, ["timeout=-2.0", "nearest is 0"]),
+        ({"timeout": 0}, ["timeout=0", "above 0"]),
+        ({"timeout": math.inf}, ["timeout=inf", "out of range"]),
+        ({"timeout": "9"}, ["timeout='9'", "not a number"]),
+        ({"priority": "1"}, ["priority='1'", "whole number", "-100 to 100"]),
+        ({"priority": 10**9}, ["priority=", "nearest is 100"]),
+        ({"previews": -1}, ["previews=-1", "nearest is 0"]),
+        ({"tenant": ["a"]}, ["tenant=['a']", "256 characters"]),
+        ({"guidance_scale": math.inf}, ["guidance_scale=inf", "out of range"]),
     ],
 )
 def test_wrong_choices_are_refused_with_what_is_allowed(wrong: dict[str, object], words: list[str]) -> None:
@@ -158,3 +173,88 @@ def test_without_a_picture_nothing_is_left_out_and_strength_is_refused() -> None
 def test_wrong_pictures_are_refused(asked: Ask, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         SEEING.make_request(asked, 0.0, 1)
+
+
+@dataclass(frozen=True)
+class OddParams(FamilyParams):
+    strength: float = field(default=0.5, metadata={"low": 0.0, "high": 1.0})
+    rounds: int = 1
+    mode: Literal["soft", "hard"] = "soft"
+    words: tuple[str, ...] = ()
+    note: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"strength": "0.5"}, "extra.strength='0.5' is not of type float"),
+        ({"strength": True}, "extra.strength=True is not of type float"),
+        ({"strength": math.nan}, "use a number from 0 to 1"),
+        ({"strength": -0.1}, "use a number from 0 to 1"),
+        ({"rounds": 1.5}, "not of type int"),
+        ({"rounds": math.inf}, "not of type int"),
+        ({"mode": "odd"}, "extra.mode='odd'"),
+        ({"words": ("a", 1)}, "extra.words"),
+        ({"note": 7}, "extra.note=7"),
+    ],
+)
+def test_a_familys_own_parameters_are_checked_like_all_others(wrong: dict[str, object], words: str) -> None:
+    door = Door.of(replace(SPEC, extra=OddParams), {}, "fake")
+    with pytest.raises(RequestError, match=re.escape(words)) as caught:
+        door.make_request(ask(extra=wrong), 0.0, 1)
+    assert caught.value.param == f"extra.{next(iter(wrong))}"
+    right = OddParams(strength=1, rounds=2, mode="hard", words=("a",), note="b")
+    assert door.make_request(ask(extra=right), 0.0, 1).extra == right
+
+
+def test_what_cannot_even_be_handed_over_is_refused_with_what_fits() -> None:
+    wide = replace(DOOR.limits, max_side=16384, max_frames=4093)
+    spec = replace(SPEC, limits=lambda configs: wide, supported=frozenset({"num_frames"}))
+    door = replace(Door.of(spec, {}, "fake"), memory=2 * 2**30)
+    with pytest.raises(RequestError, match=r"16384x16384, 4093 frames, 64 outputs need at least .* at most 16 a side"):
+        door.make_request(ask(height=16384, width=16384, num_frames=4093, num_outputs_per_prompt=64), 0.0, 1)
+    assert door.make_request(ask(height=8192, width=8192), 0.0, 1)
+    assert Door.of(SPEC, {}, "fake").memory > 2**28
+
+
+def test_a_schedule_that_cannot_do_one_step_is_never_asked_to() -> None:
+    door = Door.of(SPEC, {"scheduler": {"shift_terminal": 0.02}}, "fake")
+    with pytest.raises(RequestError, match="num_inference_steps=1 is out of range; use 2 to"):
+        door.make_request(ask(num_inference_steps=1), 0.0, 1)
+
+
+@pytest.mark.parametrize("prompt", ["a \ud83d cat", {"prompt": "x", "negative_prompt": "\udc00"}])
+def test_half_a_surrogate_pair_is_refused(prompt: object) -> None:
+    with pytest.raises(RequestError, match="half a surrogate pair"):
+        DOOR.make_request(Ask(prompt), 0.0, 1)  # type: ignore[arg-type]
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5),
+    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+    st.sampled_from([8, 16, 24, 1, 2, 0.5, "pil", "latent", 2**63, -1, math.nan]),
+)  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    prompt=st.one_of(
+        ANYTHING, st.dictionaries(st.sampled_from(["prompt", "negative_prompt", "images", "promt"]), ANYTHING)
+    ),
+    params=st.dictionaries(st.sampled_from([each.name for each in fields(DiffusionParams)]), ANYTHING, max_size=4),
+    own=st.dictionaries(st.sampled_from(["priority", "timeout", "tenant", "previews"]), ANYTHING, max_size=2),
+)
+def test_whatever_is_thrown_at_the_door_is_let_in_whole_or_refused(
+    prompt: object, params: dict[str, object], own: dict[str, object]
+) -> None:
+    door = Door.of(replace(SPEC, extra=OddParams), {}, "fake")
+    asked = Ask(prompt, DiffusionParams(**params), **own)  # type: ignore[arg-type]
+    try:
+        request = door.make_request(asked, 0.0, 1)
+    except RequestError:
+        return
+    assert decode(encode(TickPlan(admit=(request,))), door.spec).admit == (request,)
+    queue = Scheduler(ScheduleConfig())
+    queue.add(request, 1, 0.0)
+    assert queue.pick(0.0, lambda state_id: None).admit == (request,)
+    assert FakePipeline(context()).states(request)
