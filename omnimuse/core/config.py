@@ -93,14 +93,20 @@ class ScheduleConfig:
     """Who runs next, and how much at once.
 
     `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no bound),
-    `max_running` the outputs in progress and `max_queue` the requests waiting. `exact` never shares a forward, so that
-    a result is bit for bit independent of company. `memo_bytes` bounds the cache of one-shot stage outputs.
+    `max_running` the outputs in progress and `max_queue` the requests waiting. A request that came `patience` seconds
+    ago is late, and half of its tenant's work goes to late ones. A request keeps its place for `slice` seconds at least
+    while others wait for one, and ends after `max_run` seconds in progress (None: no bound). `exact` never shares a
+    forward, so that a result is bit for bit independent of company. `memo_bytes` bounds the cache of one-shot stage
+    outputs.
     """
 
     max_running: int = 64
     max_queue: int = 256
     tick_tokens: int = 65536
     running_tokens: int | None = None
+    patience: float = 300.0
+    slice: float = 2.0
+    max_run: float | None = None
     exact: bool = False
     memo_bytes: int = 256 * 2**20
     strict_slots: bool = False
@@ -109,6 +115,9 @@ class ScheduleConfig:
         for name in ("max_running", "max_queue", "tick_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+        for name, value in (("patience", self.patience), ("slice", self.slice), ("max_run", self.max_run)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"{name}={value} is not allowed; use a number of seconds, at least 0")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,18 @@
-"""Who runs next: priority, fairness between tenants, deadline, arrival; bounded, with a token budget per tick.
+"""Who runs next: fair between tenants, then by lateness, priority and shortness; bounded, within a budget per tick.
 
-Pure bookkeeping of names and numbers, driven by the engine under its lock. No torch, no clock, no events.
+Pure bookkeeping of names and numbers, driven by the engine under its lock, which tells the time. No torch, no events.
+
+Between tenants: each is charged for the work done for it, and who has been served least comes first. Whoever was away
+starts level with the least served one present; what a tenant took beyond that is remembered.
+Within a tenant: higher priority first, then the nearer deadline, then the least work left, so that short requests do
+not wait for long ones. But requests that came long ago are late, and half of a tenant's work goes to them, the oldest
+first, so that nobody waits for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from omnimuse.core.config import ScheduleConfig
@@ -14,47 +21,89 @@ from omnimuse.core.request import Request
 
 FOREVER = float("inf")
 
+Cost = Callable[[str], int | None]
+"""(state id) -> the work of that state's next step, in tokens; None if it is not known yet."""
+
 
 @dataclass
 class Entry:
-    """A request the scheduler knows: its cost per output and step, and the outputs still in the making."""
+    """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts.
+
+    `due` is when it counts as late, `left` the work still to do. `active` requests hold a place among those in
+    progress, since `placed`; `begun` ones have states, which wait on the CPU while they are not active; `held` ones are
+    paused. `ran` is how long it has held a place in all.
+    """
 
     request: Request
     tokens: int
     arrival: int
+    due: float
+    left: int
     live: list[str] = field(default_factory=list)
-    running: bool = False
-    paused: bool = False
+    active: bool = False
+    begun: bool = False
+    held: bool = False
+    placed: float = 0.0
+    ran: float = 0.0
+
+
+@dataclass
+class Tenant:
+    """What has been done for one tenant, in tokens: in all, and of that for late requests and for others."""
+
+    served: float = 0.0
+    late: float = 0.0
+    timely: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One tick's choice: requests to start, parked ones to wake, active ones to park, and the states that advance."""
+
+    admit: tuple[Request, ...]
+    wake: tuple[str, ...]
+    park: tuple[str, ...]
+    run: tuple[str, ...]
 
 
 class Scheduler:
-    """Bounded queue and choice of the next tick.
-
-    Order: higher priority first, then the tenant that has been served least, then the nearer deadline, then the
-    earlier arrival.
-    """
+    """Bounded queue and choice of the next tick. `now` is seconds on one clock throughout."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
         self.entries: dict[str, Entry] = {}
-        self.served: dict[str, float] = {}
+        self.tenants: dict[str, Tenant] = {}
         self._arrivals = 0
+        self._last = 0.0
 
     @property
     def waiting(self) -> int:
         """Requests that have not started."""
-        return sum(not entry.running for entry in self.entries.values())
+        return sum(not entry.begun for entry in self.entries.values())
 
-    def add(self, request: Request, tokens: int) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether a tick would do something: a request runs or could, or one that is held must be parked."""
+        return any(entry.active or not entry.held for entry in self.entries.values())
+
+    def add(self, request: Request, tokens: int, now: float) -> None:
         """Queue a request whose outputs cost `tokens` a step; CapacityError when the queue is full."""
         if self.waiting >= self.config.max_queue:
             raise CapacityError(
                 f"the queue is full ({self.config.max_queue} requests are waiting); try again later", 1.0
             )
-        live = [f"{request.id}/{output}" for output in range(request.outputs)]
         self._enter(request.tenant)
-        self.entries[request.id] = Entry(request, tokens, self._arrivals, live)
+        live = [f"{request.id}/{output}" for output in range(request.outputs)]
+        due, left = now + self.config.patience, tokens * request.steps * len(live)
+        self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live)
         self._arrivals += 1
+
+    def hold(self, request_id: str, held: bool) -> bool:
+        """Pause a request, or let it go on; False for one that is not known."""
+        entry = self.entries.get(request_id)
+        if entry is not None:
+            entry.held = held
+        return entry is not None
 
     def remove(self, request_id: str) -> None:
         """Forget a request: it finished, failed, was cancelled or expired."""
@@ -70,54 +119,152 @@ class Scheduler:
         """Requests whose deadline has passed."""
         return [id_ for id_, e in self.entries.items() if e.request.deadline is not None and e.request.deadline <= now]
 
-    def pick(self) -> tuple[list[Request], list[str]]:
-        """The requests to admit now, and the states that advance in this tick."""
-        admitted = [self._start(entry) for entry in self._admissible()]
-        chosen: list[str] = []
-        budget = self.config.tick_tokens
-        for entry in self._ordered(e for e in self.entries.values() if e.running and not e.paused):
-            for state_id in entry.live:
-                if chosen and entry.tokens > budget:
-                    return admitted, chosen
-                chosen.append(state_id)
-                budget -= entry.tokens
-                self.served[entry.request.tenant] += entry.tokens
-        return admitted, chosen
+    def overrun(self, now: float) -> list[str]:
+        """Requests that have been in progress for longer than one may be."""
+        self._pass_time(now)
+        limit = self.config.max_run or FOREVER
+        return [id_ for id_, entry in self.entries.items() if entry.ran > limit]
 
-    def _admissible(self) -> list[Entry]:
+    def next_deadline(self) -> float | None:
+        """The nearest deadline there is."""
+        deadlines = [e.request.deadline for e in self.entries.values() if e.request.deadline is not None]
+        return min(deadlines, default=None)
+
+    def pick(self, now: float, cost: Cost) -> Pick:
+        """What happens in the next tick."""
+        self._pass_time(now)
+        parked = [entry for entry in self._active() if entry.held]
+        parked += self._preempted(now)
+        for entry in parked:
+            entry.active = False
+        fitting = self._admissible(now)
+        woken, admitted = [e for e in fitting if e.begun], [e for e in fitting if not e.begun]
+        for entry in fitting:
+            entry.active, entry.begun, entry.placed = True, True, now
+        return Pick(
+            admit=tuple(entry.request for entry in admitted),
+            wake=tuple(entry.request.id for entry in woken),
+            park=tuple(entry.request.id for entry in parked),
+            run=tuple(self._advancing(now, cost)),
+        )
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    def _admissible(self, now: float) -> list[Entry]:
         """Waiting requests that fit beside those in progress, in order; a request that fits nowhere runs alone."""
-        outputs, tokens = self._in_progress()
-        limit = self.config.running_tokens or FOREVER
-        fitting: list[Entry] = []
-        for entry in self._ordered(e for e in self.entries.values() if not e.running and not e.paused):
-            size = len(entry.live)
-            fits = outputs + size <= self.config.max_running and tokens + size * entry.tokens <= limit
-            if outputs and not fits:
+        room, fitting = Room(self.config, self._active()), list[Entry]()
+        for entry in self._ordered(self._waiting(), now):
+            if not room.fits(entry):
                 break
+            room.take(entry)
             fitting.append(entry)
-            outputs, tokens = outputs + size, tokens + size * entry.tokens
         return fitting
 
-    def _in_progress(self) -> tuple[int, float]:
-        running = [entry for entry in self.entries.values() if entry.running]
-        return sum(len(e.live) for e in running), sum(len(e.live) * e.tokens for e in running)
+    def _preempted(self, now: float) -> list[Entry]:
+        """Active requests that give up their place to the first of those that wait, whose turn it is more than theirs.
 
-    def _start(self, entry: Entry) -> Request:
-        entry.running = True
-        return entry.request
+        A place is kept for a slice of time at least, and given up at a step's boundary.
+        """
+        waiting = self._waiting()
+        if not waiting:
+            return []
+        staying = [entry for entry in self._active() if not entry.held]
+        first = self._ordered(waiting, now)[0]
+        room, parked = Room(self.config, staying), list[Entry]()
+        for entry in reversed(self._ordered([*staying, first], now)):
+            if entry is first or room.fits(first):
+                break
+            if now - entry.placed >= self.config.slice:
+                room.leave(entry)
+                parked.append(entry)
+        return parked if room.fits(first) else []
 
-    def _ordered(self, entries: Iterable[Entry]) -> list[Entry]:
-        def rank(entry: Entry) -> tuple[float, float, float, int]:
-            request = entry.request
-            deadline = FOREVER if request.deadline is None else request.deadline
-            return (-request.priority, self.served[request.tenant], deadline, entry.arrival)
+    def _active(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if entry.active]
+
+    def _waiting(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if not entry.active and not entry.held]
+
+    def _pass_time(self, now: float) -> None:
+        for entry in self._active():
+            entry.ran += now - max(self._last, entry.placed)
+        self._last = now
+
+    # -- order -----------------------------------------------------------------------------------------------------
+
+    def _advancing(self, now: float, cost: Cost) -> list[str]:
+        """States for one tick: the first in order, then the others while the budget lasts; all are charged."""
+        queues: dict[str, deque[tuple[Entry, str]]] = {}
+        for entry in self._ordered(self._active(), now):
+            queues.setdefault(entry.request.tenant, deque()).extend((entry, state_id) for state_id in entry.live)
+        chosen: list[str] = []
+        budget = self.config.tick_tokens
+        while queues:
+            name = min(queues, key=lambda name: self.tenants[name].served)
+            entry, state_id = queues[name].popleft()
+            price = cost(state_id) or entry.tokens
+            if chosen and price > budget:
+                break
+            chosen.append(state_id)
+            budget -= price
+            self._charge(entry, price, now)
+            if not queues[name]:
+                del queues[name]
+        return chosen
+
+    def _charge(self, entry: Entry, price: int, now: float) -> None:
+        tenant = self.tenants[entry.request.tenant]
+        tenant.served += price
+        entry.left = max(0, entry.left - price)
+        if entry.due <= now:
+            tenant.late += price
+        else:
+            tenant.timely += price
+
+    def _ordered(self, entries: Iterable[Entry], now: float) -> list[Entry]:
+        def rank(entry: Entry) -> tuple[float, ...]:
+            tenant, late = self.tenants[entry.request.tenant], entry.due <= now
+            turn = late == (tenant.late <= tenant.timely)  # is it now the turn of late requests, or of the others?
+            deadline = FOREVER if entry.request.deadline is None else entry.request.deadline
+            own = (entry.due, 0, 0) if late else (-entry.request.priority, deadline, entry.left)
+            return (tenant.served, not turn, not late, *own, entry.arrival)
 
         return sorted(entries, key=rank)
 
-    def _enter(self, tenant: str) -> None:
+    def _enter(self, name: str) -> None:
         """A tenant that was away starts level with the least served one present: absence earns no credit."""
         present = {entry.request.tenant for entry in self.entries.values()}
-        if tenant not in present:
-            floor = min((self.served[other] for other in present), default=0.0)
-            self.served[tenant] = max(self.served.get(tenant, 0.0), floor)
-            self.served = {name: used for name, used in self.served.items() if name in present or name == tenant}
+        if name in present:
+            return
+        if present:
+            floor = min(self.tenants[other].served for other in present)
+        else:  # nobody was kept waiting, so nobody owes anything
+            floor = max((tenant.served for tenant in self.tenants.values()), default=0.0)
+        owing = {other: tenant for other, tenant in self.tenants.items() if other in present or tenant.served > floor}
+        before = owing.get(name, Tenant())
+        self.tenants = {**owing, name: Tenant(max(before.served, floor))}
+
+
+class Room:
+    """How much is in progress, and whether something fits beside it."""
+
+    def __init__(self, config: ScheduleConfig, entries: Iterable[Entry]) -> None:
+        self._most = config.max_running, config.running_tokens or FOREVER
+        self._outputs, self._tokens = 0, 0
+        for entry in entries:
+            self.take(entry)
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether `entry` fits; anything fits where nothing is."""
+        outputs, tokens = self._outputs + len(entry.live), self._tokens + len(entry.live) * entry.tokens
+        return not self._outputs or (outputs <= self._most[0] and tokens <= self._most[1])
+
+    def take(self, entry: Entry) -> None:
+        """Count `entry` in."""
+        self._outputs += len(entry.live)
+        self._tokens += len(entry.live) * entry.tokens
+
+    def leave(self, entry: Entry) -> None:
+        """Count `entry` out."""
+        self._outputs -= len(entry.live)
+        self._tokens -= len(entry.live) * entry.tokens

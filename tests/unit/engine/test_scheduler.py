@@ -2,119 +2,301 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
-from omnimuse.core.request import Door, Request
-from omnimuse.engine.scheduler import Scheduler
+from omnimuse.core.request import Door
+from omnimuse.engine.scheduler import Pick, Scheduler
 from tests.fakes import SPEC, ask
 
 DOOR = Door.of(SPEC, {}, "fake")
 
 
-def request(name: str, **choices: object) -> Request:
-    return replace(DOOR.make_request(ask(**choices), 0.0, 1), id=name)
+class Queue:
+    """A scheduler whose clock stands still until it is told, and whose steps all cost what was said at first."""
 
+    def __init__(self, **limits: Any) -> None:
+        self.scheduler = Scheduler(ScheduleConfig(**limits))
+        self.now = 0.0
 
-def scheduler(**limits: int) -> Scheduler:
-    return Scheduler(ScheduleConfig(**limits))
+    def add(self, name: str, tokens: int = 1, **choices: object) -> None:
+        made = DOOR.make_request(ask(**choices), self.now, 1)
+        self.scheduler.add(replace(made, id=name), tokens, self.now)
 
+    def pick(self) -> Pick:
+        return self.scheduler.pick(self.now, lambda state_id: None)
 
-def names(chosen: list[str]) -> list[str]:
-    return [state_id.split("/")[0] for state_id in chosen]
+    def run(self) -> list[str]:
+        """The names of the requests that advance in the next tick."""
+        return [state_id.split("/")[0] for state_id in self.pick().run]
 
 
 def test_higher_priority_runs_first_then_the_earlier_arrival() -> None:
-    queue = scheduler()
+    queue = Queue()
     for name, priority in (("a", 0), ("b", 5), ("c", 0)):
-        queue.add(request(name, priority=priority), 1)
-    admitted, run = queue.pick()
-    assert [r.id for r in admitted] == ["b", "a", "c"]
-    assert names(run) == ["b", "a", "c"]
+        queue.add(name, priority=priority)
+    pick = queue.pick()
+    assert [r.id for r in pick.admit] == ["b", "a", "c"]
+    assert pick.run == ("b/0", "a/0", "c/0")
 
 
 def test_a_nearer_deadline_runs_first_among_equals() -> None:
-    queue = scheduler()
-    queue.add(request("late", timeout=9.0), 1)
-    queue.add(request("soon", timeout=1.0), 1)
-    queue.add(request("never"), 1)
-    assert names(queue.pick()[1]) == ["soon", "late", "never"]
+    queue = Queue()
+    queue.add("late", 1, timeout=9.0)
+    queue.add("soon", 1, timeout=1.0)
+    queue.add("never", 1)
+    assert queue.run() == ["soon", "late", "never"]
 
 
 def test_a_tick_stays_within_its_token_budget_but_never_stands_still() -> None:
-    queue = scheduler(tick_tokens=10)
-    queue.add(request("big"), 50)
-    queue.add(request("small"), 1)
-    assert names(queue.pick()[1]) == ["big"]
+    queue = Queue(tick_tokens=10)
+    queue.add("small")
+    queue.add("big", 50)
+    assert queue.run() == ["small"]
+    queue.scheduler.remove("small")
+    assert queue.run() == ["big"]
 
 
 def test_two_tenants_share_ticks_however_many_requests_one_of_them_sends() -> None:
-    queue = scheduler(tick_tokens=1)
+    queue = Queue(tick_tokens=1)
     for index in range(8):
-        queue.add(request(f"greedy{index}", tenant="greedy"), 1)
-    queue.add(request("modest", tenant="modest"), 1)
-    served = [names(queue.pick()[1])[0].startswith("modest") for _ in range(10)]
+        queue.add(f"greedy{index}", tenant="greedy")
+    queue.add("modest", 1, tenant="modest")
+    served = [queue.run()[0].startswith("modest") for _ in range(10)]
     assert sum(served) == 5
 
 
 def test_a_tenant_that_was_away_earns_no_credit() -> None:
-    queue = scheduler(tick_tokens=1)
-    queue.add(request("steady", tenant="steady"), 1)
+    queue = Queue(tick_tokens=1)
+    queue.add("steady", 1, tenant="steady")
     for _ in range(100):
         queue.pick()
-    queue.add(request("fresh", tenant="fresh"), 1)
-    served = [names(queue.pick()[1])[0] for _ in range(10)]
+    queue.add("fresh", 1, tenant="fresh")
+    served = [queue.run()[0] for _ in range(10)]
     assert served.count("steady") == 5
 
 
 def test_a_full_queue_refuses_with_a_capacity_error() -> None:
-    queue = scheduler(max_queue=2)
-    queue.add(request("a"), 1)
-    queue.add(request("b"), 1)
+    queue = Queue(max_queue=2)
+    queue.add("a", 1)
+    queue.add("b", 1)
     with pytest.raises(CapacityError, match="queue is full"):
-        queue.add(request("c"), 1)
+        queue.add("c", 1)
 
 
 def test_no_more_outputs_run_than_allowed_and_the_rest_follow() -> None:
-    queue = scheduler(max_running=3)
-    queue.add(request("a", num_outputs_per_prompt=2), 1)
-    queue.add(request("b", num_outputs_per_prompt=2), 1)
-    assert [r.id for r in queue.pick()[0]] == ["a"]
-    queue.finished("a/0")
-    assert [r.id for r in queue.pick()[0]] == ["b"]
+    queue = Queue(max_running=3)
+    queue.add("a", 1, num_outputs_per_prompt=2)
+    queue.add("b", 1, num_outputs_per_prompt=2)
+    assert [r.id for r in queue.pick().admit] == ["a"]
+    queue.scheduler.finished("a/0")
+    assert [r.id for r in queue.pick().admit] == ["b"]
 
 
 def test_a_request_larger_than_every_bound_runs_alone() -> None:
-    queue = scheduler(max_running=2, running_tokens=10)
-    queue.add(request("huge", num_outputs_per_prompt=5), 100)
-    queue.add(request("next"), 1)
-    admitted, _ = queue.pick()
-    assert [r.id for r in admitted] == ["huge"]
+    queue = Queue(max_running=2, running_tokens=10)
+    queue.add("huge", 100, num_outputs_per_prompt=5)
+    assert [r.id for r in queue.pick().admit] == ["huge"]
+    queue.add("next")
+    assert queue.pick().admit == ()
 
 
 def test_a_large_request_is_not_overtaken_for_ever_by_small_ones() -> None:
-    queue = scheduler(max_running=2)
-    queue.add(request("first"), 1)
+    queue = Queue(max_running=2, patience=10.0, slice=1e6)
+    queue.add("first", num_inference_steps=1000)
     queue.pick()
-    queue.add(request("wide", num_outputs_per_prompt=2), 1)
-    queue.add(request("narrow"), 1)
-    assert queue.pick()[0] == [], "narrow must wait behind wide"
+    queue.add("wide", num_outputs_per_prompt=2)
+    queue.now = 9.0
+    queue.add("narrow")
+    assert [r.id for r in queue.pick().admit] == ["narrow"]
+    queue.scheduler.remove("narrow")
+    queue.now = 11.0
+    queue.add("narrower", num_inference_steps=1)
+    assert queue.pick().admit == (), "they must wait behind wide, which is late"
 
 
-def test_paused_requests_take_no_part() -> None:
-    queue = scheduler()
-    queue.add(request("a"), 1)
-    queue.add(request("b"), 1)
+def test_a_paused_request_gives_up_its_place_and_takes_one_again() -> None:
+    queue = Queue(max_running=1)
+    queue.add("a")
+    queue.add("b")
+    assert queue.run() == ["a"]
+    queue.scheduler.hold("a", True)
+    pick = queue.pick()
+    assert (pick.park, pick.run) == (("a",), ("b/0",))
+    assert [r.id for r in pick.admit] == ["b"]
+    queue.scheduler.hold("a", False)
+    assert queue.run() == ["b"], "its place is taken"
+    queue.scheduler.remove("b")
+    pick = queue.pick()
+    assert (pick.wake, pick.run) == (("a",), ("a/0",))
+
+
+def test_pausing_and_resuming_between_two_ticks_is_nothing() -> None:
+    queue = Queue()
+    queue.add("a")
     queue.pick()
-    queue.entries["a"].paused = True
-    assert names(queue.pick()[1]) == ["b"]
+    queue.scheduler.hold("a", True)
+    queue.scheduler.hold("a", False)
+    assert queue.pick() == Pick((), (), (), ("a/0",))
+
+
+def test_there_is_nothing_to_do_when_all_are_paused_and_parked() -> None:
+    queue = Queue()
+    queue.add("a")
+    queue.add("b")
+    queue.pick()
+    for name in ("a", "b"):
+        queue.scheduler.hold(name, True)
+    assert queue.scheduler.busy, "they must be parked"
+    queue.pick()
+    assert not queue.scheduler.busy
+    queue.scheduler.hold("b", False)
+    assert queue.scheduler.busy
 
 
 def test_requests_past_their_deadline_are_named() -> None:
-    queue = scheduler()
-    queue.add(request("a", timeout=1.0), 1)
-    assert queue.expired(0.5) == []
-    assert queue.expired(1.5) == ["a"]
+    queue = Queue()
+    queue.add("a", timeout=1.0)
+    assert queue.scheduler.expired(0.5) == []
+    assert queue.scheduler.expired(1.5) == ["a"]
+    assert queue.scheduler.next_deadline() == 1.0
+
+
+def test_time_without_a_place_does_not_count_as_running() -> None:
+    queue = Queue(max_run=5.0)
+    queue.add("a")
+    for queue.now in (0.0, 3.0):
+        queue.pick()
+    queue.scheduler.hold("a", True)
+    for queue.now in (4.0, 50.0):
+        queue.pick()
+    queue.scheduler.hold("a", False)
+    queue.pick()
+    assert queue.scheduler.overrun(50.0) == []
+    assert queue.scheduler.overrun(52.0) == ["a"]
+
+
+def test_a_short_request_does_not_wait_for_a_long_one() -> None:
+    queue = Queue(tick_tokens=1)
+    queue.add("long", num_inference_steps=50)
+    queue.pick()
+    queue.add("short", num_inference_steps=2)
+    assert [queue.run()[0] for _ in range(2)] == ["short", "short"]
+
+
+def test_a_tenant_who_fills_every_place_makes_room_for_another_after_a_slice() -> None:
+    queue = Queue(max_running=2, slice=2.0)
+    for name in ("a", "b", "c"):
+        queue.add(name, tenant="greedy", num_inference_steps=1000)
+    queue.pick()
+    queue.add("d", tenant="modest")
+    queue.now = 1.0
+    assert queue.pick().park == (), "a place is kept for a slice of time"
+    queue.now = 2.0
+    pick = queue.pick()
+    assert len(pick.park) == 1
+    assert [r.id for r in pick.admit] == ["d"]
+
+
+def test_places_do_not_change_hands_where_nobody_else_has_more_of_a_turn() -> None:
+    queue = Queue(max_running=1)
+    queue.add("first", num_inference_steps=5)
+    queue.pick()
+    queue.add("second", num_inference_steps=5)
+    for queue.now in range(1, 100, 10):
+        assert queue.pick().park == ()
+
+
+def test_what_a_tenant_took_is_remembered_when_others_come_and_go() -> None:
+    queue = Queue(tick_tokens=1)
+    queue.add("steady", tenant="steady", num_inference_steps=1000)
+    queue.add("greedy", 100, tenant="greedy", num_inference_steps=1)
+    while "greedy" not in queue.run():
+        pass
+    queue.scheduler.remove("greedy")  # 100 tokens were done for it, a few for steady
+    queue.add("other", tenant="other", num_inference_steps=1000)
+    queue.scheduler.remove("other")
+    queue.add("again", tenant="greedy", num_inference_steps=1000)
+    assert [queue.run()[0] for _ in range(50)].count("again") == 0
+
+
+@dataclass
+class Flow:
+    """Requests of one kind that keep coming: one whenever fewer than `many` of them are unfinished."""
+
+    name: str
+    many: int
+    steps: int = 5
+    ask: dict[str, Any] = field(default_factory=dict)
+    made: int = 0
+
+
+@dataclass
+class Seen:
+    """What one flow got: its steps, and the longest time that one of its requests took from arrival to end."""
+
+    steps: int = 0
+    longest: float = 0.0
+
+
+def simulate(queue: Queue, flows: Sequence[Flow], ticks: int) -> dict[str, Seen]:
+    """Ticks of a tenth of a second. Every request ends after its steps."""
+    left, came = dict[str, int](), dict[str, float]()
+    seen = {flow.name: Seen() for flow in flows}
+    for _ in range(ticks):
+        for flow in flows:
+            while sum(name.split(".")[0] == flow.name for name in left) < flow.many:
+                name = f"{flow.name}.{flow.made}"
+                flow.made += 1
+                left[name], came[name] = flow.steps, queue.now
+                queue.add(name, num_inference_steps=flow.steps, **flow.ask)
+        for name in queue.run():
+            got = seen[name.split(".")[0]]
+            got.steps += 1
+            left[name] -= 1
+            if not left[name]:
+                del left[name]
+                queue.scheduler.remove(name)
+            got.longest = max(got.longest, queue.now + 0.1 - came[name])
+        queue.now += 0.1
+    return seen
+
+
+@pytest.mark.parametrize("max_running", [1, 2, 64])
+@pytest.mark.parametrize(
+    "crowd",
+    [{"priority": 10}, {"timeout": 20.0}, {"steps": 1}, {"priority": 3, "timeout": 5.0}],
+    ids=["of higher priority", "with deadlines", "that are shorter", "of both"],
+)
+def test_a_steady_flow_of_requests_keeps_nobody_out(crowd: dict[str, Any], max_running: int) -> None:
+    queue = Queue(tick_tokens=1, max_running=max_running, patience=30.0, slice=1.0)
+    chosen = {"steps": 5, **crowd}
+    flows = [Flow("crowd", 6, int(chosen.pop("steps")), chosen), Flow("alone", 1, 20)]
+    seen = simulate(queue, flows, 4000)  # 400 seconds
+    assert seen["alone"].steps >= 200
+    assert seen["alone"].longest <= 30.0 + 2 * 2.0 + 4 * 1.0, "its patience, twice its own work, and some slices"
+    assert sum(each.steps for each in seen.values()) == 4000, "no tick is idle"
+
+
+@pytest.mark.parametrize("max_running", [1, 3, 64])
+def test_tenants_get_equal_work_whatever_they_ask_for(max_running: int) -> None:
+    queue = Queue(tick_tokens=1, max_running=max_running)
+    flows = [
+        Flow("many", 30, 5, {"tenant": "many"}),
+        Flow("loud", 5, 5, {"tenant": "loud", "priority": 50, "timeout": 9.0}),
+        Flow("long", 1, 400, {"tenant": "long"}),
+    ]
+    got = simulate(queue, flows, 6000)
+    for seen in got.values():
+        assert abs(seen.steps - 2000) <= 2000 * 0.05
+
+
+def test_a_tick_with_room_for_all_runs_all() -> None:
+    queue = Queue()
+    got = simulate(queue, [Flow("a", 10, 5, {"tenant": "a"}), Flow("b", 1, 5, {"tenant": "b"})], 100)
+    assert {name: seen.steps for name, seen in got.items()} == {"a": 1000, "b": 100}
