@@ -13,9 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoints import Race
-from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig, Omni
+from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig
 from omnimuse.core.config import CompileConfig
-from omnimuse.core.output import Event
+from omnimuse.core.output import Failed
+from omnimuse.engine.local import present, start
 
 NEGATIVE = "blurry"
 TEXT_TOKENS = 128
@@ -56,23 +57,19 @@ class Ours:
         self.race = race
         mode = CompileConfig("blocks" if compiled else "none")
         config = Config(ModelConfig(str(folder), dtype=dtype, device="cpu"), compile=mode)
-        self.omni = Omni(str(folder), config=config)
+        self.engine = start(config)  # on this thread, where operations are counted
 
     def draw(self, wishes: Sequence[Wish]) -> list[float]:
-        began, order, finished = time.perf_counter(), list[str](), dict[str, float]()
-
-        def listen(event: Event) -> None:
-            if event.request_id not in order:
-                order.append(event.request_id)
-            if isinstance(event, Done):
-                finished[event.request_id] = time.perf_counter() - began
-
-        asked = [self.prompt(w) for w in wishes]
-        results = self.omni.generate(asked, [self.params(w) for w in wishes], progress=listen)
-        for result in results:
-            if result.error is not None:
-                raise result.error
-        return [finished[request_id] for request_id in order]
+        began, finished = time.perf_counter(), dict[str, float]()
+        ids = [self._submit(wish) for wish in wishes]
+        while len(finished) < len(ids):
+            for event in self.engine.tick():
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Done):
+                    present(event.result, self.engine.runner.pipeline.media)
+                    finished[event.request_id] = time.perf_counter() - began
+        return [finished[request_id] for request_id in ids]
 
     def prompt(self, wish: Wish) -> dict[str, str]:
         """The wish's prompt; guided wishes have a negative one."""
@@ -89,12 +86,12 @@ class Ours:
 
     def overtake(self, long: Wish, short: Wish) -> float:
         """Seconds that `short` takes if it arrives after the first step of `long`, which is then given up."""
-        engine = self.omni._engine
-        ids = [engine.submit(engine.make_request(Ask(long.prompt, self.params(long))))]
+        engine = self.engine
+        ids = [self._submit(long)]
         while not any(state.position for state in engine.runner.states.values()):
             engine.tick()
         began = time.perf_counter()
-        ids.append(engine.submit(engine.make_request(Ask(short.prompt, self.params(short)))))
+        ids.append(self._submit(short))
         while ids[1] in engine.scheduler.entries:
             engine.tick()
         seconds = time.perf_counter() - began
@@ -109,7 +106,10 @@ class Ours:
         return float(counter.get_total_flops())
 
     def close(self) -> None:
-        self.omni.close()
+        self.engine.close()
+
+    def _submit(self, wish: Wish) -> str:
+        return self.engine.submit(self.engine.make_request(Ask(self.prompt(wish), self.params(wish))))
 
 
 class Diffusers:

@@ -6,17 +6,20 @@ engine is made, not before.
 
 from __future__ import annotations
 
+import time
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from omnimuse.core.config import Choice, Config, ModelConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Done, Event, Failed, Result
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import Choices, DiffusionParams, make_params
 from omnimuse.core.request import Ask, Request
 
 if TYPE_CHECKING:
@@ -25,7 +28,13 @@ if TYPE_CHECKING:
 Prompt = str | Mapping[str, Any]
 """A prompt, or a dict with `prompt` and optionally `negative_prompt` and `images`: Pillow images or names of files."""
 
+Params = DiffusionParams | Mapping[str, Any]
+"""Per-request choices, or a dict of them."""
+
 Listener = Callable[[Event], None]
+
+FULL = 0.02
+"""Seconds between two tries to enter a queue that others keep full."""
 
 
 def configure(model: str, dtype: str | None, device: str | None, config: Config | None) -> Config:
@@ -37,7 +46,7 @@ def configure(model: str, dtype: str | None, device: str | None, config: Config 
 
 
 class Omni:
-    """An engine for one model, driven by the calling thread.
+    """An engine for one model, on a thread of its own; any number of threads may call it at once.
 
     `model` is a bundled id (`omnimuse/shapes`), a folder in the diffusers layout, or a hub id. `dtype` is "float32",
     "bfloat16" or "float16", `device` a torch device; left out, `explain` tells what is chosen and why.
@@ -46,40 +55,83 @@ class Omni:
     def __init__(
         self, model: str, *, dtype: str | None = None, device: str | None = None, config: Config | None = None
     ) -> None:
-        from omnimuse.engine.local import start
+        from omnimuse.engine.local import Background, start
 
         self.config = configure(model, dtype, device, config)
-        self._engine: Engine = start(self.config)
+        self._background = Background(partial(start, self.config))
+        self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: DiffusionParams | Sequence[DiffusionParams] | None = None,
+        params: Params | Sequence[Params] | None = None,
         *,
         progress: bool | Listener = True,
         previews: int = 0,
+        **choices: Unpack[Choices],
     ) -> list[Result]:
         """One result per prompt, in order. A prompt that fails becomes a result with `error` set; the others come back.
 
-        `params` is one object for all prompts or one per prompt. `progress` shows a bar on a terminal, or receives
-        every event; `previews` asks for a preview event every so many steps. With a single prompt its error is raised.
+        `params` (or a dict of its fields) is one for all prompts or one per prompt; `choices` are fields of it for all:
+        `generate("a red circle", seed=7)`. `progress` shows a bar on a terminal, or receives every event; `previews`
+        asks for a preview event every so many steps. With a single prompt its error is raised.
         """
         single = isinstance(prompts, str | Mapping)
-        asks = _asks([prompts] if single else list(prompts), params, previews)  # type: ignore[list-item]
+        many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         with _Display(progress) as listen:
-            results = self._run(asks, listen)
-        if single and results[0].error is not None:
-            raise results[0].error
-        return results
+            done = dict(self.stream(many, params, listen=listen, previews=previews, **choices))
+        if single and (error := done[0].error) is not None:
+            raise error
+        return [done[place] for place in range(len(many))]
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        listen: Listener | None = None,
+        previews: int = 0,
+        **choices: Unpack[Choices],
+    ) -> Iterator[tuple[int, Result]]:
+        """The place of a prompt among `prompts` and its result, for each as soon as it is done.
+
+        Otherwise as `generate`; `listen` receives every event. Leaving the iterator early cancels what is not done.
+        """
+        asks = _asks(prompts, params, choices, previews)
+        events: SimpleQueue[Event] = SimpleQueue()
+        waiting: deque[tuple[int, Request]] = deque()
+        places: dict[str, int] = {}
+        try:
+            for place, ask in enumerate(asks):
+                try:
+                    waiting.append((place, self._request(ask)))
+                except RequestError as error:
+                    yield place, _failure("", ask, error)
+            while waiting or places:
+                self._feed(waiting, places, events)
+                event = events.get()
+                if listen is not None:
+                    listen(event)
+                if isinstance(event, Done | Failed):
+                    place = places.pop(event.request_id)
+                    yield place, self._settled(event, asks[place])
+        finally:
+            for request_id in places:  # interrupted: leave nothing running behind
+                self._background.cancel(request_id)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for those who look inside; its thread alone may tick it."""
+        return self._background.engine
 
     @property
     def place(self) -> dict[str, str]:
         """The dtype and the device that this engine computes with."""
-        return self._engine.place
+        return self.engine.place
 
     def close(self) -> None:
         """Free the weights and everything in flight. Safe to call twice."""
-        self._engine.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -89,37 +141,21 @@ class Omni:
     ) -> None:
         self.close()
 
-    def _run(self, asks: Sequence[Ask], listen: Listener) -> list[Result]:
-        results: dict[int, Result] = {}
-        waiting: deque[tuple[int, Request]] = deque()
-        for index, ask in enumerate(asks):
-            try:
-                opened = replace(ask, prompt=_with_pictures(ask.prompt))
-                waiting.append((index, self._engine.make_request(opened)))
-            except RequestError as error:
-                results[index] = _failure("", ask, error)
-        places: dict[str, int] = {}
-        try:
-            while waiting or places:
-                self._feed(waiting, places)
-                for event in self._engine.tick():
-                    listen(event)
-                    if isinstance(event, Done | Failed) and event.request_id in places:
-                        place = places.pop(event.request_id)
-                        results[place] = self._settled(event, asks[place])
-        finally:
-            for request_id in places:  # interrupted: leave nothing running behind
-                self._engine.cancel(request_id)
-        return [results[index] for index in range(len(asks))]
+    def _request(self, ask: Ask) -> Request:
+        return self.engine.make_request(replace(ask, prompt=_with_pictures(ask.prompt)))
 
-    def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int]) -> None:
+    def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int], events: SimpleQueue[Event]) -> None:
+        """Submit what the bounded queue takes; at least one request of ours is in flight afterwards."""
         while waiting:
-            index, request = waiting[0]
+            place, request = waiting[0]
             try:
-                self._engine.submit(request)
+                self._background.submit(request, events.put)
             except CapacityError:
-                return  # the queue is bounded; the rest follows when there is room
-            places[request.id] = index
+                if places:
+                    return  # the rest follows when one of ours is done
+                time.sleep(FULL)  # the queue is full of other callers' requests
+                continue
+            places[request.id] = place
             waiting.popleft()
 
     def _settled(self, event: Done | Failed, ask: Ask) -> Result:
@@ -127,7 +163,10 @@ class Omni:
 
         if isinstance(event, Failed):
             return _failure(event.request_id, ask, event.error)
-        return present(event.result, self._engine.runner.pipeline.media)
+        try:
+            return present(event.result, self.engine.runner.pipeline.media)
+        except OmnimuseError as error:
+            return _failure(event.request_id, ask, error)
 
 
 class AsyncOmni:
@@ -149,23 +188,23 @@ class AsyncOmni:
     async def generate(
         self,
         prompt: Prompt,
-        params: DiffusionParams | None = None,
+        params: Params | None = None,
         *,
-        previews: int = 0,
+        previews: int | None = None,
         ask: Ask | None = None,
+        **choices: Unpack[Choices],
     ) -> AsyncIterator[Event]:
         """The events of one request, the last of which is `Done`; errors are raised.
 
         Leaving the iterator early, or cancelling the task, cancels the request at its next step. `ask` sets priority,
-        tenant and timeout, too.
+        tenant and timeout, too; what is given beside it counts before what it says. `choices` are fields of `params`.
         """
         import asyncio  # half the time that importing this package would take
 
-        from omnimuse.engine.local import present
-
-        engine = self._background.engine
-        opened, chosen = _with_pictures(prompt), params or DiffusionParams()
-        wanted = replace(ask or Ask(""), prompt=opened, params=chosen, previews=previews)
+        base, engine = ask or Ask(""), self._background.engine
+        opened = await asyncio.to_thread(_with_pictures, prompt)
+        chosen = make_params(base.params if params is None else params, choices)
+        wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
         request = engine.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -180,9 +219,7 @@ class AsyncOmni:
                 ended = isinstance(event, Done | Failed)
                 if isinstance(event, Failed):
                     raise event.error
-                if isinstance(event, Done):
-                    event = Done(event.request_id, present(event.result, engine.runner.pipeline.media))
-                yield event
+                yield await asyncio.to_thread(self._presented, event) if isinstance(event, Done) else event
         finally:
             if not ended:
                 self._background.cancel(request.id)
@@ -201,6 +238,11 @@ class AsyncOmni:
     ) -> None:
         await self.close()
 
+    def _presented(self, event: Done) -> Done:
+        from omnimuse.engine.local import present
+
+        return Done(event.request_id, present(event.result, self._background.engine.runner.pipeline.media))
+
 
 def explain(
     model: str, *, dtype: str | None = None, device: str | None = None, config: Config | None = None
@@ -212,13 +254,17 @@ def explain(
 
 
 def _asks(
-    prompts: list[Prompt], params: DiffusionParams | Sequence[DiffusionParams] | None, previews: int
+    prompts: Sequence[Prompt],
+    params: Params | Sequence[Params] | None,
+    choices: Mapping[str, Any],
+    previews: int,
 ) -> list[Ask]:
-    if params is None or isinstance(params, DiffusionParams):
-        params = [params or DiffusionParams()] * len(prompts)
+    if not isinstance(params, list | tuple):
+        params = [params] * len(prompts)  # type: ignore[list-item]
     if len(params) != len(prompts):
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
-    return [Ask(prompt, chosen, previews=previews) for prompt, chosen in zip(prompts, params, strict=True)]
+    made = [make_params(one, choices) for one in params]
+    return [Ask(prompt, chosen, previews=previews) for prompt, chosen in zip(prompts, made, strict=True)]
 
 
 def _with_pictures(prompt: Prompt) -> Prompt:
@@ -231,7 +277,8 @@ def _with_pictures(prompt: Prompt) -> Prompt:
 
 
 def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:
-    text = ask.prompt if isinstance(ask.prompt, str) else str(ask.prompt.get("prompt", ""))
+    given = ask.prompt.get("prompt", "") if isinstance(ask.prompt, Mapping) else ask.prompt
+    text = given if isinstance(given, str) else ""
     return Result(request_id, text, ask.params, error=error)
 
 

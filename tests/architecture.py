@@ -132,14 +132,16 @@ def file_name_problems(path: str) -> list[str]:
 
 
 def construct_problems(source: str) -> list[str]:
-    """`getattr` with a literal and a default, `**kwargs` in a signature, `global`."""
+    """`getattr` with a literal and a default, `**kwargs` without `Unpack` in a signature, `global`."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), _]):
                 found.append(f"line {node.lineno}: getattr(..., {name!r}, default) hides what a thing is: declare it")
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() if node.args.kwarg:
-                found.append(f"line {node.lineno}: **{node.args.kwarg.arg} in a signature accepts anything: name it")
+            case ast.arguments(kwarg=ast.arg(annotation=ast.Subscript(value=ast.Name(id="Unpack")))):
+                pass  # a typed dict names what is accepted
+            case ast.arguments(kwarg=ast.arg() as rest):
+                found.append(f"line {rest.lineno}: **{rest.arg} in a signature accepts anything: name it")
             case ast.Global():
                 found.append(f"line {node.lineno}: global {', '.join(node.names)}: pass the value instead")
     return found

@@ -1,10 +1,12 @@
 """Stand-ins that behave: a tiny family with a network that adds, so that engine tests need no checkpoint.
 
-The fake network's prediction depends on its own row only; the prompts `broken` and `poisoned` make trouble.
+The fake network's prediction depends on its own row only; the prompts in `TROUBLES` make trouble.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +53,16 @@ SPEC = Spec(
 class AddInputs:
     latents: Tensor  # [3, h, w]
     amount: float
-    poisoned: bool
+    trouble: str = ""
+
+
+TROUBLES = frozenset({"poisoned", "lonely", "big", "huge", "fatal", "undefined"})
+"""Prompts whose second step fails: always; in company; once for want of memory; always so; with the device; gives NaN.
+"""
 
 
 class Adder(Network):
-    """Predicts a constant per row; counts its forwards and refuses poisoned rows."""
+    """Predicts a constant per row; counts its forwards, and has the troubles that rows bring."""
 
     packing = "varlen"
 
@@ -63,12 +70,24 @@ class Adder(Network):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
         self.calls: list[int] = []
+        self.activations: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self.short = False
 
     def forward(self, rows: Sequence[AddInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         self.calls.append(len(rows))
-        if any(row.poisoned for row in rows):
-            raise ValueError("poison")
+        self._suffer({row.trouble for row in rows}, len(rows))
         return [torch.full_like(row.latents, row.amount) * self.weight for row in rows]
+
+    def _suffer(self, troubles: set[str], rows: int) -> None:
+        activations = torch.ones(8)  # what a failed forward must not keep alive
+        self.activations.add(activations)
+        if "poisoned" in troubles or ("lonely" in troubles and rows > 1):
+            raise ValueError("poison")
+        if "huge" in troubles or ("big" in troubles and not self.short):
+            self.short = True
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB. There is more to say")
+        if "fatal" in troubles:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Adder:
@@ -121,8 +140,9 @@ class Add(Loop):
         return (request.params.height or 8) * (request.params.width or 8) // 64
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        poisoned = state.request.prompt == "poisoned" and step.index == 1
-        inputs = AddInputs(state["latents"], float(state["embeds"]), poisoned)
+        prompt = state.request.prompt
+        amount = math.nan if prompt == "undefined" else float(state["embeds"])
+        inputs = AddInputs(state["latents"], amount, prompt if prompt in TROUBLES and step.index == 1 else "")
         shape = tuple(state["latents"].shape)
         tokens = self.tokens(ctx, state.request)
         return [Row(state, "positive", "adder", inputs, tokens, shape, state.memory("adder", "positive"))]
@@ -131,6 +151,8 @@ class Add(Loop):
         state["latents"] = state["latents"] + predictions["positive"]
 
     def peek(self, ctx: Context, state: State) -> Tensor:
+        if state.request.prompt == "unseen":
+            raise ValueError("this prompt breaks previews")
         return state["latents"].sigmoid()
 
 
@@ -141,7 +163,8 @@ class Decode(Stage):
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            state["image"] = state["latents"].sigmoid()  # [3, h, w]
+            picture = state["latents"].sigmoid()  # [3, h, w]
+            state["image"] = picture.to("meta") if state.request.prompt == "lost" else picture
 
 
 class FakePipeline(Pipeline):

@@ -23,9 +23,11 @@ EXEMPTIONS: tuple[str, ...] = ()
 MOST_EXEMPTIONS_EVER = 0
 
 BROAD_EXCEPT = {
-    "omnimuse/engine/local.py": frozenset({"_live"}),
+    "omnimuse/engine/engine.py": frozenset({"tick"}),
+    "omnimuse/engine/local.py": frozenset({"_live", "_deliver"}),
     "omnimuse/cli/app.py": frozenset({"main"}),
-    "omnimuse/worker/runner.py": frozenset({"_run_stage", "_run_loops", "_step", "_forward"}),
+    "omnimuse/worker/runner.py": frozenset({"_isolated", "_preview"}),
+    "omnimuse/worker/forwards.py": frozenset({"_try"}),
     "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""

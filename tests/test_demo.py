@@ -66,12 +66,12 @@ def test_the_reference_draws_the_same_pictures_with_it(omni: Omni) -> None:
 
 
 def test_four_outputs_share_their_forwards(omni: Omni) -> None:
-    runner = omni._engine.runner
-    before = runner.forwards
+    runner = omni.engine.runner
+    before = runner.forwards.count
     [result] = omni.generate([PROMPT], DiffusionParams(seed=1), progress=False)
-    alone = runner.forwards - before
+    alone = runner.forwards.count - before
     [four] = omni.generate([PROMPT], DiffusionParams(seed=1, num_outputs_per_prompt=4), progress=False)
-    assert runner.forwards - before - alone == alone
+    assert runner.forwards.count - before - alone == alone
     assert len(four.images) == 4
     assert result.seeds == [1]
 

@@ -63,5 +63,9 @@ class NumericalError(OmnimuseError):
     """The model computed values that are not numbers (NaN) or infinite; the same request would do so again."""
 
 
+class MemoryShortageError(OmnimuseError, MemoryError):
+    """There was not enough memory for a request; a smaller one may find enough."""
+
+
 class StorageError(OmnimuseError):
     """A result could not be written: the disk is full or refuses."""

@@ -1,18 +1,19 @@
 """The engine: takes requests in, decides each tick, drives the runner, hands events out.
 
-`Omni`, `AsyncOmni` and the server's workers use it. `submit`, `cancel`, `pause` and `resume` may be called from any
+`engine/local.py` drives it on a thread of its own. `submit`, `cancel`, `pause` and `resume` may be called from any
 thread; one thread calls `tick`. On several ranks, rank 0 holds the engine and sends every tick's plan to the others.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from omnimuse.core.errors import DeadlineError, EngineClosedError, RequestCancelled, RequestError
+from omnimuse.core.errors import DeadlineError, EngineClosedError, EngineDeadError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
@@ -20,9 +21,14 @@ from omnimuse.parallel.collectives import broadcast_bytes
 from omnimuse.worker.plan import TickPlan, decode, encode
 from omnimuse.worker.runner import Runner
 
+log = logging.getLogger(__name__)
+
 
 class Engine:
-    """One engine over one runner; `clock` gives seconds and is replaced in tests."""
+    """One engine over one runner; `clock` gives seconds and is replaced in tests.
+
+    `dead` says why nothing more will come of it, once a tick has failed as a whole.
+    """
 
     def __init__(self, runner: Runner, door: Door, clock: Callable[[], float] = time.monotonic) -> None:
         self.runner = runner
@@ -30,10 +36,9 @@ class Engine:
         self.clock = clock
         self.scheduler = Scheduler(runner.config)
         self.mesh = runner.pipeline.ctx.mesh
+        self.dead: EngineDeadError | None = None
         self._lock = threading.Lock()
         self._cancelled: dict[str, RequestCancelled] = {}
-        self._pause: list[str] = []
-        self._resume: list[str] = []
         self._arrived: dict[str, float] = {}
         self._waited: dict[str, float] = {}
         self._closed = False
@@ -48,23 +53,24 @@ class Engine:
         """Queue a request and return its id; CapacityError when the queue is full."""
         tokens = self.runner.tokens(request)
         with self._lock:
-            self._refuse_if_closed()
-            self.scheduler.add(request, tokens)
-            self._arrived[request.id] = self.clock()
+            self._refuse_if_over()
+            now = self.clock()
+            self.scheduler.add(request, tokens, now)
+            self._arrived[request.id] = now
         return request.id
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step boundary; unknown or finished ids are ignored."""
         with self._lock:
             if request_id in self.scheduler.entries:
-                self._cancelled[request_id] = RequestCancelled("the request was cancelled")
+                self._cancelled.setdefault(request_id, RequestCancelled("the request was cancelled"))
 
     def pause(self, request_id: str) -> None:
-        """Hold a request between steps; its state moves to the CPU."""
+        """Hold a request between steps: it gives up its place, and its states move to the CPU."""
         self._hold(request_id, True)
 
     def resume(self, request_id: str) -> None:
-        """Let a paused request go on."""
+        """Let a paused request go on, as soon as there is a place for it."""
         self._hold(request_id, False)
 
     @property
@@ -75,23 +81,40 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether a tick would have nothing to do."""
+        """Whether a tick would have nothing to do now."""
+        return self.rest() != 0.0
+
+    def rest(self) -> float | None:
+        """The seconds for which there is nothing to do: 0 if there is, None if only somebody's call can change it."""
         with self._lock:
-            return not self._cancelled and all(entry.paused for entry in self.scheduler.entries.values())
+            if self._cancelled or self.scheduler.busy:
+                return 0.0
+            deadline = self.scheduler.next_deadline()
+            return None if deadline is None else max(0.0, deadline - self.clock())
 
     # -- from the engine's thread --------------------------------------------------------------------------------
 
     def tick(self) -> list[Event]:
-        """Decide and execute one tick; returns its events in order."""
+        """Decide and execute one tick; returns its events in order.
+
+        A failure of the tick as a whole, not of a request, ends the engine: every request fails with EngineDeadError.
+        """
         with self._lock:
-            self._refuse_if_closed()
-            plan, ended = self._plan()
-        events = self._execute(plan)
+            self._refuse_if_over()
+        events: list[Event] = []  # what ended before a failure is told all the same
+        try:
+            with self._lock:
+                plan = self._plan(events)
+            self._execute(plan, events)
+        except Exception as error:  # the worker loop: nobody is left waiting
+            log.exception("the engine has died")
+            self.dead = EngineDeadError(f"the engine has died ({type(error).__name__}: {error}); start a new one")
         with self._lock:
-            for state_id in plan.run:
-                if state_id not in self.runner.states:
-                    self.scheduler.finished(state_id)
-            return [*ended, *(self._settle(event) for event in events)]
+            if self.dead is not None:
+                ended = {event.request_id for event in events if isinstance(event, Done | Failed)}
+                lost = [id_ for id_ in self.scheduler.entries if id_ not in ended]
+                events += [Failed(id_, EngineDeadError(str(self.dead))) for id_ in lost]
+            return [self._settle(event) for event in events]
 
     def close(self) -> None:
         """Free everything and release the other ranks. The engine cannot be used afterwards."""
@@ -99,28 +122,37 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-        if self.mesh.size > 1:
+        if self.mesh.size > 1 and self.dead is None:
             broadcast_bytes(self.mesh, encode(TickPlan(stop=True)))
         self.runner.close()
 
-    def _plan(self) -> tuple[TickPlan, list[Event]]:
+    def _plan(self, events: list[Event]) -> TickPlan:
         for request_id in self.scheduler.expired(self.clock()):
             self._cancelled.setdefault(request_id, DeadlineError("the deadline of the request has passed"))
+        for request_id in self.scheduler.overrun(self.clock()):
+            limit = self.runner.config.max_run
+            self._cancelled.setdefault(
+                request_id,
+                DeadlineError(f"the request was in progress for more than max_run={limit:g} seconds; ask for less"),
+            )
         dropped = {id_: error for id_, error in self._cancelled.items() if id_ in self.scheduler.entries}
-        ended: list[Event] = [Failed(id_, error) for id_, error in dropped.items()]
-        for request_id in dropped:
+        self._cancelled = {}
+        for request_id, error in dropped.items():
+            events.append(Failed(request_id, error))
             self._forget(request_id)
-        admit, run = self.scheduler.pick()
-        for request in admit:
+        pick = self.scheduler.pick(self.clock(), self.runner.cost)
+        for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
-        plan = TickPlan(tuple(admit), tuple(dropped), tuple(self._pause), tuple(self._resume), tuple(run))
-        self._cancelled, self._pause, self._resume = {}, [], []
-        return plan, ended
+        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)
 
-    def _execute(self, plan: TickPlan) -> list[Event]:
+    def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         if self.mesh.size > 1:
             broadcast_bytes(self.mesh, encode(plan))
-        return self.runner.execute(plan)
+        self.runner.execute(plan, events)
+        with self._lock:
+            for state_id in plan.run:
+                if state_id not in self.runner.states:
+                    self.scheduler.finished(state_id)
 
     def _settle(self, event: Event) -> Event:
         if isinstance(event, Done):
@@ -135,23 +167,21 @@ class Engine:
         self._arrived.pop(request_id, None)
         self._waited.pop(request_id, None)
 
-    def _hold(self, request_id: str, paused: bool) -> None:
+    def _hold(self, request_id: str, held: bool) -> None:
         with self._lock:
-            entry = self.scheduler.entries.get(request_id)
-            if entry is None:
+            if not self.scheduler.hold(request_id, held):
                 raise RequestError(f"there is no request {request_id}; it is unknown or has ended", "request_id")
-            if entry.paused != paused:
-                entry.paused = paused
-                (self._pause if paused else self._resume).append(request_id)
 
-    def _refuse_if_closed(self) -> None:
+    def _refuse_if_over(self) -> None:
         if self._closed:
             raise EngineClosedError("this engine is closed; make a new one")
+        if self.dead is not None:
+            raise EngineDeadError(str(self.dead))
 
 
 def follow(runner: Runner) -> None:
     """What every rank but 0 does: execute the plans that rank 0 sends, until it stops."""
     mesh = runner.pipeline.ctx.mesh
     while not (plan := decode(broadcast_bytes(mesh, None), runner.pipeline.spec)).stop:
-        runner.execute(plan)
+        runner.execute(plan, [])
     runner.close()

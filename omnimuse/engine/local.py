@@ -6,15 +6,17 @@ results, and (for `Background`) a thread.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import EngineClosedError, OmnimuseError
+from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine, follow
@@ -22,6 +24,8 @@ from omnimuse.media.image import to_image
 from omnimuse.media.video import to_video
 from omnimuse.worker.build import build, connect
 from omnimuse.worker.runner import Runner
+
+log = logging.getLogger(__name__)
 
 
 def start(config: Config) -> Engine:
@@ -40,8 +44,15 @@ def start(config: Config) -> Engine:
 
 
 def present(result: Result, media: str) -> Result:
-    """`result` in the form its output type asks for: pictures or videos for "pil", the tensor otherwise."""
-    if result.params.output_type != "pil" or result.error is not None:
+    """`result` in the form its output type asks for: pictures or videos for "pil", the tensor otherwise.
+
+    NumericalError if an output holds NaN or infinite values. Computes with numpy only (see `Background`), for seconds
+    where there are many frames.
+    """
+    if result.error is not None:
+        return result
+    check_finite(result)
+    if result.params.output_type != "pil":
         return result
     if media == "video":
         assert result.params.fps, "a family of videos has a default frame rate"
@@ -51,33 +62,43 @@ def present(result: Result, media: str) -> Result:
     return replace(result, images=images, output=None)
 
 
+def check_finite(result: Result) -> None:
+    """NumericalError if an output holds NaN or infinite values."""
+    broken = [i for i, output in enumerate(result.output) if not np.isfinite(output.float().numpy()).all()]
+    if broken:
+        raise NumericalError(
+            f"outputs {broken} hold values that are not finite numbers; another seed, lower guidance or "
+            "--dtype float32 may help"
+        )
+
+
 class Background:
     """Makes an engine and drives it on one thread of its own; every event of a request goes to its listener.
 
-    Listeners are called on the engine's thread and must not block. No other thread should compute with torch: each that
-    does gets workers of its own, and with more of them than cores all wait for each other asleep. What `make` raises is
-    raised here.
+    Listeners are called on the engine's thread and must not block; one that raises is dropped, and its request
+    cancelled. No other thread should compute with torch: each that does gets workers of its own, and with more of them
+    than cores all wait for each other asleep. What `make` raises is raised here. When the engine dies, `on_death` hears
+    it before the listeners do.
     """
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
+    def __init__(self, make: Callable[[], Engine], on_death: Callable[[EngineDeadError], None] | None = None) -> None:
         self._listeners: dict[str, Callable[[Event], None]] = {}
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
+        self._on_death = on_death
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._live, args=(make, made), name="omnimuse-engine", daemon=True)
         self._thread.start()
         self.engine = made.result()
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
-        """Queue `request`; its events, the last of which is Done or Failed, go to `listener`."""
-        if self._stopping:
-            raise EngineClosedError("this engine is closed; make a new one")
-        self._listeners[request.id] = listener
-        try:
+        """Queue `request`; its events, the last of which is Done or Failed, go to `listener`, unless this raises."""
+        with self._lock:
+            if self._stopping:
+                raise EngineClosedError("this engine is closed; make a new one")
             self.engine.submit(request)
-        except OmnimuseError:
-            del self._listeners[request.id]
-            raise
+            self._listeners[request.id] = listener
         self._wake.set()
 
     def cancel(self, request_id: str) -> None:
@@ -85,16 +106,26 @@ class Background:
         self.engine.cancel(request_id)
         self._wake.set()
 
+    def pause(self, request_id: str) -> None:
+        """Hold a request between steps; RequestError for one that is unknown or has ended."""
+        self.engine.pause(request_id)
+        self._wake.set()
+
+    def resume(self, request_id: str) -> None:
+        """Let a paused request go on; RequestError for one that is unknown or has ended."""
+        self.engine.resume(request_id)
+        self._wake.set()
+
     def close(self) -> None:
-        """Stop the thread and free the engine; requests in flight fail."""
-        self._stopping = True
+        """Stop the thread and free the engine; requests in flight fail. Safe to call twice."""
+        with self._lock:
+            self._stopping = True
         self._wake.set()
         self._thread.join()
         self.engine.close()
         why = "the engine was closed before the request was done; try again in a moment"
-        for request_id, listener in list(self._listeners.items()):
-            listener(Failed(request_id, EngineClosedError(why)))
-        self._listeners.clear()
+        for request_id in list(self._listeners):
+            self._deliver(Failed(request_id, EngineClosedError(why)))
 
     def _live(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
         try:
@@ -103,16 +134,31 @@ class Background:
             made.set_exception(error)
             return
         made.set_result(engine)
-        while not self._stopping:
-            if engine.idle:
-                self._wake.wait()
+        while not self._stopping and engine.dead is None:
+            rest = engine.rest()
+            if rest == 0.0:
+                self._tick(engine)
+            else:
+                self._wake.wait(rest)
                 self._wake.clear()
-                continue
-            for event in engine.tick():
-                self._deliver(event)
+
+    def _tick(self, engine: Engine) -> None:
+        events = engine.tick()
+        if engine.dead is not None and self._on_death is not None:
+            self._on_death(engine.dead)
+        for event in events:
+            self._deliver(event)
 
     def _deliver(self, event: Event) -> None:
         ended = isinstance(event, Done | Failed)
-        listener = self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
-        if listener is not None:
+        with self._lock:
+            listener = self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
+        if listener is None:
+            return
+        try:
             listener(event)
+        except Exception:  # whoever listens: it must not take everybody's engine with it
+            log.exception("a listener failed; its request %s is cancelled", event.request_id)
+            with self._lock:
+                self._listeners.pop(event.request_id, None)
+            self.engine.cancel(event.request_id)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import CapacityError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
 from omnimuse.core.machine import cores, resident
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams
@@ -131,7 +131,7 @@ class Worker:
         from omnimuse.engine.local import Background
         from omnimuse.engine.results import Spool
 
-        background = Background(partial(build, self.settings))
+        background = Background(partial(build, self.settings), self._on_engine_death)
         about = {"model": model_name(self.settings.config), **background.engine.place}
         self._spool = Spool(self.settings.spool, self.settings.name, about)
         warm_up(background)
@@ -142,6 +142,10 @@ class Worker:
         """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""
         traceback.print_exception(died.exc_type, died.exc_value, died.exc_traceback)
         self._give_up("", f"{died.exc_type.__name__}: {died.exc_value}")
+
+    def _on_engine_death(self, error: EngineDeadError) -> None:
+        """The process ends, and the front process has its requests drawn elsewhere: they are not to blame."""
+        self._give_up("", str(error))
 
     def _give_up(self, kind: str, message: str) -> None:
         self.failed = True
@@ -164,7 +168,9 @@ class Worker:
 
     def beat(self) -> Beat:
         """How this worker is; loading counts as being busy."""
-        return Beat(self._ticks, self._background is None or bool(self._jobs), resident())
+        background = self._background
+        retries = 0 if background is None else background.engine.runner.forwards.retries.total()
+        return Beat(self._ticks, background is None or bool(self._jobs), resident(), retries)
 
     def close(self) -> None:
         """End the engine; what is in progress is dropped."""
@@ -187,7 +193,7 @@ class Worker:
 
     def _hear(self, job: Job, event: Event) -> None:
         self._ticks += 1
-        if event.request_id not in self._jobs:  # it has ended already
+        if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
             return
         match event:
             case Progress():
@@ -224,13 +230,13 @@ class Worker:
         self._line.send(Previewed(event.request_id, event.output, event.step, preview(event.image)))
 
     def _finish(self, job: Job, result: Result) -> None:
-        from omnimuse.engine.results import presented
+        from omnimuse.engine.local import present
 
         assert self._background is not None and self._spool is not None
         began, request = time.perf_counter(), job.request
         if job.nan:
             result = replace(result, output=result.output * float("nan"))
-        shown = presented(result, self._background.engine.runner.pipeline.media)
+        shown = present(result, self._background.engine.runner.pipeline.media)
         files: list[MadeFile] = []
         for number in range(request.outputs):
             self._faults.reach("worker.encode", number + 1, request.prompt)
@@ -290,13 +296,10 @@ def warm_up(background: Background) -> None:
 
 def kind_of(error: BaseException) -> tuple[str, str]:
     """The class of `core.errors` that stands for `error` (or "MemoryError"), and what to say."""
-    import torch
-
-    cause = error.__cause__ or error
-    if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
-        return "MemoryError", str(error).split(". ")[0]
     if isinstance(error, OmnimuseError):
         return type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "MemoryError", str(error).split(". ")[0]
     return "ModelError", f"the result could not be finished: {type(error).__name__}: {error}"
 
 

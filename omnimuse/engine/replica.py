@@ -77,6 +77,7 @@ KINDS = (
     errors.ModelError,
     errors.EngineDeadError,
     errors.EngineClosedError,
+    errors.MemoryShortageError,
     errors.NumericalError,
     errors.StorageError,
 )
@@ -96,7 +97,8 @@ class PoolPlan:
     """What the workers hold and where they write.
 
     `hang` is how many seconds an engine with work may stand still, `faults` what `engine/faults.py` reads. `restarted`
-    is called with the cause whenever a worker is replaced. `command` starts a worker; tests have one without a model.
+    is called with the cause whenever a worker is replaced, `retried` with how many forwards failed and were tried
+    again. `command` starts a worker; tests have one without a model.
     """
 
     config: Config
@@ -106,6 +108,7 @@ class PoolPlan:
     hang: float = 300.0
     faults: str = ""
     restarted: Callable[[Cause], None] = lambda cause: None
+    retried: Callable[[int], None] = lambda forwards: None
     command: tuple[str, ...] = COMMAND
 
 
@@ -249,6 +252,7 @@ class Replica:
         self._changed = changed
         self._life: Life | None = None
         self._told = ""
+        self._retries = 0
         self._closing = asyncio.Event()
 
     @property
@@ -343,7 +347,9 @@ class Replica:
     def _hear(self, report: Report) -> None:
         match report:
             case Beat():
-                return
+                if report.retries > self._retries:
+                    self.plan.retried(report.retries - self._retries)
+                self._retries = report.retries
             case Ready():
                 self.state, self.place = "ready", report.place
                 self._changed()

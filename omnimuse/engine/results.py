@@ -1,7 +1,7 @@
 """From a finished result to files in the spool folder, with the settings inside; and from a preview to a small JPEG.
 
 A worker calls it on threads of its own, never on the engine's. Files appear whole: written under another name, synced,
-renamed. torch is imported only where a tensor is looked at.
+renamed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from omnimuse.core.errors import NumericalError, RequestError, StorageError
+from omnimuse.core.errors import RequestError, StorageError
 from omnimuse.core.output import Result
 from omnimuse.core.request import Request
-from omnimuse.engine.local import present
 from omnimuse.engine.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
 from omnimuse.media.image import encode_image, from_pixels
@@ -44,17 +42,6 @@ def check_form(request: Request, form: Form, media: str) -> None:
     if request.params.output_type != "pil":
         raise RequestError(
             f"output_type={request.params.output_type!r} cannot be served; leave it out or use 'pil'", "output_type"
-        )
-
-
-def check_finite(result: Result) -> None:
-    """NumericalError if an output holds NaN or infinite values."""
-    # With numpy: torch would give each thread that finishes results workers of its own (see `Background`).
-    broken = [i for i, output in enumerate(result.output) if not np.isfinite(output.float().cpu().numpy()).all()]
-    if broken:
-        raise NumericalError(
-            f"outputs {broken} hold values that are not finite numbers; another seed, lower guidance or "
-            "--dtype float32 may help"
         )
 
 
@@ -89,12 +76,6 @@ class Spool:
             frames=len(made.frames) if isinstance(made, Video) else 1,
             fps=made.fps if isinstance(made, Video) else None,
         )
-
-
-def presented(result: Result, media: str) -> Result:
-    """`result` as pictures or videos, once its values are known to be numbers."""
-    check_finite(result)
-    return present(result, media)
 
 
 def preview(pixels: Any) -> bytes:

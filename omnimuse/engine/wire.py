@@ -64,11 +64,15 @@ class NotStarted(Message, frozen=True):
 
 
 class Beat(Message, frozen=True):
-    """Sent twice a second, loading included: engine ticks so far, whether it has work, resident memory in bytes."""
+    """Sent twice a second, loading included: engine ticks so far, whether it has work, resident memory in bytes.
+
+    `retries` are forwards so far that failed and were tried again.
+    """
 
     ticks: int
     busy: bool
     memory: int
+    retries: int = 0
 
 
 class Stepped(Message, frozen=True):

@@ -22,8 +22,9 @@ def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
 @functools.cache
 def _frequencies(count: int, max_period: float, device: torch.device) -> Tensor:
     """Geometric, from 1 down to almost 1 / max_period: [count]; the same at every step, so made once."""
-    steps = torch.arange(count, dtype=torch.float32, device=device)
-    return torch.exp(-math.log(max_period) * steps / count)
+    with torch.inference_mode(False):  # it outlives the tick that asks first
+        steps = torch.arange(count, dtype=torch.float32, device=device)
+        return torch.exp(-math.log(max_period) * steps / count)
 
 
 class TimestepEmbedding(nn.Module):

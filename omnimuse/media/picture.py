@@ -33,11 +33,11 @@ def open_picture(given: Any) -> Picture:
     """A picture from a Pillow image, a file's name, or a `Picture`; RequestError says what cannot be one."""
     if isinstance(given, Picture):
         return given
-    if isinstance(given, Image.Image):
-        return picture_of(given)
-    if not isinstance(given, str | Path):
+    if not isinstance(given, Image.Image | str | Path):
         raise RequestError(f"a picture is a Pillow image or a file's name, got {type(given).__name__}", "images")
     try:
+        if isinstance(given, Image.Image):
+            return picture_of(given)  # one that was opened from a file is read only now
         with Image.open(given) as image:
             return picture_of(image)
     except FileNotFoundError:

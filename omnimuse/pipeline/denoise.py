@@ -98,7 +98,12 @@ class Denoise(Loop):
         return steps[first:]
 
     def tokens(self, ctx: Context, request: Request) -> int:
-        return self.token_count(ctx.configs, request) * len(self._step(ctx, request, 0, 1000.0, (1.0, 0.0)).branches)
+        ends = (self._step(ctx, request, 0, timestep, (1.0, 0.0)) for timestep in (1000.0, 0.0))
+        return self.token_count(ctx.configs, request) * max(len(step.branches) for step in ends)
+
+    def cost(self, ctx: Context, state: State) -> int:
+        branches = state.plan[state.position].branches
+        return self.token_count(ctx.configs, state.request) * len(branches)
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         latents, conditions = state["latents"], state.working["conditions"]

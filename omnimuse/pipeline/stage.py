@@ -112,8 +112,12 @@ class Loop(Stage):
         raise NotImplementedError
 
     def tokens(self, ctx: Context, request: Request) -> int:
-        """The row tokens of one step of one output, over all branches; admission and fairness count these."""
+        """The row tokens of one step of one output, over all branches, which admission counts."""
         return 1
+
+    def cost(self, ctx: Context, state: State) -> int:
+        """The row tokens of the step that this state takes next; the budget of a tick and fairness count these."""
+        return self.tokens(ctx, state.request)
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         """The evaluations that this step needs; none if the step does its work in `apply` (tiles of a decoder, say)."""

@@ -6,9 +6,9 @@ refuses slots that the running stage did not declare. Nothing here knows about n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,8 @@ from omnimuse.layers.stack import Memory
 
 if TYPE_CHECKING:
     from omnimuse.pipeline.stage import Stage, Step
+
+CPU = torch.device("cpu")
 
 REQUEST_FIELDS = frozenset({"prompt", "negative_prompt", "images"})
 """Names a stage may read like slots; they come from the request."""
@@ -86,18 +88,25 @@ class State:
         memory.steps = memory.step + sum(step.network == network for step in self.plan[self.position :])
         return memory
 
-    def to(self, device: torch.device) -> None:
-        """Move every tensor of this state; used to pause (to the CPU) and to resume."""
-        self._slots = move(self._slots, device)
-        self.working = move(self.working, device)
-        if self.solver is not None:
-            self.solver.to(device)
-        for memory in self.memories.values():
-            memory.to(device)
+    def park(self) -> None:
+        """Move every tensor of this state to the CPU; `wake` brings back those that were elsewhere."""
+        self._slots, self.working = park(self._slots), park(self.working)
+        self._move_memories(CPU)
+
+    def wake(self, device: torch.device) -> None:
+        """The reverse of `park`; `device` is where the state is worked on."""
+        self._slots, self.working = wake(self._slots), wake(self.working)
+        self._move_memories(device)
 
     def clear(self) -> None:
         """Let go of everything that takes memory."""
         self._slots, self.working, self.memories, self.solver, self.plan = {}, {}, {}, None, []
+
+    def _move_memories(self, device: torch.device) -> None:
+        if self.solver is not None:
+            self.solver.to(device)
+        for memory in self.memories.values():
+            memory.to(device)
 
     def _refuse_undeclared(self, name: str, verb: str) -> None:
         if not self._strict or self._open is None:
@@ -109,15 +118,33 @@ class State:
             )
 
 
-def move(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor inside it (in containers and dataclasses, too) on `device`."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
+@dataclass(frozen=True)
+class Parked:
+    """A tensor that waits on the CPU, and where it belongs."""
+
+    tensor: torch.Tensor
+    home: torch.device
+
+
+def park(value: Any) -> Any:
+    """`value` with every tensor inside it on the CPU; `wake` undoes it. Containers and dataclasses are gone through."""
+    return _changed(value, lambda part: part if part.device == CPU else Parked(part.to(CPU), part.device))
+
+
+def wake(value: Any) -> Any:
+    """What `park` was given."""
+    return _changed(value, lambda part: part.tensor.to(part.home) if isinstance(part, Parked) else part)
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`value` with every tensor (parked ones, too) inside it replaced by what `change` makes of it."""
+    if isinstance(value, torch.Tensor | Parked):
+        return change(value)
     if isinstance(value, dict):
-        return {key: move(item, device) for key, item in value.items()}
+        return {key: _changed(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(move(item, device) for item in value)
+        return type(value)(_changed(item, change) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
         init = [f.name for f in fields(value) if f.init]
-        return replace(value, **{name: move(getattr(value, name), device) for name in init})
+        return replace(value, **{name: _changed(getattr(value, name), change) for name in init})
     return value

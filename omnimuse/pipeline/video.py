@@ -100,6 +100,13 @@ class DecodeVideo(Loop):
         state.working["decode"] = Decoding(grid, unscale(vae, latents)[None], video)
         return [Step(index) for index in range(len(grid.corners) * f)]
 
+    def cost(self, ctx: Context, state: State) -> int:
+        """A piece of latents counts as many tokens as it has cells: a convolution sees them one by one."""
+        if "decode" not in state.working:
+            return 1
+        height, width = state.working["decode"].grid.tile
+        return height * width
+
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         return []
 

@@ -48,6 +48,9 @@ class Metrics:
         self._restarts = Counter(
             "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
         )
+        self._retries = Counter(
+            "omnimuse_forward_retries_total", "Forwards that failed and were tried again.", registry=registry
+        )
         self._cancelled = Counter("omnimuse_cancelled_total", "Requests given up.", ["where"], registry=registry)
         self._recovered = Counter("omnimuse_jobs_recovered_total", "Jobs found unfinished at start.", registry=registry)
         self._pixels = Counter("omnimuse_output_pixels_total", "Pixels drawn, frames included.", registry=registry)
@@ -77,6 +80,10 @@ class Metrics:
     def restarted(self, cause: str) -> None:
         """A worker was replaced; `cause` is one of CAUSES."""
         self._restarts.labels(_known(cause, CAUSES)).inc()
+
+    def retried(self, forwards: int) -> None:
+        """So many forwards failed and were tried again, output by output: rare, or the model is slow for ever."""
+        self._retries.inc(forwards)
 
     def recovered(self, jobs: int) -> None:
         """`jobs` were found unfinished when the server started, and were taken up again."""

@@ -88,7 +88,7 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket) -
     store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
     metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
     plan = PoolPlan(
-        found.config, found.spec, files.spool, options.replicas, options.hang, asked, restarted=metrics.restarted
+        found.config, found.spec, files.spool, options.replicas, options.hang, asked, metrics.restarted, metrics.retried
     )
     pool = Pool(plan)
     together = 1 if found.spec.makes_video else PICTURE_JOBS

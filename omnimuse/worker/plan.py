@@ -17,12 +17,15 @@ from omnimuse.core.spec import Spec
 
 @dataclass(frozen=True)
 class TickPlan:
-    """Requests to take in and to let go, requests to pause and to resume, states that advance; `stop` ends the loop."""
+    """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    admit: tuple[Request, ...] = ()
+    `stop` ends the loop.
+    """
+
     drop: tuple[str, ...] = ()
-    pause: tuple[str, ...] = ()
-    resume: tuple[str, ...] = ()
+    admit: tuple[Request, ...] = ()
+    park: tuple[str, ...] = ()
+    wake: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
     stop: bool = False
 
@@ -36,7 +39,7 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     """The plan that `encode` made; `spec` gives the family's parameter extension."""
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
-    names = {field: tuple(raw[field]) for field in ("drop", "pause", "resume", "run")}
+    names = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
     return TickPlan(admit=admit, stop=bool(raw["stop"]), **names)
 
 

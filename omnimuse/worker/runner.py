@@ -6,43 +6,58 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Hashable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import ModelError, OmnimuseError
+from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
-from omnimuse.parallel.branches import share
-from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Loop, Row, Stage
 from omnimuse.pipeline.state import State
+from omnimuse.worker.failures import settle
+from omnimuse.worker.forwards import Forwards
 from omnimuse.worker.memo import Memo
 from omnimuse.worker.plan import TickPlan
 
-CPU = torch.device("cpu")
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Job:
-    """A request on the runner: its states still in the making, and the outputs already finished."""
+    """A request on the runner: its states still in the making, and the finished outputs [n, ...], on the CPU."""
 
     request: Request
     states: dict[str, State]
-    finished: dict[int, Tensor] = field(default_factory=dict)
+    output: Tensor | None = None
     timings: dict[str, float] = field(default_factory=dict)
+
+    def take(self, state: State, made: Tensor) -> None:
+        """Keep the finished output of `state`, in its place among those of the request."""
+        count = self.request.outputs
+        if self.output is None:
+            alone = made.detach().cpu()[None] if count == 1 else None
+            self.output = torch.empty((count, *made.shape), dtype=made.dtype) if alone is None else alone
+        if count > 1:
+            self.output[state.output].copy_(made.detach())
+        for name, seconds in state.timings.items():
+            self.timings[name] = max(self.timings.get(name, 0.0), seconds)
+        del self.states[state.id]
 
 
 class Runner:
-    """Executes plans for one pipeline. Not thread-safe: one thread drives it."""
+    """Executes plans for one pipeline. Not thread-safe: one thread drives it.
+
+    `lost_previews` counts previews that could not be made; their requests went on.
+    """
 
     def __init__(self, pipeline: Pipeline, config: ScheduleConfig, resources: ExitStack | None = None) -> None:
         self.pipeline = pipeline
@@ -51,7 +66,8 @@ class Runner:
         self.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
-        self.forwards = 0
+        self.forwards = Forwards(pipeline.ctx, config)
+        self.lost_previews = 0
         self._events: list[Event] = []
 
     def tokens(self, request: Request) -> int:
@@ -59,25 +75,32 @@ class Runner:
         loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]
         return max((loop.tokens(self.pipeline.ctx, request) for loop in loops), default=1)
 
+    def cost(self, state_id: str) -> int | None:
+        """The work of that state's next step, in row tokens; None where it has no plan yet."""
+        state = self.states.get(state_id)
+        stage = None if state is None else self.pipeline.stage_of(state)
+        if state is None or not state.plan or not isinstance(stage, Loop):
+            return None
+        return stage.cost(self.pipeline.ctx, state)
+
     @torch.inference_mode()
-    def execute(self, plan: TickPlan) -> list[Event]:
-        """Carry out one tick and return what happened, in order."""
-        self._events = []
+    def execute(self, plan: TickPlan, events: list[Event]) -> None:
+        """Carry out one tick and add what happened to `events`, in order. EngineDeadError: nothing can go on."""
+        self._events = events
         for request_id in plan.drop:
             self._drop(request_id)
         for request in plan.admit:
             self._admit(request)
-        for state in self._states_of(plan.pause):
-            state.to(CPU)
-        for state in self._states_of(plan.resume):
-            state.to(self.pipeline.ctx.device)
+        for request_id in plan.park:
+            self._each_state(request_id, "parking", State.park)
+        for request_id in plan.wake:
+            self._each_state(request_id, "waking", self._wake)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
         self._run_stages(chosen)
         alive = [state for state in chosen if state.id in self.states]
         self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
         self._run_stages(chosen)
         self._reap(chosen)
-        return self._events
 
     def close(self) -> None:
         """Drop every state and remembered output, let go of the weights, release what the build holds."""
@@ -90,9 +113,10 @@ class Runner:
     # -- taking in and letting go --------------------------------------------------------------------------------
 
     def _admit(self, request: Request) -> None:
-        states = {state.id: state for state in self.pipeline.states(request, strict=self.config.strict_slots)}
-        self.jobs[request.id] = Job(request, states)
-        self.states.update(states)
+        job = self.jobs[request.id] = Job(request, {})
+        with self._isolated(request.id, "starting"):
+            job.states = {state.id: state for state in self.pipeline.states(request, strict=self.config.strict_slots)}
+            self.states.update(job.states)
 
     def _drop(self, request_id: str) -> None:
         job = self.jobs.pop(request_id, None)
@@ -100,42 +124,49 @@ class Runner:
             self.states.pop(state.id, None)
             state.clear()
 
-    def _states_of(self, request_ids: Iterable[str]) -> list[State]:
-        return [
-            s for request_id in request_ids if request_id in self.jobs for s in self.jobs[request_id].states.values()
-        ]
+    def _each_state(self, request_id: str, where: str, act: Callable[[State], None]) -> None:
+        if request_id in self.jobs:
+            with self._isolated(request_id, where):
+                for state in self.jobs[request_id].states.values():
+                    act(state)
+
+    def _wake(self, state: State) -> None:
+        state.wake(self.pipeline.ctx.device)
 
     def _reap(self, states: Sequence[State]) -> None:
         for state in states:
             if state.id not in self.states or self.pipeline.stage_of(state) is not None:
                 continue
             job = self.jobs[state.request.id]
-            job.finished[state.output] = state[self.pipeline.result].detach().to(CPU)
-            for name, seconds in state.timings.items():
-                job.timings[name] = max(job.timings.get(name, 0.0), seconds)
-            del self.states[state.id], job.states[state.id]
-            state.clear()
-            if not job.states:
-                self._finish(job)
+            with self._isolated(job.request.id, "handing over"):
+                job.take(state, state[self.pipeline.result])
+                del self.states[state.id]
+                state.clear()
+                if not job.states:
+                    self._finish(job)
 
     def _finish(self, job: Job) -> None:
         request = job.request
-        outputs = torch.stack([job.finished[index] for index in range(request.outputs)])  # [n, ...]
         del self.jobs[request.id]
         seeds = [request.seed(index) for index in range(request.outputs)]
         params = replace(request.params, extra=request.extra)
-        result = Result(request.id, request.prompt, params, output=outputs, seeds=seeds, timings=job.timings)
+        result = Result(request.id, request.prompt, params, output=job.output, seeds=seeds, timings=job.timings)
         self._events.append(Done(request.id, result))
 
-    def _fail(self, state: State, error: Exception, where: str) -> None:
-        if state.request.id not in self.jobs:
+    @contextmanager
+    def _isolated(self, request_id: str, where: str) -> Iterator[None]:
+        """Whatever fails in here ends this request and nothing else. EngineDeadError: nothing can go on."""
+        try:
+            yield
             return
-        if not isinstance(error, OmnimuseError):
-            wrapped = ModelError(f"{where} failed with {type(error).__name__}: {error}")
-            wrapped.__cause__ = error
-            error = wrapped
-        self._drop(state.request.id)
-        self._events.append(Failed(state.request.id, error))
+        except Exception as error:  # the worker loop
+            caught = error
+        self._fail(request_id, settle(caught, where))
+
+    def _fail(self, request_id: str, error: OmnimuseError) -> None:
+        if request_id in self.jobs:
+            self._drop(request_id)
+            self._events.append(Failed(request_id, error))
 
     # -- one-shot stages -----------------------------------------------------------------------------------------
 
@@ -152,13 +183,10 @@ class Runner:
 
     def _run_stage(self, stage: Stage, state: State) -> None:
         started = time.perf_counter()
-        try:
+        with self._isolated(state.request.id, stage.name):
             self._run_or_recall(stage, state)
-        except Exception as error:  # the worker loop: a failing stage ends its own request, nothing else
-            self._fail(state, error, stage.name)
-            return
-        state.timings[stage.name] = time.perf_counter() - started
-        self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
+            state.timings[stage.name] = time.perf_counter() - started
+            self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_recall(self, stage: Stage, state: State) -> None:
         """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs."""
@@ -185,13 +213,11 @@ class Runner:
         rows: list[Row] = []
         for state in states:
             loop = self._loop(state)
-            try:
+            with self._isolated(state.request.id, loop.name):
                 if not state.plan:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
-            except Exception as error:  # the worker loop
-                self._fail(state, error, loop.name)
-        predictions, failures = self._evaluate(rows)
+        predictions, failures = self.forwards.evaluate([row for row in rows if row.state.id in self.states])
         seconds = time.perf_counter() - started
         evaluated = {row.state.id for row in rows}
         for state in states:
@@ -199,7 +225,7 @@ class Runner:
                 continue
             loop, began = self._loop(state), time.perf_counter()
             if state.id in failures:
-                self._fail(state, failures[state.id], loop.name)
+                self._fail(state.request.id, failures[state.id])
             else:
                 self._step(loop, state, predictions.get(state.id, {}))
             own = time.perf_counter() - began  # where loops without rows do all their work
@@ -208,76 +234,29 @@ class Runner:
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, len(state.plan)
-        try:
+        with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
             self._events.append(Progress(state.request.id, state.output, loop.name, step, steps))
             every = state.request.previews
             if every and step % every == 0 and step < steps:
                 self._preview(loop, state, step)
-        except Exception as error:  # the worker loop
-            self._fail(state, error, loop.name)
 
     def _preview(self, loop: Loop, state: State, step: int) -> None:
-        picture = loop.peek(self.pipeline.ctx, state)  # [3, h, w]
-        if picture is not None:
-            image = to_pixels(picture)  # [h, w, 3]
-            self._events.append(Preview(state.request.id, state.output, step, image))
+        """A preview that cannot be made is no reason to end a request: it is left out, counted, and told once."""
+        try:
+            picture = loop.peek(self.pipeline.ctx, state)  # [3, h, w]
+            if picture is not None:
+                image = to_pixels(picture)  # [h, w, 3]
+                self._events.append(Preview(state.request.id, state.output, step, image))
+            return
+        except Exception as error:  # the worker loop
+            caught = error
+        failure = settle(caught, "preview")
+        if not self.lost_previews:
+            log.warning("a preview could not be made and was left out: %s (told once)", failure)
+        self.lost_previews += 1
 
     def _loop(self, state: State) -> Loop:
         stage = self.pipeline.stage_of(state)
         assert isinstance(stage, Loop)
         return stage
-
-    # -- forwards ------------------------------------------------------------------------------------------------
-
-    def _evaluate(self, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Exception]]:
-        """Predictions by state and branch, and the failures by state; every rank learns all of both."""
-        ctx, found, failures = self.pipeline.ctx, dict[int, Tensor](), dict[int, Exception]()
-        owners = [owner_of(ctx.mesh, row.branch) for row in rows]
-        mine = [row for row, owner in zip(rows, owners, strict=True) if owner == ctx.mesh.axis("branches").index]
-        for part in group(ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
-            self._forward(part, found, failures)
-        if ctx.mesh.size > 1:
-            found, failures = self._share(rows, owners, found, failures)
-        predictions: dict[str, dict[str, Tensor]] = {}
-        for row in rows:
-            if id(row) in found:
-                predictions.setdefault(row.state.id, {})[row.branch] = found[id(row)]
-        return predictions, {row.state.id: failures[id(row)] for row in rows if id(row) in failures}
-
-    def _forward(self, rows: Sequence[Row], found: dict[int, Tensor], failures: dict[int, Exception]) -> None:
-        """One shared forward; when it fails, each state tries alone, so that only the guilty one fails."""
-        try:
-            self.forwards += 1
-            found.update((id(row), out) for row, out in zip(rows, forward(self.pipeline.ctx, rows), strict=True))
-        except Exception as error:  # the worker loop
-            by_state: dict[str, list[Row]] = {}
-            for row in rows:
-                by_state.setdefault(row.state.id, []).append(row)
-            if len(by_state) == 1:
-                failures.update((id(row), error) for row in rows)
-                return
-            for part in by_state.values():
-                self._forward(part, found, failures)
-
-    def _share(
-        self,
-        rows: Sequence[Row],
-        owners: Sequence[int],
-        found: dict[int, Tensor],
-        failures: dict[int, Exception],
-    ) -> tuple[dict[int, Tensor], dict[int, Exception]]:
-        """What all ranks found, and what any of them failed at, agreed on by all."""
-        mine = {i: found.get(id(row), failures.get(id(row))) for i, row in enumerate(rows)}
-        owned = {i: outcome for i, outcome in mine.items() if outcome is not None}
-        agreed = share(self.pipeline.ctx.mesh, owned, owners, self.pipeline.ctx.device)
-        outcomes = {id(row): outcome for row, outcome in zip(rows, agreed, strict=True)}
-        return (
-            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Tensor)},
-            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Exception)},
-        )
-
-
-def owner_of(mesh: Mesh, branch: str) -> int:
-    """The index, on the branches axis, of the rank that computes `branch`: the positive one is rank 0's."""
-    return 0 if branch == "positive" else 1 % mesh.axis("branches").size

@@ -89,6 +89,7 @@ def shared(subject: Subject) -> Iterator[Engine]:
     """One plain engine per family."""
     engine = start(subject.config())
     yield engine
+    assert not engine.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
     engine.close()
 
 
@@ -103,4 +104,5 @@ def engine_with(subject: Subject) -> Iterator[Callable[..., Engine]]:
 
     yield make
     for engine in made:
+        assert not engine.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
         engine.close()

@@ -31,6 +31,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics.rejected("queue_full")
     metrics.cancelled("disconnect")
     metrics.restarted("hang")
+    metrics.retried(2)
     metrics.recovered(3)
     metrics.level(5)
     found = samples(metrics)
@@ -42,6 +43,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     assert found["omnimuse_admission_rejections_total", (("reason", "queue_full"),)] == 1
     assert found["omnimuse_cancelled_total", (("where", "disconnect"),)] == 1
     assert found["omnimuse_worker_restarts_total", (("cause", "hang"),)] == 1
+    assert found["omnimuse_forward_retries_total", ()] == 2
     assert found["omnimuse_jobs_recovered_total", ()] == 3
     assert found["omnimuse_output_pixels_total", ()] == 16384
     assert found["omnimuse_requests_unfinished", ours[:1]] == 5

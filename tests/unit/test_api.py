@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import replace
+import gc
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni, Preview, Progress
+from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni, Preview, Progress, Result
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import ConfigError, EngineClosedError, ModelError, RequestCancelled, RequestError
+from omnimuse.core.errors import (
+    ConfigError,
+    EngineClosedError,
+    ModelError,
+    NumericalError,
+    RequestCancelled,
+    RequestError,
+)
 from omnimuse.core.output import Event
+from omnimuse.core.params import Choices
 from omnimuse.core.request import Ask
 
 SMALL = DiffusionParams(height=32, width=32, num_inference_steps=2, guidance_scale=1.0, seed=1)
@@ -57,6 +69,88 @@ def test_many_prompts_come_back_in_order_and_a_wrong_one_is_its_own_error(omni: 
     assert "32 or 48" in str(results[3].error)
 
 
+def truncated(tmp_path: Path) -> Image.Image:
+    """A picture that Pillow opens, and cannot read to its end."""
+    file = tmp_path / "half.png"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[:2000])
+    return Image.open(file)
+
+
+def test_nonsense_among_prompts_is_its_own_error_and_the_others_come_back(omni: Omni, tmp_path: Path) -> None:
+    with truncated(tmp_path) as half:
+        prompts: list[Any] = [123, None, "a cat", {"prompt": "x", "images": [half]}, {"prompt": 5}]
+        results = omni.generate(prompts, SMALL, progress=False)
+    assert [isinstance(r.error, RequestError) for r in results] == [True, True, False, True, True]
+    assert "cannot read" in str(results[3].error)
+    assert results[2].images
+
+
+def test_results_come_as_they_are_done(omni: Omni) -> None:
+    params = [replace(SMALL, num_inference_steps=steps) for steps in (9, 2, 5)]
+    assert [place for place, _ in omni.stream(["a", "b", "c"], params)] == [1, 2, 0]
+
+
+def test_leaving_a_stream_early_cancels_the_rest(omni: Omni) -> None:
+    stream = omni.stream(["a", "b"], [SMALL, replace(SMALL, num_inference_steps=9000)])
+    assert next(stream)[0] == 0
+    stream.close()  # type: ignore[attr-defined]
+    omni.generate("next", SMALL, progress=False)
+    assert not omni.engine.runner.states
+
+
+def test_parameters_may_be_keywords_or_a_dict(omni: Omni) -> None:
+    plain = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 1.0}
+    [expected] = omni.generate("a circle", replace(SMALL, output_type="pt"), progress=False)
+    [found] = omni.generate("a circle", plain, seed=1, output_type="pt", progress=False)
+    assert torch.equal(found.output, expected.output)
+    with pytest.raises(RequestError, match="did you mean 'seed'"):
+        omni.generate("a circle", {"sed": 1}, progress=False)
+
+
+def test_the_keywords_are_the_fields_of_the_parameters() -> None:
+    fields_ = {field.name: field.type for field in fields(DiffusionParams)}
+    assert {name: hint.__forward_arg__ for name, hint in Choices.__annotations__.items()} == fields_
+
+
+def test_threads_share_one_engine(omni: Omni) -> None:
+    alone = [omni.generate("a circle", SMALL, seed=seed, output_type="pt", progress=False)[0] for seed in range(8)]
+    found: dict[int, Result] = {}
+
+    def draw(seed: int) -> None:
+        [found[seed]] = omni.generate("a circle", SMALL, seed=seed, output_type="pt", progress=False)
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    for seed, result in enumerate(alone):
+        assert torch.allclose(found[seed].output, result.output, atol=1e-4)
+
+
+def test_values_that_are_not_numbers_are_an_error_and_no_black_picture(omni: Omni) -> None:
+    vae = omni.engine.runner.pipeline.ctx.components["vae"]
+    weight = next(vae.decoder.parameters())
+    kept = weight.clone()
+    weight.fill_(float("nan"))
+    try:
+        with pytest.raises(NumericalError, match="not finite numbers"):
+            omni.generate("a circle", SMALL, progress=False)
+    finally:
+        weight.copy_(kept)
+    assert omni.generate("a circle", SMALL, progress=False)[0].images
+
+
+def test_an_engine_that_nobody_holds_any_more_is_closed(config: Config) -> None:
+    omni = Omni(config.model.model, config=config)
+    engine = omni.engine
+    del omni
+    gc.collect()
+    with pytest.raises(EngineClosedError):
+        engine.tick()
+
+
 def test_a_single_wrong_prompt_raises(omni: Omni) -> None:
     with pytest.raises(RequestError, match="height=33"):
         omni.generate("a circle", replace(SMALL, height=33), progress=False)
@@ -91,7 +185,7 @@ def test_an_interrupted_call_leaves_nothing_running(omni: Omni) -> None:
         omni.generate("a circle", SMALL, progress=interrupt)
     [result] = omni.generate("a circle", SMALL, progress=False)
     assert result.error is None
-    assert not omni._engine.runner.states
+    assert not omni.engine.runner.states
 
 
 def test_an_engine_says_where_and_in_which_format_it_computes(omni: Omni) -> None:
@@ -135,6 +229,40 @@ def test_leaving_the_async_iterator_cancels_the_request(config: Config) -> None:
             return len(subject._background.engine.runner.jobs), isinstance(events[-1], Done)
 
     assert asyncio.run(run()) == (0, True)
+
+
+def test_what_an_ask_says_holds_unless_it_is_said_beside_it(config: Config) -> None:
+    async def run() -> tuple[list[Event], list[Event]]:
+        async with AsyncOmni(config.model.model, config=config) as subject:
+            asked = Ask("", replace(SMALL, num_inference_steps=4), previews=1)
+            as_asked = [event async for event in subject.generate("a", ask=asked)]
+            beside = [event async for event in subject.generate("a", ask=asked, previews=0, num_inference_steps=3)]
+            return as_asked, beside
+
+    as_asked, beside = asyncio.run(run())
+    assert [e.step for e in as_asked if isinstance(e, Preview)] == [1, 2, 3]
+    assert not [e for e in beside if isinstance(e, Preview)]
+    assert [e.step for e in beside if isinstance(e, Progress) and e.stage == "denoise"] == [1, 2, 3]
+
+
+def test_an_event_loop_that_closes_in_the_midst_of_a_request_harms_nobody_else(config: Config) -> None:
+    subject = AsyncOmni(config.model.model, config=config)
+
+    async def begin() -> AsyncIterator[Event]:
+        stream = subject.generate("slow", replace(SMALL, num_inference_steps=9000))
+        await anext(stream)
+        return stream
+
+    loop = asyncio.new_event_loop()
+    kept = loop.run_until_complete(begin())
+    loop.close()  # without a chance to cancel anything
+
+    async def draw() -> list[Event]:
+        return [event async for event in subject.generate("a circle", SMALL)]
+
+    assert isinstance(asyncio.run(draw())[-1], Done)
+    assert kept is not None
+    asyncio.run(subject.close())
 
 
 def test_a_timeout_ends_an_async_request(config: Config) -> None:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import EngineClosedError, ModelError, RequestCancelled
+from omnimuse.core.errors import (
+    CapacityError,
+    DeadlineError,
+    EngineClosedError,
+    EngineDeadError,
+    MemoryShortageError,
+    ModelError,
+    RequestCancelled,
+)
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
+from omnimuse.core.request import Door
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
-from tests.fakes import Adder, Clock, Coder, ask, engine
+from omnimuse.worker.plan import TickPlan
+from omnimuse.worker.runner import Runner
+from tests.fakes import SPEC, Adder, Clock, Coder, FakePipeline, ask, context, engine
 
 
 def finish(subject: Engine, ticks: int = 100) -> list[Event]:
@@ -135,8 +150,9 @@ def test_a_paused_request_waits_and_then_gives_the_same_result() -> None:
     for _ in range(3):
         subject.tick()
     subject.pause(id_)
-    assert subject.idle
+    assert not subject.idle, "its states must be moved"
     subject.tick()
+    assert subject.idle
     subject.resume(id_)
     assert torch.equal(result(finish(subject), id_).result.output, expected)
 
@@ -166,6 +182,153 @@ def test_a_closed_engine_says_so() -> None:
     subject.close()
     with pytest.raises(EngineClosedError, match="closed"):
         submit(subject, ask())
+
+
+def retries(subject: Engine) -> dict[str, int]:
+    return dict(subject.runner.forwards.retries)
+
+
+def test_a_forward_that_fails_in_company_is_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    subject = engine()
+    ids = submit(subject, ask("lonely", seed=1), ask("other", seed=2))
+    events = finish(subject)
+    assert all(result(events, id_) for id_ in ids)
+    assert retries(subject) == {"adder": 1}
+    submit(subject, ask("lonely"), ask("other"))
+    finish(subject)
+    assert retries(subject) == {"adder": 2}
+    assert len([record for record in caplog.records if "each output tries alone" in record.message]) == 1
+
+
+def test_a_forward_that_ran_out_of_memory_is_tried_once_more() -> None:
+    subject = engine()
+    [id_] = submit(subject, ask("big"))
+    assert result(finish(subject), id_)
+    assert retries(subject) == {"adder": 1}
+
+
+def test_a_request_that_always_runs_out_of_memory_fails_with_what_happened() -> None:
+    subject = engine()
+    bad, good = submit(subject, ask("huge"), ask("small"))
+    events = finish(subject)
+    [failed] = [e for e in events if isinstance(e, Failed)]
+    assert failed.request_id == bad
+    assert isinstance(failed.error, MemoryShortageError)
+    assert str(failed.error) == "adder ran out of memory: tried to allocate 9 GiB"
+    assert result(events, good)
+
+
+@pytest.mark.parametrize("trouble", ["poisoned", "huge", "broken"])
+def test_a_failure_keeps_nothing_alive_but_its_text(trouble: str) -> None:
+    subject = engine()
+    submit(subject, ask(trouble), ask("good"))
+    [error] = [e.error for e in finish(subject) if isinstance(e, Failed)]
+    adder = subject.runner.pipeline.ctx.components["adder"]
+    assert not adder.activations, "the frames of the failed forwards are gone"
+    assert error.__traceback__ is error.__cause__ is error.__context__ is None
+    assert "Traceback" in "".join(error.__notes__)
+
+
+def test_a_broken_device_ends_the_engine_and_everybody_is_told() -> None:
+    subject = engine()
+    ids = submit(subject, ask("fatal"), ask("good"), ask("waiting"))
+    events = finish_or_die(subject)
+    failed = [e for e in events if isinstance(e, Failed)]
+    assert [e.request_id for e in failed] == ids
+    assert all(isinstance(e.error, EngineDeadError) for e in failed)
+    assert "the device cannot go on" in str(subject.dead)
+    with pytest.raises(EngineDeadError, match="has died"):
+        submit(subject, ask())
+
+
+def finish_or_die(subject: Engine) -> list[Event]:
+    events: list[Event] = []
+    while subject.dead is None and not subject.idle:
+        events += subject.tick()
+    return events
+
+
+class Falling(Runner):
+    """A runner whose tick number `falls` fails as a whole, after its work is done."""
+
+    falls = 2
+
+    def execute(self, plan: TickPlan, events: list[Event]) -> None:
+        super().execute(plan, events)
+        self.falls -= 1
+        if not self.falls:
+            raise RuntimeError("nobody expected this")
+
+
+def falling(clock: Clock | None = None) -> Engine:
+    runner = Falling(FakePipeline(context()), ScheduleConfig())
+    return Engine(runner, Door.of(SPEC, {}, "fake"), clock or Clock())
+
+
+def test_what_ended_in_a_tick_that_fails_is_told_all_the_same() -> None:
+    subject = falling()
+    quick, slow, cancelled = submit(
+        subject, ask(num_inference_steps=2), ask(num_inference_steps=9), ask(num_inference_steps=9)
+    )
+    subject.tick()
+    subject.cancel(cancelled)
+    ends = {event.request_id: event for event in subject.tick() if isinstance(event, Done | Failed)}
+    assert isinstance(ends[quick], Done)
+    assert isinstance(ends[slow], Failed) and isinstance(ends[slow].error, EngineDeadError)
+    assert isinstance(ends[cancelled], Failed) and isinstance(ends[cancelled].error, RequestCancelled)
+
+
+def test_outputs_that_cannot_be_handed_over_fail_their_request_only() -> None:
+    subject = engine()
+    bad, good = submit(subject, ask("lost", num_inference_steps=1), ask("good"))
+    events = finish(subject)
+    assert [e.request_id for e in events if isinstance(e, Failed)] == [bad]
+    assert result(events, good)
+
+
+def test_a_preview_that_fails_is_left_out_and_counted() -> None:
+    subject = engine()
+    [id_] = submit(subject, ask("unseen", num_inference_steps=5, previews=1))
+    events = finish(subject)
+    assert result(events, id_)
+    assert not [e for e in events if isinstance(e, Preview)]
+    assert subject.runner.lost_previews == 4
+
+
+def test_a_paused_requests_deadline_still_ends_it_and_the_engine_knows_when() -> None:
+    clock = Clock()
+    subject = engine(clock)
+    [id_] = submit(subject, ask(num_inference_steps=50, timeout=5.0))
+    subject.tick()
+    subject.pause(id_)
+    subject.tick()
+    assert subject.rest() == 5.0
+    clock.now += 5.0
+    assert subject.rest() == 0.0
+    assert [e.request_id for e in subject.tick() if isinstance(e, Failed)] == [id_]
+    assert subject.rest() is None
+
+
+def test_a_paused_request_leaves_its_place_to_the_next() -> None:
+    subject = engine(config=ScheduleConfig(max_running=1))
+    first, second = submit(subject, ask(num_inference_steps=9), ask(num_inference_steps=9))
+    subject.tick()
+    subject.pause(first)
+    assert result(finish(subject), second)
+    subject.resume(first)
+    assert result(finish(subject), first)
+
+
+def test_a_request_that_runs_too_long_is_ended() -> None:
+    clock = Clock()
+    subject = engine(clock, ScheduleConfig(max_run=10.0))
+    submit(subject, ask(num_inference_steps=50))
+    events: list[Event] = []
+    for _ in range(5):
+        events += subject.tick()
+        clock.now += 3.0
+    [failed] = [e for e in events if isinstance(e, Failed)]
+    assert "max_run=10" in str(failed.error)
 
 
 def test_a_background_engine_delivers_every_event_to_its_listener() -> None:
@@ -201,3 +364,109 @@ def test_what_keeps_a_background_engine_from_being_made_is_raised_where_it_was_a
 
     with pytest.raises(ModelError, match="no weights"):
         Background(make)
+
+
+@contextmanager
+def background(**config: Any) -> Iterator[Background]:
+    made = Background(lambda: engine(config=ScheduleConfig(**config)))
+    yield made
+    made.close()
+
+
+class Ear:
+    """A listener that remembers, and can be waited for."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ended = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Done | Failed):
+            self.ended.set()
+
+    def wait(self) -> Event:
+        assert self.ended.wait(30)
+        return self.events[-1]
+
+
+def test_a_listener_that_raises_loses_its_own_request_only() -> None:
+    def deaf(event: Event) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    with background() as subject:
+        subject.submit(subject.engine.make_request(ask(num_inference_steps=10_000)), deaf)
+        ear = Ear()
+        subject.submit(subject.engine.make_request(ask()), ear)
+        assert isinstance(ear.wait(), Done)
+        last = Ear()
+        subject.submit(subject.engine.make_request(ask()), last)
+        assert isinstance(last.wait(), Done)
+        assert len(subject.engine.runner.jobs) == 0, "the deaf one's request is gone"
+
+
+def test_a_dead_engine_tells_everybody_and_refuses_more() -> None:
+    deaths: list[EngineDeadError] = []
+    subject = Background(falling, deaths.append)
+    ears = [Ear(), Ear()]
+    for ear in ears:
+        subject.submit(subject.engine.make_request(ask(num_inference_steps=50)), ear)
+    for ear in ears:
+        last = ear.wait()
+        assert isinstance(last, Failed) and isinstance(last.error, EngineDeadError)
+    assert len(deaths) == 1
+    with pytest.raises(EngineDeadError, match="has died"):
+        subject.submit(subject.engine.make_request(ask()), Ear())
+    subject.close()
+
+
+def test_pausing_and_resuming_wake_a_sleeping_engine() -> None:
+    with background() as subject:
+        ear, request = Ear(), subject.engine.make_request(ask(num_inference_steps=10_000))
+        subject.submit(request, ear)
+        subject.pause(request.id)
+        while not subject.engine.idle:
+            time.sleep(0.001)
+        seen = len(ear.events)
+        subject.resume(request.id)
+        while len(ear.events) == seen:
+            time.sleep(0.001)
+        subject.cancel(request.id)
+        assert isinstance(ear.wait(), Failed)
+
+
+def test_a_sleeping_engine_wakes_for_a_deadline() -> None:
+    subject = Background(lambda: engine(clock=time.monotonic))  # type: ignore[arg-type]
+    ear, request = Ear(), subject.engine.make_request(ask(num_inference_steps=10_000, timeout=0.3))
+    subject.submit(request, ear)
+    subject.pause(request.id)
+    last = ear.wait()
+    assert isinstance(last, Failed) and isinstance(last.error, DeadlineError)
+    subject.close()
+
+
+def test_every_request_ends_exactly_once_when_the_engine_closes_while_others_submit() -> None:
+    for _ in range(20):
+        subject, ears, refused = Background(engine), list[Ear](), list[EngineClosedError]()
+
+        def submit_some(subject: Background, ears: list[Ear], refused: list[EngineClosedError]) -> None:
+            while not refused:
+                ear = Ear()
+                try:
+                    subject.submit(subject.engine.make_request(ask()), ear)
+                    ears.append(ear)
+                except CapacityError:
+                    continue
+                except EngineClosedError as error:
+                    refused.append(error)
+
+        threads = [threading.Thread(target=submit_some, args=(subject, ears, refused)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while len(ears) < 4:
+            time.sleep(0.001)
+        subject.close()
+        for thread in threads:
+            thread.join()
+        for ear in ears:
+            assert len([event for event in ear.events if isinstance(event, Done | Failed)]) == 1

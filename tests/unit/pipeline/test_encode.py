@@ -12,7 +12,7 @@ from omnimuse import DiffusionParams, Omni
 def test_a_picture_is_encoded_once_for_all_outputs_and_each_draws_its_own_latents() -> None:
     encoded: list[Tensor] = []
     with Omni("omnimuse/shapes", dtype="float32", device="cpu") as omni:
-        vae = omni._engine.runner.pipeline.ctx.components["vae"]
+        vae = omni.engine.runner.pipeline.ctx.components["vae"]
         vae.encoder.register_forward_hook(lambda module, given, made: encoded.append(made))
         prompt = {"prompt": "a red circle", "images": [Image.new("RGB", (64, 64), "blue")]}
         params = DiffusionParams(

@@ -8,7 +8,7 @@ import torch
 from omnimuse.core.request import Door
 from omnimuse.pipeline.pipeline import Pipeline, PipelineError
 from omnimuse.pipeline.stage import Stage
-from omnimuse.pipeline.state import SlotError, State, move
+from omnimuse.pipeline.state import Parked, SlotError, State, park, wake
 from tests.fakes import SPEC, Add, Decode, Encode, FakePipeline, ask, context
 
 
@@ -82,8 +82,11 @@ def test_the_verbs_and_forward_are_one_code_path() -> None:
     assert torch.equal(pipeline.post_decode(states)[0], FakePipeline(context()).forward(request)[0])
 
 
-def test_moving_reaches_tensors_in_containers() -> None:
-    moved = move({"a": [torch.ones(1)], "b": (torch.ones(2), "text")}, torch.device("meta"))
-    assert moved["a"][0].device.type == "meta"
-    assert moved["b"][0].device.type == "meta"
-    assert moved["b"][1] == "text"
+def test_waking_brings_back_tensors_in_containers_that_were_elsewhere_and_leaves_the_others() -> None:
+    here, there = torch.ones(1), Parked(torch.ones(2), torch.device("meta"))  # as `park` leaves one of an accelerator
+    value = {"a": [here], "b": (there, "text")}
+    assert park({"a": [here]})["a"][0] is here
+    woken = wake(value)
+    assert woken["a"][0] is here
+    assert woken["b"][0].device.type == "meta"
+    assert woken["b"][1] == "text"

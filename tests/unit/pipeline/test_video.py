@@ -134,8 +134,12 @@ def test_there_is_one_step_per_latent_frame_and_tile(tiles: Any) -> None:
 def test_what_a_step_remembers_can_be_moved_between_steps(tiles: Any, tile_above: int) -> None:
     loop, latents = DecodeVideo(tile_above=tile_above), latents_for(tiles, 3, 5, 7)
 
+    def park_and_wake(state: State) -> None:
+        state.park()
+        state.wake(CPU)
+
     expected = stepped(loop, around(tiles), fresh(latents))
-    assert torch.equal(stepped(loop, around(tiles), fresh(latents), lambda state: state.to(CPU)), expected)
+    assert torch.equal(stepped(loop, around(tiles), fresh(latents), park_and_wake), expected)
 
 
 def test_two_videos_that_are_decoded_in_turn_do_not_disturb_one_another(vae: Any) -> None:

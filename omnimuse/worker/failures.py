@@ -1,0 +1,74 @@
+"""What a failure becomes: one of our errors, free of the frames it passed through.
+
+The runner calls it for whatever a stage, a network or a transfer raises. A traceback keeps every local variable alive,
+and those of a failed forward are all its activations; so it is kept as text, as a note of the error.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+
+import torch
+
+from omnimuse.core.errors import EngineDeadError, MemoryShortageError, ModelError, OmnimuseError
+
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+_BROKEN = ("CUDA error", "HIP error", "NCCL error")  # what torch says where it has no class of its own for it
+
+
+def settle(error: Exception, where: str) -> OmnimuseError:
+    """`error`, raised in `where`, as one of our errors that holds no frames and no causes.
+
+    Raises EngineDeadError for what leaves nothing to go on with: a broken device, or ranks that cannot talk any more.
+    Call it outside the `except` that caught `error`, which would keep the frames.
+    """
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, EngineDeadError):
+        raise error
+    if _is_broken(error):
+        raise EngineDeadError(f"{where}: the device cannot go on ({error}); start a new engine")
+    found: OmnimuseError
+    if isinstance(error, OmnimuseError):
+        found = error
+    elif is_shortage(error):
+        found = MemoryShortageError(f"{where} ran out of memory: {str(error).split('. ')[0]}")
+    else:
+        found = ModelError(f"{where} failed with {type(error).__name__}: {error}")
+    _let_go(error)
+    if found is not error:
+        found.add_note(text)
+    return found
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether `error` says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody uses any more, so that a second try finds it."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+
+
+def _is_broken(error: Exception) -> bool:
+    if is_shortage(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _BROKEN)
+    )
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of `error` and of whatever caused it."""
+    while True:
+        traceback.clear_frames(error.__traceback__)
+        cause = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        if cause is None:
+            return
+        error = cause

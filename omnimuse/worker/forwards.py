@@ -1,0 +1,114 @@
+"""The forwards of one tick: rows share them where they can, a failure is narrowed down, ranks learn all outcomes.
+
+The runner hands in the rows of all states that step together. Whatever a network raises comes back as the failure of
+the states whose rows raised it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.errors import MemoryShortageError, OmnimuseError
+from omnimuse.parallel.branches import share
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.rows import forward, group
+from omnimuse.pipeline.stage import Context, Row
+from omnimuse.worker.failures import free_memory, settle
+
+log = logging.getLogger(__name__)
+
+Predictions = dict[str, dict[str, Tensor]]
+"""By state and branch."""
+
+
+class Forwards:
+    """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed."""
+
+    def __init__(self, ctx: Context, config: ScheduleConfig) -> None:
+        self.ctx = ctx
+        self.config = config
+        self.count = 0
+        self.retries: Counter[str] = Counter()
+
+    def evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
+        """Predictions by state and branch, and the failures by state; every rank learns all of both."""
+        mesh, found, failures = self.ctx.mesh, dict[int, Tensor](), dict[int, OmnimuseError]()
+        owners = [owner_of(mesh, row.branch) for row in rows]
+        mine = [row for row, owner in zip(rows, owners, strict=True) if owner == mesh.axis("branches").index]
+        for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
+            self._forward(part, found, failures)
+        if mesh.size > 1:
+            found, failures = self._share(rows, owners, found, failures)
+        predictions: Predictions = {}
+        for row in rows:
+            if id(row) in found:
+                predictions.setdefault(row.state.id, {})[row.branch] = found[id(row)]
+        return predictions, {row.state.id: failures[id(row)] for row in rows if id(row) in failures}
+
+    def _forward(self, rows: Sequence[Row], found: dict[int, Tensor], failures: dict[int, OmnimuseError]) -> None:
+        """One forward; when it fails, each state tries alone, so that only the guilty one fails."""
+        failure = self._try(rows, found)
+        if failure is None:
+            return
+        by_state: dict[str, list[Row]] = {}
+        for row in rows:
+            by_state.setdefault(row.state.id, []).append(row)
+        short = isinstance(failure, MemoryShortageError)
+        if len(by_state) == 1 and not short:
+            failures.update((id(row), failure) for row in rows)
+            return
+        if short:
+            free_memory(self.ctx.device)
+        self._note(rows, failure, len(by_state))
+        for part in by_state.values():
+            failure = self._try(part, found)
+            if failure is not None:
+                failures.update((id(row), failure) for row in part)
+
+    def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
+        self.count += 1
+        try:
+            outputs = forward(self.ctx, rows)
+            found.update((id(row), output) for row, output in zip(rows, outputs, strict=True))
+            return None
+        except Exception as error:  # the worker loop
+            caught = error
+        return settle(caught, rows[0].network)
+
+    def _note(self, rows: Sequence[Row], failure: OmnimuseError, states: int) -> None:
+        """A retry makes everybody slower, so it is counted, and told the first time."""
+        network = rows[0].network
+        if not self.retries[network]:
+            log.warning(
+                "a forward of %s with %d rows of %d outputs failed and each output tries alone: %s "
+                "(told once; the metric of retries counts them)",
+                *(network, len(rows), states, failure),
+            )
+        self.retries[network] += 1
+
+    def _share(
+        self,
+        rows: Sequence[Row],
+        owners: Sequence[int],
+        found: dict[int, Tensor],
+        failures: dict[int, OmnimuseError],
+    ) -> tuple[dict[int, Tensor], dict[int, OmnimuseError]]:
+        """What all ranks found, and what any of them failed at, agreed on by all."""
+        mine = {i: found.get(id(row), failures.get(id(row))) for i, row in enumerate(rows)}
+        owned = {i: outcome for i, outcome in mine.items() if outcome is not None}
+        agreed = share(self.ctx.mesh, owned, owners, self.ctx.device)
+        outcomes = {id(row): outcome for row, outcome in zip(rows, agreed, strict=True)}
+        return (
+            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Tensor)},
+            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, OmnimuseError)},
+        )
+
+
+def owner_of(mesh: Mesh, branch: str) -> int:
+    """The index, on the branches axis, of the rank that computes `branch`: the positive one is rank 0's."""
+    return 0 if branch == "positive" else 1 % mesh.axis("branches").size
