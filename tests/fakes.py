@@ -196,7 +196,7 @@ def context() -> Context:
 
 def engine(clock: Clock | None = None, config: ScheduleConfig | None = None) -> Engine:
     """A whole engine over the fake family."""
-    runner = Runner(FakePipeline(context()), config or ScheduleConfig(strict_slots=True))
+    runner = Runner(FakePipeline(context()), config or ScheduleConfig(strict_slots=True, company="always"))
     return Engine(runner, Door.of(SPEC, {}, "fake"), clock or Clock())
 
 

@@ -44,6 +44,15 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--cfg-parallel", type=int, default=1, metavar="N", help="processes that share guidance (start with torchrun)"
     )
+    engine.add_argument(
+        "--company",
+        default="measured",
+        metavar="{measured,always}",
+        help="measured: requests share forwards as far as that saves time (default); always: whenever they can",
+    )
+    engine.add_argument(
+        "--max-run", type=float, metavar="SECONDS", help="end a request that was in progress for longer"
+    )
     engine.add_argument("--exact", action="store_true", help="never share a forward: results independent to the bit")
 
 
@@ -56,7 +65,7 @@ def read_config(args: argparse.Namespace) -> Config:
         offload=OffloadConfig(args.offload),
         compile=CompileConfig("blocks" if args.compile else "none"),
         parallel=ParallelConfig(cfg=args.cfg_parallel),
-        schedule=ScheduleConfig(exact=args.exact),
+        schedule=ScheduleConfig(exact=args.exact, company=args.company, max_run=args.max_run),
     )
 
 

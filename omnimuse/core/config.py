@@ -95,7 +95,8 @@ class ScheduleConfig:
     `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no bound),
     `max_running` the outputs in progress and `max_queue` the requests waiting. A request that came `patience` seconds
     ago is late, and half of its tenant's work goes to late ones. A request keeps its place for `slice` seconds at least
-    while others wait for one, and ends after `max_run` seconds in progress (None: no bound). `exact` never shares a
+    while others wait for one, and ends after `max_run` seconds in progress (None: no bound). Requests
+    share ticks as far as sharing their forwards is measured to save time, or `company` "always". `exact` never shares a
     forward, so that a result is bit for bit independent of company. `memo_bytes` bounds the cache of one-shot stage
     outputs.
     """
@@ -107,11 +108,13 @@ class ScheduleConfig:
     patience: float = 300.0
     slice: float = 2.0
     max_run: float | None = None
+    company: Literal["measured", "always"] = "measured"
     exact: bool = False
     memo_bytes: int = 256 * 2**20
     strict_slots: bool = False
 
     def __post_init__(self) -> None:
+        _one_of("company", self.company, ("measured", "always"))
         for name in ("max_running", "max_queue", "tick_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")

@@ -140,7 +140,7 @@ class Engine:
         for request_id, error in dropped.items():
             events.append(Failed(request_id, error))
             self._forget(request_id)
-        pick = self.scheduler.pick(self.clock(), self.runner.cost)
+        pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)

@@ -21,6 +21,12 @@ from omnimuse.core.request import Request
 
 FOREVER = float("inf")
 
+Offer = tuple[str, int]
+"""A state that could advance in this tick, and what its step costs."""
+
+Company = Callable[[list[Offer], Offer], bool]
+"""(states that advance, one more) -> whether it should advance with them, and not in a tick of its own."""
+
 Cost = Callable[[str], int | None]
 """(state id) -> the work of that state's next step, in tokens; None if it is not known yet."""
 
@@ -130,7 +136,7 @@ class Scheduler:
         deadlines = [e.request.deadline for e in self.entries.values() if e.request.deadline is not None]
         return min(deadlines, default=None)
 
-    def pick(self, now: float, cost: Cost) -> Pick:
+    def pick(self, now: float, cost: Cost, company: Company = lambda others, offer: True) -> Pick:
         """What happens in the next tick."""
         self._pass_time(now)
         parked = [entry for entry in self._active() if entry.held]
@@ -145,7 +151,7 @@ class Scheduler:
             admit=tuple(entry.request for entry in admitted),
             wake=tuple(entry.request.id for entry in woken),
             park=tuple(entry.request.id for entry in parked),
-            run=tuple(self._advancing(now, cost)),
+            run=tuple(self._advancing(now, cost, company)),
         )
 
     # -- places ----------------------------------------------------------------------------------------------------
@@ -192,25 +198,30 @@ class Scheduler:
 
     # -- order -----------------------------------------------------------------------------------------------------
 
-    def _advancing(self, now: float, cost: Cost) -> list[str]:
-        """States for one tick: the first in order, then the others while the budget lasts; all are charged."""
+    def _advancing(self, now: float, cost: Cost, company: Company) -> list[str]:
+        """States for one tick: the first in order, then those in whose company it gains, while the budget lasts.
+
+        All of them are charged.
+        """
         queues: dict[str, deque[tuple[Entry, str]]] = {}
         for entry in self._ordered(self._active(), now):
             queues.setdefault(entry.request.tenant, deque()).extend((entry, state_id) for state_id in entry.live)
-        chosen: list[str] = []
+        chosen: list[Offer] = []
         budget = self.config.tick_tokens
         while queues:
             name = min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
             price = cost(state_id) or entry.tokens
-            if chosen and price > budget:
-                break
-            chosen.append(state_id)
-            budget -= price
-            self._charge(entry, price, now)
             if not queues[name]:
                 del queues[name]
-        return chosen
+            if chosen and price > budget:
+                break
+            if chosen and not company(chosen, (state_id, price)):
+                continue
+            chosen.append((state_id, price))
+            budget -= price
+            self._charge(entry, price, now)
+        return [state_id for state_id, _ in chosen]
 
     def _charge(self, entry: Entry, price: int, now: float) -> None:
         tenant = self.tenants[entry.request.tenant]

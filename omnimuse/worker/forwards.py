@@ -7,6 +7,7 @@ the states whose rows raised it.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
 from omnimuse.worker.failures import free_memory, settle
+from omnimuse.worker.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +29,17 @@ Predictions = dict[str, dict[str, Tensor]]
 
 
 class Forwards:
-    """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed."""
+    """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed.
+
+    `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them.
+    """
 
     def __init__(self, ctx: Context, config: ScheduleConfig) -> None:
         self.ctx = ctx
         self.config = config
         self.count = 0
         self.retries: Counter[str] = Counter()
+        self.pace = Pace()
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
         """Predictions by state and branch, and the failures by state; every rank learns all of both."""
@@ -72,8 +78,14 @@ class Forwards:
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
         self.count += 1
+        began = time.perf_counter()
         try:
             outputs = forward(self.ctx, rows)
+            if self.ctx.device.type == "cpu":
+                tokens: Counter[str] = Counter()
+                for row in rows:
+                    tokens[row.state.id] += row.tokens
+                self.pace.record(rows[0].network, list(tokens.values()), time.perf_counter() - began)
             found.update((id(row), output) for row, output in zip(rows, outputs, strict=True))
             return None
         except Exception as error:  # the worker loop

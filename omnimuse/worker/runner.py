@@ -30,6 +30,9 @@ from omnimuse.worker.plan import TickPlan
 
 log = logging.getLogger(__name__)
 
+Offer = tuple[str, int]
+"""A state that could step in this tick, and the row tokens of its step."""
+
 
 @dataclass
 class Job:
@@ -82,6 +85,25 @@ class Runner:
         if state is None or not state.plan or not isinstance(stage, Loop):
             return None
         return stage.cost(self.pipeline.ctx, state)
+
+    def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
+        """Whether that state should step in one tick with the others: they share a forward, and it saves time.
+
+        What is not yet in a loop is taken to share the first one's network. On an accelerator company is not measured.
+        """
+        if self.config.company == "always" or self.pipeline.ctx.device.type != "cpu":
+            return True
+        networks = {self._network(state_id) for state_id, _ in (*others, offer)} - {None}
+        first = next((stage for stage in self.pipeline.stages if isinstance(stage, Loop)), None)
+        if not networks and first is not None:
+            networks = {first.uses[0]}
+        if len(networks) != 1 or self.config.exact:
+            return False
+        return self.forwards.pace.pays(str(networks.pop()), [tokens for _, tokens in (*others, offer)])
+
+    def _network(self, state_id: str) -> str | None:
+        state = self.states.get(state_id)
+        return state.plan[state.position].network if state and state.plan else None
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:

@@ -38,7 +38,7 @@ class Subject:
 
     def config(self, **parts: object) -> Config:
         """A float32 configuration that refuses undeclared slots; `parts` replace whole topics."""
-        chosen = {"schedule": ScheduleConfig(strict_slots=True), **parts}
+        chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
         return Config(ModelConfig(str(self.folder), dtype="float32", device="cpu"), **chosen)  # type: ignore[arg-type]
 
 

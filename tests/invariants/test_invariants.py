@@ -25,7 +25,7 @@ from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
 
 Make = Callable[..., Engine]
-EXACT = ScheduleConfig(exact=True, strict_slots=True)
+EXACT = ScheduleConfig(exact=True, strict_slots=True, company="always")
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -71,7 +71,7 @@ def test_a_small_tick_budget_changes_nothing_but_the_grouping(
     subject: Subject, engine_with: Make, shared: Engine
 ) -> None:
     asks = subject.asks()
-    narrow = engine_with(schedule=ScheduleConfig(tick_tokens=1, max_running=2, strict_slots=True))
+    narrow = engine_with(schedule=ScheduleConfig(tick_tokens=1, max_running=2, strict_slots=True, company="always"))
     for expected, found in zip(run(shared, *asks), run(narrow, *asks), strict=True):
         assert close(found, expected)
 

@@ -11,7 +11,7 @@ import pytest
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Door
-from omnimuse.engine.scheduler import Pick, Scheduler
+from omnimuse.engine.scheduler import Offer, Pick, Scheduler
 from tests.fakes import SPEC, ask
 
 DOOR = Door.of(SPEC, {}, "fake")
@@ -300,3 +300,20 @@ def test_a_tick_with_room_for_all_runs_all() -> None:
     queue = Queue()
     got = simulate(queue, [Flow("a", 10, 5, {"tenant": "a"}), Flow("b", 1, 5, {"tenant": "b"})], 100)
     assert {name: seen.steps for name, seen in got.items()} == {"a": 1000, "b": 100}
+
+
+def test_states_in_whose_company_nothing_is_gained_wait_for_the_next_tick() -> None:
+    queue = Queue()
+    for name, steps in (("long", 9), ("short", 2), ("middle", 5)):
+        queue.add(name, num_inference_steps=steps)
+    alone = queue.scheduler.pick(0.0, lambda state_id: None, lambda others, offer: False)
+    assert len(alone.admit) == 3
+    assert alone.run == ("short/0",), "the shortest is done first"
+    asked: list[tuple[list[str], str]] = []
+
+    def only_middle(others: list[Offer], offer: Offer) -> bool:
+        asked.append(([state_id for state_id, _ in others], offer[0]))
+        return offer[0] == "middle/0"
+
+    assert queue.scheduler.pick(0.0, lambda state_id: None, only_middle).run == ("short/0", "middle/0")
+    assert asked == [(["short/0"], "middle/0"), (["short/0", "middle/0"], "long/0")]
