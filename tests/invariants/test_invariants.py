@@ -6,7 +6,9 @@ changes the order of additions. Where nothing is shared, results are equal bit f
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.output import Failed, Preview, Progress
+from omnimuse.core.output import Event, Failed, Preview, Progress
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 from omnimuse.models import TABLE
@@ -102,6 +104,37 @@ def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, share
     assert shared.idle, "it is parked"
     shared.resume(id_)
     assert torch.equal(outputs(drain(shared), id_), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pausing_resuming_and_cancelling_in_any_order_harms_nobody(
+    subject: Subject, engine_with: Make, seed: int
+) -> None:
+    engine, chance = engine_with(schedule=replace(EXACT, max_running=2)), random.Random(seed)
+    asks = subject.asks()
+    expected = [run(engine, ask)[0] for ask in asks]
+    ids = submit(engine, *asks)
+    paused, cancelled, events = set[str](), set[str](), list[Event]()
+    while living := sorted(engine.scheduler.entries):
+        chosen = chance.choice(living)
+        deed = chance.choice(["pause", "resume", "resume", "tick", "tick", "cancel" if not cancelled else "tick"])
+        if deed == "pause":
+            engine.pause(chosen)
+            paused.add(chosen)
+        elif deed == "resume":
+            engine.resume(chosen)
+            paused.discard(chosen)
+        elif deed == "cancel":
+            engine.cancel(chosen)
+            cancelled.add(chosen)
+        elif not engine.idle:
+            made = engine.tick()
+            assert not paused & {event.request_id for event in made if isinstance(event, Progress)}
+            events += made
+    for id_, tensor in zip(ids, expected, strict=True):
+        if id_ not in cancelled:
+            assert torch.equal(outputs(events, id_), tensor)
+    assert not engine.runner.states
 
 
 def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
