@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
+from omnimuse.core.config import ScheduleConfig
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.pipeline.rows import forward, group
@@ -32,7 +33,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = z_image.build(Path(folder) / "tiny", layers=1)
-        engine = start(Config(ModelConfig(str(checkpoint), dtype="float32", device="cpu")))
+        model, schedule = ModelConfig(str(checkpoint), dtype="float32", device="cpu"), ScheduleConfig(company="always")
+        engine = start(Config(model, schedule=schedule))
         print("requests   tick ms   forward ms   host ms a tick   host ms a request")
         for requests in (1, 4, 16):
             tick, network = measure(engine, requests, steps)
