@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnimuse.core.config import Config, ModelConfig, ParallelConfig
+from omnimuse.core.config import Config, ModelConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.output import Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -32,7 +32,7 @@ class Job:
 
     def config(self, ranks: int) -> Config:
         model = ModelConfig(str(self.folder), dtype="float32", device="cpu")
-        return Config(model, parallel=ParallelConfig(cfg=ranks))
+        return Config(model, parallel=ParallelConfig(cfg=ranks), schedule=ScheduleConfig(company="always"))
 
 
 def on_rank(rank: int, jobs: list[Job], meeting: Path) -> None:
