@@ -37,27 +37,34 @@ FULL = 0.02
 """Seconds between two tries to enter a queue that others keep full."""
 
 
-def configure(model: str, dtype: str | None, device: str | None, config: Config | None) -> Config:
+def configure(model: str, dtype: str | None, device: str | None, threads: int | None, config: Config | None) -> Config:
     """The whole configuration from what a caller gave."""
     base = config or Config(ModelConfig(model))
-    part = base.model
+    part, host = base.model, base.host
     part = replace(part, model=model, dtype=dtype or part.dtype, device=device or part.device)
-    return replace(base, model=part)
+    return replace(base, model=part, host=host if threads is None else replace(host, threads=threads))
 
 
 class Omni:
     """An engine for one model, on a thread of its own; any number of threads may call it at once.
 
     `model` is a bundled id (`omnimuse/shapes`), a folder in the diffusers layout, or a hub id. `dtype` is "float32",
-    "bfloat16" or "float16", `device` a torch device; left out, `explain` tells what is chosen and why.
+    "bfloat16" or "float16", `device` a torch device, `threads` how many compute on the CPU; left out, `explain` tells
+    what is chosen and why.
     """
 
     def __init__(
-        self, model: str, *, dtype: str | None = None, device: str | None = None, config: Config | None = None
+        self,
+        model: str,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        config: Config | None = None,
     ) -> None:
         from omnimuse.engine.local import Background, start
 
-        self.config = configure(model, dtype, device, config)
+        self.config = configure(model, dtype, device, threads, config)
         self._background = Background(partial(start, self.config))
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
@@ -178,11 +185,17 @@ class AsyncOmni:
     """
 
     def __init__(
-        self, model: str, *, dtype: str | None = None, device: str | None = None, config: Config | None = None
+        self,
+        model: str,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        config: Config | None = None,
     ) -> None:
         from omnimuse.engine.local import Background, start
 
-        self.config = configure(model, dtype, device, config)
+        self.config = configure(model, dtype, device, threads, config)
         self._background = Background(partial(start, self.config))
 
     async def generate(
@@ -245,12 +258,17 @@ class AsyncOmni:
 
 
 def explain(
-    model: str, *, dtype: str | None = None, device: str | None = None, config: Config | None = None
+    model: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    config: Config | None = None,
 ) -> list[Choice]:
     """What an engine for `model` would choose and why, without loading any weights."""
     from omnimuse.worker.build import explain as explain_build
 
-    return explain_build(configure(model, dtype, device, config))
+    return explain_build(configure(model, dtype, device, threads, config))
 
 
 def _asks(

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from omnimuse.cli.table import columns
-from omnimuse.core.errors import ModelError
-from omnimuse.core.machine import cores
+from omnimuse.core.config import HostConfig
+from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.worker.threads import Room, choose_threads
 
 LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 1e9  # bytes: a large checkpoint, and not even a small one
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
@@ -153,7 +154,7 @@ def examine_torch() -> Iterator[Finding]:
     yield Finding("torch", "ok", f"{torch.__version__}, {build} build")
     device, choice = choose_device(ModelConfig(""))
     yield accelerator(str(device), choice.reason, Path("/dev/nvidia0").exists())
-    yield threads(torch.get_num_threads(), cores())
+    yield thread_count(lambda: Room.here(torch.get_num_threads()))
     native, why = native_bfloat16(device)
     yield Finding("bfloat16", "ok", f"{'the default here' if native else 'float32 is the default here'}: {why}")
 
@@ -166,11 +167,19 @@ def accelerator(device: str, reason: str, has_nvidia: bool) -> Finding:
     return Finding("device", "ok", f"{device}: {reason}")
 
 
-def threads(used: int, there: int) -> Finding:
-    """How many of the cores torch computes with."""
-    detail = f"{used} for {there} cores"
-    if used == 1 < there:
+def thread_count(look: Callable[[], Room]) -> Finding:
+    """How many threads an engine computes with, and why."""
+    try:
+        room = look()
+    except ConfigError as error:
+        return Finding("threads", "problem", str(error), "unset OMP_NUM_THREADS, or set it to a whole number")
+    count, choice = choose_threads(HostConfig(), room)
+    detail = f"{count} for {room.cores} cores: {choice.reason}"
+    if count == 1 < min(room.cores, room.quota or room.cores):
         return Finding("threads", "warning", detail, "unset OMP_NUM_THREADS, or set it to the number of cores")
+    if count > room.cores:
+        advice = f"threads that wait for each other on fewer cores are slow: set OMP_NUM_THREADS to {room.cores}"
+        return Finding("threads", "warning", detail, advice)
     return Finding("threads", "ok", detail)
 
 

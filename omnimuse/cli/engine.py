@@ -9,6 +9,7 @@ from omnimuse.core.config import (
     CacheConfig,
     CompileConfig,
     Config,
+    HostConfig,
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
@@ -22,6 +23,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("the engine (`omnimuse explain MODEL` tells what is chosen, and why)")
     engine.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    engine.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="to compute with, of all workers together (default: OMP_NUM_THREADS,"
+        " or as many as the machine or container has cores for us)",
+    )
     engine.add_argument(
         "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
     )
@@ -66,6 +74,7 @@ def read_config(args: argparse.Namespace) -> Config:
         compile=CompileConfig("blocks" if args.compile else "none"),
         parallel=ParallelConfig(cfg=args.cfg_parallel),
         schedule=ScheduleConfig(exact=args.exact, company=args.company, max_run=args.max_run),
+        host=HostConfig(threads=args.threads),
     )
 
 

@@ -23,7 +23,7 @@ from omnimuse.cli import outcome
 from omnimuse.cli.engine import add_engine_options
 from omnimuse.cli.job import DEFAULT_MODEL, Job, plan
 from omnimuse.cli.preview import PreviewFile
-from omnimuse.core.config import Config
+from omnimuse.core.config import Config, Environment
 from omnimuse.core.errors import RequestCancelled, RequestError
 from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
@@ -95,6 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything that is cheap, then load the model and draw."""
+    Environment.bound_spin()
     job = plan(args, sys.stdin).at_the_door()
     return draw(job, import_engine, stdout=sys.stdout, stderr=sys.stderr)
 

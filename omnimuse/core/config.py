@@ -15,6 +15,13 @@ from typing import Literal
 
 from omnimuse.core.errors import ConfigError
 
+MOST_THREADS = 1024
+"""More than any machine is better for; the OpenMP library ends a process that it can give no more threads."""
+
+
+SPINS = "10000"
+"""As quick as libgomp's 300000 on cores of one's own, and much less is lost where others want them."""
+
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -89,6 +96,28 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class HostConfig:
+    """What an engine takes of the machine it runs on.
+
+    `threads` to compute with on the CPU, of all `processes` together that share the machine; None lets
+    `worker/threads.py` decide.
+    """
+
+    threads: int | None = None
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        _threads("threads", self.threads)
+        if self.processes < 1:
+            raise ConfigError(f"processes={self.processes} is not allowed; use at least 1")
+
+
+def _threads(name: str, value: int | None) -> None:
+    if value is not None and not 1 <= value <= MOST_THREADS:
+        raise ConfigError(f"{name}={value} is not allowed; use a whole number from 1 to {MOST_THREADS}")
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """Who runs next, and how much at once.
 
@@ -134,6 +163,7 @@ class Config:
     compile: CompileConfig = CompileConfig()
     parallel: ParallelConfig = ParallelConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    host: HostConfig = HostConfig()
 
 
 @dataclass(frozen=True)
@@ -143,21 +173,48 @@ class Environment:
     world_size: int
     local_rank: int
     fault: str
+    omp_threads: int | None
+    omp_wait_policy: str
 
     @staticmethod
     def read() -> Environment:
-        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `engine/faults.py`)."""
+        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `engine/faults.py`).
+
+        `OMP_NUM_THREADS` may be a list, one number a level of nesting; the first counts.
+        """
         return Environment(
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             fault=os.environ.get("OMNIMUSE_FAULT", ""),
+            omp_threads=_omp_threads(os.environ.get("OMP_NUM_THREADS", "")),
+            omp_wait_policy=os.environ.get("OMP_WAIT_POLICY", "").lower(),
         )
 
     @staticmethod
     def for_workers() -> dict[str, str]:
         """The environment of worker processes: this one, with ranks that meet on the loopback interface only."""
         loopback = "lo0" if sys.platform == "darwin" else "lo"
-        return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, **os.environ}
+        meeting = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+        return {**meeting, **_bounded_spin(), **os.environ}
+
+    @staticmethod
+    def bound_spin() -> None:
+        """Have OpenMP's threads of this process spin for a bounded time; no effect once torch is imported."""
+        for name, value in _bounded_spin().items():
+            os.environ.setdefault(name, value)
+
+
+def _bounded_spin() -> dict[str, str]:
+    """How often libgomp's threads look before they sleep, unless somebody has chosen how they wait."""
+    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPINS}
+
+
+def _omp_threads(text: str) -> int | None:
+    first = text.split(",")[0].strip()
+    if not first.isdecimal() and first:
+        raise ConfigError(f"OMP_NUM_THREADS={text} is not a number of threads; use a whole number above 0, or unset it")
+    _threads("OMP_NUM_THREADS", int(first) if first else None)
+    return int(first) if first else None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,26 @@
-"""What this machine gives to this process: cores and memory. Asked by workers and by `doctor`; no torch."""
+"""What this machine gives to this process: cores, the share of them that a container allows, and memory. No torch."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def whole_cores() -> int:
+    """Those of them that are no second thread of another one; as many as `cores` where the system does not tell."""
+    if sys.platform != "linux":
+        return cores()
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    siblings = {tuple(_lines(Path(topology.format(core)))) or core for core in os.sched_getaffinity(0)}
+    return len(siblings)
 
 
 def memory() -> int:
@@ -25,6 +36,21 @@ def memory() -> int:
     return min(found)
 
 
+def quota(root: Path = Path("/")) -> float | None:
+    """The cores' worth of time that control groups allow this process; None where nothing limits it.
+
+    Both versions are read, and every group above ours, whose limits hold as well. `root` is where `proc` is, and what
+    `proc` names is; tests have a folder of their own.
+    """
+    groups = dict(_groups(_lines(root / "proc/self/cgroup")))
+    found = []
+    for mount in _mounts(_lines(root / "proc/self/mountinfo")):
+        if mount.controller in groups:
+            folder = root / mount.point.lstrip("/")
+            found += [_limit(folder / group) for group in _with_parents(groups[mount.controller], mount.root)]
+    return min((limit for limit in found if limit is not None), default=None)
+
+
 def resident() -> int:
     """Resident memory in bytes; 0 where the system does not tell."""
     try:
@@ -32,3 +58,66 @@ def resident() -> int:
     except OSError:
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def waited() -> float | None:
+    """Seconds that the threads of this process have been ready and had no core, all together; None if nobody tells."""
+    total, told = 0, False
+    for task in Path("/proc/self/task").glob("*"):
+        for line in _lines(task / "schedstat"):  # running, waiting (nanoseconds), slices
+            total, told = total + int(line.split()[1]), True
+    return total / 1e9 if told else None
+
+
+# -- control groups ------------------------------------------------------------------------------------------------
+
+
+class _Mount(NamedTuple):
+    """A mounted hierarchy of groups: "cpu" (version 1) or "" (version 2), the group at its top, and where it is."""
+
+    controller: str
+    root: str
+    point: str
+
+
+def _groups(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Controller -> our group, from `/proc/self/cgroup`; version 2 has one group, under ""."""
+    for line in lines:
+        _, names, group = line.split(":", 2)
+        if names == "" or "cpu" in names.split(","):
+            yield ("cpu" if names else ""), group
+
+
+def _mounts(lines: list[str]) -> Iterator[_Mount]:
+    """The hierarchies that can limit time on the processor, from `/proc/self/mountinfo`."""
+    for line in lines:
+        place, _, system = line.partition(" - ")
+        root, point = place.split(" ")[3:5]
+        kind, *_, options = system.split(" ")
+        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
+            yield _Mount("" if kind == "cgroup2" else "cpu", root, point)
+
+
+def _with_parents(group: str, root: str) -> tuple[PurePosixPath, ...]:
+    """`group` and all that it is in, as seen from a mount whose top is the group `root`."""
+    path = PurePosixPath(group)
+    inside = path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else PurePosixPath()
+    return inside, *inside.parents
+
+
+def _limit(folder: Path) -> float | None:
+    """The quota of one group over its period: `cpu.max` of version 2, two files of version 1."""
+    words = " ".join(_lines(folder / "cpu.max")).split()
+    if not words:
+        words = [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+    if len(words) != 2 or words[0] in ("max", "-1"):
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def _lines(file: Path) -> list[str]:
+    """What a file holds; nothing where it cannot be read, as outside Linux."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from omnimuse.core.errors import DeadlineError, EngineClosedError, EngineDeadError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.parallel.collectives import broadcast_bytes
+from omnimuse.worker.governor import Governor
 from omnimuse.worker.plan import TickPlan, decode, encode
 from omnimuse.worker.runner import Runner
 
@@ -30,8 +32,15 @@ class Engine:
     `dead` says why nothing more will come of it, once a tick has failed as a whole.
     """
 
-    def __init__(self, runner: Runner, door: Door, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        door: Door,
+        clock: Callable[[], float] = time.monotonic,
+        governor: Governor | None = None,
+    ) -> None:
         self.runner = runner
+        self.governor = governor
         self.door = door
         self.clock = clock
         self.scheduler = Scheduler(runner.config)
@@ -148,7 +157,7 @@ class Engine:
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         if self.mesh.size > 1:
             broadcast_bytes(self.mesh, encode(plan))
-        self.runner.execute(plan, events)
+        execute(self.runner, plan, events, self.governor)
         with self._lock:
             for state_id in plan.run:
                 if state_id not in self.runner.states:
@@ -179,9 +188,15 @@ class Engine:
             raise EngineDeadError(str(self.dead))
 
 
-def follow(runner: Runner) -> None:
+def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Governor | None) -> None:
+    """Carry out one tick, watched by the governor if there is one."""
+    work = partial(runner.execute, plan, events)
+    work() if governor is None else governor.watch(work)
+
+
+def follow(runner: Runner, governor: Governor | None = None) -> None:
     """What every rank but 0 does: execute the plans that rank 0 sends, until it stops."""
     mesh = runner.pipeline.ctx.mesh
     while not (plan := decode(broadcast_bytes(mesh, None), runner.pipeline.spec)).stop:
-        runner.execute(plan, [])
+        execute(runner, plan, [], governor)
     runner.close()

@@ -38,9 +38,9 @@ def start(config: Config) -> Engine:
     built = build(config, mesh)
     runner = Runner(built.pipeline, config.schedule, built.resources)
     if not mesh.is_leader:
-        follow(runner)
+        follow(runner, built.governor)
         raise SystemExit(0)
-    return Engine(runner, built.door)
+    return Engine(runner, built.door, governor=built.governor)
 
 
 def present(result: Result, media: str) -> Result:

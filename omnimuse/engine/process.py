@@ -26,7 +26,7 @@ import msgspec
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
-from omnimuse.core.machine import cores, resident
+from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
@@ -266,9 +266,8 @@ def build(settings: Settings) -> Engine:
 
     from omnimuse.engine.local import start
 
-    share = settings.replicas * settings.ranks
-    torch.set_num_threads(max(1, cores() // share))
     config, backend = settings.config, "gloo"
+    config = replace(config, host=replace(config.host, processes=settings.replicas * settings.ranks))
     if torch.cuda.is_available() and config.model.device in ("auto", "cuda"):
         index = (settings.replica * settings.ranks + settings.rank) % torch.cuda.device_count()
         torch.cuda.set_device(index)

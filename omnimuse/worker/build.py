@@ -6,6 +6,7 @@ pass that cannot do what was asked raises with the reason. A model file knows no
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -38,7 +39,11 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.find import Found, find
+from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.place import choose_device, choose_dtype
+from omnimuse.worker.threads import Room, choose_threads
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,6 +54,8 @@ class Build:
     mesh: Mesh
     device: torch.device
     dtype: torch.dtype
+    threads: Choice
+    waiting: Choice
     own: dict[str, nn.Module] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
@@ -68,6 +75,7 @@ class Built:
     door: Door
     choices: tuple[Choice, ...]
     resources: ExitStack
+    governor: Governor | None
 
 
 Pass = Callable[[Build], None]
@@ -110,6 +118,13 @@ def connect(config: ParallelConfig) -> Mesh:
 
 
 # -- the passes, in order ----------------------------------------------------------------------------------------------
+
+
+def threads(under: Build) -> None:
+    """As many threads as were chosen, until the engine closes."""
+    under.resources.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(int(under.threads.value))
+    logger.info("threads: %s, %s", under.threads.value, under.threads.reason)
 
 
 def construct(under: Build) -> None:
@@ -188,16 +203,18 @@ def step_cache(under: Build) -> None:
         stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
 
 
-PASSES: tuple[Pass, ...] = (construct, attention, load, memory_format, offload, compile_blocks, step_cache)
+PASSES: tuple[Pass, ...] = (threads, construct, attention, load, memory_format, offload, compile_blocks, step_cache)
 
 
 def _begin(config: Config, mesh: Mesh) -> Build:
     found = find(config)
     device, device_choice = choose_device(config.model)
     dtype, dtype_choice = choose_dtype(config.model, device)
-    places = [choice for choice in (device_choice, dtype_choice, keep_memory(device)) if choice]
+    count, threads = choose_threads(config.host, Room.here(torch.get_num_threads()))
+    waiting, kept = choose_waiting(device, count, Environment.read().omp_wait_policy), keep_memory(device)
+    places = [choice for choice in (device_choice, dtype_choice, threads, waiting, kept) if choice]
     choices = [*_model_choices(found.folder, found.spec, found.door), *places]
-    return Build(found, mesh, device, dtype, choices=choices)
+    return Build(found, mesh, device, dtype, threads, waiting, choices=choices)
 
 
 def _run(under: Build, passes: tuple[Pass, ...]) -> Build:
@@ -222,7 +239,10 @@ def _assemble(under: Build) -> Built:
         mesh=under.mesh,
     )
     pipeline = REGISTRY.pipeline(found.spec.arch)(ctx)
-    return Built(pipeline, found.door, tuple(under.choices), under.resources)
+    governor = govern(under.waiting, int(under.threads.value))
+    if governor is not None:
+        under.resources.callback(governor.close)
+    return Built(pipeline, found.door, tuple(under.choices), under.resources, governor)
 
 
 def _fill(under: Build, name: str, component: Component) -> None:

@@ -39,12 +39,15 @@ def test_each_option_reaches_its_topic() -> None:
         "--compile",
         "--attention",
         "reference",
+        "--threads",
+        "3",
     ]
     config = read(*words)
     assert (config.cache.kind, config.cache.threshold) == ("teacache", 0.2)
     assert config.offload.mode == "layers"
     assert config.parallel.cfg == 2
     assert config.schedule.exact
+    assert config.host.threads == 3
     assert config.compile.mode == "blocks"
     assert config.attention == AttentionConfig("reference")
 
@@ -60,6 +63,7 @@ def test_attention_is_a_default_and_exceptions_by_role() -> None:
         (lambda: read("--teacache", "-1"), ConfigError),
         (lambda: read("--offload", "disk"), ConfigError),
         (lambda: read("--cfg-parallel", "3"), ConfigError),
+        (lambda: read("--threads", "0"), ConfigError),
         (lambda: read_attention("=sdpa"), ConfigError),
         (lambda: read_attention("sdpa,"), ConfigError),
         (lambda: with_settings(DiffusionParams(), ["cfg_truncation"]), RequestError),

@@ -13,6 +13,8 @@ from omnimuse.cli import doctor, explain, models
 from omnimuse.cli.doctor import Finding
 from omnimuse.cli.table import columns
 from omnimuse.core.config import Choice, Config
+from omnimuse.core.errors import ConfigError
+from omnimuse.worker.threads import Room
 
 
 def options(**values: object) -> argparse.Namespace:
@@ -138,9 +140,27 @@ def test_a_device_that_torch_does_not_see_is_a_warning() -> None:
     assert doctor.accelerator("cpu", "a CPU build", has_nvidia=False).level == "ok"
 
 
-def test_one_thread_for_many_cores_is_a_warning() -> None:
-    assert doctor.threads(1, 8).level == "warning"
-    assert doctor.threads(1, 1).level == doctor.threads(4, 8).level == "ok"
+@pytest.mark.parametrize(
+    ("room", "level", "detail"),
+    [
+        (Room(8), "ok", "8 for 8 cores: this process may use 8 cores"),
+        (Room(1), "ok", "1 for 1 cores: this process may use 1 core"),
+        (Room(8, quota=0.5), "ok", "1 for 8 cores: the container may use 0.5 of 8 cores"),
+        (Room(8, omp_threads=4), "ok", "4 for 8 cores: OMP_NUM_THREADS says so"),
+        (Room(8, omp_threads=1), "warning", "1 for 8 cores: OMP_NUM_THREADS says so"),
+        (Room(2, omp_threads=16), "warning", "16 for 2 cores: OMP_NUM_THREADS says so"),
+    ],
+)
+def test_the_doctor_says_how_many_threads_and_why(room: Room, level: str, detail: str) -> None:
+    finding = doctor.thread_count(lambda: room)
+    assert (finding.level, finding.detail) == (level, detail)
+
+
+def test_a_number_of_threads_that_is_none_is_a_problem() -> None:
+    def look() -> Room:
+        raise ConfigError("OMP_NUM_THREADS=many is not a number of threads")
+
+    assert doctor.thread_count(look).level == "problem"
 
 
 @pytest.mark.parametrize(("free", "level"), [(5e8, "problem"), (5e9, "warning"), (5e10, "ok")])

@@ -1,0 +1,140 @@
+"""How the threads of one engine wait for each other: awake while the cores are theirs, asleep while others want them.
+
+OpenMP's threads meet after every operation. libgomp lets the first one there spin, which is quickest on cores of one's
+own; but where another process has one of the cores, the thread that is waited for waits itself, and a whole slice of
+time is spun away at a meeting. libgomp does not spin when there are more OpenMP threads than cores (GOMP_SPINCOUNT in
+its manual): the governor keeps a few idle ones while it is crowded. The number of threads that compute, and with it
+every bit of a result, stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Protocol
+
+import torch
+
+from omnimuse.core.config import Choice
+from omnimuse.core.machine import cores, waited
+
+logger = logging.getLogger(__name__)
+
+LOOK = 0.08  # seconds of work between looks, which take about half a millisecond
+CROWDED = 0.3  # seconds that threads waited for a core, in a second of work: above it they sleep at meetings
+PATIENCE, LONGEST = 2.0, 32.0  # seconds of work asleep before they try it awake; twice as long each time it is too soon
+WATCHED = "watched"
+GRAIN = 32768  # numbers that torch gives to one thread at least
+
+
+class Idlers(Protocol):
+    """Something that keeps threads from spinning while it is held."""
+
+    def hold(self) -> None:
+        """Begin."""
+
+    def release(self) -> None:
+        """End; also when it was not held."""
+
+
+class Governor:
+    """Watches how long threads wait for a core, and holds `idlers` while they wait too long.
+
+    Asleep, threads that wake each other on one core wait for it, too, so that a crowd cannot be seen: from time to time
+    they try it awake. `waited` gives the seconds up to now, of all threads of this process together. One
+    thread drives it.
+    """
+
+    def __init__(
+        self, idlers: Idlers, waited: Callable[[], float], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.asleep = False
+        self._idlers, self._waited, self._clock = idlers, waited, clock
+        self._before = waited()
+        self._unseen = 0.0  # seconds of work since the last look
+        self._spent = float("inf")  # seconds of work since the last turn
+        self._patience = PATIENCE
+
+    def watch(self, work: Callable[[], None]) -> None:
+        """Do `work`, and look at how it went."""
+        began = self._clock()
+        work()
+        self._unseen += self._clock() - began
+        if self._unseen >= LOOK:
+            now, seconds = self._waited(), self._unseen
+            self._judge((now - self._before) / seconds, seconds)
+            self._before, self._unseen = now, 0.0
+
+    def close(self) -> None:
+        """Let the idle threads go."""
+        self._idlers.release()
+
+    def _judge(self, share: float, seconds: float) -> None:
+        self._spent += seconds
+        if self.asleep:
+            if self._spent >= self._patience:
+                self._turn(False, "to see whether the cores are free")
+        elif share > CROWDED:
+            too_soon = self._spent < self._patience
+            self._patience = min(2 * self._patience, LONGEST) if too_soon else PATIENCE
+            self._turn(True, f"since others want the cores (threads waited {share:.2f} s in a second)")
+
+    def _turn(self, asleep: bool, why: str) -> None:
+        self.asleep, self._spent = asleep, 0.0
+        (self._idlers.hold if asleep else self._idlers.release)()
+        logger.info("threads wait for each other %s, %s", "asleep" if asleep else "awake", why)
+
+
+class Teams:
+    """Idle teams of OpenMP threads, beside the team of `threads` that computes: enough to be more than the cores."""
+
+    def __init__(self, threads: int, there: int) -> None:
+        self._threads = threads
+        self._count = max(1, -(-(there - threads + 1) // (threads - 1)))  # every team has one thread of its own already
+        self._held: list[Thread] = []
+        self._release = Event()
+
+    def hold(self) -> None:
+        """Start the teams; they do nothing until `release`."""
+        if self._held:
+            return
+        self._release.clear()
+        started = [Event() for _ in range(self._count)]
+        for event in started:
+            self._held.append(Thread(target=self._idle, args=(event,), name="omnimuse-idle", daemon=True))
+            self._held[-1].start()
+        for event in started:
+            event.wait()
+
+    def release(self) -> None:
+        """End the teams, and wait until they have."""
+        self._release.set()
+        for thread in self._held:
+            thread.join()
+        self._held.clear()
+
+    def _idle(self, started: Event) -> None:
+        torch.zeros(GRAIN * self._threads).add_(1)  # large enough for every thread: now the team is there
+        started.set()
+        self._release.wait()
+
+
+def choose_waiting(device: torch.device, threads: int, policy: str) -> Choice:
+    """How threads wait for each other: watched wherever it can be, unless OMP_WAIT_POLICY is a `policy` of somebody."""
+    name = "threads wait"
+    if device.type != "cpu" or threads == 1:
+        return Choice("place", name, "unwatched", "nothing here waits for threads of the processor")
+    if policy:
+        return Choice("place", name, policy, "OMP_WAIT_POLICY says so")
+    if waited() is None:
+        return Choice("place", name, "unwatched", "this system does not tell how long threads wait for a core")
+    return Choice("place", name, WATCHED, "awake; asleep while others want the cores, too")
+
+
+def govern(choice: Choice, threads: int) -> Governor | None:
+    """The governor that `choice` asks for, if it does."""
+    if choice.value != WATCHED:
+        return None
+    return Governor(Teams(threads, cores()), lambda: waited() or 0.0)

@@ -1,0 +1,176 @@
+"""The governor, with a clock and a crowd that the test moves; and the idle threads, with the real libgomp."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from omnimuse.core.machine import waited
+from omnimuse.worker.governor import LONGEST, PATIENCE, Governor, choose_waiting, govern
+from tests.fakes import Clock, ask, engine
+
+
+@dataclass
+class Machine:
+    """Work that takes a while on a machine where threads wait for a core `share` of the time, when they are awake."""
+
+    share: float = 0.0
+    held: list[bool] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+    waited: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.governor = Governor(self, lambda: self.waited, self.clock)
+
+    def hold(self) -> None:
+        self.held.append(True)
+
+    def release(self) -> None:
+        self.held.append(False)
+
+    def step(self, seconds: float = 0.1) -> None:
+        self.clock.now += seconds
+        self.waited += seconds * (0.5 if self.governor.asleep else self.share)  # asleep they wake each other on a core
+
+    def work(self, seconds: float, a_step: float = 0.1) -> None:
+        for _ in range(round(seconds / a_step)):
+            self.governor.watch(lambda: self.step(a_step))
+
+
+def test_on_cores_of_their_own_threads_stay_awake() -> None:
+    machine = Machine(share=0.05)
+    machine.work(100)
+    assert not machine.governor.asleep and machine.held == []
+
+
+def test_in_a_crowd_threads_sleep_after_one_step() -> None:
+    machine = Machine(share=0.5)
+    machine.work(0.1)
+    assert machine.governor.asleep and machine.held == [True]
+
+
+def test_short_steps_are_looked_at_together() -> None:
+    machine = Machine(share=0.5)
+    machine.work(0.06, a_step=0.02)
+    assert not machine.governor.asleep
+    machine.work(0.04, a_step=0.02)
+    assert machine.governor.asleep
+
+
+def test_when_the_crowd_has_gone_threads_wake_again_and_stay_awake() -> None:
+    machine = Machine(share=0.5)
+    machine.work(0.1)
+    machine.share = 0.0
+    machine.work(PATIENCE - 0.2)
+    assert machine.governor.asleep
+    machine.work(100)
+    assert not machine.governor.asleep and machine.held == [True, False]
+
+
+def test_while_the_crowd_stays_threads_try_it_awake_ever_more_seldom() -> None:
+    machine = Machine(share=1.0)
+    machine.work(1000)
+    tries = machine.held.count(False)
+    assert 1000 / LONGEST <= tries <= 1000 / LONGEST + 6
+    assert machine.governor.asleep
+
+
+def test_a_crowd_that_comes_late_finds_the_first_patience_again() -> None:
+    machine = Machine(share=1.0)
+    machine.work(500)
+    machine.share = 0.0
+    machine.work(2 * LONGEST + 1)
+    assert not machine.governor.asleep
+    machine.share = 1.0
+    machine.work(0.1)
+    machine.share = 0.0
+    machine.work(PATIENCE + 0.2)
+    assert not machine.governor.asleep
+
+
+def test_time_between_requests_is_no_work() -> None:
+    machine = Machine(share=0.5)
+    machine.work(0.1)
+    machine.clock.now += 3600
+    machine.work(0.1)
+    assert machine.governor.asleep
+
+
+def test_each_turn_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(share=0.5)
+    with caplog.at_level(logging.INFO, "omnimuse"):
+        machine.work(0.1)
+        machine.work(PATIENCE + 0.1)
+    assert [record.getMessage() for record in caplog.records][:2] == [
+        "threads wait for each other asleep, since others want the cores (threads waited 0.50 s in a second)",
+        "threads wait for each other awake, to see whether the cores are free",
+    ]
+
+
+def test_an_engine_works_under_its_governor_and_gives_what_it_gives_without() -> None:
+    machine, outputs = Machine(share=1.0), []
+    for governor in (None, machine.governor):
+        subject = engine()
+        subject.governor = governor
+        subject.submit(subject.make_request(ask(seed=3)))
+        events = []
+        while not subject.idle:
+            machine.clock.now += 0.1
+            events += subject.tick()
+        outputs.append(events[-1].result.output)
+    assert torch.equal(*outputs)
+
+
+def test_what_somebody_has_chosen_is_left_alone() -> None:
+    cpu, chosen = torch.device("cpu"), choose_waiting(torch.device("cpu"), 2, "passive")
+    assert (chosen.value, chosen.reason) == ("passive", "OMP_WAIT_POLICY says so")
+    assert govern(chosen, 2) is None
+    for alone in (choose_waiting(cpu, 1, ""), choose_waiting(torch.device("meta"), 2, "")):
+        assert alone.value == "unwatched" and govern(alone, 1) is None
+    assert (waited() is None) == (choose_waiting(cpu, 2, "").value == "unwatched")
+
+
+MEETINGS = 100
+PROGRAM = f"""
+import resource, torch
+from omnimuse.core.machine import cores
+from omnimuse.worker.governor import Teams
+threads = max(2, cores())
+torch.set_num_threads(threads)
+numbers = torch.zeros(32768 * threads)
+def sleeps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    for _ in range({MEETINGS}):
+        numbers.add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
+teams = Teams(threads, cores())
+sleeps()
+awake = sleeps()
+teams.hold()
+asleep = sleeps()
+teams.release()
+print(awake, asleep, sleeps(), torch.get_num_threads() == threads, numbers.eq({4 * MEETINGS}).all().item())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what torch computes with on Linux")
+def test_idle_teams_make_threads_sleep_at_meetings_and_leave_their_number_alone() -> None:
+    """Counted by the kernel: who sleeps gives its core up. With one core threads sleep anyway."""
+    unchosen = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    spinning = unchosen | {"GOMP_SPINCOUNT": "10000000000"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=spinning, capture_output=True, text=True, check=True)
+    awake, asleep, again, same_number, right = done.stdout.split()
+    assert (same_number, right) == ("True", "True")
+    assert int(asleep) > MEETINGS / 2
+    assert len(os.sched_getaffinity(0)) == 1 or int(awake) < MEETINGS / 4 > int(again)
+
+
+def test_the_kernel_is_asked_how_long_threads_waited() -> None:
+    first, second = waited(), waited()
+    assert first is None or (second is not None and second >= first >= 0)
