@@ -36,6 +36,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     reach.add_argument("--fetch-host", action="append", default=[], metavar="NAME", help="a host; may be repeated")
     much = parser.add_argument_group("how much it takes on (times in seconds)")
     much.add_argument("--replicas", type=int, default=1, metavar="N", help="worker processes, each with the model")
+    much.add_argument(
+        "--warm-up",
+        default="small",
+        metavar="{none,small,WxH[xF]}",
+        help="what a worker draws before it is ready (default: small, the smallest that the model can)",
+    )
     much.add_argument("--max-queue", type=int, default=256, metavar="N", help="unfinished requests (default: 256)")
     much.add_argument("--max-wait", type=float, default=600, metavar="S", help="work ahead of a request (default: 600)")
     much.add_argument("--drain-timeout", type=float, default=30, metavar="S", help="to finish after SIGTERM")
@@ -77,4 +83,4 @@ def run(args: argparse.Namespace) -> int:
         compat=args.compat,
         fetch_hosts=tuple(args.fetch_host),
     )
-    return serve(config, options)
+    return serve(config, options, args.warm_up)

@@ -9,6 +9,7 @@ thread, so that the first beat comes at once. Whatever thread dies takes the pro
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -16,10 +17,11 @@ import threading
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,8 +30,7 @@ from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
-from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Request
+from omnimuse.core.request import Request
 from omnimuse.engine.faults import ALWAYS, Faults
 from omnimuse.engine.line import Line
 from omnimuse.engine.wire import (
@@ -45,17 +46,22 @@ from omnimuse.engine.wire import (
     Ready,
     Stepped,
     Submit,
+    Told,
     unpack,
 )
 from omnimuse.worker.find import find
+from omnimuse.worker.warm_up import SMALL, describe, warm_up_ask
 
 if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
     from omnimuse.engine.local import Background
     from omnimuse.engine.results import Spool
 
+logger = logging.getLogger("omnimuse.engine.process")  # as `__main__` it would have another name
+
 PR_SET_PDEATHSIG = 1
 FINISHERS = 2
+PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     faults: str = ""
     first: bool = True
     period: float = 0.5
+    warm_up: str = SMALL
 
 
 def write_settings(settings: Settings) -> bytes:
@@ -116,7 +123,7 @@ class Worker:
     # -- the loading thread ----------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Build the engine, draw one step with it, and say that it is ready; or why it cannot be."""
+        """Build the engine, warm it up, and say that it is ready; or why it cannot be."""
         began = time.monotonic()
         try:
             self._faults.reach("worker.start", 1, ALWAYS)
@@ -134,7 +141,7 @@ class Worker:
         background = Background(partial(build, self.settings), self._on_engine_death)
         about = {"model": model_name(self.settings.config), **background.engine.place}
         self._spool = Spool(self.settings.spool, self.settings.name, about)
-        warm_up(background)
+        warm_up(background, self.settings.warm_up)
         self._background = background
         return background
 
@@ -279,18 +286,52 @@ def build(settings: Settings) -> Engine:
     return start(config)
 
 
-def warm_up(background: Background) -> None:
-    """Draw the model's default size in one step, so that the first request finds everything in place."""
-    door = background.engine.door
-    steps = door.limits.fixed.num_inference_steps or 1
-    request = background.engine.make_request(Ask("a warm-up", DiffusionParams(num_inference_steps=steps, seed=0)))
+class Tell(logging.Handler):
+    """Sends what is logged in this process to the log of the front process."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__(logging.INFO)
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`."""
+        self._line.send(Told("warning" if record.levelno >= logging.WARNING else "info", record.getMessage()))
+
+
+def warm_up(background: Background, wanted: str, patience: float = PATIENCE) -> None:
+    """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
+
+    What goes wrong is logged and ends nothing: a request of another size may well be drawn.
+    """
+    ask = warm_up_ask(wanted, background.engine.door)
+    if ask is None:
+        return
     events: SimpleQueue[Event] = SimpleQueue()
+    began, request = time.monotonic(), background.engine.make_request(ask)
     background.submit(request, events.put)
-    event = events.get()
-    while not isinstance(event, Done | Failed):
-        event = events.get()
-    if isinstance(event, Failed):
-        raise event.error
+    last, what = _last(events, began + patience), describe(ask)
+    seconds = time.monotonic() - began
+    if isinstance(last, Done):
+        logger.info("warming up with %s, %.1f s", what, seconds)
+        return
+    background.cancel(request.id)
+    why = f"failed: {last.error}" if isinstance(last, Failed) else "was stopped: it took too long"
+    logger.warning(
+        "warming up with %s, %.1f s, %s. Requests are taken all the same; "
+        "`--warm-up none` leaves it out, `--warm-up WxH` draws another size",
+        what,
+        seconds,
+        why,
+    )
+
+
+def _last(events: SimpleQueue[Event], until: float) -> Event | None:
+    """The event that ends a request, or None when it has not come by then."""
+    with suppress(Empty):
+        while not isinstance(event := events.get(timeout=max(0.0, until - time.monotonic())), Done | Failed):
+            pass
+        return event
+    return None
 
 
 def kind_of(error: BaseException) -> tuple[str, str]:
@@ -312,6 +353,9 @@ def model_name(config: Config) -> str:
 def lead(settings: Settings) -> int:
     """Rank 0: talk until the end; the exit status."""
     line = Line(settings.address)
+    ours = logging.getLogger("omnimuse")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(Tell(line))
     worker = Worker(settings, line)
     threading.excepthook = worker.on_thread_death
     threading.Thread(target=worker.load, name="omnimuse-load", daemon=True).start()

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -42,11 +43,13 @@ from omnimuse.engine.wire import (
     Report,
     Stop,
     Submit,
+    Told,
     Update,
     encode,
     pack,
     read_report,
 )
+from omnimuse.worker.warm_up import SMALL
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ LINGER = 0.1  # seconds in which the last messages of a process that ended arriv
 FIRST_PAUSE, LONGEST_PAUSE, GROWN_UP = 0.1, 10.0, 60.0  # seconds: pauses between lives, and a life long enough
 MOST_STILLBORN = 5  # lives in a row that never became ready
 MOST_UNREAD = 256  # updates kept for somebody who does not read them
+
+LEVELS = MappingProxyType({"info": logging.INFO, "warning": logging.WARNING})
 
 State = Literal["starting", "ready", "restarting", "broken"]
 Cause = Literal["exit", "hang", "silence", "start"]
@@ -98,7 +103,8 @@ class PoolPlan:
 
     `hang` is how many seconds an engine with work may stand still, `faults` what `engine/faults.py` reads. `restarted`
     is called with the cause whenever a worker is replaced, `retried` with how many forwards failed and were tried
-    again. `command` starts a worker; tests have one without a model.
+    again. `warm_up` is what a worker draws before it is ready (`worker/warm_up.py`). `command` starts a worker; tests
+    have one without a model.
     """
 
     config: Config
@@ -109,6 +115,7 @@ class PoolPlan:
     faults: str = ""
     restarted: Callable[[Cause], None] = lambda cause: None
     retried: Callable[[int], None] = lambda forwards: None
+    warm_up: str = SMALL
     command: tuple[str, ...] = COMMAND
 
 
@@ -341,6 +348,7 @@ class Replica:
             faults=plan.faults,
             first=(self.index, number) == (0, 1),
             period=PERIOD,
+            warm_up=plan.warm_up,
         )
         return Life(settings, plan, self._hear)
 
@@ -352,7 +360,10 @@ class Replica:
                 self._retries = report.retries
             case Ready():
                 self.state, self.place = "ready", report.place
+                logger.info("worker %d is ready after %.1f s", self.index, report.seconds)
                 self._changed()
+            case Told():
+                logger.log(LEVELS[report.level], "worker %d: %s", self.index, report.text)
             case NotStarted():
                 self._told = report.message
                 if report.kind and not self.place:  # what has worked before may work again

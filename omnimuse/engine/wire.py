@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -61,6 +61,13 @@ class NotStarted(Message, frozen=True):
 
     kind: str
     message: str
+
+
+class Told(Message, frozen=True):
+    """A line for the log of the front process."""
+
+    level: Literal["info", "warning"]
+    text: str
 
 
 class Beat(Message, frozen=True):
@@ -127,7 +134,7 @@ class Ended(Message, frozen=True):
 
 
 Command = Submit | Cancel | Stop
-Report = Ready | NotStarted | Beat | Stepped | Previewed | Finished | Ended
+Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Finished | Ended
 Update = Stepped | Previewed | Finished
 """What somebody who waits for a request sees; errors are raised instead."""
 

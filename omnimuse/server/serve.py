@@ -32,6 +32,7 @@ from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
 from omnimuse.server.uploads import Uploads
 from omnimuse.worker.find import Found, find
+from omnimuse.worker.warm_up import SMALL, warm_up_ask
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,16 @@ LAST_WORDS = 5.0
 """Seconds that answers under way get once the drain is over."""
 
 
-def serve(config: Config, options: ServeOptions) -> int:
-    """Serve until a signal ends it; 0 after a clean end. ConfigError or ModelError if it cannot start."""
+def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
+    """Serve until a signal ends it; 0 after a clean end. ConfigError or ModelError if it cannot start.
+
+    `warm_up` is what workers draw before they are ready (`worker/warm_up.py`).
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     found = find(config)
+    warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
     with listen(options.host, options.port) as listener:
-        return asyncio.run(_serve(found, options, listener))
+        return asyncio.run(_serve(found, options, listener, warm_up))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,7 +85,7 @@ class Front(uvicorn.Server):
         self._life.draining = True
 
 
-async def _serve(found: Found, options: ServeOptions, listener: socket.socket) -> int:
+async def _serve(found: Found, options: ServeOptions, listener: socket.socket, warm_up: str) -> int:
     """Open what lasts, run the server over it, and close it again in the opposite order."""
     asked = Environment.read().fault
     faults = Faults.read(asked)
@@ -88,7 +93,15 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket) -
     store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
     metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
     plan = PoolPlan(
-        found.config, found.spec, files.spool, options.replicas, options.hang, asked, metrics.restarted, metrics.retried
+        found.config,
+        found.spec,
+        files.spool,
+        options.replicas,
+        options.hang,
+        asked,
+        metrics.restarted,
+        metrics.retried,
+        warm_up=warm_up,
     )
     pool = Pool(plan)
     together = 1 if found.spec.makes_video else PICTURE_JOBS

@@ -15,14 +15,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.config import (
+    AttentionConfig,
+    CacheConfig,
+    CompileConfig,
+    HostConfig,
+    OffloadConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.machine import cores
 from omnimuse.core.output import Event, Failed, Preview, Progress
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 from omnimuse.models import TABLE
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
+from omnimuse.worker.governor import Teams
+from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
 
@@ -52,6 +62,27 @@ def test_step_by_step_is_run_to_completion(subject: Subject, shared: Engine) -> 
         pipeline.step_scheduler(states, pipeline.denoise_step(states))
     assert torch.equal(pipeline.post_decode(states)[0], expected[0])
     assert torch.equal(pipeline.forward(request)[0], expected[0])
+
+
+def test_the_smallest_legal_request_is_drawn_so_that_a_worker_can_warm_up(shared: Engine) -> None:
+    ask = warm_up_ask(SMALL, shared.door)
+    assert ask is not None
+    [drawn] = run(shared, ask)
+    assert drawn.isfinite().all() and drawn.shape[-1] == shared.door.limits.size_multiple
+
+
+def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
+    subject: Subject, engine_with: Make, shared: Engine
+) -> None:
+    [expected] = run(shared, subject.ask(0))
+    teams = Teams(torch.get_num_threads(), cores()) if torch.get_num_threads() > 1 else None
+    if teams is not None:
+        teams.hold()
+        [asleep] = run(shared, subject.ask(0))
+        teams.release()
+        assert torch.equal(asleep, expected)
+    engine = engine_with(host=HostConfig(threads=torch.get_num_threads() % 2 + 1))
+    assert close(run(engine, subject.ask(0))[0], expected)
 
 
 def test_in_company_is_close_to_alone(subject: Subject, shared: Engine) -> None:

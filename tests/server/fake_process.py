@@ -28,6 +28,7 @@ from omnimuse.engine.wire import (
     Ready,
     Stepped,
     Submit,
+    Told,
     unpack,
 )
 from omnimuse.worker.find import find
@@ -53,6 +54,7 @@ class FakeWorker:
             self.line.send(NotStarted(type(error).__name__, str(error)))
             self.line.end()
             return
+        self.line.send(Told("info", "drawing with nothing"))
         self.line.send(Ready(0.0, {"dtype": "float32", "device": "cpu"}))
 
     def obey(self, command: Command) -> None:

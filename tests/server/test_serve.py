@@ -280,6 +280,26 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path: Path) 
             assert f"cannot listen on 127.0.0.1:{port}" in server.text
 
 
+def test_a_warm_up_that_no_worker_could_draw_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with WholeServer(tmp_path, "--warm-up", "20x32") as server:
+        assert server.process.wait(60) == 2
+        assert "--warm-up 20x32 does not fit this model: width=20 is not a multiple of 16" in server.text
+
+
+def test_the_log_tells_the_threads_the_warm_up_and_when_a_worker_is_ready(server: WholeServer) -> None:
+    told = [r"worker 0: threads: \d+, .+", r"worker 0: warming up with 16x16, \d steps?, \d+\.\d s"]
+    for line in (*told, r"worker 0 is ready after \d+\.\d s"):
+        server.wait_for(line)
+
+
+def test_omp_num_threads_is_what_workers_share(tmp_path: Path) -> None:
+    options = ("--replicas", "2", "--warm-up", "none")
+    with WholeServer(tmp_path, *options, environment={"OMP_NUM_THREADS": "6"}) as server:
+        server.wait_for("worker [01]: threads: 3, 6 shared by 2 processes: OMP_NUM_THREADS says so")
+        server.wait_ready()
+        assert "warming up" not in server.text
+
+
 def test_a_second_server_on_the_same_folder_is_refused(server: WholeServer) -> None:
     with WholeServer(server.folder) as second:
         assert second.process.wait(60) in (1, 2)

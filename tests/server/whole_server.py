@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from tests.processes import children
@@ -34,14 +34,19 @@ class Answer:
 class WholeServer:
     """A running server; as a context it is ended, whatever happened."""
 
-    def __init__(self, folder: Path, *options: str, faults: str = "") -> None:
+    def __init__(
+        self, folder: Path, *options: str, faults: str = "", environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._log = (folder / "log").open("a+")
         self._start = self._log.tell()
         command = [sys.executable, "-m", "omnimuse", "serve", "--port", "0", "--data", str(folder / "data"), *options]
         self.process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, "OMNIMUSE_FAULT": faults}
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMNIMUSE_FAULT": faults, **environment},
         )
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -109,6 +110,22 @@ def test_a_request_whose_worker_dies_is_drawn_again_and_leaves_no_half_file(foun
             assert "SIGKILL" in pool.status()[0].reason
 
     asyncio.run(main())
+
+
+def test_the_log_says_what_workers_tell_and_when_each_is_ready_after_a_restart_too(
+    found: Found, plan: PoolPlan, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with opened(replace(plan, faults="worker.step:3:kill")) as pool:
+            await draw(pool, ask(found))
+
+    with caplog.at_level(logging.INFO, "omnimuse"):
+        asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if "started again" not in line] == [
+        "worker 0: drawing with nothing",
+        "worker 0 is ready after 0.0 s",
+    ] * 2
 
 
 def test_a_poisonous_request_takes_nobody_with_it(found: Found, plan: PoolPlan) -> None:

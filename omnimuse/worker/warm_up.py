@@ -1,0 +1,50 @@
+"""What a worker draws before it is ready: with the first picture libraries start threads and choose kernels.
+
+The server's front checks the choice with it, a worker makes its request from it. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Door
+
+NONE, SMALL = "none", "small"
+_SIZE = re.compile(r"(\d{1,6})[xX](\d{1,6})(?:[xX](\d{1,6}))?")
+
+
+def warm_up_ask(wanted: str, door: Door) -> Ask | None:
+    """The request that `--warm-up` names: of "small" the smallest legal one, of "none" none, else of that size.
+
+    ConfigError for anything else, and for a size that the model does not make.
+    """
+    if wanted == NONE:
+        return None
+    limits, size = door.limits, _SIZE.fullmatch(wanted)
+    if size is None and wanted != SMALL:
+        raise ConfigError(f"--warm-up {wanted} is not understood; use none, small, or a size as WxH or WxHxFRAMES")
+    width, height, frames = size.groups() if size else (limits.size_multiple, limits.size_multiple, None)
+    least = 1 if limits.max_frames > 1 else None
+    params = DiffusionParams(
+        width=int(width),
+        height=int(height),
+        num_frames=least if frames is None else int(frames),
+        num_inference_steps=limits.fixed.num_inference_steps or limits.min_steps,
+        seed=0,
+    )
+    ask = Ask("a warm-up", params)
+    try:
+        door.make_request(ask, 0.0, 0)
+    except RequestError as error:
+        raise ConfigError(f"--warm-up {wanted} does not fit this model: {error}") from None
+    return ask
+
+
+def describe(ask: Ask) -> str:
+    """What is drawn, in a few words."""
+    params = ask.params
+    frames = f"x{params.num_frames}" if params.num_frames else ""
+    steps = f"{params.num_inference_steps} step{'s' * (params.num_inference_steps != 1)}"
+    return f"{params.width}x{params.height}{frames}, {steps}"

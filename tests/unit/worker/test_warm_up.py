@@ -1,0 +1,138 @@
+"""A warm-up is the smallest legal request, or what was asked for; it never keeps a worker from being ready."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from torch import Tensor
+
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Door
+from omnimuse.core.spec import Configs, Limits
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import Background
+from omnimuse.engine.process import warm_up
+from omnimuse.layers.stack import Memory
+from omnimuse.worker.warm_up import describe, warm_up_ask
+from tests import fakes
+
+PICTURES = Door.of(fakes.SPEC, {}, "fake")
+
+
+def video_limits(configs: Configs) -> Limits:
+    return Limits(size_multiple=16, max_side=64, max_sequence_length=32, frame_step=4, max_frames=21)
+
+
+VIDEOS = Door.of(
+    replace(
+        fakes.SPEC,
+        limits=video_limits,
+        supported=frozenset({"num_frames"}),
+        defaults=replace(fakes.SPEC.defaults, num_frames=21, num_inference_steps=50, height=64, width=64),
+    ),
+    {},
+    "fake",
+)
+
+
+def drawn(wanted: str, door: Door) -> str:
+    ask = warm_up_ask(wanted, door)
+    return "nothing" if ask is None else describe(ask)
+
+
+def test_the_smallest_legal_request_has_one_unit_a_side_one_frame_and_as_few_steps_as_can_be() -> None:
+    assert drawn("small", PICTURES) == "8x8, 1 step"
+    assert drawn("small", VIDEOS) == "16x16x1, 1 step"
+
+
+def test_steps_that_a_schedule_needs_or_a_checkpoint_fixes_are_kept() -> None:
+    needed = replace(PICTURES.limits, min_steps=3)
+    assert drawn("small", replace(PICTURES, limits=needed)) == "8x8, 3 steps"
+    fixed = replace(PICTURES.limits, fixed=DiffusionParams(num_inference_steps=4))
+    assert drawn("small", replace(PICTURES, limits=fixed)) == "8x8, 4 steps"
+
+
+def test_none_draws_nothing_and_a_size_is_that_size() -> None:
+    assert drawn("none", PICTURES) == "nothing"
+    assert drawn("64x32", PICTURES) == "64x32, 1 step"
+    assert drawn("64X32x5", VIDEOS) == "64x32x5, 1 step"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "door", "words"),
+    [
+        ("big", PICTURES, "--warm-up big is not understood; use none, small, or a size as WxH or WxHxFRAMES"),
+        ("64", PICTURES, "--warm-up 64 is not understood"),
+        ("20x32", PICTURES, "--warm-up 20x32 does not fit this model: width=20 is not a multiple of 8; use 16 or 24"),
+        ("32x32x5", PICTURES, "num_frames means nothing to fake"),
+        ("32x32x6", VIDEOS, "num_frames=6 is not 4k [+] 1; use 5 or 9"),
+    ],
+)
+def test_what_no_worker_could_draw_is_refused(wanted: str, door: Door, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        warm_up_ask(wanted, door)
+
+
+Log = pytest.LogCaptureFixture
+
+
+@pytest.fixture
+def log(caplog: Log) -> Log:
+    caplog.set_level(logging.INFO, "omnimuse")
+    return caplog
+
+
+def works_after(engine: Engine, wanted: str = "small", patience: float = 60.0) -> bool:
+    """Warm `engine` up, and whether it still draws afterwards."""
+    background = Background(lambda: engine)
+    try:
+        warm_up(background, wanted, patience)
+        ended = threading.Event()
+        after = engine.make_request(Ask("after", DiffusionParams(num_inference_steps=1)))
+        background.submit(after, lambda event: ended.set())
+        return ended.wait(60)
+    finally:
+        background.close()
+
+
+def test_a_warm_up_is_logged_with_what_it_took(log: Log) -> None:
+    assert works_after(fakes.engine())
+    [line] = log.records
+    assert line.levelname == "INFO"
+    assert re.fullmatch(r"warming up with 8x8, 1 step, \d+\.\d s", line.getMessage())
+
+
+def test_no_warm_up_is_not_logged(log: Log) -> None:
+    assert works_after(fakes.engine(), "none")
+    assert log.records == []
+
+
+class Full(fakes.Adder):
+    """A network that has no memory for the size of the warm-up."""
+
+    def forward(self, rows: Sequence[fakes.AddInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
+        if any(row.latents.shape == (3, 1, 2) for row in rows):
+            raise MemoryError("no room for 8 GiB")
+        return super().forward(rows, memories)
+
+
+def test_a_warm_up_that_fails_is_a_warning_that_says_what_was_tried_and_the_engine_works(log: Log) -> None:
+    engine = fakes.engine()
+    engine.runner.pipeline.ctx.components["adder"] = Full()
+    assert works_after(engine, "16x8")
+    line = log.records[-1]
+    assert line.levelname == "WARNING"
+    assert line.getMessage().startswith("warming up with 16x8, 1 step, ") and "no room for 8 GiB" in line.getMessage()
+    assert "`--warm-up none` leaves it out" in line.getMessage()
+
+
+def test_a_warm_up_that_takes_too_long_is_stopped_and_logged(log: Log) -> None:
+    assert works_after(fakes.engine(), patience=-1.0)
+    [line] = log.records
+    assert line.levelname == "WARNING" and "was stopped: it took too long" in line.getMessage()
