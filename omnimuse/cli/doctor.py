@@ -8,6 +8,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import platform
 import shutil
@@ -22,7 +23,8 @@ from typing import Literal
 
 from omnimuse.cli.table import columns
 from omnimuse.core.config import HostConfig
-from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.errors import CapacityError, ConfigError, ModelError
+from omnimuse.media.sandbox import Sandbox
 from omnimuse.worker.threads import Room, choose_threads
 
 LITTLE_DISK, TOO_LITTLE_DISK = 20e9, 1e9  # bytes: a large checkpoint, and not even a small one
@@ -80,6 +82,7 @@ def examine_machine() -> Iterator[Finding]:
         yield unwanted(name, installed(name), installed("torch"), import_error)
     yield from examine_cache()
     yield bundled_model()
+    yield asyncio.run(examine_sandbox(Sandbox()))
     yield writable("this folder", Path.cwd(), "pictures go here unless -o names another place; change the folder")
 
 
@@ -222,6 +225,18 @@ def disk(folder: Path, free: float) -> Finding:
     if free < LITTLE_DISK:
         return Finding("disk", "warning", detail, "large models will not fit; set HF_HOME to a folder on a larger disk")
     return Finding("disk", "ok", detail)
+
+
+async def examine_sandbox(sandbox: Sandbox) -> Finding:
+    """What the processes that read strangers' files have given up, by asking one."""
+    try:
+        lacking = await sandbox.lacking()
+    except CapacityError as error:
+        return Finding("sandbox", "problem", str(error), "run `python -m omnimuse.media.decoder` to see why")
+    if lacking:
+        detail = "; ".join(f"without {name} ({why})" for name, why in lacking.items())
+        return Finding("sandbox", "warning", detail, "docs/sandbox.md says what each is for and what offers it")
+    return Finding("sandbox", "ok", "who reads a stranger's file can do nothing else")
 
 
 def bundled_model() -> Finding:

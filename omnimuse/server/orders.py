@@ -81,7 +81,8 @@ async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[S
     gate = Gate(service.workers, service.files, service.admission, service.metrics)
     await gate.check()
     gate.check_room(http.state.tenant)
-    return await cancel_on_disconnect(http, service.uploads.read(sources, service.door.limits.max_images))
+    most = service.door.limits.max_images
+    return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant))
 
 
 async def admit(service: Service, order: Order) -> Ticket:

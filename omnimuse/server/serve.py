@@ -109,6 +109,7 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket, w
     jobs = Jobs(store, files, pool, admission, metrics, rules)
     uploads = Uploads.of(options, found.door.limits)
     service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads)
+    telling = asyncio.create_task(uploads.tell_lacking())
     try:
         await jobs.start()
         await pool.start()
@@ -116,6 +117,8 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket, w
     finally:
         await jobs.close(0.0)
         await pool.close(LAST_WORDS)
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
         await uploads.close()
         await store.close()
     return 0

@@ -6,17 +6,22 @@ that a client sent as a picture. The front process itself decodes nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Picture
 from omnimuse.core.spec import Limits
 from omnimuse.engine.wire import MAX_MESSAGE
 from omnimuse.media.fetch import FetchError, FetchRules, fetch
-from omnimuse.media.sandbox import PictureError, PictureLimits, Sandbox
+from omnimuse.media.foreign import PictureError, PictureLimits, read_picture
+from omnimuse.media.sandbox import Sandbox
 from omnimuse.server.bodies import Upload
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.options import ServeOptions
+
+logger = logging.getLogger(__name__)
 
 _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
@@ -50,21 +55,34 @@ class Uploads:
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)))
 
-    async def read(self, sources: Sequence[Source], most: int) -> tuple[Picture, ...]:
-        """The pictures of `sources`, at most `most`; ApiError 400 says which is wrong. Cancelling stops the work."""
+    async def read(self, sources: Sequence[Source], most: int, tenant: str = "") -> tuple[Picture, ...]:
+        """The pictures of `sources`, at most `most`; ApiError 400 says which is wrong. Cancelling stops the work.
+
+        Tenants take turns at the decoders.
+        """
         if len(sources) > most:
             message = f"{len(sources)} pictures came, and this model takes at most {most}; leave the others out"
             raise refusal("invalid_value", message, sources[most].name)
-        return tuple([await self._read(source) for source in sources])
+        return tuple([await self._read(source, tenant) for source in sources])
+
+    async def tell_lacking(self) -> None:
+        """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""
+        try:
+            lacking = await self._sandbox.lacking()
+        except CapacityError as error:
+            logger.warning("no process to read pictures can be started now (%s)", error)
+            return
+        for name, why in lacking.items():
+            logger.warning("the processes that read pictures run without %s: %s", name, why)
 
     async def close(self) -> None:
         """End the process that is kept ready for the next picture."""
         await self._sandbox.close()
 
-    async def _read(self, source: Source) -> Picture:
+    async def _read(self, source: Source, tenant: str) -> Picture:
         try:
             content = source.content if source.url is None else await fetch(source.url, self._rules)
-            return await self._sandbox.decode(content, self._limits)
+            return await read_picture(self._sandbox, content, self._limits, tenant)
         except (PictureError, FetchError) as error:
             raise _refused(error, source.name) from None
 

@@ -6,7 +6,6 @@ import argparse
 import base64
 import io
 import json
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from omnimuse.server.uploads import Uploads
 from tests.processes import wait_gone
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
 from tests.server.whole_server import WholeServer
+from tests.unit.media.boxes import HANGS, speaking
 from tests.unit.media.hostile import BOMB, damaged, encoded, noise
 
 PATH = "/v1/images/edits"
@@ -176,7 +176,7 @@ def test_no_file_that_is_no_picture_reaches_a_worker_and_the_next_is_drawn(serve
 
 
 def test_a_decoder_that_hangs_is_the_picture_s_fault_and_others_are_served_meanwhile(tmp_path: Path) -> None:
-    hangs = (sys.executable, "-c", "import time; time.sleep(60)")
+    hangs = speaking(HANGS)
     with picture_server(tmp_path, uploads=lambda: Uploads(sandbox=Sandbox(seconds=1.5, command=hangs))) as server:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(post, server, TEAL)

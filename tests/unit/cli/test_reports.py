@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from omnimuse.cli.doctor import Finding
 from omnimuse.cli.table import columns
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
+from omnimuse.media.sandbox import Sandbox
 from omnimuse.worker.threads import Room
 
 
@@ -172,3 +175,16 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     assert doctor.writable("cache", Path("/proc/none"), "elsewhere").level == "problem"
     assert doctor.writable("cache", tmp_path / "not" / "yet", "elsewhere").level == "ok"
     assert not (tmp_path / "not").exists()
+
+
+def sandbox_of(script: str) -> Finding:
+    return asyncio.run(doctor.examine_sandbox(Sandbox(command=(sys.executable, "-c", script))))
+
+
+def test_what_the_sandbox_lacks_is_a_warning_and_a_sandbox_that_does_not_start_is_a_problem() -> None:
+    said = {"lacking": {"a network of its own": "Operation not permitted"}}
+    assert sandbox_of("print('{\"lacking\": {}}')").level == "ok"
+    lacking = sandbox_of(f"print({json.dumps(said)!r})")
+    assert (lacking.level, lacking.detail) == ("warning", "without a network of its own (Operation not permitted)")
+    assert "docs/sandbox.md" in lacking.advice
+    assert sandbox_of("raise SystemExit(1)").level == "problem"

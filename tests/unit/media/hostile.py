@@ -27,13 +27,20 @@ def encoded(image: Image.Image, kind: str, **how: Any) -> bytes:
 def png(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds hardly any pixels."""
     head = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(bytes(99))) + _chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG of one grey that goes over its picture again and again, with hardly any data each time."""
+    file = encoded(Image.new("L", (side, side), 128), "JPEG", progressive=True, quality=5)
+    last = file.rindex(b"\xff\xda")
+    tables = file.rindex(b"\xff\xc4", 0, last)
+    return file[:-2] + file[tables:-2] * (scans - file.count(b"\xff\xda")) + b"\xff\xd9"
 
 
 BOMB = png(60_000, 60_000)

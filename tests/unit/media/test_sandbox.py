@@ -1,270 +1,224 @@
-"""Pictures from strangers: legal ones are decoded, hostile ones end their own child and nothing else."""
+"""Children that read files for others: bounded, kept ready, shared fairly, and gone whatever they do."""
 
 from __future__ import annotations
 
 import asyncio
-import io
+import json
 import os
-import struct
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from omnimuse.core.errors import CapacityError
-from omnimuse.core.request import Picture
-from omnimuse.media import sandbox as room
-from omnimuse.media.picture import picture_of, pixels_of
-from omnimuse.media.sandbox import PictureError, PictureLimits, Sandbox
-from tests.processes import children
-from tests.unit.media.hostile import BOMB, damaged, encoded, noise, png
+from omnimuse.media.sandbox import WAITING, Question, Sandbox, SandboxError
+from tests.processes import alive, kill, wait_gone
+from tests.unit.media.boxes import HANGS, READY, boxes, inside, speaking
+from tests.unit.media.hostile import encoded, noise
 
-ORIENTATION = 0x0112
+FILE = encoded(noise(400, 400), "PNG")
+QUESTION = Question("picture", FILE, {}, 10**6)
+SMALL = Question("picture", encoded(noise(4, 4), "PNG"), {}, 10**6)
 
-
-def inside(work: Callable[[Sandbox], Awaitable[object]], **how: object) -> None:
-    """Do `work` with a sandbox that is closed at the end."""
-
-    async def main() -> None:
-        box = Sandbox(**how)  # type: ignore[arg-type]
-        try:
-            await work(box)
-        finally:
-            await box.close()
-
-    asyncio.run(main())
-
-
-def boxes() -> set[int]:
-    """The processes that this one has started and that still run."""
-    return set(children(os.getpid()))
-
-
-def test_pixels_survive_and_odd_modes_become_rgb() -> None:
-    image = noise(50, 30)
-    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    deep = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
-    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-
-    async def work(box: Sandbox) -> None:
-        assert np.array_equal(pixels_of(await box.decode(encoded(image, "PNG"))), np.asarray(image))
-        assert np.array_equal(pixels_of(await box.decode(encoded(image, "WEBP", lossless=True))), np.asarray(image))
-        assert (pixels_of(await box.decode(encoded(clear, "PNG"))) == 255).all(), "white lies below what is clear"
-        assert (pixels_of(await box.decode(encoded(deep, "PNG"))) == 128).all()
-        for mode in ("P", "1", "L", "LA", "I;16"):
-            file = encoded(deep if mode == "I;16" else image.convert(mode), "PNG")
-            for limits in (PictureLimits(), PictureLimits(keep_pixels=40)):
-                picture = await box.decode(file, limits)
-                assert pixels_of(picture).shape == (picture.height, picture.width, 3)
-                assert picture.width * picture.height <= limits.keep_pixels
-        red = pixels_of(await box.decode(encoded(cmyk, "JPEG"))).mean(axis=(0, 1))
-        assert red[0] > 200 and max(red[1:]) < 60
-
-    inside(work)
-
-
-def test_a_picture_is_turned_as_its_exif_says_and_scaled_down_in_proportion() -> None:
-    image = Image.new("RGB", (400, 200), "blue")
-    image.paste("red", (0, 0, 200, 200))
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6  # what is left is to be up
-
-    async def work(box: Sandbox) -> None:
-        for kind in ("JPEG", "PNG", "WEBP"):
-            for keep, size in ((10**6, (200, 400)), (5000, (50, 100))):
-                picture = await box.decode(encoded(image, kind, exif=exif), PictureLimits(keep_pixels=keep))
-                assert (picture.width, picture.height) == size, kind
-                pixels = pixels_of(picture).astype(int)
-                assert pixels[0, 0, 0] > 200 and pixels[-1, 0, 2] > 200, kind
-
-    inside(work)
-
-
-def test_the_first_frame_of_an_animation_is_the_picture() -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime")]
-
-    async def work(box: Sandbox) -> None:
-        for kind in ("PNG", "WEBP"):
-            file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
-            assert pixels_of(await box.decode(file))[0, 0].tolist() == [255, 0, 0]
-
-    inside(work)
-
-
-def test_bombs_are_refused_by_their_header_and_what_is_no_picture_is_refused_at_all() -> None:
-    async def work(box: Sandbox) -> None:
-        for file in (BOMB, png(9000, 9000), png(20_000, 2)):
-            began = time.monotonic()
-            with pytest.raises(PictureError, match="64 megapixels") as caught:
-                await box.decode(file)
-            assert caught.value.code == "image_too_large"
-            assert time.monotonic() - began < 10
-        for name, file in damaged().items():
-            with pytest.raises(PictureError) as caught:
-                await box.decode(file)
-            assert caught.value.code == "invalid_image", name
-            assert "Image" not in str(caught.value) and "0x" not in str(caught.value)
-        assert (await box.decode(encoded(noise(9, 7), "PNG"))).width == 9
-
-    inside(work)
-
-
-def test_what_a_picture_carries_besides_its_pixels_is_left_behind() -> None:
-    secret = b"<script>alert(1)</script>PK\x03\x04"
-
-    async def work(box: Sandbox) -> None:
-        for kind in ("PNG", "JPEG"):
-            picture = await box.decode(encoded(noise(16, 16), kind, comment="secret") + secret)
-            assert secret not in picture.png and b"secret" not in picture.png
-            assert room._size_of(picture.png) == (16, 16)
-
-    inside(work)
-
-
+HEARS = "os.read(0, 2**20); "
 SCRIPTS = {
-    "hangs": "import time; time.sleep(60)",
-    "kills itself": "import os, sys; sys.stdin.buffer.read(10); os.kill(os.getpid(), 9)",
-    "fails": "raise SystemExit(3)",
-    "says nothing": "import sys; sys.stdin.buffer.read()",
-    "says something else": "import sys; sys.stdin.buffer.read(); print('ok'); print('<svg/>')",
-    "never stops talking": "import sys\nwhile True: sys.stdout.buffer.write(bytes(2**20))",
-    "never reads": "import sys, time; sys.stdout.close(); time.sleep(60)",
+    "hangs": (HANGS, "slow"),
+    "kills itself": (HEARS + "os.kill(os.getpid(), 9)", "dead"),
+    "fails": ("raise SystemExit(3)", "dead"),
+    "says nothing": ("sys.stdin.buffer.read()", "slow"),
+    "says something else": (HEARS + "print('ok'); print('<svg/>')", "dead"),
+    "says too deep a thing": (HEARS + "print('[' * 10_000)", "dead"),
+    "never ends its line": (HEARS + "\nwhile True: os.write(1, bytes(2**16))", "dead"),
+    "promises more than allowed": (HEARS + "print('{\"length\": 1000001}')", "dead"),
+    "promises less than nothing": (HEARS + "print('{\"length\": -1}')", "dead"),
+    "promises no number": (HEARS + "print('{\"length\": true}')", "dead"),
+    "gives less than it promised": (HEARS + 'print(\'{"length": 10}\'); print("four")', "dead"),
+    "gives it in drips": (
+        HEARS + "os.write(1, b'{\"length\": 9999}\\n')\nfor _ in range(99): os.write(1, b'x'); time.sleep(0.1)",
+        "slow",
+    ),
+    "never reads": ("os.close(0); time.sleep(60)", "slow"),
+    "uses its time up": (
+        HEARS + "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass",
+        "slow",
+    ),
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-def test_a_child_that_misbehaves_is_an_unreadable_picture_and_is_gone(script: str) -> None:
+@pytest.mark.parametrize(("script", "trouble"), SCRIPTS.values(), ids=SCRIPTS)
+def test_a_child_that_misbehaves_gives_no_answer_and_is_gone(script: str, trouble: str) -> None:
     before = boxes()
 
     async def work(box: Sandbox) -> None:
         began = time.monotonic()
-        with pytest.raises(PictureError, match="cannot be read"):
-            await box.decode(encoded(noise(400, 400), "PNG"))
+        with pytest.raises(SandboxError) as caught:
+            await box.ask(QUESTION)
+        assert caught.value.trouble == trouble
         assert time.monotonic() - began < 15
 
-    inside(work, command=(sys.executable, "-c", script), seconds=1.5)
+    inside(work, command=speaking(script), seconds=4 if "resource" in script else 1.5)
     assert boxes() <= before
 
 
-def test_a_child_that_cannot_be_started_is_no_fault_of_the_picture() -> None:
+FORKS = HEARS + "\nif os.fork() == 0: {before} open({note!r}, 'w').write(str(os.getpid())); time.sleep(60)\n"
+
+
+@pytest.mark.parametrize("leaves_its_group", [False, True])
+@pytest.mark.parametrize("then", ["os._exit(0)", "time.sleep(60)", "os.write(1, b'{\"length\": 1}\\nx')"])
+def test_a_child_that_forks_frees_its_place_in_time(tmp_path: Path, then: str, leaves_its_group: bool) -> None:
+    note = tmp_path / "pid"
+    answers = "length" in then
+    wait = f"\nwhile not os.path.exists({str(note)!r}): time.sleep(0.01)\n"
+    script = FORKS.format(before="os.setsid();" if leaves_its_group else "", note=str(note)) + wait + then
+
     async def work(box: Sandbox) -> None:
-        with pytest.raises(CapacityError):
-            await box.decode(encoded(noise(4, 4), "PNG"))
+        for _ in range(3):
+            note.unlink(missing_ok=True)
+            began = time.monotonic()
+            if answers:
+                assert await box.ask(SMALL) == b"x"
+            else:
+                with pytest.raises(SandboxError, match="slow"):  # the grandchild keeps the channel: only time can tell
+                    await box.ask(SMALL)
+            assert time.monotonic() - began < 10
+            grandchild = int(note.read_text())
+            if leaves_its_group:  # only confinement could have kept it from that
+                assert alive(grandchild)
+                kill(grandchild)
+            assert wait_gone([grandchild], 5)
+
+    inside(work, command=speaking(script), seconds=1.5, together=1)
+
+
+def test_a_child_that_cannot_be_started_is_no_fault_of_the_file() -> None:
+    async def work(box: Sandbox) -> None:
+        with pytest.raises(CapacityError, match="cannot start another process"):
+            await box.ask(SMALL)
 
     inside(work, command=("/nowhere/python",))
 
 
-def test_cancelling_ends_the_child_and_too_many_pictures_are_refused() -> None:
+@pytest.mark.parametrize("script", ["raise SystemExit(1)", "print('hello')", "print('[]')"])
+def test_a_child_that_ends_before_it_is_ready_is_no_fault_of_the_file(script: str) -> None:
+    async def work(box: Sandbox) -> None:
+        with pytest.raises(CapacityError, match="does not start"):
+            await box.ask(SMALL)
+
+    inside(work, command=(sys.executable, "-c", script))
+
+
+def test_an_answer_is_given_although_no_child_can_be_kept_ready(tmp_path: Path) -> None:
+    program = tmp_path / "child"
+    program.write_text(f"#!{sys.executable}\n{READY}os.unlink({str(program)!r}); {HEARS}print('{{\"length\": 0}}')\n")
+    program.chmod(0o755)
+
+    async def work(box: Sandbox) -> None:
+        assert await box.ask(SMALL) == b""
+        with pytest.raises(CapacityError):
+            await box.ask(SMALL)
+
+    inside(work, command=(str(program),))
+
+
+def test_cancelling_ends_the_child_and_too_many_files_are_refused() -> None:
     before = boxes()
 
     async def work(box: Sandbox) -> None:
-        file = encoded(noise(4, 4), "PNG")
-        waiting = [asyncio.create_task(box.decode(file)) for _ in range(room.WAITING)]
+        waiting = [asyncio.create_task(box.ask(SMALL)) for _ in range(WAITING + 2)]
         await asyncio.sleep(0.5)
         assert len(boxes() - before) == 2
         with pytest.raises(CapacityError):
-            await box.decode(file)
+            await box.ask(SMALL)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         assert boxes() <= before
 
-    inside(work, command=(sys.executable, "-c", SCRIPTS["hangs"]), seconds=30)
+    inside(work, command=speaking(HANGS), seconds=30)
 
 
-def test_one_child_is_kept_ready_and_each_sees_one_picture() -> None:
+def test_a_tenant_with_many_files_does_not_keep_another_waiting() -> None:
+    order: list[str] = []
+
+    async def work(box: Sandbox) -> None:
+        async def ask(tenant: str) -> None:
+            await box.ask(SMALL, tenant)
+            order.append(tenant)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(8):
+                tasks.create_task(ask("many"))
+            await asyncio.sleep(0)
+            tasks.create_task(ask("one"))
+
+    inside(work, command=speaking(HEARS + "print('{\"length\": 0}')"), together=1)
+    assert len(order) == 9 and order.index("one") <= 1
+
+
+def test_one_child_is_kept_ready_and_each_sees_one_file() -> None:
     before = boxes()
 
     async def work(box: Sandbox) -> None:
-        file = encoded(noise(4, 4), "PNG")
-        await box.decode(file)
+        await box.ask(SMALL)
         [first] = boxes() - before
-        await box.decode(file)
+        await box.ask(SMALL)
         [second] = boxes() - before
         assert first != second
         os.kill(second, 9)
         await asyncio.sleep(0.2)
-        assert (await box.decode(file)).width == 4, "a spare that died is replaced"
+        assert await box.ask(SMALL), "a spare that died is replaced"
 
     inside(work)
     assert boxes() <= before
 
 
-CONFINED = """
-import os, socket, sys
-from omnimuse.media import sandbox
-sandbox._confine()
-sandbox._lock_in()
-def fails(work, *expected):
-    try:
-        work()
-    except expected:
-        return
-    raise SystemExit(f"{work} was possible")
-fails(lambda: open("/etc/hostname"), OSError)
-fails(lambda: socket.socket(), OSError)
-fails(lambda: os.pipe(), OSError)
-fails(lambda: bytearray(2**30), MemoryError)
-"""
+def test_nothing_that_a_child_writes_beyond_its_channel_is_kept(tmp_path: Path) -> None:
+    script = HEARS + "sys.stderr.write('noise'); print('{\"length\": 1}'); os.write(1, b'{}')"
+
+    async def work(box: Sandbox) -> None:
+        assert await box.ask(SMALL) == b"{", "what follows an answer is not read"
+
+    inside(work, command=speaking("sys.stdout.reconfigure(line_buffering=True); " + script))
 
 
-def test_a_child_that_is_ready_can_open_nothing_and_has_little_memory() -> None:
-    told = subprocess.run([sys.executable, "-c", CONFINED], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
+def test_what_a_system_does_not_offer_is_told() -> None:
+    said = json.dumps({"lacking": {"a network of its own": "Operation not permitted"}})
+
+    async def work(box: Sandbox) -> None:
+        assert await box.lacking() == {"a network of its own": "Operation not permitted"}
+
+    inside(work, command=(sys.executable, "-c", f"import time; print({said!r}, flush=True); time.sleep(60)"))
 
 
 def test_a_child_knows_nothing_of_the_environment() -> None:
-    os_environment = (
-        "import os, sys; sys.exit(int(set(os.environ) - {'PYTHONPATH', 'OPENBLAS_NUM_THREADS', 'LC_ALL'} != set()))"
-    )
+    script = "extra = set(os.environ) - {'PYTHONPATH', 'OPENBLAS_NUM_THREADS', 'LC_ALL'}; " + HEARS
+    script += "print('{\"length\": %d}' % len(extra)); os.write(1, bytes(len(extra)))"
 
     async def work(box: Sandbox) -> None:
-        child = await box._start()
-        assert await child.wait() == 0
-        await room._end(child)
+        assert await box.ask(SMALL) == b""
 
-    inside(work, command=(sys.executable, "-c", os_environment))
-
-
-def test_only_a_plain_png_is_believed() -> None:
-    good = picture_of(noise(6, 5)).png
-    limits = PictureLimits(keep_pixels=30)
-    assert room._believed(b"ok\n" + good, limits) == Picture(6, 5, good)
-    text = struct.pack(">I", 4) + b"tEXtxxxx" + struct.pack(">I", zlib.crc32(b"tEXtxxxx"))
-    lies = {
-        "nothing": b"",
-        "no word": good,
-        "another word": b"yes\n" + good,
-        "a tail": b"ok\n" + good + b"x",
-        "cut off": b"ok\n" + good[:-1],
-        "a broken sum": b"ok\n" + good[:20] + b"\xff" + good[21:],
-        "another chunk": b"ok\n" + good[:33] + text + good[33:],
-        "a palette": b"ok\n" + encoded(noise(6, 5).convert("P"), "PNG"),
-        "transparency": b"ok\n" + encoded(noise(6, 5).convert("RGBA"), "PNG"),
-        "too many pixels": b"ok\n" + picture_of(noise(6, 6)).png,
-        "no pixels": b"ok\n" + png(0, 0),
-    }
-    believed = []
-    for name, answer in lies.items():
-        with suppress(PictureError):
-            room._believed(answer, limits)
-            believed.append(name)
-    assert not believed
+    os.environ["OMNIMUSE_TEST_SECRET"] = "x"
+    try:
+        inside(work, command=speaking(script))
+    finally:
+        del os.environ["OMNIMUSE_TEST_SECRET"]
 
 
-def test_the_front_does_not_need_pillow_to_ask() -> None:
-    script = "import sys, omnimuse.server.uploads; sys.exit(bool({'PIL', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
-
-
-def test_hostile_files_are_small() -> None:
-    assert len(BOMB) < 1000
-    assert all(len(file) < 10**5 for file in damaged().values())
-    with pytest.raises(Image.DecompressionBombError):
-        Image.open(io.BytesIO(BOMB))
+def test_a_child_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    program = f"""
+import asyncio, os, signal
+from omnimuse.media.sandbox import Sandbox
+async def main():
+    box = Sandbox()
+    child = await box._start()
+    await child.ready(60)
+    open({str(note)!r}, "w").write(str(child._process.pid))
+    os.kill(child._process.pid, signal.SIGSTOP)
+    os.kill(os.getpid(), 9)
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert wait_gone([int(note.read_text())], 5), "stopped, it cannot have noticed the end of its channel"

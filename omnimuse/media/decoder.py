@@ -1,0 +1,144 @@
+"""The child that does what `sandbox` asks: one question about one file, and the end.
+
+Run as `python -m omnimuse.media.decoder`. It bounds itself, loads what every work needs by doing it once, locks itself
+in (`confine.py`), says that it is ready and what it lacks, and only then looks at what a stranger sent. Whatever goes
+wrong with that ends it. Standard input and output are the channel; nothing is ever printed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401 - loaded while files can be
+
+from omnimuse.media.confine import bound, lock_in
+from omnimuse.media.foreign import PictureLimits, kind_of
+from omnimuse.media.picture import eight_bits, picture_of
+from omnimuse.media.strip import CostlyError, stripped
+
+MEMORY = 2**30  # bytes of address space
+CPU = 15  # seconds of computation for an answer
+_HEAD = 2**12  # bytes of a question before its content, at most
+_ORIENTATION = 0x0112
+
+
+class TooLargeError(Exception):
+    """A file beyond the limits of the question."""
+
+
+# -- the works -------------------------------------------------------------------------------------------------------
+
+
+def picture(content: bytes, given: Mapping[str, int]) -> bytes:
+    """The PNG of our own of the picture in `content`. Any error but TooLargeError means that it is none."""
+    limits, kind = PictureLimits(**given), kind_of(content)
+    file = stripped(content, str(kind), limits.max_scanned)
+    most = limits.max_pixels // (2 if kind == "WEBP" else 1)
+    with Image.open(io.BytesIO(file), formats=[str(kind)]) as image:
+        if image.width * image.height > most or max(image.size) > limits.max_side:
+            raise TooLargeError
+        return picture_of(_reduced(image, limits)).png
+
+
+def _reduced(image: Image.Image, limits: PictureLimits) -> Image.Image:
+    """`image` with at most `keep_pixels` pixels, in a mode that can be scaled and shown."""
+    scale = min(1.0, (limits.keep_pixels / (image.width * image.height)) ** 0.5)
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    image.draft("RGB", size)  # a JPEG is decoded no larger than needed; others take no notice
+    image = eight_bits(image, image.format)
+    if scale == 1.0:
+        return image
+    exif = image.getexif()
+    if image.mode in ("P", "PA", "1"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    smaller = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    smaller.info = {**smaller.info, "exif": exif.tobytes()}
+    return smaller
+
+
+def _try_picture() -> None:
+    """Read a picture of every kind that loads something of its own."""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    for kind in ("PNG", "JPEG", "WEBP"):
+        for mode in ("RGB", "RGBA", "P", "I;16") if kind == "PNG" else ("RGB",):
+            file, plain = io.BytesIO(), Image.new("RGB", (8, 4))
+            image = Image.fromarray(np.zeros((4, 8), np.uint16)) if mode == "I;16" else plain.convert(mode)
+            image.save(file, kind, exif=exif)
+            for keep in (16, 64):
+                picture(file.getvalue(), {"keep_pixels": keep})
+
+
+WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
+    "picture": (picture, _try_picture),
+}
+"""All that can be asked: a work, and how it is done once in advance."""
+
+
+# -- the channel -----------------------------------------------------------------------------------------------------
+
+
+def prepare() -> dict[str, str]:
+    """Make this process one that a stranger's file may take over; returns what could not be had for that."""
+    bound(MEMORY)
+    for _, attempt in WORKS.values():
+        attempt()
+    return lock_in(CPU)
+
+
+def main() -> None:
+    """Answer one question."""
+    _say({"lacking": prepare()})
+    if (head := _hear_line()) is None:
+        return
+    work, _ = WORKS[head["work"]]
+    content = _hear(head["length"])
+    try:
+        answer = work(content, head["limits"])
+    except (TooLargeError, CostlyError, MemoryError, Image.DecompressionBombError):
+        _say({"refused": "large"})
+    else:
+        _say({"length": len(answer)})
+        _send(answer)
+
+
+def _say(said: Mapping[str, object]) -> None:
+    _send(json.dumps(said).encode() + b"\n")
+
+
+def _send(content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(1, left) :]
+
+
+def _hear_line() -> dict[str, Any] | None:
+    """The head of a question; None when there is none. Byte by byte, for what follows is not of it."""
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) < _HEAD:
+        piece = os.read(0, 1)
+        if not piece:
+            return None
+        line += piece
+    head: dict[str, Any] = json.loads(line)
+    return head
+
+
+def _hear(length: int) -> bytes:
+    pieces = []
+    while length:
+        pieces.append(os.read(0, min(2**20, length)))
+        length -= len(pieces[-1])
+        if not pieces[-1]:
+            raise EOFError
+    return b"".join(pieces)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # what libraries do at the end may need calls that are refused now
