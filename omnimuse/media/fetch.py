@@ -32,9 +32,18 @@ _PORTS = {"http": 80, "https": 443}
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _SPECIAL = tuple(
     ipaddress.ip_network(text)
-    for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "2002::/16", "3fff::/20")
+    for text in (
+        *("192.0.0.0/24", "2001::/23"),  # assignments for protocols, Teredo among them
+        *("192.88.99.0/24", "2002::/16"),  # relays of 6to4, which leads on to any address of version 4
+        *("192.31.196.0/24", "192.175.48.0/24", "2620:4f:8000::/48"),  # AS112: answers for private names
+        "192.52.193.0/24",  # tunnels of multicast
+        *("198.18.0.0/15", "2001:db8::/32", "3fff::/20"),  # tests and documentation
+        "3ffe::/16",  # the 6bone, given back
+        "168.63.129.16/32",  # a cloud's own services
+    )
 )
-"""Addresses that not every Python counts as special: assignments, relays, a cloud's own services, documentation."""
+"""What is not of the open internet although it looks so, or not every Python knows: IANA's registries of special
+addresses, less what `ipaddress` counts as private or reserved in every version."""
 _HEADERS = 16 * 1024  # bytes of a response before its body
 
 
