@@ -15,12 +15,17 @@ from pathlib import Path, PurePosixPath
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.files import PICKLES, few
+from omnimuse.media.destination import write_whole
 
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 """Files that are small: configurations, vocabularies, tokenizer models, chat templates."""
 
-ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[A-Za-z0-9][\w./-]*))?")
+ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>(?!.*\.\.)[A-Za-z0-9][\w./-]*))?"
+)
 """`owner/name`, optionally with a branch, tag or commit."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _VARIANT = re.compile(r"\.(?P<variant>[^./]+)(-\d{5}-of-\d{5})?\.safetensors$|\.index\.(?P<index>[^./]+)\.json$")
 
@@ -52,6 +57,12 @@ class Hub:
         snapshot = folder / "snapshots" / commit if commit else None
         return snapshot if snapshot and snapshot.is_dir() else None
 
+    def _remember(self, repo: str, revision: str, commit: str) -> None:
+        """Note in the cache that `revision` is `commit`, which the hub's library does for names only."""
+        if revision != commit:
+            folder = self.cache / ("models--" + repo.replace("/", "--"))
+            write_whole(folder / "refs" / revision, commit.encode())
+
     def _cached(self) -> Iterator[tuple[str, Path]]:
         for folder in self.cache.glob("models--*--*"):
             yield folder.name.removeprefix("models--").replace("--", "/", 1), folder
@@ -76,15 +87,20 @@ class Hub:
         try:
             about = HfApi(endpoint=self.endpoint).model_info(repo, revision=revision)  # fails at once without network
             wanted = wanted_files(repo, [sibling.rfilename for sibling in about.siblings or ()])
-            return Path(
-                snapshot_download(
-                    repo,
-                    revision=revision,
-                    cache_dir=self.cache,
-                    endpoint=self.endpoint,
-                    allow_patterns=wanted,
+            commit = str(about.sha)
+            if not _COMMIT.fullmatch(commit):
+                raise ModelError(
+                    f"the hub says that {repo} is at commit {commit[:80]!r}, which is none; try again later"
                 )
+            folder = snapshot_download(
+                repo,
+                revision=commit,  # what was listed, whatever has become of the branch since
+                cache_dir=self.cache,
+                endpoint=self.endpoint,
+                allow_patterns=wanted,
             )
+            self._remember(repo, revision or "main", commit)
+            return Path(folder)
         except (
             errors.HTTPError,
             OSError,

@@ -177,7 +177,7 @@ for model in models:
 def hub(plain: Path) -> Iterator[str]:
     """The address of a hub with one model, `a/toy`, and the failures in ERRORS."""
     (plain / "net/pytorch_model.bin").write_bytes(b"pickle")
-    handler = type("Handler", (_Hub,), {"content": plain})
+    handler = type("Handler", (_Hub,), {"content": plain, "listed": set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -191,6 +191,7 @@ class _Hub(BaseHTTPRequestHandler):
     """As much of the hub's API as a download uses."""
 
     content: Path
+    listed: set[str]
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -203,13 +204,22 @@ class _Hub(BaseHTTPRequestHandler):
             if path.startswith(repo) and revision in path:
                 return self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
         if "/resolve/" in path:
-            data = (self.content / path.split("/resolve/")[1].split("/", 1)[1]).read_bytes()
-            return self._answer(200, data, {"ETag": f'"{abs(hash(data)):x}"', "X-Repo-Commit": COMMIT})
+            revision, name = path.split("/resolve/")[1].split("/", 1)
+            data, commit = (self.content / name).read_bytes(), COMMIT
+            if revision != COMMIT:
+                data, commit = b"moved", "b" * 40
+            return self._answer(200, data, {"ETag": f'"{abs(hash(data)):x}"', "X-Repo-Commit": commit})
         sizes = {str(p.relative_to(self.content)): p.stat().st_size for p in self.content.rglob("*") if p.is_file()}
         if "/tree/" in path:
             entries = [{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()]
             return self._answer(200, json.dumps(entries).encode(), {})
-        about = {"id": "a/toy", "sha": COMMIT, "siblings": [{"rfilename": name} for name in sizes]}
+        moved = path in self.listed and not path.endswith(COMMIT)  # a branch moves on once it has been listed
+        self.listed.add(path)
+        about = {
+            "id": "a/toy",
+            "sha": "../../x" if path.startswith("a/vague") else "b" * 40 if moved else COMMIT,
+            "siblings": [{"rfilename": name} for name in sizes],
+        }
         return self._answer(200, json.dumps(about).encode(), {})
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -228,18 +238,47 @@ class _Hub(BaseHTTPRequestHandler):
         """Nothing: tests are quiet."""
 
 
-def test_a_hub_model_is_downloaded_and_every_failure_says_what_to_do(hub: str, tmp_path: Path) -> None:
-    models = ["a/toy", *ERRORS, "a/unreachable"]
+def ask(hub: str, folder: Path, *models: str) -> list[str]:
+    """What a process without a cache gets for `models`: a path, or what went wrong."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CLIENT, hub, str(tmp_path / "hub"), *models],
-        env=clean | {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
+        [sys.executable, "-W", "error", "-c", CLIENT, hub, str(folder / "hub"), *models],
+        env=clean | {"HF_HOME": str(folder), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    path, gated, absent, revision, broken, unreachable = map(json.loads, done.stdout.splitlines())
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_what_was_listed_is_downloaded_although_the_branch_moves_on_meanwhile(
+    hub: str, plain: Path, tmp_path: Path
+) -> None:
+    [path, tagged] = ask(hub, tmp_path, "a/toy", "a/toy@v1")
+    assert Path(path) == Path(tagged) and Path(path).name == COMMIT
+    for name in ("model_index.json", "net/diffusion_pytorch_model.safetensors"):
+        assert (Path(path) / name).read_bytes() == (plain / name).read_bytes()
+    offline = Hub(tmp_path / "hub", offline=True)
+    for revision in (None, "main", "v1", COMMIT):
+        assert offline.cached("a/toy", revision) == Path(path), (
+            "the name is remembered, and no network is needed for it"
+        )
+
+
+def test_a_hub_that_names_no_commit_is_not_followed(hub: str, tmp_path: Path) -> None:
+    [said] = ask(hub, tmp_path, "a/vague")
+    assert "'../../x', which is none" in said
+    assert not list((tmp_path / "hub").glob("**/snapshots/*"))
+
+
+def test_a_revision_cannot_lead_out_of_the_cache(places: Places) -> None:
+    assert "@a/../../../x" in refusal("someone/Toy-Image@a/../../../x", places)
+
+
+def test_a_hub_model_is_downloaded_and_every_failure_says_what_to_do(hub: str, tmp_path: Path) -> None:
+    models = ["a/toy", *ERRORS, "a/unreachable"]
+    path, gated, absent, revision, broken, unreachable = ask(hub, tmp_path, *models)
     assert (Path(path) / "net/diffusion_pytorch_model.safetensors").is_file()
     assert not (Path(path) / "net/pytorch_model.bin").exists()
     assert "a/gated is gated" in gated
