@@ -6,6 +6,7 @@ Called by `checkpoint` (to refuse early) and `weights` (to read). Reads names an
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +21,20 @@ USUAL_STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "get the checkpoint again (for a hub id, `hf download ID` resumes where it stopped)"
 """What to do about files that are incomplete or damaged."""
 
+JSON_BYTES, JSON_DEPTH, JSON_DIGITS = 256 * 2**20, 64, 64
+"""Bounds of a JSON file of a checkpoint: its size, how deep it is, and the digits of a number."""
+
 _FILE = re.compile(r"(?P<stem>.+?)(\.(?P<variant>[^.]+))?(-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors")
 _INDEX = re.compile(r"(?P<stem>.+?)\.safetensors\.index(\.(?P<variant>[^.]+))?\.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ModelError if it cannot be read or is something else."""
+    """The JSON object in `path`; ModelError if it cannot be read, is something else, or beyond the bounds above."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > JSON_BYTES:
+            raise ModelError(f"{path} has more than {JSON_BYTES >> 20} MiB, and no JSON of a checkpoint has; {AGAIN}")
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, parse_int=_integer, parse_float=_finite)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist; {AGAIN}") from None
     except (OSError, UnicodeDecodeError) as problem:
@@ -35,9 +42,46 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as problem:
         where = f"line {problem.lineno}, column {problem.colno}"
         raise ModelError(f"{path} is not valid JSON ({problem.msg} at {where}); {AGAIN}") from problem
+    except _NumberError as problem:
+        raise ModelError(f"{path} has a number that no setting has ({problem}); {AGAIN}") from None
+    except RecursionError:
+        raise _too_deep(path) from None
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds a {type(content).__name__}, not an object of names and values; {AGAIN}")
+    if text.count("[") + text.count("{") > JSON_DEPTH and _depth(content) > JSON_DEPTH:
+        raise _too_deep(path)
     return content
+
+
+class _NumberError(ValueError):
+    """Digits without end, or a number too large for a float."""
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > JSON_DIGITS:
+        raise _NumberError(f"{digits[:16]}... of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits) if len(digits) <= JSON_DIGITS else math.inf
+    if math.isinf(number):  # `Infinity`, which diffusers writes, is a word and does not come here
+        raise _NumberError(f"{digits[:16]}{'...' * (len(digits) > 16)}")
+    return number
+
+
+def _depth(content: Any) -> int:
+    """How deep lists and objects lie in each other; looks no deeper than it matters."""
+    level, depth = [content], 0
+    while level and depth <= JSON_DEPTH:
+        depth += 1
+        inner = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return depth
+
+
+def _too_deep(path: Path) -> ModelError:
+    return ModelError(f"{path} has lists or objects more than {JSON_DEPTH} deep, and no checkpoint has; {AGAIN}")
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

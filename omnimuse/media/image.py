@@ -103,7 +103,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise RequestError(f"cannot read {path} as a picture: {error}", "path") from None
     try:
         settings = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise RequestError(f"{path} carries no settings; only pictures that omnimuse saved do", "path")

@@ -92,7 +92,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise RequestError(f"cannot read {path} as a video: {error}", "path") from None
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise RequestError(f"{path} carries no settings; only videos that omnimuse saved do", "path")

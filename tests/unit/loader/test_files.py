@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.files import weight_files
+from omnimuse.loader.files import JSON_DEPTH, read_json, weight_files
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -99,3 +99,57 @@ def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelError, match="no `weight_map`"):
         weight_files(tmp_path)
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------
+
+
+def said_of(folder: Path, text: str | bytes) -> str:
+    path = folder / "config.json"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ModelError) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value) and "get the checkpoint again" in str(caught.value)
+    return str(caught.value)
+
+
+def nested(depth: int, opening: str, closing: str) -> str:
+    return '{"a": ' + opening * depth + "1" + closing * depth + "}"
+
+
+@pytest.mark.parametrize("depth", [JSON_DEPTH, 900, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_json_that_is_too_deep_is_refused(tmp_path: Path, depth: int, opening: str, closing: str) -> None:
+    assert f"more than {JSON_DEPTH} deep" in said_of(tmp_path, nested(depth, opening, closing))
+    (tmp_path / "config.json").write_text(nested(JSON_DEPTH - 1, opening, closing))
+    assert read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "-" + "9" * 100, "1e999", "-1e999", "0." + "1" * 5000, "1" * 400 + ".5"]
+)
+def test_numbers_that_no_setting_has_are_refused(tmp_path: Path, number: str) -> None:
+    said = said_of(tmp_path, f'{{"a": [{number}]}}')
+    assert "a number that no setting has" in said and len(said) < 400
+
+
+def test_numbers_that_checkpoints_have_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('\ufeff{"long": 1000000000000000019884624838656, "lambda_min_clipped": -Infinity, "eps": 1e-06}')
+    assert read_json(path) == {"long": 10**30 + 19884624838656, "lambda_min_clipped": float("-inf"), "eps": 1e-6}
+
+
+def test_json_larger_than_any_checkpoint_has_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a hole: nothing is stored
+    with pytest.raises(ModelError, match="more than 256 MiB"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "{", b"\xff\xfe", '"a"', ""])
+def test_what_is_no_object_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ModelError, match=r"config.json"):
+        read_json(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from omnimuse.core.errors import RequestError
 from omnimuse.media.image import (
@@ -91,6 +91,15 @@ def test_a_picture_from_elsewhere_has_no_settings(tmp_path: Path, suffix: str) -
     from_pixels(pixels()).save(tmp_path / f"a{suffix}")
     with pytest.raises(RequestError, match="carries no settings"):
         read_settings(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 10_000, "[1]", "NaN", '{"a": ' * 5_000])
+def test_text_that_is_no_settings_is_none(tmp_path: Path, text: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("omnimuse", text)
+    from_pixels(pixels()).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(RequestError, match="carries no settings"):
+        read_settings(tmp_path / "a.png")
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
