@@ -24,7 +24,7 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.differences import Differences, refuse_differences
 from omnimuse.loader.files import AGAIN, read_json, weight_files
 from omnimuse.loader.tensors import DtypePolicy, construct_unfilled, settle
-from omnimuse.loader.tokenizer import PlainTokenizer, suffices
+from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer, suffices
 from omnimuse.loader.weights import load_weights, randomise, stored_shapes
 
 LIBRARIES = ("diffusers", "transformers")
@@ -97,6 +97,7 @@ def _from_config(cls: Any, checkpoint: Checkpoint, name: str) -> nn.Module:
     if checkpoint.components[name][0] == "diffusers":
         built = cls.from_config(dict(checkpoint.config(name)))
     else:
+        _check_json(checkpoint.path(name))
         built = cls(cls.config_class.from_pretrained(checkpoint.path(name), local_files_only=True))
     assert isinstance(built, nn.Module)
     return built
@@ -114,15 +115,24 @@ def _float32(cls: Any, library: str, dtype: torch.dtype) -> tuple[str, ...]:
 
 def _load_plain(cls: Any, folder: Path) -> Any:
     """A tokenizer or processor."""
-    for path in sorted(folder.glob("*.json")):
-        read_json(path)
+    _check_json(folder)
     try:
-        return cls.from_pretrained(folder, local_files_only=True)
+        found = cls.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as problem:
         raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
+    if cls.__module__.startswith("transformers.") and hasattr(found, "apply_chat_template"):
+        return LibraryTokenizer(found, folder) if hasattr(found, "get_chat_template") else found
+    return found
+
+
+def _check_json(folder: Path) -> None:
+    """ModelError for a JSON file that a library would read without bounds."""
+    for path in sorted(folder.glob("*.json")):
+        read_json(path)
 
 
 def _load_transformers(cls: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    _check_json(folder)
     for path in weight_files(folder):
         stored_shapes(path)  # refuses damaged files with their names
     try:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import Template, TemplateSyntaxError, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError, meta
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.files import read_json
+from omnimuse.loader.chat import Chat
+from omnimuse.loader.files import AGAIN, read_json
+from omnimuse.loader.template import MOST, environment
 
 KINDS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """The classes of transformers that take tokenizer.json as it stands; the others rebuild parts of it."""
@@ -39,7 +40,7 @@ FIXED: Mapping[str, Sequence[object]] = {
 IDLE = ("clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length")
 
 VARIABLES = {*NAMED, "messages", "tools", "documents", "add_generation_prompt", "enable_thinking"}
-"""What a chat template may use; beyond that, transformers offers functions and a filter of its own."""
+"""What a chat template is given; the functions that transformers offers are offered here, too (`template.py`)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class PlainTokenizer:
         self._backend = Tokenizer.from_file(str(folder / CONTENT))
         self._named = {name: token for name, token in _settings(folder).items() if name in NAMED and token}
         self._pad = self._backend.token_to_id(self._named.get("pad_token", ""))
-        self._template = _template(folder)
+        source = _source(folder)
+        self._chat = None if source is None else Chat(source, str(folder))
 
     def __call__(
         self,
@@ -90,22 +92,66 @@ class PlainTokenizer:
         enable_thinking: bool | None = None,
     ) -> str:
         """The text of a chat; ModelError if the checkpoint has no template for it."""
-        if self._template is None:
+        if self._chat is None:
             raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
-        chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        return self._template.render(
-            messages=[dict(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._named,
-            **chosen,
-        )
+        return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, self._named))
 
     def _pads(self, count: int) -> list[int]:
         if self._pad is None:
             raise ModelError(f"{self._folder / CONFIG} names no pad_token; this model needs one")
         return [self._pad] * count
+
+
+class LibraryTokenizer:
+    """A tokenizer of transformers, `inner`, whose chat template is rendered by ours, within bounds."""
+
+    def __init__(self, inner: Any, folder: Path) -> None:
+        self.inner, self._folder = inner, folder
+        self.chat_template: str | None = inner.get_chat_template() if inner.chat_template else None
+        self._chat = None if self.chat_template is None else Chat(self.chat_template, str(folder))
+
+    def __call__(
+        self,
+        text: str,
+        *,
+        padding: Literal[False, "max_length"] = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Literal["pt"] = "pt",
+        verbose: bool = False,
+    ) -> Any:
+        """The tokens of `text`, as transformers makes them."""
+        how = {"padding": padding, "truncation": truncation, "max_length": max_length, "verbose": verbose}
+        return self.inner(text, return_tensors=return_tensors, **how)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        tokenize: Literal[False] = False,
+        add_generation_prompt: bool = False,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """The text of a chat; ModelError if the checkpoint has no template for it."""
+        if self._chat is None:
+            raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
+        named = self.inner.special_tokens_map
+        return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, named))
+
+
+def _values(
+    messages: Sequence[Mapping[str, str]], opened: bool, enable_thinking: bool | None, named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a template is given."""
+    chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    return {
+        "messages": [dict(message) for message in messages],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": opened,
+        **named,
+        **chosen,
+    }
 
 
 def suffices(folder: Path, kind: str) -> bool:
@@ -166,30 +212,17 @@ def _adds_nothing(post_processor: Mapping[str, Any] | None) -> bool:
 
 
 def _is_renderable(folder: Path) -> bool:
-    source = _source(folder)
+    """Whether the template, if there is one, can be parsed and uses nothing but what it is given."""
     try:
-        tree = _environment().parse(source or "")
-    except TemplateSyntaxError:
+        tree = environment().parse(_source(folder) or "")
+    except (TemplateSyntaxError, RecursionError):
         return False
-    own = {found.name for found in tree.find_all(nodes.Filter)} & {"tojson"}
-    return not own and meta.find_undeclared_variables(tree) <= VARIABLES
-
-
-def _template(folder: Path) -> Template | None:
-    source = _source(folder)
-    return None if source is None else _environment().from_string(source)
+    return meta.find_undeclared_variables(tree) <= VARIABLES
 
 
 def _source(folder: Path) -> str | None:
     if (folder / TEMPLATE).is_file():
+        if (folder / TEMPLATE).stat().st_size > MOST:
+            raise ModelError(f"{folder / TEMPLATE} has more than {MOST >> 10} KiB, and no template has; {AGAIN}")
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     return _settings(folder).get("chat_template")
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """As transformers renders templates, which anyone may have written, but without functions."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals.clear()
-    return environment

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import omnimuse
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.tokenizer import PlainTokenizer, suffices
+from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer, suffices
 from tests.checkpoints.parts import QWEN_CHAT, qwen_tokenizer
 
 BUNDLED = Path(omnimuse.__file__).parent / "bundled/shapes/tokenizer"
@@ -93,6 +93,8 @@ def test_chats_are_written_as_transformers_writes_them(folder: Path, opened: boo
         "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n{{ m.content | trim }}{% endfor %}",
         "{{ eos_token }}{{ pad_token }}{{ bos_token }}{% if tools %}T{% endif %}{{ documents is none }}",
         "{% macro say(x) %}[{{ x | upper }}]{% endmacro %}{{ say(messages[0]['role']) }}\n\n",
+        "{{ messages | tojson }}{% if not messages %}{{ raise_exception('no') }}{% endif %}",
+        "{% set ns = namespace(a=1) %}{% generation %}{{ ns.a }}{% endgeneration %}{{ cycler('a').next() }}",
     ],
 )
 def test_templates_of_other_kinds_come_out_alike(folder: Path, template: str) -> None:
@@ -155,11 +157,8 @@ ENDING = {
         content(truncation={"max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}),
         content(post_processor=ENDING),
         content(added_tokens=[]),
-        template("{{ messages | tojson }}"),
-        template("{{ raise_exception('no') }}"),
-        template("{% set ns = namespace(a=1) %}"),
-        template("{% generation %}{% endgeneration %}"),
-        template("{{ cycler }}"),
+        template("{{ something_else }}"),
+        template("{% for %}"),
     ],
 )
 def test_what_needs_more_is_left_to_transformers(folder: Path, spoil: Callable[[Path], Any]) -> None:
@@ -179,6 +178,12 @@ def test_a_damaged_file_is_refused_with_its_name(folder: Path) -> None:
         suffices(folder, "TokenizersBackend")
 
 
+def test_a_template_longer_than_any_is_refused(folder: Path) -> None:
+    template("x" * (2**20 + 1))(folder)
+    with pytest.raises(ModelError, match=r"chat_template.jinja has more than 1024 KiB"):
+        suffices(folder, "TokenizersBackend")
+
+
 def test_a_chat_or_pads_without_what_they_need_are_refused(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     setting(pad_token=None)(folder)
@@ -191,8 +196,31 @@ def test_a_chat_or_pads_without_what_they_need_are_refused(folder: Path) -> None
 
 
 def test_templates_cannot_reach_python(folder: Path) -> None:
-    from jinja2.exceptions import SecurityError
-
     template("{{ messages.__class__.__mro__[1].__subclasses__() }}")(folder)
-    with pytest.raises(SecurityError):
+    with pytest.raises(ModelError, match="SecurityError"):
         PlainTokenizer(folder).apply_chat_template(MESSAGES)
+
+
+@pytest.mark.parametrize("thinking", [{}, {"enable_thinking": False}], ids=str)
+@pytest.mark.parametrize(
+    "source",
+    [
+        QWEN_CHAT,
+        "{% set ns = namespace(a=1) %}{{ messages | tojson }}{{ eos_token }}{{ strftime_now('%Y') }}{{ ns.a }}",
+        "{% generation %}{{ messages[-1].content }}{% endgeneration %}",
+    ],
+)
+def test_a_tokenizer_of_transformers_writes_chats_within_bounds(
+    folder: Path, source: str, thinking: dict[str, Any]
+) -> None:
+    (folder / "chat_template.jinja").write_text(source)
+    ours = LibraryTokenizer(theirs(folder), folder)
+    how = {"add_generation_prompt": True, **thinking}
+    assert ours.apply_chat_template(MESSAGES, **how) == theirs(folder).apply_chat_template(
+        MESSAGES, tokenize=False, **how
+    )
+    assert torch.equal(ours("a red circle").input_ids, theirs(folder)("a red circle", return_tensors="pt").input_ids)
+    template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")(folder)
+    endless = LibraryTokenizer(theirs(folder), folder)
+    with pytest.raises(ModelError, match=r"takes more than 5 s"):
+        endless.apply_chat_template(MESSAGES)

@@ -19,7 +19,7 @@ from omnimuse.core.request import Door
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import load_library_component
 from omnimuse.loader.tensors import DtypePolicy, construct
-from omnimuse.loader.tokenizer import PlainTokenizer
+from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer
 from omnimuse.loader.weights import load_weights
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState
@@ -66,7 +66,7 @@ def encoded(components: dict[str, Any], prompt: str, limit: int, pad: bool, mask
 def test_the_bundled_model_has_our_tokenizer_and_other_classes_have_transformers_own(z_image_folder: Path) -> None:
     assert type(ours()["tokenizer"]) is PlainTokenizer
     other = load_library_component(Checkpoint(z_image_folder), "tokenizer", torch.float32, "cpu")
-    assert type(other).__name__ == "Qwen2Tokenizer"
+    assert type(other) is LibraryTokenizer and type(other.inner).__name__ == "Qwen2Tokenizer"
 
 
 @pytest.mark.parametrize("prompt", ["", "a red circle", "a long story about a square " * 20])
