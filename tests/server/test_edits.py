@@ -23,7 +23,7 @@ from PIL import Image
 from omnimuse.cli.serve import add_options, run
 from omnimuse.core.errors import ConfigError
 from omnimuse.media.picture import pixels_of
-from omnimuse.media.sandbox import Sandbox
+from omnimuse.media.sandbox import Question, Sandbox
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.uploads import Uploads
 from tests.processes import wait_gone
@@ -185,6 +185,34 @@ def test_a_decoder_that_hangs_is_the_picture_s_fault_and_others_are_served_meanw
             drawn = httpx2.post(f"{server.url}/v1/images/generations", json={"prompt": "x"})
             assert drawn.status_code == 200 and time.monotonic() - began < 1
             assert error(first.result()) == (400, "invalid_image", "image")
+
+
+class Noting(Sandbox):
+    """Notes whose turn each question is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tenants: list[str] = []
+
+    async def ask(self, question: Question, tenant: str = "") -> bytes:
+        self.tenants.append(tenant)
+        return await super().ask(question, tenant)
+
+
+def test_each_key_has_its_own_turns_at_the_decoders(tmp_path: Path) -> None:
+    keys, boxes = {name: name[0] * 40 for name in ("alice", "bob")}, list[Noting]()
+    path = tmp_path / "keys"
+    path.write_text("".join(f"{name}:{key}\n" for name, key in keys.items()))
+    path.chmod(0o600)
+
+    def uploads() -> Uploads:
+        boxes.append(Noting())
+        return Uploads(sandbox=boxes[0])
+
+    with picture_server(tmp_path, change=lambda options: replace(options, key_file=path), uploads=uploads) as server:
+        for key in keys.values():
+            assert post(server, TEAL, headers={"authorization": f"Bearer {key}"}).status_code == 200
+    assert len(set(boxes[0].tenants)) == 2 == len(boxes[0].tenants) and "" not in boxes[0].tenants
 
 
 def test_what_an_edit_cannot_honour_is_refused_with_the_reason(server: Running) -> None:

@@ -79,7 +79,7 @@ def test_networks_come_in_eval_mode_without_gradients(z_image_folder: Path, name
 def test_a_tokenizer_comes_with_its_chat_template(z_image_folder: Path) -> None:
     tokenizer = load(z_image_folder, "tokenizer")
     assert tokenizer.chat_template
-    assert tokenizer("a red circle").input_ids
+    assert tokenizer("a red circle").input_ids.shape[1] > 0
 
 
 def test_dummy_components_need_configurations_only(folder: Path) -> None:
