@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +215,22 @@ def test_each_key_has_its_own_turns_at_the_decoders(tmp_path: Path) -> None:
         for key in keys.values():
             assert post(server, TEAL, headers={"authorization": f"Bearer {key}"}).status_code == 200
     assert len(set(boxes[0].tenants)) == 2 == len(boxes[0].tenants) and "" not in boxes[0].tenants
+
+
+def test_what_the_decoders_lack_is_logged_and_does_not_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    said = json.dumps({"lacking": {"a filter of system calls": "no such thing"}})
+
+    async def tell(*command: str) -> None:
+        uploads = Uploads(sandbox=Sandbox(command=command))
+        await uploads.tell_lacking()
+        await uploads.close()
+
+    asyncio.run(tell(sys.executable, "-c", f"print({said!r})"))
+    asyncio.run(tell("/nowhere/python"))
+    assert [record.getMessage() for record in caplog.records if record.name == "omnimuse.server.uploads"] == [
+        "the processes that read pictures run without a filter of system calls: no such thing",
+        "no process to read pictures can be started now (the server cannot start another process now; try again later)",
+    ]
 
 
 def test_what_an_edit_cannot_honour_is_refused_with_the_reason(server: Running) -> None:
