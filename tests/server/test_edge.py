@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -322,9 +321,7 @@ def test_a_body_of_just_the_allowed_length_is_read() -> None:
 def test_a_body_that_never_ends_is_408() -> None:
     client = Client([b"{"] * 3, unfinished=True)
     asked = scope("POST", "/v1/echo", {"content-type": "application/json", "transfer-encoding": "chunked"})
-    began = time.monotonic()
     asyncio.run(protect(ROUTES, replace(RULES, patience=0.2))(asked, client.receive, client.send))
-    assert time.monotonic() - began < 5
     assert (client.answer.status, client.answer.error["code"]) == (408, "request_timeout")
     assert client.answer.headers["x-should-retry"] == "false" and client.answer.headers["connection"] == "close"
 

