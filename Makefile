@@ -11,11 +11,12 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo install test static check format clean
+.PHONY: help demo install test test-machines static check format clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
 	@echo "make test     run the whole test suite"
+	@echo "make test-machines  the computing part of it on machines that this one can pretend to be"
 	@echo "make check    format, lint, types, architecture and unit tests"
 	@echo "make format   let ruff lay the code out"
 	@echo "make clean    remove .venv and what the tools left behind"
@@ -27,6 +28,10 @@ install: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# Forced dtypes, one and two threads, older instruction sets, busy neighbours. ONLY=NAME runs one of them.
+test-machines: $(VENV)/.installed-test
+	$(BIN)/python -m tools.machines $(if $(ONLY),--only $(ONLY))
 
 # What takes seconds and runs no test: layout, lint, types.
 static: $(VENV)/.installed-dev

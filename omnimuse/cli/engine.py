@@ -61,7 +61,19 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--max-run", type=float, metavar="SECONDS", help="end a request that was in progress for longer"
     )
-    engine.add_argument("--exact", action="store_true", help="never share a forward: results independent to the bit")
+    engine.add_argument(
+        "--tier",
+        default="auto",
+        metavar="NAME",
+        help="what results owe to their company: exact, invariant (nothing) or fast (rounding); see docs/tiers.md",
+    )
+    engine.add_argument(
+        "--exact",
+        dest="tier",
+        action="store_const",
+        const="exact",
+        help="short for --tier exact: never share a forward",
+    )
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -73,7 +85,7 @@ def read_config(args: argparse.Namespace) -> Config:
         offload=OffloadConfig(args.offload),
         compile=CompileConfig("blocks" if args.compile else "none"),
         parallel=ParallelConfig(cfg=args.cfg_parallel),
-        schedule=ScheduleConfig(exact=args.exact, company=args.company, max_run=args.max_run),
+        schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),
         host=HostConfig(threads=args.threads),
     )
 

@@ -125,9 +125,10 @@ class ScheduleConfig:
     `max_running` the outputs in progress and `max_queue` the requests waiting. A request that came `patience` seconds
     ago is late, and half of its tenant's work goes to late ones. A request keeps its place for `slice` seconds at least
     while others wait for one, and ends after `max_run` seconds in progress (None: no bound). Requests
-    share ticks as far as sharing their forwards is measured to save time, or `company` "always". `exact` never shares a
-    forward, so that a result is bit for bit independent of company. `memo_bytes` bounds the cache of one-shot stage
-    outputs.
+    share ticks as far as sharing their forwards is measured to save time, or `company` "always". `tier` is what company
+    may change in a result (`docs/tiers.md`): nothing in "exact", which never shares a forward, and in "invariant",
+    which does; its last bits in "fast"; "auto" lets the build decide and say why. `memo_bytes` bounds the cache of
+    one-shot stage outputs.
     """
 
     max_running: int = 64
@@ -138,18 +139,24 @@ class ScheduleConfig:
     slice: float = 2.0
     max_run: float | None = None
     company: Literal["measured", "always"] = "measured"
-    exact: bool = False
+    tier: Literal["auto", "fast", "invariant", "exact"] = "auto"
     memo_bytes: int = 256 * 2**20
     strict_slots: bool = False
 
     def __post_init__(self) -> None:
         _one_of("company", self.company, ("measured", "always"))
+        _one_of("tier", self.tier, ("auto", "fast", "invariant", "exact"))
         for name in ("max_running", "max_queue", "tick_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
         for name, value in (("patience", self.patience), ("slice", self.slice), ("max_run", self.max_run)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}={value} is not allowed; use a number of seconds, at least 0")
+
+    @property
+    def exact(self) -> bool:
+        """Whether every row has its own forward."""
+        return self.tier == "exact"
 
 
 @dataclass(frozen=True)
@@ -175,12 +182,14 @@ class Environment:
     fault: str
     omp_threads: int | None
     omp_wait_policy: str
+    dtype: str
 
     @staticmethod
     def read() -> Environment:
         """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `engine/faults.py`).
 
         `OMP_NUM_THREADS` may be a list, one number a level of nesting; the first counts.
+        `OMNIMUSE_DTYPE` is what `dtype="auto"` means; empty or left out, the build decides.
         """
         return Environment(
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -188,6 +197,7 @@ class Environment:
             fault=os.environ.get("OMNIMUSE_FAULT", ""),
             omp_threads=_omp_threads(os.environ.get("OMP_NUM_THREADS", "")),
             omp_wait_policy=os.environ.get("OMP_WAIT_POLICY", "").lower(),
+            dtype=os.environ.get("OMNIMUSE_DTYPE", ""),
         )
 
     @staticmethod

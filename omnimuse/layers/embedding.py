@@ -9,7 +9,6 @@ import functools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -34,8 +33,9 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         self.frequencies = frequencies
         self.linear_1 = nn.Linear(frequencies, hidden)
+        self.activation = nn.SiLU()
         self.linear_2 = nn.Linear(hidden, out)
 
     def forward(self, t: Tensor) -> Tensor:
         waves = sinusoid(t, self.frequencies).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(waves)))
+        return self.linear_2(self.activation(self.linear_1(waves)))

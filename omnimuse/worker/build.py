@@ -41,6 +41,7 @@ from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.place import choose_device, choose_dtype
+from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def import_libraries(config: Config) -> None:
 
 def explain(config: Config) -> list[Choice]:
     """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
-    under = _run(_begin(config, Mesh.single()), (construct, attention))
+    under = _run(_begin(config, Mesh.single()), (threads, construct, attention, tier))
+    under.resources.close()
     return [*under.choices, *_engine_choices(under)]
 
 
@@ -144,6 +146,12 @@ def attention(under: Build) -> None:
         alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
         for (role, backend, reason), sites in alike.items():
             under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
+
+
+def tier(under: Build) -> None:
+    """Networks that give a row the same bits in any company, where the tier asks for it."""
+    policies = {network: _policy(under, name) for name, network in under.networks.items()}
+    under.choices.append(choose_tier(under.found.config, under.device, policies))
 
 
 def load(under: Build) -> None:
@@ -203,13 +211,15 @@ def step_cache(under: Build) -> None:
         stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
 
 
-PASSES: tuple[Pass, ...] = (threads, construct, attention, load, memory_format, offload, compile_blocks, step_cache)
+PASSES: tuple[Pass, ...] = (
+    threads, construct, attention, tier, load, memory_format, offload, compile_blocks, step_cache
+)  # fmt: skip
 
 
 def _begin(config: Config, mesh: Mesh) -> Build:
     found = find(config)
     device, device_choice = choose_device(config.model)
-    dtype, dtype_choice = choose_dtype(config.model, device)
+    dtype, dtype_choice = choose_dtype(config.model, device, Environment.read().dtype)
     count, threads = choose_threads(config.host, Room.here(torch.get_num_threads()))
     waiting, kept = choose_waiting(device, count, Environment.read().omp_wait_policy), keep_memory(device)
     places = [choice for choice in (device_choice, dtype_choice, threads, waiting, kept) if choice]
@@ -247,12 +257,16 @@ def _assemble(under: Build) -> Built:
 
 def _fill(under: Build, name: str, component: Component) -> None:
     found, module = under.found, under.own[name]
-    policy = DtypePolicy(under.dtype, component.keep_float32)
+    policy = _policy(under, name)
     if found.config.model.load == "dummy":
         randomise(module, 0, name, policy, under.device)
         return
     rules = _import(component.rules) if component.rules else ()
     load_weights(module, found.checkpoint.path(name), rules, policy, under.device)
+
+
+def _policy(under: Build, name: str) -> DtypePolicy:
+    return DtypePolicy(under.dtype, under.found.spec.components[name].keep_float32)
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:
@@ -295,12 +309,10 @@ def _engine_choices(under: Build) -> list[Choice]:
     loops = [stage for stage in REGISTRY.pipeline(checkpoint.arch).stages if isinstance(stage, Denoise)]
     solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
     features = {"cache": config.cache.kind, "offload": config.offload.mode, "compile": config.compile.mode}
-    how = "every row has its own forward" if config.schedule.exact else "rows share forwards where networks allow"
     return [
         *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
         *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
         Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
-        Choice("batching", "exact", str(config.schedule.exact), how),
     ]
 
 

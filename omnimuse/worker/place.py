@@ -32,10 +32,17 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, Choice]:
     return device, Choice("place", "device", str(device), "asked for")
 
 
-def choose_dtype(config: ModelConfig, device: torch.device) -> tuple[torch.dtype, Choice]:
-    """The number format of the networks: bfloat16 where it is computed natively, float32 otherwise."""
+def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -> tuple[torch.dtype, Choice]:
+    """The number format of the networks: bfloat16 where it is computed natively, float32 otherwise.
+
+    `default` is what the environment puts in the place of that rule; ConfigError for a format that there is not.
+    """
     if config.dtype != "auto":
         return DTYPES[config.dtype], Choice("place", "dtype", config.dtype, "asked for")
+    if default:
+        if default not in DTYPES:
+            raise ConfigError(f"OMNIMUSE_DTYPE={default!r} is not allowed; use one of {', '.join(DTYPES)}, or unset it")
+        return DTYPES[default], Choice("place", "dtype", default, "OMNIMUSE_DTYPE says so")
     native, why = native_bfloat16(device)
     name = "bfloat16" if native else "float32"
     return DTYPES[name], Choice("place", "dtype", name, why)

@@ -1,7 +1,8 @@
 """The promises of the house, checked for every registered pipeline with tiny random weights.
 
 Numbers in names follow no order; what each test promises is its name. "Close" is 1e-5 relative in float32: batching
-changes the order of additions. Where nothing is shared, results are equal bit for bit.
+changes the order of additions. Where nothing is shared, results are equal bit for bit; the tier that shares and is
+equal bit for bit has its own file, `test_tiers.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
 
 Make = Callable[..., Engine]
-EXACT = ScheduleConfig(exact=True, strict_slots=True, company="always")
+EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -85,10 +86,11 @@ def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
     assert close(run(engine, subject.ask(0))[0], expected)
 
 
-def test_in_company_is_close_to_alone(subject: Subject, shared: Engine) -> None:
+def test_in_company_is_close_to_alone_in_the_fast_tier(subject: Subject, engine_with: Make) -> None:
+    engine = engine_with(schedule=ScheduleConfig(tier="fast", strict_slots=True, company="always"))
     asks = subject.asks()
-    alone = [run(shared, ask)[0] for ask in asks]
-    for expected, found in zip(alone, run(shared, *asks), strict=True):
+    alone = [run(engine, ask)[0] for ask in asks]
+    for expected, found in zip(alone, run(engine, *asks), strict=True):
         assert close(found, expected)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
@@ -132,6 +131,7 @@ class FluxTransformer(Network):
         self.image_embedder = nn.Linear(config.in_channels, dim)
         self.text_embedder = nn.Linear(config.joint_attention_dim, dim)
         self.time_embedder = TimestepEmbedding(dim, dim)
+        self.activation = nn.SiLU()
         self.guidance_embedder = TimestepEmbedding(dim, dim) if config.guidance_embeds else None
         self.pooled_embedder = nn.Sequential(
             nn.Linear(config.pooled_projection_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
@@ -190,7 +190,7 @@ class FluxTransformer(Network):
         t = torch.stack([row.t for row in rows]).to(weight.device, weight.dtype)  # [R]
         pooled = torch.stack([row.static.pooled for row in rows])  # [R, D]
         guidance = torch.stack([row.static.guidance for row in rows])  # [R, D]
-        return F.silu(self.time_embedder(t * TIME_SCALE) + guidance + pooled)
+        return self.activation(self.time_embedder(t * TIME_SCALE) + guidance + pooled)
 
     def _embed_images(self, rows: Sequence[FluxInputs]) -> list[Tensor]:
         patches = [_patchify(row.latents.to(self.image_embedder.weight.dtype)) for row in rows]

@@ -159,6 +159,7 @@ class WanTransformer(Network):
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch)
         self.time_embedder = TimestepEmbedding(dim, dim, config.freq_dim)
+        self.activation = nn.SiLU()
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = WanMLP(config.text_dim, dim, dim)
         self.blocks = BlockStack(WanBlock(config) for _ in range(config.num_layers))
@@ -191,7 +192,7 @@ class WanTransformer(Network):
             layout=layout,
             spans=tuple(len(row.t) for row in rows),
             rope=layout.pack([row.static.rope for row in rows]),
-            time=self.time_proj(F.silu(embedded)).unflatten(-1, (6, -1)).float(),
+            time=self.time_proj(self.activation(embedded)).unflatten(-1, (6, -1)).float(),
             text=text_layout.pack([row.static.text for row in rows]),
             text_layout=text_layout,
         )
@@ -209,11 +210,9 @@ class WanTransformer(Network):
         return self.time_embedder(t).to(self.dtype)
 
     def _embed_patches(self, rows: Sequence[WanInputs]) -> list[Tensor]:
-        """The patch convolution as one product over the patches of all rows: [S, D] each."""
-        patches = [self._patchify(row.latents.to(self.dtype)) for row in rows]
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        embedded = F.linear(torch.cat(patches), weight.flatten(1), bias)
-        return list(embedded.split([len(patch) for patch in patches]))
+        """The patch convolution as one product over the patches of each row: [S, D] each."""
+        weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
+        return [F.linear(self._patchify(row.latents.to(self.dtype)), weight, bias) for row in rows]
 
     def _patchify(self, latents: Tensor) -> Tensor:
         """[c, f, h, w] -> [S, c * patch]; within a patch the order is channel, frame, row, column."""
@@ -322,10 +321,11 @@ class WanMLP(nn.Module):
     def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(dim, hidden)
+        self.activation = nn.GELU("tanh")
         self.linear_2 = nn.Linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
+        return self.linear_2(self.activation(self.linear_1(x)))
 
 
 class WanHead(nn.Module):

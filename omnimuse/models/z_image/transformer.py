@@ -275,12 +275,13 @@ class ZImageHead(nn.Module):
     def __init__(self, dim: int, modulation: int, patch_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.activation = nn.SiLU()
         self.modulation = nn.Linear(modulation, dim)
         self.linear = nn.Linear(dim, patch_dim)
 
     def forward(self, hidden: Tensor, cond: ZImageCond) -> Tensor:
         assert cond.time is not None
-        scale = 1 + cond.layout.expand(self.modulation(F.silu(cond.time)))
+        scale = 1 + cond.layout.expand(self.modulation(self.activation(cond.time)))
         return self.linear(self.norm(hidden) * scale)
 
 

@@ -46,7 +46,7 @@ def test_each_option_reaches_its_topic() -> None:
     assert (config.cache.kind, config.cache.threshold) == ("teacache", 0.2)
     assert config.offload.mode == "layers"
     assert config.parallel.cfg == 2
-    assert config.schedule.exact
+    assert config.schedule.tier == "exact"
     assert config.host.threads == 3
     assert config.compile.mode == "blocks"
     assert config.attention == AttentionConfig("reference")

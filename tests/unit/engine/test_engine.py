@@ -75,8 +75,8 @@ def test_requests_in_company_give_what_they_give_alone() -> None:
 
 
 def test_rows_of_different_requests_share_a_forward_unless_the_engine_is_exact() -> None:
-    for exact, most in ((False, 3), (True, 1)):
-        subject = engine(config=ScheduleConfig(exact=exact, company="always"))
+    for tier, most in (("fast", 3), ("exact", 1)):
+        subject = engine(config=ScheduleConfig(tier=tier, company="always"))
         submit(subject, ask("a"), ask("b"), ask("c", height=32))
         finish(subject)
         adder = subject.runner.pipeline.ctx.components["adder"]
@@ -85,7 +85,7 @@ def test_rows_of_different_requests_share_a_forward_unless_the_engine_is_exact()
 
 
 def test_without_a_gain_from_company_requests_are_drawn_one_after_the_other() -> None:
-    subject = engine(config=ScheduleConfig(exact=True))
+    subject = engine(config=ScheduleConfig(tier="exact"))
     ids = submit(subject, ask(num_inference_steps=9), ask(num_inference_steps=3), ask(num_inference_steps=6))
     events = finish(subject)
     assert [e.request_id for e in events if isinstance(e, Done)] == [ids[1], ids[2], ids[0]]

@@ -197,7 +197,7 @@ def test_a_blend_fades_from_one_piece_into_the_next() -> None:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder: Path = wan.build(tmp_path_factory.mktemp("video") / "tiny", "2.1")
-    schedule = ScheduleConfig(strict_slots=True, exact=True, company="always")
+    schedule = ScheduleConfig(strict_slots=True, tier="exact", company="always")
     engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=schedule))
     yield engine
     engine.close()

@@ -95,6 +95,10 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
     assert (dtype == torch.bfloat16) == native_bfloat16(device)[0]
     assert choice.reason
     assert choose_dtype(ModelConfig("x", dtype="float32"), device)[0] == torch.float32
+    assert choose_dtype(ModelConfig("x"), device, "float16")[0] == torch.float16
+    assert choose_dtype(ModelConfig("x", dtype="float32"), device, "float16")[0] == torch.float32
+    with pytest.raises(ConfigError, match="OMNIMUSE_DTYPE='half' is not allowed"):
+        choose_dtype(ModelConfig("x"), device, "half")
 
 
 def test_several_ranks_need_torchrun(z_image_folder: Path) -> None:

@@ -1,0 +1,120 @@
+"""Parts that give a token the same bits in any company: products of fixed heights, activations of whole vectors.
+
+A build pass puts them in the place of a network's own when the tier is "invariant". A matrix library picks its kernel,
+and so its order of additions, by the number of rows; an elementwise kernel computes what is left over at the end of a
+thread's share in another way than the rest. Here a product is cut into tiles of a few fixed heights, each of which was
+tried on this machine, and an activation never leaves anything over.
+
+Letters: T tokens of all rows together, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEIGHTS = (512, 256, 128, 64, 32, 16, 8)  # tall tiles are fast, short ones leave little to pad
+ALIGNMENT = 64  # bytes; matrix libraries round as the alignment has it
+SHARE = 32768  # elements that torch gives a thread at least (at::internal::GRAIN_SIZE)
+LANES = 64  # elements; a multiple of what every kernel takes at once
+
+
+class SteadyLinear(nn.Module):
+    """`nn.Linear`, by the same names, in tiles whose heights are some of `heights` (tallest first)."""
+
+    def __init__(self, linear: nn.Linear, heights: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.heights = tuple(heights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])  # [T, K]
+        cuts = list(cut(len(tokens), self.heights))
+        out = tokens.new_empty(sum(cuts), len(self.weight))  # [T rounded up, N]
+        start = 0
+        for height in cuts:
+            tile = tokens[start : start + height]
+            if len(tile) < height:
+                tile = F.pad(tile, (0, 0, 0, height - len(tile)))
+            product(tile, self.weight, self.bias, out[start : start + height])
+            start += height
+        return out[: len(tokens)].view(*x.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, heights={self.heights}"
+
+
+class SteadyActivation(nn.Module):
+    """An elementwise module, computed so that an element does not depend on where it lies in its tensor."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = whole_vectors(x.numel(), torch.get_num_threads())
+        if whole == x.numel():
+            return self.inner(x)
+        flat = x.reshape(-1)
+        rest = x.numel() - whole
+        padded = F.pad(flat[whole:], (0, -rest % LANES))
+        return torch.cat([self.inner(flat[:whole]), self.inner(padded)[:rest]]).view(x.shape)
+
+
+def cut(count: int, heights: Sequence[int]) -> Iterator[int]:
+    """Heights of tiles, tallest first, that cover `count` rows; only the last one may reach beyond them."""
+    for height in heights:
+        while count >= height:
+            yield height
+            count -= height
+    if count > 0:
+        yield heights[-1]
+
+
+def product(tile: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """tile [H, K] times weight [N, K], plus bias, into out [H, N]; from and to aligned memory."""
+    if tile.data_ptr() % ALIGNMENT:
+        tile = tile.clone()
+    place = torch.empty_like(out) if out.data_ptr() % ALIGNMENT else out
+    if bias is None:
+        torch.mm(tile, weight.t(), out=place)
+    else:
+        torch.addmm(bias, tile, weight.t(), out=place)
+    if place is not out:
+        out.copy_(place)
+
+
+def whole_vectors(count: int, threads: int) -> int:
+    """The most of `count` elements that torch shares out among threads without leaving any a broken vector."""
+    parts = max(1, min(threads, -(-count // SHARE)))
+    return max(count // (LANES * parts) * LANES * parts, (parts - 1) * SHARE)  # the latter: one thread fewer takes part
+
+
+def steady_heights(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """Those of `HEIGHTS` at which products with `weight` give equal rows equal bits, wherever they lie.
+
+    Tried here and now: a tile of equal rows must have equal rows for an outcome, and the same ones at every height.
+    The largest set of heights that agree is kept, of equal sets the taller one.
+    """
+    agreeing: list[tuple[Tensor, list[int]]] = []
+    row = trial(1, weight.shape[1]).to(weight)
+    for height in HEIGHTS:
+        out = row.new_empty(height, len(weight))
+        product(row.expand(height, -1).contiguous(), weight, bias, out)
+        if not bool((out == out[0]).all()):
+            continue
+        known = next((heights for first, heights in agreeing if torch.equal(first, out[0])), None)
+        if known is None:
+            agreeing.append((out[0].clone(), [height]))
+        else:
+            known.append(height)
+    return max((tuple(heights) for _, heights in agreeing), key=len, default=())
+
+
+def trial(rows: int, columns: int) -> Tensor:
+    """Numbers of both signs and many sizes, float32 [rows, columns]; the same every time."""
+    return torch.arange(1, rows * columns + 1, dtype=torch.float32).mul_(0.7).sin_().view(rows, columns)

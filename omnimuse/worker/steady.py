@@ -1,0 +1,121 @@
+"""The build pass of the tier "invariant": networks whose rows are the same to the bit in any company.
+
+What depends on company is put right from outside the model: products and activations (`layers/steady.py`) and calls of
+attention. Everything is tried on this machine first; where it does not hold, a tier that was asked for is refused, and
+the default is "fast" with the reason. `docs/tiers.md` says what each tier promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from omnimuse.attention.backends.one_by_one import OneByOne
+from omnimuse.attention.layer import Attention
+from omnimuse.core.config import Choice, Config
+from omnimuse.core.errors import ConfigError
+from omnimuse.layers.network import Network
+from omnimuse.layers.steady import SteadyActivation, SteadyLinear, steady_heights, trial
+from omnimuse.loader.tensors import DtypePolicy
+
+SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
+THREADS = 2  # with more, the rotation of queries and keys may be shared out in the middle of a vector
+
+Heights = dict[tuple[int, int, bool, torch.dtype], tuple[int, ...]]
+
+
+def obstacle(config: Config, device: torch.device) -> str | None:
+    """Why networks cannot be made invariant as `config` has them on `device`, or None."""
+    if device.type != "cpu":
+        return f"what depends on company on {device.type} has not been measured yet"
+    if config.compile.mode != "none":
+        return "compiled blocks are other code for one row than for several"
+    if torch.get_num_threads() > THREADS:
+        found = torch.get_num_threads()
+        return f"it is proved for at most {THREADS} threads, and torch has {found} (--threads {THREADS})"
+    return None
+
+
+def choose_tier(config: Config, device: torch.device, networks: dict[Network, DtypePolicy]) -> Choice:
+    """Make `networks` (on the meta device) invariant if the tier asks for it or may be that by default; the choice.
+
+    ConfigError where it was asked for and cannot be.
+    """
+    tier = config.schedule.tier
+    if tier == "exact":
+        return _choice(tier, "asked for: every row has its own forward")
+    if tier == "fast":
+        return _choice(tier, "asked for: rows share forwards, and company may change the last bits")
+    why, heights = obstacle(config, device), Heights()
+    if why is None:
+        heights = {key: steady_heights(*_trial_weights(key, device)) for key in _keys(networks)}
+        why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
+    if why is not None:
+        if tier == "invariant":
+            raise ConfigError(f"tier=invariant cannot be: {why}; use tier=exact (own forwards) or tier=fast")
+        return _choice("fast", f"default, not invariant: {why}")
+    for network, policy in networks.items():
+        make_steady(network, policy, heights)
+    how = f"products in tiles of {_spoken(heights)} rows, tried on this machine"
+    return _choice("invariant", f"{'default on a CPU' if tier == 'auto' else 'asked for'}: {how}")
+
+
+def make_steady(network: Network, policy: DtypePolicy, heights: Heights) -> None:
+    """Put steady parts in the place of the network's own; names of weights stay."""
+    for path, module in list(network.named_modules()):
+        if isinstance(module, Attention):
+            module.backend = OneByOne(module.backend)
+        elif isinstance(module, nn.Linear):
+            _replace(network, path, SteadyLinear(module, heights[_key(path, module, policy)]))
+        elif isinstance(module, (nn.SiLU, nn.GELU)):
+            _replace(network, path, SteadyActivation(module))
+
+
+def _replace(network: nn.Module, path: str, part: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(network.get_submodule(owner), name, part)
+
+
+def _keys(networks: dict[Network, DtypePolicy]) -> Iterator[tuple[int, int, bool, torch.dtype]]:
+    """Every kind of product in the networks, once."""
+    kinds = {
+        _key(path, module, policy): None
+        for network, policy in networks.items()
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return iter(kinds)
+
+
+def _key(path: str, linear: nn.Linear, policy: DtypePolicy) -> tuple[int, int, bool, torch.dtype]:
+    return linear.out_features, linear.in_features, linear.bias is not None, policy.of(f"{path}.weight")
+
+
+def _trial_weights(
+    key: tuple[int, int, bool, torch.dtype], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    rows, columns, has_bias, dtype = key
+    return trial(rows, columns).to(device, dtype), trial(1, rows)[0].to(device, dtype) if has_bias else None
+
+
+def _unsteady(heights: Heights, usable_to: int | None) -> str | None:
+    """The first kind of product that is not steady, or only in tiles taller than `usable_to`, in words."""
+    for (rows, columns, _, dtype), kept in heights.items():
+        what = f"products with weights of {rows}x{columns} in {dtype}"
+        if not kept:
+            return f"{what} round by where a row lies, at every height that was tried on this machine"
+        if usable_to is not None and kept[-1] > usable_to:
+            return f"{what} agree only in tiles of {kept[-1]} rows and more, which would be slow for small pictures"
+    return None
+
+
+def _spoken(heights: Heights) -> str:
+    shortest = max((kept[-1] for kept in heights.values()), default=0)
+    tallest = min((kept[0] for kept in heights.values()), default=0)
+    return f"{shortest} to {tallest}"
+
+
+def _choice(tier: str, reason: str) -> Choice:
+    return Choice("batching", "tier", tier, reason)

@@ -1,0 +1,68 @@
+"""Products and activations that do not depend on where a row lies, or on how many others there are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from omnimuse.layers.steady import (
+    HEIGHTS,
+    LANES,
+    SHARE,
+    SteadyActivation,
+    SteadyLinear,
+    cut,
+    steady_heights,
+    trial,
+    whole_vectors,
+)
+
+
+def test_rows_are_cut_into_tall_tiles_first_and_only_the_last_reaches_beyond() -> None:
+    assert list(cut(1000, (512, 64, 8))) == [512, *[64] * 7, *[8] * 5]
+    assert list(cut(3, (512, 64, 8))) == [8]
+    assert list(cut(0, (8,))) == []
+    for count in range(1, 700):
+        assert 0 <= sum(cut(count, HEIGHTS)) - count < HEIGHTS[-1]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("inputs", [25, 64])  # rows of 25 floats begin at addresses that are not aligned
+def test_a_row_of_a_product_is_the_same_wherever_it_lies(bias: bool, inputs: int) -> None:
+    linear = nn.Linear(inputs, 49, bias=bias).requires_grad_(False)
+    heights = steady_heights(linear.weight, linear.bias)
+    assert heights, "no height is steady on this machine"
+    steady = SteadyLinear(linear, heights)
+    x = trial(700, inputs)
+    whole = steady(x)
+    assert torch.allclose(whole, F.linear(x, linear.weight, linear.bias), atol=1e-5)
+    for begin, end in ((0, 1), (1, 4), (3, 100), (5, 517), (650, 700)):
+        assert torch.equal(steady(x[begin:end]), whole[begin:end])
+    assert torch.equal(steady(x.view(7, 100, inputs)), whole.view(7, 100, 49))
+    assert set(steady.state_dict()) == set(linear.state_dict())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 64])
+def test_whole_vectors_are_shared_out_without_leaving_any_broken(threads: int) -> None:
+    for count in [*range(300), *range(SHARE - 200, SHARE + 200, 7), *range(0, 9 * SHARE, 1009), 64 * SHARE + 77]:
+        whole = whole_vectors(count, threads)
+        assert 0 <= count - whole < LANES * threads
+        parts = max(1, min(threads, -(-whole // SHARE)))
+        assert -(-whole // parts) % LANES == 0, "the share of a thread, as torch reckons it"
+
+
+@pytest.mark.parametrize("module", [nn.SiLU(), nn.GELU("tanh")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_element_is_activated_the_same_wherever_it_lies(module: nn.Module, dtype: torch.dtype, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    steady = SteadyActivation(module)
+    row = (4 * trial(1, 682)).to(dtype)
+    alone = steady(row)
+    outcomes = [bool((steady(row.expand(count, -1)) == alone).all()) for count in (2, 7, 33, 131, 400)]
+    torch.set_num_threads(before)
+    assert all(outcomes)
+    assert torch.allclose(alone.float(), module(row).float(), rtol=1e-2, atol=1e-6)

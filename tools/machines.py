@@ -1,0 +1,98 @@
+"""The computing part of the suite on machines that this one can pretend to be: `make test-machines`.
+
+A machine is some environment variables and perhaps busy neighbours. Prints one line per machine: passed or failed, and
+the command that runs it alone. `--only NAME` runs one of them, `--list` names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+COMPUTING = ("tests/unit", "tests/invariants", "tests/parity", "tests/dist", "tests/test_demo.py")
+BUSY = "while True: pass"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it is called, its environment, and how many busy processes share it."""
+
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    neighbours: int = 0
+
+
+MACHINES = (
+    Machine("float32", {"OMNIMUSE_DTYPE": "float32"}),
+    Machine("bfloat16", {"OMNIMUSE_DTYPE": "bfloat16"}),
+    Machine("one-thread", {"OMP_NUM_THREADS": "1"}),
+    Machine("two-threads", {"OMP_NUM_THREADS": "2"}),
+    Machine("plain-kernels", {"ATEN_CPU_CAPABILITY": "default"}),
+    Machine("avx2-kernels", {"ATEN_CPU_CAPABILITY": "avx2"}),
+    Machine("avx2-products", {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+    Machine("busy", neighbours=2),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the machines that were asked for, one after the other; 1 if one of them fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [machine.name for machine in MACHINES]
+    parser.add_argument("--only", choices=names, action="append", help="run this machine (may be repeated)")
+    parser.add_argument("--list", action="store_true", help="print the machines and run nothing")
+    parser.add_argument("tests", nargs="*", default=list(COMPUTING), help="what to run (default: all that computes)")
+    args = parser.parse_args(arguments)
+    wanted = [machine for machine in MACHINES if args.only is None or machine.name in args.only]
+    if args.list:
+        print("\n".join(f"{machine.name}: {_spoken(machine)}" for machine in wanted))
+        return 0
+    failed = [machine.name for machine in wanted if not run(machine, args.tests)]
+    return int(bool(failed))
+
+
+def run(machine: Machine, tests: list[str]) -> bool:
+    """Run the tests on that machine and print its line, and what failed below it."""
+    began = time.monotonic()
+    with busy(machine.neighbours):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "--no-header", "--tb=line", "-rfE", *tests],
+            env={**os.environ, **machine.environment},
+            capture_output=True,
+            text=True,
+        )
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing was printed"]
+    word = "passed" if done.returncode == 0 else "FAILED"
+    again = f"python -m tools.machines --only {machine.name}"
+    print(f"{machine.name:14} {word}  {lines[-1]}  ({time.monotonic() - began:.0f} s; alone: {again})", flush=True)
+    for line in lines:
+        if done.returncode and re.match("(FAILED|ERROR) ", line):
+            print(f"    {line}", flush=True)
+    return done.returncode == 0
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """`count` processes that do nothing but compute, for the length of the block."""
+    neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+
+
+def _spoken(machine: Machine) -> str:
+    words = [f"{name}={value}" for name, value in machine.environment.items()]
+    return " ".join(words + ([f"beside {machine.neighbours} busy processes"] if machine.neighbours else []))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
