@@ -9,60 +9,109 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.differences import Differences, refuse_differences
-from omnimuse.loader.files import AGAIN, read_json, weight_files
-from omnimuse.loader.tensors import DtypePolicy, construct_unfilled, settle
+from omnimuse.loader.files import AGAIN, read_json
+from omnimuse.loader.rules import Rule, Translate
+from omnimuse.loader.tensors import DtypePolicy, Home, construct
 from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer, suffices
-from omnimuse.loader.weights import load_weights, randomise, stored_shapes
+from omnimuse.loader.weights import load_weights, randomise
 
 LIBRARIES = ("diffusers", "transformers")
 """The libraries whose classes a checkpoint may name."""
 
 _HEADS = re.compile(r"(^|\.)(lm_head|score|classifier|qa_outputs)\.")
+"""Heads that an encoder does not need may be left over."""
 
 
 def load_library_component(
     checkpoint: Checkpoint,
     name: str,
     dtype: torch.dtype,
-    device: torch.device | str,
+    place: Home | torch.device | str,
     load: Literal["weights", "dummy"] = "weights",
     seed: int = 0,
 ) -> Any:
-    """The component `name` of `checkpoint`: a network on `device` in eval mode without gradients, or a tokenizer.
+    """The component `name` of `checkpoint`: a network in eval mode without gradients, or a tokenizer.
 
     `load="dummy"` needs configurations and tokenizer files but no weights; its numbers come from `seed`.
     ModelError says what is missing, damaged or not known to the installed library.
     """
-    folder, device = checkpoint.path(name), torch.device(device)
-    library, _ = checkpoint.components[name]
-    cls = library_class(checkpoint, name)
+    if not is_network(checkpoint, name):
+        return load_tokenizer(checkpoint, name)
+    module = construct_library_network(checkpoint, name)
+    policy = DtypePolicy(dtype, kept_float32(checkpoint, name, dtype))
+    if load == "dummy":
+        randomise(module, seed, name, policy, place)
+    else:
+        load_weights(module, checkpoint.path(name), library_rules(checkpoint, name, module), policy, place)
+    return module
+
+
+def is_network(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether component `name` is a network, and not a tokenizer or processor. Imports its library."""
+    return issubclass(library_class(checkpoint, name), nn.Module)
+
+
+def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:
+    """The tokenizer or processor `name`."""
+    folder, cls = checkpoint.path(name), library_class(checkpoint, name)
     if cls is PlainTokenizer:
         return PlainTokenizer(folder)
+    _check_json(folder)
+    try:
+        with quiet(checkpoint.components[name][0]):
+            found = cls.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as problem:
+        raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
+    if cls.__module__.startswith("transformers.") and hasattr(found, "apply_chat_template"):
+        return LibraryTokenizer(found, folder) if hasattr(found, "get_chat_template") else found
+    return found
+
+
+def construct_library_network(checkpoint: Checkpoint, name: str) -> nn.Module:
+    """The network `name` as its library builds it from the configuration, its stored tensors on the meta device."""
+    cls, library = library_class(checkpoint, name), checkpoint.components[name][0]
+    _check_json(checkpoint.path(name))
     with quiet(library):
-        if not issubclass(cls, nn.Module):
-            return _load_plain(cls, folder)
-        if load == "weights" and library == "transformers":
-            return _load_transformers(cls, folder, dtype, device)
-        module = construct_unfilled(lambda: _from_config(cls, checkpoint, name))
-        policy = DtypePolicy(dtype, _float32(cls, library, dtype))
-        if load == "dummy":
-            randomise(module, seed, name, policy, device)
-        else:
-            load_weights(module, folder, (), policy, device)
-        return module
+        return construct(lambda: _from_config(cls, checkpoint, name))
+
+
+def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module) -> tuple[Rule, ...]:
+    """How the names in the files become those of `module`, by the library's own tables.
+
+    ModelError where transformers would compute other tensors from the stored ones.
+    """
+    if checkpoint.components[name][0] != "transformers":
+        return ()
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    cls: Any = type(module)
+    transforms, known = get_model_conversion_mapping(module), module.state_dict()
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings = [each for each in transforms if not isinstance(each, WeightConverter)]
+    unneeded = [_HEADS, *map(re.compile, cls._keys_to_ignore_on_load_unexpected or ())]
+
+    def translate(stored: str) -> str:
+        new, converted = rename_source_key(stored, renamings, converters, cls.base_model_prefix, known)
+        if converted is not None:
+            raise ModelError(
+                f"{checkpoint.path(name)}: transformers computes weights of {cls.__name__} from {stored} and others "
+                "while it loads them, which omnimuse does not do; save the model once with this transformers"
+            )
+        return "" if new not in known and any(pattern.search(new) for pattern in unneeded) else new
+
+    return (Translate(translate),)
 
 
 def library_class(checkpoint: Checkpoint, name: str) -> Any:
@@ -103,8 +152,9 @@ def _from_config(cls: Any, checkpoint: Checkpoint, name: str) -> nn.Module:
     return built
 
 
-def _float32(cls: Any, library: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """Names of parts that the library itself keeps in float32 when asked for `dtype`."""
+def kept_float32(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """Names of parts of the network `name` that its library itself keeps in float32 when asked for `dtype`."""
+    cls, library = library_class(checkpoint, name), checkpoint.components[name][0]
     kept = cls._keep_in_fp32_modules or ()
     kept = (kept,) if isinstance(kept, str) else tuple(kept)
     if library == "diffusers":
@@ -113,51 +163,10 @@ def _float32(cls: Any, library: str, dtype: torch.dtype) -> tuple[str, ...]:
     return (*kept, *strict) if dtype is torch.float16 else strict
 
 
-def _load_plain(cls: Any, folder: Path) -> Any:
-    """A tokenizer or processor."""
-    _check_json(folder)
-    try:
-        found = cls.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as problem:
-        raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
-    if cls.__module__.startswith("transformers.") and hasattr(found, "apply_chat_template"):
-        return LibraryTokenizer(found, folder) if hasattr(found, "get_chat_template") else found
-    return found
-
-
 def _check_json(folder: Path) -> None:
     """ModelError for a JSON file that a library would read without bounds."""
     for path in sorted(folder.glob("*.json")):
         read_json(path)
-
-
-def _load_transformers(cls: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    _check_json(folder)
-    for path in weight_files(folder):
-        stored_shapes(path)  # refuses damaged files with their names
-    try:
-        module, info = cls.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, SafetensorError) as problem:
-        raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
-    refuse_differences(folder, _differences(info))
-    module.to(device)  # buffers keep their dtype
-    settle(module, device)
-    assert isinstance(module, nn.Module)
-    return module
-
-
-def _differences(info: Mapping[str, Any]) -> Differences:
-    """What transformers reports, in our words; heads that an encoder does not need may be left over."""
-    unexpected = sorted(name for name in info["unexpected_keys"] if not _HEADS.search(name))
-    misshaped = sorted((name, tuple(want), tuple(have)) for name, have, want in info["mismatched_keys"])
-    return Differences(tuple(sorted(info["missing_keys"])), tuple(unexpected), tuple(misshaped))
 
 
 @contextmanager

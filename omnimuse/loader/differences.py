@@ -23,14 +23,17 @@ _QUANTIZED = re.compile(r"(weight_scale(_inv)?|input_scale|qweight|qzeros|scales
 
 @dataclass(frozen=True)
 class Differences:
-    """Names the files lack, names nobody asked for, and (name, shape asked for, shape in the files)."""
+    """Names the files lack, names nobody asked for, (name, shape asked for, shape in the files), and (name, number
+    format asked for, format in the files) where one does not become the other.
+    """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     misshaped: tuple[tuple[str, Shape, Shape], ...] = ()
+    mistyped: tuple[tuple[str, str, str], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshaped)
+        return bool(self.missing or self.unexpected or self.misshaped or self.mistyped)
 
 
 def refuse_differences(folder: Path, found: Differences) -> None:
@@ -47,6 +50,9 @@ def refuse_differences(folder: Path, found: Differences) -> None:
             f"{name} is {_shape(have)}, config.json asks for {_shape(want)}" for name, want, have in found.misshaped
         ]
         parts.append(f"{len(lines)} of another shape: {_list(lines)}")
+    if found.mistyped:
+        lines = [f"{name} is {have}, this network takes {want}" for name, want, have in found.mistyped]
+        parts.append(f"{len(lines)} of another number format: {_list(lines)}")
     text = f"the weights in {folder} do not fit the network that its config.json describes.\n  " + "\n  ".join(parts)
     raise ModelError(f"{text}\n{guess(found)}")
 
@@ -56,7 +62,7 @@ def guess(found: Differences) -> str:
     names = found.unexpected
     if any(_LORA.search(name) for name in names):
         return "These look like LoRA adapters, not whole weights: load the base model and give the adapters to it"
-    if any(_QUANTIZED.search(name) for name in names):
+    if any(map(_QUANTIZED.search, names)) or any(want.startswith("floats") for _, want, _ in found.mistyped):
         return "These look like quantized weights, which are not read from files: use the checkpoint in float precision"
     if prefix := _prefix(found):
         return (

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,17 @@ def _too_deep(path: Path) -> ModelError:
     return ModelError(f"{path} has lists or objects more than {JSON_DEPTH} deep, and no checkpoint has; {AGAIN}")
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that together hold the weights of the component in `folder`, in name order.
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files with a component's weights, in name order; of shards with an `index`, which file has which tensor."""
+
+    paths: tuple[Path, ...]
+    index: Path | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """The safetensors files that together hold the weights of the component in `folder`.
 
     Plain files win; those of a variant (`model.fp16.safetensors`) are taken only if there are no plain ones. ModelError
     names a missing shard, refuses pickles and says which choice is open if there are several.
@@ -101,7 +111,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if keys:
             chosen = _one(folder, keys)
             group = {name: m for name, m in singles.items() if (m["stem"], m["variant"]) == chosen}
-            return _group(folder, group)
+            return WeightFiles(_group(folder, group))
     raise ModelError(_why_none(folder, names))
 
 
@@ -113,15 +123,16 @@ def _one(folder: Path, keys: list[tuple[str, str | None]]) -> tuple[str, str | N
     raise ModelError(f"{folder} holds several sets of weights ({names}) and only one is expected; remove the others")
 
 
-def _shards(folder: Path, index: str) -> tuple[Path, ...]:
+def _shards(folder: Path, index: str) -> WeightFiles:
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise ModelError(f"{folder / index} has no `weight_map` that says which file holds which tensor; {AGAIN}")
-    files = sorted({str(name) for name in weight_map.values()})
+    owners = {str(tensor): str(name) for tensor, name in weight_map.items()}
+    files = sorted(set(owners.values()))
     for name in files:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(f"{folder / index} names the file {name!r}; only *.safetensors beside it are allowed")
-    return _all_there(folder, files, f"named by {index}")
+    return WeightFiles(_all_there(folder, files, f"named by {index}"), folder / index, owners)
 
 
 def _group(folder: Path, group: Mapping[str, re.Match[str]]) -> tuple[Path, ...]:

@@ -42,7 +42,8 @@ def plan_load(
 ) -> Plan:
     """How tensors of shapes `stored` fill places of shapes `wanted` under `rules`.
 
-    `ties` maps each wanted name to the first name of the same memory: one of its names in the files is enough.
+    `ties` maps each wanted name to the first name of the same memory: one of its names in the files is enough, and of
+    several the first in the network's own order is read.
     """
     plan = Plan()
     coming: dict[str, dict[str, Target]] = {}
@@ -57,7 +58,10 @@ def plan_load(
             _fuse(plan, name, wanted[name], sources, stored)
         else:
             _whole(plan, name, wanted[name], list(sources), stored)
-    covered = {ties[name] for name in coming}
+    covered: dict[str, str] = {}
+    for name in wanted:
+        if name in coming and covered.setdefault(ties[name], name) != name:
+            plan.pieces = {source: piece for source, piece in plan.pieces.items() if piece.target != name}
     plan.missing += [name for name in dict.fromkeys(ties.values()) if name not in covered]
     return plan
 

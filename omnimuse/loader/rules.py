@@ -1,4 +1,4 @@
-"""Rules that turn a checkpoint's tensor names into those of our networks: `Rename`, `Fuse` and `Drop`.
+"""Rules that turn a checkpoint's tensor names into those of our networks: `Rename`, `Fuse`, `Drop` and `Translate`.
 
 A family's `weights.py` lists them, `weights.load_weights` applies them. Plain data and plain functions; no torch.
 """
@@ -6,7 +6,7 @@ A family's `weights.py` lists them, `weights.load_weights` applies them. Plain d
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -37,7 +37,14 @@ class Drop:
     pattern: str
 
 
-Rule = Rename | Fuse | Drop
+@dataclass(frozen=True)
+class Translate:
+    """Asks `name` for every name: the answer takes its place, and what has an empty one is left out."""
+
+    name: Callable[[str], str]
+
+
+Rule = Rename | Fuse | Drop | Translate
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,10 @@ def apply_rules(name: str, rules: Sequence[Rule]) -> Target:
         if isinstance(rule, Rename):
             renamed = re.sub(rule.pattern, rule.replacement, target.name)
             target = Target(renamed, target.fuse, target.part, target.prefix)
+        elif isinstance(rule, Translate):
+            target = Target(rule.name(target.name), target.fuse, target.part, target.prefix)
+            if not target.name:
+                return target
         elif isinstance(rule, Drop):
             if re.search(rule.pattern, target.name):
                 return Target("")

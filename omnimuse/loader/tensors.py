@@ -1,4 +1,4 @@
-"""A module's tensors before and while they are filled: how it is built empty, where its tensors sit, in which dtype.
+"""A module's tensors before and while they are filled: how it is built empty, where its tensors are, in which dtype.
 
 Used by `weights` and `components`, and by the build pass that makes a network. Knows nothing of files.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,46 @@ def _matches(pieces: list[str], pattern: list[str]) -> bool:
         if all(fnmatchcase(piece, part) for piece, part in zip(window, pattern, strict=True)):
             return True
     return False
+
+
+class Home(Protocol):
+    """Where the tensors of one module are written to while it is filled, and where it computes: `device`.
+
+    They may stay there (`OnDevice`), or wait there until they are brought in (`waits`).
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def waits(self) -> bool: ...
+
+    def space(self, name: str, like: Tensor) -> Tensor:
+        """Memory for the content of the tensor called `name`: of the shape, dtype and order of `like`."""
+        ...
+
+    def seal(self) -> None:
+        """Everything is written."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """The home of a module whose tensors stay on `device`."""
+
+    device: torch.device
+    waits: bool = False
+
+    def space(self, name: str, like: Tensor) -> Tensor:
+        return torch.empty_like(like, device=self.device)
+
+    def seal(self) -> None:
+        """Nothing to do."""
+
+
+def home_of(place: Home | torch.device | str) -> Home:
+    """`place`, or the home of what stays on that device."""
+    return OnDevice(torch.device(place)) if isinstance(place, str | torch.device) else place
 
 
 _FILLS = frozenset(name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")) | {
@@ -120,13 +160,24 @@ def place_everywhere(module: nn.Module, names: tuple[str, ...], tensor: Tensor) 
         setattr(owner, key, tensor)
 
 
-def settle(module: nn.Module, device: torch.device) -> None:
-    """Ends the filling of `module`: buffers that no file stores go to `device`, eval mode, nothing is left on meta."""
+def cast(module: nn.Module, dtype: DtypePolicy) -> None:
+    """Gives every stored tensor of floats the dtype that it will have. Its content, if it has any, is let go."""
+    for name, (tensor, names) in stored_tensors(module).items():
+        if tensor.is_floating_point() and tensor.dtype != dtype.of(name):
+            place_everywhere(module, names, torch.empty_like(tensor, dtype=dtype.of(name), device="meta"))
+
+
+def settle(module: nn.Module, home: Home) -> None:
+    """Ends the filling of `module`: buffers that no file stores go to the home's device, eval mode, no gradients.
+
+    ModelError if anything is left on meta that does not wait in its home.
+    """
+    home.seal()
     kept = set(module.state_dict())
     for name, buffer in list(module.named_buffers(remove_duplicate=False)):
         if name not in kept and not buffer.is_meta:
-            place(module, name, buffer.to(device))
-    left = list(_on_meta(module))
+            place(module, name, buffer.to(home.device))
+    left = [name for name in _on_meta(module) if not (home.waits and name in kept)]
     if left:
         raise ModelError(
             f"{type(module).__name__} still has tensors without content: {', '.join(left[:8])}; build it with "

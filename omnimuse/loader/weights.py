@@ -7,24 +7,31 @@ every tensor is read once, cast, and written to its place on the device. Never o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.differences import Shape, refuse_differences
-from omnimuse.loader.files import AGAIN, weight_files
+from omnimuse.loader.files import AGAIN
+from omnimuse.loader.headers import Stored, opened, stored_in
 from omnimuse.loader.plan import Piece, plan_load
 from omnimuse.loader.rules import Rule
-from omnimuse.loader.tensors import DtypePolicy, place_everywhere, settle, stored_tensors
+from omnimuse.loader.tensors import DtypePolicy, Home, cast, home_of, place_everywhere, settle, stored_tensors
 
-__all__ = ["DtypePolicy", "LoadReport", "load_weights", "randomise", "stored_shapes"]
+__all__ = ["DtypePolicy", "LoadReport", "load_weights", "randomise"]
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+KINDS = {
+    **dict(zip(("F64", "F32", "F16", "BF16"), FLOATS, strict=True)),
+    **{f"I{8 * dtype.itemsize}": dtype for dtype in (torch.int64, torch.int32, torch.int16, torch.int8)},
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""What safetensors calls the number formats that networks are stored in."""
 
 
 @dataclass(frozen=True)
@@ -41,62 +48,37 @@ def load_weights(
     folder: Path,
     rules: Sequence[Rule],
     dtype: DtypePolicy,
-    device: torch.device | str,
+    place: Home | torch.device | str,
 ) -> LoadReport:
     """Fills `module` (see `tensors.construct`) with the safetensors in `folder`, renamed and fused by `rules`.
 
-    Parameters and persistent buffers end on `device` in the dtype that the policy gives their name, without
-    gradient, in eval mode. ModelError lists names that are missing, unexpected or of another shape, and files that
-    are damaged.
+    Parameters and persistent buffers go to the home `place` (or stay on that device) in the dtype that the policy gives
+    their name, without gradient, in eval mode. Beside what is filled this takes memory for one tensor. ModelError lists
+    names that are missing, unexpected or of another shape, files that are damaged, and numbers that are none.
     """
-    device = torch.device(device)
-    shapes = {path: stored_shapes(path) for path in weight_files(folder)}
+    home = home_of(place)
+    stored = stored_in(folder)
+    cast(module, dtype)
     slots = stored_tensors(module)
     ties = {name: first for first, (_, names) in slots.items() for name in names}
     wanted = {name: tuple(slots[first][0].shape) for name, first in ties.items()}
-    stored = {name: shape for contents in shapes.values() for name, shape in contents.items()}
-    plan = plan_load(stored, wanted, ties, rules)
-    refuse_differences(folder, plan.differences)
+    plan = plan_load({name: each.shape for name, each in stored.items()}, wanted, ties, rules)
+    formats = {name: slots[ties[piece.target]][0].dtype for name, piece in plan.pieces.items()}
+    refuse_differences(folder, replace(plan.differences, mistyped=_mistyped(formats, stored)))
     filled: dict[str, Tensor] = {}
     size = 0
-    for path, contents in shapes.items():
-        with _opened(path) as handle:
-            for source in (name for name in contents if name in plan.pieces):
-                piece = plan.pieces[source]
-                name, tensor = ties[piece.target], handle.get_tensor(source)
+    for path in dict.fromkeys(each.path for each in stored.values()):
+        with opened(path) as handle:
+            for source in (name for name, each in stored.items() if each.path == path and name in plan.pieces):
+                piece, tensor = plan.pieces[source], handle.get_tensor(source)
+                _refuse_no_numbers(path, source, tensor)
+                name = ties[piece.target]
                 if name not in filled:
-                    filled[name] = _empty(slots[name][0], dtype.of(name), device)
+                    filled[name] = home.space(name, slots[name][0])
                 _write(filled[name], piece, tensor)
                 size += tensor.nbytes
-    for name, tensor in filled.items():
-        place_everywhere(module, slots[name][1], tensor)
-    settle(module, device)
-    return LoadReport(len(plan.pieces), size, tuple(shapes))
-
-
-def stored_shapes(path: Path) -> dict[str, Shape]:
-    """The shapes of the tensors in the safetensors file `path`; ModelError if it is damaged. Reads the header only."""
-    with _opened(path) as handle:
-        return {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            yield handle
-    except SafetensorError as problem:
-        size = path.stat().st_size
-        raise ModelError(
-            f"{path} is damaged or cut short ({size} bytes; safetensors says: {problem}). Delete this file, "
-            f"then {AGAIN}"
-        ) from problem
-    except OSError as problem:
-        raise ModelError(f"{path} cannot be read: {problem}") from problem
-
-
-def _empty(like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(like.shape, dtype=dtype if like.is_floating_point() else like.dtype, device=device)
+    _finish(module, home, {slots[name][1]: tensor for name, tensor in filled.items()})
+    return LoadReport(len(plan.pieces), size, tuple(dict.fromkeys(each.path for each in stored.values())))
 
 
 def _write(into: Tensor, piece: Piece, tensor: Tensor) -> None:
@@ -105,26 +87,65 @@ def _write(into: Tensor, piece: Piece, tensor: Tensor) -> None:
     into.copy_(tensor)
 
 
+def _finish(module: nn.Module, home: Home, filled: Mapping[tuple[str, ...], Tensor]) -> None:
+    if not home.waits:
+        for names, tensor in filled.items():
+            place_everywhere(module, names, tensor)
+    settle(module, home)
+
+
+def _mistyped(formats: Mapping[str, torch.dtype], stored: Mapping[str, Stored]) -> tuple[tuple[str, str, str], ...]:
+    """(name, format asked for, format in the file) of those that would have to be guessed: floats are only made of
+    floats of at least 16 bits, and other numbers of their own kind.
+    """
+    found = []
+    for name, dtype in formats.items():
+        have = KINDS.get(stored[name].kind)
+        fits = have in FLOATS if dtype.is_floating_point else have == dtype
+        if not fits:
+            wanted = "floats of 16 to 64 bits" if dtype.is_floating_point else str(dtype).removeprefix("torch.")
+            found.append((name, wanted, stored[name].kind))
+    return tuple(found)
+
+
+def _refuse_no_numbers(path: Path, name: str, tensor: Tensor) -> None:
+    """ModelError for NaN and infinity. Their sum tells in a fraction of the time of copying them; large numbers may
+    have an infinite one, too, so then each is looked at.
+    """
+    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
+        return
+    count = int((~tensor.isfinite()).sum())
+    raise ModelError(
+        f"{path}: {count} of the {tensor.numel()} numbers of {name} are NaN or infinite, so every result would be; the "
+        f"file was damaged or saved from a training that had failed: {AGAIN}, or use another revision of it"
+    )
+
+
 # -- random content ------------------------------------------------------------------------------------------------
 
 
-def randomise(module: nn.Module, seed: int, component: str, dtype: DtypePolicy, device: torch.device | str) -> None:
+def randomise(
+    module: nn.Module, seed: int, component: str, dtype: DtypePolicy, place: Home | torch.device | str
+) -> None:
     """Fills every parameter and persistent buffer of `module` with numbers drawn for (`seed`, `component`, its name).
 
     Norm weights are 1 +- 0.1, biases and running means +- 0.05, everything else normal with variance 1 / fan-in, so
-    that activations stay finite. Numbers depend on the kind of `device`, never on the order or on other tensors.
+    that activations stay finite. Numbers depend on the kind of device, never on the order or on other tensors.
     Counters are zero. Ends as `load_weights` does.
     """
-    device = torch.device(device)
+    home = home_of(place)
+    cast(module, dtype)
+    filled: dict[tuple[str, ...], Tensor] = {}
     for name, (tensor, names) in stored_tensors(module).items():
-        filled = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+        filled[names] = home.space(name, tensor)
         if tensor.is_floating_point():
-            generator = torch.Generator(device).manual_seed(tensor_seed(seed, component, name))
+            generator = torch.Generator(home.device).manual_seed(tensor_seed(seed, component, name))
             owner, _, key = name.rpartition(".")
             kind = type(module.get_submodule(owner)).__name__
-            filled = draw(tuple(tensor.shape), key, kind, generator).to(dtype.of(name))
-        place_everywhere(module, names, filled)
-    settle(module, device)
+            filled[names].copy_(draw(tuple(tensor.shape), key, kind, generator))
+        else:
+            filled[names].zero_()
+    _finish(module, home, filled)
 
 
 def tensor_seed(seed: int, component: str, name: str) -> int:

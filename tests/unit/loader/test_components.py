@@ -67,6 +67,55 @@ def test_a_text_encoder_equals_what_the_library_loads_rotary_buffers_included(
     assert ours.rotary_emb.inv_freq.dtype == torch.float32
 
 
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Checkpoints with a CLIP, a T5 and a UMT5 text encoder, and the component's name in each."""
+    from tests.checkpoints import flux, wan
+
+    first, second = tmp_path_factory.mktemp("clip") / "tiny", tmp_path_factory.mktemp("umt5") / "tiny"
+    flux.build(first), wan.build(second, "2.1")
+    return {
+        "CLIPTextModel": (first, "text_encoder"),
+        "T5EncoderModel": (first, "text_encoder_2"),
+        "UMT5EncoderModel": (second, "text_encoder"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["CLIPTextModel", "T5EncoderModel", "UMT5EncoderModel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_text_encoders_of_the_library_are_streamed_to_what_it_loads_itself(
+    encoders: dict[str, tuple[Path, str]], kind: str, dtype: torch.dtype
+) -> None:
+    import transformers
+
+    folder, name = encoders[kind]
+    ours = load(folder, name, dtype=dtype)
+    theirs = getattr(transformers, kind).from_pretrained(folder / name, dtype=dtype)
+    same(ours, theirs)
+    assert ours.config._attn_implementation == theirs.config._attn_implementation
+    assert ours.dtype == theirs.dtype
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        assert torch.equal(ours(ids).last_hidden_state, theirs(ids).last_hidden_state)
+
+
+def test_names_of_older_files_are_understood_as_the_library_does(
+    encoders: dict[str, tuple[Path, str]], tmp_path: Path
+) -> None:
+    """CLIP's tensors with the prefix they used to have; T5's with a tied copy, and a decoder that nobody needs."""
+    folder = Path(shutil.copytree(encoders["CLIPTextModel"][0], tmp_path / "copy"))
+    clip, t5 = (folder / name / "model.safetensors" for name in ("text_encoder", "text_encoder_2"))
+    before = load(folder, "text_encoder"), load(folder, "text_encoder_2")
+    save_file({f"text_model.{name}": tensor for name, tensor in load_file(clip).items()}, clip, {"format": "pt"})
+    stored = load_file(t5)
+    more = {"encoder.embed_tokens.weight": stored["shared.weight"].clone(), "decoder.x.weight": torch.zeros(2)}
+    save_file(stored | more, t5, {"format": "pt"})
+    for name, module in zip(("text_encoder", "text_encoder_2"), before, strict=True):
+        same(load(folder, name), module)
+    tied = load(folder, "text_encoder_2")
+    assert tied.encoder.embed_tokens.weight is tied.shared.weight
+
+
 @pytest.mark.parametrize("name", ["vae", "text_encoder"])
 @pytest.mark.parametrize("how", ["weights", "dummy"])
 def test_networks_come_in_eval_mode_without_gradients(z_image_folder: Path, name: str, how: str) -> None:

@@ -17,7 +17,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def taken(folder: Path) -> list[str]:
-    return [path.name for path in weight_files(folder)]
+    return [path.name for path in weight_files(folder).paths]
 
 
 def index(folder: Path, name: str, *files: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,130 @@ def test_weights_of_a_wider_model_are_recognised(tmp_path: Path) -> None:
 def test_weights_of_a_shallower_model_are_recognised(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, stored()), construct(lambda: Net(layers=4)))
     assert "lack blocks 2 to 3 of layers: they seem to belong to a shallower model" in message
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def write_index(folder: Path, owners: dict[str, str]) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": owners}))
+
+
+@pytest.mark.parametrize("stale", [torch.zeros(3, 4), torch.zeros(7)])
+@pytest.mark.parametrize("owner", [0, 1])
+def test_a_tensor_in_two_shards_is_taken_from_the_one_that_the_index_names(
+    tmp_path: Path, owner: int, stale: Tensor
+) -> None:
+    tensors = stored()
+    codes = tensors.pop("codes")
+    write(tmp_path, tensors | {"codes": codes if owner == 0 else stale}, SHARDS[0])
+    write(tmp_path, {"codes": codes if owner == 1 else stale}, SHARDS[1])
+    write_index(tmp_path, {**dict.fromkeys(tensors, SHARDS[0]), "codes": SHARDS[owner]})
+    net = construct(Net)
+    load_weights(net, tmp_path, RULES, F32, "cpu")
+    assert torch.equal(net.codes, codes)
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_tensor_in_two_shards_is_refused_where_nothing_says_which_counts(tmp_path: Path, index: bool) -> None:
+    write(tmp_path, stored(), SHARDS[0])
+    write(tmp_path, {"codes": torch.zeros(7)}, SHARDS[1])
+    if index:
+        write_index(tmp_path, {"embed.weight": SHARDS[0], "count": SHARDS[1]} | {"count": SHARDS[0], "x": SHARDS[1]})
+    message = refusal(tmp_path)
+    assert f"{tmp_path / SHARDS[0]} and {tmp_path / SHARDS[1]} both hold the tensor codes" in message
+    assert ("does not name it" if index else "there is no index") in message
+    assert "Remove the shard that does not belong here" in message
+
+
+def test_an_index_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    tensors = stored()
+    write(tmp_path, tensors, SHARDS[0])
+    write(tmp_path, {"spare": torch.zeros(1)}, SHARDS[1])
+    write_index(tmp_path, {**dict.fromkeys(tensors, SHARDS[0]), "spare": SHARDS[1], "codes": SHARDS[1]})
+    message = refusal(tmp_path)
+    assert f"says that codes is in {SHARDS[1]}, which does not hold it, and {SHARDS[0]} does" in message
+    assert "get the checkpoint again" in message
+
+
+def test_what_an_index_names_and_no_shard_holds_is_missing_only_where_it_is_wanted(tmp_path: Path) -> None:
+    tensors = stored()
+    write(tmp_path, tensors, SHARDS[0])
+    write_index(tmp_path, {**dict.fromkeys(tensors, SHARDS[0]), "spare": SHARDS[0]})
+    load_weights(construct(Net), tmp_path, RULES, F32, "cpu")
+    del tensors["codes"]
+    write(tmp_path, tensors, SHARDS[0])
+    assert "1 missing: codes" in refusal(tmp_path)
+
+
+def test_of_a_tied_tensor_stored_twice_the_first_name_is_read(tmp_path: Path) -> None:
+    tensors = stored()
+    net = construct(Net)
+    load_weights(net, write(tmp_path, tensors | {"head.weight": torch.ones(6, 4)}), RULES, F32, "cpu")
+    assert torch.equal(net.embed.weight, tensors["embed.weight"])
+    assert net.head.weight is net.embed.weight
+
+
+def test_a_second_copy_of_a_tied_tensor_must_fit_too(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, stored() | {"head.weight": torch.ones(7, 4)}))
+    assert "head.weight is [7, 4], config.json asks for [6, 4]" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("codes", torch.ones(3, 4, dtype=torch.int32), "codes is I32, this network takes floats of 16 to 64 bits"),
+        ("codes", torch.ones(3, 4, dtype=torch.bool), "codes is BOOL, this network takes floats of 16 to 64 bits"),
+        ("count", torch.tensor(7.0), "count is F32, this network takes int64"),
+        ("count", torch.tensor(7, dtype=torch.int8), "count is I8, this network takes int64"),
+        (
+            "embed.weight",
+            torch.ones(6, 4).to(torch.float8_e4m3fn),
+            "embed.weight is F8_E4M3, this network takes floats of 16 to 64 bits",
+        ),
+    ],
+)
+def test_numbers_of_another_kind_are_refused_and_not_cast(tmp_path: Path, name: str, tensor: Tensor, said: str) -> None:
+    message = refusal(write(tmp_path, stored() | {name: tensor}))
+    assert "1 of another number format" in message
+    assert said in message
+    assert ("look like quantized weights" in message) is ("floats" in said)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
+def test_floats_of_other_widths_are_cast(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = stored()
+    net = construct(Net)
+    load_weights(net, write(tmp_path, tensors | {"codes": tensors["codes"].to(dtype)}), RULES, F32, "cpu")
+    assert net.codes.dtype == torch.float32
+    assert torch.equal(net.codes, tensors["codes"].to(dtype).float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["codes", "old.1.to_k.weight"])
+def test_weights_that_are_no_numbers_are_refused_with_their_name(tmp_path: Path, name: str, value: float) -> None:
+    tensors = stored()
+    tensors[name] = tensors[name].clone()
+    tensors[name][1, 2] = value
+    message = refusal(write(tmp_path, tensors))
+    assert f"{tmp_path / FILE}: 1 of the {tensors[name].numel()} numbers of {name} are NaN or infinite" in message
+    assert "get the checkpoint again" in message
+
+
+def test_large_numbers_whose_sum_is_infinite_are_numbers(tmp_path: Path) -> None:
+    large = torch.full((3, 4), 6e4, dtype=torch.float16)
+    assert large.sum().isinf()
+    net = construct(Net)
+    load_weights(net, write(tmp_path, stored() | {"codes": large}), RULES, F32, "cpu")
+    assert torch.equal(net.codes, large.float())
+
+
+def test_weights_arrive_in_the_order_that_the_network_asks_for(tmp_path: Path) -> None:
+    net = construct(lambda: nn.Conv2d(4, 6, 3)).to(memory_format=torch.channels_last)
+    tensors = {"weight": torch.randn(6, 4, 3, 3), "bias": torch.randn(6)}
+    load_weights(net, write(tmp_path, tensors), (), DtypePolicy(torch.bfloat16), "cpu")
+    assert net.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(net.weight, tensors["weight"].bfloat16())
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

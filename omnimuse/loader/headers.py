@@ -1,0 +1,83 @@
+"""Which tensors a component's safetensors files hold: names, shapes, number formats, and the file that counts for each.
+
+Used by `weights` before anything is read. Reads headers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.differences import Shape
+from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file; `kind` is what the file format calls its dtype (`F32`, `BF16`, `I64`)."""
+
+    path: Path
+    shape: Shape
+    kind: str
+
+
+def stored_in(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the component in `folder`, by its name in the files.
+
+    One that several shards hold is taken from the shard that the index names. ModelError if files are damaged, if the
+    index is wrong about them, or if it does not say which of several to take.
+    """
+    files = weight_files(folder)
+    found: dict[str, Stored] = {}
+    copies: dict[str, Path] = {}  # left behind by whoever saved these shards again
+    for path in files.paths:
+        for name, stored in _header(path).items():
+            if files.owners.get(name, path.name) != path.name:
+                copies[name] = path
+                continue
+            if name in found:
+                _refuse_twice(name, found[name].path, path, files)
+            found[name] = stored
+    for name, path in copies.items():
+        if name not in found:
+            raise ModelError(
+                f"{files.index} says that {name} is in {files.owners[name]}, which does not hold it, and {path.name} "
+                f"does: the index and the files are not of one checkpoint; {AGAIN}"
+            )
+    return found
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The safetensors file `path`, its tensors as pages of the file; ModelError if it is damaged or cannot be read."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            yield handle
+    except SafetensorError as problem:
+        size = path.stat().st_size
+        raise ModelError(
+            f"{path} is damaged or cut short ({size} bytes; safetensors says: {problem}). Delete this file, "
+            f"then {AGAIN}"
+        ) from problem
+    except OSError as problem:
+        raise ModelError(f"{path} cannot be read: {problem}") from problem
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    with opened(path) as handle:
+        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        return {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def _refuse_twice(name: str, first: Path, second: Path, files: WeightFiles) -> None:
+    said = "there is no index" if files.index is None else f"{files.index.name} does not name it"
+    raise ModelError(
+        f"{first} and {second} both hold the tensor {name}, and nothing says which counts: {said}. Remove the shard "
+        f"that does not belong here, or {AGAIN}"
+    )
