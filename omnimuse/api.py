@@ -266,7 +266,7 @@ def explain(
     config: Config | None = None,
 ) -> list[Choice]:
     """What an engine for `model` would choose and why, without loading any weights."""
-    from omnimuse.worker.build import explain as explain_build
+    from omnimuse.worker.explain import explain as explain_build
 
     return explain_build(configure(model, dtype, device, threads, config))
 

@@ -21,6 +21,7 @@ from omnimuse.core.spec import Component, Configs, Limits, Spec
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
+from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
 from omnimuse.pipeline.state import State
@@ -188,7 +189,7 @@ def context() -> Context:
         spec=SPEC,
         limits=limits({}),
         configs={},
-        components={"adder": Adder(), "coder": Coder()},
+        components=Residency({"adder": Adder(), "coder": Coder()}),
         device=torch.device("cpu"),
         dtype=torch.float32,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from omnimuse.core.config import (
     AttentionConfig,
@@ -46,7 +47,16 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="skip steps while little changes; 0.1 to 0.5 is usual, 0 is off",
     )
     engine.add_argument(
-        "--offload", default="none", metavar="{none,layers}", help="layers: blocks come in while they run; less memory"
+        "--offload",
+        default="none",
+        metavar="{none,components,layers}",
+        help="components: networks take turns on the device; layers: blocks, too, come in while they run; less memory",
+    )
+    engine.add_argument(
+        "--offload-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where weights wait beside a CPU (default: the system's folder for temporary files)",
     )
     engine.add_argument("--compile", action="store_true", help="compile blocks: the first run takes long, steps less")
     engine.add_argument(
@@ -82,7 +92,7 @@ def read_config(args: argparse.Namespace) -> Config:
         ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load),
         attention=read_attention(args.attention),
         cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
-        offload=OffloadConfig(args.offload),
+        offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),
         parallel=ParallelConfig(cfg=args.cfg_parallel),
         schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),

@@ -65,13 +65,21 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class OffloadConfig:
-    """Where weights wait: `"none"` keeps them on the device, `"layers"` brings in one block at a time."""
+    """Where weights wait: `"none"` keeps them on the device, with `"components"` networks take turns there, and
+    `"layers"` brings in one block at a time of those that run at every step.
 
-    mode: Literal["none", "layers"] = "none"
+    Computing on a CPU they wait in a file without a name in `folder` (None: the system's temporary one).
+    """
+
+    mode: Literal["none", "components", "layers"] = "none"
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        _one_of("offload", self.mode, ("none", "layers"))
+        _one_of("offload", self.mode, ("none", "components", "layers"))
+        if self.folder is not None and self.mode == "none":
+            raise ConfigError(
+                f"offload folder={self.folder} does nothing while offload='none'; use offload='components' or 'layers'"
+            )
 
 
 @dataclass(frozen=True)

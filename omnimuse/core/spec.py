@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from omnimuse.core.params import DiffusionParams, FamilyParams
 
@@ -24,7 +25,8 @@ class Component:
 
     `network` is the import path `module:Class` of our own network, which `Class.from_config(config)` makes; empty means
     that diffusers or transformers build it. `rules` is the import path of its weight-name rules, `keep_float32` name
-    patterns that stay in float32. Of a component that is not `built` only the configuration is read; no classes means
+    patterns that stay in float32; `dtype` is what the whole of it computes in, whatever the engine's is (empty: that).
+    Of a component that is not `built` only the configuration is read; no classes means
     any class.
     """
 
@@ -32,6 +34,7 @@ class Component:
     network: str = ""
     rules: str = ""
     keep_float32: tuple[str, ...] = ()
+    dtype: Literal["", "float32"] = ""
     optional: bool = False
     built: bool = True
 

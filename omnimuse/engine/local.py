@@ -22,7 +22,8 @@ from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
 from omnimuse.media.video import to_video
-from omnimuse.worker.build import build, connect
+from omnimuse.worker.build import build
+from omnimuse.worker.connect import connect
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)

@@ -1,125 +1,151 @@
-"""Where offloaded weights wait, and how they come in. `layerwise.py` puts blocks of weights here under a key.
+"""Where the bytes of absent weights wait, and how they come in: arenas, one per group that comes and goes together.
 
-Two stores: pinned host memory beside an accelerator, and files for computing on a CPU. Knows tensors, not
-modules.
+Here: what a store is, and the one for computing on a CPU, a file; beside an accelerator see `host.py`. Stores know
+bytes; which tensor is where in an arena is known to `parcels.py`.
 """
 
 from __future__ import annotations
 
-import shutil
+import mmap
+import os
+import sys
 import tempfile
 import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, EngineDeadError
 
-Weights = dict[str, Tensor]
+PAGE = mmap.ALLOCATIONGRANULARITY
+CHUNK = 2**24  # bytes
 
 
 class Store(Protocol):
-    """Keeps blocks of weights and lends them out one at a time."""
+    """Keeps arenas of bytes, by number, and brings them to the device. Bytes are tensors uint8 [size]."""
 
-    def put(self, key: str, weights: Mapping[str, Tensor]) -> None:
-        """Keep a copy of these weights."""
+    def add(self, size: int, *, lent: bool) -> int:
+        """A new arena, its content still to be written, for `lend` or for `fetch`; returns its number.
+
+        ConfigError if there is no room.
+        """
         ...
 
-    def bring(self, key: str) -> AbstractContextManager[Weights]:
-        """The weights on the compute device, for the length of a `with` block; a private copy."""
+    def content(self, arena: int) -> Tensor:
+        """The arena where it waits, to be written."""
         ...
 
-    def expect(self, key: str) -> None:
-        """A hint that this block is wanted next: a store may begin to fetch it."""
+    def fetch(self, arena: int) -> Tensor:
+        """A copy on the device, which is the caller's to keep."""
+        ...
+
+    def lend(self, arena: int) -> AbstractContextManager[Tensor]:
+        """A copy on the device for the length of a `with` block; another arena may take its place afterwards."""
+        ...
+
+    def expect(self, arena: int) -> None:
+        """A hint that `lend` is called for this arena next, while the one before it may still be lent."""
+        ...
+
+    def read_ahead(self, arena: int) -> None:
+        """A hint that `fetch` is called for this arena soon; takes no memory on the device."""
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; no arena can be had any more."""
         ...
 
 
-class FolderStore:
-    """One safetensors file per key, in a private folder under `folder` (default: the system's temporary one).
+class FileStore:
+    """One file without a name in `folder` (default: the system's temporary one), an arena after the other.
 
-    Raises ConfigError if the folder cannot be written to. The files go at `close`, or with this object.
+    The system removes such a file with the process that holds it, however that ends. Raises ConfigError for a folder
+    that cannot be written to.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        self.folder = Path(tempfile.gettempdir()) if folder is None else folder
         try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="omnimuse-offload-", dir=folder))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                self._file = os.dup(file.fileno())
         except OSError as error:
-            raise ConfigError(f"offload folder={folder} cannot be used ({error}); choose another") from error
-        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            raise ConfigError(f"offload folder={self.folder} cannot be used ({error}); choose another") from error
+        self._release = weakref.finalize(self, os.close, self._file)
+        self._places: list[tuple[int, int]] = []  # offset, size
+        self._end = 0
 
-    def put(self, key: str, weights: Mapping[str, Tensor]) -> None:
-        copies = {name: tensor.cpu().contiguous().clone() for name, tensor in weights.items()}
+    def add(self, size: int, *, lent: bool) -> int:
+        place = (self._end, max(size, 1))
+        self._end += -(-place[1] // PAGE) * PAGE
         try:
-            save_file(copies, self._path(key))
-        except (OSError, SafetensorError) as error:
+            _reserve(self._file, *place)
+        except OSError as error:
             raise ConfigError(
-                f"offload folder={self._folder} cannot take the weights ({error}); choose another"
+                f"offload folder={self.folder} has no room for {size / 1e9:.2f} GB of weights ({error}); "
+                "make room or choose another"
             ) from error
+        self._places.append(place)
+        return len(self._places) - 1
+
+    def content(self, arena: int) -> Tensor:
+        """Pages of the file: what is written goes there, and is no memory of this process's own."""
+        offset, size = self._place(arena)
+        return torch.frombuffer(mmap.mmap(self._file, size, offset=offset), dtype=torch.uint8)
+
+    def fetch(self, arena: int) -> Tensor:
+        """In pages of its own, which go back to the system with it; what a process frees otherwise, it may keep."""
+        _, size = self._place(arena)
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        content = torch.frombuffer(pages, dtype=torch.uint8)
+        self._read(arena, content)
+        return content
 
     @contextmanager
-    def bring(self, key: str) -> Iterator[Weights]:
-        # Copied out of the file: there tensors begin anywhere, and matrix libraries round as the alignment has it.
-        yield {name: tensor.clone() for name, tensor in load_file(self._path(key)).items()}
+    def lend(self, arena: int) -> Iterator[Tensor]:
+        _, size = self._place(arena)
+        content = torch.empty(size, dtype=torch.uint8)
+        self._read(arena, content)
+        yield content
 
-    def expect(self, key: str) -> None:
-        """Nothing to do: the system reads ahead."""
+    def expect(self, arena: int) -> None:
+        self.read_ahead(arena)
 
-    def close(self) -> None:
-        self._remove()
-
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
-
-
-class HostStore:
-    """Pinned host memory. Copies run on their own stream; at most two blocks are on the device at a time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.Stream(device=device)
-        self._host: dict[str, Weights] = {}
-        self._coming: dict[str, tuple[Weights, torch.Event]] = {}
-        self._used: deque[torch.Event] = deque()
-
-    def put(self, key: str, weights: Mapping[str, Tensor]) -> None:
-        self._host[key] = {name: tensor.cpu().pin_memory() for name, tensor in weights.items()}
-
-    @contextmanager
-    def bring(self, key: str) -> Iterator[Weights]:
-        self.expect(key)
-        weights, arrived = self._coming.pop(key)
-        current = torch.accelerator.current_stream(self._device)
-        current.wait_event(arrived)
-        for tensor in weights.values():
-            tensor.record_stream(current)  # its memory is not reused before this stream is done with it
-        try:
-            yield weights
-        finally:
-            weights.clear()
-            self._used.append(current.record_event())
-
-    def expect(self, key: str) -> None:
-        if key in self._coming:
-            return
-        while len(self._used) > 1:  # the block before the last one: wait until it has left the device
-            self._used.popleft().synchronize()
-        with self._stream:
-            weights = {name: tensor.to(self._device, non_blocking=True) for name, tensor in self._host[key].items()}
-        self._coming[key] = (weights, self._stream.record_event())
+    def read_ahead(self, arena: int) -> None:
+        if sys.platform == "linux":  # elsewhere the system guesses for itself
+            os.posix_fadvise(self._file, *self._place(arena), os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        self._coming.clear()
-        self._host.clear()
+        self._places.clear()
+        self._release()
+
+    def _read(self, arena: int, into: Tensor) -> None:
+        (offset, size), view, done = self._place(arena), into.numpy().data, 0
+        while done < size:
+            count = os.preadv(self._file, [view[done:]], offset + done)
+            if not count:
+                raise EngineDeadError(f"the file of offloaded weights in {self.folder} was cut; start a new engine")
+            done += count
+
+    def _place(self, arena: int) -> tuple[int, int]:
+        if not self._release.alive:
+            raise closed()
+        return self._places[arena]
+
+
+def _reserve(file: int, offset: int, size: int) -> None:
+    """Room on the disk: on a full one, writing to mapped pages would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, offset, size)
+        return
+    for start in range(0, size, CHUNK):
+        os.pwrite(file, bytes(min(CHUNK, size - start)), offset + start)
+
+
+def closed() -> EngineDeadError:
+    """The error of a store that was closed."""
+    return EngineDeadError("the weights of this network were released by close(); start a new engine")

@@ -56,7 +56,7 @@ class Pipeline:
 
     def run_stage(self, stage: Stage, state: State) -> None:
         """Run a one-shot stage for one state and move on."""
-        with state.opened_for(stage):
+        with state.opened_for(stage), self.ctx.components.using(stage.uses):
             stage.run(self.ctx, [state])
         self.advance(state)
 
@@ -67,6 +67,7 @@ class Pipeline:
 
     def rows(self, loop: Loop, state: State) -> list[Row]:
         """The evaluations of the step this state takes next."""
+        self.ctx.components.expect(self._wanted_after(state))
         with state.opened_for(loop):
             return loop.rows(self.ctx, state, state.plan[state.position])
 
@@ -89,6 +90,13 @@ class Pipeline:
         for slot, reader in self._last_reader.items():
             if reader == done:
                 state.free(slot)
+
+    def _wanted_after(self, state: State) -> Sequence[str]:
+        """The components that the step after the next one needs, or the stage after this one."""
+        following = state.plan[state.position + 1 : state.position + 2]
+        if following:
+            return [step.network for step in following]
+        return self.stages[state.stage + 1].uses if state.stage + 1 < len(self.stages) else ()
 
     # -- verbs that other engines know ---------------------------------------------------------------------------
 

@@ -47,6 +47,4 @@ def evaluate(ctx: Context, rows: Sequence[Row]) -> list[Tensor]:
 
 def _shape_bucket(ctx: Context, row: Row) -> Hashable:
     """Rows of different lengths share a forward only where the network can separate them."""
-    network = ctx.network(row.network)
-    assert isinstance(network, Network)
-    return None if network.packing == "varlen" else (row.tokens, row.shape)
+    return None if ctx.packing(row.network) == "varlen" else (row.tokens, row.shape)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs, Limits, Spec
+from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
+from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.state import State
 
@@ -63,13 +65,14 @@ class Row:
 class Context:
     """What a stage may use besides its states: the live components, their configurations, the place of computation.
 
+    Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
     `version` changes when weights or adapters change, so that remembered stage outputs are never stale.
     """
 
     spec: Spec
     limits: Limits
     configs: Configs
-    components: Mapping[str, Any]
+    components: Residency
     device: torch.device
     dtype: torch.dtype
     mesh: Mesh = field(default_factory=Mesh.single)
@@ -80,6 +83,12 @@ class Context:
         component = self.components[name]
         assert isinstance(component, nn.Module)
         return component
+
+    def packing(self, name: str) -> str:
+        """How rows share a forward of the network `name`, which need not be on the device for that."""
+        network = self.components.wherever(name)
+        assert isinstance(network, Network)
+        return network.packing
 
 
 class Stage:

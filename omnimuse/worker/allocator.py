@@ -19,12 +19,18 @@ MAPPED_ABOVE = 2**30  # bytes: larger blocks are weights, which come once
 TRIMMED_ABOVE = 2**31 - 1  # bytes at the end of the heap that nobody uses; the most that mallopt takes
 
 
-def keep_memory(device: torch.device) -> Choice | None:
-    """Keep freed blocks in this process, if it computes on the CPU and its C library is glibc."""
+def kept_memory(device: torch.device) -> Choice | None:
+    """That `keep_memory` keeps freed blocks in a process that computes on `device`, and why; None if it does not."""
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return None
+    return Choice("place", "freed memory", "kept", "on a CPU, new pages take longer than the arithmetic on them")
+
+
+def keep_memory(device: torch.device) -> None:
+    """Keep freed blocks in this process, if it computes on the CPU and its C library is glibc."""
+    if kept_memory(device) is None:
+        return
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, MAPPED_ABOVE)
     libc.mallopt(M_TRIM_THRESHOLD, TRIMMED_ABOVE)
     libc.mallopt(M_ARENA_MAX, 1)  # a thread's own heaps are small, and given back
-    return Choice("place", "freed memory", "kept", "on a CPU, new pages take longer than the arithmetic on them")

@@ -1,14 +1,14 @@
 """From a configuration to a live pipeline: the build passes (seam B), listed once, in order.
 
-Called by the engine's start-up and, without weights, by `explain`. Each pass takes the build so far and adds to it; a
-pass that cannot do what was asked raises with the reason. A model file knows nothing of them.
+Called by the engine's start-up and, up to where memory is needed, by `explain`. Each pass takes the build so far and
+adds to it; a pass that cannot do what was asked raises with the reason. A model file knows nothing of them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,31 +16,38 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.cache.teacache import TeaCache
-from omnimuse.core.config import Choice, Config, Environment, ParallelConfig
+from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
-from omnimuse.core.spec import Component, Spec
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
-from omnimuse.loader.components import library_class, load_library_component
-from omnimuse.loader.resolve import Folder
+from omnimuse.loader.components import (
+    construct_library_network,
+    kept_float32,
+    library_class,
+    library_rules,
+    load_tokenizer,
+)
+from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_tensors
 from omnimuse.loader.tensors import construct as construct_empty
-from omnimuse.loader.weights import DtypePolicy, load_weights, randomise
+from omnimuse.loader.weights import load_weights, randomise
 from omnimuse.models import REGISTRY
+from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.offload.parcels import Away, Parcel
+from omnimuse.offload.residency import Residency
+from omnimuse.offload.stores import FileStore, Store
 from omnimuse.parallel.mesh import Mesh
-from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.governor import Governor, choose_waiting, govern
-from omnimuse.worker.place import choose_device, choose_dtype
+from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
 
@@ -49,7 +56,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Build:
-    """A model under construction: the modules that are ours, and all components. `resources` close with the engine."""
+    """A model under construction: its networks, their number formats and homes, and all components.
+
+    `parcels` are the weights that networks bring to the device when it is their turn. `resources` close with the
+    engine.
+    """
 
     found: Found
     mesh: Mesh
@@ -57,7 +68,10 @@ class Build:
     dtype: torch.dtype
     threads: Choice
     waiting: Choice
-    own: dict[str, nn.Module] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    formats: dict[str, DtypePolicy] = field(default_factory=dict)
+    homes: dict[str, Home] = field(default_factory=dict)
+    parcels: dict[str, Parcel] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)
@@ -65,7 +79,7 @@ class Build:
     @property
     def networks(self) -> dict[str, Network]:
         """Those of our modules that run at every step."""
-        return {name: module for name, module in self.own.items() if isinstance(module, Network)}
+        return {name: module for name, module in self.modules.items() if isinstance(module, Network)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,9 @@ Pass = Callable[[Build], None]
 
 def build(config: Config, mesh: Mesh | None = None) -> Built:
     """Run every pass and return the live pipeline. Takes as long as reading the weights."""
-    return _assemble(_run(_begin(config, mesh or Mesh.single()), PASSES))
+    under = begin(config, mesh or Mesh.single())
+    keep_memory(under.device)
+    return _assemble(run(under, (*SHAPES, *WEIGHTS)))
 
 
 def import_libraries(config: Config) -> None:
@@ -95,31 +111,51 @@ def import_libraries(config: Config) -> None:
             library_class(found.checkpoint, name)
 
 
-def explain(config: Config) -> list[Choice]:
-    """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
-    under = _run(_begin(config, Mesh.single()), (threads, construct, attention, tier))
-    under.resources.close()
-    return [*under.choices, *_engine_choices(under)]
+# -- the passes, in order: first those that need no memory and refuse what cannot be ----------------------------------
 
 
-def connect(config: ParallelConfig) -> Mesh:
-    """The ranks that share the work: this process alone, or those that `torchrun` started."""
-    if config.cfg == 1:
-        return Mesh.single()
-    if not dist.is_initialized():
-        environment = Environment.read()
-        if environment.world_size != config.cfg:
-            raise ConfigError(
-                f"parallel cfg={config.cfg} needs {config.cfg} processes, this run has {environment.world_size}; "
-                f"start it with `torchrun --nproc-per-node {config.cfg} -m omnimuse ...`"
-            )
-        if torch.cuda.is_available():
-            torch.cuda.set_device(environment.local_rank)
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return Mesh.from_process_group(cfg=config.cfg)
+def check(under: Build) -> None:
+    """Choices that exclude each other."""
+    config, offload = under.found.config, under.found.config.offload
+    if config.compile.mode != "none" and offload.mode != "none":
+        raise ConfigError(
+            f"compiled blocks keep their weights in place, offload={offload.mode} takes them away; choose one of them"
+        )
+    if offload.folder is not None and under.device.type != "cpu":
+        raise ConfigError(
+            f"offload folder={offload.folder} would not be used: beside {under.device} weights wait in host memory; "
+            "leave the folder out"
+        )
 
 
-# -- the passes, in order ----------------------------------------------------------------------------------------------
+def construct(under: Build) -> None:
+    """Every network, on the meta device: shapes without memory."""
+    checkpoint = under.found.checkpoint
+    for name, component in under.found.spec.components.items():
+        if not component.built or name not in checkpoint.components or not checkpoint.has_weights(name):
+            continue
+        if component.network:
+            make = partial(_import(component.network).from_config, checkpoint.config(name))
+            module = construct_empty(make)
+        else:
+            module = construct_library_network(checkpoint, name)
+        under.modules[name] = module.eval().requires_grad_(False)
+
+
+def formats(under: Build) -> None:
+    """The number format of every weight; convolutions in channels-last order, which matrix units need not reorder."""
+    checkpoint = under.found.checkpoint
+    for name, module in under.modules.items():
+        component = under.found.spec.components[name]
+        dtype, why = component_dtype(component, checkpoint.config(name), under.dtype)
+        kept = component.keep_float32 if component.network else kept_float32(checkpoint, name, dtype)
+        under.formats[name] = DtypePolicy(dtype, kept)
+        cast(module, under.formats[name])
+        if why:
+            under.choices.append(Choice("place", f"{name} dtype", str(dtype).removeprefix("torch."), why))
+        if _has_flat_convolutions(module):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
 
 
 def threads(under: Build) -> None:
@@ -127,15 +163,6 @@ def threads(under: Build) -> None:
     under.resources.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(int(under.threads.value))
     logger.info("threads: %s, %s", under.threads.value, under.threads.reason)
-
-
-def construct(under: Build) -> None:
-    """Our own networks, on the meta device: shapes without memory."""
-    for name, component in under.found.spec.components.items():
-        if component.network and name in under.found.checkpoint.components:
-            kind = _import(component.network)
-            config = under.found.checkpoint.config(name)
-            under.own[name] = construct_empty(partial(kind.from_config, config)).eval().requires_grad_(False)
 
 
 def attention(under: Build) -> None:
@@ -150,51 +177,47 @@ def attention(under: Build) -> None:
 
 def tier(under: Build) -> None:
     """Networks that give a row the same bits in any company, where the tier asks for it."""
-    policies = {network: _policy(under, name) for name, network in under.networks.items()}
+    policies = {network: under.formats[name] for name, network in under.networks.items()}
     under.choices.append(choose_tier(under.found.config, under.device, policies))
 
 
-def load(under: Build) -> None:
-    """Weights, streamed from the checkpoint (or random ones, for `load="dummy"`)."""
-    found = under.found
-    for name, component in found.spec.components.items():
-        if name in under.own:
-            _fill(under, name, component)
-            under.components[name] = under.own[name]
-        elif name in found.checkpoint.components and component.built:
-            under.components[name] = load_library_component(
-                found.checkpoint, name, under.dtype, under.device, found.config.model.load
-            )
-
-
-def memory_format(under: Build) -> None:
-    """Convolutions in channels-last order, the one that matrix units read without reordering."""
-    for name, component in under.components.items():
-        if isinstance(component, nn.Module) and _has_flat_convolutions(component):
-            component.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
+# -- then those that take memory ---------------------------------------------------------------------------------------
 
 
 def offload(under: Build) -> None:
-    """Blocks that wait outside the device until they run."""
-    if under.found.config.offload.mode == "none":
+    """Where every network's weights go: to the device, or to a store from which they come when they are wanted."""
+    config = under.found.config.offload
+    if config.mode == "none":
+        under.homes = {name: OnDevice(under.device) for name in under.modules}
         return
-    for name, network in under.networks.items():
-        for label, stack in network.stacks().items():
-            runner = LayerwiseOffload(stack.blocks(), under.device, under.found.config.offload.folder)
-            stack.runner = runner
-            under.resources.callback(runner.close)
-            under.choices.append(Choice("offload", f"{name}.{label}", "layers", "asked for"))
+    store: Store = FileStore(config.folder) if under.device.type == "cpu" else HostStore(DeviceLanes(under.device))
+    under.resources.callback(store.close)
+    for name, module in under.modules.items():
+        stacks = module.stacks() if isinstance(module, Network) and config.mode == "layers" else {}
+        blocks = [block for stack in stacks.values() for block in stack.blocks()]
+        home = Away(module, stored_tensors(module), under.device, store, blocks)
+        under.homes[name], under.parcels[name] = home, home.rest
+        for stack in stacks.values():
+            stack.runner = LayerwiseOffload(home.blocks)
+        how = f"components, and {len(blocks)} blocks one at a time" if blocks else "components"
+        under.choices.append(Choice("offload", name, how, "asked for"))
+
+
+def load(under: Build) -> None:
+    """Weights, streamed from the checkpoint (or random ones, for `load="dummy"`) straight to their homes."""
+    checkpoint = under.found.checkpoint
+    for name, component in under.found.spec.components.items():
+        if name in under.modules:
+            _fill(under, name)
+            under.components[name] = under.modules[name]
+        elif name in checkpoint.components and component.built:
+            under.components[name] = load_tokenizer(checkpoint, name)
 
 
 def compile_blocks(under: Build) -> None:
     """Blocks that are compiled when they first run."""
     if under.found.config.compile.mode == "none":
         return
-    if under.found.config.offload.mode != "none":
-        raise ConfigError(
-            "compiled blocks keep their weights in place, offload=layers takes them away; choose one of them"
-        )
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
             stack.runner = CompiledRunner(stack.blocks())
@@ -211,23 +234,22 @@ def step_cache(under: Build) -> None:
         stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
 
 
-PASSES: tuple[Pass, ...] = (
-    threads, construct, attention, tier, load, memory_format, offload, compile_blocks, step_cache
-)  # fmt: skip
+SHAPES: tuple[Pass, ...] = (check, construct, formats, threads, attention, tier)
+WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, step_cache)
 
 
-def _begin(config: Config, mesh: Mesh) -> Build:
+def begin(config: Config, mesh: Mesh) -> Build:
+    """What there is before the first pass: a model that was found and checked, a device, a number format."""
     found = find(config)
     device, device_choice = choose_device(config.model)
     dtype, dtype_choice = choose_dtype(config.model, device, Environment.read().dtype)
     count, threads = choose_threads(config.host, Room.here(torch.get_num_threads()))
-    waiting, kept = choose_waiting(device, count, Environment.read().omp_wait_policy), keep_memory(device)
-    places = [choice for choice in (device_choice, dtype_choice, threads, waiting, kept) if choice]
-    choices = [*_model_choices(found.folder, found.spec, found.door), *places]
-    return Build(found, mesh, device, dtype, threads, waiting, choices=choices)
+    waiting = choose_waiting(device, count, Environment.read().omp_wait_policy)
+    return Build(found, mesh, device, dtype, threads, waiting, choices=[device_choice, dtype_choice, threads, waiting])
 
 
-def _run(under: Build, passes: tuple[Pass, ...]) -> Build:
+def run(under: Build, passes: tuple[Pass, ...]) -> Build:
+    """Run `passes` in order; what they opened is closed if one fails."""
     try:
         for build_pass in passes:
             build_pass(under)
@@ -243,7 +265,7 @@ def _assemble(under: Build) -> Built:
         spec=found.spec,
         limits=found.door.limits,
         configs=found.checkpoint.configs,
-        components=under.components,
+        components=Residency(under.components, under.parcels),
         device=under.device,
         dtype=under.dtype,
         mesh=under.mesh,
@@ -255,18 +277,16 @@ def _assemble(under: Build) -> Built:
     return Built(pipeline, found.door, tuple(under.choices), under.resources, governor)
 
 
-def _fill(under: Build, name: str, component: Component) -> None:
-    found, module = under.found, under.own[name]
-    policy = _policy(under, name)
-    if found.config.model.load == "dummy":
-        randomise(module, 0, name, policy, under.device)
+def _fill(under: Build, name: str) -> None:
+    checkpoint, module, component = under.found.checkpoint, under.modules[name], under.found.spec.components[name]
+    policy, home = under.formats[name], under.homes[name]
+    if under.found.config.model.load == "dummy":
+        randomise(module, 0, name, policy, home)
         return
     rules = _import(component.rules) if component.rules else ()
-    load_weights(module, found.checkpoint.path(name), rules, policy, under.device)
-
-
-def _policy(under: Build, name: str) -> DtypePolicy:
-    return DtypePolicy(under.dtype, under.found.spec.components[name].keep_float32)
+    if not component.network:
+        rules = library_rules(checkpoint, name, module)
+    load_weights(module, checkpoint.path(name), rules, policy, home)
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:
@@ -278,43 +298,3 @@ def _has_flat_convolutions(module: nn.Module) -> bool:
 def _import(path: str) -> Any:
     module, name = path.split(":")
     return getattr(import_module(module), name)
-
-
-# -- what explain prints -----------------------------------------------------------------------------------------------
-
-
-def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]:
-    variant = spec.variant(folder.id)
-    defaults: Mapping[str, Any] = {
-        name: value for name, value in vars(door.defaults).items() if value is not None and name != "extra"
-    }
-    limits = door.limits
-    frames = Choice("limits", "frames", f"1 + {limits.frame_step}k", f"at most {limits.max_frames}")
-    return (
-        Choice("model", "folder", str(folder.path), f"{folder.source}, found for {folder.id!r}"),
-        Choice("model", "family", spec.family, f"model_index.json names {spec.arch}"),
-        *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
-        Choice(
-            "limits",
-            "size",
-            f"multiples of {limits.size_multiple}",
-            f"at most {limits.max_side} a side",
-        ),
-        *((frames,) if limits.max_frames > 1 else ()),
-    )
-
-
-def _engine_choices(under: Build) -> list[Choice]:
-    config, checkpoint = under.found.config, under.found.checkpoint
-    loops = [stage for stage in REGISTRY.pipeline(checkpoint.arch).stages if isinstance(stage, Denoise)]
-    solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
-    features = {"cache": config.cache.kind, "offload": config.offload.mode, "compile": config.compile.mode}
-    return [
-        *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
-        *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
-        Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
-    ]
-
-
-def _asked(value: str) -> str:
-    return "default" if value == "none" else "asked for"

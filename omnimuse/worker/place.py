@@ -5,10 +5,13 @@ Asked once per start by the build; `explain` and `doctor` print the reasons. Ref
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.spec import Component
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,6 +49,15 @@ def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -
     native, why = native_bfloat16(device)
     name = "bfloat16" if native else "float32"
     return DTYPES[name], Choice("place", "dtype", name, why)
+
+
+def component_dtype(component: Component, config: Mapping[str, object], dtype: torch.dtype) -> tuple[torch.dtype, str]:
+    """The number format of one component beside networks in `dtype`, and why it has its own, if it has."""
+    if component.dtype and DTYPES[component.dtype] != dtype:
+        return DTYPES[component.dtype], f"the reference computes it in {component.dtype} whatever the networks are in"
+    if config.get("force_upcast") and dtype == torch.float16:
+        return torch.float32, "its config.json says force_upcast: float16 overflows in it"
+    return dtype, ""
 
 
 def native_bfloat16(device: torch.device) -> tuple[bool, str]:

@@ -20,6 +20,7 @@ from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
+from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Row, Stage
 from omnimuse.pipeline.state import State
@@ -129,7 +130,7 @@ class Runner:
         for request_id in list(self.jobs):
             self._drop(request_id)
         self.memo.clear()
-        self.pipeline.ctx.components = {}
+        self.pipeline.ctx.components = Residency({})
         self.resources.close()
 
     # -- taking in and letting go --------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ class Runner:
             return
         key: Hashable = (type(stage), content, self.pipeline.ctx.version)
         known = self.memo.get(key)
-        with state.opened_for(stage):
+        with state.opened_for(stage), self.pipeline.ctx.components.using(stage.uses):
             if known is None:
                 stage.run(self.pipeline.ctx, [state])
                 self.memo.put(key, tuple(state[slot] for slot in stage.writes))

@@ -10,25 +10,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.core.config import (
-    AttentionConfig,
-    CacheConfig,
-    CompileConfig,
-    HostConfig,
-    OffloadConfig,
-    ScheduleConfig,
-)
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, HostConfig, ScheduleConfig
 from omnimuse.core.machine import cores
 from omnimuse.core.output import Event, Failed, Preview, Progress
 from omnimuse.engine.engine import Engine
-from omnimuse.layers.network import Network
 from omnimuse.models import TABLE
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
@@ -43,10 +33,6 @@ EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
     return bool((a - b).norm() <= tolerance * b.norm())
-
-
-def networks(engine: Engine) -> list[Network]:
-    return [part for part in engine.runner.pipeline.ctx.components.values() if isinstance(part, Network)]
 
 
 def test_every_registered_architecture_has_a_tiny_checkpoint_here() -> None:
@@ -204,20 +190,6 @@ def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: E
                 state[stage.reads[0] if stage.reads else "nowhere"] = 1
 
 
-def test_layerwise_offload_is_resident_bit_for_bit(
-    subject: Subject, shared: Engine, engine_with: Make, tmp_path: Path
-) -> None:
-    asks = subject.asks()
-    engine = engine_with(offload=OffloadConfig("layers", tmp_path))
-    stacks = [stack for part in networks(engine) for stack in part.stacks().values()]
-    assert stacks
-    assert all(weight.is_meta for stack in stacks for weight in stack.parameters()), "weights wait outside"
-    for expected, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
-        assert torch.equal(found, expected)
-    engine.close()
-    assert not list(tmp_path.iterdir()), "the spilled weights are removed when the engine closes"
-
-
 def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit(subject: Subject, shared: Engine, engine_with: Make) -> None:
     asks = subject.asks()
     engine = engine_with(cache=CacheConfig("teacache", 0.0))
@@ -236,14 +208,6 @@ def test_a_step_cache_that_skips_gives_each_request_what_it_gets_alone(
         assert not close(found, plain), "a huge threshold must skip steps"
 
 
-def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: Make, tmp_path: Path) -> None:
-    cached = engine_with(cache=CacheConfig("teacache", 0.3))
-    both = engine_with(cache=CacheConfig("teacache", 0.3), offload=OffloadConfig("layers", tmp_path))
-    asks = [subject.ask(i) for i in range(2)]
-    for expected, found in zip(run(cached, *asks), run(both, *asks), strict=True):
-        assert torch.equal(found, expected)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
@@ -256,11 +220,6 @@ def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, sha
     for plain, found, repeated in zip(run(shared, *asks), first, again, strict=True):
         assert close(found, plain, 1e-4)
         assert torch.equal(found, repeated)
-
-
-def test_compiling_and_offloading_exclude_each_other(subject: Subject, engine_with: Make) -> None:
-    with pytest.raises(ConfigError, match="choose one of them"):
-        engine_with(compile=CompileConfig("blocks"), offload=OffloadConfig("layers"))
 
 
 def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shared: Engine, engine_with: Make) -> None:

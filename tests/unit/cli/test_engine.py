@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from omnimuse.cli.engine import add_engine_options, read_attention, read_config
 from omnimuse.cli.job import with_settings
-from omnimuse.core.config import AttentionConfig, Config
+from omnimuse.core.config import AttentionConfig, Config, OffloadConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
 
@@ -33,6 +34,8 @@ def test_each_option_reaches_its_topic() -> None:
         "0.2",
         "--offload",
         "layers",
+        "--offload-folder",
+        "somewhere",
         "--cfg-parallel",
         "2",
         "--exact",
@@ -44,7 +47,7 @@ def test_each_option_reaches_its_topic() -> None:
     ]
     config = read(*words)
     assert (config.cache.kind, config.cache.threshold) == ("teacache", 0.2)
-    assert config.offload.mode == "layers"
+    assert config.offload == OffloadConfig("layers", Path("somewhere"))
     assert config.parallel.cfg == 2
     assert config.schedule.tier == "exact"
     assert config.host.threads == 3

@@ -21,6 +21,7 @@ from omnimuse.loader.components import load_library_component
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer
 from omnimuse.loader.weights import load_weights
+from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState
 from tests.fakes import SPEC, ask, context
@@ -59,7 +60,7 @@ def _without_gradients() -> Iterator[None]:
 def encoded(components: dict[str, Any], prompt: str, limit: int, pad: bool, masked: bool) -> Tensor:
     stage = EncodeText("prompt", "embeds", take=HiddenState(-2), template=chat, length=limit, pad=pad, masked=masked)
     state = State(Door.of(SPEC, {}, "fake").make_request(ask(prompt), 0.0, 1), 0)
-    stage.run(replace(context(), components=components), [state])
+    stage.run(replace(context(), components=Residency(components)), [state])
     return state["embeds"]
 
 

@@ -19,6 +19,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
 from omnimuse.loader.tensors import construct_unfilled
+from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.video import DecodeVideo, Grid, blend, preview_middle_frame, unscale
@@ -48,7 +49,7 @@ def latents_for(vae: Any, frames: int, height: int, width: int, seed: int = 3) -
 
 
 def around(vae: Any) -> Context:
-    return replace(context(), components={"vae": vae})
+    return replace(context(), components=Residency({"vae": vae}))
 
 
 def fresh(latents: Tensor, output_type: str = "pt") -> State:

@@ -1,4 +1,4 @@
-"""Freed memory is kept on a CPU: the next forward finds its pages in place."""
+"""Freed memory is kept on a CPU: the next forward finds its pages in place. Telling so changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from omnimuse.worker.allocator import keep_memory
+from omnimuse.worker.allocator import kept_memory
 
 PROGRAM = """
 import resource, sys
@@ -28,7 +28,10 @@ def count():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 if sys.argv[1] == "kept":
-    assert keep_memory(torch.device("cpu")).value == "kept"
+    keep_memory(torch.device("cpu"))
+elif sys.argv[1] == "explained":
+    from omnimuse import explain
+    assert any((choice.name, choice.value) == ("freed memory", "kept") for choice in explain("omnimuse/shapes"))
 thread = Thread(target=count)  # as an engine has one
 thread.start()
 thread.join()
@@ -46,5 +49,10 @@ def test_memory_that_was_used_needs_few_new_pages() -> None:
     assert new_pages("kept") < new_pages("given back") / 2
 
 
-def test_on_another_device_nothing_is_changed() -> None:
-    assert keep_memory(torch.device("cuda")) is None
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed blocks back at once")
+def test_explaining_that_memory_is_kept_keeps_none() -> None:
+    assert new_pages("explained") > 2 * new_pages("kept")
+
+
+def test_on_another_device_nothing_is_kept() -> None:
+    assert kept_memory(torch.device("cuda")) is None

@@ -9,12 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from omnimuse import Config, DiffusionParams, ModelConfig, Omni, explain
-from omnimuse.core.config import AttentionConfig, CacheConfig, OffloadConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.config import (
+    AttentionConfig,
+    CacheConfig,
+    CompileConfig,
+    OffloadConfig,
+    ParallelConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.spec import Component
 from omnimuse.worker.build import build, find
-from omnimuse.worker.place import choose_device, choose_dtype, native_bfloat16
+from omnimuse.worker.connect import connect
+from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, native_bfloat16
 
 
 def config(folder: Path, **model: str) -> Config:
@@ -63,6 +73,71 @@ def test_explain_tells_every_choice_with_its_reason_and_reads_no_weights(broken:
     assert all(row.value and row.reason for row in rows)
 
 
+def memory(config: Config) -> dict[str, tuple[str, str]]:
+    rows = explain(config.model.model, config=config)
+    return {row.name: (row.value, row.reason) for row in rows if row.topic == "memory"}
+
+
+def test_explain_counts_the_bytes_of_every_network_by_format_and_home(z_image_folder: Path, tmp_path: Path) -> None:
+    files = {path.parent.name: path for path in z_image_folder.rglob("*.safetensors")}
+    plain = memory(config(z_image_folder))
+    for name, path in files.items():
+        stored = sum(tensor.nbytes for tensor in load_file(path).values())
+        assert plain[name] == (
+            f"{stored / 1e6:.2f} MB float32" if stored >= 1e6 else f"{stored / 1e3:.1f} kB float32",
+            "always on cpu",
+        )
+    away = memory(replace(config(z_image_folder), offload=OffloadConfig("layers", tmp_path / "never made")))
+    assert "blocks of at most" in away["transformer"][1]
+    assert away["vae"][1] == f"waits in a file in {tmp_path / 'never made'}, on cpu when it is its turn"
+    assert not (tmp_path / "never made").exists()
+
+
+@pytest.mark.parametrize(
+    ("component", "config", "dtype", "expected"),
+    [
+        (Component((), dtype="float32"), {}, torch.bfloat16, torch.float32),
+        (Component((), dtype="float32"), {}, torch.float32, torch.float32),
+        (Component(()), {"force_upcast": True}, torch.float16, torch.float32),
+        (Component(()), {"force_upcast": True}, torch.bfloat16, torch.bfloat16),
+        (Component(()), {"force_upcast": False}, torch.float16, torch.float16),
+        (Component(()), {}, torch.float16, torch.float16),
+    ],
+)
+def test_a_component_has_its_own_number_format_where_spec_or_configuration_say_so(
+    component: Component, config: dict[str, object], dtype: torch.dtype, expected: torch.dtype
+) -> None:
+    found, why = component_dtype(component, config, dtype)
+    assert found == expected
+    assert bool(why) is (expected != dtype)
+
+
+def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(broken: Path) -> None:
+    path = broken / "vae/config.json"
+    assert json.loads(path.read_text())["force_upcast"]
+    rows = explain(str(broken), config=config(broken, dtype="float16"))
+    assert ("vae dtype", "float32") in [(row.name, row.value) for row in rows]
+    components = build(config(broken, dtype="float16")).pipeline.ctx.components
+    assert {tensor.dtype for tensor in components["vae"].parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in components["text_encoder"].parameters()} == {torch.float16}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "force_upcast": False}))
+    found = build(config(broken, dtype="float16")).pipeline.ctx.components
+    assert {tensor.dtype for tensor in found["vae"].parameters()} == {torch.float16}
+
+
+def test_what_cannot_be_is_refused_before_any_weight_is_read(broken: Path, tmp_path: Path) -> None:
+    for file in broken.rglob("*.safetensors"):
+        file.write_bytes(b"not read")
+    (tmp_path / "file").write_text("")
+    chosen = config(broken)
+    with pytest.raises(ConfigError, match="choose one of them"):
+        build(replace(chosen, compile=CompileConfig("blocks"), offload=OffloadConfig("layers")))
+    with pytest.raises(ConfigError, match=r"offload folder=.*cannot be used"):
+        build(replace(chosen, offload=OffloadConfig("components", tmp_path / "file")))
+    with pytest.raises(ConfigError, match="sdpa"):
+        build(replace(chosen, attention=AttentionConfig("spda")))
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -70,6 +145,7 @@ def test_explain_tells_every_choice_with_its_reason_and_reads_no_weights(broken:
         (lambda: ModelConfig("x", load="half"), "load='half'"),  # type: ignore[arg-type]
         (lambda: CacheConfig("teacache", float("nan")), "threshold=nan"),
         (lambda: OffloadConfig("disk"), "offload='disk'"),  # type: ignore[arg-type]
+        (lambda: OffloadConfig(folder=Path("here")), "offload folder=here does nothing while offload='none'"),
         (lambda: ParallelConfig(cfg=3), "use 1 or 2"),
         (lambda: ScheduleConfig(max_running=0), "max_running=0"),
     ],
@@ -102,8 +178,6 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
 
 
 def test_several_ranks_need_torchrun(z_image_folder: Path) -> None:
-    from omnimuse.worker.build import connect
-
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
         connect(ParallelConfig(cfg=2))
 

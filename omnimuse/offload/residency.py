@@ -1,0 +1,62 @@
+"""Residency: who of a pipeline's components is on the device.
+
+The context of a pipeline hands components out through it, so whoever has one can compute with it. Knows names and
+parcels; the order in which components are wanted follows from the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from omnimuse.offload.parcels import Parcel
+
+
+class Residency(Mapping[str, Any]):
+    """Components by name. Those with a parcel take turns: one comes in when it is asked for, and the others leave.
+
+    So a loop with two networks, or a preview in the middle of a loop, needs room for one of them. A stage that computes
+    with several at once says so by `using`.
+    """
+
+    def __init__(self, components: Mapping[str, Any], parcels: Mapping[str, Parcel] | None = None) -> None:
+        self._components = dict(components)
+        self._parcels = dict(parcels or {})
+        self._held: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> Any:
+        component = self._components[name]
+        parcel = self._parcels.get(name)
+        if parcel is not None and not parcel.inside:
+            for other, theirs in self._parcels.items():
+                if theirs.inside and other not in self._held:
+                    theirs.leave()
+            parcel.enter()
+        return component
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    def wherever(self, name: str) -> Any:
+        """The component without its weights, perhaps: for what it says of itself."""
+        return self._components[name]
+
+    @contextmanager
+    def using(self, names: Iterable[str]) -> Iterator[None]:
+        """For the length of a stage: of those that it uses, one that came in stays when another is asked for."""
+        before, self._held = self._held, frozenset(names)
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def expect(self, names: Iterable[str]) -> None:
+        """These are asked for soon: begin to read what is on a disk."""
+        for name in names:
+            parcel = self._parcels.get(name)
+            if parcel is not None and not parcel.inside:
+                parcel.store.read_ahead(parcel.arena)

@@ -1,0 +1,27 @@
+"""The ranks that share one engine's work, found when a process starts."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from omnimuse.core.config import Environment, ParallelConfig
+from omnimuse.core.errors import ConfigError
+from omnimuse.parallel.mesh import Mesh
+
+
+def connect(config: ParallelConfig) -> Mesh:
+    """The ranks that share the work: this process alone, or those that `torchrun` started."""
+    if config.cfg == 1:
+        return Mesh.single()
+    if not dist.is_initialized():
+        environment = Environment.read()
+        if environment.world_size != config.cfg:
+            raise ConfigError(
+                f"parallel cfg={config.cfg} needs {config.cfg} processes, this run has {environment.world_size}; "
+                f"start it with `torchrun --nproc-per-node {config.cfg} -m omnimuse ...`"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.set_device(environment.local_rank)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Mesh.from_process_group(cfg=config.cfg)

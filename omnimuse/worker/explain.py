@@ -1,0 +1,113 @@
+"""What an engine would choose for a model, and why; `omnimuse explain` prints it. Nothing is loaded, nothing changed.
+
+Runs the build passes that need no memory, and adds what the model's own defaults and the engine's settings are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from torch import nn
+
+from omnimuse.core.config import Choice, Config
+from omnimuse.core.request import Door
+from omnimuse.core.spec import Spec
+from omnimuse.layers.network import Network
+from omnimuse.loader.resolve import Folder
+from omnimuse.loader.tensors import stored_tensors
+from omnimuse.models import REGISTRY
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.worker.allocator import kept_memory
+from omnimuse.worker.build import SHAPES, Build, begin, run
+
+
+def explain(config: Config) -> list[Choice]:
+    """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
+    under = run(begin(config, Mesh.single()), SHAPES)
+    under.resources.close()  # the threads are as many as before
+    found, kept = under.found, kept_memory(under.device)
+    return [
+        *_model_choices(found.folder, found.spec, found.door),
+        *under.choices,
+        *((kept,) if kept else ()),
+        *_memory_choices(under),
+        *_engine_choices(under),
+    ]
+
+
+def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]:
+    variant = spec.variant(folder.id)
+    defaults: Mapping[str, Any] = {
+        name: value for name, value in vars(door.defaults).items() if value is not None and name != "extra"
+    }
+    limits = door.limits
+    frames = Choice("limits", "frames", f"1 + {limits.frame_step}k", f"at most {limits.max_frames}")
+    return (
+        Choice("model", "folder", str(folder.path), f"{folder.source}, found for {folder.id!r}"),
+        Choice("model", "family", spec.family, f"model_index.json names {spec.arch}"),
+        *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
+        Choice(
+            "limits",
+            "size",
+            f"multiples of {limits.size_multiple}",
+            f"at most {limits.max_side} a side",
+        ),
+        *((frames,) if limits.max_frames > 1 else ()),
+    )
+
+
+def _memory_choices(under: Build) -> list[Choice]:
+    """What the weights of every network take, by number format, and where they are; from shapes alone."""
+    found = []
+    for name, module in under.modules.items():
+        sizes: Counter[str] = Counter()
+        for tensor, _ in stored_tensors(module).values():
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
+        value = " + ".join(f"{_size(size)} {dtype}" for dtype, size in sizes.most_common())
+        found.append(Choice("memory", name, value, _where(under, module)))
+    total = sum(tensor.nbytes for module in under.modules.values() for tensor, _ in stored_tensors(module).values())
+    return [*found, Choice("memory", "all weights", _size(total), "without what requests need")]
+
+
+def _where(under: Build, module: nn.Module) -> str:
+    mode = under.found.config.offload.mode
+    if mode == "none":
+        return f"always on {under.device}"
+    folder = under.found.config.offload.folder or Path(gettempdir())
+    waits = f"waits in a file in {folder}" if under.device.type == "cpu" else "waits in pinned host memory"
+    if mode == "components" or not isinstance(module, Network):
+        return f"{waits}, on {under.device} when it is its turn"
+    blocks = [block for stack in module.stacks().values() for block in stack.blocks()]
+    largest = max(sum(tensor.nbytes for tensor, _ in stored_tensors(block).values()) for block in blocks)
+    inside = sum(tensor.nbytes for block in blocks for tensor, _ in stored_tensors(block).values())
+    rest = sum(tensor.nbytes for tensor, _ in stored_tensors(module).values()) - inside
+    how = "one at a time" if under.device.type == "cpu" else "two at a time"
+    return f"{waits}; on {under.device} {_size(rest)} in its turn, and blocks of at most {_size(largest)} {how}"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+def _engine_choices(under: Build) -> list[Choice]:
+    config, checkpoint = under.found.config, under.found.checkpoint
+    loops = [stage for stage in REGISTRY.pipeline(checkpoint.arch).stages if isinstance(stage, Denoise)]
+    solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
+    features = {"cache": config.cache.kind, "offload": config.offload.mode, "compile": config.compile.mode}
+    return [
+        *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
+        *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
+        Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
+    ]
+
+
+def _asked(value: str) -> str:
+    return "default" if value == "none" else "asked for"

@@ -1,0 +1,121 @@
+"""Weights that wait outside the device change no result, and only what runs is on the device: for every pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.errors import ConfigError
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.layers.network import Network
+from omnimuse.loader.tensors import stored_tensors
+from tests.invariants.conftest import Subject, drain, run, submit
+
+Make = Callable[..., Engine]
+MODES = ("components", "layers")
+
+
+def modules(engine: Engine) -> dict[str, nn.Module]:
+    """Every network of the engine, wherever its weights are."""
+    components = engine.runner.pipeline.ctx.components
+    found = {name: components.wherever(name) for name in components}
+    return {name: each for name, each in found.items() if isinstance(each, nn.Module)}
+
+
+def inside(module: nn.Module) -> bool:
+    """Whether weights of `module`, other than those of its blocks, are on the device."""
+    blocks = [block for stack in module.stacks().values() for block in stack.blocks()] if blocky(module) else []
+    within = {id(tensor) for block in blocks for tensor, _ in stored_tensors(block).values()}
+    return any(not t.is_meta for t, _ in stored_tensors(module).values() if id(t) not in within)
+
+
+def blocky(module: nn.Module) -> bool:
+    return isinstance(module, Network)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_offload_is_resident_bit_for_bit(
+    subject: Subject, shared: Engine, engine_with: Make, tmp_path: Path, mode: str
+) -> None:
+    asks = [subject.ask(i, output_type="pt", previews=2) for i in range(len(subject.family.wishes))]
+    engine = engine_with(offload=OffloadConfig(mode, tmp_path))
+    assert not any(inside(module) for module in modules(engine).values()), "nothing comes in before it is wanted"
+    for expected, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
+        assert torch.equal(found, expected)
+    assert not list(tmp_path.iterdir()), "what waits has no name that could be left behind"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_component_at_a_time_is_on_the_device(
+    subject: Subject, engine_with: Make, tmp_path: Path, mode: str
+) -> None:
+    engine = engine_with(offload=OffloadConfig(mode, tmp_path))
+    parts, seen = modules(engine), set()
+
+    def watch(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: object) -> None:
+            assert [other for other in parts if inside(parts[other])] == [name]
+            seen.add(name)
+
+        return look
+
+    for name, module in parts.items():
+        first = module.decoder if name == "vae" else module
+        first.register_forward_pre_hook(watch(name))
+    submit(engine, *(subject.ask(i, output_type="pt") for i in range(len(subject.family.wishes))))
+    drain(engine)
+    assert seen == set(parts), "every network was wanted"
+    blocks = [b for part in parts.values() if blocky(part) for s in part.stacks().values() for b in s.blocks()]
+    if mode == "layers":
+        assert all(tensor.is_meta for block in blocks for tensor, _ in stored_tensors(block).values())
+
+
+def test_networks_are_swapped_once_a_step_and_not_once_a_row(
+    subject: Subject, engine_with: Make, tmp_path: Path
+) -> None:
+    """Two requests whose steps need different networks share a tick: each network comes in once."""
+    engine = engine_with(
+        offload=OffloadConfig("components", tmp_path), schedule=ScheduleConfig(exact=True, strict_slots=True)
+    )
+    submit(engine, *(subject.ask(i, num_inference_steps=6) for i in range(2)))
+    engine.tick()
+    entered: list[str] = []
+    for name, module in modules(engine).items():
+        module.register_forward_pre_hook(lambda module, args, name=name: entered.append(name))
+    for _ in range(4):
+        entered.clear()
+        engine.tick()
+        assert sum(before != after for before, after in pairwise(entered)) <= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: Make, tmp_path: Path, mode: str) -> None:
+    cached = engine_with(cache=CacheConfig("teacache", 0.3))
+    both = engine_with(cache=CacheConfig("teacache", 0.3), offload=OffloadConfig(mode, tmp_path))
+    asks = [subject.ask(i) for i in range(2)]
+    for expected, found in zip(run(cached, *asks), run(both, *asks), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_random_weights_that_wait_are_those_that_stay(subject: Subject, engine_with: Make, tmp_path: Path) -> None:
+    pictures = []
+    for offload in (OffloadConfig(), OffloadConfig("layers", tmp_path)):
+        config = subject.config(offload=offload)
+        engine = start(replace(config, model=replace(config.model, load="dummy")))
+        pictures.append(run(engine, subject.ask(0, output_type="pt"))[0])
+        engine.close()
+    assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiling_and_offloading_exclude_each_other(subject: Subject, engine_with: Make, mode: str) -> None:
+    with pytest.raises(ConfigError, match="choose one of them"):
+        engine_with(compile=CompileConfig("blocks"), offload=OffloadConfig(mode))

@@ -1,0 +1,136 @@
+"""Blocks in two slots on a device whose copies and computations run beside each other, simulated in every order.
+
+The real queues need an accelerator; what must be ordered can be tried here, by carrying out the two queues in steps of
+random choice, each only where an event lets it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.core.errors import EngineDeadError
+from omnimuse.offload.host import HostStore, Slot
+
+
+@dataclass(eq=False)
+class Mark:
+    """An event: reached when its queue has come so far."""
+
+    reached: bool = False
+
+
+@dataclass
+class SimulatedLanes:
+    """Two queues of work that nobody has done yet; `heedless` ones do not wait for the event of that name."""
+
+    heedless: str = ""
+    copies: deque[Callable[[], bool]] = field(default_factory=deque)
+    computations: deque[Callable[[], bool]] = field(default_factory=deque)
+    marks: dict[tuple[str, Slot], Mark] = field(default_factory=dict)
+
+    def pinned(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.uint8)
+
+    def slot(self, size: int) -> Slot:
+        return Slot(torch.zeros(size, dtype=torch.uint8))
+
+    def fetch(self, waiting: Tensor) -> Tensor:
+        return waiting.clone()
+
+    def write(self, slot: Slot, waiting: Tensor) -> None:
+        self._wait(self.copies, "read", slot)
+        self.copies.append(lambda: bool(slot.content[: len(waiting)].copy_(waiting).numel()))
+        self._mark(self.copies, "written", slot)
+
+    def begin(self, slot: Slot) -> None:
+        self._wait(self.computations, "written", slot)
+
+    def end(self, slot: Slot) -> None:
+        self._mark(self.computations, "read", slot)
+
+    def close(self) -> None:
+        """Nobody else needs to know."""
+
+    def run(self, choose: random.Random) -> None:
+        """Everything that was queued, in an order that keeps within the events."""
+        while queues := [queue for queue in (self.copies, self.computations) if queue]:
+            queue = choose.choice(queues)
+            if queue[0]():
+                queue.popleft()
+            else:
+                other = self.computations if queue is self.copies else self.copies
+                assert other, "both queues wait for each other"
+
+    def _mark(self, queue: deque[Callable[[], bool]], name: str, slot: Slot) -> None:
+        mark = self.marks[name, slot] = Mark()
+
+        def reach() -> bool:
+            mark.reached = True
+            return True
+
+        queue.append(reach)
+
+    def _wait(self, queue: deque[Callable[[], bool]], name: str, slot: Slot) -> None:
+        mark = self.marks.get((name, slot))
+        if mark is not None and name != self.heedless:
+            queue.append(lambda: mark.reached)
+
+
+def seen_by_blocks(lanes: SimulatedLanes, steps: int, choose: random.Random) -> tuple[list[int], list[int]]:
+    """What each block finds in its slot, over some steps in which some are left out, and what it should find."""
+    store, found, expected = HostStore(lanes), list[int](), list[int]()
+    arenas = [store.add(size, lent=True) for size in (64, 16, 48)]
+    for number, arena in enumerate(arenas):
+        store.content(arena).fill_(number + 1)
+    for _ in range(steps):
+        blocks = [arena for arena in arenas if choose.random() < 0.8] or arenas
+        for arena, following in zip(blocks, [*blocks[1:], arenas[0]], strict=True):
+            with store.lend(arena) as content:
+                store.expect(following)
+                lanes.computations.append(lambda content=content: not found.extend(set(content.tolist())))  # type: ignore[misc]
+                expected.append(arenas.index(arena) + 1)
+    lanes.run(choose)
+    return found, expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_block_finds_its_own_weights_in_whatever_order_the_device_works(seed: int) -> None:
+    found, expected = seen_by_blocks(SimulatedLanes(), 6, random.Random(seed))
+    assert found == expected
+
+
+@pytest.mark.parametrize("event", ["read", "written"])
+def test_without_either_event_a_block_would_find_another_s_weights(event: str) -> None:
+    outcomes = [seen_by_blocks(SimulatedLanes(event), 6, random.Random(seed)) for seed in range(40)]
+    assert any(found != expected for found, expected in outcomes)
+
+
+def test_there_are_two_slots_of_the_largest_block_and_a_block_that_is_there_is_not_copied_again() -> None:
+    lanes = SimulatedLanes()
+    store = HostStore(lanes)
+    store.add(4096, lent=False)
+    arenas = [store.add(size, lent=True) for size in (64, 16)]
+    for arena in (*arenas, *arenas):
+        with store.lend(arena) as content:
+            assert len(content) == (64, 16)[arenas.index(arena)]
+    assert len({slot for _, slot in lanes.marks}) == 2
+    assert {len(slot.content) for _, slot in lanes.marks} == {64}
+    copies = sum(1 for work in lanes.copies if work.__name__ == "reach")
+    assert copies == 2
+
+
+def test_a_closed_store_says_so() -> None:
+    store = HostStore(SimulatedLanes())
+    arena = store.add(8, lent=True)
+    store.close()
+    with pytest.raises(EngineDeadError, match="close"):
+        store.fetch(arena)
+    with pytest.raises(EngineDeadError, match="close"), store.lend(arena):
+        pass

@@ -1,0 +1,154 @@
+"""How much memory of its own a process takes to load a model and to run it, measured in a process that does only that.
+
+Weights that wait in files, and pages of the checkpoint, are memory that the system can have back at any time; what
+counts here is the rest (`Anonymous` in /proc).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import parts, z_image
+
+MEASURE = """
+import ctypes, gc, json, sys, threading
+from pathlib import Path
+import torch
+from omnimuse import Config, DiffusionParams, ModelConfig
+from omnimuse.core.config import OffloadConfig
+from omnimuse.core.request import Ask
+from omnimuse.engine.local import start
+from omnimuse.loader.tensors import stored_tensors
+
+def own():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
+
+class Watch:
+    def __enter__(self):
+        self.peak, self.done = own(), threading.Event()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+        return self
+    def look(self):
+        while not self.done.wait(0.002):
+            self.peak = max(self.peak, own())
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+        self.peak = max(self.peak, own())
+
+def sizes(engine):
+    components = engine.runner.pipeline.ctx.components
+    modules = {name: components.wherever(name) for name in components if name != "tokenizer"}
+    stored = {name: [t.nbytes for t, _ in stored_tensors(m).values()] for name, m in modules.items()}
+    blocks = [b for stack in modules["transformer"].stacks().values() for b in stack.blocks()]
+    inside = [sum(t.nbytes for t, _ in stored_tensors(b).values()) for b in blocks]
+    return {
+        "whole": sum(map(sum, stored.values())), "tensor": max(map(max, stored.values())), "block": max(inside),
+        "component": max(map(sum, stored.values())), "rest": sum(stored["transformer"]) - sum(inside),
+        "others": max(sum(sizes) for name, sizes in stored.items() if name != "transformer"),
+    }
+
+def run(folder, mode, dtype, files):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before counts neither way
+    before = own()
+    offload = OffloadConfig() if mode == "none" else OffloadConfig(mode, Path(files))
+    with Watch() as loading:
+        engine = start(Config(ModelConfig(folder, dtype=dtype, device="cpu"), offload=offload))
+    with Watch() as running:
+        params = DiffusionParams(height=64, width=64, num_inference_steps=3, seed=1, guidance_scale=2.0)
+        engine.submit(engine.make_request(Ask("a circle", params)))
+        while not engine.idle:
+            engine.tick()
+    found = sizes(engine)
+    engine.close()
+    peaks = {"before": before, "loading": loading.peak, "running": running.peak}
+    return {"mode": mode, "dtype": dtype, **peaks, **found}
+
+tiny, large, files = sys.argv[1:]
+run(tiny, "layers", "float32", files)  # everything is imported, every thread has its memory
+runs = [run(large, *how, files) for how in (("layers", "float32"), ("components", "float32"), ("none", "bfloat16"))]
+print(json.dumps(runs))
+"""
+SLACK = 48e6  # bytes: activations, and what an allocator holds on to
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes: a process's own memory at its most, less what it had before, and sizes of the model."""
+
+    mode: str
+    dtype: str
+    loading: int
+    running: int
+    whole: int
+    component: int
+    others: int
+    rest: int
+    block: int
+    tensor: int
+    before: int
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
+    from diffusers import ZImageTransformer2DModel
+
+    folder = tmp_path_factory.mktemp("memory")
+    tiny, large, files = z_image.build(folder / "tiny"), z_image.build(folder / "large"), folder / "files"
+
+    def transformer() -> ZImageTransformer2DModel:
+        return ZImageTransformer2DModel(
+            dim=768, n_layers=8, n_refiner_layers=1, n_heads=6, n_kv_heads=6, cap_feat_dim=z_image.TEXT_WIDTH,
+            axes_dims=[32, 48, 48], axes_lens=[1024, 512, 512],
+        )  # fmt: skip
+
+    parts.save_module(large, "transformer", 0, transformer)
+    command = [sys.executable, "-c", MEASURE, str(tiny), str(large), str(files)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    runs = [Measured(**each) for each in json.loads(done.stdout)]
+    return {run.mode: run for run in runs}
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell"),
+    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what was freed cannot be told from what is used"),
+]
+
+
+def test_loading_takes_what_stays_and_one_tensor_even_where_weights_are_fused_and_converted(
+    measured: dict[str, Measured],
+) -> None:
+    run = measured["none"]
+    taken = run.loading - run.before
+    assert run.whole > 120e6
+    assert 0.9 * run.whole < taken < run.whole + 2 * run.tensor + SLACK, "the first: the measure sees the weights"
+
+
+@pytest.mark.parametrize("mode", ["components", "layers"])
+def test_weights_that_wait_are_never_the_process_s_own(measured: dict[str, Measured], mode: str) -> None:
+    run = measured[mode]
+    assert run.whole > 240e6
+    assert run.loading - run.before < run.tensor + SLACK < run.whole / 3
+
+
+def test_with_components_offloaded_the_largest_of_them_is_held(measured: dict[str, Measured]) -> None:
+    run = measured["components"]
+    taken = run.running - run.before
+    assert 0.9 * run.component < taken < run.component + SLACK
+
+
+def test_with_layers_offloaded_one_block_and_the_rest_are_held(measured: dict[str, Measured]) -> None:
+    run = measured["layers"]
+    assert run.running - run.before < run.block + run.rest + run.others + SLACK < run.whole / 2
