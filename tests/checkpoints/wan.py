@@ -105,8 +105,9 @@ def build(folder: Path, kind: str, *, seed: int = 0, boundary_ratio: float = 0.8
 
 
 def pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The reference pipeline over the checkpoint in `folder`."""
-    pipe = WanPipeline.from_pretrained(folder, dtype=dtype)
+    """The reference pipeline over the checkpoint in `folder`, its VAE in float32 as its own example has it."""
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(folder, vae=vae, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

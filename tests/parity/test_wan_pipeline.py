@@ -101,6 +101,27 @@ def test_half_precision_stays_near_the_reference(build: Build, kind: str) -> Non
     assert float((found - expected.float()).abs().mean()) < 2e-2
 
 
+@pytest.mark.parametrize("kind", wan.FLOW_SHIFT)
+def test_a_video_is_decoded_in_float32_whatever_the_networks_are_in(build: Build, kind: str) -> None:
+    """As in the reference's own example: of the latents of networks in bfloat16 it makes the same frames."""
+    folder = build(kind)
+    plain, frames = (
+        ours(folder, replace(WISH, params=replace(CLIP, height=64, width=64, output_type=output_type)), "bfloat16")
+        for output_type in ("latent", "pt")
+    )
+    with quiet("diffusers"), quiet("transformers"):
+        pipe = wan.pipeline(folder, torch.bfloat16)
+    vae, latents = pipe.vae, plain.output  # [1, C, f, h, w]
+    assert vae.dtype == torch.float32
+    mean, deviation = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    with torch.inference_mode():
+        decoded = vae.decode(latents * deviation + mean, return_dict=False)[0]
+    expected = pipe.video_processor.postprocess_video(decoded, output_type="pt")  # [1, F, 3, H, W]
+    assert float((frames.output - expected).abs().max()) < 1e-5
+
+
 def test_a_video_comes_as_pictures_with_a_rate(build: Build) -> None:
     result = ours(build("2.1"), replace(WISH, params=replace(CLIP, num_outputs_per_prompt=2, fps=12.0)))
     assert result.output is None

@@ -102,7 +102,11 @@ SPEC = Spec(
         "transformer_2": _transformer(optional=True),
         "text_encoder": Component(("UMT5EncoderModel",)),
         "tokenizer": Component(("T5Tokenizer", "T5TokenizerFast")),
-        "vae": Component(("AutoencoderKLWan",), network="omnimuse.models.wan.autoencoder:WanAutoencoder"),
+        "vae": Component(
+            ("AutoencoderKLWan",),
+            network="omnimuse.models.wan.autoencoder:WanAutoencoder",
+            dtype="float32",  # as the reference loads it
+        ),
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
