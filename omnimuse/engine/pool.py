@@ -87,6 +87,9 @@ class Pool:
     @property
     def broken(self) -> str:
         """Why no worker will ever be ready; empty while there is hope."""
+        for life in self._lives:
+            if life.done() and not life.cancelled() and (error := life.exception()) is not None:
+                return f"a worker is no longer looked after: {error}"
         if not self._replicas or any(replica.state != "broken" for replica in self._replicas):
             return ""
         return next(str(replica.refusal or replica.reason) for replica in self._replicas)

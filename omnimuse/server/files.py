@@ -12,7 +12,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from omnimuse.core.errors import ConfigError, StorageError
@@ -107,15 +108,24 @@ class Files:
     def expire(self, older: float) -> int:
         """Remove files that belong to no job and were made more than `older` seconds ago; returns how many."""
         latest = time.time() - older
-        loose = [path for path in self._kept.iterdir() if not path.name.startswith(_JOB)]
-        old = [path for path in loose if path.stat().st_mtime <= latest]
+        old = [path for path, made in self._loose() if made <= latest]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
 
+    def _loose(self) -> Iterator[tuple[Path, float]]:
+        """Kept files that belong to no job, and when they were made; those that vanish meanwhile are passed over."""
+        for path in self._kept.iterdir():
+            if not path.name.startswith(_JOB):
+                with suppress(FileNotFoundError):
+                    yield path, path.stat().st_mtime
+
     def storage_ok(self) -> bool:
-        """Whether the disk has room for more results."""
-        return shutil.disk_usage(self.spool).free >= self._reserve
+        """Whether the disk is there and has room for more results."""
+        try:
+            return shutil.disk_usage(self.spool).free >= self._reserve
+        except OSError:
+            return False
 
     def _spooled(self, made: MadeFile) -> Path:
         if not _SPOOLED.fullmatch(made.name):

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from omnimuse.core.errors import DeadlineError, RequestError, StorageError
@@ -20,6 +21,7 @@ from omnimuse.core.request import Request
 from omnimuse.engine.wire import Form, pack
 from omnimuse.server.admission import Admission
 from omnimuse.server.attempt import Attempts, JobRules, storage_full, stored_request
+from omnimuse.server.background import Background
 from omnimuse.server.errors import refusal
 from omnimuse.server.files import Files
 from omnimuse.server.gate import Gate
@@ -57,9 +59,14 @@ class Jobs:
         self._attempts = Attempts(store, files, workers, metrics, rules)
         self._live: dict[str, Live] = {}
         self._attending: set[asyncio.Task[None]] = set()
-        self._dispatcher: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
+        self._starting = Background("starting jobs", self._start_waiting, metrics.failed)
+        self._tidying = Background("tidying up", self._tidy, metrics.failed)
         self._held = self._seen_ready = False
+
+    @property
+    def trouble(self) -> list[str]:
+        """What keeps failing in the background, in words; empty while nothing does."""
+        return [work.trouble for work in (self._starting, self._tidying) if work.trouble]
 
     async def start(self) -> None:
         """Take up what an earlier server left, and begin to draw. Nothing must draw yet: the spool is emptied."""
@@ -71,14 +78,14 @@ class Jobs:
         for job in waiting:
             await self._revive(job, now)
         self._metrics.recovered(len(self._live))
-        self._dispatcher = asyncio.create_task(self._dispatch())
+        self._starting.start()
+        self._tidying.start()
 
     async def hold(self) -> None:
         """Start no more jobs: those that wait stay in the store for the next server, those that run go on."""
         self._held = True
-        self._wake.set()
-        if self._dispatcher is not None:
-            await self._dispatcher
+        await self._starting.stop()
+        await self._tidying.stop()
         for live in [live for live in self._live.values() if live.drawing is None]:
             self._forget(live, live.job, served=False)
 
@@ -203,7 +210,7 @@ class Jobs:
         finally:
             if accepted is not job:
                 self._forget(live, job, served=False)
-        self._wake.set()
+        self._starting.wake()
         return self.current(accepted)
 
     async def _revive(self, job: Job, now: float) -> None:
@@ -220,24 +227,12 @@ class Jobs:
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    async def _dispatch(self) -> None:
-        """Start waiting jobs, end late ones and forget expired ones, until held."""
-        tidied = -_HOUSEKEEPING
-        while not self._held:
-            self._wake.clear()
-            try:
-                await self._end_late()
-                while self._may_start() and (job := await self._store.claim(self._rules.now())) is not None:
-                    self._begin(job)
-                if self._rules.clock() - tidied >= _HOUSEKEEPING:
-                    tidied = self._rules.clock()
-                    await self._tidy()
-                pause = self._pause()
-            except StorageError:
-                logger.exception("the job store refuses; it is asked again")
-                pause = _PATIENCE
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+    async def _start_waiting(self) -> float:
+        """Start waiting jobs and end late ones; seconds until there may be more to do."""
+        await self._end_late()
+        while self._may_start() and (job := await self._store.claim(self._rules.now())) is not None:
+            self._begin(job)
+        return self._pause()
 
     def _may_start(self) -> bool:
         # Workers that broke say why, at once. Where none was ever ready the start fails: jobs wait for a better one.
@@ -260,10 +255,12 @@ class Jobs:
                 await self._attempts.fail(live, DeadlineError("the deadline passed before a worker was free"))
                 self._forget(live, await self._as_stored(live.job), served=False)
 
-    async def _tidy(self) -> None:
+    async def _tidy(self) -> float:
+        """Forget expired jobs and files; seconds until it is time again."""
         for job in await self._store.expire(self._rules.now()):
             await asyncio.to_thread(self._attempts.remove, job.files)
         await asyncio.to_thread(self._files.expire, self._rules.keep)  # what links led to
+        return _HOUSEKEEPING
 
     def _begin(self, job: Job) -> None:
         live = self._live.get(job.id)
@@ -273,7 +270,7 @@ class Jobs:
         live.drawing = asyncio.create_task(self._attempts.draw(live))
         task = asyncio.create_task(self._attend(live, live.drawing))
         self._attending.add(task)
-        task.add_done_callback(self._attended)
+        task.add_done_callback(partial(self._attended, live))
 
     async def _attend(self, live: Live, drawing: asyncio.Task[None]) -> None:
         """See a running job to its end, whatever that is."""
@@ -293,9 +290,14 @@ class Jobs:
                 await asyncio.sleep(_PATIENCE)
         self._forget(live, await self._as_stored(live.job), served=error is None and not drawing.cancelled())
 
-    def _attended(self, task: asyncio.Task[None]) -> None:
+    def _attended(self, live: Live, task: asyncio.Task[None]) -> None:
         self._attending.discard(task)
-        self._wake.set()  # there is room for the next
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # What it was to write down, the store decides at the next start; its place is free now.
+            logger.error("job %s could not be seen to its end", live.job.id, exc_info=error)
+            self._metrics.failed("ending a job")
+            self._forget(live, live.job, served=False)
+        self._starting.wake()  # there is room for the next
 
     async def _as_stored(self, job: Job) -> Job:
         """The job as it is now; a deleted one as its watchers are told."""

@@ -14,6 +14,7 @@ OUTCOMES = frozenset({"completed", "failed", "cancelled", "refused", "expired"})
 REJECTIONS = frozenset({"queue_full", "deadline_unreachable", "server_draining", "storage_full"})
 CAUSES = frozenset({"exit", "hang", "silence", "start"})
 PLACES = frozenset({"queued", "running", "disconnect"})
+CHORES = frozenset({"starting jobs", "tidying up", "ending a job"})
 OTHER = "other"
 
 _WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -53,6 +54,9 @@ class Metrics:
         )
         self._cancelled = Counter("omnimuse_cancelled_total", "Requests given up.", ["where"], registry=registry)
         self._recovered = Counter("omnimuse_jobs_recovered_total", "Jobs found unfinished at start.", registry=registry)
+        self._failures = Counter(
+            "omnimuse_background_failures_total", "Failures of work beside the requests.", ["chore"], registry=registry
+        )
         self._pixels = Counter("omnimuse_output_pixels_total", "Pixels drawn, frames included.", registry=registry)
 
     def ended(self, task: str, outcome: str, seconds: float) -> None:
@@ -88,6 +92,10 @@ class Metrics:
     def recovered(self, jobs: int) -> None:
         """`jobs` were found unfinished when the server started, and were taken up again."""
         self._recovered.inc(jobs)
+
+    def failed(self, chore: str) -> None:
+        """Work beside the requests failed; `chore` is one of CHORES."""
+        self._failures.labels(_known(chore, CHORES)).inc()
 
     def level(self, unfinished: int) -> None:
         """How many requests are accepted and not ended."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from types import FrameType
 
 import uvicorn
@@ -31,6 +31,7 @@ from omnimuse.server.options import ServeOptions
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
 from omnimuse.server.uploads import Uploads
+from omnimuse.server.watch import stop
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 
@@ -90,7 +91,6 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket, w
     asked = Environment.read().fault
     faults = Faults.read(asked)
     files, keys = Files(options.data), Keys.load(options.key_file)
-    store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
     metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
     plan = PoolPlan(
         found.config,
@@ -103,24 +103,22 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket, w
         metrics.retried,
         warm_up=warm_up,
     )
-    pool = Pool(plan)
-    together = 1 if found.spec.makes_video else PICTURE_JOBS
-    rules = JobRules(found.spec, options.keep, limit=options.replicas * together, model=options.model_name)
-    jobs = Jobs(store, files, pool, admission, metrics, rules)
-    uploads = Uploads.of(options, found.door.limits)
-    service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads)
-    telling = asyncio.create_task(uploads.tell_lacking())
-    try:
+    async with AsyncExitStack() as closings:  # each is done, whatever becomes of the others
+        store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
+        closings.push_async_callback(store.close)
+        uploads = Uploads.of(options, found.door.limits)
+        closings.push_async_callback(uploads.close)
+        closings.push_async_callback(stop, asyncio.create_task(uploads.tell_lacking()))
+        pool = Pool(plan)
+        closings.push_async_callback(pool.close, LAST_WORDS)
+        together = 1 if found.spec.makes_video else PICTURE_JOBS
+        rules = JobRules(found.spec, options.keep, limit=options.replicas * together, model=options.model_name)
+        jobs = Jobs(store, files, pool, admission, metrics, rules)
+        closings.push_async_callback(jobs.close, 0.0)
+        service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads)
         await jobs.start()
         await pool.start()
         await _run(service, pool, listener)
-    finally:
-        await jobs.close(0.0)
-        await pool.close(LAST_WORDS)
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-        await uploads.close()
-        await store.close()
     return 0
 
 

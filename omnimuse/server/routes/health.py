@@ -69,7 +69,7 @@ def unready(service: Service) -> list[str]:
         reasons.append("no worker is ready yet")
     if not service.files.storage_ok():
         reasons.append("the disk is nearly full")
-    return reasons
+    return reasons + service.jobs.trouble
 
 
 def describe_load(service: Service) -> LoadReport:
