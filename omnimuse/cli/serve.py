@@ -31,6 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
     where.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line, as KEY or NAME:KEY")
     where.add_argument("--insecure-no-auth", action="store_true", help="no key although other machines can connect")
+    where.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a name it answers to; may be repeated"
+    )
+    where.add_argument("--metrics-address", metavar="HOST:PORT", help="/metrics there, without a key, and not here")
     reach = parser.add_argument_group("pictures by address (uploads and data: URLs always work)")
     reach.add_argument("--allow-url-fetch", action="store_true", help="fetch pictures from the hosts named")
     reach.add_argument("--fetch-host", action="append", default=[], metavar="NAME", help="a host; may be repeated")
@@ -46,7 +50,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     much.add_argument("--max-wait", type=float, default=600, metavar="S", help="work ahead of a request (default: 600)")
     much.add_argument("--drain-timeout", type=float, default=30, metavar="S", help="to finish after SIGTERM")
     much.add_argument("--hang-timeout", type=float, default=300, metavar="S", help="a step this long is a hang")
+    strangers = parser.add_argument_group("how much strangers, and one key, may take")
+    strangers.add_argument("--max-connections", type=int, default=1024, metavar="N", help="open at once (1024)")
+    strangers.add_argument("--max-per-address", type=int, default=256, metavar="N", help="of one address (256)")
+    strangers.add_argument("--max-rate", type=int, default=0, metavar="N", help="requests a minute of one key (any)")
+    strangers.add_argument("--max-jobs", type=int, default=1000, metavar="N", help="jobs kept for one key (1000)")
+    strangers.add_argument("--max-kept", type=float, default=8, metavar="GIB", help="GiB kept for one key (8)")
     keep = parser.add_argument_group("what it keeps")
+    keep.add_argument("--no-metadata", action="store_true", help="files do not say how they were made")
     keep.add_argument("--data", type=Path, metavar="FOLDER", help="jobs and files (default: below ~/.local/share)")
     keep.add_argument("--keep", type=float, default=86400, metavar="S", help="how long finished files stay (1 day)")
     keep.add_argument("--compat", default="", metavar="NAME", help="vllm-omni: chat answers as vLLM-Omni gives them")
@@ -57,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
         from omnimuse.engine.process import model_name
-        from omnimuse.server.options import ServeOptions
+        from omnimuse.server.options import Guard, ServeOptions
         from omnimuse.server.serve import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -67,6 +78,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--allow-url-fetch and --fetch-host NAME go together: nothing is fetched from other hosts")
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{args.port}"
     config = read_config(args)
+    guard = Guard(
+        max_connections=args.max_connections,
+        max_per_address=args.max_per_address,
+        per_minute=args.max_rate,
+        max_jobs=args.max_jobs,
+        max_kept=int(args.max_kept * 2**30),
+        allowed_hosts=tuple(host.lower() for host in args.allowed_host),
+        metrics=_address(args.metrics_address),
+        tell=not args.no_metadata,
+    )
     options = ServeOptions(
         data=folder,
         model_name=args.model_name or model_name(config),
@@ -77,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         insecure=args.insecure_no_auth,
         max_queue=args.max_queue,
         max_wait=args.max_wait,
+        guard=guard,
         drain=args.drain_timeout,
         hang=args.hang_timeout,
         keep=args.keep,
@@ -84,3 +106,13 @@ def run(args: argparse.Namespace) -> int:
         fetch_hosts=tuple(args.fetch_host),
     )
     return serve(config, options, args.warm_up)
+
+
+def _address(given: str | None) -> tuple[str, int] | None:
+    """HOST:PORT taken apart; ConfigError for anything else."""
+    if given is None:
+        return None
+    host, _, port = given.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigError(f"--metrics-address {given!r} is no HOST:PORT; use one such as 127.0.0.1:9100")
+    return host.strip("[]"), int(port)

@@ -56,7 +56,8 @@ class Spool:
     def write(self, number: int, request: Request, result: Result, form: Form) -> MadeFile:
         """Encode and write output `number` of a presented `result`; StorageError when the disk refuses."""
         made = [*result.images, *result.videos][number]
-        settings = {**self.about, **_settings(request, result), "seed": result.seeds[number]}
+        told = {**self.about, **_settings(request, result), "seed": result.seeds[number]}
+        settings = told if form.tell else {}
         if form.format in ("JPEG", "WEBP") and len(json.dumps(settings)) > _ROOM:
             settings = {name: value for name, value in settings.items() if "prompt" not in name}
         content = _encode(made, form, settings)

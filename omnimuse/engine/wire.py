@@ -26,10 +26,14 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file a result becomes: "PNG", "JPEG", "WEBP" or "MP4"; `quality` 1..100 for the lossy ones (None: ours)."""
+    """The file a result becomes: "PNG", "JPEG", "WEBP" or "MP4"; `quality` 1..100 for the lossy ones (None: ours).
+
+    It tells how it was made, the prompt included, unless `tell` is off.
+    """
 
     format: str
     quality: int | None = None
+    tell: bool = True
 
 
 class Submit(Message, frozen=True):

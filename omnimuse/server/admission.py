@@ -18,6 +18,7 @@ from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
 from omnimuse.server.errors import DeadlineUnreachable
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.poison import Poison
 
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 120.0
 """Seconds; clients ignore a longer Retry-After and come back at once."""
@@ -165,14 +166,17 @@ class Admission:
         self._shares: dict[str, Share] = {}
         self._speed = Speed()
         self._now = self._measured = clock()
+        self.poison = Poison(clock)
 
     def enter(self, request: Request, patience: float | None = None) -> Ticket:
         """Take `request` on, whose client waits `patience` seconds at most (None: as long as the deadline allows).
 
         CapacityError, with the seconds after which there may be room, if too much is in progress; DeadlineUnreachable
         (a DeadlineError) if it would be served too late. Nothing is refused on time before a speed was measured.
+        PoisonError if its like ended workers of late.
         """
         self._advance()
+        self.poison.check(request)
         self.check_room(request.tenant)
         own = cost(request)
         wait, run = self._expect(own, request.tenant)

@@ -10,12 +10,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse import __version__
+from omnimuse.server.budget import Bodies, Rates
 from omnimuse.server.checks import Rules
 from omnimuse.server.edge import protect
 from omnimuse.server.gate import Gate
 from omnimuse.server.openapi import document
 from omnimuse.server.routes import chat, files, health, images, models, playground, videos
 from omnimuse.server.service import Service
+from omnimuse.server.strict_json import MAX_JSON
 
 DESCRIBED = (health, models, images, videos, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
@@ -25,10 +27,17 @@ def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
     operations = [operation for group in DESCRIBED for operation in group.OPERATIONS]
     described = document(operations, __version__)
+    guard = service.options.guard
+    each = guard.max_bodies // 2 if service.keys.required else guard.max_bodies
     gate = Gate(service.workers, service.files, service.admission, service.metrics)
     rules = Rules(
         keys=service.keys,
-        max_body=service.options.max_body,
+        max_body=guard.max_body,
+        max_json=MAX_JSON,
+        pictured=frozenset({chat.PATH}),
+        bodies=Bodies(guard.max_bodies, max(guard.max_body, each)),
+        rates=Rates(guard.per_minute),
+        hosts=frozenset(guard.allowed_hosts),
         local_only=service.options.loopback,
         draining=lambda: service.life.draining,
         drawing=frozenset(operation.path for operation in operations if operation.body is not None),

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 class JobRules:
     """How jobs are treated: `limit` run at once, what they made stays `keep` seconds.
 
+    For one tenant at most `max_jobs` are kept, and no more are accepted where their files have `max_kept` bytes.
     `model` is the name of the model that is served, `spec` its family, which reads requests back from the store.
     `clock` is the one of deadlines, `now` gives seconds since 1970.
     """
@@ -43,6 +44,8 @@ class JobRules:
     spec: Spec
     keep: float
     limit: int = 1
+    max_jobs: int = 1000
+    max_kept: int = 8 * 2**30
     model: str = ""
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time

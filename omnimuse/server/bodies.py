@@ -1,4 +1,4 @@
-"""Request bodies: strict JSON objects and multipart forms, as plain values.
+"""Request bodies: JSON objects (`strict_json.py`) and multipart forms, as plain values.
 
 Called by the routes, below the edge, which caps the length and the patience of what is read. Nothing here knows what a
 field means. What a client claims about a file (name, type) is never used: uploads are known by their first bytes.
@@ -6,34 +6,34 @@ field means. What a client claims about a file (name, type) is never used: uploa
 
 from __future__ import annotations
 
-import json
-import math
+import asyncio
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.strict_json import Draft, parse, shortened
 
-MAX_DEPTH = 32
-MAX_MARKS = 100_000
-"""Commas and brackets of a JSON body, inside strings too: bounds the values made from it, before any is made."""
 MAX_PARTS = 64
 MAX_TEXT = 256 * 1024
 """Bytes of one text field of a form: a prompt of 32 000 characters always fits."""
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"))
 _NAME = re.compile(r"([^\[\]]{1,100})((?:\[[^\[\]]{0,100}\]){0,4})")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_AT_ONCE = 32 * 1024
+"""Bytes of a body that are read in less time than a thread takes to begin."""
+_SLICE = 16 * 1024
+"""Bytes of a form that are read between two turns of the event loop."""
 
 
 @dataclass(frozen=True)
 class Upload:
     """A file of a form. `kind` is "PNG", "JPEG" or "WEBP" by its first bytes, "" for everything else."""
 
-    content: bytes = field(repr=False)
+    content: bytes | bytearray = field(repr=False)
     kind: str
 
 
@@ -55,84 +55,15 @@ async def read_any(request: Request) -> Form:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """The body as one JSON object in UTF-8.
-
-    ApiError 415 for another content type; 400 `invalid_json` for a name said twice, NaN or infinite numbers, more than
-    MAX_DEPTH levels or no object; 400 `invalid_value` for text that is no Unicode (half a surrogate pair).
-    """
+    """The body as one JSON object in UTF-8, as `strict_json.parse` reads it; ApiError 415 for another content type."""
     if (kind := _content_type(request)) != "application/json":
         raise _wrong_type(kind, "application/json")
-    content = await request.body()
-    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_MARKS:
-        raise refusal("invalid_json", f"the body has more than {MAX_MARKS} commas and brackets; send fewer values")
-    value = _parse(content)
-    if not isinstance(value, dict):
-        raise refusal("invalid_json", f"the body is a JSON {_named(value)}; send an object: {{...}}")
-    _check_values(value)
-    return value
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        text = content.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise refusal("invalid_json", f"the body is not UTF-8: byte {error.start} cannot be read") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise refusal("invalid_json", f"the body is not JSON: {error.msg} at {where}") from None
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError:  # a whole number of more than 4300 digits
-        raise refusal("invalid_json", "the body has a number with too many digits") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise refusal("invalid_json", f"the body names {twice[:100]!r} twice in one object; say it once", twice[:100])
-    return found
-
-
-def _no_number(word: str) -> NoReturn:
-    raise refusal("invalid_json", f"the body has the number {word}, which JSON does not know; leave it out")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise refusal("invalid_json", f"the number {digits[:40]} is too large; use one below 1.8e308")
-    return value
-
-
-def _check_values(top: dict[str, Any]) -> None:
-    """Refuse deep levels and broken text, without recursion. `param` is the field of the outermost object."""
-    waiting: list[tuple[str, int, Any]] = [(name, 2, part) for name, value in top.items() for part in (name, value)]
-    while waiting:
-        param, level, value = waiting.pop()
-        if isinstance(value, str):
-            if _SURROGATE.search(value):
-                raise refusal("invalid_value", "the text has half a surrogate pair; send Unicode", _shown(param))
-        elif isinstance(value, dict | list):
-            if level > MAX_DEPTH:
-                raise _too_deep()
-            parts = [*value, *value.values()] if isinstance(value, dict) else value
-            waiting += [(param, level + 1, part) for part in parts]
-
-
-def _too_deep() -> ApiError:
-    return refusal("invalid_json", f"the body is nested too deeply; at most {MAX_DEPTH} levels are read")
-
-
-def _shown(name: str) -> str:
-    return name[:100].encode("ascii", "backslashreplace").decode()
-
-
-def _named(value: Any) -> str:
-    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    draft = Draft()
+    async for chunk in request.stream():
+        draft.add(chunk)
+    if len(draft.content) <= _AT_ONCE:
+        return parse(draft.content)
+    return await asyncio.to_thread(parse, draft.content)
 
 
 # -- forms ---------------------------------------------------------------------------------------------------
@@ -149,7 +80,9 @@ async def read_form(request: Request) -> Form:
     try:
         parser = MultipartParser(boundary, parts.callbacks())  # type: ignore[arg-type]
         async for chunk in request.stream():
-            parser.write(chunk)
+            for start in range(0, len(chunk), _SLICE):
+                parser.write(chunk[start : start + _SLICE])
+                await asyncio.sleep(0)
         parser.finalize()
     except FormParserError:
         raise refusal("invalid_form", "the multipart body cannot be read; check its boundaries and headers") from None
@@ -216,8 +149,7 @@ class _Parts:
         if self._is_file:
             if keys not in ((), ("",)):
                 raise refusal("invalid_form", f"{self._name} cannot be a file; name it {base} or {base}[]", self._name)
-            content = bytes(self._data)
-            self.files.setdefault(base, []).append(Upload(content, _sniff(content)))
+            self.files.setdefault(base, []).append(Upload(self._data, _sniff(self._data)))
         else:
             _put(self.fields, (base, *keys), _text(self._data, self._name), self._name)
 
@@ -260,7 +192,7 @@ def _text(data: bytes | bytearray, name: str) -> str:
         raise refusal("invalid_form", f"{name} is not UTF-8 text; send files with a filename") from None
 
 
-def _sniff(content: bytes) -> str:
+def _sniff(content: bytes | bytearray) -> str:
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
     return next((kind for magic, kind in _MAGIC if content.startswith(magic)), "")
@@ -275,5 +207,5 @@ def _content_type(request: Request) -> str:
 
 
 def _wrong_type(kind: str, allowed: str) -> ApiError:
-    what = f"Content-Type {_shown(kind)!r} is not read here" if kind else "the body has no Content-Type"
+    what = f"Content-Type {shortened(kind)!r} is not read here" if kind else "the body has no Content-Type"
     return refusal("unsupported_media_type", f"{what}; send {allowed}")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from omnimuse.server.budget import Bodies, Rates
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.keys import Keys
 
@@ -33,7 +34,8 @@ class Rules:
 
     `local_only`: only this machine can connect. `patience` is what a client may take to send a body, beyond what its
     length needs at the slowest speed; a response of which nothing is taken for `stall` is given up. A POST to a path
-    of `drawing` is work: `check_room` raises if the tenant can get no place for it.
+    of `drawing` is work: `check_room` raises if the tenant can get no place for it. Where there are `hosts`, no other
+    Host is answered to, except those of this machine. JSON has at most `max_json`, except on paths of `pictured`.
     """
 
     keys: Keys
@@ -44,23 +46,38 @@ class Rules:
     stall: float = 30.0
     drawing: frozenset[str] = frozenset()
     check_room: Callable[[str], None] = lambda tenant: None
+    hosts: frozenset[str] = frozenset()
+    pictured: frozenset[str] = frozenset()
+    max_json: int = 64 * 2**20
+    bodies: Bodies = field(default_factory=lambda: Bodies(2**40, 2**40))
+    rates: Rates = field(default_factory=lambda: Rates(0))
 
 
 def check(rules: Rules, scope: Scope, headers: Headers) -> str:
     """The tenant of a request that may go on; ApiError for any other."""
     _check_head(scope, headers)
-    if rules.local_only and not rules.keys.required:
-        _check_host(headers)
+    if rules.hosts or (rules.local_only and not rules.keys.required):
+        _check_host(headers, rules.hosts)
     if scope["method"] not in SAFE_METHODS:
         _check_origin(headers)
-    tenant = "" if _is_open(scope) else rules.keys.tenant(headers.get("authorization"))
+    tenant = ""
+    if not _is_open(scope):
+        tenant = rules.keys.tenant(headers.get("authorization"))
+        rules.rates.ask(tenant)
     if rules.draining() and scope["method"] not in SAFE_METHODS | {"DELETE"} and not scope["path"].endswith("/cancel"):
         raise refusal("server_draining", "the server is shutting down; try again in a moment", retry_after=10)
-    if int(headers.get("content-length", "0")) > rules.max_body:
-        raise too_large(rules.max_body)
+    if int(headers.get("content-length", "0")) > (most := longest_body(rules, scope, headers)):
+        raise too_large(most)
     if scope["method"] == "POST" and scope["path"] in rules.drawing and "idempotency-key" not in headers:
         rules.check_room(tenant)  # what has a key may have been drawn already
     return tenant
+
+
+def longest_body(rules: Rules, scope: Scope, headers: Headers) -> int:
+    """The bytes that the body of a request may have."""
+    if headers.get("content-type", "").lower().startswith("application/json") and scope["path"] not in rules.pictured:
+        return min(rules.max_json, rules.max_body)
+    return rules.max_body
 
 
 def too_large(most: int) -> ApiError:
@@ -80,13 +97,13 @@ def _check_head(scope: Scope, headers: Headers) -> None:
         raise refusal("invalid_value", "Content-Length is not a number of bytes", "content-length")
 
 
-def _check_host(headers: Headers) -> None:
+def _check_host(headers: Headers, hosts: Collection[str]) -> None:
     """Against DNS rebinding: a page whose own name leads here is same-origin to a browser, and names itself as Host.
 
-    Only where no key protects the server; with one, such a page has no key, and a proxy may pass on its public name.
+    Where a key protects the server, such a page has no key; its operator need not name `hosts`.
     """
     name = _split("//" + headers.get("host", "")).hostname or ""
-    if name == "localhost" or name.endswith(".localhost"):
+    if name == "localhost" or name.endswith(".localhost") or name in hosts:
         return
     try:
         if ipaddress.ip_address(name).is_loopback:
@@ -95,8 +112,8 @@ def _check_host(headers: Headers) -> None:
         pass
     raise refusal(
         "host_not_allowed",
-        f"this server listens for its own machine only, and Host {name[:100]!r} is none of its names; use localhost, "
-        "or give the server an API key to serve it under other names",
+        f"Host {name[:100]!r} is none of this server's names; use localhost, or let its operator name it with "
+        "--allowed-host, or give the server an API key",
     )
 
 

@@ -52,7 +52,7 @@ async def download(request: Request, path: Path, name: str, tag: str, inline: bo
     except BaseException:
         file.close()
         raise
-    return _Part(file, last - first + 1, 200 if part is None else 206, headers)
+    return Sent(file, last - first + 1, 200 if part is None else 206, headers)
 
 
 def find_range(header: str, size: int) -> tuple[int, int] | None:
@@ -88,7 +88,7 @@ def _unsatisfiable(message: str, size: int) -> ApiError:
     return ApiError(known.status, known.type, "invalid_range", message, "range", {"content-range": f"bytes */{size}"})
 
 
-class _Part(Response):
+class Sent(Response):
     """`length` bytes of an open file from where it stands; the file is closed at the end."""
 
     def __init__(self, file: BinaryIO, length: int, status: int, headers: Mapping[str, str]) -> None:

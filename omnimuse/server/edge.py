@@ -12,8 +12,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,7 +25,8 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnimuse.core.errors import RequestCancelled
-from omnimuse.server.checks import Rules, check, too_large
+from omnimuse.server.budget import Lease
+from omnimuse.server.checks import Rules, check, longest_body, too_large
 from omnimuse.server.errors import ApiError, body, on_unexpected_error, refusal, to_api_error, to_json
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _SMALL = 64 * 1024
 _LINGER, _IDLE = 5.0, 1.0
 """Seconds that a refused body is read away in all, and until its next piece: a client that sends until it is done
 would otherwise meet a broken connection in place of the answer."""
+_PIECE = 256 * 1024
+"""Bytes of a response that are passed on at once: each piece must be taken within the stall."""
 HTML_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob: data:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -84,12 +87,15 @@ class Edge:
         request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         state = scope.setdefault("state", {})
         state["request_id"], state["tenant"] = request_id, ""
-        incoming = _Incoming(receive, headers, self._rules)
+        incoming = _Incoming(receive, headers, self._rules, longest_body(self._rules, scope, headers))
         outgoing = _Outgoing(send, scope, incoming, self._rules.stall)
 
         async def work() -> None:
             state["tenant"] = check(self._rules, scope, headers)
-            await self._app(scope, incoming.receive, outgoing.send)
+            with closing(self._rules.bodies.lease(state["tenant"])) as lease:
+                state["lease"] = incoming.lease = lease
+                lease.grow(incoming.declared)
+                await self._app(scope, incoming.receive, outgoing.send)
 
         began = time.monotonic()
         await on_unexpected_error(work, outgoing.fail, f"request {request_id}")
@@ -100,10 +106,11 @@ class Edge:
 class _Incoming:
     """The body on its way in: no longer than allowed, no slower than allowed."""
 
-    def __init__(self, receive: Receive, headers: Headers, rules: Rules) -> None:
-        self._receive, self._rules = receive, rules
+    def __init__(self, receive: Receive, headers: Headers, rules: Rules, most: int) -> None:
+        self._receive, self._rules, self._most = receive, rules, most
         declared = headers.get("content-length", "0")
-        self._declared = int(declared) if declared.isdecimal() else 0
+        self.declared = int(declared) if declared.isdecimal() else 0
+        self.lease: Lease | None = None
         self._chunked = "transfer-encoding" in headers
         self._expects = headers.get("expect", "").lower() == "100-continue"
         self._length, self._waited, self._whole, self._slow = 0, 0.0, False, False
@@ -111,13 +118,13 @@ class _Incoming:
     @property
     def must_close(self) -> bool:
         """Whether more of the body may come than is worth reading away, or none of it, which only the client knows."""
-        left = self._declared - self._length
+        left = self.declared - self._length
         return not self._whole and (self._chunked or left > _SMALL or (self._expects and left > 0))
 
     async def read_away(self) -> None:
         """Take what is still on its way and drop it, for a while; not where it is slow, too long or not yet sent."""
-        left = self._rules.max_body - self._length
-        if not self.must_close or self._expects or self._slow or self._declared > self._rules.max_body:
+        left = self._most - self._length
+        if not self.must_close or self._expects or self._slow or self.declared > self._most:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER):
@@ -143,9 +150,11 @@ class _Incoming:
         self._waited += time.monotonic() - began
         self._length += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
-        if self._length > self._rules.max_body:
+        if self._length > self._most:
             self._whole = False
-            raise too_large(self._rules.max_body)
+            raise too_large(self._most)
+        if self.lease is not None:
+            self.lease.grow(self._length)
         return message
 
 
@@ -161,6 +170,10 @@ class _Outgoing:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._complete(MutableHeaders(raw=message.setdefault("headers", [])))
+        for piece in _pieces(message):
+            await self._pass_on(piece)
+
+    async def _pass_on(self, message: Message) -> None:
         try:
             async with asyncio.timeout(self._stall):
                 await self._send(message)
@@ -202,3 +215,12 @@ class _Outgoing:
         if abort is not None:
             abort()
             await asyncio.sleep(0)  # the server learns of it before this request ends
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """`message`, or the messages that a long body is sent in."""
+    content = message.get("body", b"")
+    last = max(0, len(content) - 1) // _PIECE * _PIECE
+    for start in range(0, last, _PIECE):
+        yield {**message, "body": bytes(memoryview(content)[start : start + _PIECE]), "more_body": True}
+    yield {**message, "body": content[last:]} if last else message

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from omnimuse.core.errors import ConfigError, StorageError
 from omnimuse.engine.wire import MadeFile
@@ -50,14 +51,18 @@ class Files:
         for folder in (data, self.spool, self._kept):
             _make_private(folder)
 
-    def take(self, made: MadeFile) -> bytes:
-        """The content of a file in the spool, which is removed; StorageError if it is not what was made."""
+    def take(self, made: MadeFile) -> BinaryIO:
+        """A file of the spool, opened and removed from it; StorageError if it is not what was made."""
         path = self._spooled(made)
-        content = path.read_bytes()
-        path.unlink()
-        if len(content) != made.bytes:
-            raise StorageError(f"a result has {len(content)} bytes on disk and {made.bytes} were made")
-        return content
+        file = path.open("rb")
+        try:
+            path.unlink()
+            if (size := os.fstat(file.fileno()).st_size) != made.bytes:
+                raise StorageError(f"a result has {size} bytes on disk and {made.bytes} were made")
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def keep(self, made: MadeFile, file_id: str) -> str:
         """Move a file from the spool to where clients fetch it; returns its name there, `<file_id>.<suffix>`.
@@ -71,7 +76,7 @@ class Files:
             raise StorageError(f"a result has {source.stat().st_size} bytes on disk and {made.bytes} were made")
         name = file_id + source.suffix
         source.rename(self._kept / name)
-        _sync_folder(self._kept)
+        sync_folder(self._kept)
         return name
 
     def path(self, name: str) -> Path:
@@ -134,16 +139,19 @@ class Files:
 
 
 def _make_private(folder: Path) -> None:
+    """Make a folder that only this user can read. One that is there keeps its mode, which is somebody's choice."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError("it cannot be written")
     except OSError as error:
         raise ConfigError(
             f"cannot use {folder} for jobs and results: {error.strerror or error}; choose another --data folder"
         ) from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

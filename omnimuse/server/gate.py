@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from omnimuse.core.errors import CapacityError, EngineDeadError
+from omnimuse.core.errors import CapacityError, EngineDeadError, PoisonError
 from omnimuse.core.request import Request
 from omnimuse.server.admission import Admission, Ticket
 from omnimuse.server.errors import DeadlineUnreachable, refusal
@@ -43,7 +43,7 @@ class Gate:
             raise
 
     def enter(self, request: Request, patience: float | None = None) -> Ticket:
-        """A place in the queue; CapacityError or DeadlineUnreachable when there is none to be had.
+        """A place in the queue; CapacityError, DeadlineUnreachable or PoisonError when there is none.
 
         `patience` is how many seconds the client waits for its answer.
         """
@@ -54,4 +54,7 @@ class Gate:
             raise
         except DeadlineUnreachable:
             self.metrics.rejected("deadline_unreachable")
+            raise
+        except PoisonError:
+            self.metrics.rejected("worker_crash")
             raise

@@ -194,11 +194,22 @@ class Jobs:
             if self._held:
                 raise refusal("server_draining", "the server is shutting down; try again later")
             await self._gate.check()
+            await self._check_quota(job.tenant)
             return await self._accept(job, request, idem)
         except IdempotencyConflict as error:
             raise refusal("idempotency_conflict", str(error)) from None
         except StorageError as error:
             raise storage_full(error) from error
+
+    async def _check_quota(self, tenant: str) -> None:
+        """ApiError 429 when as much is kept for `tenant` as may be."""
+        jobs, size = await self._store.kept(tenant)
+        most, room = self._rules.max_jobs, self._rules.max_kept
+        if jobs >= most or size >= room:
+            kept = f"{jobs} jobs with {size / 2**30:.3g} GiB of files are kept for this key"
+            allowed = f"at most {most} jobs and {room / 2**30:.3g} GiB may be"
+            self._metrics.rejected("quota_exceeded")
+            raise refusal("quota_exceeded", f"{kept}, and {allowed}; delete some, or wait until they expire")
 
     async def _accept(self, job: Job, request: Request, idem: Idempotency | None) -> Job:
         ticket = self._gate.enter(request)
@@ -260,6 +271,7 @@ class Jobs:
         for job in await self._store.expire(self._rules.now()):
             await asyncio.to_thread(self._attempts.remove, job.files)
         await asyncio.to_thread(self._files.expire, self._rules.keep)  # what links led to
+        await self._store.forget()
         return _HOUSEKEEPING
 
     def _begin(self, job: Job) -> None:
@@ -276,6 +288,8 @@ class Jobs:
         """See a running job to its end, whatever that is."""
         await asyncio.wait({drawing})
         error = None if drawing.cancelled() else drawing.exception()
+        if error is not None:
+            self._admission.poison.note(stored_request(live.job, self._rules.spec), error)
         while True:
             try:
                 if drawing.cancelled():

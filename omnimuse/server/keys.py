@@ -1,7 +1,8 @@
 """Who may come in: API keys from a file, kept as hashes, compared in constant time.
 
 Read by the edge for every request that needs a key. The file is looked at again when it changes, so keys are added and
-withdrawn without a restart. Keys never appear in a message or a log.
+withdrawn without a restart. A key that is gone from the file is gone, whatever else is wrong with it, and where the
+file itself is gone, or has no key, nobody comes in after a short while. Keys never appear in a message or a log.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ MIN_KEY = 16
 """Characters: a shorter key can be guessed."""
 LOOK_AGAIN = 1.0
 """Seconds between looks at the file."""
+GRACE = 5.0
+"""Seconds for which keys outlive a file that cannot be read or has none: who writes it anew needs a moment."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ADVICE = f"a key has at least {MIN_KEY} characters without spaces; make one with: openssl rand -hex 32"
 
 Entry = tuple[bytes, str]
 """The SHA-256 of a key and the tenant it stands for."""
@@ -39,6 +43,8 @@ class Keys:
         """`load` is the way in."""
         self._path, self._entries, self._stamp, self._clock = path, entries, stamp, clock
         self._looked = clock()
+        self._lost: float | None = None
+        self._bad_lines = 0
 
     @staticmethod
     def load(path: Path | None, clock: Callable[[], float] = time.monotonic) -> Keys:
@@ -49,7 +55,11 @@ class Keys:
         """
         if path is None:
             return Keys(None, [], (0, 0, 0), clock)
-        entries, stamp = _read(path)
+        entries, bad, stamp = _read(path)
+        if bad:
+            raise ConfigError(bad[0])
+        if not entries:
+            raise ConfigError(f"the API key file {path} has no key; {_ADVICE}")
         return Keys(path, entries, stamp, clock)
 
     @property
@@ -57,11 +67,22 @@ class Keys:
         """Whether a request needs a key."""
         return self._path is not None
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the file, for readiness; empty while nothing is."""
+        if self._path is not None:
+            self._look_again(self._path)
+        if self._lost is not None:
+            return "the file of API keys cannot be read, or has no key"
+        return f"{self._bad_lines} lines of the file of API keys are no keys" if self._bad_lines else ""
+
     def tenant(self, authorization: str | None) -> str:
         """Whose key an `Authorization: Bearer KEY` header has; ApiError 401 for none or a wrong one."""
         if self._path is None:
             return ""
         self._look_again(self._path)
+        if self._lost is not None and self._clock() - self._lost >= GRACE:
+            raise refusal("keys_unreadable", "the server cannot read its API keys; tell who runs it")
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unauthorized("this server needs an API key; send it as `Authorization: Bearer KEY`")
@@ -74,19 +95,34 @@ class Keys:
         return found
 
     def _look_again(self, path: Path) -> None:
-        """Read the file if it changed; a file that cannot be used leaves the keys as they are."""
+        """Read the file if it changed. What is no key in it is passed over; without any, the last ones have GRACE."""
         if self._clock() - self._looked < LOOK_AGAIN:
             return
         self._looked = self._clock()
         try:
-            if _stamp(os.stat(path)) != self._stamp:
-                self._entries, self._stamp = _read(path)
-                logger.info("the API keys were read again: %d keys", len(self._entries))
+            if self._lost is None and _stamp(os.stat(path)) == self._stamp:
+                return
+            entries, bad, self._stamp = _read(path)
         except (OSError, ConfigError) as error:
-            logger.error("the API keys stay as they were: %s", error)
+            self._lose(str(error))
+            return
+        for told in bad:
+            logger.error("passed over: %s", told)
+        self._bad_lines = len(bad)
+        if not entries:
+            self._lose(f"the API key file {path} has no key")
+            return
+        self._entries, self._lost = entries, None
+        logger.info("the API keys were read again: %d keys", len(entries))
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = self._clock()
+            logger.error("%s; in %g s nobody comes in any more", why, GRACE)
 
 
-def _read(path: Path) -> tuple[list[Entry], Stamp]:
+def _read(path: Path) -> tuple[list[Entry], list[str], Stamp]:
+    """The keys of a file, what is to be said of lines that are none, and which version of the file it is."""
     try:
         with path.open(encoding="utf-8") as file:
             status = os.fstat(file.fileno())
@@ -97,26 +133,25 @@ def _read(path: Path) -> tuple[list[Entry], Stamp]:
         ) from None
     if status.st_mode & 0o077:
         logger.warning("the API key file %s can be read by others; use: chmod 600 %s", path, path)
-    entries = [
-        _entry(line.strip(), number, path)
-        for number, line in enumerate(lines, 1)
-        if line.strip() and not line.strip().startswith("#")
-    ]
-    if not entries:
-        raise ConfigError(
-            f"the API key file {path} has no key; write one a line, for example from: openssl rand -hex 32"
-        )
-    return entries, _stamp(status)
+    entries: list[Entry] = []
+    bad: list[str] = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#"):
+            entry = _entry(line)
+            if entry is None:
+                bad.append(f"line {number} of {path}: {_ADVICE}")
+            else:
+                entries.append(entry)
+    return entries, bad, _stamp(status)
 
 
-def _entry(line: str, number: int, path: Path) -> Entry:
+def _entry(line: str) -> Entry | None:
     name, colon, key = line.partition(":")
     if not colon or _NAME.fullmatch(name) is None:
         name, key = "", line
     key = key.strip()
     if len(key) < MIN_KEY or any(character.isspace() for character in key):
-        what = f"at least {MIN_KEY} characters without spaces"
-        raise ConfigError(f"line {number} of {path}: a key has {what}; make one with: openssl rand -hex 32")
+        return None
     digest = _hash(key)
     return digest, name or f"key-{digest.hex()[:12]}"
 

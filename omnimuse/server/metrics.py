@@ -11,7 +11,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 TASKS = frozenset({"text-to-image", "image-to-image", "text-to-video", "image-to-video", "chat"})
 OUTCOMES = frozenset({"completed", "failed", "cancelled", "refused", "expired"})
-REJECTIONS = frozenset({"queue_full", "deadline_unreachable", "server_draining", "storage_full"})
+REJECTIONS = frozenset(
+    {"queue_full", "deadline_unreachable", "server_draining", "storage_full", "quota_exceeded", "worker_crash"}
+)
 CAUSES = frozenset({"exit", "hang", "silence", "start"})
 PLACES = frozenset({"queued", "running", "disconnect"})
 CHORES = frozenset({"starting jobs", "tidying up", "ending a job"})
@@ -54,6 +56,9 @@ class Metrics:
         )
         self._cancelled = Counter("omnimuse_cancelled_total", "Requests given up.", ["where"], registry=registry)
         self._recovered = Counter("omnimuse_jobs_recovered_total", "Jobs found unfinished at start.", registry=registry)
+        self._keys_stale = Gauge(
+            "omnimuse_api_keys_stale", "1 while the file of keys cannot be read as it should.", registry=registry
+        )
         self._failures = Counter(
             "omnimuse_background_failures_total", "Failures of work beside the requests.", ["chore"], registry=registry
         )
@@ -97,9 +102,10 @@ class Metrics:
         """Work beside the requests failed; `chore` is one of CHORES."""
         self._failures.labels(_known(chore, CHORES)).inc()
 
-    def level(self, unfinished: int) -> None:
-        """How many requests are accepted and not ended."""
+    def level(self, unfinished: int, keys_stale: bool = False) -> None:
+        """How many requests are accepted and not ended, and whether the keys in use are not those of their file."""
         self._unfinished.labels(self._model).set(unfinished)
+        self._keys_stale.set(keys_stale)
 
     def render(self) -> tuple[bytes, str]:
         """Every number in Prometheus' text format, and its content type."""

@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from omnimuse.core.errors import ConfigError
 from omnimuse.media.fetch import checked_host
+
+_HOST = re.compile(r"[a-z0-9.-]{1,253}|[0-9a-f:]{2,45}")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What strangers, and one tenant, may take; sizes in bytes.
+
+    A body has at most `max_body`, all in memory together `max_bodies`. `per_minute` bounds the requests of one key
+    (0: not at all), `max_jobs` and `max_kept` what is kept for it. A public server answers to `allowed_hosts` only, if
+    there are any. `metrics` is the address of the measurements, where they have their own. `tell` writes into files how
+    they were made.
+    """
+
+    max_body: int = 64 * 2**20
+    max_bodies: int = 256 * 2**20
+    max_connections: int = 1024
+    max_per_address: int = 256
+    per_minute: int = 0
+    max_jobs: int = 1000
+    max_kept: int = 8 * 2**30
+    allowed_hosts: tuple[str, ...] = ()
+    metrics: tuple[str, int] | None = None
+    tell: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "max_connections", "max_per_address", "max_jobs", "max_kept"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+        if self.max_bodies < self.max_body:
+            message = f"max_bodies={self.max_bodies} is less than one body may have; use at least {self.max_body}"
+            raise ConfigError(message)
+        if self.per_minute < 0:
+            raise ConfigError(f"--max-rate {self.per_minute} is not allowed; use 0 for no bound, or more")
+        for host in self.allowed_hosts:
+            if _HOST.fullmatch(host) is None:
+                raise ConfigError(f"--allowed-host {host!r} is no name of a host; use one such as art.example.com")
 
 
 @dataclass(frozen=True)
@@ -28,7 +66,7 @@ class ServeOptions:
     insecure: bool = False
     max_queue: int = 256
     max_wait: float = 600.0
-    max_body: int = 64 * 2**20
+    guard: Guard = Guard()
     drain: float = 30.0
     hang: float = 300.0
     keep: float = 24 * 3600.0
@@ -41,7 +79,14 @@ class ServeOptions:
                 f"--host {self.host} can be reached from other machines and there is no API key; "
                 "give --api-key-file, stay on 127.0.0.1, or say --insecure-no-auth"
             )
-        for name in ("replicas", "max_queue", "max_body"):
+        if not self.loopback and self.key_file is None and not self.guard.allowed_hosts:
+            raise ConfigError(
+                f"--host {self.host} without keys can be reached through the browser of anybody near it; "
+                "say under which names it may be, with --allowed-host NAME"
+            )
+        if self.guard.per_minute and self.key_file is None:
+            raise ConfigError("--max-rate counts the requests of each key, and there are none; give --api-key-file")
+        for name in ("replicas", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
         if self.compat not in ("", "vllm-omni"):
@@ -56,9 +101,14 @@ class ServeOptions:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is this machine's own only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -11,14 +11,15 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import BinaryIO, cast
 
 from starlette.requests import Request as HttpRequest
 
-from omnimuse.core.errors import DeadlineError, EngineDeadError, RequestCancelled
+from omnimuse.core.errors import DeadlineError, EngineDeadError, PoisonError, RequestCancelled, WorkerLostError
 from omnimuse.core.request import Picture, Request
 from omnimuse.engine.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.server.admission import Ticket
+from omnimuse.server.enclosed import Enclosed
 from omnimuse.server.errors import refusal
 from omnimuse.server.files import Files
 from omnimuse.server.gate import Gate
@@ -58,7 +59,7 @@ def place_order(
     period = preview_period(request.steps, wanted.delivery.partial_images)
     request = replace(request, previews=period)
     waits = None if wanted.delivery.stream else patience(http.headers)
-    return Order(wanted, request, to_form(wanted), waits, task)
+    return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task)
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -76,13 +77,20 @@ def check_task(service: Service, task: str) -> None:
         raise refusal("unsupported_task", f"{service.options.model_name} does {does}, and this is {task}", "model")
 
 
+def refuse_key(http: HttpRequest) -> None:
+    """ApiError 400 for an Idempotency-Key where nothing is kept that it could stand for."""
+    if "idempotency-key" in http.headers:
+        message = f"{http.url.path} keeps nothing that an Idempotency-Key could stand for; leave it out"
+        raise refusal("unsupported_parameter", message, "idempotency-key")
+
+
 async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Picture, ...]:
     """The pictures that came with a request, decoded; nothing is decoded for a request that could not come in now."""
     gate = Gate(service.workers, service.files, service.admission, service.metrics)
     await gate.check()
     gate.check_room(http.state.tenant)
-    most = service.door.limits.max_images
-    return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant))
+    most, lease = service.door.limits.max_images, http.state.lease
+    return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant, lease.add))
 
 
 async def admit(service: Service, order: Order) -> Ticket:
@@ -114,6 +122,9 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                         if update.stage == DENOISE:
                             ticket.step()
                     yield update
+    except (PoisonError, WorkerLostError) as error:
+        service.admission.poison.note(order.request, error)
+        raise
     except DeadlineError:
         outcome = "expired"
         raise
@@ -138,9 +149,19 @@ async def finished(service: Service, order: Order) -> Finished:
     return made
 
 
-async def contents(files: Files, made: Sequence[MadeFile]) -> list[bytes]:
-    """The files' contents, taken from the spool; none stays there even if the caller is cancelled meanwhile."""
-    return await asyncio.shield(asyncio.to_thread(_take, files, made))
+async def contents(files: Files, made: Sequence[MadeFile]) -> Enclosed:
+    """As `taken`, to be enclosed in an answer."""
+    return Enclosed(await taken(files, made))
+
+
+async def taken(files: Files, made: Sequence[MadeFile]) -> list[BinaryIO]:
+    """The files, opened and taken from the spool; none stays there even if the caller is cancelled meanwhile."""
+    taking = asyncio.ensure_future(asyncio.to_thread(_take, files, made))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(_close)
+        raise
 
 
 async def opened(source: AsyncGenerator[Event, None]) -> EventStream:
@@ -153,13 +174,25 @@ async def opened(source: AsyncGenerator[Event, None]) -> EventStream:
     return EventStream(source, done=True)
 
 
-def _take(files: Files, made: Sequence[MadeFile]) -> list[bytes]:
+def _take(files: Files, made: Sequence[MadeFile]) -> list[BinaryIO]:
+    found: list[BinaryIO] = []
     try:
-        return [files.take(file) for file in made]
+        for file in made:
+            found.append(files.take(file))
     except BaseException:
+        for opened_file in found:
+            opened_file.close()
         for file in made:
             files.discard(file)
         raise
+    return found
+
+
+def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
+    """Close files that were opened for nobody."""
+    if not taking.cancelled() and taking.exception() is None:
+        for file in taking.result():
+            file.close()
 
 
 def _count(service: Service, order: Order, made: Finished) -> None:

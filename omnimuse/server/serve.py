@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
 from types import FrameType
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from omnimuse.core.config import Config, Environment
 from omnimuse.core.errors import ConfigError, EngineClosedError
@@ -22,12 +25,15 @@ from omnimuse.engine.pool import Pool, PoolPlan
 from omnimuse.server.admission import Admission
 from omnimuse.server.app import build_app
 from omnimuse.server.attempt import JobRules
-from omnimuse.server.connections import Connection
+from omnimuse.server.checks import Rules
+from omnimuse.server.connections import Connection, Crowd
+from omnimuse.server.edge import protect
 from omnimuse.server.files import Files
 from omnimuse.server.jobs import Jobs
 from omnimuse.server.keys import Keys
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.options import ServeOptions
+from omnimuse.server.options import ServeOptions, is_loopback
+from omnimuse.server.routes.health import measurements
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
 from omnimuse.server.uploads import Uploads
@@ -52,8 +58,28 @@ def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     found = find(config)
     warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
-    with listen(options.host, options.port) as listener:
-        return asyncio.run(_serve(found, options, listener, warm_up))
+    make_room_for(options.guard.max_connections)
+    with ExitStack() as listeners:
+        listener = listeners.enter_context(listen(options.host, options.port))
+        address = options.guard.metrics
+        measured = None if address is None else listeners.enter_context(listen(*address))
+        return asyncio.run(_serve(found, options, warm_up, listener, measured))
+
+
+def make_room_for(connections: int) -> None:
+    """Let this process open what so many connections need; ConfigError where the system does not let it.
+
+    Each has a socket and may have a file open; the rest is the server's own.
+    """
+    needed = 2 * connections + 512
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"{connections} connections need {needed} open files, and this process may have {hard}; raise the limit "
+            "(ulimit -n, LimitNOFILE), or choose fewer with --max-connections"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -86,9 +112,11 @@ class Front(uvicorn.Server):
         self._life.draining = True
 
 
-async def _serve(found: Found, options: ServeOptions, listener: socket.socket, warm_up: str) -> int:
+async def _serve(
+    found: Found, options: ServeOptions, warm_up: str, listener: socket.socket, measured: socket.socket | None
+) -> int:
     """Open what lasts, run the server over it, and close it again in the opposite order."""
-    asked = Environment.read().fault
+    asked = allowed_faults(Environment.read().fault, options)
     faults = Faults.read(asked)
     files, keys = Files(options.data), Keys.load(options.key_file)
     metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
@@ -112,19 +140,59 @@ async def _serve(found: Found, options: ServeOptions, listener: socket.socket, w
         pool = Pool(plan)
         closings.push_async_callback(pool.close, LAST_WORDS)
         together = 1 if found.spec.makes_video else PICTURE_JOBS
-        rules = JobRules(found.spec, options.keep, limit=options.replicas * together, model=options.model_name)
+        rules = JobRules(
+            found.spec,
+            options.keep,
+            options.replicas * together,
+            options.guard.max_jobs,
+            options.guard.max_kept,
+            options.model_name,
+        )
         jobs = Jobs(store, files, pool, admission, metrics, rules)
         closings.push_async_callback(jobs.close, 0.0)
         service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads)
         await jobs.start()
         await pool.start()
+        if measured is not None:
+            closings.push_async_callback(end_measuring, await measure(service, measured))
         await _run(service, pool, listener)
     return 0
 
 
+def allowed_faults(asked: str, options: ServeOptions) -> str:
+    """The faults that a test asks for; ConfigError where others than this machine could meet them."""
+    if asked and not options.loopback:
+        raise ConfigError(
+            f"OMNIMUSE_FAULT makes a server fail on purpose, and --host {options.host} is public; unset it"
+        )
+    if asked:
+        logger.warning("this server fails on purpose: OMNIMUSE_FAULT=%s", asked)
+    return asked
+
+
+async def measure(service: Service, listener: socket.socket) -> asyncio.Server:
+    """Serve the measurements alone, at an address of their own and without a key."""
+    host = listener.getsockname()[0]
+    app = protect([measurements(service)], Rules(Keys.load(None), local_only=is_loopback(host)))
+    config = _uvicorn(app, Crowd(64, 64))
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
+        sock=listener,
+    )
+    return server
+
+
+async def end_measuring(server: asyncio.Server) -> None:
+    """Close what `measure` opened."""
+    server.close()
+
+
 async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
     """Answer requests until a signal; ModelError or ConfigError when no worker can be started the first time."""
-    front = Front(_uvicorn(build_app(service)), service.life)
+    guard = service.options.guard
+    front = Front(_uvicorn(build_app(service), Crowd(guard.max_connections, guard.max_per_address)), service.life)
     serving = asyncio.create_task(front.serve([listener]))
     announcing = asyncio.create_task(_announce(pool, service.options, listener))
     draining = asyncio.create_task(_drain(service, pool, front))
@@ -141,10 +209,11 @@ async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
         await asyncio.gather(serving, announcing, draining, return_exceptions=True)
 
 
-def _uvicorn(app: object) -> uvicorn.Config:
+def _uvicorn(app: object, crowd: Crowd) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=Connection,
+        http=partial(Connection, crowd=crowd),  # type: ignore[arg-type]
+        ws="none",
         lifespan="off",
         log_config=None,
         log_level="warning",
@@ -152,7 +221,6 @@ def _uvicorn(app: object) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(LAST_WORDS),
-        h11_max_incomplete_event_size=64 * 1024,
     )
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from omnimuse.server.enclosed import Parcel
 from omnimuse.server.errors import ApiError, body, on_unexpected_error, to_json
 from omnimuse.server.watch import stop, until_disconnect
 
 Event = tuple[str | None, Any]
-"""A name, or None for none, and a JSON value."""
+"""A name, or None for none, and a JSON value or a Parcel of one."""
 END = b"data: [DONE]\n\n"
 ALIVE = b": keep-alive\n\n"
 
@@ -79,8 +80,13 @@ class EventStream(Response):
                     continue
                 if (event := following.result()) is None:
                     break
-                following = asyncio.ensure_future(self._next())
-                await _write(send, frame(*event))
+                if isinstance(event[1], Parcel):  # its files are the source's, which closes them when it goes on
+                    async for piece in event[1].files.pieces(frame(event[0], event[1].value)):
+                        await _write(send, piece)
+                    following = asyncio.ensure_future(self._next())
+                else:
+                    following = asyncio.ensure_future(self._next())
+                    await _write(send, frame(*event))
         finally:
             await stop(following)
         if self._done and not self._failed:

@@ -1,7 +1,7 @@
 """Thumbnails and sheets of kept videos: made when somebody first asks, kept beside the video, removed with it.
 
-`routes/videos.py` asks. A process of its own reads the video (`media/stills.py`), one at a time and not for long: what
-goes wrong in a decoder ends that process and nothing else.
+`routes/videos.py` asks. A process of its own reads the video (`media/stills.py`), one of a tenant at a time and not for
+long: what goes wrong in a decoder ends that process and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.media.destination import write_whole
@@ -19,6 +20,8 @@ from omnimuse.server.files import Files
 KINDS = {"thumbnail": ".webp", "spritesheet": ".jpeg"}
 """What can be asked for, and the suffix of the file that it is kept in."""
 SECONDS = 60.0
+TOGETHER = 2
+"""Stills that are made at once, each for another tenant."""
 
 
 class Stills:
@@ -26,13 +29,20 @@ class Stills:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._turn = asyncio.Lock()
+        self._places = asyncio.Semaphore(TOGETHER)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def find(self, name: str, kind: str) -> Path:
-        """Where the `kind` of the kept video `name` is, made if need be; FileNotFoundError when the video is gone."""
+    async def find(self, name: str, kind: str, tenant: str = "") -> Path:
+        """Where the `kind` of the kept video `name` is, made if need be; FileNotFoundError when the video is gone.
+
+        A tenant waits for one still of each other tenant at most, however many they ask for.
+        """
         video = self._files.path(name)
         still = video.with_suffix(KINDS[kind])
-        async with self._turn:
+        if await asyncio.to_thread(still.exists):
+            return still
+        turn = self._turns.setdefault(tenant, asyncio.Lock())
+        async with turn, self._places:
             if not await asyncio.to_thread(still.exists):
                 content = await _make(video, kind)
                 await asyncio.to_thread(_keep, video, still, content)

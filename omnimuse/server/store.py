@@ -33,6 +33,10 @@ IDEMPOTENCY = 24 * 3600.0
 _EXPIRES = f"max(?, CASE WHEN idem_key IS NULL THEN 0 ELSE created + {IDEMPOTENCY} END)"
 
 
+# What has ended is not drawn again: the pictures that it started from go.
+_WITHOUT_PICTURES = "json_replace(work, '$.request.images', json('[]'))"
+
+
 class IdempotencyConflict(OmnimuseError):
     """An idempotency key was used before, for another request."""
 
@@ -132,7 +136,7 @@ class JobStore:
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE jobs SET state = 'completed', progress = 100, files = ?, timings = ?, memory = ?,"
-                f" finished = ?, expires = {_EXPIRES}"
+                f" work = {_WITHOUT_PICTURES}, finished = ?, expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state = 'in_progress'",
                 (
                     msgspec.json.encode(outcome.files).decode(),
@@ -152,7 +156,8 @@ class JobStore:
         """End `job` as failed, with its progress; False if it has ended or been started anew meanwhile."""
         return (
             self._db.execute(
-                f"UPDATE jobs SET state = 'failed', error = ?, progress = ?, finished = ?, expires = {_EXPIRES}"
+                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_PICTURES}, error = ?, progress = ?, finished = ?,"
+                f" expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state IN ('queued', 'in_progress')",
                 (msgspec.json.encode(trouble).decode(), job.progress, now, expires, job.id, job.attempt),
             ).rowcount
@@ -219,6 +224,17 @@ class JobStore:
         rows = self._db.execute("SELECT files FROM jobs WHERE files != '[]'")
         return {made.name for row in rows for made in _files(row)}
 
+    @_on_writer
+    def kept(self, tenant: str) -> tuple[int, int]:
+        """How many jobs of this tenant there are, and how many bytes of files they made."""
+        [count] = self._db.execute("SELECT count(*) FROM jobs WHERE tenant = ?", (tenant,)).fetchone()
+        [size] = self._db.execute(
+            "SELECT coalesce(sum(json_extract(file.value, '$.bytes')), 0)"
+            " FROM jobs, json_each(jobs.files) AS file WHERE jobs.tenant = ?",
+            (tenant,),
+        ).fetchone()
+        return count, size
+
     # -- housekeeping --------------------------------------------------------------------------------------------
 
     @_on_writer
@@ -229,7 +245,8 @@ class JobStore:
         """
         with self._transaction():
             self._db.execute(
-                f"UPDATE jobs SET state = 'failed', error = ?, finished = ?, expires = {_EXPIRES}"
+                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_PICTURES}, error = ?, finished = ?,"
+                f" expires = {_EXPIRES}"
                 " WHERE state = 'in_progress' AND attempt >= ?",
                 (msgspec.json.encode(trouble).decode(), now, expires, MAX_ATTEMPTS),
             )
@@ -243,6 +260,11 @@ class JobStore:
         return [
             _job(row) for row in self._db.execute("DELETE FROM jobs WHERE expires <= ? RETURNING *", (now,)).fetchall()
         ]
+
+    @_on_writer
+    def forget(self) -> None:
+        """Empty the write-ahead log: what was deleted is in the database no more, but still in there."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _known(self, tenant: str, idem: Idempotency, now: float) -> Job | None:
         row = self._db.execute("SELECT * FROM jobs WHERE tenant = ? AND idem_key = ?", (tenant, idem.key)).fetchone()

@@ -6,20 +6,23 @@ that a client sent as a picture. The front process itself decodes nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Picture
 from omnimuse.core.spec import Limits
 from omnimuse.engine.wire import MAX_MESSAGE
-from omnimuse.media.fetch import FetchError, FetchRules, fetch
+from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
 from omnimuse.media.foreign import PictureError, PictureLimits, read_picture
 from omnimuse.media.sandbox import Sandbox
 from omnimuse.server.bodies import Upload
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.strict_json import DataUrl
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class Source:
     """A picture as a client gave it: its bytes or, if there are none, where they are; `name` is its field."""
 
     name: str
-    content: bytes = field(default=b"", repr=False)
+    content: bytes | bytearray = field(default=b"", repr=False)
     url: str | None = field(default=None, repr=False)
 
 
@@ -55,14 +58,23 @@ class Uploads:
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)))
 
-    async def read(self, sources: Sequence[Source], most: int, tenant: str = "") -> tuple[Picture, ...]:
+    async def read(
+        self,
+        sources: Sequence[Source],
+        most: int,
+        tenant: str = "",
+        hold: Callable[[int], None] = lambda size: None,
+    ) -> tuple[Picture, ...]:
         """The pictures of `sources`, at most `most`; ApiError 400 says which is wrong. Cancelling stops the work.
 
-        Tenants take turns at the decoders.
+        Tenants take turns at the decoders. `hold` is told how many bytes are needed for pictures that are fetched; it
+        raises where there is no room.
         """
         if len(sources) > most:
             message = f"{len(sources)} pictures came, and this model takes at most {most}; leave the others out"
             raise refusal("invalid_value", message, sources[most].name)
+        if any(_is_elsewhere(source) for source in sources):  # one after the other is fetched, decoded and let go
+            hold(self._rules.max_bytes)
         return tuple([await self._read(source, tenant) for source in sources])
 
     async def tell_lacking(self) -> None:
@@ -81,10 +93,18 @@ class Uploads:
 
     async def _read(self, source: Source, tenant: str) -> Picture:
         try:
-            content = source.content if source.url is None else await fetch(source.url, self._rules)
-            return await read_picture(self._sandbox, content, self._limits, tenant)
+            return await read_picture(self._sandbox, await self._content(source), self._limits, tenant)
         except (PictureError, FetchError) as error:
             raise _refused(error, source.name) from None
+
+    async def _content(self, source: Source) -> bytes:
+        if isinstance(source.url, DataUrl):
+            return await asyncio.to_thread(from_data_url, source.url.content, self._rules.max_bytes)
+        return cast(bytes, source.content) if source.url is None else await fetch(source.url, self._rules)
+
+
+def _is_elsewhere(source: Source) -> bool:
+    return source.url is not None and source.url[:5].lower() != "data:"
 
 
 def uploaded(files: Mapping[str, Sequence[Upload]], urls: Sequence[str]) -> list[Source]:

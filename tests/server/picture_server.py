@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from openai import OpenAI
+from starlette.applications import Starlette
 
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.request import Door
@@ -100,29 +102,49 @@ async def _serve(options: ServeOptions, door: Door, reader: Callable[[], Uploads
 
 
 async def _run(options: ServeOptions, door: Door, uploads: Uploads, shared: _Shared) -> None:
-    kept = Files(options.data, reserve=0)
-    store = await JobStore.open(options.data / "jobs.sqlite")
-    workers, admission, metrics = FakeWorkers(kept.spool), Admission(options), Metrics(options.model_name)
-    jobs = Jobs(store, kept, workers, admission, metrics, JobRules(door.spec, options.keep))
-    keys = Keys.load(options.key_file)
-    service = Service(options, door, workers, admission, kept, jobs, keys, metrics, Lifecycle(), uploads)
-    await jobs.start()
-    app = build_app(service)
-    try:
+    async with serving(options, door, uploads) as service:
+        app = build_app(service)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             config = uvicorn.Config(app, http=Connection, lifespan="off", log_level="error")
             shared.server = uvicorn.Server(replace_timeout(config))
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            workers = cast(FakeWorkers, service.workers)
             shared.running = Running(url, service, workers, asyncio.get_running_loop())
-            serving = asyncio.create_task(shared.server.serve([listener]))
-            while not shared.server.started and not serving.done():
+            answering = asyncio.create_task(shared.server.serve([listener]))
+            while not shared.server.started and not answering.done():
                 await asyncio.sleep(0.01)
             shared.ready.set()
-            await serving
+            await answering
+
+
+@asynccontextmanager
+async def serving(options: ServeOptions, door: Door, uploads: Uploads) -> AsyncIterator[Service]:
+    """All parts of a server but its socket, with fake workers."""
+    kept = Files(options.data, reserve=0)
+    store = await JobStore.open(options.data / "jobs.sqlite")
+    workers, admission, metrics = FakeWorkers(kept.spool), Admission(options), Metrics(options.model_name)
+    jobs = Jobs(
+        store, kept, workers, admission, metrics, JobRules(door.spec, options.keep, max_jobs=options.guard.max_jobs)
+    )
+    keys = Keys.load(options.key_file)
+    service = Service(options, door, workers, admission, kept, jobs, keys, metrics, Lifecycle(), uploads)
+    await jobs.start()
+    try:
+        yield service
     finally:
         await uploads.close()
         await jobs.close(0)
         await store.close()
+
+
+@asynccontextmanager
+async def service_in(
+    data: Path, change: Callable[[ServeOptions], ServeOptions] = lambda options: options, door: Door | None = None
+) -> AsyncIterator[tuple[Starlette, Service]]:
+    """The whole app on the event loop of the test, to be called without a socket."""
+    options, opened = change(ServeOptions(data=data, model_name=MODEL)), door or shapes()
+    async with serving(options, opened, Uploads.of(options, opened.limits)) as service:
+        yield build_app(service), service
 
 
 def replace_timeout(config: uvicorn.Config) -> uvicorn.Config:

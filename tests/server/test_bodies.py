@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnimuse.server.bodies import MAX_DEPTH, MAX_PARTS, MAX_TEXT, Form, read_any, read_form, read_json
+from omnimuse.server.bodies import MAX_PARTS, MAX_TEXT, Form, read_any, read_form, read_json
 from omnimuse.server.errors import ApiError
+from omnimuse.server.strict_json import MAX_DEPTH
 from tests.server.asgi import request_with
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest"

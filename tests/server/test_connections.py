@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -19,7 +21,7 @@ from starlette.routing import Route
 from omnimuse.core.errors import CapacityError, NumericalError
 from omnimuse.server.bodies import read_json
 from omnimuse.server.checks import Rules
-from omnimuse.server.connections import Connection
+from omnimuse.server.connections import Connection, Crowd
 from omnimuse.server.edge import protect
 from omnimuse.server.errors import refusal
 from omnimuse.server.keys import Keys
@@ -34,6 +36,7 @@ class Impatient(Connection):
     """A connection whose headers must come at once."""
 
     header_patience = 0.4
+    period = 0.1
 
 
 class Site:
@@ -260,6 +263,103 @@ def test_a_reader_who_does_not_read_is_dropped_and_others_are_served(connect: Co
     assert answer(connect(get("/livez", "Connection: close\r\n")))[1] == b"alive"
     time.sleep(1.5)
     assert ended(connection, 64 * 2**20)  # what the kernel holds may come, what the server held is dropped
+
+
+# -- connections that are held ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "body", "status"),
+    [
+        ("/v1/echo", "POST", "Content-Length: 100\r\n", b" 415 "),
+        ("/livez", "GET", "Content-Length: 100\r\n", b" 200 "),
+        ("/nowhere", "POST", "Content-Length: 100\r\n", b" 404 "),
+        ("/livez", "GET", "Transfer-Encoding: chunked\r\n", b" 200 "),
+    ],
+)
+@pytest.mark.parametrize("drips", [0, 3])
+def test_a_body_that_is_announced_and_never_sent_after_the_answer_holds_no_connection(
+    connect: Connect, path: str, method: str, body: str, status: bytes, drips: int
+) -> None:
+    connection, began = connect(get(path, body, method)), time.monotonic()
+    assert status in answer(connection)[0]
+    try:
+        for _ in range(drips):
+            connection.sendall(b"1")
+            time.sleep(0.02)
+    except ConnectionError:
+        return
+    assert ended(connection)
+    assert time.monotonic() - began < 8
+
+
+def test_the_rest_of_a_body_after_the_answer_leaves_no_connection_without_a_timer(port: int) -> None:
+    """Its last byte stops the timer of a connection that is kept open, and nothing would start it again."""
+
+    class Idle(Impatient):
+        idle_patience = 0.4
+
+    with served(Site(Keys.load(None)).app, Idle) as fresh:
+        connection = socket.create_connection(("127.0.0.1", fresh), timeout=10)
+        connection.sendall(get("/livez", "Content-Length: 3\r\n"))
+        assert b" 200 " in answer(connection)[0]
+        connection.sendall(b"123")
+        assert ended(connection)
+        connection.close()
+
+
+def test_no_address_has_more_connections_than_it_may_and_all_together_no_more_either() -> None:
+    crowd = Crowd(5, 3)
+    with served(Site(Keys.load(None)).app, partial(Connection, crowd=crowd)) as port:
+        opened: list[socket.socket] = []
+
+        def begin(source: str) -> socket.socket:
+            opened.append(socket.create_connection(("127.0.0.1", port), 10, (source, 0)))
+            return opened[-1]
+
+        def served_from(source: str) -> bool:
+            connection = begin(source)
+            connection.sendall(get("/livez", "Connection: close\r\n"))
+            return b" 200 " in answer(connection)[0]
+
+        held = [begin("127.0.0.1") for _ in range(3)]
+        too_many = begin("127.0.0.1")
+        assert b" 503 " in (head := answer(too_many)[0]) and b"retry-after" in head
+        assert ended(too_many)
+        held += [begin("127.0.0.2") for _ in range(2)]
+        for source in ("127.0.0.2", "127.0.0.3"):
+            told = json.loads(answer(begin(source))[1])["error"]
+            assert told["code"] == "too_many_connections" and "5 connections" in told["message"]
+        for connection in held:  # who came in time is served
+            connection.sendall(get("/livez", "Connection: close\r\n"))
+            assert b" 200 " in answer(connection)[0]
+        end = time.monotonic() + 10
+        while not served_from("127.0.0.3"):
+            assert time.monotonic() < end, "places of those who left are free again"
+        for connection in opened:
+            connection.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/wait", "/livez"])
+def test_a_bad_chunk_is_answered_and_leaves_no_traceback(
+    connect: Connect, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        connection = connect(get(path, JSON + "Transfer-Encoding: chunked\r\n", "POST") + b"2\r\n{}\r\n")
+        time.sleep(0.1)
+        connection.sendall(b"no chunk\r\n\r\n")
+        assert connection.recv(10) in (b"HTTP/1.1 4", b"HTTP/1.1 2", b"")
+        connection.close()
+        assert b" 200 " in answer(connect(get("/livez")))[0]
+    assert "Traceback" not in caplog.text and not [record for record in caplog.records if record.exc_info]
+
+
+def test_an_upgrade_to_a_websocket_is_an_ordinary_request(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    asked = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n"
+    connection = connect(get("/livez", asked))
+    head, content = answer(connection)
+    assert head.startswith(b"HTTP/1.1 200 ") and content == b"alive"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("path", ["/v1/wait", "/v1/stream"])

@@ -182,6 +182,25 @@ def test_a_server_with_keys_or_for_others_answers_to_any_name(keyed: Rules) -> N
     assert ask(headers={"host": "art.example"}, rules=replace(RULES, local_only=False)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("art.example", 200),
+        ("ART.example:8000", 200),
+        ("localhost", 200),
+        ("evil.example", 403),
+        ("art.example.evil.example", 403),
+        ("192.168.1.5", 403),
+        ("", 403),
+    ],
+)
+def test_a_public_server_answers_to_the_names_that_its_operator_gave_it(keyed: Rules, host: str, status: int) -> None:
+    open_ = replace(RULES, local_only=False, hosts=frozenset({"art.example"}))
+    assert ask(headers={"host": host}, rules=open_).status == status
+    named = replace(keyed, hosts=frozenset({"art.example"}))
+    assert ask(headers={"host": host, "authorization": f"Bearer {KEY}"}, rules=named).status == status
+
+
 FOREIGN = [
     {"origin": "https://evil.example"},
     {"origin": "null"},

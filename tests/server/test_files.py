@@ -30,6 +30,15 @@ def test_the_folders_are_for_this_user_only(tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_was_there_keeps_its_mode_and_what_is_in_it_is_private(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o2750)
+    files = Files(tmp_path / "data")
+    assert (tmp_path / "data").stat().st_mode & 0o7777 == 0o2750
+    for folder in (files.spool, tmp_path / "data" / "files"):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_folder_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("in the way")
     with pytest.raises(ConfigError, match="choose another --data folder"):
@@ -38,7 +47,8 @@ def test_a_folder_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
 
 def test_taking_a_file_empties_the_spool(tmp_path: Path) -> None:
     files = Files(tmp_path)
-    assert files.take(spooled(files)) == b"a film"
+    with files.take(spooled(files)) as file:
+        assert file.read() == b"a film"
     assert list(files.spool.iterdir()) == []
 
 

@@ -277,6 +277,19 @@ def test_a_full_queue_refuses_and_stores_nothing(tmp_path: Path) -> None:
     run(tmp_path, act, max_queue=2, ready=False)
 
 
+@pytest.mark.parametrize("quota", [{"max_jobs": 2}, {"max_kept": 2000}])
+def test_a_tenant_keeps_no_more_than_its_share_and_another_none_the_less(tmp_path: Path, quota: dict[str, int]) -> None:
+    async def act(parts: Rig) -> None:
+        for _ in range(2):
+            kept = await parts.ended(await parts.submit(tenant="a"))
+        assert await code_of(parts.submit(tenant="a")) == "quota_exceeded"
+        assert (await parts.ended(await parts.submit(tenant="b"))).state == "completed"
+        assert await parts.jobs.delete("a", kept.id)
+        assert (await parts.ended(await parts.submit(tenant="a"))).state == "completed"
+
+    run(tmp_path, act, **quota)
+
+
 def test_a_disk_without_reserve_refuses_new_jobs(tmp_path: Path) -> None:
     async def act(parts: Rig) -> None:
         assert await code_of(parts.submit()) == "storage_full"

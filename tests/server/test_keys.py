@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from omnimuse.core.errors import ConfigError
 from omnimuse.server.errors import ApiError, body
-from omnimuse.server.keys import Keys
+from omnimuse.server.keys import GRACE, Keys
+from tests.server.asgi import call, scope
+from tests.server.picture_server import service_in
 
 ONE, TWO = "k" * 32, "0123456789abcdef"
 
@@ -108,16 +112,73 @@ def test_a_changed_file_is_read_again_within_a_second(tmp_path: Path) -> None:
     refused(keys, f"Bearer {ONE}")
 
 
-@pytest.mark.parametrize("text", ["", "short", None])
-def test_a_broken_change_leaves_the_keys_as_they_were(
+def test_a_key_that_is_gone_is_gone_although_another_line_is_bad(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, path = Clock(), key_file(tmp_path, f"alice:{ONE}\nbob:{TWO}\n")
+    keys = Keys.load(path, clock)
+    path.write_text(f"bob:{TWO}\ncarol:short\n")
+    clock.now += 1.1
+    with caplog.at_level(logging.ERROR):
+        refused(keys, f"Bearer {ONE}")
+    assert keys.tenant(f"Bearer {TWO}") == "bob"
+    assert "line 2" in caplog.text and "short" not in caplog.text.replace("shorter", "") and "1 lines" in keys.trouble
+    path.write_text(f"bob:{TWO}\n#\n")
+    clock.now += 1.1
+    assert keys.trouble == "" and keys.tenant(f"Bearer {TWO}") == "bob"
+
+
+@pytest.mark.parametrize("text", ["", "short", None, "a folder"])
+def test_where_the_file_is_gone_or_has_no_key_nobody_comes_in_after_a_short_while(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
 ) -> None:
     clock, path = Clock(), key_file(tmp_path, ONE)
     keys = Keys.load(path, clock)
     path.unlink()
-    if text is not None:
+    if text == "a folder":
+        path.mkdir()
+    elif text is not None:
         path.write_text(text)
     clock.now += 1.1
     with caplog.at_level(logging.ERROR):
-        assert keys.tenant(f"Bearer {ONE}")
-    assert "stay as they were" in caplog.text and ONE not in caplog.text
+        assert keys.tenant(f"Bearer {ONE}"), "who writes a file anew needs a moment"
+    assert "nobody comes in" in caplog.text and ONE not in caplog.text
+    assert "cannot be read" in keys.trouble
+    clock.now += GRACE
+    for header in (f"Bearer {ONE}", None, "Bearer wrong"):
+        error = refused(keys, header)
+        assert (error.status, error.code) == (503, "keys_unreadable") and "retry-after" in error.headers
+    if path.is_dir():
+        path.rmdir()
+    key_file(tmp_path, TWO)
+    clock.now += 1.1
+    assert keys.trouble == ""
+    assert keys.tenant(f"Bearer {TWO}")
+    refused(keys, f"Bearer {ONE}")
+
+
+def test_a_file_that_keeps_its_stamp_while_it_cannot_be_read_is_read_when_it_can_again(tmp_path: Path) -> None:
+    clock, path = Clock(), key_file(tmp_path, ONE)
+    keys = Keys.load(path, clock)
+    path.rename(tmp_path / "aside")
+    clock.now += 1.1
+    assert keys.trouble
+    (tmp_path / "aside").rename(path)
+    clock.now += 1.1
+    assert not keys.trouble and keys.tenant(f"Bearer {ONE}")
+
+
+def test_readiness_and_a_measurement_say_that_the_keys_are_not_those_of_the_file(tmp_path: Path) -> None:
+    path = key_file(tmp_path, ONE)
+
+    async def main() -> None:
+        async with service_in(tmp_path / "data", lambda options: replace(options, key_file=path)) as (app, _):
+            assert (await call(app, scope(path="/readyz"))).status == 200
+            path.write_text("short")
+            await asyncio.sleep(1.1)
+            answer = await call(app, scope(path="/readyz"))
+            assert answer.status == 503 and b"API keys" in answer.content
+            measured = await call(app, scope(path="/metrics", headers={"authorization": f"Bearer {ONE}"}))
+            assert b"omnimuse_api_keys_stale 1.0" in measured.content
+
+    asyncio.run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 import os
 import re
 import shutil
@@ -14,7 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,7 @@ from PIL import Image
 
 import omnimuse
 from omnimuse.core.config import Config, ModelConfig
-from omnimuse.core.errors import StorageError
+from omnimuse.core.errors import ConfigError, StorageError
 from omnimuse.engine.pool import Pool, PoolPlan
 from omnimuse.server.admission import Admission
 from omnimuse.server.attempt import JobRules
@@ -31,12 +35,14 @@ from omnimuse.server.files import Files
 from omnimuse.server.jobs import Jobs
 from omnimuse.server.keys import Keys
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.options import ServeOptions
-from omnimuse.server.serve import _run, listen
+from omnimuse.server.options import Guard, ServeOptions
+from omnimuse.server.serve import _run, allowed_faults, end_measuring, listen, make_room_for, measure
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.store import JobStore
 from omnimuse.worker.find import find
 from tests.processes import alive, has_torch, wait_gone
+from tests.server.asgi import call, scope
+from tests.server.picture_server import service_in
 from tests.server.whole_server import Answer, WholeServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -259,6 +265,8 @@ def test_accepted_jobs_survive_the_death_of_everything(tmp_path: Path) -> None:
     ("options", "said"),
     [
         (("--host", "0.0.0.0"), "no API key"),
+        (("--host", "0.0.0.0", "--insecure-no-auth"), "--allowed-host"),
+        (("--metrics-address", "9100"), "no HOST:PORT"),
         (("--api-key-file", "/nowhere/keys"), "cannot be read"),
         (("nothing/here",), "nothing/here"),
     ],
@@ -270,6 +278,47 @@ def test_a_start_that_cannot_work_ends_before_anything_is_loaded(
         assert server.process.wait(60) in (1, 2)
         assert said in server.text
         assert "Traceback" not in server.text
+
+
+def test_faults_are_made_for_this_machine_only_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    public = ServeOptions(tmp_path, "m", host="0.0.0.0", insecure=True, guard=Guard(allowed_hosts=("art.example",)))
+    with pytest.raises(ConfigError, match="OMNIMUSE_FAULT"):
+        allowed_faults("worker.step:1:kill", public)
+    assert allowed_faults("", public) == ""
+    with caplog.at_level(logging.WARNING):
+        assert allowed_faults("worker.step:1:kill", ServeOptions(tmp_path, "m")) == "worker.step:1:kill"
+    assert "worker.step:1:kill" in caplog.text
+
+
+def test_measurements_have_an_address_of_their_own_where_they_are_given_one(tmp_path: Path) -> None:
+    """A key opens the server; the measurements need none where they are, and nothing else is there."""
+
+    def get(url: str) -> int:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    async def main() -> None:
+        guard = Guard(metrics=("127.0.0.1", 0))
+        async with service_in(tmp_path, lambda options: replace(options, guard=guard)) as (app, service):
+            assert (await call(app, scope(path="/metrics"))).status == 404
+            with listen("127.0.0.1", 0) as listener:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                server = await measure(service, listener)
+                asked = [asyncio.to_thread(get, url + path) for path in ("/metrics", "/v1/models", "/livez")]
+                assert await asyncio.gather(*asked) == [200, 404, 404]
+                await end_measuring(server)
+
+    asyncio.run(main())
+
+
+def test_more_connections_than_files_may_be_open_are_refused_at_the_start() -> None:
+    make_room_for(16)
+    with pytest.raises(ConfigError, match="--max-connections"):
+        make_room_for(2**40)
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from omnimuse.core.errors import ConfigError, RequestError, StorageError
 from omnimuse.engine.wire import Form, MadeFile
 from omnimuse.server.database import APPLICATION, VERSION
 from omnimuse.server.job import Idempotency, Job, Kind, Outcome, Page, Times, Trouble, Work
-from omnimuse.server.store import IDEMPOTENCY, IdempotencyConflict, JobStore
+from omnimuse.server.store import IDEMPOTENCY, MAX_ATTEMPTS, IdempotencyConflict, JobStore
 
 LOST = Trouble("worker_lost", "lost")
 NOW = 1000.0
@@ -307,6 +307,58 @@ def test_the_database_is_private_durable_and_forgets_what_is_deleted(tmp_path: P
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o077 == 0
         assert b"secret wish" not in path.read_bytes()
+
+
+def test_what_is_deleted_is_soon_in_no_file_although_the_server_goes_on(tmp_path: Path) -> None:
+    """The log that SQLite writes ahead keeps old pages until it is emptied."""
+
+    def found() -> list[str]:
+        return [path.name for path in tmp_path.iterdir() if b"secret wish" in path.read_bytes()]
+
+    async def act(store: JobStore) -> None:
+        await store.accept(replace(job("a"), work=replace_prompt("a secret wish")), None)
+        assert found()
+        await store.delete("", "a")
+        await store.forget()
+        assert found() == []
+
+    with_store(tmp_path, act)
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "lost"])
+def test_a_job_that_has_ended_keeps_no_picture_that_it_started_from(tmp_path: Path, end: str) -> None:
+    request = {"prompt": "a hill", "images": [{"width": 1, "height": 1, "png": "x" * 10_000}]}
+
+    async def act(store: JobStore) -> None:
+        await store.accept(replace(job("a"), work=Work("model", request, Form("MP4"), {"n": 2**62})), None)
+        for _ in range(MAX_ATTEMPTS if end == "lost" else 1):
+            started = await store.claim(NOW)
+            assert started is not None and started.work.request == request
+            if end == "completed":
+                await store.finish(started, Outcome((FILM,), {}), NOW, NOW + 10)
+            elif end == "failed":
+                await store.fail(started, LOST, NOW, NOW + 10)
+            else:
+                await store.recover(LOST, NOW, NOW + 10)
+        ended = await store.get("", "a", NOW)
+        assert ended is not None and ended.ended
+        assert ended.work == Work("model", {"prompt": "a hill", "images": []}, Form("MP4"), {"n": 2**62})
+
+    with_store(tmp_path, act)
+
+
+def test_what_is_kept_for_a_tenant_is_counted(tmp_path: Path) -> None:
+    async def act(store: JobStore) -> None:
+        assert await store.kept("a") == (0, 0)
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+            await store.accept(job(name, tenant), None)
+        started = await store.claim(NOW)
+        assert started is not None
+        await store.finish(started, Outcome((FILM, FILM), {}), NOW, NOW + 10)
+        assert await store.kept("a") == (2, 2 * FILM.bytes)
+        assert await store.kept("b") == (1, 0)
+
+    with_store(tmp_path, act)
 
 
 def replace_prompt(prompt: str) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -15,10 +15,16 @@ from omnimuse.server.connections import Connection
 
 
 @contextmanager
-def served(app: ASGIApp, http: type[Connection] = Connection) -> Iterator[int]:
+def served(app: ASGIApp, http: Callable[..., Connection] = Connection) -> Iterator[int]:
     """The port where `app` answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=http, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app,
+            http=http,  # type: ignore[arg-type]
+            lifespan="off",
+            log_level="error",
+            timeout_graceful_shutdown=1,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from omnimuse.core.request import MAX_PROMPT
 from omnimuse.server.translate import fields as table
 
 _TYPES: dict[str, Any] = {
@@ -42,8 +41,9 @@ def _described(field: table.Field) -> tuple[Any, Any]:
         kind = Literal[field.allowed] | bool
     elif field.shape == "size":
         about = Field(description=field.note, pattern=r"^(auto|[0-9]{1,7}x[0-9]{1,7})$")
-    elif field.name in ("prompt", "negative_prompt"):
-        about = Field(description=field.note, max_length=MAX_PROMPT, min_length=1 if field.name in _REQUIRED else None)
+    elif field.shape == "text":
+        shortest = 1 if field.name in _REQUIRED else None
+        about = Field(description=field.note, max_length=field.longest, min_length=shortest)
     if field.name in _REQUIRED:
         return Annotated[kind, about], ...
     return Annotated[kind, about] | None, None

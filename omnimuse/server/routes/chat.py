@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from omnimuse.engine.wire import Finished, MadeFile
 from omnimuse.server.bodies import read_json
 from omnimuse.server.download import MEDIA
+from omnimuse.server.enclosed import Enclosed, JSONWithFiles, Parcel
 from omnimuse.server.errors import refusal
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders import (
@@ -33,25 +34,27 @@ from omnimuse.server.orders import (
     opened,
     place_order,
     read_pictures,
+    refuse_key,
 )
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.service import Service
 from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import Wanted, read
-from omnimuse.server.translate.answers import Made, encoded, image_tokens
+from omnimuse.server.translate.answers import Made, image_tokens
 from omnimuse.server.translate.values import shown
 from omnimuse.server.uploads import Source
 from omnimuse.server.watch import cancel_on_disconnect
 
 TASK, EDIT = "text-to-image", "image-to-image"
+PATH = "/v1/chat/completions"
 DETAILS = ("auto", "low", "high", "original")
 ROLES = ("system", "developer", "user", "assistant")
 
 OPERATIONS = (
     Operation(
         "POST",
-        "/v1/chat/completions",
+        PATH,
         "Make pictures from the last user message. With `stream` the answer is text/event-stream.",
         body=protocol.ChatRequest,
         responses={200: protocol.ChatCompletion},
@@ -63,22 +66,30 @@ def routes(service: Service) -> list[Route]:
     """The endpoint of chat."""
 
     async def completions(request: Request) -> Response:
-        fields = await read_json(request)
-        check_task(service, TASK)
-        wanted = read(fields, "chat", service.door)
-        check_model(service, wanted.model)
-        _check_modalities(wanted)
-        said = said_last(wanted.messages, takes_images=EDIT in service.door.spec.tasks)
-        wanted = replace(wanted, prompt=said.text)
-        pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
-        order = place_order(service, wanted, request, EDIT if pictures else TASK, pictures)
-        if wanted.delivery.stream:
+        refuse_key(request)
+        order = await _read(service, request)
+        request.state.lease.close()  # of what came, only the order is left
+        if order.wanted.delivery.stream:
             return await opened(_chunks(service, order))
         made = await cancel_on_disconnect(request, finished(service, order))
         drawn = await contents(service.files, made.files)
-        return JSONResponse(_completion(service, order, made, drawn))
+        return JSONWithFiles(_completion(service, order, made, drawn), drawn)
 
-    return [Route("/v1/chat/completions", completions, methods=["POST"])]
+    return [Route(PATH, completions, methods=["POST"])]
+
+
+async def _read(service: Service, request: Request) -> Order:
+    """What a chat asks for. The bytes that came are in nobody's hands when this returns."""
+    fields = await read_json(request)
+    check_task(service, TASK)
+    wanted = read(fields, "chat", service.door)
+    check_model(service, wanted.model)
+    _check_modalities(wanted)
+    said = said_last(wanted.messages, takes_images=EDIT in service.door.spec.tasks)
+    # Of the messages, only their number matters from here on.
+    wanted = replace(wanted, prompt=said.text, messages=[None] * len(wanted.messages or ()))
+    pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
+    return place_order(service, wanted, request, EDIT if pictures else TASK, pictures)
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,7 @@ def _check_modalities(wanted: Wanted) -> None:
         raise refusal(code, message, "modalities")
 
 
-def _completion(service: Service, order: Order, made: Finished, drawn: Sequence[bytes]) -> dict[str, Any]:
+def _completion(service: Service, order: Order, made: Finished, drawn: Enclosed) -> dict[str, Any]:
     parts = _parts(order, made.files, drawn)
     groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
     choices = [protocol.Choice(index=index, message=_message(service, group)) for index, group in enumerate(groups)]
@@ -182,15 +193,17 @@ async def _chunks(service: Service, order: Order) -> AsyncGenerator[Event, None]
                 yield None, None
                 yield chunks.make([protocol.ChunkChoice(index=0, delta=protocol.Message(role="assistant", content=""))])
             elif isinstance(update, Finished):
-                parts = _parts(order, update.files, await contents(service.files, update.files))
-                groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
-                for index, group in enumerate(groups):
-                    delta = _message(service, group)
-                    if index == 0:
-                        delta.role = None
-                    yield chunks.make([protocol.ChunkChoice(index=index, delta=delta)])
-                    end = protocol.ChunkChoice(index=index, delta=protocol.Message(), finish_reason="stop")
-                    yield chunks.make([end])
+                with await contents(service.files, update.files) as drawn:
+                    parts = _parts(order, update.files, drawn)
+                    groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
+                    for index, group in enumerate(groups):
+                        delta = _message(service, group)
+                        if index == 0:
+                            delta.role = None
+                        name, chunk = chunks.make([protocol.ChunkChoice(index=index, delta=delta)])
+                        yield name, Parcel(chunk, drawn)
+                        end = protocol.ChunkChoice(index=index, delta=protocol.Message(), finish_reason="stop")
+                        yield chunks.make([end])
                 if order.wanted.delivery.usage:
                     yield chunks.last(update)
 
@@ -224,13 +237,11 @@ def _message(service: Service, parts: list[protocol.ImagePart]) -> protocol.Mess
     return protocol.Message(role="assistant", images=parts)
 
 
-def _parts(order: Order, files: Sequence[MadeFile], pictures: Sequence[bytes]) -> list[protocol.ImagePart]:
+def _parts(order: Order, files: Sequence[MadeFile], drawn: Enclosed) -> list[protocol.ImagePart]:
     media = MEDIA[order.form.format.lower()]
     return [
-        protocol.ImagePart(
-            image_url=protocol.ImageUrl(url=f"data:{media};base64,{encoded(content)}"), index=index, seed=file.seed
-        )
-        for index, (file, content) in enumerate(zip(files, pictures, strict=True))
+        protocol.ImagePart(image_url=protocol.ImageUrl(url=f"data:{media};base64,{word}"), index=index, seed=file.seed)
+        for index, (file, word) in enumerate(zip(files, drawn.words, strict=True))
     ]
 
 

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from omnimuse.core.errors import ConfigError
 from omnimuse.server.download import download
 from omnimuse.server.errors import refusal
+from omnimuse.server.files import sync_folder
 from omnimuse.server.openapi import Operation
 from omnimuse.server.service import Service
 
@@ -56,6 +57,9 @@ class Links:
             key = secrets.token_bytes(_KEY_BYTES)
             with os.fdopen(handle, "wb") as file:
                 file.write(key)
+                file.flush()
+                os.fsync(file.fileno())  # links that were given out must not outlive their key
+            sync_folder(data)
         if len(key) != _KEY_BYTES:
             raise ConfigError(f"{path} is damaged; remove it and start again (links given out before become invalid)")
         return Links(key)

@@ -43,19 +43,25 @@ def routes(service: Service) -> list[Route]:
     async def load(request: Request) -> Response:
         return JSONResponse(describe_load(service).model_dump())
 
-    async def metrics(request: Request) -> Response:
-        service.metrics.level(service.admission.load().count)
-        content, kind = service.metrics.render()
-        return Response(content, media_type=kind)
-
     answers = {
         alive: ("/livez", "/v2/health/live"),
         ready: ("/readyz", "/health", "/ping", "/v2/health/ready"),
         version: ("/version",),
         load: ("/load",),
-        metrics: ("/metrics",),
     }
-    return [Route(path, answer) for answer, paths in answers.items() for path in paths]
+    own = [] if service.options.guard.metrics is not None else [measurements(service)]
+    return [*(Route(path, answer) for answer, paths in answers.items() for path in paths), *own]
+
+
+def measurements(service: Service) -> Route:
+    """The endpoint of metrics: among the others, or alone at an address of its own."""
+
+    async def metrics(request: Request) -> Response:
+        service.metrics.level(service.admission.load().count, bool(service.keys.trouble))
+        content, kind = service.metrics.render()
+        return Response(content, media_type=kind)
+
+    return Route("/metrics", metrics)
 
 
 def unready(service: Service) -> list[str]:
@@ -69,6 +75,8 @@ def unready(service: Service) -> list[str]:
         reasons.append("no worker is ready yet")
     if not service.files.storage_ok():
         reasons.append("the disk is nearly full")
+    if service.keys.trouble:
+        reasons.append(service.keys.trouble)
     return reasons + service.jobs.trouble
 
 

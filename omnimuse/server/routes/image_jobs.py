@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from omnimuse.server.bodies import Upload
+from omnimuse.server.enclosed import Enclosed, JSONWithFiles
 from omnimuse.server.errors import CODES, ApiError, refusal
 from omnimuse.server.job import Idempotency, Job, Trouble
 from omnimuse.server.orders import Order, opened
@@ -33,7 +35,7 @@ MAX_KEY = 255
 """Characters of an Idempotency-Key."""
 
 
-def idempotency_of(
+async def idempotency_of(
     request: Request, fields: dict[str, Any], uploads: Mapping[str, Sequence[Upload]] = MappingProxyType({})
 ) -> Idempotency | None:
     """The key that the client chose for this request, with a hash of what it asks; ApiError 400 for a bad key."""
@@ -43,9 +45,14 @@ def idempotency_of(
     if not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
         message = f"an Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters; this one has {len(key)}"
         raise refusal("invalid_value", message, "idempotency-key")
+    return Idempotency(key, await asyncio.to_thread(_digest, request.url.path, fields, uploads))
+
+
+def _digest(path: str, fields: dict[str, Any], uploads: Mapping[str, Sequence[Upload]]) -> str:
+    """What tells one request from another."""
     files = {name: [hashlib.sha256(part.content).hexdigest() for part in parts] for name, parts in uploads.items()}
-    asked = json.dumps([request.url.path, fields, *([files] if files else [])], sort_keys=True)
-    return Idempotency(key, hashlib.sha256(asked.encode()).hexdigest())
+    asked = json.dumps([path, fields, *([files] if files else [])], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def look_of(order: Order) -> answers.Look:
@@ -72,10 +79,10 @@ class ImageJobs:
             stream.headers.update(headers)
             return stream
         if order.wanted.delivery.durable:
-            return JSONResponse(await self._described(request, job), headers=headers)
+            return await self._described(request, job, headers, look.safety_identifier)
         job = await cancel_on_disconnect(request, self._end_of(job))
         headers["x-seed"] = _made(job).seeds
-        return JSONResponse(await self._result(request, job), headers=headers)
+        return await self._with_result(request, job, {}, headers, look.safety_identifier)
 
     async def show(self, request: Request) -> Response:
         """GET: the job as it stands; at its end with the pictures. A failed job is an answer, not an error."""
@@ -85,7 +92,7 @@ class ImageJobs:
         headers = {}
         if (left := self._service.jobs.eta(job)) is not None:
             headers["openai-poll-after-ms"] = str(int(1000 * min(max(left, 0.1), 10.0)))
-        return JSONResponse(await self._described(request, job), headers=headers)
+        return await self._described(request, job, headers)
 
     async def delete(self, request: Request) -> Response:
         """DELETE: stop the job if it runs, and remove it with its pictures."""
@@ -106,6 +113,7 @@ class ImageJobs:
     async def _events(self, order: Order, job: Job) -> AsyncGenerator[Event, None]:
         """What happens to the job from now on, and its pictures; those who repeat a request see the rest of it."""
         look, _ = answers.remembered(job.work.detail)
+        look = replace(look, safety_identifier=order.wanted.safety_identifier)
         delivery = order.wanted.delivery
         events = answers.Events(order.request, look, delivery.partial_images, delivery.progress)
         async with aclosing(self._service.jobs.subscribe(job)) as news:
@@ -116,10 +124,13 @@ class ImageJobs:
                     continue
                 for event in events.see(item):
                     yield event
-        for event in events.completed(self._service.door, _made(job), await self._contents(job)):
-            yield event
+        with await self._contents(job) as pictures:
+            for event in events.completed(self._service.door, _made(job), pictures):
+                yield event
 
-    async def _described(self, request: Request, job: Job) -> dict[str, Any]:
+    async def _described(
+        self, request: Request, job: Job, headers: Mapping[str, str], asker: str | None = None
+    ) -> Response:
         times = job.times
         done = job.state == "completed"
         described = protocol.ImageJob(
@@ -132,26 +143,45 @@ class ImageJobs:
             expires_at=int(times.expires) if times.expires else None,
             error=None if job.error is None else _job_error(job.error),
         )
-        result = {"result": await self._result(request, job)} if done else {}
-        return {**protocol.dump(described), **result}
+        if done:
+            return await self._with_result(request, job, protocol.dump(described), headers, asker)
+        return JSONResponse(protocol.dump(described), headers=headers)
 
-    async def _result(self, request: Request, job: Job) -> dict[str, Any]:
-        """The pictures of a completed job: the same answer every time it is asked for."""
+    async def _with_result(
+        self, request: Request, job: Job, described: dict[str, Any], headers: Mapping[str, str], asker: str | None
+    ) -> Response:
+        """The pictures of a completed job, the same answer every time it is asked for; within `described`, if given.
+
+        `asker` is the safety identifier of this request, not of the one that made the job: that was not kept.
+        """
         look, _ = answers.remembered(job.work.detail)
-        until = job.times.expires or 0.0
+        look = replace(look, safety_identifier=asker)
+        until, created = job.times.expires or 0.0, job.times.finished or 0.0
+
+        def answer(places: list[dict[str, str]]) -> dict[str, Any]:
+            result = answers.response(self._service.door, look, _made(job), places, created)
+            return {**described, "result": result} if described else result
+
         if look.transport == "url":
             base = str(request.base_url)
-            places = [{"url": self._links.url(base, file.name, until)} for file in job.files]
-        else:
-            places = [{"b64_json": answers.encoded(content)} for content in await self._contents(job)]
-        return answers.response(self._service.door, look, _made(job), places, job.times.finished or 0.0)
+            links = [{"url": self._links.url(base, file.name, until)} for file in job.files]
+            return JSONResponse(answer(links), headers=headers)
+        pictures = await self._contents(job)
+        return JSONWithFiles(answer([{"b64_json": word} for word in pictures.words]), pictures, headers)
 
-    async def _contents(self, job: Job) -> list[bytes]:
+    async def _contents(self, job: Job) -> Enclosed:
         paths = [self._service.files.path(file.name) for file in job.files]
         try:
-            return await asyncio.to_thread(lambda: [Path(path).read_bytes() for path in paths])
+            return await asyncio.to_thread(_opened, paths)
         except FileNotFoundError:
             raise refusal("image_not_found", "the pictures of this job are no longer kept") from None
+
+
+def _opened(paths: Sequence[Path]) -> Enclosed:
+    with ExitStack() as files:
+        found = [files.enter_context(path.open("rb")) for path in paths]
+        files.pop_all()
+        return Enclosed(found)
 
 
 def _job_error(trouble: Trouble) -> protocol.JobError:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from omnimuse.engine.wire import Finished, MadeFile
 from omnimuse.server.bodies import read_form, read_json
+from omnimuse.server.enclosed import JSONWithFiles
 from omnimuse.server.errors import refusal
 from omnimuse.server.files import Files, new_file_id
 from omnimuse.server.job import Idempotency
@@ -39,7 +41,7 @@ from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of, look_of
 from omnimuse.server.service import Service
 from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.answers import Events, Made, encoded, response
+from omnimuse.server.translate.answers import Events, Made, response
 from omnimuse.server.uploads import uploaded
 from omnimuse.server.watch import cancel_on_disconnect
 
@@ -73,22 +75,14 @@ def routes(service: Service) -> list[Route]:
     jobs = ImageJobs(service, links)
 
     async def generations(request: Request) -> Response:
-        fields = await read_json(request)
-        check_task(service, TASK)
-        order = place_order(service, read(fields, "image", service.door), request, TASK)
-        return await answered(request, order, idempotency_of(request, fields))
+        order, idem = await _read_text(service, request)
+        request.state.lease.close()
+        return await answered(request, order, idem)
 
     async def edits(request: Request) -> Response:
-        fields, uploads = await read_form(request)
-        wanted = read(fields, "edit", service.door, form=True, files=uploads)
-        check_model(service, wanted.model)
-        sources = uploaded(uploads, wanted.urls)
-        if not sources:
-            raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
-        check_task(service, EDIT)
-        pictures = await read_pictures(service, request, sources)
-        order = place_order(service, wanted, request, EDIT, pictures)
-        return await answered(request, order, idempotency_of(request, fields, uploads))
+        order, idem = await _read_edit(service, request)
+        request.state.lease.close()  # of what came, only the order is left
+        return await answered(request, order, idem)
 
     async def answered(request: Request, order: Order, idem: Idempotency | None) -> Response:
         if idem is not None or order.wanted.delivery.durable:
@@ -110,18 +104,40 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
+async def _read_text(service: Service, request: Request) -> tuple[Order, Idempotency | None]:
+    fields = await read_json(request)
+    check_task(service, TASK)
+    order = place_order(service, read(fields, "image", service.door), request, TASK)
+    return order, await idempotency_of(request, fields)
+
+
+async def _read_edit(service: Service, request: Request) -> tuple[Order, Idempotency | None]:
+    """What an edit asks for. The bytes that came are in nobody's hands when this returns."""
+    fields, uploads = await read_form(request)
+    wanted = read(fields, "edit", service.door, form=True, files=uploads)
+    check_model(service, wanted.model)
+    sources = uploaded(uploads, wanted.urls)
+    if not sources:
+        raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
+    check_task(service, EDIT)
+    pictures = await read_pictures(service, request, sources)
+    order = place_order(service, replace(wanted, urls=()), request, EDIT, pictures)
+    return order, await idempotency_of(request, fields, uploads)
+
+
 async def _whole(service: Service, links: Links, request: Request, order: Order, made: Finished) -> Response:
     """All pictures in one JSON answer, as bytes or as links."""
     look = look_of(order)
+    drawn = Made(made.files, made.timings, made.memory)
+    headers = {"x-seed": drawn.seeds}
     if look.transport == "url":
         until = time.time() + service.options.keep
         names = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files))
         places = [{"url": links.url(str(request.base_url), name, until)} for name in names]
-    else:
-        places = [{"b64_json": encoded(content)} for content in await contents(service.files, made.files)]
-    drawn = Made(made.files, made.timings, made.memory)
-    answer = response(service.door, look, drawn, places, time.time())
-    return JSONResponse(answer, headers={"x-seed": drawn.seeds})
+        return JSONResponse(response(service.door, look, drawn, places, time.time()), headers=headers)
+    pictures = await contents(service.files, made.files)
+    places = [{"b64_json": word} for word in pictures.words]
+    return JSONWithFiles(response(service.door, look, drawn, places, time.time()), pictures, headers)
 
 
 async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]:
@@ -133,10 +149,10 @@ async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]
             if isinstance(update, Admitted):
                 yield None, None
             elif isinstance(update, Finished):
-                pictures = await contents(service.files, update.files)
                 drawn = Made(update.files, update.timings, update.memory)
-                for event in events.completed(service.door, drawn, pictures):
-                    yield event
+                with await contents(service.files, update.files) as pictures:
+                    for event in events.completed(service.door, drawn, pictures):
+                        yield event
             else:
                 for event in events.see(update):
                     yield event

@@ -18,11 +18,11 @@ from starlette.routing import Route
 
 from omnimuse.engine.wire import Previewed
 from omnimuse.server.bodies import read_any
-from omnimuse.server.download import MEDIA, download
+from omnimuse.server.download import MEDIA, Sent, download
 from omnimuse.server.errors import CODES, ApiError, refusal
 from omnimuse.server.job import Job, Page
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders import Order, check_model, check_task, contents, finished
+from omnimuse.server.orders import Order, check_model, check_task, finished, refuse_key, taken
 from omnimuse.server.protocol import videos as protocol
 from omnimuse.server.protocol.images import JobError
 from omnimuse.server.routes.image_jobs import idempotency_of
@@ -129,7 +129,8 @@ class Videos:
     async def create(self, request: Request) -> Response:
         """POST /v1/videos: accept a job."""
         fields, order = await self._read(request)
-        idem = idempotency_of(request, fields)
+        idem = await idempotency_of(request, fields)
+        request.state.lease.close()
         jobs, asked = self._service.jobs, order.request
         job = await jobs.submit(request.state.tenant, asked, order.form, "video", {"request": asked.id}, idem)
         replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
@@ -137,11 +138,18 @@ class Videos:
 
     async def at_once(self, request: Request) -> Response:
         """POST /v1/videos/sync: the file itself; the work stops when the client goes."""
+        refuse_key(request)
         _, order = await self._read(request)
         made = await cancel_on_disconnect(request, finished(self._service, order))
-        [content] = await contents(self._service.files, made.files)
-        headers = {"x-seed": str(made.files[0].seed), "content-disposition": 'attachment; filename="video.mp4"'}
-        return Response(content, media_type=MEDIA["mp4"], headers=headers)
+        [video] = made.files
+        headers = {
+            "x-seed": str(video.seed),
+            "content-type": MEDIA["mp4"],
+            "content-length": str(video.bytes),
+            "content-disposition": 'attachment; filename="video.mp4"',
+        }
+        [file] = await taken(self._service.files, made.files)
+        return Sent(file, video.bytes, 200, headers)
 
     async def list(self, request: Request) -> Response:
         """GET /v1/videos: a page of them."""
@@ -172,7 +180,7 @@ class Videos:
         try:
             if variant == "video":
                 return await download(request, self._service.files.path(file.name), f"{job.id}.mp4", file.sha256)
-            still = await self._stills.find(file.name, variant)
+            still = await self._stills.find(file.name, variant, request.state.tenant)
             return await download(request, still, f"{job.id}{still.suffix}", f"{file.sha256}-{variant}")
         except FileNotFoundError:
             raise _unknown(request) from None
@@ -211,7 +219,9 @@ class Videos:
         check_model(self._service, wanted.model)
         steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
         asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS))
-        return fields, Order(wanted, asked, video_form(), patience(request.headers), TASK)
+        return fields, Order(
+            wanted, asked, video_form(self._service.options.guard.tell), patience(request.headers), TASK
+        )
 
     async def _job(self, request: Request) -> Job:
         job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])

@@ -310,4 +310,4 @@ def _shape(default: Any) -> Field:
         return Field("", "flag")
     if isinstance(default, int):
         return Field("", "whole")
-    return Field("", "real") if isinstance(default, float) else Field("", "text")
+    return Field("", "real") if isinstance(default, float) else Field("", "text", longest=512)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 from omnimuse.core.request import Door, Request
 from omnimuse.engine.wire import MadeFile, Previewed, Stepped
+from omnimuse.server.enclosed import Enclosed, Parcel
 from omnimuse.server.protocol import images as protocol
 from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import Wanted
@@ -132,13 +133,13 @@ class Events:
             self._seen.add((update.output, update.step))
             yield _event(self._partial(update))
 
-    def completed(self, door: Door, made: Made, contents: Sequence[bytes]) -> Iterator[Event]:
+    def completed(self, door: Door, made: Made, pictures: Enclosed) -> Iterator[Event]:
         """One event for each finished picture."""
-        for index, (file, content) in enumerate(zip(made.files, contents, strict=True)):
-            yield _event(
+        for index, (file, word) in enumerate(zip(made.files, pictures.words, strict=True)):
+            kind, value = _event(
                 protocol.CompletedImageEvent(
                     type=cast(Any, f"{self._look.work}.completed"),
-                    b64_json=encoded(content),
+                    b64_json=word,
                     output=index,
                     seed=file.seed,
                     created_at=int(time.time()),
@@ -151,6 +152,7 @@ class Events:
                     safety_identifier=self._look.safety_identifier,
                 )
             )
+            yield kind, Parcel(value, pictures)
 
     def _partial(self, update: Previewed) -> protocol.PartialImageEvent:
         return protocol.PartialImageEvent(
@@ -173,8 +175,8 @@ def encoded(content: bytes) -> str:
 
 
 def keepsake(look: Look, nonce: str) -> dict[str, Any]:
-    """What a job remembers of its request, as plain values; `nonce` tells who made it."""
-    return {"look": asdict(look), "nonce": nonce}
+    """What a job remembers of its request, as plain values; `nonce` tells who made it. Who asked is not kept."""
+    return {"look": asdict(replace(look, safety_identifier=None)), "nonce": nonce}
 
 
 def remembered(detail: dict[str, Any]) -> tuple[Look, str]:

@@ -42,14 +42,14 @@ def to_request(
         raise _renamed(error, wanted.names) from None
 
 
-def to_form(wanted: Wanted) -> Form:
-    """The file that every output becomes."""
-    return Form(wanted.output.format, wanted.output.quality)
+def to_form(wanted: Wanted, tell: bool = True) -> Form:
+    """The file that every output becomes; `tell`: it says how it was made."""
+    return Form(wanted.output.format, wanted.output.quality, tell)
 
 
-def video_form() -> Form:
+def video_form(tell: bool = True) -> Form:
     """The file that a video becomes; there is one."""
-    return Form("MP4")
+    return Form("MP4", tell=tell)
 
 
 def patience(headers: Mapping[str, str]) -> float | None:

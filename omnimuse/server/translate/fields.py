@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omnimuse.core.request import MAX_PROMPT
+
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
     "urls",
@@ -31,7 +33,7 @@ MAX_OUTPUTS = 10
 class Field:
     """One wire field: how its value is read, and the target it goes to (names of targets are in `aliases.py`).
 
-    `low` and `high` bound numbers that the model's own limits do not bound.
+    `low` and `high` bound numbers that the model's own limits do not bound; `longest` is of texts, in characters.
     """
 
     name: str
@@ -42,6 +44,13 @@ class Field:
     neutral: tuple[Any, ...] = ()
     low: float | None = None
     high: float | None = None
+    longest: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shape == "text" and not self.longest:
+            raise ValueError(
+                f"the text field {self.name!r} needs a longest length: whatever is kept or repeated has one"
+            )
 
 
 def _refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:
@@ -49,6 +58,8 @@ def _refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Fie
 
 
 _START = "it is chosen when the server starts, not for each request"
+_WORD = 512
+"""Characters of a name, which is no prompt."""
 _FLAT = "this server makes still pictures of one layer"
 _NO_LORA = "no LoRA adapters are registered with this server"
 _NO_PATHS = "a request never names files or folders of the server"
@@ -57,8 +68,8 @@ _KEEPS = "`strength` says how much of the picture is drawn anew: lower keeps mor
 _TEXT_ONLY = "pictures to start from go to /v1/images/edits, with models that take them"
 
 SHARED: tuple[Field, ...] = (
-    Field("model", "text", "model", "the model to use; it must be the one that this server serves"),
-    Field("negative_prompt", "text", "negative_prompt", "what to keep out"),
+    Field("model", "text", "model", "the model to use; it must be the one that this server serves", longest=_WORD),
+    Field("negative_prompt", "text", "negative_prompt", "what to keep out", longest=MAX_PROMPT),
     Field("seed", "whole", "seed", "output i uses seed + i; chosen at random and reported when absent"),
     Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps"),
     Field("guidance_scale", "real", "guidance_scale", "how strongly the prompt is followed"),
@@ -72,8 +83,20 @@ SHARED: tuple[Field, ...] = (
     Field("resolution", "resolution", "size", "the side of a square in pixels, or WIDTHxHEIGHT (VO)"),
     Field("timeout_s", "real", "timeout", "give up after so many seconds"),
     Field("extra_params", "object", "extra", "the family's own parameters, by name"),
-    Field("user", "text", HARMLESS, "names an end user for abuse monitoring; this server does none and keeps none"),
-    Field("safety_identifier", "text", "safety_identifier", "as `user`; repeated in the answer and not kept"),
+    Field(
+        "user",
+        "text",
+        HARMLESS,
+        "names an end user for abuse monitoring; this server does none and keeps none",
+        longest=_WORD,
+    ),
+    Field(
+        "safety_identifier",
+        "text",
+        "safety_identifier",
+        "as `user`; repeated in the answer and not kept",
+        longest=_WORD,
+    ),
     *_refused("the noise schedule, and its shift, come from the checkpoint", "flow_shift", "boundary_ratio"),
     *_refused("noise always comes from a generator on the CPU", "generator_device", neutral=("cpu",)),
     *_refused(_NO_LORA, "lora", "loras", neutral=([], {})),
@@ -111,7 +134,7 @@ _FILE_FORM: tuple[Field, ...] = (
 IMAGE: tuple[Field, ...] = (
     *SHARED,
     *_FILE_FORM,
-    Field("prompt", "text", "prompt", "what to draw"),
+    Field("prompt", "text", "prompt", "what to draw", longest=MAX_PROMPT),
     Field(
         "background",
         "background",
@@ -146,7 +169,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
     ),
     "video": (
         *SHARED,
-        Field("prompt", "text", "prompt", "what to film"),
+        Field("prompt", "text", "prompt", "what to film", longest=MAX_PROMPT),
         Field("seconds", "seconds", "seconds", "length; rounded to a number of frames that the model can make"),
         Field("fps", "real", "fps", "frames per second"),
         Field("num_frames", "whole", "num_frames", "frames; instead of `seconds`"),
@@ -175,7 +198,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
         Field("max_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),
         Field("max_completion_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),
-        Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer"),
+        Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer", longest=_WORD),
         Field("service_tier", "choice", HARMLESS, "there is one tier", allowed=("auto", "default")),
         Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
         *_refused(_NO_TEXT, "temperature", "top_p", neutral=(1, 1.0)),

@@ -21,6 +21,9 @@ MAX_WHOLE = 10**40
 MAX_REAL = 1.7e308
 """Larger numbers do not fit a float."""
 
+MAX_URLS = 16
+"""Pictures of one edit, as OpenAI has it."""
+
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _SIZE = re.compile(r"([0-9]{1,7})x([0-9]{1,7})")
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
@@ -45,6 +48,8 @@ def shown(value: Any) -> str:
     """`value` for a message, cut short."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_WHOLE:
         return "a number of too many digits"
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"  # whatever is in it: it may be large
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]
 
@@ -56,6 +61,8 @@ def _bad(name: str, value: Any, allowed: str) -> ApiError:
 def _text(field: Field, value: Any, name: str, form: bool) -> str:
     if not isinstance(value, str):
         raise _bad(name, value, "a string")
+    if len(value) > field.longest:
+        raise _bad(name, value, f"at most {field.longest} characters; it has {len(value)}")
     return value
 
 
@@ -127,7 +134,7 @@ def _resolution(field: Field, value: Any, name: str, form: bool) -> tuple[int, i
 
 def _background(field: Field, value: Any, name: str, form: bool) -> str | bool:
     """True and False say whether the request is a job; a word says what is behind the picture."""
-    if isinstance(value, bool) or (form and value in _FLAGS):
+    if isinstance(value, bool) or (form and isinstance(value, str) and value in _FLAGS):
         return _flag(field, value, name, form)
     if value == "transparent":
         raise refusal("unsupported_parameter", "this model draws opaque pictures; use background='opaque'", name)
@@ -161,8 +168,8 @@ def _list(field: Field, value: Any, name: str, form: bool) -> list[Any]:
 
 def _urls(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
     found = value if isinstance(value, list) else [value]
-    if not all(isinstance(url, str) for url in found):
-        raise _bad(name, value, "a URL, or a list of URLs")
+    if len(found) > MAX_URLS or not all(isinstance(url, str) for url in found):
+        raise _bad(name, value, f"a URL, or a list of URLs, at most {MAX_URLS}")
     return tuple(found)
 
 
