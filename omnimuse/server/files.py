@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,8 +27,8 @@ RESERVE = 256 * 2**20
 DERIVED = (".webp", ".jpeg")
 """Suffixes of what is made of a kept file when somebody asks, and kept beside it under the same id."""
 _SPOOLED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\.[a-z0-9]{1,8}")
-_KEPT = re.compile(r"(?:job-)?[0-9a-f]{32}\.[a-z0-9]{1,8}")
-_ID = re.compile(r"(?:job-)?[0-9a-f]{32}")
+_KEPT = re.compile(r"(?:job-|[0-9a-f]{8})?[0-9a-f]{32}\.[a-z0-9]{1,8}")
+_ID = re.compile(r"(?:job-|[0-9a-f]{8})?[0-9a-f]{32}")
 _JOB = "job-"
 
 
@@ -48,6 +49,7 @@ class Files:
         self.spool = data / "spool"
         self._kept = data / "files"
         self._reserve = reserve
+        self._mark = secrets.token_bytes(32)
         for folder in (data, self.spool, self._kept):
             _make_private(folder)
 
@@ -78,6 +80,18 @@ class Files:
         source.rename(self._kept / name)
         sync_folder(self._kept)
         return name
+
+    def new_link_id(self, tenant: str) -> str:
+        """As `new_file_id`, by which what links of `tenant` lead to can be counted while this server runs."""
+        return self._of(tenant) + new_file_id()
+
+    def linked(self, tenant: str) -> int:
+        """The bytes that are kept behind links of `tenant`, since this server runs."""
+        return sum(size for name, _, size in self._loose() if name.name.startswith(self._of(tenant)))
+
+    def _of(self, tenant: str) -> str:
+        """What ids of one tenant begin with; it tells nobody which tenant that is."""
+        return blake2b(tenant.encode(), key=self._mark, digest_size=4).hexdigest()
 
     def path(self, name: str) -> Path:
         """Where the kept file `name` is; it may be gone. ValueError for anything that is no such name."""
@@ -113,17 +127,18 @@ class Files:
     def expire(self, older: float) -> int:
         """Remove files that belong to no job and were made more than `older` seconds ago; returns how many."""
         latest = time.time() - older
-        old = [path for path, made in self._loose() if made <= latest]
+        old = [path for path, made, _ in self._loose() if made <= latest]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
 
-    def _loose(self) -> Iterator[tuple[Path, float]]:
-        """Kept files that belong to no job, and when they were made; those that vanish meanwhile are passed over."""
+    def _loose(self) -> Iterator[tuple[Path, float, int]]:
+        """Kept files that belong to no job, when they were made, and their bytes; those that vanish are passed over."""
         for path in self._kept.iterdir():
             if not path.name.startswith(_JOB):
                 with suppress(FileNotFoundError):
-                    yield path, path.stat().st_mtime
+                    found = path.stat()
+                    yield path, found.st_mtime, found.st_size
 
     def storage_ok(self) -> bool:
         """Whether the disk is there and has room for more results."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -23,12 +24,15 @@ SECONDS = 60.0
 TOGETHER = 2
 """Stills that are made at once, each for another tenant."""
 
+Make = Callable[[Path, str], Awaitable[bytes]]
+
 
 class Stills:
     """The stills of one server's videos; lives on its event loop."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
+    def __init__(self, files: Files, make: Make | None = None) -> None:
+        """`make` gives the content of a still of a video; the usual one starts a process."""
+        self._files, self._make = files, make or _make
         self._places = asyncio.Semaphore(TOGETHER)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -44,7 +48,7 @@ class Stills:
         turn = self._turns.setdefault(tenant, asyncio.Lock())
         async with turn, self._places:
             if not await asyncio.to_thread(still.exists):
-                content = await _make(video, kind)
+                content = await self._make(video, kind)
                 await asyncio.to_thread(_keep, video, still, content)
         return still
 

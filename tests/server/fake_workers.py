@@ -28,11 +28,13 @@ class FakeWorkers:
     place: dict[str, str] = field(default_factory=lambda: {"dtype": "float32", "device": "cpu"})
     running: set[str] = field(default_factory=set)
     started: list[Request] = field(default_factory=list)
+    forms: list[Form] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         steps = request.params.num_inference_steps or 1
         self.started.append(request)
+        self.forms.append(form)
         self.running.add(request.id)
         finished = False
         try:

@@ -248,3 +248,10 @@ def test_the_official_client_learns_why(server: Running) -> None:
     with server.client() as client, pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=ASKED, modalities=["text", "audio"])  # type: ignore[arg-type]
     assert caught.value.code == "unsupported_parameter"
+
+
+def test_a_chat_keeps_nothing_that_an_idempotency_key_could_stand_for_and_says_so(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "a star"}]}
+    answer = httpx2.post(f"{server.url}/v1/chat/completions", json=body, headers={"idempotency-key": "k"}, timeout=30)
+    told = answer.json()["error"]
+    assert (answer.status_code, told["code"], told["param"]) == (400, "unsupported_parameter", "idempotency-key")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from omnimuse.core.errors import NumericalError, WorkerLostError
 from omnimuse.server.openapi import document
+from omnimuse.server.options import Guard
 from omnimuse.server.routes import chat, files, images, models
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
 
@@ -138,6 +139,16 @@ def test_a_linked_picture_is_shown_in_place_by_ranges_and_never_sent_twice(serve
     part = httpx2.get(url, headers={"range": "bytes=1-3"})
     assert (part.status_code, part.content) == (206, b"PNG")
     assert httpx2.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+
+
+def test_links_keep_no_more_than_a_key_may_have(tmp_path: Path) -> None:
+    guard = Guard(max_kept=500)
+    with picture_server(tmp_path, change=lambda options: replace(options, guard=guard)) as server:
+        seen = [post(server, {"prompt": "x", "response_format": "url", "n": 2}) for _ in range(3)]
+        assert seen[0].status_code == 200 and seen[-1].json()["error"]["code"] == "quota_exceeded"
+        assert seen[-1].headers["x-should-retry"] == "false"
+        assert post(server, {"prompt": "x"}).status_code == 200
+        assert server.service.files.linked("another") == 0
 
 
 def test_a_link_expires(tmp_path: Path) -> None:
@@ -386,3 +397,22 @@ def test_a_key_outlives_the_server_and_a_client_that_goes(tmp_path: Path) -> Non
         assert again.headers["idempotent-replayed"] == "true"
         assert again.json() == first.json()
         assert not server.workers.started
+
+
+def test_files_say_how_they_were_made_unless_the_operator_wants_them_not_to(tmp_path: Path) -> None:
+    for tell in (True, False):
+        guard = Guard(tell=tell)
+        with picture_server(
+            tmp_path / str(tell), change=lambda options, own=guard: replace(options, guard=own)
+        ) as server:
+            assert post(server, {"prompt": "x"}).status_code == 200
+            assert [form.tell for form in server.workers.forms] == [tell]
+
+
+def test_links_lead_to_where_the_client_came_in_through_a_proxy_with_tls(server: Running) -> None:
+    """The lines of the example in docs/serving.md; uvicorn believes them from this machine only."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    assert "proxy_set_header X-Forwarded-Proto $scheme;" in page and "proxy_set_header Host $host;" in page
+    headers = {"host": "localhost", "x-forwarded-proto": "https"}
+    answer = post(server, {"prompt": "x", "response_format": "url"}, **headers)
+    assert answer.json()["data"][0]["url"].startswith("https://localhost/v1/files/")

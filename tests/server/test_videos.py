@@ -517,3 +517,13 @@ def test_every_route_is_described_and_every_description_is_routed(tmp_path: Path
         assert document(videos.OPERATIONS, "1")["paths"]["/v1/videos"]["post"]["requestBody"]
 
     run(tmp_path, act)
+
+
+def test_a_video_at_once_takes_no_idempotency_key_and_says_so(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        headers = {"content-type": "application/json", "idempotency-key": "k"}
+        answer = await call(parts.app, scope("POST", "/v1/videos/sync", headers), [b'{"prompt": "a hill"}'])
+        assert (answer.status, answer.error["code"]) == (400, "unsupported_parameter")
+        assert answer.error["param"] == "idempotency-key" and parts.workers.started == []
+
+    run(tmp_path, act)

@@ -134,6 +134,13 @@ def test_the_form_of_a_file_is_the_one_asked_for(served: Served, form: Form) -> 
     assert distance < (6 if form.quality else 3)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_file_that_is_to_say_nothing_holds_no_prompt(served: Served, kind: str) -> None:
+    for tell in (True, False):
+        [file] = files(served.do(served.draw(served.ask("a circle in confidence"), Form(kind, tell=tell))))
+        assert (b"confidence" in served.path(file).read_bytes()) is tell
+
+
 def test_a_better_quality_makes_a_larger_file(served: Served) -> None:
     sizes = [files(served.do(served.draw(served.ask(), Form("JPEG", quality))))[0].bytes for quality in (20, 60, 95)]
     assert sizes == sorted(set(sizes))

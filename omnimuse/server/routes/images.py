@@ -20,7 +20,7 @@ from omnimuse.engine.wire import Finished, MadeFile
 from omnimuse.server.bodies import read_form, read_json
 from omnimuse.server.enclosed import JSONWithFiles
 from omnimuse.server.errors import refusal
-from omnimuse.server.files import Files, new_file_id
+from omnimuse.server.files import Files
 from omnimuse.server.job import Idempotency
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders import (
@@ -89,6 +89,8 @@ def routes(service: Service) -> list[Route]:
             return await jobs.answer(request, order, idem)
         if order.wanted.delivery.stream:
             return await opened(_events(service, order))
+        if order.wanted.output.transport == "url":
+            await _check_links(service, request.state.tenant)
         made = await cancel_on_disconnect(request, finished(service, order))
         return await _whole(service, links, request, order, made)
 
@@ -125,6 +127,15 @@ async def _read_edit(service: Service, request: Request) -> tuple[Order, Idempot
     return order, await idempotency_of(request, fields, uploads)
 
 
+async def _check_links(service: Service, tenant: str) -> None:
+    """ApiError 429 when as much is kept behind links of `tenant` as may be."""
+    most = service.options.guard.max_kept
+    if (size := await asyncio.to_thread(service.files.linked, tenant)) >= most:
+        service.metrics.rejected("quota_exceeded")
+        kept = f"{size / 2**30:.3g} GiB are kept behind links of this key, and at most {most / 2**30:.3g} GiB may be"
+        raise refusal("quota_exceeded", f"{kept}; ask for b64_json, or wait until they expire", "response_format")
+
+
 async def _whole(service: Service, links: Links, request: Request, order: Order, made: Finished) -> Response:
     """All pictures in one JSON answer, as bytes or as links."""
     look = look_of(order)
@@ -132,7 +143,7 @@ async def _whole(service: Service, links: Links, request: Request, order: Order,
     headers = {"x-seed": drawn.seeds}
     if look.transport == "url":
         until = time.time() + service.options.keep
-        names = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files))
+        names = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files, request.state.tenant))
         places = [{"url": links.url(str(request.base_url), name, until)} for name in names]
         return JSONResponse(response(service.door, look, drawn, places, time.time()), headers=headers)
     pictures = await contents(service.files, made.files)
@@ -158,10 +169,10 @@ async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]
                     yield event
 
 
-def _keep(files: Files, made: Sequence[MadeFile]) -> list[str]:
+def _keep(files: Files, made: Sequence[MadeFile], tenant: str) -> list[str]:
     """Move files to where links lead; none stays in the spool."""
     try:
-        return [files.keep(file, new_file_id()) for file in made]
+        return [files.keep(file, files.new_link_id(tenant)) for file in made]
     finally:
         for file in made:
             files.discard(file)
