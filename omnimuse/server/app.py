@@ -25,7 +25,8 @@ DESCRIBED = (health, models, images, videos, chat, files)
 
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
-    operations = [operation for group in DESCRIBED for operation in group.OPERATIONS]
+    elsewhere = {"/metrics"} if service.options.guard.metrics is not None else set()
+    operations = [made for group in DESCRIBED for made in group.OPERATIONS if made.path not in elsewhere]
     described = document(operations, __version__)
     guard = service.options.guard
     each = guard.max_bodies // 2 if service.keys.required else guard.max_bodies

@@ -25,6 +25,7 @@ from omnimuse.server.strict_json import LONG, MAX_JSON, DataUrl, parse
 from tests.server.asgi import Client, scope
 from tests.server.loop_watch import LoopWatch
 from tests.server.picture_server import service_in
+from tests.server.video_rig import rig
 
 PAUSE = 0.05
 """Seconds that no body may keep the loop from its other work."""
@@ -98,9 +99,18 @@ def pieces(content: bytes, size: int = 64 * 1024) -> Iterable[bytes]:
 class Wire(Client):
     """A client whose pieces come one at a time, as from a network."""
 
+    def __init__(self, chunks: Iterable[bytes] = (b"",)) -> None:
+        super().__init__(chunks)
+        self.pieces: list[bytes] = []
+
     async def receive(self) -> Message:
         await asyncio.sleep(0)
         return await super().receive()
+
+    async def send(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        self.pieces.append(message.pop("body", b""))
+        await super().send(message)
 
 
 async def paused(app: Any, sent: tuple[str, str, bytes]) -> tuple[int, float]:
@@ -130,6 +140,23 @@ def test_no_body_keeps_the_event_loop_from_its_work(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert not late
+
+
+def test_a_list_of_a_hundred_long_prompts_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def main() -> float:
+        async with rig(tmp_path, ready=False) as parts:
+            for _ in range(100):
+                await parts.submit("\N{LADY BEETLE}" * 32_000)
+            best = 1e9
+            for _ in range(4):
+                client = Wire()
+                async with LoopWatch() as watch:
+                    await parts.app(scope(path="/v1/videos", query="limit=100"), client.receive, client.send)
+                assert len(json.loads(b"".join(client.pieces))["data"]) == 100
+                best = min(best, watch.longest)
+            return best
+
+    assert asyncio.run(main()) <= PAUSE
 
 
 def cpu(content: bytes) -> float:
