@@ -16,16 +16,22 @@ from typing import Any
 
 import h11
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Message
 
 from omnimuse.media.fetch import FetchError, from_data_url
+from omnimuse.server.checks import Rules
+from omnimuse.server.edge import protect
 from omnimuse.server.errors import ApiError
+from omnimuse.server.keys import Keys
 from omnimuse.server.reading import FREE_CHUNKS, MAX_LINES, SMALLEST, Reading
 from omnimuse.server.strict_json import LONG, MAX_JSON, DataUrl, parse
 from tests.server.asgi import Client, scope
 from tests.server.loop_watch import LoopWatch
 from tests.server.picture_server import service_in
-from tests.server.video_rig import rig
+from tests.server.video_rig import listening, rig
 
 PAUSE = 0.05
 """Seconds that no body may keep the loop from its other work."""
@@ -274,3 +280,46 @@ def test_a_body_in_thousands_of_tiny_chunks_is_refused() -> None:
         events_of(head, *[b"1\r\na\r\n"] * (FREE_CHUNKS + 100))
     chunk = b"%x\r\n" % SMALLEST + b"x" * SMALLEST + b"\r\n"
     assert events_of(head, *[b"1\r\na\r\n"] * 1000, *[chunk] * (2 * FREE_CHUNKS)) > 2 * FREE_CHUNKS
+
+
+GET, POST = (f"{method} /v1/echo HTTP/1.1\r\nHost: localhost\r\n".encode() for method in ("GET", "POST"))
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+FLOODS = {
+    "lines of a head": GET + b"a:\r\n" * 60_000,
+    "one long header": GET + b"x: " + b"a" * 200_000,
+    "empty lines": b"\r\n" * 100_000,
+    "tiny chunks": CHUNKED + b"1\r\na\r\n" * 100_000,
+    "extensions of chunks": CHUNKED + (b"1;" + b"a" * 1000 + b"\r\na\r\n") * 2000,
+    "a large body": POST + b"Content-Length: 8000000\r\n\r\n" + b"x" * 8_000_000,
+    "a body, then tiny chunks": (
+        POST + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000 + CHUNKED + b"1\r\na\r\n" * 20_000
+    ),
+    "many requests at once": (GET + b"\r\n") * 3000,
+    "many small bodies at once": (POST + b"Content-Length: 3\r\n\r\nabc") * 3000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_nothing_that_comes_over_a_socket_keeps_the_event_loop_from_its_work(name: str) -> None:
+    async def echo(request: Request) -> Response:
+        await request.body()
+        return Response(b"ok")
+
+    async def flood(port: int) -> float:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with LoopWatch() as watch:
+            with suppress(ConnectionError):
+                for piece in pieces(FLOODS[name]):
+                    writer.write(piece)
+                    await asyncio.wait_for(writer.drain(), 20)
+                await asyncio.sleep(0.1)
+        writer.transport.abort()
+        return watch.longest
+
+    async def main() -> float:
+        app = protect([Route("/v1/echo", echo, methods=["GET", "POST"])], Rules(Keys.load(None)))
+        async with listening(app) as url:
+            port = int(url.rpartition(":")[2])
+            return min([await flood(port) for _ in range(3)])
+
+    assert asyncio.run(main()) <= PAUSE

@@ -20,6 +20,7 @@ from omnimuse.models.wan.spec import SPEC
 from omnimuse.server.admission import Admission
 from omnimuse.server.attempt import JobRules
 from omnimuse.server.checks import Rules
+from omnimuse.server.connections import Connection
 from omnimuse.server.edge import protect
 from omnimuse.server.files import Files
 from omnimuse.server.job import Idempotency, Job, Kind
@@ -141,7 +142,7 @@ async def rig(
 async def listening(app: Starlette) -> AsyncIterator[str]:
     """The URL where `app` answers, in this event loop."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, http=Connection, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve([listener]))
         while not server.started and not serving.done():
