@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.media.fetch import FetchRules
 from omnimuse.server.bodies import read_json
 from omnimuse.server.budget import FREE, Bodies, Rates
 from omnimuse.server.checks import Rules
@@ -25,6 +26,7 @@ from omnimuse.server.errors import ApiError
 from omnimuse.server.keys import Keys
 from omnimuse.server.options import Guard, ServeOptions
 from omnimuse.server.strict_json import MAX_JSON
+from omnimuse.server.uploads import Source, Uploads
 from tests.server.asgi import Answer, Client, call, scope
 from tests.server.picture_server import service_in
 
@@ -140,6 +142,25 @@ def test_a_picture_is_let_go_before_its_request_is_drawn(tmp_path: Path) -> None
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_picture_that_is_fetched_needs_room_before_it_is(tmp_path: Path) -> None:
+    rules = FetchRules(frozenset({"images.example.com"}), max_bytes=900_000)
+    bodies = Bodies(1_000_000, 1_000_000)
+
+    async def main() -> None:
+        uploads = Uploads(rules=rules)
+        lease = bodies.lease("a")
+        lease.grow(200_000)
+        with pytest.raises(ApiError) as caught:
+            await uploads.read([Source("url", url="https://images.example.com/a.png")], 1, lease.add)
+        assert caught.value.code == "queue_full"
+        with pytest.raises(ApiError) as caught:  # what came in the body is counted already
+            await uploads.read([Source("url", url="data:image/png;base64,AAAA")], 1, lease.add)
+        assert caught.value.code == "invalid_image"
+        await uploads.close()
 
     asyncio.run(main())
 
