@@ -155,10 +155,10 @@ def test_a_picture_that_is_fetched_needs_room_before_it_is(tmp_path: Path) -> No
         lease = bodies.lease("a")
         lease.grow(200_000)
         with pytest.raises(ApiError) as caught:
-            await uploads.read([Source("url", url="https://images.example.com/a.png")], 1, lease.add)
+            await uploads.read([Source("url", url="https://images.example.com/a.png")], 1, "a", lease.add)
         assert caught.value.code == "queue_full"
         with pytest.raises(ApiError) as caught:  # what came in the body is counted already
-            await uploads.read([Source("url", url="data:image/png;base64,AAAA")], 1, lease.add)
+            await uploads.read([Source("url", url="data:image/png;base64,AAAA")], 1, "a", lease.add)
         assert caught.value.code == "invalid_image"
         await uploads.close()
 
