@@ -21,8 +21,12 @@ class ToyCond:
     layout: Layout
     shift: Tensor  # [R, WIDTH]
 
+    @property
+    def dense(self) -> bool:
+        return self.layout.dense
+
     def select(self, rows: Sequence[int]) -> ToyCond:
-        return ToyCond(self.layout.select(rows), self.shift[list(rows)])
+        return ToyCond(self.layout.select(rows), torch.stack([self.shift[row] for row in rows]))
 
 
 class ToyBlock(Block[ToyCond]):

@@ -22,12 +22,15 @@ class Layout:
 
     lengths: tuple[int, ...]
     dense: bool = field(init=False)
-    """Whether all rows have the same length, so that they can be stacked. Stored: compiled code asks nothing else."""
+    """Whether all rows have the same length, so that they can be stacked."""
+    length: int = field(init=False)
+    """That length, or 0. Compiled code asks these two alone: from `lengths` it would learn the number of rows."""
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths={self.lengths}: a layout needs at least one row, and every row a token")
         object.__setattr__(self, "dense", len(set(self.lengths)) == 1)
+        object.__setattr__(self, "length", self.lengths[0] if self.dense else 0)
 
     def slices(self) -> tuple[slice, ...]:
         """The place of every row in the T tokens laid end to end."""
@@ -51,9 +54,9 @@ class Layout:
         return Layout(tuple(self.lengths[row] for row in rows))
 
     def take(self, x: Tensor, rows: Sequence[int]) -> Tensor:
-        """The packed tensor of only those rows, laid out as `select(rows)` says."""
+        """Only those rows, packed as `select(rows)` says; a copy, which does not keep the others alive."""
         parts = self.unpack(x)
-        return self.select(rows).pack([parts[row] for row in rows])
+        return parts[rows[0]][None].clone() if len(rows) == 1 else self.select(rows).pack([parts[row] for row in rows])
 
     def expand(self, per_row: Tensor) -> Tensor:
         """Turn one vector per row, [R, D], into what broadcasts against the packed tensor: [R, 1, D] or [1,

@@ -1,13 +1,13 @@
 """Regional compilation: a stack runner that runs each block through `torch.compile`.
 
-A build pass sets it as a stack's innermost runner. One kind of block is compiled once for all sizes and all blocks of
-that kind, because shapes stay symbolic and weights are inputs of the compiled code. The first run takes tens of
-seconds; torch keeps what it compiled on disk, so later processes start faster.
+A build pass sets it as a stack's innermost runner. One kind of block is compiled twice for all sizes and all blocks of
+that kind, for one row and for several, because shapes stay symbolic and weights are inputs of the compiled code. The
+first run takes tens of seconds; torch keeps what it compiled on disk, so later processes start faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,27 +15,45 @@ from torch import Tensor
 
 from omnimuse.layers.stack import Block, Memory
 
+Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
+"""What torch gives every graph that it has found to, for something that computes it."""
+
 
 class CompiledRunner:
-    """Runs blocks compiled. Rows of equal length share a run; others run one after the other, so that one form of the
-    code serves all requests.
+    """Runs blocks compiled. Rows that are alike share a run; others run one after the other, so that one form of the
+    code serves all requests. `backend` makes the code.
     """
 
-    def __init__(self, blocks: Sequence[Block[Any]]) -> None:
+    def __init__(self, blocks: Sequence[Block[Any]], backend: str | Backend = "inductor") -> None:
         self._compiled: dict[Block[Any], Callable[[Tensor, Any], Tensor]] = {
-            block: torch.compile(block, dynamic=True, fullgraph=True) for block in blocks
+            block: torch.compile(block, dynamic=True, fullgraph=True, backend=backend) for block in blocks
         }
 
     def __call__(
         self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, memories: Sequence[Memory] | None = None
     ) -> Tensor:
-        if cond.layout.dense:
+        if cond.dense:
+            _fix_widths(vars(cond).values())
             for block in blocks:
+                _fix_widths([hidden])
                 hidden = self._compiled[block](hidden, cond)
             return hidden
+        # Copies, even of one row: a view begins anywhere in its memory, and the compiler would tell such inputs apart.
         rows = range(len(cond.layout.lengths))
         parts = [self(blocks, cond.layout.take(hidden, [row]), cond.select([row])) for row in rows]
         return cond.layout.pack([part[0] for part in parts])
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any) -> Tensor:
         return blocks[0].probe(hidden, cond)
+
+
+def _fix_widths(values: Iterable[object]) -> None:
+    """Tell the compiler which sizes are the model's: all but those of rows and tokens.
+
+    It would take sizes that are equal when it first looks, say two rows and a last dimension of 2, for one size, and
+    compile again when they are not.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            for dim in range(min(value.ndim - 1, 2), value.ndim):
+                torch._dynamo.mark_static(value, dim)

@@ -21,13 +21,21 @@ from omnimuse.attention.layout import Layout
 
 
 class Conditioning(Protocol):
-    """All that blocks need beside the hidden states. Models define their own, as a frozen dataclass."""
+    """All that blocks need beside the hidden states. Models define their own, as a frozen dataclass.
+
+    Its tensors are packed, [R, S, *] or [1, T, *] with a width, or hold one vector per row or span, [P, D].
+    """
 
     @property
     def layout(self) -> Layout: ...
 
+    @property
+    def dense(self) -> bool:
+        """Whether the rows are alike in every length, so that blocks need not tell them apart."""
+        ...
+
     def select(self, rows: Sequence[int]) -> Self:
-        """The same for only those rows."""
+        """The same for only those rows, which the host must not wait for: no index that is uploaded."""
         ...
 
 

@@ -98,21 +98,27 @@ class FluxCond:
     rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
     vector: Tensor  # [R, D]: silu(time + guidance + pooled text)
 
+    @property
+    def dense(self) -> bool:
+        """Whether the texts are equally long, and the images, too."""
+        return self.text.dense and self.image.dense
+
     def select(self, rows: Sequence[int]) -> FluxCond:
         layout, text, image = (part.select(rows) for part in (self.layout, self.text, self.image))
-        return FluxCond(layout, text, image, self.layout.take(self.rope, rows), self.vector[list(rows)])
+        vector = torch.stack([self.vector[row] for row in rows])
+        return FluxCond(layout, text, image, self.layout.take(self.rope, rows), vector)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A tensor packed by `layout` -> its text packed by `text` and its image packed by `image`."""
-        if self.text.dense and self.image.dense:
-            return x[:, : self.text.lengths[0]], x[:, self.text.lengths[0] :]
+        if self.dense:
+            return x[:, : self.text.length], x[:, self.text.length :]
         lengths = zip(self.text.lengths, self.image.lengths, strict=True)
         rows = [row.split(pair) for row, pair in zip(self.layout.unpack(x), lengths, strict=True)]
         return self.text.pack([row[0] for row in rows]), self.image.pack([row[1] for row in rows])
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """The reverse of `split`."""
-        if self.text.dense and self.image.dense:
+        if self.dense:
             return torch.cat([text, image], dim=1)
         rows = zip(self.text.unpack(text), self.image.unpack(image), strict=True)
         joined = torch.cat([part for row in rows for part in row])  # [T, *]
@@ -160,7 +166,7 @@ class FluxTransformer(Network):
         vector = self.pooled_embedder(pooled.to(weight))  # [D]
         guided = torch.zeros_like(vector)
         if self.guidance_embedder is not None:
-            guided = self.guidance_embedder(weight.new_tensor([guidance]) * TIME_SCALE)[0]  # [D]
+            guided = self.guidance_embedder(weight.new_full((1,), guidance) * TIME_SCALE)[0]  # [D]
         return FluxStatic(text, vector, guided, self._rope(len(text), height // PATCH, width // PATCH))
 
     def forward(self, rows: Sequence[FluxInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
@@ -187,7 +193,7 @@ class FluxTransformer(Network):
     def _vector(self, rows: Sequence[FluxInputs]) -> Tensor:
         """What modulates every block: [R, D]."""
         weight = self.text_embedder.weight
-        t = torch.stack([row.t for row in rows]).to(weight.device, weight.dtype)  # [R]
+        t = torch.stack([row.t for row in rows]).to(weight.dtype)  # [R]
         pooled = torch.stack([row.static.pooled for row in rows])  # [R, D]
         guidance = torch.stack([row.static.guidance for row in rows])  # [R, D]
         return self.activation(self.time_embedder(t * TIME_SCALE) + guidance + pooled)

@@ -12,7 +12,7 @@ c f h w latent channels, frames, height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -117,9 +117,19 @@ class WanCond:
     layout: Layout
     spans: tuple[int, ...]
     rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
-    time: Tensor  # [P, 6, D], float32
+    time: Tensor  # [P, 6 D], float32
     text: Tensor  # packed by text_layout, [R, L, D] or [1, T', D]
     text_layout: Layout
+    even: bool = field(init=False)
+    """Whether the rows have equally many tokens and spans. Stored, as compiled code cannot ask `spans` of every row."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "even", self.layout.dense and len(set(self.spans)) == 1)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the rows are even, and their prompts equally long, too."""
+        return self.even and self.text_layout.dense
 
     def select(self, rows: Sequence[int]) -> WanCond:
         times = self.time.split(self.spans)
@@ -141,7 +151,7 @@ class WanCond:
         return self._affine(x, gate, None)
 
     def _affine(self, x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
-        if self.layout.dense and len(set(self.spans)) == 1:
+        if self.even:
             return _affine(x, factor, offset)
         factors = factor.split(self.spans)
         offsets = [None] * len(factors) if offset is None else offset.split(self.spans)
@@ -192,7 +202,7 @@ class WanTransformer(Network):
             layout=layout,
             spans=tuple(len(row.t) for row in rows),
             rope=layout.pack([row.static.rope for row in rows]),
-            time=self.time_proj(self.activation(embedded)).unflatten(-1, (6, -1)).float(),
+            time=self.time_proj(self.activation(embedded)).float(),
             text=text_layout.pack([row.static.text for row in rows]),
             text_layout=text_layout,
         )
@@ -206,8 +216,7 @@ class WanTransformer(Network):
         return self.patch_embedding.weight.dtype
 
     def _embed_time(self, rows: Sequence[WanInputs]) -> Tensor:
-        t = torch.cat([row.t for row in rows]).to(self.patch_embedding.weight.device)  # [P]
-        return self.time_embedder(t).to(self.dtype)
+        return self.time_embedder(torch.cat([row.t for row in rows])).to(self.dtype)
 
     def _embed_patches(self, rows: Sequence[WanInputs]) -> list[Tensor]:
         """The patch convolution as one product over the patches of each row: [S, D] each."""
@@ -273,7 +282,7 @@ class WanBlock(Block[WanCond]):
 
     def _modulation(self, cond: WanCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the self attention, then of the MLP: [P, 1, D] each, float32."""
-        return (self.scale_shift_table + cond.time).split(1, dim=1)
+        return (self.scale_shift_table + cond.time.unflatten(-1, (6, -1))).split(1, dim=1)
 
 
 class WanSelfAttention(nn.Module):

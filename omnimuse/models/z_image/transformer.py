@@ -109,8 +109,13 @@ class ZImageCond:
     rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
     time: Tensor | None = None  # [R, M]
 
+    @property
+    def dense(self) -> bool:
+        """Whether the rows are equally long."""
+        return self.layout.dense
+
     def select(self, rows: Sequence[int]) -> ZImageCond:
-        time = None if self.time is None else self.time[list(rows)]
+        time = None if self.time is None else torch.stack([self.time[row] for row in rows])
         return ZImageCond(self.layout.select(rows), self.layout.take(self.rope, rows), time)
 
 
@@ -154,7 +159,7 @@ class ZImageTransformer(Network):
         device = features.device
         rows, columns = height // PATCH, width // PATCH
         image = torch.cartesian_prod(
-            torch.tensor([caption_tokens + 1], device=device),  # the image comes after the last caption token
+            torch.arange(caption_tokens + 1, caption_tokens + 2, device=device),  # after the last caption token
             torch.arange(rows, device=device),
             torch.arange(columns, device=device),
         )  # [rows * columns, 3]
@@ -186,8 +191,7 @@ class ZImageTransformer(Network):
         return [_unpatchify(x, row.latents.shape) for row, x in zip(rows, layout.unpack(hidden), strict=True)]
 
     def _embed_time(self, rows: Sequence[ZImageInputs]) -> Tensor:
-        t = torch.stack([row.t for row in rows]).to(self.image_pad.device)  # [R]
-        return self.time_embedder(t * self.config.t_scale)
+        return self.time_embedder(torch.stack([row.t for row in rows]) * self.config.t_scale)
 
     def _embed_images(self, rows: Sequence[ZImageInputs]) -> list[Tensor]:
         patches = [_patchify(row.latents.to(self.image_pad.dtype)) for row in rows]

@@ -55,6 +55,20 @@ def test_equal_rows_are_stacked_and_unequal_rows_laid_end_to_end():
     assert Layout((4, 2)).pack(parts_of((4, 2))).shape == (1, 6, 3)
 
 
+def test_the_common_length_is_known_and_unequal_rows_have_none():
+    assert (Layout((4, 4)).length, Layout((4, 2)).length) == (4, 0)
+
+
+@pytest.mark.parametrize("rows", [[1], [1, 0]])
+def test_rows_that_are_taken_are_a_copy(rows):
+    layout = Layout((4, 4))
+    packed = layout.pack(parts_of((4, 4)))
+    taken = layout.take(packed, rows)
+    assert taken.storage_offset() == 0
+    packed.zero_()
+    assert taken[0, 0, 0] == 1
+
+
 def test_rows_left_equal_by_a_selection_are_stacked_again():
     layout = Layout((4, 2, 4))
     assert layout.take(layout.pack(parts_of(layout.lengths)), [0, 2]).shape == (2, 4, 3)

@@ -1,0 +1,85 @@
+"""Compiled blocks are compiled a few times, however many rows there are, for every kind of block of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.engine.engine import Engine
+from omnimuse.layers.compiled import CompiledRunner
+from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block, Memory, PlainRunner
+from omnimuse.pipeline.state import State
+from tests.invariants.conftest import Subject
+
+MOST = 3
+"""Graphs per kind of block: for one row, for several, and for sizes that were alike by chance when first seen."""
+ROWS = range(1, 13)
+
+
+class Counter:
+    """A backend that leaves the graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+class ByKind(PlainRunner):
+    """Runs each kind of block compiled, with the counter of that kind."""
+
+    def __init__(self, blocks: Sequence[Block[Any]], counters: dict[type, Counter]) -> None:
+        self.runners = {
+            kind: CompiledRunner(
+                [block for block in blocks if type(block) is kind], counters.setdefault(kind, Counter())
+            )
+            for kind in dict.fromkeys(map(type, blocks))
+        }
+
+    def __call__(
+        self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, memories: Sequence[Memory] | None = None
+    ) -> Tensor:
+        for kind, runner in self.runners.items():
+            hidden = runner([block for block in blocks if type(block) is kind], hidden, cond, memories)
+        return hidden
+
+
+def begun(engine: Engine, subject: Subject, wishes: Sequence[int]) -> list[State]:
+    """States before their first step."""
+    pipeline = engine.runner.pipeline
+    asks = [subject.ask(wish, seed=seed) for seed, wish in enumerate(wishes)]
+    states = [state for ask in asks for state in pipeline.states(engine.make_request(ask))]
+    pipeline.prepare_encode(states)
+    return states
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+def test_a_kind_of_block_is_compiled_at_most_three_times(subject: Subject, engine_with: Callable[..., Engine]) -> None:
+    if subject.family.kind not in ("", "dev", "2.1", "5B"):
+        pytest.skip("its blocks are those of another kind of checkpoint here")
+    torch._dynamo.reset()
+    engine = engine_with()
+    pipeline, most = engine.runner.pipeline, max(ROWS)
+    equal, ragged = begun(engine, subject, [0] * most), begun(engine, subject, [i % 3 for i in range(most)])
+    expected = pipeline.denoise_step(ragged)
+    counters: dict[type, Counter] = {}
+    for network in pipeline.ctx.components.values():
+        for stack in network.stacks().values() if isinstance(network, Network) else ():
+            stack.runner = ByKind(stack.blocks(), counters)
+    for rows in ROWS:
+        for states in (equal[:rows], ragged[:rows]):
+            found = pipeline.denoise_step(states)  # raises where a shared forward fails; nothing is tried again
+    for plain, compiled in zip(expected, found, strict=True):
+        for branch, prediction in plain.items():
+            torch.testing.assert_close(compiled[branch], prediction, rtol=1e-4, atol=1e-5)
+    assert counters
+    assert {kind.__name__: counter.graphs for kind, counter in counters.items() if counter.graphs > MOST} == {}
