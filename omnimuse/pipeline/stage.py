@@ -19,6 +19,7 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.arrival import Send, send
 from omnimuse.pipeline.state import State
 
 
@@ -66,7 +67,8 @@ class Context:
     """What a stage may use besides its states: the live components, their configurations, the place of computation.
 
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
-    `version` changes when weights or adapters change, so that remembered stage outputs are never stale.
+    `version` changes when weights or adapters change, so that remembered stage outputs are never stale. `send` begins
+    to copy a finished tensor to main memory.
     """
 
     spec: Spec
@@ -77,6 +79,7 @@ class Context:
     dtype: torch.dtype
     mesh: Mesh = field(default_factory=Mesh.single)
     version: int = 0
+    send: Send = send
 
     def network(self, name: str) -> nn.Module:
         """The live component `name` as a network."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.pipeline.arrival import Collected
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -69,7 +70,7 @@ class Decoding:
 
     grid: Grid
     latents: Tensor  # [1, C, f, h, w], as the decoder wants them
-    video: Tensor  # [F, 3, H, W], filled piece by piece
+    video: Collected  # [F, 3, H, W]
     cache: list[Any] = field(default_factory=list)
     below: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     right: dict[int, Tensor] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class DecodeVideo(Loop):
         _, f, h, w = latents.shape
         grid = Grid.of(vae, h, w, self.tile_above)
         frames, ratio = 1 + (f - 1) * vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
-        video = torch.empty(frames, 3, h * ratio, w * ratio, dtype=torch.float32)  # in main memory: it is the result
+        video = Collected((frames, 3, h * ratio, w * ratio), ctx.send)
         state.working["decode"] = Decoding(grid, unscale(vae, latents)[None], video)
         return [Step(index) for index in range(len(grid.corners) * f)]
 
@@ -115,7 +116,8 @@ class DecodeVideo(Loop):
             decode_piece(ctx.components[self.vae], state.working["decode"], step.index)
 
     def finish(self, ctx: Context, state: State) -> None:
-        state["video"] = state.working["decode"].video if "decode" in state.working else state["latents"]
+        decoding = state.working.get("decode")
+        state["video"] = state["latents"] if decoding is None else decoding.video.finished()
 
 
 def unscale(vae: Any, latents: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
     if frame == 0:
         decoding.cache = fresh_cache(vae)
     latents = decoding.latents[:, :, frame : frame + 1, row : row + grid.tile[0], column : column + grid.tile[1]]
-    piece = decode_frames(vae, latents, decoding.cache)[0].to(decoding.video.device)  # [c, t, y, x]
+    piece = decode_frames(vae, latents, decoding.cache)[0]  # [c, t, y, x]
     if row:
         blend(decoding.below[column, frame], piece, grid.overlap[0], dim=2)
     if column:
@@ -146,9 +148,11 @@ def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
         decoding.right[frame] = piece[:, :, :, -grid.overlap[1] :].clone()
     height, width = (side * grid.scale for side in grid.stride)
     pixels = to_pixels(piece[:, :, :height, :width], grid.patch)  # [t, 3, y, x]
-    start = decoding.video.shape[0] - (frames - frame) * len(pixels) if frame else 0
+    start = decoding.video.tensor.shape[0] - (frames - frame) * len(pixels) if frame else 0
     top, left = (corner * grid.scale * grid.patch for corner in (row, column))
-    decoding.video[start : start + len(pixels), :, top : top + pixels.shape[2], left : left + pixels.shape[3]] = pixels
+    starts = (start, 0, top, left)
+    place = tuple(slice(at, at + size) for at, size in zip(starts, pixels.shape, strict=True))
+    decoding.video.put(place, pixels)
 
 
 def fresh_cache(vae: Any) -> list[Any]:
@@ -168,8 +172,8 @@ def blend(before: Tensor, piece: Tensor, overlap: int, dim: int) -> None:
     if length == 0:
         return
     shape = [-1 if axis == dim else 1 for axis in range(piece.ndim)]
-    rising = torch.tensor([at / length for at in range(length)], device=piece.device).view(shape)
-    falling = torch.tensor([1 - at / length for at in range(length)], device=piece.device).view(shape)
+    rising = (torch.arange(length, dtype=torch.float32, device=piece.device) / length).view(shape)
+    falling = (torch.arange(length, 0, -1, dtype=torch.float32, device=piece.device) / length).view(shape)
     old = (before.narrow(dim, before.shape[dim] - length, length) * falling).to(piece.dtype)
     new = piece.narrow(dim, 0, length)
     new.copy_(old + (new * rising).to(piece.dtype))

@@ -1,0 +1,74 @@
+"""Pieces that are on their way to main memory end up in their places, and nobody waits for them but the last."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.pipeline.arrival import Collected, send
+from omnimuse.pipeline.state import park
+
+
+class Coming:
+    """A tensor that arrives when it is let in, or waited for."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.arrived = False
+        self.waited = False
+
+    def here(self) -> bool:
+        return self.arrived
+
+    def wait(self) -> Tensor:
+        self.waited = not self.arrived
+        return self.tensor
+
+
+@pytest.fixture
+def sent() -> list[Coming]:
+    return []
+
+
+@pytest.fixture
+def collected(sent: list[Coming]) -> Collected:
+    """Three places; what is sent there is in `sent`."""
+
+    def slowly(tensor: Tensor) -> Coming:
+        sent.append(Coming(tensor))
+        return sent[-1]
+
+    return Collected((3,), slowly)
+
+
+def put(collected: Collected, at: int) -> None:
+    collected.put((slice(at, at + 1),), torch.full((1,), float(at)))
+
+
+def test_a_tensor_in_main_memory_has_arrived() -> None:
+    tensor = torch.ones(2)
+    arrival = send(tensor)
+    assert arrival.here()
+    assert arrival.wait() is tensor
+
+
+def test_nothing_waits_until_the_whole_is_asked_for(collected: Collected, sent: list[Coming]) -> None:
+    for at in range(3):
+        put(collected, at)
+    assert not any(coming.waited for coming in sent)
+    assert collected.finished().tolist() == [0.0, 1.0, 2.0]
+    assert all(coming.waited for coming in sent)
+
+
+def test_what_has_arrived_is_let_go_when_the_next_is_sent(collected: Collected, sent: list[Coming]) -> None:
+    put(collected, 0)
+    sent[0].arrived = True
+    put(collected, 1)
+    assert collected.tensor[0] == 0.0
+    assert collected.finished()[:2].tolist() == [0.0, 1.0]
+    assert [coming.waited for coming in sent] == [False, True]
+
+
+def test_it_is_no_part_of_what_is_moved_when_its_state_is_parked(collected: Collected) -> None:
+    assert park({"video": collected})["video"] is collected
