@@ -1,0 +1,89 @@
+"""How long work took where it was done. An accelerator works while the host is long elsewhere, so its events tell.
+
+For the runner: `clock.mark()` before the work, `clock.since(mark)` after it, and `seconds()` of that when the result
+has been waited for in any case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+
+class Span(Protocol):
+    """A stretch of work, perhaps not over yet."""
+
+    def seconds(self) -> float:
+        """How long it took; waits for its end."""
+        ...
+
+
+class Clock(Protocol):
+    """Marks moments in the order of the work."""
+
+    def mark(self) -> Any:
+        """Now: when all work that was begun so far is done."""
+        ...
+
+    def since(self, mark: Any) -> Span:
+        """From `mark` to now."""
+        ...
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of what `device` does."""
+    if device.type == "cpu":
+        return HostClock()
+    return DeviceClock(partial(torch.Event, device=device, enable_timing=True))
+
+
+@dataclass(frozen=True)
+class Elapsed:
+    """A stretch that is over."""
+
+    length: float
+
+    def seconds(self) -> float:
+        return self.length
+
+
+class HostClock:
+    """For work that is done when its call returns."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def since(self, mark: float) -> Elapsed:
+        return Elapsed(time.perf_counter() - mark)
+
+
+@dataclass(frozen=True)
+class Between:
+    """From one event of a device to another."""
+
+    start: torch.Event
+    end: torch.Event
+
+    def seconds(self) -> float:
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1000
+
+
+class DeviceClock:
+    """For work that a call only begins. `event` makes events of the device that can tell the time."""
+
+    def __init__(self, event: Callable[[], torch.Event]) -> None:
+        self._event = event
+
+    def mark(self) -> torch.Event:
+        event = self._event()
+        event.record()
+        return event
+
+    def since(self, mark: torch.Event) -> Between:
+        return Between(mark, self.mark())
