@@ -51,7 +51,8 @@ def cap_norm(pred: Tensor, reference: Tensor, factor: float) -> Tensor:
     pred, reference = pred.float(), reference.float()
     allowed = torch.linalg.vector_norm(reference) * factor  # []
     norm = torch.linalg.vector_norm(pred)  # []
-    return pred * torch.where(norm > allowed, allowed / norm, 1.0)
+    # Ones on the device: a plain 1.0 would be uploaded, and the host would wait.
+    return pred * torch.where(norm > allowed, allowed / norm, torch.ones_like(norm))
 
 
 def match_norm_per_token(pred: Tensor, reference: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,9 +75,8 @@ class Solver(Protocol):
 
 def flow_euler(sample: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One Euler step along the velocity, in float32, cast to the velocity's dtype; all shapes equal."""
-    levels = torch.tensor([sigma, sigma_next], dtype=torch.float32)
-    # The 0-d step takes the velocity's dtype in the product, as in the reference.
-    return (sample.to(torch.float32) + (levels[1] - levels[0]) * velocity).to(velocity.dtype)
+    step = float(np.float32(sigma_next) - np.float32(sigma))  # rounded as the reference's; a number: nothing to upload
+    return (sample.to(torch.float32) + step * velocity).to(velocity.dtype)
 
 
 def flow_denoised(sample: Tensor, velocity: Tensor, sigma: float) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
@@ -24,8 +25,8 @@ from omnimuse.pipeline.state import State
 Conditions = Callable[[Context, State, str, str], Any]
 """(context, state, network, branch) -> what that branch feeds that network at every step; made when the loop begins."""
 
-Inputs = Callable[[Context, Any, Tensor, Step], Any]
-"""(context, conditions, latents, step) -> the network's inputs for one row."""
+Inputs = Callable[[Context, Any, Tensor, Tensor], Any]
+"""(context, conditions, latents, timestep []) -> the network's inputs for one row; all tensors are on the device."""
 
 Scale = Callable[[Context, Request, float], float]
 """(context, request, timestep) -> the guidance scale of that step."""
@@ -94,6 +95,8 @@ class Denoise(Loop):
             state["latents"] = solver.scale_noise_start(state.solver, state["noise"])
         needed = dict.fromkeys((step.network, branch) for step in steps[first:] for branch in step.branches)
         state.working["solver"], state.working["schedule"] = solver, schedule
+        # Once for all steps: a step that uploaded its own would make the host wait.
+        state.working["timesteps"] = torch.tensor(schedule.timesteps, dtype=torch.float32, device=ctx.device)
         state.working["conditions"] = {each: self.conditions(ctx, state, *each) for each in needed}
         return steps[first:]
 
@@ -108,13 +111,14 @@ class Denoise(Loop):
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         latents, conditions = state["latents"], state.working["conditions"]
         solver, schedule = state.working["solver"], state.working["schedule"]
+        timestep = state.working["timesteps"][step.index]  # []
         scaled = solver.scale_input(state.solver, step.index, schedule, latents)
         return [
             Row(
                 state=state,
                 branch=branch,
                 network=step.network,
-                inputs=self.inputs(ctx, conditions[step.network, branch], scaled, step),
+                inputs=self.inputs(ctx, conditions[step.network, branch], scaled, timestep),
                 tokens=self.token_count(ctx.configs, state.request),
                 shape=tuple(latents.shape),
                 memory=state.memory(step.network, branch),

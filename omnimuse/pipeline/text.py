@@ -103,9 +103,10 @@ class EncodeText(Stage):
         if self.template is not None:
             text = self.template(tokenizer, text)
         padding = "max_length" if self.pad else False
-        tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(ctx.device)
-        if int(tokens.attention_mask.sum()) == limit:
+        tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        if int(tokens.attention_mask.sum()) == limit:  # counted before they leave: nobody waits for a number to return
             self._report_cut(tokenizer, text, limit)
+        tokens = tokens.to(ctx.device)
         mask = tokens.attention_mask if self.masked else None  # [1, S]
         output = ctx.network(self.encoder)(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
         return self.take(output, tokens.attention_mask[0].to(torch.bool))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
@@ -21,7 +20,7 @@ from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState, Pooled
 
@@ -88,9 +87,9 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxSta
     return transformer.prepare(features, pooled, float(state.request.params.guidance_scale or 0.0), h, w)
 
 
-def inputs(ctx: Context, static: FluxStatic, latents: Tensor, step: Step) -> FluxInputs:
+def inputs(ctx: Context, static: FluxStatic, latents: Tensor, timestep: Tensor) -> FluxInputs:
     """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
-    return FluxInputs(latents, torch.tensor(step.timestep, dtype=ctx.dtype) / 1000.0, static)
+    return FluxInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
 
 
 class Flux(Pipeline):

@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from math import prod
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
@@ -27,7 +26,7 @@ from omnimuse.models.wan.transformer import WanInputs, WanStatic, WanTransformer
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText
 from omnimuse.pipeline.video import DecodeVideo, preview_middle_frame
@@ -110,10 +109,10 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> WanStat
     return transformer.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], f, h, w)
 
 
-def inputs(ctx: Context, static: WanStatic, latents: Tensor, step: Step) -> WanInputs:
+def inputs(ctx: Context, static: WanStatic, latents: Tensor, timestep: Tensor) -> WanInputs:
     """One row. Checkpoints with `expand_timesteps` are told the time of every token; those of a frame share it."""
-    times = latents.shape[1] // patch_size(ctx.configs)[0] if ctx.configs[OPTIONS].get("expand_timesteps") else 1
-    return WanInputs(latents, torch.full((times,), step.timestep, dtype=torch.float32), static)
+    spans = latents.shape[1] // patch_size(ctx.configs)[0] if ctx.configs[OPTIONS].get("expand_timesteps") else 1
+    return WanInputs(latents, timestep.expand(spans), static)
 
 
 class Wan(Pipeline):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
@@ -20,7 +19,7 @@ from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState
 
@@ -65,10 +64,9 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> ZImageS
     return transformer.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], h, w)
 
 
-def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, step: Step) -> ZImageInputs:
+def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, timestep: Tensor) -> ZImageInputs:
     """One row: the network's time runs from 0 (noise) to 1 (picture)."""
-    t = (1000.0 - torch.tensor(step.timestep, dtype=torch.float32)) / 1000.0
-    return ZImageInputs(static=static, latents=latents, t=t)
+    return ZImageInputs(static=static, latents=latents, t=(1000.0 - timestep) / 1000.0)
 
 
 class ZImage(Pipeline):
