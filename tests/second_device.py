@@ -1,0 +1,210 @@
+"""A second device without a second device: tensors that compute on the CPU, but lie elsewhere.
+
+Such a tensor carries the label of an accelerator that this build of torch knows by name only, refuses to meet a tensor
+of the CPU, as those of an accelerator do, and can be read only by a transfer. So a forgotten `.to(device)`, a generator
+on the wrong device and a hidden wait of the host are found on any machine. Inside `with SecondDevice() as device:`,
+factories make such tensors (`torch.zeros(2, device=ELSEWHERE)`), and `device.waits` tells where the host waited.
+
+What it cannot show: kernels that an accelerator lacks or computes in another way, races between streams, pinned memory.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from omnimuse.engine.engine import Engine
+from omnimuse.pipeline.arrival import Arrival, Here
+from omnimuse.worker.runner import Runner
+
+ELSEWHERE = torch.device("lazy", 0)
+"""A device whose name every build of torch knows, with nothing behind it until somebody asks for that."""
+
+READ = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"})
+"""Operations whose result the host reads."""
+SIZED = frozenset({"nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "bincount", "argwhere"})
+"""Operations whose values decide the size of what comes out, so that the host must know them."""
+UPLOADING = frozenset({"where.ScalarSelf", "where.ScalarOther", "where.Scalar"})
+"""Operations that put a plain number on the device, and wait until it is there."""
+MOVING = frozenset({"to", "_to_copy", "copy_"})
+
+
+class Elsewhere(Tensor):
+    """A tensor that lies on the second device; `inner` are its numbers."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Elsewhere:
+        made = Tensor._make_wrapper_subclass(
+            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=ELSEWHERE
+        )
+        made.inner = inner
+        return made
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"Elsewhere({self.inner!r})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.tolist:  # torch reads the memory itself
+            return args[0].to("cpu").tolist()
+        if func in (Tensor.numpy, Tensor.__array__):
+            raise TypeError(f"a tensor on {ELSEWHERE} has no numpy array; copy it to the CPU first")
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return compute(func, args, kwargs or {}, lambda why: None)
+
+
+@dataclass
+class SecondDevice(TorchDispatchMode):
+    """While this context lasts, `ELSEWHERE` exists. `waits` says of every wait of the host why and where it was."""
+
+    waits: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __enter__(self) -> Self:
+        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes on the CPU what it then moves under our eyes
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        torch._C._set_only_lift_cpu_tensors(False)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return compute(func, args, kwargs or {}, self._note)
+
+    def send(self, tensor: Tensor) -> Arrival:
+        """As `omnimuse.pipeline.arrival.send`: the copy is begun, and nobody waits for it."""
+        return Here(tensor.inner.clone() if isinstance(tensor, Elsewhere) else tensor)
+
+    def _note(self, why: str) -> None:
+        frames = [frame for frame in traceback.extract_stack() if "/omnimuse/" in frame.filename]
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}" if frames else "a test"
+        self.waits.append(f"{why} at {place}")
+
+
+def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], note: Callable[[str], None]) -> Any:
+    """One operation of torch: on the CPU, with the rules of the second device. `note` is told why the host waits."""
+    flat, _ = tree_flatten((args, kwargs))
+    name, given = func._schema.name.removeprefix("aten::"), _named(func, args, kwargs)
+    here = [each for each in flat if isinstance(each, Tensor) and not isinstance(each, Elsewhere)]
+    there = [each for each in flat if isinstance(each, Elsewhere)]
+    goal = _goal(given, there)
+    if not there and goal.type != ELSEWHERE.type:
+        return func(*args, **kwargs)
+    if name == "_has_compatible_shallow_copy_type":  # asked where a module is moved
+        return len(here) == 0
+    if name in MOVING:
+        _check_move(name, given, there, goal, note)
+    elif there:
+        _check_reading(func, name, given, note)
+        _check_company(func, name, here, note)
+    if any(isinstance(each, torch.Generator) for each in flat) or "rand" in name:
+        raise RuntimeError(f"{name} cannot draw on {ELSEWHERE} as seeds promise it; draw on the CPU and move the noise")
+    plain_args, plain_kwargs = tree_map(_plain, (tuple(args), dict(kwargs)))
+    found = func(*plain_args, **plain_kwargs)
+    if name == "copy_":
+        return args[0]
+    return found if goal.type == "cpu" else tree_map(_Wrap(there), found)
+
+
+@dataclass(frozen=True)
+class _Wrap:
+    """Puts results on the second device; what an operation changed in place stays the tensor that it was."""
+
+    arguments: Sequence[Elsewhere]
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        for argument in self.arguments:
+            if argument.inner is value:
+                if argument.shape != value.shape or argument.stride() != value.stride():
+                    raise NotImplementedError("an operation that changes a shape in place")
+                return argument
+        return Elsewhere(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Elsewhere):
+        return value.inner
+    return torch.device("cpu") if isinstance(value, torch.device) else value
+
+
+def _named(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _goal(given: Mapping[str, Any], there: Sequence[Elsewhere]) -> torch.device:
+    """Where the result is to lie."""
+    device = given.get("device")
+    if device is not None:
+        return torch.device(device)
+    if isinstance(other := given.get("other"), Tensor) and "memory_format" in given:
+        return other.device
+    return ELSEWHERE if there else torch.device("cpu")
+
+
+def _check_move(
+    name: str, given: Mapping[str, Any], there: Sequence[Elsewhere], goal: torch.device, note: Callable[[str], None]
+) -> None:
+    source = given["src"] if name == "copy_" else given["self"]
+    target = given["self"].device if name == "copy_" else goal
+    if source.device.type == target.type or given.get("non_blocking"):
+        return
+    note(f"{tuple(source.shape)} to the {'device' if target.type == ELSEWHERE.type else 'host'}")
+
+
+def _check_reading(func: Any, name: str, given: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    overload = f"{name}.{func._overloadname}"
+    if name in READ or name in SIZED or overload in UPLOADING:
+        note(overload.removesuffix(".default"))
+    if name == "repeat_interleave" and isinstance(given.get("repeats"), Tensor) and given.get("output_size") is None:
+        note("repeat_interleave without a size")
+    if name in ("index", "index_put", "index_put_"):
+        for index in given["indices"]:
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                note(f"{name} by a mask")
+
+
+def _check_company(func: Any, name: str, here: Sequence[Tensor], note: Callable[[str], None]) -> None:
+    """Tensors of the CPU may come along as single numbers of arithmetic, or as an index, which is then uploaded."""
+    if name in ("index", "index_put", "index_put_"):
+        if here:
+            note(f"{name} by an index on the CPU")
+        return
+    if any(each.ndim for each in here) or (here and torch.Tag.pointwise not in func.tags):
+        shapes = ", ".join(str(tuple(each.shape)) for each in here)
+        raise RuntimeError(f"{func}: expected all tensors on {ELSEWHERE}, but {shapes} lies on the CPU")
+
+
+@torch.inference_mode()
+def moved(engine: Engine, device: SecondDevice) -> Engine:
+    """An engine over the components of `engine`, a resident one on the CPU, which move; loading is not tried here."""
+    ctx = engine.runner.pipeline.ctx
+    for component in ctx.components.values():
+        if isinstance(component, nn.Module):
+            component.to(ELSEWHERE)
+    pipeline = type(engine.runner.pipeline)(replace(ctx, device=ELSEWHERE, send=device.send))
+    return Engine(Runner(pipeline, engine.runner.config), engine.door)

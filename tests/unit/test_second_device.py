@@ -1,0 +1,120 @@
+"""The second device of the suite has the rules of an accelerator, and sees every wait of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.second_device import ELSEWHERE, Elsewhere, SecondDevice
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[SecondDevice]:
+    with torch.inference_mode(), SecondDevice() as device:
+        yield device
+
+
+@pytest.fixture
+def there(device: SecondDevice) -> Tensor:
+    """[[0, 1, 2], [3, 4, 5]] on the second device."""
+    return torch.arange(6, dtype=torch.float32, device=ELSEWHERE).view(2, 3)
+
+
+def test_what_is_made_from_its_tensors_lies_there(there: Tensor) -> None:
+    makers = (there + 1, there[0], torch.zeros_like(there), there.new_ones(2), there.to(torch.float16), there.cos())
+    for made in (*makers, nn.Linear(3, 2).to(ELSEWHERE)(there), torch.empty(2, device=ELSEWHERE)):
+        assert isinstance(made, Elsewhere)
+        assert made.device == ELSEWHERE
+
+
+def test_it_computes_what_the_cpu_computes_also_in_place_and_through_views(there: Tensor) -> None:
+    there[:, 1] += 10
+    there[0].copy_(there[1])
+    assert there.tolist() == [[3.0, 14.0, 5.0], [3.0, 14.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: torch.cat([x, torch.ones(1, 3)]),
+        lambda x: torch.stack([x[0, 0], torch.ones(())]),
+        lambda x: x @ torch.ones(3, 1),
+        lambda x: nn.functional.linear(x, torch.ones(1, 3)),
+    ],
+)
+def test_a_tensor_of_the_cpu_is_refused(there: Tensor, mix: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RuntimeError, match="lies on the CPU"):
+        mix(there)
+
+
+def test_a_single_number_of_the_cpu_may_come_along_in_arithmetic(there: Tensor, device: SecondDevice) -> None:
+    assert (there * torch.tensor(2.0)).device == ELSEWHERE
+    assert not device.waits
+
+
+def test_nothing_is_drawn_there_and_no_array_is_made(there: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="draw on the CPU"):
+        torch.randn(2, device=ELSEWHERE)
+    with pytest.raises(TypeError, match="copy it to the CPU first"):
+        there.numpy()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.to("cpu"),
+        lambda x: x.cpu(),
+        lambda x: x.tolist(),
+        lambda x: x[0, 0].item(),
+        lambda x: float(x[0, 0]),
+        lambda x: bool((x > 0).all()),
+        lambda x: torch.equal(x, x),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x[[0]],
+        lambda x: x[torch.tensor([0])],
+        lambda x: torch.where(x > 0, x, 1.0),
+        lambda x: torch.ones(2, 3).copy_(x),
+        lambda x: x.copy_(torch.ones(2, 3)),
+        lambda x: torch.ones(2, 3).to(x.device),
+        lambda x: torch.ones(2, 3).to(x),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: x.new_tensor([1.0, 2.0]),
+    ],
+)
+def test_the_host_is_seen_to_wait_once(there: Tensor, device: SecondDevice, read: Callable[[Tensor], object]) -> None:
+    read(there)
+    assert len(device.waits) == 1, device.waits
+
+
+@pytest.mark.parametrize(
+    "queue",
+    [
+        lambda x: x[0],
+        lambda x: x[:, 1:],
+        lambda x: x.split(1)[1],
+        lambda x: torch.stack([x[1], x[0]]),
+        lambda x: x * 2.0 + x.new_full((1,), 3.0),
+        lambda x: torch.where(x > 0, x, torch.ones_like(x)),
+        lambda x: x.masked_fill(x > 0, 0.0),
+        lambda x: torch.arange(3, device=x.device) / 3,
+        lambda x: x.copy_(torch.ones(2, 3), non_blocking=True),
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: x.copy_(x.clone()),
+    ],
+)
+def test_the_host_does_not_wait(there: Tensor, device: SecondDevice, queue: Callable[[Tensor], object]) -> None:
+    queue(there)
+    assert device.waits == []
+
+
+def test_a_wait_says_where_it_was(there: Tensor, device: SecondDevice) -> None:
+    from omnimuse.cache.teacache import _relative_changes
+
+    _relative_changes([None], [there])
+    [wait] = device.waits
+    assert wait.startswith("(1,) to the host at teacache.py:")
