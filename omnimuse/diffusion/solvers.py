@@ -75,7 +75,8 @@ class Solver(Protocol):
 
 def flow_euler(sample: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One Euler step along the velocity, in float32, cast to the velocity's dtype; all shapes equal."""
-    step = float(np.float32(sigma_next) - np.float32(sigma))  # rounded as the reference's; a number: nothing to upload
+    # In the velocity's dtype, as in the reference; a plain number, so that nothing is uploaded.
+    step = float(torch.tensor(np.float32(sigma_next) - np.float32(sigma)).to(velocity.dtype))
     return (sample.to(torch.float32) + step * velocity).to(velocity.dtype)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from omnimuse.core.config import ScheduleConfig
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
@@ -67,7 +68,7 @@ def test_a_kind_of_block_is_compiled_at_most_three_times(subject: Subject, engin
     if subject.family.kind not in ("", "dev", "2.1", "5B"):
         pytest.skip("its blocks are those of another kind of checkpoint here")
     torch._dynamo.reset()
-    engine = engine_with()
+    engine = engine_with(schedule=ScheduleConfig(tier="fast", company="always"))
     pipeline, most = engine.runner.pipeline, max(ROWS)
     equal, ragged = begun(engine, subject, [0] * most), begun(engine, subject, [i % 3 for i in range(most)])
     expected = pipeline.denoise_step(ragged)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from omnimuse.core.config import CacheConfig
+from omnimuse.core.config import CacheConfig, ScheduleConfig
 from omnimuse.core.output import Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -19,6 +19,8 @@ from tests.invariants.conftest import Subject, drain, outputs, run, submit
 from tests.second_device import SecondDevice, moved
 
 Make = Callable[..., Engine]
+FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
+"""The default on an accelerator, where nothing is known about the bits of other tiers."""
 
 
 @pytest.fixture
@@ -59,14 +61,14 @@ def loops(engine: Engine) -> list[Loop]:
 
 
 def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
-    engine = engine_with()
+    engine = engine_with(schedule=FAST)
     expected = run(engine, *pictures(subject))
     for found, plain in zip(run(moved(engine, device), *pictures(subject)), expected, strict=True):
         assert torch.equal(found, plain)
 
 
 def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
-    engine = engine_with(cache=CacheConfig("teacache", 0.2))
+    engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
     expected = run(engine, *pictures(subject))
     for found, plain in zip(run(moved(engine, device), *pictures(subject)), expected, strict=True):
         assert torch.equal(found, plain)
@@ -75,7 +77,7 @@ def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with:
 def test_a_paused_request_leaves_the_second_device_and_comes_back(
     subject: Subject, engine_with: Make, device: SecondDevice
 ) -> None:
-    engine = engine_with(cache=CacheConfig("teacache", 0.2))
+    engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
     ask = subject.ask(0, output_type="pt")
     [expected] = run(engine, ask)
     engine = moved(engine, device)
@@ -90,7 +92,7 @@ def test_a_paused_request_leaves_the_second_device_and_comes_back(
 
 
 def test_previews_come_from_the_second_device(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
-    engine = engine_with()
+    engine = engine_with(schedule=FAST)
     ask = subject.ask(0, previews=1)
     [expected] = run(engine, ask)
     engine = moved(engine, device)
@@ -101,7 +103,7 @@ def test_previews_come_from_the_second_device(subject: Subject, engine_with: Mak
 
 
 def test_no_step_makes_the_host_wait(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
-    engine = moved(engine_with(), device)
+    engine = moved(engine_with(schedule=FAST), device)
     for loop, ticks in waits_of_steps(engine, device, *long_asks(subject)).items():
         assert ticks, f"no tick took only steps of {loop}"
         assert [waits for _, waits in ticks if waits] == [], loop
@@ -111,7 +113,7 @@ def test_no_step_makes_the_host_wait(subject: Subject, engine_with: Make, device
 def test_a_cache_decides_for_all_rows_of_a_forward_with_one_wait(
     subject: Subject, engine_with: Make, device: SecondDevice, threshold: float
 ) -> None:
-    engine = moved(engine_with(cache=CacheConfig("teacache", threshold)), device)
+    engine = moved(engine_with(schedule=FAST, cache=CacheConfig("teacache", threshold)), device)
     ticks = waits_of_steps(engine, device, *long_asks(subject))["denoise"]
     assert ticks
     for forwards, waits in ticks:
