@@ -97,7 +97,8 @@ class Denoise(Loop):
         state.working["solver"], state.working["schedule"] = solver, schedule
         # Once for all steps: a step that uploaded its own would make the host wait.
         state.working["timesteps"] = torch.tensor(schedule.timesteps, dtype=torch.float32, device=ctx.device)
-        state.working["conditions"] = {each: self.conditions(ctx, state, *each) for each in needed}
+        # The first step's network last: where networks take turns on the device, it is the one that stays.
+        state.working["conditions"] = {each: self.conditions(ctx, state, *each) for each in reversed(needed)}
         return steps[first:]
 
     def tokens(self, ctx: Context, request: Request) -> int:
