@@ -1,18 +1,24 @@
 """Where a finished file goes: checked before any work, written whole or not at all.
 
-The command line calls `check_destination` and `numbered` before a model is loaded; writers of pictures (and later
-of video and sound) hand their bytes to `write_whole`. Light: imports neither numpy nor Pillow.
+The command line calls `destination`, `check_destination` and `free_names` before a model is loaded; writers of
+pictures, videos and sound hand their bytes to `write_whole`. Light: imports neither numpy nor Pillow.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
 from omnimuse.core.errors import RequestError
+
+DIGITS = 3
+"""How many digits the number in a file's name has, at least."""
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def check_destination(path: Path, suffixes: Collection[str]) -> None:
@@ -38,20 +44,44 @@ def check_destination(path: Path, suffixes: Collection[str]) -> None:
         raise RequestError(f"cannot write {path}: {why}; choose another place", "output") from None
 
 
-def numbered(path: Path, count: int) -> list[Path]:
-    """`count` names from one: `demo.png` alone, or `demo-1.png`, `demo-2.png` ... for several."""
-    if count == 1:
+def destination(given: str | None, name: str) -> Path:
+    """Where a file goes that somebody calls `given`: that file, or `name` in the folder that `given` is or ends as.
+
+    `None` is the current folder. A folder need not exist when its name ends with a slash.
+    """
+    if given is None:
+        return Path(name)
+    return Path(given) / name if given.endswith(("/", os.sep)) or Path(given).is_dir() else Path(given)
+
+
+def numbered(path: Path, count: int, first: int = 1) -> list[Path]:
+    """`count` names that sort as they count, from `first` on: `demo-001.png`, `demo-002.png` ..."""
+    digits = max(DIGITS, len(str(first + count - 1)))
+    return [path.with_name(f"{path.stem}-{number:0{digits}}{path.suffix}") for number in range(first, first + count)]
+
+
+def next_number(path: Path) -> int:
+    """One more than the highest number among the files that are called like `path` with a number; 1 without any."""
+    name = re.compile(rf"{re.escape(path.stem)}-(\d+){re.escape(path.suffix)}", re.ASCII)
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    return 1 + max((int(match[1]) for file in there if (match := name.fullmatch(file.name))), default=0)
+
+
+def free_names(path: Path, count: int) -> list[Path]:
+    """`count` names that no file has: `path` itself for one, if it is free; else the next numbers after those taken."""
+    if count == 1 and not os.path.lexists(path):
         return [path]
-    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, count + 1)]
+    return numbered(path, count, next_number(path))
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
     """Write `content` to `path` through a temporary file beside it: readers see the old file or the new one.
 
-    Missing folders are made. OSError when the disk refuses; the temporary file is gone then.
+    Missing folders are made. FileExistsError where there is a file that may not be replaced, OSError when the disk
+    refuses; the temporary file is gone then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -59,9 +89,24 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)
-        part.replace(path)
+        if replace:
+            part.replace(path)
+        else:
+            _name_it(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _name_it(part: Path, path: Path) -> None:
+    """Give `part` the name `path` if nobody has it: in one step, so that two programs never get the same name."""
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        part.replace(path)  # a disk without hard links, such as FAT, leaves a moment between the two
 
 
 def _check_suffix(path: Path, suffixes: Collection[str]) -> None:

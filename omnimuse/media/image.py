@@ -66,13 +66,14 @@ def check_picture_destination(path: Path) -> None:
     check_destination(path, FORMATS)
 
 
-def save_image(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
+def save_image(image: Image.Image, path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
     """Write `image` in the format its suffix names, with `settings` inside; `path` is never half-written.
 
-    RequestError for an unknown suffix, or settings too long for a JPEG; OSError when the disk refuses.
+    RequestError for an unknown suffix, or settings too long for a JPEG; OSError when the disk refuses, FileExistsError
+    where there is a file and it may not be replaced.
     """
     check_picture_destination(path)
-    write_whole(path, encode_image(image, FORMATS[path.suffix.lower()], settings))
+    write_whole(path, encode_image(image, FORMATS[path.suffix.lower()], settings), replace=replace)
 
 
 def encode_image(image: Image.Image, format: str, settings: Mapping[str, Any], quality: int | None = None) -> bytes:

@@ -62,13 +62,14 @@ def check_video_destination(path: Path) -> None:
     _encoder()
 
 
-def save_video(video: Video, path: Path, settings: Mapping[str, Any]) -> None:
+def save_video(video: Video, path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
     """Write `video` as MP4 with `settings` inside; `path` is never half-written.
 
-    RequestError for another suffix, ConfigError without PyAV, OSError when the disk refuses.
+    RequestError for another suffix, ConfigError without PyAV, OSError when the disk refuses, FileExistsError where
+    there is a file and it may not be replaced.
     """
     check_video_destination(path)
-    write_whole(path, encode_video(video, settings))
+    write_whole(path, encode_video(video, settings), replace=replace)
 
 
 def encode_video(video: Video, settings: Mapping[str, Any]) -> bytes:

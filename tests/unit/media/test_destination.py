@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omnimuse.core.errors import RequestError
-from omnimuse.media.destination import check_destination, numbered, write_whole
+from omnimuse.media.destination import check_destination, destination, free_names, numbered, write_whole
 
 SUFFIXES = (".png", ".jpg", ".webp")
 
@@ -47,9 +47,43 @@ def test_a_folder_that_refuses_files_is_refused_with_the_reason() -> None:
         check_destination(Path("/proc/a.png"), SUFFIXES)
 
 
-def test_one_output_keeps_its_name_and_several_are_numbered_from_one() -> None:
-    assert numbered(Path("x/demo.png"), 1) == [Path("x/demo.png")]
-    assert numbered(Path("x/demo.png"), 2) == [Path("x/demo-1.png"), Path("x/demo-2.png")]
+def test_numbers_in_names_sort_as_they_count() -> None:
+    assert numbered(Path("x/demo.png"), 2) == [Path("x/demo-001.png"), Path("x/demo-002.png")]
+    many = [path.name for path in numbered(Path("a.png"), 1200, first=900)]
+    assert many == sorted(many)
+    assert (many[0], many[-1]) == ("a-0900.png", "a-2099.png")
+
+
+def test_a_name_that_is_taken_is_followed_by_the_next_free_number(tmp_path: Path) -> None:
+    path = tmp_path / "de.mo.png"
+    assert free_names(path, 1) == [path]
+    assert [name.name for name in free_names(path, 2)] == ["de.mo-001.png", "de.mo-002.png"]
+    path.touch()
+    assert [name.name for name in free_names(path, 1)] == ["de.mo-001.png"]
+    for name in ("de.mo-7.png", "de.mo-009.jpg", "de-mo-010.png", "de.mo-old.png"):
+        (tmp_path / name).touch()
+    assert [name.name for name in free_names(path, 1)] == ["de.mo-008.png"]
+    assert [name.name for name in free_names(path, 2)] == ["de.mo-008.png", "de.mo-009.png"]
+
+
+def test_a_link_that_leads_nowhere_is_a_name_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere.png")
+    assert free_names(tmp_path / "a.png", 1) == [tmp_path / "a-001.png"]
+
+
+def test_a_folder_is_where_the_file_goes_whether_it_exists_or_not(tmp_path: Path) -> None:
+    assert destination(None, "picture.png") == Path("picture.png")
+    assert destination(f"{tmp_path}/new/", "picture.png") == tmp_path / "new/picture.png"
+    assert destination(str(tmp_path), "picture.png") == tmp_path / "picture.png"
+    assert destination("some/a.webp", "picture.png") == Path("some/a.webp")
+
+
+def test_a_file_that_may_not_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.png", b"old", replace=False)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "a.png", b"new", replace=False)
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_file_is_replaced_whole_and_missing_folders_are_made(tmp_path: Path) -> None:
