@@ -55,13 +55,37 @@ Event = Progress | Preview | Done | Failed
 
 
 @dataclass(frozen=True)
+class TextRead:
+    """How much of a text (`source`: "prompt", "negative_prompt") one encoder read: `tokens`, those of the family's
+    template included; `left_out` more did not fit, because `why`."""
+
+    source: str
+    encoder: str
+    tokens: int
+    left_out: int = 0
+    why: str = ""
+
+    @property
+    def warning(self) -> str:
+        """What a person should know; empty if all was read."""
+        if not self.left_out:
+            return ""
+        name = self.source.replace("_", " ")
+        return (
+            f"the {name} has {self.tokens + self.left_out} tokens and {self.encoder} reads {self.tokens} of them "
+            f"({self.why}), not the last {self.left_out}; say what matters first, or less"
+        )
+
+
+@dataclass(frozen=True)
 class Result:
     """What one prompt gave.
 
     `images` (Pillow), `videos` (`media.video.Video`: frames and a rate) and `audios` hold what fits the model (empty
     otherwise); `output` is the tensor for output types `"pt"` (float in [0, 1]: pictures [n, 3, H, W], videos
     [n, F, 3, H, W]) and `"latent"`, leading dimension = outputs. `timings` are seconds per stage, summed over the
-    ticks this request took part in. `error` is set, and everything else empty, when this prompt failed.
+    ticks this request took part in. `texts` says how much of each text every encoder read. `error` is set, and
+    everything else empty, when this prompt failed.
     """
 
     request_id: str
@@ -73,4 +97,18 @@ class Result:
     output: Any = None
     seeds: list[int] = field(default_factory=list)
     timings: Mapping[str, float] = field(default_factory=dict)
+    texts: tuple[TextRead, ...] = ()
     error: OmnimuseError | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know although all went well, such as a prompt that was too long to be read whole."""
+        return [text.warning for text in self.texts if text.left_out]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens read of the prompt and the negative prompt: of each, by the encoder that read most of it."""
+        most: dict[str, int] = {}
+        for text in self.texts:
+            most[text.source] = max(most.get(text.source, 0), text.tokens)
+        return sum(most.values())

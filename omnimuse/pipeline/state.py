@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from omnimuse.core.output import TextRead
 from omnimuse.core.request import Request
 from omnimuse.diffusion.solvers import SolverMemory
 from omnimuse.layers.stack import Memory
@@ -34,7 +35,7 @@ class State:
     """One output in the making: slots, random generator, plan, position, solver and cache memory.
 
     `stage` is the index of the stage to run next and `position` the step to take next within a loop. `working` belongs
-    to the running loop alone and is emptied when it finishes.
+    to the running loop alone and is emptied when it finishes. `notes` is what stages, by name, have to tell people.
     """
 
     def __init__(self, request: Request, output: int, *, strict: bool = False) -> None:
@@ -49,6 +50,7 @@ class State:
         self.memories: dict[tuple[str, str], Memory] = {}
         self.working: dict[str, Any] = {}
         self.timings: dict[str, float] = {}
+        self.notes: dict[str, TextRead] = {}
         self._slots: dict[str, Any] = {}
         self._strict = strict
         self._open: tuple[frozenset[str], frozenset[str]] | None = None

@@ -6,7 +6,6 @@ are encoded one at a time, so a result never depends on company; equal prompts a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,11 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from omnimuse.core.output import TextRead
 from omnimuse.core.request import Request
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
-
-log = logging.getLogger(__name__)
 
 Take = Callable[[Any, Tensor], Tensor]
 """(the encoder's output for one prompt, its mask [S]) -> features. Frozen dataclasses: equal ones share runs."""
@@ -83,14 +81,16 @@ class EncodeText(Stage):
     def key(self, ctx: Context, state: State) -> Hashable | None:
         if not self._needed(state.request):
             return "not needed"
-        how = (self.take, self.encoder, self.tokenizer, self.template, self.pad, self.masked)
+        how = (self.source, self.take, self.encoder, self.tokenizer, self.template, self.pad, self.masked)
         return (*how, state[self.source] or "", self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            text = state[self.source] or ""
-            needed = self._needed(state.request)
-            state[self.into] = self._encode(ctx, text, self._limit(ctx, state.request)) if needed else None
+            if self._needed(state.request):
+                limit = self._limit(ctx, state.request)
+                state[self.into], state.notes[self.name] = self._encode(ctx, state[self.source] or "", limit)
+            else:
+                state[self.into] = None
 
     def _needed(self, request: Request) -> bool:
         return self.when is None or self.when(request)
@@ -98,21 +98,21 @@ class EncodeText(Stage):
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or request.params.max_sequence_length or ctx.limits.max_sequence_length
 
-    def _encode(self, ctx: Context, text: str, limit: int) -> Tensor:
+    def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Tensor, TextRead]:
         tokenizer = ctx.components[self.tokenizer]
         if self.template is not None:
             text = self.template(tokenizer, text)
         padding = "max_length" if self.pad else False
         tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
-        if int(tokens.attention_mask.sum()) == limit:  # counted before they leave: nobody waits for a number to return
-            self._report_cut(tokenizer, text, limit)
+        # Counted before they leave: nobody waits for a number to return.
+        read = self._read(tokenizer, text, limit, int(tokens.attention_mask.sum()))
         tokens = tokens.to(ctx.device)
         mask = tokens.attention_mask if self.masked else None  # [1, S]
         output = ctx.network(self.encoder)(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
-        return self.take(output, tokens.attention_mask[0].to(torch.bool))
+        return self.take(output, tokens.attention_mask[0].to(torch.bool)), read
 
-    def _report_cut(self, tokenizer: Any, text: str, limit: int) -> None:
-        whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1]
-        if whole > limit:
-            why = f"all that the {self.encoder} takes" if self.length else "max_sequence_length"
-            log.warning("%s has %d tokens; only the first %d are used (%s)", self.source, whole, limit, why)
+    def _read(self, tokenizer: Any, text: str, limit: int, tokens: int) -> TextRead:
+        """What was read; a text that fills the limit is counted once more, whole."""
+        whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] if tokens == limit else tokens
+        why = "all that it takes" if self.length else f"max_sequence_length={limit}"
+        return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")

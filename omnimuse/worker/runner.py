@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
+from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result, TextRead
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
 from omnimuse.offload.residency import Residency
@@ -43,6 +43,7 @@ class Job:
     states: dict[str, State]
     output: Tensor | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, TextRead] = field(default_factory=dict)
 
     def take(self, state: State, made: Tensor) -> None:
         """Keep the finished output of `state`, in its place among those of the request."""
@@ -54,6 +55,7 @@ class Job:
             self.output[state.output].copy_(made.detach())
         for name, seconds in state.timings.items():
             self.timings[name] = max(self.timings.get(name, 0.0), seconds)
+        self.notes.update(state.notes)
         del self.states[state.id]
 
 
@@ -173,7 +175,15 @@ class Runner:
         del self.jobs[request.id]
         seeds = [request.seed(index) for index in range(request.outputs)]
         params = replace(request.params, extra=request.extra)
-        result = Result(request.id, request.prompt, params, output=job.output, seeds=seeds, timings=job.timings)
+        result = Result(
+            request.id,
+            request.prompt,
+            params,
+            output=job.output,
+            seeds=seeds,
+            timings=job.timings,
+            texts=tuple(job.notes.values()),
+        )
         self._events.append(Done(request.id, result))
 
     @contextmanager
@@ -223,10 +233,14 @@ class Runner:
         with state.opened_for(stage), self.pipeline.ctx.components.using(stage.uses):
             if known is None:
                 stage.run(self.pipeline.ctx, [state])
-                self.memo.put(key, tuple(state[slot] for slot in stage.writes))
+                slots = [state[slot] for slot in stage.writes]
+                self.memo.put(key, (*slots, state.notes.get(stage.name)))
             else:
-                for slot, value in zip(stage.writes, known, strict=True):
+                *slots, note = known
+                for slot, value in zip(stage.writes, slots, strict=True):
                     state[slot] = value
+                if note is not None:
+                    state.notes[stage.name] = note
         self.pipeline.advance(state)
 
     # -- loops ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Prompts become features alike with either tokenizer and either encoder, and people hear when a prompt is cut."""
+"""Prompts become features alike with either tokenizer and either encoder, and it is told how much of one was read."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 
 import omnimuse
+from omnimuse import DiffusionParams, Omni
 from omnimuse.components.qwen3 import RULES, Qwen3Encoder
+from omnimuse.core.output import Result, TextRead
 from omnimuse.core.request import Door
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import load_library_component
@@ -24,6 +25,7 @@ from omnimuse.loader.weights import load_weights
 from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState
+from tests.checkpoints import flux
 from tests.fakes import SPEC, ask, context
 
 BUNDLED = Path(omnimuse.__file__).parent / "bundled/shapes"
@@ -57,11 +59,11 @@ def _without_gradients() -> Iterator[None]:
         yield
 
 
-def encoded(components: dict[str, Any], prompt: str, limit: int, pad: bool, masked: bool) -> Tensor:
+def encoded(components: dict[str, Any], prompt: str, limit: int, pad: bool, masked: bool) -> tuple[Tensor, TextRead]:
     stage = EncodeText("prompt", "embeds", take=HiddenState(-2), template=chat, length=limit, pad=pad, masked=masked)
     state = State(Door.of(SPEC, {}, "fake").make_request(ask(prompt), 0.0, 1), 0)
     stage.run(replace(context(), components=Residency(components)), [state])
-    return state["embeds"]
+    return state["embeds"], state.notes[stage.name]
 
 
 def test_the_bundled_model_has_our_tokenizer_and_other_classes_have_transformers_own(z_image_folder: Path) -> None:
@@ -72,28 +74,57 @@ def test_the_bundled_model_has_our_tokenizer_and_other_classes_have_transformers
 
 @pytest.mark.parametrize("prompt", ["", "a red circle", "a long story about a square " * 20])
 @pytest.mark.parametrize(("pad", "masked"), [(False, True), (True, True), (True, False)])
-def test_features_and_warnings_are_those_of_transformers(
-    caplog: pytest.LogCaptureFixture, prompt: str, pad: bool, masked: bool
-) -> None:
-    caplog.set_level(logging.WARNING)
-    mine, said = encoded(ours(), prompt, 40, pad, masked), caplog.messages[:]
-    caplog.clear()
-    reference = encoded(theirs(), prompt, 40, pad, masked)
+def test_features_and_counts_are_those_of_transformers(prompt: str, pad: bool, masked: bool) -> None:
+    mine, read = encoded(ours(), prompt, 40, pad, masked)
+    reference, theirs_read = encoded(theirs(), prompt, 40, pad, masked)
     assert mine.shape == reference.shape
     assert len(mine) == 40 or not pad
     assert float((mine - reference).norm() / reference.norm()) < 1e-5
-    assert said == [message for message in caplog.messages if "prompt" in message]
-    assert bool(said) == (len(prompt) > 100)
+    assert read == theirs_read
+    assert bool(read.left_out) == bool(read.warning) == (len(prompt) > 100)
 
 
-def test_a_cut_prompt_is_reported_with_both_lengths_and_one_that_just_fits_is_not(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_cut_prompt_is_told_with_both_lengths_and_one_that_just_fits_is_not() -> None:
     components = ours()
     whole = components["tokenizer"](chat(components["tokenizer"], "a red circle")).input_ids.shape[1]
-    encoded(components, "a red circle", whole, pad=False, masked=True)
-    assert not caplog.messages
-    encoded(components, "a red circle", whole - 1, pad=False, masked=True)
-    assert caplog.messages == [
-        f"prompt has {whole} tokens; only the first {whole - 1} are used (all that the text_encoder takes)"
+    _, fits = encoded(components, "a red circle", whole, pad=False, masked=True)
+    assert fits == TextRead("prompt", "text_encoder", whole)
+    assert fits.warning == ""
+    _, cut = encoded(components, "a red circle", whole - 2, pad=False, masked=True)
+    assert cut.warning == (
+        f"the prompt has {whole} tokens and text_encoder reads {whole - 2} of them (all that it takes), not the last "
+        "2; say what matters first, or less"
+    )
+
+
+def drawn(folder: Path, prompts: list[dict[str, str]], params: DiffusionParams) -> list[Result]:
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        return omni.generate(prompts, params, progress=False)
+
+
+def test_a_result_tells_how_much_of_each_text_every_encoder_read(tmp_path: Path) -> None:
+    params = DiffusionParams(
+        num_inference_steps=1, height=32, width=32, seed=1, true_cfg_scale=2.0, max_sequence_length=32
+    )
+    long = "two squares and a long story about them " * 20
+    asked = [{"prompt": "a star", "negative_prompt": long}, {"prompt": long, "negative_prompt": ""}]
+    short, cut = drawn(flux.build(tmp_path / "tiny"), asked, params)
+    assert [(text.source, text.encoder, text.left_out > 0) for text in short.texts] == [
+        ("prompt", "text_encoder", False),
+        ("prompt", "text_encoder_2", False),
+        ("negative_prompt", "text_encoder", True),
+        ("negative_prompt", "text_encoder_2", True),
     ]
+    assert [(text.tokens, text.left_out > 0) for text in cut.texts[:2]] == [(77, True), (32, True)]
+    assert "max_sequence_length=32" in cut.warnings[1]
+    assert cut.prompt_tokens == 77 + max(text.tokens for text in cut.texts[2:])
+
+
+def test_a_prompt_that_was_encoded_before_is_told_as_cut_again(z_image_folder: Path) -> None:
+    params = DiffusionParams(num_inference_steps=1, height=32, width=32, guidance_scale=0.0, max_sequence_length=24)
+    ends = ["a red circle " * 20 + end for end in ("", "", "on green")]
+    first, again, other = drawn(z_image_folder, [{"prompt": end} for end in ends], params)
+    assert first.texts == again.texts
+    assert first.warnings
+    assert other.texts[0].left_out > first.texts[0].left_out
+    assert [text.source for text in first.texts] == ["prompt"]
