@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ from omnimuse.loader.weights import load_weights, randomise
 
 LIBRARIES = ("diffusers", "transformers")
 """The libraries whose classes a checkpoint may name."""
+
+PACKAGES = ("sentencepiece", "tiktoken")
+"""What some tokenizers of transformers need besides."""
 
 _HEADS = re.compile(r"(^|\.)(lm_head|score|classifier|qa_outputs)\.")
 """Heads that an encoder does not need may be left over."""
@@ -72,6 +76,10 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:
         with quiet(checkpoint.components[name][0]):
             found = cls.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as problem:
+        if package := _lacks(folder, problem):
+            raise ModelError(
+                f"the {cls.__name__} in {folder} needs {package}, which is not installed: pip install {package}"
+            ) from problem
         raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
     if cls.__module__.startswith("transformers.") and hasattr(found, "apply_chat_template"):
         return LibraryTokenizer(found, folder) if hasattr(found, "get_chat_template") else found
@@ -167,6 +175,13 @@ def _check_json(folder: Path) -> None:
     """ModelError for a JSON file that a library would read without bounds."""
     for path in sorted(folder.glob("*.json")):
         read_json(path)
+
+
+def _lacks(folder: Path, problem: Exception) -> str:
+    """The package without which the library cannot read the tokenizer in `folder`; empty if it is not that."""
+    if not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")) and not find_spec("sentencepiece"):
+        return "sentencepiece"  # the library's own message may name another one, which it tried last
+    return next((name for name in PACKAGES if name in str(problem).lower() and not find_spec(name)), "")
 
 
 @contextmanager

@@ -5,18 +5,24 @@ Used by `weights` for our own networks and by `components` for those of librarie
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omnimuse.core.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 MOST = 8
 
 _BLOCK = re.compile(r"(?P<stack>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)\.(?P<number>\d+)\.")
+_IDLE = re.compile(
+    r"(^|[._])(num_batches_tracked|position_ids|inv_freq|freqs(_(cis|cos|sin))?|(cos|sin)_cached|num_updates)$"
+)
 _LORA = re.compile(r"lora_(A|B|down|up)\b|\.lora\.")
 _QUANTIZED = re.compile(r"(weight_scale(_inv)?|input_scale|qweight|qzeros|scales|absmax|quant_state\..*|quant_map)$")
 
@@ -37,7 +43,14 @@ class Differences:
 
 
 def refuse_differences(folder: Path, found: Differences) -> None:
-    """ModelError that lists up to eight names of each kind, with a guess at the cause; nothing if all fits."""
+    """ModelError that lists up to eight names of each kind, with a guess at the cause; nothing if all fits.
+
+    Tensors that are left over and change nothing (counters, tables that are computed) are only told of.
+    """
+    idle = tuple(name for name in found.unexpected if _IDLE.search(name))
+    if idle:
+        log.warning("%s has tensors that nothing reads and that change nothing: %s", folder, _list(idle))
+        found = replace(found, unexpected=tuple(name for name in found.unexpected if name not in idle))
     if not found:
         return
     parts = []
@@ -72,6 +85,12 @@ def guess(found: Differences) -> str:
         return width
     if depth := _depth(found):
         return depth
+    if found.missing and found.unexpected and not found.misshaped:
+        return (
+            f"The names differ, so these weights were saved under other names ({found.unexpected[0]}, where "
+            f"{found.missing[0]} is asked for): use a folder that diffusers saved; or, if you are adding this family, "
+            "give its weights.py a rule for that name"
+        )
     return "Use the config.json that was saved with these weights, or get the checkpoint again"
 
 

@@ -26,6 +26,7 @@ JSON_BYTES, JSON_DEPTH, JSON_DIGITS = 256 * 2**20, 64, 64
 """Bounds of a JSON file of a checkpoint: its size, how deep it is, and the digits of a number."""
 
 _FILE = re.compile(r"(?P<stem>.+?)(\.(?P<variant>[^.]+))?(-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors")
+_OLD_FILE = re.compile(r"(?P<stem>.+?)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.(?P<variant>[^.]+)\.safetensors")
 _INDEX = re.compile(r"(?P<stem>.+?)\.safetensors\.index(\.(?P<variant>[^.]+))?\.json")
 
 
@@ -102,7 +103,7 @@ def weight_files(folder: Path) -> WeightFiles:
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     indexes = {(m["stem"], m["variant"]): name for name in names if (m := _INDEX.fullmatch(name))}
-    singles = {name: m for name in names if (m := _FILE.fullmatch(name))}
+    singles = {name: m for name in names if (m := _OLD_FILE.fullmatch(name) or _FILE.fullmatch(name))}
     for plain in (True, False):
         found = sorted((key for key in indexes if (key[1] is None) is plain), key=str)
         if found:
@@ -141,8 +142,8 @@ def _group(folder: Path, group: Mapping[str, re.Match[str]]) -> tuple[Path, ...]
         return (folder / whole[0],)
     name, match = next(iter(group.items()))
     parts = int(match["parts"])
-    head = name[: match.start("part")]
-    files = [f"{head}{part:05d}-of-{parts:05d}.safetensors" for part in range(1, parts + 1)]
+    head, tail = name[: match.start("part")], name[match.end("parts") :]
+    files = [f"{head}{part:05d}-of-{parts:05d}{tail}" for part in range(1, parts + 1)]
     return _all_there(folder, files, "numbered in the names of the others")
 
 

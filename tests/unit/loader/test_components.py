@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,19 @@ def test_a_truncated_library_file_is_refused_with_its_name(folder: Path, name: s
 def test_pickled_text_encoders_are_refused(folder: Path) -> None:
     (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/pytorch_model.bin")
     assert "can run any code" in refusal(folder, "text_encoder")
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_tokenizer_that_needs_a_package_names_it_and_not_the_checkpoint(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer/spiece.model").write_bytes(b"words")
+    checkpoint = Checkpoint(folder)
+    checkpoint.components["tokenizer"] = ("transformers", "T5Tokenizer")
+    with pytest.raises(ModelError, match="needs sentencepiece, which is not installed: pip install sentencepiece") as e:
+        load_library_component(checkpoint, "tokenizer", torch.float32, "cpu")
+    assert "get the checkpoint again" not in str(e.value)
 
 
 def test_a_damaged_tokenizer_is_refused_with_its_file(folder: Path) -> None:

@@ -37,8 +37,23 @@ def test_nothing_different_is_no_error() -> None:
             Differences((), ("n.l.2.a", "n.l.2.b")),
             "have extra blocks 2 of n.l: they seem to belong to a deeper",
         ),
-        (Differences(("a",), ("b",)), "Use the config.json that was saved with these weights"),
+        (Differences(("a",), ("b",)), "(b, where a is asked for): use a folder that diffusers saved; or, if you are"),
+        (Differences(("a",), ()), "Use the config.json that was saved with these weights"),
     ],
 )
 def test_the_likely_cause_is_named(found: Differences, said: str) -> None:
     assert said in guess(found)
+
+
+def test_left_over_tensors_that_change_nothing_are_told_and_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+    idle = ("a.num_batches_tracked", "b.position_ids", "rotary_emb.inv_freq", "rope.freqs_cis", "freqs")
+    refuse_differences(Path("net"), Differences((), idle))
+    assert f"net has tensors that nothing reads and that change nothing: {', '.join(idle)}" in caplog.messages
+    with pytest.raises(ModelError, match=r"1 unexpected: b\.weight\n"):
+        refuse_differences(Path("net"), Differences((), (*idle, "b.weight")))
+
+
+@pytest.mark.parametrize("name", ["a.steps", "freqs.weight", "a.inv_freq_proj", "blocks.2.position_ids_embedding"])
+def test_a_tensor_that_only_sounds_like_a_counter_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="1 unexpected"):
+        refuse_differences(Path("net"), Differences((), (name,)))

@@ -40,6 +40,10 @@ def index(folder: Path, name: str, *files: object) -> None:
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
         ),
+        (
+            ["model-00001-of-00002.fp16.safetensors", "model-00002-of-00002.fp16.safetensors"],  # an older naming
+            ["model-00001-of-00002.fp16.safetensors", "model-00002-of-00002.fp16.safetensors"],
+        ),
     ],
 )
 def test_the_right_files_are_taken(tmp_path: Path, there: list[str], expected: list[str]) -> None:
@@ -69,6 +73,17 @@ def test_a_missing_shard_is_named_with_what_to_do(tmp_path: Path) -> None:
     index(tmp_path, "a.safetensors.index.json", *(f"a-0000{i}-of-00003.safetensors" for i in (1, 2, 3)))
     with pytest.raises(ModelError, match=said):
         weight_files(tmp_path)
+
+
+def test_a_missing_shard_of_the_older_naming_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a-00001-of-00002.fp16.safetensors")
+    with pytest.raises(ModelError, match=r"lacks 1 of its 2 weight files.*a-00002-of-00002\.fp16\.safetensors"):
+        weight_files(tmp_path)
+
+
+def test_a_byte_order_mark_in_front_of_json_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "model_index.json") == {"a": 1}
 
 
 def test_pickles_are_refused_because_they_can_run_code(tmp_path: Path) -> None:
