@@ -30,12 +30,16 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, where and how. `dtype` and `device` are torch names; `"auto"` lets the build decide and say why."""
+    """Which model, where and how. `dtype` and `device` are torch names; `"auto"` lets the build decide and say why.
+
+    `defaults_of` names the published checkpoint whose defaults are taken; empty: the one that this is recognised as.
+    """
 
     model: str
     dtype: str = "auto"
     device: str = "auto"
     load: Literal["weights", "dummy"] = "weights"
+    defaults_of: str = ""
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

@@ -22,10 +22,10 @@ class Registry:
         self.table = dict(table)
 
     def spec(self, arch: str) -> Spec:
-        """The spec of `arch`; ModelError names the closest supported architecture otherwise."""
+        """The spec of the family that has the pipeline `arch`; ModelError names the closest supported one otherwise."""
         spec = import_module(self._package(arch) + ".spec").SPEC
         assert isinstance(spec, Spec)
-        assert spec.arch == arch
+        assert arch == spec.arch or arch in spec.also
         return spec
 
     def pipeline(self, arch: str) -> Any:
@@ -39,6 +39,9 @@ class Registry:
     def _package(self, arch: str) -> str:
         if arch in self.table:
             return self.table[arch]
+        for spec in self.specs():
+            if arch in spec.also:
+                return self.table[spec.arch]
         near = get_close_matches(arch, self.table, n=1, cutoff=0.4)
         hint = f"; the closest supported one is {near[0]}" if near else ""
         raise ModelError(f"the architecture {arch} is not supported{hint}. `omnimuse models` lists what is")

@@ -10,15 +10,15 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.machine import memory as machine_memory
+from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams, FamilyParams, check_family_params, family_params
-from omnimuse.core.spec import Configs, Limits, Spec
+from omnimuse.core.spec import Configs, Limits, Spec, Variant
 
 MAX_SEED = 2**63 - 1
 MAX_OUTPUTS = 64
@@ -122,11 +122,11 @@ class Door:
     memory: int = field(default_factory=machine_memory)
 
     @staticmethod
-    def of(spec: Spec, configs: Configs, model_id: str) -> Door:
-        """The door of one checkpoint; the family's defaults are lowered to what this checkpoint can do."""
+    def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
+        """The door of one checkpoint; the defaults of its variant, or of an id's, are lowered to what it can do."""
         limits = spec.limits(configs)
         limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)))
-        defaults = spec.variant(model_id).defaults
+        defaults = (spec.variant(variant) if isinstance(variant, str) else variant).defaults
         side = limits.max_side - limits.max_side % limits.size_multiple
         frames = defaults.num_frames
         fitted = DiffusionParams(
@@ -333,5 +333,5 @@ def _is_text(text: str) -> bool:
 
 
 def _near(name: object, allowed: Sequence[str]) -> str:
-    near = get_close_matches(str(name), allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = meant(str(name), allowed)
+    return f"; did you mean {near!r}?" if near else ""

@@ -6,7 +6,7 @@ it. No torch here, so that `omnimuse models` and the server's front process stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,13 +59,39 @@ class Limits:
     min_steps: int = 1
 
 
+def says_nothing(configs: Configs) -> str:
+    """Its configurations do not tell a variant from the others."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """Defaults of published checkpoints of one family that want different ones; `ids` are hub or bundled ids."""
+    """Defaults of published checkpoints of one family that want different ones; `ids` are hub or bundled ids.
+
+    `says` gives the reason why a checkpoint with these configurations can only be this variant, or an empty text.
+    """
 
     name: str
     ids: tuple[str, ...]
     defaults: DiffusionParams
+    says: Callable[[Configs], str] = says_nothing
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name that a checkpoint goes by, and how that is known."""
+
+    id: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The variant whose defaults a checkpoint gets, and why; not `sure` where only its family is known."""
+
+    variant: Variant
+    why: str
+    sure: bool = True
 
 
 Objection = Callable[[str | None, DiffusionParams], str | None]
@@ -81,7 +107,8 @@ def no_objection(negative_prompt: str | None, params: DiffusionParams) -> str | 
 class Spec:
     """Everything the house knows about one family without loading it.
 
-    `arch` is the class name in `model_index.json`. `supported` names the parameters the family honours beyond those of
+    `arch` is the class name in `model_index.json`; `also` are other pipelines with the same components and weights,
+    from which a folder may have been saved. `supported` names the parameters the family honours beyond those of
     every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
     can be asked for; `objection` refuses a choice that would do nothing beside the others. `teacache` holds the
     polynomial (highest power first) that rescales the change TeaCache sees.
@@ -96,6 +123,7 @@ class Spec:
     limits: Callable[[Configs], Limits]
     objection: Objection = no_objection
     variants: tuple[Variant, ...] = ()
+    also: tuple[str, ...] = ()
     extra: type[FamilyParams] = FamilyParams
     teacache: tuple[float, ...] = (1.0, 0.0)
     summary: str = ""
@@ -108,10 +136,26 @@ class Spec:
 
     def variant(self, model_id: str) -> Variant:
         """The variant whose ids contain `model_id` (case and revision ignored), else the family's own defaults."""
-        wanted = model_id.split("@")[0].lower()
+        return self.named(model_id) or Variant(self.family, (), self.defaults)
+
+    def named(self, name: str) -> Variant | None:
+        """The variant with this id, whole or its last part, or with this name; case and revision are ignored."""
+        wanted = name.split("@")[0].rstrip("/").lower()
         for variant in self.variants:
-            if wanted in (known.lower() for known in variant.ids) or wanted.split("/")[-1] in (
-                known.split("/")[-1].lower() for known in variant.ids
-            ):
+            known = [one.lower() for one in variant.ids]
+            if wanted in (variant.name.lower(), *known) or wanted.split("/")[-1] in [o.split("/")[-1] for o in known]:
                 return variant
-        return Variant(self.family, (), self.defaults)
+        return None
+
+    def recognise(self, names: Sequence[Named], configs: Configs) -> Recognised:
+        """Which variant a checkpoint with these names (the surest first) and configurations is."""
+        for name in names:
+            if (variant := self.named(name.id)) is not None:
+                return Recognised(variant, f"{name.why} ({name.id})")
+        for variant in self.variants:
+            if reason := variant.says(configs):
+                return Recognised(variant, reason)
+        kinds = ", ".join(variant.name for variant in self.variants)
+        return Recognised(
+            Variant(self.family, (), self.defaults), f"nothing says which of {kinds} or others it is", sure=False
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,10 @@ class Checkpoint:
             case _:
                 self.options[name] = value
 
+    def only(self, names: Collection[str]) -> None:
+        """Forget the components that are not in `names`: nobody will ask for them, so they need not be there."""
+        self.components = {name: kind for name, kind in self.components.items() if name in names}
+
     def path(self, component: str) -> Path:
         """The folder of `component`."""
         if component not in self.components:
@@ -90,6 +94,13 @@ class Checkpoint:
         if self.has_weights(component):
             raise ModelError(f"{folder / CONFIGS[0]} does not exist; {AGAIN}")
         return {}
+
+    def sources(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The files that say what this checkpoint is, by name, with what they say."""
+        yield INDEX, read_json(self.folder / INDEX)
+        for name in sorted(self.components):
+            if (self.folder / name / CONFIGS[0]).is_file():
+                yield f"{name}/{CONFIGS[0]}", read_json(self.folder / name / CONFIGS[0])
 
     @cached_property
     def configs(self) -> Configs:

@@ -58,6 +58,7 @@ def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     found = find(config)
     warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
+    logger.info("%s", found.about_defaults)
     make_room_for(options.guard.max_connections)
     with ExitStack() as listeners:
         listener = listeners.enter_context(listen(options.host, options.port))

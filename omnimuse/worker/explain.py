@@ -14,16 +14,14 @@ from typing import Any
 from torch import nn
 
 from omnimuse.core.config import Choice, Config
-from omnimuse.core.request import Door
-from omnimuse.core.spec import Spec
 from omnimuse.layers.network import Network
-from omnimuse.loader.resolve import Folder
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.models import REGISTRY
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.allocator import kept_memory
 from omnimuse.worker.build import SHAPES, Build, begin, run
+from omnimuse.worker.find import Found
 
 
 def explain(config: Config) -> list[Choice]:
@@ -32,7 +30,7 @@ def explain(config: Config) -> list[Choice]:
     under.resources.close()  # the threads are as many as before
     found, kept = under.found, kept_memory(under.device)
     return [
-        *_model_choices(found.folder, found.spec, found.door),
+        *_model_choices(found),
         *under.choices,
         *((kept,) if kept else ()),
         *_memory_choices(under),
@@ -40,8 +38,8 @@ def explain(config: Config) -> list[Choice]:
     ]
 
 
-def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]:
-    variant = spec.variant(folder.id)
+def _model_choices(found: Found) -> tuple[Choice, ...]:
+    folder, spec, door, variant = found.folder, found.spec, found.door, found.recognised.variant
     defaults: Mapping[str, Any] = {
         name: value for name, value in vars(door.defaults).items() if value is not None and name != "extra"
     }
@@ -49,7 +47,8 @@ def _model_choices(folder: Folder, spec: Spec, door: Door) -> tuple[Choice, ...]
     frames = Choice("limits", "frames", f"1 + {limits.frame_step}k", f"at most {limits.max_frames}")
     return (
         Choice("model", "folder", str(folder.path), f"{folder.source}, found for {folder.id!r}"),
-        Choice("model", "family", spec.family, f"model_index.json names {spec.arch}"),
+        Choice("model", "family", spec.family, f"model_index.json names {found.checkpoint.arch}"),
+        Choice("model", "defaults", f"of {variant.name}", found.recognised.why),
         *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
         Choice(
             "limits",

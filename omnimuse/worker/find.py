@@ -8,22 +8,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omnimuse.core.config import Config
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
-from omnimuse.core.spec import Component, Spec
+from omnimuse.core.spec import Component, Recognised, Spec, Variant
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.identity import TAUGHT, Taught, names_of, taught
 from omnimuse.loader.resolve import Folder, resolve
 from omnimuse.models import REGISTRY
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model that is there and complete: its folder, what it says of itself, its family, and its door."""
+    """A model that is there and complete: its folder, what it says of itself, its family, and its door.
+
+    `recognised` says which published checkpoint it is taken for, `taught` what it was trained on, where it tells.
+    """
 
     config: Config
     folder: Folder
     checkpoint: Checkpoint
     spec: Spec
     door: Door
+    recognised: Recognised
+    taught: Taught | None = None
+
+    @property
+    def about_defaults(self) -> str:
+        """Whose defaults these are, which, and why."""
+        values = {"steps": self.door.defaults.num_inference_steps, "guidance": self.door.defaults.guidance_scale}
+        told = ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None)
+        size = f"{self.door.defaults.width}x{self.door.defaults.height}"
+        about = f"defaults of {self.recognised.variant.name} ({told}, {size}): {self.recognised.why}"
+        return about if self.recognised.sure else f"{about}; --defaults-of NAME takes those of another one"
 
 
 def find(config: Config) -> Found:
@@ -32,10 +48,30 @@ def find(config: Config) -> Found:
     folder = resolve(config.model.model, known)
     checkpoint = Checkpoint(folder.path)
     spec = REGISTRY.spec(checkpoint.arch)
+    checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}
     checkpoint.check(required, optional, weights=config.model.load == "weights")
-    return Found(config, folder, checkpoint, spec, Door.of(spec, checkpoint.configs, folder.id))
+    told = taught(checkpoint)
+    recognised = _recognise(config, folder, checkpoint, spec, told)
+    door = Door.of(spec, checkpoint.configs, recognised.variant)
+    return Found(config, folder, checkpoint, spec, door, recognised, told)
+
+
+def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spec, told: Taught | None) -> Recognised:
+    """Whose defaults the model gets: as asked for, as it says itself, or as it is recognised."""
+    if wanted := config.model.defaults_of:
+        variant = Variant(spec.family, (), spec.defaults) if wanted == spec.family else spec.named(wanted)
+        if variant is None:
+            known = ", ".join([*(variant.name for variant in spec.variants), spec.family])
+            raise ConfigError(
+                f"--defaults-of {wanted} is no checkpoint of the family of {folder.id}; use one of {known}"
+            )
+        return Recognised(variant, "chosen with --defaults-of")
+    if told is not None:
+        own = Variant(folder.path.name, (), told.defaults.over(spec.defaults))
+        return Recognised(own, f"{TAUGHT} in its folder says so")
+    return spec.recognise(names_of(folder, checkpoint), checkpoint.configs)
 
 
 def _classes(component: Component, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:

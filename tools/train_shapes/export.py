@@ -16,11 +16,16 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
 from tools.train_shapes import store
+from tools.train_shapes.data import COLOURS, SHAPES, SIZE
 from tools.train_shapes.network import TRANSFORMER_CONFIG, build_text_encoder, build_transformer
 from tools.train_shapes.tokenizer import load_or_train
 from tools.train_shapes.train import SHIFT
 from tools.train_shapes.vae import CONFIG
 
+DEFAULTS = {
+    "height": SIZE, "width": SIZE, "num_inference_steps": 10, "guidance_scale": 3.0, "max_sequence_length": 128,
+}  # fmt: skip
+"""What the engine takes where a request leaves something open."""
 LIMIT = 12_000_000  # bytes of all safetensors together
 
 
@@ -58,7 +63,9 @@ def record(run: Path, notes: Path | None) -> dict:
         "samples": model["progress"]["samples"],
         "seconds": round(model["progress"]["spent"]),
         "held_out_share": plan["held_share"],
-        "resolution": 128,
+        "resolution": SIZE,
+        "defaults": DEFAULTS,
+        "words": {"shapes": SHAPES, "colours": COLOURS},
         **(json.loads(notes.read_text()) if notes else {}),
     }
 

@@ -28,6 +28,11 @@ def limits(configs: Configs) -> Limits:
     )
 
 
+def unguided(configs: Configs) -> str:
+    """The fully distilled checkpoint takes no guidance scale."""
+    return "" if configs["transformer"].get("guidance_embeds") else "its transformer has no input for a guidance scale"
+
+
 def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
     """True guidance needs both a negative prompt, which may be empty, and a scale above 1."""
     scale = params.true_cfg_scale or 1.0
@@ -76,6 +81,7 @@ SPEC = Spec(
     supported=frozenset({"guidance_scale", "strength", "true_cfg_scale"}),
     limits=limits,
     objection=objection,
+    also=("FluxImg2ImgPipeline", "FluxInpaintPipeline"),
     # Fitted to FLUX.1-dev by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4FLUX).
     teacache=(4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401e00, 2.64230861e-01),
     variants=(
@@ -89,6 +95,7 @@ SPEC = Spec(
             "FLUX.1-schnell",
             ("black-forest-labs/FLUX.1-schnell",),
             DiffusionParams(num_inference_steps=4, guidance_scale=0.0, max_sequence_length=256).over(DEFAULTS),
+            unguided,
         ),
     ),
 )

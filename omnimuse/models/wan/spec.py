@@ -70,6 +70,21 @@ def objection(negative_prompt: str | None, params: DiffusionParams) -> str | Non
     return None
 
 
+def two_experts(configs: Configs) -> str:
+    """Only one published checkpoint has two experts."""
+    return "it has two experts" if boundary_ratio(configs) is not None else ""
+
+
+def timed(configs: Configs) -> str:
+    """Only one published checkpoint gives every token a time of its own."""
+    return "it has a time for every token" if configs[OPTIONS].get("expand_timesteps") else ""
+
+
+def plain(configs: Configs) -> str:
+    """The checkpoints that have neither."""
+    return "" if two_experts(configs) or timed(configs) else "it has one network, with one time for all tokens"
+
+
 def _transformer(*, optional: bool) -> Component:
     return Component(
         ("WanTransformer3DModel",),
@@ -113,17 +128,20 @@ SPEC = Spec(
     supported=frozenset({"guidance_scale", "guidance_scale_2", "num_frames", "fps"}),
     limits=limits,
     objection=objection,
+    also=("WanVideoToVideoPipeline",),
     variants=(
-        Variant("Wan2.1-T2V", ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"), DEFAULTS),
+        Variant("Wan2.1-T2V", ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"), DEFAULTS, plain),
         Variant(
             "Wan2.2-T2V-A14B",
             ("Wan-AI/Wan2.2-T2V-A14B-Diffusers",),
             DiffusionParams(num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0).over(DEFAULTS),
+            two_experts,
         ),
         Variant(
             "Wan2.2-TI2V-5B",
             ("Wan-AI/Wan2.2-TI2V-5B-Diffusers",),
             DiffusionParams(height=704, width=1280, num_frames=121, fps=24.0).over(DEFAULTS),
+            timed,
         ),
     ),
 )

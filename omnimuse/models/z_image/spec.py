@@ -7,6 +7,7 @@ Source: the published checkpoints' `model_index.json` and the reference pipeline
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
@@ -33,6 +34,11 @@ def limits(configs: Configs) -> Limits:
         max_images=1,
         max_sequence_length=min(512, lens[0] - 34),
     )
+
+
+def shifted(shift: float, configs: Configs) -> str:
+    """The distilled checkpoint and the other one differ in the shift of their noise levels."""
+    return f"its scheduler has shift={shift:g}" if configs["scheduler"].get("shift") == shift else ""
 
 
 def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
@@ -81,19 +87,15 @@ SPEC = Spec(
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,
     objection=objection,
+    also=("ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
     extra=ZImageParams,
     variants=(
+        Variant("Z-Image", ("Tongyi-MAI/Z-Image",), DEFAULTS, partial(shifted, 6.0)),
         Variant(
             "Z-Image-Turbo",
             ("Tongyi-MAI/Z-Image-Turbo",),
             DiffusionParams(num_inference_steps=9, guidance_scale=0.0).over(DEFAULTS),
-        ),
-        Variant(
-            "shapes, the bundled demo model",
-            ("omnimuse/shapes",),
-            DiffusionParams(
-                num_inference_steps=10, guidance_scale=3.0, height=128, width=128, max_sequence_length=128
-            ).over(DEFAULTS),
+            partial(shifted, 3.0),
         ),
     ),
 )

@@ -64,7 +64,7 @@ def test_sizes_are_multiples_of_a_patch_of_latents(kind: str, door: Door) -> Non
 
 def test_only_two_experts_take_two_guidance_scales(kind: str, door: Door) -> None:
     if kind == "A14B":
-        assert scales(ask(door, guidance_scale_2=3.0)) == (5.0, 3.0)
+        assert scales(ask(door, guidance_scale_2=2.0)) == (4.0, 2.0)
         return
     with pytest.raises(RequestError, match=r"guidance_scale_2 cannot be chosen here: this checkpoint has one network"):
         ask(door, guidance_scale_2=3.0)

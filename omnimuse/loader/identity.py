@@ -1,0 +1,88 @@
+"""Which published checkpoint a folder is, by what it is called and by where it lies; and what it says it was taught.
+
+Called by `worker/find.py`. A family's `Spec` decides with these names, and with what the configurations say, which of
+its variants this is. Reads small files only; no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.spec import Named
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.files import read_json
+from omnimuse.loader.resolve import Folder
+
+TAUGHT = "training.json"
+"""The file in which `tools/train_shapes` says what a checkpoint was trained on."""
+
+_CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
+
+
+def names_of(folder: Folder, checkpoint: Checkpoint) -> list[Named]:
+    """Every name that tells what `folder` is, the surest first."""
+    given = Path(folder.id).expanduser()
+    places = [Path(folder.id).expanduser(), folder.path] if folder.source == "local" else [folder.path]
+    found = [] if folder.source == "local" else [Named(folder.id, "that is its id")]
+    for place in places:
+        for part in reversed(place.parts):
+            if match := _CACHED.fullmatch(part):
+                found.append(Named(f"{match['owner']}/{match['name']}", "it lies so in a cache of the hub"))
+    for where, config in checkpoint.sources():
+        if isinstance(name := config.get("_name_or_path"), str) and name:
+            found.append(Named(name, f"_name_or_path in {where} says so"))
+    if folder.source == "local":
+        found += [Named(name, "its folder is called so") for name in dict.fromkeys([given.name, folder.path.name])]
+    return [name for name in found if name.id]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a checkpoint was trained on, where it says so: its defaults, its words by topic, its only size in pixels."""
+
+    defaults: DiffusionParams
+    words: Mapping[str, tuple[str, ...]]
+    side: int | None
+
+    def doubts(self, prompt: str, params: DiffusionParams) -> list[str]:
+        """Why this request, though legal, may not give what a person hopes for; `params` may be incomplete."""
+        doubts = []
+        known = [word for words in self.words.values() for word in words]
+        said = set(re.findall(r"\w+", prompt.casefold()))
+        if known and not any(form in said for word in known for form in (word, word + "s", word + "es")):
+            doubts.append(f"the prompt has none of the words that this model knows; it draws {self.draws}")
+        odd = [side for side in (params.width, params.height) if side not in (None, self.side)]
+        if self.side and odd:
+            doubts.append(
+                f"this model learned from pictures of {self.side}x{self.side} only; at other sizes it draws badly"
+            )
+        return doubts
+
+    @property
+    def draws(self) -> str:
+        """Its words as a phrase."""
+        return "; ".join(f"{topic}: {', '.join(words)}" for topic, words in self.words.items())
+
+
+def taught(checkpoint: Checkpoint) -> Taught | None:
+    """What the checkpoint says it was trained on; None for one that says nothing of the kind."""
+    path = checkpoint.folder / TAUGHT
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    known = {part.name for part in fields(DiffusionParams)}
+    defaults, words, side = content.get("defaults"), content.get("words"), content.get("resolution")
+    if not isinstance(defaults, Mapping) or not defaults.keys() <= known:
+        return None  # a file of somebody else's by the same name
+    return Taught(DiffusionParams(**defaults), _words(words), side if isinstance(side, int) else None)
+
+
+def _words(given: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(given, Mapping):
+        return {}
+    return {str(topic): tuple(map(str, words)) for topic, words in given.items() if isinstance(words, list)}
