@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.names import meant
 
 OutputType = Literal["pil", "pt", "latent"]
 
@@ -84,8 +84,8 @@ def make_params(given: DiffusionParams | Mapping[str, Any] | None, choices: Mapp
     names = [field.name for field in fields(DiffusionParams)]
     for name in wanted:
         if name not in names:
-            near = get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
+            near = meant(str(name), names)
+            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}"
             raise RequestError(f"there is no parameter {name!r}{hint}", str(name))
     return replace(base, **wanted)
 
@@ -103,8 +103,8 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
         )
     for name in given:
         if name not in allowed:
-            near = get_close_matches(str(name), allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = meant(str(name), [*allowed, *(part.name for part in fields(DiffusionParams))])
+            hint = f"; did you mean {near!r}?" if near else ""
             raise RequestError(f"extra has no field {name!r} for this model; it knows {allowed}{hint}", f"extra.{name}")
     # A list is what a tuple becomes on its way through JSON or over a wire.
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -124,7 +124,7 @@ class Keys:
 def _read(path: Path) -> tuple[list[Entry], list[str], Stamp]:
     """The keys of a file, what is to be said of lines that are none, and which version of the file it is."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             status = os.fstat(file.fileno())
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:

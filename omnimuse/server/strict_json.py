@@ -108,7 +108,7 @@ def _check_length(length: int) -> None:
 
 def _parse(content: bytes) -> Any:
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise refusal("invalid_json", f"the body is not UTF-8: byte {error.start} cannot be read") from None

@@ -57,6 +57,11 @@ def test_each_key_is_a_tenant_with_its_name_or_one_made_from_its_hash(tmp_path: 
     assert unnamed == Keys.load(tmp_path / "keys").tenant(f"Bearer {TWO}")
 
 
+def test_a_byte_order_mark_belongs_to_no_key(tmp_path: Path) -> None:
+    keys = Keys.load(key_file(tmp_path, f"\ufeffalice:{ONE}\n"))
+    assert keys.tenant(f"Bearer {ONE}") == "alice"
+
+
 @pytest.mark.parametrize(
     "header",
     [None, "", "Bearer", "Bearer ", f"Basic {ONE}", ONE, f"Bearer {ONE[:-1]}", f"Bearer {ONE}x", "Bearer \xff", "\x00"],

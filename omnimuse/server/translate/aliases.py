@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import ALWAYS, Door
 from omnimuse.server.errors import ApiError, refusal
@@ -159,8 +160,8 @@ def _unknown(name: str, wire: str, kind: Kind, door: Door) -> ApiError:
     shown_name = shown(name)
     if wire in (part.name for part in fields(door.spec.extra)):
         return refusal("unknown_parameter", f"{shown_name} belongs to the model: put it in `extra_params`", name[:80])
-    near = get_close_matches(wire[:80], [entry.name for entry in TABLE[kind] if entry.target], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; the fields are listed at /openapi.json"
+    near = meant(wire[:80], [entry.name for entry in TABLE[kind] if entry.target])
+    hint = f"; did you mean {near!r}?" if near else "; the fields are listed at /openapi.json"
     return refusal("unknown_parameter", f"there is no field {shown_name} here{hint}", name[:80])
 
 

@@ -258,3 +258,14 @@ def test_whatever_is_thrown_at_the_door_is_let_in_whole_or_refused(
     queue.add(request, 1, 0.0)
     assert queue.pick(0.0, lambda state_id: None).admit == (request,)
     assert FakePipeline(context()).states(request)
+
+
+def test_a_whole_character_beyond_the_first_plane_is_text() -> None:
+    assert DOOR.make_request(Ask("a \U0001f534"), 0.0, 1).prompt == "a \U0001f534"
+
+
+def test_a_parameter_by_another_program_s_name_is_refused_with_ours() -> None:
+    with pytest.raises(RequestError, match=r"extra has no field 'steps'.*did you mean 'num_inference_steps'"):
+        DOOR.make_request(Ask("a", DiffusionParams(extra={"steps": 3})), 0.0, 1)
+    with pytest.raises(RequestError, match=r"a prompt has no field 'negative'.*did you mean 'negative_prompt'"):
+        DOOR.make_request(Ask({"prompt": "a", "negative": "b"}), 0.0, 1)
