@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -20,18 +20,26 @@ SIDE = 8
 
 
 class FakeOmni:
-    """Draws every prompt in turn; a prompt in `failures` ends with its error, `interrupt` raises in the middle."""
+    """Draws every prompt in turn; a prompt in `failures` ends with its error.
+
+    `interrupt` is raised in the middle of the request that comes `after` so many.
+    """
 
     def __init__(
         self,
         config: Config,
         failures: Mapping[str, OmnimuseError] | None = None,
         interrupt: BaseException | None = None,
+        after: int = 0,
+        backwards: bool = False,
         watch: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.config = config
         self.failures = failures or {}
         self.interrupt = interrupt
+        self.after = after
+        self.backwards = backwards
+        self.drawn: list[tuple[str, int | None]] = []
         self.watch = watch
         self.closed = False
 
@@ -39,32 +47,32 @@ class FakeOmni:
     def place(self) -> dict[str, str]:
         return {"dtype": "float32", "device": "cpu"}
 
-    def generate(
+    def stream(
         self,
         prompts: Sequence[Mapping[str, Any]],
-        params: DiffusionParams,
+        params: Sequence[DiffusionParams],
         *,
-        progress: Callable[[Event], None],
+        listen: Callable[[Event], None],
         previews: int = 0,
-    ) -> list[Result]:
-        """As `Omni.generate` with a list of prompts."""
-        results = []
-        for index, prompt in enumerate(prompts):
-            for event in self._events(f"request-{index}", prompt["prompt"], params, previews):
-                progress(event)
+    ) -> Iterator[tuple[int, Result]]:
+        """As `Omni.stream`; with `backwards`, the last prompt is done first."""
+        order = list(enumerate(zip(prompts, params, strict=True)))
+        for index, (prompt, chosen) in reversed(order) if self.backwards else order:
+            for event in self._events(f"request-{index}", prompt["prompt"], chosen, previews):
+                listen(event)
                 self.watch(event)
                 if isinstance(event, Done):
-                    results.append(event.result)
+                    self.drawn.append((prompt["prompt"], chosen.seed))
+                    yield index, event.result
                 elif isinstance(event, Failed):
-                    results.append(Result(event.request_id, prompt["prompt"], params, error=event.error))
-        return results
+                    yield index, Result(event.request_id, prompt["prompt"], chosen, error=event.error)
 
     def _events(self, request: str, prompt: str, params: DiffusionParams, previews: int) -> list[Event]:
         count = params.num_outputs_per_prompt or 1
         events: list[Event] = [Progress(request, output, "encode", 1, 1) for output in range(count)]
         if prompt in self.failures:
             return [*events, Failed(request, self.failures[prompt])]
-        if self.interrupt is not None:
+        if self.interrupt is not None and len(self.drawn) >= self.after:
             raise self.interrupt
         for step in range(1, STEPS + 1):
             for output in range(count):

@@ -7,9 +7,9 @@ module beside this one with `add_options(parser)` and `run(args) -> int`, import
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError
+from omnimuse.core.names import MEANINGS, meant
 
 COMMANDS = MappingProxyType(
     {
@@ -49,8 +50,25 @@ examples:
 Every command takes --debug, which shows where an error came from."""
 
 
+OPTIONS = MappingProxyType(
+    {
+        "num_inference_steps": "--steps",
+        "guidance_scale": "--guidance",
+        "num_frames": "--frames",
+        "num_outputs_per_prompt": "--number",
+        "negative_prompt": "--negative",
+        "images": "--image",
+    }
+)
+"""Options with shorter names than what they set; all others are called as it is."""
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports like the rest of omnimuse: what is wrong, and the nearest right thing."""
+    """An argument parser that reports like the rest of omnimuse: what is wrong, and the nearest right thing.
+
+    It takes the names of `core/names.py` for our own, and hands on what it read: `words`, and in `given`, by
+    destination, the words of every option that is not at its default.
+    """
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for anything wrong on the command line."""
@@ -58,11 +76,67 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options in `words`; an unknown one is refused with the nearest known one."""
+        words = [self._ours(word) for word in words]
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
-            known = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", self.format_help())
-            self.error(f"unknown option {unknown[0]}.{nearest(unknown[0].split('=')[0], known)}")
+            self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
+        args.words, args.given = tuple(words), self._given(args)
         return args
+
+    def _ours(self, word: str) -> str:
+        """`word`, by our name where it is an option that other programs call otherwise."""
+        name, given, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        plain = name[2:].replace("-", "_")
+        option = option_of(MEANINGS.get(plain, plain))
+        return option + given + value if option in self._option_string_actions else word
+
+    def _hint(self, name: str) -> str:
+        """` Did you mean ...?` with the option that `name` may mean, or nothing."""
+        known = {option.strip("-").replace("-", "_"): option for option in self._option_string_actions}
+        for ours in MEANINGS.values():
+            if (option := option_of(ours)) in self._option_string_actions:
+                known.setdefault(ours, option)
+        near = meant(name, known)
+        return f" Did you mean {known[near]}?" if near else ""
+
+    def _given(self, args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+        given: dict[str, tuple[str, ...]] = {}
+        for action in self._actions:
+            value = vars(args).get(action.dest, action.default)
+            if not action.option_strings or action.dest in given or value == action.default:
+                continue
+            if action.nargs == 0:
+                given[action.dest] = (action.option_strings[0],)
+                continue
+            values = value if isinstance(value, list) else [value]
+            given[action.dest] = tuple(word for one in values for word in _said(action.option_strings, str(one)))
+        return given
+
+
+def option_of(ours: str) -> str:
+    """The option that sets what is called `ours`."""
+    return OPTIONS.get(ours, "--" + ours.replace("_", "-"))
+
+
+def _said(names: Sequence[str], value: str) -> tuple[str, ...]:
+    """An option with its value, by its first name; one word where the value would look like an option."""
+    return (f"{names[-1]}={value}",) if value.startswith("-") else (names[0], value)
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of the command `name`."""
+    command = import_module(f"omnimuse.cli.{name}")
+    parser = Parser(
+        prog=f"omnimuse {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_options(parser)
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    return parser
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -79,6 +153,9 @@ def sentence(message: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name) and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not end the work
+            stream.reconfigure(errors="backslashreplace")
     try:
         return dispatch(words)
     except KeyboardInterrupt:
@@ -109,15 +186,7 @@ def dispatch(words: Sequence[str]) -> int:
         what = "option" if name.startswith("-") else "command"
         hint = nearest(name, list(COMMANDS))
         raise RequestError(f"unknown {what} {name!r}.{hint} The commands are {', '.join(COMMANDS)}")
-    command = import_module(f"omnimuse.cli.{name}")
-    parser = Parser(
-        prog=f"omnimuse {name}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.add_options(parser)
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    command, parser = import_module(f"omnimuse.cli.{name}"), parser_of(name)
     return int(command.run(parser.read(words[1:])))
 
 

@@ -35,6 +35,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
     )
     engine.add_argument(
+        "--defaults-of",
+        default="",
+        metavar="NAME",
+        help="take the defaults of this published checkpoint, where the model is not recognised as what it is",
+    )
+    engine.add_argument(
         "--attention",
         default="auto",
         metavar="NAME",
@@ -89,7 +95,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """The configuration that the options ask for; ConfigError where they make no sense."""
     return Config(
-        ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load),
+        ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load, defaults_of=args.defaults_of),
         attention=read_attention(args.attention),
         cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
         offload=OffloadConfig(args.offload, args.offload_folder),

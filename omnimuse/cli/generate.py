@@ -4,8 +4,11 @@ examples:
   omnimuse generate "a red circle on a blue background"
   omnimuse generate "a green star above a white square" -n 4 --seed 7 -o stars.png
   omnimuse generate "a blue circle" --image picture.png --strength 0.7 -o blue.png
-  omnimuse generate --file prompts.txt --size 128x128 --steps 8 --guidance 2
+  omnimuse generate --file prompts.txt --size 128x128 --steps 8 --guidance 2 -o many/
+  omnimuse generate --from picture.png --seed 8
   echo "a pink ring" | omnimuse generate - --json --quiet
+
+No file is ever replaced unless --overwrite says so: a name that is taken gets the next free number.
 """
 
 from __future__ import annotations
@@ -13,21 +16,23 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from omnimuse.cli import outcome
 from omnimuse.cli.engine import add_engine_options
-from omnimuse.cli.job import DEFAULT_MODEL, Job, plan
+from omnimuse.cli.job import DEFAULT_MODEL, PICTURE, VIDEO, Job, plan
+from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
 from omnimuse.cli.preview import PreviewFile
 from omnimuse.core.config import Config, Environment
-from omnimuse.core.errors import RequestCancelled, RequestError
+from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.observe.progress import Display, display
+
+INTERRUPTED = 130
 
 
 class Engine(Protocol):
@@ -37,15 +42,15 @@ class Engine(Protocol):
     def place(self) -> Mapping[str, str]:
         """The dtype and the device it computes with."""
 
-    def generate(
+    def stream(
         self,
         prompts: Sequence[Any],
-        params: DiffusionParams,
+        params: Sequence[DiffusionParams],
         *,
-        progress: Callable[[Event], None],
+        listen: Callable[[Event], None],
         previews: int,
-    ) -> list[Result]:
-        """One result per prompt, in order."""
+    ) -> Iterator[tuple[int, Result]]:
+        """The place of a prompt and its result, as each is done."""
 
 
 Start = Callable[[Config], AbstractContextManager[Engine]]
@@ -54,21 +59,49 @@ Start = Callable[[Config], AbstractContextManager[Engine]]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse generate`."""
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw; - reads lines from stdin")
-    parser.add_argument("--file", type=Path, metavar="FILE", help="read more prompts from FILE, one per line")
     parser.add_argument(
-        "-o",
-        "--output",
+        "--prompt", action="append", default=[], metavar="PROMPT", help="as PROMPT, also where it begins with -"
+    )
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="read more prompts from FILE, one per line; # begins a comment"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
         type=Path,
         metavar="FILE",
-        help="PNG, JPEG or WebP by suffix, MP4 for a video; several become FILE-1, FILE-2 ...; an old file is replaced"
-        " (default: picture.png or video.mp4)",
+        help="draw as the picture or video FILE was drawn (its settings are inside); other options change that",
     )
-    picture = parser.add_argument_group("the picture (what is left out is the model's own default)")
+    add_picture_options(parser)
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})"
+    )
+    add_file_options(parser)
+    add_engine_options(parser)
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
+    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    shown.add_argument("--quiet", action="store_true", help="print nothing but the names of the files, as they appear")
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """What is drawn."""
+    picture = parser.add_argument_group(
+        "the picture (what is left out is the model's own default; names that other programs have for these, such as "
+        "--num-inference-steps, are understood, too)"
+    )
     picture.add_argument("-n", "--number", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     picture.add_argument("--seed", type=int, metavar="N", help="first seed; picture i of a prompt uses seed + i")
     picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     picture.add_argument("--guidance", type=float, metavar="X", help="how strongly the prompt steers")
+    picture.add_argument("--guidance-scale-2", type=float, metavar="X", help="the same for a second expert")
+    picture.add_argument("--true-cfg-scale", type=float, metavar="X", help="guidance beside a distilled one")
+    picture.add_argument(
+        "--cfg-scale", type=float, metavar="X", help="classifier-free guidance, by the name that this model has for it"
+    )
     picture.add_argument("--size", metavar="WxH", help="width and height in pixels, such as 128x128")
+    picture.add_argument("--width", type=int, metavar="N", help="instead of --size")
+    picture.add_argument("--height", type=int, metavar="N", help="instead of --size")
     picture.add_argument("--frames", type=int, metavar="N", help="how many frames a video has")
     picture.add_argument("--fps", type=float, metavar="X", help="how many of them are shown in a second")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
@@ -76,21 +109,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to start from"
     )
     picture.add_argument("--strength", type=float, metavar="X", help="how much of it is drawn anew: 0.01 to 1")
+    picture.add_argument("--max-sequence-length", type=int, metavar="N", help="text tokens that are read of a prompt")
     picture.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other parameter, such as true_cfg_scale=4"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of this model's family"
     )
-    picture.add_argument(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Where it goes."""
+    files = parser.add_argument_group("the files")
+    files.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="PNG, JPEG or WebP by suffix, MP4 for a video, or a folder; several become FILE-001, FILE-002 ..."
+        f" (default: {PICTURE} or {VIDEO})",
     )
-    add_engine_options(parser)
-    shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
-    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    shown.add_argument("--quiet", action="store_true", help="print nothing but the names of the files")
+    files.add_argument("--overwrite", action="store_true", help="replace files that have these names")
+    files.add_argument("--resume", action="store_true", help="draw only what is not there yet, after an interruption")
+    files.add_argument("--first", type=int, metavar="N", help="the first number (default: the next that is free)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,45 +149,76 @@ def import_engine(config: Config) -> Start:
 
 
 def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr: TextIO) -> int:
-    """Draw the pictures of `job`, save them and tell how it went; returns the exit code."""
-    began = time.perf_counter()
-    with display(len(job.prompts), stderr, quiet=job.quiet) as shown:
-        shown.say("importing torch and what this model needs")
-        start = prepare(job.config)
-        imported = time.perf_counter()
-        shown.say(f"loading {job.config.model.model}")
-        with start(job.config) as engine:
-            loaded = time.perf_counter()
-            results, place = _generate(job, engine, shown), dict(engine.place)
-            drawn = time.perf_counter()
-    seconds = {
-        "import": imported - began,
-        "load": loaded - imported,
-        "draw": drawn - loaded,
-        "total": drawn - began,
-    }
-    record = outcome.save(job, results, seconds, place)
-    if job.as_json:
-        outcome.print_json(record, stdout)
-    else:
-        outcome.print_text(record, job, stdout)
-    outcome.print_errors(record, stderr)
-    return _exit_code(results)
+    """Draw the pictures of `job`, save each when it is done and tell how it went; returns the exit code."""
+    outcome, clock = Outcome(job), Clock()
+    stopped = _draw(job, prepare, outcome, clock, stdout, stderr) if job.drawings else ""
+    record = outcome.record(clock.seconds(), stopped)
+    if job.shown.as_json:
+        print_json(record, stdout)
+    elif not job.shown.quiet:
+        print_text(record, job, stdout)
+    if not job.shown.quiet:
+        print_warnings(record, stderr)
+    print_errors(record, stderr)
+    if stopped:
+        return INTERRUPTED if stopped == "interrupted" else 1
+    return outcome.exit_code()
 
 
-def _generate(job: Job, engine: Engine, shown: Display) -> list[Result]:
+class Clock:
+    """Seconds by name: what a job spends its time on."""
+
+    def __init__(self) -> None:
+        self._marks = [time.perf_counter()]
+        self._names: list[str] = []
+
+    def reach(self, name: str) -> None:
+        """`name` is what the time since the last call went into."""
+        self._names.append(name)
+        self._marks.append(time.perf_counter())
+
+    def seconds(self) -> dict[str, float]:
+        """Every part, and the total."""
+        parts = zip(self._names, self._marks, self._marks[1:], strict=False)
+        spent = {"import": 0.0, "load": 0.0, "draw": 0.0, **{name: end - start for name, start, end in parts}}
+        return {**spent, "total": self._marks[-1] - self._marks[0]}
+
+
+def _draw(
+    job: Job, prepare: Callable[[Config], Start], outcome: Outcome, clock: Clock, stdout: TextIO, stderr: TextIO
+) -> str:
+    """Why this ended before its end; empty if it did not."""
+    try:
+        with display(len(job.drawings), stderr, quiet=job.shown.quiet) as shown:
+            shown.say("importing torch and what this model needs")
+            start = prepare(job.config)
+            clock.reach("import")
+            shown.say(f"loading {job.config.model.model}" + (f"; {job.about}" if job.about else ""))
+            with start(job.config) as engine:
+                clock.reach("load")
+                _take_all(job, engine, outcome, shown, stdout)
+    except KeyboardInterrupt:
+        return "interrupted"
+    except (OSError, OmnimuseError) as error:  # such as a full disk
+        if not outcome.done:
+            raise
+        return str(error)
+    finally:
+        clock.reach("draw")
+    return ""
+
+
+def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout: TextIO) -> None:
+    prompts = [job.prompts[drawing.row] for drawing in job.drawings]
+    params = [job.params_of(drawing) for drawing in job.drawings]
     with PreviewFile(job.preview_file) as preview:
 
         def listen(event: Event) -> None:
             shown(event)
             preview(event)
 
-        return engine.generate(job.prompts, job.params, progress=listen, previews=int(job.preview_file is not None))
-
-
-def _exit_code(results: Sequence[Result]) -> int:
-    errors = [result.error for result in results if result.error is not None]
-    if not errors:
-        return 0
-    wrong_input = all(isinstance(e, RequestError) and not isinstance(e, RequestCancelled) for e in errors)
-    return 2 if wrong_input else 1
+        results = engine.stream(prompts, params, listen=listen, previews=int(job.preview_file is not None))
+        for index, result in results:
+            file = outcome.take(index, result, engine.place)
+            if file is not None and job.shown.quiet and not job.shown.as_json:
+                print(file, file=stdout, flush=True)

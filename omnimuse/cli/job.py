@@ -1,7 +1,7 @@
 """What `omnimuse generate` was asked to do, read from its options and checked before torch is imported.
 
 `plan` reads and checks what needs no model; `Job.at_the_door` checks the rest against the model's own limits, from
-its small configuration files. Nothing here loads weights.
+its small configuration files, and gives every picture its seed and its file. Nothing here loads weights.
 """
 
 from __future__ import annotations
@@ -9,55 +9,96 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from dataclasses import dataclass, replace
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from omnimuse.cli.again import completed, read_settings
+from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config
+from omnimuse.cli.prompts import read_prompts
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.media.destination import check_destination, numbered
+from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
 
 DEFAULT_MODEL = "omnimuse/shapes"
-PICTURE, VIDEO = Path("picture.png"), Path("video.mp4")
-"""Where what a model makes goes if nobody says where."""
+PICTURE, VIDEO = "picture.png", "video.mp4"
+"""What a file is called if nobody says how."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture or video to make: for which prompt (its place in the job), with which seed, and its file."""
+
+    row: int
+    seed: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How files get their names: where they go, whether old ones may be replaced, whether those that are there count.
+
+    `first` is the number of the first of several files; None: the next free one.
+    """
+
+    output: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    first: int | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a job while it runs and at its end."""
+
+    previews: bool = False
+    as_json: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts, one set of parameters for all of them, and a file name for every picture or video in order.
+    """Prompts, one set of parameters for all of them, and every picture or video that is to be made, in order.
 
-    `images` names the files of the pictures that every prompt comes with.
+    `asked` is the name that their files were asked to have, `first` the first number. `there` are the files that an
+    earlier run left and `resume` counts. `words` is the command line that asked for the job, `given` its options by
+    name (see `Parser`). `about` says whose defaults are taken, `doubts` why what is asked may not come out well, by the
+    place of the prompt.
     """
 
     config: Config
     prompts: list[dict[str, Any]]
     params: DiffusionParams
-    images: tuple[Path, ...] = ()
-    output: Path | None = None
-    previews: bool = False
-    as_json: bool = False
-    quiet: bool = False
+    naming: Naming = Naming()
+    shown: Shown = Shown()
+    words: tuple[str, ...] = ()
+    given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cfg_scale: float | None = None
+    drawings: tuple[Drawing, ...] = ()
+    there: tuple[Path, ...] = ()
+    first: int = 1
+    asked: Path | None = None
+    about: str = ""
+    doubts: Mapping[int, list[str]] = field(default_factory=dict)
 
     @property
     def preview_file(self) -> Path | None:
-        """Where the unfinished picture is kept, if it was asked for."""
-        first = self.output or PICTURE
-        return first.with_name(f"{first.stem}.preview.png") if self.previews else None
+        """Where the unfinished picture is kept, if it was asked for: a name that no file has."""
+        if not self.shown.previews or self.asked is None:
+            return None
+        return free_names(self.asked.with_name(f"{self.asked.stem}.preview.png"), 1)[0]
 
     @property
     def per_prompt(self) -> int:
         """Pictures or videos per prompt."""
         return self.params.num_outputs_per_prompt or 1
 
-    @property
-    def files(self) -> list[Path]:
-        """A name for every picture or video; `per_prompt` of them for each prompt, in order."""
-        return numbered(self.output or PICTURE, len(self.prompts) * self.per_prompt)
-
     def at_the_door(self) -> Job:
-        """This job with a file that fits what the model makes; no torch, no weights.
+        """This job with files that fit what the model makes; no torch, no weights.
 
         ModelError or RequestError if the model is incomplete, would refuse a prompt or makes something else;
         ConfigError without the library that writes such files.
@@ -67,13 +108,82 @@ class Job:
         from omnimuse.media.video import check_video_destination
         from omnimuse.worker.find import find
 
-        door = find(self.config).door
-        for prompt in self.prompts:
-            door.make_request(Ask(prompt, self.params), now=0.0, fresh_seed=0)
+        found = find(self.config)
+        door, taught = found.door, found.taught
+        job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
+        for prompt in job.prompts:
+            door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
         moving = door.spec.makes_video
-        output = self.output or (VIDEO if moving else PICTURE)
-        (check_video_destination if moving else check_picture_destination)(output)
-        return replace(self, output=output)
+        (check_video_destination if moving else check_picture_destination)(job.path(moving))
+        doubts = (
+            {} if taught is None else {i: taught.doubts(p["prompt"], job.params) for i, p in enumerate(job.prompts)}
+        )
+        return replace(job.placed(moving), about=found.about_defaults, doubts=doubts)
+
+    def path(self, moving: bool) -> Path:
+        """What was asked for as the name of the file, or of all of them but for their numbers."""
+        return destination(self.naming.output, VIDEO if moving else PICTURE)
+
+    def placed(self, moving: bool) -> Job:
+        """This job with a seed and a file for every picture, or video, that is not there yet."""
+        count = len(self.prompts) * self.per_prompt
+        asked = self.path(moving)
+        files = self._names(asked, count)
+        drawings, there = [], []
+        for row, _ in enumerate(self.prompts):
+            seed = secrets.randbelow(2**32) if self.params.seed is None else self.params.seed
+            for number in range(self.per_prompt):
+                drawing = Drawing(row, seed + number, files[row * self.per_prompt + number])
+                if self.naming.resume and drawing.file.exists():
+                    self._check_there(drawing)
+                    there.append(drawing.file)
+                else:
+                    drawings.append(drawing)
+        first = 1 if count == 1 and self.naming.first is None else int(files[0].stem.rpartition("-")[2])
+        return replace(self, drawings=tuple(drawings), there=tuple(there), first=first, asked=asked)
+
+    def params_of(self, drawing: Drawing) -> DiffusionParams:
+        """What one picture is drawn with."""
+        return replace(self.params, seed=drawing.seed, num_outputs_per_prompt=1)
+
+    def _names(self, path: Path, count: int) -> list[Path]:
+        naming = self.naming
+        if count == 1 and naming.first is None:
+            return [path] if naming.overwrite or naming.resume else free_names(path, 1)
+        counted = naming.overwrite or naming.resume
+        files = numbered(path, count, naming.first or (1 if counted else next_number(path)))
+        taken = [file for file in files if file.exists()]
+        if taken and not counted:
+            raise RequestError(
+                f"{taken[0]} is there already; leave out --first, or choose --overwrite or --resume", "first"
+            )
+        return files
+
+    def _check_there(self, drawing: Drawing) -> None:
+        """RequestError if the file of `drawing` is there and was made from something else."""
+        settings, asked = read_settings(drawing.file), self.prompts[drawing.row]["prompt"]
+        if settings.get("prompt") != asked:
+            was = f"was drawn from {str(settings.get('prompt'))[:60]!r}, not from {asked[:60]!r}"
+        elif self.params.seed is not None and settings.get("seed") != drawing.seed:
+            was = f"has seed {settings.get('seed')}, not {drawing.seed}"
+        else:
+            return
+        raise RequestError(
+            f"{drawing.file} {was}: --resume needs the command of the first run, with the same prompts in the same "
+            "order; or choose another -o",
+            "resume",
+        )
+
+    def _with_cfg_scale(self, true_cfg: bool) -> Job:
+        """This job with `--cfg-scale` put where this model has its classifier-free guidance."""
+        if self.cfg_scale is None:
+            return self
+        name = "true_cfg_scale" if true_cfg else "guidance_scale"
+        if getattr(self.params, name) is not None:
+            raise RequestError(f"--cfg-scale and {option_of(name)} are one choice with this model; leave one out", name)
+        scale = self.cfg_scale
+        chosen = DiffusionParams(true_cfg_scale=scale) if true_cfg else DiffusionParams(guidance_scale=scale)
+        return replace(self, params=replace(chosen.over(self.params), extra=self.params.extra))
 
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
@@ -82,34 +192,55 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     from omnimuse.media.picture import open_picture
     from omnimuse.media.video import SUFFIXES
 
+    args = completed(args)
+    naming = Naming(args.output, args.overwrite, args.resume, args.first)
+    _check_naming(naming)
+    if args.number < 1:
+        raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
+    shared: dict[str, Any] = {} if args.negative is None else {"negative_prompt": args.negative}
+    if args.image:
+        shared["images"] = [open_picture(path) for path in args.image]
+    prompts = [{"prompt": text, **shared} for text in read_prompts([*args.prompts, *args.prompt], args.file, stdin)]
+    check_destination(destination(args.output, PICTURE), (*FORMATS, *SUFFIXES))
+    args.model = args.model or DEFAULT_MODEL
+    return Job(
+        config=read_config(args),
+        prompts=prompts,
+        params=with_settings(read_params(args), args.set),
+        naming=naming,
+        shown=Shown(args.preview, args.json, args.quiet),
+        words=args.words,
+        given=args.given,
+        cfg_scale=args.cfg_scale,
+    )
+
+
+def _check_naming(naming: Naming) -> None:
+    if naming.overwrite and naming.resume:
+        raise RequestError("--overwrite makes every picture anew and --resume keeps those there; choose one", "resume")
+    if naming.first is not None and naming.first < 0:
+        raise RequestError(f"--first {naming.first} is no number of a file; use 0 or more", "first")
+
+
+def read_params(args: argparse.Namespace) -> DiffusionParams:
+    """The parameters that have options of their own."""
     width, height = read_size(args.size)
-    params = DiffusionParams(
+    for name, said in (("width", args.width), ("height", args.height)):
+        if args.size is not None and said is not None:
+            raise RequestError(f"--size {args.size} and --{name} {said} both choose the {name}; leave one out", name)
+    return DiffusionParams(
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
-        height=height,
-        width=width,
+        guidance_scale_2=args.guidance_scale_2,
+        true_cfg_scale=args.true_cfg_scale,
+        height=height if args.height is None else args.height,
+        width=width if args.width is None else args.width,
         num_frames=args.frames,
         fps=args.fps,
         seed=args.seed,
         num_outputs_per_prompt=args.number,
+        max_sequence_length=args.max_sequence_length,
         strength=args.strength,
-    )
-    if args.number < 1:
-        raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
-    shared = {} if args.negative is None else {"negative_prompt": args.negative}
-    if args.image:
-        shared["images"] = [open_picture(path) for path in args.image]
-    prompts = [{"prompt": text, **shared} for text in read_prompts(args.prompts, args.file, stdin)]
-    check_destination(args.output or PICTURE, (*FORMATS, *SUFFIXES))
-    return Job(
-        config=read_config(args),
-        prompts=prompts,
-        images=tuple(args.image),
-        params=with_settings(params, args.set),
-        output=args.output,
-        previews=args.preview,
-        as_json=args.json,
-        quiet=args.quiet,
     )
 
 
@@ -117,7 +248,7 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
     """`128x96` -> width 128 and height 96, in pixels."""
     if text is None:
         return None, None
-    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
+    match = re.fullmatch(r"(\d{1,6})[xX×*](\d{1,6})", text.strip(), re.ASCII)
     if match is None:
         raise RequestError(f"--size {text} is not WIDTHxHEIGHT in pixels; write it like 128x128", "size")
     return int(match[1]), int(match[2])
@@ -125,13 +256,25 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
 
 def with_settings(params: DiffusionParams, pairs: list[str]) -> DiffusionParams:
     """`params` with NAME=VALUE pairs set: fields of every model by name, all others as the family's own parameters."""
-    settings = read_settings(pairs)
-    fields = {name: settings.pop(name) for name in list(settings) if hasattr(params, name) and name != "extra"}
-    return replace(params, **fields, extra=settings or None)
+    settings = read_pairs(pairs)
+    ours = {part.name for part in fields(params)} - {"extra"}
+    for name in ours & settings.keys():
+        option = option_of(name)
+        if name == "output_type":
+            raise RequestError(
+                "--set output_type cannot be chosen here: the command line saves pictures and videos; "
+                "tensors are for Python, Omni(...).generate(..., DiffusionParams(output_type=...))",
+                name,
+            )
+        if name == "num_outputs_per_prompt" or getattr(params, name) is not None:
+            raise RequestError(f"--set {name} and {option} choose the same; use {option}", name)
+    chosen = {name: value for name, value in settings.items() if name in ours}
+    family = {name: value for name, value in settings.items() if name not in ours}
+    return replace(params, **chosen, extra=family or None)
 
 
-def read_settings(pairs: list[str]) -> dict[str, Any]:
-    """`["strength=0.5"]` -> `{"strength": 0.5}`; values are JSON, anything else is text."""
+def read_pairs(pairs: list[str]) -> dict[str, Any]:
+    """`["strength=0.5"]` -> `{"strength": 0.5}`; values are JSON, anything else is text. The last of a name counts."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, given, value = pair.partition("=")
@@ -139,27 +282,6 @@ def read_settings(pairs: list[str]) -> dict[str, Any]:
             raise RequestError(f"--set {pair} is not NAME=VALUE; write it like max_sequence_length=256", "set")
         try:
             settings[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             settings[name.strip()] = value
     return settings
-
-
-def read_prompts(words: list[str], file: Path | None, stdin: TextIO) -> list[str]:
-    """The prompts from the arguments (`-` stands for the lines of stdin), then those from `file`."""
-    prompts: list[str] = []
-    for word in words:
-        prompts += _lines(stdin.read()) if word == "-" else [word]
-    if file is not None:
-        try:
-            prompts += _lines(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read prompts from {file}: {error}", "file") from None
-    if not prompts:
-        raise RequestError('there is no prompt; write one, such as omnimuse generate "a red circle"', "prompt")
-    if any(not prompt.strip() for prompt in prompts):
-        raise RequestError("a prompt is empty; say what to draw", "prompt")
-    return prompts
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]

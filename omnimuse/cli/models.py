@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnimuse.cli.table import columns
+
+if TYPE_CHECKING:
+    from omnimuse.loader.resolve import Folder
 
 Row = dict[str, Any]
 
@@ -48,7 +51,28 @@ def here() -> list[Row]:
     """One row for each model on this disk; no torch."""
     from omnimuse.loader.resolve import list_local
 
-    return [{"id": folder.id, "source": folder.source, "path": str(folder.path)} for folder in list_local()]
+    rows: list[Row] = []
+    for folder in list_local():
+        row = {"id": folder.id, "source": folder.source, "path": str(folder.path)}
+        rows.append({**row, **_taught(folder)})
+    return rows
+
+
+def _taught(folder: Folder) -> Row:
+    """What a model says it can draw, if it says so."""
+    from omnimuse.core.errors import ModelError
+    from omnimuse.loader.checkpoint import Checkpoint
+    from omnimuse.loader.identity import taught
+
+    try:
+        told = taught(Checkpoint(folder.path))
+    except ModelError:  # told when somebody wants to use it
+        return {}
+    return (
+        {}
+        if told is None
+        else {"draws": {topic: list(words) for topic, words in told.words.items()}, "side": told.side}
+    )
 
 
 def text(families: list[Row], folders: list[Row]) -> str:
@@ -61,7 +85,18 @@ def text(families: list[Row], folders: list[Row]) -> str:
     parts.append("")
     if folders:
         parts += ["on this machine:", columns((row["id"], row["source"], row["path"]) for row in folders)]
+        parts += [line for row in folders for line in _draws(row)]
         parts += ["", f"try: omnimuse explain {folders[0]['id']}"]
     else:
         parts.append("on this machine: none; give `omnimuse generate -m` a hub id and it is downloaded")
     return "\n".join(parts)
+
+
+def _draws(row: Row) -> list[str]:
+    if not row.get("draws"):
+        return []
+    size = f", at {row['side']}x{row['side']}" if row.get("side") else ""
+    return [
+        f"  {row['id']} draws{size}:",
+        *(f"    {topic}: {', '.join(words)}" for topic, words in row["draws"].items()),
+    ]

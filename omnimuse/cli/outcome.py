@@ -1,4 +1,4 @@
-"""How a job went: saves its pictures, and tells people (text) and programs (JSON) what there is.
+"""How a job goes: saves each picture when it is done, and tells people (text) and programs (JSON) what there is.
 
 The text is made from the same record as the JSON, so neither can know more than the other.
 """
@@ -6,56 +6,116 @@ The text is made from the same record as the JSON, so neither can know more than
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from omnimuse.cli import again
 from omnimuse.cli.app import describe
-from omnimuse.cli.job import DEFAULT_MODEL, Job
+from omnimuse.cli.job import Job
+from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
 from omnimuse.core.output import Result
+from omnimuse.media.destination import free_names
 from omnimuse.observe.progress import duration
 
 Record = dict[str, Any]
 _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # no settings of one picture
 
 
-def save(job: Job, results: Sequence[Result], seconds: Mapping[str, float], place: Mapping[str, str]) -> Record:
-    """Write every picture or video with its settings inside, and return the record of the whole job.
+class Outcome:
+    """What has come of a job so far: a row for every prompt that something has come of."""
 
-    `place` (dtype and device) goes into the settings: the same seed gives another picture in another dtype.
-    """
-    rows = []
-    for index, result in enumerate(results):
-        files = job.files[index * job.per_prompt : (index + 1) * job.per_prompt]
-        settings = {"model": job.config.model.model, **told(job.prompts[index]), **settings_of(result), **place}
-        rows.append(_save_result(result, files, settings))
-    return {
-        "model": job.config.model.model,
-        "results": rows,
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-    }
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.errors: list[OmnimuseError] = []
+        self.done = 0
+        self._rows: dict[int, Record] = {}
 
+    def take(self, index: int, result: Result, place: Mapping[str, str]) -> Path | None:
+        """Save what came of drawing number `index`, with its settings inside; returns its file, None if it failed.
 
-def _save_result(result: Result, files: Sequence[Path], settings: Record) -> Record:
-    from omnimuse.media.image import save_image
-    from omnimuse.media.video import save_video
+        `place` (dtype and device) goes into the settings: the same seed gives another picture in another dtype.
+        """
+        drawing = self.job.drawings[index]
+        row = self._row(drawing.row, result, place)
+        for stage, seconds in result.timings.items():
+            row["timings"][stage] = max(row["timings"].get(stage, 0.0), round(seconds, 4))
+        row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
+        row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
+        if result.error is not None:
+            self.errors.append(result.error)
+            row["error"] = row["error"] or describe(result.error)
+            return None
+        file = self._save(result, drawing.file, {**row["settings"], "seed": result.seeds[0]})
+        row["made"].append((index, str(file), result.seeds[0]))
+        self.done += 1
+        return file
 
-    saved = []
-    if result.error is None:
-        made = [(save_image, image) for image in result.images] + [(save_video, video) for video in result.videos]
-        for path, (write, one), seed in zip(files, made, result.seeds, strict=True):
-            write(one, path, {**settings, "seed": seed})
-            saved.append(str(path))
-    return {
-        "prompt": result.prompt,
-        "files": saved,
-        "seeds": list(result.seeds),
-        "settings": settings,
-        "timings": {name: round(value, 4) for name, value in result.timings.items()},
-        "error": None if result.error is None else describe(result.error),
-    }
+    def record(self, seconds: Mapping[str, float], stopped: str = "") -> Record:
+        """Everything, for programs; `stopped` says why there is no more."""
+        rows = []
+        for number in sorted(self._rows):
+            row = dict(self._rows[number])
+            made = sorted(row.pop("made"))
+            rows.append({**row, "files": [file for _, file, _ in made], "seeds": [seed for _, _, seed in made]})
+        return {
+            "model": self.job.config.model.model,
+            "defaults": self.job.about,
+            "results": rows,
+            "there": [str(file) for file in self.job.there],
+            "left": len(self.job.drawings) - self.done - len(self.errors),
+            "stopped": stopped or None,
+            "go_on": self.go_on() if stopped else None,
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        }
+
+    def go_on(self) -> str | None:
+        """The command that makes what is left over; None where nothing tells which files are new, or none is."""
+        kept = self.done + len(self.job.there)
+        if self.job.naming.overwrite or not kept or len(self.job.drawings) == self.done:
+            return None
+        return again.the_rest(self.job.words, self.job.first)
+
+    def exit_code(self) -> int:
+        """0 if all went well, 2 where other input would do, else 1."""
+        if not self.errors:
+            return 0
+        wrong = all(isinstance(e, RequestError) and not isinstance(e, RequestCancelled) for e in self.errors)
+        return 2 if wrong else 1
+
+    def _row(self, number: int, result: Result, place: Mapping[str, str]) -> Record:
+        if number not in self._rows:
+            settings = {
+                "model": self.job.config.model.model,
+                **told(self.job.prompts[number]),
+                **settings_of(result),
+                **place,
+            }
+            if engine := again.engine_settings(self.job.given):
+                settings["engine"] = engine
+            self._rows[number] = {
+                "prompt": result.prompt,
+                "settings": settings,
+                "timings": {},
+                "texts": [],
+                "warnings": list(self.job.doubts.get(number, ())),
+                "error": None,
+                "made": [],
+            }
+        return self._rows[number]
+
+    def _save(self, result: Result, file: Path, settings: Record) -> Path:
+        from omnimuse.media.image import save_image
+        from omnimuse.media.video import save_video
+
+        [(save, made)] = [(save_image, one) for one in result.images] + [(save_video, one) for one in result.videos]
+        while True:
+            try:
+                save(made, file, settings, replace=self.job.naming.overwrite)
+                return file
+            except FileExistsError:  # another program was quicker
+                [file] = free_names(file, 1)
 
 
 def told(prompt: Mapping[str, Any]) -> Record:
@@ -71,57 +131,71 @@ def settings_of(result: Result) -> Record:
 
 
 def print_json(record: Record, out: TextIO) -> None:
-    """The record as one JSON object."""
-    print(json.dumps(record, indent=2, ensure_ascii=False), file=out)
+    """The record as one JSON object; in ASCII where `out` cannot write all of Unicode."""
+    plain = (out.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    print(json.dumps(record, indent=2, ensure_ascii=plain), file=out)
 
 
 def print_text(record: Record, job: Job, out: TextIO) -> None:
-    """Where the pictures are, how long each stage took, and what to try next; only the names when quiet."""
+    """Where the pictures are, how long each stage took, and what to try next."""
     rows = record["results"]
+    if record["there"]:
+        print(f"{len(record['there'])} of {len(job.prompts) * job.per_prompt} are there already", file=out)
     for row in rows:
-        for file, seed in zip(row["files"], row["seeds"], strict=False):
+        for file, seed in zip(row["files"], row["seeds"], strict=True):
             about = f'  "{_short(row["prompt"])}"' if len(rows) > 1 else ""
-            print(file if job.quiet else f"{file}  {_size(row)}seed {seed}{about}", file=out)
-    if job.quiet or not any(row["files"] for row in rows):
+            print(f"{file}  {_size(row)}seed {seed}{about}", file=out)
+    if record["stopped"] or not any(row["files"] for row in rows):
         return
     print(_timing_line(record), file=out)
+    if record["defaults"]:
+        print(record["defaults"], file=out)
     print("try next:", file=out)
     for command in suggestions(record, job):
         print(f"  {command}", file=out)
 
 
+def print_warnings(record: Record, err: TextIO) -> None:
+    """What people should know although all went well; once for all prompts it is true of."""
+    about: dict[str, list[str]] = {}
+    for row in record["results"]:
+        for warning in row["warnings"]:
+            about.setdefault(warning, []).append(row["prompt"])
+    for warning, prompts in about.items():
+        which = f'"{_short(prompts[0])}"' + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
+        print(f"omnimuse: {which}: {warning}" if len(record["results"]) > 1 else f"omnimuse: {warning}", file=err)
+
+
 def print_errors(record: Record, err: TextIO) -> None:
-    """Every failed prompt with its reason; one line where all failed for the same one."""
+    """Every failed prompt with its reason, one line where all failed for the same one; and how to go on."""
     failed = [(row["prompt"], row["error"]["message"]) for row in record["results"] if row["error"]]
     if len({message for _, message in failed}) == 1 and len(failed) == len(record["results"]):
         failed = [("", failed[0][1])]
     for prompt, message in failed:
         about = f'"{_short(prompt)}": ' if prompt else ""
         print(f"omnimuse: {about}{message}", file=err)
+    if record["stopped"]:
+        print(_stopped_line(record), file=err)
+
+
+def _stopped_line(record: Record) -> str:
+    made = sum(len(row["files"]) for row in record["results"])
+    if not made and not record["there"]:
+        return f"omnimuse: {record['stopped']}"
+    kept = f"{made + len(record['there'])} kept, {record['left']} left"
+    how = f"; go on with:\n  {record['go_on']}" if record["go_on"] else ""
+    return f"omnimuse: {record['stopped']}: {kept}{how}"
 
 
 def suggestions(record: Record, job: Job) -> list[str]:
     """Commands that are worth trying after this one."""
     row = next(row for row in record["results"] if row["files"])
-    words = [_quoted(row["prompt"])]
-    if negative := row["settings"].get("negative_prompt"):
-        words += ["--negative", _quoted(negative)]
-    for path in job.images:
-        words += ["--image", shlex.quote(str(path))]
-    if job.images and job.params.strength is not None:
-        words += ["--strength", f"{job.params.strength:g}"]
-    if job.config.model.model != DEFAULT_MODEL:
-        words += ["-m", shlex.quote(job.config.model.model)]
-    again = f"omnimuse generate {' '.join(words)}"
+    prompt, file, seeds = row["prompt"], row["files"][0], row["seeds"]
     return [
-        f"{again} --seed {row['seeds'][0]}    # the same picture again",
-        f"{again} -n 4    # four others, drawn together",
-        f"omnimuse explain {shlex.quote(job.config.model.model)}    # what was chosen, and why",
+        f"{again.same(prompt, job.given, file, seeds[0])}    # the same picture again",
+        f"{again.more(prompt, job.given, file, max(seeds))}    # four others, drawn together",
+        f"omnimuse explain {again.quoted_word(job.config.model.model)}    # what was chosen, and why",
     ]
-
-
-def _quoted(text: str) -> str:
-    return shlex.quote(text) if any(mark in text for mark in '"$`\\!') else f'"{text}"'
 
 
 def _timing_line(record: Record) -> str:

@@ -64,10 +64,10 @@ class Tracker:
         return (self._clock() - self._began) * (1 - self.fraction) / self.fraction
 
     def line(self) -> str:
-        """Such as `denoise 5/8, 2 of 4 prompts done, 3 s left`."""
+        """Such as `denoise 5/8, 2 of 4 done, 3 s left`."""
         parts = [f"{self.stage} {self.step}/{self.steps}" if self.steps > 1 else self.stage]
         if self.requests > 1:
-            parts.append(f"{len(self.ended)} of {self.requests} prompts done")
+            parts.append(f"{len(self.ended)} of {self.requests} done")
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(part for part in parts if part)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,24 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from omnimuse.cli.app import Parser
-from omnimuse.cli.generate import add_options, draw
+from omnimuse.cli.app import parser_of
+from omnimuse.cli.generate import draw
 from omnimuse.cli.job import Job, plan, read_size
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
-from omnimuse.core.output import Event, Preview
+from omnimuse.core.output import Event, Preview, Progress
 from omnimuse.media.image import read_settings
 from tests.fake_omni import SIDE, FakeOmni
 
 
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The options in `words`, as the command line reads them."""
+    return parser_of("generate").read(words)
+
+
 def job(words: Sequence[str], stdin: str = "") -> Job:
     """The job that `omnimuse generate` would make of `words`."""
-    parser = Parser(prog="omnimuse generate", allow_abbrev=False)
-    add_options(parser)
-    return plan(parser.read(words), io.StringIO(stdin))
+    return plan(parsed(words), io.StringIO(stdin))
 
 
 @dataclass
@@ -49,8 +54,9 @@ def drawn(wanted: Job, **fake: Any) -> Drawn:
         engines.append(FakeOmni(config, **fake))
         return engines[0]
 
+    wanted = wanted.placed(moving=False)
     code = draw(wanted, lambda config: start, stdout=out, stderr=err)
-    return Drawn(code, out.getvalue(), err.getvalue(), engines[0])
+    return Drawn(code, out.getvalue(), err.getvalue(), engines[0] if engines else FakeOmni(wanted.config))
 
 
 # -- reading and checking the options ------------------------------------------------------------------------------
@@ -60,6 +66,46 @@ def test_prompts_come_from_arguments_stdin_and_a_file_in_that_order(tmp_path: Pa
     (tmp_path / "more.txt").write_text("\na blue square\n\n  a pink ring \n")
     wanted = job(["one", "-", "--file", str(tmp_path / "more.txt"), "three"], stdin="two\n\n")
     assert [p["prompt"] for p in wanted.prompts] == ["one", "two", "three", "a blue square", "a pink ring"]
+
+
+def test_comments_and_a_byte_order_mark_belong_to_no_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(
+        "\ufeff# shapes\r\na ring\r\n\r\n  # grüne\r\n\\# as it is\r\nein Stern\u2028 am Himmel\r\n".encode()
+    )
+    assert [p["prompt"] for p in job(["--file", str(file)]).prompts] == [
+        "a ring",
+        "# as it is",
+        "ein Stern\u2028 am Himmel",
+    ]
+    assert [p["prompt"] for p in job(["-", "# said"], stdin="\ufeff# no\nyes\n").prompts] == ["yes", "# said"]
+
+
+def test_prompts_that_are_no_utf_8_are_refused_with_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("a ring\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(RequestError, match=r"cannot read prompts from .*prompts\.txt: line 2 is not UTF-8 text"):
+        job(["--file", str(file)])
+    with pytest.raises(RequestError, match="cannot read prompts from stdin: line 2 is not UTF-8 text"):
+        plan(parsed(["-"]), io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ("--prompt a --num-inference-steps 8", "a --steps 8"),
+        ("a --height 64 --width 96", "a --size 96x64"),
+        ("a --guidance-scale=2 --num_frames 5", "a --guidance 2 --frames 5"),
+        ("a --negative-prompt b --num-images-per-prompt 3", "a --negative b -n 3"),
+        ("a --model-path x --output-path y.png --random-seed 3", "a -m x -o y.png --seed 3"),
+        ("a --max-sequence-length 9 --true-cfg-scale 2", "a --set max_sequence_length=9 --set true_cfg_scale=2"),
+    ],
+)
+def test_names_that_other_programs_have_for_options_are_understood(words: str, same: str) -> None:
+    theirs, ours = job(words.split()), job(same.split())
+    assert (theirs.params, theirs.prompts, theirs.config, theirs.naming.output) == (
+        ours.params, ours.prompts, ours.config, ours.naming.output,
+    )  # fmt: skip
 
 
 def test_options_become_parameters_and_configuration() -> None:
@@ -88,6 +134,12 @@ def test_a_negative_prompt_goes_with_every_prompt() -> None:
         (["a", "-n", "0"], "-n 0 makes no picture; use at least 1"),
         (["a", "--steps", "many"], r"argument --steps: invalid int value: 'many'. `omnimuse generate --help`"),
         (["a", "--sed", "7"], r"unknown option --sed\. Did you mean --seed\?"),
+        (["a", "--set", "output_type=latent"], "output_type cannot be chosen here: the command line saves pictures"),
+        (["a", "--set", "num_outputs_per_prompt=2"], "--set num_outputs_per_prompt and --number choose the same"),
+        (["a", "--steps", "3", "--set", "num_inference_steps=4"], "num_inference_steps and --steps choose the same"),
+        (["a", "--size", "64x64", "--width", "64"], "--size 64x64 and --width 64 both choose the width"),
+        (["a", "--negativ", "b"], r"unknown option --negativ\. Did you mean --negative\?"),
+        (["a", "--sampler-steps", "3"], r"unknown option --sampler-steps\. Did you mean --steps\?"),
         (["a", "-o", "a.gif"], r"'\.gif'; use one of \.jpeg, \.jpg, \.mp4, \.png, \.webp"),
         (["a", "-o", "/proc/x/a.png"], "cannot write /proc/x/a.png"),
     ],
@@ -127,25 +179,35 @@ def test_one_picture_is_saved_with_its_settings_and_the_page_says_what_to_try_ne
     assert "encode 0.020 s, denoise 1.2 s" in timing
     assert "queue" not in timing
     assert rest[0] == "try next:"
-    assert any(line.startswith('  omnimuse generate "a red circle" --negative "blue" --seed 7') for line in rest)
+    assert rest[1].endswith("    # the same picture again")
+
+
+def test_a_short_line_says_everything_itself_and_a_long_one_lets_the_file_speak(tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        short = drawn(job(["a red circle", "--negative", "it's blue", "--steps", "4", "--seed", "7"]))
+        assert 'generate "a red circle" --steps 4 --negative "it\'s blue" --seed 7    # the same picture' in short.out
+        long = drawn(job(["a long story " * 20, "-o", "my story.png"]))
+        assert 'omnimuse generate --from "my story.png" -o "my story.png"    # the same picture again' in long.out
+        lines = drawn(job(["two\nlines"]))
+        assert "omnimuse generate --from picture-001.png    # the same picture again" in lines.out
 
 
 def test_several_pictures_are_numbered_and_carry_their_own_seeds(tmp_path: Path) -> None:
     done = drawn(job(["one", "two", "-n", "2", "--seed", "5", "-o", str(tmp_path / "a.webp")]))
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["a-1.webp", "a-2.webp", "a-3.webp", "a-4.webp"]
+    assert names == ["a-001.webp", "a-002.webp", "a-003.webp", "a-004.webp"]
     assert [read_settings(tmp_path / name)["seed"] for name in names] == [5, 6, 5, 6]
     assert [read_settings(tmp_path / name)["prompt"] for name in names] == ["one", "one", "two", "two"]
-    assert 'a-3.webp  8x8, seed 5  "two"' in done.out
+    assert 'a-003.webp  8x8, seed 5  "two"' in done.out
 
 
 def test_json_is_one_object_with_files_seeds_settings_and_timings(tmp_path: Path) -> None:
-    done = drawn(job(["a", "--json", "-n", "2", "-o", str(tmp_path / "a.png")]))
+    done = drawn(job(["a", "--json", "-n", "2", "--seed", "100", "-o", str(tmp_path / "a.png")]))
     record = json.loads(done.out)
     assert record["model"] == "omnimuse/shapes"
     assert set(record["seconds"]) == {"import", "load", "draw", "total"}
     [row] = record["results"]
-    assert row["files"] == [str(tmp_path / "a-1.png"), str(tmp_path / "a-2.png")]
+    assert row["files"] == [str(tmp_path / "a-001.png"), str(tmp_path / "a-002.png")]
     assert row["seeds"] == [100, 101]
     assert row["settings"]["num_inference_steps"] == 4
     assert row["timings"]["denoise"] == 1.25
@@ -163,7 +225,7 @@ def test_a_failing_prompt_is_reported_and_the_others_are_saved(tmp_path: Path) -
     done = drawn(wanted, failures={"bad": CapacityError("no room; wait")})
     assert done.code == 1
     assert done.err.splitlines()[-1] == 'omnimuse: "bad": no room; wait'
-    assert [p.name for p in tmp_path.iterdir()] == ["a-1.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a-001.png"]
 
 
 def test_a_failing_prompt_is_an_error_in_the_json(tmp_path: Path) -> None:
@@ -189,11 +251,148 @@ def test_the_preview_lives_beside_the_output_while_it_is_drawn_and_goes_at_the_e
             seen.append((event.step, read_settings(preview)["preview of step"]))
 
     drawn(job(["a", "-n", "2", "--preview", "-o", str(tmp_path / "a.png")]), watch=watch)
-    assert seen == [(1, 1), (2, 2), (3, 3)]
+    assert seen == [(1, 1), (2, 2), (3, 3)] * 2
     assert not preview.exists()
 
 
 def test_an_interrupted_job_closes_the_engine_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        drawn(job(["a", "--preview", "-o", str(tmp_path / "a.png")]), interrupt=KeyboardInterrupt())
+    done = drawn(job(["a", "--preview", "-o", str(tmp_path / "a.png")]), interrupt=KeyboardInterrupt())
+    assert (done.code, done.out) == (130, "")
+    assert done.err.splitlines()[-1] == "omnimuse: interrupted"
+    assert done.omni.closed
     assert list(tmp_path.iterdir()) == []
+
+
+# -- one after the other, and an end before the end ----------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_picture_is_there_before_the_next_is_drawn(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "encode":
+            seen.append(names(tmp_path))
+
+    drawn(job(["a", "b", "-n", "2", "-o", f"{tmp_path}/p.png"]), watch=watch)
+    assert [len(there) for there in seen] == [0, 1, 2, 3]
+
+
+def test_pictures_have_the_names_of_their_prompts_whichever_is_done_first(tmp_path: Path) -> None:
+    done = drawn(job(["a", "b", "-n", "2", "--seed", "5", "-o", f"{tmp_path}/p.png"]), backwards=True)
+    told = [read_settings(tmp_path / name) for name in names(tmp_path)]
+    assert [(row["prompt"], row["seed"]) for row in told] == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
+    assert [line.split()[0] for line in done.out.splitlines()[:4]] == [str(tmp_path / name) for name in names(tmp_path)]
+
+
+def test_names_of_files_are_printed_while_the_rest_is_drawn_where_nothing_else_is(tmp_path: Path) -> None:
+    wanted, out, printed = job(["a", "b", "--quiet", "-o", f"{tmp_path}/p.png"]).placed(moving=False), io.StringIO(), []
+    omni = FakeOmni(wanted.config, watch=lambda event: printed.append(out.getvalue().count("\n")))
+    draw(wanted, lambda config: lambda config: omni, stdout=out, stderr=io.StringIO())
+    assert sorted(set(printed)) == [0, 1]
+    assert out.getvalue().splitlines() == [str(tmp_path / name) for name in names(tmp_path)]
+
+
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
+    words = ["a", "it's", "c $HOME", "-n", "2", "--seed", "5", "-o", f"{tmp_path}/p.png"]
+    first = drawn(job(words), interrupt=KeyboardInterrupt(), after=3)
+    assert first.code == 130
+    assert names(tmp_path) == ["p-001.png", "p-002.png", "p-003.png"]
+    *_, said, line = first.err.splitlines()
+    assert said == "omnimuse: interrupted: 3 kept, 3 left; go on with:"
+    program, command, *again = shlex.split(line)
+    assert (program, command) == ("omnimuse", "generate")
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    rest = drawn(job(again))
+    assert rest.code == 0
+    assert rest.omni.drawn == [("it's", 6), ("c $HOME", 5), ("c $HOME", 6)]
+    assert rest.out.startswith("3 of 6 are there already\n")
+    assert len(names(tmp_path)) == 6
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    nothing = drawn(job(again))
+    assert (nothing.code, nothing.out, nothing.omni.drawn) == (0, "6 of 6 are there already\n", [])
+
+
+def test_a_run_beside_older_files_goes_on_with_its_own_numbers(tmp_path: Path) -> None:
+    (tmp_path / "p-007.png").write_bytes(b"somebody's")
+    first = drawn(job(["a", "b", "c", "-o", f"{tmp_path}/p.png"]), interrupt=KeyboardInterrupt(), after=1)
+    rest = drawn(job(shlex.split(first.err.splitlines()[-1])[2:]))
+    assert [prompt for prompt, _ in rest.omni.drawn] == ["b", "c"]
+    assert names(tmp_path) == ["p-007.png", "p-008.png", "p-009.png", "p-010.png"]
+
+
+def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
+    full = OSError(28, "No space left on device")
+    done = drawn(job(["a", "b", "-o", f"{tmp_path}/p.png", "--json"]), interrupt=full, after=1)
+    record = json.loads(done.out)
+    assert done.code == 1
+    assert (record["left"], record["stopped"]) == (1, "[Errno 28] No space left on device")
+    assert record["go_on"] == f"omnimuse generate a b -o {tmp_path}/p.png --json --resume"
+    assert [row["files"] for row in record["results"]] == [[f"{tmp_path}/p-001.png"]]
+
+
+def test_going_on_refuses_files_that_were_made_from_something_else(tmp_path: Path) -> None:
+    drawn(job(["a", "b", "--seed", "5", "-o", f"{tmp_path}/p.png"]))
+    with pytest.raises(RequestError, match=r"p-001\.png was drawn from 'a', not from 'b'.*--resume needs the command"):
+        drawn(job(["b", "a", "--seed", "5", "--resume", "-o", f"{tmp_path}/p.png"]))
+    with pytest.raises(RequestError, match=r"p-001\.png has seed 5, not 6"):
+        drawn(job(["a", "b", "--seed", "6", "--resume", "-o", f"{tmp_path}/p.png"]))
+    (tmp_path / "p-001.png").write_bytes(b"text")
+    with pytest.raises(RequestError, match=r"cannot read .*p-001\.png as a picture"):
+        drawn(job(["a", "b", "--resume", "-o", f"{tmp_path}/p.png"]))
+
+
+# -- where files go ------------------------------------------------------------------------------------------------
+
+
+def test_no_file_is_ever_replaced_unless_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    for name in ("a-001.png", "a-002.png"):
+        assert drawn(job(["x", "--quiet", "-o", str(path)])).out == f"{tmp_path / name}\n"
+    assert path.read_bytes() == b"old"
+    assert drawn(job(["x", "--quiet", "--overwrite", "-o", str(path)])).out == f"{path}\n"
+    assert read_settings(path)["prompt"] == "x"
+    assert names(tmp_path) == ["a-001.png", "a-002.png", "a.png"]
+
+
+def test_another_program_that_takes_the_name_meanwhile_keeps_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    done = drawn(job(["x", "--quiet", "-o", str(path)]), watch=lambda event: path.write_bytes(b"theirs"))
+    assert path.read_bytes() == b"theirs"
+    assert done.out == f"{tmp_path / 'a-001.png'}\n"
+
+
+def test_a_picture_that_somebody_starts_from_is_not_replaced_by_what_is_drawn(tmp_path: Path) -> None:
+    source = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(source)
+    before = source.read_bytes()
+    with chdir(tmp_path):
+        drawn(job(["a blue circle", "--image", "picture.png"]))
+    assert source.read_bytes() == before
+    assert names(tmp_path) == ["picture-001.png", "picture.png"]
+
+
+@pytest.mark.parametrize("output", ["new/", "new/deeper/"])
+def test_a_folder_is_made_and_filled(tmp_path: Path, output: str) -> None:
+    drawn(job(["a", "b", "-o", f"{tmp_path}/{output}"]))
+    assert names(tmp_path / output) == ["picture-001.png", "picture-002.png"]
+    drawn(job(["a", "b", "-o", f"{tmp_path}/new"]))
+    assert "picture-002.png" in names(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--overwrite", "--resume"], "choose one"),
+        (["--first", "-1"], "--first -1 is no number of a file; use 0 or more"),
+        (["--first", "1"], r"p-001\.png is there already; leave out --first, or choose --overwrite or --resume"),
+    ],
+)
+def test_names_that_make_no_sense_are_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "p-001.png").touch()
+    with pytest.raises(RequestError, match=message):
+        drawn(job(["a", *words, "-o", f"{tmp_path}/p.png"]))

@@ -44,7 +44,14 @@ def test_every_supported_family_is_listed_with_its_published_models(capsys: pyte
     assert models.run(options(json=True)) == 0
     listing = json.loads(capsys.readouterr().out)
     assert all(row["family"] and row["pipeline"] and row["tasks"] for row in listing["supported"])
-    assert any("omnimuse/shapes" in row["models"] for row in listing["supported"])
+    [demo] = [row for row in listing["here"] if row["id"] == "omnimuse/shapes"]
+    assert "ring" in demo["draws"]["shapes"] and demo["side"] == 128
+
+
+def test_what_a_model_can_draw_is_told_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert models.run(options(json=False)) == 0
+    told = capsys.readouterr().out
+    assert "  omnimuse/shapes draws, at 128x128:\n    shapes: circle, square," in told
 
 
 def test_models_on_this_machine_are_listed_with_their_folder() -> None:

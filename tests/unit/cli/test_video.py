@@ -27,12 +27,12 @@ def test_a_video_is_written_with_its_settings_and_rate(
     with chdir(tmp_path):
         assert main(["generate", "a red circle", "-m", model, *SMALL, "-n", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "video-1.mp4  32x32, 5 frames, seed 3" in printed
+    assert "video-001.mp4  32x32, 5 frames, seed 3" in printed
     assert "decode" in printed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["video-1.mp4", "video-2.mp4"]
-    settings = read_settings(tmp_path / "video-2.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["video-001.mp4", "video-002.mp4"]
+    settings = read_settings(tmp_path / "video-002.mp4")
     assert (settings["prompt"], settings["seed"], settings["num_frames"], settings["fps"]) == ("a red circle", 4, 5, 12)
-    with av.open(str(tmp_path / "video-1.mp4")) as container:
+    with av.open(str(tmp_path / "video-001.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.frames, stream.average_rate, stream.width) == (5, 12, 32)
 

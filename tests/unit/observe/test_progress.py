@@ -46,7 +46,7 @@ def test_several_outputs_and_requests_share_one_measure() -> None:
     assert tracker.fraction == pytest.approx(0.375)
     tracker.see(Failed("r", CapacityError("full")))
     assert tracker.fraction == 0.5
-    assert "1 of 2 prompts done" in tracker.line()
+    assert "1 of 2 done" in tracker.line()
 
 
 def test_a_log_gets_a_line_per_stage_and_per_quarter() -> None:

@@ -1,0 +1,140 @@
+"""Command lines that are worth running after this one, and the way back: from a file's settings to options.
+
+`job.py` calls `completed` for `--from FILE`; `outcome.py` prints what `same`, `more` and `the_rest` make. What is
+printed can be pasted into a shell as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omnimuse.cli.app import Parser, option_of, parser_of
+from omnimuse.cli.engine import add_engine_options
+from omnimuse.core.errors import RequestError
+
+LONGEST = 110
+"""Characters of a line that says everything itself; a longer one lets the file speak."""
+
+NOT_THE_PICTURE = frozenset(
+    {"seed", "number", "prompt", "file", "source", "json", "quiet", "preview", "overwrite", "resume", "first", "debug"}
+)
+"""Options that do not belong to how a picture is drawn; its seed comes from the picture."""
+
+_HERE = frozenset({"dtype", "device", "cfg_parallel"})  # dtype is told apart, the others are where, not how
+_OPTIONS = (
+    "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
+    "fps", "strength", "max_sequence_length", "negative_prompt", "seed", "model", "dtype",
+)  # fmt: skip
+
+
+# -- from a file to options -----------------------------------------------------------------------------------------
+
+
+def completed(args: argparse.Namespace) -> argparse.Namespace:
+    """`args` with what the settings in the file of `--from` say; what was said on the command line wins."""
+    if args.source is None:
+        return args
+    settings = read_settings(args.source)
+    if settings.get("images") and not args.image:
+        raise RequestError(f"{args.source} was drawn from a picture, which is not in it; give it with --image", "image")
+    words = words_of(settings, args.source)
+    if args.size is not None:
+        words = [word for word in words if not word.startswith(("--width=", "--height="))]
+    whole = parser_of("generate").read([*words, *args.words])
+    if not whole.prompts and not whole.prompt and whole.file is None:
+        whole.prompts = [_text(settings, "prompt", args.source)]
+    return whole
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings inside a picture or a video; RequestError where there are none."""
+    from omnimuse.media import image, video
+
+    return video.read_settings(file) if file.suffix.lower() in video.SUFFIXES else image.read_settings(file)
+
+
+def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:
+    """The options that say what `settings` say. The device is left out: it may be another one here."""
+    words = [f"{option_of(name)}={settings[name]}" for name in _OPTIONS if settings.get(name) is not None]
+    words += [f"--set={name}={json.dumps(value)}" for name, value in _mapping(settings, "extra", file).items()]
+    engine, known = _mapping(settings, "engine", file), engine_options()
+    for name, value in engine.items():
+        if name not in known:  # whoever made the file must not choose where files go, or what else is read
+            raise RequestError(f"the settings in {file} have the option {name!r}, which chooses no engine", "from")
+        words.append(f"--{name}" if value is True else f"--{name}={value}")
+    return words
+
+
+def engine_settings(given: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """What a file must know of the engine that drew it besides dtype and device: the options that were given."""
+    words = {name.replace("_", "-"): said for name, said in given.items()}
+    return {name: True if len(words[name]) == 1 else words[name][1] for name in engine_options() if name in words}
+
+
+def engine_options() -> list[str]:
+    """The options that choose how an engine computes, and not where: as they are written, without dashes."""
+    parser = Parser()
+    add_engine_options(parser)
+    return [name.replace("_", "-") for name in vars(parser.parse_args([])) if name not in _HERE]
+
+
+def _mapping(settings: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
+    found = settings.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise RequestError(f"the settings in {file} have {name}={found!r}, which is no set of names and values", "from")
+    return found
+
+
+def _text(settings: Mapping[str, Any], name: str, file: Path) -> str:
+    found = settings.get(name)
+    if not isinstance(found, str):
+        raise RequestError(f"the settings in {file} have no {name}; write one", name)
+    return found
+
+
+# -- from a job to command lines ------------------------------------------------------------------------------------
+
+
+def same(prompt: str, given: Mapping[str, tuple[str, ...]], file: str, seed: int) -> str:
+    """The command that makes the file again."""
+    return _line(prompt, given, file, ["--seed", str(seed)], ())
+
+
+def more(prompt: str, given: Mapping[str, tuple[str, ...]], file: str, seed: int) -> str:
+    """The command that makes four others: those after `seed`, the last that is known."""
+    return _line(prompt, given, file, [], ["-n", "4", "--seed", str(seed + 1)])
+
+
+def the_rest(words: Sequence[str], first: int) -> str:
+    """The command that makes what a run of `words` (the prompts among them) has left over."""
+    number = [] if first == 1 or "--first" in words else ["--first", str(first)]
+    return shlex.join(["omnimuse", "generate", *(word for word in words if word != "--resume"), "--resume", *number])
+
+
+def _line(
+    prompt: str, given: Mapping[str, tuple[str, ...]], file: str, short: Sequence[str], both: Sequence[str]
+) -> str:
+    """All said by options (with `short`) if that fits on a line, else by the file; with `both` in either case."""
+    said = [word for name, words in given.items() if name not in NOT_THE_PICTURE for word in words]
+    text = ["--prompt=" + prompt] if prompt.startswith("-") else []
+    shown = quoted(prompt) if not text else shlex.join(text)
+    line = " ".join(["omnimuse generate", shown, *map(quoted_word, [*said, *short, *both])])
+    if len(line) <= LONGEST and "\n" not in line:
+        return line
+    kept = [word for name in ("image", "output") for word in given.get(name, ())]
+    return " ".join(["omnimuse generate --from", *map(quoted_word, [file, *kept, *both])])
+
+
+def quoted(text: str) -> str:
+    """`text` in quotes, for a shell."""
+    return shlex.quote(text) if any(mark in text for mark in '"$`\\!') else f'"{text}"'
+
+
+def quoted_word(word: str) -> str:
+    """`word` as it is where a shell takes it so, else in quotes."""
+    return word if shlex.quote(word) == word else quoted(word)
