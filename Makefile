@@ -11,10 +11,11 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo install test test-machines static check format clean
+.PHONY: help demo serve install test test-machines static check format clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
+	@echo "make serve    serve the demo model, with a page to draw in the browser"
 	@echo "make test     run the whole test suite"
 	@echo "make test-machines  the computing part of it on machines that this one can pretend to be"
 	@echo "make check    format, lint, types, architecture and unit tests"
@@ -22,7 +23,11 @@ help:
 	@echo "make clean    remove .venv and what the tools left behind"
 
 demo: install
-	$(BIN)/omnimuse generate "a red circle on a blue background" -o demo.png
+	$(BIN)/omnimuse generate "a red circle on a blue background" -o demo.png --overwrite
+
+# `make serve ARGS="--port 9000"` gives options.
+serve: install
+	$(BIN)/omnimuse serve $(ARGS)
 
 install: $(VENV)/.installed
 
@@ -60,7 +65,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing omnimuse into $(VENV) (the first time takes some minutes)"
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e ".[serve,video]"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -1,0 +1,95 @@
+"""What the pages tell people to type works as it is pasted, in that order, in a fresh clone."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import wan
+from tests.docs.blocks import FILES, PAGES, ROOT, RUN, blocks
+from tests.docs.clone import Shell, commands, make_clone, python
+
+EXAMPLES = ("draw", "many", "from_picture", "service")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One clone for all pages: what the first screen made is there for the next."""
+    return make_clone(tmp_path_factory.mktemp("fresh") / "omnimuse")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_says_to_type_works_as_pasted(page: str, clone: Path) -> None:
+    shell, run = Shell(clone), [block for block in blocks(page) if block.language in RUN and not block.excuse]
+    for block in run:
+        if block.language == "sh":
+            shell.run(block.text)
+    if programs := [block.text for block in run if block.language == "python"]:
+        python(programs, clone, shell)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_is_excused_or_shows_a_file(page: str) -> None:
+    unknown = [block for block in blocks(page) if block.language not in (*RUN, *FILES)]
+    assert not unknown, "give the block a language that is run, or one that shows a file"
+    excused_for_nothing = [block for block in blocks(page) if block.excuse and block.language not in RUN]
+    assert not excused_for_nothing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_to_a_file_of_ours_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_as_it_is(name: str, clone: Path) -> None:
+    Shell(clone).run(f"{sys.executable} -W error examples/{name}.py")
+
+
+@pytest.mark.slow
+def test_the_example_of_a_video_runs_with_a_model_of_videos(clone: Path, tmp_path: Path) -> None:
+    model = wan.build(tmp_path / "tiny", "2.1")
+    Shell(clone).run(f"{sys.executable} -W error examples/video.py {model} 5 32")
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run_in_order(clone: Path) -> None:
+    cells = json.loads((ROOT / "examples/notebook.ipynb").read_text())["cells"]
+    python(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"], clone, Shell(clone))
+
+
+def test_every_example_is_told_of_and_tested() -> None:
+    there = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    told = set(re.findall(r"`(\w+)\.py`", (ROOT / "examples/README.md").read_text()))
+    assert there == told == {*EXAMPLES, "video"}
+
+
+def test_commands_lose_their_comments_and_keep_their_lines_together() -> None:
+    text = "a b    # why\n# nothing\n\nc \\\n  d '#e'\n"
+    assert [command.split() for command in commands(text)] == [["a", "b"], ["c", "d", "'#e'"]]
+
+
+def test_a_command_that_fails_fails(clone: Path) -> None:
+    with pytest.raises(AssertionError, match="no such thing"):
+        Shell(clone).run("echo no such thing; false")
+    with pytest.raises(AssertionError, match="ValueError"):
+        python(["a = 1", "raise ValueError(a)"], clone, Shell(clone))
+
+
+def test_the_help_s_examples_are_commands_that_exist() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "omnimuse", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    examples = re.findall(r"^  omnimuse (\w+)", done.stdout, re.MULTILINE)
+    assert {"generate", "explain", "doctor"} <= set(examples)
