@@ -16,17 +16,19 @@ from tests.docs.blocks import ROOT
 
 LONG = 300.0
 """Seconds after which a line hangs; on a busy machine it takes a while."""
+HELD = ("README.md", "Makefile", "pyproject.toml", "constraints.txt", "omnimuse", "tools", "docs", "examples")
+"""What a page may speak of."""
 KEPT = (". ", "source ", "export ", "cd ")
 """How lines begin that change the shell for those after them."""
 
 
 def make_clone(folder: Path) -> Path:
     """The files of the project in `folder`, and a `.venv` that runs this interpreter: as after `make install`."""
-    listed = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in names:
-        if name and not name.startswith("tests/") and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    for name in HELD:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
             shutil.copy(ROOT / name, folder / name)
     programs = folder / ".venv/bin"
     programs.mkdir(parents=True)
