@@ -6,8 +6,10 @@ through here as opaque values; this module does not import torch.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from omnimuse.core.errors import OmnimuseError
@@ -99,6 +101,15 @@ class Result:
     timings: Mapping[str, float] = field(default_factory=dict)
     texts: tuple[TextRead, ...] = ()
     error: OmnimuseError | None = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of this result: its pictures and videos, with their seeds."""
+        if self.error is not None:
+            return f"<p>{escape(self.prompt)}: {escape(str(self.error))}</p>"
+        shown = [f'<img src="data:image/png;base64,{b64encode(image._repr_png_()).decode()}">' for image in self.images]
+        shown += [video._repr_html_() for video in self.videos]
+        told = [f"seed {', '.join(map(str, self.seeds))}", *self.warnings]
+        return "\n".join([*shown, f"<p>{escape(self.prompt)} ({escape('; '.join(told))})</p>"])
 
     @property
     def warnings(self) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,6 +50,11 @@ class Video:
     def seconds(self) -> float:
         """How long it plays."""
         return len(self.frames) / self.fps
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        content = b64encode(encode_video(self, {})).decode()
+        return f'<video controls loop src="data:video/mp4;base64,{content}"></video>'
 
 
 def to_video(values: Tensor, fps: float) -> Video:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import chdir
 from pathlib import Path
 
@@ -35,6 +36,26 @@ def test_a_video_is_written_with_its_settings_and_rate(
     with av.open(str(tmp_path / "video-001.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.frames, stream.average_rate, stream.width) == (5, 12, 32)
+
+
+def test_the_line_that_promises_the_same_video_again_makes_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chdir(tmp_path):
+        assert main(["generate", "a red circle " * 20, "-m", model, *SMALL, "--negative", "it's grey"]) == 0
+        printed = capsys.readouterr().out
+        [line] = [line for line in printed.splitlines() if line.endswith("# the same picture again")]
+        assert main(shlex.split(line, comments=True)[1:]) == 0
+        assert main(["generate", "--from", "video.mp4", "--fps", "24"]) == 0
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["video-001.mp4", "video-002.mp4", "video.mp4"]
+        assert frames("video.mp4") == frames("video-001.mp4")
+        assert len(frames("video-002.mp4")) == 5
+        assert read_settings(Path("video-002.mp4")) == {**read_settings(Path("video.mp4")), "fps": 24.0}
+
+
+def frames(file: str) -> list[bytes]:
+    with av.open(file) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
 
 
 def test_json_and_preview_work_for_videos(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
