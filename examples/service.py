@@ -16,7 +16,7 @@ from omnimuse.core.request import Ask
 async def draw(omni: AsyncOmni, prompt: str, seed: int) -> None:
     """One request of many: all advance together, step by step."""
     previews = 0
-    async for event in omni.generate(prompt, seed=seed, previews=3, ask=Ask("", timeout=60.0)):
+    async for event in omni.generate(prompt, seed=seed, previews=3, ask=Ask("", timeout=600.0)):
         if isinstance(event, Preview):
             previews += 1
         elif isinstance(event, Done):
