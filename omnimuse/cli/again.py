@@ -113,7 +113,8 @@ def more(prompt: str, given: Mapping[str, tuple[str, ...]], file: str, seed: int
 def the_rest(words: Sequence[str], first: int) -> str:
     """The command that makes what a run of `words` (the prompts among them) has left over."""
     number = [] if first == 1 or "--first" in words else ["--first", str(first)]
-    return shlex.join(["omnimuse", "generate", *(word for word in words if word != "--resume"), "--resume", *number])
+    line = shlex.join(["omnimuse", "generate", *(word for word in words if word != "--resume"), "--resume", *number])
+    return f"{line}    # with the same lines on stdin" if "-" in words else line
 
 
 def _line(

@@ -316,6 +316,15 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -
     assert (nothing.code, nothing.out, nothing.omni.drawn) == (0, "6 of 6 are there already\n", [])
 
 
+def test_going_on_with_prompts_from_stdin_says_that_they_are_needed_again(tmp_path: Path) -> None:
+    words = ["-", "-o", f"{tmp_path}/p.png"]
+    first = drawn(job(words, stdin="a\nb\n"), interrupt=KeyboardInterrupt(), after=1)
+    line = first.err.splitlines()[-1]
+    assert line.endswith("    # with the same lines on stdin")
+    rest = drawn(job(shlex.split(line, comments=True)[2:], stdin="a\nb\n"))
+    assert [prompt for prompt, _ in rest.omni.drawn] == ["b"]
+
+
 def test_a_run_beside_older_files_goes_on_with_its_own_numbers(tmp_path: Path) -> None:
     (tmp_path / "p-007.png").write_bytes(b"somebody's")
     first = drawn(job(["a", "b", "c", "-o", f"{tmp_path}/p.png"]), interrupt=KeyboardInterrupt(), after=1)
