@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
-SOURCES := omnimuse tools tests
+SOURCES := omnimuse tools tests examples
 
 # Plain python3 if it is new enough, else a newer one by name. `make PYTHON=/path/to/python demo` overrides it.
 SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
