@@ -104,11 +104,13 @@ class Parser(argparse.ArgumentParser):
     def _given(self, args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
         given: dict[str, tuple[str, ...]] = {}
         for action in self._actions:
-            value = vars(args).get(action.dest, action.default)
-            if not action.option_strings or action.dest in given or value == action.default:
+            default = self.get_default(action.dest)
+            value = vars(args).get(action.dest, default)
+            if not action.option_strings or action.dest in given or value == default:
                 continue
             if action.nargs == 0:
-                given[action.dest] = (action.option_strings[0],)
+                if value == action.const:  # a short form of another option has one value of it
+                    given[action.dest] = (action.option_strings[0],)
                 continue
             values = value if isinstance(value, list) else [value]
             given[action.dest] = tuple(word for one in values for word in _said(action.option_strings, str(one)))

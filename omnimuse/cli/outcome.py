@@ -143,7 +143,7 @@ def print_text(record: Record, job: Job, out: TextIO) -> None:
         print(f"{len(record['there'])} of {len(job.prompts) * job.per_prompt} are there already", file=out)
     for row in rows:
         for file, seed in zip(row["files"], row["seeds"], strict=True):
-            about = f'  "{_short(row["prompt"])}"' if len(rows) > 1 else ""
+            about = f'  "{_short(row["prompt"])}"' if len(job.prompts) > 1 else ""
             print(f"{file}  {_size(row)}seed {seed}{about}", file=out)
     if record["stopped"] or not any(row["files"] for row in rows):
         return
