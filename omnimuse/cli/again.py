@@ -25,7 +25,9 @@ NOT_THE_PICTURE = frozenset(
 )
 """Options that do not belong to how a picture is drawn; its seed comes from the picture."""
 
-_HERE = frozenset({"dtype", "device", "cfg_parallel", "offload", "threads"})  # dtype is told apart; the others: where
+_HERE = frozenset(
+    {"dtype", "device", "cfg_parallel", "offload", "offload_folder", "threads", "company", "max_run"}
+)  # dtype is told apart; the others say where and how, and change no picture
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
     "fps", "strength", "max_sequence_length", "negative_prompt", "seed", "model", "dtype",

@@ -68,22 +68,27 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--cfg-parallel", type=int, default=1, metavar="N", help="processes that share guidance (start with torchrun)"
     )
-    engine.add_argument(
+    _add_schedule_options(parser)
+
+
+def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
+    company = parser.add_argument_group("several requests at once")
+    company.add_argument(
         "--company",
         default="measured",
         metavar="{measured,always}",
         help="measured: requests share forwards as far as that saves time (default); always: whenever they can",
     )
-    engine.add_argument(
+    company.add_argument(
         "--max-run", type=float, metavar="SECONDS", help="end a request that was in progress for longer"
     )
-    engine.add_argument(
+    company.add_argument(
         "--tier",
         default="auto",
         metavar="NAME",
         help="what results owe to their company: exact, invariant (nothing) or fast (rounding); see docs/tiers.md",
     )
-    engine.add_argument(
+    company.add_argument(
         "--exact",
         dest="tier",
         action="store_const",

@@ -256,19 +256,21 @@ def finish_or_die(subject: Engine) -> list[Event]:
 
 
 class Falling(Runner):
-    """A runner whose tick number `falls` fails as a whole, after its work is done."""
+    """A runner whose second tick with `requests` of them fails as a whole, after its work is done."""
 
+    requests = 2
     falls = 2
 
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
+        full = len(self.jobs) + len(plan.admit) >= self.requests
         super().execute(plan, events)
-        self.falls -= 1
+        self.falls -= full
         if not self.falls:
             raise RuntimeError("nobody expected this")
 
 
 def falling(clock: Clock | None = None) -> Engine:
-    runner = Falling(FakePipeline(context()), ScheduleConfig())
+    runner = Falling(FakePipeline(context()), ScheduleConfig(company="always"))
     return Engine(runner, Door.of(SPEC, {}, "fake"), clock or Clock())
 
 

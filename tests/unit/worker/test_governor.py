@@ -136,7 +136,7 @@ def test_what_somebody_has_chosen_is_left_alone() -> None:
     assert (waited() is None) == (choose_waiting(cpu, 2, "").value == "unwatched")
 
 
-MEETINGS = 100
+MEETINGS = 400
 PROGRAM = f"""
 import resource, torch
 from omnimuse.core.machine import cores
