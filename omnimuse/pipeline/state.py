@@ -49,7 +49,6 @@ class State:
         self.solver: SolverMemory | None = None
         self.memories: dict[tuple[str, str], Memory] = {}
         self.working: dict[str, Any] = {}
-        self.timings: dict[str, float] = {}
         self.notes: dict[str, TextRead] = {}
         self._slots: dict[str, Any] = {}
         self._strict = strict

@@ -7,7 +7,6 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Row, Stage
 from omnimuse.pipeline.state import State
+from omnimuse.worker.clock import Span, clock_for
 from omnimuse.worker.failures import settle
 from omnimuse.worker.forwards import Forwards
 from omnimuse.worker.memo import Memo
@@ -42,7 +42,19 @@ class Job:
     request: Request
     states: dict[str, State]
     output: Tensor | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+    spans: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
+
+    def spend(self, state: State, stage: Stage, *spans: Span) -> None:
+        """Note what `stage` took of `state`, to be read when the outputs are here."""
+        self.spans.setdefault((stage.name, state.id), []).extend(spans)
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, of the output that took longest in it."""
+        found: dict[str, float] = {}
+        for (stage, _), spans in self.spans.items():
+            found[stage] = max(found.get(stage, 0.0), sum(span.seconds() for span in spans))
+        return found
+
     notes: dict[str, TextRead] = field(default_factory=dict)
 
     def take(self, state: State, made: Tensor) -> None:
@@ -53,8 +65,6 @@ class Job:
             self.output = torch.empty((count, *made.shape), dtype=made.dtype) if alone is None else alone
         if count > 1:
             self.output[state.output].copy_(made.detach())
-        for name, seconds in state.timings.items():
-            self.timings[name] = max(self.timings.get(name, 0.0), seconds)
         self.notes.update(state.notes)
         del self.states[state.id]
 
@@ -73,6 +83,7 @@ class Runner:
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
         self.forwards = Forwards(pipeline.ctx, config)
+        self.clock = clock_for(pipeline.ctx.device)
         self.lost_previews = 0
         self._events: list[Event] = []
 
@@ -181,7 +192,7 @@ class Runner:
             params,
             output=job.output,
             seeds=seeds,
-            timings=job.timings,
+            timings=job.timings(),
             texts=tuple(job.notes.values()),
         )
         self._events.append(Done(request.id, result))
@@ -215,10 +226,10 @@ class Runner:
                 self._run_stage(stage, state)
 
     def _run_stage(self, stage: Stage, state: State) -> None:
-        started = time.perf_counter()
+        began = self.clock.mark()
         with self._isolated(state.request.id, stage.name):
             self._run_or_recall(stage, state)
-            state.timings[stage.name] = time.perf_counter() - started
+            self.jobs[state.request.id].spend(state, stage, self.clock.since(began))
             self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_recall(self, stage: Stage, state: State) -> None:
@@ -246,7 +257,7 @@ class Runner:
     # -- loops ---------------------------------------------------------------------------------------------------
 
     def _run_loops(self, states: Sequence[State]) -> None:
-        started = time.perf_counter()
+        began = self.clock.mark()
         rows: list[Row] = []
         for state in states:
             loop = self._loop(state)
@@ -255,19 +266,20 @@ class Runner:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
         predictions, failures = self.forwards.evaluate([row for row in rows if row.state.id in self.states])
-        seconds = time.perf_counter() - started
+        shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
         for state in states:
             if state.id not in self.states:
                 continue
-            loop, began = self._loop(state), time.perf_counter()
             if state.id in failures:
                 self._fail(state.request.id, failures[state.id])
-            else:
-                self._step(loop, state, predictions.get(state.id, {}))
-            own = time.perf_counter() - began  # where loops without rows do all their work
-            spent = own + (seconds if state.id in evaluated else 0.0)
-            state.timings[loop.name] = state.timings.get(loop.name, 0.0) + spent
+                continue
+            loop, began = self._loop(state), self.clock.mark()
+            if state.id in evaluated:
+                self.jobs[state.request.id].spend(state, loop, shared)
+            self._step(loop, state, predictions.get(state.id, {}))
+            if job := self.jobs.get(state.request.id):  # loops without rows do all their work in the step
+                job.spend(state, loop, self.clock.since(began))
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, len(state.plan)

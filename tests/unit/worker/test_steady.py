@@ -15,7 +15,8 @@ from omnimuse.core.config import Choice, CompileConfig, Config, HostConfig, Mode
 from omnimuse.core.errors import ConfigError
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyActivation, SteadyLinear
-from omnimuse.worker.build import build, explain
+from omnimuse.worker.build import build
+from omnimuse.worker.explain import explain
 from omnimuse.worker.steady import _unsteady, obstacle
 
 CPU = torch.device("cpu")
