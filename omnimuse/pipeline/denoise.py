@@ -40,11 +40,17 @@ def guidance_scale(ctx: Context, request: Request, timestep: float) -> float:
     return float(request.params.guidance_scale or 0.0)
 
 
+def no_text(conditions: Any) -> int:
+    """The text stands apart from the latents, or costs little."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Denoise(Loop):
     """From `noise` to `latents` (float32, the shape of the noise), by the solver that the checkpoint's scheduler names.
 
     `token_count(configs, request)` counts the latent tokens of one row: dynamic shifts and the batching budget read it.
+    `text_tokens(conditions)` counts those of the text that stand in one sequence with them, where they do.
     `guidance(request)` says which branches a step needs at `scale` and combines their predictions; `flip` negates the
     result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
     small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. Latents in the slot `start`
@@ -56,6 +62,7 @@ class Denoise(Loop):
     token_count: Callable[[Configs, Request], int]
     guidance: Callable[[Request], Guidance]
     preview: Callable[[Context, Tensor], Tensor]
+    text_tokens: Callable[[Any], int] = no_text
     scale: Scale = guidance_scale
     networks: tuple[str, ...] = ("transformer",)
     expert: Expert | None = None
@@ -106,8 +113,8 @@ class Denoise(Loop):
         return self.token_count(ctx.configs, request) * max(len(step.branches) for step in ends)
 
     def cost(self, ctx: Context, state: State) -> int:
-        branches = state.plan[state.position].branches
-        return self.token_count(ctx.configs, state.request) * len(branches)
+        step = state.plan[state.position]
+        return sum(self._tokens(ctx, state, step.network, branch) for branch in step.branches)
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         latents, conditions = state["latents"], state.working["conditions"]
@@ -120,7 +127,7 @@ class Denoise(Loop):
                 branch=branch,
                 network=step.network,
                 inputs=self.inputs(ctx, conditions[step.network, branch], scaled, timestep),
-                tokens=self.token_count(ctx.configs, state.request),
+                tokens=self._tokens(ctx, state, step.network, branch),
                 shape=tuple(latents.shape),
                 memory=state.memory(step.network, branch),
             )
@@ -138,6 +145,10 @@ class Denoise(Loop):
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         estimate = state.working.get("estimate")
         return None if estimate is None else self.preview(ctx, estimate)
+
+    def _tokens(self, ctx: Context, state: State, network: str, branch: str) -> int:
+        text = self.text_tokens(state.working["conditions"][network, branch])
+        return self.token_count(ctx.configs, state.request) + text
 
     def _step(self, ctx: Context, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
         scale = self.scale(ctx, request, timestep)

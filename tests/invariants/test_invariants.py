@@ -175,6 +175,25 @@ def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
         assert preview.image.std() > 0
 
 
+def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_denoising(
+    subject: Subject, shared: Engine
+) -> None:
+    runner, costs = shared.runner, dict[str, set[int]]()
+    submit(shared, subject.ask(0, output_type="pt"))
+    while not shared.idle:
+        for state in runner.states.values():
+            stage = runner.pipeline.stage_of(state)
+            if state.plan and isinstance(stage, Loop):
+                costs.setdefault(stage.name, set()).add(runner.cost(state.id) or 0)
+                rows = runner.pipeline.rows(stage, state)
+                assert not rows or sum(row.tokens for row in rows) == runner.cost(state.id)
+                for row in rows:
+                    assert row.tokens >= stage.token_count(runner.pipeline.ctx.configs, state.request)  # type: ignore[attr-defined]
+        shared.tick()
+    denoising, *others = costs.values()
+    assert all(0 < cost <= max(denoising) for each in others for cost in each)
+
+
 def test_previews_do_not_change_the_result(subject: Subject, shared: Engine) -> None:
     [expected], [found] = run(shared, subject.ask(0)), run(shared, subject.ask(0, previews=1))
     assert torch.equal(found, expected)
