@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -354,3 +355,9 @@ def test_the_model_folder_check_catches(
     if harm is not None:
         harm(models)
     assert len(check.model_folder_problems(models)) == 1
+
+
+def test_every_folder_of_tests_is_one_that_pytest_enters(pytestconfig: pytest.Config) -> None:
+    skipped = pytestconfig.getini("norecursedirs")
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parent.parts}
+    assert not [name for name in folders if any(fnmatch(name, pattern) for pattern in skipped)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,9 +40,12 @@ def guidance_scale(ctx: Context, request: Request, timestep: float) -> float:
     return float(request.params.guidance_scale or 0.0)
 
 
-def no_text(conditions: Any) -> int:
-    """The text stands apart from the latents, or costs little."""
-    return 0
+@runtime_checkable
+class OneSequence(Protocol):
+    """Conditions whose text stands in one sequence with the latents, so that its tokens cost as much."""
+
+    @property
+    def text_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,6 @@ class Denoise(Loop):
     """From `noise` to `latents` (float32, the shape of the noise), by the solver that the checkpoint's scheduler names.
 
     `token_count(configs, request)` counts the latent tokens of one row: dynamic shifts and the batching budget read it.
-    `text_tokens(conditions)` counts those of the text that stand in one sequence with them, where they do.
     `guidance(request)` says which branches a step needs at `scale` and combines their predictions; `flip` negates the
     result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
     small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. Latents in the slot `start`
@@ -62,7 +64,6 @@ class Denoise(Loop):
     token_count: Callable[[Configs, Request], int]
     guidance: Callable[[Request], Guidance]
     preview: Callable[[Context, Tensor], Tensor]
-    text_tokens: Callable[[Any], int] = no_text
     scale: Scale = guidance_scale
     networks: tuple[str, ...] = ("transformer",)
     expert: Expert | None = None
@@ -105,7 +106,11 @@ class Denoise(Loop):
         # Once for all steps: a step that uploaded its own would make the host wait.
         state.working["timesteps"] = torch.tensor(schedule.timesteps, dtype=torch.float32, device=ctx.device)
         # The first step's network last: where networks take turns on the device, it is the one that stays.
-        state.working["conditions"] = {each: self.conditions(ctx, state, *each) for each in reversed(needed)}
+        conditions = {each: self.conditions(ctx, state, *each) for each in reversed(needed)}
+        latents = self.token_count(ctx.configs, state.request)
+        beside = {each: c.text_tokens if isinstance(c, OneSequence) else 0 for each, c in conditions.items()}
+        state.working["tokens"] = {each: latents + text for each, text in beside.items()}
+        state.working["conditions"] = conditions
         return steps[first:]
 
     def tokens(self, ctx: Context, request: Request) -> int:
@@ -114,7 +119,7 @@ class Denoise(Loop):
 
     def cost(self, ctx: Context, state: State) -> int:
         step = state.plan[state.position]
-        return sum(self._tokens(ctx, state, step.network, branch) for branch in step.branches)
+        return sum(state.working["tokens"][step.network, branch] for branch in step.branches)
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         latents, conditions = state["latents"], state.working["conditions"]
@@ -127,7 +132,7 @@ class Denoise(Loop):
                 branch=branch,
                 network=step.network,
                 inputs=self.inputs(ctx, conditions[step.network, branch], scaled, timestep),
-                tokens=self._tokens(ctx, state, step.network, branch),
+                tokens=state.working["tokens"][step.network, branch],
                 shape=tuple(latents.shape),
                 memory=state.memory(step.network, branch),
             )
@@ -145,10 +150,6 @@ class Denoise(Loop):
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         estimate = state.working.get("estimate")
         return None if estimate is None else self.preview(ctx, estimate)
-
-    def _tokens(self, ctx: Context, state: State, network: str, branch: str) -> int:
-        text = self.text_tokens(state.working["conditions"][network, branch])
-        return self.token_count(ctx.configs, state.request) + text
 
     def _step(self, ctx: Context, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
         scale = self.scale(ctx, request, timestep)

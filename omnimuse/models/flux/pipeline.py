@@ -87,11 +87,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxSta
     return transformer.prepare(features, pooled, float(state.request.params.guidance_scale or 0.0), h, w)
 
 
-def text_tokens(static: FluxStatic) -> int:
-    """Text and picture are one sequence."""
-    return len(static.text)
-
-
 def inputs(ctx: Context, static: FluxStatic, latents: Tensor, timestep: Tensor) -> FluxInputs:
     """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
     return FluxInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
@@ -111,7 +106,6 @@ class Flux(Pipeline):
             conditions=conditions,
             inputs=inputs,
             token_count=image_tokens,
-            text_tokens=text_tokens,
             guidance=guidance,
             preview=preview_by_decoding,
             scale=true_scale,

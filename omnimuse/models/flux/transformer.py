@@ -78,6 +78,11 @@ class FluxStatic:
     guidance: Tensor  # [D], zeros for a network that takes none
     rope: Tensor  # [S_text + S_image, H/2, 2], float32
 
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens the blocks see beside those of the image."""
+        return len(self.text)
+
 
 @dataclass(frozen=True)
 class FluxInputs:

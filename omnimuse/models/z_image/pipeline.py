@@ -64,11 +64,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> ZImageS
     return transformer.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], h, w)
 
 
-def text_tokens(static: ZImageStatic) -> int:
-    """Caption and picture are one sequence."""
-    return len(static.caption)
-
-
 def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, timestep: Tensor) -> ZImageInputs:
     """One row: the network's time runs from 0 (noise) to 1 (picture)."""
     return ZImageInputs(static=static, latents=latents, t=(1000.0 - timestep) / 1000.0)
@@ -88,7 +83,6 @@ class ZImage(Pipeline):
             conditions=conditions,
             inputs=inputs,
             token_count=image_tokens,
-            text_tokens=text_tokens,
             guidance=guidance,
             preview=preview_by_decoding,
             start="image_latents",

@@ -89,6 +89,11 @@ class ZImageStatic:
         """How many tokens the main layers see for this image."""
         return len(self.rope)
 
+    @property
+    def text_tokens(self) -> int:
+        """How many of them are not the image's."""
+        return len(self.caption)
+
 
 @dataclass(frozen=True)
 class ZImageInputs:
