@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.arrival import Arrival, Here
+from omnimuse.worker.clock import HostClock
 from omnimuse.worker.runner import Runner
 
 ELSEWHERE = torch.device("lazy", 0)
@@ -207,4 +208,4 @@ def moved(engine: Engine, device: SecondDevice) -> Engine:
         if isinstance(component, nn.Module):
             component.to(ELSEWHERE)
     pipeline = type(engine.runner.pipeline)(replace(ctx, device=ELSEWHERE, send=device.send))
-    return Engine(Runner(pipeline, engine.runner.config), engine.door)
+    return Engine(Runner(pipeline, engine.runner.config, clock=HostClock()), engine.door)  # it has no events

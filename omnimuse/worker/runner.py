@@ -23,7 +23,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Row, Stage
 from omnimuse.pipeline.state import State
-from omnimuse.worker.clock import Span, clock_for
+from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.failures import settle
 from omnimuse.worker.forwards import Forwards
 from omnimuse.worker.memo import Memo
@@ -75,7 +75,13 @@ class Runner:
     `lost_previews` counts previews that could not be made; their requests went on.
     """
 
-    def __init__(self, pipeline: Pipeline, config: ScheduleConfig, resources: ExitStack | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: ScheduleConfig,
+        resources: ExitStack | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.resources = resources or ExitStack()
         self.config = config
@@ -83,7 +89,7 @@ class Runner:
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
         self.forwards = Forwards(pipeline.ctx, config)
-        self.clock = clock_for(pipeline.ctx.device)
+        self.clock = clock or clock_for(pipeline.ctx.device)
         self.lost_previews = 0
         self._events: list[Event] = []
 

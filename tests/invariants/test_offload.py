@@ -83,7 +83,7 @@ def test_networks_are_swapped_once_a_step_and_not_once_a_row(
 ) -> None:
     """Two requests whose steps need different networks share a tick: each network comes in once."""
     engine = engine_with(
-        offload=OffloadConfig("components", tmp_path), schedule=ScheduleConfig(exact=True, strict_slots=True)
+        offload=OffloadConfig("components", tmp_path), schedule=ScheduleConfig(tier="exact", strict_slots=True)
     )
     submit(engine, *(subject.ask(i, num_inference_steps=6) for i in range(2)))
     engine.tick()
