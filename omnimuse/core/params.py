@@ -48,9 +48,14 @@ class DiffusionParams:
     extra: FamilyParams | Mapping[str, Any] | None = None
 
     def over(self, defaults: DiffusionParams) -> DiffusionParams:
-        """These choices, with what was left open taken from `defaults` (`extra` excepted)."""
+        """These choices, with what was left open taken from `defaults` (`extra` excepted).
+
+        A second guidance scale that was left open is the first one where that was chosen, as in diffusers.
+        """
         names = [field.name for field in fields(self) if field.name != "extra"]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if "guidance_scale" in chosen:
+            chosen.setdefault("guidance_scale_2", None)
         return replace(defaults, **chosen)
 
 
