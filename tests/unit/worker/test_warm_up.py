@@ -19,6 +19,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
 from omnimuse.engine.process import warm_up
 from omnimuse.layers.stack import Memory
+from omnimuse.offload.residency import Residency
 from omnimuse.worker.warm_up import describe, warm_up_ask
 from tests import fakes
 
@@ -124,7 +125,8 @@ class Full(fakes.Adder):
 
 def test_a_warm_up_that_fails_is_a_warning_that_says_what_was_tried_and_the_engine_works(log: Log) -> None:
     engine = fakes.engine()
-    engine.runner.pipeline.ctx.components["adder"] = Full()
+    ctx = engine.runner.pipeline.ctx
+    ctx.components = Residency({**ctx.components, "adder": Full()})
     assert works_after(engine, "16x8")
     line = log.records[-1]
     assert line.levelname == "WARNING"
