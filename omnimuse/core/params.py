@@ -24,6 +24,13 @@ class FamilyParams:
 
 
 @dataclass(frozen=True)
+class SoundParams(FamilyParams):
+    """The extension of a model of sound: `sample_rate` is how many samples it makes per second, a fact of it."""
+
+    sample_rate: int = 44_100
+
+
+@dataclass(frozen=True)
 class DiffusionParams:
     """Per-request choices. Every field left at `None` takes the model's default.
 

@@ -1,0 +1,146 @@
+"""Sound: samples with a rate, and files that carry the settings they were made with.
+
+Called by the engine, the Python API and the command line. WAV files are written with the standard library, 16 bits a
+sample, as players expect; settings travel as JSON in an `omni` chunk of the RIFF file, which players skip. FLAC and OGG
+files are written by soundfile, an optional library, with the settings in the comment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.media.destination import check_destination, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+PEAK = 32767  # of a sample of 16 bits
+CHUNK = b"omni"
+
+
+@dataclass(frozen=True)
+class Sound:
+    """`samples` [channels, n], float32 in [-1, 1]; `rate` of them a second."""
+
+    samples: np.ndarray
+    rate: int
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 2 or self.samples.dtype != np.float32:
+            raise ValueError(f"a sound is float32 [channels, n], got {self.samples.dtype} {list(self.samples.shape)}")
+
+    @property
+    def seconds(self) -> float:
+        """How long it plays."""
+        return self.samples.shape[1] / self.rate
+
+    def save(self, path: str | Path) -> None:
+        """Write it to `path`, in the format that its suffix names."""
+        save_sound(self, Path(path), {})
+
+
+def to_sound(values: Tensor, rate: int) -> Sound:
+    """Float [channels, n] -> a sound."""
+    return Sound(values.detach().float().cpu().numpy(), rate)
+
+
+def check_sound_destination(path: Path) -> None:
+    """To be asked before any work: RequestError unless a sound can be written at `path`, ConfigError without soundfile.
+
+    (A WAV file needs no library.)
+    """
+    check_destination(path, FORMATS)
+    if FORMATS[path.suffix.lower()] != "WAV":
+        _soundfile()
+
+
+def save_sound(sound: Sound, path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
+    """Write `sound` in the format its suffix names, with `settings` inside; `path` is never half-written.
+
+    RequestError for an unknown suffix, ConfigError without soundfile, OSError when the disk refuses, FileExistsError
+    where there is a file and it may not be replaced.
+    """
+    check_sound_destination(path)
+    write_whole(path, encode_sound(sound, FORMATS[path.suffix.lower()], settings), replace=replace)
+
+
+def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> bytes:
+    """The bytes of `sound` as WAV, FLAC (16 bits) or OGG, with `settings` inside.
+
+    Samples outside [-1, 1] are clipped.
+    """
+    if format == "WAV":
+        return _wav(sound, settings)
+    buffer = io.BytesIO()
+    channels = sound.samples.shape[0]
+    with _soundfile().SoundFile(buffer, "w", sound.rate, channels, format=format) as file:
+        file.comment = json.dumps(settings, sort_keys=True)
+        file.write(sound.samples.clip(-1, 1).T)  # [n, channels]
+    return buffer.getvalue()
+
+
+def _wav(sound: Sound, settings: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(sound.samples.shape[0])
+        file.setsampwidth(2)
+        file.setframerate(sound.rate)
+        file.writeframes((sound.samples.clip(-1, 1) * PEAK).round().astype("<i2").T.tobytes())  # [n, channels]
+    return _with_chunk(buffer.getvalue(), json.dumps(settings, sort_keys=True).encode())
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that `save_sound` wrote into the file; RequestError where there are none."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"cannot read {path} as a sound: {error}", "path") from None
+    at = 12
+    while content[:4] == b"RIFF" and at + 8 <= len(content):
+        size = int(struct.unpack_from("<I", content, at + 4)[0])
+        if content[at : at + 4] == CHUNK:
+            settings = json.loads(content[at + 8 : at + 8 + size])
+            assert isinstance(settings, dict)
+            return settings
+        at += 8 + size + size % 2
+    settings = None if content[:4] == b"RIFF" else _comment(content)
+    if settings is None:
+        raise RequestError(f"{path} carries no settings; only sounds that omnimuse saved do", "path")
+    return settings
+
+
+def _comment(content: bytes) -> dict[str, Any] | None:
+    """The settings in the comment of a FLAC or OGG file."""
+    library = _soundfile()
+    try:
+        with library.SoundFile(io.BytesIO(content)) as file:
+            settings = json.loads(file.comment)
+    except (library.LibsndfileError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def _soundfile() -> Any:
+    try:
+        return import_module("soundfile")
+    except (ImportError, OSError):
+        raise ConfigError('FLAC and OGG files need soundfile: pip install "omnimuse[sound]"') from None
+
+
+def _with_chunk(riff: bytes, content: bytes) -> bytes:
+    """A RIFF file with one more chunk at its end, and its size put right."""
+    padded = content + b" " * (len(content) % 2)  # spaces after JSON mean nothing, and chunks have even sizes
+    whole = riff + CHUNK + struct.pack("<I", len(padded)) + padded
+    return whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:]

@@ -1,0 +1,67 @@
+"""Sounds: samples with a rate, and WAV files that carry their settings."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from omnimuse.core.errors import RequestError
+from omnimuse.media.sound import Sound, read_settings, save_sound, to_sound
+
+
+def test_a_wav_file_holds_the_samples_of_every_channel_in_turn(tmp_path: Path) -> None:
+    sound = to_sound(torch.tensor([[0.0, 0.5, 1.0], [-1.0, 2.0, -2.0]]), 8000)
+    assert sound.seconds == 3 / 8000
+    sound.save(tmp_path / "a.wav")
+    with wave.open(str(tmp_path / "a.wav"), "rb") as file:
+        assert (file.getnchannels(), file.getframerate(), file.getsampwidth(), file.getnframes()) == (2, 8000, 2, 3)
+        samples = np.frombuffer(file.readframes(3), "<i2").reshape(3, 2).T
+    assert samples.tolist() == [[0, 16384, 32767], [-32767, 32767, -32767]]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("settings", [{"prompt": "rain"}, {"prompt": "a ü"}, {}])
+def test_settings_come_back_from_the_file(suffix: str, settings: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_sound(Sound(np.zeros((1, 500), np.float32), 44100), path, settings)
+    assert read_settings(path) == settings
+
+
+def test_flac_keeps_the_samples_and_ogg_their_number(tmp_path: Path) -> None:
+    sound = to_sound(torch.tensor([[0.0, 0.5, -0.25] * 100, [1.5, -1.0, 0.125] * 100]), 44100)
+    for suffix in (".flac", ".ogg"):
+        save_sound(sound, tmp_path / f"a{suffix}", {})
+        samples, rate = soundfile.read(tmp_path / f"a{suffix}", dtype="float32")
+        assert (samples.shape, rate) == ((300, 2), 44100)
+        if suffix == ".flac":
+            assert np.abs(samples.T - sound.samples.clip(-1, 1)).max() < 1e-4
+
+
+def test_a_wav_file_says_how_long_it_is(tmp_path: Path) -> None:
+    save_sound(Sound(np.zeros((1, 5), np.float32), 44100), tmp_path / "a.wav", {"prompt": "rain"})
+    content = (tmp_path / "a.wav").read_bytes()
+    assert int.from_bytes(content[4:8], "little") == len(content) - 8
+
+
+def test_a_file_without_settings_says_so(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "b.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        file.writeframes(b"\0\0")
+    for name in ("b.wav", "c.wav"):
+        with pytest.raises(RequestError, match=r"carries no settings|cannot read"):
+            read_settings(tmp_path / name)
+
+
+def test_another_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"use one of .flac, .ogg, .wav"):
+        save_sound(Sound(np.zeros((1, 1), np.float32), 8000), tmp_path / "a.mp3", {})
+
+
+def test_a_sound_is_float32_by_channels() -> None:
+    with pytest.raises(ValueError, match="float32"):
+        Sound(np.zeros(5, np.float32), 8000)
