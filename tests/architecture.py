@@ -16,11 +16,11 @@ MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_FIELDS = 500, 60, 350, 7,
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("cli", "playground"),
-    ("server", "api", "compat"),
+    ("server", "api"),
     ("deploy",),
     ("engine",),
     ("worker",),
-    ("models",),
+    ("models", "compat"),
     ("pipeline",),
     ("components",),
     ("loader",),

@@ -54,10 +54,13 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings inside a picture or a video; RequestError where there are none."""
-    from omnimuse.media import image, video
+    """The settings inside a picture, a video or a sound; RequestError where there are none."""
+    from omnimuse.media import image, sound, video
 
-    return video.read_settings(file) if file.suffix.lower() in video.SUFFIXES else image.read_settings(file)
+    suffix = file.suffix.lower()
+    if suffix in video.SUFFIXES:
+        return video.read_settings(file)
+    return sound.read_settings(file) if suffix in sound.FORMATS else image.read_settings(file)
 
 
 def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:

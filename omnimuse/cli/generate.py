@@ -1,4 +1,4 @@
-"""Draw pictures, or with a model of videos make videos, from prompts.
+"""Draw pictures, or with a model of videos or of sound make those, from prompts.
 
 examples:
   omnimuse generate "a red circle on a blue background"
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from omnimuse.cli.engine import add_engine_options
-from omnimuse.cli.job import DEFAULT_MODEL, PICTURE, VIDEO, Job, plan
+from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
 from omnimuse.cli.preview import PreviewFile
 from omnimuse.core.config import Config, Environment
@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="source",
         type=Path,
         metavar="FILE",
-        help="draw as the picture or video FILE was drawn (its settings are inside); other options change that",
+        help="do as for the picture, video or sound in FILE (its settings are inside); other options change that",
     )
     add_picture_options(parser)
     parser.add_argument(
@@ -122,8 +122,8 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="PNG, JPEG or WebP by suffix, MP4 for a video, or a folder; several become FILE-001, FILE-002 ..."
-        f" (default: {PICTURE} or {VIDEO})",
+        help="PNG, JPEG or WebP by suffix, MP4 for a video, WAV, FLAC or OGG for a sound, or a folder; several become"
+        f" FILE-001, FILE-002 ... (default: {', '.join(NAMES.values())})",
     )
     files.add_argument("--overwrite", action="store_true", help="replace files that have these names")
     files.add_argument("--resume", action="store_true", help="draw only what is not there yet, after an interruption")

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from omnimuse.cli.again import completed, read_settings
@@ -25,13 +26,13 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
 
 DEFAULT_MODEL = "omnimuse/shapes"
-PICTURE, VIDEO = "picture.png", "video.mp4"
-"""What a file is called if nobody says how."""
+NAMES = MappingProxyType({"image": "picture.png", "video": "video.mp4", "audio": "sound.wav"})
+"""What a file is called if nobody says how, by what the model makes."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture or video to make: for which prompt (its place in the job), with which seed, and its file."""
+    """One picture, video or sound to make: for which prompt (its place in the job), with which seed, and its file."""
 
     row: int
     seed: int
@@ -62,7 +63,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Job:
-    """Prompts, one set of parameters for all of them, and every picture or video that is to be made, in order.
+    """Prompts, one set of parameters for all of them, and every picture, video or sound that is to be made, in order.
 
     `asked` is the name that their files were asked to have, `first` the first number. `there` are the files that an
     earlier run left and `resume` counts. `words` is the command line that asked for the job, `given` its options by
@@ -94,7 +95,7 @@ class Job:
 
     @property
     def per_prompt(self) -> int:
-        """Pictures or videos per prompt."""
+        """Pictures, videos or sounds per prompt."""
         return self.params.num_outputs_per_prompt or 1
 
     def at_the_door(self) -> Job:
@@ -105,6 +106,7 @@ class Job:
         """
         from omnimuse.core.request import Ask
         from omnimuse.media.image import check_picture_destination
+        from omnimuse.media.sound import check_sound_destination
         from omnimuse.media.video import check_video_destination
         from omnimuse.worker.find import find
 
@@ -113,21 +115,26 @@ class Job:
         job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
         for prompt in job.prompts:
             door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
-        moving = door.spec.makes_video
-        (check_video_destination if moving else check_picture_destination)(job.path(moving))
+        medium = door.spec.medium
+        checks = {
+            "image": check_picture_destination,
+            "video": check_video_destination,
+            "audio": check_sound_destination,
+        }
+        checks[medium](job.path(medium))
         doubts = (
             {} if taught is None else {i: taught.doubts(p["prompt"], job.params) for i, p in enumerate(job.prompts)}
         )
-        return replace(job.placed(moving), about=found.about_defaults, doubts=doubts)
+        return replace(job.placed(medium), about=found.about_defaults, doubts=doubts)
 
-    def path(self, moving: bool) -> Path:
+    def path(self, medium: str) -> Path:
         """What was asked for as the name of the file, or of all of them but for their numbers."""
-        return destination(self.naming.output, VIDEO if moving else PICTURE)
+        return destination(self.naming.output, NAMES[medium])
 
-    def placed(self, moving: bool) -> Job:
-        """This job with a seed and a file for every picture, or video, that is not there yet."""
+    def placed(self, medium: str) -> Job:
+        """This job with a seed and a file for every picture, video or sound that is not there yet."""
         count = len(self.prompts) * self.per_prompt
-        asked = self.path(moving)
+        asked = self.path(medium)
         files = self._names(asked, count)
         drawings, there = [], []
         for row, _ in enumerate(self.prompts):
@@ -190,7 +197,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
     from omnimuse.media.image import FORMATS
     from omnimuse.media.picture import open_picture
-    from omnimuse.media.video import SUFFIXES
+    from omnimuse.media.sound import FORMATS as SOUNDS
+    from omnimuse.media.video import SUFFIXES as VIDEOS
 
     args = completed(args)
     naming = Naming(args.output, args.overwrite, args.resume, args.first)
@@ -201,7 +209,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     if args.image:
         shared["images"] = [open_picture(path) for path in args.image]
     prompts = [{"prompt": text, **shared} for text in read_prompts([*args.prompts, *args.prompt], args.file, stdin)]
-    check_destination(destination(args.output, PICTURE), (*FORMATS, *SUFFIXES))
+    check_destination(destination(args.output, NAMES["image"]), (*FORMATS, *VIDEOS, *SOUNDS))
     args.model = args.model or DEFAULT_MODEL
     return Job(
         config=read_config(args),
@@ -262,7 +270,7 @@ def with_settings(params: DiffusionParams, pairs: list[str]) -> DiffusionParams:
         option = option_of(name)
         if name == "output_type":
             raise RequestError(
-                "--set output_type cannot be chosen here: the command line saves pictures and videos; "
+                "--set output_type cannot be chosen here: the command line saves pictures, videos and sounds; "
                 "tensors are for Python, Omni(...).generate(..., DiffusionParams(output_type=...))",
                 name,
             )

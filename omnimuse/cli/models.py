@@ -2,6 +2,7 @@
 
 examples:
   omnimuse models
+  omnimuse models omnimuse/shapes    # what this one takes
   omnimuse models --json
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any
 
 from omnimuse.cli.table import columns
@@ -21,11 +23,16 @@ Row = dict[str, Any]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse models`."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="tell of this one: a bundled model, folder or hub id")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print both lists."""
+    """Print both lists, or all about one model."""
+    if args.model is not None:
+        row = about(args.model)
+        print(json.dumps(row, indent=2) if args.json else text_about(row))
+        return 0
     listing = {"supported": supported(), "here": here()}
     print(json.dumps(listing, indent=2) if args.json else text(listing["supported"], listing["here"]))
     return 0
@@ -75,6 +82,49 @@ def _taught(folder: Folder) -> Row:
     )
 
 
+def about(model: str) -> Row:
+    """What one model takes, gives and can do; no torch, no weights."""
+    from omnimuse.core.config import Config, ModelConfig
+    from omnimuse.worker.find import find
+
+    found = find(Config(ModelConfig(model)))
+    door, spec = found.door, found.door.spec
+    defaults = {name: value for name, value in vars(door.defaults).items() if value is not None}
+    return {
+        "id": found.folder.id,
+        "family": spec.family,
+        "pipeline": spec.arch,
+        "tasks": list(spec.tasks),
+        "summary": spec.summary,
+        "pictures": [door.limits.min_images, door.limits.max_images],
+        "defaults": defaults,
+        "parameters": [_parameter(part) for part in fields(spec.extra)],
+        "library": spec.library,
+        "notes": dict(spec.notes),
+    }
+
+
+def _parameter(part: Field[Any]) -> Row:
+    """One of the model's own parameters: name, type, default, and what it does where that is known."""
+    told = {"type": str(part.type), "default": part.default, "about": "", **part.metadata}
+    return {"name": part.name, **{name: told[name] for name in ("type", "default", "about")}}
+
+
+def text_about(row: Row) -> str:
+    """All about one model, for people."""
+    least, most = row["pictures"]
+    parts = [f"{row['id']}: {row['summary']} ({', '.join(row['tasks'])})"]
+    if most:
+        parts.append("pictures with a prompt: " + (f"{least} to {most}" if least != most else str(most)))
+    parts += ["", "defaults:", columns((name, str(value)) for name, value in row["defaults"].items())]
+    if row["parameters"]:
+        rows = [(part["name"], f"{part['type']} = {part['default']!r}", part["about"]) for part in row["parameters"]]
+        parts += ["", "its own parameters (--set NAME=VALUE):", columns(rows)]
+    if row["notes"]:
+        parts += ["", "what to know:", columns(row["notes"].items())]
+    return "\n".join([*parts, "", f"try: omnimuse explain {row['id']}"])
+
+
 def text(families: list[Row], folders: list[Row]) -> str:
     """Both lists for people."""
     parts = ["supported families, and published models of each:"]
@@ -82,7 +132,7 @@ def text(families: list[Row], folders: list[Row]) -> str:
         parts.append(f"  {row['family']}: {row['summary']} ({', '.join(row['tasks'])})")
         parts += [f"    {model}" for model in row["models"]]
         parts.append(f"    any folder or hub id whose model_index.json names {row['pipeline']}")
-    parts.append("")
+    parts += ["", "any other pipeline of diffusers: it runs through diffusers (`omnimuse models FOLDER` says how)", ""]
     if folders:
         parts += ["on this machine:", columns((row["id"], row["source"], row["path"]) for row in folders)]
         parts += [line for row in folders for line in _draws(row)]

@@ -107,9 +107,15 @@ class Outcome:
 
     def _save(self, result: Result, file: Path, settings: Record) -> Path:
         from omnimuse.media.image import save_image
+        from omnimuse.media.sound import save_sound
         from omnimuse.media.video import save_video
 
-        [(save, made)] = [(save_image, one) for one in result.images] + [(save_video, one) for one in result.videos]
+        savers: list[tuple[Any, list[Any]]] = [
+            (save_image, result.images),
+            (save_video, result.videos),
+            (save_sound, result.audios),
+        ]
+        [(save, made)] = [(save, one) for save, several in savers for one in several]
         while True:
             try:
                 save(made, file, settings, replace=self.job.naming.overwrite)

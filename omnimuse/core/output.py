@@ -86,8 +86,8 @@ class Result:
     `images` (Pillow), `videos` (`media.video.Video`: frames and a rate) and `audios` hold what fits the model (empty
     otherwise); `output` is the tensor for output types `"pt"` (float in [0, 1]: pictures [n, 3, H, W], videos
     [n, F, 3, H, W]) and `"latent"`, leading dimension = outputs. `timings` are seconds per stage, summed over the
-    ticks this request took part in. `texts` says how much of each text every encoder read. `error` is set, and
-    everything else empty, when this prompt failed.
+    ticks this request took part in. `texts` says how much of each text every encoder read, `said` what a library
+    that runs the pipeline warned of. `error` is set, and everything else empty, when this prompt failed.
     """
 
     request_id: str
@@ -100,6 +100,7 @@ class Result:
     seeds: list[int] = field(default_factory=list)
     timings: Mapping[str, float] = field(default_factory=dict)
     texts: tuple[TextRead, ...] = ()
+    said: tuple[str, ...] = ()
     error: OmnimuseError | None = None
 
     def _repr_html_(self) -> str:
@@ -114,7 +115,7 @@ class Result:
     @property
     def warnings(self) -> list[str]:
         """What a person should know although all went well, such as a prompt that was too long to be read whole."""
-        return [text.warning for text in self.texts if text.left_out]
+        return [*(text.warning for text in self.texts if text.left_out), *self.said]
 
     @property
     def prompt_tokens(self) -> int:

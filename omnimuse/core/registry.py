@@ -28,6 +28,10 @@ class Registry:
         assert arch == spec.arch or arch in spec.also
         return spec
 
+    def covers(self, arch: str) -> bool:
+        """Whether some family has the pipeline `arch`."""
+        return arch in self.table or any(arch in spec.also for spec in self.specs())
+
     def pipeline(self, arch: str) -> Any:
         """The pipeline class of `arch`. Imports torch."""
         return import_module(self._package(arch) + ".pipeline").PIPELINE

@@ -128,12 +128,12 @@ class Door:
         limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)))
         defaults = (spec.variant(variant) if isinstance(variant, str) else variant).defaults
         side = limits.max_side - limits.max_side % limits.size_multiple
-        frames = defaults.num_frames
+        frames, tokens = defaults.num_frames, defaults.max_sequence_length
         fitted = DiffusionParams(
-            height=min(defaults.height or side, side),
-            width=min(defaults.width or side, side),
+            height=None if defaults.height is None else min(defaults.height, side),
+            width=None if defaults.width is None else min(defaults.width, side),
             num_frames=None if frames is None else min(frames, limits.max_frames),
-            max_sequence_length=min(defaults.max_sequence_length or 1, limits.max_sequence_length),
+            max_sequence_length=None if tokens is None else min(tokens, limits.max_sequence_length),
         )
         return Door(spec, limits, limits.fixed.over(fitted.over(defaults)))
 
@@ -180,7 +180,9 @@ class Door:
 
     def _sized(self, picture: Picture, chosen: DiffusionParams) -> DiffusionParams:
         """The defaults with the area they have and the proportions of `picture`; a side that was chosen decides."""
-        ratio, area = picture.width / picture.height, (self.defaults.height or 1) * (self.defaults.width or 1)
+        if self.defaults.height is None or self.defaults.width is None:
+            return self.defaults  # this model decides by itself what a picture's size means
+        ratio, area = picture.width / picture.height, self.defaults.height * self.defaults.width
         width, height = chosen.width, chosen.height
         wide = (area * ratio) ** 0.5 if height is None else height * ratio
         high = (area / ratio) ** 0.5 if width is None else width / ratio
@@ -219,6 +221,11 @@ class Door:
         most, images = self.limits.max_images, tuple(given or ())
         if images and not most:
             raise RequestError(f"{self.spec.family} works from text only; leave out `images`", "images")
+        if len(images) < self.limits.min_images:
+            least = self.limits.min_images
+            raise RequestError(
+                f"{len(images)} pictures were given; {self.spec.family} needs at least {least} (`images`)", "images"
+            )
         if len(images) > most:
             raise RequestError(f"{len(images)} pictures were given; {self.spec.family} takes at most {most}", "images")
         for image in images:
@@ -252,11 +259,13 @@ class Door:
             raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
 
     def _check(self, p: DiffusionParams) -> None:
-        _whole("num_inference_steps", p.num_inference_steps, self.limits.min_steps, MAX_STEPS)
+        if p.num_inference_steps is not None:
+            _whole("num_inference_steps", p.num_inference_steps, self.limits.min_steps, MAX_STEPS)
         _whole("num_outputs_per_prompt", p.num_outputs_per_prompt, 1, MAX_OUTPUTS)
         _whole("seed", p.seed, 0, MAX_SEED - MAX_OUTPUTS)
         for name in ("height", "width"):
-            self._side(name, getattr(p, name))
+            if getattr(p, name) is not None:
+                self._side(name, getattr(p, name))
         if p.num_frames is not None:
             self._frames(p.num_frames)
         if p.max_sequence_length is not None:

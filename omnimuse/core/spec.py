@@ -43,14 +43,15 @@ class Component:
 class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
-    A schedule needs `min_steps`. At most `max_images` pictures may come with a prompt. `fixed` holds what the family
-    lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all,
-    with the reason. A model of videos makes 1 + k * `frame_step` frames, at most `max_frames`.
+    A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt. `fixed` holds what the
+    family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
+    all, with the reason. A model of videos makes 1 + k * `frame_step` frames, at most `max_frames`.
     """
 
     size_multiple: int
     max_side: int
     max_sequence_length: int
+    min_images: int = 0
     max_images: int = 0
     fixed: DiffusionParams = DiffusionParams()
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -111,7 +112,8 @@ class Spec:
     from which a folder may have been saved. `supported` names the parameters the family honours beyond those of
     every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
     can be asked for; `objection` refuses a choice that would do nothing beside the others. `teacache` holds the
-    polynomial (highest power first) that rescales the change TeaCache sees.
+    polynomial (highest power first) that rescales the change TeaCache sees. `library` names the library that runs the
+    whole pipeline where no family of ours does; `notes` say then what that means.
     """
 
     arch: str
@@ -127,12 +129,18 @@ class Spec:
     extra: type[FamilyParams] = FamilyParams
     teacache: tuple[float, ...] = (1.0, 0.0)
     summary: str = ""
+    library: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def medium(self) -> str:
+        """What comes out: "image", "video" or "audio"."""
+        return self.tasks[0].rpartition("-")[2]
 
     @property
     def makes_video(self) -> bool:
         """Whether videos come out, and not pictures."""
-        return any(task.endswith("video") for task in self.tasks)
+        return self.medium == "video"
 
     def variant(self, model_id: str) -> Variant:
         """The variant whose ids contain `model_id` (case and revision ignored), else the family's own defaults."""
@@ -155,7 +163,8 @@ class Spec:
         for variant in self.variants:
             if reason := variant.says(configs):
                 return Recognised(variant, reason)
+        own = Variant(self.family, (), self.defaults)
+        if self.library:
+            return Recognised(own, f"{self.library} has them for this class")
         kinds = ", ".join(variant.name for variant in self.variants)
-        return Recognised(
-            Variant(self.family, (), self.defaults), f"nothing says which of {kinds} or others it is", sure=False
-        )
+        return Recognised(own, f"nothing says which of {kinds} or others it is", sure=False)

@@ -182,10 +182,10 @@ class Engine:
                 raise RequestError(f"there is no request {request_id}; it is unknown or has ended", "request_id")
 
     def _refuse_if_over(self) -> None:
-        if self._closed:
-            raise EngineClosedError("this engine is closed; make a new one")
         if self.dead is not None:
             raise EngineDeadError(str(self.dead))
+        if self._closed:
+            raise EngineClosedError("this engine is closed; make a new one")
 
 
 def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Governor | None) -> None:

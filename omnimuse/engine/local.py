@@ -18,9 +18,11 @@ from PIL import Image
 from omnimuse.core.config import Config
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
 from omnimuse.core.output import Done, Event, Failed, Result
+from omnimuse.core.params import SoundParams
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
+from omnimuse.media.sound import to_sound
 from omnimuse.media.video import to_video
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
@@ -58,6 +60,10 @@ def present(result: Result, media: str) -> Result:
     if media == "video":
         assert result.params.fps, "a family of videos has a default frame rate"
         return replace(result, videos=[to_video(video, result.params.fps) for video in result.output], output=None)
+    if media == "audio":
+        assert isinstance(result.params.extra, SoundParams), "a family of sound says how fast it samples"
+        rate = result.params.extra.sample_rate
+        return replace(result, audios=[to_sound(sound, rate) for sound in result.output], output=None)
     assert media == "image", f"no presenter for {media} yet"
     images: list[Image.Image] = [to_image(picture) for picture in result.output]
     return replace(result, images=images, output=None)
@@ -123,7 +129,6 @@ class Background:
             self._stopping = True
         self._wake.set()
         self._thread.join()
-        self.engine.close()
         why = "the engine was closed before the request was done; try again in a moment"
         for request_id in list(self._listeners):
             self._deliver(Failed(request_id, EngineClosedError(why)))
@@ -142,6 +147,7 @@ class Background:
             else:
                 self._wake.wait(rest)
                 self._wake.clear()
+        engine.close()  # here: a library's call that stands still can be unwound by its own thread alone
 
     def _tick(self, engine: Engine) -> None:
         events = engine.tick()

@@ -35,7 +35,8 @@ class State:
     """One output in the making: slots, random generator, plan, position, solver and cache memory.
 
     `stage` is the index of the stage to run next and `position` the step to take next within a loop. `working` belongs
-    to the running loop alone and is emptied when it finishes. `notes` is what stages, by name, have to tell people.
+    to the running loop alone and is emptied when it finishes. `notes` is what stages, by name, have to tell people,
+    `said` what a library warned of that runs the whole pipeline.
     """
 
     def __init__(self, request: Request, output: int, *, strict: bool = False) -> None:
@@ -50,6 +51,7 @@ class State:
         self.memories: dict[tuple[str, str], Memory] = {}
         self.working: dict[str, Any] = {}
         self.notes: dict[str, TextRead] = {}
+        self.said: list[str] = []
         self._slots: dict[str, Any] = {}
         self._strict = strict
         self._open: tuple[frozenset[str], frozenset[str]] | None = None

@@ -20,6 +20,7 @@ from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.cache.teacache import TeaCache
+from omnimuse.compat.diffusers.read import read_components
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
@@ -35,7 +36,6 @@ from omnimuse.loader.components import (
 from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_tensors
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import load_weights, randomise
-from omnimuse.models import REGISTRY
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
@@ -45,7 +45,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.allocator import keep_memory
-from omnimuse.worker.find import Found, find
+from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.steady import choose_tier
@@ -106,6 +106,11 @@ def build(config: Config, mesh: Mesh | None = None) -> Built:
 def import_libraries(config: Config) -> None:
     """Import the library classes that a build will need: the longest part of starting a small model."""
     found = find(config)
+    if found.spec.library:
+        from omnimuse.compat.diffusers.load import pipeline_class
+
+        pipeline_class(found.spec.arch)
+        return
     for name, component in found.spec.components.items():
         if component.built and not component.network and name in found.checkpoint.components:
             library_class(found.checkpoint, name)
@@ -129,8 +134,10 @@ def check(under: Build) -> None:
 
 
 def construct(under: Build) -> None:
-    """Every network, on the meta device: shapes without memory."""
+    """Every network, on the meta device: shapes without memory. (A library that runs the pipeline makes its own.)"""
     checkpoint = under.found.checkpoint
+    if under.found.spec.library:
+        return
     for name, component in under.found.spec.components.items():
         if not component.built or name not in checkpoint.components or not checkpoint.has_weights(name):
             continue
@@ -177,6 +184,9 @@ def attention(under: Build) -> None:
 
 def tier(under: Build) -> None:
     """Networks that give a row the same bits in any company, where the tier asks for it."""
+    if under.found.spec.library:
+        under.choices.append(Choice("batching", "tier", "exact", "each output is a call of its own"))
+        return
     policies = {network: under.formats[name] for name, network in under.networks.items()}
     under.choices.append(choose_tier(under.found.config, under.device, policies))
 
@@ -205,7 +215,10 @@ def offload(under: Build) -> None:
 
 def load(under: Build) -> None:
     """Weights, streamed from the checkpoint (or random ones, for `load="dummy"`) straight to their homes."""
-    checkpoint = under.found.checkpoint
+    checkpoint, mode = under.found.checkpoint, under.found.config.model.load
+    if under.found.spec.library:
+        under.components = read_components(checkpoint, under.dtype, under.device, mode)
+        return
     for name, component in under.found.spec.components.items():
         if name in under.modules:
             _fill(under, name)
@@ -270,7 +283,7 @@ def _assemble(under: Build) -> Built:
         dtype=under.dtype,
         mesh=under.mesh,
     )
-    pipeline = REGISTRY.pipeline(found.spec.arch)(ctx)
+    pipeline = pipeline_for(found.spec)(ctx)
     governor = govern(under.waiting, int(under.threads.value))
     if governor is not None:
         under.resources.callback(governor.close)

@@ -15,13 +15,13 @@ from torch import nn
 
 from omnimuse.core.config import Choice, Config
 from omnimuse.layers.network import Network
+from omnimuse.loader.files import weight_files
 from omnimuse.loader.tensors import stored_tensors
-from omnimuse.models import REGISTRY
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.allocator import kept_memory
 from omnimuse.worker.build import SHAPES, Build, begin, run
-from omnimuse.worker.find import Found
+from omnimuse.worker.find import Found, pipeline_for
 
 
 def explain(config: Config) -> list[Choice]:
@@ -63,6 +63,13 @@ def _model_choices(found: Found) -> tuple[Choice, ...]:
 def _memory_choices(under: Build) -> list[Choice]:
     """What the weights of every network take, by number format, and where they are; from shapes alone."""
     found = []
+    if under.found.spec.library:  # it makes its networks itself: only files tell
+        dummy = under.found.config.model.load == "dummy"
+        return (
+            []
+            if dummy
+            else [Choice("memory", "all weights", _size(_stored(under.found)), "in files; without what requests need")]
+        )
     for name, module in under.modules.items():
         sizes: Counter[str] = Counter()
         for tensor, _ in stored_tensors(module).values():
@@ -71,6 +78,14 @@ def _memory_choices(under: Build) -> list[Choice]:
         found.append(Choice("memory", name, value, _where(under, module)))
     total = sum(tensor.nbytes for module in under.modules.values() for tensor, _ in stored_tensors(module).values())
     return [*found, Choice("memory", "all weights", _size(total), "without what requests need")]
+
+
+def _stored(found: Found) -> int:
+    """The size of all weights as they lie in files."""
+    checkpoint = found.checkpoint
+    networks = [name for name in checkpoint.components if checkpoint.has_weights(name)]
+    files = [file for name in networks for file in weight_files(checkpoint.path(name)).paths]
+    return sum(file.stat().st_size for file in files)
 
 
 def _where(under: Build, module: nn.Module) -> str:
@@ -97,8 +112,11 @@ def _size(count: int) -> str:
 
 
 def _engine_choices(under: Build) -> list[Choice]:
-    config, checkpoint = under.found.config, under.found.checkpoint
-    loops = [stage for stage in REGISTRY.pipeline(checkpoint.arch).stages if isinstance(stage, Denoise)]
+    config, checkpoint, spec = under.found.config, under.found.checkpoint, under.found.spec
+    if spec.library:
+        told = ((name, note.partition(": ")) for name, note in spec.notes.items())
+        return [Choice(spec.library, name, answer, reason) for name, (answer, _, reason) in told]
+    loops = [stage for stage in pipeline_for(spec).stages if isinstance(stage, Denoise)]
     solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
     features = {"cache": config.cache.kind, "offload": config.offload.mode, "compile": config.compile.mode}
     return [

@@ -6,7 +6,9 @@ Used by the build, and by front ends that check requests before anything heavy s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from omnimuse.compat.diffusers.spec import refuse_features, spec_of
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
@@ -15,6 +17,9 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.identity import TAUGHT, Taught, names_of, taught
 from omnimuse.loader.resolve import Folder, resolve
 from omnimuse.models import REGISTRY
+
+if TYPE_CHECKING:
+    from omnimuse.pipeline.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,10 @@ class Found:
         """Whose defaults these are, which, and why."""
         values = {"steps": self.door.defaults.num_inference_steps, "guidance": self.door.defaults.guidance_scale}
         told = ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None)
-        size = f"{self.door.defaults.width}x{self.door.defaults.height}"
-        about = f"defaults of {self.recognised.variant.name} ({told}, {size}): {self.recognised.why}"
+        width, height = self.door.defaults.width, self.door.defaults.height
+        size = f"{width}x{height}" if width and height else ""
+        chosen = ", ".join(part for part in (told, size) if part) or "its own"
+        about = f"defaults of {self.recognised.variant.name} ({chosen}): {self.recognised.why}"
         return about if self.recognised.sure else f"{about}; --defaults-of NAME takes those of another one"
 
 
@@ -47,7 +54,9 @@ def find(config: Config) -> Found:
     known = [model for spec in REGISTRY.specs() for variant in spec.variants for model in variant.ids]
     folder = resolve(config.model.model, known)
     checkpoint = Checkpoint(folder.path)
-    spec = REGISTRY.spec(checkpoint.arch)
+    spec = spec_for(checkpoint)
+    if spec.library:
+        refuse_features(config)
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}
@@ -72,6 +81,20 @@ def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spe
         own = Variant(folder.path.name, (), told.defaults.over(spec.defaults))
         return Recognised(own, f"{TAUGHT} in its folder says so")
     return spec.recognise(names_of(folder, checkpoint), checkpoint.configs)
+
+
+def spec_for(checkpoint: Checkpoint) -> Spec:
+    """The spec of the family that covers `checkpoint`; where none does, that of the library whose class it names."""
+    return REGISTRY.spec(checkpoint.arch) if REGISTRY.covers(checkpoint.arch) else spec_of(checkpoint)
+
+
+def pipeline_for(spec: Spec) -> type[Pipeline]:
+    """The pipeline that `spec` describes. Imports torch."""
+    if not spec.library:
+        return REGISTRY.pipeline(spec.arch)
+    from omnimuse.compat.diffusers.pipeline import pipeline_of
+
+    return pipeline_of(spec)
 
 
 def _classes(component: Component, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class Job:
         return found
 
     notes: dict[str, TextRead] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
     def take(self, state: State, made: Tensor) -> None:
         """Keep the finished output of `state`, in its place among those of the request."""
@@ -66,6 +67,7 @@ class Job:
         if count > 1:
             self.output[state.output].copy_(made.detach())
         self.notes.update(state.notes)
+        self.said += state.said
         del self.states[state.id]
 
 
@@ -144,6 +146,7 @@ class Runner:
         self._run_stages(chosen)
         self._reap(chosen)
 
+    @torch.inference_mode()  # a library's call that is unwound puts back the modes that it found, which were these
     def close(self) -> None:
         """Drop every state and remembered output, let go of the weights, release what the build holds."""
         for request_id in list(self.jobs):
@@ -200,6 +203,7 @@ class Runner:
             seeds=seeds,
             timings=job.timings(),
             texts=tuple(job.notes.values()),
+            said=tuple(dict.fromkeys(job.said)),
         )
         self._events.append(Done(request.id, result))
 

@@ -6,12 +6,14 @@ The server's front checks the choice with it, a worker makes its request from it
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door
+from omnimuse.core.request import Ask, Door, Picture
 
 NONE, SMALL = "none", "small"
+LIBRARY_SIDE = 256
 _SIZE = re.compile(r"(\d{1,6})[xX](\d{1,6})(?:[xX](\d{1,6}))?")
 
 
@@ -25,16 +27,19 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
     limits, size = door.limits, _SIZE.fullmatch(wanted)
     if size is None and wanted != SMALL:
         raise ConfigError(f"--warm-up {wanted} is not understood; use none, small, or a size as WxH or WxHxFRAMES")
-    width, height, frames = size.groups() if size else (limits.size_multiple, limits.size_multiple, None)
+    side = _small_side(door)
+    width, height, frames = size.groups() if size else (side, side, None)
     least = 1 if limits.max_frames > 1 else None
-    params = DiffusionParams(
-        width=int(width),
-        height=int(height),
-        num_frames=least if frames is None else int(frames),
-        num_inference_steps=limits.fixed.num_inference_steps or limits.min_steps,
-        seed=0,
-    )
-    ask = Ask("a warm-up", params)
+    chosen: dict[str, Any] = {
+        "width": int(width),
+        "height": int(height),
+        "num_frames": least if frames is None else int(frames),
+        "num_inference_steps": limits.fixed.num_inference_steps or limits.min_steps,
+        "seed": 0,
+    }
+    if size is None:
+        chosen = {name: value for name, value in chosen.items() if name not in limits.refuses}
+    ask = Ask({"prompt": "a warm-up", "images": _blanks(limits.min_images)}, DiffusionParams(**chosen))
     try:
         door.make_request(ask, 0.0, 0)
     except RequestError as error:
@@ -42,9 +47,25 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
     return ask
 
 
+def _small_side(door: Door) -> int:
+    """The smallest legal side; a library's pipeline may not say what is too small for it, so for one a usual side."""
+    step = door.limits.size_multiple
+    return -(-LIBRARY_SIDE // step) * step if door.spec.library else step
+
+
+def _blanks(count: int) -> list[Picture]:
+    from PIL import Image
+
+    from omnimuse.media.picture import picture_of
+
+    return [picture_of(Image.new("RGB", (LIBRARY_SIDE, LIBRARY_SIDE)))] * count
+
+
 def describe(ask: Ask) -> str:
     """What is drawn, in a few words."""
     params = ask.params
+    if params.width is None:
+        return "its own size"
     frames = f"x{params.num_frames}" if params.num_frames else ""
     steps = f"{params.num_inference_steps} step{'s' * (params.num_inference_steps != 1)}"
     return f"{params.width}x{params.height}{frames}, {steps}"

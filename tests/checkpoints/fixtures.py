@@ -5,6 +5,7 @@ Builders are imported when a fixture is first used, so that tests without checkp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,16 @@ def z_image_turbo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.checkpoints import z_image
 
     return z_image.build(tmp_path_factory.mktemp("z_image_turbo") / "Z-Image-Turbo", turbo=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def foreign_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny checkpoint of a pipeline class that no family covers, built when it is first asked for (read only)."""
+    from tests.checkpoints.foreign import foreign
+
+    home = tmp_path_factory.mktemp("foreign")
+
+    def folder(arch: str) -> Path:
+        return home / arch if (home / arch).exists() else foreign(arch).build(home / arch)
+
+    return folder

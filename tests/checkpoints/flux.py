@@ -76,13 +76,13 @@ def clip_encoder(vocabulary: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def t5_encoder(vocabulary: int) -> T5EncoderModel:
+def t5_encoder(vocabulary: int, width: int = TEXT_WIDTH) -> T5EncoderModel:
     """An encoder as T5 v1.1 has it: gated GELU, no tied head."""
     config = T5Config(
         vocab_size=vocabulary,
-        d_model=TEXT_WIDTH,
+        d_model=width,
         d_kv=8,
-        d_ff=2 * TEXT_WIDTH,
+        d_ff=2 * width,
         num_layers=2,
         num_heads=3,
         feed_forward_proj="gated-gelu",

@@ -54,7 +54,7 @@ def drawn(wanted: Job, **fake: Any) -> Drawn:
         engines.append(FakeOmni(config, **fake))
         return engines[0]
 
-    wanted = wanted.placed(moving=False)
+    wanted = wanted.placed("image")
     code = draw(wanted, lambda config: start, stdout=out, stderr=err)
     return Drawn(code, out.getvalue(), err.getvalue(), engines[0] if engines else FakeOmni(wanted.config))
 
@@ -140,7 +140,7 @@ def test_a_negative_prompt_goes_with_every_prompt() -> None:
         (["a", "--size", "64x64", "--width", "64"], "--size 64x64 and --width 64 both choose the width"),
         (["a", "--negativ", "b"], r"unknown option --negativ\. Did you mean --negative\?"),
         (["a", "--sampler-steps", "3"], r"unknown option --sampler-steps\. Did you mean --steps\?"),
-        (["a", "-o", "a.gif"], r"'\.gif'; use one of \.jpeg, \.jpg, \.mp4, \.png, \.webp"),
+        (["a", "-o", "a.gif"], r"'\.gif'; use one of \.flac, \.jpeg, \.jpg, \.mp4, \.ogg, \.png, \.wav, \.webp"),
         (["a", "-o", "/proc/x/a.png"], "cannot write /proc/x/a.png"),
     ],
 )
@@ -289,7 +289,7 @@ def test_pictures_have_the_names_of_their_prompts_whichever_is_done_first(tmp_pa
 
 
 def test_names_of_files_are_printed_while_the_rest_is_drawn_where_nothing_else_is(tmp_path: Path) -> None:
-    wanted, out, printed = job(["a", "b", "--quiet", "-o", f"{tmp_path}/p.png"]).placed(moving=False), io.StringIO(), []
+    wanted, out, printed = job(["a", "b", "--quiet", "-o", f"{tmp_path}/p.png"]).placed("image"), io.StringIO(), []
     omni = FakeOmni(wanted.config, watch=lambda event: printed.append(out.getvalue().count("\n")))
     draw(wanted, lambda config: lambda config: omni, stdout=out, stderr=io.StringIO())
     assert sorted(set(printed)) == [0, 1]

@@ -41,7 +41,7 @@ def test_columns_line_up_and_do_not_end_in_spaces() -> None:
 
 
 def test_every_supported_family_is_listed_with_its_published_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert models.run(options(json=True)) == 0
+    assert models.run(options(json=True, model=None)) == 0
     listing = json.loads(capsys.readouterr().out)
     assert all(row["family"] and row["pipeline"] and row["tasks"] for row in listing["supported"])
     [demo] = [row for row in listing["here"] if row["id"] == "omnimuse/shapes"]
@@ -49,7 +49,7 @@ def test_every_supported_family_is_listed_with_its_published_models(capsys: pyte
 
 
 def test_what_a_model_can_draw_is_told_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert models.run(options(json=False)) == 0
+    assert models.run(options(json=False, model=None)) == 0
     told = capsys.readouterr().out
     assert "  omnimuse/shapes draws, at 128x128:\n    shapes: circle, square," in told
 

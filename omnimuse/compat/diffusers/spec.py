@@ -1,0 +1,194 @@
+"""The spec of a checkpoint whose pipeline no family covers: made from the library's class and the checkpoint. No torch.
+
+Says what the pipeline takes and gives, and honestly what our engine cannot do with it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from omnimuse.compat.diffusers.params import (
+    MANY,
+    core_parameters,
+    extra_type,
+    picture_parameters,
+)
+from omnimuse.compat.diffusers.sizes import default_side, size_multiple
+from omnimuse.compat.diffusers.source import PipelineSource, read_source
+from omnimuse.core.config import Config
+from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import ALWAYS
+from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.loader.checkpoint import Checkpoint
+
+LIBRARY = "diffusers"
+MAX_SIDE = 8192
+MAX_TOKENS = 4096
+MAX_FRAMES = 10_000
+USUAL_FPS = 24.0
+"""Frames per second where neither the class nor its example says how fast its videos are."""
+
+_EXAMPLE_FPS = re.compile(r"export_to_video\([^)]*fps=(\d+)")
+
+
+def spec_of(checkpoint: Checkpoint) -> Spec:
+    """The spec of `checkpoint`; ModelError where its class is unknown, makes nothing to look at, or differentiates."""
+    source = read_source(checkpoint.arch)
+    medium = _medium(source)
+    configs = checkpoint.configs
+    return Spec(
+        arch=source.arch,
+        family=source.arch,
+        summary=f"{source.arch} of {LIBRARY}",
+        tasks=_tasks(source, medium),
+        components=_components(source, checkpoint),
+        defaults=_defaults(source, medium, configs),
+        supported=frozenset(core_parameters(source).values()) | ({"fps"} if medium == "video" else set()),
+        limits=lambda configs: _limits(source, configs),
+        objection=lambda negative, params: _objection(source, negative, params),
+        extra=extra_type(source, _sample_rate(configs) if medium == "audio" else None),
+        library=LIBRARY,
+        notes=notes(source, medium),
+    )
+
+
+def refuse_features(config: Config) -> None:
+    """ConfigError for a feature that works on our own networks only."""
+    asked = {
+        "attention": (config.attention.default != "auto" or bool(config.attention.per_role), "attention backends"),
+        "cache": (config.cache.kind != "none", "step caches"),
+        "offload": (config.offload.mode != "none", "offload"),
+        "compile": (config.compile.mode != "none", "compiled blocks"),
+        "parallel": (config.parallel != type(config.parallel)(), "several ranks"),
+    }
+    for name, (wanted, what) in asked.items():
+        if wanted:
+            raise ConfigError(
+                f"{name} cannot be chosen for this model: it runs through {LIBRARY}, and {what} need a network of "
+                "ours. Leave it out; `omnimuse models` lists the families that have it"
+            )
+
+
+def notes(source: PipelineSource, medium: str) -> dict[str, str]:
+    """What is true of a pipeline that runs through the library, each as "answer: reason"."""
+    how = "progress bar, as it has no step callback," if source.hook == "progress_bar" else "step callback"
+    shown = medium != "audio" and source.shows_latents
+    left = [name for name in source.outputs[1:] if name in ("audio", "audios", "sound")]
+    return {
+        "runs through": f"{LIBRARY}: as one call per output, since no family here covers {source.arch}",
+        "shared forwards": "no: the library calls its networks itself, for one output at a time",
+        "caches, offload, compile, ranks": "no: they work on networks of ours",
+        "progress, cancel": f"between steps: its {how} hands control back after each",
+        "previews": "yes: unfinished latents decoded small, where its autoencoder takes them as they are"
+        if shown
+        else "no: no picture can be made of what it shows between steps",
+        "pause": "between steps: it stands still, and what it holds stays on the device",
+        **({f"its {left[0]}": "left out: one medium comes back"} if left and medium != "audio" else {}),
+    }
+
+
+def playing_speed(source: PipelineSource) -> float:
+    """Frames per second: the class's own default, that of the example in its documentation, or the usual one."""
+    for name in ("frame_rate", "fps"):
+        if name in source.parameters and isinstance(value := source.parameters[name].default, int | float):
+            return float(value)
+    example = _EXAMPLE_FPS.search(source.text)
+    return float(example[1]) if example else USUAL_FPS
+
+
+def _medium(source: PipelineSource) -> str:
+    medium = source.medium
+    if medium is None:
+        raise ModelError(
+            f"{source.arch} gives {', '.join(source.outputs)} and no picture, video or sound; it is one link of a "
+            "chain: use the folder of the whole pipeline"
+        )
+    if source.needs_gradients:
+        raise ModelError(f"{source.arch} differentiates its networks while it draws, and this engine only evaluates")
+    if "prompt" not in source.parameters:
+        raise ModelError(f"{source.arch} takes no prompt, and every request here has one; run it with {LIBRARY} itself")
+    return medium
+
+
+def _tasks(source: PipelineSource, medium: str) -> tuple[str, ...]:
+    pictures = picture_parameters(source)
+    needed = any(parameter.needed for parameter in pictures)
+    return (*(() if needed else (f"text-to-{medium}",)), *((f"image-to-{medium}",) if pictures else ()))
+
+
+def _components(source: PipelineSource, checkpoint: Checkpoint) -> dict[str, Component]:
+    """What the checkpoint has, and what the class needs besides."""
+    found = {name: Component((kind,)) for name, (_, kind) in checkpoint.components.items()}
+    maker = source.bodies.get("__init__")
+    optional: Iterable[str] = source.attributes.get("_optional_components", ())
+    if maker is not None:
+        arguments = maker.args.args[1:]
+        for argument in arguments[: len(arguments) - len(maker.args.defaults)]:
+            if argument.arg not in found and argument.arg not in optional:
+                wanted = "" if argument.annotation is None else ast.unparse(argument.annotation)
+                found[argument.arg] = Component((wanted,))
+    return found
+
+
+def _defaults(source: PipelineSource, medium: str, configs: Configs) -> DiffusionParams:
+    chosen: dict[str, Any] = {}
+    for theirs, ours in core_parameters(source).items():
+        value = source.parameters[theirs].default
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            chosen[ours] = value
+    sides = {name: default_side(source, configs, name) for name in ("height", "width")}
+    speed = {"fps": playing_speed(source)} if medium == "video" else {}
+    return DiffusionParams(**{**chosen, **sides, **speed, "num_outputs_per_prompt": 1, "output_type": "pil"})
+
+
+def _limits(source: PipelineSource, configs: Configs) -> Limits:
+    pictures = picture_parameters(source)
+    many = any(parameter.name in MANY for parameter in pictures)
+    ours = set(core_parameters(source).values())
+    own = f"{source.arch} has no such parameter; leave it out"
+    given = {"seed", "num_outputs_per_prompt", "output_type"}
+    return Limits(
+        size_multiple=size_multiple(source, configs),
+        max_side=MAX_SIDE,
+        max_sequence_length=MAX_TOKENS,
+        min_images=sum(parameter.needed for parameter in pictures),
+        max_images=MAX_FRAMES if many else len(pictures),
+        refuses=dict.fromkeys(ALWAYS - given - ours, own),
+        max_frames=MAX_FRAMES if "num_frames" in ours else 1,
+    )
+
+
+def _objection(source: PipelineSource, negative: str | None, params: DiffusionParams) -> str | None:
+    if negative is not None and "negative_prompt" not in source.parameters:
+        return f"negative_prompt means nothing to {source.arch}; leave it out"
+    if params.output_type == "latent" and not source.calls("latent"):
+        return f"output_type='latent' does not fit {source.arch}, which gives no latents; use 'pil' or 'pt'"
+    return None
+
+
+def _sample_rate(configs: Configs) -> int:
+    """Samples of sound per second: what the last network that says one was made for."""
+    said = [
+        rate
+        for name in ("vocoder", "vae", "unet", "transformer")
+        for key in ("sampling_rate", "sample_rate")
+        if isinstance(rate := configs.get(name, {}).get(key), int)
+    ]
+    if not said:
+        raise ModelError("no configuration of this checkpoint says how many samples its sound has per second")
+    return said[0]
+
+
+def parameter_rows(spec: Spec) -> list[tuple[str, str, str]]:
+    """For people: name, default and meaning of every parameter of the library's own that a request can set."""
+    rows = []
+    for part in fields(spec.extra):
+        if part.metadata:
+            default = part.metadata["default"]
+            rows.append((part.name, f"{part.metadata['type']} = {default!r}", str(part.metadata["about"])))
+    return rows

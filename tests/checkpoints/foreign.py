@@ -1,0 +1,452 @@
+"""Tiny random checkpoints of pipelines that no family of ours covers, in the layout that diffusers saves.
+
+`FOREIGN` has one entry for each, with a cheap request and a `build(folder)`. Widths are 16 to 64; tokenizers are real,
+with few words. What they draw is noise, but the same noise as the library's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_audio import StableAudioProjectionModel
+from torch import Tensor, nn
+from transformers import (
+    ByT5Tokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
+    T5EncoderModel,
+)
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.loader.components import quiet
+from tests.checkpoints import flux, parts
+
+PAIRS = ("original_size", "crops_coords_top_left")
+"""Parameters that the library wants as tuples, and JSON has as lists."""
+
+Component = Callable[[], Any]
+"""Makes a network to be drawn, or something without weights that can be saved."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A pipeline class, what its tiny checkpoint is made of, and a request that every one of its parameters reads.
+
+    `parts` makes each component; `null` are listed as null; `options` are other entries of the index. `like` are the
+    arguments of the library's own call for `params`, as far as their names differ.
+    """
+
+    arch: str
+    parts: Mapping[str, Component]
+    params: DiffusionParams
+    null: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    negative: str | None = "grey"
+
+    def build(self, folder: Path, seed: int = 0) -> Path:
+        """Write the checkpoint into `folder` and return it."""
+        components: dict[str, tuple[str, str] | None] = dict.fromkeys(self.null)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, make in self.parts.items():
+            with quiet("diffusers"), quiet("transformers"):
+                made = make()
+                if isinstance(made, nn.Module):
+                    parts.save_module(folder, name, seed, make)
+                else:
+                    made.save_pretrained(folder / name)
+            library = self.libraries.get(name, type(made).__module__.partition(".")[0])
+            components[name] = (library, type(made).__name__)
+        parts.write_index(folder, self.arch, components, self.options)
+        return folder
+
+    def arguments(self) -> dict[str, Any]:
+        """What the library's own call takes for the request, besides prompt, generator and output type."""
+        names = ("num_inference_steps", "guidance_scale", "height", "width", "num_frames", "max_sequence_length")
+        chosen = {name: value for name in names if (value := getattr(self.params, name)) is not None}
+        if self.params.fps is not None and self.arch == "LTXPipeline":
+            chosen["frame_rate"] = int(self.params.fps)
+        negative = {} if self.negative is None else {"negative_prompt": self.negative}
+        extra: Mapping[str, Any] = self.params.extra or {}  # type: ignore[assignment]
+        own = {name: tuple(value) if name in PAIRS else value for name, value in extra.items()}
+        return {**chosen, **negative, **own}
+
+    def reference(self, folder: Path, prompt: str, seed: int, output_type: str = "pt") -> Tensor:
+        """What the library gives when it is called directly, float32."""
+        with quiet("diffusers"), quiet("transformers"):
+            pipe = getattr(diffusers, self.arch).from_pretrained(folder, dtype=torch.float32)
+            pipe.set_progress_bar_config(disable=True)
+            generator = torch.Generator().manual_seed(seed)
+            made = pipe(prompt, generator=generator, output_type=output_type, **self.arguments())[0][0]
+        assert isinstance(made, Tensor)
+        return made
+
+
+def _clip(projected: bool = False, width: int = 32) -> Component:
+    config = CLIPTextConfig(
+        vocab_size=len(flux.clip_tokenizer()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=width,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    return lambda: (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def _t5(width: int = flux.TEXT_WIDTH) -> T5EncoderModel:
+    return flux.t5_encoder(len(flux.t5_tokenizer()), width)
+
+
+def _gemma_tokenizer() -> GemmaTokenizer:
+    """One token a byte or letter, and words of the prompts; pads on the left."""
+    letters = [*flux.LETTERS, "▁", ".", ","]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=512)
+
+
+def _gemma() -> Gemma2Model:
+    config = Gemma2Config(
+        vocab_size=len(_gemma_tokenizer()),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=1024,
+        sliding_window=64,
+        query_pre_attn_scalar=12,
+    )
+    return Gemma2Model(config)
+
+
+def _qwen_vl() -> Qwen2_5_VLTextModel:
+    config = Qwen2_5_VLTextConfig(
+        vocab_size=len(parts.qwen_tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 3, 3]},
+    )
+    return Qwen2_5_VLTextModel(config)
+
+
+def _unet(width: int, pooled: int | None = None) -> diffusers.UNet2DConditionModel:
+    """Two levels; with `pooled` it also reads a pooled text and sizes."""
+    more: dict[str, Any] = {}
+    if pooled is not None:
+        more = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": pooled + 6 * 8,
+            "use_linear_projection": True,
+        }
+    return diffusers.UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=width,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        **more,
+    )
+
+
+def _kl(channels: int = 4, scaling: float = 0.18215) -> diffusers.AutoencoderKL:
+    """Factor 8, with quant convolutions, as the first diffusion models had it."""
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=8,
+        scaling_factor=scaling,
+    )
+
+
+def _ltx_vae() -> diffusers.AutoencoderKLLTXVideo:
+    return diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def _dc() -> diffusers.AutoencoderDC:
+    """Factor 32: six levels."""
+    return diffusers.AutoencoderDC(
+        latent_channels=8,
+        attention_head_dim=4,
+        encoder_block_types=("ResBlock",) * 5 + ("EfficientViTBlock",),
+        decoder_block_types=("ResBlock",) * 5 + ("EfficientViTBlock",),
+        encoder_block_out_channels=(8, 8, 8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8, 8, 8),
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((),) * 5 + ((5,),),
+        decoder_qkv_multiscales=((),) * 5 + ((5,),),
+        scaling_factor=0.41407,
+    )
+
+
+def _params(**chosen: Any) -> DiffusionParams:
+    return DiffusionParams(num_inference_steps=3, guidance_scale=4.0, height=64, width=96, seed=7, **chosen)
+
+
+FOREIGN = (
+    Foreign(
+        arch="StableDiffusionPipeline",
+        parts={
+            "vae": _kl,
+            "text_encoder": _clip(),
+            "tokenizer": flux.clip_tokenizer,
+            "unet": lambda: _unet(32),
+            "scheduler": lambda: diffusers.PNDMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+            ),
+        },
+        null=("safety_checker", "feature_extractor", "image_encoder"),
+        options={"requires_safety_checker": False},
+        params=_params(extra={"guidance_rescale": 0.3}),
+    ),
+    Foreign(
+        arch="StableDiffusionXLPipeline",
+        parts={
+            "vae": lambda: _kl(scaling=0.13025),
+            "text_encoder": _clip(),
+            "text_encoder_2": _clip(projected=True, width=24),
+            "tokenizer": flux.clip_tokenizer,
+            "tokenizer_2": flux.clip_tokenizer,
+            "unet": lambda: _unet(56, pooled=24),
+            "scheduler": lambda: diffusers.EulerDiscreteScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+            ),
+        },
+        null=("feature_extractor", "image_encoder"),
+        options={"force_zeros_for_empty_prompt": True},
+        params=_params(extra={"original_size": [128, 128], "crops_coords_top_left": [8, 0]}),
+        negative=None,
+    ),
+    Foreign(
+        arch="StableDiffusion3Pipeline",
+        parts={
+            "vae": lambda: parts.kl_autoencoder(16, (8, 8, 16, 16)),
+            "text_encoder": _clip(projected=True, width=16),
+            "text_encoder_2": _clip(projected=True, width=16),
+            "text_encoder_3": lambda: _t5(32),
+            "tokenizer": flux.clip_tokenizer,
+            "tokenizer_2": flux.clip_tokenizer,
+            "tokenizer_3": flux.t5_tokenizer,
+            "transformer": lambda: diffusers.SD3Transformer2DModel(
+                sample_size=16,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=32,
+                caption_projection_dim=32,
+                pooled_projection_dim=32,
+                pos_embed_max_size=24,
+                dual_attention_layers=(0,),
+                qk_norm="rms_norm",
+            ),
+            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        },
+        null=("image_encoder", "feature_extractor"),
+        params=_params(max_sequence_length=48, extra={"prompt_3": "two green stars", "skip_layer_guidance_scale": 2.0}),
+    ),
+    Foreign(
+        arch="Lumina2Pipeline",
+        parts={
+            "vae": lambda: parts.kl_autoencoder(8, (8, 8, 16, 16)),
+            "text_encoder": _gemma,
+            "tokenizer": _gemma_tokenizer,
+            "transformer": lambda: diffusers.Lumina2Transformer2DModel(
+                sample_size=16,
+                in_channels=8,
+                hidden_size=48,
+                num_layers=2,
+                num_refiner_layers=1,
+                num_attention_heads=2,
+                num_kv_heads=1,
+                multiple_of=16,
+                axes_dim_rope=(8, 8, 8),
+                axes_lens=(512, 64, 64),
+                cap_feat_dim=24,
+            ),
+            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0, use_dynamic_shifting=True),
+        },
+        params=_params(max_sequence_length=200, extra={"cfg_trunc_ratio": 0.7, "system_prompt": "Draw"}),
+    ),
+    Foreign(
+        arch="LTXPipeline",
+        parts={
+            "vae": _ltx_vae,
+            "text_encoder": _t5,
+            "tokenizer": flux.t5_tokenizer,
+            "transformer": lambda: diffusers.LTXVideoTransformer3DModel(
+                in_channels=8,
+                out_channels=8,
+                num_attention_heads=2,
+                attention_head_dim=16,
+                cross_attention_dim=32,
+                num_layers=2,
+                caption_channels=flux.TEXT_WIDTH,
+            ),
+            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        },
+        params=_params(num_frames=9, fps=24.0, max_sequence_length=32),
+    ),
+    Foreign(
+        arch="HunyuanVideo15Pipeline",
+        parts={
+            "vae": lambda: diffusers.AutoencoderKLHunyuanVideo15(
+                latent_channels=8, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1
+            ),
+            "text_encoder": _qwen_vl,
+            "text_encoder_2": _t5,
+            "tokenizer": parts.qwen_tokenizer,
+            "tokenizer_2": ByT5Tokenizer,
+            "transformer": lambda: diffusers.HunyuanVideo15Transformer3DModel(
+                in_channels=17,
+                out_channels=8,
+                num_attention_heads=2,
+                attention_head_dim=16,
+                num_layers=2,
+                num_refiner_layers=1,
+                text_embed_dim=32,
+                text_embed_2_dim=flux.TEXT_WIDTH,
+                image_embed_dim=16,
+                rope_axes_dim=(4, 6, 6),
+                task_type="t2v",
+            ),
+            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+            "guider": lambda: diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+        },
+        params=DiffusionParams(num_inference_steps=3, height=64, width=96, num_frames=5, seed=7),
+    ),
+    Foreign(
+        arch="SanaPipeline",
+        parts={
+            "vae": _dc,
+            "text_encoder": _gemma,
+            "tokenizer": _gemma_tokenizer,
+            "transformer": lambda: diffusers.SanaTransformer2DModel(
+                in_channels=8,
+                out_channels=8,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                num_layers=2,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=24,
+                sample_size=32,
+            ),
+            "scheduler": lambda: diffusers.DPMSolverMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
+        },
+        params=_params(extra={"use_resolution_binning": False, "complex_human_instruction": ["Say it."]}),
+    ),
+    Foreign(
+        arch="StableAudioPipeline",
+        parts={
+            "vae": lambda: diffusers.AutoencoderOobleck(
+                encoder_hidden_size=8,
+                downsampling_ratios=[2, 4],
+                channel_multiples=[1, 2],
+                decoder_channels=8,
+                decoder_input_channels=8,
+                sampling_rate=80,
+            ),
+            "text_encoder": _t5,
+            "projection_model": lambda: StableAudioProjectionModel(flux.TEXT_WIDTH, 16, 0, 512),
+            "tokenizer": flux.t5_tokenizer,
+            "transformer": lambda: diffusers.StableAudioDiTModel(
+                sample_size=32,
+                in_channels=8,
+                out_channels=8,
+                num_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                num_key_value_attention_heads=1,
+                cross_attention_dim=16,
+                time_proj_dim=8,
+                global_states_input_dim=32,
+                cross_attention_input_dim=16,
+            ),
+            "scheduler": lambda: diffusers.CosineDPMSolverMultistepScheduler(),
+        },
+        libraries={"projection_model": "stable_audio"},
+        params=DiffusionParams(
+            num_inference_steps=3, guidance_scale=4.0, seed=7, extra={"audio_start_in_s": 0.0, "audio_end_in_s": 2.0}
+        ),
+    ),
+)
+"""Eight pipelines: two with a UNet, five with a transformer for pictures or videos (one has a guider), one of sound."""
+
+
+def with_class(folder: Path, target: Path, arch: str, **parts_: Any) -> Path:
+    """A copy of the checkpoint in `folder` whose index names the class `arch`, and `parts_` besides."""
+    shutil.copytree(folder, target)
+    index = target / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": arch, **parts_}))
+    return target
+
+
+def with_safety_checker(folder: Path, target: Path, threshold: float) -> Path:
+    """A copy of a Stable Diffusion checkpoint that refuses pictures above `threshold`: -1 refuses all, 1 none."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    made = with_class(
+        folder,
+        target,
+        "StableDiffusionPipeline",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPFeatureExtractor"],  # what it was called when such folders were saved
+    )
+    with quiet("diffusers"), quiet("transformers"):
+        checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=vision, projection_dim=16))
+        for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+            nn.init.constant_(thresholds, threshold)
+        for embeddings in (checker.concept_embeds, checker.special_care_embeds):
+            nn.init.normal_(embeddings, generator=torch.Generator().manual_seed(0))
+        checker.save_pretrained(made / "safety_checker")
+        side = {"height": 32, "width": 32}
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(made / "feature_extractor")
+    return made
+
+
+def foreign(arch: str) -> Foreign:
+    """The entry of `arch`."""
+    return next(entry for entry in FOREIGN if entry.arch == arch)

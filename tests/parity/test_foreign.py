@@ -1,0 +1,138 @@
+"""Pipelines that run through the library: what it gives when it is called directly, to the bit, from every side."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnimuse import Omni
+from omnimuse.cli import main
+from omnimuse.media.image import to_image
+from omnimuse.media.sound import Sound, encode_sound, to_sound
+from omnimuse.media.video import encode_video, to_video
+from tests.checkpoints.foreign import FOREIGN, Foreign, foreign
+
+Folder = Callable[[str], Path]
+PROMPT = "a red circle"
+
+
+@pytest.fixture(scope="module", params=FOREIGN, ids=lambda entry: entry.arch)
+def entry(request: pytest.FixtureRequest) -> Foreign:
+    return request.param
+
+
+def asked(entry: Foreign) -> dict[str, str]:
+    return {"prompt": PROMPT} | ({} if entry.negative is None else {"negative_prompt": entry.negative})
+
+
+def draw(entry: Foreign, folder: Path, **choices: object) -> Tensor:
+    params = replace(entry.params, **choices)  # type: ignore[arg-type]
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        [result] = omni.generate([asked(entry)], params, progress=False)
+    assert result.error is None, result.error
+    return result.output
+
+
+def test_two_outputs_in_flight_are_what_the_library_gives_for_their_seeds(
+    entry: Foreign, foreign_folder: Folder
+) -> None:
+    folder = foreign_folder(entry.arch)
+    found = draw(entry, folder, output_type="pt", num_outputs_per_prompt=2)
+    for output, seed in zip(found, (7, 8), strict=True):
+        assert torch.equal(output, entry.reference(folder, PROMPT, seed))
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("arch", ["StableDiffusion3Pipeline", "LTXPipeline", "StableAudioPipeline"])
+def test_latents_are_the_librarys(arch: str, foreign_folder: Folder) -> None:
+    entry, folder = foreign(arch), foreign_folder(arch)
+    [found] = draw(entry, folder, output_type="latent")
+    assert torch.equal(found, entry.reference(folder, PROMPT, 7, "latent"))
+
+
+def test_the_command_line_writes_what_the_library_gives(
+    entry: Foreign, foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = foreign_folder(entry.arch)
+    with chdir(tmp_path):
+        assert main(["generate", PROMPT, "-m", str(folder), "--json", *options(entry)]) == 0
+    [name] = json.loads(capsys.readouterr().out)["results"][0]["files"]
+    made, expected = tmp_path / name, entry.reference(folder, PROMPT, 7)
+    if made.suffix == ".png":
+        with Image.open(made) as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(to_image(expected)))
+    elif made.suffix == ".mp4":
+        assert entry.params.fps is not None or entry.arch == "HunyuanVideo15Pipeline"
+        clip = encode_video(to_video(expected, entry.params.fps or 15.0), {})
+        assert np.array_equal(frames(made.read_bytes()), frames(clip))
+    else:
+        assert samples(made.read_bytes()) == samples(encode_sound(to_sound(expected, 80), "WAV", {}))
+
+
+def test_sounds_are_named_kept_and_made_again_as_pictures_are(
+    foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = foreign("StableAudioPipeline")
+    words = [PROMPT, "-m", str(foreign_folder(entry.arch)), *options(entry), "--quiet"]
+    with chdir(tmp_path):
+        assert main(["generate", *words]) == 0
+        assert main(["generate", "--from", "sound.wav", "--quiet"]) == 0
+        assert main(["generate", *words, "-n", "2", "--resume"]) == 0
+        assert main(["generate", *words, "-n", "3", "--resume"]) == 0
+    assert capsys.readouterr().out.split() == ["sound.wav", "sound-001.wav", "sound-002.wav", "sound-003.wav"]
+    first, again, second, third = (
+        samples((tmp_path / name).read_bytes())
+        for name in ("sound.wav", "sound-001.wav", "sound-002.wav", "sound-003.wav")
+    )
+    assert first == again
+    assert len({first, second, third}) == 3
+
+
+def options(entry: Foreign) -> list[str]:
+    """The request of `entry` as options of the command line."""
+    p, extra = entry.params, dict(entry.params.extra or {})  # type: ignore[call-overload]
+    if p.max_sequence_length is not None:
+        extra["max_sequence_length"] = p.max_sequence_length
+    words = {
+        "--steps": p.num_inference_steps,
+        "--guidance": p.guidance_scale,
+        "--size": None if p.width is None else f"{p.width}x{p.height}",
+        "--frames": p.num_frames,
+        "--fps": p.fps,
+        "--negative": entry.negative,
+    }
+    chosen = [str(word) for pair in words.items() if pair[1] is not None for word in pair]
+    settings = [word for name, value in extra.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    return [*chosen, *settings, "--seed", str(p.seed), "--dtype", "float32", "--device", "cpu"]
+
+
+def frames(file: bytes) -> np.ndarray:
+    """The decoded frames of an MP4 file."""
+    with av.open(io.BytesIO(file)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def samples(file: bytes) -> bytes:
+    """A WAV file up to its settings."""
+    return file[8 : file.index(b"omni")]
+
+
+def test_sound_comes_back_with_its_rate(foreign_folder: Folder) -> None:
+    entry = foreign("StableAudioPipeline")
+    with Omni(str(foreign_folder(entry.arch)), dtype="float32", device="cpu") as omni:
+        result = omni.generate(asked(entry), entry.params, progress=False)[0]
+    [sound] = result.audios
+    assert isinstance(sound, Sound)
+    assert (sound.rate, sound.samples.shape, sound.seconds) == (80, (2, 160), 2.0)
+    assert (result.images, result.videos, result.output) == ([], [], None)
