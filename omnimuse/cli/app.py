@@ -26,6 +26,7 @@ COMMANDS = MappingProxyType(
         "generate": "draw pictures, or make videos, from prompts",
         "models": "what is supported, and what is on this machine",
         "explain": "what would be chosen for a model, and why",
+        "convert": "make a checkpoint folder from a single file",
         "bench": "measure a running server",
         "serve": "serve a model over HTTP, with a page to try it",
         "doctor": "check this installation and say what to do",

@@ -183,4 +183,4 @@ def _not_a_checkpoint(folder: Path) -> str:
     return f"{folder} has no {INDEX}: it holds {found}; {needs}{advice}"
 
 
-_CONVERT = "Convert it once with diffusers: PipelineClass.from_single_file(FILE).save_pretrained(FOLDER)"
+_CONVERT = "Convert it once: omnimuse convert FILE --like MODEL -o FOLDER, with a checkpoint of the same kind as MODEL"

@@ -67,7 +67,7 @@ def test_a_single_file_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> 
     assert "is a single file" in refusal(file)
     message = refusal(tmp_path)
     assert "single-file weights (flat.safetensors)" in message
-    assert "from_single_file" in message
+    assert "omnimuse convert" in message
 
 
 def test_a_folder_without_index_says_what_it_holds(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Make a checkpoint folder from a single file of weights, as other programs share them.
+
+The file holds weights only; --like names a checkpoint of the same kind that gives all the rest.
+
+examples:
+  omnimuse convert model.safetensors --like OWNER/NAME -o my-model
+  omnimuse generate "a red circle" -m my-model
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse convert`."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="weights in one *.safetensors file")
+    parser.add_argument(
+        "--like", required=True, metavar="MODEL", help="a folder or hub id of the same kind: configurations, tokenizers"
+    )
+    parser.add_argument("--component", metavar="NAME", help="which network it is, such as transformer_2, if two fit")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and say what came from where."""
+    from omnimuse.loader.checkpoint import Checkpoint
+    from omnimuse.loader.resolve import resolve
+
+    like = Checkpoint(resolve(args.like).path)
+    from omnimuse.compat.single_file import convert
+
+    made = convert(args.file, like, args.output, args.component)
+    print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {args.like}")
+    print(f"try: omnimuse generate 'a red circle' -m {made.folder}")
+    return 0

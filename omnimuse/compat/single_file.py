@@ -1,0 +1,216 @@
+"""A checkpoint in one file, as other programs share them, becomes a folder in the diffusers layout.
+
+The file holds weights and nothing else, so a checkpoint of the same kind gives the rest: configurations, tokenizers,
+the scheduler, and networks that the file lacks. Names are translated by diffusers' own converters; what they give must
+be all of a network, in its shapes. Called by `omnimuse convert`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omnimuse.compat.diffusers.read import named_class
+from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.loader.checkpoint import INDEX, Checkpoint
+from omnimuse.loader.components import quiet
+from omnimuse.loader.files import PICKLES, few
+from omnimuse.loader.tensors import construct
+
+DENOISER = "model.diffusion_model."
+DECODER = ("first_stage_model.", "vae.")
+READERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
+"""How names begin in files that hold more than one network."""
+
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+_SCALE = re.compile(r"(.*)\.(scale_weight|weight_scale)")
+_NOTES = re.compile(r"(^|.*\.)(scaled_fp8|scale_input|input_scale|comfy_quant)")
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Which components came from the file, and which from the checkpoint that it was said to be like."""
+
+    folder: Path
+    from_file: tuple[str, ...]
+    from_like: tuple[str, ...]
+
+
+def convert(file: Path, like: Checkpoint, target: Path, component: str | None = None) -> Converted:
+    """Write the checkpoint in `file` to the new folder `target`; all else is that of `like`.
+
+    Only `component` is looked for in the file, if one is named. ModelError says what the file lacks or has too much;
+    nothing is left behind then. RequestError if `target` exists, or if the file fits several components.
+    """
+    if target.exists():
+        raise RequestError(f"{target} exists; name a folder that does not", "output")
+    networks = [name for name in like.components if like.has_weights(name)]
+    if component is not None and component not in networks:
+        raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
+    found = _find_networks(file, like, networks if component is None else [component])
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _write(part, like, found)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Converted(target, tuple(found), tuple(name for name in like.components if name not in found))
+
+
+def read_file(file: Path) -> Tensors:
+    """The tensors of `file`; weights of 8 bits are multiplied by their scales and become bfloat16."""
+    if file.suffix in PICKLES:
+        raise ModelError(f"{file} is a pickle, which can run any code when it is opened; use a *.safetensors file")
+    if file.suffix != ".safetensors":
+        raise ModelError(f"{file} is no *.safetensors file; other formats are not read")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"there is no file {file}") from None
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
+    scales = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _SCALE.fullmatch(name))}
+    plain = {name: tensor for name, tensor in tensors.items() if not _NOTES.fullmatch(name)}
+    return {name: _widened(name, tensor, scales) for name, tensor in plain.items()}
+
+
+def _widened(name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
+    if tensor.dtype not in EIGHT_BITS:
+        return tensor
+    scale = scales.get(name.removesuffix(".weight"))
+    wide = tensor.float() if scale is None else tensor.float() * scale.float()
+    return wide.to(torch.bfloat16)
+
+
+def _find_networks(file: Path, like: Checkpoint, names: Sequence[str]) -> dict[str, Tensors]:
+    """The weights of every component `names` of `like` that the file holds, as the library names them."""
+    tensors, found, why = read_file(file), dict[str, Tensors](), list[str]()
+    for name in names:
+        part = _part(name, tensors)
+        if not part:
+            continue
+        cls = named_class(like, name)
+        weights = _translated(cls, name, like, part)
+        if weights is None:
+            continue
+        wrong = _differences(cls, name, like, weights)
+        if wrong is None:
+            found[name] = weights
+        elif _is_compound(tensors):
+            raise ModelError(f"{file} holds a {name} that is not that of {like.folder}: {wrong}; choose another --like")
+        else:
+            why.append(f"{name}: {wrong}")
+    if not found:
+        begin = f"its names begin with {few(sorted(tensors)[:4])}"
+        raise ModelError(
+            f"{file} holds no network of {like.folder} ({like.arch}); {'; '.join(why) or begin}. Give --like a "
+            "checkpoint of the same kind"
+        )
+    twins = [name for name in found if not name.startswith(("vae", "text_encoder"))]
+    if len(twins) > 1:
+        raise RequestError(f"{file} fits {' and '.join(sorted(twins))}; say which it is with --component", "component")
+    return found
+
+
+def _is_compound(tensors: Tensors) -> bool:
+    """Whether names say which network they belong to; otherwise the file holds a single one."""
+    return any(name.startswith((DENOISER, *DECODER, *READERS)) for name in tensors)
+
+
+def _part(name: str, tensors: Tensors) -> Tensors:
+    """The tensors that may be those of component `name`."""
+    if not _is_compound(tensors):
+        return {} if name.startswith("text_encoder") else dict(tensors)
+    starts: tuple[str, ...] = (DENOISER,)
+    if name.startswith("vae"):
+        starts = DECODER
+    elif name.startswith("text_encoder"):
+        starts = READERS
+    return {key: tensor for key, tensor in tensors.items() if key.startswith(starts)}
+
+
+def _translated(cls: Any, name: str, like: Checkpoint, part: Tensors) -> Tensors | None:
+    """`part` in the library's names; None if the library has no converter for `cls`, or it does not take `part`."""
+    from diffusers.loaders import single_file_model
+
+    known = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
+    try:
+        with quiet("diffusers"):
+            if cls.__name__ in known:
+                return _network(cls, known[cls.__name__]["checkpoint_mapping_fn"], like.config(name), part)
+            return _reader(cls, name, like, part)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError):
+        return None  # the converters look for names without asking
+
+
+def _network(cls: Any, mapping: Callable[..., Any], config: Mapping[str, Any], part: Tensors) -> Tensors:
+    bare = {key.removeprefix(DENOISER): tensor for key, tensor in part.items()}
+    if set(construct(lambda: cls.from_config(dict(config))).state_dict()) <= set(bare):
+        return bare  # the library's own names already
+    if cls.__name__.startswith("UNet"):  # this converter wants the prefix, the others do without
+        bare = {DENOISER + key: tensor for key, tensor in bare.items()}
+    converted: Tensors = mapping(checkpoint=bare, config=dict(config))
+    return converted
+
+
+def _reader(cls: Any, name: str, like: Checkpoint, part: Tensors) -> Tensors | None:
+    """A text encoder of the kinds that such files hold."""
+    from diffusers.loaders import single_file_utils as known
+
+    place = {"subfolder": name, "config": str(like.folder), "local_files_only": True}
+    if known.is_clip_model_in_single_file(cls, part):
+        model = known.create_diffusers_clip_model_from_ldm(cls, checkpoint=dict(part), **place)
+    elif known.is_t5_in_single_file(part):
+        model = known.create_diffusers_t5_model_from_checkpoint(cls, checkpoint=dict(part), **place)
+    else:
+        return None
+    weights: Tensors = model.state_dict()
+    return weights if not any(tensor.is_meta for tensor in weights.values()) else None
+
+
+def _differences(cls: Any, name: str, like: Checkpoint, weights: Tensors) -> str | None:
+    """What is wrong with `weights` for component `name`, in words; None if they are all of it, in its shapes."""
+    if not hasattr(cls, "from_config"):
+        return None  # the library built it from these weights
+    module: nn.Module = construct(lambda: cls.from_config(dict(like.config(name))))
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    missing = sorted(wanted.keys() - weights.keys())
+    shapes = [key for key in sorted(wanted.keys() & weights.keys()) if tuple(weights[key].shape) != wanted[key]]
+    if missing:
+        return f"it lacks {len(missing)} of {len(wanted)} tensors ({few(missing, 3)})"
+    if shapes:
+        return f"{shapes[0]} has shape {list(weights[shapes[0]].shape)} and not {list(wanted[shapes[0]])}"
+    rooms = {key.partition(".")[0] for key in wanted}
+    for key in sorted(weights.keys() - wanted.keys()):
+        if key.partition(".")[0] in rooms:
+            return f"it has {key} besides, so it is a larger network"
+        del weights[key]  # counters, copies for training
+    return None
+
+
+def _write(part: Path, like: Checkpoint, found: Mapping[str, Tensors]) -> None:
+    part.mkdir(parents=True)
+    shutil.copy(like.folder / INDEX, part / INDEX)
+    for name in like.components:
+        source, place = like.path(name), part / name
+        if name not in found:
+            shutil.copytree(source, place)
+            continue
+        skip = shutil.ignore_patterns("*.safetensors", "*.safetensors.index*.json", *(f"*{end}" for end in PICKLES))
+        shutil.copytree(source, place, ignore=skip)
+        stem = "diffusion_pytorch_model" if like.components[name][0] == "diffusers" else "model"
+        whole = {key: tensor.contiguous().clone() for key, tensor in found[name].items()}
+        save_file(whole, place / f"{stem}.safetensors", metadata={"format": "pt"})
