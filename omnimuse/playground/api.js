@@ -116,7 +116,7 @@ function editForm(fields, sources) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
   for (const [name, value] of Object.entries(plain)) form.append(name, String(value));
-  for (const [name, value] of Object.entries(extra)) form.append(`extra_params[${name}]`, String(value));
+  for (const [name, value] of Object.entries(extra)) form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
   return form;
 }

@@ -11,6 +11,7 @@ const NUMBERS = [
   ["fps", "Frames per second", 0.01, 1000, "any"],
 ];
 const LIKE = "like";
+const UNSAID = 1024; // pixels a side, for a model that does not say its own size
 const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
 
 /** The settings of one model and task, inside `root` (and the strength by its picture); `kind` is "image", "edit" or
@@ -69,8 +70,8 @@ export class Controls {
     if (this.kind === "edit") options.unshift(h("option", { value: LIKE }, "Like the picture"));
     this.shape = h("select", { id: "shape" }, ...options, h("option", { value: "" }, "Custom"));
     this.sides = [
-      this.number("width", "Width", { ...side, value: defaults.width }),
-      this.number("height", "Height", { ...side, value: defaults.height }),
+      this.number("width", "Width", { ...side, value: defaults.width ?? UNSAID }),
+      this.number("height", "Height", { ...side, value: defaults.height ?? UNSAID }),
       h("p", { className: "hint wide" }, `Sides are multiples of ${step}, up to ${max}.`),
     ];
     return [field(this.shape, "Shape", "wide"), ...this.sides];
@@ -78,7 +79,7 @@ export class Controls {
 
   /** Named sizes with about as many pixels as the model's default, [label, width, height]. */
   shapes() {
-    const { size_multiple: step, max_side: max, defaults: { width, height } } = this.can;
+    const { size_multiple: step, max_side: max, defaults: { width = UNSAID, height = UNSAID } } = this.can;
     const fit = (side) => Math.min(Math.max(Math.round(side / step), 1) * step, max - (max % step));
     const named = SHAPES.map(([label, w, h_]) => {
       const unit = Math.sqrt((width * height) / (w * h_));
@@ -138,7 +139,7 @@ export class Controls {
     return Object.entries(this.can.extra ?? {}).map(([name, value]) => {
       const input = typeof value === "boolean" ? h("input", { type: "checkbox", checked: value })
         : typeof value === "number" ? h("input", { type: "number", step: "any", value })
-        : h("input", { value: value ?? "" });
+        : h("input", { value: textOf(value) });
       input.id = `extra-${name}`;
       this.extra.set(name, input);
       const words = name.replaceAll("_", " ");
@@ -181,9 +182,14 @@ export class Controls {
       if (["width", "height"].includes(name) || input.disabled || value === "" || value === this.usual(name)) continue;
       fields[name] = ["number", "range"].includes(input.type) ? Number(value) : value;
     }
-    const extra = [...this.extra].map(([name, input]) => [name, valueOf(input)])
-      .filter(([name, value]) => value !== (this.can.extra[name] ?? ""));
+    const extra = [...this.extra].filter(([name, input]) => this.differs(name, input))
+      .map(([name, input]) => [name, valueOf(input, typeof this.can.extra[name] !== "string")]);
     return extra.length ? { ...fields, extra_params: Object.fromEntries(extra) } : fields;
+  }
+
+  differs(name, input) {
+    const usual = this.can.extra[name];
+    return input.type === "checkbox" ? input.checked !== usual : input.value !== textOf(usual);
   }
 
   usual(name) {
@@ -202,7 +208,7 @@ export class Controls {
     for (const [name, input] of this.extra) {
       const value = fields.extra_params?.[name] ?? this.can.extra[name];
       if (input.type === "checkbox") input.checked = value;
-      else input.value = value ?? "";
+      else input.value = textOf(value);
     }
     if (fields.size) this.matchShape();
   }
@@ -222,9 +228,22 @@ function field(input, label, width = "") {
   return h("div", { className: `field ${width}` }, h("label", { htmlFor: input.id }, label), input);
 }
 
-function valueOf(input) {
+/** A value as it is shown in a text field. */
+function textOf(value) {
+  if (value === null || value === undefined) return "";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** What was put in; where the default is no text, text that is JSON is what it stands for. */
+function valueOf(input, structured) {
   if (input.type === "checkbox") return input.checked;
-  return input.type === "number" ? Number(input.value) : input.value;
+  if (input.type === "number") return Number(input.value);
+  if (!structured) return input.value;
+  try {
+    return JSON.parse(input.value);
+  } catch {
+    return input.value;
+  }
 }
 
 /** What a model can make here: [kind, label] pairs. */

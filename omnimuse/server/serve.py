@@ -57,6 +57,8 @@ def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     found = find(config)
+    if found.spec.medium == "audio":
+        raise ConfigError(f"{found.folder.id} makes sound, which is not served yet; use `omnimuse generate` or Python")
     warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
     logger.info("%s", found.about_defaults)
     make_room_for(options.guard.max_connections)

@@ -185,7 +185,9 @@ def attention(under: Build) -> None:
 def tier(under: Build) -> None:
     """Networks that give a row the same bits in any company, where the tier asks for it."""
     if under.found.spec.library:
-        under.choices.append(Choice("batching", "tier", "exact", "each output is a call of its own"))
+        under.choices.append(
+            Choice("batching", "tier", "exact", "every tier is kept: each output is a call of its own")
+        )
         return
     policies = {network: under.formats[name] for name, network in under.networks.items()}
     under.choices.append(choose_tier(under.found.config, under.device, policies))

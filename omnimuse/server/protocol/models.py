@@ -7,34 +7,42 @@ from typing import Any, Literal
 from pydantic import BaseModel, computed_field
 
 
-class Capabilities(BaseModel):
-    """What a model can be asked for. Sizes in pixels; `extra` are the family's own parameters and their defaults.
+class Bounds(BaseModel):
+    """How much a model can be asked for. Sizes in pixels; from `min_images` to `max_images` pictures with a prompt."""
 
-    At most `max_images` pictures may come with a prompt. `parameters` are those that are honoured; `fixed` those that
-    take one value only. `qualities` are the steps behind each word of `quality`.
-    """
-
-    tasks: list[str]
-    family: str
     size_multiple: int
     max_side: int
     max_frames: int
     frame_step: int
     max_prompt: int
+    min_images: int
     max_images: int
     max_outputs: int
-    parameters: list[str]
-    defaults: dict[str, Any]
-    fixed: dict[str, Any]
-    formats: list[str]
-    qualities: dict[str, int]
-    extra: dict[str, Any]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def takes_images(self) -> bool:
         """Whether a picture may come with a prompt."""
         return self.max_images > 0
+
+
+class Capabilities(Bounds):
+    """What a model can be asked for; `extra` are the family's own parameters and their defaults.
+
+    `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
+    each word of `quality`. A model that runs through a `library` has `notes` on what that means.
+    """
+
+    tasks: list[str]
+    family: str
+    parameters: list[str]
+    defaults: dict[str, Any]
+    fixed: dict[str, Any]
+    formats: list[str]
+    qualities: dict[str, int]
+    extra: dict[str, Any]
+    library: str
+    notes: dict[str, str]
 
 
 class Model(BaseModel):

@@ -41,7 +41,7 @@ def routes(service: Service) -> list[Route]:
 def capabilities(door: Door) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
-    extra = {part.name: part.default for part in fields(spec.extra)}
+    extra = {part.name: part.metadata.get("default", part.default) for part in fields(spec.extra)}
     honoured = (ALWAYS | spec.supported) - {"output_type"} - limits.refuses.keys()
     videos = spec.makes_video
     return Capabilities(
@@ -52,14 +52,19 @@ def capabilities(door: Door) -> Capabilities:
         max_frames=limits.max_frames,
         frame_step=limits.frame_step,
         max_prompt=MAX_PROMPT,
+        min_images=limits.min_images,
         max_images=limits.max_images,
         max_outputs=1 if videos else MAX_OUTPUTS,
         parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),
         defaults=_chosen(door.defaults),
         fixed=_chosen(limits.fixed),
         formats=["mp4"] if videos else ["png", "jpeg", "webp"],
-        qualities={} if videos else {level: steps_of(level, door) for level in EFFORT},
+        qualities={}
+        if videos or door.defaults.num_inference_steps is None
+        else {level: steps_of(level, door) for level in EFFORT},
         extra=extra,
+        library=spec.library,
+        notes=dict(spec.notes),
     )
 
 

@@ -283,6 +283,7 @@ class Videos:
 
     def _video(self, job: Job) -> protocol.Video:
         params, times = job.work.request["params"], job.times
+        sides = params["width"], params["height"]
         frames, fps = int(params["num_frames"] or 1), float(params["fps"] or 1.0)
         return protocol.Video(
             id=job.id,
@@ -294,7 +295,7 @@ class Videos:
             expires_at=int(times.expires) if times.expires else None,
             prompt=job.work.request["prompt"],
             seconds=f"{round(frames / fps, 3):.10g}",
-            size=f"{params['width']}x{params['height']}",
+            size="auto" if None in sides else f"{sides[0]}x{sides[1]}",
             error=_error(job),
             seed=params["seed"],
             num_frames=frames,

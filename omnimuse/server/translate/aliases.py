@@ -6,6 +6,7 @@ the table is in `translate/fields.py`. Ranges and combinations that depend on th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -292,7 +293,7 @@ def _delivery(found: _Found) -> Delivery:
 
 def _family(given: Mapping[str, Any], name: str, door: Door, form: bool) -> dict[str, Any]:
     """The family's own parameters: known names, values of the type that their defaults have."""
-    kinds = {part.name: _shape(part.default) for part in fields(door.spec.extra)}
+    kinds = {part.name: part for part in fields(door.spec.extra)}
     read_: dict[str, Any] = {}
     for key, value in given.items():
         path = f"{name}.{key}"[:80]
@@ -301,8 +302,20 @@ def _family(given: Mapping[str, Any], name: str, door: Door, form: bool) -> dict
             hint = f"; did you mean {near[0]!r}?" if near else f"; it knows {', '.join(kinds) or 'none'}"
             raise refusal("unknown_parameter", f"the model has no parameter {shown(key)}{hint}", path)
         if value is not None:
-            read_[key] = read_value(kinds[key], value, path, form)
+            part = kinds[key]
+            typed = "type" in part.metadata  # such a model checks values by itself
+            read_[key] = _plain(value, form) if typed else read_value(_shape(part.default), value, path, form)
     return read_
+
+
+def _plain(value: Any, form: bool) -> Any:
+    """A value as JSON has it; forms hold text only."""
+    if not form or not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _shape(default: Any) -> Field:

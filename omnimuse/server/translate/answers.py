@@ -111,7 +111,8 @@ class Events:
 
     def __init__(self, request: Request, look: Look, previews: int, progress: bool) -> None:
         self._look, self._progress = look, progress
-        self._size = f"{request.params.width}x{request.params.height}"
+        size = (request.params.width, request.params.height)
+        self._size = "auto" if None in size else f"{size[0]}x{size[1]}"
         self._steps = request.steps
         self._shown = {step: index for index, step in enumerate(preview_steps(self._steps, previews))}
         self._seen: set[tuple[int, int]] = set()
