@@ -14,10 +14,11 @@ No file is ever replaced unless --overwrite says so: a name that is taken gets t
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -54,6 +55,19 @@ class Engine(Protocol):
 
 
 Start = Callable[[Config], AbstractContextManager[Engine]]
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """An interrupt waits until what is done here, a file and what is told of it, is whole. For the main thread."""
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -219,6 +233,7 @@ def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout
 
         results = engine.stream(prompts, params, listen=listen, previews=int(job.preview_file is not None))
         for index, result in results:
-            file = outcome.take(index, result, engine.place)
+            with unbroken():
+                file = outcome.take(index, result, engine.place)
             if file is not None and job.shown.quiet and not job.shown.as_json:
                 print(file, file=stdout, flush=True)

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import shlex
+import signal
 from collections.abc import Sequence
 from contextlib import chdir
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from omnimuse.cli.app import parser_of
-from omnimuse.cli.generate import draw
+from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
@@ -405,3 +406,14 @@ def test_names_that_make_no_sense_are_refused(tmp_path: Path, words: list[str], 
     (tmp_path / "p-001.png").touch()
     with pytest.raises(RequestError, match=message):
         drawn(job(["a", *words, "-o", f"{tmp_path}/p.png"]))
+
+
+def test_an_interrupt_waits_until_a_file_and_what_is_told_of_it_are_whole() -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        with unbroken():
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+    assert done == ["whole"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
