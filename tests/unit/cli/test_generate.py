@@ -410,10 +410,14 @@ def test_names_that_make_no_sense_are_refused(tmp_path: Path, words: list[str], 
 
 def test_an_interrupt_waits_until_a_file_and_what_is_told_of_it_are_whole() -> None:
     done: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
+
+    def save() -> None:
         with unbroken():
             signal.raise_signal(signal.SIGINT)
             done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
     assert done == ["whole"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
