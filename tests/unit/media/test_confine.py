@@ -8,7 +8,6 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -197,10 +196,8 @@ def test_each_means_of_confinement_stands_for_itself() -> None:
 
 
 def test_computation_and_memory_have_an_end() -> None:
-    began = time.monotonic()
     done = run("from omnimuse.media import confine\nconfine.bound(2**30)\nconfine.lock_in(1)\nwhile True: pass")
     assert done.returncode == -signal.SIGXCPU
-    assert time.monotonic() - began < 60
     assert MEMORY <= 2**30 and CPU <= 15
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -74,13 +73,11 @@ def test_a_child_that_forks_frees_its_place_in_time(tmp_path: Path, then: str, l
     async def work(box: Sandbox) -> None:
         for _ in range(3):
             note.unlink(missing_ok=True)
-            began = time.monotonic()
             if answers:
                 assert await box.ask(SMALL) == b"x"
             else:
                 with pytest.raises(SandboxError, match="slow"):  # the grandchild keeps the channel: only time can tell
                     await box.ask(SMALL)
-            assert time.monotonic() - began < 10
             grandchild = int(note.read_text())
             if leaves_its_group:  # only confinement could have kept it from that
                 assert alive(grandchild)
