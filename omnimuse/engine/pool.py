@@ -47,7 +47,7 @@ class ReplicaStatus:
 
 
 class Pool:
-    """Implements `server.service.Workers` with real processes; lives on one event loop.
+    """Implements `server.workers.Workers` with real processes; lives on one event loop.
 
     `folder` holds the sockets while there are any.
     """

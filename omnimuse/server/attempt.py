@@ -26,8 +26,8 @@ from omnimuse.server.files import Files, new_job_file_id
 from omnimuse.server.job import Job, Outcome, Trouble
 from omnimuse.server.live import Live
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.service import Workers
 from omnimuse.server.store import JobStore
+from omnimuse.server.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from omnimuse.server.admission import Admission, Ticket
 from omnimuse.server.errors import DeadlineUnreachable, refusal
 from omnimuse.server.files import Files
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.service import Workers
+from omnimuse.server.workers import Workers
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from omnimuse.server.gate import Gate
 from omnimuse.server.job import Idempotency, Job, Kind, Page, Times, Trouble, Work
 from omnimuse.server.live import Live, News
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.service import Workers
 from omnimuse.server.store import IdempotencyConflict, JobStore
+from omnimuse.server.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -1,15 +1,14 @@
-"""`Service`: everything the routes share, in one frozen object that the app carries; and what they ask of workers."""
+"""`Service`: everything the routes share, in one frozen object that the app carries."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from omnimuse.core.request import Door, Request
-from omnimuse.engine.wire import Form, Update
+from omnimuse.core.request import Door
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.uploads import Uploads
+from omnimuse.server.workers import Workers
 
 if TYPE_CHECKING:
     from omnimuse.server.admission import Admission
@@ -17,32 +16,6 @@ if TYPE_CHECKING:
     from omnimuse.server.jobs import Jobs
     from omnimuse.server.keys import Keys
     from omnimuse.server.metrics import Metrics
-
-
-class Workers(Protocol):
-    """Who draws: `engine.pool.Pool`, or a fake in tests."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether at least one worker can take a request now."""
-        ...
-
-    @property
-    def broken(self) -> str:
-        """Why no worker will ever be ready; empty while there is hope."""
-        ...
-
-    @property
-    def place(self) -> dict[str, str]:
-        """The dtype and the device the workers compute with; empty until one is ready."""
-        ...
-
-    def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
-        """The updates of one request, the last of which is Finished; errors of `core.errors` are raised.
-
-        Leaving the iterator early (`aclose`, or cancelling the task) cancels the request at its next step.
-        """
-        ...
 
 
 @dataclass

@@ -1,0 +1,35 @@
+"""What the server asks of whoever draws; routes, jobs and the gate depend on this alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from omnimuse.core.request import Request
+from omnimuse.engine.wire import Form, Update
+
+
+class Workers(Protocol):
+    """Who draws: `engine.pool.Pool`, or a fake in tests."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one worker can take a request now."""
+        ...
+
+    @property
+    def broken(self) -> str:
+        """Why no worker will ever be ready; empty while there is hope."""
+        ...
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device the workers compute with; empty until one is ready."""
+        ...
+
+    def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
+        """The updates of one request, the last of which is Finished; errors of `core.errors` are raised.
+
+        Leaving the iterator early (`aclose`, or cancelling the task) cancels the request at its next step.
+        """
+        ...
