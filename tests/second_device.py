@@ -21,10 +21,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+import omnimuse
 from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.arrival import Arrival, Here
 from omnimuse.worker.clock import HostClock
 from omnimuse.worker.runner import Runner
+
+PACKAGE = str(Path(omnimuse.__file__).parent)
+"""Where the code is whose waits are told; a clone may lie in a folder of the same name."""
 
 ELSEWHERE = torch.device("lazy", 0)
 """A device whose name every build of torch knows, with nothing behind it until somebody asks for that."""
@@ -99,7 +103,7 @@ class SecondDevice(TorchDispatchMode):
         return Here(tensor.inner.clone() if isinstance(tensor, Elsewhere) else tensor)
 
     def _note(self, why: str) -> None:
-        frames = [frame for frame in traceback.extract_stack() if "/omnimuse/" in frame.filename]
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}" if frames else "a test"
         self.waits.append(f"{why} at {place}")
 
