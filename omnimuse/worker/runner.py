@@ -43,6 +43,8 @@ class Job:
     states: dict[str, State]
     output: Tensor | None = None
     spans: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
+    notes: dict[str, TextRead] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
     def spend(self, state: State, stage: Stage, *spans: Span) -> None:
         """Note what `stage` took of `state`, to be read when the outputs are here."""
@@ -54,9 +56,6 @@ class Job:
         for (stage, _), spans in self.spans.items():
             found[stage] = max(found.get(stage, 0.0), sum(span.seconds() for span in spans))
         return found
-
-    notes: dict[str, TextRead] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
 
     def take(self, state: State, made: Tensor) -> None:
         """Keep the finished output of `state`, in its place among those of the request."""
