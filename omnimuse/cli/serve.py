@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
-        from omnimuse.engine.process import model_name
+        from omnimuse.deploy.process import model_name
         from omnimuse.server.options import Guard, ServeOptions
         from omnimuse.server.serve import serve
     except ModuleNotFoundError as error:

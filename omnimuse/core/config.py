@@ -198,7 +198,7 @@ class Environment:
 
     @staticmethod
     def read() -> Environment:
-        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `engine/faults.py`).
+        """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `deploy/faults.py`).
 
         `OMP_NUM_THREADS` may be a list, one number a level of nesting; the first counts.
         `OMNIMUSE_DTYPE` is what `dtype="auto"` means; empty or left out, the build decides.

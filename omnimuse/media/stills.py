@@ -1,7 +1,8 @@
 """Still pictures of a video file that we wrote: one frame as a WEBP, or a sheet of frames as a JPEG.
 
-Run as `python -m omnimuse.media.stills KIND FILE` by `server/stills.py`, in a process of its own; the picture goes to
-standard output. Frames are read one after the other and shrunk at once, so that a long video takes no more memory.
+Run as `python -m omnimuse.media.stills KIND FILE` by `server/jobs/stills.py`, in a process of its own; the picture
+goes to standard output. Frames are read one after the other and shrunk at once, so that a long video takes no more
+memory.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse import __version__
-from omnimuse.server.budget import Bodies, Rates
-from omnimuse.server.checks import Rules
-from omnimuse.server.edge import protect
-from omnimuse.server.gate import Gate
+from omnimuse.server.http.budget import Bodies, Rates
+from omnimuse.server.http.checks import Rules
+from omnimuse.server.http.edge import protect
+from omnimuse.server.http.strict_json import MAX_JSON
 from omnimuse.server.openapi import document
+from omnimuse.server.orders.gate import Gate
 from omnimuse.server.routes import chat, files, health, images, models, playground, videos
 from omnimuse.server.service import Service
-from omnimuse.server.strict_json import MAX_JSON
 
 DESCRIBED = (health, models, images, videos, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""

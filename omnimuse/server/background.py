@@ -1,7 +1,7 @@
 """Work that goes on beside the requests: one turn after the other, watched, and never ended in silence.
 
-`server/jobs.py` starts its jobs and tidies up in this way. A turn that fails is logged, counted and tried again after a
-pause; when it keeps failing, the server says that it is not ready.
+`server/jobs/book.py` starts its jobs and tidies up in this way. A turn that fails is logged, counted and tried again
+after a pause; when it keeps failing, the server says that it is not ready.
 """
 
 from __future__ import annotations

@@ -20,24 +20,24 @@ from uvicorn.server import ServerState
 
 from omnimuse.core.config import Config, Environment
 from omnimuse.core.errors import ConfigError, EngineClosedError
-from omnimuse.engine.faults import Faults
-from omnimuse.engine.pool import Pool, PoolPlan
-from omnimuse.server.admission import Admission
+from omnimuse.deploy.faults import Faults
+from omnimuse.deploy.pool import Pool, PoolPlan
 from omnimuse.server.app import build_app
-from omnimuse.server.attempt import JobRules
-from omnimuse.server.checks import Rules
-from omnimuse.server.connections import Connection, Crowd
-from omnimuse.server.edge import protect
-from omnimuse.server.files import Files
-from omnimuse.server.jobs import Jobs
-from omnimuse.server.keys import Keys
+from omnimuse.server.http.checks import Rules
+from omnimuse.server.http.connections import Connection, Crowd
+from omnimuse.server.http.edge import protect
+from omnimuse.server.http.keys import Keys
+from omnimuse.server.http.uploads import Uploads
+from omnimuse.server.http.watch import stop
+from omnimuse.server.jobs.attempt import JobRules
+from omnimuse.server.jobs.book import Jobs
+from omnimuse.server.jobs.files import Files
+from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import ServeOptions, is_loopback
+from omnimuse.server.orders.admission import Admission
 from omnimuse.server.routes.health import measurements
 from omnimuse.server.service import Lifecycle, Service
-from omnimuse.server.store import JobStore
-from omnimuse.server.uploads import Uploads
-from omnimuse.server.watch import stop
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from omnimuse.core.request import Door
+from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
-from omnimuse.server.uploads import Uploads
 from omnimuse.server.workers import Workers
 
 if TYPE_CHECKING:
-    from omnimuse.server.admission import Admission
-    from omnimuse.server.files import Files
-    from omnimuse.server.jobs import Jobs
-    from omnimuse.server.keys import Keys
+    from omnimuse.server.http.keys import Keys
+    from omnimuse.server.jobs.book import Jobs
+    from omnimuse.server.jobs.files import Files
     from omnimuse.server.metrics import Metrics
+    from omnimuse.server.orders.admission import Admission
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from omnimuse.core.request import Request
-from omnimuse.engine.wire import Form, Update
+from omnimuse.deploy.wire import Form, Update
 
 
 class Workers(Protocol):

@@ -1,4 +1,4 @@
-"""A worker without torch: speaks to the front process as `engine/process.py` does and "draws" a few bytes.
+"""A worker without torch: speaks to the front process as `deploy/process.py` does and "draws" a few bytes.
 
 Run by a `Pool` in tests, as `python tests/server/fake_process.py`. Every step takes 20 ms; each request has a thread.
 """
@@ -13,10 +13,10 @@ import time
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
-from omnimuse.engine.faults import ALWAYS, Faults
-from omnimuse.engine.line import Line
-from omnimuse.engine.process import Settings, die_with_parent, read_settings, watch_parent
-from omnimuse.engine.wire import (
+from omnimuse.deploy.faults import ALWAYS, Faults
+from omnimuse.deploy.line import Line
+from omnimuse.deploy.process import Settings, die_with_parent, read_settings, watch_parent
+from omnimuse.deploy.wire import (
     Beat,
     Cancel,
     Command,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
-from omnimuse.engine.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
+from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
 from omnimuse.media.image import encode_image
 
 

@@ -18,18 +18,18 @@ from starlette.applications import Starlette
 
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.request import Door
-from omnimuse.server.admission import Admission
 from omnimuse.server.app import build_app
-from omnimuse.server.attempt import JobRules
-from omnimuse.server.connections import Connection
-from omnimuse.server.files import Files
-from omnimuse.server.jobs import Jobs
-from omnimuse.server.keys import Keys
+from omnimuse.server.http.connections import Connection
+from omnimuse.server.http.keys import Keys
+from omnimuse.server.http.uploads import Uploads
+from omnimuse.server.jobs.attempt import JobRules
+from omnimuse.server.jobs.book import Jobs
+from omnimuse.server.jobs.files import Files
+from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.orders.admission import Admission
 from omnimuse.server.service import Lifecycle, Service
-from omnimuse.server.store import JobStore
-from omnimuse.server.uploads import Uploads
 from omnimuse.worker.find import find
 from tests.server.fake_workers import FakeWorkers
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from omnimuse.server.background import TOO_OFTEN, Background
-from omnimuse.server.files import Files
+from omnimuse.server.jobs.files import Files
 from omnimuse.server.routes.health import unready
-from tests.server.test_jobs import run, until
+from tests.server.jobs.test_jobs import run, until
 from tests.server.video_rig import Rig
 
 

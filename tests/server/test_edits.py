@@ -26,8 +26,8 @@ from omnimuse.cli.serve import add_options, run
 from omnimuse.core.errors import ConfigError
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.sandbox import Question, Sandbox
+from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
-from omnimuse.server.uploads import Uploads
 from tests.processes import wait_gone
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
 from tests.server.whole_server import WholeServer
@@ -226,7 +226,7 @@ def test_what_the_decoders_lack_is_logged_and_does_not_end_the_server(caplog: py
 
     asyncio.run(tell(sys.executable, "-c", f"print({said!r})"))
     asyncio.run(tell("/nowhere/python"))
-    assert [record.getMessage() for record in caplog.records if record.name == "omnimuse.server.uploads"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "omnimuse.server.http.uploads"] == [
         "the processes that read pictures run without a filter of system calls: no such thing",
         "no process to read pictures can be started now (the server cannot start another process now; try again later)",
     ]

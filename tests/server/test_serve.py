@@ -28,17 +28,17 @@ from PIL import Image
 import omnimuse
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ConfigError, StorageError
-from omnimuse.engine.pool import Pool, PoolPlan
-from omnimuse.server.admission import Admission
-from omnimuse.server.attempt import JobRules
-from omnimuse.server.files import Files
-from omnimuse.server.jobs import Jobs
-from omnimuse.server.keys import Keys
+from omnimuse.deploy.pool import Pool, PoolPlan
+from omnimuse.server.http.keys import Keys
+from omnimuse.server.jobs.attempt import JobRules
+from omnimuse.server.jobs.book import Jobs
+from omnimuse.server.jobs.files import Files
+from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import Guard, ServeOptions
+from omnimuse.server.orders.admission import Admission
 from omnimuse.server.serve import _run, allowed_faults, end_measuring, listen, make_room_for, measure
 from omnimuse.server.service import Lifecycle, Service
-from omnimuse.server.store import JobStore
 from omnimuse.worker.find import find
 from tests.processes import alive, has_torch, wait_gone
 from tests.server.asgi import call, scope

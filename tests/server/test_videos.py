@@ -20,11 +20,11 @@ from PIL import Image
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import NumericalError
 from omnimuse.core.request import Request
-from omnimuse.engine.wire import Form, MadeFile
+from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.video import Video, encode_video
-from omnimuse.server.checks import Rules
-from omnimuse.server.edge import protect
-from omnimuse.server.keys import Keys
+from omnimuse.server.http.checks import Rules
+from omnimuse.server.http.edge import protect
+from omnimuse.server.http.keys import Keys
 from omnimuse.server.openapi import document
 from omnimuse.server.routes import videos
 from omnimuse.worker.find import find

@@ -1,7 +1,7 @@
 """Workers with the bundled model, in processes of their own: pictures, previews, retries, cancelling, ranks.
 
 Starting one takes seconds, so one pool serves most tests; each fault has a word of the prompt that calls it. How
-deaths and hangs are handled in detail is in `tests/unit/engine/test_pool.py`.
+deaths and hangs are handled in detail is in `tests/unit/deploy/test_pool.py`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ModelError, NumericalError, PoisonError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
-from omnimuse.engine.pool import Pool, PoolPlan
-from omnimuse.engine.process import read_settings
-from omnimuse.engine.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
+from omnimuse.deploy.pool import Pool, PoolPlan
+from omnimuse.deploy.process import read_settings
+from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
 from omnimuse.media.image import read_settings as settings_in
 from omnimuse.worker.find import Found, find
 from tests.processes import children
@@ -243,11 +243,11 @@ def test_two_ranks_draw_what_one_draws_and_are_rebuilt_when_one_is_killed(served
 
 def other_rank(leader: int) -> int:
     """The process beside `leader` that runs a rank, too; the pool of this file has a third."""
-    return next(pid for pid in children(os.getpid(), "omnimuse.engine.process") if pid > leader)
+    return next(pid for pid in children(os.getpid(), "omnimuse.deploy.process") if pid > leader)
 
 
 def test_a_worker_without_a_parent_ends(tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "omnimuse.engine.process"]
+    program = [sys.executable, "-m", "omnimuse.deploy.process"]
     with subprocess.Popen(program, stdin=subprocess.PIPE) as worker:
         assert worker.stdin is not None
         worker.stdin.write(SETTINGS % str(tmp_path).encode() + b"\n")

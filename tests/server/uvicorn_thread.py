@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from omnimuse.server.connections import Connection
+from omnimuse.server.http.connections import Connection
 
 
 @contextmanager

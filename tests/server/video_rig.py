@@ -15,22 +15,22 @@ from starlette.applications import Starlette
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
-from omnimuse.engine.wire import Form
+from omnimuse.deploy.wire import Form
 from omnimuse.models.wan.spec import SPEC
-from omnimuse.server.admission import Admission
-from omnimuse.server.attempt import JobRules
-from omnimuse.server.checks import Rules
-from omnimuse.server.connections import Connection
-from omnimuse.server.edge import protect
-from omnimuse.server.files import Files
-from omnimuse.server.job import Idempotency, Job, Kind
-from omnimuse.server.jobs import Jobs
-from omnimuse.server.keys import Keys
+from omnimuse.server.http.checks import Rules
+from omnimuse.server.http.connections import Connection
+from omnimuse.server.http.edge import protect
+from omnimuse.server.http.keys import Keys
+from omnimuse.server.jobs.attempt import JobRules
+from omnimuse.server.jobs.book import Jobs
+from omnimuse.server.jobs.files import Files
+from omnimuse.server.jobs.row import Idempotency, Job, Kind
+from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.orders.admission import Admission
 from omnimuse.server.routes import videos
 from omnimuse.server.service import Lifecycle, Service
-from omnimuse.server.store import JobStore
 from tests.server.fake_workers import FakeWorkers
 
 MODEL = "tests/films"

@@ -17,13 +17,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from omnimuse.engine.wire import Finished, MadeFile
-from omnimuse.server.bodies import read_json
-from omnimuse.server.download import MEDIA
-from omnimuse.server.enclosed import Enclosed, JSONWithFiles, Parcel
+from omnimuse.deploy.wire import Finished, MadeFile
 from omnimuse.server.errors import refusal
+from omnimuse.server.http.bodies import read_json
+from omnimuse.server.http.download import MEDIA
+from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles, Parcel
+from omnimuse.server.http.sse import Event
+from omnimuse.server.http.uploads import Source
+from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders import (
+from omnimuse.server.orders.order import (
     Admitted,
     Order,
     check_model,
@@ -39,12 +42,9 @@ from omnimuse.server.orders import (
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.service import Service
-from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.answers import Made, image_tokens
 from omnimuse.server.translate.values import shown
-from omnimuse.server.uploads import Source
-from omnimuse.server.watch import cancel_on_disconnect
 
 TASK, EDIT = "text-to-image", "image-to-image"
 PATH = "/v1/chat/completions"

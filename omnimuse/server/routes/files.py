@@ -18,9 +18,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import ConfigError
-from omnimuse.server.download import download
 from omnimuse.server.errors import refusal
-from omnimuse.server.files import sync_folder
+from omnimuse.server.http.download import download
+from omnimuse.server.jobs.files import sync_folder
 from omnimuse.server.openapi import Operation
 from omnimuse.server.service import Service
 

@@ -19,17 +19,17 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from omnimuse.server.bodies import Upload
-from omnimuse.server.enclosed import Enclosed, JSONWithFiles
 from omnimuse.server.errors import CODES, ApiError, refusal
-from omnimuse.server.job import Idempotency, Job, Trouble
-from omnimuse.server.orders import Order, opened
+from omnimuse.server.http.bodies import Upload
+from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles
+from omnimuse.server.http.sse import Event
+from omnimuse.server.http.watch import cancel_on_disconnect
+from omnimuse.server.jobs.row import Idempotency, Job, Trouble
+from omnimuse.server.orders.order import Order, opened
 from omnimuse.server.protocol import images as protocol
 from omnimuse.server.routes.files import Links
 from omnimuse.server.service import Service
-from omnimuse.server.sse import Event
 from omnimuse.server.translate import answers
-from omnimuse.server.watch import cancel_on_disconnect
 
 MAX_KEY = 255
 """Characters of an Idempotency-Key."""

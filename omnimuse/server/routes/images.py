@@ -1,7 +1,7 @@
 """POST /v1/images/generations and /v1/images/edits: pictures at once, as a stream, or as a job that is kept.
 
 A job is made for `background: true` and for a request with an Idempotency-Key; `routes/image_jobs.py` answers for
-those. How a request is read, admitted and drawn is in `server/orders.py`.
+those. How a request is read, admitted and drawn is in `server/orders/order.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from omnimuse.engine.wire import Finished, MadeFile
-from omnimuse.server.bodies import read_form, read_json
-from omnimuse.server.enclosed import JSONWithFiles
+from omnimuse.deploy.wire import Finished, MadeFile
 from omnimuse.server.errors import refusal
-from omnimuse.server.files import Files
-from omnimuse.server.job import Idempotency
+from omnimuse.server.http.bodies import read_form, read_json
+from omnimuse.server.http.enclosed import JSONWithFiles
+from omnimuse.server.http.sse import Event
+from omnimuse.server.http.uploads import uploaded
+from omnimuse.server.http.watch import cancel_on_disconnect
+from omnimuse.server.jobs.files import Files
+from omnimuse.server.jobs.row import Idempotency
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders import (
+from omnimuse.server.orders.order import (
     Admitted,
     Order,
     check_model,
@@ -39,11 +42,8 @@ from omnimuse.server.protocol import images as protocol
 from omnimuse.server.routes.files import Links
 from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of, look_of
 from omnimuse.server.service import Service
-from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.answers import Events, Made, response
-from omnimuse.server.uploads import uploaded
-from omnimuse.server.watch import cancel_on_disconnect
 
 TASK, EDIT = "text-to-image", "image-to-image"
 OPERATIONS = (

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import ALWAYS, MAX_PROMPT, Door
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders import check_model
+from omnimuse.server.orders.order import check_model
 from omnimuse.server.protocol.models import Capabilities, Model, ModelList
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import EFFORT, steps_of

@@ -16,22 +16,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from omnimuse.engine.wire import Previewed
-from omnimuse.server.bodies import read_any
-from omnimuse.server.download import MEDIA, Sent, download
+from omnimuse.deploy.wire import Previewed
 from omnimuse.server.errors import CODES, ApiError, refusal, to_json
-from omnimuse.server.job import Job, Page
+from omnimuse.server.http.bodies import read_any
+from omnimuse.server.http.download import MEDIA, Sent, download
+from omnimuse.server.http.sse import Event, EventStream
+from omnimuse.server.http.watch import cancel_on_disconnect
+from omnimuse.server.jobs.row import Job, Page
+from omnimuse.server.jobs.stills import KINDS, Stills
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders import Order, check_model, check_task, finished, refuse_key, taken
+from omnimuse.server.orders.order import Order, check_model, check_task, finished, refuse_key, taken
 from omnimuse.server.protocol import videos as protocol
 from omnimuse.server.protocol.images import JobError
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.service import Service
-from omnimuse.server.sse import Event, EventStream
-from omnimuse.server.stills import KINDS, Stills
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.asks import patience, preview_period, to_request, video_form
-from omnimuse.server.watch import cancel_on_disconnect
 
 TASK = "text-to-video"
 PREVIEWS = 8

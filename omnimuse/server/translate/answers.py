@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 from omnimuse.core.request import Door, Request
-from omnimuse.engine.wire import MadeFile, Previewed, Stepped
-from omnimuse.server.enclosed import Enclosed, Parcel
+from omnimuse.deploy.wire import MadeFile, Previewed, Stepped
+from omnimuse.server.http.enclosed import Enclosed, Parcel
+from omnimuse.server.http.sse import Event
 from omnimuse.server.protocol import images as protocol
-from omnimuse.server.sse import Event
 from omnimuse.server.translate.aliases import Wanted
 from omnimuse.server.translate.asks import preview_steps
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Picture, Request
-from omnimuse.engine.wire import Form
+from omnimuse.deploy.wire import Form
 from omnimuse.server.errors import refusal
 from omnimuse.server.translate.aliases import Wanted
 

@@ -134,7 +134,7 @@ def test_only_a_plain_png_is_believed() -> None:
 
 
 def test_the_front_does_not_need_pillow_to_ask() -> None:
-    script = "import sys, omnimuse.server.uploads; sys.exit(bool({'PIL', 'torch'} & set(sys.modules)))"
+    script = "import sys, omnimuse.server.http.uploads; sys.exit(bool({'PIL', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 

@@ -15,9 +15,9 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door
 from omnimuse.core.spec import Configs, Limits
+from omnimuse.deploy.process import warm_up
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
-from omnimuse.engine.process import warm_up
 from omnimuse.layers.stack import Memory
 from omnimuse.offload.residency import Residency
 from omnimuse.worker.warm_up import describe, warm_up_ask

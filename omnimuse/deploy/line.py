@@ -1,0 +1,83 @@
+"""The worker's end of the socket to the front process.
+
+Any thread of a worker may `send`; the main thread alone touches ZeroMQ. It also beats: the front process takes a
+worker that says nothing for long for dead. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+import zmq
+
+from omnimuse.deploy.wire import MAX_MESSAGE, Beat, Command, Message, encode, read_command
+
+_LAST_WORDS = 2000  # milliseconds that messages may take to leave when the process ends
+
+
+class Line:
+    """A socket connected to `address`, and the queue of what is to be sent."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        self._socket.setsockopt(zmq.LINGER, _LAST_WORDS)
+        self._socket.connect(address)
+        self._queue: SimpleQueue[Message] = SimpleQueue()
+        self._bell, self._push = os.pipe()
+        os.set_blocking(self._bell, False)
+        os.set_blocking(self._push, False)
+        self._ended = False
+
+    def send(self, message: Message) -> None:
+        """Have `message` sent; from any thread, never blocks."""
+        self._queue.put(message)
+        self._ring()
+
+    def end(self) -> None:
+        """Make `talk` return once everything is sent; from any thread."""
+        self._ended = True
+        self._ring()
+
+    def talk(self, obey: Callable[[Command], None], beat: Callable[[], Beat], period: float) -> None:
+        """Send, beat every `period` seconds and obey, until `end`. Called by the main thread."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._bell, zmq.POLLIN)
+        due = time.monotonic()
+        while not self._ended:
+            if time.monotonic() >= due:
+                self._queue.put(beat())
+                due = time.monotonic() + period
+            self._flush()
+            ready = dict(poller.poll(max(0, int(1000 * (due - time.monotonic())) + 1)))
+            if self._bell in ready:
+                os.read(self._bell, 4096)
+            if self._socket in ready:
+                obey(read_command(self._socket.recv()))
+
+    def close(self) -> None:
+        """Send what is left and give everything back."""
+        self._flush()
+        self._socket.close()
+        self._context.term()
+        os.close(self._bell)
+        os.close(self._push)
+
+    def _flush(self) -> None:
+        while True:
+            try:
+                message = self._queue.get_nowait()
+            except Empty:
+                return
+            self._socket.send(encode(message))
+
+    def _ring(self) -> None:
+        try:
+            os.write(self._push, b"\0")
+        except BlockingIOError:  # the bell rings already
+            return

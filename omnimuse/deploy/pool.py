@@ -1,0 +1,225 @@
+"""The workers behind one front process: who draws which request, and what happens to it when a worker dies.
+
+The server's routes and jobs call `Pool.run`. A request that loses its worker is tried once more, alone on a worker, so
+that a second death shows who is to blame. No torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import zmq.asyncio
+
+from omnimuse.core.errors import (
+    ConfigError,
+    DeadlineError,
+    EngineClosedError,
+    EngineDeadError,
+    ModelError,
+    PoisonError,
+    WorkerLostError,
+)
+from omnimuse.core.request import Request
+from omnimuse.deploy.folder import PrivateFolder
+from omnimuse.deploy.replica import Attempt, Lost, PoolPlan, Replica, State
+from omnimuse.deploy.wire import Finished, Form, Update
+
+__all__ = ["Pool", "PoolPlan", "ReplicaStatus"]
+
+OVERTIME = 1.0  # seconds past its deadline in which the engine itself says that a request is late
+LAST = 2.0  # seconds in which killed processes are gone
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """How one worker is: requests in it, resident bytes of its first process, and why it was last started again."""
+
+    index: int
+    state: State
+    pid: int | None
+    restarts: int
+    running: int
+    memory: int
+    reason: str
+
+
+class Pool:
+    """Implements `server.workers.Workers` with real processes; lives on one event loop.
+
+    `folder` holds the sockets while there are any.
+    """
+
+    def __init__(self, plan: PoolPlan) -> None:
+        self.plan = plan
+        self.folder: PrivateFolder | None = None
+        self._replicas: list[Replica] = []
+        self._lives: list[asyncio.Task[None]] = []
+        self._context: zmq.asyncio.Context | None = None
+        self._news = asyncio.Event()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the workers; returns at once, see `wait_ready`."""
+        self.folder = PrivateFolder()
+        self._context = zmq.asyncio.Context()
+        self._replicas = [Replica(i, self.plan, self.folder.path, self._tell) for i in range(self.plan.replicas)]
+        self._lives = [asyncio.create_task(replica.supervise(self._context)) for replica in self._replicas]
+        for life in self._lives:
+            life.add_done_callback(lambda _: self._tell())
+
+    async def wait_ready(self) -> None:
+        """Return when a worker is ready; the ModelError or ConfigError for which none can be, or EngineDeadError.
+
+        EngineClosedError if `close` comes first.
+        """
+        while not self.ready:
+            self._refuse_if_hopeless()
+            await self._news.wait()
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one worker can take a request now."""
+        return any(replica.open for replica in self._replicas)
+
+    @property
+    def broken(self) -> str:
+        """Why no worker will ever be ready; empty while there is hope."""
+        for life in self._lives:
+            if life.done() and not life.cancelled() and (error := life.exception()) is not None:
+                return f"a worker is no longer looked after: {error}"
+        if not self._replicas or any(replica.state != "broken" for replica in self._replicas):
+            return ""
+        return next(str(replica.refusal or replica.reason) for replica in self._replicas)
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device the workers compute with; empty until one is ready."""
+        return next((replica.place for replica in self._replicas if replica.place), {})
+
+    def status(self) -> list[ReplicaStatus]:
+        """How every worker is."""
+        return [
+            ReplicaStatus(r.index, r.state, r.pid, r.restarts, len(r.running), r.memory, r.reason)
+            for r in self._replicas
+        ]
+
+    async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
+        """The updates of one request, the last of which is Finished; errors are raised. After a retry steps restart.
+
+        Leaving the iterator early cancels the request at its next step. The files of Finished are the caller's.
+        """
+        try:
+            for kills in range(2):
+                replica, attempt = await self._place(request, form, alone=kills > 0)
+                lost: Lost | None = None
+                try:
+                    while lost is None:
+                        update = await self._next(attempt)
+                        if isinstance(update, Lost):
+                            lost = update
+                        elif isinstance(update, Exception):
+                            raise update
+                        else:
+                            yield update
+                            if isinstance(update, Finished):
+                                return
+                finally:
+                    replica.leave(attempt)
+                self._refuse_retry(request, kills, lost)
+        finally:
+            self._release(request)
+
+    async def close(self, grace: float) -> None:
+        """End the workers within `grace` seconds, else kill them; requests in them fail. Leaves nothing behind."""
+        self._closed = True
+        self._tell()
+        for replica in self._replicas:
+            replica.close()
+        if self._lives and grace > 0:
+            await asyncio.wait(self._lives, timeout=grace)
+        while not all(life.done() for life in self._lives):
+            for replica in self._replicas:
+                replica.kill()
+            await asyncio.wait(self._lives, timeout=LAST)
+        await asyncio.gather(*self._lives)
+        if self._context is not None:
+            self._context.destroy(linger=0)
+        if self.folder is not None:
+            self.folder.close()
+            self.folder = None
+
+    async def _place(self, request: Request, form: Form, alone: bool) -> tuple[Replica, Attempt]:
+        """Wait for room on a worker, until the deadline; `alone` waits for one without other work."""
+        try:
+            async with asyncio.timeout(_left(request)):
+                while True:
+                    self._refuse_if_hopeless(once_started=True)
+                    replica = self._choose_alone(request) if alone else self._choose()
+                    if replica is not None:
+                        return replica, replica.take(request, form)
+                    await self._news.wait()
+        except TimeoutError:
+            raise DeadlineError("the deadline of the request passed before a worker was free") from None
+
+    def _choose(self) -> Replica | None:
+        free = [replica for replica in self._replicas if replica.open and replica.holder is None]
+        return min(free, key=lambda replica: len(replica.running), default=None)
+
+    def _choose_alone(self, request: Request) -> Replica | None:
+        """The worker that is kept for `request`, once it is ready and empty; no other request may join it there."""
+        held = next((r for r in self._replicas if r.holder == request.id and r.state != "broken"), None)
+        if held is None:
+            free = [r for r in self._replicas if r.state != "broken" and r.holder is None]
+            held = min(free, key=lambda replica: len(replica.running), default=None)
+        if held is None:
+            return None
+        held.holder = request.id
+        return held if held.open and not held.running else None
+
+    def _release(self, request: Request) -> None:
+        for replica in self._replicas:
+            if replica.holder == request.id:
+                replica.holder = None
+                self._tell()
+
+    async def _next(self, attempt: Attempt) -> Update | Exception:
+        try:
+            async with asyncio.timeout(_left(attempt.request, OVERTIME)):
+                return await attempt.updates.get()
+        except TimeoutError:
+            raise DeadlineError("the deadline of the request has passed") from None
+
+    def _refuse_retry(self, request: Request, kills: int, lost: Lost | None) -> None:
+        if self._closed:
+            raise EngineClosedError("the workers are being closed; try again in a moment")
+        if kills:
+            raise PoisonError(f"the request ended its worker twice ({lost}); it is not tried again")
+        if request.deadline is not None and request.deadline <= time.monotonic():
+            raise WorkerLostError(f"the worker of the request was lost ({lost}) and its deadline has passed")
+
+    def _refuse_if_hopeless(self, once_started: bool = False) -> None:
+        if self._closed:
+            raise EngineClosedError("the workers are being closed; try again in a moment")
+        for life in self._lives:
+            if life.done():
+                life.result()  # a fault in the supervision is not waited for
+        reason = self.broken if self._replicas else "the pool was not started"
+        if not reason:
+            return
+        refusal = next((replica.refusal for replica in self._replicas if replica.refusal), None)
+        if isinstance(refusal, ModelError | ConfigError) and not once_started:
+            raise refusal
+        raise EngineDeadError(f"no worker can be started: {reason}")
+
+    def _tell(self) -> None:
+        """Wake everybody who waits for a change, once."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+def _left(request: Request, overtime: float = 0.0) -> float | None:
+    """Seconds to the deadline."""
+    return None if request.deadline is None else request.deadline + overtime - time.monotonic()

@@ -1,0 +1,406 @@
+"""A worker: one process that holds one engine, or one rank of a group that shares one.
+
+Run as `python -m omnimuse.deploy.process` by `deploy/replica.py`, which writes the settings to its standard input and
+keeps that open: its end means that the parent is gone, and then the process is gone, too. The main thread of rank 0
+only talks; loading, the engine and the writing of results have threads of their own. torch is imported by the loading
+thread, so that the first beat comes at once. Whatever thread dies takes the process with it: it is disposable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.machine import resident
+from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
+from omnimuse.core.request import Request
+from omnimuse.deploy.faults import ALWAYS, Faults
+from omnimuse.deploy.line import Line
+from omnimuse.deploy.wire import (
+    Beat,
+    Cancel,
+    Command,
+    Ended,
+    Finished,
+    Form,
+    MadeFile,
+    NotStarted,
+    Previewed,
+    Ready,
+    Stepped,
+    Submit,
+    Told,
+    unpack,
+)
+from omnimuse.worker.find import find
+from omnimuse.worker.warm_up import SMALL, describe, warm_up_ask
+
+if TYPE_CHECKING:
+    from omnimuse.deploy.results import Spool
+    from omnimuse.engine.engine import Engine
+    from omnimuse.engine.local import Background
+
+logger = logging.getLogger("omnimuse.deploy.process")  # as `__main__` it would have another name
+
+PR_SET_PDEATHSIG = 1
+FINISHERS = 2
+PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the parent says first, as one line of JSON.
+
+    `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is a file
+    that does not exist yet, by which the ranks of a group find each other. `period` is seconds between beats.
+    """
+
+    config: Config
+    address: str
+    spool: Path
+    name: str
+    replica: int = 0
+    replicas: int = 1
+    rank: int = 0
+    ranks: int = 1
+    meeting: Path = Path()
+    faults: str = ""
+    first: bool = True
+    period: float = 0.5
+    warm_up: str = SMALL
+
+
+def write_settings(settings: Settings) -> bytes:
+    """`settings` as one line of JSON."""
+    return msgspec.json.encode(settings, enc_hook=str) + b"\n"
+
+
+def read_settings(line: bytes) -> Settings:
+    """What `write_settings` was given."""
+    return msgspec.json.decode(line, type=Settings, dec_hook=lambda kind, value: kind(value))
+
+
+@dataclass
+class Job:
+    """A request in this worker; `nan` when a fault says that its values count as NaN."""
+
+    request: Request
+    form: Form
+    nan: bool = False
+
+
+class Worker:
+    """What rank 0 does: obeys the front process, and reports through `line`."""
+
+    def __init__(self, settings: Settings, line: Line) -> None:
+        self.settings = settings
+        self.failed = False
+        self._line = line
+        self._faults = Faults.read(settings.faults, settings.first)
+        self._jobs: dict[str, Job] = {}
+        self._ticks = 0
+        self._background: Background | None = None
+        self._spool: Spool | None = None
+        self._previewer = ThreadPoolExecutor(1, "omnimuse-preview")
+        self._finishers = ThreadPoolExecutor(FINISHERS, "omnimuse-finish")
+
+    # -- the loading thread ----------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Build the engine, warm it up, and say that it is ready; or why it cannot be."""
+        began = time.monotonic()
+        try:
+            self._faults.reach("worker.start", 1, ALWAYS)
+            background = self._begin()
+        except OmnimuseError as error:
+            self._give_up(type(error).__name__, str(error))
+            return
+        self._line.send(Ready(time.monotonic() - began, background.engine.place))
+
+    def _begin(self) -> Background:
+        find(self.settings.config)  # what is missing is told before torch is imported
+        from omnimuse.deploy.results import Spool
+        from omnimuse.engine.local import Background
+
+        background = Background(partial(build, self.settings), self._on_engine_death)
+        about = {"model": model_name(self.settings.config), **background.engine.place}
+        self._spool = Spool(self.settings.spool, self.settings.name, about)
+        warm_up(background, self.settings.warm_up)
+        self._background = background
+        return background
+
+    def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
+        """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""
+        traceback.print_exception(died.exc_type, died.exc_value, died.exc_traceback)
+        self._give_up("", f"{died.exc_type.__name__}: {died.exc_value}")
+
+    def _on_engine_death(self, error: EngineDeadError) -> None:
+        """The process ends, and the front process has its requests drawn elsewhere: they are not to blame."""
+        self._give_up("", str(error))
+
+    def _give_up(self, kind: str, message: str) -> None:
+        self.failed = True
+        if self._background is None:
+            self._line.send(NotStarted(kind, message))
+        self._line.end()
+
+    # -- the main thread -------------------------------------------------------------------------------------------
+
+    def obey(self, command: Command) -> None:
+        """Carry out one command."""
+        if self._background is None:  # nobody sends work before Ready
+            self._line.end()
+        elif isinstance(command, Submit):
+            self._submit(command, self._background)
+        elif isinstance(command, Cancel):
+            self._background.cancel(command.request_id)
+        else:
+            self._line.end()
+
+    def beat(self) -> Beat:
+        """How this worker is; loading counts as being busy."""
+        background = self._background
+        retries = 0 if background is None else background.engine.runner.forwards.retries.total()
+        return Beat(self._ticks, background is None or bool(self._jobs), resident(), retries)
+
+    def close(self) -> None:
+        """End the engine; what is in progress is dropped."""
+        if self._background is not None:
+            self._background.close()
+
+    def _submit(self, command: Submit, background: Background) -> None:
+        from omnimuse.deploy.results import check_form
+
+        engine = background.engine
+        request = unpack(command.request, engine.door.spec)
+        job = self._jobs[request.id] = Job(request, command.form)
+        try:
+            check_form(request, command.form, engine.runner.pipeline.media)
+            background.submit(request, partial(self._hear, job))
+        except OmnimuseError as error:
+            self._end(request.id, error)
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _hear(self, job: Job, event: Event) -> None:
+        self._ticks += 1
+        if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
+            return
+        match event:
+            case Progress():
+                self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
+                if event.steps > 1:
+                    self._reach_step(job, event.step)
+            case Preview():
+                self._later(self._previewer, job, partial(self._preview, event))
+            case Done():
+                self._later(self._finishers, job, partial(self._finish, job, event.result))
+            case Failed():
+                self._end(event.request_id, event.error)
+
+    def _reach_step(self, job: Job, step: int) -> None:
+        try:
+            job.nan |= self._faults.reach("worker.step", step, job.request.prompt)
+        except (ModelError, MemoryError) as error:
+            assert self._background is not None
+            self._end(job.request.id, error)
+            self._background.cancel(job.request.id)
+
+    # -- threads that encode ---------------------------------------------------------------------------------------
+
+    def _later(self, pool: ThreadPoolExecutor, job: Job, work: partial[None]) -> None:
+        pool.submit(work).add_done_callback(partial(self._end_if_failed, job.request.id))
+
+    def _end_if_failed(self, request_id: str, done: Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._end(request_id, error)
+
+    def _preview(self, event: Preview) -> None:
+        from omnimuse.deploy.results import preview
+
+        self._line.send(Previewed(event.request_id, event.output, event.step, preview(event.image)))
+
+    def _finish(self, job: Job, result: Result) -> None:
+        from omnimuse.engine.local import present
+
+        assert self._background is not None and self._spool is not None
+        began, request = time.perf_counter(), job.request
+        if job.nan:
+            result = replace(result, output=result.output * float("nan"))
+        shown = present(result, self._background.engine.runner.pipeline.media)
+        files: list[MadeFile] = []
+        for number in range(request.outputs):
+            self._faults.reach("worker.encode", number + 1, request.prompt)
+            files.append(self._spool.write(number, request, shown, job.form))
+            self._ticks += 1
+        timings = {**result.timings, "encode": time.perf_counter() - began}
+        if self._jobs.pop(request.id, None) is not None:
+            self._line.send(Finished(request.id, files, timings, resident()))
+
+    def _end(self, request_id: str, error: BaseException) -> None:
+        """Report that a request ended without a result, unless it has ended already."""
+        if self._jobs.pop(request_id, None) is None:
+            return
+        kind, message = kind_of(error)
+        param = error.param if isinstance(error, RequestError) else None
+        wait = error.retry_after if isinstance(error, CapacityError) else None
+        if not isinstance(error, OmnimuseError):
+            traceback.print_exception(error)
+        self._line.send(Ended(request_id, kind, message, param, wait))
+
+
+def build(settings: Settings) -> Engine:
+    """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit."""
+    find(settings.config)  # what is missing is told before torch is imported
+    import torch
+    import torch.distributed as dist
+
+    from omnimuse.engine.local import start
+
+    config, backend = settings.config, "gloo"
+    config = replace(config, host=replace(config.host, processes=settings.replicas * settings.ranks))
+    if torch.cuda.is_available() and config.model.device in ("auto", "cuda"):
+        index = (settings.replica * settings.ranks + settings.rank) % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
+    if settings.ranks > 1:
+        dist.init_process_group(
+            backend, init_method=f"file://{settings.meeting}", rank=settings.rank, world_size=settings.ranks
+        )
+    return start(config)
+
+
+class Tell(logging.Handler):
+    """Sends what is logged in this process to the log of the front process."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__(logging.INFO)
+        self._line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`."""
+        self._line.send(Told("warning" if record.levelno >= logging.WARNING else "info", record.getMessage()))
+
+
+def warm_up(background: Background, wanted: str, patience: float = PATIENCE) -> None:
+    """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
+
+    What goes wrong is logged and ends nothing: a request of another size may well be drawn.
+    """
+    ask = warm_up_ask(wanted, background.engine.door)
+    if ask is None:
+        return
+    events: SimpleQueue[Event] = SimpleQueue()
+    began, request = time.monotonic(), background.engine.make_request(ask)
+    background.submit(request, events.put)
+    last, what = _last(events, began + patience), describe(ask)
+    seconds = time.monotonic() - began
+    if isinstance(last, Done):
+        logger.info("warming up with %s, %.1f s", what, seconds)
+        return
+    background.cancel(request.id)
+    why = f"failed: {last.error}" if isinstance(last, Failed) else "was stopped: it took too long"
+    logger.warning(
+        "warming up with %s, %.1f s, %s. Requests are taken all the same; "
+        "`--warm-up none` leaves it out, `--warm-up WxH` draws another size",
+        what,
+        seconds,
+        why,
+    )
+
+
+def _last(events: SimpleQueue[Event], until: float) -> Event | None:
+    """The event that ends a request, or None when it has not come by then."""
+    with suppress(Empty):
+        while not isinstance(event := events.get(timeout=max(0.0, until - time.monotonic())), Done | Failed):
+            pass
+        return event
+    return None
+
+
+def kind_of(error: BaseException) -> tuple[str, str]:
+    """The class of `core.errors` that stands for `error` (or "MemoryError"), and what to say."""
+    if isinstance(error, OmnimuseError):
+        return type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "MemoryError", str(error).split(". ")[0]
+    return "ModelError", f"the result could not be finished: {type(error).__name__}: {error}"
+
+
+def model_name(config: Config) -> str:
+    """What files and clients are told of the model: its id, of a folder only the last part."""
+    name = config.model.model
+    folder = Path(name).expanduser()
+    return Path(os.path.abspath(folder)).name if folder.is_dir() else name  # of a link its own name, not its target's
+
+
+def lead(settings: Settings) -> int:
+    """Rank 0: talk until the end; the exit status."""
+    line = Line(settings.address)
+    ours = logging.getLogger("omnimuse")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(Tell(line))
+    worker = Worker(settings, line)
+    threading.excepthook = worker.on_thread_death
+    threading.Thread(target=worker.load, name="omnimuse-load", daemon=True).start()
+    line.talk(worker.obey, worker.beat, settings.period)
+    if not worker.failed:
+        worker.close()
+    line.close()
+    return int(worker.failed)
+
+
+def follow(settings: Settings) -> int:
+    """Any other rank: execute rank 0's plans until it stops; the exit status."""
+    try:
+        build(settings)
+    except SystemExit:
+        return 0
+    except OmnimuseError as error:
+        print(f"omnimuse: rank {settings.rank} ends: {error}", file=sys.stderr, flush=True)
+    return 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone, even while it is stopped; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def watch_parent() -> None:
+    """End this process at once when the parent is gone, whatever it is doing."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Run one rank until it is told to end or its parent dies. Signals that stop a server are the parent's affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent()
+    settings = read_settings(sys.stdin.buffer.readline())
+    threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
+    status = follow(settings) if settings.rank else lead(settings)
+    sys.stderr.flush()
+    os._exit(status)  # threads in the midst of something have nothing that must be kept
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""One supervised worker: `Life` is one set of processes with one socket, `Replica` starts lives one after the other.
+
+Used by `deploy/pool.py`, on its event loop. A life ends when any of its processes ends, when its engine stands still
+while it has work, or when it says nothing for long; then all of its processes are killed, and the requests in it are
+lost to those who wait for them. No torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from omnimuse.core import errors
+from omnimuse.core.config import Config, Environment
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Spec
+from omnimuse.deploy.process import Settings, write_settings
+from omnimuse.deploy.wire import (
+    MAX_MESSAGE,
+    Beat,
+    Cancel,
+    Ended,
+    Finished,
+    Form,
+    Message,
+    NotStarted,
+    Ready,
+    Report,
+    Stop,
+    Submit,
+    Told,
+    Update,
+    encode,
+    pack,
+    read_report,
+)
+from omnimuse.worker.warm_up import SMALL
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 0.5  # seconds between beats
+SILENCE = 30.0  # seconds without a beat after which a worker counts as dead
+LOADING = 6  # times both limits that hold while it loads: large libraries and weights come in one call
+LATE = 5.0  # seconds by which this process must have been held up to distrust its own clock
+LINGER = 0.1  # seconds in which the last messages of a process that ended arrive
+FIRST_PAUSE, LONGEST_PAUSE, GROWN_UP = 0.1, 10.0, 60.0  # seconds: pauses between lives, and a life long enough
+MOST_STILLBORN = 5  # lives in a row that never became ready
+MOST_UNREAD = 256  # updates kept for somebody who does not read them
+
+LEVELS = MappingProxyType({"info": logging.INFO, "warning": logging.WARNING})
+
+State = Literal["starting", "ready", "restarting", "broken"]
+Cause = Literal["exit", "hang", "silence", "start"]
+
+
+class End(NamedTuple):
+    """How a life ended: a word for those who count, and a sentence for those who read."""
+
+    cause: Cause
+    reason: str
+
+
+KINDS = (
+    errors.ConfigError,
+    errors.RequestCancelled,
+    errors.DeadlineError,
+    errors.ModelError,
+    errors.EngineDeadError,
+    errors.EngineClosedError,
+    errors.MemoryShortageError,
+    errors.NumericalError,
+    errors.StorageError,
+)
+BY_NAME = {kind.__name__: kind for kind in KINDS}
+
+
+class Lost(Exception):
+    """The life that worked on a request ended; the message says how."""
+
+
+# -P: a file in the current folder must not stand in for a library
+COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What the workers hold and where they write.
+
+    `hang` is how many seconds an engine with work may stand still, `faults` what `deploy/faults.py` reads. `restarted`
+    is called with the cause whenever a worker is replaced, `retried` with how many forwards failed and were tried
+    again. `warm_up` is what a worker draws before it is ready (`worker/warm_up.py`). `command` starts a worker; tests
+    have one without a model.
+    """
+
+    config: Config
+    spec: Spec
+    spool: Path
+    replicas: int = 1
+    hang: float = 300.0
+    faults: str = ""
+    restarted: Callable[[Cause], None] = lambda cause: None
+    retried: Callable[[int], None] = lambda forwards: None
+    warm_up: str = SMALL
+    command: tuple[str, ...] = COMMAND
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One try of a request on one life; `updates` ends with Finished, an error, or Lost."""
+
+    request: Request
+    updates: asyncio.Queue[Update | Exception] = field(default_factory=asyncio.Queue)
+    abandoned: bool = False
+
+
+class Life:
+    """The processes of one worker from their start to their end, and the socket to the first of them."""
+
+    def __init__(self, settings: Settings, plan: PoolPlan, hear: Callable[[Report], None]) -> None:
+        self.settings = settings
+        self.memory = 0
+        self.ready = False
+        self.ended = False
+        self._plan = plan
+        self._hear = hear
+        self._ranks: list[Process] = []
+        self._socket: zmq.asyncio.Socket | None = None
+        self._ticks, self._heard, self._moved = 0, time.monotonic(), time.monotonic()
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the engine."""
+        return self._ranks[0].pid if self._ranks else None
+
+    def send(self, message: Message) -> None:
+        """Send `message` when the worker has connected."""
+        if self._socket is not None:
+            self._socket.send(encode(message))
+
+    async def live(self, context: zmq.asyncio.Context) -> End:
+        """Start, and return when all processes have ended: what ended this life."""
+        socket = self._socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.bind(self.settings.address)
+        tasks: list[asyncio.Task[End]] = []
+        try:
+            for number in range(self.settings.ranks):
+                await self._spawn(msgspec.structs.replace(self.settings, rank=number))
+            tasks = [asyncio.create_task(work) for work in (self._listen(socket), self._watch())]
+            tasks += [asyncio.create_task(self._wait(number, rank)) for number, rank in enumerate(self._ranks)]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            self.ended = True
+            await asyncio.sleep(LINGER)
+            return next(task.result() for task in tasks if task in done)
+        finally:
+            self.kill()
+            for rank in self._ranks:
+                await rank.wait()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._socket = None
+            socket.close()
+            self.settings.meeting.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Kill what is left of its processes, and theirs."""
+        for rank in self._ranks:
+            if rank.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(rank.pid, signal.SIGKILL)
+
+    async def _spawn(self, settings: Settings) -> None:
+        rank = await asyncio.create_subprocess_exec(
+            *self._plan.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=2,
+            env=Environment.for_workers(),
+            process_group=0,
+        )
+        self._ranks.append(rank)
+        assert rank.stdin is not None
+        with suppress(ConnectionError):  # its end is noticed elsewhere
+            rank.stdin.write(write_settings(settings))
+            await rank.stdin.drain()
+
+    async def _wait(self, number: int, rank: Process) -> End:
+        status = await rank.wait()
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        who = "its process" if self.settings.ranks == 1 else f"its rank {number}"
+        return End("exit" if self.ready else "start", f"{who} {how}")
+
+    async def _listen(self, socket: zmq.asyncio.Socket) -> End:
+        while True:
+            try:
+                report = read_report(await socket.recv())
+            except errors.EngineDeadError as error:
+                return End("exit", str(error))
+            if isinstance(report, Beat):
+                self._feel(report)
+            self.ready = self.ready or isinstance(report, Ready)
+            self._hear(report)
+
+    def _feel(self, beat: Beat) -> None:
+        self._heard, self.memory = time.monotonic(), beat.memory
+        if beat.ticks != self._ticks or not beat.busy:
+            self._ticks, self._moved = beat.ticks, self._heard
+
+    async def _watch(self) -> End:
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(PERIOD)
+            now = time.monotonic()
+            if now - before > PERIOD + LATE:  # this process was held up: what the worker said is still unread
+                self._heard = self._moved = now
+            before = now
+            patience = 1 if self.ready else LOADING
+            limit, silence = self._plan.hang * patience, SILENCE * patience
+            if now - self._moved > limit:
+                return End("hang", f"its engine stood still for {limit:g} s")
+            if now - self._heard > silence:
+                return End("silence", f"it said nothing for {silence:g} s")
+
+
+class Replica:
+    """A worker that is started again whenever it ends, until it is closed or proves unable to start.
+
+    `holder` is the request for which it is kept free of others. `changed` is called when there may be room here, or no
+    hope of any.
+    """
+
+    def __init__(self, index: int, plan: PoolPlan, folder: Path, changed: Callable[[], None]) -> None:
+        self.index, self.plan = index, plan
+        self.state: State = "starting"
+        self.place: dict[str, str] = {}
+        self.running: dict[str, Attempt] = {}
+        self.holder: str | None = None
+        self.restarts = 0
+        self.reason = ""
+        self.refusal: Exception | None = None
+        self._folder = folder
+        self._changed = changed
+        self._life: Life | None = None
+        self._told = ""
+        self._retries = 0
+        self._closing = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the engine, if there is one."""
+        return self._life.pid if self._life else None
+
+    @property
+    def memory(self) -> int:
+        """Resident memory of that process in bytes."""
+        return self._life.memory if self._life else 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it can take a request now."""
+        return self.state == "ready" and self._life is not None and not self._life.ended
+
+    def take(self, request: Request, form: Form) -> Attempt:
+        """Start work on `request`; only when open."""
+        assert self.open and self._life is not None
+        attempt = self.running[request.id] = Attempt(request)
+        self._life.send(Submit(pack(request), form))
+        return attempt
+
+    def leave(self, attempt: Attempt) -> None:
+        """Nobody waits for `attempt` any more: stop it if it has not ended, remove files that nobody took."""
+        if self.running.get(attempt.request.id) is attempt:
+            attempt.abandoned = True
+            if self._life is not None:
+                self._life.send(Cancel(attempt.request.id))
+        while not attempt.updates.empty():
+            self._remove(attempt.updates.get_nowait())
+
+    async def supervise(self, context: zmq.asyncio.Context) -> None:
+        """Start lives until closed or broken; returns then."""
+        pause, stillborn, number = FIRST_PAUSE, 0, 0
+        while not self._closing.is_set():
+            number += 1
+            life = self._life = self._new_life(number)
+            began = time.monotonic()
+            try:
+                end = await life.live(context)
+            except OSError as error:  # no room for another process or socket
+                end = End("start", f"it could not be started: {error.strerror or error}")
+            self.reason, self._told = self._told or end.reason, ""
+            self._life = None
+            self._lose(life)
+            stillborn = 0 if life.ready else stillborn + 1
+            pause = FIRST_PAUSE if life.ready and time.monotonic() - began > GROWN_UP else pause
+            if self._closing.is_set():
+                break
+            if self.refusal is not None or stillborn >= MOST_STILLBORN:
+                self.state = "broken"
+                self._changed()
+                logger.error("worker %d cannot be started: %s", self.index, self.refusal or self.reason)
+                return
+            self.state, self.restarts = "restarting", self.restarts + 1
+            self.plan.restarted(end.cause)
+            logger.warning("worker %d is started again in %.1f s: %s", self.index, pause, self.reason)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def close(self) -> None:
+        """Ask the worker to end; `supervise` returns when it has."""
+        self._closing.set()
+        if self._life is not None:
+            self._life.send(Stop())
+
+    def kill(self) -> None:
+        """End the worker now."""
+        if self._life is not None:
+            self._life.kill()
+
+    def _new_life(self, number: int) -> Life:
+        name, plan = f"{self.index}-{number}", self.plan
+        settings = Settings(
+            config=plan.config,
+            address=f"ipc://{self._folder}/{name}.sock",
+            spool=plan.spool,
+            name=name,
+            replica=self.index,
+            replicas=plan.replicas,
+            ranks=plan.config.parallel.cfg,
+            meeting=self._folder / f"{name}.meet",
+            faults=plan.faults,
+            first=(self.index, number) == (0, 1),
+            period=PERIOD,
+            warm_up=plan.warm_up,
+        )
+        return Life(settings, plan, self._hear)
+
+    def _hear(self, report: Report) -> None:
+        match report:
+            case Beat():
+                if report.retries > self._retries:
+                    self.plan.retried(report.retries - self._retries)
+                self._retries = report.retries
+            case Ready():
+                self.state, self.place = "ready", report.place
+                logger.info("worker %d is ready after %.1f s", self.index, report.seconds)
+                self._changed()
+            case Told():
+                logger.log(LEVELS[report.level], "worker %d: %s", self.index, report.text)
+            case NotStarted():
+                self._told = report.message
+                if report.kind and not self.place:  # what has worked before may work again
+                    self.refusal = to_error(report.kind, report.message)
+            case _:
+                self._deliver(report)
+
+    def _deliver(self, report: Update | Ended) -> None:
+        ends = isinstance(report, Finished | Ended)
+        attempt = self.running.pop(report.request_id, None) if ends else self.running.get(report.request_id)
+        if ends:
+            self._changed()
+        if attempt is None or attempt.abandoned:
+            self._remove(report)
+        elif ends or attempt.updates.qsize() < MOST_UNREAD:
+            attempt.updates.put_nowait(of_ended(report) if isinstance(report, Ended) else report)
+
+    def _lose(self, life: Life) -> None:
+        """Tell those who wait, and remove what the life has left of their files."""
+        lost, self.running = self.running, {}
+        for attempt in lost.values():
+            for path in self.plan.spool.glob(f"*{attempt.request.id}-{life.settings.name}-*"):
+                path.unlink(missing_ok=True)
+            if not attempt.abandoned:
+                attempt.updates.put_nowait(Lost(self.reason))
+
+    def _remove(self, report: object) -> None:
+        for file in report.files if isinstance(report, Finished) else ():
+            (self.plan.spool / file.name).unlink(missing_ok=True)
+
+
+def of_ended(report: Ended) -> Exception:
+    """The error that ended a request."""
+    if report.kind == errors.RequestError.__name__:
+        return errors.RequestError(report.message, report.param)
+    if report.kind == errors.CapacityError.__name__:
+        return errors.CapacityError(report.message, report.retry_after)
+    return to_error(report.kind, report.message)
+
+
+def to_error(kind: str, message: str) -> Exception:
+    """The error of a class that a worker names: one of `core.errors`, or MemoryError."""
+    return MemoryError(message) if kind == "MemoryError" else BY_NAME.get(kind, errors.ModelError)(message)

@@ -1,0 +1,211 @@
+"""Strict JSON from strangers, read in a time that grows with its length and with nothing else.
+
+`server/http/bodies.py` gives a body here piece by piece; what is not worth reading is refused while it comes. `parse`
+may run in a thread: none of its calls into C works on more than MAX_JSON bytes, so the event loop gets its turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from omnimuse.server.errors import ApiError, refusal
+
+MAX_DIGITS = 400  # more than the largest float has
+MAX_DEPTH = 32
+MAX_MARKS = 50_000
+"""Commas and brackets of a JSON body, inside strings too: bounds the values made from it, before any is made."""
+MAX_JSON = 2 * 2**20
+"""Bytes of a JSON body without the long pictures in it (data: URLs); two prompts of 32 000 characters always fit."""
+LONG = 64 * 1024
+"""Bytes of a data: URL from which on it is kept apart, and never becomes one long text."""
+_PIECE = 2**20
+_OPENING = b'"data:'
+
+
+class DataUrl(str):
+    """A long data: URL, whose bytes are `content`.
+
+    As text it is its beginning, which is longer than any text that is taken anywhere, and a digest of the whole.
+    """
+
+    content: memoryview
+
+    @staticmethod
+    def of(content: memoryview) -> DataUrl:
+        """The URL in `content`."""
+        url = DataUrl(f"{str(content[:LONG], 'latin-1')}... sha256 {hashlib.sha256(content).hexdigest()}")
+        url.content = content
+        return url
+
+
+class Draft:
+    """A body while it comes."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._marks = 0
+
+    def add(self, piece: bytes) -> None:
+        """Take the next piece; ApiError 400 `invalid_json` once there are too many values to read."""
+        self._marks += sum(map(piece.count, (b",", b"[", b"{")))
+        if self._marks > MAX_MARKS:
+            raise refusal("invalid_json", f"the body has more than {MAX_MARKS} commas and brackets; send fewer values")
+        self.content += piece
+
+
+def parse(content: bytearray) -> dict[str, Any]:
+    """The object in `content`; long data: URLs in it are `DataUrl`s.
+
+    ApiError 400 `invalid_json` for a name said twice, NaN or infinite numbers, more than MAX_DEPTH levels or no object;
+    400 `invalid_value` for text that is no Unicode (half a surrogate pair); 413 for more than MAX_JSON bytes of text.
+    """
+    text, urls = _lift(content)
+    value = _parse(text)
+    if not isinstance(value, dict):
+        raise refusal("invalid_json", f"the body is a JSON {_named(value)}; send an object: {{...}}")
+    return _checked(value, urls)
+
+
+def _lift(content: bytearray) -> tuple[bytes, dict[str, DataUrl]]:
+    """`content` with a word in place of each long data: URL, and the URLs by these words.
+
+    What is replaced stands between two quotes and has neither quotes nor backslashes, so it is either all of a string
+    or no JSON at all, and its word, which nobody can guess, is either all of the same string or no JSON either.
+    """
+    whole, kept, urls = memoryview(content), bytearray(), dict[str, DataUrl]()
+    secret, done, at = secrets.token_hex(16), 0, 0
+    while (start := _find(content, _OPENING, at)) >= 0 and (end := _find(content, b'"', start + 1)) >= 0:
+        at = end
+        if end - start > LONG and content[start - 1] != ord("\\") and _find(content, b"\\", start, end) < 0:
+            word = f"url-{secret}-{len(urls)}"
+            urls[word] = DataUrl.of(whole[start + 1 : end])
+            kept += whole[done : start + 1]
+            kept += word.encode()
+            done = end
+        _check_length(len(kept) + at - done)
+    _check_length(len(kept) + len(content) - done)
+    return bytes(kept + whole[done:]), urls
+
+
+def _find(content: bytearray, what: bytes, start: int, end: int | None = None) -> int:
+    """As `content.find(what, start, end)`, a piece at a time."""
+    end = len(content) if end is None else end
+    for begin in range(start, end, _PIECE):
+        if (found := content.find(what, begin, min(end, begin + _PIECE + len(what) - 1))) >= 0:
+            return found
+    return -1
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_JSON:
+        message = f"the body has more than {MAX_JSON} bytes of JSON beside pictures in data: URLs; send less"
+        raise refusal("request_too_large", message)
+
+
+def _parse(content: bytes) -> Any:
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite, parse_int=_whole
+        )
+    except UnicodeDecodeError as error:
+        raise refusal("invalid_json", f"the body is not UTF-8: byte {error.start} cannot be read") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise refusal("invalid_json", f"the body is not JSON: {error.msg} at {where}") from None
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            twice = shortened(name)
+            raise refusal("invalid_json", f"the body names {twice!r} twice in one object; say it once", twice)
+        found[name] = value
+    return found
+
+
+def _no_number(word: str) -> NoReturn:
+    raise refusal("invalid_json", f"the body has the number {word}, which JSON does not know; leave it out")
+
+
+def _whole(digits: str) -> int:
+    _check_digits(digits)  # reading them takes their square
+    return int(digits)
+
+
+def _check_digits(digits: str) -> None:
+    if len(digits) > MAX_DIGITS:
+        raise refusal("invalid_json", f"the body has a number with too many digits; write at most {MAX_DIGITS}")
+
+
+def _finite(digits: str) -> float:
+    _check_digits(digits)
+    value = float(digits)
+    if not math.isfinite(value):
+        raise refusal("invalid_json", f"the number {digits[:40]} is too large; use one below 1.8e308")
+    return value
+
+
+def _checked(top: dict[str, Any], urls: dict[str, DataUrl]) -> dict[str, Any]:
+    """`top` with its URLs; refuses deep levels and broken text, without recursion. `param` is the outermost field.
+
+    Only iterators wait: no object is made for each value, which would set the collector of garbage to work.
+    """
+    param = ""
+    open_levels = [_parts(top)]
+    while open_levels:
+        found = next(open_levels[-1], None)
+        if found is None:
+            open_levels.pop()
+            continue
+        holder, key, value = found
+        if len(open_levels) == 1:
+            param = str(key)
+        if isinstance(key, str):
+            _check_text(key, param)
+        if isinstance(value, str):
+            _check_text(value, param)
+            if urls and value in urls:
+                holder[key] = urls[value]
+        elif isinstance(value, dict | list):
+            if len(open_levels) >= MAX_DEPTH:
+                raise _too_deep()
+            open_levels.append(_parts(value))
+    return top
+
+
+def _parts(holder: dict[str, Any] | list[Any]) -> Iterator[tuple[Any, str | int, Any]]:
+    """The object or list itself, a name or position in it, and what is there."""
+    for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
+        yield holder, key, value
+
+
+def _check_text(text: str, param: str) -> None:
+    try:
+        if not text.isascii():
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        message = "the text has half a surrogate pair; send Unicode"
+        raise refusal("invalid_value", message, shortened(param)) from None
+
+
+def _too_deep() -> ApiError:
+    return refusal("invalid_json", f"the body is nested too deeply; at most {MAX_DEPTH} levels are read")
+
+
+def shortened(name: str) -> str:
+    """The beginning of a name that a client chose, in ASCII, to be shown."""
+    return name[:100].encode("ascii", "backslashreplace").decode()
+
+
+def _named(value: Any) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

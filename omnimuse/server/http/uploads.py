@@ -1,0 +1,125 @@
+"""What becomes of the pictures that clients send: counted, fetched where that is allowed, and decoded in a sandbox.
+
+Routes turn what came into `Source`s and get `Picture`s of our own making back; nobody else in the server sees a byte
+that a client sent as a picture. The front process itself decodes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from omnimuse.core.errors import CapacityError
+from omnimuse.core.request import Picture
+from omnimuse.core.spec import Limits
+from omnimuse.deploy.wire import MAX_MESSAGE
+from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
+from omnimuse.media.foreign import PictureError, PictureLimits, read_picture
+from omnimuse.media.sandbox import Sandbox
+from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.http.bodies import Upload
+from omnimuse.server.http.strict_json import DataUrl
+from omnimuse.server.options import ServeOptions
+
+logger = logging.getLogger(__name__)
+
+_BESIDE = 2**20  # bytes of a message to a worker that are no pixels
+_RGB = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture as a client gave it: its bytes or, if there are none, where they are; `name` is its field."""
+
+    name: str
+    content: bytes | bytearray = field(default=b"", repr=False)
+    url: str | None = field(default=None, repr=False)
+
+
+class Uploads:
+    """Makes pictures of what clients send. Lives on one event loop; close it."""
+
+    def __init__(
+        self,
+        limits: PictureLimits | None = None,
+        rules: FetchRules | None = None,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        self._limits, self._rules = limits or PictureLimits(), rules or FetchRules()
+        self._sandbox = sandbox or Sandbox()
+
+    @staticmethod
+    def of(options: ServeOptions, limits: Limits) -> Uploads:
+        """As the operator and the model want it: no picture is kept larger than a worker can use or be sent."""
+        sent = (MAX_MESSAGE - _BESIDE) // (_RGB * max(1, limits.max_images))
+        kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
+        return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)))
+
+    async def read(
+        self,
+        sources: Sequence[Source],
+        most: int,
+        tenant: str = "",
+        hold: Callable[[int], None] = lambda size: None,
+    ) -> tuple[Picture, ...]:
+        """The pictures of `sources`, at most `most`; ApiError 400 says which is wrong. Cancelling stops the work.
+
+        Tenants take turns at the decoders. `hold` is told how many bytes are needed for pictures that are fetched; it
+        raises where there is no room.
+        """
+        if len(sources) > most:
+            message = f"{len(sources)} pictures came, and this model takes at most {most}; leave the others out"
+            raise refusal("invalid_value", message, sources[most].name)
+        if any(_is_elsewhere(source) for source in sources):  # one after the other is fetched, decoded and let go
+            hold(self._rules.max_bytes)
+        return tuple([await self._read(source, tenant) for source in sources])
+
+    async def tell_lacking(self) -> None:
+        """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""
+        try:
+            lacking = await self._sandbox.lacking()
+        except CapacityError as error:
+            logger.warning("no process to read pictures can be started now (%s)", error)
+            return
+        for name, why in lacking.items():
+            logger.warning("the processes that read pictures run without %s: %s", name, why)
+
+    async def close(self) -> None:
+        """End the process that is kept ready for the next picture."""
+        await self._sandbox.close()
+
+    async def _read(self, source: Source, tenant: str) -> Picture:
+        try:
+            return await read_picture(self._sandbox, await self._content(source), self._limits, tenant)
+        except (PictureError, FetchError) as error:
+            raise _refused(error, source.name) from None
+
+    async def _content(self, source: Source) -> bytes:
+        if isinstance(source.url, DataUrl):
+            return await asyncio.to_thread(from_data_url, source.url.content, self._rules.max_bytes)
+        return cast(bytes, source.content) if source.url is None else await fetch(source.url, self._rules)
+
+
+def _is_elsewhere(source: Source) -> bool:
+    return source.url is not None and source.url[:5].lower() != "data:"
+
+
+def uploaded(files: Mapping[str, Sequence[Upload]], urls: Sequence[str]) -> list[Source]:
+    """The pictures of a form: those called image, other uploads, then addresses."""
+    fields = sorted(files.items(), key=lambda named: named[0] != "image")
+    parts = [(_numbered(name, index, len(found)), part) for name, found in fields for index, part in enumerate(found)]
+    places = [Source(_numbered("url", index, len(urls)), url=url) for index, url in enumerate(urls)]
+    return [*(Source(name, part.content) for name, part in parts), *places]
+
+
+def _numbered(name: str, index: int, count: int) -> str:
+    return name if count == 1 else f"{name}[{index}]"
+
+
+def _refused(error: PictureError | FetchError, name: str) -> ApiError:
+    # Each word stands here, where the table of codes is checked against what the server says.
+    code = {"image_too_large": "image_too_large", "url_not_allowed": "url_not_allowed"}.get(error.code, "invalid_image")
+    return refusal(code, f"{name}: {error}", name)

@@ -1,0 +1,1 @@
+"""Durable jobs: the book of them, their rows, their files."""

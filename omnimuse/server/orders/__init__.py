@@ -1,0 +1,1 @@
+"""One answer: who is admitted, and how what they asked for is drawn."""

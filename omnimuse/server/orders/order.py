@@ -1,0 +1,201 @@
+"""An order for pictures: a request as its HTTP route read it, admitted, drawn by the workers, and collected.
+
+The routes of images and chat share this. It counts every order in the metrics and frees its place in the queue
+whatever happens. What the answer looks like is the routes' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import BinaryIO, cast
+
+from starlette.requests import Request as HttpRequest
+
+from omnimuse.core.errors import DeadlineError, EngineDeadError, PoisonError, RequestCancelled, WorkerLostError
+from omnimuse.core.request import Picture, Request
+from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
+from omnimuse.server.errors import refusal
+from omnimuse.server.http.enclosed import Enclosed
+from omnimuse.server.http.sse import Event, EventStream
+from omnimuse.server.http.uploads import Source
+from omnimuse.server.http.watch import cancel_on_disconnect
+from omnimuse.server.jobs.files import Files
+from omnimuse.server.jobs.live import DENOISE
+from omnimuse.server.orders.admission import Ticket
+from omnimuse.server.orders.gate import Gate
+from omnimuse.server.service import Service
+from omnimuse.server.translate.aliases import Wanted
+from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted, the engine's request for it, the form of its files, and how long the client waits (seconds)."""
+
+    wanted: Wanted
+    request: Request
+    form: Form
+    patience: float | None
+    task: str
+
+
+class Admitted:
+    """The first thing that `draw` says: the order has its place in the queue."""
+
+
+def place_order(
+    service: Service, wanted: Wanted, http: HttpRequest, task: str, pictures: Sequence[Picture] = ()
+) -> Order:
+    """The order for `wanted`, checked against the model. ApiError 404 for another model, RequestError for the rest.
+
+    In a stream the client hears of every step, so its read timeout bounds no wait for the whole.
+    """
+    check_model(service, wanted.model)
+    request = to_request(wanted, service.door, tenant=http.state.tenant, pictures=pictures)
+    period = preview_period(request.steps, wanted.delivery.partial_images)
+    request = replace(request, previews=period)
+    waits = None if wanted.delivery.stream else patience(http.headers)
+    return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task)
+
+
+def check_model(service: Service, name: str | None) -> None:
+    """ApiError 404 unless `name` is the model that this server serves, or was left out."""
+    served = service.options.model_name
+    if name is not None and name != served:
+        raise refusal("model_not_found", f"there is no model {name[:100]!r} here; this server serves {served}", "model")
+
+
+def check_task(service: Service, task: str) -> None:
+    """ApiError 400 unless the model does `task`."""
+    tasks = service.door.spec.tasks
+    if task not in tasks:
+        does = ", ".join(tasks)
+        raise refusal("unsupported_task", f"{service.options.model_name} does {does}, and this is {task}", "model")
+
+
+def refuse_key(http: HttpRequest) -> None:
+    """ApiError 400 for an Idempotency-Key where nothing is kept that it could stand for."""
+    if "idempotency-key" in http.headers:
+        message = f"{http.url.path} keeps nothing that an Idempotency-Key could stand for; leave it out"
+        raise refusal("unsupported_parameter", message, "idempotency-key")
+
+
+async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Picture, ...]:
+    """The pictures that came with a request, decoded; nothing is decoded for a request that could not come in now."""
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
+    await gate.check()
+    gate.check_room(http.state.tenant)
+    most, lease = service.door.limits.max_images, http.state.lease
+    return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant, lease.add))
+
+
+async def admit(service: Service, order: Order) -> Ticket:
+    """A place in the queue; CapacityError, DeadlineUnreachable or ApiError when there is none to be had."""
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
+    await gate.check()
+    return gate.enter(order.request, order.patience)
+
+
+async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Update, None]:
+    """Admit the order and have it drawn: Admitted, steps and previews, and Finished at last.
+
+    Closing the generator, or cancelling who waits for it, stops the work at its next step.
+    """
+    ticket = await admit(service, order)
+    began, outcome, stepped = time.monotonic(), "failed", False
+    try:
+        with ticket:
+            yield Admitted()
+            updates = cast(AsyncGenerator[Update, None], service.workers.run(order.request, order.form))
+            async with aclosing(updates):
+                async for update in updates:
+                    if isinstance(update, Finished):
+                        ticket.close(served=True)
+                        outcome = "completed"
+                        _count(service, order, update)
+                    elif isinstance(update, Stepped):
+                        stepped = True
+                        if update.stage == DENOISE:
+                            ticket.step()
+                    yield update
+    except (PoisonError, WorkerLostError) as error:
+        service.admission.poison.note(order.request, error)
+        raise
+    except DeadlineError:
+        outcome = "expired"
+        raise
+    except (RequestCancelled, asyncio.CancelledError, GeneratorExit):
+        if outcome != "completed":
+            outcome = "cancelled"
+            service.metrics.cancelled("running" if stepped else "queued")
+        raise
+    finally:
+        service.metrics.ended(order.task, outcome, time.monotonic() - began)
+
+
+async def finished(service: Service, order: Order) -> Finished:
+    """The order, drawn to its end; its files are in the spool."""
+    made: Finished | None = None
+    async with aclosing(draw(service, order)) as updates:
+        async for update in updates:
+            if isinstance(update, Finished):
+                made = update
+    if made is None:
+        raise EngineDeadError("the worker ended the request without a result; try again")
+    return made
+
+
+async def contents(files: Files, made: Sequence[MadeFile]) -> Enclosed:
+    """As `taken`, to be enclosed in an answer."""
+    return Enclosed(await taken(files, made))
+
+
+async def taken(files: Files, made: Sequence[MadeFile]) -> list[BinaryIO]:
+    """The files, opened and taken from the spool; none stays there even if the caller is cancelled meanwhile."""
+    taking = asyncio.ensure_future(asyncio.to_thread(_take, files, made))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(_close)
+        raise
+
+
+async def opened(source: AsyncGenerator[Event, None]) -> EventStream:
+    """A stream of `source`, whose first event only says that the order was admitted and is not sent.
+
+    What refuses the order is raised here, while the answer can still have a status of its own; and a generator that
+    has begun frees what it holds, even if the client goes before it reads anything.
+    """
+    await anext(source)
+    return EventStream(source, done=True)
+
+
+def _take(files: Files, made: Sequence[MadeFile]) -> list[BinaryIO]:
+    found: list[BinaryIO] = []
+    try:
+        for file in made:
+            found.append(files.take(file))
+    except BaseException:
+        for opened_file in found:
+            opened_file.close()
+        for file in made:
+            files.discard(file)
+        raise
+    return found
+
+
+def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
+    """Close files that were opened for nobody."""
+    if not taking.cancelled() and taking.exception() is None:
+        for file in taking.result():
+            file.close()
+
+
+def _count(service: Service, order: Order, made: Finished) -> None:
+    pixels = sum(file.width * file.height * file.frames for file in made.files)
+    steps = order.request.steps * order.request.outputs
+    service.metrics.drawn(pixels, made.timings, steps)
