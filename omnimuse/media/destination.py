@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -74,11 +74,18 @@ def free_names(path: Path, count: int) -> list[Path]:
     return numbered(path, count, next_number(path))
 
 
-def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
+def write_whole(
+    path: Path,
+    content: bytes,
+    *,
+    replace: bool = True,
+    mode: int = 0o644,
+    sync: Callable[[int], object] = os.fsync,
+) -> None:
     """Write `content` to `path` through a temporary file beside it: readers see the old file or the new one.
 
-    Missing folders are made. FileExistsError where there is a file that may not be replaced, OSError when the disk
-    refuses; the temporary file is gone then.
+    Missing folders are made; `sync` puts what was written onto the disk. FileExistsError where there is a file that
+    may not be replaced, OSError when the disk refuses; the temporary file is gone then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
@@ -87,8 +94,8 @@ def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
+            sync(file.fileno())
+        part.chmod(mode)
         if replace:
             part.replace(path)
         else:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from omnimuse.core.errors import NumericalError, WorkerLostError
 from omnimuse.server.openapi import document
-from omnimuse.server.options import Guard
+from omnimuse.server.options import Guard, ServeOptions
 from omnimuse.server.routes import chat, files, images, models
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
 
@@ -149,6 +149,19 @@ def test_links_keep_no_more_than_a_key_may_have(tmp_path: Path) -> None:
         assert seen[-1].headers["x-should-retry"] == "false"
         assert post(server, {"prompt": "x"}).status_code == 200
         assert server.service.files.linked("another") == 0
+
+
+def test_a_restart_gives_no_key_a_new_quota_of_links(tmp_path: Path) -> None:
+    def small(options: ServeOptions) -> ServeOptions:
+        return replace(options, guard=Guard(max_kept=500))
+
+    wanted = {"prompt": "x", "response_format": "url", "n": 2}
+    with picture_server(tmp_path, change=small) as server:
+        while post(server, wanted).status_code == 200:
+            pass
+    with picture_server(tmp_path, change=small) as server:
+        assert post(server, wanted).json()["error"]["code"] == "quota_exceeded"
+        assert post(server, {"prompt": "x"}).status_code == 200
 
 
 def test_a_link_expires(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from omnimuse.core.errors import ConfigError, StorageError
 from omnimuse.deploy.wire import MadeFile
+from omnimuse.server.own_key import Sync, own_key, sync_folder
 
 RESERVE = 256 * 2**20
 """Bytes of disk that stay free: with less, the server takes on nothing new."""
@@ -43,15 +44,19 @@ def new_job_file_id() -> str:
 
 
 class Files:
-    """The folders `spool` and `files` in `data`, readable by this user only; `reserve` is in bytes."""
+    """The folders `spool` and `files` in `data`, readable by this user only; `reserve` is in bytes.
 
-    def __init__(self, data: Path, reserve: int = RESERVE) -> None:
+    `key` is the server's own. `sync` puts onto the disk what an open file or folder holds.
+    """
+
+    def __init__(self, data: Path, reserve: int = RESERVE, sync: Sync = os.fsync) -> None:
         self.spool = data / "spool"
         self._kept = data / "files"
         self._reserve = reserve
-        self._mark = secrets.token_bytes(32)
+        self._sync = sync
         for folder in (data, self.spool, self._kept):
-            _make_private(folder)
+            _make_private(folder, sync)
+        self.key = own_key(data, sync)
 
     def take(self, made: MadeFile) -> BinaryIO:
         """A file of the spool, opened and removed from it; StorageError if it is not what was made."""
@@ -78,20 +83,20 @@ class Files:
             raise StorageError(f"a result has {source.stat().st_size} bytes on disk and {made.bytes} were made")
         name = file_id + source.suffix
         source.rename(self._kept / name)
-        sync_folder(self._kept)
+        sync_folder(self._kept, self._sync)
         return name
 
     def new_link_id(self, tenant: str) -> str:
-        """As `new_file_id`, by which what links of `tenant` lead to can be counted while this server runs."""
+        """As `new_file_id`, by which what links of `tenant` lead to can be counted."""
         return self._of(tenant) + new_file_id()
 
     def linked(self, tenant: str) -> int:
-        """The bytes that are kept behind links of `tenant`, since this server runs."""
+        """The bytes that are kept behind links of `tenant`."""
         return sum(size for name, _, size in self._loose() if name.name.startswith(self._of(tenant)))
 
     def _of(self, tenant: str) -> str:
-        """What ids of one tenant begin with; it tells nobody which tenant that is."""
-        return blake2b(tenant.encode(), key=self._mark, digest_size=4).hexdigest()
+        """What ids of one tenant begin with, by whichever server; it tells nobody which tenant that is."""
+        return blake2b(tenant.encode(), key=self.key, digest_size=4).hexdigest()
 
     def path(self, name: str) -> Path:
         """Where the kept file `name` is; it may be gone. ValueError for anything that is no such name."""
@@ -153,22 +158,16 @@ class Files:
         return self.spool / made.name
 
 
-def _make_private(folder: Path) -> None:
+def _make_private(folder: Path, sync: Sync) -> None:
     """Make a folder that only this user can read. One that is there keeps its mode, which is somebody's choice."""
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for made in missing:
+            sync_folder(made.absolute().parent, sync)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError("it cannot be written")
     except OSError as error:
         raise ConfigError(
             f"cannot use {folder} for jobs and results: {error.strerror or error}; choose another --data folder"
         ) from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import secrets
 import time
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from omnimuse.core.errors import ConfigError
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.download import download
-from omnimuse.server.jobs.files import sync_folder
 from omnimuse.server.openapi import Operation
 from omnimuse.server.service import Service
-
-_KEY_BYTES = 32
 
 _QUERY = {"expires": {"type": "integer"}, "signature": {"type": "string"}}
 OPERATIONS = (
@@ -40,29 +33,10 @@ OPERATIONS = (
 
 
 class Links:
-    """Makes and checks links; `key` stays the same over restarts, so that links outlive them."""
+    """Makes and checks links; `key` is the server's own (`own_key.py`), so that links outlive a restart."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-
-    @staticmethod
-    def of(data: Path) -> Links:
-        """With the key in the folder `data`, made at first use; readable by this user only."""
-        path = data / "links.key"
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except FileExistsError:
-            key = path.read_bytes()
-        else:
-            key = secrets.token_bytes(_KEY_BYTES)
-            with os.fdopen(handle, "wb") as file:
-                file.write(key)
-                file.flush()
-                os.fsync(file.fileno())  # links that were given out must not outlive their key
-            sync_folder(data)
-        if len(key) != _KEY_BYTES:
-            raise ConfigError(f"{path} is damaged; remove it and start again (links given out before become invalid)")
-        return Links(key)
 
     def url(self, base: str, name: str, expires: float) -> str:
         """A link to the kept file `name`, good until `expires` (seconds since 1970). `base` ends with a slash."""
@@ -84,7 +58,7 @@ class Links:
 
 def routes(service: Service) -> list[Route]:
     """The endpoint of files."""
-    links = Links.of(service.options.data)
+    links = Links(service.files.key)
 
     async def content(request: Request) -> Response:
         name, query = request.path_params["name"], request.query_params

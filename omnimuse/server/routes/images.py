@@ -71,7 +71,7 @@ OPERATIONS = (
 
 def routes(service: Service) -> list[Route]:
     """The endpoints of pictures."""
-    links = Links.of(service.options.data)
+    links = Links(service.files.key)
     jobs = ImageJobs(service, links)
 
     async def generations(request: Request) -> Response:
