@@ -15,10 +15,11 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from omnimuse.loader.components import quiet
+from omnimuse.loader.rules import Rule, apply_rules
 from omnimuse.loader.tensors import DtypePolicy, construct_unfilled
 from omnimuse.loader.weights import randomise
 
@@ -44,6 +45,19 @@ def filled(component: str, seed: int, module: nn.Module) -> nn.Module:
     """`module` with every parameter and stored buffer redrawn; float32, eval."""
     randomise(module, seed, component, DtypePolicy(torch.float32), "cpu")
     return module
+
+
+def translated(weights: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names, as `rules` say."""
+    ours: dict[str, Tensor] = {}
+    fused: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in weights.items():
+        target = apply_rules(name, rules)
+        if target.fuse is None:
+            ours[target.name] = tensor
+        else:
+            fused.setdefault(target.name, {})[target.part] = tensor
+    return ours | {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in fused.items()}
 
 
 def save_module(folder: Path, component: str, seed: int, make: Any) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.stack import Memory
-from omnimuse.loader.rules import apply_rules
 from omnimuse.models.flux.transformer import FluxConfig, FluxInputs, FluxTransformer
 from omnimuse.models.flux.weights import RULES
+from tests.checkpoints import parts
 
 TINY = {
     "patch_size": 1,
@@ -51,19 +51,6 @@ def make_reference(guidance_embeds: bool) -> FluxTransformer2DModel:
     return model
 
 
-def translated(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names."""
-    ours: dict[str, Tensor] = {}
-    fused: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in weights.items():
-        target = apply_rules(name, RULES)
-        if target.fuse is None:
-            ours[target.name] = tensor
-        else:
-            fused.setdefault(target.name, {})[target.part] = tensor
-    return ours | {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in fused.items()}
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["guidance embedding", "none"])
 def reference(request: pytest.FixtureRequest) -> FluxTransformer2DModel:
     return make_reference(request.param)
@@ -72,7 +59,7 @@ def reference(request: pytest.FixtureRequest) -> FluxTransformer2DModel:
 @pytest.fixture(scope="module")
 def network(reference: FluxTransformer2DModel) -> FluxTransformer:
     model = FluxTransformer.from_config(reference.config).eval().requires_grad_(False)
-    model.load_state_dict(translated(reference.state_dict()))
+    model.load_state_dict(parts.translated(reference.state_dict(), RULES))
     return model
 
 

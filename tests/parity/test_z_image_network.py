@@ -15,9 +15,9 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.layers.stack import Memory
-from omnimuse.loader.rules import apply_rules
 from omnimuse.models.z_image.transformer import ZImageConfig, ZImageInputs, ZImageTransformer
 from omnimuse.models.z_image.weights import RULES
+from tests.checkpoints import parts
 
 TINY = {
     "in_channels": 4,
@@ -53,23 +53,10 @@ def reference() -> ZImageTransformer2DModel:
     return model
 
 
-def translated(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names."""
-    ours: dict[str, Tensor] = {}
-    fused: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in weights.items():
-        target = apply_rules(name, RULES)
-        if target.fuse is None:
-            ours[target.name] = tensor
-        else:
-            fused.setdefault(target.name, {})[target.part] = tensor
-    return ours | {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in fused.items()}
-
-
 @pytest.fixture(scope="module")
 def network(reference: ZImageTransformer2DModel) -> ZImageTransformer:
     model = ZImageTransformer.from_config(reference.config).eval().requires_grad_(False)
-    model.load_state_dict(translated(reference.state_dict()))
+    model.load_state_dict(parts.translated(reference.state_dict(), RULES))
     return model
 
 

@@ -1,0 +1,346 @@
+"""Transformers of pictures whose text and image have weights of their own and attend together (arXiv 2403.03206).
+
+A network of this kind has blocks with two streams and, perhaps, blocks with one after them (as FLUX.1 came with). All
+blocks see one sequence per row, text tokens before image tokens; rows of any size share a forward: their sequences are
+laid end to end. A family subclasses `TwoStreamNetwork` and says how its text, its times and its positions are made.
+
+Letters: R rows, S tokens, D width, N heads, H head dim; c h w latent channels, height, width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.attention.layer import Attention
+from omnimuse.attention.layout import Layout
+from omnimuse.layers.network import Network
+from omnimuse.layers.norm import QueryKeyNorm
+from omnimuse.layers.rotary import rotate
+from omnimuse.layers.stack import Block, BlockStack, ChainedStack, Memory
+from omnimuse.loader.rules import Fuse, Rename
+
+PATCH = 2  # latent pixels per token side
+EPS = 1e-6
+TIME_SCALE = 1000.0  # times in (0, 1] are multiplied by this before they are embedded
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a network's blocks are: how many with two streams and with one, how wide, with how many heads.
+
+    `gated` MLPs are SwiGLU, others have a tanh GELU. For `rounds_once` see `QueryKeyNorm`.
+    """
+
+    dim: int
+    heads: int
+    double: int
+    single: int = 0
+    gated: bool = False
+    rounds_once: bool = True
+
+
+@dataclass(frozen=True)
+class TwoStreamStatic:
+    """What stays the same over all steps of one image; families add what else they need."""
+
+    text: Tensor  # [S_text, D]
+    rope: Tensor  # [S_text + S_image, H/2, 2], float32
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens the blocks see beside those of the image."""
+        return len(self.text)
+
+
+Static = TypeVar("Static", bound=TwoStreamStatic)
+
+
+@dataclass(frozen=True)
+class TwoStreamInputs(Generic[Static]):
+    """One row: noisy latents [c, h, w], the scalar t in (0, 1] (1 is pure noise), and what stays the same."""
+
+    latents: Tensor
+    t: Tensor
+    static: Static
+
+
+@dataclass(frozen=True)
+class TwoStreamCond:
+    """What every block receives beside the hidden states. A row is its text tokens, then its image tokens."""
+
+    layout: Layout  # both
+    text: Layout
+    image: Layout
+    rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
+    vector: Tensor  # [R, D]: what scales, shifts and gates every block
+
+    @property
+    def dense(self) -> bool:
+        """Whether the texts are equally long, and the images, too."""
+        return self.text.dense and self.image.dense
+
+    def select(self, rows: Sequence[int]) -> TwoStreamCond:
+        layout, text, image = (part.select(rows) for part in (self.layout, self.text, self.image))
+        vector = torch.stack([self.vector[row] for row in rows])
+        return TwoStreamCond(layout, text, image, self.layout.take(self.rope, rows), vector)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A tensor packed by `layout` -> its text packed by `text` and its image packed by `image`."""
+        if self.dense:
+            return x[:, : self.text.length], x[:, self.text.length :]
+        lengths = zip(self.text.lengths, self.image.lengths, strict=True)
+        rows = [row.split(pair) for row, pair in zip(self.layout.unpack(x), lengths, strict=True)]
+        return self.text.pack([row[0] for row in rows]), self.image.pack([row[1] for row in rows])
+
+    def join(self, text: Tensor, image: Tensor) -> Tensor:
+        """The reverse of `split`."""
+        if self.dense:
+            return torch.cat([text, image], dim=1)
+        rows = zip(self.text.unpack(text), self.image.unpack(image), strict=True)
+        joined = torch.cat([part for row in rows for part in row])  # [T, *]
+        return joined.unflatten(0, (-1, self.layout.lengths[0] if self.layout.dense else len(joined)))
+
+
+class TwoStreamNetwork(Network, Generic[Static]):
+    """Predicts the velocity from image to noise, one tensor [c, h, w] per row."""
+
+    packing: ClassVar[Literal["varlen"]] = "varlen"
+
+    def __init__(self, blocks: Blocks, channels: int, text_width: int) -> None:
+        super().__init__()
+        self.image_embedder = nn.Linear(channels, blocks.dim)
+        self.text_embedder = nn.Linear(text_width, blocks.dim)
+        self.stack = ChainedStack(
+            {
+                "double_blocks": (DoubleBlock(blocks) for _ in range(blocks.double)),
+                "single_blocks": (SingleBlock(blocks) for _ in range(blocks.single)),
+            }
+        )
+        self.head = Head(blocks.dim, channels)
+
+    @abstractmethod
+    def vector(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
+        """What scales, shifts and gates every block, the activation done: [R, D]."""
+
+    def stacks(self) -> dict[str, BlockStack]:
+        return {"blocks": self.stack}
+
+    def forward(
+        self, rows: Sequence[TwoStreamInputs[Static]], memories: Sequence[Memory] | None = None
+    ) -> list[Tensor]:
+        images = self._embed_images(rows)  # [S_image, D] each
+        cond = self._condition(rows, Layout(tuple(len(image) for image in images)))
+        text = cond.text.pack([row.static.text for row in rows])
+        hidden = self.stack(cond.join(text, cond.image.pack(images)), cond, memories)  # packed, width D
+        _, image = cond.split(hidden)
+        patches = cond.image.unpack(self.head(image, cond))  # [S_image, 4c] each
+        return [unpatchify(x, row.latents.shape) for row, x in zip(rows, patches, strict=True)]
+
+    def times(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
+        """The times of the rows as the time's embedding takes them: [R]."""
+        return torch.stack([row.t for row in rows]).to(self.text_embedder.weight.dtype) * TIME_SCALE
+
+    def _condition(self, rows: Sequence[TwoStreamInputs[Static]], image: Layout) -> TwoStreamCond:
+        text = Layout(tuple(len(row.static.text) for row in rows))
+        layout = Layout(tuple(len(row.static.rope) for row in rows))
+        return TwoStreamCond(layout, text, image, layout.pack([row.static.rope for row in rows]), self.vector(rows))
+
+    def _embed_images(self, rows: Sequence[TwoStreamInputs[Static]]) -> list[Tensor]:
+        patches = [patchify(row.latents.to(self.image_embedder.weight.dtype)) for row in rows]
+        return list(self.image_embedder(torch.cat(patches)).split([len(patch) for patch in patches]))
+
+
+class DoubleBlock(Block[TwoStreamCond]):
+    """Text and image, each with weights of its own, meet in one attention."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__()
+        self.text = Stream(blocks)
+        self.image = Stream(blocks)
+        self.core = Attention(blocks.heads, blocks.dim // blocks.heads, "joint", category="self")
+
+    def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
+        text, image = cond.split(hidden)
+        text_mods, image_mods = self.text.modulate(cond, cond.text), self.image.modulate(cond, cond.image)
+        text_qkv, image_qkv = self.text.enter(text, text_mods), self.image.enter(image, image_mods)
+        qk, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed
+        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        x = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
+        text_x, image_x = cond.split(x)
+        return cond.join(self.text.leave(text, text_x, text_mods), self.image.leave(image, image_x, image_mods))
+
+    def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
+        """The image as the attention sees it; zeros for the text, which has no part in the relative change."""
+        text, image = cond.split(hidden)
+        shift, scale, *_ = self.image.modulate(cond, cond.image)
+        return cond.join(torch.zeros_like(text), self.image.norm(image) * (1 + scale) + shift)
+
+
+class Stream(nn.Module):
+    """One half of a double block, for the tokens of one kind: all but the attention itself."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__()
+        dim = blocks.dim
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
+        self.qkv = Projection(blocks)
+        self.to_out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(*expansion(blocks), nn.Linear(MLP_RATIO * dim, dim))
+
+    def modulate(self, cond: TwoStreamCond, layout: Layout) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
+        return layout.expand(self.modulation(cond.vector)).chunk(6, dim=-1)
+
+    def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and keys, and values, of tokens [B, S, D]."""
+        shift, scale = mods[:2]
+        return self.qkv(self.norm(x) * (1 + scale) + shift)
+
+    def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
+        """The tokens [B, S, D] after the attention, whose outcome is `attended`, and after the MLP."""
+        gate, shift, scale, mlp_gate = mods[2:]
+        x = x + gate * self.to_out(attended)
+        return _finite(x + mlp_gate * self.mlp(self.norm(x) * (1 + scale) + shift))
+
+
+class SingleBlock(Block[TwoStreamCond]):
+    """Text and image as one sequence: attention and MLP side by side, from one norm to one sum."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__()
+        dim = blocks.dim
+        self.modulation = nn.Linear(dim, 3 * dim)
+        self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
+        self.qkv = Projection(blocks)
+        self.core = Attention(blocks.heads, dim // blocks.heads, "single", category="self")
+        self.mlp = nn.Sequential(*expansion(blocks))
+        self.to_out = nn.Linear((1 + MLP_RATIO) * dim, dim)
+
+    def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
+        x, gate = self._enter(hidden, cond)
+        qk, v = self.qkv(x)
+        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
+        return _finite(hidden + gate * self.to_out(torch.cat([attended, self.mlp(x)], dim=-1)))
+
+    def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
+        return self._enter(hidden, cond)[0]
+
+    def _enter(self, hidden: Tensor, cond: TwoStreamCond) -> tuple[Tensor, Tensor]:
+        """What attention and MLP see, and the gate of what they add."""
+        shift, scale, gate = cond.layout.expand(self.modulation(cond.vector)).chunk(3, dim=-1)
+        return self.norm(hidden) * (1 + scale) + shift, gate
+
+
+class Projection(nn.Module):
+    """Tokens [B, S, D] -> queries and keys, normed, [B, S, 2, N, H], and values [B, S, N, H]."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__()
+        self.heads = blocks.heads
+        self.linear = nn.Linear(blocks.dim, 3 * blocks.dim)
+        self.norm_qk = QueryKeyNorm(blocks.dim // blocks.heads, EPS, rounds_once=blocks.rounds_once)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        qkv = self.linear(x).unflatten(-1, (3, self.heads, -1))  # [B, S, 3, N, H]
+        return self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2]
+
+
+class SwiGLU(nn.Module):
+    """The first half of the channels times the SiLU of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, dim=-1)
+        return value * self.activation(gate)
+
+
+def expansion(blocks: Blocks) -> tuple[nn.Linear, nn.Module]:
+    """The first linear layer of an MLP and its activation: [*, D] -> [*, MLP_RATIO * D]."""
+    hidden = MLP_RATIO * blocks.dim
+    if blocks.gated:
+        return nn.Linear(blocks.dim, 2 * hidden), SwiGLU()
+    return nn.Linear(blocks.dim, hidden), nn.GELU("tanh")
+
+
+class Head(nn.Module):
+    """The last norm, scaled and shifted by the step, and the projection to a patch; image tokens only."""
+
+    def __init__(self, dim: int, patch_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.linear = nn.Linear(dim, patch_dim)
+
+    def forward(self, image: Tensor, cond: TwoStreamCond) -> Tensor:
+        scale, shift = cond.image.expand(self.modulation(cond.vector)).chunk(2, dim=-1)
+        return self.linear(self.norm(image) * (1 + scale) + shift)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """In float16, sums may overflow; the reference clips them."""
+    return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
+
+
+def patchify(latents: Tensor) -> Tensor:
+    """[c, h, w] -> [h/2 * w/2, 4c]; within a patch the order is channel, row, column."""
+    c, h, w = latents.shape
+    x = latents.reshape(c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return x.permute(1, 3, 0, 2, 4).reshape(-1, c * PATCH * PATCH)
+
+
+def unpatchify(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The reverse of `patchify`, to `size` = (c, h, w)."""
+    c, h, w = size
+    x = x.reshape(h // PATCH, w // PATCH, c, PATCH, PATCH)
+    return x.permute(2, 0, 3, 1, 4).reshape(c, h, w)
+
+
+# -- names in checkpoints ------------------------------------------------------------------------------------------
+
+DOUBLE = r"^(stack\.double_blocks\.\d+)\."
+SINGLE = r"^(stack\.single_blocks\.\d+)\."
+
+RULES: tuple[Rename | Fuse, ...] = (
+    Rename(r"^norm_out\.linear\.", "head.modulation."),
+    Rename(r"^proj_out\.", "head.linear."),
+    # Double blocks: the image's weights have the plain names, the text's the added ones.
+    Rename(r"^transformer_blocks\.(\d+)\.", r"stack.double_blocks.\1."),
+    Rename(DOUBLE + r"norm1\.linear\.", r"\1.image.modulation."),
+    Rename(DOUBLE + r"norm1_context\.linear\.", r"\1.text.modulation."),
+    Rename(DOUBLE + r"attn\.(to_[qkv]|norm_[qk])\.", r"\1.image.qkv.\2."),
+    Rename(DOUBLE + r"attn\.add_([qkv])_proj\.", r"\1.text.qkv.to_\2."),
+    Rename(DOUBLE + r"attn\.norm_added_([qk])\.", r"\1.text.qkv.norm_\2."),
+    Rename(DOUBLE + r"attn\.to_out\.0\.", r"\1.image.to_out."),
+    Rename(DOUBLE + r"attn\.to_add_out\.", r"\1.text.to_out."),
+    Rename(DOUBLE + r"ff\.net\.0\.proj\.", r"\1.image.mlp.0."),
+    Rename(DOUBLE + r"ff\.net\.2\.", r"\1.image.mlp.2."),
+    Rename(DOUBLE + r"ff_context\.net\.0\.proj\.", r"\1.text.mlp.0."),
+    Rename(DOUBLE + r"ff_context\.net\.2\.", r"\1.text.mlp.2."),
+    # Single blocks.
+    Rename(r"^single_transformer_blocks\.(\d+)\.", r"stack.single_blocks.\1."),
+    Rename(SINGLE + r"norm\.linear\.", r"\1.modulation."),
+    Rename(SINGLE + r"attn\.", r"\1.qkv."),
+    Rename(SINGLE + r"proj_mlp\.", r"\1.mlp.0."),
+    Rename(SINGLE + r"proj_out\.", r"\1.to_out."),
+    *(
+        Fuse(parts=(f"qkv.to_q.{kind}", f"qkv.to_k.{kind}", f"qkv.to_v.{kind}"), into=f"qkv.linear.{kind}")
+        for kind in ("weight", "bias")
+    ),
+    Fuse(parts=("qkv.norm_q.weight", "qkv.norm_k.weight"), into="qkv.norm_qk.weight"),
+)
+"""How the names of blocks and of the head, as diffusers saves such networks, become ours.
+
+Renames act in order and are anchored where a name may occur elsewhere; fuses join the three attention projections.
+"""
