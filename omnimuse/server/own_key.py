@@ -1,6 +1,7 @@
 """The server's own key, in the file `links.key` of its data folder: what is derived of it is the same after a restart.
 
-`server/jobs/files.py` reads it once. Links are signed with it (`routes/files.py`), and what they lead to is counted by it.
+`server/jobs/files.py` reads it once. Links are signed with it (`routes/files.py`), and what they lead to is counted by
+it.
 """
 
 from __future__ import annotations
