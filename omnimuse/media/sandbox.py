@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from omnimuse.core.errors import CapacityError
+from omnimuse.media.channel import Channel
 from omnimuse.media.turns import Turns
 
 Work = Literal["picture"]
@@ -43,8 +44,6 @@ ENVIRONMENT: Mapping[str, str] = {
 
 WAITING = 64  # files that wait for their turn; more are refused
 STARTING = 60.0  # seconds until a child has loaded its libraries; a busy machine takes long
-_LINE = 2**14  # bytes of a child's line at most
-_PIECE = 2**18  # bytes
 _END = 5.0  # seconds that a killed child gets to be gone; it then is looked after later
 _LOOK = 0.005  # seconds between looks at whether it is
 
@@ -100,7 +99,7 @@ class Sandbox:
 
         CapacityError when none can be started.
         """
-        child = await self._start()
+        child = self._start()
         try:
             return await _ready(child)
         finally:
@@ -118,7 +117,7 @@ class Sandbox:
         if child is not None and not child.alive:
             await child.end()
             child = None
-        child = child or await self._start()
+        child = child or self._start()
         try:
             await _ready(child)
             return await child.ask(question, self._seconds)
@@ -129,7 +128,7 @@ class Sandbox:
         """Keep a child ready. Where none can be started now, the next question finds that out for itself."""
         if self._keeps_one():
             with suppress(CapacityError):
-                child = await self._start()
+                child = self._start()
                 self._spare, superfluous = (child, None) if self._keeps_one() else (self._spare, child)
                 if superfluous is not None:  # another was quicker, or the sandbox was closed
                     await superfluous.end()
@@ -137,9 +136,9 @@ class Sandbox:
     def _keeps_one(self) -> bool:
         return self._spare is None and not self._closed
 
-    async def _start(self) -> _Child:
+    def _start(self) -> _Child:
         try:
-            return await _Child.start(self._command)
+            return _Child.start(self._command)
         except OSError:
             raise CapacityError("the server cannot start another process now; try again later", 5.0) from None
 
@@ -155,14 +154,12 @@ async def _ready(child: _Child) -> Mapping[str, str]:
 class _Child:
     """One process and the channel to it."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process, self._reader, self._writer = process, reader, writer
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel) -> None:
+        self._process, self._channel = process, channel
         self._lacking: Mapping[str, str] | None = None
 
     @classmethod
-    async def start(cls, command: tuple[str, ...]) -> Self:
+    def start(cls, command: tuple[str, ...]) -> Self:
         """A child that begins; OSError if the system has no room for it."""
         ours, theirs = socket.socketpair()
         try:
@@ -174,8 +171,7 @@ class _Child:
         except OSError:
             ours.close()
             raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE)
-        return cls(process, reader, writer)
+        return cls(process, Channel(ours))
 
     @property
     def alive(self) -> bool:
@@ -217,7 +213,7 @@ class _Child:
         if self._process.returncode is None:  # not reaped, so that the number of its group is still its own
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        self._writer.transport.abort()
+        self._channel.close()
         end = time.monotonic() + _END
         while self._process.poll() is None:
             if time.monotonic() > end:
@@ -226,13 +222,9 @@ class _Child:
             await asyncio.sleep(_LOOK)
 
     async def _give(self, question: Question) -> None:
-        content = question.content
-        head = {"work": question.work, "limits": dict(question.limits), "length": len(content)}
-        with suppress(ConnectionError):  # it has seen enough, or died
-            self._writer.write(json.dumps(head).encode() + b"\n")
-            for start in range(0, len(content), _PIECE):  # in pieces: what waits to be written is a copy
-                self._writer.write(content[start : start + _PIECE])
-                await self._writer.drain()
+        head = {"work": question.work, "limits": dict(question.limits), "length": len(question.content)}
+        await self._channel.write(json.dumps(head).encode() + b"\n")
+        await self._channel.write(question.content)
 
     async def _take(self, most: int) -> bytes | None:
         """The answer, of at most `most` bytes; None if the child says nothing, or anything else."""
@@ -244,15 +236,12 @@ class _Child:
         length = head.get("length")
         if type(length) is not int or not 0 <= length <= most:
             return None
-        try:
-            return await self._reader.readexactly(length)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+        return await self._channel.exactly(length)
 
     async def _line(self) -> dict[str, Any] | None:
         """A line of JSON; None for anything else."""
         try:
-            said = json.loads(await self._reader.readline())
-        except (ValueError, RecursionError, ConnectionError):  # too long, nothing, not JSON
+            said = json.loads(await self._channel.line())
+        except (ValueError, RecursionError):  # too long, nothing, not JSON
             return None
         return said if isinstance(said, dict) else None

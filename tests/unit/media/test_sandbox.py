@@ -208,7 +208,7 @@ import asyncio, os, signal
 from omnimuse.media.sandbox import Sandbox
 async def main():
     box = Sandbox()
-    child = await box._start()
+    child = box._start()
     await child.ready(60)
     open({str(note)!r}, "w").write(str(child._process.pid))
     os.kill(child._process.pid, signal.SIGSTOP)
