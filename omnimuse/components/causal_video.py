@@ -9,7 +9,7 @@ Letters: B batch, C channels, t h w frames, height, width.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,19 @@ def lighten(network: nn.Module, convolution: type, norm: type, upsampling: type)
             part.__class__ = ChannelNorm
         elif isinstance(part, nn.Sequential) and isinstance(part[0], upsampling):
             part.__class__ = Upsample
+
+
+def encode_picture(network: Any, pixels: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] in [-1, 1] -> moments [B, 2C, h, w], by an autoencoder that takes a picture for one frame.
+
+    Nothing is remembered between frames where there is one: what mixes frames in time is not even computed.
+    """
+    return network.quant_conv(network.encoder(pixels[:, :, None]))[:, :, 0]
+
+
+def decode_picture(network: Any, latents: Tensor) -> Tensor:
+    """Latents [B, C, h, w], as `network` makes them -> pixels [B, 3, H, W], mostly in [-1, 1]."""
+    return network.decoder(network.post_quant_conv(latents[:, :, None]))[:, :, 0]
 
 
 class CausalConv3d(nn.Conv3d):

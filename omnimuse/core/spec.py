@@ -24,14 +24,16 @@ class Component:
     """One part of a pipeline: the classes a checkpoint may name for it, and who builds it.
 
     `network` is the import path `module:Class` of our own network, which `Class.from_config(config)` makes; empty means
-    that diffusers or transformers build it. `rules` is the import path of its weight-name rules, `keep_float32` name
-    patterns that stay in float32; `dtype` is what the whole of it computes in, whatever the engine's is (empty: that).
-    Of a component that is not `built` only the configuration is read; no classes means
-    any class.
+    that diffusers or transformers build it, and `part` then is the path of the one module of it that is needed (a
+    language model's body without its head); no other is built or read. `rules` is the import path of our network's
+    weight-name rules, `keep_float32` name patterns that stay in float32; `dtype` is what the whole of it computes in,
+    whatever the engine's is (empty: that). Of a component that is not `built` only the configuration is read; no
+    classes means any class.
     """
 
     classes: tuple[str, ...]
     network: str = ""
+    part: str = ""
     rules: str = ""
     keep_float32: tuple[str, ...] = ()
     dtype: Literal["", "float32"] = ""

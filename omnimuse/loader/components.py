@@ -44,20 +44,22 @@ def load_library_component(
     place: Home | torch.device | str,
     load: Literal["weights", "dummy"] = "weights",
     seed: int = 0,
+    part: str = "",
 ) -> Any:
     """The component `name` of `checkpoint`: a network in eval mode without gradients, or a tokenizer.
 
+    `part` is the path of the one module of the network that is wanted; nothing else of it is read.
     `load="dummy"` needs configurations and tokenizer files but no weights; its numbers come from `seed`.
     ModelError says what is missing, damaged or not known to the installed library.
     """
     if not is_network(checkpoint, name):
         return load_tokenizer(checkpoint, name)
-    module = construct_library_network(checkpoint, name)
+    module = construct_library_network(checkpoint, name, part)
     policy = DtypePolicy(dtype, kept_float32(checkpoint, name, dtype))
     if load == "dummy":
         randomise(module, seed, name, policy, place)
     else:
-        load_weights(module, checkpoint.path(name), library_rules(checkpoint, name, module), policy, place)
+        load_weights(module, checkpoint.path(name), library_rules(checkpoint, name, module, part), policy, place)
     return module
 
 
@@ -86,21 +88,26 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:
     return found
 
 
-def construct_library_network(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """The network `name` as its library builds it from the configuration, its stored tensors on the meta device."""
+def construct_library_network(checkpoint: Checkpoint, name: str, part: str = "") -> nn.Module:
+    """The network `name`, or a `part` of it, as its library builds it, its stored tensors on the meta device."""
     cls, library = library_class(checkpoint, name), checkpoint.components[name][0]
     _check_json(checkpoint.path(name))
     with quiet(library):
-        return construct(lambda: _from_config(cls, checkpoint, name))
+        return construct(lambda: _from_config(cls, checkpoint, name)).get_submodule(part)
 
 
-def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module) -> tuple[Rule, ...]:
-    """How the names in the files become those of `module`, by the library's own tables.
+def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module, part: str = "") -> tuple[Rule, ...]:
+    """How the names in the files become those of `module`, which is the `part` of `name`, by the library's own tables.
 
     ModelError where transformers would compute other tensors from the stored ones.
     """
-    if checkpoint.components[name][0] != "transformers":
-        return ()
+    whole = construct_library_network(checkpoint, name) if part else module
+    rules = () if checkpoint.components[name][0] != "transformers" else (_transformers_names(checkpoint, name, whole),)
+    return (*rules, _only(part, frozenset(whole.state_dict()))) if part else rules
+
+
+def _transformers_names(checkpoint: Checkpoint, name: str, module: nn.Module) -> Translate:
+    """What transformers does to stored names."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
@@ -119,7 +126,18 @@ def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module) -> tuple
             )
         return "" if new not in known and any(pattern.search(new) for pattern in unneeded) else new
 
-    return (Translate(translate),)
+    return Translate(translate)
+
+
+def _only(part: str, known: frozenset[str]) -> Translate:
+    """Of the names that are `known`, those in `part`, as it has them; others are left out."""
+
+    def translate(name: str) -> str:
+        if name.startswith(f"{part}."):
+            return name.removeprefix(f"{part}.")
+        return "" if name in known else name
+
+    return Translate(translate)
 
 
 def library_class(checkpoint: Checkpoint, name: str) -> Any:

@@ -1,8 +1,7 @@
 """Stock stage: finished latents become a picture, and a cheap way to look at unfinished ones.
 
-Uses an image VAE whose `decode` maps [B, C, h, w] to pixels [B, 3, H, W] in [-1, 1], and whose latents are scaled by
-one factor and one shift. One output at a time: decoding gains little from company and its memory is what limits
-picture sizes.
+Uses an image VAE whose `decode` maps [B, C, h, w] to pixels [B, 3, H, W] in [-1, 1]; `scaling.py` knows how its latents
+are scaled. One output at a time: decoding gains little from company and its memory is what limits picture sizes.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
@@ -43,13 +43,8 @@ class DecodeImage(Stage):
 
 def decode(ctx: Context, vae: str, latents: Tensor) -> Tensor:
     """The picture [3, H, W], float32 in [0, 1], that scaled `latents` [C, h, w] stand for."""
-    network, config = ctx.components[vae], ctx.configs[vae]
-    scaling, shift = config["scaling_factor"], config.get("shift_factor")
-    assert isinstance(scaling, float | int)
-    unscaled = latents[None].to(next(network.parameters()).dtype) / scaling  # [1, C, h, w]
-    if isinstance(shift, float | int):
-        unscaled = unscaled + shift
-    pixels = network.decode(unscaled)[0]  # [3, H, W]
+    network = ctx.components[vae]
+    pixels = network.decode(unscaled(network, ctx.configs[vae], latents)[None])[0]  # [3, H, W]
     return (pixels.to(torch.float32) * 0.5 + 0.5).clamp(0, 1)
 
 

@@ -6,7 +6,7 @@ Uses an image VAE with the contract of `decode.py`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from omnimuse.core.request import Picture
 from omnimuse.diffusion.noise import draw
 from omnimuse.media.picture import pixels_of
+from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
@@ -65,8 +66,9 @@ class DrawImageLatents(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             moments = state["image_moments"]
-            latents = None if moments is None else draw_latents(ctx.configs[self.vae], moments, state.generator)
-            state["image_latents"] = latents
+            latents = None if moments is None else drawn(moments, state.generator)
+            known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
+            state["image_latents"] = None if latents is None else scaled(*known, latents)
 
 
 def to_pixels(picture: Picture, width: int, height: int) -> Tensor:
@@ -83,11 +85,8 @@ def encode(ctx: Context, vae: str, pixels: Tensor) -> Tensor:
     return moments[0].float()
 
 
-def draw_latents(config: Mapping[str, object], moments: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents [C, h, w], scaled as the VAE's `config` says, drawn from the distribution with `moments` [2C, h, w]."""
-    scaling, shift = config["scaling_factor"], config.get("shift_factor")
-    assert isinstance(scaling, float | int)
+def drawn(moments: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents [C, h, w], as the VAE makes them, drawn from the distribution with `moments` [2C, h, w]."""
     mean, spread = moments.chunk(2)  # [C, h, w]
     deviation = (0.5 * spread.clamp(-30.0, 20.0)).exp()
-    latents = mean + deviation * draw((1, *mean.shape), generator, torch.float32, mean.device)[0]
-    return (latents - (shift if isinstance(shift, float | int) else 0.0)) * scaling
+    return mean + deviation * draw((1, *mean.shape), generator, torch.float32, mean.device)[0]

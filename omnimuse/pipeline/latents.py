@@ -11,11 +11,20 @@ from dataclasses import dataclass
 
 import torch
 
+from omnimuse.core.autoencoder import factor
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.noise import draw
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
+
+
+def cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, int]:
+    """Rows and columns of the latents of one picture in the size that was asked for."""
+    height, width, pixels = request.params.height, request.params.width, factor(configs[vae])
+    assert height is not None
+    assert width is not None
+    return height // pixels, width // pixels
 
 
 @dataclass(frozen=True)

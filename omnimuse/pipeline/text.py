@@ -7,7 +7,7 @@ are encoded one at a time, so a result never depends on company; equal prompts a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,17 +18,17 @@ from omnimuse.core.request import Request
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
-Take = Callable[[Any, Tensor], Tensor]
-"""(the encoder's output for one prompt, its mask [S]) -> features. Frozen dataclasses: equal ones share runs."""
+Take = Callable[[Any], Tensor]
+"""The encoder's output for one prompt -> features. Frozen dataclasses: equal ones share runs."""
 
 
 @dataclass(frozen=True)
 class HiddenState:
-    """The hidden state number `index` of every token, pads included: [S, D]. -1 is the last, after the final norm."""
+    """The hidden state number `index` of every token: [S, D]. -1 is the last, after the final norm."""
 
     index: int = -1
 
-    def __call__(self, output: Any, mask: Tensor) -> Tensor:
+    def __call__(self, output: Any) -> Tensor:
         return output.hidden_states[self.index][0]  # [S, D]
 
 
@@ -36,7 +36,7 @@ class HiddenState:
 class Pooled:
     """The encoder's one vector for the whole prompt: [D]."""
 
-    def __call__(self, output: Any, mask: Tensor) -> Tensor:
+    def __call__(self, output: Any) -> Tensor:
         return output.pooler_output[0]  # [D]
 
 
@@ -45,9 +45,10 @@ class EncodeText(Stage):
     """Tokenize `source` (a request field) and run a text encoder over it; write `into` what `take` takes.
 
     Tokenizers and encoders, ours too, are called as those of transformers are. `length` fixes the token limit (else the
-    request's `max_sequence_length` is it); `pad` fills up to the limit, and `masked` hides those pads from the encoder.
-    `template(tokenizer, prompt)` makes the text that is tokenized. Where `when` says that a request does not need this
-    text, `into` is None.
+    request's `max_sequence_length` is it); `pad` fills up to the limit, `masked` hides those pads from the encoder, and
+    `zeroed` makes zeros of the features that they have. `template(tokenizer, prompt)` makes the text that is tokenized;
+    the features of its first `drop` tokens are left out, and no limit counts these. Where `when` says that a request
+    does not need this text, `into` is None.
     """
 
     source: Literal["prompt", "negative_prompt"]
@@ -59,6 +60,8 @@ class EncodeText(Stage):
     length: int | None = None
     pad: bool = False
     masked: bool = True
+    zeroed: bool = False
+    drop: int = 0
     when: Callable[[Request], bool] | None = None
 
     @property
@@ -81,8 +84,8 @@ class EncodeText(Stage):
     def key(self, ctx: Context, state: State) -> Hashable | None:
         if not self._needed(state.request):
             return "not needed"
-        how = (self.source, self.take, self.encoder, self.tokenizer, self.template, self.pad, self.masked)
-        return (*how, state[self.source] or "", self._limit(ctx, state.request))
+        how = replace(self, into="", when=None)  # every choice that there is, but for where it goes
+        return (how, state[self.source] or "", self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
@@ -103,16 +106,21 @@ class EncodeText(Stage):
         if self.template is not None:
             text = self.template(tokenizer, text)
         padding = "max_length" if self.pad else False
-        tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit + self.drop, return_tensors="pt")
         # Counted before they leave: nobody waits for a number to return.
-        read = self._read(tokenizer, text, limit, int(tokens.attention_mask.sum()))
+        read = self._read(tokenizer, text, limit, int(tokens.attention_mask.sum()) - self.drop)
         tokens = tokens.to(ctx.device)
         mask = tokens.attention_mask if self.masked else None  # [1, S]
         output = ctx.network(self.encoder)(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
-        return self.take(output, tokens.attention_mask[0].to(torch.bool)), read
+        features = self.take(output)
+        if self.zeroed:
+            features = features.masked_fill(~tokens.attention_mask[0].to(torch.bool)[:, None], 0.0)  # [S, D]
+        return features[self.drop :] if self.drop else features, read
 
     def _read(self, tokenizer: Any, text: str, limit: int, tokens: int) -> TextRead:
         """What was read; a text that fills the limit is counted once more, whole."""
-        whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] if tokens == limit else tokens
+        whole = tokens
+        if tokens == limit:
+            whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] - self.drop
         why = "all that it takes" if self.length else f"max_sequence_length={limit}"
         return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")

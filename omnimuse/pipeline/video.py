@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omnimuse.pipeline.arrival import Collected
 from omnimuse.pipeline.decode import PREVIEW_CELLS
+from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
@@ -98,7 +99,7 @@ class DecodeVideo(Loop):
         grid = Grid.of(vae, h, w, self.tile_above)
         frames, ratio = 1 + (f - 1) * vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         video = Collected((frames, 3, h * ratio, w * ratio), ctx.send)
-        state.working["decode"] = Decoding(grid, unscale(vae, latents)[None], video)
+        state.working["decode"] = Decoding(grid, unscaled(vae, vae.config, latents)[None], video)
         return [Step(index) for index in range(len(grid.corners) * f)]
 
     def cost(self, ctx: Context, state: State) -> int:
@@ -118,16 +119,6 @@ class DecodeVideo(Loop):
     def finish(self, ctx: Context, state: State) -> None:
         decoding = state.working.get("decode")
         state["video"] = state["latents"] if decoding is None else decoding.video.finished()
-
-
-def unscale(vae: Any, latents: Tensor) -> Tensor:
-    """Latents [C, ...] of mean 0 and deviation 1 -> those that `vae` made, in its dtype."""
-    dtype, device = next(vae.parameters()).dtype, latents.device
-    mean, deviation = (
-        torch.tensor(values).to(device, dtype).view(-1, *[1] * (latents.ndim - 1))  # [C, 1, ...]
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return latents.to(dtype) / (1.0 / deviation) + mean  # the reference's way; a product would round otherwise
 
 
 def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
@@ -197,5 +188,5 @@ def preview_middle_frame(ctx: Context, latents: Tensor) -> Tensor:
     shrink = max(1.0, max(middle.shape[1:]) / PREVIEW_CELLS)
     size = [max(1, round(side / shrink)) for side in middle.shape[1:]]
     small = F.interpolate(middle[None], size=size, mode="area")[0]  # [C, h', w']
-    decoded = decode_frames(vae, unscale(vae, small)[None, :, None], fresh_cache(vae))  # [1, c, 1, y, x]
+    decoded = decode_frames(vae, unscaled(vae, vae.config, small)[None, :, None], fresh_cache(vae))  # [1, c, 1, y, x]
     return to_pixels(decoded[0], vae.config.patch_size or 1)[0]

@@ -145,7 +145,7 @@ def construct(under: Build) -> None:
             make = partial(_import(component.network).from_config, checkpoint.config(name))
             module = construct_empty(make)
         else:
-            module = construct_library_network(checkpoint, name)
+            module = construct_library_network(checkpoint, name, component.part)
         under.modules[name] = module.eval().requires_grad_(False)
 
 
@@ -300,7 +300,7 @@ def _fill(under: Build, name: str) -> None:
         return
     rules = _import(component.rules) if component.rules else ()
     if not component.network:
-        rules = library_rules(checkpoint, name, module)
+        rules = library_rules(checkpoint, name, module, component.part)
     load_weights(module, checkpoint.path(name), rules, policy, home)
 
 

@@ -123,6 +123,40 @@ def qwen3_encoder(vocabulary: int, width: int = 64, layers: int = 3) -> Qwen3Mod
     return Qwen3Model(config)
 
 
+def qwen25_vl(vocabulary: int, width: int = 64, layers: int = 3, media: Sequence[int] = (3, 4, 5, 6)) -> nn.Module:
+    """A language model of the Qwen2.5-VL kind that reads pictures: 4 query and 2 key heads of 16, two vision blocks.
+
+    `media` are the ids of the tokens for where a picture starts and ends, for a piece of one, and of a video.
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    start, end, image, video = media
+    text = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 3, 3]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    tokens = {"vision_start_token_id": start, "vision_end_token_id": end}
+    places = {"image_token_id": image, "video_token_id": video}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens, **places)
+    )
+
+
 def kl_autoencoder(latent_channels: int = 16, widths: Sequence[int] = (16, 32, 32, 32)) -> AutoencoderKL:
     """A VAE as FLUX, Z-Image and their kin have it: factor 2 ** (len(widths) - 1), no quant convolutions."""
     levels = len(widths)

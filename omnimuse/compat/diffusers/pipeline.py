@@ -27,6 +27,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
@@ -182,17 +183,10 @@ def preview(vae: Any, latents: Tensor) -> Tensor | None:
     shrink = max(1.0, max(picture.shape[-2:]) / PREVIEW_CELLS)
     size = [max(1, round(side / shrink)) for side in picture.shape[-2:]]
     small = picture if shrink == 1.0 else F.interpolate(picture, size=size, mode="area")
-    small = _unscaled(config, small.to(next(vae.parameters()).dtype))
-    decoded = vae.decode(small[:, :, None] if latents.ndim == 5 else small, return_dict=False)[0]
+    plain = unscaled(vae, {"scaling_factor": 1.0, **config}, small[0])[None]
+    decoded = vae.decode(plain[:, :, None] if latents.ndim == 5 else plain, return_dict=False)[0]
     pixels = decoded[0, :, 0] if decoded.ndim == 5 else decoded[0]  # [3, H, W]
     return (pixels.float() * 0.5 + 0.5).clamp(0, 1)
-
-
-def _unscaled(config: Mapping[str, Any], latents: Tensor) -> Tensor:
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        mean, deviation = (torch.tensor(config[name]).to(latents) for name in ("latents_mean", "latents_std"))
-        return latents * deviation.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
-    return latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
 
 
 def _pictures(source: PipelineSource, request: Request) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransfo
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents
+from omnimuse.pipeline.latents import InitLatents, cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -62,14 +62,9 @@ def guidance(request: Request) -> Cfg:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture; the network sees patches, so its channels are four times C."""
-    height, width = request.params.height, request.params.width
-    channels, widths = configs["transformer"]["in_channels"], configs["vae"]["block_out_channels"]
-    assert isinstance(height, int)
-    assert isinstance(width, int)
+    channels = configs["transformer"]["in_channels"]
     assert isinstance(channels, int)
-    assert isinstance(widths, list | tuple)
-    factor = 2 ** (len(widths) - 1)
-    return channels // PATCH**2, height // factor, width // factor
+    return channels // PATCH**2, *cells(configs, request)
 
 
 def image_tokens(configs: Configs, request: Request) -> int:

@@ -7,6 +7,7 @@ negative prompt is classifier-free guidance proper, at twice the cost.
 
 from __future__ import annotations
 
+from omnimuse.core.autoencoder import factor
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
@@ -16,11 +17,9 @@ MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never 
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: schnell has no guidance input, and learned from shorter texts."""
-    widths = configs["vae"]["block_out_channels"]
-    assert isinstance(widths, list | tuple)
     guided = bool(configs["transformer"].get("guidance_embeds"))
     return Limits(
-        size_multiple=PATCH * 2 ** (len(widths) - 1),
+        size_multiple=PATCH * factor(configs["vae"]),
         max_side=MAX_SIDE,
         max_images=1,
         max_sequence_length=512 if guided else 256,

@@ -3,14 +3,13 @@
 Source: the reference pipeline of diffusers (WanPipeline). Each expert is guided where its own scale is above 1; the
 reference looks at the first scale alone, so the two differ where exactly one scale is 1 or less.
 
-Letters: C latent channels, f h w latent frames, height, width; L text tokens, D width of the text features.
+Letters: C latent channels, f h w latent frames, height, width.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
@@ -33,14 +32,6 @@ from omnimuse.pipeline.video import DecodeVideo, preview_middle_frame
 
 HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"
 """The two experts. A checkpoint without a boundary has only the first."""
-
-
-@dataclass(frozen=True)
-class ZeroedPads:
-    """The last state of every token, and zeros after the end of the prompt: [L, D]."""
-
-    def __call__(self, output: Any, mask: Tensor) -> Tensor:
-        return output.last_hidden_state[0].masked_fill(~mask[:, None], 0.0)  # [L, D]
 
 
 def clean(tokenizer: Any, prompt: str) -> str:
@@ -120,8 +111,8 @@ class Wan(Pipeline):
 
     spec = SPEC
     stages = (
-        EncodeText("prompt", into="prompt_embeds", template=clean, take=ZeroedPads(), pad=True),
-        EncodeText("negative_prompt", into="negative_embeds", template=clean, take=ZeroedPads(), pad=True, when=guided),
+        EncodeText("prompt", into="prompt_embeds", template=clean, pad=True, zeroed=True),
+        EncodeText("negative_prompt", into="negative_embeds", template=clean, pad=True, zeroed=True, when=guided),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from math import lcm
 from typing import Any, cast
 
+from omnimuse.core import autoencoder
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import OPTIONS, Component, Configs, Limits, Spec, Variant
@@ -22,8 +23,7 @@ MAX_SEQUENCE_LENGTH = 512
 
 def factors(configs: Configs) -> tuple[int, int]:
     """How many frames, and how many pixels a side, one latent stands for."""
-    vae = cast(Mapping[str, Any], configs["vae"])
-    return int(vae.get("scale_factor_temporal") or 4), int(vae.get("scale_factor_spatial") or 8)
+    return autoencoder.factors(configs["vae"])
 
 
 def patch_size(configs: Configs) -> tuple[int, int, int]:

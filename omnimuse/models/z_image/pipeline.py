@@ -17,7 +17,7 @@ from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZIma
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents
+from omnimuse.pipeline.latents import InitLatents, cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -37,11 +37,9 @@ def guided(request: Request) -> bool:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture."""
-    height, width = request.params.height, request.params.width
-    channels, widths = configs["transformer"]["in_channels"], configs["vae"]["block_out_channels"]
-    assert height and width and isinstance(channels, int) and isinstance(widths, list | tuple)
-    factor = 2 ** (len(widths) - 1)
-    return channels, height // factor, width // factor
+    channels = configs["transformer"]["in_channels"]
+    assert isinstance(channels, int)
+    return channels, *cells(configs, request)
 
 
 def image_tokens(configs: Configs, request: Request) -> int:

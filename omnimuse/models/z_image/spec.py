@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from omnimuse.core.autoencoder import factor
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
@@ -24,10 +25,9 @@ class ZImageParams(FamilyParams):
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for. Latents are patched 2 x 2: sides are multiples of twice the VAE's factor."""
-    widths = configs["vae"]["block_out_channels"]
     lens = configs["transformer"]["axes_lens"]
-    assert isinstance(widths, list | tuple) and isinstance(lens, list | tuple)
-    multiple = 2 * 2 ** (len(widths) - 1)
+    assert isinstance(lens, list | tuple)
+    multiple = 2 * factor(configs["vae"])
     return Limits(
         size_multiple=multiple,
         max_side=min(lens[1], lens[2]) * multiple,

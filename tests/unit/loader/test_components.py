@@ -68,6 +68,51 @@ def test_a_text_encoder_equals_what_the_library_loads_rotary_buffers_included(
     assert ours.rotary_emb.inv_freq.dtype == torch.float32
 
 
+@pytest.fixture
+def language_model(z_image_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose text encoder is a whole language model with eyes and a head."""
+    from tests.checkpoints import parts
+
+    shutil.copytree(z_image_folder, tmp_path / "vl")
+    shutil.rmtree(tmp_path / "vl/text_encoder")
+    parts.save_module(tmp_path / "vl", "text_encoder", 0, lambda: parts.qwen25_vl(300))
+    index = json.loads((tmp_path / "vl/model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "Qwen2_5_VLForConditionalGeneration"]
+    (tmp_path / "vl/model_index.json").write_text(json.dumps(index))
+    return tmp_path / "vl"
+
+
+@pytest.mark.parametrize("part", ["model.language_model", "model.visual", "model"])
+@pytest.mark.parametrize("inner", [False, True], ids=["names as published", "names in memory"])
+def test_a_part_of_a_language_model_is_the_librarys_and_nothing_else_is_read(
+    language_model: Path, part: str, inner: bool
+) -> None:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    folder = language_model / "text_encoder"
+    whole = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"model", "visual", "lm_head"}  # as published
+    if inner:
+        named = {"model": "model.language_model", "visual": "model.visual", "lm_head": "lm_head"}
+        split = {name.partition(".")[::2]: tensor for name, tensor in weights.items()}
+        weights = {f"{named[first]}.{rest}": tensor for (first, rest), tensor in split.items()}
+    if part != "model":  # a head that cannot be read would be noticed
+        weights["lm_head.weight"] = weights["lm_head.weight"].fill_(torch.nan)
+    save_file(weights, folder / "model.safetensors")
+    ours = load_library_component(Checkpoint(language_model), "text_encoder", torch.float32, "cpu", part=part)
+    same(ours, whole.get_submodule(part))
+
+
+def test_a_tensor_that_no_part_of_a_language_model_has_is_still_refused(language_model: Path) -> None:
+    path = language_model / "text_encoder/model.safetensors"
+    save_file(load_file(path) | {"model.third_eye.weight": torch.ones(2)}, path)
+    with pytest.raises(ModelError, match=r"model\.third_eye\.weight"):
+        load_library_component(
+            Checkpoint(language_model), "text_encoder", torch.float32, "cpu", part="model.language_model"
+        )
+
+
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
     """Checkpoints with a CLIP, a T5 and a UMT5 text encoder, and the component's name in each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,13 @@ def _without_gradients() -> Iterator[None]:
 
 def encoded(components: dict[str, Any], prompt: str, limit: int, pad: bool, masked: bool) -> tuple[Tensor, TextRead]:
     stage = EncodeText("prompt", "embeds", take=HiddenState(-2), template=chat, length=limit, pad=pad, masked=masked)
+    return run(stage, components, prompt)
+
+
+def run(stage: EncodeText, components: dict[str, Any], prompt: str = "a red circle") -> tuple[Tensor, TextRead]:
     state = State(Door.of(SPEC, {}, "fake").make_request(ask(prompt), 0.0, 1), 0)
     stage.run(replace(context(), components=Residency(components)), [state])
-    return state["embeds"], state.notes[stage.name]
+    return state[stage.into], state.notes[stage.name]
 
 
 def test_the_bundled_model_has_our_tokenizer_and_other_classes_have_transformers_own(z_image_folder: Path) -> None:
@@ -95,6 +99,50 @@ def test_a_cut_prompt_is_told_with_both_lengths_and_one_that_just_fits_is_not() 
         f"the prompt has {whole} tokens and text_encoder reads {whole - 2} of them (all that it takes), not the last "
         "2; say what matters first, or less"
     )
+
+
+def test_dropped_tokens_of_a_template_are_neither_features_nor_counted_by_the_limit() -> None:
+    components = ours()
+    whole = EncodeText("prompt", "embeds", take=HiddenState(-2), template=chat)
+    for limit in (3, 100):
+        expected, counted = run(replace(whole, length=limit + 3), components)
+        found, read = run(replace(whole, length=limit, drop=3), components)
+        assert torch.equal(found, expected[3:])
+        assert (read.tokens, read.left_out) == (counted.tokens - 3, counted.left_out)
+        assert read.tokens == len(found) <= limit
+        assert bool(read.left_out) == (limit == 3)
+
+
+def test_pads_can_become_zeros_and_nothing_else_does() -> None:
+    components = ours()
+    plain = EncodeText("prompt", "embeds", take=HiddenState(-2), length=40, pad=True)
+    expected, read = run(plain, components)
+    found, _ = run(replace(plain, zeroed=True), components)
+    assert torch.equal(found[: read.tokens], expected[: read.tokens])
+    assert read.tokens < 40
+    assert expected[read.tokens :].any(dim=1).all()
+    assert not found[read.tokens :].any()
+
+
+def test_every_choice_but_where_the_features_go_tells_runs_of_an_encoder_apart() -> None:
+    stage = EncodeText("prompt", "embeds")
+    state = State(Door.of(SPEC, {}, "fake").make_request(ask("a star"), 0.0, 1), 0)
+    others: dict[str, Any] = {
+        "source": "negative_prompt",
+        "take": HiddenState(-2),
+        "encoder": "text_encoder_2",
+        "tokenizer": "tokenizer_2",
+        "template": chat,
+        "length": 7,
+        "pad": True,
+        "masked": False,
+        "zeroed": True,
+        "drop": 1,
+    }
+    assert {field.name for field in fields(stage)} == {*others, "into", "when"}
+    for name, value in others.items():
+        assert replace(stage, **{name: value}).key(context(), state) != stage.key(context(), state), name
+    assert replace(stage, into="elsewhere").key(context(), state) == stage.key(context(), state)
 
 
 def drawn(folder: Path, prompts: list[dict[str, str]], params: DiffusionParams) -> list[Result]:

@@ -20,9 +20,10 @@ from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
 from omnimuse.loader.tensors import construct_unfilled
 from omnimuse.offload.residency import Residency
+from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.video import DecodeVideo, Grid, blend, preview_middle_frame, unscale
+from omnimuse.pipeline.video import DecodeVideo, Grid, blend, preview_middle_frame
 from tests.checkpoints import parts, wan
 from tests.fakes import SPEC, ask, context
 
@@ -172,7 +173,7 @@ def test_latents_are_handed_over_as_they_are(vae: Any) -> None:
 
 def test_latents_get_the_mean_and_deviation_that_they_had(vae: Any) -> None:
     latents = latents_for(vae, 1, 2, 2)
-    scaled = unscale(vae, latents)
+    scaled = unscaled(vae, vae.config, latents)
     assert torch.allclose(scaled[3], latents[3] * vae.config.latents_std[3] + vae.config.latents_mean[3], atol=1e-6)
 
 

@@ -1,0 +1,27 @@
+"""What the configuration of an autoencoder says about sizes, without torch.
+
+Specs compute limits from it, stages the shapes of latents, so that the two cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+HALVINGS = (False, True, True)
+"""diffusers' default for autoencoders of videos: three halvings in space, of which the last two are in time, too."""
+
+
+def factors(config: Mapping[str, object]) -> tuple[int, int]:
+    """How many frames, and how many pixels a side, one latent stands for."""
+    widths = cast("Sequence[int] | None", config.get("block_out_channels"))
+    if widths is not None:
+        return 1, 2 ** (len(widths) - 1)
+    halvings = cast("Sequence[bool]", config.get("temperal_downsample") or HALVINGS)
+    temporal, spatial = config.get("scale_factor_temporal"), config.get("scale_factor_spatial")
+    return int(cast(int, temporal or 2 ** sum(halvings))), int(cast(int, spatial or 2 ** len(halvings)))
+
+
+def factor(config: Mapping[str, object]) -> int:
+    """How many pixels a side one latent stands for."""
+    return factors(config)[1]
