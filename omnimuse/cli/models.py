@@ -94,7 +94,7 @@ def about(model: str) -> Row:
         "id": found.folder.id,
         "family": spec.family,
         "pipeline": spec.arch,
-        "tasks": list(spec.tasks),
+        "tasks": list(door.tasks),
         "summary": spec.summary,
         "pictures": [door.limits.min_images, door.limits.max_images],
         "defaults": defaults,

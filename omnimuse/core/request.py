@@ -137,6 +137,12 @@ class Door:
         )
         return Door(spec, limits, limits.fixed.over(fitted.over(defaults)))
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What this checkpoint does of what its family does, by the pictures that it must and may be given."""
+        undone = {"text": self.limits.min_images > 0, "image": self.limits.max_images == 0}
+        return tuple(task for task in self.spec.tasks if not undone.get(task.partition("-")[0], False))
+
     def make_request(self, ask: Ask, now: float, fresh_seed: int) -> Request:
         """`ask`, checked and completed; RequestError says what is wrong, what is allowed and what to do.
 
@@ -189,9 +195,10 @@ class Door:
         return replace(self.defaults, width=self._legal(wide), height=self._legal(high))
 
     def _legal(self, side: float) -> int:
-        """The legal side nearest to `side`."""
+        """The legal side for `side`: the nearest, or the one below it, as this model rounds."""
         step = self.limits.size_multiple
-        return min(max(round(side / step), 1), self.limits.max_side // step) * step
+        count = round(side) // step if self.limits.rounding == "down" else round(side / step)
+        return min(max(count, 1), self.limits.max_side // step) * step
 
     def _prompt(self, given: str | Mapping[str, Any]) -> tuple[str, str | None, tuple[Picture, ...]]:
         fields_ = {"prompt": given} if isinstance(given, str) else given
@@ -220,7 +227,7 @@ class Door:
             raise RequestError(f"images must be a list of pictures, got {type(given).__name__}", "images")
         most, images = self.limits.max_images, tuple(given or ())
         if images and not most:
-            raise RequestError(f"{self.spec.family} works from text only; leave out `images`", "images")
+            raise RequestError(f"this {self.spec.family} works from text only; leave out `images`", "images")
         if len(images) < self.limits.min_images:
             least = self.limits.min_images
             raise RequestError(
@@ -303,8 +310,8 @@ class Door:
             raise RequestError(f"{name}={value} is not a multiple of {step}; use {legal}", name)
 
     def _frames(self, value: Any) -> None:
-        step, most = self.limits.frame_step, self.limits.max_frames
-        _whole("num_frames", value, 1, most)
+        step, least, most = self.limits.frame_step, self.limits.min_frames, self.limits.max_frames
+        _whole("num_frames", value, least, most)
         if (value - 1) % step:
             low = value - (value - 1) % step
             legal = f"{low} or {low + step}" if low + step <= most else f"{low}"

@@ -45,9 +45,10 @@ class Component:
 class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
-    A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt. `fixed` holds what the
-    family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
-    all, with the reason. A model of videos makes 1 + k * `frame_step` frames, at most `max_frames`.
+    A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt; sides in the
+    proportions of a picture become legal by `rounding`. `fixed` holds what the family lets people choose but this
+    checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all, with the reason. A model of
+    videos makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`.
     """
 
     size_multiple: int
@@ -57,7 +58,9 @@ class Limits:
     max_images: int = 0
     fixed: DiffusionParams = DiffusionParams()
     refuses: Mapping[str, str] = field(default_factory=dict)
+    rounding: Literal["nearest", "down"] = "nearest"
     frame_step: int = 1
+    min_frames: int = 1
     max_frames: int = 1
     min_steps: int = 1
 

@@ -79,13 +79,17 @@ class Decoding:
 
 @dataclass(frozen=True)
 class DecodeVideo(Loop):
-    """From `latents` [C, f, h, w] to `video`: float32 [F, 3, H, W] in [0, 1]; for output "latent" the latents."""
+    """From the slot `latents` [C, f, h, w] to `video`: float32 [F, 3, H, W] in [0, 1]; the latents if asked for."""
 
     vae: str = "vae"
     tile_above: int = TILE_ABOVE
+    latents: str = "latents"
     name: str = "decode"
-    reads: tuple[str, ...] = ("latents",)
     writes: tuple[str, ...] = ("video",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.latents,)
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -94,7 +98,7 @@ class DecodeVideo(Loop):
     def begin(self, ctx: Context, state: State) -> list[Step]:
         if state.request.params.output_type == "latent":
             return [Step(0)]  # they are handed over as they are
-        vae, latents = ctx.components[self.vae], state["latents"]
+        vae, latents = ctx.components[self.vae], state[self.latents]
         _, f, h, w = latents.shape
         grid = Grid.of(vae, h, w, self.tile_above)
         frames, ratio = 1 + (f - 1) * vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
@@ -118,7 +122,7 @@ class DecodeVideo(Loop):
 
     def finish(self, ctx: Context, state: State) -> None:
         decoding = state.working.get("decode")
-        state["video"] = state["latents"] if decoding is None else decoding.video.finished()
+        state["video"] = state[self.latents] if decoding is None else decoding.video.finished()
 
 
 def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:

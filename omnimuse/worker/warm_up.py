@@ -29,7 +29,7 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
         raise ConfigError(f"--warm-up {wanted} is not understood; use none, small, or a size as WxH or WxHxFRAMES")
     side = _small_side(door)
     width, height, frames = size.groups() if size else (side, side, None)
-    least = 1 if limits.max_frames > 1 else None
+    least = limits.min_frames if limits.max_frames > 1 else None
     chosen: dict[str, Any] = {
         "width": int(width),
         "height": int(height),

@@ -20,18 +20,22 @@ from omnimuse.media.picture import picture_of
 
 @dataclass(frozen=True)
 class Wish:
-    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture to start from."""
+    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture to start from.
+
+    Of a video that picture is the first frame, and `last` may be its last.
+    """
 
     prompt: str
     negative: str | None
     params: DiffusionParams
     image: Image.Image | None = None
+    last: Image.Image | None = None
 
     @property
     def asked(self) -> dict[str, object]:
         """The prompt as our engine takes it."""
-        pictures = {} if self.image is None else {"images": [picture_of(self.image)]}
-        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures}
+        images = [picture_of(image) for image in (self.image, self.last) if image is not None]
+        return {"prompt": self.prompt, "negative_prompt": self.negative, **({"images": images} if images else {})}
 
     def started(self) -> dict[str, object]:
         """What a reference pipeline that changes pictures takes besides; empty for one that does not."""
@@ -165,6 +169,7 @@ def _wan_family(kind: str, side: int, second: float | None = None) -> Family:
         _clip(3, 1.0, 1, side * 2, side * 3),
         _clip(5, 6.0, 9, side, side * 2),
     )
+    first = Wish("a star", "grey", replace(_clip(4, 3.0, 9, side * 2, side), seed=10), photo(50, 70))
     return Family(
         arch="WanPipeline",
         kind=kind,
@@ -177,6 +182,27 @@ def _wan_family(kind: str, side: int, second: float | None = None) -> Family:
             ),
             Wish("a story about Them: it goes on and on " * 8, None, replace(clips[1], seed=8, max_sequence_length=24)),
             Wish("a star", None, replace(clips[2], seed=9)),
+            *([first] if kind == "5B" else []),
+        ),
+        reference=_wan_reference,
+    )
+
+
+def wan_pictures(kind: str, tokens: int, second: float | None = None, *, both: bool = False) -> Family:
+    """Videos of 5 and 9 frames that begin with a picture, `both`: and may end with another. `tokens` of text."""
+    clips = [
+        replace(_clip(steps, guidance, frames, height, width), max_sequence_length=tokens)
+        for steps, guidance, frames, height, width in ((4, 4.0, 5, 32, 48), (3, 1.0, 9, 32, 32), (5, 6.0, 5, 48, 32))
+    ]
+    last = photo(40, 40) if both else None
+    return Family(
+        arch="WanPipeline",
+        kind=kind,
+        build=partial(_wan, kind),
+        wishes=(
+            Wish("two green stars", "grey", replace(clips[0], seed=7, guidance_scale_2=second), photo(70, 50), last),
+            Wish("a story about Them: it goes on " * 8, None, replace(clips[1], seed=8), photo(31, 64), last),
+            Wish("a star", None, replace(clips[2], seed=9), photo(33, 33), last if kind == "2.1-FLF2V" else None),
         ),
         reference=_wan_reference,
     )
@@ -247,4 +273,6 @@ FAMILIES = (
     _wan_family("2.1", 16),
     _wan_family("A14B", 16, second=2.0),
     _wan_family("5B", 32),
+    wan_pictures("2.1-I2V", 512),
+    wan_pictures("A14B-I2V", 32, second=2.0, both=True),
 )

@@ -21,9 +21,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_the_checkpoint_is_complete(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
-    assert checkpoint.arch == "WanPipeline"
+    assert checkpoint.arch == ("WanImageToVideoPipeline" if "-" in folder.name else "WanPipeline")
     assert checkpoint.incomplete() is None
-    assert ("transformer_2" in checkpoint.components) == (folder.name == "A14B")
+    assert ("transformer_2" in checkpoint.components) == folder.name.startswith("A14B")
+    assert ("image_encoder" in checkpoint.components) == folder.name.startswith("2.1-")
     assert checkpoint.configs[OPTIONS]["expand_timesteps"] is (folder.name == "5B")
 
 
@@ -34,10 +35,11 @@ def test_no_tensor_is_left_at_zero_or_one_or_undrawn(folder: Path) -> None:
             assert tensor.unique().numel() > min(3, tensor.numel() - 1), name
 
 
-def test_the_boundary_falls_between_the_steps_of_every_wish(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(wan.build(tmp_path, "A14B"))
+@pytest.mark.parametrize("kind", ["A14B", "A14B-I2V"])
+def test_the_boundary_falls_between_the_steps_of_every_wish(tmp_path: Path, kind: str) -> None:
+    checkpoint = Checkpoint(wan.build(tmp_path, kind))
     solver = DiffusersSolver("UniPCMultistepScheduler", checkpoint.configs["scheduler"], "scheduler")
-    [family] = [family for family in FAMILIES if family.name == "WanPipeline-A14B"]
+    [family] = [family for family in FAMILIES if family.name == f"WanPipeline-{kind}"]
     for wish in family.wishes:
         assert wish.params.num_inference_steps
         timesteps = solver.plan(wish.params.num_inference_steps, 1).timesteps

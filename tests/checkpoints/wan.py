@@ -1,19 +1,21 @@
 """Tiny random checkpoints of the Wan kinds, in the layout that diffusers saves, and what the reference makes of them.
 
-Kinds: "2.1" (one network), "A14B" (two experts and a boundary), "5B" (a time per token, VAE with factor 16).
-Transformers of width 32 (2 heads of 16, two blocks), UMT5 text encoder of width 24, VAEs of 8 to 32 channels.
+Kinds: "2.1" (one network), "A14B" (two experts and a boundary), "5B" (a time per token, VAE with factor 16); from
+pictures: "2.1-I2V" (an image encoder), "2.1-FLF2V" (places for two pictures), "A14B-I2V" (two experts, no encoder).
+Transformers of width 32 (2 heads of 16, two blocks), UMT5 text encoder of width 24, VAEs of 8 to 32 channels, CLIP
+of width 12 that sees 4 patches of 16 pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from tests.checkpoints import parts
 from tests.checkpoints.families import Wish
@@ -21,17 +23,25 @@ from tests.checkpoints.flux import t5_tokenizer
 
 TEXT_WIDTH = 24
 DEEP_CHANNELS = 12
-FLOW_SHIFT = {"2.1": 3.0, "A14B": 12.0, "5B": 5.0}
+FLOW_SHIFT = {"2.1": 3.0, "A14B": 12.0, "5B": 5.0, "2.1-I2V": 3.0, "2.1-FLF2V": 5.0, "A14B-I2V": 12.0}
 """With a shift of 12 the boundary of .875 falls between the last steps of 3, 4 or 5: each expert has its share."""
+SEEN, IMAGE_WIDTH, IMAGE_SIDE = 5, 12, 32
+"""Tokens of one picture, their width, and the side that the image encoder sees."""
+CONTEXT = 512
+"""Text tokens beside which the reference finds the tokens of pictures, whatever was asked for."""
 
 
-def transformer(channels: int) -> WanTransformer3DModel:
+def transformer(kind: str) -> WanTransformer3DModel:
     """The network of the reference, small; still to be drawn."""
+    channels, sees = DEEP_CHANNELS if kind == "5B" else 16, kind.startswith("2.1-")
     return WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=channels,
+        in_channels=2 * channels + 4 if "-" in kind else channels,
         out_channels=channels,
+        image_dim=IMAGE_WIDTH if sees else None,
+        added_kv_proj_dim=32 if sees else None,
+        pos_embed_seq_len=2 * SEEN if kind == "2.1-FLF2V" else None,
         text_dim=TEXT_WIDTH,
         freq_dim=32,
         ffn_dim=64,
@@ -53,6 +63,20 @@ def text_encoder(vocabulary: int) -> UMT5EncoderModel:
         relative_attention_max_distance=32,
     )
     return UMT5EncoderModel(config)
+
+
+def image_encoder() -> CLIPVisionModel:
+    """As the published one, with less of everything."""
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_WIDTH,
+        intermediate_size=20,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=IMAGE_SIDE,
+        patch_size=16,
+        hidden_act="gelu",
+    )
+    return CLIPVisionModel(config)
 
 
 def vae() -> AutoencoderKLWan:
@@ -83,14 +107,19 @@ def build(folder: Path, kind: str, *, seed: int = 0, boundary_ratio: float = 0.8
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = t5_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
-    networks = ("transformer", "transformer_2") if kind == "A14B" else ("transformer",)
+    two, sees = kind.startswith("A14B"), kind.startswith("2.1-")
+    networks = ("transformer", "transformer_2") if two else ("transformer",)
     for name in networks:
-        parts.save_module(folder, name, seed, lambda: transformer(DEEP_CHANNELS if kind == "5B" else 16))
+        parts.save_module(folder, name, seed, lambda: transformer(kind))
+    if sees:
+        parts.save_module(folder, "image_encoder", seed, image_encoder)
+        processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIDE}, crop_size=IMAGE_SIDE)
+        processor.save_pretrained(folder / "image_processor")
     parts.save_module(folder, "text_encoder", seed, lambda: text_encoder(len(tokenizer)))
     parts.save_module(folder, "vae", seed, deep_vae if kind == "5B" else vae)
     solver = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT[kind]}
     parts.write_scheduler(folder, "UniPCMultistepScheduler", solver)
-    components: Mapping[str, tuple[str, str] | None] = {
+    components: dict[str, tuple[str, str] | None] = {
         "scheduler": ("diffusers", "UniPCMultistepScheduler"),
         "text_encoder": ("transformers", "UMT5EncoderModel"),
         "tokenizer": ("transformers", "T5TokenizerFast"),
@@ -98,36 +127,54 @@ def build(folder: Path, kind: str, *, seed: int = 0, boundary_ratio: float = 0.8
         "vae": ("diffusers", "AutoencoderKLWan"),
         **dict.fromkeys(networks, ("diffusers", "WanTransformer3DModel")),
     }
-    two = kind == "A14B"
+    if "-" in kind:
+        seeing = {"image_encoder": "CLIPVisionModel", "image_processor": "CLIPImageProcessor"}
+        components |= {name: ("transformers", cls) if sees else None for name, cls in seeing.items()}
     options = {"boundary_ratio": boundary_ratio if two else None, "expand_timesteps": kind == "5B"}
-    parts.write_index(folder, "WanPipeline", components, options)
+    arch = "WanImageToVideoPipeline" if "-" in kind else "WanPipeline"
+    parts.write_index(folder, arch, components, options)
     return folder
 
 
-def pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The reference pipeline over the checkpoint in `folder`, its VAE in float32 as its own example has it."""
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    pipe = WanPipeline.from_pretrained(folder, vae=vae, dtype=dtype)
+def pipeline(folder: Path, dtype: torch.dtype = torch.float32, *, pictures: bool = False) -> Any:
+    """A reference pipeline over the checkpoint in `folder`, VAE and image encoder in float32 as in its own example."""
+    exact: dict[str, Any] = {"vae": AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)}
+    if (folder / "image_encoder").exists():
+        exact["image_encoder"] = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=torch.float32)
+    kind = WanImageToVideoPipeline if pictures else WanPipeline
+    pipe = kind.from_pretrained(folder, dtype=dtype, **exact)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+def call(pipe: Any, wish: Wish, output_type: str) -> Tensor:
+    """What a reference pipeline makes of a wish: frames [F, 3, H, W], or latents [C, f, h, w].
+
+    The one for pictures reads no text without the library ftfy, so it gets what the other one reads.
+    """
+    asked = {"prompt": wish.prompt, "negative_prompt": wish.negative}
+    if wish.image is not None:
+        reader = WanPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.scheduler)
+        guided = max(wish.params.guidance_scale or 0, wish.params.guidance_scale_2 or 0) > 1
+        tokens = wish.params.max_sequence_length
+        embeds = reader.encode_prompt(**asked, do_classifier_free_guidance=guided, max_sequence_length=tokens)
+        named = zip(("prompt_embeds", "negative_prompt_embeds"), embeds, strict=True)
+        asked = {**dict(named), "image": wish.image, "last_image": wish.last}
+    return pipe(
+        **asked,
+        height=wish.params.height,
+        width=wish.params.width,
+        num_frames=wish.params.num_frames,
+        num_inference_steps=wish.params.num_inference_steps,
+        guidance_scale=wish.params.guidance_scale,
+        guidance_scale_2=wish.params.guidance_scale_2,
+        generator=torch.Generator().manual_seed(wish.params.seed or 0),
+        output_type=output_type,
+        max_sequence_length=wish.params.max_sequence_length,
+    ).frames[0]
+
+
 def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
-    """What the reference makes of every wish: frames [F, 3, H, W], or latents [C, f, h, w]."""
-    pipe = pipeline(folder)
-    return [
-        pipe(
-            wish.prompt,
-            negative_prompt=wish.negative,
-            height=wish.params.height,
-            width=wish.params.width,
-            num_frames=wish.params.num_frames,
-            num_inference_steps=wish.params.num_inference_steps,
-            guidance_scale=wish.params.guidance_scale,
-            guidance_scale_2=wish.params.guidance_scale_2,
-            generator=torch.Generator().manual_seed(wish.params.seed or 0),
-            output_type=output_type,
-            max_sequence_length=wish.params.max_sequence_length,
-        ).frames[0]
-        for wish in wishes
-    ]
+    """What the reference makes of every wish: by the pipeline for pictures where it has one."""
+    pipes = {shown: pipeline(folder, pictures=shown) for shown in {wish.image is not None for wish in wishes}}
+    return [call(pipes[wish.image is not None], wish, output_type) for wish in wishes]

@@ -60,6 +60,21 @@ def test_encoding_equals_the_reference(build: Callable[[], AutoencoderKLWan], fr
     assert distance(ours.encode(video).latent_dist.mean, theirs.encode(video).latent_dist.mean) < TOLERANCE
 
 
+@KINDS
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_latents_of_a_video_in_pieces_are_those_of_the_whole(
+    build: Callable[[], AutoencoderKLWan], frames: int
+) -> None:
+    theirs, ours = pair(build)
+    video = draw(2, 3, frames, 64, 32)
+    means = ours.means([video[:, :1], *(video[:, start : start + 4] for start in range(1, frames, 4))])
+    assert distance(means, theirs.encode(video[None]).latent_dist.mode()[0]) < TOLERANCE
+    mean, deviation = (
+        torch.tensor(values).view(-1, 1, 1, 1) for values in (theirs.config.latents_mean, theirs.config.latents_std)
+    )
+    assert distance(ours.scaled(means), (means - mean) / deviation) < TOLERANCE
+
+
 def operations(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()

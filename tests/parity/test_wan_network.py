@@ -36,6 +36,11 @@ TINY = {
     "rope_max_seq_len": 40,
 }
 
+SEEING = TINY | {"image_dim": 28, "added_kv_proj_dim": 48, "in_channels": 9}
+PLACES = {"no places": None, "places for two pictures": 14}
+CONTEXT = 512
+"""Text tokens, whose number the reference takes for granted where it finds the tokens of pictures before them."""
+
 Case = list[tuple[Tensor, Tensor, Tensor]]
 """Latents [4, f, h, w], times ([1], or one per frame) and text features [L, 20] of every row."""
 
@@ -64,8 +69,8 @@ def theirs(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     return WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype).eval().requires_grad_(False)
 
 
-def ours(folder: Path, dtype: torch.dtype) -> WanTransformer:
-    network = construct(partial(WanTransformer.from_config, TINY))
+def ours(folder: Path, dtype: torch.dtype, config: dict[str, object] = TINY) -> WanTransformer:
+    network = construct(partial(WanTransformer.from_config, config))
     load_weights(network, folder, RULES, DtypePolicy(dtype, FLOAT32), "cpu")
     return network
 
@@ -153,6 +158,25 @@ def test_every_weight_of_ours_matters(network):
         weight.copy_(kept)
 
 
+def test_selected_conditions_are_those_of_the_rows_alone_where_pictures_are_seen(seeing):
+    config, folder = seeing
+    network, conds = ours(folder, torch.float32, config), []
+
+    class Watch:
+        def __call__(self, blocks, hidden, cond, memories=None):
+            conds.append(cond)
+            return hidden
+
+    network.blocks.runner = Watch()
+    case = [(draw(i, 9, *x.shape[1:]), t, text) for i, (x, t, text) in enumerate(make(SIZES["one row"] * 3))]
+    rows = with_pictures(network, case)
+    network(rows)
+    network([rows[2], rows[0]])
+    chosen, expected = conds[0].select([2, 0]), conds[1]
+    assert torch.equal(chosen.image, expected.image)
+    assert chosen.image_layout == expected.image_layout
+
+
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_selected_conditions_are_those_of_the_rows_alone(network, per_frame):
     seen = []
@@ -197,11 +221,82 @@ def test_the_probe_is_what_the_first_attention_sees(network):
     assert torch.equal(seen[0], seen[1])
 
 
+@pytest.fixture(scope="module", params=PLACES.values(), ids=PLACES.keys())
+def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], Path]:
+    """The configuration and the folder of a network that sees pictures."""
+    config = SEEING | {"pos_embed_seq_len": request.param}
+    folder = tmp_path_factory.mktemp("wan_seeing")
+    parts.save_module(folder, "transformer", 1, partial(WanTransformer3DModel, **config))
+    return config, folder / "transformer"
+
+
+def seen(row: int) -> Tensor:
+    """What an image encoder sees: 14 tokens."""
+    return 3 * draw(90 + row, 14, 28)
+
+
+def with_pictures(network: WanTransformer, case: Case) -> list[WanInputs]:
+    return [WanInputs(x, t, network.prepare(text, *x.shape[1:], seen=seen(i))) for i, (x, t, text) in enumerate(case)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [[(2, 4, 6)], [(2, 4, 6)] * 2, [(2, 4, 6), (1, 2, 2), (5, 6, 4)]])
+def test_pictures_are_seen_as_in_the_reference_however_rows_share_a_forward(seeing, sizes, dtype):
+    config, folder = seeing
+    reference, network = theirs(folder, dtype), ours(folder, dtype, config)
+    case = [
+        (draw(i, 9, *size), t, text)
+        for i, (size, (_, t, text)) in enumerate(zip(sizes, make([(*s, CONTEXT) for s in sizes]), strict=True))
+    ]
+    for i, (found, (x, t, text)) in enumerate(zip(network(with_pictures(network, case)), case, strict=True)):
+        looked = seen(i).view(2 if config["pos_embed_seq_len"] else 1, -1, 28)
+        x, text, looked = (each.to(dtype) for each in (x[None], text[None], looked))
+        wanted = reference(x, t, text, looked, return_dict=False)[0][0]
+        assert found.shape == (4, *sizes[i])
+        assert distance(found, wanted) < (2e-6 if dtype is torch.float32 else 5e-3)
+
+
+def test_parts_that_stay_in_float32_are_the_references_where_pictures_are_seen(seeing):
+    config, folder = seeing
+    reference, network = theirs(folder, torch.bfloat16), ours(folder, torch.bfloat16, config)
+    counts = [
+        sum(weight.numel() for weight in each.parameters() if weight.dtype == torch.float32)
+        for each in (reference, network)
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_every_weight_of_a_network_that_sees_pictures_matters(seeing):
+    config, folder = seeing
+    network = ours(folder, torch.float32, config)
+    case = [(draw(0, 9, 2, 4, 6), t, text) for _, t, text in make(SIZES["one row"])]
+    plain = network(with_pictures(network, case))[0]
+    for name, weight in network.named_parameters():
+        kept = weight.clone()
+        weight.mul_(1.5)
+        assert not torch.equal(network(with_pictures(network, case))[0], plain), name
+        weight.copy_(kept)
+
+
+def test_beside_pictures_a_prompt_of_any_length_is_read_as_without_them(seeing):
+    """The reference would take the first tokens of a short prompt for pictures, so here none of them is seen."""
+    config, folder = seeing
+    network, blind = ours(folder, torch.float32, config), WanTransformer3DModel(**(TINY | {"in_channels": 9})).eval()
+    blind.load_state_dict(theirs(folder, torch.float32).state_dict(), strict=False)
+    for block in network.blocks.blocks():
+        block.cross_attention.to_image_kv.weight.zero_()
+        block.cross_attention.to_image_kv.bias.zero_()
+    case = [(draw(0, 9, 2, 4, 6), t, text) for _, t, text in make(SIZES["one row"])]
+    [found] = network(with_pictures(network, case))
+    assert distance(found, expected(blind, case[0])) < 2e-6
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_dim": 1280}, "image_dim=1280 is not supported; only None is"),
-        ({"added_kv_proj_dim": 64}, "added_kv_proj_dim=64 is not supported"),
+        ({"image_dim": 1280}, r"image_dim=1280, added_kv_proj_dim=None; .* as wide as its tokens \(48\)"),
+        ({"added_kv_proj_dim": 48}, r"image_dim=None, added_kv_proj_dim=48"),
+        ({"image_dim": 1280, "added_kv_proj_dim": 64}, r"image_dim=1280, added_kv_proj_dim=64"),
         ({"qk_norm": "layer_norm"}, "qk_norm='layer_norm' is not supported; only 'rms_norm_across_heads' is"),
         ({"patch_size": [2, 2]}, r"patch_size=\(2, 2\)"),
         ({"flux_capacitor": 88}, "unknown key 'flux_capacitor' .88."),

@@ -14,7 +14,7 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.output import Result
 from omnimuse.loader.components import quiet
 from tests.checkpoints import wan
-from tests.checkpoints.families import Wish, _params
+from tests.checkpoints.families import Wish, _params, photo, wan_pictures
 
 CLIP = replace(_params(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
 WISH = Wish("a red circle above the blue square", "grey", CLIP)
@@ -32,7 +32,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def ours(folder: Path, wish: Wish, dtype: str = "float32") -> Result:
     config = Config(ModelConfig(str(folder), dtype=dtype, device="cpu"))
     with Omni(str(folder), config=config) as omni:
-        return omni.generate({"prompt": wish.prompt, "negative_prompt": wish.negative}, wish.params, progress=False)[0]
+        return omni.generate(wish.asked, wish.params, progress=False)[0]
+
+
+def wish_for(kind: str, **params: object) -> Wish:
+    """One that a checkpoint of this kind can grant."""
+    wish = replace(WISH, params=replace(CLIP, **params))  # type: ignore[arg-type]
+    if "-" not in kind:
+        return wish
+    tokens = wan.CONTEXT if kind.startswith("2.1-") else CLIP.max_sequence_length
+    last = photo(50, 70) if kind == "2.1-FLF2V" else None
+    return replace(wish, image=photo(70, 50), last=last, params=replace(wish.params, max_sequence_length=tokens))
 
 
 def latents(folder: Path, **params: object) -> Tensor:
@@ -80,22 +90,10 @@ def test_a_small_change_of_the_prompt_or_its_padding_would_be_noticed(build: Bui
 @pytest.mark.parametrize("kind", wan.FLOW_SHIFT)
 def test_half_precision_stays_near_the_reference(build: Build, kind: str) -> None:
     folder = build(kind)
-    wish = replace(WISH, params=replace(CLIP, height=64, width=64, output_type="pt"))
+    wish = wish_for(kind, height=64, width=64, output_type="pt")
     with quiet("diffusers"), quiet("transformers"):
-        pipe = wan.pipeline(folder, torch.bfloat16)
-    p = wish.params
-    expected = pipe(
-        wish.prompt,
-        negative_prompt=wish.negative,
-        height=p.height,
-        width=p.width,
-        num_frames=p.num_frames,
-        num_inference_steps=p.num_inference_steps,
-        guidance_scale=p.guidance_scale,
-        generator=torch.Generator().manual_seed(3),
-        output_type="pt",
-        max_sequence_length=p.max_sequence_length,
-    ).frames[0]
+        pipe = wan.pipeline(folder, torch.bfloat16, pictures=wish.image is not None)
+    expected = wan.call(pipe, wish, "pt")
     found = ours(folder, wish, "bfloat16").output[0]
     assert found.dtype == torch.float32
     assert float((found - expected.float()).abs().mean()) < 2e-2
@@ -106,11 +104,11 @@ def test_a_video_is_decoded_in_float32_whatever_the_networks_are_in(build: Build
     """As in the reference's own example: of the latents of networks in bfloat16 it makes the same frames."""
     folder = build(kind)
     plain, frames = (
-        ours(folder, replace(WISH, params=replace(CLIP, height=64, width=64, output_type=output_type)), "bfloat16")
+        ours(folder, wish_for(kind, height=64, width=64, output_type=output_type), "bfloat16")
         for output_type in ("latent", "pt")
     )
     with quiet("diffusers"), quiet("transformers"):
-        pipe = wan.pipeline(folder, torch.bfloat16)
+        pipe = wan.pipeline(folder, torch.bfloat16, pictures="-" in kind)
     vae, latents = pipe.vae, plain.output  # [1, C, f, h, w]
     assert vae.dtype == torch.float32
     mean, deviation = (
@@ -130,3 +128,34 @@ def test_a_video_comes_as_pictures_with_a_rate(build: Build) -> None:
     assert {frame.size for video in result.videos for frame in video.frames} == {(48, 32)}
     assert [video.fps for video in result.videos] == [12.0, 12.0]
     assert ours(build("2.1"), WISH).videos[0].fps == 16.0
+
+
+@pytest.mark.parametrize("kind", ["5B", "2.1-I2V", "2.1-FLF2V", "A14B-I2V"])
+def test_another_picture_first_or_last_would_be_noticed(build: Build, kind: str) -> None:
+    wish = replace(wish_for(kind, height=64, width=64, output_type="latent"), image=photo(70, 50))
+    folder = build(kind)
+    plain = ours(folder, wish).output[0]
+    assert distance(ours(folder, replace(wish, image=photo(70, 51))).output[0], plain) > 1e-2
+    if kind in ("A14B-I2V", "2.1-FLF2V"):
+        assert distance(ours(folder, replace(wish, last=photo(50, 71))).output[0], plain) > 1e-2
+
+
+@pytest.mark.parametrize("output_type", ["latent", "pt"])
+def test_first_and_last_frames_that_an_encoder_sees_give_the_references_videos(build: Build, output_type: str) -> None:
+    family, folder = wan_pictures("2.1-FLF2V", wan.CONTEXT, both=True), build("2.1-FLF2V")
+    asks = [wish.asked for wish in family.wishes]
+    params = [replace(wish.params, output_type=output_type) for wish in family.wishes]  # type: ignore[arg-type]
+    with quiet("diffusers"), quiet("transformers"):
+        expected = wan.reference(folder, family.wishes, output_type)
+    with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:
+        found = [result.output[0] for result in omni.generate(asks, params, progress=False)]
+    for ours_, theirs_ in zip(found, expected, strict=True):
+        assert distance(ours_, theirs_) < 1e-5
+
+
+def test_a_checkpoint_with_a_time_per_token_gives_the_picture_back_as_its_first_frame(build: Build) -> None:
+    folder = build("5B")
+    wish = replace(wish_for("5B", height=64, width=64, output_type="latent"), image=photo(70, 50))
+    found, other = (ours(folder, replace(wish, prompt=prompt)).output[0] for prompt in ("a star", "a circle"))
+    assert torch.equal(found[:, 0], other[:, 0])
+    assert distance(found[:, 1:], other[:, 1:]) > 1e-3

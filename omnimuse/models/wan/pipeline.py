@@ -1,7 +1,7 @@
-"""Wan text to video as a pipeline: the declaration, and the few functions that are really its own.
+"""Wan as a pipeline, from text or from pictures to video: the declaration, and the few functions that are its own.
 
-Source: the reference pipeline of diffusers (WanPipeline). Each expert is guided where its own scale is above 1; the
-reference looks at the first scale alone, so the two differ where exactly one scale is 1 or less.
+Source: the reference pipelines of diffusers (WanPipeline, WanImageToVideoPipeline). Each expert is guided where its own
+scale is above 1; the reference looks at the first scale alone, so the two differ where exactly one scale is 1 or less.
 
 Letters: C latent channels, f h w latent frames, height, width.
 """
@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import OPTIONS, Configs
 from omnimuse.diffusion.guidance import Cfg
-from omnimuse.models.wan.spec import SPEC, boundary_ratio, factors, patch_size
+from omnimuse.models.wan.pictures import EncodeKnown, PutBackFirst, with_first
+from omnimuse.models.wan.spec import SPEC, boundary_ratio, factors, latent_channels, patch_size
 from omnimuse.models.wan.transformer import WanInputs, WanStatic, WanTransformer
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.latents import InitLatents
@@ -29,6 +32,7 @@ from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText
 from omnimuse.pipeline.video import DecodeVideo, preview_middle_frame
+from omnimuse.pipeline.vision import SeePictures
 
 HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"
 """The two experts. A checkpoint without a boundary has only the first."""
@@ -83,8 +87,12 @@ def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, f, h, w] of the noise of one video."""
     params, (temporal, spatial) = request.params, factors(configs)
     assert params.num_frames and params.height and params.width
-    channels = cast(Mapping[str, Any], configs["transformer"]).get("in_channels", 16)
-    return channels, (params.num_frames - 1) // temporal + 1, params.height // spatial, params.width // spatial
+    return (
+        latent_channels(configs),
+        (params.num_frames - 1) // temporal + 1,
+        params.height // spatial,
+        params.width // spatial,
+    )
 
 
 def video_tokens(configs: Configs, request: Request) -> int:
@@ -93,26 +101,37 @@ def video_tokens(configs: Configs, request: Request) -> int:
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> WanStatic:
-    """The prompt of a branch as that network embeds it, and the positions: the same at every step."""
+    """The prompt of a branch and the pictures as that network embeds them, and positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, WanTransformer)
     _, f, h, w = latent_shape(ctx.configs, state.request)
-    return transformer.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], f, h, w)
+    features = state["prompt_embeds" if branch == "positive" else "negative_embeds"]
+    return replace(transformer.prepare(features, f, h, w, seen=state["seen"]), known=state["known"])
 
 
 def inputs(ctx: Context, static: WanStatic, latents: Tensor, timestep: Tensor) -> WanInputs:
-    """One row. Checkpoints with `expand_timesteps` are told the time of every token; those of a frame share it."""
-    spans = latents.shape[1] // patch_size(ctx.configs)[0] if ctx.configs[OPTIONS].get("expand_timesteps") else 1
-    return WanInputs(latents, timestep.expand(spans), static)
+    """One row. Checkpoints with `expand_timesteps` are told the time of every token; those of a frame share it, and
+    those of a frame that is given have none.
+    """
+    timed = ctx.configs[OPTIONS].get("expand_timesteps")
+    times = timestep.expand(latents.shape[1] // patch_size(ctx.configs)[0] if timed else 1)
+    match static:
+        case WanStatic(known=Tensor() as first) if timed:
+            latents, times = with_first(latents, first), torch.cat([torch.zeros_like(times[:1]), times[1:]])
+        case WanStatic(known=Tensor() as told):
+            latents = torch.cat([latents, told])
+    return WanInputs(latents, times, static)
 
 
 class Wan(Pipeline):
-    """Text to video."""
+    """Text, and perhaps the first and the last frame, to video."""
 
     spec = SPEC
     stages = (
         EncodeText("prompt", into="prompt_embeds", template=clean, pad=True, zeroed=True),
         EncodeText("negative_prompt", into="negative_embeds", template=clean, pad=True, zeroed=True, when=guided),
+        SeePictures(layer=-2),
+        EncodeKnown(),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
@@ -124,8 +143,10 @@ class Wan(Pipeline):
             networks=(HIGH_NOISE, LOW_NOISE),
             expert=expert,
             spacing="scheduler",
+            embeds=("prompt_embeds", "negative_embeds", "seen", "known"),
         ),
-        DecodeVideo(),
+        PutBackFirst(),
+        DecodeVideo(latents="video_latents"),
     )
     result = "video"
     media = "video"

@@ -1,13 +1,13 @@
-"""Facts about Wan 2.1 and 2.2 text to video, without torch.
+"""Facts about Wan 2.1 and 2.2, text and pictures to video, without torch.
 
-Source: the published checkpoints' `model_index.json` and the reference pipeline of diffusers. Checkpoints of one
-architecture differ in what they say of themselves: `boundary_ratio` (two experts: `transformer` above that share of the
-noise, `transformer_2` below) and `expand_timesteps` (a time for every token).
+Source: the published checkpoints' `model_index.json` and cards, and the reference pipelines of diffusers. Checkpoints
+differ in what they say of themselves: `boundary_ratio` (two experts: `transformer` above that share of the noise,
+`transformer_2` below), `expand_timesteps` (a time for every token), and what their networks take besides noisy latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import lcm
 from typing import Any, cast
 
@@ -46,18 +46,51 @@ def boundary_ratio(configs: Configs) -> float | None:
     return None if ratio is None else float(cast(float, ratio))
 
 
+def latent_channels(configs: Configs) -> int:
+    """Channels of the latents that are drawn: those that come out of the network."""
+    transformer = cast(Mapping[str, Any], configs["transformer"])
+    return int(transformer.get("out_channels") or transformer.get("in_channels") or 16)
+
+
+def pictures(configs: Configs) -> tuple[int, int]:
+    """How many pictures a prompt must and may come with: the first frame, then the last.
+
+    A network with a time for every token may be shown the first frame. Others need channels for frames that are given;
+    one that sees pictures by an image encoder has places for one or for two. ModelError for other channels.
+    """
+    if configs[OPTIONS].get("expand_timesteps"):
+        return 0, 1
+    transformer, drawn = cast(Mapping[str, Any], configs["transformer"]), latent_channels(configs)
+    taken = int(transformer.get("in_channels") or drawn)
+    if taken == drawn:
+        return 0, 0
+    if taken != (needed := 2 * drawn + factors(configs)[0]):
+        raise ModelError(
+            f"transformer/config.json: in_channels={taken} with out_channels={drawn} is not supported; a network of "
+            f"{drawn} (text to video) or {needed} (from given frames) is"
+        )
+    if transformer.get("image_dim") is None:
+        return 1, 2
+    return (1, 1) if transformer.get("pos_embed_seq_len") is None else (2, 2)
+
+
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: whole patches, and no more of them along a side than it has positions."""
     (temporal, spatial), (_, height, width) = factors(configs), patch_size(configs)
     positions = int(cast(Mapping[str, Any], configs["transformer"]).get("rope_max_seq_len") or 1024)
     multiple = spatial * lcm(height, width)
+    least, most = pictures(configs)
     alone = "this checkpoint has one network for all noise levels; leave it out and choose guidance_scale"
     return Limits(
         size_multiple=multiple,
         max_side=positions * spatial * min(height, width),
         max_sequence_length=MAX_SEQUENCE_LENGTH,
+        min_images=least,
+        max_images=most,
+        rounding="down",
         refuses={} if boundary_ratio(configs) is not None else {"guidance_scale_2": alone},
         frame_step=temporal,
+        min_frames=temporal + 1 if most > 1 else 1,
         max_frames=temporal * (positions - 1) + 1,
     )
 
@@ -70,19 +103,17 @@ def objection(negative_prompt: str | None, params: DiffusionParams) -> str | Non
     return None
 
 
-def two_experts(configs: Configs) -> str:
-    """Only one published checkpoint has two experts."""
-    return "it has two experts" if boundary_ratio(configs) is not None else ""
+def is_kind(experts: bool, timed: bool, images: tuple[int, int]) -> Callable[[Configs], str]:
+    """A reason for a checkpoint with two experts or one, a time for every token or for all, and so many pictures."""
 
+    def reason(configs: Configs) -> str:
+        found = (boundary_ratio(configs) is not None, bool(configs[OPTIONS].get("expand_timesteps")), pictures(configs))
+        if found != (experts, timed, images):
+            return ""
+        networks, times = "two experts" if experts else "one network", "each token" if timed else "all tokens"
+        return f"it has {networks}, a time for {times}, and takes from {images[0]} to {images[1]} pictures"
 
-def timed(configs: Configs) -> str:
-    """Only one published checkpoint gives every token a time of its own."""
-    return "it has a time for every token" if configs[OPTIONS].get("expand_timesteps") else ""
-
-
-def plain(configs: Configs) -> str:
-    """The checkpoints that have neither."""
-    return "" if two_experts(configs) or timed(configs) else "it has one network, with one time for all tokens"
+    return reason
 
 
 def _transformer(*, optional: bool) -> Component:
@@ -110,8 +141,8 @@ DEFAULTS = DiffusionParams(
 SPEC = Spec(
     arch="WanPipeline",
     family="wan",
-    summary="Wan 2.1 and 2.2: videos from text, by one network, by two experts (A14B) or with a deeper VAE (TI2V-5B)",
-    tasks=("text-to-video",),
+    summary="Wan 2.1 and 2.2: videos from text or pictures, by a network, two experts (A14B) or a deeper VAE (TI2V-5B)",
+    tasks=("text-to-video", "image-to-video"),
     components={
         "transformer": _transformer(optional=False),
         "transformer_2": _transformer(optional=True),
@@ -122,26 +153,51 @@ SPEC = Spec(
             network="omnimuse.models.wan.autoencoder:WanAutoencoder",
             dtype="float32",  # as the reference loads it
         ),
+        "image_encoder": Component(("CLIPVisionModel",), dtype="float32", optional=True),  # as the reference loads it
+        "image_processor": Component(("CLIPImageProcessor",), optional=True, built=False),
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "guidance_scale_2", "num_frames", "fps"}),
     limits=limits,
     objection=objection,
-    also=("WanVideoToVideoPipeline",),
+    also=("WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
     variants=(
-        Variant("Wan2.1-T2V", ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"), DEFAULTS, plain),
+        Variant(
+            "Wan2.1-T2V",
+            ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+            DEFAULTS,
+            is_kind(False, False, (0, 0)),
+        ),
         Variant(
             "Wan2.2-T2V-A14B",
             ("Wan-AI/Wan2.2-T2V-A14B-Diffusers",),
             DiffusionParams(num_inference_steps=40, guidance_scale=4.0, guidance_scale_2=3.0).over(DEFAULTS),
-            two_experts,
+            is_kind(True, False, (0, 0)),
         ),
         Variant(
             "Wan2.2-TI2V-5B",
             ("Wan-AI/Wan2.2-TI2V-5B-Diffusers",),
             DiffusionParams(height=704, width=1280, num_frames=121, fps=24.0).over(DEFAULTS),
-            timed,
+            is_kind(False, True, (0, 1)),
+        ),
+        Variant("Wan2.1-I2V-480P", ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",), DEFAULTS, is_kind(False, False, (1, 1))),
+        Variant(
+            "Wan2.1-I2V-720P",
+            ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",),
+            DiffusionParams(height=720, width=1280).over(DEFAULTS),
+        ),
+        Variant(
+            "Wan2.1-FLF2V",
+            ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",),
+            DiffusionParams(height=720, width=1280, guidance_scale=5.5).over(DEFAULTS),
+            is_kind(False, False, (2, 2)),
+        ),
+        Variant(
+            "Wan2.2-I2V-A14B",
+            ("Wan-AI/Wan2.2-I2V-A14B-Diffusers",),
+            DiffusionParams(num_inference_steps=40, guidance_scale=3.5).over(DEFAULTS),
+            is_kind(True, False, (1, 2)),
         ),
     ),
 )

@@ -1,12 +1,12 @@
 """The Wan transformer: one stream of video tokens that reads the prompt by cross attention (arXiv 2503.20314).
 
-The arithmetic is that of diffusers' `WanTransformer3DModel` for text to video, with its float32 islands: norms,
-modulations and residual sums round to the network's dtype only where the reference does. What does not depend on the
-step, the embedded prompt and the rotary table, is computed once per request by `WanTransformer.prepare`. Rows of any
+The arithmetic is that of diffusers' `WanTransformer3DModel`, with its float32 islands: norms, modulations and residual
+sums round to the network's dtype only where the reference does. What does not depend on the step, the embedded prompt,
+what is seen in pictures and the rotary table, is computed once per request by `WanTransformer.prepare`. Rows of any
 size and length share a forward: their tokens are laid end to end.
 
-Letters: R rows, P spans (tokens that share a time), S video tokens, L text tokens, D width, N heads, H head dim;
-c f h w latent channels, frames, height, width.
+Letters: R rows, P spans (tokens that share a time), S video tokens, L text tokens, I image tokens, D width, N heads,
+H head dim; c f h w latent channels, frames, height, width.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from omnimuse.loader.facts import read_facts
 ROPE_THETA = 10_000.0
 FIXED: Mapping[str, tuple[object, ...]] = {
     "qk_norm": ("rms_norm_across_heads",),
-    "image_dim": (None,),
-    "added_kv_proj_dim": (None,),
-    "pos_embed_seq_len": (None,),
 }
 """Options of the configuration that this file computes in one way only."""
 
 
 @dataclass(frozen=True)
 class WanConfig:
-    """The facts in the checkpoint's transformer/config.json; defaults are those of the published 14B model."""
+    """The facts in the checkpoint's transformer/config.json; defaults are those of the published 14B model.
+
+    With an `image_dim` every block also attends to what an image encoder of that width sees in the pictures, which are
+    as many as fill `pos_embed_seq_len` places, or one.
+    """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
@@ -56,12 +57,20 @@ class WanConfig:
     cross_attn_norm: bool = True
     eps: float = 1e-6
     rope_max_seq_len: int = 1024
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    pos_embed_seq_len: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.patch_size) != 3 or self.attention_head_dim % 2:
             raise ModelError(
                 f"transformer/config.json: patch_size={self.patch_size}, attention_head_dim={self.attention_head_dim}; "
                 "a patch has three sides (frames, height, width), and the head dimension is even"
+            )
+        if self.added_kv_proj_dim != (None if self.image_dim is None else self.dim):
+            raise ModelError(
+                f"transformer/config.json: image_dim={self.image_dim}, added_kv_proj_dim={self.added_kv_proj_dim}; a "
+                f"network that sees pictures has both, the second as wide as its tokens ({self.dim}), others neither"
             )
 
     @classmethod
@@ -84,10 +93,15 @@ class WanConfig:
 
 @dataclass(frozen=True)
 class WanStatic:
-    """What stays the same over all steps of one video: the embedded prompt, and where the tokens stand."""
+    """What stays the same over all steps of one video: the embedded prompt and pictures, and where the tokens stand.
+
+    `known` are latents of frames that are given.
+    """
 
     text: Tensor  # [L, D]
     rope: Tensor  # [S, H/2, 2], float32
+    image: Tensor | None = None  # [I, D]
+    known: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -120,6 +134,8 @@ class WanCond:
     time: Tensor  # [P, 6 D], float32
     text: Tensor  # packed by text_layout, [R, L, D] or [1, T', D]
     text_layout: Layout
+    image: Tensor | None  # [R, I, D]
+    image_layout: Layout | None
     even: bool = field(init=False)
     """Whether the rows have equally many tokens and spans. Stored, as compiled code cannot ask `spans` of every row."""
 
@@ -140,6 +156,8 @@ class WanCond:
             torch.cat([times[row] for row in rows]),
             self.text_layout.take(self.text, rows),
             self.text_layout.select(rows),
+            None if self.image is None or self.image_layout is None else self.image_layout.take(self.image, rows),
+            None if self.image_layout is None else self.image_layout.select(rows),
         )
 
     def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -172,6 +190,7 @@ class WanTransformer(Network):
         self.activation = nn.SiLU()
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = WanMLP(config.text_dim, dim, dim)
+        self.image_embedder = None if config.image_dim is None else WanImageEmbedder(config, config.image_dim)
         self.blocks = BlockStack(WanBlock(config) for _ in range(config.num_layers))
         self.head = WanHead(dim, config.out_channels * prod(patch), config.eps)
 
@@ -182,21 +201,28 @@ class WanTransformer(Network):
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.blocks}
 
-    def prepare(self, features: Tensor, frames: int, height: int, width: int) -> WanStatic:
-        """Text features [L, text_dim] and the size of the latents -> what all steps share.
+    def prepare(
+        self, features: Tensor, frames: int, height: int, width: int, *, seen: Tensor | None = None
+    ) -> WanStatic:
+        """Text features [L, text_dim], the size of the latents, what is `seen` in pictures [I, image_dim] -> what all
+        steps share.
 
         Raises RequestError if the latents cannot be cut into patches or have more positions than the checkpoint knows.
         """
+        assert (seen is None) == (self.image_embedder is None)
         self._check_size(frames, height, width)
         sides = zip((frames, height, width), self.config.patch_size, strict=True)
         axes = [torch.arange(length // patch, device=features.device) for length, patch in sides]
         positions = torch.cartesian_prod(*axes)  # [S, 3]
         rope = rotary_table(positions, self.config.axes_dims, ROPE_THETA, exact=True)
-        return WanStatic(self.text_embedder(features.to(self.dtype)), rope)
+        image = None if self.image_embedder is None or seen is None else self.image_embedder(seen.to(self.dtype))
+        return WanStatic(self.text_embedder(features.to(self.dtype)), rope, image)
 
     def forward(self, rows: Sequence[WanInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(row.static.tokens for row in rows))
         text_layout = Layout(tuple(len(row.static.text) for row in rows))
+        images = [row.static.image for row in rows if row.static.image is not None]
+        image_layout = Layout(tuple(len(image) for image in images)) if images else None
         embedded = self._embed_time(rows)  # [P, D]
         cond = WanCond(
             layout=layout,
@@ -205,6 +231,8 @@ class WanTransformer(Network):
             time=self.time_proj(self.activation(embedded)).float(),
             text=text_layout.pack([row.static.text for row in rows]),
             text_layout=text_layout,
+            image=None if image_layout is None else image_layout.pack(images),
+            image_layout=image_layout,
         )
         hidden = self.blocks(layout.pack(self._embed_patches(rows)), cond, memories)
         outputs = layout.unpack(self.head(hidden, embedded, cond))  # [S, c * patch] each
@@ -260,7 +288,7 @@ class WanBlock(Block[WanCond]):
         self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.self_attention = WanSelfAttention(dim, config.num_attention_heads, eps)
         self.norm2 = nn.LayerNorm(dim, eps) if config.cross_attn_norm else nn.Identity()
-        self.cross_attention = WanCrossAttention(dim, config.num_attention_heads, eps)
+        self.cross_attention = WanCrossAttention(dim, config.num_attention_heads, eps, config.image_dim is not None)
         self.norm3 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = WanMLP(dim, config.ffn_dim, dim)
         self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, dim))
@@ -305,9 +333,12 @@ class WanSelfAttention(nn.Module):
 
 
 class WanCrossAttention(nn.Module):
-    """Attention of the video tokens of a row to its prompt, pads included: the model was trained to see them."""
+    """Attention of the video tokens of a row to its prompt, pads included: the model was trained to see them.
 
-    def __init__(self, dim: int, heads: int, eps: float) -> None:
+    Where it `sees` pictures, the same queries attend to these beside it, with keys and values of their own.
+    """
+
+    def __init__(self, dim: int, heads: int, eps: float, sees: bool = False) -> None:
         super().__init__()
         self.to_q = nn.Linear(dim, dim)
         self.to_kv = nn.Linear(dim, 2 * dim)
@@ -315,13 +346,21 @@ class WanCrossAttention(nn.Module):
         self.norm_k = nn.RMSNorm(dim, eps)
         self.core = Attention(heads, dim // heads, "cross")
         self.to_out = nn.Linear(dim, dim)
+        self.to_image_kv = nn.Linear(dim, 2 * dim) if sees else None
+        self.norm_image_k = nn.RMSNorm(dim, eps) if sees else None
 
     def forward(self, x: Tensor, cond: WanCond) -> Tensor:
         k, v = self.to_kv(cond.text).chunk(2, dim=-1)
-        parts = (self.norm_q(self.to_q(x)), self.norm_k(k), v)
-        q, k, v = (y.unflatten(-1, (self.core.num_heads, -1)) for y in parts)  # [B, S, N, H], [B, L, N, H] twice
-        x = self.core(q, k, v, cond.layout, kv_layout=cond.text_layout)
+        q, k, v = (self._heads(y) for y in (self.norm_q(self.to_q(x)), self.norm_k(k), v))
+        x = self.core(q, k, v, cond.layout, kv_layout=cond.text_layout)  # [B, S, N, H]
+        if self.to_image_kv is not None and self.norm_image_k is not None:
+            k, v = self.to_image_kv(cond.image).chunk(2, dim=-1)
+            k, v = self._heads(self.norm_image_k(k)), self._heads(v)
+            x = x + self.core(q, k, v, cond.layout, kv_layout=cond.image_layout)
         return self.to_out(x.flatten(-2))  # [B, S, D]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.core.num_heads, -1))  # [B, *, N, H]
 
 
 class WanMLP(nn.Module):
@@ -335,6 +374,26 @@ class WanMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class WanImageEmbedder(nn.Module):
+    """What an image encoder sees [I, image_dim] -> tokens [I, D] that every block attends to."""
+
+    def __init__(self, config: WanConfig, width: int) -> None:
+        super().__init__()
+        places = config.pos_embed_seq_len
+        self.pos_embed = None if places is None else nn.Parameter(torch.zeros(1, places, width))
+        self.norm1 = nn.LayerNorm(width)
+        self.linear_1 = nn.Linear(width, width)
+        self.activation = nn.GELU()
+        self.linear_2 = nn.Linear(width, config.dim)
+        self.norm2 = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        x = x if self.pos_embed is None else x + self.pos_embed[0]
+        x = self.linear_2(self.activation(self.linear_1(self.norm1(x.float()).to(dtype))))
+        return self.norm2(x.float()).to(dtype)
 
 
 class WanHead(nn.Module):

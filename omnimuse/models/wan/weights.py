@@ -1,6 +1,7 @@
 """How names in a published Wan transformer checkpoint (diffusers layout) become ours. A table for the loader.
 
-Fuses join projections that read the same tokens: queries, keys and values of the video; keys and values of the text.
+Fuses join projections that read the same tokens: queries, keys and values of the video; keys and values of the text,
+and those of pictures.
 """
 
 from __future__ import annotations
@@ -8,7 +9,11 @@ from __future__ import annotations
 from omnimuse.loader.rules import Fuse, Rename
 
 RULES: tuple[Rename | Fuse, ...] = (
-    Rename(r"^condition_embedder\.(time_embedder|time_proj|text_embedder)\.", r"\1."),
+    Rename(r"^condition_embedder\.(time_embedder|time_proj|text_embedder|image_embedder)\.", r"\1."),
+    Rename(r"^image_embedder\.ff\.net\.0\.proj\.", "image_embedder.linear_1."),
+    Rename(r"^image_embedder\.ff\.net\.2\.", "image_embedder.linear_2."),
+    Rename(r"\.attn2\.add_([kv])_proj\.", r".cross_attention.to_image_\1."),
+    Rename(r"\.attn2\.norm_added_k\.", ".cross_attention.norm_image_k."),
     Rename(r"^(scale_shift_table$|proj_out\.)", r"head.\1"),
     Rename(r"\.attn1\.", ".self_attention."),
     Rename(r"\.attn2\.", ".cross_attention."),
@@ -16,12 +21,12 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"\.ffn\.net\.0\.proj\.", ".ffn.linear_1."),
     Rename(r"\.ffn\.net\.2\.", ".ffn.linear_2."),
     *(
-        Fuse(parts=tuple(f"{site}.to_{part}.{kind}" for part in parts), into=f"{site}.to_{parts}.{kind}")
-        for site, parts in (("self_attention", "qkv"), ("cross_attention", "kv"))
+        Fuse(parts=tuple(f"{site}{part}.{kind}" for part in parts), into=f"{site}{parts}.{kind}")
+        for site, parts in (("self_attention.to_", "qkv"), ("cross_attention.to_", "kv"), ("to_image_", "kv"))
         for kind in ("weight", "bias")
     ),
     Fuse(parts=("self_attention.norm_q.weight", "self_attention.norm_k.weight"), into="self_attention.norm_qk.weight"),
 )
 
-FLOAT32 = ("time_embedder", "scale_shift_table", "norm2")
+FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2")
 """Parts that stay in float32 whatever the dtype: the reference's list, less those without weights."""

@@ -71,7 +71,7 @@ def check_model(service: Service, name: str | None) -> None:
 
 def check_task(service: Service, task: str) -> None:
     """ApiError 400 unless the model does `task`."""
-    tasks = service.door.spec.tasks
+    tasks = service.door.tasks
     if task not in tasks:
         does = ", ".join(tasks)
         raise refusal("unsupported_task", f"{service.options.model_name} does {does}, and this is {task}", "model")

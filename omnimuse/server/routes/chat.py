@@ -85,7 +85,7 @@ async def _read(service: Service, request: Request) -> Order:
     wanted = read(fields, "chat", service.door)
     check_model(service, wanted.model)
     _check_modalities(wanted)
-    said = said_last(wanted.messages, takes_images=EDIT in service.door.spec.tasks)
+    said = said_last(wanted.messages, takes_images=EDIT in service.door.tasks)
     # Of the messages, only their number matters from here on.
     wanted = replace(wanted, prompt=said.text, messages=[None] * len(wanted.messages or ()))
     pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()

@@ -45,7 +45,7 @@ def capabilities(door: Door) -> Capabilities:
     honoured = (ALWAYS | spec.supported) - {"output_type"} - limits.refuses.keys()
     videos = spec.makes_video
     return Capabilities(
-        tasks=list(spec.tasks),
+        tasks=list(door.tasks),
         family=spec.family,
         size_multiple=limits.size_multiple,
         max_side=limits.max_side,

@@ -210,7 +210,7 @@ def test_a_choice_that_the_class_does_not_have_is_refused_by_name(engine: Engine
     for message, choices in asks.items():
         with pytest.raises(RequestError, match=message):
             submit(engine, **choices)
-    with pytest.raises(RequestError, match="StableDiffusion3Pipeline works from text only"):
+    with pytest.raises(RequestError, match="this StableDiffusion3Pipeline works from text only"):
         engine.make_request(Ask({"prompt": "a", "images": [object()]}, SMALL))
 
 

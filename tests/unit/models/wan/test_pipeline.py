@@ -14,13 +14,15 @@ from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.core.spec import OPTIONS
+from omnimuse.media.picture import picture_of
 from omnimuse.models.wan.pipeline import clean, guided, is_high_noise, latent_shape, scales, video_tokens
-from omnimuse.models.wan.spec import SPEC, limits
+from omnimuse.models.wan.spec import SPEC, limits, pictures
 from omnimuse.worker.find import find
 from tests.checkpoints import wan
+from tests.checkpoints.families import photo
 
 
-@pytest.fixture(scope="module", params=wan.FLOW_SHIFT)
+@pytest.fixture(scope="module", params=["2.1", "A14B", "5B"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -83,6 +85,102 @@ def test_defaults_are_those_of_the_published_checkpoint() -> None:
     deep = Door.of(SPEC, configs(), "Wan-AI/Wan2.2-TI2V-5B-Diffusers").defaults
     assert (deep.width, deep.height, deep.num_frames, deep.fps, deep.guidance_scale_2) == (1280, 704, 121, 24.0, None)
     assert Door.of(SPEC, configs(), "somebody/else").defaults == SPEC.defaults
+
+
+PUBLISHED = {
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": ({}, {}, (0, 0)),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": ({}, {"boundary_ratio": 0.875}, (0, 0)),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ({}, {"expand_timesteps": True}, (0, 1)),
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": ({"in_channels": 36, "image_dim": 1280}, {}, (1, 1)),
+    "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers": (
+        {"in_channels": 36, "image_dim": 1280, "pos_embed_seq_len": 514},
+        {},
+        (2, 2),
+    ),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": ({"in_channels": 36}, {"boundary_ratio": 0.9}, (1, 2)),
+}
+"""Published checkpoints: what their transformer and their index say, and how many pictures they take."""
+
+
+def published(model: str) -> dict[str, dict[str, object]]:
+    transformer, options, _ = PUBLISHED[model]
+    found = configs(**options)
+    found["transformer"].update(out_channels=16, **transformer)
+    return found
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_a_published_checkpoint_is_recognised_by_what_it_says_and_takes_its_pictures(model: str) -> None:
+    found = published(model)
+    assert pictures(found) == PUBLISHED[model][2]
+    recognised = SPEC.recognise([], found)
+    assert recognised.sure and model in recognised.variant.ids
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "steps", "guidance"),
+    [
+        ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", (832, 480), 50, (5.0, 5.0)),
+        ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", (1280, 720), 50, (5.0, 5.0)),
+        ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", (1280, 720), 50, (5.5, 5.5)),
+        ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", (832, 480), 40, (3.5, 3.5)),
+    ],
+)
+def test_defaults_of_checkpoints_for_pictures_are_the_published_ones(
+    model: str, size: tuple[int, int], steps: int, guidance: tuple[float, float]
+) -> None:
+    like = model.replace("I2V-14B-720P", "I2V-14B-480P")  # their networks are alike
+    defaults = Door.of(SPEC, published(like), model).defaults
+    assert (defaults.width, defaults.height) == size
+    assert (defaults.num_inference_steps, defaults.num_frames, defaults.fps) == (steps, 81, 16.0)
+    second = defaults.guidance_scale if defaults.guidance_scale_2 is None else defaults.guidance_scale_2
+    assert (defaults.guidance_scale, second) == guidance
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_what_a_checkpoint_does_follows_from_the_pictures_that_it_takes(model: str) -> None:
+    door, (least, most) = Door.of(SPEC, published(model), model), PUBLISHED[model][2]
+    assert door.tasks == (("text-to-video",) if not least else ()) + (("image-to-video",) if most else ())
+    few, many = ([picture_of(photo(32, 32))] * count for count in (least, most + 1))
+    assert len(door.make_request(Ask({"prompt": "x", "images": few}), 0.0, 1).images) == least
+    with pytest.raises(RequestError, match=r"pictures were given; wan takes at most|works from text only"):
+        door.make_request(Ask({"prompt": "x", "images": many}), 0.0, 1)
+    if least:
+        with pytest.raises(RequestError, match=f"0 pictures were given; wan needs at least {least}"):
+            door.make_request(Ask("x"), 0.0, 1)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 1000), (1920, 1080), (500, 1501), (31, 64)])
+@pytest.mark.parametrize("model", ["Wan-AI/Wan2.2-I2V-A14B-Diffusers", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"])
+def test_a_video_has_the_proportions_of_its_picture_by_the_rule_of_the_references_example(
+    model: str, size: tuple[int, int]
+) -> None:
+    found = published(model)
+    if model.endswith("TI2V-5B-Diffusers"):
+        found["vae"].update(scale_factor_spatial=16)
+    door = Door.of(SPEC, found, model)
+    assert door.defaults.height and door.defaults.width
+    area, step, aspect = door.defaults.height * door.defaults.width, door.limits.size_multiple, size[1] / size[0]
+    height = round((area * aspect) ** 0.5) // step * step
+    width = round((area / aspect) ** 0.5) // step * step
+    params = door.make_request(Ask({"prompt": "x", "images": [picture_of(photo(*size))]}), 0.0, 1).params
+    assert (params.height, params.width) == (height, width)
+
+
+def test_a_last_frame_needs_more_than_one_frame() -> None:
+    door = Door.of(SPEC, published("Wan-AI/Wan2.2-I2V-A14B-Diffusers"), "")
+    prompt = {"prompt": "x", "images": [picture_of(photo(32, 32))]}
+    with pytest.raises(RequestError, match=r"num_frames=1 is out of range; use 5 to .* nearest is 5"):
+        door.make_request(Ask(prompt, DiffusionParams(num_frames=1)), 0.0, 1)
+    assert door.make_request(Ask(prompt, DiffusionParams(num_frames=5)), 0.0, 1).params.num_frames == 5
+
+
+@pytest.mark.parametrize("channels", [17, 32, 52])
+def test_a_network_with_other_channels_is_refused(channels: int) -> None:
+    found = published("Wan-AI/Wan2.2-I2V-A14B-Diffusers")
+    found["transformer"]["in_channels"] = channels
+    with pytest.raises(ModelError, match=rf"in_channels={channels} with out_channels=16 is not supported; .* or 36"):
+        limits(found)
 
 
 def test_defaults_are_lowered_to_what_a_checkpoint_can_do() -> None:
