@@ -4,9 +4,9 @@
 on to its workers. Without it a point costs one look at an empty tuple. No torch.
 
 Points: `worker.start` (number 1), `worker.step` (the step of a loop), `worker.encode` (the output, from 1),
-`store.accept` and `store.finish` (the how-manieth). Actions: `kill` (SIGKILL to the own process), `hang` (sleep for
-ever on this thread), `pause` (sleep there for `PAUSE` seconds), `fail` (ModelError), `oom` (MemoryError), and at
-`worker.step` `nan` (the output counts as NaN).
+`store.accept`, `store.finish` and `serve.close` (the how-manieth). Actions: `kill` (SIGKILL to the own process), `hang`
+(sleep for ever on this thread), `pause` (sleep there for `PAUSE` seconds), `fail` (ModelError), `oom` (MemoryError),
+and at `worker.step` `nan` (the output counts as NaN).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from omnimuse.core.errors import ConfigError, ModelError
 
-POINTS = ("worker.start", "worker.step", "worker.encode", "store.accept", "store.finish")
+POINTS = ("worker.start", "worker.step", "worker.encode", "store.accept", "store.finish", "serve.close")
 ACTIONS = ("kill", "hang", "pause", "fail", "oom", "nan")
 PAUSE = 4.0
 """Long enough for a test to do something meanwhile, on a machine that is slow."""

@@ -11,6 +11,7 @@ import logging
 import resource
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from types import FrameType
@@ -120,7 +121,29 @@ async def _serve(
 ) -> int:
     """Open what lasts, run the server over it, and close it again in the opposite order."""
     asked = allowed_faults(Environment.read().fault, options)
+    async with AsyncExitStack() as closings:
+        service, pool = await open_parts(closings, found, options, warm_up, asked)
+        await service.jobs.start()
+        await pool.start()
+        if measured is not None:
+            closings.push_async_callback(end_measuring, await measure(service, measured))
+        await _run(service, pool, listener)
+    return 0
+
+
+async def open_parts(
+    closings: AsyncExitStack, found: Found, options: ServeOptions, warm_up: str = SMALL, asked: str = ""
+) -> tuple[Service, Pool]:
+    """Everything that a server is made of, not yet at work. `closings` learns how to close each part.
+
+    Each is closed, whatever becomes of the others. `asked` are the faults that a test asks for.
+    """
     faults = Faults.read(asked)
+
+    async def closed(close: Callable[[], Awaitable[object]]) -> None:
+        await close()
+        faults.reach("serve.close")
+
     files, keys = Files(options.data), Keys.load(options.key_file)
     metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
     plan = PoolPlan(
@@ -134,32 +157,25 @@ async def _serve(
         metrics.retried,
         warm_up=warm_up,
     )
-    async with AsyncExitStack() as closings:  # each is done, whatever becomes of the others
-        store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
-        closings.push_async_callback(store.close)
-        uploads = Uploads.of(options, found.door.limits)
-        closings.push_async_callback(uploads.close)
-        closings.push_async_callback(stop, asyncio.create_task(uploads.tell_lacking()))
-        pool = Pool(plan)
-        closings.push_async_callback(pool.close, LAST_WORDS)
-        together = 1 if found.spec.makes_video else PICTURE_JOBS
-        rules = JobRules(
-            found.spec,
-            options.keep,
-            options.replicas * together,
-            options.guard.max_jobs,
-            options.guard.max_kept,
-            options.model_name,
-        )
-        jobs = Jobs(store, files, pool, admission, metrics, rules)
-        closings.push_async_callback(jobs.close, 0.0)
-        service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads)
-        await jobs.start()
-        await pool.start()
-        if measured is not None:
-            closings.push_async_callback(end_measuring, await measure(service, measured))
-        await _run(service, pool, listener)
-    return 0
+    store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
+    closings.push_async_callback(closed, store.close)
+    uploads = Uploads.of(options, found.door.limits)
+    closings.push_async_callback(closed, uploads.close)
+    closings.push_async_callback(closed, partial(stop, asyncio.create_task(uploads.tell_lacking())))
+    pool = Pool(plan)
+    closings.push_async_callback(closed, partial(pool.close, LAST_WORDS))
+    together = 1 if found.spec.makes_video else PICTURE_JOBS
+    rules = JobRules(
+        found.spec,
+        options.keep,
+        options.replicas * together,
+        options.guard.max_jobs,
+        options.guard.max_kept,
+        options.model_name,
+    )
+    jobs = Jobs(store, files, pool, admission, metrics, rules)
+    closings.push_async_callback(closed, partial(jobs.close, 0.0))
+    return Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads), pool
 
 
 def allowed_faults(asked: str, options: ServeOptions) -> str:

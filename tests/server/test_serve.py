@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,20 +28,21 @@ from PIL import Image
 
 import omnimuse
 from omnimuse.core.config import Config, ModelConfig
-from omnimuse.core.errors import ConfigError, StorageError
+from omnimuse.core.errors import ConfigError, ModelError, StorageError
 from omnimuse.deploy.pool import Pool, PoolPlan
 from omnimuse.server.http.keys import Keys
 from omnimuse.server.jobs.attempt import JobRules
 from omnimuse.server.jobs.book import Jobs
+from omnimuse.server.jobs.database import take_lock
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import Guard, ServeOptions
 from omnimuse.server.orders.admission import Admission
-from omnimuse.server.serve import _run, allowed_faults, end_measuring, listen, make_room_for, measure
+from omnimuse.server.serve import _run, allowed_faults, end_measuring, listen, make_room_for, measure, open_parts
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.worker.find import find
-from tests.processes import alive, has_torch, wait_gone
+from tests.processes import alive, children, has_torch, wait_gone
 from tests.server.asgi import call, scope
 from tests.server.picture_server import service_in
 from tests.server.whole_server import Answer, WholeServer
@@ -180,6 +182,41 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
     assert record.exc_info is not None and "the disk is gone" in str(record.exc_info[1])
 
 
+CLOSINGS = 5
+"""Parts of a server that are closed: its jobs, its workers, the task of its sandbox, the sandbox, the job store."""
+
+
+@pytest.mark.parametrize("number", range(1, CLOSINGS + 1))
+def test_each_part_is_closed_although_the_closing_of_another_fails(tmp_path: Path, number: int) -> None:
+    found = find(Config(ModelConfig("omnimuse/shapes")))
+    before = children(os.getpid())
+    begun: list[int] = []
+
+    async def main() -> None:
+        async with AsyncExitStack() as closings:
+            options = ServeOptions(tmp_path, "omnimuse/shapes")
+            service, pool = await open_parts(closings, found, options, asked=f"serve.close:{number}:fail")
+            await service.jobs.start()
+            await pool.start()
+            while len(begun) < 2:  # a worker, and a process that reads pictures
+                begun[:] = sorted(set(children(os.getpid())) - set(before))
+                await asyncio.sleep(0.02)
+
+    with pytest.raises(ModelError, match=f"serve.close:{number}:fail"):
+        asyncio.run(main())
+    assert wait_gone(begun)
+    os.close(take_lock(tmp_path / "jobs.sqlite.lock"))
+
+
+def test_a_server_without_faults_closes_as_many_parts_as_the_test_above_lets_fail(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as closings:
+            found, options = find(Config(ModelConfig("omnimuse/shapes"))), ServeOptions(tmp_path, "omnimuse/shapes")
+            await open_parts(closings, found, options, asked=f"serve.close:{CLOSINGS + 1}:fail")
+
+    asyncio.run(main())
+
+
 SLOWLY = "worker.step:5:pause:slow"
 
 
@@ -230,6 +267,31 @@ def test_an_idle_server_ends_within_three_seconds(tmp_path: Path) -> None:
         assert status == 0
         assert seconds < 3
         assert wait_gone(workers)
+
+
+HELD = (
+    b"",
+    b"GET /livez HTTP/1.1\r\nHost: local",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 500\r\n\r\n{",
+)
+"""Nothing, half a head, a request that was answered, half a body."""
+
+
+def test_connections_that_are_held_open_are_closed_when_the_server_ends(tmp_path: Path) -> None:
+    with WholeServer(tmp_path) as server, ExitStack() as held:
+        server.wait_ready()
+        place = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        sockets = [held.enter_context(socket.create_connection(place, timeout=30)) for _ in HELD]
+        for connection, sent in zip(sockets, HELD, strict=True):
+            connection.sendall(sent)
+        sockets[2].recv(4096)
+        assert server.end()[0] == 0
+        for connection in sockets:
+            with suppress(ConnectionResetError):
+                while connection.recv(4096):  # a last answer; a connection that stays open ends this by a timeout
+                    pass
 
 
 def test_an_interrupt_while_loading_leaves_nothing_behind(tmp_path: Path) -> None:
