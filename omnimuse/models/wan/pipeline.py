@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
+from types import MappingProxyType
 from typing import Any, cast
 
 from torch import Tensor
@@ -136,8 +137,7 @@ class Wan(Pipeline):
         ),
         DecodeVideo(),
     )
-    result = "video"
-    media = "video"
+    results = MappingProxyType({"video": "video"})
 
 
 PIPELINE = Wan
