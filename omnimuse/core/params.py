@@ -28,9 +28,8 @@ class DiffusionParams:
     """Per-request choices. Every field left at `None` takes the model's default.
 
     Sizes are pixels, `fps` frames per second, `seconds` the length of a sound, `seed` an integer in [0, 2**63);
-    output i of a request uses seed + i.
-    `output_type` is `"pil"`, `"pt"` (float tensors) or `"latent"`. `extra` holds the family's own choices,
-    as its dataclass or as a mapping of field names.
+    output i of a request uses seed + i. `output_type` is `"pil"`, `"pt"` (float tensors) or `"latent"`. `extra` holds
+    the family's own choices, as its dataclass or as a mapping of field names.
     """
 
     num_inference_steps: int | None = None
