@@ -67,7 +67,7 @@ class Ours:
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Done):
-                    present(event.result, self.engine.runner.pipeline.media)
+                    present(event.result, self.engine.door.limits)
                     finished[event.request_id] = time.perf_counter() - began
         return [finished[request_id] for request_id in ids]
 

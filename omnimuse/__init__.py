@@ -8,13 +8,13 @@ from __future__ import annotations
 from omnimuse.api import AsyncOmni, Omni, explain
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import Done, Failed, Preview, Progress, Result
+from omnimuse.core.output import Chunk, Done, Failed, Part, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Ask", "AsyncOmni", "Config", "DiffusionParams", "Done", "Failed", "ModelConfig", "Omni", "OmnimuseError",
-    "Preview", "Progress", "Result", "explain",
+    "Ask", "AsyncOmni", "Chunk", "Config", "DiffusionParams", "Done", "Failed", "ModelConfig", "Omni", "OmnimuseError",
+    "Part", "Preview", "Progress", "Result", "explain",
 ]  # fmt: skip

@@ -75,18 +75,20 @@ class Omni:
         *,
         progress: bool | Listener = True,
         previews: int = 0,
+        chunks: bool = False,
         **choices: Unpack[Choices],
     ) -> list[Result]:
         """One result per prompt, in order. A prompt that fails becomes a result with `error` set; the others come back.
 
         `params` (or a dict of its fields) is one for all prompts or one per prompt; `choices` are fields of it for all:
         `generate("a red circle", seed=7)`. `progress` shows a bar on a terminal, or receives every event; `previews`
-        asks for a preview event every so many steps. With a single prompt its error is raised.
+        asks for a preview event every so many steps, `chunks` for pieces of an output as they are finished, where the
+        model finishes it piece by piece. With a single prompt its error is raised.
         """
         single = isinstance(prompts, str | Mapping)
         many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         with _Display(progress) as listen:
-            done = dict(self.stream(many, params, listen=listen, previews=previews, **choices))
+            done = dict(self.stream(many, params, listen=listen, previews=previews, chunks=chunks, **choices))
         if single and (error := done[0].error) is not None:
             raise error
         return [done[place] for place in range(len(many))]
@@ -98,13 +100,14 @@ class Omni:
         *,
         listen: Listener | None = None,
         previews: int = 0,
+        chunks: bool = False,
         **choices: Unpack[Choices],
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt among `prompts` and its result, for each as soon as it is done.
 
         Otherwise as `generate`; `listen` receives every event. Leaving the iterator early cancels what is not done.
         """
-        asks = _asks(prompts, params, choices, previews)
+        asks = [replace(ask, previews=previews, chunks=chunks) for ask in _asks(prompts, params, choices)]
         events: SimpleQueue[Event] = SimpleQueue()
         waiting: deque[tuple[int, Request]] = deque()
         places: dict[str, int] = {}
@@ -171,7 +174,7 @@ class Omni:
         if isinstance(event, Failed):
             return _failure(event.request_id, ask, event.error)
         try:
-            return present(event.result, self.engine.runner.pipeline.media)
+            return present(event.result, self.engine.door.limits)
         except OmnimuseError as error:
             return _failure(event.request_id, ask, error)
 
@@ -210,7 +213,8 @@ class AsyncOmni:
         """The events of one request, the last of which is `Done`; errors are raised.
 
         Leaving the iterator early, or cancelling the task, cancels the request at its next step. `ask` sets priority,
-        tenant and timeout, too; what is given beside it counts before what it says. `choices` are fields of `params`.
+        tenant, timeout and chunks, too; what is given beside it counts before what it says. `choices` are fields of
+        `params`.
         """
         import asyncio  # half the time that importing this package would take
 
@@ -254,7 +258,7 @@ class AsyncOmni:
     def _presented(self, event: Done) -> Done:
         from omnimuse.engine.local import present
 
-        return Done(event.request_id, present(event.result, self._background.engine.runner.pipeline.media))
+        return Done(event.request_id, present(event.result, self._background.engine.door.limits))
 
 
 def explain(
@@ -275,14 +279,13 @@ def _asks(
     prompts: Sequence[Prompt],
     params: Params | Sequence[Params] | None,
     choices: Mapping[str, Any],
-    previews: int,
 ) -> list[Ask]:
     if not isinstance(params, list | tuple):
         params = [params] * len(prompts)  # type: ignore[list-item]
     if len(params) != len(prompts):
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
     made = [make_params(one, choices) for one in params]
-    return [Ask(prompt, chosen, previews=previews) for prompt, chosen in zip(prompts, made, strict=True)]
+    return [Ask(prompt, chosen) for prompt, chosen in zip(prompts, made, strict=True)]
 
 
 def _with_pictures(prompt: Prompt) -> Prompt:

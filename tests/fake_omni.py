@@ -12,7 +12,7 @@ from PIL import Image
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
+from omnimuse.core.output import Done, Event, Failed, Part, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams
 
 STEPS = 4
@@ -87,7 +87,7 @@ class FakeOmni:
             request,
             prompt,
             replace(params, seed=seed, num_inference_steps=STEPS, height=SIDE, width=SIDE, output_type="pil"),
-            images=[Image.new("RGB", (SIDE, SIDE), (i, i, i)) for i in range(count)],
+            parts=tuple((Part("image", Image.new("RGB", (SIDE, SIDE), (i, i, i))),) for i in range(count)),
             seeds=[seed + i for i in range(count)],
             timings={"queue": 0.0001, "encode": 0.02, "denoise": 1.25},
         )

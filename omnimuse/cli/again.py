@@ -30,7 +30,7 @@ _HERE = frozenset(
 )  # dtype is told apart; the others say where and how, and change no picture
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
-    "fps", "strength", "max_sequence_length", "negative_prompt", "seed", "model", "dtype",
+    "fps", "seconds", "strength", "max_sequence_length", "negative_prompt", "seed", "model", "dtype",
 )  # fmt: skip
 
 
@@ -55,12 +55,9 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The settings inside a picture, a video or a sound; RequestError where there are none."""
-    from omnimuse.media import image, sound, video
+    from omnimuse.media.finished import read_settings as read
 
-    suffix = file.suffix.lower()
-    if suffix in video.SUFFIXES:
-        return video.read_settings(file)
-    return sound.read_settings(file) if suffix in sound.FORMATS else image.read_settings(file)
+    return read(file)
 
 
 def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:

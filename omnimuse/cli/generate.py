@@ -118,6 +118,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--height", type=int, metavar="N", help="instead of --size")
     picture.add_argument("--frames", type=int, metavar="N", help="how many frames a video has")
     picture.add_argument("--fps", type=float, metavar="X", help="how many of them are shown in a second")
+    picture.add_argument("--seconds", type=float, metavar="X", help="how long a sound is")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     picture.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to start from"
@@ -136,8 +137,11 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="PNG, JPEG or WebP by suffix, MP4 for a video, WAV, FLAC or OGG for a sound, or a folder; several become"
-        f" FILE-001, FILE-002 ... (default: {', '.join(NAMES.values())})",
+        help="PNG, JPEG or WebP by suffix, MP4 for a video, WAV, FLAC, OGG or MP3 for a sound, or a folder; several"
+        f" become FILE-001, FILE-002 ... (default: {', '.join(NAMES.values())})",
+    )
+    files.add_argument(
+        "--format", type=str.lower, metavar="SUFFIX", help="the kind of file where -o does not say it, such as flac"
     )
     files.add_argument("--overwrite", action="store_true", help="replace files that have these names")
     files.add_argument("--resume", action="store_true", help="draw only what is not there yet, after an interruption")

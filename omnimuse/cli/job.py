@@ -43,10 +43,12 @@ class Drawing:
 class Naming:
     """How files get their names: where they go, whether old ones may be replaced, whether those that are there count.
 
-    `first` is the number of the first of several files; None: the next free one.
+    `format` is the suffix of those that nobody named, without its dot; None: the usual one. `first` is the number of
+    the first of several files; None: the next free one.
     """
 
     output: str | None = None
+    format: str | None = None
     overwrite: bool = False
     resume: bool = False
     first: int | None = None
@@ -105,9 +107,7 @@ class Job:
         ConfigError without the library that writes such files.
         """
         from omnimuse.core.request import Ask
-        from omnimuse.media.image import check_picture_destination
-        from omnimuse.media.sound import check_sound_destination
-        from omnimuse.media.video import check_video_destination
+        from omnimuse.media.finished import check_file
         from omnimuse.worker.find import find
 
         found = find(self.config)
@@ -116,12 +116,7 @@ class Job:
         for prompt in job.prompts:
             door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
         medium = door.spec.medium
-        checks = {
-            "image": check_picture_destination,
-            "video": check_video_destination,
-            "audio": check_sound_destination,
-        }
-        checks[medium](job.path(medium))
+        check_file(job.path(medium), medium)
         doubts = (
             {} if taught is None else {i: taught.doubts(p["prompt"], job.params) for i, p in enumerate(job.prompts)}
         )
@@ -129,7 +124,7 @@ class Job:
 
     def path(self, medium: str) -> Path:
         """What was asked for as the name of the file, or of all of them but for their numbers."""
-        return destination(self.naming.output, NAMES[medium])
+        return named(self.naming, medium)
 
     def placed(self, medium: str) -> Job:
         """This job with a seed and a file for every picture, video or sound that is not there yet."""
@@ -195,13 +190,11 @@ class Job:
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
-    from omnimuse.media.image import FORMATS
+    from omnimuse.media.finished import suffixes
     from omnimuse.media.picture import open_picture
-    from omnimuse.media.sound import FORMATS as SOUNDS
-    from omnimuse.media.video import SUFFIXES as VIDEOS
 
     args = completed(args)
-    naming = Naming(args.output, args.overwrite, args.resume, args.first)
+    naming = Naming(args.output, args.format, args.overwrite, args.resume, args.first)
     _check_naming(naming)
     if args.number < 1:
         raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
@@ -209,7 +202,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     if args.image:
         shared["images"] = [open_picture(path) for path in args.image]
     prompts = [{"prompt": text, **shared} for text in read_prompts([*args.prompts, *args.prompt], args.file, stdin)]
-    check_destination(destination(args.output, NAMES["image"]), (*FORMATS, *VIDEOS, *SOUNDS))
+    check_destination(named(naming, "image"), suffixes())
     args.model = args.model or DEFAULT_MODEL
     return Job(
         config=read_config(args),
@@ -221,6 +214,17 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         given=args.given,
         cfg_scale=args.cfg_scale,
     )
+
+
+def named(naming: Naming, medium: str) -> Path:
+    """Where the file of an output of `medium` goes; RequestError where its name and `format` say different things."""
+    usual, wanted = Path(NAMES[medium]), naming.format
+    asked = destination(naming.output, str(usual if wanted is None else usual.with_suffix(f".{wanted}")))
+    if wanted is not None and asked.suffix.lower() != f".{wanted}":
+        raise RequestError(
+            f"--format {wanted} and the name {asked.name} say different things; leave one out", "output_format"
+        )
+    return asked
 
 
 def _check_naming(naming: Naming) -> None:
@@ -245,6 +249,7 @@ def read_params(args: argparse.Namespace) -> DiffusionParams:
         width=width if args.width is None else args.width,
         num_frames=args.frames,
         fps=args.fps,
+        seconds=args.seconds,
         seed=args.seed,
         num_outputs_per_prompt=args.number,
         max_sequence_length=args.max_sequence_length,

@@ -106,19 +106,12 @@ class Outcome:
         return self._rows[number]
 
     def _save(self, result: Result, file: Path, settings: Record) -> Path:
-        from omnimuse.media.image import save_image
-        from omnimuse.media.sound import save_sound
-        from omnimuse.media.video import save_video
+        from omnimuse.media.finished import save
 
-        savers: list[tuple[Any, list[Any]]] = [
-            (save_image, result.images),
-            (save_video, result.videos),
-            (save_sound, result.audios),
-        ]
-        [(save, made)] = [(save, one) for save, several in savers for one in several]
+        [parts] = result.parts
         while True:
             try:
-                save(made, file, settings, replace=self.job.naming.overwrite)
+                save(parts, file, settings, replace=self.job.naming.overwrite)
                 return file
             except FileExistsError:  # another program was quicker
                 [file] = free_names(file, 1)
@@ -218,9 +211,12 @@ def _precise(seconds: float) -> str:
 
 
 def _size(row: Record) -> str:
-    width, height, frames = (row["settings"].get(name) for name in ("width", "height", "num_frames"))
+    width, height, frames, seconds = (
+        row["settings"].get(name) for name in ("width", "height", "num_frames", "seconds")
+    )
     moving = f"{frames} frames, " if frames else ""
-    return f"{width}x{height}, {moving}" if width and height else moving
+    lasting = f"{seconds:.10g} s, " if seconds else ""
+    return f"{width}x{height}, {moving}{lasting}" if width and height else moving + lasting
 
 
 def _short(text: str, most: int = 60) -> str:

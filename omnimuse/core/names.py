@@ -22,6 +22,7 @@ _OURS: dict[str, str] = {
     "width": "image_width video_width",
     "num_frames": "frames frame_num frame_count n_frames video_length",
     "fps": "frame_rate framerate",
+    "seconds": "audio_length audio_length_in_s audio_duration seconds_total",
     "seed": "random_seed noise_seed manual_seed base_seed",
     "num_outputs_per_prompt": "n number num_outputs num_images num_images_per_prompt num_videos_per_prompt n_samples",
     "max_sequence_length": "text_len max_text_len max_text_length",

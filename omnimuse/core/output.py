@@ -38,6 +38,20 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """A piece of an unfinished part that will not change any more: what follows the pieces before it.
+
+    `data` of sound is a float32 array [channels, n] from sample `start` on, of text the words.
+    """
+
+    request_id: str
+    output: int
+    medium: str
+    start: int
+    data: Any
+
+
+@dataclass(frozen=True)
 class Done:
     """The request is finished: all its outputs, in order."""
 
@@ -53,7 +67,7 @@ class Failed:
     error: OmnimuseError
 
 
-Event = Progress | Preview | Done | Failed
+Event = Progress | Preview | Chunk | Done | Failed
 
 
 @dataclass(frozen=True)
@@ -80,35 +94,69 @@ class TextRead:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A finished output of one medium, or one medium of an output that has several.
+
+    `data` of an "image" is a Pillow picture, of a "video" a `media.video.Video`, of "audio" a `media.sound.Sound`, of
+    "text" a string.
+    """
+
+    medium: str
+    data: Any
+
+
+@dataclass(frozen=True)
 class Result:
     """What one prompt gave.
 
-    `images` (Pillow), `videos` (`media.video.Video`: frames and a rate) and `audios` hold what fits the model (empty
-    otherwise); `output` is the tensor for output types `"pt"` (float in [0, 1]: pictures [n, 3, H, W], videos
-    [n, F, 3, H, W]) and `"latent"`, leading dimension = outputs. `timings` are seconds per stage, summed over the
-    ticks this request took part in. `texts` says how much of each text every encoder read, `said` what a library
-    that runs the pipeline warned of. `error` is set, and everything else empty, when this prompt failed.
+    `parts` has for every output its parts, the one that the model is there for first. For output types `"pt"` and
+    `"latent"` it is empty, and `tensors` has what the pipeline made by medium: one tensor [n, ...] where all outputs
+    have one shape, else a list; of `"pt"` pictures [n, 3, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds
+    [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over the ticks this request took part in.
+    `texts` says how much of each text every encoder read, `said` what a library that runs the pipeline warned of.
+    `error` is set, and everything else empty, when this prompt failed.
     """
 
     request_id: str
     prompt: str
     params: DiffusionParams
-    images: list[Any] = field(default_factory=list)
-    videos: list[Any] = field(default_factory=list)
-    audios: list[Any] = field(default_factory=list)
-    output: Any = None
+    parts: tuple[tuple[Part, ...], ...] = ()
+    tensors: Mapping[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     timings: Mapping[str, float] = field(default_factory=dict)
     texts: tuple[TextRead, ...] = ()
     said: tuple[str, ...] = ()
     error: OmnimuseError | None = None
 
+    @property
+    def images(self) -> list[Any]:
+        """The pictures of all outputs."""
+        return self._all("image")
+
+    @property
+    def videos(self) -> list[Any]:
+        """The videos of all outputs."""
+        return self._all("video")
+
+    @property
+    def audios(self) -> list[Any]:
+        """The sounds of all outputs."""
+        return self._all("audio")
+
+    @property
+    def output(self) -> Any:
+        """What `tensors` has of the medium that the model is there for, or None."""
+        return next(iter(self.tensors.values()), None)
+
+    def _all(self, medium: str) -> list[Any]:
+        return [part.data for parts in self.parts for part in parts if part.medium == medium]
+
     def _repr_html_(self) -> str:
-        """What a notebook shows of this result: its pictures and videos, with their seeds."""
+        """What a notebook shows of this result: its pictures, videos and sounds, with their seeds."""
         if self.error is not None:
             return f"<p>{escape(self.prompt)}: {escape(str(self.error))}</p>"
         shown = [f'<img src="data:image/png;base64,{b64encode(image._repr_png_()).decode()}">' for image in self.images]
-        shown += [video._repr_html_() for video in self.videos]
+        shown += [made._repr_html_() for made in (*self.videos, *self.audios)]
         told = [f"seed {', '.join(map(str, self.seeds))}", *self.warnings]
         return "\n".join([*shown, f"<p>{escape(self.prompt)} ({escape('; '.join(told))})</p>"])
 

@@ -24,19 +24,12 @@ class FamilyParams:
 
 
 @dataclass(frozen=True)
-class SoundParams(FamilyParams):
-    """The extension of a model of sound: `sample_rate` is how many samples it makes per second, a fact of it."""
-
-    sample_rate: int = 44_100
-
-
-@dataclass(frozen=True)
 class DiffusionParams:
     """Per-request choices. Every field left at `None` takes the model's default.
 
-    Sizes are pixels, `fps` frames per second, `seed` an integer in [0, 2**63); output i of a request uses seed + i.
-    `output_type` is `"pil"`, `"pt"` (float tensor in [0, 1]) or `"latent"`. `extra` holds the family's own choices,
-    as its dataclass or as a mapping of field names.
+    Sizes are pixels, `fps` frames per second, `seconds` the length of a sound, `seed` an integer in [0, 2**63);
+    output i of a request uses seed + i. `output_type` is `"pil"`, `"pt"` (float tensors) or `"latent"`. `extra` holds
+    the family's own choices, as its dataclass or as a mapping of field names.
     """
 
     num_inference_steps: int | None = None
@@ -47,6 +40,7 @@ class DiffusionParams:
     width: int | None = None
     num_frames: int | None = None
     fps: float | None = None
+    seconds: float | None = None
     seed: int | None = None
     num_outputs_per_prompt: int | None = None
     max_sequence_length: int | None = None
@@ -77,6 +71,7 @@ class Choices(TypedDict, total=False):
     width: int | None
     num_frames: int | None
     fps: float | None
+    seconds: float | None
     seed: int | None
     num_outputs_per_prompt: int | None
     max_sequence_length: int | None

@@ -29,6 +29,10 @@ MAX_TIMEOUT = 1e9
 MAX_TENANT = 256
 PIXEL_BYTES = 24
 """What a pixel of a result takes at the least: three float32 numbers, twice, while it is handed over."""
+SAMPLE_BYTES = 12
+"""What a sample of sound takes at the least: a float32 number, twice, and a whole one in a file."""
+MAX_SECONDS = 24 * 3600.0
+"""Of a sound, for a model that knows no bound of its own."""
 ALWAYS = frozenset(
     {
         "num_inference_steps",
@@ -74,6 +78,7 @@ class Request:
     deadline: float | None = None
     tenant: str = ""
     previews: int = 0
+    chunks: bool = False
 
     @property
     def outputs(self) -> int:
@@ -101,7 +106,8 @@ class Request:
 class Ask:
     """A prompt with how it should be treated; what `make_request` starts from.
 
-    `timeout` is in seconds from submission; `previews` asks for a preview every so many steps (0: none).
+    `timeout` is in seconds from submission; `previews` asks for a preview every so many steps (0: none), `chunks` for
+    pieces of an output as they are finished, where the model finishes it piece by piece.
     """
 
     prompt: str | Mapping[str, Any]
@@ -110,6 +116,7 @@ class Ask:
     timeout: float | None = None
     tenant: str = ""
     previews: int = 0
+    chunks: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class Door:
             width=None if defaults.width is None else min(defaults.width, side),
             num_frames=None if frames is None else min(frames, limits.max_frames),
             max_sequence_length=None if tokens is None else min(tokens, limits.max_sequence_length),
+            seconds=_least(defaults.seconds, limits.sound.seconds if limits.sound else 0.0),
         )
         return Door(spec, limits, limits.fixed.over(fitted.over(defaults)))
 
@@ -157,6 +165,7 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
+        self._check(params)
         if (why := self.spec.objection(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)
@@ -173,6 +182,7 @@ class Door:
             deadline=None if ask.timeout is None else now + ask.timeout,
             tenant=ask.tenant,
             previews=ask.previews,
+            chunks=bool(ask.chunks),
         )
 
     def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...]) -> DiffusionParams:
@@ -281,6 +291,8 @@ class Door:
             _real(name, getattr(p, name), 0.0, 1000.0)
         _real("strength", p.strength, 0.01, 1.0)
         _real("fps", p.fps, 0.01, 1000.0)
+        if p.seconds is not None:
+            self._seconds(p.seconds, p.num_outputs_per_prompt or 1)
         if p.output_type not in ("pil", "pt", "latent"):
             raise RequestError(
                 f"output_type={p.output_type!r} is not known; use 'pil', 'pt' or 'latent'", "output_type"
@@ -301,6 +313,13 @@ class Door:
             "height",
         )
 
+    def _seconds(self, value: Any, outputs: int) -> None:
+        """The length of a sound: at least one sample, and no more of them than can be handed over."""
+        sound = self.limits.sound
+        assert sound is not None, "a family that honours seconds says how it samples"
+        each = sound.rate * sound.channels * SAMPLE_BYTES * outputs  # bytes a second
+        _real("seconds", value, 1 / sound.rate, min(sound.seconds or MAX_SECONDS, self.memory / each))
+
     def _side(self, name: str, value: Any) -> None:
         step = self.limits.size_multiple
         _whole(name, value, step, self.limits.max_side)
@@ -316,6 +335,11 @@ class Door:
             low = value - (value - 1) % step
             legal = f"{low} or {low + step}" if low + step <= most else f"{low}"
             raise RequestError(f"num_frames={value} is not {step}k + 1; use {legal}", "num_frames")
+
+
+def _least(value: float | None, most: float) -> float | None:
+    """`value`, lowered to `most` where there is such a bound (0: there is none)."""
+    return min(value, most) if value is not None and most else value
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:

@@ -42,6 +42,18 @@ class Component:
 
 
 @dataclass(frozen=True)
+class SoundLimits:
+    """Of a model that makes sound: `rate` samples a second in `channels`, at most `seconds` of them (0: it does not
+    say), and from how many sounds it can start.
+    """
+
+    rate: int
+    channels: int = 2
+    seconds: float = 0.0
+    max_inputs: int = 0
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
@@ -49,6 +61,7 @@ class Limits:
     proportions of a picture become legal by `rounding`. `fixed` holds what the family lets people choose but this
     checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all, with the reason. A model of
     videos makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`.
+    `sound` is there where sound comes out, alone or beside a video.
     """
 
     size_multiple: int
@@ -63,6 +76,7 @@ class Limits:
     min_frames: int = 1
     max_frames: int = 1
     min_steps: int = 1
+    sound: SoundLimits | None = None
 
 
 def says_nothing(configs: Configs) -> str:
@@ -99,6 +113,9 @@ class Recognised:
     why: str
     sure: bool = True
 
+
+MEDIA = ("image", "video", "audio", "text")
+"""What a pipeline may make."""
 
 Objection = Callable[[str | None, DiffusionParams], str | None]
 """(negative prompt, complete parameters) -> why they make no sense together, or None."""
@@ -139,7 +156,7 @@ class Spec:
 
     @property
     def medium(self) -> str:
-        """What comes out: "image", "video" or "audio"."""
+        """What it is there for: one of `MEDIA`. A pipeline may make others beside it."""
         return self.tasks[0].rpartition("-")[2]
 
     @property

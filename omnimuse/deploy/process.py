@@ -191,7 +191,7 @@ class Worker:
         request = unpack(command.request, engine.door.spec)
         job = self._jobs[request.id] = Job(request, command.form)
         try:
-            check_form(request, command.form, engine.runner.pipeline.media)
+            check_form(request, command.form, engine.door.spec.medium)
             background.submit(request, partial(self._hear, job))
         except OmnimuseError as error:
             self._end(request.id, error)
@@ -242,8 +242,8 @@ class Worker:
         assert self._background is not None and self._spool is not None
         began, request = time.perf_counter(), job.request
         if job.nan:
-            result = replace(result, output=result.output * float("nan"))
-        shown = present(result, self._background.engine.runner.pipeline.media)
+            result = replace(result, tensors={name: made * float("nan") for name, made in result.tensors.items()})
+        shown = present(result, self._background.engine.door.limits)
         files: list[MadeFile] = []
         for number in range(request.outputs):
             self._faults.reach("worker.encode", number + 1, request.prompt)

@@ -14,31 +14,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from msgspec.structs import replace
 
 from omnimuse.core.errors import RequestError, StorageError
 from omnimuse.core.output import Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
-from omnimuse.media.image import encode_image, from_pixels
-from omnimuse.media.video import Video, encode_video
+from omnimuse.media.finished import FORMATS, encode
+from omnimuse.media.image import from_pixels
+from omnimuse.media.sound import Sound
+from omnimuse.media.video import Video
 
-FORMATS = {"image": ("PNG", "JPEG", "WEBP"), "video": ("MP4",)}
 PREVIEW_QUALITY = 80
 _ROOM = 60_000  # bytes of settings that a JPEG or WebP holds, with some to spare
 _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # no settings of one picture
 
 
 def check_form(request: Request, form: Form, media: str) -> None:
-    """RequestError unless a result of `media` ("image" or "video") can become a file of `form`."""
-    if form.format not in FORMATS[media]:
+    """RequestError unless a result whose first part is of `media` can become a file of `form`."""
+    formats = tuple(dict.fromkeys(FORMATS[media].values()))
+    if form.format not in formats:
         raise RequestError(
-            f"format {form.format} does not fit a model of {media}s; use one of {', '.join(FORMATS[media])}",
+            f"format {form.format} does not fit a model of {media}; use one of {', '.join(formats)}",
             "output_format",
         )
-    if form.quality is not None and form.format == "MP4":
-        raise RequestError(f"quality={form.quality} cannot be chosen for MP4 files; leave it out", "quality")
+    if form.quality is not None and form.format not in ("PNG", "JPEG", "WEBP"):
+        raise RequestError(f"quality={form.quality} cannot be chosen for {form.format} files; leave it out", "quality")
     if request.params.output_type != "pil":
         raise RequestError(
             f"output_type={request.params.output_type!r} cannot be served; leave it out or use 'pil'", "output_type"
@@ -55,28 +57,29 @@ class Spool:
 
     def write(self, number: int, request: Request, result: Result, form: Form) -> MadeFile:
         """Encode and write output `number` of a presented `result`; StorageError when the disk refuses."""
-        made = [*result.images, *result.videos][number]
+        parts = result.parts[number]
         told = {**self.about, **_settings(request, result), "seed": result.seeds[number]}
         settings = told if form.tell else {}
         if form.format in ("JPEG", "WEBP") and len(json.dumps(settings)) > _ROOM:
             settings = {name: value for name, value in settings.items() if "prompt" not in name}
-        content = _encode(made, form, settings)
+        content = encode(parts, form.format, settings, form.quality)
         name = f"{request.id}-{self.name}-{number}.{form.format.lower()}"
         try:
             write_whole(self.folder / name, content)
         except OSError as error:
             raise StorageError(f"the result could not be written: {error.strerror}; free some space") from error
-        width, height = made.frames[0].size if isinstance(made, Video) else made.size
-        return MadeFile(
-            name=name,
-            bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            seed=result.seeds[number],
-            width=width,
-            height=height,
-            frames=len(made.frames) if isinstance(made, Video) else 1,
-            fps=made.fps if isinstance(made, Video) else None,
-        )
+        made = MadeFile(name, len(content), hashlib.sha256(content).hexdigest(), result.seeds[number])
+        return described(made, parts[0].data)
+
+
+def described(file: MadeFile, made: Any) -> MadeFile:
+    """`file` with the size of what is in it: a picture, a video or a sound."""
+    if isinstance(made, Video):
+        width, height = made.frames[0].size
+        return replace(file, width=width, height=height, frames=len(made.frames), fps=made.fps, seconds=made.seconds)
+    if isinstance(made, Sound):
+        return replace(file, frames=0, seconds=made.seconds, rate=made.rate)
+    return replace(file, width=made.width, height=made.height)
 
 
 def preview(pixels: Any) -> bytes:
@@ -93,9 +96,3 @@ def _settings(request: Request, result: Result) -> dict[str, Any]:
     if request.images:
         told["images"] = [picture.digest for picture in request.images]
     return {**told, **{name: value for name, value in chosen.items() if name not in _OF_THE_CALL}}
-
-
-def _encode(made: Image.Image | Video, form: Form, settings: Mapping[str, Any]) -> bytes:
-    if isinstance(made, Video):
-        return encode_video(made, settings)
-    return encode_image(made, form.format, settings, form.quality)

@@ -1,7 +1,7 @@
 """What a front process and its workers say to each other: msgspec structs, nothing that runs code.
 
-One closed union per direction. Pictures and videos travel as files in a folder both sides know (`MadeFile.name` is a
-bare name in it); only previews ride in the message. No torch.
+One closed union per direction. What was made travels as files in a folder both sides know (`MadeFile.name` is a bare
+name in it); only previews ride in the message. No torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file a result becomes: "PNG", "JPEG", "WEBP" or "MP4"; `quality` 1..100 for the lossy ones (None: ours).
+    """The file a result becomes, by a format of `media/finished.py`; `quality` 1..100 of lossy pictures (None: ours).
 
     It tells how it was made, the prompt included, unless `tell` is off.
     """
@@ -106,16 +106,21 @@ class Previewed(Message, frozen=True):
 
 
 class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One output, finished, encoded and synced to disk. Sizes in pixels; videos have frames and a rate."""
+    """One output, finished, encoded and synced to disk.
+
+    Sizes in pixels; videos have frames, sounds have `rate` samples a second, both last for `seconds`.
+    """
 
     name: str
     bytes: int
     sha256: str
     seed: int
-    width: int
-    height: int
+    width: int = 0
+    height: int = 0
     frames: int = 1
     fps: float | None = None
+    seconds: float | None = None
+    rate: int | None = None
 
 
 class Finished(Message, frozen=True):

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omnimuse.diffusion import cosine_dpm
+from omnimuse.diffusion.cosine_dpm import CosineDpm
 from omnimuse.diffusion.schedules import FlowSchedule, unsupported
 from omnimuse.diffusion.solvers import FlowEuler, Solver, Spacing
 from omnimuse.diffusion.unipc import FlowUniPC, uncovered
 from omnimuse.diffusion.wrapped import DiffusersSolver
 
 FLOW_EULER, UNIPC = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"
+COSINE_DPM = "CosineDPMSolverMultistepScheduler"
 
 
 def solver_for(class_name: str, config: Mapping[str, Any], spacing: Spacing = "linear") -> tuple[Solver, str]:
@@ -25,7 +28,12 @@ def solver_for(class_name: str, config: Mapping[str, Any], spacing: Spacing = "l
             return own, f"our flow Euler, equal to the checkpoint's {class_name}"
         wrapped = DiffusersSolver(class_name, config, spacing)
         return wrapped, f"diffusers' {class_name}, because our flow Euler does not cover {option}"
+    if class_name == COSINE_DPM and cosine_dpm.uncovered(config) is None:
+        return CosineDpm.from_config(config), f"our stochastic DPM-Solver++, equal to the checkpoint's {class_name}"
     wrapped = DiffusersSolver(class_name, config, spacing)
+    if class_name == COSINE_DPM:
+        option = cosine_dpm.uncovered(config)
+        return wrapped, f"diffusers' {class_name}, because our solver does not cover {option}"
     if class_name != UNIPC:
         return wrapped, f"diffusers' {class_name}, which the checkpoint names"
     if (option := uncovered(config)) is not None:

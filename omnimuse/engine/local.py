@@ -11,15 +11,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from torch import Tensor
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
-from omnimuse.core.output import Done, Event, Failed, Result
-from omnimuse.core.params import SoundParams
+from omnimuse.core.output import Done, Event, Failed, Part, Result
+from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Request
+from omnimuse.core.spec import Limits
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
 from omnimuse.media.sound import to_sound
@@ -46,8 +48,8 @@ def start(config: Config) -> Engine:
     return Engine(runner, built.door, governor=built.governor)
 
 
-def present(result: Result, media: str) -> Result:
-    """`result` in the form its output type asks for: pictures or videos for "pil", the tensor otherwise.
+def present(result: Result, limits: Limits) -> Result:
+    """`result` in the form its output type asks for: parts for "pil", the tensors otherwise. `limits` are the model's.
 
     NumericalError if an output holds NaN or infinite values. Computes with numpy only (see `Background`), for seconds
     where there are many frames.
@@ -57,21 +59,34 @@ def present(result: Result, media: str) -> Result:
     check_finite(result)
     if result.params.output_type != "pil":
         return result
-    if media == "video":
-        assert result.params.fps, "a family of videos has a default frame rate"
-        return replace(result, videos=[to_video(video, result.params.fps) for video in result.output], output=None)
-    if media == "audio":
-        assert isinstance(result.params.extra, SoundParams), "a family of sound says how fast it samples"
-        rate = result.params.extra.sample_rate
-        return replace(result, audios=[to_sound(sound, rate) for sound in result.output], output=None)
-    assert media == "image", f"no presenter for {media} yet"
-    images: list[Image.Image] = [to_image(picture) for picture in result.output]
-    return replace(result, images=images, output=None)
+    media = result.tensors.items()
+    made = [[_part(medium, value, result.params, limits) for value in values] for medium, values in media]
+    return replace(result, parts=tuple(zip(*made, strict=True)), tensors={})
+
+
+def _part(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> Part:
+    """What people see, hear or read of `value`, which a pipeline made."""
+    if medium == "image":
+        return Part(medium, to_image(value))
+    if medium == "video":
+        assert params.fps, "a family of videos has a default frame rate"
+        return Part(medium, to_video(value, params.fps))
+    if medium == "audio":
+        assert limits.sound is not None, "a family of sound says how it samples"
+        return Part(medium, to_sound(value, limits.sound.rate))
+    return Part(medium, value)
 
 
 def check_finite(result: Result) -> None:
     """NumericalError if an output holds NaN or infinite values."""
-    broken = [i for i, output in enumerate(result.output) if not np.isfinite(output.float().numpy()).all()]
+    broken = sorted(
+        {
+            index
+            for values in result.tensors.values()
+            for index, value in enumerate(values)
+            if isinstance(value, Tensor) and not np.isfinite(value.float().numpy()).all()
+        }
+    )
     if broken:
         raise NumericalError(
             f"outputs {broken} hold values that are not finite numbers; another seed, lower guidance or "

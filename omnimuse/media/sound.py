@@ -1,8 +1,8 @@
 """Sound: samples with a rate, and files that carry the settings they were made with.
 
 Called by the engine, the Python API and the command line. WAV files are written with the standard library, 16 bits a
-sample, as players expect; settings travel as JSON in an `omni` chunk of the RIFF file, which players skip. FLAC and OGG
-files are written by soundfile, an optional library, with the settings in the comment.
+sample, as players expect; settings travel as JSON in an `omni` chunk of the RIFF file, which players skip. FLAC, OGG
+(Vorbis) and MP3 files are written by soundfile, an optional library, with the settings in the comment.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import io
 import json
 import struct
 import wave
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,9 @@ from omnimuse.media.destination import check_destination, write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+FORMATS = MappingProxyType({".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"})
+BLOCK = 65_536
+"""Samples that are handed to an encoder at once: one of OGG overflowed its stack on more."""
 PEAK = 32767  # of a sample of 16 bits
 CHUNK = b"omni"
 
@@ -45,6 +49,12 @@ class Sound:
     def seconds(self) -> float:
         """How long it plays."""
         return self.samples.shape[1] / self.rate
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return (
+            f'<audio controls src="data:audio/wav;base64,{b64encode(encode_sound(self, "WAV", {})).decode()}"></audio>'
+        )
 
     def save(self, path: str | Path) -> None:
         """Write it to `path`, in the format that its suffix names."""
@@ -77,17 +87,25 @@ def save_sound(sound: Sound, path: Path, settings: Mapping[str, Any], *, replace
 
 
 def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> bytes:
-    """The bytes of `sound` as WAV, FLAC (16 bits) or OGG, with `settings` inside.
+    """The bytes of `sound` as WAV, FLAC (16 bits), OGG or MP3, with `settings` inside.
 
-    Samples outside [-1, 1] are clipped.
+    Samples outside [-1, 1] are clipped. RequestError for a rate or a number of channels that the format does not have.
     """
     if format == "WAV":
         return _wav(sound, settings)
     buffer = io.BytesIO()
-    channels = sound.samples.shape[0]
-    with _soundfile().SoundFile(buffer, "w", sound.rate, channels, format=format) as file:
-        file.comment = json.dumps(settings, sort_keys=True)
-        file.write(sound.samples.clip(-1, 1).T)  # [n, channels]
+    library, channels = _soundfile(), len(sound.samples)
+    samples = sound.samples.clip(-1, 1).T  # [n, channels]
+    try:
+        with library.SoundFile(buffer, "w", sound.rate, channels, format=format) as file:
+            file.comment = json.dumps(settings, sort_keys=True)
+            for start in range(0, len(samples), BLOCK):
+                file.write(samples[start : start + BLOCK])
+    except library.LibsndfileError as error:
+        raise RequestError(
+            f"{format} cannot hold {channels} channels of {sound.rate} samples a second ({error}); use WAV",
+            "output_format",
+        ) from None
     return buffer.getvalue()
 
 
@@ -122,7 +140,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _comment(content: bytes) -> dict[str, Any] | None:
-    """The settings in the comment of a FLAC or OGG file."""
+    """The settings in the comment of a FLAC, OGG or MP3 file."""
     library = _soundfile()
     try:
         with library.SoundFile(io.BytesIO(content)) as file:
@@ -136,7 +154,7 @@ def _soundfile() -> Any:
     try:
         return import_module("soundfile")
     except (ImportError, OSError):
-        raise ConfigError('FLAC and OGG files need soundfile: pip install "omnimuse[sound]"') from None
+        raise ConfigError('FLAC, OGG and MP3 files need soundfile: pip install "omnimuse[sound]"') from None
 
 
 def _with_chunk(riff: bytes, content: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Videos: frames with a rate, and MP4 files that carry the settings they were made with.
 
 Called by the engine, the Python API and the command line. Files are H.264 (libx264) in yuv420p with BT.709 colours, so
-that browsers and phones play them, their index in front; settings travel as JSON in the comment. PyAV does the work. It
-is an optional library, imported where a file is written or read.
+that browsers and phones play them, with sound as AAC, their index in front; settings travel as JSON in the comment.
+PyAV does the work. It is an optional library, imported where a file is written or read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,14 +24,17 @@ from PIL import Image
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.image import from_pixels, to_pixels
+from omnimuse.media.sound import Sound
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".mp4",)
+FORMATS = MappingProxyType({".mp4": "MP4"})
 SETTINGS_KEY = "comment"  # of the few tags that MP4 knows, the one that players show
 CODEC = "libx264"
 OPTIONS = {"crf": "17", "preset": "medium"}  # visually lossless
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+AAC_BITS = 192_000
 BT709, LIMITED_RANGE = 1, 1  # numbers of ITU-T H.273
 
 
@@ -64,28 +68,31 @@ def to_video(values: Tensor, fps: float) -> Video:
 
 def check_video_destination(path: Path) -> None:
     """To be asked before any work: RequestError unless a video can be written at `path`, ConfigError without PyAV."""
-    check_destination(path, SUFFIXES)
+    check_destination(path, FORMATS)
     _encoder()
 
 
-def save_video(video: Video, path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
-    """Write `video` as MP4 with `settings` inside; `path` is never half-written.
+def save_video(
+    video: Video, path: Path, settings: Mapping[str, Any], sound: Sound | None = None, *, replace: bool = True
+) -> None:
+    """Write `video`, with `sound` as its track, as MP4 with `settings` inside; `path` is never half-written.
 
     RequestError for another suffix, ConfigError without PyAV, OSError when the disk refuses, FileExistsError where
     there is a file and it may not be replaced.
     """
     check_video_destination(path)
-    write_whole(path, encode_video(video, settings), replace=replace)
+    write_whole(path, encode_video(video, settings, sound), replace=replace)
 
 
-def encode_video(video: Video, settings: Mapping[str, Any]) -> bytes:
-    """The bytes of `video` as MP4, with `settings` inside.
+def encode_video(video: Video, settings: Mapping[str, Any], sound: Sound | None = None) -> bytes:
+    """The bytes of `video`, with `sound` as its track, as MP4, with `settings` inside.
 
-    yuv420p stores colour for two by two pixels: where a side is odd, its last row or column is stored twice.
+    yuv420p stores colour for two by two pixels: where a side is odd, its last row or column is stored twice. A sound of
+    a rate that AAC does not have is stored at the next higher one.
     """
     with tempfile.TemporaryDirectory(prefix="omnimuse-video-") as folder:  # the index goes in front at the end
         path = Path(folder) / "video.mp4"
-        _write(video, path, json.dumps(settings, ensure_ascii=False, sort_keys=True))
+        _write(video, sound, path, json.dumps(settings, ensure_ascii=False, sort_keys=True))
         return path.read_bytes()
 
 
@@ -106,7 +113,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _write(video: Video, path: Path, comment: str) -> None:
+def _write(video: Video, sound: Sound | None, path: Path, comment: str) -> None:
     av, rate = _encoder(), Fraction(video.fps).limit_denominator(1001)
     width, height = (side + side % 2 for side in video.frames[0].size)
     with av.open(str(path), "w", format="mp4", container_options={"movflags": "+faststart"}) as container:
@@ -116,6 +123,7 @@ def _write(video: Video, path: Path, comment: str) -> None:
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED_RANGE
+        track = None if sound is None else _Track(container, sound)  # all streams, before anything is written
         for number, picture in enumerate(video.frames):
             pixels = np.asarray(picture.convert("RGB"))  # [h, w, 3]
             even = np.pad(pixels, ((0, height - len(pixels)), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
@@ -123,7 +131,44 @@ def _write(video: Video, path: Path, comment: str) -> None:
             frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
+            if track is not None:
+                track.write_to((number + 1) / rate)
         container.mux(stream.encode(None))
+        if track is not None:
+            track.write_to(None)
+
+
+class _Track:
+    """The sound of a file that is being written, beside its frames: players want both of a moment close together."""
+
+    def __init__(self, container: Any, sound: Sound) -> None:
+        av = _encoder()
+        self._av, self._container, self._sound = av, container, sound
+        rate = min((r for r in AAC_RATES if r >= sound.rate), default=max(AAC_RATES))
+        self._layout = {1: "mono", 2: "stereo"}.get(len(sound.samples))
+        if self._layout is None:
+            raise RequestError(f"a track has 1 or 2 channels, and this sound {len(sound.samples)}", "output_format")
+        self._stream = container.add_stream("aac", rate=rate, layout=self._layout)
+        self._stream.bit_rate = AAC_BITS
+        self._resampler = av.AudioResampler("fltp", self._layout, rate)
+        self._at = 0
+
+    def write_to(self, seconds: Fraction | None) -> None:
+        """Write what is heard up to `seconds`; None: the rest."""
+        samples, rate = self._sound.samples, self._sound.rate
+        end = samples.shape[1] if seconds is None else min(samples.shape[1], int(seconds * rate))
+        if end > self._at:
+            piece = np.ascontiguousarray(samples[:, self._at : end].clip(-1, 1))
+            frame = self._av.AudioFrame.from_ndarray(piece, format="fltp", layout=self._layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, self._at, Fraction(1, rate)
+            self._encode(self._resampler.resample(frame))
+            self._at = end
+        if seconds is None:
+            self._encode([*self._resampler.resample(None), None])
+
+    def _encode(self, frames: list[Any]) -> None:
+        for frame in frames:
+            self._container.mux(self._stream.encode(frame))
 
 
 def _encoder() -> Any:

@@ -6,14 +6,15 @@ know (`prepare_encode`, `denoise_step`, `step_scheduler`, `post_decode`, `forwar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
-from omnimuse.core.spec import Spec
+from omnimuse.core.spec import MEDIA, Spec
 from omnimuse.pipeline.rows import evaluate
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import REQUEST_FIELDS, State
@@ -26,18 +27,18 @@ class PipelineError(TypeError):
 class Pipeline:
     """A model's declared stages over the live components of a `Context`.
 
-    `result` names the slot that holds the finished output and `media` what it is (`"image"`, `"video"`, `"audio"`).
+    `results` says what a finished output is: by medium (`"image"`, `"video"`, `"audio"`, `"text"`) the slot that holds
+    it, the one that the spec names first. A slot that is None then is a part that this request does without.
     """
 
     spec: ClassVar[Spec]
     stages: ClassVar[tuple[Stage, ...]] = ()
-    result: ClassVar[str] = "image"
-    media: ClassVar[str] = "image"
+    results: ClassVar[Mapping[str, str]] = MappingProxyType({"image": "image"})
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        check_declaration(cls.__name__, cls.stages, cls.result, frozenset(cls.spec.components))
-        cls._last_reader = last_readers(cls.stages, cls.result)
+        check_declaration(cls.__name__, cls.stages, cls.results, cls.spec)
+        cls._last_reader = last_readers(cls.stages, cls.results.values())
 
     _last_reader: ClassVar[dict[str, int]] = {}
 
@@ -126,14 +127,22 @@ class Pipeline:
 
     @torch.inference_mode()
     def post_decode(self, states: Sequence[State]) -> list[Tensor]:
-        """Everything after the first loop, other loops included; returns each state's finished output."""
+        """Everything after the first loop, other loops included; returns each state's finished output.
+
+        Of several media that is the one that the model is there for; `made` has all.
+        """
         for state in states:
             while (stage := self.stage_of(state)) is not None:
                 if isinstance(stage, Loop):
                     self._run_loop(stage, state)
                 else:
                     self.run_stage(stage, state)
-        return [state[self.result] for state in states]
+        return [state[self.results[self.spec.medium]] for state in states]
+
+    def made(self, state: State) -> dict[str, Any]:
+        """What a finished state holds, by medium."""
+        found = {medium: state[slot] for medium, slot in self.results.items()}
+        return {medium: value for medium, value in found.items() if value is not None}
 
     def forward(self, request: Request) -> list[Tensor]:
         """A request from prompt to finished outputs, one tensor per output."""
@@ -158,8 +167,10 @@ class Pipeline:
         return stage
 
 
-def check_declaration(name: str, stages: Sequence[Stage], result: str, components: frozenset[str]) -> None:
-    """PipelineError unless reads have earlier writers, slots have one writer, and used components exist."""
+def check_declaration(name: str, stages: Sequence[Stage], results: Mapping[str, str], spec: Spec) -> None:
+    """PipelineError unless reads have earlier writers, slots have one writer, used components exist, and `results`
+    begins with what the spec says that the model makes.
+    """
     written: dict[str, str] = {}
     for stage in stages:
         label = stage.name or type(stage).__name__
@@ -173,17 +184,21 @@ def check_declaration(name: str, stages: Sequence[Stage], result: str, component
                 )
             written[slot] = label
         for component in stage.uses:
-            if component not in components:
-                raise PipelineError(f"{name}: stage {label} uses {component!r}; the spec has {sorted(components)}")
-    if stages and result not in written:
-        raise PipelineError(f"{name}: no stage writes the result slot {result!r}")
+            if component not in spec.components:
+                raise PipelineError(f"{name}: stage {label} uses {component!r}; the spec has {sorted(spec.components)}")
+    if stages and (lost := sorted(set(results.values()) - set(written))):
+        raise PipelineError(f"{name}: no stage writes the result slot {lost[0]!r}")
+    if unknown := sorted(set(results) - set(MEDIA)):
+        raise PipelineError(f"{name}: results has the medium {unknown[0]!r}; use {', '.join(MEDIA)}")
+    if next(iter(results), None) != spec.medium:
+        raise PipelineError(f"{name}: results must begin with {spec.medium!r}, which its spec says it makes")
 
 
-def last_readers(stages: Sequence[Stage], result: str) -> dict[str, int]:
-    """For every slot but the result, the index of the last stage that touches it."""
+def last_readers(stages: Sequence[Stage], results: Collection[str]) -> dict[str, int]:
+    """For every slot but the results, the index of the last stage that touches it."""
     last: dict[str, Any] = {}
     for index, stage in enumerate(stages):
         for slot in (*stage.reads, *stage.writes):
-            if slot not in REQUEST_FIELDS and slot != result:
+            if slot not in REQUEST_FIELDS and slot not in results:
                 last[slot] = index
     return last

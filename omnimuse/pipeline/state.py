@@ -36,7 +36,8 @@ class State:
 
     `stage` is the index of the stage to run next and `position` the step to take next within a loop. `working` belongs
     to the running loop alone and is emptied when it finishes. `notes` is what stages, by name, have to tell people,
-    `said` what a library warned of that runs the whole pipeline.
+    `said` what a library warned of that runs the whole pipeline. `grown` are pieces of the output that are finished
+    and not yet told to who waits for it: medium, where the piece begins, and what it is.
     """
 
     def __init__(self, request: Request, output: int, *, strict: bool = False) -> None:
@@ -52,6 +53,7 @@ class State:
         self.working: dict[str, Any] = {}
         self.notes: dict[str, TextRead] = {}
         self.said: list[str] = []
+        self.grown: list[tuple[str, int, Any]] = []
         self._slots: dict[str, Any] = {}
         self._strict = strict
         self._open: tuple[frozenset[str], frozenset[str]] | None = None
@@ -70,6 +72,11 @@ class State:
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots
+
+    def grow(self, medium: str, start: int, piece: Any) -> None:
+        """A piece of what this output will hold of `medium` is finished; nobody changes it any more."""
+        if self.request.chunks:
+            self.grown.append((medium, start, piece))
 
     def free(self, name: str) -> None:
         """Empty a slot after its last reader."""

@@ -7,16 +7,17 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result, TextRead
+from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result, TextRead
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
 from omnimuse.offload.residency import Residency
@@ -37,11 +38,11 @@ Offer = tuple[str, int]
 
 @dataclass
 class Job:
-    """A request on the runner: its states still in the making, and the finished outputs [n, ...], on the CPU."""
+    """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU."""
 
     request: Request
     states: dict[str, State]
-    output: Tensor | None = None
+    made: dict[str, Any] = field(default_factory=dict)
     spans: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
     notes: dict[str, TextRead] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
@@ -57,17 +58,32 @@ class Job:
             found[stage] = max(found.get(stage, 0.0), sum(span.seconds() for span in spans))
         return found
 
-    def take(self, state: State, made: Tensor) -> None:
-        """Keep the finished output of `state`, in its place among those of the request."""
-        count = self.request.outputs
-        if self.output is None:
-            alone = made.detach().cpu()[None] if count == 1 else None
-            self.output = torch.empty((count, *made.shape), dtype=made.dtype) if alone is None else alone
-        if count > 1:
-            self.output[state.output].copy_(made.detach())
+    def take(self, state: State, made: Mapping[str, Any]) -> None:
+        """Keep what `state` has made, by medium, in its place among the outputs of the request."""
+        for medium, value in made.items():
+            self.made[medium] = placed(self.made.get(medium), value, state.output, self.request.outputs)
         self.notes.update(state.notes)
         self.said += state.said
         del self.states[state.id]
+
+
+def placed(there: Any, value: Any, index: int, count: int) -> Any:
+    """`there` (None at first) with `value` as number `index` of `count`: a tensor [count, ...] while all that came are
+    tensors of one shape, else a list. On the CPU.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if count == 1:
+            return value.cpu()[None]
+        if there is None:
+            there = torch.empty((count, *value.shape), dtype=value.dtype)
+        if isinstance(there, Tensor) and there.shape[1:] == value.shape:
+            there[index].copy_(value)
+            return there
+        value = value.cpu()
+    several: list[Any] = [None] * count if there is None else list(there)
+    several[index] = value
+    return several
 
 
 class Runner:
@@ -183,7 +199,7 @@ class Runner:
                 continue
             job = self.jobs[state.request.id]
             with self._isolated(job.request.id, "handing over"):
-                job.take(state, state[self.pipeline.result])
+                job.take(state, self.pipeline.made(state))
                 del self.states[state.id]
                 state.clear()
                 if not job.states:
@@ -198,7 +214,7 @@ class Runner:
             request.id,
             request.prompt,
             params,
-            output=job.output,
+            tensors={medium: job.made[medium] for medium in self.pipeline.results if medium in job.made},
             seeds=seeds,
             timings=job.timings(),
             texts=tuple(job.notes.values()),
@@ -239,6 +255,7 @@ class Runner:
         with self._isolated(state.request.id, stage.name):
             self._run_or_recall(stage, state)
             self.jobs[state.request.id].spend(state, stage, self.clock.since(began))
+            self._tell_grown(state)
             self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_recall(self, stage: Stage, state: State) -> None:
@@ -294,10 +311,18 @@ class Runner:
         step, steps = state.position + 1, len(state.plan)
         with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
+            self._tell_grown(state)
             self._events.append(Progress(state.request.id, state.output, loop.name, step, steps))
             every = state.request.previews
             if every and step % every == 0 and step < steps:
                 self._preview(loop, state, step)
+
+    def _tell_grown(self, state: State) -> None:
+        """The pieces of the output that were finished just now."""
+        for medium, start, piece in state.grown:
+            data = piece.detach().float().cpu().numpy() if isinstance(piece, Tensor) else piece
+            self._events.append(Chunk(state.request.id, state.output, medium, start, data))
+        state.grown = []
 
     def _preview(self, loop: Loop, state: State, step: int) -> None:
         """A preview that cannot be made is no reason to end a request: it is left out, counted, and told once."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from omnimuse.compat.diffusers.source import UNKNOWN, Parameter, PipelineSource
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import FamilyParams, SoundParams
+from omnimuse.core.params import FamilyParams
 
 CORE = MappingProxyType(
     {
@@ -36,6 +36,9 @@ CORE = MappingProxyType(
         "frame_rate": "fps",
         "fps": "fps",
         "video_length": "num_frames",
+        "audio_length_in_s": "seconds",
+        "audio_duration_s": "seconds",
+        "audio_duration": "seconds",
     }
 )
 """Parameters that mean what one of ours means: their name, and ours."""
@@ -79,21 +82,17 @@ def extra_parameters(source: PipelineSource) -> list[Parameter]:
     ]
 
 
-def extra_type(source: PipelineSource, sample_rate: int | None) -> type[FamilyParams]:
+def extra_type(source: PipelineSource) -> type[FamilyParams]:
     """A frozen dataclass with a field for each of `extra_parameters`; values that do not fit are refused."""
     parameters = extra_parameters(source)
     made: list[Any] = [(parameter.name, Any, _field(parameter)) for parameter in parameters]
-    base: type[FamilyParams] = FamilyParams
-    if sample_rate is not None:
-        base = SoundParams
-        made.append(("sample_rate", int, field(default=sample_rate)))
     kinds = {parameter.name: parameter for parameter in parameters}
     return make_dataclass(
         f"{source.arch}Params",
         made,
-        bases=(base,),
+        bases=(FamilyParams,),
         frozen=True,
-        namespace={"__post_init__": lambda given: _check(given, kinds, sample_rate)},
+        namespace={"__post_init__": lambda given: _check(given, kinds)},
     )
 
 
@@ -105,7 +104,7 @@ def _field(parameter: Parameter) -> Any:
     return field(default=default, metadata=about)
 
 
-def _check(given: FamilyParams, kinds: Mapping[str, Parameter], sample_rate: int | None) -> None:
+def _check(given: FamilyParams, kinds: Mapping[str, Parameter]) -> None:
     """Refuse what does not fit; lists become tuples where the library wants tuples (JSON knows only lists)."""
     for name, parameter in kinds.items():
         value = getattr(given, name)
@@ -120,11 +119,6 @@ def _check(given: FamilyParams, kinds: Mapping[str, Parameter], sample_rate: int
             wanted = parameter.annotation.removesuffix(" | None")
             raise RequestError(f"extra.{name}={value!r} does not fit this model; give {wanted}", f"extra.{name}")
         object.__setattr__(given, name, fitted)  # in __post_init__ of a frozen class there is no other way
-    if isinstance(given, SoundParams) and given.sample_rate != sample_rate:
-        raise RequestError(
-            f"extra.sample_rate={given.sample_rate} does not fit this model; use {sample_rate} or leave it out",
-            "extra.sample_rate",
-        )
 
 
 def _is_plain(parameter: Parameter) -> bool:

@@ -84,13 +84,19 @@ class CallSteps(Loop):
 
 @dataclass(frozen=True)
 class CallEnd(Loop):
-    """Lets the call run to its end, decoding included; steps that it had not announced are taken one by one."""
+    """Lets the call run to its end, decoding included; steps that it had not announced are taken one by one.
 
-    medium: str
+    `media` says what comes out, each in the slot of its name, and in which field of the library's output it lies.
+    """
+
+    media: tuple[tuple[str, int], ...]
     uses: tuple[str, ...] = ()
     name: str = "decode"
     reads: tuple[str, ...] = ("call",)
-    writes: tuple[str, ...] = ("made",)
+
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(medium for medium, _ in self.media)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         return [Step(0)]
@@ -106,15 +112,18 @@ class CallEnd(Loop):
             state.plan.append(Step(step.index + 1))
 
     def finish(self, ctx: Context, state: State) -> None:
-        made = state["call"].result[0]  # the first field of the library's output
-        state["made"] = to_tensor(made, self.medium, latent=state.request.params.output_type == "latent")
+        made, latent = state["call"].result, state.request.params.output_type == "latent"
+        for medium, field in self.media:
+            there = field < len(made) and made[field] is not None and (medium != "audio" or ctx.limits.sound)
+            state[medium] = to_tensor(made[field], medium, latent=latent) if there else None
 
 
 def pipeline_of(spec: Spec) -> type[Pipeline]:
     """The pipeline of a spec that `spec_of` made."""
     source, uses = read_source(spec.arch), tuple(spec.components)
-    stages = (CallSteps(source, uses), CallEnd(spec.medium, uses))
-    return type(spec.arch, (Pipeline,), {"spec": spec, "stages": stages, "result": "made", "media": spec.medium})
+    stages = (CallSteps(source, uses), CallEnd(tuple(source.media.items()), uses))
+    results = {medium: medium for medium in source.media}
+    return type(spec.arch, (Pipeline,), {"spec": spec, "stages": stages, "results": results})
 
 
 def go_on(call: Call, state: State) -> None:

@@ -77,11 +77,20 @@ class PipelineSource:
 
     @property
     def medium(self) -> str | None:
-        """What comes out: "image", "video", "audio", or None for anything else."""
+        """What comes out first: "image", "video", "audio", or None for anything else."""
         if self.outputs:
             return MEDIA.get(self.outputs[0])
         guess = [medium for word, medium in (("Video", "video"), ("Audio", "audio")) if word in self.arch]
         return guess[0] if guess else "image"
+
+    @property
+    def media(self) -> dict[str, int]:
+        """Every medium that comes out, and which field of the output holds it."""
+        found = {} if self.medium is None else {self.medium: 0}
+        for index, name in enumerate(self.outputs):
+            if name in MEDIA:
+                found.setdefault(MEDIA[name], index)
+        return found
 
     @property
     def hook(self) -> str:

@@ -23,7 +23,7 @@ from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import ALWAYS
-from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
 from omnimuse.loader.checkpoint import Checkpoint
 
 LIBRARY = "diffusers"
@@ -39,8 +39,9 @@ _EXAMPLE_FPS = re.compile(r"export_to_video\([^)]*fps=(\d+)")
 def spec_of(checkpoint: Checkpoint) -> Spec:
     """The spec of `checkpoint`; ModelError where its class is unknown, makes nothing to look at, or differentiates."""
     source = read_source(checkpoint.arch)
-    medium = _medium(source)
-    configs = checkpoint.configs
+    medium, configs = _medium(source), checkpoint.configs
+    if medium == "audio" and _sound(configs) is None:
+        raise ModelError("no configuration of this checkpoint says how many samples its sound has per second")
     return Spec(
         arch=source.arch,
         family=source.arch,
@@ -51,7 +52,7 @@ def spec_of(checkpoint: Checkpoint) -> Spec:
         supported=frozenset(core_parameters(source).values()) | ({"fps"} if medium == "video" else set()),
         limits=lambda configs: _limits(source, configs),
         objection=lambda negative, params: _objection(source, negative, params),
-        extra=extra_type(source, _sample_rate(configs) if medium == "audio" else None),
+        extra=extra_type(source),
         library=LIBRARY,
         notes=notes(source, medium),
     )
@@ -78,7 +79,6 @@ def notes(source: PipelineSource, medium: str) -> dict[str, str]:
     """What is true of a pipeline that runs through the library, each as "answer: reason"."""
     how = "progress bar, as it has no step callback," if source.hook == "progress_bar" else "step callback"
     shown = medium != "audio" and source.shows_latents
-    left = [name for name in source.outputs[1:] if name in ("audio", "audios", "sound")]
     return {
         "runs through": f"{LIBRARY}: as one call per output, since no family here covers {source.arch}",
         "shared forwards": "no: the library calls its networks itself, for one output at a time",
@@ -88,7 +88,6 @@ def notes(source: PipelineSource, medium: str) -> dict[str, str]:
         if shown
         else "no: no picture can be made of what it shows between steps",
         "pause": "between steps: it stands still, and what it holds stays on the device",
-        **({f"its {left[0]}": "left out: one medium comes back"} if left and medium != "audio" else {}),
     }
 
 
@@ -160,6 +159,7 @@ def _limits(source: PipelineSource, configs: Configs) -> Limits:
         max_images=MAX_FRAMES if many else len(pictures),
         refuses=dict.fromkeys(ALWAYS - given - ours, own),
         max_frames=MAX_FRAMES if "num_frames" in ours else 1,
+        sound=_sound(configs) if "audio" in source.media else None,
     )
 
 
@@ -171,17 +171,15 @@ def _objection(source: PipelineSource, negative: str | None, params: DiffusionPa
     return None
 
 
-def _sample_rate(configs: Configs) -> int:
-    """Samples of sound per second: what the last network that says one was made for."""
+def _sound(configs: Configs) -> SoundLimits | None:
+    """Samples of sound per second: what the last network that says one was made for; None where none does."""
     said = [
         rate
         for name in ("vocoder", "vae", "unet", "transformer")
-        for key in ("sampling_rate", "sample_rate")
+        for key in ("output_sampling_rate", "sampling_rate", "sample_rate")
         if isinstance(rate := configs.get(name, {}).get(key), int)
     ]
-    if not said:
-        raise ModelError("no configuration of this checkpoint says how many samples its sound has per second")
-    return said[0]
+    return SoundLimits(said[0]) if said else None
 
 
 def parameter_rows(spec: Spec) -> list[tuple[str, str, str]]:

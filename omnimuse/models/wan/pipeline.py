@@ -14,6 +14,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -148,8 +149,7 @@ class Wan(Pipeline):
         PutBackFirst(),
         DecodeVideo(latents="video_latents"),
     )
-    result = "video"
-    media = "video"
+    results = MappingProxyType({"video": "video"})
 
 
 PIPELINE = Wan

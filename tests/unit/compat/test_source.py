@@ -29,7 +29,7 @@ def test_every_pipeline_that_the_library_exports_can_be_read() -> None:
     for arch in EXPORTED:
         source = read_source(arch)
         assert len({*core_parameters(source), *(p.name for p in picture_parameters(source))}) > 0 or source.parameters
-        family = extra_type(source, None)
+        family = extra_type(source)
         if not any(parameter.required for parameter in extra_parameters(source)):
             assert isinstance(family(), FamilyParams), arch
 
@@ -151,7 +151,7 @@ def test_every_kind_of_parameter_goes_where_it_belongs() -> None:
     ],
 )
 def test_a_value_that_fits_is_kept_as_the_library_wants_it(name: str, given: object, kept: object) -> None:
-    family = extra_type(read_source("StableDiffusionXLPipeline"), None)
+    family = extra_type(read_source("StableDiffusionXLPipeline"))
     assert getattr(family_params(family, {name: given}), name) == kept
 
 
@@ -168,13 +168,13 @@ def test_a_value_that_fits_is_kept_as_the_library_wants_it(name: str, given: obj
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(given: dict[str, object], message: str) -> None:
-    family = extra_type(read_source("StableDiffusionXLPipeline"), None)
+    family = extra_type(read_source("StableDiffusionXLPipeline"))
     with pytest.raises(RequestError, match=message):
         family_params(family, given)
 
 
 def test_a_parameter_without_a_default_must_be_given() -> None:
-    family = extra_type(read_source("BlipDiffusionPipeline"), None)
+    family = extra_type(read_source("BlipDiffusionPipeline"))
     with pytest.raises(RequestError, match="must be given"):
         family()
 

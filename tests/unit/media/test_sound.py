@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from omnimuse.core.errors import RequestError
-from omnimuse.media.sound import Sound, read_settings, save_sound, to_sound
+from omnimuse.media.sound import Sound, encode_sound, read_settings, save_sound, to_sound
 
 
 def test_a_wav_file_holds_the_samples_of_every_channel_in_turn(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_wav_file_holds_the_samples_of_every_channel_in_turn(tmp_path: Path) -
     assert samples.tolist() == [[0, 16384, 32767], [-32767, 32767, -32767]]
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
 @pytest.mark.parametrize("settings", [{"prompt": "rain"}, {"prompt": "a ü"}, {}])
 def test_settings_come_back_from_the_file(suffix: str, settings: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
@@ -32,9 +32,9 @@ def test_settings_come_back_from_the_file(suffix: str, settings: dict[str, objec
     assert read_settings(path) == settings
 
 
-def test_flac_keeps_the_samples_and_ogg_their_number(tmp_path: Path) -> None:
+def test_flac_keeps_the_samples_and_the_others_their_number(tmp_path: Path) -> None:
     sound = to_sound(torch.tensor([[0.0, 0.5, -0.25] * 100, [1.5, -1.0, 0.125] * 100]), 44100)
-    for suffix in (".flac", ".ogg"):
+    for suffix in (".flac", ".ogg", ".mp3"):
         save_sound(sound, tmp_path / f"a{suffix}", {})
         samples, rate = soundfile.read(tmp_path / f"a{suffix}", dtype="float32")
         assert (samples.shape, rate) == ((300, 2), 44100)
@@ -58,8 +58,20 @@ def test_a_file_without_settings_says_so(tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"use one of .flac, .ogg, .wav"):
-        save_sound(Sound(np.zeros((1, 1), np.float32), 8000), tmp_path / "a.mp3", {})
+    with pytest.raises(RequestError, match=r"use one of .flac, .mp3, .ogg, .wav"):
+        save_sound(Sound(np.zeros((1, 1), np.float32), 8000), tmp_path / "a.aiff", {})
+
+
+def test_a_long_sound_fits_every_format(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(2, 50 * 44100)).astype(np.float32)
+    for suffix in (".flac", ".ogg", ".mp3"):
+        save_sound(Sound(noise, 44100), tmp_path / f"a{suffix}", {"prompt": "rain"})
+        assert soundfile.info(tmp_path / f"a{suffix}").frames == 50 * 44100
+
+
+def test_a_rate_that_a_format_does_not_have_is_refused() -> None:
+    with pytest.raises(RequestError, match="MP3 cannot hold 1 channels of 80 samples a second"):
+        encode_sound(Sound(np.zeros((1, 100), np.float32), 80), "MP3", {})
 
 
 def test_a_sound_is_float32_by_channels() -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from omnimuse.core.errors import RequestError
+from omnimuse.media.sound import Sound
 from omnimuse.media.video import (
     Video,
     check_video_destination,
@@ -159,3 +160,56 @@ def test_without_pyav_the_extra_is_named_before_any_work(tmp_path: Path) -> None
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert found.returncode == 1
     assert 'ConfigError: MP4 files need PyAV, which is not installed: pip install "omnimuse[video]"' in found.stderr
+
+
+def tone(rate: int, seconds: float, channels: int = 2, hertz: float = 440.0) -> Sound:
+    """A tone, each channel half as loud as the one before it."""
+    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    return Sound(np.stack([wave / 2**channel for channel in range(channels)]).astype(np.float32), rate)
+
+
+def heard(path: Path) -> tuple[np.ndarray, int]:
+    """The samples [channels, n] of the track, and their rate."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        return np.concatenate(frames, axis=1), container.streams.audio[0].rate
+
+
+@pytest.mark.parametrize(("rate", "stored"), [(44100, 44100), (16000, 16000), (13000, 16000)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_video_has_the_sound_that_belongs_to_it(tmp_path: Path, rate: int, stored: int, channels: int) -> None:
+    """A tone of 440 Hz: as long, as loud in every channel, and as high as it went in."""
+    save_video(clip(frames=24, fps=24.0), tmp_path / "clip.mp4", SETTINGS, tone(rate, 1.0, channels))
+    samples, found = heard(tmp_path / "clip.mp4")
+    assert found == stored
+    assert samples.shape[0] == channels
+    assert samples.shape[1] == pytest.approx(stored, abs=2048)
+    middle = samples[:, stored // 4 : stored // 4 * 3]
+    for channel, level in enumerate(middle.std(axis=1)):
+        assert level == pytest.approx(0.5 / 2**channel / np.sqrt(2), rel=0.05)
+    spectrum = np.abs(np.fft.rfft(middle[0] * np.hanning(middle.shape[1])))
+    assert spectrum.argmax() * stored / middle.shape[1] == pytest.approx(440, abs=3)
+    assert len(decoded(tmp_path / "clip.mp4")) == 24
+    assert read_settings(tmp_path / "clip.mp4") == SETTINGS
+
+
+def test_sound_and_frames_of_a_moment_are_close_together_in_the_file(tmp_path: Path) -> None:
+    save_video(clip(frames=48, fps=24.0), tmp_path / "clip.mp4", {}, tone(44100, 2.0))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        times = {"video": [0.0], "audio": [0.0]}
+        for packet in container.demux():
+            if packet.pts is not None:
+                times[packet.stream.type].append(float(packet.pts * packet.time_base))
+                assert abs(max(times["video"]) - max(times["audio"])) < 0.5
+    assert max(times["audio"]) > 1.9
+
+
+def test_a_sound_may_be_shorter_or_longer_than_its_video(tmp_path: Path) -> None:
+    for seconds in (0.25, 1.5):
+        save_video(clip(frames=16), tmp_path / "clip.mp4", {}, tone(44100, seconds))
+        assert heard(tmp_path / "clip.mp4")[0].shape[1] == pytest.approx(44100 * seconds, abs=2048)
+
+
+def test_a_track_of_many_channels_is_refused() -> None:
+    with pytest.raises(RequestError, match="a track has 1 or 2 channels, and this sound 3"):
+        encode_video(clip(), {}, tone(8000, 0.1, 3))
