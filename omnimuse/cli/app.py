@@ -18,6 +18,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import NoReturn
 
+from omnimuse.cli.layered import CONFIG, read_layered
+from omnimuse.core.config import Environment
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError
 from omnimuse.core.names import MEANINGS, meant
 
@@ -84,6 +86,10 @@ class Parser(argparse.ArgumentParser):
         args.words, args.given = tuple(words), self._given(args)
         return args
 
+    def actions(self) -> list[argparse.Action]:
+        """Everything that can be given, positions included."""
+        return list(self._actions)
+
     def _ours(self, word: str) -> str:
         """`word`, by our name where it is an option that other programs call otherwise."""
         name, given, value = word.partition("=")
@@ -128,8 +134,8 @@ def _said(names: Sequence[str], value: str) -> tuple[str, ...]:
     return (f"{names[-1]}={value}",) if value.startswith("-") else (names[0], value)
 
 
-def parser_of(name: str) -> Parser:
-    """The parser of the command `name`."""
+def parser_of(name: str, *, quiet: bool = False) -> Parser:
+    """The parser of the command `name`; a `quiet` one tells what was given and no defaults."""
     command = import_module(f"omnimuse.cli.{name}")
     parser = Parser(
         prog=f"omnimuse {name}",
@@ -139,6 +145,9 @@ def parser_of(name: str) -> Parser:
     )
     command.add_options(parser)
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    if quiet:
+        for action in parser.actions():
+            action.default = argparse.SUPPRESS
     return parser
 
 
@@ -190,7 +199,11 @@ def dispatch(words: Sequence[str]) -> int:
         hint = nearest(name, list(COMMANDS))
         raise RequestError(f"unknown {what} {name!r}.{hint} The commands are {', '.join(COMMANDS)}")
     command, parser = import_module(f"omnimuse.cli.{name}"), parser_of(name)
-    return int(command.run(parser.read(words[1:])))
+    layered = any(action.dest == CONFIG for action in parser.actions())
+    if not layered:
+        return int(command.run(parser.read(words[1:])))
+    quiet = parser_of(name, quiet=True)
+    return int(command.run(read_layered(parser, quiet, words[1:], Environment.options())))
 
 
 def exit_code(error: Exception) -> int:

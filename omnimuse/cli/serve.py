@@ -4,6 +4,11 @@ examples:
   omnimuse serve
   omnimuse serve /models/Z-Image-Turbo --dtype bfloat16 --port 9000
   omnimuse serve --host 0.0.0.0 --api-key-file keys.txt --replicas 2
+  omnimuse serve --config serve.toml
+
+Every option can also be set in a file (max-queue = 64 for --max-queue 64) and in the environment
+(OMNIMUSE_MAX_QUEUE=64); several values are a list in the file and have commas between them in the environment. The
+command line counts before the environment, that before the file, that before the default.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
     parser.add_argument("--model-name", metavar="NAME", help="what clients call it (default: its id or folder)")
     where = parser.add_argument_group("where it listens, and who may ask")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")

@@ -213,6 +213,12 @@ class Environment:
         )
 
     @staticmethod
+    def options() -> dict[str, str]:
+        """What is set behind `OMNIMUSE_`, by the rest of the name; an empty variable is as good as none."""
+        ours = "OMNIMUSE_"
+        return {name[len(ours) :]: text for name, text in os.environ.items() if name.startswith(ours) and text}
+
+    @staticmethod
     def for_workers() -> dict[str, str]:
         """The environment of worker processes: this one, with ranks that meet on the loopback interface only."""
         loopback = "lo0" if sys.platform == "darwin" else "lo"

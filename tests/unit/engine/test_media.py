@@ -18,10 +18,10 @@ from omnimuse.core.errors import NumericalError
 from omnimuse.core.output import Chunk, Done, Event, Progress, Result
 from omnimuse.core.request import Ask, Door
 from omnimuse.core.spec import SoundLimits
+from omnimuse.deploy.results import Spool
+from omnimuse.deploy.wire import Form
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present
-from omnimuse.engine.results import Spool
-from omnimuse.engine.wire import Form
 from omnimuse.media.finished import save
 from omnimuse.media.sound import Sound
 from omnimuse.media.video import Video

@@ -1,0 +1,136 @@
+"""A server's options from the command line, the environment and a file: every one of them, in this order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnimuse.cli.app import main, parser_of
+from omnimuse.cli.layered import Option, options_of, read_layered
+from omnimuse.core.errors import ConfigError, RequestError
+
+OPTIONS = options_of(parser_of("serve"))
+"""The one table: what the parser of `omnimuse serve` takes."""
+
+
+def read(*words: str, **environment: str) -> argparse.Namespace:
+    return read_layered(parser_of("serve"), parser_of("serve", quiet=True), words, environment)
+
+
+def saying(option: Option, number: int) -> tuple[object, str, list[str]]:
+    """The `number`th value of an option: as a file has it, as the environment has it, as a command line has it."""
+    if option.flag:
+        return True, "1", [option.word]
+    one = {int: 3 + number, float: 1.5 + number}.get(option.kind, f"value-{number}")
+    words = [f"{option.word}={one}" if option.word else str(one)]
+    return [one] if option.many else one, str(one), words
+
+
+def value(args: argparse.Namespace, option: Option) -> object:
+    return vars(args)[option.dest]
+
+
+def test_every_option_of_the_help_can_stand_in_a_file_and_in_the_environment() -> None:
+    words = {word for action in parser_of("serve").actions() for word in action.option_strings}
+    assert words - {option.word for option in OPTIONS.values()} == {"-h", "--help", "--debug", "--config"}
+    assert "model" in OPTIONS and len(OPTIONS) > 30
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_command_line_counts_before_the_environment_before_the_file_before_the_default(
+    name: str, tmp_path: Path
+) -> None:
+    option = OPTIONS[name]
+    (in_file, _, file_words), (_, text, text_words), (_, _, line) = (saying(option, number) for number in range(3))
+    file = tmp_path / "serve.toml"
+    file.write_text(f"{name} = {json.dumps(in_file)}\n")
+    expected = [parser_of("serve").read(words) for words in ([], file_words, text_words, line)]
+    assert value(read(), option) == value(expected[0], option)
+    assert value(read("--config", str(file)), option) == value(expected[1], option) != value(expected[0], option)
+    set_there = {option.variable: text}
+    assert value(read("--config", str(file), **set_there), option) == value(expected[2], option)
+    assert value(read("--config", str(file), *line, **set_there), option) == value(expected[3], option)
+    if option.flag:
+        off = read("--config", str(file), **{option.variable: "off"})
+        assert value(off, option) == value(expected[1 if option.dest != option.variable.lower() else 0], option)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_name_that_is_not_quite_an_option_is_refused_with_the_nearest(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(f"{name}x = 1\n")
+    with pytest.raises(ConfigError, match=rf"there is no option '{name}x'\. Did you mean {name}\?"):
+        read("--config", str(file))
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.takes != "text"])
+def test_a_value_of_another_kind_is_refused_where_it_was_said(name: str, tmp_path: Path) -> None:
+    option, file = OPTIONS[name], tmp_path / "serve.toml"
+    file.write_text(f"{name} = {{}}\n")
+    with pytest.raises(ConfigError, match=rf"serve\.toml: {name}=.* use {option.takes}"):
+        read("--config", str(file))
+    if not option.many:
+        with pytest.raises(ConfigError, match=rf"OMNIMUSE_{option.variable}='perhaps' is not understood; use"):
+            read(**{option.variable: "perhaps"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("port = ", "is no TOML"),
+        ("port = true", "port=True is not understood; use a whole number"),
+        ("exact = true\ntier = 'fast'", "say the same thing twice"),
+        ("max-queue = 1\nmax_queue = 2", "say the same thing twice"),
+        ("debug = true", "belongs on the command line"),
+        ("[engine]\ndtype = 'float32'", "there is no option 'engine'"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read("--config", str(tmp_path / "serve.toml"))
+
+
+def test_a_file_that_is_not_there_is_refused_and_the_environment_may_name_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--config", str(tmp_path / "nothing.toml")]) == 2
+    assert "nothing.toml cannot be read" in capsys.readouterr().err
+    (tmp_path / "serve.toml").write_text("port = 9\n")
+    assert read(CONFIG=str(tmp_path / "serve.toml")).port == 9
+
+
+def test_a_variable_that_sets_nothing_is_told_with_the_nearest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        read(MAX_QEUE="3", FAULT="worker.step:1:kill")
+    assert [record.getMessage() for record in caplog.records] == [
+        "OMNIMUSE_MAX_QEUE sets nothing here; did you mean OMNIMUSE_MAX_QUEUE?"
+    ]
+
+
+def test_the_help_tells_of_the_file_the_environment_and_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "command line counts before the environment, that before the file, that before the default" in said
+
+
+def test_an_unknown_option_of_the_command_line_is_still_refused() -> None:
+    with pytest.raises(RequestError, match="unknown option --max-qeue"):
+        read("--max-qeue", "3")
+
+
+def test_what_is_set_in_the_environment_is_read_and_an_empty_variable_is_as_good_as_none() -> None:
+    program = "from omnimuse.core.config import Environment; print(sorted(Environment.options().items()))"
+    there = {**os.environ, "OMNIMUSE_PORT": "9", "OMNIMUSE_HOST": "", "OTHER_PORT": "8"}
+    told = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
+    assert "('PORT', '9')" in told.stdout and "HOST" not in told.stdout and "8" not in told.stdout
