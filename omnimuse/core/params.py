@@ -30,11 +30,24 @@ class SoundParams(FamilyParams):
     sample_rate: int = 44_100
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScheduleParams:
+    """Per-request choices of how the noise falls, for models of flow matching; `None`: as the checkpoint has it.
+
+    `flow_shift` moves the noise levels towards 1 (1 moves nothing), in place of a shift that follows the size. Above
+    `boundary_ratio` of the noise the first of two experts evaluates. `scheduler` is a key of `flow.SCHEDULERS`.
+    """
+
+    flow_shift: float | None = None
+    boundary_ratio: float | None = None
+    scheduler: str | None = None
+
+
 @dataclass(frozen=True)
-class DiffusionParams:
+class DiffusionParams(ScheduleParams):
     """Per-request choices. Every field left at `None` takes the model's default.
 
-    Sizes are pixels, `fps` frames per second, `seed` an integer in [0, 2**63); output i of a request uses seed + i.
+    Sizes are pixels, `fps` frames per second, `seed` an integer in [0, 2**64); output i of a request uses seed + i.
     `output_type` is `"pil"`, `"pt"` (float tensor in [0, 1]) or `"latent"`. `extra` holds the family's own choices,
     as its dataclass or as a mapping of field names.
     """
@@ -66,7 +79,15 @@ class DiffusionParams:
         return replace(defaults, **chosen)
 
 
-class Choices(TypedDict, total=False):
+class ScheduleChoices(TypedDict, total=False):
+    """The fields of `ScheduleParams` as keywords."""
+
+    flow_shift: float | None
+    boundary_ratio: float | None
+    scheduler: str | None
+
+
+class Choices(ScheduleChoices, total=False):
     """The fields of `DiffusionParams` as keywords."""
 
     num_inference_steps: int | None

@@ -45,7 +45,8 @@ class Limits:
 
     A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt. `fixed` holds what the
     family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
-    all, with the reason. A model of videos makes 1 + k * `frame_step` frames, at most `max_frames`.
+    all, with the reason. A model of videos makes 1 + k * `frame_step` frames, at most `max_frames`. Of a model of
+    `flow` matching the schedule can be chosen, too; the door finds that out.
     """
 
     size_multiple: int
@@ -58,6 +59,7 @@ class Limits:
     frame_step: int = 1
     max_frames: int = 1
     min_steps: int = 1
+    flow: bool = False
 
 
 def says_nothing(configs: Configs) -> str:
