@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams, FamilyParams, check_family_params, family_params
@@ -62,7 +63,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock."""
+    """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
+
+    `branches` are those of the model's guidance that some step evaluates.
+    """
 
     id: str
     prompt: str
@@ -74,6 +78,7 @@ class Request:
     deadline: float | None = None
     tenant: str = ""
     previews: int = 0
+    branches: tuple[str, ...] = ONLY_POSITIVE
 
     @property
     def outputs(self) -> int:
@@ -151,7 +156,7 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
-        if (why := self.spec.objection(negative, params)) is not None:
+        if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)
         extra = family_params(self.spec.extra, chosen.extra)
@@ -167,6 +172,7 @@ class Door:
             deadline=None if ask.timeout is None else now + ask.timeout,
             tenant=ask.tenant,
             previews=ask.previews,
+            branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
 
     def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...]) -> DiffusionParams:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from omnimuse.core import autoencoder
 from omnimuse.core.errors import ModelError
+from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import OPTIONS, Component, Configs, Limits, Spec, Variant
 from omnimuse.models.wan.weights import FLOAT32
@@ -60,14 +61,6 @@ def limits(configs: Configs) -> Limits:
         frame_step=temporal,
         max_frames=temporal * (positions - 1) + 1,
     )
-
-
-def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
-    """A negative prompt needs guidance to work through."""
-    scale = max(params.guidance_scale or 0.0, params.guidance_scale_2 or 0.0)
-    if negative_prompt and scale <= 1:
-        return f"negative_prompt does nothing while guidance_scale is {scale:g}; choose a scale above 1"
-    return None
 
 
 def two_experts(configs: Configs) -> str:
@@ -127,7 +120,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "guidance_scale_2", "num_frames", "fps"}),
     limits=limits,
-    objection=objection,
+    guidance=Guidance(("guidance_scale", "guidance_scale_2")),
     also=("WanVideoToVideoPipeline",),
     variants=(
         Variant("Wan2.1-T2V", ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"), DEFAULTS, plain),
