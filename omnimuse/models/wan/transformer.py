@@ -87,7 +87,7 @@ class WanStatic:
     """What stays the same over all steps of one video: the embedded prompt, and where the tokens stand."""
 
     text: Tensor  # [L, D]
-    rope: Tensor  # [S, H/2, 2], float32
+    rope: Tensor  # [S, 2, H/2, 2], float32
 
     @property
     def tokens(self) -> int:
@@ -116,7 +116,7 @@ class WanCond:
 
     layout: Layout
     spans: tuple[int, ...]
-    rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
+    rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     time: Tensor  # [P, 6 D], float32
     text: Tensor  # packed by text_layout, [R, L, D] or [1, T', D]
     text_layout: Layout
