@@ -159,10 +159,11 @@ async def _closed_loop(client: Client, load: Load, watch: Watch) -> None:
 
     async def one() -> None:
         for _ in numbers:
-            if end is not None and client.now() >= end:
+            due = client.now()
+            if end is not None and due >= end:
                 return
             entry, prompt = next(entries)
-            outcome = await client.ask(entry, prompt, client.now())
+            outcome = await client.ask(entry, prompt, due)
             watch(outcome)
             if outcome.code:
                 pause = outcome.retry_after

@@ -145,8 +145,8 @@ class Qwen3Encoder(nn.Module):
             causal = positions[None, :] <= positions[:, None]  # [S, S]
             mask = causal & attention_mask[:, None, None, :].bool()  # [B, 1, S, S]
         embedded = self.embed_tokens(input_ids)  # [B, S, D]
-        table = rotary_table(positions[:, None], (self.config.head_dim,), self.config.rope_theta)  # [S, H/2, 2]
-        cos, sin = table.to(embedded.dtype)[:, None].unbind(-1)
+        table = rotary_table(positions[:, None], (self.config.head_dim,), self.config.rope_theta).to(embedded.dtype)
+        cos, sin = table[:, :1, :, 0], table[:, 1:, :, 1]  # [S, 1, H/2]
         return Encoded(HiddenStates(self, embedded, Conditions(cos, sin, mask)))
 
 

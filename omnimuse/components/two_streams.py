@@ -51,7 +51,7 @@ class TwoStreamStatic:
     """What stays the same over all steps of one image; families add what else they need."""
 
     text: Tensor  # [S_text, D]
-    rope: Tensor  # [S_text + S_image, H/2, 2], float32
+    rope: Tensor  # [S_text + S_image, 2, H/2, 2], float32
 
     @property
     def text_tokens(self) -> int:
@@ -78,7 +78,7 @@ class TwoStreamCond:
     layout: Layout  # both
     text: Layout
     image: Layout
-    rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
+    rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     vector: Tensor  # [R, D]: what scales, shifts and gates every block
 
     @property

@@ -21,7 +21,6 @@ from omnimuse.layers.steady import SteadyActivation, SteadyLinear, steady_height
 from omnimuse.loader.tensors import DtypePolicy
 
 SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
-THREADS = 2  # with more, the rotation of queries and keys may be shared out in the middle of a vector
 
 Heights = dict[tuple[int, int, bool, torch.dtype], tuple[int, ...]]
 
@@ -32,9 +31,6 @@ def obstacle(config: Config, device: torch.device) -> str | None:
         return f"what depends on company on {device.type} has not been measured yet"
     if config.compile.mode != "none":
         return "compiled blocks are other code for one row than for several"
-    if torch.get_num_threads() > THREADS:
-        found = torch.get_num_threads()
-        return f"it is proved for at most {THREADS} threads, and torch has {found} (--threads {THREADS})"
     return None
 
 

@@ -57,7 +57,7 @@ def strangers(engine: Engine, asks: list[Ask]) -> dict[str, list[Tensor]]:
     return {name: tensors for name, tensors in differ.items() if tensors}
 
 
-@pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("float32", 2), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("float32", 2), ("float32", 4), ("bfloat16", 2)])
 def test_in_company_is_alone_bit_for_bit_while_forwards_are_shared(subject: Subject, dtype: str, threads: int) -> None:
     config = subject.config(schedule=INVARIANT, host=HostConfig(threads=threads))
     engine = start(replace(config, model=replace(config.model, dtype=dtype)))
@@ -85,7 +85,7 @@ def test_compiled_blocks_cannot_be_invariant_and_say_so(subject: Subject, engine
         engine_with(schedule=INVARIANT, compile=CompileConfig("blocks"))
 
 
-@pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "threads"), [(d, t) for d in ("float32", "bfloat16") for t in (1, 2, 3, 4)])
 def test_the_demo_model_with_its_own_weights_draws_the_same_in_any_company(dtype: str, threads: int) -> None:
     def ask(seed: int, **choices: object) -> Ask:
         chosen = {"num_inference_steps": 3, "guidance_scale": 2.0, **choices}

@@ -41,12 +41,12 @@ def filled(ours: nn.Module, weights: dict[str, Tensor], name: str) -> nn.Module:
 def case(rows: int) -> tuple[TwoStreamCond, Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Conditions, text [R, S, D], image [R, S, D], and the rotary table as diffusers has it."""
     positions = torch.arange(TEXT + IMAGE)[:, None].expand(-1, 3)
-    table = rotary_table(positions, (4, 6, 6), 10_000.0, exact=True)  # [S, H/2, 2]
+    table = rotary_table(positions, (4, 6, 6), 10_000.0, exact=True)  # [S, 2, H/2, 2]
     text, image = Layout((TEXT,) * rows), Layout((IMAGE,) * rows)
     both = Layout((TEXT + IMAGE,) * rows)
     vector = draw(3, rows, DIM)
     cond = TwoStreamCond(both, text, image, both.pack([table] * rows), torch.nn.functional.silu(vector))
-    cos, sin = (table[..., i].repeat_interleave(2, dim=-1) for i in (0, 1))  # [S, H]
+    cos, sin = (table[:, i, :, i].repeat_interleave(2, dim=-1) for i in (0, 1))  # [S, H]
     return cond, draw(1, rows, TEXT, DIM), draw(2, rows, IMAGE, DIM), (cos, sin)
 
 

@@ -157,7 +157,7 @@ class Chaos:
         self._start_again()
 
     def _start(self) -> WholeServer:
-        """On a CPU with two threads the default tier is "invariant", and files of one seed are compared here."""
+        """On a CPU the default tier is "invariant", with one number of threads: files of one seed must be equal."""
         return WholeServer(self._folder, "--device", "cpu", "--threads", "2")
 
     def _start_again(self) -> None:

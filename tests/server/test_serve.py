@@ -251,7 +251,7 @@ def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) 
         server.wait_ready()
         workers = server.workers()
         drawing, answers = begin_slowly(server)
-        status, _ = server.end()
+        status = server.end()
         drawing.join(60)
         assert status == 0
         assert (answers[0].status, answers[0].json["error"]["code"]) == (503, "server_draining")
@@ -259,13 +259,11 @@ def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) 
         assert wait_gone(workers)
 
 
-def test_an_idle_server_ends_within_three_seconds(tmp_path: Path) -> None:
-    with WholeServer(tmp_path) as server:
+def test_an_idle_server_ends_without_the_time_that_what_is_in_progress_would_get(tmp_path: Path) -> None:
+    with WholeServer(tmp_path, "--drain-timeout", "100000") as server:
         server.wait_ready()
         workers = server.workers()
-        status, seconds = server.end()
-        assert status == 0
-        assert seconds < 3
+        assert server.end() == 0
         assert wait_gone(workers)
 
 
@@ -294,13 +292,12 @@ def test_connections_that_are_held_open_are_closed_when_the_server_ends(tmp_path
                     pass
 
 
-def test_an_interrupt_while_loading_leaves_nothing_behind(tmp_path: Path) -> None:
-    with WholeServer(tmp_path) as server:
+def test_an_interrupt_while_a_worker_starts_waits_for_no_start_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with WholeServer(tmp_path, faults="worker.start:1:hang:always") as server:
         assert server.url
-        time.sleep(0.5)
-        workers = server.workers()
-        _, seconds = server.end(signal.SIGINT)
-        assert seconds < 3
+        while not (workers := server.workers()):
+            time.sleep(0.02)
+        server.end(signal.SIGINT)
         assert wait_gone(workers)
 
 

@@ -99,7 +99,7 @@ class WanStatic:
     """
 
     text: Tensor  # [L, D]
-    rope: Tensor  # [S, H/2, 2], float32
+    rope: Tensor  # [S, 2, H/2, 2], float32
     image: Tensor | None = None  # [I, D]
     known: Tensor | None = None
 
@@ -130,7 +130,7 @@ class WanCond:
 
     layout: Layout
     spans: tuple[int, ...]
-    rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
+    rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     time: Tensor  # [P, 6 D], float32
     text: Tensor  # packed by text_layout, [R, L, D] or [1, T', D]
     text_layout: Layout

@@ -80,7 +80,7 @@ class ZImageStatic:
     """What stays the same over all steps of one image: the refined caption and all tokens' positions."""
 
     caption: Tensor  # [S_caption, D], S_caption a multiple of TOKEN_MULTIPLE
-    rope: Tensor  # [S_image + S_caption, H/2, 2], float32
+    rope: Tensor  # [S_image + S_caption, 2, H/2, 2], float32
     height: int  # latent pixels
     width: int
 
@@ -111,7 +111,7 @@ class ZImageCond:
     """
 
     layout: Layout
-    rope: Tensor  # packed, [R, S, H/2, 2] or [1, T, H/2, 2]
+    rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     time: Tensor | None = None  # [R, M]
 
     @property

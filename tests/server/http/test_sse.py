@@ -89,7 +89,7 @@ def test_the_source_is_closed_as_soon_as_the_client_goes() -> None:
         while not client.answer.content:
             await asyncio.sleep(0.01)
         client.leave.set()
-        await asyncio.wait_for(serving, 2)
+        await asyncio.wait_for(serving, 60)
         assert not client.answer.whole
 
     asyncio.run(main())
@@ -109,7 +109,7 @@ def test_the_source_is_closed_when_the_client_goes_while_it_does_not_read() -> N
         serving = asyncio.create_task(response(scope(), client.receive, send))
         await asyncio.sleep(0.05)
         client.leave.set()
-        await asyncio.wait_for(serving, 2)
+        await asyncio.wait_for(serving, 60)
 
     asyncio.run(main())
     assert closed == ["cancelled", "closed"]

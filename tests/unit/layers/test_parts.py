@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from diffusers.models.normalization import RMSNorm as ReferenceRMSNorm
 from diffusers.models.transformers.transformer_z_image import FeedForward, RopeEmbedder, TimestepEmbedder
 
@@ -68,12 +68,13 @@ def test_rotary_tables_equal_the_reference_bit_for_bit():
     axes, generator = (4, 6, 6), torch.Generator().manual_seed(0)
     positions = torch.randint(0, 100, (50, 3), generator=generator)
     reference = RopeEmbedder(256.0, axes, (100, 100, 100))(positions)
-    assert torch.equal(torch.view_as_complex(rotary_table(positions, axes, 256.0)), reference)
+    cosines, sines = rotary_table(positions, axes, 256.0).unbind(1)
+    assert torch.equal(torch.view_as_complex(cosines + sines), reference)
 
 
 def test_rotation_keeps_the_length_of_every_pair_and_depends_on_distance_only():
     positions = torch.tensor([[5], [9], [25], [29]])
-    table = rotary_table(positions, (8,), 100.0)[None]  # [1, 4, 4, 2]
+    table = rotary_table(positions, (8,), 100.0)[None]  # [1, 4, 2, 4, 2]
     q, k = draw(8), draw(8, seed=1)
     turned_q, turned_k = rotate(torch.stack([q, k]).expand(1, 4, 2, 8)[..., None, :], table)[0, :, :, 0].unbind(1)
     pairs = turned_q.unflatten(-1, (-1, 2)).norm(dim=-1)
@@ -85,3 +86,19 @@ def test_rotation_computes_in_float32_and_returns_the_dtype_it_was_given():
     table = rotary_table(torch.tensor([[7]]), (8,), 100.0)[None]
     x = draw(1, 1, 2, 3, 8).bfloat16()
     assert torch.equal(rotate(x, table), rotate(x.float(), table).bfloat16())
+
+
+@pytest.mark.parametrize("head_dim", [20, 64])  # pairs that are not, and that are, whole vectors
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_a_token_is_turned_as_the_reference_does_wherever_it_lies_and_whatever_the_threads(head_dim, threads):
+    positions = torch.arange(1103)[:, None]
+    x, table = draw(1, 1103, 2, 2, head_dim), rotary_table(positions, (head_dim,), 100.0, exact=True)[None]
+    angles = torch.outer(positions[:, 0].double(), 100.0 ** -(torch.arange(0, head_dim, 2).double() / head_dim))
+    repeated = [part.float().repeat_interleave(2, dim=1) for part in (angles.cos(), angles.sin())]
+    expected = apply_rotary_emb(x.flatten(2, 3), repeated, sequence_dim=1).view_as(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = [rotate(x[:, :count], table[:, :count]) for count in (1, 2, 5, 130, 1100, 1103)]
+    torch.set_num_threads(before)
+    for turned in found:
+        assert torch.equal(turned, expected[:, : turned.shape[1]])
