@@ -165,17 +165,21 @@ class _Child:
     async def start(cls, command: tuple[str, ...]) -> Self:
         """A child that begins; OSError if the system has no room for it."""
         ours, theirs = socket.socketpair()
-        try:
-            with theirs:
+        with theirs:
+            try:
+                reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE)
+            except BaseException:
+                ours.close()
+                raise
+            try:  # last: nothing is waited for while nobody could end it
                 process = subprocess.Popen(
                     command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL, env=ENVIRONMENT,
                     cwd="/", start_new_session=True,
                 )  # fmt: skip
-        except OSError:
-            ours.close()
-            raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_LINE)
-        return cls(process, reader, writer)
+            except OSError:
+                writer.transport.abort()
+                raise
+            return cls(process, reader, writer)
 
     @property
     def alive(self) -> bool:
@@ -219,11 +223,12 @@ class _Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._writer.transport.abort()
         end = time.monotonic() + _END
-        while self._process.poll() is None:
-            if time.monotonic() > end:
+        try:
+            while self._process.poll() is None and time.monotonic() < end:
+                await asyncio.sleep(_LOOK)
+        finally:
+            if self._process.returncode is None:
                 threading.Thread(target=self._process.wait, daemon=True).start()
-                return
-            await asyncio.sleep(_LOOK)
 
     async def _give(self, question: Question) -> None:
         content = question.content
