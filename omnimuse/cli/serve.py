@@ -14,6 +14,7 @@ command line counts before the environment, that before the file, that before th
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from omnimuse.cli.engine import add_engine_options, read_config
@@ -60,6 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     strangers.add_argument("--max-connections", type=int, default=1024, metavar="N", help="open at once (1024)")
     strangers.add_argument("--max-per-address", type=int, default=256, metavar="N", help="of one address (256)")
     strangers.add_argument("--max-rate", type=int, default=0, metavar="N", help="requests a minute of one key (any)")
+    strangers.add_argument(
+        "--tenant-share", type=float, default=1.0, metavar="PART", help="of all places for one key, such as 0.5 (1)"
+    )
     strangers.add_argument("--max-jobs", type=int, default=1000, metavar="N", help="jobs kept for one key (1000)")
     strangers.add_argument("--max-kept", type=float, default=8, metavar="GIB", help="GiB kept for one key (8)")
     keep = parser.add_argument_group("what it keeps")
@@ -84,10 +88,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--allow-url-fetch and --fetch-host NAME go together: nothing is fetched from other hosts")
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{args.port}"
     config = read_config(args)
+    config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
     guard = Guard(
         max_connections=args.max_connections,
         max_per_address=args.max_per_address,
         per_minute=args.max_rate,
+        tenant_share=args.tenant_share,
         max_jobs=args.max_jobs,
         max_kept=int(args.max_kept * 2**30),
         allowed_hosts=tuple(host.lower() for host in args.allowed_host),

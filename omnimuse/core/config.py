@@ -136,8 +136,9 @@ class ScheduleConfig:
     `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no bound),
     `max_running` the outputs in progress and `max_queue` the requests waiting. A request that came `patience` seconds
     ago is late, and half of its tenant's work goes to late ones. A request keeps its place for `slice` seconds at least
-    while others wait for one, and ends after `max_run` seconds in progress (None: no bound). Requests
-    share ticks as far as sharing their forwards is measured to save time, or `company` "always". `tier` is what company
+    while others wait for one, and ends after `max_run` seconds in progress (None: no bound). One tenant has at most
+    `tenant_share` (0 to 1) of the places and tokens, also while nobody else wants them, or one request. Requests share
+    ticks as far as sharing their forwards is measured to save time, or `company` "always". `tier` is what company
     may change in a result (`docs/tiers.md`): nothing in "exact", which never shares a forward, and in "invariant",
     which does; its last bits in "fast"; "auto" lets the build decide and say why. `memo_bytes` bounds the cache of
     one-shot stage outputs.
@@ -150,6 +151,7 @@ class ScheduleConfig:
     patience: float = 300.0
     slice: float = 2.0
     max_run: float | None = None
+    tenant_share: float = 1.0
     company: Literal["measured", "always"] = "measured"
     tier: Literal["auto", "fast", "invariant", "exact"] = "auto"
     memo_bytes: int = 256 * 2**20
@@ -164,6 +166,11 @@ class ScheduleConfig:
         for name, value in (("patience", self.patience), ("slice", self.slice), ("max_run", self.max_run)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}={value} is not allowed; use a number of seconds, at least 0")
+        if not 0 < self.tenant_share <= 1:
+            message = (
+                f"tenant_share={self.tenant_share} is not allowed; use a part of all places, above 0 and at most 1"
+            )
+            raise ConfigError(message)
 
     @property
     def exact(self) -> bool:

@@ -3,7 +3,8 @@
 Pure bookkeeping of names and numbers, driven by the engine under its lock, which tells the time. No torch, no events.
 
 Between tenants: each is charged for the work done for it, and who has been served least comes first. Whoever was away
-starts level with the least served one present; what a tenant took beyond that is remembered.
+starts level with the least served one present; what a tenant took beyond that is remembered. No tenant holds more than
+its share of the places, also where nobody else wants them.
 Within a tenant: higher priority first, then the nearer deadline, then the least work left, so that short requests do
 not wait for long ones. But requests that came long ago are late, and half of a tenant's work goes to them, the oldest
 first, so that nobody waits for ever.
@@ -31,7 +32,7 @@ Cost = Callable[[str], int | None]
 """(state id) -> the work of that state's next step, in tokens; None if it is not known yet."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts.
 
@@ -157,9 +158,16 @@ class Scheduler:
     # -- places ----------------------------------------------------------------------------------------------------
 
     def _admissible(self, now: float) -> list[Entry]:
-        """Waiting requests that fit beside those in progress, in order; a request that fits nowhere runs alone."""
-        room, fitting = Room(self.config, self._active()), list[Entry]()
+        """Waiting requests that fit beside those in progress, in order; a request that fits nowhere runs alone.
+
+        A tenant who has its share waits, and does not keep others waiting.
+        """
+        room, fitting, content = Room(self.config, self._active()), list[Entry](), set[str]()
         for entry in self._ordered(self._waiting(), now):
+            if not room.shared(entry):
+                content.add(entry.request.tenant)
+            if entry.request.tenant in content:
+                continue
             if not room.fits(entry):
                 break
             room.take(entry)
@@ -169,21 +177,23 @@ class Scheduler:
     def _preempted(self, now: float) -> list[Entry]:
         """Active requests that give up their place to the first of those that wait, whose turn it is more than theirs.
 
-        A place is kept for a slice of time at least, and given up at a step's boundary.
+        A place is kept for a slice of time at least, and given up at a step's boundary. The first is of a tenant whose
+        share has room for it, or is made to have by the tenant's own requests.
         """
-        waiting = self._waiting()
-        if not waiting:
-            return []
         staying = [entry for entry in self._active() if not entry.held]
-        first = self._ordered(waiting, now)[0]
-        room, parked = Room(self.config, staying), list[Entry]()
-        for entry in reversed(self._ordered([*staying, first], now)):
-            if entry is first or room.fits(first):
-                break
-            if now - entry.placed >= self.config.slice:
-                room.leave(entry)
-                parked.append(entry)
-        return parked if room.fits(first) else []
+        firsts: dict[str, Entry] = {}
+        for entry in self._ordered(self._waiting(), now):
+            firsts.setdefault(entry.request.tenant, entry)
+        for tenant, first in firsts.items():
+            room = Room(self.config, staying)
+            order = self._ordered([*staying, first], now)
+            behind = reversed(order[order.index(first) + 1 :])
+            ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
+            parked = room.clear(room.shared, first, [entry for entry in ripe if entry.request.tenant == tenant])
+            if room.shared(first):
+                parked += room.clear(room.fits, first, [entry for entry in ripe if entry not in parked])
+                return parked if room.fits(first) else []
+        return []
 
     def _active(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.active]
@@ -257,25 +267,54 @@ class Scheduler:
 
 
 class Room:
-    """How much is in progress, and whether something fits beside it."""
+    """How much is in progress, in all and of each tenant, and whether something fits beside it."""
 
     def __init__(self, config: ScheduleConfig, entries: Iterable[Entry]) -> None:
-        self._most = config.max_running, config.running_tokens or FOREVER
-        self._outputs, self._tokens = 0, 0
+        self._most = Amount(config.max_running, config.running_tokens or FOREVER)
+        self._share = Amount(self._most.outputs * config.tenant_share, self._most.tokens * config.tenant_share)
+        self._all = Amount()
+        self._tenants: dict[str, Amount] = {}
         for entry in entries:
             self.take(entry)
 
     def fits(self, entry: Entry) -> bool:
         """Whether `entry` fits; anything fits where nothing is."""
-        outputs, tokens = self._outputs + len(entry.live), self._tokens + len(entry.live) * entry.tokens
-        return not self._outputs or (outputs <= self._most[0] and tokens <= self._most[1])
+        return self._all.has_room(entry, self._most)
+
+    def shared(self, entry: Entry) -> bool:
+        """Whether the share of its tenant has room for `entry`; anything fits where the tenant has nothing."""
+        return self._tenants.get(entry.request.tenant, Amount()).has_room(entry, self._share)
 
     def take(self, entry: Entry) -> None:
         """Count `entry` in."""
-        self._outputs += len(entry.live)
-        self._tokens += len(entry.live) * entry.tokens
+        self._all.add(entry)
+        self._tenants.setdefault(entry.request.tenant, Amount()).add(entry)
 
-    def leave(self, entry: Entry) -> None:
-        """Count `entry` out."""
-        self._outputs -= len(entry.live)
-        self._tokens -= len(entry.live) * entry.tokens
+    def clear(self, enough: Callable[[Entry], bool], newcomer: Entry, entries: Iterable[Entry]) -> list[Entry]:
+        """Count out the first of `entries` until there is `enough` for the newcomer; returns them."""
+        left = list[Entry]()
+        for entry in entries:
+            if enough(newcomer):
+                break
+            self._all.add(entry, -1)
+            self._tenants[entry.request.tenant].add(entry, -1)
+            left.append(entry)
+        return left
+
+
+@dataclass
+class Amount:
+    """Outputs, and the tokens that a step of all of them costs."""
+
+    outputs: float = 0.0
+    tokens: float = 0.0
+
+    def add(self, entry: Entry, times: int = 1) -> None:
+        """Count the outputs of `entry`."""
+        self.outputs += times * len(entry.live)
+        self.tokens += times * len(entry.live) * entry.tokens
+
+    def has_room(self, entry: Entry, most: Amount) -> bool:
+        """Whether `entry` fits in beside what is there, or is the first."""
+        outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
+        return not self.outputs or (outputs <= most.outputs and tokens <= most.tokens)

@@ -162,7 +162,7 @@ class _Child:
     def start(cls, command: tuple[str, ...]) -> Self:
         """A child that begins; OSError if the system has no room for it."""
         ours, theirs = socket.socketpair()
-        try:
+        try:  # nothing is waited for while nobody could end it
             with theirs:
                 process = subprocess.Popen(
                     command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL, env=ENVIRONMENT,
@@ -215,11 +215,12 @@ class _Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._channel.close()
         end = time.monotonic() + _END
-        while self._process.poll() is None:
-            if time.monotonic() > end:
+        try:
+            while self._process.poll() is None and time.monotonic() < end:
+                await asyncio.sleep(_LOOK)
+        finally:
+            if self._process.returncode is None:
                 threading.Thread(target=self._process.wait, daemon=True).start()
-                return
-            await asyncio.sleep(_LOOK)
 
     async def _give(self, question: Question) -> None:
         head = {"work": question.work, "limits": dict(question.limits), "length": len(question.content)}

@@ -18,9 +18,10 @@ class Guard:
     """What strangers, and one tenant, may take; sizes in bytes.
 
     A body has at most `max_body`, all in memory together `max_bodies`. `per_minute` bounds the requests of one key
-    (0: not at all), `max_jobs` and `max_kept` what is kept for it. A public server answers to `allowed_hosts` only, if
-    there are any. `metrics` is the address of the measurements, where they have their own. `tell` writes into files how
-    they were made.
+    (0: not at all), `max_jobs` and `max_kept` what is kept for it, and `tenant_share` (0 to 1) its part of what a
+    worker has in progress and of the jobs that run. A public server answers to `allowed_hosts` only, if there are any.
+    `metrics` is the address of the measurements, where they have their own. `tell` writes into files how they were
+    made.
     """
 
     max_body: int = 64 * 2**20
@@ -30,6 +31,7 @@ class Guard:
     per_minute: int = 0
     max_jobs: int = 1000
     max_kept: int = 8 * 2**30
+    tenant_share: float = 1.0
     allowed_hosts: tuple[str, ...] = ()
     metrics: tuple[str, int] | None = None
     tell: bool = True
@@ -40,6 +42,9 @@ class Guard:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
         if self.max_bodies < self.max_body:
             message = f"max_bodies={self.max_bodies} is less than one body may have; use at least {self.max_body}"
+            raise ConfigError(message)
+        if not 0 < self.tenant_share <= 1:
+            message = f"--tenant-share {self.tenant_share} is not allowed; use a part above 0 and at most 1"
             raise ConfigError(message)
         if self.per_minute < 0:
             raise ConfigError(f"--max-rate {self.per_minute} is not allowed; use 0 for no bound, or more")
@@ -86,6 +91,8 @@ class ServeOptions:
             )
         if self.guard.per_minute and self.key_file is None:
             raise ConfigError("--max-rate counts the requests of each key, and there are none; give --api-key-file")
+        if self.guard.tenant_share < 1 and self.key_file is None:
+            raise ConfigError("--tenant-share parts the work between keys, and there are none; give --api-key-file")
         for name in ("replicas", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")

@@ -165,13 +165,15 @@ async def open_parts(
     pool = Pool(plan)
     closings.push_async_callback(closed, partial(pool.close, LAST_WORDS))
     together = 1 if found.spec.makes_video else PICTURE_JOBS
+    limit = options.replicas * together
     rules = JobRules(
         found.spec,
         options.keep,
-        options.replicas * together,
+        limit,
         options.guard.max_jobs,
         options.guard.max_kept,
         options.model_name,
+        max(1, int(limit * options.guard.tenant_share)),
     )
     jobs = Jobs(store, files, pool, admission, metrics, rules)
     closings.push_async_callback(closed, partial(jobs.close, 0.0))

@@ -117,6 +117,7 @@ async def rig(
     ready: bool = True,
     max_jobs: int = 1000,
     max_kept: int = 2**40,
+    each: int = 2**31,
     workers: Callable[[Path, float, bool], FakeWorkers] = fake_workers,
 ) -> AsyncIterator[Rig]:
     """A server's parts over the folder `data`, closed in good order at the end."""
@@ -125,7 +126,7 @@ async def rig(
     store = await JobStore.open(data / "jobs.sqlite", fault)
     drawing = workers(files.spool, pace, ready)
     metrics, admission, keys = Metrics(model), Admission(options), Keys.load(key_file)
-    rules = JobRules(SPEC, options.keep, limit, max_jobs, max_kept, model)
+    rules = JobRules(SPEC, options.keep, limit, max_jobs, max_kept, model, each)
     if now is not None:
         rules = replace(rules, now=now)
     jobs = Jobs(store, files, drawing, admission, metrics, rules)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JobRules:
-    """How jobs are treated: `limit` run at once, what they made stays `keep` seconds.
+    """How jobs are treated: `limit` run at once, `each` of one tenant; what they made stays `keep` seconds.
 
     For one tenant at most `max_jobs` are kept, and no more are accepted where their files have `max_kept` bytes.
     `model` is the name of the model that is served, `spec` its family, which reads requests back from the store.
@@ -47,6 +47,7 @@ class JobRules:
     max_jobs: int = 1000
     max_kept: int = 8 * 2**30
     model: str = ""
+    each: int = 2**31
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
 

@@ -241,9 +241,12 @@ class Jobs:
     async def _start_waiting(self) -> float:
         """Start waiting jobs and end late ones; seconds until there may be more to do."""
         await self._end_late()
-        while self._may_start() and (job := await self._store.claim(self._rules.now())) is not None:
+        while self._may_start() and (job := await self._claim()) is not None:
             self._begin(job)
         return self._pause()
+
+    async def _claim(self) -> Job | None:
+        return await self._store.claim(self._rules.now(), self._rules.each)
 
     def _may_start(self) -> bool:
         # Workers that broke say why, at once. Where none was ever ready the start fails: jobs wait for a better one.

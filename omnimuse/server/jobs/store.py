@@ -119,14 +119,16 @@ class JobStore:
         return job
 
     @_on_writer
-    def claim(self, now: float) -> Job | None:
-        """Start the next queued job: the oldest of the tenant with the fewest running. None when none waits."""
+    def claim(self, now: float, each: int = 2**31) -> Job | None:
+        """Start the next queued job: the oldest of the tenant with the fewest running. None when none waits, or those
+        who wait have `each` running."""
         row = self._db.execute(
             "UPDATE jobs SET state = 'in_progress', attempt = attempt + 1, started = ?, progress = 0 WHERE seq = ("
-            " SELECT seq FROM jobs AS q WHERE state = 'queued' ORDER BY"
-            "  (SELECT count(*) FROM jobs AS r WHERE r.state = 'in_progress' AND r.tenant = q.tenant), seq LIMIT 1)"
+            " SELECT seq FROM (SELECT seq,"
+            "  (SELECT count(*) FROM jobs AS r WHERE r.state = 'in_progress' AND r.tenant = q.tenant) AS running"
+            "  FROM jobs AS q WHERE state = 'queued') WHERE running < ? ORDER BY running, seq LIMIT 1)"
             " RETURNING *",
-            (now,),
+            (now, each),
         ).fetchall()
         return _job(row[0]) if row else None
 

@@ -225,11 +225,16 @@ def test_the_edge_counts_what_needs_a_key_and_nothing_else(rules: Rules) -> None
 def test_a_rate_without_keys_and_limits_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="api-key-file"):
         ServeOptions(tmp_path, "m", guard=Guard(per_minute=5))
+    with pytest.raises(ConfigError, match="api-key-file"):
+        ServeOptions(tmp_path, "m", guard=Guard(tenant_share=0.5))
     for wrong in (
         {"max_connections": 0},
         {"max_jobs": 0},
         {"per_minute": -1},
         {"max_bodies": 5},
+        {"tenant_share": 0.0},
+        {"tenant_share": 1.1},
+        {"tenant_share": float("nan")},
         {"allowed_hosts": ("a/b",)},
     ):
         with pytest.raises(ConfigError):

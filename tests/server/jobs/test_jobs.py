@@ -290,6 +290,20 @@ def test_a_tenant_keeps_no_more_than_its_share_and_another_none_the_less(tmp_pat
     run(tmp_path, act, **quota)
 
 
+def test_jobs_of_a_tenant_beyond_its_share_wait_although_workers_are_free(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        jobs = [await parts.submit(tenant=tenant) for tenant in "aab"]
+        at_once: list[str] = []
+        while not all(job.ended for job in jobs):
+            jobs = [await parts.jobs.get(job.tenant, job.id) or job for job in jobs]
+            at_once.append("".join(job.tenant for job in jobs if job.state == "in_progress"))
+            await asyncio.sleep(0.01)
+        assert "ab" in at_once and not any("aa" in now for now in at_once)
+        assert {job.state for job in jobs} == {"completed"}
+
+    run(tmp_path, act, limit=3, each=1, pace=0.05)
+
+
 def test_a_disk_without_reserve_refuses_new_jobs(tmp_path: Path) -> None:
     async def act(parts: Rig) -> None:
         assert await code_of(parts.submit()) == "storage_full"

@@ -76,6 +76,19 @@ def test_jobs_start_in_order_and_tenants_take_turns(tmp_path: Path) -> None:
     with_store(tmp_path, act)
 
 
+def test_no_tenant_has_more_jobs_running_than_its_share_and_another_is_next(tmp_path: Path) -> None:
+    async def act(store: JobStore) -> None:
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("b2", "b"), ("b3", "b")):
+            await store.accept(job(name, tenant), None)
+        started = [await store.claim(NOW, 2) for _ in range(5)]
+        assert [one and one.id for one in started] == ["a1", "b1", "a2", "b2", None]
+        assert started[0] is not None and await store.put_back(started[0])
+        again = await store.claim(NOW, 2)
+        assert again is not None and again.id == "a1"
+
+    with_store(tmp_path, act)
+
+
 async def claimed(store: JobStore, name: str = "a") -> Job:
     await store.accept(job(name), None)
     started = await store.claim(NOW)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import CapacityError
+from omnimuse.core.errors import CapacityError, ConfigError
 from omnimuse.core.request import Door
 from omnimuse.engine.scheduler import Offer, Pick, Scheduler
 from tests.fakes import SPEC, ask
@@ -244,8 +245,10 @@ class Seen:
     longest: float = 0.0
 
 
-def simulate(queue: Queue, flows: Sequence[Flow], ticks: int) -> dict[str, Seen]:
-    """Ticks of a tenth of a second. Every request ends after its steps."""
+def simulate(
+    queue: Queue, flows: Sequence[Flow], ticks: int, look: Callable[[], object] = lambda: None
+) -> dict[str, Seen]:
+    """Ticks of a tenth of a second, with a `look` after each. Every request ends after its steps."""
     left, came = dict[str, int](), dict[str, float]()
     seen = {flow.name: Seen() for flow in flows}
     for _ in range(ticks):
@@ -263,6 +266,7 @@ def simulate(queue: Queue, flows: Sequence[Flow], ticks: int) -> dict[str, Seen]
                 del left[name]
                 queue.scheduler.remove(name)
             got.longest = max(got.longest, queue.now + 0.1 - came[name])
+        look()
         queue.now += 0.1
     return seen
 
@@ -294,6 +298,76 @@ def test_tenants_get_equal_work_whatever_they_ask_for(max_running: int) -> None:
     got = simulate(queue, flows, 6000)
     for seen in got.values():
         assert abs(seen.steps - 2000) <= 2000 * 0.05
+
+
+@pytest.mark.parametrize("steps", [7, 400])
+def test_a_tenant_never_has_more_than_its_share_and_others_never_wait_for_a_place(steps: int) -> None:
+    queue = Queue(max_running=8, tenant_share=0.5, slice=5.0, tick_tokens=3)
+    most = Counter[str]()
+
+    def look() -> None:
+        nonlocal most
+        most |= Counter(entry.request.tenant for entry in queue.scheduler.entries.values() if entry.active)
+
+    simulate(queue, [Flow("greedy", 12, steps, {"tenant": "greedy"})], 400, look)
+    assert most == {"greedy": 4}
+    queue.add("modest", tenant="modest")
+    assert "modest" in [made.id for made in queue.pick().admit], "there is a place, although no slice is over"
+
+
+def test_tenants_with_shares_get_equal_work_and_every_tick_is_full() -> None:
+    queue = Queue(max_running=8, tenant_share=0.5, slice=1.0, tick_tokens=3)
+    flows = [Flow(name, 12, steps, {"tenant": name}) for name, steps in (("a", 1), ("b", 7), ("c", 400))]
+    seen = simulate(queue, flows, 800)
+    assert sum(each.steps for each in seen.values()) == 3 * 800
+    assert all(abs(each.steps - 800) <= 40 for each in seen.values())
+
+
+def test_a_request_larger_than_its_tenant_s_share_runs_as_the_only_one_of_that_tenant() -> None:
+    queue = Queue(max_running=8, tenant_share=0.25, running_tokens=100)
+    queue.add("large", 20, tenant="a", num_outputs_per_prompt=4, priority=1)
+    queue.add("next", tenant="a")
+    queue.add("other", tenant="b")
+    assert {made.id for made in queue.pick().admit} == {"large", "other"}
+    queue.scheduler.remove("large")
+    assert [made.id for made in queue.pick().admit] == ["next"]
+
+
+def test_a_share_bounds_tokens_as_it_bounds_places() -> None:
+    queue = Queue(max_running=8, tenant_share=0.5, running_tokens=100)
+    for name in ("a1", "a2", "a3"):
+        queue.add(name, 25, tenant="a")
+    assert [made.id for made in queue.pick().admit] == ["a1", "a2"]
+
+
+def test_within_a_share_that_is_full_the_more_urgent_request_of_the_same_tenant_gets_the_place() -> None:
+    queue = Queue(max_running=4, tenant_share=0.25, slice=2.0)
+    for name, tenant in (("mine", "a"), ("b1", "b"), ("c1", "c"), ("d1", "d")):
+        queue.add(name, tenant=tenant, num_inference_steps=1000)
+    assert len(queue.pick().admit) == 4
+    queue.add("urgent", tenant="a", priority=5)
+    queue.now = 2.0
+    pick = queue.pick()
+    assert (pick.park, [made.id for made in pick.admit]) == (("mine",), ["urgent"])
+
+
+def test_a_tenant_whose_share_is_full_does_not_keep_another_from_a_place_that_changes_hands() -> None:
+    queue = Queue(max_running=2, tenant_share=0.5, slice=2.0, tick_tokens=1)
+    for name, tenant in (("a1", "a"), ("b1", "b")):
+        queue.add(name, tenant=tenant, num_inference_steps=1000)
+    for _ in range(50):
+        queue.pick()
+    queue.add("a2", tenant="a", num_inference_steps=2000)
+    queue.add("c1", tenant="c")
+    queue.now = 2.0
+    pick = queue.pick()
+    assert len(pick.park) == 1 and [made.id for made in pick.admit] == ["c1"]
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_is_a_part_of_all(share: float) -> None:
+    with pytest.raises(ConfigError, match="tenant_share"):
+        ScheduleConfig(tenant_share=share)
 
 
 def test_a_tick_with_room_for_all_runs_all() -> None:

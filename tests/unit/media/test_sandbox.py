@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -132,6 +133,23 @@ def test_cancelling_ends_the_child_and_too_many_files_are_refused() -> None:
         assert boxes() <= before
 
     inside(work, command=speaking(HANGS), seconds=30)
+
+
+@pytest.mark.parametrize("turns", range(16))
+def test_a_child_is_gone_at_whatever_moment_of_its_life_it_is_cancelled(turns: int) -> None:
+    """A child that was forgotten is told by Python when its object goes, and runs on."""
+
+    async def work(box: Sandbox) -> None:
+        asking = asyncio.create_task(box.lacking())
+        for _ in range(turns):
+            await asyncio.sleep(0.02 if turns > 8 else 0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    before = boxes()
+    inside(work, command=speaking(HANGS))
+    gc.collect()
+    assert wait_gone(sorted(boxes() - before))
 
 
 def test_a_tenant_with_many_files_does_not_keep_another_waiting() -> None:
