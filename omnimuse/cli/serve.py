@@ -16,10 +16,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import DEFAULT_MODEL
 from omnimuse.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omnimuse.server.options import Reach
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +45,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="a name it answers to; may be repeated"
     )
+    where.add_argument("--uds", type=Path, metavar="PATH", help="listen on a unix socket, not on --host and --port")
+    where.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN", help="whose pages may call it; may be repeated"
+    )
     where.add_argument("--metrics-address", metavar="HOST:PORT", help="/metrics there, without a key, and not here")
+    where.add_argument(
+        "--admin-address", metavar="HOST:PORT", help="drain, log level, profile: of this machine only, or unix:PATH"
+    )
+    log = parser.add_argument_group("what it logs, on stderr")
+    log.add_argument("--log-level", default="info", metavar="LEVEL", help="debug, info (default), warning or error")
+    log.add_argument("--log-format", default="text", metavar="{text,json}", help="json: one object a line")
     reach = parser.add_argument_group("pictures by address (uploads and data: URLs always work)")
     reach.add_argument("--allow-url-fetch", action="store_true", help="fetch pictures from the hosts named")
     reach.add_argument("--fetch-host", action="append", default=[], metavar="NAME", help="a host; may be repeated")
@@ -78,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
         from omnimuse.deploy.process import model_name
+        from omnimuse.server.log import start_logging
         from omnimuse.server.options import Guard, ServeOptions
         from omnimuse.server.serve import serve
     except ModuleNotFoundError as error:
@@ -86,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     if args.allow_url_fetch != bool(args.fetch_host):
         raise ConfigError("--allow-url-fetch and --fetch-host NAME go together: nothing is fetched from other hosts")
-    folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{args.port}"
+    start_logging(args.log_level, args.log_format)
+    place = args.port if args.uds is None else args.uds.stem
+    folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{place}"
     config = read_config(args)
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
     guard = Guard(
@@ -96,15 +113,12 @@ def run(args: argparse.Namespace) -> int:
         tenant_share=args.tenant_share,
         max_jobs=args.max_jobs,
         max_kept=int(args.max_kept * 2**30),
-        allowed_hosts=tuple(host.lower() for host in args.allowed_host),
-        metrics=_address(args.metrics_address),
         tell=not args.no_metadata,
     )
     options = ServeOptions(
         data=folder,
         model_name=args.model_name or model_name(config),
-        host=args.host,
-        port=args.port,
+        reach=_read_reach(args),
         replicas=args.replicas,
         key_file=args.api_key_file,
         insecure=args.insecure_no_auth,
@@ -120,11 +134,16 @@ def run(args: argparse.Namespace) -> int:
     return serve(config, options, args.warm_up)
 
 
-def _address(given: str | None) -> tuple[str, int] | None:
-    """HOST:PORT taken apart; ConfigError for anything else."""
-    if given is None:
-        return None
-    host, _, port = given.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ConfigError(f"--metrics-address {given!r} is no HOST:PORT; use one such as 127.0.0.1:9100")
-    return host.strip("[]"), int(port)
+def _read_reach(args: argparse.Namespace) -> Reach:
+    from omnimuse.server.options import Reach, read_address
+
+    metrics, admin = args.metrics_address, args.admin_address
+    return Reach(
+        host=args.host,
+        port=args.port,
+        uds=args.uds,
+        metrics=None if metrics is None else read_address("--metrics-address", metrics),
+        admin=None if admin is None else read_address("--admin-address", admin),
+        allowed_hosts=tuple(host.lower() for host in args.allowed_host),
+        origins=tuple(origin.lower().rstrip("/") for origin in args.cors_origin),
+    )

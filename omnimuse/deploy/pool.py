@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import zmq.asyncio
 
@@ -105,6 +106,12 @@ class Pool:
             ReplicaStatus(r.index, r.state, r.pid, r.restarts, len(r.running), r.memory, r.reason)
             for r in self._replicas
         ]
+
+    async def profile(self, index: int, seconds: float) -> Path:
+        """Where a recording of `seconds` of a worker's work is (`Replica.profile`); ConfigError without that worker."""
+        if not 0 <= index < len(self._replicas):
+            raise ConfigError(f"there is no worker {index}; the last one is {len(self._replicas) - 1}")
+        return await self._replicas[index].profile(seconds)
 
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         """The updates of one request, the last of which is Finished; errors are raised. After a retry steps restart.

@@ -43,6 +43,8 @@ from omnimuse.deploy.wire import (
     MadeFile,
     NotStarted,
     Previewed,
+    Profile,
+    Profiled,
     Ready,
     Stepped,
     Submit,
@@ -170,6 +172,9 @@ class Worker:
             self._submit(command, self._background)
         elif isinstance(command, Cancel):
             self._background.cancel(command.request_id)
+        elif isinstance(command, Profile):
+            work = partial(self._profile, command.seconds, self._background)
+            threading.Thread(target=work, name="omnimuse-profile", daemon=True).start()
         else:
             self._line.end()
 
@@ -195,6 +200,22 @@ class Worker:
             background.submit(request, partial(self._hear, job))
         except OmnimuseError as error:
             self._end(request.id, error)
+
+    # -- a thread that waits ---------------------------------------------------------------------------------------
+
+    def _profile(self, seconds: float, background: Background) -> None:
+        """Record what the engine's thread does for a while, and report where the recording is."""
+        from omnimuse.observe.profile import Recording
+
+        name, recording = f"profile-{self.settings.name}.json.gz", Recording()
+        try:
+            background.between_ticks(recording.start).result()
+            time.sleep(seconds)
+            background.between_ticks(partial(recording.write, self.settings.spool / name)).result()
+        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+            self._line.send(Profiled("", f"{type(error).__name__}: {error}"))
+            return
+        self._line.send(Profiled(name))
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ from omnimuse.deploy.wire import (
     Form,
     Message,
     NotStarted,
+    Profile,
+    Profiled,
     Ready,
     Report,
     Stop,
@@ -59,6 +61,7 @@ LOADING = 6  # times both limits that hold while it loads: large libraries and w
 LATE = 5.0  # seconds by which this process must have been held up to distrust its own clock
 LINGER = 0.1  # seconds in which the last messages of a process that ended arrive
 FIRST_PAUSE, LONGEST_PAUSE, GROWN_UP = 0.1, 10.0, 60.0  # seconds: pauses between lives, and a life long enough
+WRITING = 120.0  # seconds that writing a recording may take
 MOST_STILLBORN = 5  # lives in a row that never became ready
 MOST_UNREAD = 256  # updates kept for somebody who does not read them
 
@@ -260,6 +263,7 @@ class Replica:
         self._life: Life | None = None
         self._told = ""
         self._retries = 0
+        self._profile: asyncio.Future[Profiled] | None = None
         self._closing = asyncio.Event()
 
     @property
@@ -292,6 +296,29 @@ class Replica:
                 self._life.send(Cancel(attempt.request.id))
         while not attempt.updates.empty():
             self._remove(attempt.updates.get_nowait())
+
+    async def profile(self, seconds: float) -> Path:
+        """Where a recording of `seconds` of its work is; the caller's to remove.
+
+        CapacityError while another is made, EngineDeadError when the worker is not there or cannot make one.
+        """
+        if not self.open or self._life is None:
+            raise errors.EngineDeadError(f"worker {self.index} is not ready; try again in a moment")
+        if self._profile is not None:
+            raise errors.CapacityError(f"worker {self.index} is being recorded already; try again later")
+        self._profile = asyncio.get_running_loop().create_future()
+        self._life.send(Profile(seconds))
+        try:
+            made = await asyncio.wait_for(self._profile, seconds + WRITING)
+        except TimeoutError:
+            raise errors.EngineDeadError(
+                f"worker {self.index} did not write a recording within {WRITING:g} s"
+            ) from None
+        finally:
+            self._profile = None
+        if made.trouble:
+            raise errors.EngineDeadError(f"worker {self.index} could not be recorded: {made.trouble}")
+        return self.plan.spool / made.name
 
     async def supervise(self, context: zmq.asyncio.Context) -> None:
         """Start lives until closed or broken; returns then."""
@@ -364,6 +391,8 @@ class Replica:
                 self._changed()
             case Told():
                 logger.log(LEVELS[report.level], "worker %d: %s", self.index, report.text)
+            case Profiled():
+                self._tell_profile(report)
             case NotStarted():
                 self._told = report.message
                 if report.kind and not self.place:  # what has worked before may work again
@@ -381,8 +410,13 @@ class Replica:
         elif ends or attempt.updates.qsize() < MOST_UNREAD:
             attempt.updates.put_nowait(of_ended(report) if isinstance(report, Ended) else report)
 
+    def _tell_profile(self, made: Profiled) -> None:
+        if self._profile is not None and not self._profile.done():
+            self._profile.set_result(made)
+
     def _lose(self, life: Life) -> None:
         """Tell those who wait, and remove what the life has left of their files."""
+        self._tell_profile(Profiled("", self.reason))
         lost, self.running = self.running, {}
         for attempt in lost.values():
             for path in self.plan.spool.glob(f"*{attempt.request.id}-{life.settings.name}-*"):

@@ -49,6 +49,12 @@ class Cancel(Message, frozen=True):
     request_id: str
 
 
+class Profile(Message, frozen=True):
+    """Record for so many seconds what the engine computes with; answered by Profiled."""
+
+    seconds: float
+
+
 class Stop(Message, frozen=True):
     """Close the engine and end the process."""
 
@@ -132,6 +138,13 @@ class Finished(Message, frozen=True):
     memory: int = 0
 
 
+class Profiled(Message, frozen=True):
+    """A recording is in the spool under `name`, or `trouble` says why there is none."""
+
+    name: str
+    trouble: str = ""
+
+
 class Ended(Message, frozen=True):
     """A request ended without a result. `kind` is the class of `core.errors`."""
 
@@ -142,8 +155,8 @@ class Ended(Message, frozen=True):
     retry_after: float | None = None
 
 
-Command = Submit | Cancel | Stop
-Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Finished | Ended
+Command = Submit | Cancel | Profile | Stop
+Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Profiled | Finished | Ended
 Update = Stepped | Previewed | Finished
 """What somebody who waits for a request sees; errors are raised instead."""
 

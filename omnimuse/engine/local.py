@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
+from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Part, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Request
@@ -31,6 +32,7 @@ from omnimuse.worker.connect import connect
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def start(config: Config) -> Engine:
@@ -94,6 +96,21 @@ def check_finite(result: Result) -> None:
         )
 
 
+class Errand(Generic[T]):
+    """Something that the engine's thread is to do between two ticks."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.done: Future[T] = Future()
+        self._work = work
+
+    def run(self) -> None:
+        """Do it; what goes wrong with it is told to whoever waits."""
+        try:
+            self.done.set_result(self._work())
+        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+            self.done.set_exception(error)
+
+
 class Background:
     """Makes an engine and drives it on one thread of its own; every event of a request goes to its listener.
 
@@ -109,6 +126,8 @@ class Background:
         self._wake = threading.Event()
         self._stopping = False
         self._on_death = on_death
+        self._over = False
+        self._errands: SimpleQueue[Errand[Any]] = SimpleQueue()
         made: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._live, args=(make, made), name="omnimuse-engine", daemon=True)
         self._thread.start()
@@ -138,6 +157,19 @@ class Background:
         self.engine.resume(request_id)
         self._wake.set()
 
+    def between_ticks(self, work: Callable[[], T]) -> Future[T]:
+        """Have the engine's thread do `work` before its next tick: where the engine computes, and while it does not.
+
+        An error of ours, of the system or of a library is in the future.
+        """
+        errand = Errand(work)
+        with self._lock:
+            if self._over:
+                raise EngineClosedError("this engine is closed; make a new one")
+            self._errands.put(errand)
+        self._wake.set()
+        return errand.done
+
     def close(self) -> None:
         """Stop the thread and free the engine; requests in flight fail. Safe to call twice."""
         with self._lock:
@@ -156,13 +188,22 @@ class Background:
             return
         made.set_result(engine)
         while not self._stopping and engine.dead is None:
+            while not self._errands.empty():
+                self._errands.get().run()
             rest = engine.rest()
             if rest == 0.0:
                 self._tick(engine)
             else:
                 self._wake.wait(rest)
                 self._wake.clear()
+        self._refuse_errands()
         engine.close()  # here: a library's call that stands still can be unwound by its own thread alone
+
+    def _refuse_errands(self) -> None:
+        with self._lock:
+            self._over = True
+        while not self._errands.empty():
+            self._errands.get().done.set_exception(EngineClosedError("the engine was closed before it came to this"))
 
     def _tick(self, engine: Engine) -> None:
         events = engine.tick()

@@ -25,7 +25,7 @@ DESCRIBED = (health, models, images, videos, chat, files)
 
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
-    elsewhere = {"/metrics"} if service.options.guard.metrics is not None else set()
+    elsewhere = {"/metrics"} if service.options.reach.metrics is not None else set()
     operations = [made for group in DESCRIBED for made in group.OPERATIONS if made.path not in elsewhere]
     described = document(operations, __version__)
     guard = service.options.guard
@@ -38,7 +38,8 @@ def build_app(service: Service) -> Starlette:
         pictured=frozenset({chat.PATH}),
         bodies=Bodies(guard.max_bodies, max(guard.max_body, each)),
         rates=Rates(guard.per_minute),
-        hosts=frozenset(guard.allowed_hosts),
+        hosts=frozenset(service.options.reach.allowed_hosts),
+        origins=frozenset(service.options.reach.origins),
         local_only=service.options.loopback,
         draining=lambda: service.life.draining,
         drawing=frozenset(operation.path for operation in operations if operation.body is not None),

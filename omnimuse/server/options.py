@@ -11,6 +11,49 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.media.fetch import checked_host
 
 _HOST = re.compile(r"[a-z0-9.-]{1,253}|[0-9a-f:]{2,45}")
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]{1,253}|\[[0-9a-f:]{2,45}\])(:[0-9]{1,5})?")
+HOST, PORT = "127.0.0.1", 8000
+
+Address = tuple[str, int] | Path
+"""A host and a port, or the path of a unix socket."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Where the server can be reached, and by whose pages.
+
+    A `uds` (unix socket) stands in for `host` and `port`. `metrics` and `admin` are the addresses of the measurements,
+    where they have their own, and of the operator's endpoints, where there are any. A server that others than this
+    machine can reach answers to `allowed_hosts` only, if there are any. Pages of `origins` may call it from a browser.
+    """
+
+    host: str = HOST
+    port: int = PORT
+    uds: Path | None = None
+    metrics: Address | None = None
+    admin: Address | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.uds is not None and (self.host, self.port) != (HOST, PORT):
+            raise ConfigError(f"--uds {self.uds} stands in for --host and --port; leave them out")
+        for host in self.allowed_hosts:
+            if _HOST.fullmatch(host) is None:
+                raise ConfigError(f"--allowed-host {host!r} is no name of a host; use one such as art.example.com")
+        for origin in self.origins:
+            if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+                raise ConfigError(f"--cors-origin {origin!r} is no origin; use one such as https://art.example.com")
+        if self.admin is not None and not is_local(self.admin):
+            raise ConfigError(
+                f"--admin-address {told(self.admin)} can be reached from other machines, and asks for no key; "
+                "use 127.0.0.1:PORT or unix:PATH"
+            )
+
+    @property
+    def address(self) -> Address:
+        """Where the public interface is."""
+        return self.uds or (self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -19,9 +62,7 @@ class Guard:
 
     A body has at most `max_body`, all in memory together `max_bodies`. `per_minute` bounds the requests of one key
     (0: not at all), `max_jobs` and `max_kept` what is kept for it, and `tenant_share` (0 to 1) its part of what a
-    worker has in progress and of the jobs that run. A public server answers to `allowed_hosts` only, if there are any.
-    `metrics` is the address of the measurements, where they have their own. `tell` writes into files how they were
-    made.
+    worker has in progress and of the jobs that run. `tell` writes into files how they were made.
     """
 
     max_body: int = 64 * 2**20
@@ -32,8 +73,6 @@ class Guard:
     max_jobs: int = 1000
     max_kept: int = 8 * 2**30
     tenant_share: float = 1.0
-    allowed_hosts: tuple[str, ...] = ()
-    metrics: tuple[str, int] | None = None
     tell: bool = True
 
     def __post_init__(self) -> None:
@@ -48,9 +87,6 @@ class Guard:
             raise ConfigError(message)
         if self.per_minute < 0:
             raise ConfigError(f"--max-rate {self.per_minute} is not allowed; use 0 for no bound, or more")
-        for host in self.allowed_hosts:
-            if _HOST.fullmatch(host) is None:
-                raise ConfigError(f"--allowed-host {host!r} is no name of a host; use one such as art.example.com")
 
 
 @dataclass(frozen=True)
@@ -64,8 +100,7 @@ class ServeOptions:
 
     data: Path
     model_name: str
-    host: str = "127.0.0.1"
-    port: int = 8000
+    reach: Reach = Reach()
     replicas: int = 1
     key_file: Path | None = None
     insecure: bool = False
@@ -81,13 +116,18 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not self.loopback and self.key_file is None and not self.insecure:
             raise ConfigError(
-                f"--host {self.host} can be reached from other machines and there is no API key; "
+                f"--host {self.reach.host} can be reached from other machines and there is no API key; "
                 "give --api-key-file, stay on 127.0.0.1, or say --insecure-no-auth"
             )
-        if not self.loopback and self.key_file is None and not self.guard.allowed_hosts:
+        if not self.loopback and self.key_file is None and not self.reach.allowed_hosts:
             raise ConfigError(
-                f"--host {self.host} without keys can be reached through the browser of anybody near it; "
+                f"--host {self.reach.host} without keys can be reached through the browser of anybody near it; "
                 "say under which names it may be, with --allowed-host NAME"
+            )
+        if "*" in self.reach.origins and self.key_file is None:
+            raise ConfigError(
+                "--cors-origin * lets the pages of every site in, and there is no API key; give --api-key-file, or "
+                "name the origins"
             )
         if self.guard.per_minute and self.key_file is None:
             raise ConfigError("--max-rate counts the requests of each key, and there are none; give --api-key-file")
@@ -108,7 +148,30 @@ class ServeOptions:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
-        return is_loopback(self.host)
+        return is_local(self.reach.address)
+
+
+def is_local(address: Address) -> bool:
+    """Whether only this machine can connect to `address`."""
+    return isinstance(address, Path) or is_loopback(address[0])
+
+
+def told(address: Address) -> str:
+    """`address` as it was given."""
+    if isinstance(address, Path):
+        return f"unix:{address}"
+    host, port = address
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def read_address(option: str, given: str) -> Address:
+    """HOST:PORT or unix:PATH taken apart; ConfigError, which names the option, for anything else."""
+    if given.startswith("unix:") and given != "unix:":
+        return Path(given.removeprefix("unix:"))
+    host, _, port = given.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigError(f"{option} {given!r} is no HOST:PORT; use one such as 127.0.0.1:9100, or unix:PATH")
+    return host.strip("[]"), int(port)
 
 
 def is_loopback(host: str) -> bool:

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import uvicorn
-from uvicorn.server import ServerState
 
 from omnimuse.core.config import Config, Environment
 from omnimuse.core.errors import ConfigError, EngineClosedError
 from omnimuse.deploy.faults import Faults
 from omnimuse.deploy.pool import Pool, PoolPlan
 from omnimuse.server.app import build_app
-from omnimuse.server.http.checks import Rules
-from omnimuse.server.http.connections import Connection, Crowd
-from omnimuse.server.http.edge import protect
+from omnimuse.server.greeting import greeting, task_of, url_of
+from omnimuse.server.http.connections import Crowd
 from omnimuse.server.http.keys import Keys
 from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.http.watch import stop
@@ -34,9 +33,12 @@ from omnimuse.server.jobs.attempt import JobRules
 from omnimuse.server.jobs.book import Jobs
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.jobs.store import JobStore
+from omnimuse.server.listening import LAST_WORDS, listen, make_room_for, serve_beside, uvicorn_config
+from omnimuse.server.listening import end as end_serving
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.options import ServeOptions, is_loopback
+from omnimuse.server.options import Address, ServeOptions
 from omnimuse.server.orders.admission import Admission
+from omnimuse.server.routes.admin import routes as admin_routes
 from omnimuse.server.routes.health import measurements
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.worker.find import Found, find
@@ -47,8 +49,14 @@ logger = logging.getLogger(__name__)
 _IDLE_DRAIN = 0.05  # seconds between looks at what is still in progress
 PICTURE_JOBS = 8
 """Durable jobs of pictures that one worker draws at once; of videos it draws one."""
-LAST_WORDS = 5.0
-"""Seconds that answers under way get once the drain is over."""
+
+
+class Sockets(NamedTuple):
+    """Where the server listens: the public interface, and the planes that have addresses of their own."""
+
+    public: socket.socket
+    metrics: socket.socket | None = None
+    admin: socket.socket | None = None
 
 
 def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
@@ -56,50 +64,22 @@ def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
 
     `warm_up` is what workers draw before they are ready (`worker/warm_up.py`).
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     found = find(config)
     if found.spec.medium == "audio":
         raise ConfigError(f"{found.folder.id} makes sound, which is not served yet; use `omnimuse generate` or Python")
     warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
     logger.info("%s", found.about_defaults)
     make_room_for(options.guard.max_connections)
+    reach = options.reach
     with ExitStack() as listeners:
-        listener = listeners.enter_context(listen(options.host, options.port))
-        address = options.guard.metrics
-        measured = None if address is None else listeners.enter_context(listen(*address))
-        return asyncio.run(_serve(found, options, warm_up, listener, measured))
 
+        def opened(address: Address | None) -> socket.socket | None:
+            return None if address is None else listeners.enter_context(listen(address))
 
-def make_room_for(connections: int) -> None:
-    """Let this process open what so many connections need; ConfigError where the system does not let it.
-
-    Each has a socket and may have a file open; the rest is the server's own.
-    """
-    needed = 2 * connections + 512
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ConfigError(
-            f"{connections} connections need {needed} open files, and this process may have {hard}; raise the limit "
-            "(ulimit -n, LimitNOFILE), or choose fewer with --max-connections"
+        listener = listeners.enter_context(listen(reach.address))
+        return asyncio.run(
+            _serve(found, options, warm_up, Sockets(listener, opened(reach.metrics), opened(reach.admin)))
         )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; ConfigError when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port (0 takes a free one)"
-        ) from None
-    return listener
 
 
 class Front(uvicorn.Server):
@@ -116,18 +96,18 @@ class Front(uvicorn.Server):
         self._life.draining = True
 
 
-async def _serve(
-    found: Found, options: ServeOptions, warm_up: str, listener: socket.socket, measured: socket.socket | None
-) -> int:
+async def _serve(found: Found, options: ServeOptions, warm_up: str, sockets: Sockets) -> int:
     """Open what lasts, run the server over it, and close it again in the opposite order."""
     asked = allowed_faults(Environment.read().fault, options)
     async with AsyncExitStack() as closings:
         service, pool = await open_parts(closings, found, options, warm_up, asked)
         await service.jobs.start()
         await pool.start()
-        if measured is not None:
-            closings.push_async_callback(end_measuring, await measure(service, measured))
-        await _run(service, pool, listener)
+        planes = ((sockets.metrics, [measurements(service)]), (sockets.admin, admin_routes(service, pool)))
+        for beside, routes in planes:
+            if beside is not None:
+                closings.push_async_callback(end_serving, await serve_beside(routes, beside))
+        await _run(service, pool, sockets.public)
     return 0
 
 
@@ -184,38 +164,21 @@ def allowed_faults(asked: str, options: ServeOptions) -> str:
     """The faults that a test asks for; ConfigError where others than this machine could meet them."""
     if asked and not options.loopback:
         raise ConfigError(
-            f"OMNIMUSE_FAULT makes a server fail on purpose, and --host {options.host} is public; unset it"
+            f"OMNIMUSE_FAULT makes a server fail on purpose, and --host {options.reach.host} is public; unset it"
         )
     if asked:
         logger.warning("this server fails on purpose: OMNIMUSE_FAULT=%s", asked)
     return asked
 
 
-async def measure(service: Service, listener: socket.socket) -> asyncio.Server:
-    """Serve the measurements alone, at an address of their own and without a key."""
-    host = listener.getsockname()[0]
-    app = protect([measurements(service)], Rules(Keys.load(None), local_only=is_loopback(host)))
-    config = _uvicorn(app, Crowd(64, 64))
-    config.load()
-    state = ServerState()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
-        sock=listener,
-    )
-    return server
-
-
-async def end_measuring(server: asyncio.Server) -> None:
-    """Close what `measure` opened."""
-    server.close()
-
-
 async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
     """Answer requests until a signal; ModelError or ConfigError when no worker can be started the first time."""
     guard = service.options.guard
-    front = Front(_uvicorn(build_app(service), Crowd(guard.max_connections, guard.max_per_address)), service.life)
+    has_addresses = service.options.reach.uds is None
+    each = guard.max_per_address if has_addresses else guard.max_connections
+    front = Front(uvicorn_config(build_app(service), Crowd(guard.max_connections, each)), service.life)
     serving = asyncio.create_task(front.serve([listener]))
-    announcing = asyncio.create_task(_announce(pool, service.options, listener))
+    announcing = asyncio.create_task(_announce(pool, service, listener))
     draining = asyncio.create_task(_drain(service, pool, front))
     draining.add_done_callback(_tell_failure)
     try:
@@ -230,21 +193,6 @@ async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
         await asyncio.gather(serving, announcing, draining, return_exceptions=True)
 
 
-def _uvicorn(app: object, crowd: Crowd) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=partial(Connection, crowd=crowd),  # type: ignore[arg-type]
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(LAST_WORDS),
-    )
-
-
 async def _drain(service: Service, pool: Pool, front: Front) -> None:
     """Once draining: wait for what is in progress, at most the drain's time, then let the server end.
 
@@ -252,12 +200,16 @@ async def _drain(service: Service, pool: Pool, front: Front) -> None:
     """
     while not service.life.draining:
         await asyncio.sleep(_IDLE_DRAIN)
-    logger.warning("finishing what is in progress; a second signal ends at once")
-    end = time.monotonic() + service.options.drain
+    began, count = time.monotonic(), service.admission.load().count
+    logger.warning("draining: %d in progress get %g s; a second signal ends at once", count, service.options.drain)
+    end = began + service.options.drain
     try:
         await service.jobs.hold()
         while service.admission.load().count and time.monotonic() < end:
             await asyncio.sleep(_IDLE_DRAIN)
+        left = service.admission.load().count
+        how = f"{left} in progress are ended now" if left else "everything in progress is done"
+        logger.warning("drained in %.1f s: %s; the server ends", time.monotonic() - began, how)
         await service.jobs.close(0.0)
         await pool.close(LAST_WORDS)
     finally:
@@ -270,31 +222,14 @@ def _tell_failure(draining: asyncio.Task[None]) -> None:
         logger.error("the drain failed, and the server ends without it", exc_info=error)
 
 
-async def _announce(pool: Pool, options: ServeOptions, listener: socket.socket) -> None:
+async def _announce(pool: Pool, service: Service, listener: socket.socket) -> None:
     """Say where the server is, and when it is ready, how to use it."""
     began = time.monotonic()
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"omnimuse: loading {options.model_name}; the page is at {url}", flush=True)
+    options, found = service.options, listener.getsockname()
+    address = Path(found) if isinstance(found, str) else (found[0], found[1])
+    where = f"it listens on {found}" if isinstance(address, Path) else f"the page is at {url_of(address)}"
+    print(f"omnimuse: loading {options.model_name}; {where}", flush=True)
     with suppress(EngineClosedError):  # a signal came first
         await pool.wait_ready()
-        print(greeting(url, options, pool.place, time.monotonic() - began), flush=True)
-
-
-def greeting(url: str, options: ServeOptions, place: dict[str, str], seconds: float) -> str:
-    """What is printed when a worker is ready: the URL, a curl line and Python lines that work as pasted."""
-    key = "" if options.key_file is None else " -H 'Authorization: Bearer YOUR_KEY'"
-    secret = "none" if options.key_file is None else "YOUR_KEY"
-    body = f'{{"prompt": "a red circle on a blue background", "model": "{options.model_name}"}}'
-    where = f"{place.get('dtype', '')} on {place.get('device', '')}"
-    return f"""omnimuse: ready in {seconds:.1f} s ({where}), {options.replicas} worker(s)
-
-  page    {url}/
-  curl    curl -s {url}/v1/images/generations -H 'Content-Type: application/json'{key} \\
-            -d '{body}' | python3 -c 'import sys, json, base64; \\
-            open("picture.png", "wb").write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))'
-  python  from openai import OpenAI
-          client = OpenAI(base_url="{url}/v1", api_key="{secret}")
-          picture = client.images.generate(model="{options.model_name}", prompt="a red circle")
-
-Ctrl-C stops it."""
+        task = task_of(service.door.spec.tasks)
+        print(greeting(address, options, pool.place, time.monotonic() - began, task), flush=True)

@@ -36,10 +36,12 @@ from omnimuse.server.jobs.book import Jobs
 from omnimuse.server.jobs.database import take_lock
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.jobs.store import JobStore
+from omnimuse.server.listening import end, listen, make_room_for, serve_beside
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.options import Guard, ServeOptions
+from omnimuse.server.options import Reach, ServeOptions
 from omnimuse.server.orders.admission import Admission
-from omnimuse.server.serve import _run, allowed_faults, end_measuring, listen, make_room_for, measure, open_parts
+from omnimuse.server.routes.health import measurements
+from omnimuse.server.serve import _run, allowed_faults, open_parts
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.worker.find import find
 from tests.processes import alive, children, has_torch, wait_gone
@@ -172,7 +174,7 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
         keys, life = Keys.load(None), Lifecycle(draining=True)
         service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, life)
         try:
-            with listen("127.0.0.1", 0) as listener:
+            with listen(("127.0.0.1", 0)) as listener:
                 await asyncio.wait_for(_run(service, pool, listener), 20)
         finally:
             await store.close()
@@ -340,7 +342,7 @@ def test_a_start_that_cannot_work_ends_before_anything_is_loaded(
 
 
 def test_faults_are_made_for_this_machine_only_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    public = ServeOptions(tmp_path, "m", host="0.0.0.0", insecure=True, guard=Guard(allowed_hosts=("art.example",)))
+    public = ServeOptions(tmp_path, "m", Reach("0.0.0.0", allowed_hosts=("art.example",)), insecure=True)
     with pytest.raises(ConfigError, match="OMNIMUSE_FAULT"):
         allowed_faults("worker.step:1:kill", public)
     assert allowed_faults("", public) == ""
@@ -361,15 +363,15 @@ def test_measurements_have_an_address_of_their_own_where_they_are_given_one(tmp_
                 return error.code
 
     async def main() -> None:
-        guard = Guard(metrics=("127.0.0.1", 0))
-        async with service_in(tmp_path, lambda options: replace(options, guard=guard)) as (app, service):
+        reach = Reach(metrics=("127.0.0.1", 0))
+        async with service_in(tmp_path, lambda options: replace(options, reach=reach)) as (app, service):
             assert (await call(app, scope(path="/metrics"))).status == 404
-            with listen("127.0.0.1", 0) as listener:
+            with listen(("127.0.0.1", 0)) as listener:
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-                server = await measure(service, listener)
+                server = await serve_beside([measurements(service)], listener)
                 asked = [asyncio.to_thread(get, url + path) for path in ("/metrics", "/v1/models", "/livez")]
                 assert await asyncio.gather(*asked) == [200, 404, 404]
-                await end_measuring(server)
+                await end(server)
 
     asyncio.run(main())
 

@@ -35,13 +35,19 @@ class WholeServer:
     """A running server; as a context it is ended, whatever happened."""
 
     def __init__(
-        self, folder: Path, *options: str, faults: str = "", environment: Mapping[str, str] = MappingProxyType({})
+        self,
+        folder: Path,
+        *options: str,
+        faults: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+        port: int | None = 0,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._log = (folder / "log").open("a+")
         self._start = self._log.tell()
-        command = [sys.executable, "-m", "omnimuse", "serve", "--port", "0", "--data", str(folder / "data"), *options]
+        place = [] if port is None else ["--port", str(port)]
+        command = [sys.executable, "-m", "omnimuse", "serve", *place, "--data", str(folder / "data"), *options]
         self.process = subprocess.Popen(
             command,
             stdout=self._log,

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.http import cors
 from omnimuse.server.http.budget import Bodies, Rates
 from omnimuse.server.http.keys import Keys
 
@@ -24,6 +25,7 @@ MAX_TARGET = 8 * 1024
 """Characters of the path and query."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/version", "/favicon.ico"})
+_PROBES = frozenset({"/livez", "/readyz", "/health", "/ping", "/load", "/metrics"})
 _OPEN_SHAPES = re.compile(r"/playground/[\w-]+(?:\.[\w-]+)*|/v2/health/(?:live|ready)|/v1/files/[\w.-]+/content")
 """The page's own files, health by its other names, and files by signed link: their route checks the signature."""
 
@@ -35,7 +37,8 @@ class Rules:
     `local_only`: only this machine can connect. `patience` is what a client may take to send a body, beyond what its
     length needs at the slowest speed; a response of which nothing is taken for `stall` is given up. A POST to a path
     of `drawing` is work: `check_room` raises if the tenant can get no place for it. Where there are `hosts`, no other
-    Host is answered to, except those of this machine. JSON has at most `max_json`, except on paths of `pictured`.
+    Host is answered to, except those of this machine; pages of `origins` may call from a browser. JSON has at most
+    `max_json`, except on paths of `pictured`.
     """
 
     keys: Keys
@@ -47,6 +50,7 @@ class Rules:
     drawing: frozenset[str] = frozenset()
     check_room: Callable[[str], None] = lambda tenant: None
     hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
     pictured: frozenset[str] = frozenset()
     max_json: int = 64 * 2**20
     bodies: Bodies = field(default_factory=lambda: Bodies(2**40, 2**40))
@@ -55,10 +59,8 @@ class Rules:
 
 def check(rules: Rules, scope: Scope, headers: Headers) -> str:
     """The tenant of a request that may go on; ApiError for any other."""
-    _check_head(scope, headers)
-    if rules.hosts or (rules.local_only and not rules.keys.required):
-        _check_host(headers, rules.hosts)
-    if scope["method"] not in SAFE_METHODS:
+    check_asking(rules, scope, headers)
+    if scope["method"] not in SAFE_METHODS and not cors.may_call(rules.origins, headers):
         _check_origin(headers)
     tenant = ""
     if not _is_open(scope):
@@ -71,6 +73,13 @@ def check(rules: Rules, scope: Scope, headers: Headers) -> str:
     if scope["method"] == "POST" and scope["path"] in rules.drawing and "idempotency-key" not in headers:
         rules.check_room(tenant)  # what has a key may have been drawn already
     return tenant
+
+
+def check_asking(rules: Rules, scope: Scope, headers: Headers) -> None:
+    """ApiError for a head that cannot be read or a Host that is not ours: all that a browser's question needs."""
+    _check_head(scope, headers)
+    if rules.hosts or (rules.local_only and not rules.keys.required):
+        _check_host(headers, rules.hosts)
 
 
 def longest_body(rules: Rules, scope: Scope, headers: Headers) -> int:
@@ -128,7 +137,7 @@ def _check_origin(headers: Headers) -> None:
         raise refusal(
             "origin_not_allowed",
             f"a page of another site ({(origin or site or '')[:100]!r}) may not use this server from a browser; "
-            "open the server's own page, or call it from a program",
+            "open the server's own page, call it from a program, or let its operator name the site with --cors-origin",
         )
 
 
@@ -153,6 +162,12 @@ def _split(address: str) -> SplitResult:
     except ValueError:
         return urlsplit("")
     return parts
+
+
+def is_probe(scope: Scope) -> bool:
+    """Whether a request only asks how the server is: monitors do so all the time."""
+    path: str = scope["path"]
+    return scope["method"] in SAFE_METHODS and (path in _PROBES or path.startswith("/v2/health/"))
 
 
 def _is_open(scope: Scope) -> bool:

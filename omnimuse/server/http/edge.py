@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 
 from starlette.applications import Starlette
@@ -26,8 +26,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnimuse.core.errors import RequestCancelled
 from omnimuse.server.errors import ApiError, body, on_unexpected_error, refusal, to_api_error, to_json
+from omnimuse.server.http import cors
 from omnimuse.server.http.budget import Lease
-from omnimuse.server.http.checks import Rules, check, longest_body, too_large
+from omnimuse.server.http.checks import Rules, check, check_asking, is_probe, longest_body, too_large
+from omnimuse.server.log import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +90,13 @@ class Edge:
         state = scope.setdefault("state", {})
         state["request_id"], state["tenant"] = request_id, ""
         incoming = _Incoming(receive, headers, self._rules, longest_body(self._rules, scope, headers))
-        outgoing = _Outgoing(send, scope, incoming, self._rules.stall)
+        outgoing = _Outgoing(send, scope, incoming, self._rules.stall, cors.allowance(self._rules.origins, headers))
 
         async def work() -> None:
+            if cors.is_question(scope, headers) and cors.may_call(self._rules.origins, headers):
+                check_asking(self._rules, scope, headers)
+                await Response(status_code=204, headers=cors.answer(headers))(scope, incoming.receive, outgoing.send)
+                return
             state["tenant"] = check(self._rules, scope, headers)
             with closing(self._rules.bodies.lease(state["tenant"])) as lease:
                 state["lease"] = incoming.lease = lease
@@ -99,8 +105,9 @@ class Edge:
 
         began = time.monotonic()
         await on_unexpected_error(work, outgoing.fail, f"request {request_id}")
-        took = time.monotonic() - began
-        logger.info("%s %r %s %.3fs %s", scope["method"], scope["path"][:200], outgoing.status, took, request_id)
+        about = {"method": scope["method"], "path": scope["path"][:200], "status": outgoing.status}
+        entry = Entry("request", request_id, "answered", state["tenant"], time.monotonic() - began, about)
+        entry.write(logger, logging.DEBUG if is_probe(scope) else logging.INFO)
 
 
 class _Incoming:
@@ -161,8 +168,11 @@ class _Incoming:
 class _Outgoing:
     """The response on its way out: with the headers every response has, and not to a reader who does not read."""
 
-    def __init__(self, send: Send, scope: Scope, incoming: _Incoming, stall: float) -> None:
+    def __init__(
+        self, send: Send, scope: Scope, incoming: _Incoming, stall: float, allowance: Mapping[str, str]
+    ) -> None:
         self._send, self._scope, self._incoming, self._stall = send, scope, incoming, stall
+        self._allowance = allowance
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -185,6 +195,7 @@ class _Outgoing:
         headers["x-request-id"] = self._scope["state"]["request_id"]
         headers["x-content-type-options"] = "nosniff"
         headers["referrer-policy"] = "no-referrer"
+        headers.update(self._allowance)
         if headers.get("content-type", "").startswith("text/html"):
             for name, value in HTML_HEADERS.items():
                 headers.setdefault(name, value)

@@ -26,6 +26,7 @@ from omnimuse.server.jobs.files import Files, new_job_file_id
 from omnimuse.server.jobs.live import Live
 from omnimuse.server.jobs.row import Job, Outcome, Trouble
 from omnimuse.server.jobs.store import JobStore
+from omnimuse.server.log import Entry
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.workers import Workers
 
@@ -119,21 +120,24 @@ class Attempts:
         job, now = replace(live.job, progress=live.meter.percent), self._rules.now()
         trouble = Trouble(said["code"], said["message"], said["param"])
         if await self._store.fail(job, trouble, now, now + self._rules.keep):
-            self.count(job, "expired" if told.code == "deadline_exceeded" else "failed")
+            self.count(job, "expired" if told.code == "deadline_exceeded" else "failed", told.code)
 
     async def put_back(self, live: Live) -> None:
         """The server ends in good order: the job waits for the next one. One that was cancelled stays cancelled."""
-        await self._store.put_back(live.job)
+        if await self._store.put_back(live.job):
+            Entry("job", live.job.id, "put back", live.job.tenant).write(logger)
 
     def remove(self, files: Iterable[MadeFile]) -> None:
         """Remove kept files. Blocks on the disk."""
         for file in files:
             self._files.remove(file.name)
 
-    def count(self, job: Job, outcome: str) -> None:
-        """Tell the metrics that a job ended."""
+    def count(self, job: Job, outcome: str, error: str = "") -> None:
+        """Tell the metrics and the log that a job ended; `error` is the code of what it failed with."""
         task = f"{'image' if job.work.request['images'] else 'text'}-to-{job.kind}"
-        self._metrics.ended(task, outcome, max(0.0, self._rules.now() - job.times.created))
+        seconds = max(0.0, self._rules.now() - job.times.created)
+        self._metrics.ended(task, outcome, seconds)
+        Entry("job", job.id, outcome, job.tenant, seconds, {"task": task, "error": error}).write(logger)
 
     def _discard(self, files: Iterable[MadeFile]) -> None:
         for file in files:

@@ -26,6 +26,7 @@ from omnimuse.server.jobs.files import Files
 from omnimuse.server.jobs.live import Live, News
 from omnimuse.server.jobs.row import Idempotency, Job, Kind, Page, Times, Trouble, Work
 from omnimuse.server.jobs.store import IdempotencyConflict, JobStore
+from omnimuse.server.log import Entry
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.orders.admission import Admission
 from omnimuse.server.orders.gate import Gate
@@ -221,6 +222,8 @@ class Jobs:
         finally:
             if accepted is not job:
                 self._forget(live, job, served=False)
+        if accepted is job:
+            Entry("job", job.id, "accepted", job.tenant).write(logger)
         self._starting.wake()
         return self.current(accepted)
 
@@ -233,7 +236,9 @@ class Jobs:
             request = None
         if request is None:
             await self._store.fail(job, FOREIGN, now, now + self._rules.keep)
+            Entry("job", job.id, "failed", job.tenant, more={"error": FOREIGN.code}).write(logger)
         else:
+            Entry("job", job.id, "taken up again", job.tenant).write(logger)
             self._live[job.id] = Live(job, self._admission.adopt(request), deadline, self._rules.clock)
 
     # -- running -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ whatever happens. What the answer looks like is the routes' business.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -15,32 +16,51 @@ from typing import BinaryIO, cast
 
 from starlette.requests import Request as HttpRequest
 
-from omnimuse.core.errors import DeadlineError, EngineDeadError, PoisonError, RequestCancelled, WorkerLostError
+from omnimuse.core.errors import (
+    DeadlineError,
+    EngineDeadError,
+    OmnimuseError,
+    PoisonError,
+    RequestCancelled,
+    WorkerLostError,
+)
 from omnimuse.core.request import Picture, Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
-from omnimuse.server.errors import refusal
+from omnimuse.server.errors import refusal, to_api_error
 from omnimuse.server.http.enclosed import Enclosed
 from omnimuse.server.http.sse import Event, EventStream
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.jobs.live import DENOISE
+from omnimuse.server.log import Entry
 from omnimuse.server.orders.admission import Ticket
 from omnimuse.server.orders.gate import Gate
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted
 from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Order:
-    """What is wanted, the engine's request for it, the form of its files, and how long the client waits (seconds)."""
+    """What is wanted, the engine's request for it, the form of its files, and how long the client waits (seconds).
+
+    `id` is that of the HTTP request, which the log and the client know.
+    """
 
     wanted: Wanted
     request: Request
     form: Form
     patience: float | None
     task: str
+    id: str
+
+    def note(self, event: str, seconds: float | None = None, error: str = "") -> None:
+        """Log what became of it."""
+        about = {"task": self.task, "steps": self.request.steps, "outputs": self.request.outputs, "error": error}
+        Entry("request", self.id, event, self.request.tenant, seconds, about).write(logger)
 
 
 class Admitted:
@@ -59,7 +79,7 @@ def place_order(
     period = preview_period(request.steps, wanted.delivery.partial_images)
     request = replace(request, previews=period)
     waits = None if wanted.delivery.stream else patience(http.headers)
-    return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task)
+    return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, http.state.request_id)
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -106,7 +126,8 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
     Closing the generator, or cancelling who waits for it, stops the work at its next step.
     """
     ticket = await admit(service, order)
-    began, outcome, stepped = time.monotonic(), "failed", False
+    began, outcome, stepped, why = time.monotonic(), "failed", False, ""
+    order.note("accepted")
     try:
         with ticket:
             yield Admitted()
@@ -124,6 +145,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                     yield update
     except (PoisonError, WorkerLostError) as error:
         service.admission.poison.note(order.request, error)
+        why = to_api_error(error).code
         raise
     except DeadlineError:
         outcome = "expired"
@@ -133,8 +155,13 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
             outcome = "cancelled"
             service.metrics.cancelled("running" if stepped else "queued")
         raise
+    except OmnimuseError as error:
+        why = to_api_error(error).code
+        raise
     finally:
-        service.metrics.ended(order.task, outcome, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        order.note(outcome, seconds, why)
+        service.metrics.ended(order.task, outcome, seconds)
 
 
 async def finished(service: Service, order: Order) -> Finished:

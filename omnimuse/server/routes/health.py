@@ -49,7 +49,7 @@ def routes(service: Service) -> list[Route]:
         version: ("/version",),
         load: ("/load",),
     }
-    own = [] if service.options.guard.metrics is not None else [measurements(service)]
+    own = [] if service.options.reach.metrics is not None else [measurements(service)]
     return [*(Route(path, answer) for answer, paths in answers.items() for path in paths), *own]
 
 

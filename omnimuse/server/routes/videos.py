@@ -221,15 +221,14 @@ class Videos:
     async def _read(self, request: Request) -> tuple[dict[str, Any], Order]:
         """The fields of a request for a video, and what they ask of the model."""
         fields, uploads = await read_any(request)
-        form = not request.headers["content-type"].lower().startswith("application/json")
+        as_form = not request.headers["content-type"].lower().startswith("application/json")
         door = self._service.door
-        wanted = read(fields, "video", door, form=form, files=uploads)
+        wanted = read(fields, "video", door, form=as_form, files=uploads)
         check_model(self._service, wanted.model)
         steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
         asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS))
-        return fields, Order(
-            wanted, asked, video_form(self._service.options.guard.tell), patience(request.headers), TASK
-        )
+        form = video_form(self._service.options.guard.tell)
+        return fields, Order(wanted, asked, form, patience(request.headers), TASK, request.state.request_id)
 
     async def _job(self, request: Request) -> Job:
         job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])

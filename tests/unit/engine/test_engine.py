@@ -479,3 +479,23 @@ def test_every_request_ends_exactly_once_when_the_engine_closes_while_others_sub
             thread.join()
         for ear in ears:
             assert len([event for event in ear.events if isinstance(event, Done | Failed)]) == 1
+
+
+def test_what_is_done_between_ticks_is_done_on_the_engines_thread_and_its_errors_are_told() -> None:
+    subject = Background(engine)
+    made_on = subject.between_ticks(threading.get_ident)
+    assert made_on.result(10) not in (threading.get_ident(), None)
+    assert subject.between_ticks(threading.get_ident).result(10) == made_on.result()
+    with pytest.raises(ValueError, match="invalid literal"):
+        subject.between_ticks(lambda: int("x")).result(10)
+    assert subject.between_ticks(lambda: 7).result(10) == 7  # the engine lives
+    begun, go_on = threading.Event(), threading.Event()
+    subject.between_ticks(lambda: (begun.set(), go_on.wait(10)))
+    assert begun.wait(10)
+    late, closing = subject.between_ticks(lambda: 8), threading.Thread(target=subject.close)
+    closing.start()
+    go_on.set()
+    closing.join(10)
+    assert late.done() and (late.exception() is None or isinstance(late.exception(), EngineClosedError))
+    with pytest.raises(EngineClosedError):
+        subject.between_ticks(lambda: 9)

@@ -1,0 +1,111 @@
+"""What an operator may do while the server runs: look at the workers, drain, change the log level, record a profile.
+
+A plane of its own (`--admin-address`), which only this machine can reach; nothing of it is on the public interface, and
+it asks for no key. What changes something is a POST, so no page of another site can do it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse import __version__
+from omnimuse.core.errors import ConfigError
+from omnimuse.deploy.pool import ReplicaStatus
+from omnimuse.server import log
+from omnimuse.server.errors import refusal
+from omnimuse.server.http.bodies import read_json
+from omnimuse.server.routes.health import describe_load, unready
+from omnimuse.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+SECONDS, LONGEST = 5, 60
+"""Of a recording: usual, and at most."""
+
+
+class Staff(Protocol):
+    """The workers, as this plane sees them."""
+
+    def status(self) -> list[ReplicaStatus]:
+        """How every worker is."""
+
+    async def profile(self, index: int, seconds: float) -> Path:
+        """Where a recording of `seconds` of a worker's work is; the caller's to remove."""
+
+
+def routes(service: Service, staff: Staff) -> list[Route]:
+    """The endpoints of the admin plane."""
+
+    async def status(request: Request) -> Response:
+        """GET /admin/status"""
+        return JSONResponse(
+            {
+                "version": __version__,
+                "model": service.options.model_name,
+                "log_level": log.level(),
+                "unready": unready(service),
+                "load": describe_load(service).model_dump(),
+                "workers": [asdict(worker) for worker in staff.status()],
+            }
+        )
+
+    async def drain(request: Request) -> Response:
+        """POST /admin/drain: as SIGTERM"""
+        if not service.life.draining:
+            logger.warning("the drain was asked for on the admin plane")
+        service.life.draining = True
+        return JSONResponse({"draining": True, "in_progress": service.admission.load().count}, 202)
+
+    async def profile(request: Request) -> Response:
+        """POST /admin/profile {"seconds": 5, "worker": 0}: a Chrome trace, compressed"""
+        body = await _body(request, {"seconds": (int, float), "worker": (int,)})
+        seconds = body.get("seconds", SECONDS)
+        if not 0 < seconds <= LONGEST:
+            raise refusal("invalid_value", f"seconds={seconds} is not allowed; use up to {LONGEST}", "seconds")
+        try:
+            path = await staff.profile(body.get("worker", 0), seconds)
+        except ConfigError as error:
+            raise refusal("invalid_value", str(error), "worker") from None
+        return FileResponse(
+            path,
+            media_type="application/gzip",
+            filename=path.name,
+            background=BackgroundTask(path.unlink, missing_ok=True),
+        )
+
+    async def log_level(request: Request) -> Response:
+        """POST /admin/log-level {"level": "debug"}"""
+        body = await _body(request, {"level": (str,)})
+        try:
+            log.set_level(log.check_level(body.get("level", "")))
+        except ConfigError as error:
+            raise refusal("invalid_value", str(error), "level") from None
+        logger.warning("the log level is %s now", log.level())
+        return JSONResponse({"level": log.level()})
+
+    return [
+        Route("/admin/status", status),
+        Route("/admin/drain", drain, methods=["POST"]),
+        Route("/admin/profile", profile, methods=["POST"]),
+        Route("/admin/log-level", log_level, methods=["POST"]),
+    ]
+
+
+async def _body(request: Request, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The fields of a JSON body; ApiError for one that is not `known`, or of another kind."""
+    body = await read_json(request)
+    for name, value in body.items():
+        if name not in known:
+            raise refusal("unknown_parameter", f"there is no field {name!r} here; known are {', '.join(known)}", name)
+        if isinstance(value, bool) or not isinstance(value, known[name]):
+            raise refusal("invalid_value", f"{name} has a value of the wrong kind", name)
+    return body

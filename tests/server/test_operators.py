@@ -1,0 +1,135 @@
+"""What an operator does to a server that runs: real processes, the admin plane, unix sockets, a log of JSON lines."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.processes import has_torch
+from tests.server.unix_http import ask
+from tests.server.whole_server import START, WholeServer
+
+ADMIN = ("/admin/status", "/admin/drain", "/admin/log-level", "/admin/profile")
+
+
+@contextmanager
+def watched_server(folder: Path, *options: str) -> Iterator[tuple[WholeServer, Path]]:
+    """A server with an admin plane in the file that is returned, and a log of JSON lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    admin = folder / "admin.sock"
+    given = ("--admin-address", f"unix:{admin}", "--log-format", "json", "--warm-up", "none", *options)
+    with WholeServer(folder, *given) as server:
+        server.wait_ready()
+        yield server, admin
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WholeServer, Path]]:
+    with watched_server(tmp_path_factory.mktemp("watched")) as found:
+        yield found
+
+
+def lines(server: WholeServer) -> list[dict[str, Any]]:
+    """The log; what is printed for people is not in it."""
+    return [json.loads(line) for line in server.text.splitlines() if line.startswith("{")]
+
+
+def test_the_admin_plane_tells_of_the_workers_and_is_nowhere_else(watched: tuple[WholeServer, Path]) -> None:
+    server, admin = watched
+    status, _ = ask(admin, "/admin/status")
+    assert status.json["model"] == "omnimuse/shapes" and status.json["log_level"] == "info"
+    [worker] = status.json["workers"]
+    assert worker["state"] == "ready" and has_torch(worker["pid"])
+    for path in ADMIN:
+        assert server.ask(path).status == 404 and server.ask(path, {}).status == 404
+    assert ask(admin, "/v1/models")[0].status == 404  # and nothing of the public interface is there
+
+
+def test_the_log_is_json_and_its_level_can_be_changed_while_it_runs(watched: tuple[WholeServer, Path]) -> None:
+    server, admin = watched
+    server.ask("/livez")
+    assert not [line for line in lines(server) if line.get("path") == "/livez"]
+    assert ask(admin, "/admin/log-level", {"level": "debug"})[0].json == {"level": "debug"}
+    server.ask("/livez")
+    server.wait_for('"/livez"')
+    assert ask(admin, "/admin/log-level", {"level": "info"})[0].status == 200
+    for wrong in ({"level": "loud"}, {"levels": "info"}, {"level": 3}, {}):
+        assert ask(admin, "/admin/log-level", wrong)[0].status == 400
+
+
+def test_a_request_and_a_job_are_told_from_their_acceptance_to_their_end(watched: tuple[WholeServer, Path]) -> None:
+    server, _ = watched
+    request = server.draw(num_inference_steps=2).headers["x-request-id"]
+    job = server.draw(num_inference_steps=2, background=True).json["id"]
+    server.wait_for(f'"{job} completed|{job} completed')
+    found = [(line["what"], line["id"], line["event"]) for line in lines(server) if "what" in line]
+    assert [event for what, name, event in found if name == request] == ["accepted", "completed", "answered"]
+    assert [event for what, name, event in found if (what, name) == ("job", job)] == ["accepted", "completed"]
+    assert {"time", "level", "logger", "message"} <= lines(server)[0].keys()
+
+
+def test_a_profile_is_a_trace_of_what_the_worker_computed(watched: tuple[WholeServer, Path]) -> None:
+    server, admin = watched
+    drawing = threading.Thread(target=lambda: server.draw(num_inference_steps=200))
+    drawing.start()
+    answer, content = ask(admin, "/admin/profile", {"seconds": 0.5})
+    drawing.join(START)
+    assert answer.status == 200 and answer.headers["content-type"] == "application/gzip"
+    names = {event.get("name") for event in json.loads(gzip.decompress(content))["traceEvents"]}
+    assert names & {"aten::mm", "aten::addmm", "aten::linear"}
+    assert not [path for path in (server.folder / "data" / "spool").iterdir() if path.name.startswith("profile")]
+    for wrong in ({"seconds": 0}, {"seconds": 1000}, {"worker": 7}, {"seconds": "long"}, {"minutes": 1}):
+        assert ask(admin, "/admin/profile", wrong)[0].status == 400
+
+
+def test_a_worker_that_ends_while_it_is_recorded_is_told(watched: tuple[WholeServer, Path]) -> None:
+    server, admin = watched
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(ask(admin, "/admin/profile", {"seconds": 30})[0]))
+    asking.start()
+    time.sleep(0.5)
+    os.kill(ask(admin, "/admin/status")[0].json["workers"][0]["pid"], signal.SIGKILL)
+    asking.join(START)
+    assert answers[0].status == 503
+    end = time.monotonic() + START
+    while ask(admin, "/admin/status")[0].json["workers"][0]["state"] != "ready" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert server.draw(num_inference_steps=2).status == 200
+
+
+def test_a_drain_of_the_admin_plane_ends_the_server_and_its_end_is_told(tmp_path: Path) -> None:
+    with watched_server(tmp_path) as (server, admin):
+        assert ask(admin, "/admin/drain", {})[0].json["draining"] is True
+        assert server.process.wait(START) == 0
+        told = [line["message"] for line in lines(server)]
+        assert any(re.match(r"drained in .* everything in progress is done", line) for line in told)
+        assert not admin.exists()
+
+
+def test_a_server_on_a_unix_socket_draws_with_the_line_that_it_prints(tmp_path: Path) -> None:
+    place = tmp_path / "art.sock"
+    command = ("--uds", str(place), "--warm-up", "none")
+    with WholeServer(tmp_path / "server", *command, port=None) as server:
+        server.wait_ready()
+        assert "page" not in server.text.split("ready in")[1]
+        line = re.search(r"curl    (curl.*?)\n\n?  python", server.text, re.S)
+        assert line is not None
+        subprocess.run(["bash", "-c", line[1]], check=True, cwd=tmp_path, timeout=60)
+        with Image.open(tmp_path / "picture.png") as picture:
+            assert picture.size == (128, 128)
+        assert ask(place, "/readyz")[0].status == 200
+        server.end()
+        assert not place.exists()
