@@ -155,7 +155,7 @@ class Up(nn.Module):
     def __init__(self, width: int, out: int, ratio: int) -> None:
         super().__init__()
         self.snake1 = Snake(width)
-        self.conv_t1 = NormedConv(width, out, 2 * ratio, stride=ratio, padding=ceil(ratio / 2), transposed=True)
+        self.conv_t1 = NormedUp(width, out, ratio)
         self.res_unit1, self.res_unit2, self.res_unit3 = (Residual(out, dilation) for dilation in DILATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,19 +200,30 @@ class NormedConv(nn.Module):
         stride: int = 1,
         padding: int | None = None,
         dilation: int = 1,
-        transposed: bool = False,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.stride, self.dilation, self.transposed = stride, dilation, transposed
+        self.stride, self.dilation = stride, dilation
         self.padding = kernel // 2 if padding is None else padding
-        first, second = (width, out) if transposed else (out, width)
-        self.weight_g = nn.Parameter(torch.ones(first, 1, 1))
-        self.weight_v = nn.Parameter(torch.ones(first, second, kernel))
+        self.weight_g = nn.Parameter(torch.ones(out, 1, 1))
+        self.weight_v = nn.Parameter(torch.ones(out, width, kernel))
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
-        if self.transposed:
-            return F.conv_transpose1d(x, weight, self.bias, self.stride, self.padding)
         return F.conv1d(x, weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+class NormedUp(nn.Module):
+    """The same for a convolution that makes `ratio` samples of one."""
+
+    def __init__(self, width: int, out: int, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.weight_g = nn.Parameter(torch.ones(width, 1, 1))
+        self.weight_v = nn.Parameter(torch.ones(width, out, 2 * ratio))
+        self.bias = nn.Parameter(torch.zeros(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return F.conv_transpose1d(x, weight, self.bias, self.ratio, ceil(self.ratio / 2))

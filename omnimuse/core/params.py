@@ -37,6 +37,13 @@ class ScheduleParams:
 
 
 @dataclass(frozen=True)
+class SoundParams(FamilyParams):
+    """The extension of a model whose sounds are windows of a longer one: they begin at second `start` of it."""
+
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
 class DiffusionParams(ScheduleParams):
     """Per-request choices. Every field left at `None` takes the model's default.
 

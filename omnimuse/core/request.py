@@ -19,7 +19,7 @@ from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
-from omnimuse.core.params import DiffusionParams, FamilyParams, check_family_params, family_params
+from omnimuse.core.params import DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
 from omnimuse.core.spec import Configs, Limits, Spec, Variant
 
 MAX_SEED = 2**64 - 1
@@ -69,6 +69,28 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """A sound that somebody gave: `rate` samples a second of 16 bits, those of `channels` in turn, low byte first.
+
+    Made by `media/recording.py`, so that no stage reads a file from elsewhere, and a request is plain values.
+    """
+
+    rate: int
+    channels: int
+    pcm: bytes
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.pcm) / (2 * self.channels * self.rate)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this sound from others, in hexadecimal."""
+        return sha256(f"{self.rate} {self.channels} ".encode() + self.pcm).hexdigest()
+
+
+@dataclass(frozen=True)
 class Request:
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
@@ -81,6 +103,7 @@ class Request:
     params: DiffusionParams
     extra: FamilyParams
     images: tuple[Picture, ...] = ()
+    sounds: tuple[Recording, ...] = ()
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
@@ -100,7 +123,7 @@ class Request:
 
     @property
     def skipped_steps(self) -> int:
-        """How many of the first steps are left out, because a picture stands in for what they would draw."""
+        """How many of the first steps are left out, because a picture or a sound stands in for what they would draw."""
         steps, strength = self.params.num_inference_steps or 0, self.params.strength
         return 0 if strength is None else int(max(steps - min(steps * strength, steps), 0))
 
@@ -170,12 +193,12 @@ class Door:
 
         `now` is the engine's clock in seconds; `fresh_seed` is used when no seed was chosen.
         """
-        prompt, negative, images = self._prompt(ask.prompt)
+        prompt, negative, images, sounds = self._prompt(ask.prompt)
         chosen = ask.params
         if not isinstance(chosen, DiffusionParams):
             raise RequestError(f"params must be DiffusionParams, got {type(chosen).__name__}", "params")
         self._refuse_unsupported(chosen)
-        params = self._suited(chosen, images)
+        params = self._suited(chosen, images, started=bool(images or sounds))
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
@@ -185,6 +208,8 @@ class Door:
         self._check_ask(ask)
         extra = family_params(self.spec.extra, chosen.extra)
         check_family_params(extra)
+        if isinstance(extra, SoundParams) and params.seconds is not None:
+            self._check_window(extra.start, params.seconds)
         return Request(
             id=uuid.uuid4().hex,
             prompt=prompt,
@@ -192,6 +217,7 @@ class Door:
             params=params,
             extra=extra,
             images=images,
+            sounds=sounds,
             priority=ask.priority,
             deadline=None if ask.timeout is None else now + ask.timeout,
             tenant=ask.tenant,
@@ -200,13 +226,17 @@ class Door:
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
 
-    def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...]) -> DiffusionParams:
-        """`chosen` over the defaults: with a picture in its proportions, without one with nothing that needs one."""
-        if images:
-            return chosen.over(self._sized(images[0], chosen))
+    def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...], *, started: bool) -> DiffusionParams:
+        """`chosen` over the defaults: with a picture in its proportions, without one with nothing that needs one.
+
+        `started`: there is a picture or a sound to start from.
+        """
+        if started:
+            return chosen.over(self._sized(images[0], chosen) if images else self.defaults)
         if chosen.strength is not None:
-            why = "strength says how much of a picture is drawn anew, and there is no picture"
-            raise RequestError(f"{why}; give one (`images`), or leave strength out", "strength")
+            what, name = ("sound", "sounds") if self.spec.medium == "audio" else ("picture", "images")
+            why = f"strength says how much of a {what} is drawn anew, and there is no {what}"
+            raise RequestError(f"{why}; give one (`{name}`), or leave strength out", "strength")
         return chosen.over(replace(self.defaults, strength=None))
 
     def _sized(self, picture: Picture, chosen: DiffusionParams) -> DiffusionParams:
@@ -229,7 +259,7 @@ class Door:
         fields_ = {"prompt": given} if isinstance(given, str) else given
         if not isinstance(fields_, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
-        allowed = ["prompt", "negative_prompt", "images"]
+        allowed = ["prompt", "negative_prompt", "images", "sounds"]
         for name in fields_:
             if name not in allowed:
                 raise RequestError(
@@ -245,7 +275,20 @@ class Door:
                 raise RequestError(f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name)
             if not _is_text(text):
                 raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
-        return prompt, negative, self._images(fields_.get("images"))
+        return prompt, negative, self._images(fields_.get("images")), self._sounds(fields_.get("sounds"))
+
+    def _sounds(self, given: Any) -> tuple[Recording, ...]:
+        if not isinstance(given or (), list | tuple):
+            raise RequestError(f"sounds must be a list of sounds, got {type(given).__name__}", "sounds")
+        sounds, most = tuple(given or ()), 0 if self.limits.sound is None else self.limits.sound.max_inputs
+        if sounds and not most:
+            raise RequestError(f"{self.spec.family} starts from no sound; leave out `sounds`", "sounds")
+        if len(sounds) > most:
+            raise RequestError(f"{len(sounds)} sounds were given; {self.spec.family} takes at most {most}", "sounds")
+        for sound in sounds:
+            if not isinstance(sound, Recording):
+                raise RequestError(f"sounds must hold recordings, got {type(sound).__name__}", "sounds")
+        return sounds
 
     def _images(self, given: Any) -> tuple[Picture, ...]:
         if not isinstance(given or (), list | tuple):
@@ -331,6 +374,20 @@ class Door:
             f"{', '.join(asked)} need at least {needed / 2**30:.3g} GiB of memory, of which there are "
             f"{self.memory / 2**30:.3g}; ask for fewer, or for at most {side} a side",
             "height",
+        )
+
+    def _check_window(self, start: float, seconds: float) -> None:
+        """A window must lie within the whole."""
+        assert self.limits.sound is not None
+        most = self.limits.sound.seconds
+        if not most or start + seconds <= most + 1 / self.limits.sound.rate:
+            return
+        if start >= most:
+            raise RequestError(f"extra.start={start:g} is behind the end; this model makes {most:g} s", "extra.start")
+        raise RequestError(
+            f"{seconds:g} s from second {start:g} on end behind the {most:g} s that this model makes; use at most "
+            f"{math.floor((most - start) * 1000) / 1000:g} seconds, or an earlier start",
+            "seconds",
         )
 
     def _seconds(self, value: Any, outputs: int) -> None:

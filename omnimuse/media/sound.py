@@ -73,7 +73,7 @@ def check_sound_destination(path: Path) -> None:
     """
     check_destination(path, FORMATS)
     if FORMATS[path.suffix.lower()] != "WAV":
-        _soundfile()
+        library()
 
 
 def save_sound(sound: Sound, path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
@@ -94,14 +94,14 @@ def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> byte
     if format == "WAV":
         return _wav(sound, settings)
     buffer = io.BytesIO()
-    library, channels = _soundfile(), len(sound.samples)
+    encoder, channels = library(), len(sound.samples)
     samples = sound.samples.clip(-1, 1).T  # [n, channels]
     try:
-        with library.SoundFile(buffer, "w", sound.rate, channels, format=format) as file:
+        with encoder.SoundFile(buffer, "w", sound.rate, channels, format=format) as file:
             file.comment = json.dumps(settings, sort_keys=True)
             for start in range(0, len(samples), BLOCK):
                 file.write(samples[start : start + BLOCK])
-    except library.LibsndfileError as error:
+    except encoder.LibsndfileError as error:
         raise RequestError(
             f"{format} cannot hold {channels} channels of {sound.rate} samples a second ({error}); use WAV",
             "output_format",
@@ -141,16 +141,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _comment(content: bytes) -> dict[str, Any] | None:
     """The settings in the comment of a FLAC, OGG or MP3 file."""
-    library = _soundfile()
+    reader = library()
     try:
-        with library.SoundFile(io.BytesIO(content)) as file:
+        with reader.SoundFile(io.BytesIO(content)) as file:
             settings = json.loads(file.comment)
-    except (library.LibsndfileError, ValueError):
+    except (reader.LibsndfileError, ValueError):
         return None
     return settings if isinstance(settings, dict) else None
 
 
-def _soundfile() -> Any:
+def library() -> Any:
+    """soundfile; ConfigError where it is not installed."""
     try:
         return import_module("soundfile")
     except (ImportError, OSError):

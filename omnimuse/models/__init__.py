@@ -8,6 +8,7 @@ TABLE = {
     "WanPipeline": "omnimuse.models.wan",
     "ZImagePipeline": "omnimuse.models.z_image",
     "FluxPipeline": "omnimuse.models.flux",
+    "StableAudioPipeline": "omnimuse.models.stable_audio",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 

@@ -1,6 +1,6 @@
 """`TickPlan`: what one tick does, decided by the engine on rank 0 and executed alike by the runner of every rank.
 
-It holds names and numbers, and the pictures that a request brings; tensors never travel with it.
+It holds names and numbers, and the pictures and sounds that a request brings; tensors never travel with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from omnimuse.core.params import DiffusionParams, family_params
-from omnimuse.core.request import Picture, Request
+from omnimuse.core.request import Picture, Recording, Request
 from omnimuse.core.spec import Spec
 
 
@@ -32,7 +32,7 @@ class TickPlan:
 
 
 def encode(plan: TickPlan) -> bytes:
-    """The plan as bytes: a few hundred, and the pictures of the requests that it admits."""
+    """The plan as bytes: a few hundred, and the pictures and sounds of the requests that it admits."""
     return msgspec.msgpack.encode(asdict(plan))
 
 
@@ -47,15 +47,20 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     """The request that `dataclasses.asdict` turned into plain values; `spec` gives the family's extension."""
     extra, params, images = fields.pop("extra"), fields.pop("params"), fields.pop("images")
+    sounds = fields.pop("sounds", ())
     assert isinstance(extra, dict)
     assert isinstance(params, dict)
-    assert isinstance(images, list | tuple)
-    pictures = tuple(_picture(**image) for image in images)
-    branches = tuple(cast("list[str]", fields.pop("branches")))
-    known = {"params": DiffusionParams(**params), "extra": family_params(spec.extra, extra), "images": pictures}
-    return Request(**{**fields, **known, "branches": branches})  # type: ignore[arg-type]
+    assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
+    known = {
+        "params": DiffusionParams(**params),
+        "extra": family_params(spec.extra, extra),
+        "images": tuple(Picture(**{**image, "png": _bytes(image["png"])}) for image in images),
+        "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
+        "branches": tuple(cast("list[str]", fields.pop("branches"))),
+    }
+    return Request(**{**fields, **known})  # type: ignore[arg-type]
 
 
-def _picture(width: int, height: int, png: bytes | str) -> Picture:
-    """A picture whose file went through JSON, where bytes are base64, or did not."""
-    return Picture(width, height, b64decode(png) if isinstance(png, str) else png)
+def _bytes(given: bytes | str) -> bytes:
+    """Bytes that went through JSON, where they are base64, or did not."""
+    return b64decode(given) if isinstance(given, str) else given

@@ -10,17 +10,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Recording
 from omnimuse.media.picture import picture_of
+from omnimuse.media.recording import recording_of
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture to start from.
+    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture or a sound to start
+    from.
 
     Of a video that picture is the first frame, and `last` may be its last.
     """
@@ -30,12 +34,15 @@ class Wish:
     params: DiffusionParams
     image: Image.Image | None = None
     last: Image.Image | None = None
+    sound: Recording | None = None
 
     @property
     def asked(self) -> dict[str, object]:
         """The prompt as our engine takes it."""
         images = [picture_of(image) for image in (self.image, self.last) if image is not None]
-        return {"prompt": self.prompt, "negative_prompt": self.negative, **({"images": images} if images else {})}
+        pictures = {"images": images} if images else {}
+        sounds = {} if self.sound is None else {"sounds": [self.sound]}
+        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **sounds}
 
     def started(self) -> dict[str, object]:
         """What a reference pipeline that changes pictures takes besides; empty for one that does not."""
@@ -49,6 +56,13 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(small.numpy()).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def chord(rate: int, seconds: float, channels: int) -> Recording:
+    """A sound of a few tones, in every channel others."""
+    time = np.arange(round(rate * seconds)) / rate
+    tones = [np.sin(time * (400 + 150 * index)) + np.sin(time * (70 + 70 * index)) for index in range(channels)]
+    return recording_of(0.4 * np.stack(tones).astype(np.float32), rate)
+
+
 Reference = Callable[[Path, list[Wish], str], list[Tensor]]
 """(checkpoint, wishes, output type) -> what the reference gives for each wish alone, float32."""
 
@@ -57,7 +71,7 @@ Reference = Callable[[Path, list[Wish], str], list[Tensor]]
 class Family:
     """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
 
-    `kind` tells the checkpoints of one architecture apart.
+    `kind` tells the checkpoints of one architecture apart; `sounds` is set where sound comes out.
     """
 
     arch: str
@@ -65,6 +79,12 @@ class Family:
     wishes: tuple[Wish, ...]
     reference: Reference
     kind: str = ""
+    sounds: bool = False
+
+    def far(self, found: Tensor, expected: Tensor) -> float:
+        """How far `found` is from what the reference makes: pixels at most, of sound the norm of all, relatively."""
+        apart = found - expected
+        return float(apart.norm() / expected.norm() if self.sounds else apart.abs().max())
 
     @property
     def name(self) -> str:
@@ -160,6 +180,24 @@ def _wan_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[T
     from tests.checkpoints import wan
 
     return wan.reference(folder, wishes, output_type)
+
+
+def _stable_audio(folder: Path) -> Path:
+    from tests.checkpoints import stable_audio
+
+    return stable_audio.build(folder)
+
+
+def _stable_audio_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from tests.checkpoints import stable_audio
+
+    return stable_audio.reference(folder, wishes, output_type)
+
+
+def _sound(steps: int, guidance: float, seconds: float, seed: int, **extra: float) -> DiffusionParams:
+    return DiffusionParams(
+        num_inference_steps=steps, guidance_scale=guidance, seconds=seconds, seed=seed, extra=extra or None
+    )
 
 
 def _wan_family(kind: str, side: int, second: float | None = None) -> Family:
@@ -275,4 +313,17 @@ FAMILIES = (
     _wan_family("5B", 32),
     wan_pictures("2.1-I2V", 512),
     wan_pictures("A14B-I2V", 32, second=2.0, both=True),
+    Family(
+        arch="StableAudioPipeline",
+        build=_stable_audio,
+        wishes=(
+            Wish("a red circle", "blurry, grey", _sound(4, 4.0, 2.4, 7)),
+            Wish("two green stars above the heart", None, _sound(3, 7.0, 1.0, 8, start=0.2643)),
+            Wish("a story about Them: it goes on and on " * 4, None, _sound(5, 1.0, 3.12, 9)),
+            Wish("a star", "", replace(_sound(6, 3.0, 0.16, 10, start=2.4), max_sequence_length=20)),
+            Wish("a cross", "grey", replace(_sound(4, 2.0, 0.4, 11), strength=1.0), sound=chord(1000, 1.6, 2)),
+        ),
+        reference=_stable_audio_reference,
+        sounds=True,
+    ),
 )

@@ -37,12 +37,12 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """One piece per word of the prompts, letters for all others, `<unk>` for what is left; 512 tokens."""
+def t5_tokenizer(longest: int = 512) -> T5Tokenizer:
+    """One piece per word of the prompts, letters for all others, `<unk>` for what is left; `longest` tokens."""
     words = dict.fromkeys(parts.PROMPT_WORDS.split())
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -6.0) for word in words] + [(letter, -8.0) for letter in LETTERS]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=longest)
 
 
 def transformer(guidance: bool = True) -> FluxTransformer2DModel:

@@ -15,7 +15,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from torch import Tensor, nn
 from transformers import (
     ByT5Tokenizer,
@@ -32,7 +31,7 @@ from transformers import (
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
-from tests.checkpoints import flux, parts
+from tests.checkpoints import flux, parts, wan
 
 PAIRS = ("original_size", "crops_coords_top_left")
 """Parameters that the library wants as tuples, and JSON has as lists."""
@@ -76,13 +75,14 @@ class Foreign:
     def arguments(self) -> dict[str, Any]:
         """What the library's own call takes for the request, besides prompt, generator and output type."""
         names = ("num_inference_steps", "guidance_scale", "height", "width", "num_frames", "max_sequence_length")
+        lasting = {} if self.params.seconds is None else {"audio_duration_s": self.params.seconds}
         chosen = {name: value for name in names if (value := getattr(self.params, name)) is not None}
         if self.params.fps is not None and self.arch == "LTXPipeline":
             chosen["frame_rate"] = int(self.params.fps)
         negative = {} if self.negative is None else {"negative_prompt": self.negative}
         extra: Mapping[str, Any] = self.params.extra or {}  # type: ignore[assignment]
         own = {name: tuple(value) if name in PAIRS else value for name, value in extra.items()}
-        return {**chosen, **negative, **own}
+        return {**chosen, **lasting, **negative, **own}
 
     def reference(self, folder: Path, prompt: str, seed: int, output_type: str = "pt") -> Tensor:
         """What the library gives when it is called directly, float32."""
@@ -376,38 +376,25 @@ FOREIGN = (
         params=_params(extra={"use_resolution_binning": False, "complex_human_instruction": ["Say it."]}),
     ),
     Foreign(
-        arch="StableAudioPipeline",
+        arch="LongCatAudioDiTPipeline",
         parts={
-            "vae": lambda: diffusers.AutoencoderOobleck(
-                encoder_hidden_size=8,
-                downsampling_ratios=[2, 4],
-                channel_multiples=[1, 2],
-                decoder_channels=8,
-                decoder_input_channels=8,
-                sampling_rate=80,
+            "vae": lambda: diffusers.LongCatAudioDiTVae(
+                channels=8,
+                c_mults=[1, 2],
+                strides=[4],
+                latent_dim=8,
+                encoder_latent_dim=16,
+                downsampling_ratio=4,
+                sample_rate=1000,
             ),
-            "text_encoder": _t5,
-            "projection_model": lambda: StableAudioProjectionModel(flux.TEXT_WIDTH, 16, 0, 512),
+            "text_encoder": lambda: wan.text_encoder(len(flux.t5_tokenizer())),
             "tokenizer": flux.t5_tokenizer,
-            "transformer": lambda: diffusers.StableAudioDiTModel(
-                sample_size=32,
-                in_channels=8,
-                out_channels=8,
-                num_layers=2,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                num_key_value_attention_heads=1,
-                cross_attention_dim=16,
-                time_proj_dim=8,
-                global_states_input_dim=32,
-                cross_attention_input_dim=16,
+            "transformer": lambda: diffusers.LongCatAudioDiTTransformer(
+                dit_dim=32, dit_depth=2, dit_heads=2, dit_text_dim=wan.TEXT_WIDTH, latent_dim=8
             ),
-            "scheduler": lambda: diffusers.CosineDPMSolverMultistepScheduler(),
+            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
         },
-        libraries={"projection_model": "stable_audio"},
-        params=DiffusionParams(
-            num_inference_steps=3, guidance_scale=4.0, seed=7, extra={"audio_start_in_s": 0.0, "audio_end_in_s": 2.0}
-        ),
+        params=DiffusionParams(num_inference_steps=3, guidance_scale=4.0, seed=7, seconds=2.0),
     ),
 )
 """Eight pipelines: two with a UNet, five with a transformer for pictures or videos (one has a guider), one of sound."""

@@ -37,7 +37,8 @@ def pictures(subject: Subject) -> list[Ask]:
 def long_asks(subject: Subject) -> list[Ask]:
     """Every wish, to the end, with loops that are long enough to have a middle at the same time."""
     frames = {"num_frames": 13} if subject.family.wishes[0].params.num_frames else {}
-    choices = {"output_type": "pt", "num_inference_steps": 5, **frames}
+    lasting = {"seconds": 3.2, "extra": None} if subject.family.sounds else {}
+    choices = {"output_type": "pt", "num_inference_steps": 5, **frames, **lasting}
     return [subject.ask(index, **choices) for index in range(len(subject.family.wishes))]
 
 

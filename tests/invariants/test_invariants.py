@@ -55,7 +55,8 @@ def test_the_smallest_legal_request_is_drawn_so_that_a_worker_can_warm_up(shared
     ask = warm_up_ask(SMALL, shared.door)
     assert ask is not None
     [drawn] = run(shared, ask)
-    assert drawn.isfinite().all() and drawn.shape[-1] == shared.door.limits.size_multiple
+    assert drawn.isfinite().all()
+    assert shared.door.spec.medium == "audio" or drawn.shape[-1] == shared.door.limits.size_multiple
 
 
 def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
@@ -275,8 +276,9 @@ def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) 
     shared.runner.forwards.retries.clear()
 
 
-def test_pictures_are_in_range_and_seeds_make_them_differ(subject: Subject, shared: Engine) -> None:
+def test_what_is_made_is_in_range_and_seeds_make_it_differ(subject: Subject, shared: Engine) -> None:
     first, second = run(shared, subject.ask(0, output_type="pt"), subject.ask(0, output_type="pt", seed=99))
     assert first.dtype == torch.float32
-    assert 0 <= float(first.min()) <= float(first.max()) <= 1
+    low = -1 if subject.family.sounds else 0
+    assert low <= float(first.min()) <= float(first.max()) <= 1
     assert not torch.equal(first, second)

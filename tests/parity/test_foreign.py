@@ -54,7 +54,7 @@ def test_two_outputs_in_flight_are_what_the_library_gives_for_their_seeds(
     assert not torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("arch", ["StableDiffusion3Pipeline", "LTXPipeline", "StableAudioPipeline"])
+@pytest.mark.parametrize("arch", ["StableDiffusion3Pipeline", "LTXPipeline", "LongCatAudioDiTPipeline"])
 def test_latents_are_the_librarys(arch: str, foreign_folder: Folder) -> None:
     entry, folder = foreign(arch), foreign_folder(arch)
     [found] = draw(entry, folder, output_type="latent")
@@ -83,7 +83,7 @@ def test_the_command_line_writes_what_the_library_gives(
 def test_sounds_are_named_kept_and_made_again_as_pictures_are(
     foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = foreign("StableAudioPipeline")
+    entry = foreign("LongCatAudioDiTPipeline")
     words = [PROMPT, "-m", str(foreign_folder(entry.arch)), *options(entry), "--quiet"]
     with chdir(tmp_path):
         assert main(["generate", *words]) == 0
@@ -129,7 +129,7 @@ def samples(file: bytes) -> bytes:
 
 
 def test_sound_comes_back_with_its_rate(foreign_folder: Folder) -> None:
-    entry = foreign("StableAudioPipeline")
+    entry = foreign("LongCatAudioDiTPipeline")
     with Omni(str(foreign_folder(entry.arch)), dtype="float32", device="cpu") as omni:
         result = omni.generate(asked(entry), entry.params, progress=False)[0]
     [sound] = result.audios

@@ -19,6 +19,8 @@ from omnimuse import Config, ModelConfig, Omni
 from tests.checkpoints.families import FAMILIES, Family, Wish
 
 TOLERANCE = 1e-5
+OF_SOUND = 5e-5
+"""Of what is made and not of latents: the sines in a decoder of sound with random weights make errors larger."""
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
 pytestmark = pytest.mark.filterwarnings(
@@ -63,17 +65,22 @@ def test_different_requests_in_flight_give_the_references_latents(family: Family
         assert float((found - expected).norm() / expected.norm()) <= TOLERANCE
 
 
-def test_different_requests_in_flight_give_the_references_pictures(family: Family, folder: Path) -> None:
+def tolerance(family: Family) -> float:
+    return OF_SOUND if family.sounds else TOLERANCE
+
+
+def test_different_requests_in_flight_give_what_the_reference_makes(family: Family, folder: Path) -> None:
     wishes = list(family.wishes)
     for expected, found in zip(reference(family, folder, wishes, "pt"), ours(folder, wishes, "pt"), strict=True):
-        assert float((found - expected).abs().max()) <= TOLERANCE
+        assert found.shape == expected.shape
+        assert family.far(found, expected) <= tolerance(family)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, -1])
-def test_one_request_alone_gives_the_references_picture(family: Family, folder: Path, index: int) -> None:
+def test_one_request_alone_gives_what_the_reference_makes(family: Family, folder: Path, index: int) -> None:
     wishes = [family.wishes[index]]
     [expected], [found] = reference(family, folder, wishes, "pt"), ours(folder, wishes, "pt")
-    assert float((found - expected).abs().max()) <= TOLERANCE
+    assert family.far(found, expected) <= tolerance(family)
 
 
 def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path) -> None:
@@ -82,7 +89,7 @@ def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path) -
     off = replace(wish, params=replace(wish.params, **{name: scale * 1.1 for name, scale in scales.items() if scale}))
     assert off != wish
     [expected], [found] = reference(family, folder, [wish], "pt"), ours(folder, [off], "pt")
-    assert float((found - expected).abs().max()) > 100 * TOLERANCE
+    assert family.far(found, expected) > 100 * tolerance(family)
     assert torch.isfinite(found).all()
 
 
