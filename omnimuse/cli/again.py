@@ -30,7 +30,8 @@ _HERE = frozenset(
 )  # dtype is told apart; the others say where and how, and change no picture
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
-    "fps", "seconds", "strength", "max_sequence_length", "negative_prompt", "seed", "model", "dtype",
+    "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",
+    "negative_prompt", "seed", "model", "dtype",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, 
 from omnimuse.cli.preview import PreviewFile
 from omnimuse.core.config import Config, Environment
 from omnimuse.core.errors import OmnimuseError
+from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.observe.progress import Display, display
@@ -125,6 +126,11 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
     picture.add_argument("--strength", type=float, metavar="X", help="how much of it is drawn anew: 0.01 to 1")
     picture.add_argument("--max-sequence-length", type=int, metavar="N", help="text tokens that are read of a prompt")
+    picture.add_argument(
+        "--flow-shift", type=float, metavar="X", help="how far the noise levels move up; 1: not at all"
+    )
+    picture.add_argument("--boundary-ratio", type=float, metavar="X", help="of the noise, above it the first expert")
+    picture.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)}, in place of the checkpoint's")
     picture.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of this model's family"
     )

@@ -254,6 +254,9 @@ def read_params(args: argparse.Namespace) -> DiffusionParams:
         num_outputs_per_prompt=args.number,
         max_sequence_length=args.max_sequence_length,
         strength=args.strength,
+        flow_shift=args.flow_shift,
+        boundary_ratio=args.boundary_ratio,
+        scheduler=args.scheduler,
     )
 
 

@@ -23,11 +23,24 @@ class FamilyParams:
     """Base of the typed extensions that model families declare in their `spec.py`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScheduleParams:
+    """Per-request choices of how the noise falls, for models of flow matching; `None`: as the checkpoint has it.
+
+    `flow_shift` moves the noise levels towards 1 (1 moves nothing), in place of a shift that follows the size. Above
+    `boundary_ratio` of the noise the first of two experts evaluates. `scheduler` is a key of `flow.SCHEDULERS`.
+    """
+
+    flow_shift: float | None = None
+    boundary_ratio: float | None = None
+    scheduler: str | None = None
+
+
 @dataclass(frozen=True)
-class DiffusionParams:
+class DiffusionParams(ScheduleParams):
     """Per-request choices. Every field left at `None` takes the model's default.
 
-    Sizes are pixels, `fps` frames per second, `seconds` the length of a sound, `seed` an integer in [0, 2**63);
+    Sizes are pixels, `fps` frames per second, `seconds` the length of a sound, `seed` an integer in [0, 2**64);
     output i of a request uses seed + i. `output_type` is `"pil"`, `"pt"` (float tensors) or `"latent"`. `extra` holds
     the family's own choices, as its dataclass or as a mapping of field names.
     """
@@ -60,7 +73,15 @@ class DiffusionParams:
         return replace(defaults, **chosen)
 
 
-class Choices(TypedDict, total=False):
+class ScheduleChoices(TypedDict, total=False):
+    """The fields of `ScheduleParams` as keywords."""
+
+    flow_shift: float | None
+    boundary_ratio: float | None
+    scheduler: str | None
+
+
+class Choices(ScheduleChoices, total=False):
     """The fields of `DiffusionParams` as keywords."""
 
     num_inference_steps: int | None

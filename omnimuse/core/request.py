@@ -15,12 +15,13 @@ from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams, FamilyParams, check_family_params, family_params
 from omnimuse.core.spec import Configs, Limits, Spec, Variant
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
 MAX_OUTPUTS = 64
 MAX_STEPS = 10_000
 MAX_PROMPT = 32_000
@@ -45,6 +46,8 @@ ALWAYS = frozenset(
     }
 )
 """Parameters that every family honours."""
+SCHEDULE = frozenset({"flow_shift", "scheduler"})
+"""Parameters that every model of flow matching honours."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class Door:
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
         """The door of one checkpoint; the defaults of its variant, or of an id's, are lowered to what it can do."""
         limits = spec.limits(configs)
-        limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)))
+        flow = not spec.library and is_flow(configs.get("scheduler", {}))
+        limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)), flow=flow)
         defaults = (spec.variant(variant) if isinstance(variant, str) else variant).defaults
         side = limits.max_side - limits.max_side % limits.size_multiple
         frames, tokens = defaults.num_frames, defaults.max_sequence_length
@@ -151,6 +155,11 @@ class Door:
         undone = {"text": self.limits.min_images > 0, "image": self.limits.max_images == 0}
         return tuple(task for task in self.spec.tasks if not undone.get(task.partition("-")[0], False))
 
+    @property
+    def honoured(self) -> frozenset[str]:
+        """The parameters that mean something to this model: every model's, its family's, and of its schedule."""
+        return ALWAYS | self.spec.supported | (SCHEDULE if self.limits.flow else frozenset())
+
     def make_request(self, ask: Ask, now: float, fresh_seed: int) -> Request:
         """`ask`, checked and completed; RequestError says what is wrong, what is allowed and what to do.
 
@@ -165,7 +174,7 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
-        self._check(params)
+        params = replace(params, scheduler=scheduler_named(params.scheduler))
         if (why := self.spec.objection(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)
@@ -251,7 +260,7 @@ class Door:
         return images
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
-        honoured = ALWAYS | self.spec.supported | {"extra"}
+        honoured = self.honoured | {"extra"}
         for name in (each.name for each in fields(chosen)):
             value, only = getattr(chosen, name), getattr(self.limits.fixed, name)
             if value is None:
@@ -279,7 +288,7 @@ class Door:
         if p.num_inference_steps is not None:
             _whole("num_inference_steps", p.num_inference_steps, self.limits.min_steps, MAX_STEPS)
         _whole("num_outputs_per_prompt", p.num_outputs_per_prompt, 1, MAX_OUTPUTS)
-        _whole("seed", p.seed, 0, MAX_SEED - MAX_OUTPUTS)
+        _whole("seed", p.seed, 0, MAX_SEED - (p.num_outputs_per_prompt or 1) + 1)
         for name in ("height", "width"):
             if getattr(p, name) is not None:
                 self._side(name, getattr(p, name))
@@ -293,6 +302,11 @@ class Door:
         _real("fps", p.fps, 0.01, 1000.0)
         if p.seconds is not None:
             self._seconds(p.seconds, p.num_outputs_per_prompt or 1)
+        _real("flow_shift", p.flow_shift, 0.01, MAX_SHIFT)
+        _real("boundary_ratio", p.boundary_ratio, 0.0, 1.0)
+        if p.scheduler is not None and scheduler_named(p.scheduler) is None:
+            message = f"scheduler={p.scheduler!r:.80} is not known; use one of {', '.join(SCHEDULERS)}"
+            raise RequestError(f"{message}, or leave it out for the checkpoint's own", "scheduler")
         if p.output_type not in ("pil", "pt", "latent"):
             raise RequestError(
                 f"output_type={p.output_type!r} is not known; use 'pil', 'pt' or 'latent'", "output_type"

@@ -61,7 +61,8 @@ class Limits:
     proportions of a picture become legal by `rounding`. `fixed` holds what the family lets people choose but this
     checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all, with the reason. A model of
     videos makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`.
-    `sound` is there where sound comes out, alone or beside a video.
+    `sound` is there where sound comes out, alone or beside a video. Of a model of `flow` matching the schedule can be
+    chosen, too; the door finds that out.
     """
 
     size_multiple: int
@@ -77,6 +78,7 @@ class Limits:
     max_frames: int = 1
     min_steps: int = 1
     sound: SoundLimits | None = None
+    flow: bool = False
 
 
 def says_nothing(configs: Configs) -> str:

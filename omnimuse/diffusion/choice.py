@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omnimuse.core.flow import SCHEDULERS
+from omnimuse.core.params import ScheduleParams
 from omnimuse.diffusion import cosine_dpm
 from omnimuse.diffusion.cosine_dpm import CosineDpm
 from omnimuse.diffusion.schedules import FlowSchedule, unsupported
@@ -15,8 +17,47 @@ from omnimuse.diffusion.solvers import FlowEuler, Solver, Spacing
 from omnimuse.diffusion.unipc import FlowUniPC, uncovered
 from omnimuse.diffusion.wrapped import DiffusersSolver
 
-FLOW_EULER, UNIPC = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"
 COSINE_DPM = "CosineDPMSolverMultistepScheduler"
+FLOW_EULER, UNIPC = SCHEDULERS["euler"], SCHEDULERS["unipc"]
+_DYNAMIC = (
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "time_shift_type",
+    "shift_terminal",
+)
+
+
+def chosen_config(config: Mapping[str, Any], chosen: ScheduleParams) -> dict[str, Any]:
+    """The configuration of the scheduler that a request asks for, of a checkpoint that has `config`.
+
+    A shift that is asked for stands in place of one that follows the size. A scheduler of another class gets what the
+    checkpoint says of its levels, and its own defaults besides.
+    """
+    found = dict(config)
+    if chosen.scheduler is not None and (name := SCHEDULERS[chosen.scheduler]) != config["_class_name"]:
+        found = {"_class_name": name, **_levels(config, name)}
+    if chosen.flow_shift is not None:
+        found |= {_shift_of(found["_class_name"]): chosen.flow_shift, "use_dynamic_shifting": False}
+    return found
+
+
+def _levels(config: Mapping[str, Any], class_name: str) -> dict[str, Any]:
+    """What a flow-matching `config` says of its noise levels, as a scheduler of the class `class_name` is told it."""
+    shift = config.get(_shift_of(str(config["_class_name"])))
+    told = {"num_train_timesteps": config.get("num_train_timesteps"), _shift_of(class_name): shift}
+    if class_name != SCHEDULERS["heun"]:  # it knows a shift alone
+        told |= {name: config.get(name) for name in _DYNAMIC}
+    if not class_name.startswith("FlowMatch"):
+        told |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _shift_of(class_name: str) -> str:
+    """What a scheduler of that class calls its shift."""
+    return "shift" if class_name.startswith("FlowMatch") else "flow_shift"
 
 
 def solver_for(class_name: str, config: Mapping[str, Any], spacing: Spacing = "linear") -> tuple[Solver, str]:

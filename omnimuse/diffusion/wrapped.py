@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.flow import is_flow
 from omnimuse.diffusion.schedules import FlowSchedule, Schedule, linear_sigmas
 from omnimuse.diffusion.solvers import SolverMemory, Spacing, flow_denoised
 
@@ -116,8 +117,7 @@ class DiffusersSolver:
         return flow_denoised(sample, prediction, schedule.sigmas[index]) if self._is_flow() else None
 
     def _is_flow(self) -> bool:
-        predicts = self.config.get("prediction_type", "")
-        return self.class_name.startswith("FlowMatch") or predicts == "flow_prediction"
+        return is_flow({**self.config, "_class_name": self.class_name})
 
     def _ready(self, steps: int, tokens: int) -> Any:
         scheduler = self._create()

@@ -14,9 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from omnimuse.core.params import ScheduleParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
-from omnimuse.diffusion.choice import solver_for
+from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.guidance import Guidance
 from omnimuse.diffusion.solvers import Solver, Spacing
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
@@ -33,6 +34,9 @@ Scale = Callable[[Context, Request, float], float]
 
 Expert = Callable[[Context, Request, float], str]
 """(context, request, timestep) -> the network that evaluates that step."""
+
+UNCHANGED = ScheduleParams()
+"""The noise falls as the checkpoint says."""
 
 
 def guidance_scale(ctx: Context, request: Request, timestep: float) -> float:
@@ -83,13 +87,19 @@ class Denoise(Loop):
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*self.networks, self.scheduler)
 
-    def solver(self, configs: Configs) -> tuple[Solver, str]:
-        """What moves the latents, and why: our own if it covers the checkpoint's scheduler, else a wrapped one."""
-        config = configs[self.scheduler]
-        return solver_for(str(config["_class_name"]), config, self.spacing)
+    def solver(self, configs: Configs, chosen: ScheduleParams = UNCHANGED) -> tuple[Solver, str]:
+        """What moves the latents, and why: our own if it covers the checkpoint's scheduler, else a wrapped one.
+
+        `chosen` is what a request has in place of the checkpoint's choices. A scheduler that is no flow matching by
+        name chooses its levels by itself if it was chosen so, as in the reference pipelines that take several.
+        """
+        config = chosen_config(configs[self.scheduler], chosen)
+        name = str(config["_class_name"])
+        own = chosen.scheduler is None or name == configs[self.scheduler]["_class_name"] or name.startswith("FlowMatch")
+        return solver_for(name, config, self.spacing if own else "scheduler")
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        solver, _ = self.solver(ctx.configs)
+        solver, _ = self.solver(ctx.configs, state.request.params)
         steps_wanted = state.request.params.num_inference_steps
         assert steps_wanted is not None
         schedule = solver.plan(steps_wanted, self.token_count(ctx.configs, state.request))

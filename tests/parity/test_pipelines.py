@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +19,11 @@ from omnimuse import Config, ModelConfig, Omni
 from tests.checkpoints.families import FAMILIES, Family, Wish
 
 TOLERANCE = 1e-5
+
+# diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning", "ignore:__array_wrap__:DeprecationWarning"
+)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
@@ -74,3 +84,85 @@ def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path) -
     [expected], [found] = reference(family, folder, [wish], "pt"), ours(folder, [off], "pt")
     assert float((found - expected).abs().max()) > 100 * TOLERANCE
     assert torch.isfinite(found).all()
+
+
+# -- schedules that a request chooses ------------------------------------------------------------------------------
+
+SHIFT = 2.5
+CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "unipc": ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+}
+
+UNABLE = {
+    **dict.fromkeys(
+        [("ZImagePipeline", "unipc"), ("ZImagePipeline", "dpm++")],
+        "this reference hands over levels for Euler's method",
+    ),
+    ("FluxPipeline", "dpm++"): "this reference hands over a shift by size, which the scheduler refuses",
+}
+"""What the reference pipelines cannot be given; `test_solvers.py` compares these schedulers by hand."""
+
+
+def with_scheduler(folder: Path, changed: Path, build: Callable[[Any], Any]) -> Path:
+    """A copy of the checkpoint in `folder` with the scheduler that `build` makes of its own."""
+    shutil.copytree(folder, changed)
+    kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = build(getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler"))
+    scheduler.save_pretrained(changed / "scheduler")
+    index = json.loads((changed / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (changed / "model_index.json").write_text(json.dumps(index))
+    return changed
+
+
+def shifted(scheduler: Any) -> Any:
+    """The same with another shift, and none that follows the size."""
+    name = "shift" if "shift" in scheduler.config else "flow_shift"
+    return type(scheduler).from_config(scheduler.config, **{name: SHIFT, "use_dynamic_shifting": False})
+
+
+def test_a_flow_shift_for_one_request_is_a_scheduler_built_with_it(
+    family: Family, folder: Path, tmp_path: Path
+) -> None:
+    changed = with_scheduler(folder, tmp_path / "changed", shifted)
+    wishes = list(family.wishes)
+    asked = [replace(wish, params=replace(wish.params, flow_shift=SHIFT)) for wish in wishes]
+    found, plain = ours(folder, [*asked, wishes[0]], "latent"), ours(folder, [wishes[0]], "latent")
+    for expected, mine in zip(reference(family, changed, wishes, "latent"), found, strict=False):
+        assert float((mine - expected).norm() / expected.norm()) <= TOLERANCE
+    assert float((found[-1] - plain[0]).norm() / plain[0].norm()) <= TOLERANCE, "its neighbours have their own"
+    assert float((found[0] - plain[0]).norm() / plain[0].norm()) > 1e-3
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_given(
+    family: Family, folder: Path, tmp_path: Path, name: str
+) -> None:
+    kind, flow = CHOSEN[name]
+
+    def other(own: Any) -> Any:
+        levels = {"shift": SHIFT} if name == "euler" else {"flow_shift": SHIFT}
+        return getattr(diffusers, kind).from_config(
+            {"num_train_timesteps": own.config.num_train_timesteps}, **flow, **levels
+        )
+
+    if (family.arch, name) in UNABLE:
+        pytest.skip(UNABLE[family.arch, name])
+    changed = with_scheduler(folder, tmp_path / "changed", other)
+    wishes = [wish for wish in family.wishes if wish.image is None]
+    asked = [replace(wish, params=replace(wish.params, flow_shift=SHIFT, scheduler=name)) for wish in wishes]
+    expected = reference(family, changed, wishes, "latent")
+    for wanted, mine in zip(expected, ours(folder, asked, "latent"), strict=True):
+        assert float((mine - wanted).norm() / wanted.norm()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "unipc", "dpm++"])
+def test_every_scheduler_draws_in_any_number_of_steps(family: Family, folder: Path, name: str) -> None:
+    asked = []
+    for steps, wish in zip((1, 2, 3, 7), (*family.wishes, family.wishes[-1]), strict=False):
+        params = replace(wish.params, num_inference_steps=steps, scheduler=name)
+        asked.append(replace(wish, params=params))
+    for found in ours(folder, asked, "latent"):
+        assert torch.isfinite(found).all()

@@ -12,7 +12,9 @@ from diffusers import schedulers
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
-from omnimuse.diffusion.choice import solver_for
+from omnimuse.core.flow import SCHEDULERS
+from omnimuse.core.params import ScheduleParams
+from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.schedules import FlowSchedule
 from omnimuse.diffusion.solvers import FlowEuler
 from omnimuse.diffusion.unipc import FlowUniPC
@@ -238,3 +240,29 @@ def test_what_our_unipc_does_not_cover_is_wrapped(option: dict[str, Any]) -> Non
     solver, reason = solver_for("UniPCMultistepScheduler", {**FLOW, **option}, "scheduler")
     assert isinstance(solver, DiffusersSolver)
     assert next(iter(option)) in reason
+
+
+OWN = {
+    "euler": {"_class_name": FLOW_EULER, "shift": 3.0, "num_train_timesteps": 900},
+    "unipc": {"_class_name": "UniPCMultistepScheduler", **FLOW, "flow_shift": 5.0},
+    "dynamic": {"_class_name": FLOW_EULER, "shift": 3.0, "use_dynamic_shifting": True},
+}
+
+
+@pytest.mark.parametrize("shift", [None, 2.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("own", OWN)
+def test_a_chosen_scheduler_is_one_that_is_built_by_hand_with_the_checkpoint_s_levels(
+    own: str, name: str, shift: float | None
+) -> None:
+    config = chosen_config(OWN[own], ScheduleParams(scheduler=name, flow_shift=shift))
+    solver, _ = solver_for(config["_class_name"], config, "scheduler")
+    dynamic = own == "dynamic" and shift is None and name != "heun"
+    kept = shift or OWN[own].get("shift") or OWN[own]["flow_shift"]
+    by_hand = {"num_train_timesteps": OWN[own].get("num_train_timesteps", 1000), "use_dynamic_shifting": dynamic}
+    by_hand |= {"shift": kept} if SCHEDULERS[name].startswith("FlowMatch") else {**FLOW, "flow_shift": kept}
+    if name == "heun":
+        del by_hand["use_dynamic_shifting"]
+    expected = their_run(theirs(SCHEDULERS[name], by_hand, 6, 1024, levels=False))
+    for mine, their in zip(our_run(solver, 6, 1024), expected, strict=True):
+        assert float((mine - their).norm() / their.norm()) < 2e-6

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
+from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Result
 from omnimuse.loader.components import quiet
 from tests.checkpoints import wan
@@ -32,7 +33,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def ours(folder: Path, wish: Wish, dtype: str = "float32") -> Result:
     config = Config(ModelConfig(str(folder), dtype=dtype, device="cpu"))
     with Omni(str(folder), config=config) as omni:
-        return omni.generate(wish.asked, wish.params, progress=False)[0]
+        [result] = omni.generate(wish.asked, wish.params, progress=False)
+    if result.error is not None:
+        raise result.error
+    return result
 
 
 def wish_for(kind: str, **params: object) -> Wish:
@@ -64,6 +68,14 @@ def test_the_boundary_divides_the_steps_as_in_the_reference(build: Build, bounda
     """Timesteps are 999, 973, 923, 800: all steps are the first expert's, then three, two, one, none."""
     folder = build("A14B", boundary_ratio)
     assert distance(latents(folder, guidance_scale_2=2.0), theirs(folder, guidance_scale_2=2.0)) < 1e-5
+
+
+@pytest.mark.parametrize("boundary_ratio", [0.0, 0.7, 0.95, 1.0])
+def test_a_boundary_for_one_request_is_a_checkpoint_with_that_boundary(build: Build, boundary_ratio: float) -> None:
+    found = latents(build("A14B"), guidance_scale_2=2.0, boundary_ratio=boundary_ratio)
+    assert torch.equal(found, latents(build("A14B", boundary_ratio or 1e-9), guidance_scale_2=2.0))
+    with pytest.raises(RequestError, match="one network for all noise levels"):
+        ours(build("2.1"), replace(WISH, params=replace(CLIP, boundary_ratio=boundary_ratio)))
 
 
 def test_a_wrong_boundary_or_second_scale_would_be_noticed(build: Build) -> None:

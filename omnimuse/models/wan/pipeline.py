@@ -49,22 +49,22 @@ def clean(tokenizer: Any, prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def is_high_noise(configs: Configs, timestep: float) -> bool:
-    """Whether the step at `timestep` is the first expert's."""
-    ratio = boundary_ratio(configs)
+def is_high_noise(configs: Configs, timestep: float, chosen: float | None = None) -> bool:
+    """Whether the step at `timestep` is the first expert's; `chosen` is a boundary in place of the checkpoint's."""
+    ratio = boundary_ratio(configs) if chosen is None else chosen
     train = cast(Mapping[str, Any], configs["scheduler"]).get("num_train_timesteps", 1000)
     return ratio is None or timestep >= ratio * train
 
 
 def expert(ctx: Context, request: Request, timestep: float) -> str:
     """The network that evaluates the step at `timestep`."""
-    return HIGH_NOISE if is_high_noise(ctx.configs, timestep) else LOW_NOISE
+    return HIGH_NOISE if is_high_noise(ctx.configs, timestep, request.params.boundary_ratio) else LOW_NOISE
 
 
 def scale(ctx: Context, request: Request, timestep: float) -> float:
     """The guidance scale of the expert at `timestep`; the second's is the first's unless it is chosen."""
     first, second = scales(request)
-    return first if is_high_noise(ctx.configs, timestep) else second
+    return first if is_high_noise(ctx.configs, timestep, request.params.boundary_ratio) else second
 
 
 def scales(request: Request) -> tuple[float, float]:

@@ -20,6 +20,9 @@ from omnimuse.models.wan.weights import FLOAT32
 MAX_SEQUENCE_LENGTH = 512
 """Text tokens the transformers were trained with; prompts are padded to the length asked for, and the pads are read."""
 
+EXPERTS = frozenset({"guidance_scale_2", "boundary_ratio"})
+"""Parameters for checkpoints with two experts only."""
+
 
 def factors(configs: Configs) -> tuple[int, int]:
     """How many frames, and how many pixels a side, one latent stands for."""
@@ -80,7 +83,7 @@ def limits(configs: Configs) -> Limits:
     positions = int(cast(Mapping[str, Any], configs["transformer"]).get("rope_max_seq_len") or 1024)
     multiple = spatial * lcm(height, width)
     least, most = pictures(configs)
-    alone = "this checkpoint has one network for all noise levels; leave it out and choose guidance_scale"
+    alone = "this checkpoint has one network for all noise levels; leave it out"
     return Limits(
         size_multiple=multiple,
         max_side=positions * spatial * min(height, width),
@@ -88,7 +91,7 @@ def limits(configs: Configs) -> Limits:
         min_images=least,
         max_images=most,
         rounding="down",
-        refuses={} if boundary_ratio(configs) is not None else {"guidance_scale_2": alone},
+        refuses={} if boundary_ratio(configs) is not None else dict.fromkeys(EXPERTS, alone),
         frame_step=temporal,
         min_frames=temporal + 1 if most > 1 else 1,
         max_frames=temporal * (positions - 1) + 1,
@@ -158,7 +161,7 @@ SPEC = Spec(
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
-    supported=frozenset({"guidance_scale", "guidance_scale_2", "num_frames", "fps"}),
+    supported=frozenset({"guidance_scale", "num_frames", "fps"}) | EXPERTS,
     limits=limits,
     objection=objection,
     also=("WanImageToVideoPipeline", "WanVideoToVideoPipeline"),

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import ALWAYS, MAX_PROMPT, Door
+from omnimuse.core.request import MAX_PROMPT, Door
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import check_model
 from omnimuse.server.protocol.models import Capabilities, Model, ModelList
@@ -42,7 +42,7 @@ def capabilities(door: Door) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
     extra = {part.name: part.metadata.get("default", part.default) for part in fields(spec.extra)}
-    honoured = (ALWAYS | spec.supported) - {"output_type"} - limits.refuses.keys()
+    honoured = door.honoured - {"output_type"} - limits.refuses.keys()
     videos = spec.makes_video
     return Capabilities(
         tasks=list(door.tasks),

@@ -14,7 +14,7 @@ from typing import Any
 
 from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import ALWAYS, Door
+from omnimuse.core.request import Door
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.fields import HARMLESS, TABLE, Field, Kind, fields_of
 from omnimuse.server.translate.values import is_neutral, read_value, shown
@@ -183,7 +183,7 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
 
 def _refuse_unhonoured(found: _Found, door: Door) -> None:
     """Parameters that we know and this model does not honour; the door would refuse them, with a vaguer code."""
-    honoured = ALWAYS | door.spec.supported
+    honoured = door.honoured
     for target, name in found.names.items():
         if target not in _PARAMS or target == "extra":
             continue
@@ -216,7 +216,7 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         output=_output(found),
         delivery=_delivery(found),
         timeout=values.get("timeout"),
-        seconds=values.get("seconds"),
+        seconds=values.get("length"),
         model=values.get("model"),
         safety_identifier=values.get("safety_identifier"),
         messages=values.get("messages"),

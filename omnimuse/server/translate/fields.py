@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
 
 Shape = Literal[
@@ -77,6 +78,9 @@ SHARED: tuple[Field, ...] = (
     Field("true_cfg_scale", "real", "true_cfg_scale", "classifier-free guidance beside distilled guidance"),
     Field("max_sequence_length", "whole", "max_sequence_length", "text tokens that are read of the prompt"),
     Field("strength", "real", "strength", "how much of the input picture is drawn anew, up to 1 for all of it"),
+    Field("flow_shift", "real", "flow_shift", "how far the noise levels move towards noise; 1 moves nothing"),
+    Field("boundary_ratio", "real", "boundary_ratio", "the share of the noise above which the first expert evaluates"),
+    Field("scheduler", "text", "scheduler", f"{', '.join(SCHEDULERS)}; in place of the checkpoint's", longest=_WORD),
     Field("size", "size", "size", '"auto" (the model\'s own size) or WIDTHxHEIGHT in pixels'),
     Field("width", "whole", "width", "pixels"),
     Field("height", "whole", "height", "pixels"),
@@ -97,7 +101,6 @@ SHARED: tuple[Field, ...] = (
         "as `user`; repeated in the answer and not kept",
         longest=_WORD,
     ),
-    *_refused("the noise schedule, and its shift, come from the checkpoint", "flow_shift", "boundary_ratio"),
     *_refused("noise always comes from a generator on the CPU", "generator_device", neutral=("cpu",)),
     *_refused(_NO_LORA, "lora", "loras", neutral=([], {})),
     *_refused(_START, "enable_teacache", "enable_cache_dit", "vae_use_slicing", "vae_use_tiling", neutral=(False,)),
@@ -170,7 +173,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
     "video": (
         *SHARED,
         Field("prompt", "text", "prompt", "what to film", longest=MAX_PROMPT),
-        Field("seconds", "seconds", "seconds", "length; rounded to a number of frames that the model can make"),
+        Field("seconds", "seconds", "length", "length; rounded to a number of frames that the model can make"),
         Field("fps", "real", "fps", "frames per second"),
         Field("num_frames", "whole", "num_frames", "frames; instead of `seconds`"),
         Field("input_reference", "file", "images", "a picture to start from"),

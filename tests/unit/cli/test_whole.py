@@ -60,6 +60,7 @@ NEAR = ["--size", "32x48", "--steps", "2"]
         ["a", "--guidance", "1.5", "--set", "cfg_normalization=0.9", "--set", "cfg_truncation=0.6"],
         ["a", "--cfg-scale", "2", "--num-inference-steps", "3", "--height", "64"],
         ["a", "--dtype", "bfloat16", "--attention", "reference", "--teacache", "0.4", "--steps", "6"],
+        ["a", "--flow-shift", "2.5", "--sample-solver", "unipc"],
         ["a", "--max-sequence-length", "24", "-o", "of two words.webp"],
         ["a", "--image", "of two words.png", "--strength", "0.5", "-o", "new/b.jpg"],
         ["a story of a picture " * 10, "--image", "of two words.png"],

@@ -269,3 +269,39 @@ def test_a_parameter_by_another_program_s_name_is_refused_with_ours() -> None:
         DOOR.make_request(Ask("a", DiffusionParams(extra={"steps": 3})), 0.0, 1)
     with pytest.raises(RequestError, match=r"a prompt has no field 'negative'.*did you mean 'negative_prompt'"):
         DOOR.make_request(Ask({"prompt": "a", "negative": "b"}), 0.0, 1)
+
+
+# -- the schedule of one request -----------------------------------------------------------------------------------
+
+FLOW = Door.of(SPEC, {"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "fake")
+
+
+def test_a_model_of_flow_matching_lets_its_schedule_be_chosen_and_others_say_that_it_means_nothing() -> None:
+    made = FLOW.make_request(ask(flow_shift=3.0, scheduler="UniPCMultistepScheduler"), 0.0, 1)
+    assert (made.params.flow_shift, made.params.scheduler) == (3.0, "unipc")
+    assert {"flow_shift", "scheduler"} <= FLOW.honoured and not {"flow_shift", "scheduler"} & DOOR.honoured
+    for wrong in ({"flow_shift": 3.0}, {"scheduler": "euler"}, {"boundary_ratio": 0.5}):
+        with pytest.raises(RequestError, match="means nothing to fake"):
+            DOOR.make_request(ask(**wrong), 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"flow_shift": 0.0}, ["flow_shift=0.0", "0.01 to 100"]),
+        ({"flow_shift": math.nan}, ["not a number"]),
+        ({"scheduler": "ddim"}, ["scheduler='ddim'", "euler, heun, unipc, dpm++"]),
+        ({"scheduler": 3}, ["scheduler=3"]),
+    ],
+)
+def test_a_schedule_that_does_not_exist_is_refused(wrong: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(RequestError) as caught:
+        FLOW.make_request(ask(**wrong), 0.0, 1)
+    assert all(word in str(caught.value) for word in words) and caught.value.param == next(iter(wrong))
+
+
+def test_seeds_have_64_bits_and_the_last_output_s_must_fit_too() -> None:
+    assert DOOR.make_request(ask(seed=2**64 - 1), 0.0, 1).seed(0) == 2**64 - 1
+    assert DOOR.make_request(ask(seed=2**64 - 3, num_outputs_per_prompt=3), 0.0, 1).seed(2) == 2**64 - 1
+    with pytest.raises(RequestError, match="nearest is 18446744073709551613"):
+        DOOR.make_request(ask(seed=2**64 - 1, num_outputs_per_prompt=3), 0.0, 1)

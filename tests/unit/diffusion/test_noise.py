@@ -11,7 +11,7 @@ from omnimuse.diffusion.noise import draw, generator
 SHAPE = (1, 4, 6, 10)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**64 - 1])
 def test_a_seed_draws_what_diffusers_draws(seed: int) -> None:
     theirs = randn_tensor(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     assert torch.equal(draw(SHAPE, generator(seed)), theirs)
