@@ -216,7 +216,7 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         output=_output(found),
         delivery=_delivery(found),
         timeout=values.get("timeout"),
-        seconds=values.get("seconds"),
+        seconds=values.get("length"),
         model=values.get("model"),
         safety_identifier=values.get("safety_identifier"),
         messages=values.get("messages"),

@@ -173,7 +173,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
     "video": (
         *SHARED,
         Field("prompt", "text", "prompt", "what to film", longest=MAX_PROMPT),
-        Field("seconds", "seconds", "seconds", "length; rounded to a number of frames that the model can make"),
+        Field("seconds", "seconds", "length", "length; rounded to a number of frames that the model can make"),
         Field("fps", "real", "fps", "frames per second"),
         Field("num_frames", "whole", "num_frames", "frames; instead of `seconds`"),
         Field("input_reference", "file", "images", "a picture to start from"),
