@@ -8,6 +8,7 @@ TABLE = {
     "WanPipeline": "omnimuse.models.wan",
     "ZImagePipeline": "omnimuse.models.z_image",
     "FluxPipeline": "omnimuse.models.flux",
+    "OvisImagePipeline": "omnimuse.models.ovis_image",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 
