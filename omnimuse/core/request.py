@@ -255,7 +255,9 @@ class Door:
         count = round(side) // step if self.limits.rounding == "down" else round(side / step)
         return min(max(count, 1), self.limits.max_side // step) * step
 
-    def _prompt(self, given: str | Mapping[str, Any]) -> tuple[str, str | None, tuple[Picture, ...]]:
+    def _prompt(
+        self, given: str | Mapping[str, Any]
+    ) -> tuple[str, str | None, tuple[Picture, ...], tuple[Recording, ...]]:
         fields_ = {"prompt": given} if isinstance(given, str) else given
         if not isinstance(fields_, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")

@@ -27,6 +27,19 @@ def cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, in
     return height // pixels, width // pixels
 
 
+def packed_shape(configs: Configs, request: Request) -> tuple[int, ...]:
+    """[C, h, w] of the noise of one picture for a network whose channels are patches of 2 x 2: it has four times C."""
+    channels = configs["transformer"]["in_channels"]
+    assert isinstance(channels, int)
+    return channels // 4, *cells(configs, request)
+
+
+def packed_tokens(configs: Configs, request: Request) -> int:
+    """Patches of 2 x 2 latents of one picture."""
+    rows, columns = cells(configs, request)
+    return (rows // 2) * (columns // 2)
+
+
 @dataclass(frozen=True)
 class InitLatents(Stage):
     """Writes `noise`: float32 Gaussian latents of the shape that `shape(configs, request)` gives, without batch."""

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +71,8 @@ Reference = Callable[[Path, list[Wish], str], list[Tensor]]
 class Family:
     """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
 
-    `kind` tells the checkpoints of one architecture apart; `sounds` is set where sound comes out.
+    `kind` tells the checkpoints of one architecture apart; `sounds` is set where sound comes out; `unable` are
+    schedulers that the reference cannot be given, and why.
     """
 
     arch: str
@@ -79,6 +80,7 @@ class Family:
     wishes: tuple[Wish, ...]
     reference: Reference
     kind: str = ""
+    unable: Mapping[str, str] = field(default_factory=dict)
     sounds: bool = False
 
     def far(self, found: Tensor, expected: Tensor) -> float:
@@ -163,6 +165,38 @@ def _flux_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[
             output_type=output_type,
             max_sequence_length=p.max_sequence_length,
             **wish.started(),
+        ).images[0]
+        if output_type == "latent":  # packed there, a picture's shape here
+            picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
+        results.append(picture)
+    return results
+
+
+def _ovis_image(folder: Path) -> Path:
+    from tests.checkpoints import ovis_image
+
+    return ovis_image.build(folder)
+
+
+def _ovis_image_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from diffusers import OvisImagePipeline
+
+    pipe = OvisImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    results = []
+    for wish in wishes:
+        p = wish.params
+        assert p.seed is not None
+        picture = pipe(
+            wish.prompt,
+            negative_prompt=wish.negative or "",
+            height=p.height,
+            width=p.width,
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=p.guidance_scale,
+            generator=torch.Generator().manual_seed(p.seed),
+            output_type=output_type,
+            max_sequence_length=p.max_sequence_length,
         ).images[0]
         if output_type == "latent":  # packed there, a picture's shape here
             picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
@@ -262,6 +296,8 @@ def _params(steps: int, guidance: float, height: int, width: int, seed: int, **e
     )
 
 
+BY_SIZE = {"dpm++": "this reference hands over a shift by size, which the scheduler refuses"}
+EULER = dict.fromkeys(["unipc", "dpm++"], "this reference hands over levels for Euler's method")
 _SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
 
 FAMILIES = (
@@ -275,6 +311,7 @@ FAMILIES = (
             Wish("a cross", "grey", replace(_params(5, 2.0, 48, 64, 10), strength=0.7), photo(64, 48)),
         ),
         reference=_z_image_reference,
+        unable=EULER,
     ),
     Family(
         arch="FluxPipeline",
@@ -296,6 +333,7 @@ FAMILIES = (
             ),
         ),
         reference=_flux_reference,
+        unable=BY_SIZE,
     ),
     Family(
         arch="FluxPipeline",
@@ -307,6 +345,20 @@ FAMILIES = (
             Wish("a star", None, replace(_SCHNELL, width=32, true_cfg_scale=1.0, guidance_scale=0.0, seed=9)),
         ),
         reference=_flux_reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="OvisImagePipeline",
+        build=_ovis_image,
+        wishes=(
+            Wish("a red circle", "blurry, grey", replace(_params(4, 4.0, 64, 64, 7), max_sequence_length=24)),
+            Wish(
+                "two squares and a long story " * 9, None, replace(_params(3, 1.0, 96, 64, 8), max_sequence_length=32)
+            ),
+            Wish("a star", None, replace(_params(5, 5.0, 32, 48, 9), max_sequence_length=24)),
+        ),
+        reference=_ovis_image_reference,
+        unable=BY_SIZE,
     ),
     _wan_family("2.1", 16),
     _wan_family("A14B", 16, second=2.0),

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from omnimuse.core.request import Request
-from omnimuse.core.spec import Configs
-from omnimuse.models.flux.spec import PATCH, SPEC
+from omnimuse.models.flux.spec import SPEC
 from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, cells
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -29,24 +27,11 @@ ENCODERS = (
 """The one vector of CLIP, and the tokens of T5. Pads are attended to, so their number is part of the result."""
 
 
-def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
-    """[C, h, w] of the noise of one picture; the network sees patches, so its channels are four times C."""
-    channels = configs["transformer"]["in_channels"]
-    assert isinstance(channels, int)
-    return channels // PATCH**2, *cells(configs, request)
-
-
-def image_tokens(configs: Configs, request: Request) -> int:
-    """Patches of 2 x 2 latents."""
-    _, h, w = latent_shape(configs, request)
-    return (h // PATCH) * (w // PATCH)
-
-
 def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
     """The text of a branch and the positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, FluxTransformer)
-    _, h, w = latent_shape(ctx.configs, state.request)
+    _, h, w = packed_shape(ctx.configs, state.request)
     features, pooled = (state[f"{branch}_{kind}"] for kind in ("embeds", "pooled"))
     return transformer.prepare(features, pooled, float(state.request.params.guidance_scale or 0.0), h, w)
 
@@ -64,11 +49,11 @@ class Flux(Pipeline):
         *for_both_branches(*ENCODERS),
         EncodeImage(),
         DrawImageLatents(),
-        InitLatents(latent_shape),
+        InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
             inputs=inputs,
-            token_count=image_tokens,
+            token_count=packed_tokens,
             preview=preview_by_decoding,
             start="image_latents",
             spacing="linear64",

@@ -1,0 +1,1 @@
+"""Ovis-Image: pictures with much text in them, from a prompt (AIDC-AI/Ovis-Image-7B)."""

@@ -1,0 +1,69 @@
+"""Ovis-Image as a pipeline: the declaration, and the few functions that are really its own.
+
+Source: the reference pipeline of diffusers (OvisImagePipeline).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
+from omnimuse.models.ovis_image.spec import SPEC
+from omnimuse.models.ovis_image.transformer import OvisImageTransformer
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import EncodeText, for_both_branches
+
+SYSTEM = (
+    "Describe the image by detailing the color, quantity, text, shape, size, texture, spatial relationships of the "
+    "objects and background: "
+)
+DROPPED = 28  # tokens; of what stands before the prompt the colon stays, as in the reference
+
+
+def chat(tokenizer: Any, prompt: str) -> str:
+    """The prompt as the one user message of a chat, after a fixed instruction; the answer opened, thinking skipped."""
+    messages = [{"role": "user", "content": SYSTEM + prompt}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
+    """The text of a branch and the positions: the same at every step."""
+    transformer = ctx.network(network)
+    assert isinstance(transformer, OvisImageTransformer)
+    _, h, w = packed_shape(ctx.configs, state.request)
+    return transformer.prepare(state[f"{branch}_embeds"], h, w)
+
+
+def inputs(
+    ctx: Context, static: TwoStreamStatic, latents: Tensor, timestep: Tensor
+) -> TwoStreamInputs[TwoStreamStatic]:
+    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
+    return TwoStreamInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
+
+
+class OvisImage(Pipeline):
+    """Text to picture."""
+
+    spec = SPEC
+    stages = (
+        *for_both_branches(EncodeText(template=chat, pad=True, zeroed=True, drop=DROPPED)),
+        InitLatents(packed_shape),
+        Denoise(
+            conditions=conditions,
+            inputs=inputs,
+            token_count=packed_tokens,
+            preview=preview_by_decoding,
+            spacing="linear64",
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = OvisImage
