@@ -93,7 +93,7 @@ const seedOf = (text) => /"seed": ?(\d+)/.exec(text)?.[1] ?? "";
 export async function* drawPictures(fields, sources, signal) {
   const asked = { ...fields, stream: true, partial_images: PREVIEWS, progress: true };
   const answer = sources.length
-    ? await call("v1/images/edits", { method: "POST", body: editForm(asked, sources), signal })
+    ? await call("v1/images/edits", { ...postForm(asked, sources), signal })
     : await call("v1/images/generations", { ...post(asked), signal });
   let made = 0;
   for await (const { text, data } of events(answer)) {
@@ -112,18 +112,20 @@ export async function* drawPictures(fields, sources, signal) {
   if (!made) throw new ApiError("The connection ended before the picture was finished.");
 }
 
-function editForm(fields, sources) {
+function postForm(fields, sources) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
   for (const [name, value] of Object.entries(plain)) form.append(name, String(value));
   for (const [name, value] of Object.entries(extra)) form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
-  return form;
+  return { method: "POST", body: form };
 }
 
-/** One video. The job outlives a lost connection and this page; aborting `signal` cancels it. */
-export async function* makeVideo(fields, signal) {
-  const { id } = await (await call("v1/videos", { ...post(fields), signal })).json();
+/** One video, from text or (with `sources`, files) from its first frame and perhaps its last. The job outlives a lost
+ *  connection and this page; aborting `signal` cancels it. */
+export async function* makeVideo(fields, sources, signal) {
+  const asked = sources.length ? postForm(fields, sources) : post(fields);
+  const { id } = await (await call("v1/videos", { ...asked, signal })).json();
   sessionStorage.setItem(RUNNING, id);
   yield* finishVideo(id, signal);
 }

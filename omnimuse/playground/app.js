@@ -1,9 +1,10 @@
 // The page: one form, one stage, one gallery, at most one request in flight.
 
 import { ApiError, call, drawPictures, finishVideo, hasKey, leftVideo, makeVideo, useKey } from "./api.js";
-import { Controls, kindsOf, placeSettings } from "./controls.js";
+import { Controls, placeSettings } from "./controls.js";
 import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
+import { isVideo, kindsOf, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -15,7 +16,7 @@ const EXAMPLES = {
 const page = { models: [], model: null, controls: null, chosen: null, run: null, gallery: new Gallery() };
 const say = (text) => (byId("status").textContent = text);
 const kind = () => byId("task").value;
-const sources = new Sources(startFrom, () => refresh());
+const sources = new Sources(start, () => refresh());
 
 // -- the model ---------------------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ function chooseModel(id) {
 
 function chooseKind() {
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
-  sources.ask(kind() === "edit", page.model.capabilities.max_images);
+  sources.ask(startsFrom(kind()), page.model.capabilities.max_images, isVideo(kind()));
   refresh();
 }
 
@@ -72,14 +73,17 @@ function refresh() {
 const summarize = () => (byId("settings-summary").textContent = page.controls?.summary() ?? "");
 
 /** Whether pictures that were dropped, pasted or picked in the gallery can be started from; then the form is for that. */
-function startFrom() {
-  if (page.run || !page.model?.capabilities.takes_images) return false;
-  if (kind() !== "edit") {
-    byId("task").value = "edit";
+function start() {
+  if (page.run || !canStart()) return false;
+  if (!startsFrom(kind())) {
+    [byId("task").value] = starting()[0];
     chooseKind();
   }
   return true;
 }
+
+const starting = () => (page.model ? kindsOf(page.model).filter(([name]) => startsFrom(name)) : []);
+const canStart = () => starting().length > 0;
 
 async function watchReady() {
   const ready = await call("readyz").then(() => true, () => false);
@@ -92,7 +96,7 @@ async function watchReady() {
 
 function readForm() {
   const fields = { model: page.model.id, prompt: byId("prompt").value, ...page.controls.read() };
-  return { kind: kind(), fields, sources: kind() === "edit" ? sources.files : [] };
+  return { kind: kind(), fields, sources: startsFrom(kind()) ? sources.files : [] };
 }
 
 async function draw(job) {
@@ -126,7 +130,7 @@ async function follow(job, run, put) {
   const { signal } = run.abort;
   const { kind: how, fields, sources: from = [] } = job;
   const steps = job.left ? finishVideo(job.left, signal)
-    : how === "video" ? makeVideo(fields, signal) : drawPictures(fields, from, signal);
+    : isVideo(how) ? makeVideo(fields, from, signal) : drawPictures(fields, from, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
@@ -193,7 +197,7 @@ const actions = {
     draw({ kind: record.kind, fields: again(record), sources: record.sources, like });
   },
   start: (record) => {
-    if (!startFrom()) return;
+    if (!start()) return;
     sources.use([new File([record.blob], nameOf(record), { type: record.blob.type })]);
     byId("prompt").focus();
     byId("prompt").select();
@@ -203,7 +207,7 @@ const actions = {
     byId("task").value = record.kind;
     chooseKind();
     byId("prompt").value = record.fields.prompt;
-    if (record.kind === "edit") sources.use(record.sources);
+    if (startsFrom(record.kind)) sources.use(record.sources);
     page.controls.fill(again(record));
     summarize();
     byId("prompt").focus();
@@ -213,8 +217,6 @@ const actions = {
     choose(page.gallery.records[0]);
   },
 };
-
-const canStart = () => Boolean(page.model?.capabilities.takes_images);
 
 /** Puts a record on the stage; with none, an empty frame. */
 function choose(record) {

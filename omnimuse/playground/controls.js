@@ -1,6 +1,7 @@
 // The settings of a model, made from what /v1/models says of it: its parameters, defaults and limits.
 
 import { byId, h } from "./dom.js";
+import { isVideo, startsFrom } from "./kinds.js";
 
 const NUMBERS = [
   // name on the wire, label, smallest, largest, step
@@ -14,8 +15,7 @@ const LIKE = "like";
 const UNSAID = 1024; // pixels a side, for a model that does not say its own size
 const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
 
-/** The settings of one model and task, inside `root` (and the strength by its picture); `kind` is "image", "edit" or
- *  "video". */
+/** The settings of one model and `kind` of task, inside `root` (and the strength by its picture). */
 export class Controls {
   constructor(root, model, kind, onchange) {
     this.model = model;
@@ -31,7 +31,7 @@ export class Controls {
       if (target.type === "range") this.tell(target);
       onchange();
     };
-    if (kind === "edit") this.shape.value = LIKE;
+    if (startsFrom(kind)) this.shape.value = LIKE;
     else this.matchShape();
     this.showSides();
   }
@@ -41,8 +41,8 @@ export class Controls {
     const most = { ...can.defaults };
     const numbers = NUMBERS.map(([name, label, min, max, step]) =>
       this.has(name) ? this.number(name, label, { min, max, step, value: most[name] ?? "" }) : null);
-    if (this.kind === "video") numbers.push(this.frames());
-    if (this.kind !== "video" && can.max_outputs > 1) {
+    if (isVideo(this.kind)) numbers.push(this.frames());
+    if (!isVideo(this.kind) && can.max_outputs > 1) {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
     return [...this.sizes(), ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras()];
@@ -53,7 +53,7 @@ export class Controls {
   }
 
   strength() {
-    if (this.kind !== "edit" || !this.has("strength")) return [];
+    if (!startsFrom(this.kind) || !this.has("strength")) return [];
     const value = this.can.defaults.strength ?? 0.6;
     const input = h("input", { type: "range", min: 0.05, max: 1, step: 0.05 });
     input.value = value;
@@ -67,7 +67,7 @@ export class Controls {
     const side = { min: step, max, step };
     const options = this.shapes().map(([label, width, height]) =>
       h("option", { value: `${width}x${height}` }, `${label} ${width} × ${height}`));
-    if (this.kind === "edit") options.unshift(h("option", { value: LIKE }, "Like the picture"));
+    if (startsFrom(this.kind)) options.unshift(h("option", { value: LIKE }, "Like the picture"));
     this.shape = h("select", { id: "shape" }, ...options, h("option", { value: "" }, "Custom"));
     this.sides = [
       this.number("width", "Width", { ...side, value: defaults.width ?? UNSAID }),
@@ -111,9 +111,9 @@ export class Controls {
   }
 
   frames() {
-    // Legal counts are 1 + k * step: a number field with min 1 and that step says so by itself.
-    const { max_frames: max, frame_step: step, defaults } = this.can;
-    return this.number("num_frames", "Frames", { min: 1, max, step, value: defaults.num_frames });
+    // Legal counts are min + k * step: a number field with these says so by itself.
+    const { min_frames: min, max_frames: max, frame_step: step, defaults } = this.can;
+    return this.number("num_frames", "Frames", { min, max, step, value: defaults.num_frames });
   }
 
   seed() {
@@ -124,7 +124,7 @@ export class Controls {
   }
 
   formats() {
-    if (this.kind === "video") return null;
+    if (isVideo(this.kind)) return null;
     const options = this.can.formats.map((name) => h("option", { value: name }, name.toUpperCase()));
     return this.keep("output_format", "Format", h("select", {}, ...options));
   }
@@ -244,15 +244,6 @@ function valueOf(input, structured) {
   } catch {
     return input.value;
   }
-}
-
-/** What a model can make here: [kind, label] pairs. */
-export function kindsOf({ capabilities: can }) {
-  const kinds = [];
-  if (can.tasks.includes("text-to-image")) kinds.push(["image", "Picture"]);
-  if (can.takes_images) kinds.push(["edit", "Picture from a picture"]);
-  if (can.tasks.includes("text-to-video")) kinds.push(["video", "Video"]);
-  return kinds;
 }
 
 /** Beside the picture the settings are open and follow the form; on a narrow screen they follow the picture. */

@@ -1,6 +1,7 @@
 // The request as a person would write it: a curl line and a Python program that work as pasted.
 
 import { address, encode, hasKey } from "./api.js";
+import { isVideo, startsFrom } from "./kinds.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_KEY"' : "");
@@ -8,7 +9,8 @@ const suffix = (fields) => (fields.output_format === "jpeg" ? "jpg" : fields.out
 
 /** A shell command that writes the picture or video into a file (more than one picture: the whole answer). */
 export function curl({ kind, fields, sources = [] }) {
-  if (kind === "edit") {
+  const end = isVideo(kind) ? " \\\n  -o video.mp4" : save(fields);
+  if (startsFrom(kind)) {
     const { extra_params: extra = {}, ...plain } = fields;
     const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
     const files = namesOf(sources).map((name) => `${fieldOf(sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
@@ -16,10 +18,10 @@ export function curl({ kind, fields, sources = [] }) {
       ...files.map((text) => ` \\\n  -F ${quoted(text)}`),
       ...named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`),
     ];
-    return `curl -sS ${address("v1/images/edits")}${auth()}${parts.join("")}${save(fields)}`;
+    const path = isVideo(kind) ? "v1/videos/sync" : "v1/images/edits";
+    return `curl -sS ${address(path)}${auth()}${parts.join("")}${end}`;
   }
-  const path = kind === "video" ? "v1/videos/sync" : "v1/images/generations";
-  const end = kind === "video" ? " \\\n  -o video.mp4" : save(fields);
+  const path = isVideo(kind) ? "v1/videos/sync" : "v1/images/generations";
   const body = quoted(encode(fields));
   return `curl -sS ${address(path)}${auth()} \\\n  -H 'Content-Type: application/json' \\\n  -d ${body}${end}`;
 }
@@ -42,15 +44,24 @@ export function python({ kind, fields, sources = [] }) {
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
   if (kind === "edit") lines.unshift(`    image=${opened(sources)},`);
+  if (kind === "film") lines.unshift(`    input_reference=${opened(sources.slice(0, 1))},`);
+  const last = kind === "film" && sources.length > 1;
+  if (last) own.push(["last_image", null]);
   if (own.length) {
-    const extra = own.map(([name, value]) => `"${name}": ${name === "seed" ? value : literal(value)}`);
+    const extra = own.map(([name, value]) => `"${name}": ${written(name, value)}`);
     lines.push(`    extra_body={${extra.join(", ")}},`);
   }
   const key = hasKey() ? 'os.environ["OMNIMUSE_API_KEY"]' : '"none"';
-  const imports = [kind === "video" ? [] : ["import base64"], hasKey() ? ["import os"] : []].flat();
+  const imports = [isVideo(kind) && !last ? [] : ["import base64"], hasKey() ? ["import os"] : []].flat();
   const head = imports.length ? `${imports.join("\n")}\n\n` : "";
   const client = `from openai import OpenAI\n\nclient = OpenAI(base_url="${address("v1")}", api_key=${key})\n`;
-  return head + client + (kind === "video" ? videoCall(lines) : pictureCall(kind, lines, fields));
+  const frame = last ? `with open(${literal(sources[1].name)}, "rb") as file:\n    last = base64.b64encode(file.read()).decode()\n` : "";
+  return head + client + frame + (isVideo(kind) ? videoCall(lines) : pictureCall(kind, lines, fields));
+}
+
+function written(name, value) {
+  if (name === "last_image") return '{"image_url": f"data:;base64,{last}"}';
+  return name === "seed" ? value : literal(value);
 }
 
 function opened(sources) {

@@ -24,9 +24,10 @@ export class Sources {
     return [...this.input.files];
   }
 
-  /** Whether they are asked for now, and how many the model takes. */
-  ask(wanted, most = 1) {
+  /** Whether they are asked for now, how many the model takes, and whether they are frames of a video. */
+  ask(wanted, most = 1, frames = false) {
     byId("sources-field").hidden = !wanted;
+    byId("last-hint").hidden = !(frames && most > 1);
     this.input.required = wanted;
     this.input.multiple = most > 1;
     this.most = most;

@@ -1,6 +1,7 @@
 // The large view: frames that fill while drawing, or one finished record with its settings and actions.
 
 import { copy, duration, h } from "./dom.js";
+import { isVideo, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 
 /** The same record as a request that gives the same picture again. */
@@ -17,7 +18,7 @@ export const nameOf = ({ seed, id, blob }) =>
   `omnimuse-${seed || id}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
 
 function view({ kind, url, fields, width, height }, large) {
-  if (kind !== "video") return h("img", { src: url, alt: fields.prompt, width, height });
+  if (!isVideo(kind)) return h("img", { src: url, alt: fields.prompt, width, height });
   return h("video", { src: url, controls: large, loop: true, muted: true, autoplay: large && !calm() });
 }
 
@@ -78,7 +79,7 @@ function facts({ kind, settings, seed, width, height, seconds }) {
   return [
     `${width} × ${height}`,
     frames > 1 && `${frames} frames`,
-    settings.strength && kind === "edit" && `strength ${settings.strength}`,
+    settings.strength && startsFrom(kind) && `strength ${settings.strength}`,
     steps && `${steps} steps`,
     (guidance ?? null) !== null && `guidance ${guidance}`,
     seed && `seed ${seed}`,
@@ -102,7 +103,7 @@ export function showRecord(stage, record, act, starts) {
       h("div", { className: "together" },
         button("quiet", () => act.again(record), "Run again"),
         button("quiet", () => act.use(record), "Use settings"),
-        starts && kind !== "video" ? button("quiet", () => act.start(record), "Use this picture") : null),
+        starts && !isVideo(kind) ? button("quiet", () => act.start(record), "Use this picture") : null),
       h("div", { className: "together links" },
         h("a", { className: "link", href: record.url, download: nameOf(record) }, "Download"),
         button("link", (event) => copy(curl(request), event.target), "Copy curl"),

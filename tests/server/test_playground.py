@@ -45,6 +45,7 @@ PICTURES = {
     "tasks": ["text-to-image"],
     "size_multiple": 16,
     "max_side": 1024,
+    "min_frames": 1,
     "max_frames": 1,
     "frame_step": 1,
     "max_prompt": 32000,
@@ -70,6 +71,12 @@ VIDEOS = PICTURES | {
     "parameters": [*cast(list[str], PICTURES["parameters"]), "num_frames", "fps"],
     "defaults": DEFAULTS | {"num_frames": 9, "fps": 16.0},
     "extra": {},
+}
+FILMS = VIDEOS | {
+    "tasks": ["text-to-video", "image-to-video"],
+    "takes_images": True,
+    "max_images": 2,
+    "min_frames": 5,
 }
 
 
@@ -113,6 +120,7 @@ class FakeApi:
                 Route("/v1/images/generations", self.generate, methods=["POST"]),
                 Route("/v1/images/edits", self.edit, methods=["POST"]),
                 Route("/v1/videos", self.create_video, methods=["POST"]),
+                Route("/v1/videos/sync", self.video_at_once, methods=["POST"]),
                 Route("/v1/videos/{id}", self.video),
                 Route("/v1/videos/{id}/events", self.video_events),
                 Route("/v1/videos/{id}/content", self.video_content),
@@ -133,15 +141,26 @@ class FakeApi:
     async def generate(self, request: Request) -> Response:
         return self.answer(request, await request.json(), "image_generation")
 
-    async def edit(self, request: Request) -> Response:
+    async def form(self, request: Request) -> dict[str, Any]:
+        """The fields of a form; its pictures are noted, those in URLs, too."""
         form = await request.form()
+        for name in ("image", "image[]", "input_reference"):
+            for source in form.getlist(name):
+                assert not isinstance(source, str)
+                self.note(source.filename or "", await source.read())
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        [source] = form.getlist("image")
-        assert not isinstance(source, str)
-        with Image.open(io.BytesIO(await source.read())) as picture:
-            width, height = picture.size
-        self.sources.append((source.filename or "", picture.size))
+        if url := fields.get("last_image[image_url]"):
+            self.note("last", base64.b64decode(url.split(",")[1]))
         await form.close()
+        return fields
+
+    def note(self, name: str, content: bytes) -> None:
+        with Image.open(io.BytesIO(content)) as picture:
+            self.sources.append((name, picture.size))
+
+    async def edit(self, request: Request) -> Response:
+        fields = await self.form(request)
+        width, height = self.sources[-1][1]
         like = {"size": f"{width}x{height}", "n": 1}  # without a size the answer has the picture's proportions
         return self.answer(request, like | fields, "image_edit")
 
@@ -184,16 +203,23 @@ class FakeApi:
                 self.gone.set()
 
     async def create_video(self, request: Request) -> Response:
-        self.asked.append(await request.json())
+        is_form = request.headers["content-type"].startswith("multipart")
+        asked = await (self.form(request) if is_form else request.json())
+        self.asked.append({"size": "96x48"} | asked)  # without a size the video has the picture's proportions
         self.watched = 0
         return JSONResponse({"id": "video_1", "status": "queued", "size": self.asked[-1]["size"], "seed": BIG_SEED})
+
+    async def video_at_once(self, request: Request) -> Response:
+        await self.create_video(request)
+        return await self.video_content(request)
 
     async def video(self, request: Request) -> Response:
         if not self.asked:
             return JSONResponse({"error": {"message": "there is no such video", "code": "video_not_found"}}, 404)
         asked = self.asked[-1]
         told = {name: asked[name] for name in ("model", "prompt", "size")}
-        state = {"status": "completed" if self.watched == 10 else "in_progress", "created_at": 100, "completed_at": 142}
+        status = "completed" if self.watched == 10 or not self.pace else "in_progress"
+        state = {"status": status, "created_at": 100, "completed_at": 142}
         frames = {"num_frames": asked.get("num_frames", 9), "fps": 16.0, "seed": BIG_SEED}
         return JSONResponse({"id": "video_1", **told, **state, **frames}, headers={"openai-poll-after-ms": "50"})
 
@@ -605,6 +631,51 @@ def test_a_video_job_is_followed_fetched_and_cancelled(page: Any, site: Running)
     page.locator("#stage img.preview").wait_for()
     page.get_by_role("button", name="Cancel").click()
     assert site.api.cancelled.wait(60)
+
+
+def filming(page: Any, site: Running, folder: Path) -> None:
+    """The page, ready for a video between two pictures in `folder`."""
+    site.api.capabilities = FILMS
+    page.reload()
+    page.get_by_label("Make", exact=True).select_option("film")
+    for name, size in (("first.png", (96, 48)), ("last.png", (40, 20))):
+        Image.new("RGB", size, "green").save(folder / name)
+    page.get_by_label("Start from a picture").set_input_files([folder / "first.png", folder / "last.png"])
+
+
+@browser_only
+def test_a_video_is_made_between_two_pictures_and_again(page: Any, site: Running, tmp_path: Path) -> None:
+    filming(page, site, tmp_path)
+    page.get_by_text("a second one is the last").wait_for()
+    assert page.get_by_label("Frames", exact=True).get_attribute("min") == "5"
+    draw(page, "a rolling ball")
+    page.locator("#stage figure video").wait_for(state="attached")
+    assert site.api.sources == [("first.png", (96, 48)), ("last.png", (40, 20))]
+    assert site.api.asked[0]["prompt"] == "a rolling ball" and site.api.asked[0]["size"] == "96x48"
+    assert "96 × 48" in page.locator("figcaption").inner_text()
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert site.api.sources[2:] == site.api.sources[:2]
+    page.get_by_label("Make", exact=True).select_option("video")
+    assert page.locator("#sources").is_hidden()
+
+
+@browser_only
+def test_the_copied_code_of_a_video_from_pictures_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
+    filming(page, site, tmp_path)
+    page.get_by_label("Prompt").fill("a ball")
+    for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-W", "ignore", "-c"])):
+        page.get_by_role("button", name=f"Copy as {kind}").click()
+        page.get_by_text("Copied").wait_for()
+        text = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(
+            [*program, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr + text
+        assert (tmp_path / "video.mp4").read_bytes().endswith(b"ftypisom")
+        (tmp_path / "video.mp4").unlink()
+        page.get_by_text("Copied").wait_for(state="hidden")
+    assert [size for _, size in site.api.sources] == [(96, 48), (40, 20)] * 2
 
 
 @browser_only

@@ -40,12 +40,13 @@ PARAMS = DiffusionParams(seed=1)
 
 
 @cache
-def door() -> Door:
-    """Of a small model of videos: 5 frames of 64x32 by default."""
+def door(least: int = 0, most: int = 0) -> Door:
+    """Of a small model of videos, from `least` to `most` pictures: 5 frames of 64x32 by default."""
     configs = {"transformer": {"rope_max_seq_len": 64}, "vae": {}, "options": {}}
     defaults = DiffusionParams(height=32, width=64, num_frames=5, num_inference_steps=STEPS)
     made = Door.of(SPEC, configs, MODEL)
-    return replace(made, defaults=defaults.over(made.defaults))
+    limits = replace(made.limits, min_images=least, max_images=most)
+    return replace(made, defaults=defaults.over(made.defaults), limits=limits)
 
 
 def fake_workers(spool: Path, pace: float, ready: bool) -> FakeWorkers:
@@ -119,8 +120,9 @@ async def rig(
     max_kept: int = 2**40,
     each: int = 2**31,
     workers: Callable[[Path, float, bool], FakeWorkers] = fake_workers,
+    pictures: tuple[int, int] = (0, 0),
 ) -> AsyncIterator[Rig]:
-    """A server's parts over the folder `data`, closed in good order at the end."""
+    """A server's parts over the folder `data`, closed in good order at the end; the model takes so many `pictures`."""
     options = ServeOptions(data=data, model_name=model, keep=3600.0, max_queue=max_queue, key_file=key_file)
     files = Files(data, reserve=reserve)
     store = await JobStore.open(data / "jobs.sqlite", fault)
@@ -130,13 +132,14 @@ async def rig(
     if now is not None:
         rules = replace(rules, now=now)
     jobs = Jobs(store, files, drawing, admission, metrics, rules)
-    service = Service(options, door(), drawing, admission, files, jobs, keys, metrics, Lifecycle())
+    service = Service(options, door(*pictures), drawing, admission, files, jobs, keys, metrics, Lifecycle())
     await jobs.start()
     try:
         yield Rig(service, drawing, store, protect(videos.routes(service), Rules(keys)))
     finally:
         await jobs.close(0.0)
         await store.close()
+        await service.uploads.close()
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ class Bounds(BaseModel):
 
     size_multiple: int
     max_side: int
+    min_frames: int
     max_frames: int
     frame_step: int
     max_prompt: int

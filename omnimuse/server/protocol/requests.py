@@ -21,6 +21,7 @@ _TYPES: dict[str, Any] = {
     "object": dict[str, Any],
     "list": list[Any],
     "file": bytes,
+    "picture": bytes | dict[str, str],
 }
 _REQUIRED = frozenset({"prompt", "messages"})
 

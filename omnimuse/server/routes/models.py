@@ -49,6 +49,7 @@ def capabilities(door: Door) -> Capabilities:
         family=spec.family,
         size_multiple=limits.size_multiple,
         max_side=limits.max_side,
+        min_frames=limits.min_frames,
         max_frames=limits.max_frames,
         frame_step=limits.frame_step,
         max_prompt=MAX_PROMPT,

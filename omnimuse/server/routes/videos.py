@@ -7,10 +7,9 @@ model that makes no videos answers every path here with the reason.
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -18,22 +17,25 @@ from starlette.routing import Route
 
 from omnimuse.deploy.wire import Previewed
 from omnimuse.server.errors import CODES, ApiError, refusal, to_json
-from omnimuse.server.http.bodies import read_any
+from omnimuse.server.http.bodies import Upload, read_any
 from omnimuse.server.http.download import MEDIA, Sent, download
 from omnimuse.server.http.sse import Event, EventStream
+from omnimuse.server.http.uploads import Source, uploaded
 from omnimuse.server.http.watch import cancel_on_disconnect
-from omnimuse.server.jobs.row import Job, Page
+from omnimuse.server.jobs.row import Idempotency, Job, Page
 from omnimuse.server.jobs.stills import KINDS, Stills
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders.order import Order, check_model, check_task, finished, refuse_key, taken
+from omnimuse.server.orders.order import Order, check_model, check_task, finished, read_pictures, refuse_key, taken
 from omnimuse.server.protocol import videos as protocol
 from omnimuse.server.protocol.images import JobError
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import read
+from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.asks import patience, preview_period, to_request, video_form
 
-TASK = "text-to-video"
+FROM_TEXT, FROM_PICTURE = "text-to-video", "image-to-video"
+LAST = "last_image"
+"""The upload that is a video's last frame; any other is its first."""
 PREVIEWS = 8
 """How many looks a watcher gets at an unfinished video, at least where it has as many steps."""
 POLLS = 10
@@ -43,7 +45,7 @@ OPERATIONS = (
     Operation(
         "POST",
         "/v1/videos",
-        "Make a video from a text. The answer is a job that is on disk.",
+        "Make a video from a text, or from its first frame. The answer is a job that is on disk.",
         body=protocol.VideoRequest,
         form=True,
         responses={200: protocol.Video},
@@ -96,7 +98,8 @@ def routes(service: Service) -> list[Route]:
 
     def only_videos(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
-            check_task(service, TASK)
+            if not service.door.spec.makes_video:
+                check_task(service, FROM_TEXT)
             return await handler(request)
 
         return checked
@@ -128,9 +131,8 @@ class Videos:
 
     async def create(self, request: Request) -> Response:
         """POST /v1/videos: accept a job."""
-        fields, order = await self._read(request)
-        idem = await idempotency_of(request, fields)
-        request.state.lease.close()
+        order, idem = await self._read(request)
+        request.state.lease.close()  # of what came, only the order is left
         jobs, asked = self._service.jobs, order.request
         job = await jobs.submit(request.state.tenant, asked, order.form, "video", {"request": asked.id}, idem)
         replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
@@ -139,7 +141,8 @@ class Videos:
     async def at_once(self, request: Request) -> Response:
         """POST /v1/videos/sync: the file itself; the work stops when the client goes."""
         refuse_key(request)
-        _, order = await self._read(request)
+        order, _ = await self._read(request)
+        request.state.lease.close()
         made = await cancel_on_disconnect(request, finished(self._service, order))
         [video] = made.files
         headers = {
@@ -215,20 +218,28 @@ class Videos:
     async def unsupported(self, request: Request) -> Response:
         """What OpenAI has and no model here does."""
         what = request.url.path.rpartition("/")[2] if "characters" not in request.url.path else "characters"
-        message = f"{self._service.options.model_name} makes videos from text only ({what[:40]} is not supported)"
+        message = f"{self._service.options.model_name} makes new videos only ({what[:40]} is not supported)"
         raise refusal("unsupported_task", f"{message}; use POST /v1/videos")
 
-    async def _read(self, request: Request) -> tuple[dict[str, Any], Order]:
-        """The fields of a request for a video, and what they ask of the model."""
+    async def _read(self, request: Request) -> tuple[Order, Idempotency | None]:
+        """What is asked of the model. The bytes that came are in nobody's hands when this returns."""
         fields, uploads = await read_any(request)
         as_form = not request.headers["content-type"].lower().startswith("application/json")
-        door = self._service.door
+        service, door = self._service, self._service.door
         wanted = read(fields, "video", door, form=as_form, files=uploads)
-        check_model(self._service, wanted.model)
+        check_model(service, wanted.model)
+        sources = _frames(uploads, wanted)
+        task = FROM_PICTURE if sources else FROM_TEXT
+        if door.limits.min_images > len(sources):
+            raise _lacking(sources)
+        check_task(service, task)
+        pictures = await read_pictures(service, request, sources) if sources else ()
         steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
-        asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS))
-        form = video_form(self._service.options.guard.tell)
-        return fields, Order(wanted, asked, form, patience(request.headers), TASK, request.state.request_id)
+        asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS), pictures)
+        wanted = replace(wanted, urls=(), last_urls=())
+        form = video_form(service.options.guard.tell)
+        order = Order(wanted, asked, form, patience(request.headers), task, request.state.request_id)
+        return order, await idempotency_of(request, fields, uploads)
 
     async def _job(self, request: Request) -> Job:
         job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])
@@ -303,6 +314,26 @@ class Videos:
             timings=job.timings or None,
             peak_memory_bytes=job.memory or None,
         )
+
+
+def _frames(uploads: Mapping[str, Sequence[Upload]], wanted: Wanted) -> list[Source]:
+    """The pictures that came, the last frame at the end; ApiError for one alone, and for two that are first."""
+    firsts = [name for name in uploads if name != LAST] + ([wanted.names["urls"]] if wanted.urls else [])
+    if len(firsts) > 1:
+        message = f"{firsts[0]} and {firsts[1]} are both the first frame; leave one of them out"
+        raise refusal("conflicting_parameters", message, firsts[1])
+    first = uploaded({name: found for name, found in uploads.items() if name != LAST}, ())
+    last = uploaded({name: found for name, found in uploads.items() if name == LAST}, ())
+    first += [Source(wanted.names["urls"], url=url) for url in wanted.urls]
+    last += [Source(LAST, url=url) for url in wanted.last_urls]
+    if last and not first:
+        raise _lacking(first)
+    return [*first, *last]
+
+
+def _lacking(sources: Sequence[Source]) -> ApiError:
+    name, which = (LAST, "last frame") if sources else ("input_reference", "first frame")
+    return refusal("missing_parameter", f"{name} is missing; upload the {which} of the video", name)
 
 
 def _error(job: Job) -> JobError | None:

@@ -76,6 +76,7 @@ class Wanted:
     modalities: list[Any] | None = None
     files: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
+    last_urls: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,7 +173,7 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
     entry = known.get(wire)
     if entry is None:
         raise _unknown(name, wire, kind, door)
-    if entry.shape != "file":
+    if entry.shape not in ("file", "picture"):
         why = f"it is no upload but {entry.note}" if entry.target else entry.note
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
     if not door.limits.max_images:
@@ -223,6 +224,7 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         modalities=values.get("modalities"),
         files=uploads,
         urls=values.get("urls", ()),
+        last_urls=values.get("last_urls", ()),
         names=names,
     )
 

@@ -15,9 +15,10 @@ from omnimuse.core.request import MAX_PROMPT
 
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls",
+    "urls", "picture",
 ]  # fmt: skip
-"""What a value looks like; "file" is an upload, "urls" one address or several."""
+"""What a value looks like; "file" is an upload, "urls" one address or several, "picture" an upload or an object with
+its address as `image_url`."""
 
 Kind = Literal["image", "edit", "video", "chat"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/chat/completions."""
@@ -176,7 +177,14 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("seconds", "seconds", "length", "length; rounded to a number of frames that the model can make"),
         Field("fps", "real", "fps", "frames per second"),
         Field("num_frames", "whole", "num_frames", "frames; instead of `seconds`"),
-        Field("input_reference", "file", "images", "a picture to start from"),
+        Field(
+            "input_reference", "picture", "urls", "the first frame: png, jpeg or webp, or {image_url} as in OpenAI's"
+        ),
+        Field("image", "file", "images", "as `input_reference`; two as image[] are the first frame and the last"),
+        Field("last_image", "picture", "last_urls", "the last frame, where the model takes one (ours)"),
+        Field(
+            "url", "urls", "urls", "as `input_reference`: a data: URL, or an address of a host that is allowed (ours)"
+        ),
         Field("video_params", "object", "nested", "width, height, fps and num_frames in an object (VO)"),
         *_refused("one request makes one video", "n", "num_outputs_per_prompt", neutral=(1,)),
         *_refused("choose `num_inference_steps`", "quality", neutral=("auto", "standard", "default")),
@@ -189,7 +197,8 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         *_refused("frames are never invented between frames", "enable_frame_interpolation", neutral=(False,)),
         *_refused("frames are never invented between frames", "frame_interpolation_exp", "frame_interpolation_scale"),
         *_refused(_NO_PATHS, "frame_interpolation_model_path"),
-        *_refused("this server fetches no addresses", "reference_url", "image_reference", "video_reference"),
+        *_refused("send a picture as `input_reference`", "reference_url", "image_reference"),
+        *_refused("no model here makes videos from videos", "video_reference"),
     ),
     "chat": (
         *SHARED,

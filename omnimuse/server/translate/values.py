@@ -173,6 +173,14 @@ def _urls(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _picture(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
+    """Where it is; uploads are not read here."""
+    given = _object(field, value, name, form) if isinstance(value, dict) else {}
+    if list(given) != ["image_url"] or not isinstance(given["image_url"], str):
+        raise _bad(name, value, 'a multipart upload, or {"image_url": ...} with a data: URL or an address')
+    return (given["image_url"],)
+
+
 def _file(field: Field, value: Any, name: str, form: bool) -> str:
     raise _bad(name, value, "a multipart upload")
 
@@ -191,4 +199,5 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "list": _list,
     "file": _file,
     "urls": _urls,
+    "picture": _picture,
 }

@@ -10,9 +10,12 @@ from pathlib import Path
 import av
 import pytest
 
+from omnimuse import DiffusionParams, Omni
 from omnimuse.cli import main
+from omnimuse.media.picture import picture_of
 from omnimuse.media.video import read_settings
 from tests.checkpoints import wan
+from tests.checkpoints.families import photo
 
 SMALL = ["--size", "32x32", "--frames", "5", "--fps", "12", "--steps", "2", "--seed", "3", "--dtype", "float32"]
 
@@ -81,6 +84,47 @@ def test_what_a_model_of_videos_cannot_do_is_refused(
 ) -> None:
     assert main(["generate", "a", "-m", model, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def between(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that is given the first frame of a video, and perhaps the last."""
+    return str(wan.build(tmp_path_factory.mktemp("cli") / "tiny", "A14B-I2V"))
+
+
+def test_a_video_begins_and_ends_with_pictures_in_the_order_of_the_options(
+    between: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [photo(70, 50), photo(50, 70)]
+    with chdir(tmp_path):
+        for name, picture in zip(("first.png", "last.png"), pictures, strict=True):
+            picture.save(name)
+        words = ["--image", "first.png", "--image", "last.png", "--frames", "5", "--height", "32", "--json"]
+        common = ["--steps", "2", "--seed", "3", "--dtype", "float32"]
+        assert main(["generate", "a star", "-m", between, *words, *common, "-o", "one.mp4"]) == 0
+        [result] = json.loads(capsys.readouterr().out)["results"]
+        assert result["settings"]["images"] == [picture_of(picture).digest for picture in pictures]
+        assert result["settings"]["width"] == 32, "44.8 in the proportions of the first, rounded down"
+        assert len(frames("one.mp4")) == 5
+
+
+def test_a_model_that_begins_with_a_picture_says_so_and_refuses_words_alone(
+    between: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", between, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["tasks"], told["pictures"]) == (["image-to-video"], [1, 2])
+    assert main(["generate", "a star", "-m", between, *SMALL]) == 2
+    assert "0 pictures were given; wan needs at least 1" in capsys.readouterr().err
+
+
+def test_the_python_face_takes_the_first_frame_and_tells_the_size_that_it_got(between: str) -> None:
+    with Omni(between, dtype="float32", device="cpu") as omni:
+        params = DiffusionParams(num_frames=5, num_inference_steps=2, seed=3, height=32)
+        [result] = omni.generate({"prompt": "a star", "images": [photo(64, 32)]}, params, progress=False)
+    [video] = result.videos
+    assert (result.params.width, result.params.height, len(video.frames)) == (64, 32, 5)
+    assert video.frames[0].size == (64, 32)
 
 
 def test_what_a_model_of_pictures_cannot_do_is_refused(
