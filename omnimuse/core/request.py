@@ -16,6 +16,7 @@ from typing import Any
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
+from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams, FamilyParams, check_family_params, family_params
@@ -69,7 +70,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock."""
+    """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
+
+    `branches` are those of the model's guidance that some step evaluates.
+    """
 
     id: str
     prompt: str
@@ -82,6 +86,7 @@ class Request:
     tenant: str = ""
     previews: int = 0
     chunks: bool = False
+    branches: tuple[str, ...] = ONLY_POSITIVE
 
     @property
     def outputs(self) -> int:
@@ -175,7 +180,7 @@ class Door:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
         params = replace(params, scheduler=scheduler_named(params.scheduler))
-        if (why := self.spec.objection(negative, params)) is not None:
+        if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)
         extra = family_params(self.spec.extra, chosen.extra)
@@ -192,6 +197,7 @@ class Door:
             tenant=ask.tenant,
             previews=ask.previews,
             chunks=bool(ask.chunks),
+            branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
 
     def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...]) -> DiffusionParams:

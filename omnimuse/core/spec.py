@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 
 Configs = Mapping[str, Mapping[str, object]]
@@ -123,9 +124,16 @@ Objection = Callable[[str | None, DiffusionParams], str | None]
 """(negative prompt, complete parameters) -> why they make no sense together, or None."""
 
 
-def no_objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
-    """Every combination makes sense."""
-    return None
+@dataclass(frozen=True)
+class Foreign:
+    """The library that runs a whole pipeline where no family of ours does: its name, and what that means, for people.
+
+    `objection` refuses what would make no sense to it.
+    """
+
+    library: str
+    notes: Mapping[str, str]
+    objection: Objection
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,9 @@ class Spec:
     `arch` is the class name in `model_index.json`; `also` are other pipelines with the same components and weights,
     from which a folder may have been saved. `supported` names the parameters the family honours beyond those of
     every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
-    can be asked for; `objection` refuses a choice that would do nothing beside the others. `teacache` holds the
-    polynomial (highest power first) that rescales the change TeaCache sees. `library` names the library that runs the
-    whole pipeline where no family of ours does; `notes` say then what that means.
+    can be asked for; `guidance` says how it is guided, if more than one prediction goes into a step. `teacache` holds
+    the polynomial (highest power first) that rescales the change TeaCache sees. `foreign` is set where a library runs
+    the whole pipeline.
     """
 
     arch: str
@@ -147,14 +155,32 @@ class Spec:
     defaults: DiffusionParams
     supported: frozenset[str]
     limits: Callable[[Configs], Limits]
-    objection: Objection = no_objection
+    guidance: Guidance | None = None
     variants: tuple[Variant, ...] = ()
     also: tuple[str, ...] = ()
     extra: type[FamilyParams] = FamilyParams
     teacache: tuple[float, ...] = (1.0, 0.0)
     summary: str = ""
-    library: str = ""
-    notes: Mapping[str, str] = field(default_factory=dict)
+    foreign: Foreign | None = None
+
+    @property
+    def library(self) -> str:
+        """The library that runs the whole pipeline; empty where a family of ours does."""
+        return self.foreign.library if self.foreign else ""
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What it means that a library runs the pipeline."""
+        return self.foreign.notes if self.foreign else {}
+
+    def refusal(self, negative_prompt: str | None, params: DiffusionParams) -> str | None:
+        """Why a negative prompt and complete parameters make no sense together, or None."""
+        if self.foreign is not None:
+            return self.foreign.objection(negative_prompt, params)
+        if self.guidance is not None:
+            return self.guidance.objection(negative_prompt, params)
+        nothing = f"negative_prompt means nothing to {self.family}, which takes no guidance from one; leave it out"
+        return nothing if negative_prompt else None
 
     @property
     def medium(self) -> str:

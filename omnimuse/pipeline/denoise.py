@@ -1,6 +1,6 @@
 """The denoising loop, written once for every family.
 
-A family gives a few functions (conditions, inputs, token count, guidance); the plan, the solver, the branches, the
+A family gives a few functions (conditions, inputs, token count); the plan, the solver, the branches, the
 previews and the bookkeeping are here. Experts with a boundary, distilled schedules and truncated guidance are other
 plans, not other loops. The runner decides which states step together.
 """
@@ -14,11 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from omnimuse.core.guidance import BOTH, ONLY_POSITIVE
 from omnimuse.core.params import ScheduleParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.choice import chosen_config, solver_for
-from omnimuse.diffusion.guidance import Guidance
+from omnimuse.diffusion.guidance import combine, elapsed
 from omnimuse.diffusion.solvers import Solver, Spacing
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -29,19 +30,11 @@ Conditions = Callable[[Context, State, str, str], Any]
 Inputs = Callable[[Context, Any, Tensor, Tensor], Any]
 """(context, conditions, latents, timestep []) -> the network's inputs for one row; all tensors are on the device."""
 
-Scale = Callable[[Context, Request, float], float]
-"""(context, request, timestep) -> the guidance scale of that step."""
-
 Expert = Callable[[Context, Request, float], str]
 """(context, request, timestep) -> the network that evaluates that step."""
 
 UNCHANGED = ScheduleParams()
 """The noise falls as the checkpoint says."""
-
-
-def guidance_scale(ctx: Context, request: Request, timestep: float) -> float:
-    """The request's one guidance scale, at every step."""
-    return float(request.params.guidance_scale or 0.0)
 
 
 @runtime_checkable
@@ -57,23 +50,24 @@ class Denoise(Loop):
     """From `noise` to `latents` (float32, the shape of the noise), by the solver that the checkpoint's scheduler names.
 
     `token_count(configs, request)` counts the latent tokens of one row: dynamic shifts and the batching budget read it.
-    `guidance(request)` says which branches a step needs at `scale` and combines their predictions; `flip` negates the
+    Which branches a step evaluates, and how their predictions combine, the spec's guidance says; `flip` negates the
     result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
-    small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. Latents in the slot `start`
-    stand in for what the request's skipped steps would have drawn.
+    small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. The conditions read what
+    the texts of every branch became (`texts`, of which each branch has its own), and the slots `given`. Latents in the
+    slot `start` stand in for what the request's skipped steps would have drawn.
     """
 
     conditions: Conditions
     inputs: Inputs
     token_count: Callable[[Configs, Request], int]
-    guidance: Callable[[Request], Guidance]
     preview: Callable[[Context, Tensor], Tensor]
-    scale: Scale = guidance_scale
     networks: tuple[str, ...] = ("transformer",)
     expert: Expert | None = None
     flip: bool = False
     spacing: Spacing = "linear"
-    embeds: tuple[str, ...] = ("prompt_embeds", "negative_embeds")
+    texts: tuple[str, ...] = ("embeds",)
+    branches: tuple[str, ...] = BOTH
+    given: tuple[str, ...] = ()
     start: str | None = None
     scheduler: str = "scheduler"
     name: str = "denoise"
@@ -81,7 +75,8 @@ class Denoise(Loop):
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("noise", *self.embeds, *([self.start] if self.start else []))
+        texts = (f"{branch}_{text}" for branch in self.branches for text in self.texts)
+        return ("noise", *texts, *self.given, *([self.start] if self.start else []))
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -150,7 +145,7 @@ class Denoise(Loop):
         ]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        prediction = self.guidance(state.request).combine(predictions, step.scale)
+        prediction = combine(ctx.spec.guidance, state.request.extra, predictions, step.scale)
         prediction = -prediction if self.flip else prediction
         solver, schedule, latents = state.working["solver"], state.working["schedule"], state["latents"]
         if state.request.previews:
@@ -162,7 +157,10 @@ class Denoise(Loop):
         return None if estimate is None else self.preview(ctx, estimate)
 
     def _step(self, ctx: Context, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
-        scale = self.scale(ctx, request, timestep)
-        branches = self.guidance(request).branches(scale, timestep)
         network = self.networks[0] if self.expert is None else self.expert(ctx, request, timestep)
+        rule = ctx.spec.guidance
+        if rule is None:
+            return Step(index, timestep, sigmas[index], sigmas[index + 1], network, ONLY_POSITIVE)
+        scale = rule.scale(request.params, self.networks.index(network))
+        branches = rule.branches(request.branches, request.extra, scale, elapsed(timestep))
         return Step(index, timestep, sigmas[index], sigmas[index + 1], network, branches, scale)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Request
 from omnimuse.pipeline.stage import Context, Stage
@@ -42,17 +43,17 @@ class Pooled:
 
 @dataclass(frozen=True)
 class EncodeText(Stage):
-    """Tokenize `source` (a request field) and run a text encoder over it; write `into` what `take` takes.
+    """Tokenize the prompt of `branch` and run a text encoder over it; what `take` takes is that branch's `text`.
 
     Tokenizers and encoders, ours too, are called as those of transformers are. `length` fixes the token limit (else the
     request's `max_sequence_length` is it); `pad` fills up to the limit, `masked` hides those pads from the encoder, and
     `zeroed` makes zeros of the features that they have. `template(tokenizer, prompt)` makes the text that is tokenized;
-    the features of its first `drop` tokens are left out, and no limit counts these. Where `when` says that a request
-    does not need this text, `into` is None.
+    the features of its first `drop` tokens are left out, and no limit counts these. Where a request does not need the
+    branch, its slot holds None.
     """
 
-    source: Literal["prompt", "negative_prompt"]
-    into: str
+    branch: str = POSITIVE
+    text: str = "embeds"
     take: Take = HiddenState()
     encoder: str = "text_encoder"
     tokenizer: str = "tokenizer"
@@ -62,7 +63,11 @@ class EncodeText(Stage):
     masked: bool = True
     zeroed: bool = False
     drop: int = 0
-    when: Callable[[Request], bool] | None = None
+
+    @property
+    def source(self) -> Literal["prompt", "negative_prompt"]:
+        """The field of a request that is read."""
+        return "prompt" if self.branch == POSITIVE else "negative_prompt"
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -75,28 +80,31 @@ class EncodeText(Stage):
 
     @property
     def writes(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.into,)
+        return (f"{self.branch}_{self.text}",)
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.encoder, self.tokenizer)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
-        if not self._needed(state.request):
+        if self.branch not in state.request.branches:
             return "not needed"
-        how = replace(self, into="", when=None)  # every choice that there is, but for where it goes
-        return (how, state[self.source] or "", self._limit(ctx, state.request))
+        return (self, self._text(ctx, state), self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            if self._needed(state.request):
+            [slot] = self.writes
+            if self.branch in state.request.branches:
                 limit = self._limit(ctx, state.request)
-                state[self.into], state.notes[self.name] = self._encode(ctx, state[self.source] or "", limit)
+                state[slot], state.notes[self.name] = self._encode(ctx, self._text(ctx, state), limit)
             else:
-                state[self.into] = None
+                state[slot] = None
 
-    def _needed(self, request: Request) -> bool:
-        return self.when is None or self.when(request)
+    def _text(self, ctx: Context, state: State) -> str:
+        text: str | None = state[self.source]
+        if text is None and ctx.spec.guidance is not None:
+            text = ctx.spec.guidance.negative
+        return text or ""
 
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or request.params.max_sequence_length or ctx.limits.max_sequence_length
@@ -124,3 +132,8 @@ class EncodeText(Stage):
             whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] - self.drop
         why = "all that it takes" if self.length else f"max_sequence_length={limit}"
         return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")
+
+
+def for_both_branches(*stages: EncodeText) -> tuple[EncodeText, ...]:
+    """`stages`, which encode prompts, and then the same for negative prompts."""
+    return (*stages, *(replace(stage, branch=NEGATIVE) for stage in stages))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import msgspec
 
@@ -50,8 +51,9 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple)
     pictures = tuple(_picture(**image) for image in images)
+    branches = tuple(cast("list[str]", fields.pop("branches")))
     known = {"params": DiffusionParams(**params), "extra": family_params(spec.extra, extra), "images": pictures}
-    return Request(**{**fields, **known})  # type: ignore[arg-type]
+    return Request(**{**fields, **known, "branches": branches})  # type: ignore[arg-type]
 
 
 def _picture(width: int, height: int, png: bytes | str) -> Picture:

@@ -23,7 +23,7 @@ from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import ALWAYS
-from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
+from omnimuse.core.spec import Component, Configs, Foreign, Limits, SoundLimits, Spec
 from omnimuse.loader.checkpoint import Checkpoint
 
 LIBRARY = "diffusers"
@@ -51,10 +51,8 @@ def spec_of(checkpoint: Checkpoint) -> Spec:
         defaults=_defaults(source, medium, configs),
         supported=frozenset(core_parameters(source).values()) | ({"fps"} if medium == "video" else set()),
         limits=lambda configs: _limits(source, configs),
-        objection=lambda negative, params: _objection(source, negative, params),
         extra=extra_type(source),
-        library=LIBRARY,
-        notes=notes(source, medium),
+        foreign=Foreign(LIBRARY, notes(source, medium), lambda negative, params: _objection(source, negative, params)),
     )
 
 

@@ -5,14 +5,10 @@ Source: the reference pipeline of diffusers (FluxPipeline). C latent channels, h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
 from torch import Tensor
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
-from omnimuse.diffusion.guidance import Cfg
 from omnimuse.models.flux.spec import PATCH, SPEC
 from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
@@ -22,42 +18,15 @@ from omnimuse.pipeline.latents import InitLatents, cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import EncodeText, HiddenState, Pooled
+from omnimuse.pipeline.text import EncodeText, HiddenState, Pooled, for_both_branches
 
 CLIP_TOKENS = 77  # CLIP has no more positions; of a longer prompt only T5 sees the rest
 
-
-def true_scale(ctx: Context, request: Request, timestep: float) -> float:
-    """The scale of true guidance at every step."""
-    return float(request.params.true_cfg_scale or 1.0) if guided(request) else 1.0
-
-
-def guided(request: Request) -> bool:
-    """Whether this request needs the negative branch: only if it has a negative prompt, the empty one included."""
-    return request.negative_prompt is not None and (request.params.true_cfg_scale or 1.0) > 1
-
-
-def encoders(
-    source: Literal["prompt", "negative_prompt"], branch: str, when: Callable[[Request], bool] | None = None
-) -> tuple[EncodeText, EncodeText]:
-    """The one vector of CLIP, and the tokens of T5. Pads are attended to, so their number is part of the result."""
-    pooled = EncodeText(source, f"{branch}_pooled", Pooled(), length=CLIP_TOKENS, pad=True, masked=False, when=when)
-    tokens = EncodeText(
-        source,
-        f"{branch}_embeds",
-        HiddenState(-1),
-        encoder="text_encoder_2",
-        tokenizer="tokenizer_2",
-        pad=True,
-        masked=False,
-        when=when,
-    )
-    return pooled, tokens
-
-
-def guidance(request: Request) -> Cfg:
-    """u + g (c - u) for g above 1."""
-    return Cfg()
+ENCODERS = (
+    EncodeText(text="pooled", take=Pooled(), length=CLIP_TOKENS, pad=True, masked=False),
+    EncodeText(take=HiddenState(-1), encoder="text_encoder_2", tokenizer="tokenizer_2", pad=True, masked=False),
+)
+"""The one vector of CLIP, and the tokens of T5. Pads are attended to, so their number is part of the result."""
 
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
@@ -92,8 +61,7 @@ class Flux(Pipeline):
 
     spec = SPEC
     stages = (
-        *encoders("prompt", "positive"),
-        *encoders("negative_prompt", "negative", when=guided),
+        *for_both_branches(*ENCODERS),
         EncodeImage(),
         DrawImageLatents(),
         InitLatents(latent_shape),
@@ -101,12 +69,10 @@ class Flux(Pipeline):
             conditions=conditions,
             inputs=inputs,
             token_count=image_tokens,
-            guidance=guidance,
             preview=preview_by_decoding,
-            scale=true_scale,
             start="image_latents",
             spacing="linear64",
-            embeds=("positive_embeds", "positive_pooled", "negative_embeds", "negative_pooled"),
+            texts=("embeds", "pooled"),
         ),
         DecodeImage(),
     )

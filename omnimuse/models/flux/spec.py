@@ -8,6 +8,7 @@ negative prompt is classifier-free guidance proper, at twice the cost.
 from __future__ import annotations
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
@@ -30,16 +31,6 @@ def limits(configs: Configs) -> Limits:
 def unguided(configs: Configs) -> str:
     """The fully distilled checkpoint takes no guidance scale."""
     return "" if configs["transformer"].get("guidance_embeds") else "its transformer has no input for a guidance scale"
-
-
-def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
-    """True guidance needs both a negative prompt, which may be empty, and a scale above 1."""
-    scale = params.true_cfg_scale or 1.0
-    if negative_prompt and scale <= 1:
-        return f"negative_prompt does nothing while true_cfg_scale is {scale:g}; choose a scale above 1, such as 4"
-    if negative_prompt is None and scale > 1:
-        return f"true_cfg_scale={scale:g} needs a negative_prompt, which may be empty; give one or leave the scale at 1"
-    return None
 
 
 DEFAULTS = DiffusionParams(
@@ -79,7 +70,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength", "true_cfg_scale"}),
     limits=limits,
-    objection=objection,
+    guidance=Guidance(("true_cfg_scale",), negative=None),
     also=("FluxImg2ImgPipeline", "FluxInpaintPipeline"),
     # Fitted to FLUX.1-dev by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4FLUX).
     teacache=(4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401e00, 2.64230861e-01),

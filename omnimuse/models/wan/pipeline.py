@@ -22,7 +22,6 @@ from torch import Tensor
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import OPTIONS, Configs
-from omnimuse.diffusion.guidance import Cfg
 from omnimuse.models.wan.pictures import EncodeKnown, PutBackFirst, with_first
 from omnimuse.models.wan.spec import SPEC, boundary_ratio, factors, latent_channels, patch_size
 from omnimuse.models.wan.transformer import WanInputs, WanStatic, WanTransformer
@@ -31,7 +30,7 @@ from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import EncodeText
+from omnimuse.pipeline.text import EncodeText, for_both_branches
 from omnimuse.pipeline.video import DecodeVideo, preview_middle_frame
 from omnimuse.pipeline.vision import SeePictures
 
@@ -61,29 +60,6 @@ def expert(ctx: Context, request: Request, timestep: float) -> str:
     return HIGH_NOISE if is_high_noise(ctx.configs, timestep, request.params.boundary_ratio) else LOW_NOISE
 
 
-def scale(ctx: Context, request: Request, timestep: float) -> float:
-    """The guidance scale of the expert at `timestep`; the second's is the first's unless it is chosen."""
-    first, second = scales(request)
-    return first if is_high_noise(ctx.configs, timestep, request.params.boundary_ratio) else second
-
-
-def scales(request: Request) -> tuple[float, float]:
-    """The guidance scales of both experts."""
-    first = float(request.params.guidance_scale or 0.0)
-    second = request.params.guidance_scale_2
-    return first, first if second is None else float(second)
-
-
-def guided(request: Request) -> bool:
-    """Whether any step of this request may need the negative branch."""
-    return max(scales(request)) > 1
-
-
-def guidance(request: Request) -> Cfg:
-    """u + s (c - u) for scales above 1."""
-    return Cfg()
-
-
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, f, h, w] of the noise of one video."""
     params, (temporal, spatial) = request.params, factors(configs)
@@ -106,7 +82,7 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> WanStat
     transformer = ctx.network(network)
     assert isinstance(transformer, WanTransformer)
     _, f, h, w = latent_shape(ctx.configs, state.request)
-    features = state["prompt_embeds" if branch == "positive" else "negative_embeds"]
+    features = state[f"{branch}_embeds"]
     return replace(transformer.prepare(features, f, h, w, seen=state["seen"]), known=state["known"])
 
 
@@ -129,8 +105,7 @@ class Wan(Pipeline):
 
     spec = SPEC
     stages = (
-        EncodeText("prompt", into="prompt_embeds", template=clean, pad=True, zeroed=True),
-        EncodeText("negative_prompt", into="negative_embeds", template=clean, pad=True, zeroed=True, when=guided),
+        *for_both_branches(EncodeText(template=clean, pad=True, zeroed=True)),
         SeePictures(layer=-2),
         EncodeKnown(),
         InitLatents(latent_shape),
@@ -138,13 +113,11 @@ class Wan(Pipeline):
             conditions=conditions,
             inputs=inputs,
             token_count=video_tokens,
-            guidance=guidance,
             preview=preview_middle_frame,
-            scale=scale,
             networks=(HIGH_NOISE, LOW_NOISE),
             expert=expert,
             spacing="scheduler",
-            embeds=("prompt_embeds", "negative_embeds", "seen", "known"),
+            given=("seen", "known"),
         ),
         PutBackFirst(),
         DecodeVideo(latents="video_latents"),

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from omnimuse.core import autoencoder
 from omnimuse.core.errors import ModelError
+from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import OPTIONS, Component, Configs, Limits, Spec, Variant
 from omnimuse.models.wan.weights import FLOAT32
@@ -98,14 +99,6 @@ def limits(configs: Configs) -> Limits:
     )
 
 
-def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
-    """A negative prompt needs guidance to work through."""
-    scale = max(params.guidance_scale or 0.0, params.guidance_scale_2 or 0.0)
-    if negative_prompt and scale <= 1:
-        return f"negative_prompt does nothing while guidance_scale is {scale:g}; choose a scale above 1"
-    return None
-
-
 def is_kind(experts: bool, timed: bool, images: tuple[int, int]) -> Callable[[Configs], str]:
     """A reason for a checkpoint with two experts or one, a time for every token or for all, and so many pictures."""
 
@@ -163,7 +156,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "num_frames", "fps"}) | EXPERTS,
     limits=limits,
-    objection=objection,
+    guidance=Guidance(("guidance_scale", "guidance_scale_2")),
     also=("WanImageToVideoPipeline", "WanVideoToVideoPipeline"),
     variants=(
         Variant(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
-from omnimuse.diffusion.guidance import ExtrapolatedCfg
-from omnimuse.models.z_image.spec import SPEC, ZImageParams
+from omnimuse.models.z_image.spec import SPEC
 from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
@@ -21,18 +20,13 @@ from omnimuse.pipeline.latents import InitLatents, cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import EncodeText, HiddenState
+from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
 
 
 def chat(tokenizer: Any, prompt: str) -> str:
     """The prompt as the one user message of a chat, the answer opened; what the text encoder was trained on."""
     messages = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-
-
-def guided(request: Request) -> bool:
-    """Whether any step of this request may need the negative branch."""
-    return bool(request.params.guidance_scale and request.params.guidance_scale > 0)
 
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
@@ -48,18 +42,12 @@ def image_tokens(configs: Configs, request: Request) -> int:
     return (h // 2) * (w // 2)
 
 
-def guidance(request: Request) -> ExtrapolatedCfg:
-    """c + g (c - u), with this family's optional norm cap and truncation."""
-    assert isinstance(request.extra, ZImageParams)
-    return ExtrapolatedCfg(norm_cap=request.extra.cfg_normalization, truncation=request.extra.cfg_truncation)
-
-
 def conditions(ctx: Context, state: State, network: str, branch: str) -> ZImageStatic:
     """The caption of a branch, embedded and refined, and the positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, ZImageTransformer)
     _, h, w = latent_shape(ctx.configs, state.request)
-    return transformer.prepare(state["prompt_embeds" if branch == "positive" else "negative_embeds"], h, w)
+    return transformer.prepare(state[f"{branch}_embeds"], h, w)
 
 
 def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, timestep: Tensor) -> ZImageInputs:
@@ -72,8 +60,7 @@ class ZImage(Pipeline):
 
     spec = SPEC
     stages = (
-        EncodeText("prompt", into="prompt_embeds", template=chat, take=HiddenState(-2)),
-        EncodeText("negative_prompt", into="negative_embeds", template=chat, take=HiddenState(-2), when=guided),
+        *for_both_branches(EncodeText(template=chat, take=HiddenState(-2))),
         EncodeImage(),
         DrawImageLatents(),
         InitLatents(latent_shape),
@@ -81,7 +68,6 @@ class ZImage(Pipeline):
             conditions=conditions,
             inputs=inputs,
             token_count=image_tokens,
-            guidance=guidance,
             preview=preview_by_decoding,
             start="image_latents",
             flip=True,  # the network predicts data - noise

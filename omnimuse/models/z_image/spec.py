@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
@@ -41,11 +42,10 @@ def shifted(shift: float, configs: Configs) -> str:
     return f"its scheduler has shift={shift:g}" if configs["scheduler"].get("shift") == shift else ""
 
 
-def objection(negative_prompt: str | None, params: DiffusionParams) -> str | None:
-    """A negative prompt needs guidance to work through."""
-    if negative_prompt and not params.guidance_scale:
-        return "negative_prompt does nothing while guidance_scale is 0; choose a scale above 0 or leave the prompt out"
-    return None
+def combination(extra: FamilyParams) -> Combination:
+    """The optional norm cap and truncation of a request."""
+    assert isinstance(extra, ZImageParams)
+    return Combination(norm_cap=extra.cfg_normalization, truncation=extra.cfg_truncation)
 
 
 DEFAULTS = DiffusionParams(
@@ -86,7 +86,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,
-    objection=objection,
+    guidance=Guidance(neutral=0, how=combination),
     also=("ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
     extra=ZImageParams,
     variants=(

@@ -53,18 +53,7 @@ def cost(request: Request) -> float:
     """Megapixels x frames x steps x outputs x guidance branches of `request`; above 0."""
     p = request.params
     megapixels = (p.width or 1024) * (p.height or 1024) / 1e6
-    return megapixels * (p.num_frames or 1) * request.steps * request.outputs * branches(request)
-
-
-def branches(request: Request) -> int:
-    """How many evaluations a step takes: 2 under classifier-free guidance. An estimate; only speed rests on it.
-
-    Where a model has true guidance beside a distilled scale, only the true one evaluates twice.
-    """
-    p = request.params
-    if p.true_cfg_scale is not None:
-        return 2 if p.true_cfg_scale > 1 and request.negative_prompt is not None else 1
-    return 2 if max(p.guidance_scale or 0.0, p.guidance_scale_2 or 0.0) > 1 else 1
+    return megapixels * (p.num_frames or 1) * request.steps * request.outputs * len(request.branches)
 
 
 class Speed:

@@ -12,7 +12,7 @@ from omnimuse.core.errors import CapacityError, DeadlineError
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.request import Request
 from omnimuse.server.options import ServeOptions
-from omnimuse.server.orders.admission import Admission, Ticket, branches, cost
+from omnimuse.server.orders.admission import Admission, Ticket, cost
 
 UNIT = DiffusionParams(width=1000, height=1000, num_inference_steps=1)
 """Costs exactly one unit."""
@@ -55,24 +55,9 @@ def test_cost_is_megapixels_times_frames_times_steps_times_outputs_times_branche
     params = DiffusionParams(
         width=500, height=400, num_frames=5, num_inference_steps=7, num_outputs_per_prompt=3, guidance_scale=4.0
     )
-    assert cost(Request("id", "", None, params, FamilyParams())) == pytest.approx(0.2 * 5 * 7 * 3 * 2)
-
-
-@pytest.mark.parametrize(
-    ("params", "negative", "expected"),
-    [
-        (DiffusionParams(), None, 1),
-        (DiffusionParams(guidance_scale=0.0), None, 1),
-        (DiffusionParams(guidance_scale=3.0), None, 2),
-        (DiffusionParams(guidance_scale=1.0, guidance_scale_2=3.0), None, 2),
-        (DiffusionParams(guidance_scale=3.5, true_cfg_scale=1.0), None, 1),
-        (DiffusionParams(guidance_scale=3.5, true_cfg_scale=4.0), "", 2),
-    ],
-)
-def test_guidance_counts_twice_only_where_it_evaluates_twice(
-    params: DiffusionParams, negative: str | None, expected: int
-) -> None:
-    assert branches(Request("id", "", negative, params, FamilyParams())) == expected
+    guided = Request("id", "", None, params, FamilyParams(), branches=("positive", "negative"))
+    assert cost(guided) == pytest.approx(0.2 * 5 * 7 * 3 * 2)
+    assert cost(replace(guided, branches=("positive",))) == pytest.approx(0.2 * 5 * 7 * 3)
 
 
 # -- count ---------------------------------------------------------------------------------------------------------

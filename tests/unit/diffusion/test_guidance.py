@@ -1,20 +1,32 @@
-"""Guidance formulas against the reference pipelines' own lines, and what each kind evaluates."""
+"""Guidance formulas against the reference pipelines' own lines."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import QwenImagePipeline
 from torch import Tensor
 
+from omnimuse.core.guidance import Combination, Guidance
+from omnimuse.core.params import FamilyParams
 from omnimuse.diffusion.guidance import (
-    Cfg,
-    ExtrapolatedCfg,
-    NoGuidance,
     cap_norm,
     cfg,
     cfg_extrapolated,
+    combine,
+    elapsed,
     match_norm_per_token,
 )
+
+NONE = FamilyParams()
+
+
+def capped(cap: float) -> Guidance:
+    return Guidance(neutral=0, how=lambda extra: Combination(norm_cap=cap))
+
+
+def matched(patch: int) -> Guidance:
+    return Guidance(how=lambda extra: Combination(match_norm=True, patch=patch))
 
 
 @pytest.fixture
@@ -43,14 +55,19 @@ def test_the_capped_kind_repeats_the_reference_pipeline_bit_for_bit(pair: dict[s
     allowed = torch.linalg.vector_norm(pos) * cap
     if torch.linalg.vector_norm(expected) > allowed:
         expected = expected * (allowed / torch.linalg.vector_norm(expected))
-    assert torch.equal(ExtrapolatedCfg(norm_cap=cap).combine(pair, 4.0), expected)
+    assert torch.equal(combine(capped(cap), NONE, pair, 4.0), expected)
 
 
-def test_the_norm_matched_kind_repeats_the_reference_pipeline_bit_for_bit(pair: dict[str, Tensor]) -> None:
-    pos, neg = pair["positive"], pair["negative"]
-    mixed = neg + 4.0 * (pos - neg)  # as in diffusers' QwenImagePipeline
-    ratio = torch.norm(pos, dim=-1, keepdim=True) / torch.norm(mixed, dim=-1, keepdim=True)
-    assert torch.equal(Cfg(match_norm=True).combine(pair, 4.0), mixed * ratio)
+def test_the_norm_matched_kind_repeats_the_reference_pipeline_on_tokens_that_are_patches() -> None:
+    generator = torch.Generator().manual_seed(4)
+    pair = {name: torch.randn(4, 6, 10, generator=generator) for name in ("positive", "negative")}
+    pack, unpack = QwenImagePipeline._pack_latents, QwenImagePipeline._unpack_latents
+    pos, neg = (pack(pair[name][None], 1, 4, 6, 10) for name in ("positive", "negative"))  # [1, S, 16]
+    mixed = neg + 4.0 * (pos - neg)
+    expected = mixed * (torch.norm(pos, dim=-1, keepdim=True) / torch.norm(mixed, dim=-1, keepdim=True))
+    found = combine(matched(2), NONE, pair, 4.0)
+    assert torch.allclose(found, unpack(expected, 6 * 8, 10 * 8, 8)[0, :, 0], atol=1e-5)
+    assert not torch.allclose(found, combine(matched(1), NONE, pair, 4.0), atol=1e-2), "the patch matters"
 
 
 def test_a_cap_changes_only_what_is_too_long(pair: dict[str, Tensor]) -> None:
@@ -60,32 +77,28 @@ def test_a_cap_changes_only_what_is_too_long(pair: dict[str, Tensor]) -> None:
     assert torch.equal(cap_norm(torch.zeros(3), torch.zeros(3), 1.0), torch.zeros(3))
 
 
-def test_every_token_gets_its_own_norm_back(pair: dict[str, Tensor]) -> None:
-    matched = match_norm_per_token(pair["negative"] * 7, pair["positive"])
-    assert torch.allclose(matched.norm(dim=-1), pair["positive"].norm(dim=-1), rtol=1e-5)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_every_token_gets_its_own_norm_back_in_pictures_and_in_frames(patch: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for shape in ((4, 6, 8), (4, 3, 6, 8)):
+        pos, neg = (torch.randn(shape, generator=generator) for _ in range(2))
+        matched = match_norm_per_token(neg * 7, pos, patch)
+        assert matched.shape == shape
+        tokens = [x[..., :patch, :patch].movedim(0, -1).flatten(-3).norm(dim=-1) for x in (matched, pos)]
+        assert torch.allclose(*tokens, rtol=1e-5)
 
 
-@pytest.mark.parametrize("guidance", [NoGuidance(), Cfg(), Cfg(match_norm=True), ExtrapolatedCfg(norm_cap=1.0)])
-def test_one_branch_alone_passes_through_in_float32(guidance: NoGuidance | Cfg | ExtrapolatedCfg) -> None:
-    pos = torch.ones(2, 3, dtype=torch.bfloat16)
-    assert torch.equal(guidance.combine({"positive": pos}, 0.0), torch.ones(2, 3))
+@pytest.mark.parametrize("rule", [None, Guidance(), matched(2), capped(1.0)])
+def test_one_branch_alone_passes_through_in_float32(rule: Guidance | None) -> None:
+    pos = torch.ones(2, 2, 2, dtype=torch.bfloat16)
+    assert torch.equal(combine(rule, NONE, {"positive": pos}, 0.0), torch.ones(2, 2, 2))
 
 
 def test_half_precision_branches_are_combined_in_float32(pair: dict[str, Tensor]) -> None:
     halves = {name: each.bfloat16() for name, each in pair.items()}
     expected = halves["negative"].float() + 4.0 * (halves["positive"].float() - halves["negative"].float())
-    assert torch.equal(Cfg().combine(halves, 4.0), expected)
+    assert torch.equal(combine(Guidance(), NONE, halves, 4.0), expected)
 
 
-def test_each_kind_asks_for_the_negative_branch_only_where_it_counts() -> None:
-    assert NoGuidance().branches(5.0, 500.0) == ("positive",)
-    assert Cfg().branches(1.0, 500.0) == ("positive",)
-    assert Cfg().branches(1.5, 500.0) == ("positive", "negative")
-    assert ExtrapolatedCfg().branches(0.0, 500.0) == ("positive",)
-    assert ExtrapolatedCfg().branches(0.5, 0.0) == ("positive", "negative")
-
-
-def test_guidance_stops_once_the_truncation_has_passed() -> None:
-    guidance = ExtrapolatedCfg(truncation=0.5)
-    assert guidance.branches(5.0, 500.0) == ("positive", "negative")
-    assert guidance.branches(5.0, 499.0) == ("positive",)
+def test_time_elapses_from_the_first_timestep_to_zero() -> None:
+    assert [elapsed(timestep) for timestep in (1000.0, 750.0, 0.0)] == [0.0, 0.25, 1.0]

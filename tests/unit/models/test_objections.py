@@ -20,7 +20,7 @@ P = DiffusionParams
     ],
 )
 def test_guidance_without_its_other_half_is_refused(arch: str, negative: str | None, params: P, words: str) -> None:
-    assert words in str(REGISTRY.spec(arch).objection(negative, params))
+    assert words in str(REGISTRY.spec(arch).refusal(negative, params))
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_guidance_without_its_other_half_is_refused(arch: str, negative: str | N
     ],
 )
 def test_combinations_that_work_are_let_in(arch: str, negative: str | None, params: P) -> None:
-    assert REGISTRY.spec(arch).objection(negative, params) is None
+    assert REGISTRY.spec(arch).refusal(negative, params) is None

@@ -15,6 +15,7 @@ from torch import Tensor
 import omnimuse
 from omnimuse import DiffusionParams, Omni
 from omnimuse.components.qwen3 import RULES, Qwen3Encoder
+from omnimuse.core.guidance import BOTH, Guidance
 from omnimuse.core.output import Result, TextRead
 from omnimuse.core.request import Door
 from omnimuse.loader.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer
 from omnimuse.loader.weights import load_weights
 from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import EncodeText, HiddenState
+from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
 from tests.checkpoints import flux
 from tests.fakes import SPEC, ask, context
 
@@ -60,14 +61,14 @@ def _without_gradients() -> Iterator[None]:
 
 
 def encoded(components: dict[str, Any], prompt: str, limit: int, pad: bool, masked: bool) -> tuple[Tensor, TextRead]:
-    stage = EncodeText("prompt", "embeds", take=HiddenState(-2), template=chat, length=limit, pad=pad, masked=masked)
+    stage = EncodeText(take=HiddenState(-2), template=chat, length=limit, pad=pad, masked=masked)
     return run(stage, components, prompt)
 
 
 def run(stage: EncodeText, components: dict[str, Any], prompt: str = "a red circle") -> tuple[Tensor, TextRead]:
     state = State(Door.of(SPEC, {}, "fake").make_request(ask(prompt), 0.0, 1), 0)
     stage.run(replace(context(), components=Residency(components)), [state])
-    return state[stage.into], state.notes[stage.name]
+    return state["positive_embeds"], state.notes[stage.name]
 
 
 def test_the_bundled_model_has_our_tokenizer_and_other_classes_have_transformers_own(z_image_folder: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_cut_prompt_is_told_with_both_lengths_and_one_that_just_fits_is_not() 
 
 def test_dropped_tokens_of_a_template_are_neither_features_nor_counted_by_the_limit() -> None:
     components = ours()
-    whole = EncodeText("prompt", "embeds", take=HiddenState(-2), template=chat)
+    whole = EncodeText(take=HiddenState(-2), template=chat)
     for limit in (3, 100):
         expected, counted = run(replace(whole, length=limit + 3), components)
         found, read = run(replace(whole, length=limit, drop=3), components)
@@ -115,7 +116,7 @@ def test_dropped_tokens_of_a_template_are_neither_features_nor_counted_by_the_li
 
 def test_pads_can_become_zeros_and_nothing_else_does() -> None:
     components = ours()
-    plain = EncodeText("prompt", "embeds", take=HiddenState(-2), length=40, pad=True)
+    plain = EncodeText(take=HiddenState(-2), length=40, pad=True)
     expected, read = run(plain, components)
     found, _ = run(replace(plain, zeroed=True), components)
     assert torch.equal(found[: read.tokens], expected[: read.tokens])
@@ -124,11 +125,13 @@ def test_pads_can_become_zeros_and_nothing_else_does() -> None:
     assert not found[read.tokens :].any()
 
 
-def test_every_choice_but_where_the_features_go_tells_runs_of_an_encoder_apart() -> None:
-    stage = EncodeText("prompt", "embeds")
-    state = State(Door.of(SPEC, {}, "fake").make_request(ask("a star"), 0.0, 1), 0)
+def test_every_choice_tells_runs_of_an_encoder_apart() -> None:
+    stage = EncodeText()
+    made = Door.of(SPEC, {}, "fake").make_request(ask("a star"), 0.0, 1)
+    state = State(replace(made, branches=BOTH), 0)
     others: dict[str, Any] = {
-        "source": "negative_prompt",
+        "branch": "negative",
+        "text": "pooled",
         "take": HiddenState(-2),
         "encoder": "text_encoder_2",
         "tokenizer": "tokenizer_2",
@@ -139,10 +142,31 @@ def test_every_choice_but_where_the_features_go_tells_runs_of_an_encoder_apart()
         "zeroed": True,
         "drop": 1,
     }
-    assert {field.name for field in fields(stage)} == {*others, "into", "when"}
+    assert {field.name for field in fields(stage)} == set(others)
     for name, value in others.items():
         assert replace(stage, **{name: value}).key(context(), state) != stage.key(context(), state), name
-    assert replace(stage, into="elsewhere").key(context(), state) == stage.key(context(), state)
+    assert replace(stage).key(context(), state) == stage.key(context(), state)
+
+
+def test_a_negative_prompt_that_nobody_gave_is_the_one_of_the_family_and_one_that_no_step_needs_is_not_encoded() -> (
+    None
+):
+    components, [_, stage] = ours(), for_both_branches(EncodeText(take=HiddenState(-2), template=chat))
+    ctx = replace(context(), components=Residency(components), spec=replace(SPEC, guidance=Guidance(negative="a star")))
+    made = Door.of(ctx.spec, {}, "fake").make_request(ask("a ring", guidance_scale=4.0), 0.0, 1)
+    assert made.branches == BOTH
+    texts = {}
+    for given in (None, "a star", ""):
+        state = State(replace(made, negative_prompt=given), 0)
+        stage.run(ctx, [state])
+        texts[given] = state["negative_embeds"]
+    assert torch.equal(texts[None], texts["a star"])
+    assert texts[""].shape != texts["a star"].shape
+    state = State(Door.of(ctx.spec, {}, "fake").make_request(ask("a ring", guidance_scale=1.0), 0.0, 1), 0)
+    assert stage.key(ctx, state) == "not needed"
+    stage.run(ctx, [state])
+    assert state["negative_embeds"] is None
+    assert not state.notes
 
 
 def drawn(folder: Path, prompts: list[dict[str, str]], params: DiffusionParams) -> list[Result]:

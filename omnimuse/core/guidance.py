@@ -1,0 +1,85 @@
+"""How a family is guided, said once: what is encoded and evaluated, what is refused and what it costs follow from it.
+
+A family's `Spec` holds one `Guidance`, or none if its networks are evaluated once per step. No torch; the arithmetic is
+in `diffusion/guidance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from omnimuse.core.params import DiffusionParams, FamilyParams
+
+POSITIVE = "positive"
+NEGATIVE = "negative"
+BOTH = (POSITIVE, NEGATIVE)
+ONLY_POSITIVE = (POSITIVE,)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What is done beyond going along the line through two predictions.
+
+    `norm_cap` bounds the result's norm to that many times the positive one's (0: no bound). `match_norm` gives every
+    token the norm that it has in the positive one; a token is `patch` x `patch` latents. Guidance stops once the
+    elapsed share of time passes `truncation` (1: never).
+    """
+
+    norm_cap: float = 0.0
+    match_norm: bool = False
+    patch: int = 1
+    truncation: float = 1.0
+
+
+def plain(extra: FamilyParams) -> Combination:
+    """Nothing beyond the line."""
+    return Combination()
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Two predictions per step, p of the prompt and n of a negative prompt, and a point on the line through them.
+
+    The parameters `scales` say which, one for each network of those that take turns; one that was left open is the one
+    before it. Guidance is off up to the scale `neutral`: 1 counts from the negative prediction, n + s (p - n), 0 from
+    the positive one, p + s (p - n). `negative` stands for a negative prompt that nobody gave; None: there is no
+    guidance without one. `how` tells from a request's own choices what is done besides.
+    """
+
+    scales: tuple[str, ...] = ("guidance_scale",)
+    neutral: Literal[0, 1] = 1
+    negative: str | None = ""
+    how: Callable[[FamilyParams], Combination] = plain
+
+    def scale(self, params: DiffusionParams, network: int = 0) -> float:
+        """The scale of the steps of network number `network`."""
+        chosen = [getattr(params, name) for name in self.scales[: network + 1]]
+        return float(next((scale for scale in reversed(chosen) if scale is not None), self.neutral))
+
+    def text(self, negative: str | None) -> str | None:
+        """The negative prompt that counts."""
+        return self.negative if negative is None else negative
+
+    def needed(self, negative: str | None, params: DiffusionParams) -> tuple[str, ...]:
+        """The branches that any step of such a request may evaluate."""
+        return BOTH if self.text(negative) is not None and self._most(params) > self.neutral else ONLY_POSITIVE
+
+    def branches(self, needed: tuple[str, ...], extra: FamilyParams, scale: float, elapsed: float) -> tuple[str, ...]:
+        """Those of the `needed` branches that a step at `scale` evaluates; `elapsed` is the share of time before it."""
+        return needed if scale > self.neutral and elapsed <= self.how(extra).truncation else ONLY_POSITIVE
+
+    def objection(self, negative: str | None, params: DiffusionParams) -> str | None:
+        """Why a negative prompt, or its absence, makes no sense beside the scales; None if it does."""
+        name, scale = self.scales[0], self._most(params)
+        if negative and scale <= self.neutral:
+            more = f"choose a scale above {self.neutral}, such as 4, or leave the prompt out"
+            return f"negative_prompt does nothing while {name} is {scale:g}; {more}"
+        if self.text(negative) is None and scale > self.neutral:
+            less = f"give one or leave the scale at {self.neutral}"
+            return f"{name}={scale:g} needs a negative_prompt, which may be empty; {less}"
+        return None
+
+    def _most(self, params: DiffusionParams) -> float:
+        return max(self.scale(params, network) for network in range(len(self.scales)))
