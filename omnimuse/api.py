@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
 
 Prompt = str | Mapping[str, Any]
-"""A prompt, or a dict with `prompt` and optionally `negative_prompt` and `images`: Pillow images or names of files."""
+"""A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images` (Pillow images or names of files) and
+`sounds` (`media.sound.Sound` or names of files)."""
 
 Params = DiffusionParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""
@@ -152,7 +153,7 @@ class Omni:
         self.close()
 
     def _request(self, ask: Ask) -> Request:
-        return self.engine.make_request(replace(ask, prompt=_with_pictures(ask.prompt)))
+        return self.engine.make_request(replace(ask, prompt=_with_sources(ask.prompt)))
 
     def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int], events: SimpleQueue[Event]) -> None:
         """Submit what the bounded queue takes; at least one request of ours is in flight afterwards."""
@@ -219,7 +220,7 @@ class AsyncOmni:
         import asyncio  # half the time that importing this package would take
 
         base, engine = ask or Ask(""), self._background.engine
-        opened = await asyncio.to_thread(_with_pictures, prompt)
+        opened = await asyncio.to_thread(_with_sources, prompt)
         chosen = make_params(base.params if params is None else params, choices)
         wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
         request = engine.make_request(wanted)
@@ -288,13 +289,20 @@ def _asks(
     return [Ask(prompt, chosen) for prompt, chosen in zip(prompts, made, strict=True)]
 
 
-def _with_pictures(prompt: Prompt) -> Prompt:
-    """`prompt` with its pictures opened; RequestError for what cannot be read."""
-    if not isinstance(prompt, Mapping) or not isinstance(prompt.get("images") or None, list | tuple):
-        return prompt  # what is wrong with it, the door says
-    from omnimuse.media.picture import open_picture
+def _with_sources(prompt: Prompt) -> Prompt:
+    """`prompt` with its pictures and sounds opened; RequestError for what cannot be read."""
+    if not isinstance(prompt, Mapping):
+        return prompt
+    opened: dict[str, Any] = dict(prompt)
+    if isinstance(prompt.get("images") or None, list | tuple):  # what is wrong with anything else, the door says
+        from omnimuse.media.picture import open_picture
 
-    return {**prompt, "images": [open_picture(image) for image in prompt["images"]]}
+        opened["images"] = [open_picture(image) for image in prompt["images"]]
+    if isinstance(prompt.get("sounds") or None, list | tuple):
+        from omnimuse.media.recording import open_sound
+
+        opened["sounds"] = [open_sound(sound) for sound in prompt["sounds"]]
+    return opened
 
 
 def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:

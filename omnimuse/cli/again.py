@@ -45,6 +45,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
     settings = read_settings(args.source)
     if settings.get("images") and not args.image:
         raise RequestError(f"{args.source} was drawn from a picture, which is not in it; give it with --image", "image")
+    if settings.get("sounds") and not args.audio:
+        raise RequestError(f"{args.source} was made from a sound, which is not in it; give it with --audio", "audio")
     words = words_of(settings, args.source)
     if args.size is not None:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
@@ -130,7 +132,7 @@ def _line(
     line = " ".join(["omnimuse generate", shown, *map(quoted_word, [*said, *short, *both])])
     if len(line) <= LONGEST and "\n" not in line:
         return line
-    kept = [word for name in ("image", "output") for word in given.get(name, ())]
+    kept = [word for name in ("image", "audio", "output") for word in given.get(name, ())]
     return " ".join(["omnimuse generate --from", *map(quoted_word, [file, *kept, *both])])
 
 

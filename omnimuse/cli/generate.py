@@ -120,6 +120,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--frames", type=int, metavar="N", help="how many frames a video has")
     picture.add_argument("--fps", type=float, metavar="X", help="how many of them are shown in a second")
     picture.add_argument("--seconds", type=float, metavar="X", help="how long a sound is")
+    picture.add_argument("--start", type=float, metavar="X", help="where in the model's whole it begins, in seconds")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     picture.add_argument(
         "--image",
@@ -128,6 +129,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="a picture to start from: of a video the first frame and, given once more, the last, where it may be",
+    )
+    picture.add_argument(
+        "--audio", type=Path, action="append", default=[], metavar="FILE", help="a sound to start from"
     )
     picture.add_argument("--strength", type=float, metavar="X", help="how much of it is drawn anew: 0.01 to 1")
     picture.add_argument("--max-sequence-length", type=int, metavar="N", help="text tokens that are read of a prompt")

@@ -192,6 +192,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
     from omnimuse.media.finished import suffixes
     from omnimuse.media.picture import open_picture
+    from omnimuse.media.recording import open_sound
 
     args = completed(args)
     naming = Naming(args.output, args.format, args.overwrite, args.resume, args.first)
@@ -201,13 +202,16 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     shared: dict[str, Any] = {} if args.negative is None else {"negative_prompt": args.negative}
     if args.image:
         shared["images"] = [open_picture(path) for path in args.image]
+    began = [] if args.start is None else [f"start={args.start}"]  # a parameter of the families that know it
+    if args.audio:
+        shared["sounds"] = [open_sound(path) for path in args.audio]
     prompts = [{"prompt": text, **shared} for text in read_prompts([*args.prompts, *args.prompt], args.file, stdin)]
     check_destination(named(naming, "image"), suffixes())
     args.model = args.model or DEFAULT_MODEL
     return Job(
         config=read_config(args),
         prompts=prompts,
-        params=with_settings(read_params(args), args.set),
+        params=with_settings(read_params(args), [*args.set, *began]),
         naming=naming,
         shown=Shown(args.preview, args.json, args.quiet),
         words=args.words,

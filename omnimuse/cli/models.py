@@ -97,6 +97,7 @@ def about(model: str) -> Row:
         "tasks": list(door.tasks),
         "summary": spec.summary,
         "pictures": [door.limits.min_images, door.limits.max_images],
+        "sounds": door.limits.sound.max_inputs if door.limits.sound is not None else 0,
         "defaults": defaults,
         "parameters": [_parameter(part) for part in fields(spec.extra)],
         "library": spec.library,
@@ -116,6 +117,8 @@ def text_about(row: Row) -> str:
     parts = [f"{row['id']}: {row['summary']} ({', '.join(row['tasks'])})"]
     if most:
         parts.append("pictures with a prompt: " + (f"{least} to {most}" if least != most else str(most)))
+    if row["sounds"]:
+        parts.append(f"sounds with a prompt: {row['sounds']}")
     parts += ["", "defaults:", columns((name, str(value)) for name, value in row["defaults"].items())]
     if row["parameters"]:
         rows = [(part["name"], f"{part['type']} = {part['default']!r}", part["about"]) for part in row["parameters"]]

@@ -118,9 +118,9 @@ class Outcome:
 
 
 def told(prompt: Mapping[str, Any]) -> Record:
-    """The words of a prompt, and of its pictures what tells them from others."""
-    pictures = {"images": [picture.digest for picture in prompt["images"]]} if "images" in prompt else {}
-    return {**prompt, **pictures}
+    """The words of a prompt, and of its pictures and sounds what tells them from others."""
+    sources = {name: [one.digest for one in prompt[name]] for name in ("images", "sounds") if name in prompt}
+    return {**prompt, **sources}
 
 
 def settings_of(result: Result) -> Record:

@@ -14,6 +14,7 @@ _OURS: dict[str, str] = {
     "prompt": "prompts text positive_prompt",
     "negative_prompt": "negative neg_prompt negative_text uc",
     "images": "image image_path image_paths init_image input_image reference_image start_image",
+    "audio": "audio_path init_audio input_audio reference_audio",
     "num_inference_steps": "steps num_steps inference_steps infer_steps sampling_steps sample_steps ddim_steps",
     "guidance_scale": "guidance cfg guidance_strength sample_guide_scale",
     "guidance_scale_2": "guidance_2 cfg_2",

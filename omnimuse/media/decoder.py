@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401 - loaded while files can be
 
+from omnimuse.core.errors import ConfigError
 from omnimuse.media.confine import bound, lock_in
 from omnimuse.media.foreign import PictureLimits, kind_of
+from omnimuse.media.foreign_sound import CHANNELS, HEAD, RecordingLimits
 from omnimuse.media.picture import eight_bits, picture_of
+from omnimuse.media.sound import Sound, encode_sound, library
 from omnimuse.media.strip import CostlyError, stripped
 
 MEMORY = 2**30  # bytes of address space
@@ -74,8 +77,31 @@ def _try_picture() -> None:
                 picture(file.getvalue(), {"keep_pixels": keep})
 
 
+def sound(content: bytes, given: Mapping[str, int]) -> bytes:
+    """The samples of the sound in `content`, and what they are, in front. Any error but TooLargeError: it is none."""
+    limits = RecordingLimits(**given)
+    with library().SoundFile(io.BytesIO(content)) as opened:
+        if not 0 < opened.channels <= CHANNELS:
+            raise TooLargeError
+        most = min(limits.milliseconds * opened.samplerate // 1000, limits.keep_bytes // (2 * opened.channels))
+        samples = opened.read(most, dtype="int16", always_2d=True)  # [n, c]
+        return HEAD.pack(opened.samplerate, opened.channels) + samples.astype("<i2").tobytes()
+
+
+def _try_sound() -> None:
+    """Read a sound of every kind that loads something of its own; without the library, none can be read."""
+    try:
+        library()
+    except ConfigError:
+        return
+    plain = Sound(np.zeros((2, 2000), np.float32), 16_000)
+    for kind in ("WAV", "FLAC", "OGG", "MP3"):
+        sound(encode_sound(plain, kind, {}), {})
+
+
 WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
     "picture": (picture, _try_picture),
+    "sound": (sound, _try_sound),
 }
 """All that can be asked: a work, and how it is done once in advance."""
 

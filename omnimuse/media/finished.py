@@ -1,7 +1,7 @@
-"""Finished outputs as files: what those of a medium may become, and who checks, writes and reads such files.
+"""Finished outputs as files: who checks, writes and reads those of each medium.
 
-One output is one file. Called by whoever keeps results: the command line and the workers of a server. A medium, or a
-format, is added here and nowhere else.
+One output is one file. Called by whoever keeps results: the command line and the workers of a server. A medium is added
+here, a format in `formats.py`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Part
 from omnimuse.media import image, sound, video
 from omnimuse.media.destination import write_whole
-
-FORMATS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"image": image.FORMATS, "video": video.FORMATS, "audio": sound.FORMATS}
-)
-"""By medium: the suffix of a file, and the format that it stands for. The first one is the usual."""
+from omnimuse.media.formats import FORMATS
 
 _CHECKS: Mapping[str, Callable[[Path], None]] = MappingProxyType(
     {

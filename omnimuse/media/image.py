@@ -19,11 +19,11 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from omnimuse.core.errors import RequestError
 from omnimuse.media.destination import check_destination, write_whole
+from omnimuse.media.formats import PICTURES as FORMATS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 SETTINGS_KEY = "omnimuse"
 QUALITY = 95  # of JPEG and WEBP, unless somebody asks for another
 FULL_COLOUR = 90  # from this quality on, a JPEG keeps the colour of every pixel

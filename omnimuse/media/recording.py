@@ -17,6 +17,7 @@ import numpy as np
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Recording
+from omnimuse.media.foreign_sound import CHANNELS, RATES
 from omnimuse.media.sound import Sound, library
 
 READ = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64")
@@ -24,8 +25,6 @@ READ = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64")
 PEAK = 32767
 MOST = 60 * 60
 """Seconds of a sound that is taken; models make far less."""
-RATES = (1000, 384_000)
-"""Samples a second of a sound that is taken."""
 TAPS = 32
 """Zero crossings of the resampling filter on each side."""
 
@@ -60,6 +59,8 @@ def recording_of(samples: np.ndarray, rate: int) -> Recording:
     """Floats [c, n] in [-1, 1] as a recording; RequestError for one without samples, or of a rate that nobody uses."""
     if not samples.size:
         raise RequestError("the sound has no samples; give one that can be heard", "sounds")
+    if len(samples) > CHANNELS:
+        raise RequestError(f"the sound has {len(samples)} channels; at most {CHANNELS} are read", "sounds")
     if not RATES[0] <= rate <= RATES[1]:
         raise RequestError(f"the sound has {rate} samples a second; {RATES[0]} to {RATES[1]} are read", "sounds")
     whole = np.nan_to_num(samples).clip(-1, 1) * PEAK

@@ -16,18 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.media.destination import check_destination, write_whole
+from omnimuse.media.formats import SOUNDS as FORMATS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = MappingProxyType({".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"})
 BLOCK = 65_536
 """Samples that are handed to an encoder at once: one of OGG overflowed its stack on more."""
 PEAK = 32767  # of a sample of 16 bits

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +22,13 @@ from PIL import Image
 
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.media.destination import check_destination, write_whole
+from omnimuse.media.formats import VIDEOS as FORMATS
 from omnimuse.media.image import from_pixels, to_pixels
 from omnimuse.media.sound import Sound
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = MappingProxyType({".mp4": "MP4"})
 SETTINGS_KEY = "comment"  # of the few tags that MP4 knows, the one that players show
 CODEC = "libx264"
 OPTIONS = {"crf": "17", "preset": "medium"}  # visually lossless

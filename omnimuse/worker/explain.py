@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from omnimuse.core.config import Choice, Config
+from omnimuse.core.spec import Limits, SoundLimits
 from omnimuse.layers.network import Network
 from omnimuse.loader.files import weight_files
 from omnimuse.loader.tensors import stored_tensors
@@ -50,14 +51,19 @@ def _model_choices(found: Found) -> tuple[Choice, ...]:
         Choice("model", "family", spec.family, f"model_index.json names {found.checkpoint.arch}"),
         Choice("model", "defaults", f"of {variant.name}", found.recognised.why),
         *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
-        Choice(
-            "limits",
-            "size",
-            f"multiples of {limits.size_multiple}",
-            f"at most {limits.max_side} a side",
-        ),
+        *((_size_limit(limits),) if spec.medium != "audio" else ()),
         *((frames,) if limits.max_frames > 1 else ()),
+        *((_sound_limit(limits.sound),) if limits.sound is not None else ()),
     )
+
+
+def _size_limit(limits: Limits) -> Choice:
+    return Choice("limits", "size", f"multiples of {limits.size_multiple}", f"at most {limits.max_side} a side")
+
+
+def _sound_limit(sound: SoundLimits) -> Choice:
+    longest = f"at most {sound.seconds:.5g} s" if sound.seconds else "as long as it likes"
+    return Choice("limits", "sound", longest, f"{sound.rate} samples a second in {sound.channels} channels")
 
 
 def _memory_choices(under: Build) -> list[Choice]:

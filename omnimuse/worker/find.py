@@ -43,7 +43,8 @@ class Found:
         values = {"steps": self.door.defaults.num_inference_steps, "guidance": self.door.defaults.guidance_scale}
         told = ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None)
         width, height = self.door.defaults.width, self.door.defaults.height
-        size = f"{width}x{height}" if width and height else ""
+        lasts = self.door.defaults.seconds
+        size = f"{width}x{height}" if width and height else f"{lasts:.4g} s" if lasts else ""
         chosen = ", ".join(part for part in (told, size) if part) or "its own"
         about = f"defaults of {self.recognised.variant.name} ({chosen}): {self.recognised.why}"
         return about if self.recognised.sure else f"{about}; --defaults-of NAME takes those of another one"

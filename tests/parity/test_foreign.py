@@ -77,7 +77,7 @@ def test_the_command_line_writes_what_the_library_gives(
         clip = encode_video(to_video(expected, entry.params.fps or 15.0), {})
         assert np.array_equal(frames(made.read_bytes()), frames(clip))
     else:
-        assert samples(made.read_bytes()) == samples(encode_sound(to_sound(expected, 80), "WAV", {}))
+        assert samples(made.read_bytes()) == samples(encode_sound(to_sound(expected, 1000), "WAV", {}))
 
 
 def test_sounds_are_named_kept_and_made_again_as_pictures_are(
@@ -110,6 +110,7 @@ def options(entry: Foreign) -> list[str]:
         "--size": None if p.width is None else f"{p.width}x{p.height}",
         "--frames": p.num_frames,
         "--fps": p.fps,
+        "--seconds": p.seconds,
         "--negative": entry.negative,
     }
     chosen = [str(word) for pair in words.items() if pair[1] is not None for word in pair]
@@ -134,5 +135,5 @@ def test_sound_comes_back_with_its_rate(foreign_folder: Folder) -> None:
         result = omni.generate(asked(entry), entry.params, progress=False)[0]
     [sound] = result.audios
     assert isinstance(sound, Sound)
-    assert (sound.rate, sound.samples.shape, sound.seconds) == (80, (2, 160), 2.0)
+    assert (sound.rate, sound.samples.shape, sound.seconds) == (1000, (1, 2000), 2.0)
     assert (result.images, result.videos, result.output) == ([], [], None)

@@ -142,6 +142,8 @@ def test_half_precision_stays_near_the_reference(folder: Path) -> None:
         ({"extra": {"start": -1.0}}, r"extra.start=-1.0 is not allowed; use a number from 0 to 512"),
         ({"width": 64}, "width cannot be chosen here: a sound has no sides"),
         ({"num_frames": 5}, "num_frames means nothing to stable_audio"),
+        ({"flow_shift": 2.0}, "flow_shift means nothing to stable_audio"),
+        ({"scheduler": "euler"}, "scheduler means nothing to stable_audio"),
         ({"strength": 0.5}, r"there is no sound; give one \(`sounds`\)"),
         ({"max_sequence_length": 33}, "max_sequence_length=33 is out of range; use 1 to 32"),
     ],

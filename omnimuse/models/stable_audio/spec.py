@@ -56,6 +56,13 @@ def limits(configs: Configs) -> Limits:
     )
 
 
+def published(configs: Configs) -> str:
+    """One checkpoint of this size was published."""
+    transformer = cast(Mapping[str, Any], configs["transformer"])
+    size = (latent_length(configs), transformer.get("num_layers", 24), transformer.get("num_attention_heads", 24))
+    return "it has the size of the one that is published" if size == (1024, 24, 24) else ""
+
+
 DEFAULTS = DiffusionParams(
     num_inference_steps=100,
     guidance_scale=7.0,
@@ -89,6 +96,6 @@ SPEC = Spec(
     supported=frozenset({"guidance_scale", "seconds", "strength"}),
     limits=limits,
     guidance=Guidance(),
-    variants=(Variant("Stable-Audio-Open-1.0", ("stabilityai/stable-audio-open-1.0",), DEFAULTS),),
+    variants=(Variant("Stable-Audio-Open-1.0", ("stabilityai/stable-audio-open-1.0",), DEFAULTS, published),),
     extra=StableAudioParams,
 )

@@ -253,11 +253,9 @@ def test_the_command_line_tells_what_a_folder_takes(foreign_folder: Folder, caps
     assert re.search(r"clip_skip +int \| None = None +Number of layers to be skipped from CLIP", told)
     assert "guidance_scale          7.0" in told
     assert "no: the library calls its networks itself" in told
-    assert main(["models", str(foreign_folder("StableAudioPipeline")), "--json"]) == 0
+    assert main(["models", str(foreign_folder("LongCatAudioDiTPipeline")), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["library"], row["tasks"], row["pictures"]) == ("diffusers", ["text-to-audio"], [0, 0])
-    [end] = [each for each in row["parameters"] if each["name"] == "audio_end_in_s"]
-    assert (end["type"], end["default"], end["about"]) == ("float | None", None, "Audio end index in seconds.")
 
 
 def test_a_picture_to_start_from_goes_in_and_strength_shortens_the_steps(
@@ -293,7 +291,7 @@ def test_a_worker_warms_up_with_what_the_class_takes(foreign_folder: Folder, tmp
     assert picture is not None
     assert (picture.params.width, len(picture.prompt["images"])) == (None, 1)  # type: ignore[index]
     assert describe(picture) == "its own size"
-    sound = warm_up_ask(SMALL_SIZE, find(config(foreign_folder("StableAudioPipeline"))).door)
+    sound = warm_up_ask(SMALL_SIZE, find(config(foreign_folder("LongCatAudioDiTPipeline"))).door)
     assert sound is not None
     assert (sound.params.width, sound.params.num_inference_steps) == (None, 1)
 

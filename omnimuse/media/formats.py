@@ -1,0 +1,14 @@
+"""What kinds of files an output may become: by medium, the suffix of a file and the format that it stands for.
+
+The first one of a medium is the usual one. Light: a front process reads it. Who writes such files is in `finished.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+PICTURES: Mapping[str, str] = MappingProxyType({".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"})
+VIDEOS: Mapping[str, str] = MappingProxyType({".mp4": "MP4"})
+SOUNDS: Mapping[str, str] = MappingProxyType({".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"})
+FORMATS: Mapping[str, Mapping[str, str]] = MappingProxyType({"image": PICTURES, "video": VIDEOS, "audio": SOUNDS})
