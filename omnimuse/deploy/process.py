@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -29,7 +29,7 @@ import msgspec
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
 from omnimuse.core.machine import resident
-from omnimuse.core.output import Done, Event, Failed, Preview, Progress, Result
+from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.line import Line
@@ -40,6 +40,7 @@ from omnimuse.deploy.wire import (
     Ended,
     Finished,
     Form,
+    Grown,
     MadeFile,
     NotStarted,
     Previewed,
@@ -100,11 +101,14 @@ def read_settings(line: bytes) -> Settings:
 
 @dataclass
 class Job:
-    """A request in this worker; `nan` when a fault says that its values count as NaN."""
+    """A request in this worker; `nan` when a fault says that its values count as NaN. `growing` are pieces of its
+    outputs that are being told.
+    """
 
     request: Request
     form: Form
     nan: bool = False
+    growing: list[Future[None]] = field(default_factory=list)
 
 
 class Worker:
@@ -230,6 +234,8 @@ class Worker:
                     self._reach_step(job, event.step)
             case Preview():
                 self._later(self._previewer, job, partial(self._preview, event))
+            case Chunk(medium="audio"):  # of others, only the whole is told
+                job.growing.append(self._later(self._previewer, job, partial(self._grow, event)))
             case Done():
                 self._later(self._finishers, job, partial(self._finish, job, event.result))
             case Failed():
@@ -245,8 +251,10 @@ class Worker:
 
     # -- threads that encode ---------------------------------------------------------------------------------------
 
-    def _later(self, pool: ThreadPoolExecutor, job: Job, work: partial[None]) -> None:
-        pool.submit(work).add_done_callback(partial(self._end_if_failed, job.request.id))
+    def _later(self, pool: ThreadPoolExecutor, job: Job, work: partial[None]) -> Future[None]:
+        done = pool.submit(work)
+        done.add_done_callback(partial(self._end_if_failed, job.request.id))
+        return done
 
     def _end_if_failed(self, request_id: str, done: Future[None]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
@@ -256,6 +264,15 @@ class Worker:
         from omnimuse.deploy.results import preview
 
         self._line.send(Previewed(event.request_id, event.output, event.step, preview(event.image)))
+
+    def _grow(self, event: Chunk) -> None:
+        from omnimuse.deploy.results import pcm
+
+        assert self._background is not None
+        sound, samples = self._background.engine.door.limits.sound, event.data
+        assert sound is not None
+        grown = Grown(event.request_id, event.output, event.start, sound.rate, len(samples), pcm(samples))
+        self._line.send(grown)
 
     def _finish(self, job: Job, result: Result) -> None:
         from omnimuse.engine.local import present
@@ -270,6 +287,7 @@ class Worker:
             self._faults.reach("worker.encode", number + 1, request.prompt)
             files.append(self._spool.write(number, request, shown, job.form))
             self._ticks += 1
+        wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
             self._line.send(Finished(request.id, files, timings, resident()))

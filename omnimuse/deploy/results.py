@@ -16,14 +16,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from omnimuse.core.errors import RequestError, StorageError
+from omnimuse.core.errors import ConfigError, RequestError, StorageError
 from omnimuse.core.output import Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
-from omnimuse.media.finished import FORMATS, encode
+from omnimuse.media.finished import encode
+from omnimuse.media.formats import FORMATS
 from omnimuse.media.image import from_pixels
-from omnimuse.media.sound import Sound
+from omnimuse.media.sound import PEAK, Sound, library
 from omnimuse.media.video import Video
 
 PREVIEW_QUALITY = 80
@@ -41,6 +42,12 @@ def check_form(request: Request, form: Form, media: str) -> None:
         )
     if form.quality is not None and form.format not in ("PNG", "JPEG", "WEBP"):
         raise RequestError(f"quality={form.quality} cannot be chosen for {form.format} files; leave it out", "quality")
+    if media == "audio" and form.format != "WAV":
+        try:
+            library()
+        except ConfigError as error:
+            why = f"this server writes no {form.format} files ({error}); ask for wav"
+            raise RequestError(why, "response_format") from None
     if request.params.output_type != "pil":
         raise RequestError(
             f"output_type={request.params.output_type!r} cannot be served; leave it out or use 'pil'", "output_type"
@@ -82,6 +89,11 @@ def described(file: MadeFile, made: Any) -> MadeFile:
     return replace(file, width=made.width, height=made.height)
 
 
+def pcm(samples: Any) -> bytes:
+    """Float [channels, n] as 16 bits, low byte first, those of the channels in turn."""
+    return bytes((samples.clip(-1, 1) * PEAK).round().astype("<i2").T.tobytes())
+
+
 def preview(pixels: Any) -> bytes:
     """uint8 [H, W, 3] -> a JPEG."""
     buffer = io.BytesIO()
@@ -95,4 +107,6 @@ def _settings(request: Request, result: Result) -> dict[str, Any]:
     told: dict[str, Any] = {name: value for name, value in prompts.items() if value is not None}
     if request.images:
         told["images"] = [picture.digest for picture in request.images]
+    if request.sounds:
+        told["sounds"] = [sound.digest for sound in request.sounds]
     return {**told, **{name: value for name, value in chosen.items() if name not in _OF_THE_CALL}}

@@ -17,7 +17,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.worker.plan import decode_request
 
-MAX_MESSAGE = 8 * 2**20
+MAX_MESSAGE = 32 * 2**20
 """Bytes; a longer message is refused unread."""
 
 
@@ -111,6 +111,19 @@ class Previewed(Message, frozen=True):
     picture: bytes
 
 
+class Grown(Message, frozen=True):
+    """A piece of an unfinished output that is finished: samples of 16 bits, low byte first, those of the channels in
+    turn; the first is number `start` of the sound.
+    """
+
+    request_id: str
+    output: int
+    start: int
+    rate: int
+    channels: int
+    data: bytes
+
+
 class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One output, finished, encoded and synced to disk.
 
@@ -156,8 +169,8 @@ class Ended(Message, frozen=True):
 
 
 Command = Submit | Cancel | Profile | Stop
-Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Profiled | Finished | Ended
-Update = Stepped | Previewed | Finished
+Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Profiled | Finished | Ended
+Update = Stepped | Previewed | Grown | Finished
 """What somebody who waits for a request sees; errors are raised instead."""
 
 

@@ -1,11 +1,12 @@
 // The public HTTP API, as this page uses it. Drawing is an async generator of plain events:
 //   {type: "progress", output, stage, step, steps}   {type: "preview", output, blob}
-//   {type: "made", output, blob, seed, width, height}
+//   {type: "made", output, blob, seed, width, height} (and `lasts`, in seconds, of a sound)
 // Seeds go up to 2^63, more than a JavaScript number holds: they are strings here and digits on the wire.
 
 const KEY = "omnimuse-api-key";
 const RUNNING = "omnimuse-video"; // the id of the video that this tab waits for
 const PREVIEWS = 3;
+const SOUNDS = { wav: "audio/wav", flac: "audio/flac", ogg: "audio/ogg", mp3: "audio/mpeg" };
 
 export const address = (path) => new URL(path, document.baseURI).href;
 export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
@@ -119,6 +120,21 @@ function postForm(fields, sources) {
   for (const [name, value] of Object.entries(extra)) form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
   return { method: "POST", body: form };
+}
+
+/** One sound, as it comes; aborting `signal` stops the work on the server. */
+export async function* makeSound(fields, signal) {
+  const { output_format: format = "wav", ...rest } = fields;
+  const asked = { ...rest, response_format: format, stream_format: "sse" };
+  for await (const { text, data } of events(await call("v1/audio/generate", { ...post(asked), signal }))) {
+    if (data.type === "audio.progress") yield { ...data, type: "progress", output: 0 };
+    if (data.type === "audio.done") {
+      const blob = toBlob(data.audio, SOUNDS[data.format]);
+      yield { type: "made", output: 0, blob, seed: seedOf(text), width: 3, height: 1, lasts: data.seconds };
+      return;
+    }
+  }
+  throw new ApiError("The connection ended before the sound was finished.");
 }
 
 /** One video, from text or (with `sources`, files) from its first frame and perhaps its last. The job outlives a lost

@@ -1,10 +1,12 @@
 // The page: one form, one stage, one gallery, at most one request in flight.
 
-import { ApiError, call, drawPictures, finishVideo, hasKey, leftVideo, makeVideo, useKey } from "./api.js";
+import {
+  ApiError, call, drawPictures, finishVideo, hasKey, leftVideo, makeSound, makeVideo, useKey,
+} from "./api.js";
 import { Controls, placeSettings } from "./controls.js";
 import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
-import { isVideo, kindsOf, startsFrom } from "./kinds.js";
+import { isSound, isVideo, kindsOf, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -24,7 +26,7 @@ async function loadModels() {
   try {
     page.models = (await (await call("v1/models")).json()).data.filter((model) => kindsOf(model).length);
     byId("key-form").hidden = true;
-    if (!page.models.length) return complain(new ApiError("This server has no model that makes pictures or videos."));
+    if (!page.models.length) return complain(new ApiError("This server has no model that makes pictures, videos or sounds."));
     clearError();
     const several = page.models.length > 1;
     byId("model").replaceChildren(...page.models.map(({ id }) => h("option", { value: id }, id)));
@@ -108,7 +110,7 @@ async function draw(job) {
   clearError();
   showRunning(true);
   say("Waiting for its turn.");
-  const put = showLive(byId("stage"), job.fields.size ?? job.like ?? "1x1", outputs);
+  const put = showLive(byId("stage"), job.fields.size ?? job.like ?? page.controls?.size ?? "1x1", outputs);
   byId("stage").scrollIntoView({ block: "nearest" });
   showGallery();
   try {
@@ -130,17 +132,18 @@ async function follow(job, run, put) {
   const { signal } = run.abort;
   const { kind: how, fields, sources: from = [] } = job;
   const steps = job.left ? finishVideo(job.left, signal)
-    : isVideo(how) ? makeVideo(fields, from, signal) : drawPictures(fields, from, signal);
+    : isVideo(how) ? makeVideo(fields, from, signal)
+    : isSound(how) ? makeSound(fields, signal) : drawPictures(fields, from, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
     if (event.type === "preview") put(event.output, event.blob);
     if (event.type === "made") {
-      const { blob, seed, width, height } = event;
+      const { blob, seed, width, height, lasts } = event;
       const seconds = job.left ? event.seconds : (performance.now() - run.started) / 1000;
       // Of a video that went on without this page, only what the server tells is known.
       const settings = job.left ? fields : { ...usual(fields.model), ...fields };
-      const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, seconds };
+      const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, lasts, seconds };
       made.push(await page.gallery.add(record));
     }
   }

@@ -1,7 +1,7 @@
 // The settings of a model, made from what /v1/models says of it: its parameters, defaults and limits.
 
 import { byId, h } from "./dom.js";
-import { isVideo, startsFrom } from "./kinds.js";
+import { isSound, isVideo, startsFrom } from "./kinds.js";
 
 const NUMBERS = [
   // name on the wire, label, smallest, largest, step
@@ -26,11 +26,12 @@ export class Controls {
     root.replaceChildren(...this.build().filter(Boolean));
     byId("strength").replaceChildren(...this.strength());
     byId("strength").oninput = root.oninput = ({ target }) => {
-      if (target === this.shape) this.applyShape();
+      if (this.shape && target === this.shape) this.applyShape();
       else if (["set-width", "set-height"].includes(target.id)) this.matchShape();
       if (target.type === "range") this.tell(target);
       onchange();
     };
+    if (!this.shape) return;
     if (startsFrom(kind)) this.shape.value = LIKE;
     else this.matchShape();
     this.showSides();
@@ -42,10 +43,12 @@ export class Controls {
     const numbers = NUMBERS.map(([name, label, min, max, step]) =>
       this.has(name) ? this.number(name, label, { min, max, step, value: most[name] ?? "" }) : null);
     if (isVideo(this.kind)) numbers.push(this.frames());
+    if (isSound(this.kind) && this.has("seconds")) numbers.unshift(this.seconds());
     if (!isVideo(this.kind) && can.max_outputs > 1) {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
-    return [...this.sizes(), ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras()];
+    const sizes = isSound(this.kind) ? [] : this.sizes();
+    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras()];
   }
 
   has(name) {
@@ -96,6 +99,7 @@ export class Controls {
 
   /** The size that is asked for, or null: as the picture it starts from. */
   get size() {
+    if (!this.shape) return "3x1"; // the place where a sound is played
     return this.shape.value === LIKE ? null : `${this.get("width")}x${this.get("height")}`;
   }
 
@@ -114,6 +118,13 @@ export class Controls {
     // Legal counts are min + k * step: a number field with these says so by itself.
     const { min_frames: min, max_frames: max, frame_step: step, defaults } = this.can;
     return this.number("num_frames", "Frames", { min, max, step, value: defaults.num_frames });
+  }
+
+  seconds() {
+    const { max_seconds: max, defaults: { seconds } } = this.can;
+    const bound = max ? { max: Math.floor(max * 100) / 100 } : {};
+    const value = seconds === undefined ? "" : Math.floor(seconds * 100) / 100;
+    return this.number("seconds", "Seconds", { min: 0.01, step: 0.01, value, ...bound });
   }
 
   seed() {
@@ -176,7 +187,7 @@ export class Controls {
 
   /** What to send: the size, and every setting that is not the model's default. */
   read() {
-    const fields = this.size ? { size: this.size } : {};
+    const fields = this.shape && this.size ? { size: this.size } : {};
     for (const [name, input] of this.inputs) {
       const value = input.value.trim();
       if (["width", "height"].includes(name) || input.disabled || value === "" || value === this.usual(name)) continue;
@@ -195,6 +206,7 @@ export class Controls {
   usual(name) {
     if (name === "strength") return ""; // it is always said: nothing else says how the picture is used
     if (name === "output_format") return this.can.formats[0];
+    if (name === "seconds") return String(Math.floor((this.can.defaults.seconds ?? 0) * 100) / 100);
     return name === "n" ? "1" : String(this.can.defaults[name] ?? "");
   }
 
@@ -202,22 +214,23 @@ export class Controls {
   fill(fields) {
     const [width, height] = fields.size?.split("x") ?? [];
     const all = { ...fields, width, height };
-    this.shape.value = fields.size ? "" : LIKE;
-    this.showSides();
+    if (this.shape) this.shape.value = fields.size ? "" : LIKE;
+    if (this.shape) this.showSides();
     for (const name of this.inputs.keys()) this.set(name, all[name] ?? this.usual(name));
     for (const [name, input] of this.extra) {
       const value = fields.extra_params?.[name] ?? this.can.extra[name];
       if (input.type === "checkbox") input.checked = value;
       else input.value = textOf(value);
     }
-    if (fields.size) this.matchShape();
+    if (this.shape && fields.size) this.matchShape();
   }
 
   /** The settings in a few words. */
   summary() {
     const steps = this.get("num_inference_steps");
     const seed = this.get("seed");
-    const size = this.size?.replace("x", " × ") ?? "shape of the picture";
+    const lasts = this.get("seconds");
+    const size = !this.shape ? lasts && `${lasts} s` : this.size?.replace("x", " × ") ?? "shape of the picture";
     return [size, steps && `${steps} steps`, seed && `seed ${seed}`].filter(Boolean).join(" · ");
   }
 }

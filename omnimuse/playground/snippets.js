@@ -1,7 +1,7 @@
 // The request as a person would write it: a curl line and a Python program that work as pasted.
 
 import { address, encode, hasKey } from "./api.js";
-import { isVideo, startsFrom } from "./kinds.js";
+import { isSound, isVideo, startsFrom } from "./kinds.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_KEY"' : "");
@@ -9,7 +9,8 @@ const suffix = (fields) => (fields.output_format === "jpeg" ? "jpg" : fields.out
 
 /** A shell command that writes the picture or video into a file (more than one picture: the whole answer). */
 export function curl({ kind, fields, sources = [] }) {
-  const end = isVideo(kind) ? " \\\n  -o video.mp4" : save(fields);
+  const end = isVideo(kind) ? " \\\n  -o video.mp4"
+    : isSound(kind) ? ` \\\n  -o sound.${fields.output_format ?? "wav"}` : save(fields);
   if (startsFrom(kind)) {
     const { extra_params: extra = {}, ...plain } = fields;
     const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
@@ -21,7 +22,7 @@ export function curl({ kind, fields, sources = [] }) {
     const path = isVideo(kind) ? "v1/videos/sync" : "v1/images/edits";
     return `curl -sS ${address(path)}${auth()}${parts.join("")}${end}`;
   }
-  const path = isVideo(kind) ? "v1/videos/sync" : "v1/images/generations";
+  const path = isVideo(kind) ? "v1/videos/sync" : isSound(kind) ? "v1/audio/generate" : "v1/images/generations";
   const body = quoted(encode(fields));
   return `curl -sS ${address(path)}${auth()} \\\n  -H 'Content-Type: application/json' \\\n  -d ${body}${end}`;
 }
@@ -40,6 +41,7 @@ const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
 
 /** A Python program for the official client. */
 export function python({ kind, fields, sources = [] }) {
+  if (isSound(kind)) return soundCall(fields);
   const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
@@ -75,6 +77,17 @@ function pictureCall(kind, lines, fields) {
   const loop = fields.n > 1 ? "for number, made in enumerate(answer.data):" : "for made in answer.data:";
   const write = `    with open(${name}, "wb") as file:\n        file.write(base64.b64decode(made.b64_json))\n`;
   return `answer = client.images.${method}(\n${lines.join("\n")}\n)\n${loop}\n${write}`;
+}
+
+// The official client has no such call; its own way to make any is as good.
+function soundCall(fields) {
+  const body = Object.entries(fields).map(([name, value]) =>
+    `    "${name}": ${name === "seed" ? value : literal(value)},`);
+  const key = hasKey() ? 'os.environ["OMNIMUSE_API_KEY"]' : '"none"';
+  return `${hasKey() ? "import os\n\n" : ""}import httpx\nfrom openai import OpenAI\n\n` +
+    `client = OpenAI(base_url="${address("v1")}", api_key=${key})\n` +
+    `sound = client.post("/audio/generate", cast_to=httpx.Response, body={\n${body.join("\n")}\n})\n` +
+    `with open("sound.${fields.output_format ?? "wav"}", "wb") as file:\n    file.write(sound.content)\n`;
 }
 
 function videoCall(lines) {

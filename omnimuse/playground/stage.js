@@ -1,7 +1,7 @@
 // The large view: frames that fill while drawing, or one finished record with its settings and actions.
 
 import { copy, duration, h } from "./dom.js";
-import { isVideo, startsFrom } from "./kinds.js";
+import { isSound, isVideo, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 
 /** The same record as a request that gives the same picture again. */
@@ -15,9 +15,12 @@ const button = (className, onclick, ...inside) => h("button", { type: "button", 
 
 /** What the file of a record is called. */
 export const nameOf = ({ seed, id, blob }) =>
-  `omnimuse-${seed || id}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
+  `omnimuse-${seed || id}.${blob.type.split("/")[1].replace(/^jpeg$/, "jpg").replace(/^mpeg$/, "mp3")}`;
 
 function view({ kind, url, fields, width, height }, large) {
+  if (isSound(kind)) {
+    return large ? h("audio", { src: url, controls: true }) : h("span", { className: "sound", ariaHidden: "true" }, "♪");
+  }
   if (!isVideo(kind)) return h("img", { src: url, alt: fields.prompt, width, height });
   return h("video", { src: url, controls: large, loop: true, muted: true, autoplay: large && !calm() });
 }
@@ -74,10 +77,10 @@ export function showMany(stage, records, choose) {
 }
 
 /** What a record was made with, the model's defaults included, in a few words each. */
-function facts({ kind, settings, seed, width, height, seconds }) {
+function facts({ kind, settings, seed, width, height, lasts, seconds }) {
   const { num_inference_steps: steps, guidance_scale: guidance, num_frames: frames } = settings;
   return [
-    `${width} × ${height}`,
+    isSound(kind) ? `${lasts} s` : `${width} × ${height}`,
     frames > 1 && `${frames} frames`,
     settings.strength && startsFrom(kind) && `strength ${settings.strength}`,
     steps && `${steps} steps`,
@@ -103,7 +106,8 @@ export function showRecord(stage, record, act, starts) {
       h("div", { className: "together" },
         button("quiet", () => act.again(record), "Run again"),
         button("quiet", () => act.use(record), "Use settings"),
-        starts && !isVideo(kind) ? button("quiet", () => act.start(record), "Use this picture") : null),
+        starts && !isVideo(kind) && !isSound(kind)
+          ? button("quiet", () => act.start(record), "Use this picture") : null),
       h("div", { className: "together links" },
         h("a", { className: "link", href: record.url, download: nameOf(record) }, "Download"),
         button("link", (event) => copy(curl(request), event.target), "Copy curl"),

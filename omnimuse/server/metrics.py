@@ -9,7 +9,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-TASKS = frozenset({"text-to-image", "image-to-image", "text-to-video", "image-to-video", "chat"})
+TASKS = frozenset(
+    {"text-to-image", "image-to-image", "text-to-video", "image-to-video", "text-to-audio", "audio-to-audio", "chat"}
+)
 OUTCOMES = frozenset({"completed", "failed", "cancelled", "refused", "expired"})
 REJECTIONS = frozenset(
     {"queue_full", "deadline_unreachable", "server_draining", "storage_full", "quota_exceeded", "worker_crash"}

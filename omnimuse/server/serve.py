@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _IDLE_DRAIN = 0.05  # seconds between looks at what is still in progress
 PICTURE_JOBS = 8
-"""Durable jobs of pictures that one worker draws at once; of videos it draws one."""
+"""Durable jobs of pictures that one worker draws at once; of videos and of sounds one."""
 
 
 class Sockets(NamedTuple):
@@ -65,8 +65,6 @@ def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
     `warm_up` is what workers draw before they are ready (`worker/warm_up.py`).
     """
     found = find(config)
-    if found.spec.medium == "audio":
-        raise ConfigError(f"{found.folder.id} makes sound, which is not served yet; use `omnimuse generate` or Python")
     warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
     logger.info("%s", found.about_defaults)
     make_room_for(options.guard.max_connections)
@@ -144,7 +142,7 @@ async def open_parts(
     closings.push_async_callback(closed, partial(stop, asyncio.create_task(uploads.tell_lacking())))
     pool = Pool(plan)
     closings.push_async_callback(closed, partial(pool.close, LAST_WORDS))
-    together = 1 if found.spec.makes_video else PICTURE_JOBS
+    together = PICTURE_JOBS if found.spec.medium == "image" else 1
     limit = options.replicas * together
     rules = JobRules(
         found.spec,

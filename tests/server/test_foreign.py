@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from omnimuse.media.image import to_image
+from omnimuse.media.sound import encode_sound, to_sound
 from tests.checkpoints.foreign import foreign
 from tests.server.whole_server import WholeServer
 
@@ -79,9 +80,20 @@ def test_a_video_whose_size_is_left_to_the_class_is_told_as_such(foreign_folder:
     assert told == ["auto", "96x64"]
 
 
-def test_a_model_of_sound_is_not_served_and_says_so_before_anything_is_loaded(
-    foreign_folder: Folder, tmp_path: Path
-) -> None:
-    with WholeServer(tmp_path, str(foreign_folder("StableAudioPipeline"))) as refused:
-        assert refused.process.wait(60) == 2
-        assert "makes sound, which is not served yet" in refused.text
+def test_a_sound_over_http_is_what_the_library_gives(foreign_folder: Folder, tmp_path: Path) -> None:
+    arch = "LongCatAudioDiTPipeline"
+    entry, folder = foreign(arch), foreign_folder(arch)
+    asked = {"input": "a red circle", "num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "grey"}
+    with WholeServer(tmp_path, str(folder), "--dtype", "float32", "--device", "cpu") as started:
+        started.wait_ready()
+        answer = started.ask("/v1/audio/generate", {**asked, "audio_length": 2.0, "seed": 7})
+        told = started.ask("/v1/audio/generate", {**asked, "audio_start": 1.0})
+        wrong = started.ask("/v1/images/generations", {"prompt": "a red circle"})
+    assert answer.status == 200, answer.json
+    assert (answer.headers["content-type"], answer.headers["x-seed"]) == ("audio/wav", "7")
+    expected = encode_sound(to_sound(entry.reference(folder, "a red circle", 7), 1000), "WAV", {})
+    at = answer.content.index(b"omni")
+    assert answer.content[8:at] == expected[8 : expected.index(b"omni")]
+    assert "this model makes its sounds whole" in told.json["error"]["message"]
+    assert wrong.status == 400
+    assert "does text-to-audio, and this is text-to-image" in wrong.json["error"]["message"]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import uvicorn
 from PIL import Image, ImageDraw
@@ -31,6 +32,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from omnimuse.media.sound import Sound, encode_sound
 from omnimuse.server.routes import playground
 from omnimuse.server.service import Service
 
@@ -79,6 +81,18 @@ FILMS = VIDEOS | {
     "min_frames": 5,
 }
 
+SOUNDS = PICTURES | {
+    "tasks": ["text-to-audio"],
+    "size_multiple": 1,
+    "max_side": 1,
+    "max_outputs": 1,
+    "max_seconds": 3.2,
+    "parameters": ["guidance_scale", "negative_prompt", "num_inference_steps", "seconds", "seed"],
+    "defaults": {"num_inference_steps": 10, "guidance_scale": 7.0, "seconds": 3.2},
+    "formats": ["wav", "flac"],
+    "extra": {"start": 0.0},
+}
+
 
 def disc(seed: int, width: int, height: int, done: float, form: str = "PNG") -> str:
     """A disc in the colour of `seed`, `done` (0..1) of its full size, as base64 of a file."""
@@ -119,6 +133,7 @@ class FakeApi:
                 Route("/v1/models", self.models),
                 Route("/v1/images/generations", self.generate, methods=["POST"]),
                 Route("/v1/images/edits", self.edit, methods=["POST"]),
+                Route("/v1/audio/generate", self.sound, methods=["POST"]),
                 Route("/v1/videos", self.create_video, methods=["POST"]),
                 Route("/v1/videos/sync", self.video_at_once, methods=["POST"]),
                 Route("/v1/videos/{id}", self.video),
@@ -201,6 +216,23 @@ class FakeApi:
         finally:
             if not finished:
                 self.gone.set()
+
+    async def sound(self, request: Request) -> Response:
+        """A tone as long as it was asked to be, in steps."""
+        asked = json.loads(await request.body())
+        self.asked.append(asked)
+
+        async def steps() -> AsyncIterator[str]:
+            for step in range(1, 11):
+                await asyncio.sleep(self.pace)
+                yield event("audio.progress", status="in_progress", stage="denoise", step=step, steps=10)
+            tone = 0.5 * np.sin(np.arange(int(8000 * asked["seconds"])) * 0.3)[None]
+            file = encode_sound(Sound(tone.astype(np.float32), 8000), "WAV", {})
+            whole = {"audio": base64.b64encode(file).decode(), "format": "wav", "seconds": asked["seconds"]}
+            yield event("audio.done", **whole, sample_rate=8000, seed=BIG_SEED, timings={})
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(steps(), media_type="text/event-stream")
 
     async def create_video(self, request: Request) -> Response:
         is_form = request.headers["content-type"].startswith("multipart")
@@ -612,6 +644,31 @@ def test_the_copied_code_of_an_edit_works_as_pasted(page: Any, site: Running, tm
         page.get_by_text("Copied").wait_for(state="hidden")
     assert [size for _, size in site.api.sources] == [(96, 48)] * 2
     assert all(asked["prompt"] == "a $ring" and float(asked["strength"]) == 0.6 for asked in site.api.asked)
+
+
+@browser_only
+def test_a_sound_is_made_played_and_downloaded_as_a_file(page: Any, site: Running) -> None:
+    site.api.capabilities, site.api.pace = SOUNDS, 0.05
+    page.reload()
+    page.get_by_label("Seconds").fill("1.5")
+    assert page.get_by_label("Width").count() == 0
+    draw(page, "rain on a roof")
+    page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
+    player = page.locator("#stage figure audio")
+    player.wait_for()
+    known = "(done) => audio.readyState ? done(audio.duration) : audio.onloadedmetadata = () => done(audio.duration)"
+    assert player.evaluate(f"audio => new Promise({known})") == pytest.approx(1.5, abs=0.01)
+    asked = site.api.asked[0]
+    assert (asked["prompt"], asked["seconds"], asked["stream_format"]) == ("rain on a roof", 1.5, "sse")
+    assert not {"size", "width", "height", "n", "output_format"} & set(asked)
+    told = page.locator("figcaption").inner_text()
+    assert "1.5 s" in told and f"seed {BIG_SEED}" in told and "×" not in told
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename.endswith(".wav")
+    page.get_by_role("button", name="Run again").click()
+    page.locator("#thumbs li").nth(1).wait_for()
+    assert site.api.asked[1]["seconds"] == 1.5
 
 
 @browser_only

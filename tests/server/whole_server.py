@@ -24,11 +24,12 @@ START = 110.0  # seconds; a busy machine takes long to import torch
 
 @dataclass(frozen=True)
 class Answer:
-    """A response: its status, its headers, its JSON (None for anything else)."""
+    """A response: its status, its headers, its JSON (None for anything else), its bytes."""
 
     status: int
     headers: Mapping[str, str]
     json: Any
+    content: bytes = b""
 
 
 class WholeServer:
@@ -104,7 +105,7 @@ class WholeServer:
             with error:
                 content, status, found = error.read(), error.code, error.headers
         is_json = found.get_content_type() == "application/json"
-        return Answer(status, dict(found), json.loads(content) if is_json else None)
+        return Answer(status, dict(found), json.loads(content) if is_json else None, content)
 
     def draw(self, **fields: Any) -> Answer:
         """One picture."""

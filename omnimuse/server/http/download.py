@@ -17,7 +17,16 @@ from starlette.types import Receive, Scope, Send
 
 from omnimuse.server.errors import CODES, ApiError
 
-MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
+MEDIA = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "mp4": "video/mp4",
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "mp3": "audio/mpeg",
+}
 """Suffix of a result (its format in small letters) -> its media type."""
 CHUNK = 256 * 1024
 _DIGITS = 18  # of a position: more is beyond any file

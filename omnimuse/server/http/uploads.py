@@ -1,7 +1,7 @@
-"""What becomes of the pictures that clients send: counted, fetched where that is allowed, and decoded in a sandbox.
+"""What becomes of the pictures and sounds that clients send: counted, fetched where allowed, decoded in a sandbox.
 
-Routes turn what came into `Source`s and get `Picture`s of our own making back; nobody else in the server sees a byte
-that a client sent as a picture. The front process itself decodes nothing.
+Routes turn what came into `Source`s and get `Picture`s and `Recording`s of our own making back; nobody else in the
+server sees a byte that a client sent as one. The front process itself decodes nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from omnimuse.core.errors import CapacityError
-from omnimuse.core.request import Picture
+from omnimuse.core.request import Picture, Recording
 from omnimuse.core.spec import Limits
 from omnimuse.deploy.wire import MAX_MESSAGE
 from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
 from omnimuse.media.foreign import PictureError, PictureLimits, read_picture
+from omnimuse.media.foreign_sound import RecordingLimits, SoundError, read_recording
 from omnimuse.media.sandbox import Sandbox
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.bodies import Upload
@@ -26,6 +27,7 @@ from omnimuse.server.options import ServeOptions
 
 logger = logging.getLogger(__name__)
 
+MOST_PIXELS = 8 * 2**20  # bytes of the pictures of a request, before they are compressed
 _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
 
@@ -47,16 +49,20 @@ class Uploads:
         limits: PictureLimits | None = None,
         rules: FetchRules | None = None,
         sandbox: Sandbox | None = None,
+        sounds: RecordingLimits | None = None,
     ) -> None:
         self._limits, self._rules = limits or PictureLimits(), rules or FetchRules()
+        self._sounds = sounds or RecordingLimits()
         self._sandbox = sandbox or Sandbox()
 
     @staticmethod
     def of(options: ServeOptions, limits: Limits) -> Uploads:
         """As the operator and the model want it: no picture is kept larger than a worker can use or be sent."""
-        sent = (MAX_MESSAGE - _BESIDE) // (_RGB * max(1, limits.max_images))
+        sent = (MOST_PIXELS - _BESIDE) // (_RGB * max(1, limits.max_images))
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
-        return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)))
+        longest = 0.0 if limits.sound is None else limits.sound.seconds
+        sounds = RecordingLimits(milliseconds=int(longest * 1000) + 1, keep_bytes=MAX_MESSAGE - _BESIDE)
+        return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)), sounds=sounds)
 
     async def read(
         self,
@@ -77,6 +83,13 @@ class Uploads:
             hold(self._rules.max_bytes)
         return tuple([await self._read(source, tenant) for source in sources])
 
+    async def read_sounds(self, sources: Sequence[Source], most: int, tenant: str = "") -> tuple[Recording, ...]:
+        """The sounds of `sources`, at most `most`, of each as much as the model can use; as `read`."""
+        if len(sources) > most:
+            message = f"{len(sources)} sounds came, and this model takes at most {most}; leave the others out"
+            raise refusal("invalid_value", message, sources[most].name)
+        return tuple([await self._read_sound(source, tenant) for source in sources])
+
     async def tell_lacking(self) -> None:
         """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""
         try:
@@ -96,6 +109,12 @@ class Uploads:
             return await read_picture(self._sandbox, await self._content(source), self._limits, tenant)
         except (PictureError, FetchError) as error:
             raise _refused(error, source.name) from None
+
+    async def _read_sound(self, source: Source, tenant: str) -> Recording:
+        try:
+            return await read_recording(self._sandbox, cast(bytes, source.content), self._sounds, tenant)
+        except SoundError as error:
+            raise refusal("invalid_audio", f"{source.name}: {error}", source.name) from None
 
     async def _content(self, source: Source) -> bytes:
         if isinstance(source.url, DataUrl):

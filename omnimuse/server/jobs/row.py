@@ -13,7 +13,7 @@ import msgspec
 
 from omnimuse.deploy.wire import Form, MadeFile
 
-Kind = Literal["video", "image"]
+Kind = Literal["video", "image", "audio"]
 State = Literal["queued", "in_progress", "completed", "failed"]
 
 

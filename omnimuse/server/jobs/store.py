@@ -33,8 +33,8 @@ IDEMPOTENCY = 24 * 3600.0
 _EXPIRES = f"max(?, CASE WHEN idem_key IS NULL THEN 0 ELSE created + {IDEMPOTENCY} END)"
 
 
-# What has ended is not drawn again: the pictures that it started from go.
-_WITHOUT_PICTURES = "json_replace(work, '$.request.images', json('[]'))"
+# What has ended is not drawn again: the pictures and sounds that it started from go.
+_WITHOUT_SOURCES = "json_replace(work, '$.request.images', json('[]'), '$.request.sounds', json('[]'))"
 
 
 class IdempotencyConflict(OmnimuseError):
@@ -138,7 +138,7 @@ class JobStore:
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE jobs SET state = 'completed', progress = 100, files = ?, timings = ?, memory = ?,"
-                f" work = {_WITHOUT_PICTURES}, finished = ?, expires = {_EXPIRES}"
+                f" work = {_WITHOUT_SOURCES}, finished = ?, expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state = 'in_progress'",
                 (
                     msgspec.json.encode(outcome.files).decode(),
@@ -158,7 +158,7 @@ class JobStore:
         """End `job` as failed, with its progress; False if it has ended or been started anew meanwhile."""
         return (
             self._db.execute(
-                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_PICTURES}, error = ?, progress = ?, finished = ?,"
+                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_SOURCES}, error = ?, progress = ?, finished = ?,"
                 f" expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state IN ('queued', 'in_progress')",
                 (msgspec.json.encode(trouble).decode(), job.progress, now, expires, job.id, job.attempt),
@@ -247,7 +247,7 @@ class JobStore:
         """
         with self._transaction():
             self._db.execute(
-                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_PICTURES}, error = ?, finished = ?,"
+                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_SOURCES}, error = ?, finished = ?,"
                 f" expires = {_EXPIRES}"
                 " WHERE state = 'in_progress' AND attempt >= ?",
                 (msgspec.json.encode(trouble).decode(), now, expires, MAX_ATTEMPTS),

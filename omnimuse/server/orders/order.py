@@ -24,7 +24,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
     WorkerLostError,
 )
-from omnimuse.core.request import Picture, Request
+from omnimuse.core.request import Picture, Recording, Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.server.errors import refusal, to_api_error
 from omnimuse.server.http.enclosed import Enclosed
@@ -111,6 +111,16 @@ async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[S
     gate.check_room(http.state.tenant)
     most, lease = service.door.limits.max_images, http.state.lease
     return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant, lease.add))
+
+
+async def read_sounds(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Recording, ...]:
+    """The sounds that came with a request, decoded; as `read_pictures`."""
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
+    await gate.check()
+    gate.check_room(http.state.tenant)
+    limits = service.door.limits.sound
+    most = 0 if limits is None else limits.max_inputs
+    return await cancel_on_disconnect(http, service.uploads.read_sounds(sources, most, http.state.tenant))
 
 
 async def admit(service: Service, order: Order) -> Ticket:

@@ -8,7 +8,9 @@ from pydantic import BaseModel, computed_field
 
 
 class Bounds(BaseModel):
-    """How much a model can be asked for. Sizes in pixels; from `min_images` to `max_images` pictures with a prompt."""
+    """How much a model can be asked for. Sizes in pixels; from `min_images` to `max_images` pictures with a prompt, at
+    most `max_sounds` sounds. Sound has `sample_rate` samples a second, at most `max_seconds` (0: no bound is known).
+    """
 
     size_multiple: int
     max_side: int
@@ -19,6 +21,9 @@ class Bounds(BaseModel):
     min_images: int
     max_images: int
     max_outputs: int
+    max_sounds: int = 0
+    max_seconds: float = 0.0
+    sample_rate: int | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -34,6 +39,7 @@ class Capabilities(Bounds):
     each word of `quality`. A model that runs through a `library` has `notes` on what that means.
     """
 
+    medium: str
     tasks: list[str]
     family: str
     parameters: list[str]

@@ -24,15 +24,18 @@ _TYPES: dict[str, Any] = {
     "picture": bytes | dict[str, str],
 }
 _REQUIRED = frozenset({"prompt", "messages"})
+_EITHER = frozenset({"audio"})
+"""Kinds whose prompt has two names, of which either will do."""
 
 
 def request_model(name: str, kind: table.Kind) -> type[BaseModel]:
     """The body of one kind of request, as a model called `name` that forbids other fields."""
-    described: dict[str, Any] = {field.name: _described(field) for field in table.TABLE[kind] if field.target}
+    needed = _REQUIRED if kind not in _EITHER else frozenset[str]()
+    described: dict[str, Any] = {field.name: _described(field, needed) for field in table.TABLE[kind] if field.target}
     return create_model(name, __config__=ConfigDict(extra="forbid"), **described)
 
 
-def _described(field: table.Field) -> tuple[Any, Any]:
+def _described(field: table.Field, needed: frozenset[str]) -> tuple[Any, Any]:
     """The type and the pydantic field of one wire field."""
     kind: Any = _TYPES.get(field.shape, str)
     about = Field(description=field.note, ge=field.low, le=field.high)
@@ -45,6 +48,6 @@ def _described(field: table.Field) -> tuple[Any, Any]:
     elif field.shape == "text":
         shortest = 1 if field.name in _REQUIRED else None
         about = Field(description=field.note, max_length=field.longest, min_length=shortest)
-    if field.name in _REQUIRED:
+    if field.name in needed:
         return Annotated[kind, about], ...
     return Annotated[kind, about] | None, None

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from omnimuse.deploy.wire import Finished, MadeFile
+from omnimuse.deploy.wire import Finished, Grown, MadeFile
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_form, read_json
 from omnimuse.server.http.enclosed import JSONWithFiles
@@ -164,7 +164,7 @@ async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]
                 with await contents(service.files, update.files) as pictures:
                     for event in events.completed(service.door, drawn, pictures):
                         yield event
-            else:
+            elif not isinstance(update, Grown):
                 for event in events.see(update):
                     yield event
 

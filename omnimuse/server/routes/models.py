@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import MAX_PROMPT, Door
+from omnimuse.media.formats import FORMATS
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import check_model
 from omnimuse.server.protocol.models import Capabilities, Model, ModelList
@@ -43,8 +44,9 @@ def capabilities(door: Door) -> Capabilities:
     limits, spec = door.limits, door.spec
     extra = {part.name: part.metadata.get("default", part.default) for part in fields(spec.extra)}
     honoured = door.honoured - {"output_type"} - limits.refuses.keys()
-    videos = spec.makes_video
+    pictures, sound = spec.medium == "image", limits.sound
     return Capabilities(
+        medium=spec.medium,
         tasks=list(door.tasks),
         family=spec.family,
         size_multiple=limits.size_multiple,
@@ -55,13 +57,16 @@ def capabilities(door: Door) -> Capabilities:
         max_prompt=MAX_PROMPT,
         min_images=limits.min_images,
         max_images=limits.max_images,
-        max_outputs=1 if videos else MAX_OUTPUTS,
+        max_outputs=MAX_OUTPUTS if pictures else 1,
+        max_sounds=sound.max_inputs if sound is not None else 0,
+        max_seconds=sound.seconds if sound is not None else 0.0,
+        sample_rate=sound.rate if sound is not None else None,
         parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),
         defaults=_chosen(door.defaults),
         fixed=_chosen(limits.fixed),
-        formats=["mp4"] if videos else ["png", "jpeg", "webp"],
+        formats=[format_.lower() for format_ in dict.fromkeys(FORMATS[spec.medium].values())],
         qualities={}
-        if videos or door.defaults.num_inference_steps is None
+        if not pictures or door.defaults.num_inference_steps is None
         else {level: steps_of(level, door) for level in EFFORT},
         extra=extra,
         library=spec.library,

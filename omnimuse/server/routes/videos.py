@@ -16,19 +16,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from omnimuse.deploy.wire import Previewed
-from omnimuse.server.errors import CODES, ApiError, refusal, to_json
+from omnimuse.server.errors import ApiError, refusal, to_json
 from omnimuse.server.http.bodies import Upload, read_any
 from omnimuse.server.http.download import MEDIA, Sent, download
 from omnimuse.server.http.sse import Event, EventStream
 from omnimuse.server.http.uploads import Source, uploaded
 from omnimuse.server.http.watch import cancel_on_disconnect
-from omnimuse.server.jobs.row import Idempotency, Job, Page
+from omnimuse.server.jobs.row import Idempotency, Job
 from omnimuse.server.jobs.stills import KINDS, Stills
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import Order, check_model, check_task, finished, read_pictures, refuse_key, taken
 from omnimuse.server.protocol import videos as protocol
-from omnimuse.server.protocol.images import JobError
 from omnimuse.server.routes.image_jobs import idempotency_of
+from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.asks import patience, preview_period, to_request, video_form
@@ -36,11 +36,6 @@ from omnimuse.server.translate.asks import patience, preview_period, to_request,
 FROM_TEXT, FROM_PICTURE = "text-to-video", "image-to-video"
 LAST = "last_image"
 """The upload that is a video's last frame; any other is its first."""
-PREVIEWS = 8
-"""How many looks a watcher gets at an unfinished video, at least where it has as many steps."""
-POLLS = 10
-"""How often a client is told to ask for a video, over the time it takes; clients keep the first interval they hear."""
-MAX_PAGE = 100
 OPERATIONS = (
     Operation(
         "POST",
@@ -63,11 +58,7 @@ OPERATIONS = (
         "/v1/videos",
         "Videos, newest first.",
         responses={200: protocol.VideoList},
-        query={
-            "after": {"type": "string"},
-            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
-            "order": {"type": "string", "enum": ["asc", "desc"]},
-        },
+        query=PAGES,
     ),
     Operation("GET", "/v1/videos/{id}", "How a video is getting on.", responses={200: protocol.Video}),
     Operation(
@@ -156,7 +147,7 @@ class Videos:
 
     async def list(self, request: Request) -> Response:
         """GET /v1/videos: a page of them."""
-        jobs, more = await self._service.jobs.page(request.state.tenant, "video", _page(request))
+        jobs, more = await self._service.jobs.page(request.state.tenant, "video", asked_page(request))
         page = protocol.VideoList(
             data=[],
             first_id=jobs[0].id if jobs else None,
@@ -271,7 +262,7 @@ class Videos:
             stage=stage,
             step=step,
             steps=steps,
-            eta_seconds=_rounded(self._service.jobs.eta(job)),
+            eta_seconds=rounded(self._service.jobs.eta(job)),
         )
         return event.type, event.model_dump(exclude_none=True)
 
@@ -285,10 +276,7 @@ class Videos:
         """A video as JSON, with the time after which it makes sense to ask again."""
         video, headers = self._video(job), dict(headers or {})
         if not job.ended:
-            left = video.eta_seconds
-            headers["openai-poll-after-ms"] = str(
-                1000 if left is None else int(1000 * min(max(left / POLLS, 0.25), 10))
-            )
+            headers["openai-poll-after-ms"] = poll_after(video.eta_seconds)
         return JSONResponse(video.model_dump(), headers=headers)
 
     def _video(self, job: Job) -> protocol.Video:
@@ -306,11 +294,11 @@ class Videos:
             prompt=job.work.request["prompt"],
             seconds=f"{round(frames / fps, 3):.10g}",
             size="auto" if None in sides else f"{sides[0]}x{sides[1]}",
-            error=_error(job),
+            error=job_error(job),
             seed=params["seed"],
             num_frames=frames,
             fps=fps,
-            eta_seconds=_rounded(self._service.jobs.eta(job)),
+            eta_seconds=rounded(self._service.jobs.eta(job)),
             timings=job.timings or None,
             peak_memory_bytes=job.memory or None,
         )
@@ -336,31 +324,6 @@ def _lacking(sources: Sequence[Source]) -> ApiError:
     return refusal("missing_parameter", f"{name} is missing; upload the {which} of the video", name)
 
 
-def _error(job: Job) -> JobError | None:
-    error = job.error
-    if error is None:
-        return None
-    return JobError(code=error.code, message=error.message, param=error.param, type=CODES[error.code].type)
-
-
-def _page(request: Request) -> Page:
-    """`after`, `limit` and `order` of the query; ApiError for anything else."""
-    query = request.query_params
-    for name in query:
-        if name not in ("after", "limit", "order"):
-            raise refusal("unknown_parameter", f"a list knows after, limit and order, not {name[:40]!r}", name[:40])
-    limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= MAX_PAGE):
-        raise refusal("invalid_value", f"limit={limit[:40]!r} is not allowed; use 1 to {MAX_PAGE}", "limit")
-    if order not in ("asc", "desc"):
-        raise refusal("invalid_value", f"order={order[:40]!r} is not allowed; use asc or desc", "order")
-    return Page(query.get("after"), int(limit), order == "asc")
-
-
 def _unknown(request: Request) -> ApiError:
     name = request.path_params["id"][:80]
     return refusal("video_not_found", f"there is no video {name!r}; it never was, was removed, or has expired", "id")
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 2)

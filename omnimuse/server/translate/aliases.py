@@ -13,13 +13,18 @@ from difflib import get_close_matches
 from typing import Any
 
 from omnimuse.core.names import meant
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import DiffusionParams, SoundParams
 from omnimuse.core.request import Door
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.fields import HARMLESS, TABLE, Field, Kind, fields_of
 from omnimuse.server.translate.values import is_neutral, read_value, shown
 
-FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
+FORMATS = {
+    "png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP",
+    "wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3",
+}  # fmt: skip
+USUAL: Mapping[str, str] = {"image": "PNG", "edit": "PNG", "video": "MP4", "audio": "WAV", "chat": "PNG"}
+"""The format of files where nobody chose one, by endpoint."""
 COMPRESSION = {"default": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
 """SGLang's words for the quality of a lossy file."""
 EFFORT = {"low": 0.5, "medium": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 3.0}
@@ -32,7 +37,8 @@ _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
 
 @dataclass(frozen=True)
 class Output:
-    """The files asked for: a Pillow format, quality 1..100 of lossy ones (None: ours), and how they come back.
+    """The files asked for: a format of `media/formats.py`, quality 1..100 of lossy pictures (None: ours), and how they
+    come back.
 
     `level` is OpenAI's quality word, "auto" when none was chosen. `transport` is "b64_json" or "url".
     """
@@ -123,6 +129,7 @@ def read(
     _refuse_unhonoured(found, door)
     if kind != "chat":
         _check_prompt(found)
+    found.values.setdefault("format", USUAL[kind])
     return _wanted(found, door, uploads, form)
 
 
@@ -149,6 +156,8 @@ def _take(entry: Field, value: Any, name: str, found: _Found) -> None:
             found.put(side, pixels, name)
     elif target == "background" and isinstance(value, bool):
         found.put("durable", value, name)
+    elif target == "stream_format":
+        found.put("stream", value == "sse", name)
     elif target == "format":
         found.put(target, FORMATS[value], name)
     elif target == "compression" and isinstance(value, str):
@@ -176,6 +185,11 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
     if entry.shape not in ("file", "picture"):
         why = f"it is no upload but {entry.note}" if entry.target else entry.note
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+    if entry.target == "sounds":
+        if door.limits.sound is None or not door.limits.sound.max_inputs:
+            why = "this model starts from no sound; leave it out"
+            raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        return wire
     if not door.limits.max_images:
         code = "unsupported_task" if kind == "edit" else "unsupported_parameter"
         raise refusal(code, f"{name} is not supported: this model works from text only; leave the picture out", name)
@@ -210,6 +224,8 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
     chosen = {target: value for target, value in values.items() if target in _PARAMS and target != "extra"}
     if "extra" in values:
         chosen["extra"] = _family(values["extra"], names["extra"], door, form)
+    if "start" in values:
+        chosen["extra"] = {**chosen.get("extra", {}), "start": _start(found, door)}
     return Wanted(
         prompt=values.get("prompt"),
         negative_prompt=values.get("negative_prompt"),
@@ -227,6 +243,15 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         last_urls=values.get("last_urls", ()),
         names=names,
     )
+
+
+def _start(found: _Found, door: Door) -> float:
+    """Where the sound begins: a parameter of the families that know such a moment."""
+    name, value = found.names["start"], found.values["start"]
+    if not issubclass(door.spec.extra, SoundParams):
+        raise refusal("unsupported_parameter", f"{name} is not supported: this model makes its sounds whole", name)
+    assert isinstance(value, float)
+    return value
 
 
 def _spend(found: _Found, door: Door) -> None:
@@ -250,7 +275,7 @@ def steps_of(level: str, door: Door) -> int:
 
 def _check_delivery(found: _Found) -> None:
     values, names = found.values, found.names
-    if "compression" in values and values.get("format", "PNG") == "PNG":
+    if "compression" in values and values["format"] == "PNG":
         message = f"{names['compression']} has a meaning for jpeg and webp only; choose one of them as output_format"
         raise refusal("conflicting_parameters", message, names["compression"])
     for target in ("partial_images", "progress", "stream_options"):
@@ -268,7 +293,7 @@ def _output(found: _Found) -> Output:
     compression = values.get("compression")
     level = values.get("level", "auto")
     return Output(
-        format=values.get("format", "PNG"),
+        format=values["format"],
         quality=None if compression is None else max(1, compression),
         level=LEVELS.get(level, level),
         background=values.get("background", "auto"),

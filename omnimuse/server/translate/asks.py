@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door, Picture, Request
+from omnimuse.core.request import Ask, Door, Picture, Recording, Request
 from omnimuse.deploy.wire import Form
 from omnimuse.server.errors import refusal
 from omnimuse.server.translate.aliases import Wanted
@@ -23,16 +23,23 @@ MAX_PATIENCE = 24 * 3600.0
 
 
 def to_request(
-    wanted: Wanted, door: Door, tenant: str = "", previews: int = 0, pictures: Sequence[Picture] = ()
+    wanted: Wanted,
+    door: Door,
+    tenant: str = "",
+    previews: int = 0,
+    pictures: Sequence[Picture] = (),
+    sounds: Sequence[Recording] = (),
 ) -> Request:
     """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
 
-    `pictures` are those that came with it. `previews` asks for a look every so many steps. The deadline is `timeout_s`
-    from now on the monotonic clock.
+    `pictures` and `sounds` are those that came with it. `previews` asks for a look every so many steps. The deadline is
+    `timeout_s` from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
     if pictures:
         prompt["images"] = tuple(pictures)
+    if sounds:
+        prompt["sounds"] = tuple(sounds)
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
     ask = Ask(prompt, _timed(wanted, door), timeout=wanted.timeout, tenant=tenant, previews=previews)
@@ -80,9 +87,14 @@ def preview_steps(steps: int, wanted: int) -> tuple[int, ...]:
 
 
 def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
-    """The parameters, with `seconds` turned into the nearest number of frames that the model can make."""
+    """The parameters with `seconds`; of a video, turned into the nearest number of frames that the model can make."""
     if wanted.seconds is None:
         return wanted.params
+    if door.spec.medium == "audio":
+        if "seconds" not in door.honoured:
+            name = wanted.names["seconds"]
+            raise refusal("unsupported_parameter", f"{name} is not supported: this model decides by itself", name)
+        return replace(wanted.params, seconds=wanted.seconds)
     fps = wanted.params.fps or door.defaults.fps or 1.0
     step = door.limits.frame_step
     frames = 1 + step * round(max(0.0, min(wanted.seconds * fps, 1e9) - 1) / step)
@@ -103,7 +115,9 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
 def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
-    usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image"}
+    usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image", "sounds": "audio"}
+    if error.param == "extra.start" and "start" in names:
+        return RequestError(str(error).replace("extra.start", names["start"], 1), names["start"])
     name = names.get(first, usual.get(first, first))
     message = str(error)
     if name != first and message.startswith(f"{first}="):

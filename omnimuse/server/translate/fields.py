@@ -20,8 +20,8 @@ Shape = Literal[
 """What a value looks like; "file" is an upload, "urls" one address or several, "picture" an upload or an object with
 its address as `image_url`."""
 
-Kind = Literal["image", "edit", "video", "chat"]
-"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/chat/completions."""
+Kind = Literal["image", "edit", "video", "audio", "chat"]
+"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions."""
 
 HARMLESS = "harmless"
 """The target of fields that are checked and then change nothing, for the reason in `note`."""
@@ -200,6 +200,28 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         *_refused("send a picture as `input_reference`", "reference_url", "image_reference"),
         *_refused("no model here makes videos from videos", "video_reference"),
     ),
+    "audio": (
+        *SHARED,
+        Field("input", "text", "prompt", "what to be heard (VO)", longest=MAX_PROMPT),
+        Field("prompt", "text", "prompt", "as `input` (ours)", longest=MAX_PROMPT),
+        Field("audio_length", "seconds", "seconds", "how many seconds (VO)"),
+        Field("seconds", "seconds", "seconds", "as `audio_length` (ours)"),
+        Field("audio_start", "real", "start", "where in the model's whole the sound begins, in seconds (VO)"),
+        Field("response_format", "choice", "format", "the file's format", allowed=("wav", "flac", "ogg", "mp3")),
+        Field("output_format", "choice", "format", "as `response_format`", allowed=("wav", "flac", "ogg", "mp3")),
+        Field(
+            "stream_format",
+            "choice",
+            "stream_format",
+            "sse answers with events: steps, pieces of the sound as they are finished, the whole as a file",
+            allowed=("audio", "sse"),
+        ),
+        Field("audio", "file", "sounds", "a sound to start from: wav, flac, ogg or mp3"),
+        *_refused("say how fast it is in the prompt", "speed", neutral=(1, 1.0)),
+        *_refused("one request makes one sound", "n", "num_outputs_per_prompt", neutral=(1,)),
+        *_refused("choose `stream_format`", "stream", neutral=(False,)),
+        *_refused("this model speaks no text; it has no voices", "voice", "instructions", "ref_audio", "ref_text"),
+    ),
     "chat": (
         *SHARED,
         *_FILE_FORM,
@@ -221,7 +243,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         *_refused("the answer is a picture", "response_format", neutral=({"type": "text"},)),
         *_refused("this model calls no tools", "tools", "functions", neutral=([],)),
         *_refused("this model calls no tools", "tool_choice", "function_call", neutral=("none", "auto")),
-        *_refused("this model makes no sound", "audio"),
+        *_refused("sounds are made at /v1/audio/generate", "audio"),
         *_refused("conversations are not stored", "store", neutral=(False,)),
         *_refused("conversations are not stored", "metadata", neutral=({},)),
         *_refused("this model searches nothing", "web_search_options"),
