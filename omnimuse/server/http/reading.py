@@ -1,7 +1,8 @@
 """HTTP as h11 reads it, with a bound on the work that a few bytes can make.
 
 `server/http/connections.py` uses `Reading` in place of h11's own connection: heads of thousands of lines and bodies in
-thousands of tiny chunks are refused before they are taken apart, and it is told how much of a body is still to come.
+thousands of tiny chunks are refused before they are taken apart, so is a body that ends in two places, and it is told
+how much of a body is still to come.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class Reading(h11.Connection):
     def _begin(self, request: h11.Request) -> None:
         found = dict(request.headers)
         self._chunked = b"transfer-encoding" in found
+        if self._chunked and (b"content-length" in found or request.http_version < b"1.1"):
+            # A proxy in front may have read it the other way: what it took for a body would be the next request.
+            raise h11.RemoteProtocolError("a body that ends in two places", 400)
         self.left = 0 if self._chunked else int(found.get(b"content-length", b"0"))
         self.requests += 1
         self.begun, self._lines, self._tail = False, 0, b""

@@ -187,6 +187,18 @@ def test_what_is_no_http_gets_our_json_and_an_id(connect: Connect, data: bytes) 
     assert json.loads(body)["error"]["code"] == "invalid_request"
 
 
+@pytest.mark.parametrize(("version", "length"), [("1.1", "Content-Length: 5\r\n"), ("1.0", "")])
+def test_a_body_that_ends_in_two_places_is_refused_and_nothing_behind_it_is_a_request(
+    connect: Connect, version: str, length: str
+) -> None:
+    head = f"POST /echo HTTP/{version}\r\nHost: localhost\r\n{length}Transfer-Encoding: chunked\r\n\r\n"
+    connection = connect(head.encode() + b"0\r\n\r\n" + get("/livez"))
+    said = b""
+    while piece := connection.recv(4096):
+        said += piece
+    assert said.startswith(b"HTTP/1.1 400 ") and said.count(b"x-request-id: ") == 1
+
+
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\nHost: loc"])
 def test_headers_that_do_not_come_are_not_waited_for(connect: Connect, data: bytes) -> None:
     assert connect(data).recv(1) == b""
