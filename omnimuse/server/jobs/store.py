@@ -2,7 +2,8 @@
 
 Only `server/jobs/book.py` writes here. All SQL runs on one thread that owns the connection; every method is awaited. A
 file lock beside the database keeps a second server out. Which of two racing changes wins is decided here, by
-conditions in the statements; a change that came too late returns False and changes nothing.
+conditions in the statements; a change that came too late returns False and changes nothing. Only `claim` gives a job
+with the pictures and sounds that it starts from.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
 
@@ -31,10 +33,6 @@ IDEMPOTENCY = 24 * 3600.0
 
 # A finished job that an idempotency key stands for stays at least as long as the key.
 _EXPIRES = f"max(?, CASE WHEN idem_key IS NULL THEN 0 ELSE created + {IDEMPOTENCY} END)"
-
-
-# What has ended is not drawn again: the pictures and sounds that it started from go.
-_WITHOUT_SOURCES = "json_replace(work, '$.request.images', json('[]'), '$.request.sounds', json('[]'))"
 
 
 class IdempotencyConflict(OmnimuseError):
@@ -101,6 +99,7 @@ class JobStore:
         with self._transaction():
             if idem is not None and (earlier := self._known(job.tenant, idem, job.times.created)) is not None:
                 return earlier
+            work, sources = _apart(job.work)
             self._db.execute(
                 "INSERT INTO jobs (id, tenant, kind, state, attempt, work, created, deadline, idem_key, idem_hash)"
                 " VALUES (?, ?, ?, 'queued', 0, ?, ?, ?, ?, ?)",
@@ -108,13 +107,16 @@ class JobStore:
                     job.id,
                     job.tenant,
                     job.kind,
-                    msgspec.json.encode(job.work).decode(),
+                    msgspec.json.encode(work).decode(),
                     job.times.created,
                     job.times.deadline,
                     idem and idem.key,
                     idem and idem.body_hash,
                 ),
             )
+            if sources:
+                content = msgspec.json.encode(sources).decode()
+                self._db.execute("INSERT INTO sources (job, content) VALUES (?, ?)", (job.id, content))
             self._fault("store.accept")
         return job
 
@@ -130,7 +132,11 @@ class JobStore:
             " RETURNING *",
             (now, each),
         ).fetchall()
-        return _job(row[0]) if row else None
+        if not row:
+            return None
+        job = _job(row[0])
+        sources = self._db.execute("SELECT content FROM sources WHERE job = ?", (job.id,)).fetchone()
+        return job if sources is None else _with_sources(job, msgspec.json.decode(sources["content"]))
 
     @_on_writer
     def finish(self, job: Job, outcome: Outcome, now: float, expires: float) -> bool:
@@ -138,7 +144,7 @@ class JobStore:
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE jobs SET state = 'completed', progress = 100, files = ?, timings = ?, memory = ?,"
-                f" work = {_WITHOUT_SOURCES}, finished = ?, expires = {_EXPIRES}"
+                f" finished = ?, expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state = 'in_progress'",
                 (
                     msgspec.json.encode(outcome.files).decode(),
@@ -158,7 +164,7 @@ class JobStore:
         """End `job` as failed, with its progress; False if it has ended or been started anew meanwhile."""
         return (
             self._db.execute(
-                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_SOURCES}, error = ?, progress = ?, finished = ?,"
+                "UPDATE jobs SET state = 'failed', error = ?, progress = ?, finished = ?,"
                 f" expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state IN ('queued', 'in_progress')",
                 (msgspec.json.encode(trouble).decode(), job.progress, now, expires, job.id, job.attempt),
@@ -247,7 +253,7 @@ class JobStore:
         """
         with self._transaction():
             self._db.execute(
-                f"UPDATE jobs SET state = 'failed', work = {_WITHOUT_SOURCES}, error = ?, finished = ?,"
+                "UPDATE jobs SET state = 'failed', error = ?, finished = ?,"
                 f" expires = {_EXPIRES}"
                 " WHERE state = 'in_progress' AND attempt >= ?",
                 (msgspec.json.encode(trouble).decode(), now, expires, MAX_ATTEMPTS),
@@ -292,6 +298,21 @@ class JobStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+
+_SOURCES = ("images", "sounds")  # of a request: what a job starts from, which may be large
+
+
+def _apart(work: Work) -> tuple[Work, dict[str, Any]]:
+    """`work` without what it starts from, and this."""
+    sources = {name: work.request[name] for name in _SOURCES if work.request.get(name)}
+    request = {**work.request, **{name: [] for name in sources}}
+    return msgspec.structs.replace(work, request=request), sources
+
+
+def _with_sources(job: Job, sources: dict[str, Any]) -> Job:
+    found = {name: given for name, given in sources.items() if given}
+    return replace(job, work=msgspec.structs.replace(job.work, request={**job.work.request, **found}))
 
 
 def _files(row: sqlite3.Row) -> tuple[MadeFile, ...]:

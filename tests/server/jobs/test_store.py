@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from omnimuse.core.errors import ConfigError, RequestError, StorageError
@@ -338,15 +339,62 @@ def test_what_is_deleted_is_soon_in_no_file_although_the_server_goes_on(tmp_path
     with_store(tmp_path, act)
 
 
+WITH_SOURCES = {
+    "prompt": "a hill",
+    "images": [{"width": 1, "height": 1, "png": "x" * 10_000}],
+    "sounds": [{"rate": 8000, "pcm": "y" * 10_000}],
+}
+
+
+def test_whoever_asks_about_a_job_reads_none_of_its_sources_and_whoever_draws_it_has_them(tmp_path: Path) -> None:
+    async def act(store: JobStore) -> None:
+        await store.accept(replace(job("a"), work=Work("model", WITH_SOURCES, Form("MP4"), {})), KEY)
+        found = [await store.get("", "a", NOW), await store.known("", KEY, NOW), *await store.queued()]
+        found += (await store.page("", "video", Page(), NOW))[0]
+        assert [each and each.work.request for each in found] == [{"prompt": "a hill", "images": [], "sounds": []}] * 4
+        started = await store.claim(NOW)
+        assert started is not None and started.work.request == WITH_SOURCES
+        assert await store.put_back(started)
+        again = await store.claim(NOW)
+        assert again is not None and again.work.request == WITH_SOURCES
+
+    with_store(tmp_path, act)
+
+
+def test_a_store_of_the_version_before_is_taken_over_with_its_jobs_and_their_sources(tmp_path: Path) -> None:
+    async def begin(store: JobStore) -> None:
+        for name in "ab":
+            await store.accept(job(name), None)
+
+    with_store(tmp_path, begin)
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as db:  # as version 1 had it
+        db.executescript(
+            "DROP TRIGGER sources_of_ended; DROP TRIGGER sources_of_deleted; DROP TABLE sources;PRAGMA user_version = 1"
+        )
+        work = msgspec.json.encode(Work("model", WITH_SOURCES, Form("MP4"), {})).decode()
+        db.execute("UPDATE jobs SET work = ? WHERE id = 'a'", (work,))
+    db.close()
+
+    async def again(store: JobStore) -> None:
+        first, second = await store.claim(NOW), await store.claim(NOW)
+        assert first is not None and first.work.request == WITH_SOURCES
+        assert second is not None and second.work == job("b").work
+        assert await store.delete("", "a") is not None
+
+    with_store(tmp_path, again)
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM sources").fetchone() == (0,)
+        assert b"xxxxxxxx" not in (tmp_path / "jobs.sqlite").read_bytes()
+    db.close()
+
+
 @pytest.mark.parametrize("end", ["completed", "failed", "lost"])
 def test_a_job_that_has_ended_keeps_no_picture_that_it_started_from(tmp_path: Path, end: str) -> None:
-    request = {"prompt": "a hill", "images": [{"width": 1, "height": 1, "png": "x" * 10_000}]}
-
     async def act(store: JobStore) -> None:
-        await store.accept(replace(job("a"), work=Work("model", request, Form("MP4"), {"n": 2**62})), None)
+        await store.accept(replace(job("a"), work=Work("model", WITH_SOURCES, Form("MP4"), {"n": 2**62})), None)
         for _ in range(MAX_ATTEMPTS if end == "lost" else 1):
             started = await store.claim(NOW)
-            assert started is not None and started.work.request == request
+            assert started is not None and started.work.request == WITH_SOURCES
             if end == "completed":
                 await store.finish(started, Outcome((FILM,), {}), NOW, NOW + 10)
             elif end == "failed":
@@ -355,7 +403,7 @@ def test_a_job_that_has_ended_keeps_no_picture_that_it_started_from(tmp_path: Pa
                 await store.recover(LOST, NOW, NOW + 10)
         ended = await store.get("", "a", NOW)
         assert ended is not None and ended.ended
-        assert ended.work == Work("model", {"prompt": "a hill", "images": []}, Form("MP4"), {"n": 2**62})
+        assert ended.work == Work("model", {"prompt": "a hill", "images": [], "sounds": []}, Form("MP4"), {"n": 2**62})
 
     with_store(tmp_path, act)
 
