@@ -77,20 +77,19 @@ def read_report(report: Mapping[str, Any], build: Sequence[str]) -> tuple[str, t
     ValueError for a package without a hash: it comes from a folder, and nobody could install it elsewhere.
     """
     names = frozenset(normal(item["metadata"]["name"]) for item in report["install"])
-    ours, packages = ("", ()), list[Package]()
+    version_of_ours, needs_of_ours, packages = "", tuple[str, ...](), list[Package]()
     for item in report["install"]:
         about = item["metadata"]
         name, version = normal(about["name"]), about["version"]
         if name == OURSELVES:
-            needs = [*about.get("requires_dist", ()), *build]
-            ours = version, needed(needs, EXTRAS, names)
+            version_of_ours, needs_of_ours = version, needed([*about.get("requires_dist", ()), *build], EXTRAS, names)
             continue
         hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
         if "sha256" not in hashes:
             raise ValueError(f"{name} {version} has no hash; it must come from an index or a folder of wheels")
         needs = needed(about.get("requires_dist", ()), item.get("requested_extras", ()), names)
         packages.append(Package(name, version, (hashes["sha256"],), license_of(about), needs))
-    return *ours, sorted(packages, key=lambda package: package.name)
+    return version_of_ours, needs_of_ours, sorted(packages, key=lambda package: package.name)
 
 
 def needed(requirements: Sequence[str], extras: Sequence[str], among: frozenset[str]) -> tuple[str, ...]:
