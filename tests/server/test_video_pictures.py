@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx2
 import pytest
 from openai import AsyncOpenAI
 from PIL import Image
 
 from omnimuse.core.request import Picture
+from tests.checkpoints import wan
 from tests.server.test_videos import run, run_with_client
 from tests.server.video_rig import Rig, listening, rig
+from tests.server.whole_server import WholeServer
 from tests.unit.media.hostile import encoded
 
 WIDE, TALL = encoded(Image.new("RGB", (96, 48), "teal"), "PNG"), encoded(Image.new("RGB", (30, 90), "navy"), "PNG")
@@ -158,6 +162,20 @@ def test_a_job_keeps_its_picture_over_a_restart(tmp_path: Path) -> None:
             assert sizes(parts.workers.started[-1].images) == [(30, 90)]
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_server_as_operators_start_it_makes_a_video_from_a_picture(tmp_path: Path) -> None:
+    model = wan.build(tmp_path / "tiny", "2.1-I2V")
+    with WholeServer(tmp_path / "home", str(model), "--dtype", "float32", "--warm-up", "none") as server:
+        url = server.url
+        server.wait_ready()
+        files = [text("prompt", "a hill"), ("input_reference", ("hill.png", WIDE))]
+        chosen = [text(*each) for each in (("num_frames", "5"), ("num_inference_steps", "2"), ("height", "32"))]
+        answer = httpx2.post(f"{url}/v1/videos/sync", files=[*files, *chosen], timeout=100)
+        assert answer.status_code == 200, answer.content
+    with av.open(io.BytesIO(answer.content)) as container:
+        shown = list(container.decode(video=0))
+    assert (len(shown), shown[0].width, shown[0].height) == (5, 64, 32)
 
 
 def test_tries_with_pictures_are_counted_as_such(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def is_kind(experts: bool, timed: bool, images: tuple[int, int]) -> Callable[[Co
         if found != (experts, timed, images):
             return ""
         networks, times = "two experts" if experts else "one network", "each token" if timed else "all tokens"
-        return f"it has {networks}, a time for {times}, and takes from {images[0]} to {images[1]} pictures"
+        least, most = (("no", "one", "two")[count] for count in images)
+        taken = most if least == most else f"{least} or {most}"
+        return f"it has {networks}, a time for {times}, and takes {taken} picture{'s' * (images[1] != 1)}"
 
     return reason
 

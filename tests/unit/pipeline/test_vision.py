@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
-from omnimuse import DiffusionParams, Omni
+from omnimuse import Config, DiffusionParams, ModelConfig, Omni
 from omnimuse.core.errors import ModelError
 from omnimuse.media.picture import picture_of
 from omnimuse.pipeline.vision import Preparation
+from omnimuse.worker.build import build
 from tests.checkpoints import wan
 from tests.checkpoints.families import photo
 
@@ -66,6 +68,17 @@ def test_the_file_that_the_published_processor_writes_is_read(tmp_path: Path) ->
 def test_a_preparation_of_another_kind_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Preparation.of(config)
+
+
+def test_an_image_encoder_with_the_names_of_published_files_is_read(tmp_path: Path) -> None:
+    folder = wan.build(tmp_path / "tiny", "2.1-I2V")
+    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"))
+    plain = build(config).pipeline.ctx.network("image_encoder").state_dict()
+    [file] = (folder / "image_encoder").glob("*.safetensors")
+    older = {f"vision_model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(older | {"vision_model.embeddings.position_ids": torch.arange(wan.SEEN)[None]}, file)
+    found = build(config).pipeline.ctx.network("image_encoder").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
 
 
 def test_pictures_are_looked_at_and_encoded_once_for_all_outputs_and_again_for_others(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_a_published_checkpoint_is_recognised_by_what_it_says_and_takes_its_pict
     assert pictures(found) == PUBLISHED[model][2]
     recognised = SPEC.recognise([], found)
     assert recognised.sure and model in recognised.variant.ids
+    assert recognised.why.endswith(("takes no pictures", "one picture", "two pictures"))
 
 
 @pytest.mark.parametrize(
