@@ -25,7 +25,11 @@ class Registry:
         """The spec of the family that has the pipeline `arch`; ModelError names the closest supported one otherwise."""
         spec = import_module(self._package(arch) + ".spec").SPEC
         assert isinstance(spec, Spec)
-        assert arch == spec.arch or arch in spec.also
+        if arch != spec.arch and arch not in spec.also:
+            raise ModelError(
+                f"{self._package(arch)} is in the table of models for {arch!r}, but its spec has arch={spec.arch!r}; "
+                "make the line in models/__init__.py and the spec say the same"
+            )
         return spec
 
     def covers(self, arch: str) -> bool:

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Cosines, then sines, of t at dim/2 geometric frequencies: [B] -> [B, dim] in float32, dim even."""
+def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1.0) -> Tensor:
+    """Cosines, then sines, of t at dim/2 geometric frequencies: [B] -> [B, dim] in float32, dim even.
+
+    Angles are multiplied by `scale` at last, as diffusers does, which t itself may have too few bits for.
+    """
     angles = t.float()[:, None] * _frequencies(dim // 2, max_period, t.device)  # [B, dim/2]
+    angles = angles if scale == 1.0 else angles * scale
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -29,13 +33,14 @@ def _frequencies(count: int, max_period: float, device: torch.device) -> Tensor:
 class TimestepEmbedding(nn.Module):
     """Sinusoid, linear, SiLU, linear: [B] -> [B, out] in the dtype of the weights."""
 
-    def __init__(self, out: int, hidden: int, frequencies: int = 256) -> None:
+    def __init__(self, out: int, hidden: int, frequencies: int = 256, scale: float = 1.0) -> None:
         super().__init__()
         self.frequencies = frequencies
+        self.scale = scale
         self.linear_1 = nn.Linear(frequencies, hidden)
         self.activation = nn.SiLU()
         self.linear_2 = nn.Linear(hidden, out)
 
     def forward(self, t: Tensor) -> Tensor:
-        waves = sinusoid(t, self.frequencies).to(self.linear_1.weight.dtype)
+        waves = sinusoid(t, self.frequencies, scale=self.scale).to(self.linear_1.weight.dtype)
         return self.linear_2(self.activation(self.linear_1(waves)))

@@ -10,6 +10,7 @@ TABLE = {
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
+    "QwenImagePipeline": "omnimuse.models.qwen_image",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 

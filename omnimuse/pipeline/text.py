@@ -89,22 +89,16 @@ class EncodeText(Stage):
     def key(self, ctx: Context, state: State) -> Hashable | None:
         if self.branch not in state.request.branches:
             return "not needed"
-        return (self, self._text(ctx, state), self._limit(ctx, state.request))
+        return (self, text_of(ctx, state, self.source), self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             [slot] = self.writes
             if self.branch in state.request.branches:
                 limit = self._limit(ctx, state.request)
-                state[slot], state.notes[self.name] = self._encode(ctx, self._text(ctx, state), limit)
+                state[slot], state.notes[self.name] = self._encode(ctx, text_of(ctx, state, self.source), limit)
             else:
                 state[slot] = None
-
-    def _text(self, ctx: Context, state: State) -> str:
-        text: str | None = state[self.source]
-        if text is None and ctx.spec.guidance is not None:
-            text = ctx.spec.guidance.negative
-        return text or ""
 
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or request.params.max_sequence_length or ctx.limits.max_sequence_length
@@ -132,6 +126,14 @@ class EncodeText(Stage):
             whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] - self.drop
         why = "all that it takes" if self.length else f"max_sequence_length={limit}"
         return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")
+
+
+def text_of(ctx: Context, state: State, source: str) -> str:
+    """The prompt or the negative prompt of a request; where nobody gave the latter, the one of the family."""
+    text: str | None = state[source]
+    if text is None and ctx.spec.guidance is not None:
+        text = ctx.spec.guidance.negative
+    return text or ""
 
 
 def for_both_branches(*stages: EncodeText) -> tuple[EncodeText, ...]:

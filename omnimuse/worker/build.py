@@ -22,7 +22,7 @@ from omnimuse.attention.selection import bind
 from omnimuse.cache.teacache import TeaCache
 from omnimuse.compat.diffusers.read import read_components
 from omnimuse.core.config import Choice, Config, Environment
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.request import Door
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
@@ -311,5 +311,14 @@ def _has_flat_convolutions(module: nn.Module) -> bool:
 
 
 def _import(path: str) -> Any:
-    module, name = path.split(":")
-    return getattr(import_module(module), name)
+    """What `module:name` in a family's spec names."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as problem:
+        if isinstance(problem, ModuleNotFoundError) and not module.startswith(str(problem.name)):
+            raise  # the module is there, and what it needs is not
+        raise ModelError(
+            f"{path!r} in the spec of a family names nothing that can be imported ({problem}); "
+            "write the module's path, a colon, and the name of the class or of the rules in it"
+        ) from problem

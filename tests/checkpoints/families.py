@@ -71,8 +71,8 @@ Reference = Callable[[Path, list[Wish], str], list[Tensor]]
 class Family:
     """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
 
-    `kind` tells the checkpoints of one architecture apart; `sounds` is set where sound comes out; `unable` are
-    schedulers that the reference cannot be given, and why.
+    `kind` tells the checkpoints of one architecture apart; a schedule needs `least_steps`; `sounds` is set where sound
+    comes out; `unable` are schedulers that the reference cannot be given, and why.
     """
 
     arch: str
@@ -80,6 +80,7 @@ class Family:
     wishes: tuple[Wish, ...]
     reference: Reference
     kind: str = ""
+    least_steps: int = 1
     unable: Mapping[str, str] = field(default_factory=dict)
     sounds: bool = False
 
@@ -202,6 +203,24 @@ def _ovis_image_reference(folder: Path, wishes: list[Wish], output_type: str) ->
             picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
         results.append(picture)
     return results
+
+
+def _qwen_image(folder: Path) -> Path:
+    from tests.checkpoints import qwen_image
+
+    return qwen_image.build(folder)
+
+
+def _qwen_image_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from tests.checkpoints import qwen_image
+
+    return qwen_image.reference(folder, wishes, output_type)
+
+
+def _true(scale: float, steps: int, height: int, width: int, seed: int) -> DiffusionParams:
+    """Parameters of a family that is guided by `true_cfg_scale` alone."""
+    params = _params(steps, 0.0, height, width, seed)
+    return replace(params, guidance_scale=None, true_cfg_scale=scale, max_sequence_length=64)
 
 
 def _wan(kind: str, folder: Path) -> Path:
@@ -359,6 +378,19 @@ FAMILIES = (
         ),
         reference=_ovis_image_reference,
         unable=BY_SIZE,
+    ),
+    Family(
+        arch="QwenImagePipeline",
+        build=_qwen_image,
+        wishes=(
+            Wish("a red circle", "blurry, grey", _true(4.0, 4, 64, 64, 7)),
+            Wish("Two squares, and a long story about them. " * 9, None, _true(2.5, 3, 96, 64, 8)),
+            Wish("a star", None, replace(_true(1.0, 5, 32, 48, 9), max_sequence_length=1024)),
+            Wish("a cross", "", replace(_true(3.0, 6, 48, 64, 10), strength=0.5), photo(50, 70)),
+        ),
+        reference=_qwen_image_reference,
+        least_steps=2,
+        unable=EULER,
     ),
     _wan_family("2.1", 16),
     _wan_family("A14B", 16, second=2.0),

@@ -15,10 +15,10 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError
-from omnimuse.layers.stack import Memory
 from omnimuse.models.flux.transformer import FluxConfig, FluxInputs, FluxTransformer
 from omnimuse.models.flux.weights import RULES
 from tests.checkpoints import parts
+from tests.watch import watched
 
 TINY = {
     "patch_size": 1,
@@ -160,27 +160,6 @@ def test_every_weight_of_ours_matters(network):
 def test_double_and_single_blocks_are_one_stack(network):
     (stack,) = network.stacks().values()
     assert [type(block).__name__ for block in stack.blocks()] == ["DoubleBlock"] * 2 + ["SingleBlock"] * 3
-
-
-class Watch:
-    """A runner that keeps what it is given and runs nothing."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple] = []
-
-    def __call__(self, blocks, hidden, cond, memories=None):
-        self.seen.append((blocks, hidden, cond, memories))
-        return hidden
-
-
-def watched(network: FluxTransformer, *batches: list[FluxInputs]) -> list[tuple]:
-    """What the stack's runner was given in one forward per batch."""
-    plain, watch = network.stack.runner, Watch()
-    network.stack.runner = watch
-    for batch in batches:
-        network(batch, [Memory(step=row) for row in range(len(batch))])
-    network.stack.runner = plain
-    return watch.seen
 
 
 def test_the_probe_is_the_image_that_the_first_attention_sees(network):

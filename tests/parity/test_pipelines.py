@@ -150,6 +150,8 @@ def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_give
 
     def other(own: Any) -> Any:
         levels = {"shift": SHIFT} if name == "euler" else {"flow_shift": SHIFT}
+        if (terminal := own.config.get("shift_terminal")) is not None:
+            levels["shift_terminal"] = terminal
         return getattr(diffusers, kind).from_config(
             {"num_train_timesteps": own.config.num_train_timesteps}, **flow, **levels
         )
@@ -171,7 +173,7 @@ def test_every_scheduler_draws_in_any_number_of_steps(family: Family, folder: Pa
     if family.sounds:
         pytest.skip(NO_FLOW)
     asked = []
-    for steps, wish in zip((1, 2, 3, 7), (*family.wishes, family.wishes[-1]), strict=False):
+    for steps, wish in zip((family.least_steps, 2, 3, 7), (*family.wishes, family.wishes[-1]), strict=False):
         params = replace(wish.params, num_inference_steps=steps, scheduler=name)
         asked.append(replace(wish, params=params))
     for found in ours(folder, asked, "latent"):

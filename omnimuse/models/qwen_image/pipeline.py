@@ -1,0 +1,89 @@
+"""Qwen-Image as a pipeline: the declaration, and the few functions that are really its own.
+
+Source: the reference pipelines of diffusers (QwenImagePipeline, QwenImageImg2ImgPipeline). C latent channels, h w
+latent sides, S text tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
+from omnimuse.models.qwen_image.spec import PATCH, SPEC
+from omnimuse.models.qwen_image.transformer import QwenTransformer
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
+from omnimuse.pipeline.latents import InitLatents, cells
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
+
+BEFORE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+DROPPED = 34
+"""The tokens of `BEFORE`, whose features the transformer never sees."""
+
+
+def described(tokenizer: Any, prompt: str) -> str:
+    """The prompt in the chat that the model was trained with."""
+    return f"{BEFORE}{prompt}{AFTER}"
+
+
+def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
+    """[C, h, w] of the noise of one picture; the network sees patches, so its channels are four times C."""
+    channels = configs["transformer"]["in_channels"]
+    assert isinstance(channels, int)
+    return channels // PATCH**2, *cells(configs, request)
+
+
+def image_tokens(configs: Configs, request: Request) -> int:
+    """Patches of 2 x 2 latents."""
+    h, w = cells(configs, request)
+    return (h // PATCH) * (w // PATCH)
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
+    """The text of a branch and the positions: the same at every step."""
+    transformer = ctx.network(network)
+    assert isinstance(transformer, QwenTransformer)
+    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request))
+
+
+def inputs(
+    ctx: Context, static: TwoStreamStatic, latents: Tensor, timestep: Tensor
+) -> TwoStreamInputs[TwoStreamStatic]:
+    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
+    return TwoStreamInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
+
+
+class QwenImage(Pipeline):
+    """Text, and perhaps a picture, to picture."""
+
+    spec = SPEC
+    stages = (
+        *for_both_branches(EncodeText(template=described, take=HiddenState(-1), drop=DROPPED)),
+        EncodeImage(),
+        DrawImageLatents(),
+        InitLatents(latent_shape),
+        Denoise(
+            conditions=conditions,
+            inputs=inputs,
+            token_count=image_tokens,
+            preview=preview_by_decoding,
+            start="image_latents",
+            spacing="linear64",
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = QwenImage

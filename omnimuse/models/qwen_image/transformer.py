@@ -1,0 +1,101 @@
+"""The Qwen-Image transformer: blocks with two streams, text and image, that attend together.
+
+The arithmetic is that of diffusers' `QwenImageTransformer2DModel`; the blocks are those of
+`components/two_streams.py`. What does not depend on the step, the projected text and the rotary tables, is computed
+once per request by `QwenTransformer.prepare`.
+
+Letters: R rows, S tokens, D width, H head dim; c h w latent channels, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.components.two_streams import (
+    PATCH,
+    TIME_SCALE,
+    Blocks,
+    TwoStreamInputs,
+    TwoStreamNetwork,
+    TwoStreamStatic,
+)
+from omnimuse.core.errors import ModelError
+from omnimuse.layers.embedding import TimestepEmbedding
+from omnimuse.layers.norm import RMSNorm
+from omnimuse.layers.rotary import rotary_table
+from omnimuse.loader.facts import read_facts
+
+THETA = 10_000.0
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class QwenConfig:
+    """The facts in the checkpoint's transformer/config.json; defaults are those of the published 20B model."""
+
+    in_channels: int = 64
+    num_layers: int = 60
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 3584
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+
+    def __post_init__(self) -> None:
+        if len(self.axes_dims_rope) != 3 or sum(self.axes_dims_rope) != self.attention_head_dim:
+            raise ModelError(
+                f"transformer/config.json: axes_dims_rope={self.axes_dims_rope}, "
+                f"attention_head_dim={self.attention_head_dim}; there must be three axes whose sum is the head dim"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> QwenConfig:
+        """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
+        fixed = {
+            "patch_size": (PATCH,),
+            "out_channels": (config.get("in_channels", cls.in_channels) // PATCH**2,),
+            "guidance_embeds": (False,),
+            "zero_cond_t": (False,),
+            "use_additional_t_cond": (False,),
+            "use_layer3d_rope": (False,),
+        }
+        return read_facts(cls, config, "transformer/config.json", fixed, {"pooled_projection_dim"})
+
+
+class QwenTransformer(TwoStreamNetwork[TwoStreamStatic]):
+    """Predicts the velocity from image to noise, one tensor [c, h, w] per row."""
+
+    def __init__(self, config: QwenConfig) -> None:
+        dim = config.num_attention_heads * config.attention_head_dim
+        blocks = Blocks(dim, config.num_attention_heads, config.num_layers, rounds_once=False)
+        super().__init__(blocks, config.in_channels, config.joint_attention_dim)
+        self.config = config
+        self.text_norm = RMSNorm(config.joint_attention_dim, EPS)
+        self.time_embedder = TimestepEmbedding(dim, dim, scale=TIME_SCALE)
+        self.activation = nn.SiLU()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> QwenTransformer:
+        return cls(QwenConfig.from_dict(config))
+
+    def prepare(self, features: Tensor, height: int, width: int) -> TwoStreamStatic:
+        """Text features [S, joint_attention_dim] and the latent size -> what all steps share."""
+        text = self.text_embedder(self.text_norm(features.to(self.text_embedder.weight)))  # [S_text, D]
+        return TwoStreamStatic(text, self._rope(len(text), height // PATCH, width // PATCH))
+
+    def vector(self, rows: Sequence[TwoStreamInputs[TwoStreamStatic]]) -> Tensor:
+        times = torch.stack([row.t for row in rows]).to(self.text_embedder.weight.dtype)  # [R]
+        return self.activation(self.time_embedder(times))
+
+    def _rope(self, text: int, rows: int, columns: int) -> Tensor:
+        """The image lies around the origin; the text goes on diagonally from where the image ends."""
+        device = self.text_embedder.weight.device
+        sides = [torch.arange(length // 2 - length, length // 2, device=device) for length in (rows, columns)]
+        image = torch.cartesian_prod(torch.zeros(1, dtype=torch.int64, device=device), *sides)  # [S_image, 3]
+        start = max(rows, columns) // 2
+        words = torch.arange(start, start + text, device=device)[:, None].expand(-1, 3)  # [S_text, 3]
+        return rotary_table(torch.cat([words, image]), self.config.axes_dims_rope, THETA)

@@ -1,0 +1,110 @@
+"""Tiny random checkpoints of the Qwen-Image kinds, in the layout that diffusers saves, and what the reference draws.
+
+Transformer of width 32 (2 heads of 16, two blocks), Qwen2.5-VL text encoder of width 64, video autoencoder of 8 to 16
+channels with factor 8 and the published means and deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    QwenImageImg2ImgPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from torch import Tensor
+from transformers import Qwen2Tokenizer
+
+from omnimuse.models.qwen_image.pipeline import AFTER, BEFORE
+from tests.checkpoints import parts
+from tests.checkpoints.families import Wish
+
+TEXT_WIDTH = 64
+SHIFT = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+
+
+def transformer(**options: bool) -> QwenImageTransformer2DModel:
+    """The network of the reference, small; still to be drawn."""
+    return QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=TEXT_WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        **options,
+    )
+
+
+def vae(channels: int = 3) -> AutoencoderKLQwenImage:
+    """Factor 8, the published 16 channels of latents."""
+    return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1, input_channels=channels)
+
+
+def tokenizer() -> Qwen2Tokenizer:
+    """One token per word of the chat around a prompt."""
+    return parts.qwen_tokenizer(texts=[BEFORE, AFTER])
+
+
+def build(folder: Path, *, seed: int = 0) -> Path:
+    """Writes the checkpoint into `folder` and returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = tokenizer()
+    words.save_pretrained(folder / "tokenizer")
+    parts.save_module(folder, "transformer", seed, transformer)
+    parts.save_module(folder, "text_encoder", seed, lambda: parts.qwen25_vl(len(words), TEXT_WIDTH))
+    parts.save_module(folder, "vae", seed, vae)
+    parts.write_scheduler(folder, "FlowMatchEulerDiscreteScheduler", SHIFT)
+    components = {
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": ("transformers", "Qwen2_5_VLForConditionalGeneration"),
+        "tokenizer": ("transformers", "Qwen2Tokenizer"),
+        "transformer": ("diffusers", "QwenImageTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKLQwenImage"),
+    }
+    parts.write_index(folder, "QwenImagePipeline", components)
+    return folder
+
+
+def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+    """What the reference makes of every wish: pictures [3, H, W], or latents [C, h, w].
+
+    A blank stands for a negative prompt that nobody gave: the reference would leave guidance out.
+    """
+    text = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    changing = QwenImageImg2ImgPipeline(**text.components)
+    results = []
+    for wish in wishes:
+        pipe: Any = text if wish.image is None else changing
+        pipe.set_progress_bar_config(disable=True)
+        p = wish.params
+        guided = (p.true_cfg_scale or 0.0) > 1
+        picture = pipe(
+            wish.prompt,
+            negative_prompt=" " if wish.negative is None and guided else wish.negative,
+            true_cfg_scale=p.true_cfg_scale,
+            height=p.height,
+            width=p.width,
+            num_inference_steps=p.num_inference_steps,
+            generator=torch.Generator().manual_seed(p.seed or 0),
+            output_type=output_type,
+            max_sequence_length=p.max_sequence_length,
+            **wish.started(),
+        ).images[0]
+        if output_type == "latent":  # packed there, a picture's shape here
+            picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0, :, 0]
+        results.append(picture)
+    return results

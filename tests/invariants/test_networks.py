@@ -1,0 +1,58 @@
+"""What every family's network owes to those who run its blocks, without which a step cache errs in silence."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+from omnimuse.engine.engine import Engine
+from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block
+from omnimuse.pipeline.denoise import Denoise
+from tests.invariants.conftest import Subject
+from tests.watch import watched
+
+
+def networks(engine: Engine) -> list[Network]:
+    components = engine.runner.pipeline.ctx.components
+    return [found for name in components if isinstance(found := components.wherever(name), Network)]
+
+
+def test_a_step_cache_watches_what_the_first_block_makes_of_the_step_not_its_input(shared: Engine) -> None:
+    for network in networks(shared):
+        first = list(network.stacks().values())[-1].blocks()[0]
+        assert type(first).probe is not Block.probe, f"{type(first).__name__} says nothing of the step"
+
+
+def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:
+    """Paths of fields in which two conditions differ."""
+    if isinstance(expected, torch.Tensor):
+        same = found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+        return [] if same else [where]
+    if is_dataclass(expected):
+        names = [field.name for field in fields(expected)]
+        parts = [differences(getattr(found, name), getattr(expected, name), f"{where}.{name}") for name in names]
+        return [path for part in parts for path in part]
+    return [] if found == expected else [where]
+
+
+@torch.inference_mode()
+def test_conditions_of_selected_rows_are_those_that_the_rows_have_without_the_others(
+    subject: Subject, shared: Engine
+) -> None:
+    pipeline, rows = shared.runner.pipeline, []
+    for ask in subject.asks()[:3]:
+        [state] = pipeline.states(shared.make_request(ask))
+        pipeline.prepare_encode([state])
+        loop = pipeline.stage_of(state)
+        assert isinstance(loop, Denoise)
+        rows.append(pipeline.rows(loop, state)[0])
+    [name] = {row.network for row in rows}
+    network = pipeline.ctx.network(name)
+    assert isinstance(network, Network)
+    inputs = [row.inputs for row in rows]
+    (_, _, cond, _), (_, _, alone, _) = watched(network, inputs, [inputs[2], inputs[0]])
+    assert differences(cond.select([2, 0]), alone) == []
+    assert differences(cond.select([0, 2]), alone) != [], "the order matters"

@@ -1,0 +1,131 @@
+"""Our Qwen-Image transformer against diffusers', with tiny random weights; ours is loaded by the same rules.
+
+Whole pictures are compared in `test_pipelines.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+from torch import Tensor
+
+from omnimuse.components.two_streams import TwoStreamInputs
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.tensors import DtypePolicy
+from omnimuse.loader.weights import randomise
+from omnimuse.models.qwen_image.transformer import QwenConfig, QwenTransformer
+from omnimuse.models.qwen_image.weights import RULES
+from tests.checkpoints import parts, qwen_image
+
+
+@pytest.fixture(scope="module")
+def reference() -> QwenImageTransformer2DModel:
+    model = qwen_image.transformer()
+    randomise(model, 0, "transformer", DtypePolicy(torch.float32), "cpu")
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def network(reference: QwenImageTransformer2DModel) -> QwenTransformer:
+    model = QwenTransformer.from_config(reference.config).eval().requires_grad_(False)
+    model.load_state_dict(parts.translated(reference.state_dict(), RULES))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+Case = list[tuple[Tensor, Tensor, Tensor]]
+
+
+def case(sizes: Sequence[tuple[int, int, int]]) -> Case:
+    """Latents, text features and time for rows of (height, width, text tokens)."""
+    times = torch.linspace(0.95, 0.05, len(sizes))
+    return [
+        (draw(10 + row, 16, h, w), 3 * draw(50 + row, tokens, qwen_image.TEXT_WIDTH), times[row])
+        for row, (h, w, tokens) in enumerate(sizes)
+    ]
+
+
+def ours(network: QwenTransformer, rows: Case) -> list[Tensor]:
+    return network([TwoStreamInputs(x, t, network.prepare(text, *x.shape[1:])) for x, text, t in rows])
+
+
+def theirs(model: QwenImageTransformer2DModel, latents: Tensor, text: Tensor, t: Tensor) -> Tensor:
+    """The reference's prediction of one row, as its pipeline calls it."""
+    c, h, w = latents.shape
+    packed = QwenImagePipeline._pack_latents(latents[None], 1, c, h, w)  # [1, S, 4c]
+    shapes = [[(1, h // 2, w // 2)]]
+    (velocity,) = model(packed, text[None], None, t[None], shapes, return_dict=False)
+    return QwenImagePipeline._unpack_latents(velocity, h * 8, w * 8, 8)[0, :, 0]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[(8, 12, 9)], [(8, 12, 9), (2, 2, 64), (16, 6, 1)], [(6, 10, 5)] * 2, [(2, 300, 3)], [(2, 2, 700)]],
+    ids=["one row", "rows of any size", "equal rows", "a wide picture", "a long text"],
+)
+def test_predictions_equal_the_reference_however_rows_share_a_forward(
+    reference: QwenImageTransformer2DModel, network: QwenTransformer, sizes: list[tuple[int, int, int]]
+) -> None:
+    rows = case(sizes)
+    for found, row in zip(ours(network, rows), rows, strict=True):
+        assert distance(found, theirs(reference, *row)) < 1e-5
+
+
+def test_half_precision_follows_the_reference(reference: QwenImageTransformer2DModel, network: QwenTransformer) -> None:
+    half = (reference.to(torch.bfloat16), network.to(torch.bfloat16))
+    try:
+        [(latents, text, t)] = [tuple(part.bfloat16() for part in row) for row in case([(8, 12, 9)])]
+        expected, [found] = theirs(half[0], latents, text, t), ours(half[1], [(latents, text, t)])
+    finally:
+        reference.float(), network.float()
+    assert found.dtype == torch.bfloat16
+    assert distance(found.float(), expected.float()) < 2e-2
+
+
+def test_every_weight_matters_but_those_of_the_text_after_the_last_attention(network: QwenTransformer) -> None:
+    rows = case([(8, 12, 9)])
+    [expected] = ours(network, rows)
+    idle = set()
+    for name, weight in network.named_parameters():
+        kept = weight.clone()
+        weight.mul_(1.5)
+        if torch.equal(ours(network, rows)[0], expected):
+            idle.add(name)
+        weight.copy_(kept)
+    last = "stack.double_blocks.1.text."
+    assert idle == {f"{last}{part}.{kind}" for part in ("to_out", "mlp.0", "mlp.2") for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 1}, "patch_size=1 is not supported; only 2 is"),
+        ({"out_channels": 8}, "out_channels=8 is not supported; only 16 is"),
+        ({"guidance_embeds": True}, "guidance_embeds=True is not supported"),
+        ({"use_layer3d_rope": True}, "use_layer3d_rope=True is not supported"),
+        ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope=\(4, 6\), attention_head_dim=16"),
+        ({"flow_capacitor": 88}, "unknown key 'flow_capacitor'"),
+    ],
+)
+def test_a_configuration_of_another_variant_is_refused_with_its_value(
+    reference: QwenImageTransformer2DModel, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        QwenConfig.from_dict({**reference.config, **change})
