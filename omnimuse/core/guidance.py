@@ -6,6 +6,7 @@ in `diffusion/guidance.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,12 +24,13 @@ class Combination:
     """What is done beyond going along the line through two predictions.
 
     `norm_cap` bounds the result's norm to that many times the positive one's (0: no bound). `match_norm` gives every
-    token the norm that it has in the positive one; a token is `patch` x `patch` latents. Guidance stops once the
-    elapsed share of time passes `truncation` (1: never).
+    token the norm that it has in the positive one, by a factor within `match_within`; a token is `patch` x `patch`
+    latents. Guidance stops once the elapsed share of time passes `truncation` (1: never).
     """
 
     norm_cap: float = 0.0
     match_norm: bool = False
+    match_within: tuple[float, float] = (0.0, math.inf)
     patch: int = 1
     truncation: float = 1.0
 

@@ -8,6 +8,7 @@ Shapes: predictions are [C, *, h, w], of one state; nothing here mixes states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,11 +40,16 @@ def cap_norm(pred: Tensor, reference: Tensor, factor: float) -> Tensor:
     return pred * torch.where(norm > allowed, allowed / norm, torch.ones_like(norm))
 
 
-def match_norm_per_token(pred: Tensor, reference: Tensor, patch: int = 1) -> Tensor:
-    """Gives every token of `pred` the norm that it has in `reference`: all channels of `patch` x `patch` latents."""
+def match_norm_per_token(
+    pred: Tensor, reference: Tensor, patch: int = 1, within: tuple[float, float] = (0.0, math.inf)
+) -> Tensor:
+    """Gives every token of `pred` the norm that it has in `reference`: all channels of `patch` x `patch` latents.
+
+    The factor stays `within` two bounds.
+    """
     (pred, reference), size = (_in_patches(x.float(), patch) for x in (pred, reference)), pred.shape
     wanted, norm = (torch.linalg.vector_norm(x, dim=(0, -3, -1), keepdim=True) for x in (reference, pred))
-    return (pred * (wanted / norm)).reshape(size)
+    return (pred * (wanted / norm).clamp(*within)).reshape(size)
 
 
 def combine(rule: Guidance | None, extra: FamilyParams, preds: Mapping[str, Tensor], scale: float) -> Tensor:
@@ -53,7 +59,7 @@ def combine(rule: Guidance | None, extra: FamilyParams, preds: Mapping[str, Tens
         return pos
     how, along = rule.how(extra), cfg if rule.neutral else cfg_extrapolated
     pred = along(pos, preds[NEGATIVE], scale)
-    pred = match_norm_per_token(pred, pos, how.patch) if how.match_norm else pred
+    pred = match_norm_per_token(pred, pos, how.patch, how.match_within) if how.match_norm else pred
     return cap_norm(pred, pos, how.norm_cap) if how.norm_cap > 0 else pred
 
 

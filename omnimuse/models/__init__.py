@@ -9,6 +9,7 @@ TABLE = {
     "ZImagePipeline": "omnimuse.models.z_image",
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",
+    "LongCatImagePipeline": "omnimuse.models.longcat_image",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",
 }

@@ -42,14 +42,27 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A prompt as a family's own way makes tokens of it: `ids` and `mask` are [1, S], int64.
+
+    Features are those of the tokens from `first` on, `limit` at most; `whole` is how many the prompt would have had.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    first: int
+    whole: int
+
+
+@dataclass(frozen=True)
 class EncodeText(Stage):
     """Tokenize the prompt of `branch` and run a text encoder over it; what `take` takes is that branch's `text`.
 
     Tokenizers and encoders, ours too, are called as those of transformers are. `length` fixes the token limit (else the
     request's `max_sequence_length` is it); `pad` fills up to the limit, `masked` hides those pads from the encoder, and
     `zeroed` makes zeros of the features that they have. `template(tokenizer, prompt)` makes the text that is tokenized;
-    the features of its first `drop` tokens are left out, and no limit counts these. Where a request does not need the
-    branch, its slot holds None.
+    the features of its first `drop` tokens are left out, and no limit counts these. `tokens(tokenizer, prompt, limit)`
+    does all of that in another way. Where a request does not need the branch, its slot holds None.
     """
 
     branch: str = POSITIVE
@@ -63,6 +76,7 @@ class EncodeText(Stage):
     masked: bool = True
     zeroed: bool = False
     drop: int = 0
+    tokens: Callable[[Any, str, int], Tokens] | None = None
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:
@@ -105,6 +119,8 @@ class EncodeText(Stage):
 
     def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Tensor, TextRead]:
         tokenizer = ctx.components[self.tokenizer]
+        if self.tokens is not None:
+            return self._encode_tokens(ctx, self.tokens(tokenizer, text, limit), limit)
         if self.template is not None:
             text = self.template(tokenizer, text)
         padding = "max_length" if self.pad else False
@@ -119,11 +135,20 @@ class EncodeText(Stage):
             features = features.masked_fill(~tokens.attention_mask[0].to(torch.bool)[:, None], 0.0)  # [S, D]
         return features[self.drop :] if self.drop else features, read
 
+    def _encode_tokens(self, ctx: Context, tokens: Tokens, limit: int) -> tuple[Tensor, TextRead]:
+        ids, mask = tokens.ids.to(ctx.device), tokens.mask.to(ctx.device)
+        output = ctx.network(self.encoder)(ids, attention_mask=mask, output_hidden_states=True)
+        features = self.take(output)[tokens.first : tokens.first + limit]
+        return features, self._told(min(tokens.whole, limit), tokens.whole, limit)
+
     def _read(self, tokenizer: Any, text: str, limit: int, tokens: int) -> TextRead:
         """What was read; a text that fills the limit is counted once more, whole."""
         whole = tokens
         if tokens == limit:
             whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] - self.drop
+        return self._told(tokens, whole, limit)
+
+    def _told(self, tokens: int, whole: int, limit: int) -> TextRead:
         why = "all that it takes" if self.length else f"max_sequence_length={limit}"
         return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")
 

@@ -223,6 +223,39 @@ def _true(scale: float, steps: int, height: int, width: int, seed: int) -> Diffu
     return replace(params, guidance_scale=None, true_cfg_scale=scale, max_sequence_length=64)
 
 
+def _longcat_image(folder: Path) -> Path:
+    from tests.checkpoints import longcat_image
+
+    return longcat_image.build(folder)
+
+
+def _longcat_image_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from diffusers import LongCatImagePipeline
+
+    pipe = LongCatImagePipeline.from_pretrained(folder, text_processor=None, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    results = []
+    for wish in wishes:
+        p = wish.params
+        assert p.seed is not None
+        picture = pipe(
+            wish.prompt,
+            negative_prompt=wish.negative,
+            height=p.height,
+            width=p.width,
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=p.guidance_scale,
+            generator=torch.Generator().manual_seed(p.seed),
+            output_type=output_type,
+            enable_prompt_rewrite=False,
+            **dict(p.extra or {}),  # type: ignore[call-overload]
+        ).images[0]
+        if output_type == "latent":  # packed there, a picture's shape here
+            picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
+        results.append(picture)
+    return results
+
+
 def _wan(kind: str, folder: Path) -> Path:
     from tests.checkpoints import wan
 
@@ -390,6 +423,15 @@ FAMILIES = (
         ),
         reference=_qwen_image_reference,
         least_steps=2,
+        arch="LongCatImagePipeline",
+        build=_longcat_image,
+        wishes=(
+            Wish("a red 'star' that isn't blue", "blurry, grey", _params(4, 4.0, 64, 64, 7)),
+            Wish("two squares and a long story " * 99, None, _params(3, 1.0, 96, 64, 8)),
+            Wish("a star", None, _params(5, 5.0, 32, 48, 9, cfg_renorm_min=0.9)),
+            Wish('a “cross”, "and a heart"', "grey", _params(4, 3.0, 48, 32, 10, enable_cfg_renorm=False)),
+        ),
+        reference=_longcat_image_reference,
         unable=EULER,
     ),
     _wan_family("2.1", 16),

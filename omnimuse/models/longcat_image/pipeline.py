@@ -1,0 +1,96 @@
+"""LongCat-Image as a pipeline: the declaration, and the few functions that are really its own.
+
+Source: the reference pipeline of diffusers (LongCatImagePipeline).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
+from omnimuse.models.longcat_image.spec import SPEC
+from omnimuse.models.longcat_image.transformer import LongCatImageTransformer
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import EncodeText, Tokens, for_both_branches
+
+BEFORE = (
+    "<|im_start|>system\nAs an image captioning expert, generate a descriptive text prompt based on an image content, "
+    "suitable for input to a text-to-image model.<|im_end|>\n<|im_start|>user\n"
+)
+AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+QUOTED = re.compile("|".join(f"{a}[^{a}{b}]*?{b}" for a, b in ("''", '""', "‘’", "“”")))
+APOSTROPHE = re.compile(r"(?<=[a-zA-Z])'(?=[a-zA-Z])")
+
+
+def quotations(prompt: str) -> list[str]:
+    """The prompt in pieces: what stands in quotation marks letter by letter, as it is to be drawn, and what is between.
+
+    An apostrophe within a word is no quotation mark.
+    """
+    hidden = APOSTROPHE.sub("\0", prompt)
+    pieces, end = [], 0
+    for found in QUOTED.finditer(hidden):
+        pieces += [hidden[end : found.start()], *found[0]]
+        end = found.end()
+    return [piece.replace("\0", "'") for piece in (*pieces, hidden[end:]) if piece]
+
+
+def tokens(tokenizer: Any, prompt: str, limit: int) -> Tokens:
+    """The prompt, filled up to the limit, in the chat around it; pads are not attended to, but their features count."""
+
+    def ids(text: str) -> list[int]:
+        return [int(token) for token in tokenizer(text).input_ids[0]]
+
+    whole = [token for piece in quotations(prompt) for token in ids(piece)]
+    before, read, after = ids(BEFORE), whole[:limit], ids(AFTER)
+    pads = limit - len(read)
+    filling = (
+        [int(token) for token in tokenizer("", padding="max_length", max_length=pads).input_ids[0]] if pads else []
+    )
+    mask = [1] * len(before + read) + [0] * pads + [1] * len(after)
+    return Tokens(torch.tensor([[*before, *read, *filling, *after]]), torch.tensor([mask]), len(before), len(whole))
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
+    """The text of a branch and the positions: the same at every step."""
+    transformer = ctx.network(network)
+    assert isinstance(transformer, LongCatImageTransformer)
+    _, h, w = packed_shape(ctx.configs, state.request)
+    return transformer.prepare(state[f"{branch}_embeds"], h, w)
+
+
+def inputs(
+    ctx: Context, static: TwoStreamStatic, latents: Tensor, timestep: Tensor
+) -> TwoStreamInputs[TwoStreamStatic]:
+    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
+    return TwoStreamInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
+
+
+class LongCatImage(Pipeline):
+    """Text to picture."""
+
+    spec = SPEC
+    stages = (
+        *for_both_branches(EncodeText(tokens=tokens)),
+        InitLatents(packed_shape),
+        Denoise(
+            conditions=conditions,
+            inputs=inputs,
+            token_count=packed_tokens,
+            preview=preview_by_decoding,
+            spacing="linear64",
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = LongCatImage
