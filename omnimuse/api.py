@@ -75,21 +75,24 @@ class Omni:
         params: Params | Sequence[Params] | None = None,
         *,
         progress: bool | Listener = True,
-        previews: int = 0,
+        previews: int | None = None,
         chunks: bool = False,
         **choices: Unpack[Choices],
     ) -> list[Result]:
         """One result per prompt, in order. A prompt that fails becomes a result with `error` set; the others come back.
 
         `params` (or a dict of its fields) is one for all prompts or one per prompt; `choices` are fields of it for all:
-        `generate("a red circle", seed=7)`. `progress` shows a bar on a terminal, or receives every event; `previews`
-        asks for a preview event every so many steps, `chunks` for pieces of an output as they are finished, where the
-        model finishes it piece by piece. With a single prompt its error is raised.
+        `generate("a red circle", seed=7)`. `progress` shows a bar on a terminal or in a notebook (there with looks at
+        what is being made), or receives every event; `previews` asks for a preview event every so many steps, `chunks`
+        for pieces of an output as they are finished, where the model finishes it piece by piece. With a single prompt
+        its error is raised.
         """
         single = isinstance(prompts, str | Mapping)
         many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
-        with _Display(progress) as listen:
-            done = dict(self.stream(many, params, listen=listen, previews=previews, chunks=chunks, **choices))
+        shown = _Display(progress)
+        every = shown.previews if previews is None else previews
+        with shown as listen:
+            done = dict(self.stream(many, params, listen=listen, previews=every, chunks=chunks, **choices))
         if single and (error := done[0].error) is not None:
             raise error
         return [done[place] for place in range(len(many))]
@@ -312,21 +315,25 @@ def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:
 
 
 class _Display:
-    """The progress display as a context: none, a bar, or the caller's own function."""
+    """The progress display as a context: none, a bar, or the caller's own function.
+
+    `previews` is every how many steps it wants a look.
+    """
 
     def __init__(self, progress: bool | Listener) -> None:
         self.progress = progress
+        self.previews = 0
         self._display: Any = None
+        if progress is True:
+            from omnimuse.observe.progress import ProgressDisplay
+
+            self._display = ProgressDisplay()
+            self.previews = self._display.previews
 
     def __enter__(self) -> Listener:
         if callable(self.progress):
             return self.progress
-        if not self.progress:
-            return lambda event: None
-        from omnimuse.observe.progress import ProgressDisplay
-
-        self._display = ProgressDisplay()
-        return self._display.__enter__()
+        return self._display.__enter__() if self._display is not None else lambda event: None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

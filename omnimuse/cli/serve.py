@@ -53,9 +53,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--admin-address", metavar="HOST:PORT", help="drain, log level, profile: of this machine only, or unix:PATH"
     )
-    log = parser.add_argument_group("what it logs, on stderr")
+    log = parser.add_argument_group("what it tells of itself")
     log.add_argument("--log-level", default="info", metavar="LEVEL", help="debug, info (default), warning or error")
     log.add_argument("--log-format", default="text", metavar="{text,json}", help="json: one object a line")
+    log.add_argument("--otel-endpoint", metavar="URL", help="send spans there (OTLP over HTTP); needs omnimuse[otel]")
     reach = parser.add_argument_group("pictures by address (uploads and data: URLs always work)")
     reach.add_argument("--allow-url-fetch", action="store_true", help="fetch pictures from the hosts named")
     reach.add_argument("--fetch-host", action="append", default=[], metavar="NAME", help="a host; may be repeated")
@@ -130,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         compat=args.compat,
         fetch_hosts=tuple(args.fetch_host),
+        collector=args.otel_endpoint,
     )
     return serve(config, options, args.warm_up)
 

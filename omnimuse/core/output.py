@@ -151,6 +151,10 @@ class Result:
     def _all(self, medium: str) -> list[Any]:
         return [part.data for parts in self.parts for part in parts if part.medium == medium]
 
+    def _repr_png_(self) -> bytes | None:
+        """The picture, for notebooks that show no HTML; None unless there is exactly one."""
+        return self.images[0]._repr_png_() if len(self.images) == 1 else None
+
     def _repr_html_(self) -> str:
         """What a notebook shows of this result: its pictures, videos and sounds, with their seeds."""
         if self.error is not None:

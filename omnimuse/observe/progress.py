@@ -1,4 +1,4 @@
-"""What is seen while pictures are drawn: a bar on a terminal, plain lines elsewhere, or nothing.
+"""What is seen while pictures are drawn: a bar on a terminal or in a notebook, plain lines elsewhere, or nothing.
 
 The Python API and the command line make a display and pass it the engine's events; it knows nothing else about the
 engine. `Tracker` does the counting; it draws nothing, and its clock is passed in.
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from omnimuse.core.output import Done, Event, Failed, Progress
+from omnimuse.observe.notebook import PREVIEWS, Notebook, notebook
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -104,11 +105,18 @@ def display(requests: int | None, stream: TextIO, *, quiet: bool = False) -> Dis
 
 
 class ProgressDisplay:
-    """What `Omni.generate` shows by default: the bar on `stream` (stderr) if that is a terminal, else nothing."""
+    """What `Omni.generate` shows by default: in a notebook a bar and looks at what is being made, on a terminal
+    (`stream`, stderr) the bar, elsewhere nothing.
+
+    `previews` is every how many steps it wants a look (0: never).
+    """
 
     def __init__(self, requests: int | None = None, stream: TextIO | None = None) -> None:
-        stream = stream or sys.stderr
-        self._shown = display(requests, stream, quiet=not stream.isatty())
+        stream, show = stream or sys.stderr, notebook()
+        self.previews = 0 if show is None else PREVIEWS
+        self._shown: Display = (
+            display(requests, stream, quiet=not stream.isatty()) if show is None else Notebook(Tracker(requests), show)
+        )
 
     def __enter__(self) -> Display:
         return self._shown.__enter__()

@@ -95,7 +95,7 @@ class ServeOptions:
 
     `data` is the folder of jobs and finished files, `model_name` what clients call the model. `max_queue` bounds the
     requests accepted and unfinished, `max_wait` their work ahead of a new one. `keep` is how long finished files stay.
-    Pictures may be fetched from `fetch_hosts` (NAME or NAME:PORT) and from nowhere else.
+    Pictures may be fetched from `fetch_hosts` (NAME or NAME:PORT) and from nowhere else. Spans go to the `collector`.
     """
 
     data: Path
@@ -112,8 +112,11 @@ class ServeOptions:
     keep: float = 24 * 3600.0
     compat: str = ""
     fetch_hosts: tuple[str, ...] = ()
+    collector: str | None = None
 
     def __post_init__(self) -> None:
+        if self.collector is not None and not self.collector.startswith(("http://", "https://")):
+            raise ConfigError(f"--otel-endpoint {self.collector!r} is no URL; use one such as http://127.0.0.1:4318")
         if not self.loopback and self.key_file is None and not self.insecure:
             raise ConfigError(
                 f"--host {self.reach.host} can be reached from other machines and there is no API key; "

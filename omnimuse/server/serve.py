@@ -41,6 +41,7 @@ from omnimuse.server.orders.admission import Admission
 from omnimuse.server.routes.admin import routes as admin_routes
 from omnimuse.server.routes.health import measurements
 from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.traces import NoTracer, Tracer, open_traces
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 
@@ -98,7 +99,9 @@ async def _serve(found: Found, options: ServeOptions, warm_up: str, sockets: Soc
     """Open what lasts, run the server over it, and close it again in the opposite order."""
     asked = allowed_faults(Environment.read().fault, options)
     async with AsyncExitStack() as closings:
-        service, pool = await open_parts(closings, found, options, warm_up, asked)
+        traces = open_traces(options.collector, options.model_name)
+        closings.push_async_callback(asyncio.to_thread, traces.close)
+        service, pool = await open_parts(closings, found, options, warm_up, asked, traces)
         await service.jobs.start()
         await pool.start()
         planes = ((sockets.metrics, [measurements(service)]), (sockets.admin, admin_routes(service, pool)))
@@ -110,7 +113,12 @@ async def _serve(found: Found, options: ServeOptions, warm_up: str, sockets: Soc
 
 
 async def open_parts(
-    closings: AsyncExitStack, found: Found, options: ServeOptions, warm_up: str = SMALL, asked: str = ""
+    closings: AsyncExitStack,
+    found: Found,
+    options: ServeOptions,
+    warm_up: str = SMALL,
+    asked: str = "",
+    tracer: Tracer | None = None,
 ) -> tuple[Service, Pool]:
     """Everything that a server is made of, not yet at work. `closings` learns how to close each part.
 
@@ -152,10 +160,12 @@ async def open_parts(
         options.guard.max_kept,
         options.model_name,
         max(1, int(limit * options.guard.tenant_share)),
+        tracer=tracer or NoTracer(),
     )
     jobs = Jobs(store, files, pool, admission, metrics, rules)
     closings.push_async_callback(closed, partial(jobs.close, 0.0))
-    return Service(options, found.door, pool, admission, files, jobs, keys, metrics, Lifecycle(), uploads), pool
+    life = Lifecycle()
+    return Service(options, found.door, pool, admission, files, jobs, keys, metrics, life, uploads, rules.tracer), pool
 
 
 def allowed_faults(asked: str, options: ServeOptions) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omnimuse.core.request import Door
 from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.traces import NoTracer, Tracer
 from omnimuse.server.workers import Workers
 
 if TYPE_CHECKING:
@@ -39,3 +40,4 @@ class Service:
     metrics: Metrics
     life: Lifecycle
     uploads: Uploads = field(default_factory=Uploads)
+    tracer: Tracer = NoTracer()

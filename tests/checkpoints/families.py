@@ -423,6 +423,9 @@ FAMILIES = (
         ),
         reference=_qwen_image_reference,
         least_steps=2,
+        unable=BY_SIZE,
+    ),
+    Family(
         arch="LongCatImagePipeline",
         build=_longcat_image,
         wishes=(

@@ -31,6 +31,7 @@ from omnimuse.server.options import ServeOptions
 from omnimuse.server.orders.admission import Admission
 from omnimuse.server.routes import videos
 from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.traces import NoTracer, Tracer
 from tests.server.fake_workers import FakeWorkers
 
 MODEL = "tests/films"
@@ -120,6 +121,7 @@ async def rig(
     max_kept: int = 2**40,
     each: int = 2**31,
     workers: Callable[[Path, float, bool], FakeWorkers] = fake_workers,
+    tracer: Tracer | None = None,
     pictures: tuple[int, int] = (0, 0),
 ) -> AsyncIterator[Rig]:
     """A server's parts over the folder `data`, closed in good order at the end; the model takes so many `pictures`."""
@@ -128,7 +130,7 @@ async def rig(
     store = await JobStore.open(data / "jobs.sqlite", fault)
     drawing = workers(files.spool, pace, ready)
     metrics, admission, keys = Metrics(model), Admission(options), Keys.load(key_file)
-    rules = JobRules(SPEC, options.keep, limit, max_jobs, max_kept, model, each)
+    rules = JobRules(SPEC, options.keep, limit, max_jobs, max_kept, model, each, tracer=tracer or NoTracer())
     if now is not None:
         rules = replace(rules, now=now)
     jobs = Jobs(store, files, drawing, admission, metrics, rules)

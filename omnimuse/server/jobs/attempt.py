@@ -28,6 +28,7 @@ from omnimuse.server.jobs.row import Job, Outcome, Trouble
 from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.log import Entry
 from omnimuse.server.metrics import Metrics
+from omnimuse.server.traces import NoTracer, Tracer, Worked
 from omnimuse.server.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class JobRules:
 
     For one tenant at most `max_jobs` are kept, and no more are accepted where their files have `max_kept` bytes.
     `model` is the name of the model that is served, `spec` its family, which reads requests back from the store.
-    `clock` is the one of deadlines, `now` gives seconds since 1970.
+    `clock` is the one of deadlines, `now` gives seconds since 1970, `tracer` hears of jobs that ended.
     """
 
     spec: Spec
@@ -51,6 +52,7 @@ class JobRules:
     each: int = 2**31
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
+    tracer: Tracer = NoTracer()
 
 
 def stored_request(job: Job, spec: Spec) -> Request:
@@ -106,7 +108,7 @@ class Attempts:
         if done:
             pixels = sum(file.width * file.height * file.frames for file in kept)
             self._metrics.drawn(pixels, made.timings, request.steps * len(kept))
-            self.count(live.job, "completed")
+            self.count(replace(live.job, timings=made.timings), "completed")
 
     async def fail(self, live: Live, error: BaseException) -> None:
         """Write down that the job failed, and why, in the words that clients are told."""
@@ -138,6 +140,7 @@ class Attempts:
         seconds = max(0.0, self._rules.now() - job.times.created)
         self._metrics.ended(task, outcome, seconds)
         Entry("job", job.id, outcome, job.tenant, seconds, {"task": task, "error": error}).write(logger)
+        self._rules.tracer.ended(Worked("job", job.id, task, outcome, seconds, job.tenant, error, job.timings))
 
     def _discard(self, files: Iterable[MadeFile]) -> None:
         for file in files:

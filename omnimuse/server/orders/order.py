@@ -37,6 +37,7 @@ from omnimuse.server.log import Entry
 from omnimuse.server.orders.admission import Ticket
 from omnimuse.server.orders.gate import Gate
 from omnimuse.server.service import Service
+from omnimuse.server.traces import Worked
 from omnimuse.server.translate.aliases import Wanted
 from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
 
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 class Order:
     """What is wanted, the engine's request for it, the form of its files, and how long the client waits (seconds).
 
-    `id` is that of the HTTP request, which the log and the client know.
+    `id` is that of the HTTP request, which the log and the client know; `parent` the client's `traceparent`.
     """
 
     wanted: Wanted
@@ -56,6 +57,7 @@ class Order:
     patience: float | None
     task: str
     id: str
+    parent: str | None = None
 
     def note(self, event: str, seconds: float | None = None, error: str = "") -> None:
         """Log what became of it."""
@@ -79,7 +81,12 @@ def place_order(
     period = preview_period(request.steps, wanted.delivery.partial_images)
     request = replace(request, previews=period)
     waits = None if wanted.delivery.stream else patience(http.headers)
-    return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, http.state.request_id)
+    return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, *_known_as(http))
+
+
+def _known_as(http: HttpRequest) -> tuple[str, str | None]:
+    """The id of a request, and the trace of its client that it is part of."""
+    return http.state.request_id, http.headers.get("traceparent")
 
 
 def check_model(service: Service, name: str | None) -> None:
@@ -137,6 +144,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
     """
     ticket = await admit(service, order)
     began, outcome, stepped, why = time.monotonic(), "failed", False, ""
+    timings: dict[str, float] = {}
     order.note("accepted")
     try:
         with ticket:
@@ -146,7 +154,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                 async for update in updates:
                     if isinstance(update, Finished):
                         ticket.close(served=True)
-                        outcome = "completed"
+                        outcome, timings = "completed", update.timings
                         _count(service, order, update)
                     elif isinstance(update, Stepped):
                         stepped = True
@@ -172,6 +180,8 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
         seconds = time.monotonic() - began
         order.note(outcome, seconds, why)
         service.metrics.ended(order.task, outcome, seconds)
+        tenant, parent = order.request.tenant, order.parent
+        service.tracer.ended(Worked("request", order.id, order.task, outcome, seconds, tenant, why, timings, parent))
 
 
 async def finished(service: Service, order: Order) -> Finished:

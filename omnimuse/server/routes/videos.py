@@ -229,7 +229,15 @@ class Videos:
         asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS), pictures)
         wanted = replace(wanted, urls=(), last_urls=())
         form = video_form(service.options.guard.tell)
-        order = Order(wanted, asked, form, patience(request.headers), task, request.state.request_id)
+        order = Order(
+            wanted,
+            asked,
+            form,
+            patience(request.headers),
+            task,
+            request.state.request_id,
+            request.headers.get("traceparent"),
+        )
         return order, await idempotency_of(request, fields, uploads)
 
     async def _job(self, request: Request) -> Job:

@@ -41,3 +41,12 @@ def test_a_notebook_plays_videos_and_sounds() -> None:
 
 def test_a_notebook_says_why_there_is_nothing() -> None:
     assert Result("1", "x", DiffusionParams(), error=RequestError("a < b"))._repr_html_() == "<p>x: a &lt; b</p>"
+
+
+def test_a_result_of_one_picture_is_a_picture_where_no_html_is_shown() -> None:
+    one = Result("1", "x", DiffusionParams(), parts=((Part("image", RED),),), seeds=[1])
+    png = one._repr_png_()
+    assert png is not None and Image.open(io.BytesIO(png)).getpixel((0, 0)) == (255, 0, 0)
+    two = Result("1", "x", DiffusionParams(), parts=((Part("image", RED),),) * 2, seeds=[1, 2])
+    assert two._repr_png_() is None
+    assert Result("1", "x", DiffusionParams(), error=RequestError("no"))._repr_png_() is None
