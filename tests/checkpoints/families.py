@@ -423,7 +423,7 @@ FAMILIES = (
         ),
         reference=_qwen_image_reference,
         least_steps=2,
-        unable=BY_SIZE,
+        unable=EULER,
     ),
     Family(
         arch="LongCatImagePipeline",
