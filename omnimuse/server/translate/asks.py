@@ -92,7 +92,7 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
         return wanted.params
     if door.spec.medium == "audio":
         if "seconds" not in door.honoured:
-            name = wanted.names["seconds"]
+            name = wanted.names["length"]
             raise refusal("unsupported_parameter", f"{name} is not supported: this model decides by itself", name)
         return replace(wanted.params, seconds=wanted.seconds)
     fps = wanted.params.fps or door.defaults.fps or 1.0
@@ -116,6 +116,7 @@ def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
     usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image", "sounds": "audio"}
+    usual["seconds"] = names.get("length", "seconds")
     if error.param == "extra.start" and "start" in names:
         return RequestError(str(error).replace("extra.start", names["start"], 1), names["start"])
     name = names.get(first, usual.get(first, first))

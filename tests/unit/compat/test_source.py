@@ -186,3 +186,15 @@ def test_videos_play_as_fast_as_their_class_or_its_example_says() -> None:
 
 def test_the_library_is_read_where_it_is_installed() -> None:
     assert Path(str(diffusers.__file__)).parent.joinpath("pipelines", "__init__.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arch", "media"),
+    [
+        ("LTX2Pipeline", {"video": 0, "audio": 1}),
+        ("StableDiffusionPipeline", {"image": 0}),
+        ("LongCatAudioDiTPipeline", {"audio": 0}),
+    ],
+)
+def test_every_medium_that_comes_out_is_told_and_where(arch: str, media: dict[str, int]) -> None:
+    assert read_source(arch).media == media
