@@ -21,7 +21,7 @@ from typing import NoReturn
 from omnimuse.cli.layered import CONFIG, read_layered
 from omnimuse.core.config import Environment
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError
-from omnimuse.core.names import MEANINGS, meant
+from omnimuse.core.names import MEANINGS, absent, meant
 
 COMMANDS = MappingProxyType(
     {
@@ -101,6 +101,8 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, name: str) -> str:
         """` Did you mean ...?` with the option that `name` may mean, or nothing."""
+        if why := absent(name):
+            return f" In omnimuse, {why}."
         known = {option.strip("-").replace("-", "_"): option for option in self._option_string_actions}
         for ours in MEANINGS.values():
             if (option := option_of(ours)) in self._option_string_actions:
