@@ -28,23 +28,7 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse serve`."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
-    parser.add_argument(
-        "--served-model-name",
-        "--model-name",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="what clients call it, one name or several (default: its id or folder)",
-    )
+    _add_model_options(parser)
     where = parser.add_argument_group("where it listens, and who may ask")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     where.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
@@ -97,6 +81,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
 
 
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
+    parser.add_argument(
+        "--model-name",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what clients call it, one name or several (default: its id or folder)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
@@ -124,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         max_kept=int(args.max_kept * 2**30),
         tell=not args.no_metadata,
     )
-    name, *others = args.served_model_name or [model_name(config)]
+    name, *others = args.model_name or [model_name(config)]
     options = ServeOptions(
         data=folder,
         model_name=name,

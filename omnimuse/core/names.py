@@ -33,6 +33,10 @@ _OURS: dict[str, str] = {
     "scheduler": "sampler sampler_name sample_solver scheduler_type scheduler_name",
     "output": "output_path output_file output_dir out save_path save_file outdir",
     "model": "model_path model_id model_name_or_path pretrained_model_name_or_path ckpt checkpoint",
+    "attention": "attention_backend",
+    "compile": "enable_torch_compile torch_compile",
+    "replicas": "dp_size data_parallel_size num_replicas",
+    "model_name": "served_model_name served_model_names",
     "file": "prompt_file prompts_file prompt_path prompt_file_path from_file",
 }
 
@@ -42,12 +46,13 @@ MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _O
 _LIKE: Mapping[str, str] = MappingProxyType({"cfg_scale": "true_cfg_scale guidance_scale", "cfg": "guidance_scale"})
 """Names that programs use for different things: what they may stand for, the surest first. Hints, never aliases."""
 
-_RANKS = (
-    "a model's weights and a picture's tokens are not spread over processes; `serve --replicas N` runs several models"
-)
+_RANKS = "neither a model's weights nor a picture's tokens are spread over processes; `serve --replicas N` runs several"
 _ABSENT: dict[str, str] = {
     _RANKS: "tp_size tensor_parallel_size tp num_gpus sp_degree ulysses_degree ring_degree usp pp_size"
     " pipeline_parallel_size",
+    "weights wait outside the device with --offload layers, or with --offload components": "dit_layerwise_offload"
+    " dit_cpu_offload text_encoder_cpu_offload vae_cpu_offload enable_cpu_offload enable_layerwise_offload",
+    "guidance is shared by processes with --cfg-parallel 2": "enable_cfg_parallel cfg_parallel_size",
     "keys are read from a file: --api-key-file": "api_key api_keys",
     "LoRA adapters are not loaded": "lora_path lora_paths lora_modules lora_scale",
     "weights are used in the format that --dtype chooses, not quantized": "quantization load_format kv_cache_dtype",

@@ -22,6 +22,9 @@ from omnimuse.server.service import Service
 DESCRIBED = (health, models, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
 
+PICTURED = frozenset({chat.PATH, images.EDITS, videos.PATH, f"{videos.PATH}/sync"})
+"""The paths whose JSON may have pictures in it."""
+
 
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
@@ -35,7 +38,7 @@ def build_app(service: Service) -> Starlette:
         keys=service.keys,
         max_body=guard.max_body,
         max_json=MAX_JSON,
-        pictured=frozenset({chat.PATH, images.EDITS}),
+        pictured=PICTURED,
         bodies=Bodies(guard.max_bodies, max(guard.max_body, each)),
         rates=Rates(guard.per_minute),
         hosts=frozenset(service.options.reach.allowed_hosts),

@@ -83,6 +83,18 @@ def test_a_large_picture_in_json_is_no_larger_than_one_that_is_uploaded(server: 
     assert answer.status_code == 200, answer.text
 
 
+def test_json_of_a_video_has_room_for_its_first_frame(tmp_path: Path) -> None:
+    body = {"prompt": "a hill", "input_reference": {"image_url": "data:image/png;base64," + "A" * (3 * 2**20)}}
+
+    async def main() -> None:
+        async with service_in(tmp_path, door=films()) as (app, _):
+            head = {"content-type": "application/json"}
+            answer = await call(app, scope("POST", "/v1/videos", head), [json.dumps(body).encode()])
+            assert (answer.status, answer.error["code"]) == (400, "unsupported_parameter"), "read, and no use here"
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [

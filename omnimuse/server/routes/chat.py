@@ -44,7 +44,7 @@ from omnimuse.server.orders.order import (
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import Wanted, read
+from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, image_tokens, told
 from omnimuse.server.translate.values import shown
 
@@ -92,10 +92,10 @@ async def _read(service: Service, request: Request) -> tuple[Order, frozenset[st
     wanted = read(fields, "chat", service.door)
     check_model(service, wanted.model)
     _check_modalities(wanted)
-    said = said_last(wanted.messages, takes_images=EDIT in service.door.tasks)
+    said = said_last(wanted.talk.messages, takes_images=EDIT in service.door.tasks)
     style = _style(service, request, wanted)
-    told = _left_out(len(wanted.messages or ()) - 1, said)
-    wanted = replace(wanted, prompt=said.text, messages=None, warnings=(*wanted.warnings, *told))
+    told = _left_out(len(wanted.talk.messages or ()) - 1, said)
+    wanted = replace(wanted, prompt=said.text, talk=Talk(), warnings=(*wanted.warnings, *told))
     pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
     return place_order(service, wanted, request, EDIT if pictures else TASK, pictures), style
 
@@ -112,7 +112,7 @@ def _style(service: Service, request: Request, wanted: Wanted) -> frozenset[str]
         return frozenset({chosen})
     if service.options.clients.compat == "vllm-omni":
         return frozenset({"parts"})
-    return frozenset({"images"} if wanted.modalities is not None else {"images", "markdown"})
+    return frozenset({"images"} if wanted.talk.modalities is not None else {"images", "markdown"})
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _picture(given: Any, name: str) -> Source:
 
 
 def _check_modalities(wanted: Wanted) -> None:
-    given = wanted.modalities
+    given = wanted.talk.modalities
     if given is None:
         return
     if not all(name in ("text", "image") for name in given) or "image" not in given:

@@ -114,7 +114,7 @@ class ImageJobs:
     async def _events(self, order: Order, job: Job) -> AsyncGenerator[Event, None]:
         """What happens to the job from now on, and its pictures; those who repeat a request see the rest of it."""
         look, _ = answers.remembered(job.work.detail)
-        look = replace(look, safety_identifier=order.wanted.safety_identifier)
+        look = replace(look, safety_identifier=order.wanted.delivery.safety_identifier)
         delivery = order.wanted.delivery
         events = answers.Events(order.request, look, delivery.partial_images, delivery.progress)
         async with aclosing(self._service.jobs.subscribe(job)) as news:

@@ -87,7 +87,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         fixed=_chosen(limits.fixed),
         formats=[format_.lower() for format_ in dict.fromkeys(FORMATS[spec.medium].values())],
         qualities={}
-        if not pictures or door.defaults.num_inference_steps is None
+        if door.defaults.num_inference_steps is None
         else {level: steps_of(level, door) for level in EFFORT},
         extra=extra,
         library=spec.library,

@@ -45,6 +45,7 @@ from omnimuse.server.translate.answers import Made, told
 from omnimuse.server.translate.asks import patience, preview_period, settled, to_request, video_form
 
 FROM_TEXT, FROM_PICTURE = "text-to-video", "image-to-video"
+PATH = "/v1/videos"
 LAST = "last_image"
 """The upload that is a video's last frame; any other is its first."""
 OPERATIONS = (

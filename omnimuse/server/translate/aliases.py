@@ -57,7 +57,8 @@ class Output:
 class Delivery:
     """How the answer travels: as a stream (with so many previews, with an event per step), or as a durable job.
 
-    `split` is set when a chat asked for `n` choices, `usage` when it asked for the usage at the end of a stream.
+    `safety_identifier` travels back with it. `split` is set when a chat asked for `n` choices, `usage` when it asked for
+    the usage at the end of a stream.
     """
 
     stream: bool = False
@@ -66,6 +67,15 @@ class Delivery:
     durable: bool = False
     split: bool = False
     usage: bool = False
+    safety_identifier: str | None = None
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What a chat has besides: the messages, and the media that its client knows."""
+
+    messages: list[Any] | None = None
+    modalities: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,7 @@ class Wanted:
     timeout: float | None = None
     seconds: float | None = None
     model: str | None = None
-    safety_identifier: str | None = None
-    messages: list[Any] | None = None
-    modalities: list[Any] | None = None
+    talk: Talk = Talk()
     files: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     last_urls: tuple[str, ...] = ()
@@ -279,9 +287,7 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         timeout=values.get("timeout"),
         seconds=values.get("length"),
         model=None if values.get("model") in ANY_MODEL else values.get("model"),
-        safety_identifier=values.get("safety_identifier"),
-        messages=values.get("messages"),
-        modalities=values.get("modalities"),
+        talk=Talk(values.get("messages"), values.get("modalities")),
         files=uploads,
         urls=values.get("urls", ()),
         last_urls=values.get("last_urls", ()),
@@ -365,6 +371,7 @@ def _delivery(found: _Found) -> Delivery:
         durable=values.get("durable", False),
         split=found.names.get("num_outputs_per_prompt", "").split(".")[-1] == "n",
         usage=bool(options.get("include_usage")),
+        safety_identifier=values.get("safety_identifier"),
     )
 
 

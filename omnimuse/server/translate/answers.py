@@ -53,7 +53,7 @@ class Look:
             level=cast(Any, output.level),
             background=cast(Any, output.background),
             transport=output.transport,
-            safety_identifier=wanted.safety_identifier,
+            safety_identifier=wanted.delivery.safety_identifier,
             work=work,
             warnings=wanted.warnings,
         )

@@ -25,7 +25,7 @@ MAX_URLS = 16
 """Pictures of one edit, as OpenAI has it."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
-_SIZE = re.compile(r"([0-9]{1,7})\s?[xX*\u00d7]\s?([0-9]{1,7})")
+_SIZE = re.compile(r"([0-9]{1,7}) ?[xX*\u00d7] ?([0-9]{1,7})")
 ADJUST = "adjust"
 """In place of a size: `width`, `height` and frames become legal ones."""
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
