@@ -17,10 +17,8 @@ AudioRequest = request_model("AudioRequest", "audio")
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
 
-class Audio(BaseModel):
-    """A sound that is made as a job. Dates in seconds since 1970; `progress` 0 to 100; `seconds` is how long it plays,
-    as far as that is known, `start` where in the model's whole it begins.
-    """
+class AudioJob(BaseModel):
+    """A sound that is made as a job. Dates in seconds since 1970; `progress` 0 to 100."""
 
     id: str
     object: Literal["audio"] = "audio"
@@ -31,10 +29,15 @@ class Audio(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str
+    error: JobError | None = None
+
+
+class Audio(AudioJob):
+    """A sound, with what makes it again and how it went. `seconds` is how long it plays, as far as that is known."""
+
     seconds: float | None = None
     sample_rate: int | None = None
     format: str
-    error: JobError | None = None
     seed: int
     eta_seconds: float | None = None
     timings: dict[str, float] | None = None

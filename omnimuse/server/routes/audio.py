@@ -206,7 +206,14 @@ class Sounds:
         asked = to_request(wanted, door, request.state.tenant, previews, sounds=recordings)
         waits = None if stream else patience(request.headers)
         form_ = to_form(wanted, service.options.guard.tell)
-        order = Order(wanted, replace(asked, chunks=stream), form_, waits, FROM_SOUND if recordings else TASK)
+        order = Order(
+            wanted,
+            replace(asked, chunks=stream),
+            form_,
+            waits,
+            FROM_SOUND if recordings else TASK,
+            request.state.request_id,
+        )
         return fields, uploads, order
 
     async def _job(self, request: Request) -> Job:

@@ -57,8 +57,8 @@ class Output:
 class Delivery:
     """How the answer travels: as a stream (with so many previews, with an event per step), or as a durable job.
 
-    `safety_identifier` travels back with it. `split` is set when a chat asked for `n` choices, `usage` when it asked for
-    the usage at the end of a stream.
+    `safety_identifier` travels back with it. `split` is set when a chat asked for `n` choices, `usage` when it asked
+    for the usage at the end of a stream.
     """
 
     stream: bool = False
