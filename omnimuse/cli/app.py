@@ -21,7 +21,7 @@ from typing import NoReturn
 from omnimuse.cli.layered import CONFIG, read_layered
 from omnimuse.core.config import Environment
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError
-from omnimuse.core.names import MEANINGS, meant
+from omnimuse.core.names import MEANINGS, absent, meant
 
 COMMANDS = MappingProxyType(
     {
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options in `words`; an unknown one is refused with the nearest known one."""
-        words = [self._ours(word) for word in words]
+        words = [ours for word in words for ours in self._ours(word)]
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
@@ -90,17 +90,23 @@ class Parser(argparse.ArgumentParser):
         """Everything that can be given, positions included."""
         return list(self._actions)
 
-    def _ours(self, word: str) -> str:
-        """`word`, by our name where it is an option that other programs call otherwise."""
+    def _ours(self, word: str) -> list[str]:
+        """`word`, by our name where it is an option that other programs call otherwise; none where ours has no name."""
         name, given, value = word.partition("=")
         if not name.startswith("--") or name in self._option_string_actions:
-            return word
+            return [word]
         plain = name[2:].replace("-", "_")
-        option = option_of(MEANINGS.get(plain, plain))
-        return option + given + value if option in self._option_string_actions else word
+        ours = MEANINGS.get(plain, plain)
+        if option_of(ours) in self._option_string_actions:
+            return [option_of(ours) + given + value]
+        if any(action.dest == ours and not action.option_strings for action in self._actions):
+            return [value] if given else []
+        return [word]
 
     def _hint(self, name: str) -> str:
         """` Did you mean ...?` with the option that `name` may mean, or nothing."""
+        if why := absent(name):
+            return f" In omnimuse, {why}."
         known = {option.strip("-").replace("-", "_"): option for option in self._option_string_actions}
         for ours in MEANINGS.values():
             if (option := option_of(ours)) in self._option_string_actions:

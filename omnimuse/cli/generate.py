@@ -114,6 +114,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument(
         "--cfg-scale", type=float, metavar="X", help="classifier-free guidance, by the name that this model has for it"
     )
+    picture.add_argument("--adjust", action="store_true", help="round size and frames to what the model can make")
     picture.add_argument("--size", metavar="WxH", help="width and height in pixels, such as 128x128")
     picture.add_argument("--width", type=int, metavar="N", help="instead of --size")
     picture.add_argument("--height", type=int, metavar="N", help="instead of --size")

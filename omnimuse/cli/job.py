@@ -69,8 +69,8 @@ class Job:
 
     `asked` is the name that their files were asked to have, `first` the first number. `there` are the files that an
     earlier run left and `resume` counts. `words` is the command line that asked for the job, `given` its options by
-    name (see `Parser`). `about` says whose defaults are taken, `doubts` why what is asked may not come out well, by the
-    place of the prompt.
+    name (see `Parser`). `adjust`: sides and frames may become legal ones. `about` says whose defaults are taken,
+    `doubts` why what is asked may not come out well, by the place of the prompt.
     """
 
     config: Config
@@ -87,6 +87,7 @@ class Job:
     asked: Path | None = None
     about: str = ""
     doubts: Mapping[int, list[str]] = field(default_factory=dict)
+    adjust: bool = False
 
     @property
     def preview_file(self) -> Path | None:
@@ -113,13 +114,18 @@ class Job:
         found = find(self.config)
         door, taught = found.door, found.taught
         job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
+        told: list[str] = []
+        if job.adjust:
+            params, told = door.adjusted(job.params)
+            job = replace(job, params=params)
         for prompt in job.prompts:
             door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
         medium = door.spec.medium
         check_file(job.path(medium), medium)
-        doubts = (
-            {} if taught is None else {i: taught.doubts(p["prompt"], job.params) for i, p in enumerate(job.prompts)}
-        )
+        doubts = {
+            index: [*told, *(taught.doubts(prompt["prompt"], job.params) if taught is not None else ())]
+            for index, prompt in enumerate(job.prompts)
+        }
         return replace(job.placed(medium), about=found.about_defaults, doubts=doubts)
 
     def path(self, medium: str) -> Path:
@@ -217,6 +223,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         words=args.words,
         given=args.given,
         cfg_scale=args.cfg_scale,
+        adjust=args.adjust,
     )
 
 

@@ -28,15 +28,7 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse serve`."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
-    parser.add_argument("--model-name", metavar="NAME", help="what clients call it (default: its id or folder)")
+    _add_model_options(parser)
     where = parser.add_argument_group("where it listens, and who may ask")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     where.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
@@ -89,12 +81,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
 
 
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
+    parser.add_argument(
+        "--model-name",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what clients call it, one name or several (default: its id or folder)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
         from omnimuse.deploy.process import model_name
         from omnimuse.server.log import start_logging
-        from omnimuse.server.options import Guard, ServeOptions
+        from omnimuse.server.options import Clients, Guard, ServeOptions
         from omnimuse.server.serve import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -116,9 +127,10 @@ def run(args: argparse.Namespace) -> int:
         max_kept=int(args.max_kept * 2**30),
         tell=not args.no_metadata,
     )
+    name, *others = args.model_name or [model_name(config)]
     options = ServeOptions(
         data=folder,
-        model_name=args.model_name or model_name(config),
+        model_name=name,
         reach=_read_reach(args),
         replicas=args.replicas,
         key_file=args.api_key_file,
@@ -129,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         drain=args.drain_timeout,
         hang=args.hang_timeout,
         keep=args.keep,
-        compat=args.compat,
+        clients=Clients(tuple(others), args.compat),
         fetch_hosts=tuple(args.fetch_host),
         collector=args.otel_endpoint,
     )

@@ -33,21 +33,54 @@ _OURS: dict[str, str] = {
     "scheduler": "sampler sampler_name sample_solver scheduler_type scheduler_name",
     "output": "output_path output_file output_dir out save_path save_file outdir",
     "model": "model_path model_id model_name_or_path pretrained_model_name_or_path ckpt checkpoint",
+    "attention": "attention_backend",
+    "compile": "enable_torch_compile torch_compile",
+    "replicas": "dp_size data_parallel_size num_replicas",
+    "model_name": "served_model_name served_model_names",
     "file": "prompt_file prompts_file prompt_path prompt_file_path from_file",
 }
 
 MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _OURS.items() for name in names.split()})
 """Another program's name -> ours; all with underscores, in lower case."""
 
+_LIKE: Mapping[str, str] = MappingProxyType({"cfg_scale": "true_cfg_scale guidance_scale", "cfg": "guidance_scale"})
+"""Names that programs use for different things: what they may stand for, the surest first. Hints, never aliases."""
+
+_RANKS = "neither a model's weights nor a picture's tokens are spread over processes; `serve --replicas N` runs several"
+_ABSENT: dict[str, str] = {
+    _RANKS: "tp_size tensor_parallel_size tp num_gpus sp_degree ulysses_degree ring_degree usp pp_size"
+    " pipeline_parallel_size",
+    "weights wait outside the device with --offload layers, or with --offload components": "dit_layerwise_offload"
+    " dit_cpu_offload text_encoder_cpu_offload vae_cpu_offload enable_cpu_offload enable_layerwise_offload",
+    "guidance is shared by processes with --cfg-parallel 2": "enable_cfg_parallel cfg_parallel_size",
+    "keys are read from a file: --api-key-file": "api_key api_keys",
+    "LoRA adapters are not loaded": "lora_path lora_paths lora_modules lora_scale",
+    "weights are used in the format that --dtype chooses, not quantized": "quantization load_format kv_cache_dtype",
+    "text is never rewritten before it is drawn": "prompt_extend prompt_enhance enhance_prompt rewrite_prompt",
+}
+ABSENT: Mapping[str, str] = MappingProxyType({name: why for why, names in _ABSENT.items() for name in names.split()})
+"""What other programs have and this one has not: their name -> what is missing, or what there is instead."""
+
+
+def absent(name: str) -> str:
+    """Why what other programs call `name` is not here; empty if it is nothing of theirs."""
+    return ABSENT.get(_plain(name), "")
+
 
 def meant(name: str, allowed: Collection[str]) -> str | None:
     """The one of `allowed` that `name` stands for: by its meaning, else by its spelling; None if nothing is near."""
-    plain = name.strip().lstrip("-").replace("-", "_").lower()
-    for known in (plain, MEANINGS.get(plain, "")):
+    plain = _plain(name)
+    for known in (plain, MEANINGS.get(plain, ""), *_LIKE.get(plain, "").split()):
         if known in allowed:
             return known
+    if plain in ABSENT:
+        return None
     near = get_close_matches(name, list(allowed), n=1) or get_close_matches(plain, list(allowed), n=1)
     if near:
         return near[0]
     close = get_close_matches(plain, list(MEANINGS), n=1, cutoff=0.8)
     return MEANINGS[close[0]] if close and MEANINGS[close[0]] in allowed else None
+
+
+def _plain(name: str) -> str:
+    return name.strip().lstrip("-").replace("-", "_").lower()

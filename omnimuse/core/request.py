@@ -188,6 +188,28 @@ class Door:
         """The parameters that mean something to this model: every model's, its family's, and of its schedule."""
         return ALWAYS | self.spec.supported | (SCHEDULE if self.limits.flow else frozenset())
 
+    def adjusted(self, p: DiffusionParams) -> tuple[DiffusionParams, list[str]]:
+        """`p` with the sides and the number of frames nearest to those chosen that this model makes; told in words.
+
+        For those who prefer that to a refusal. What is no whole number is left to be refused.
+        """
+        limits = self.limits
+        most = limits.max_side - limits.max_side % limits.size_multiple
+        steps = {"width": (limits.size_multiple, 0, most), "height": (limits.size_multiple, 0, most)}
+        if limits.max_frames > 1:
+            steps["num_frames"] = (limits.frame_step, 1, limits.max_frames)
+        changed, told = dict[str, Any](), list[str]()
+        for name, (step, base, top) in steps.items():
+            value = getattr(p, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                continue
+            least = base + step if base == 0 else limits.min_frames
+            near = min(max(base + step * round((value - base) / step), least), top)
+            if near != value:
+                changed[name] = near
+                told.append(f"{name}={value} became {near}, the nearest that this model makes")
+        return replace(p, **changed), told
+
     def make_request(self, ask: Ask, now: float, fresh_seed: int) -> Request:
         """`ask`, checked and completed; RequestError says what is wrong, what is allowed and what to do.
 

@@ -47,6 +47,7 @@ from omnimuse.deploy.wire import (
     Profile,
     Profiled,
     Ready,
+    Remarks,
     Stepped,
     Submit,
     Told,
@@ -102,13 +103,14 @@ def read_settings(line: bytes) -> Settings:
 @dataclass
 class Job:
     """A request in this worker; `nan` when a fault says that its values count as NaN. `growing` are pieces of its
-    outputs that are being told.
+    outputs that are being told, `memory` is the most bytes that this process was seen to hold meanwhile.
     """
 
     request: Request
     form: Form
     nan: bool = False
     growing: list[Future[None]] = field(default_factory=list)
+    memory: int = 0
 
 
 class Worker:
@@ -227,6 +229,7 @@ class Worker:
         self._ticks += 1
         if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
             return
+        job.memory = max(job.memory, resident())
         match event:
             case Progress():
                 self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
@@ -290,7 +293,8 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            self._line.send(Finished(request.id, files, timings, resident()))
+            remarks = Remarks(tuple(result.warnings), result.prompt_tokens)
+            self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks))
 
     def _end(self, request_id: str, error: BaseException) -> None:
         """Report that a request ended without a result, unless it has ended already."""

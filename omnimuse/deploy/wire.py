@@ -142,13 +142,24 @@ class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: int | None = None
 
 
+class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What there is to say of a result beside its files: what people should know, and the tokens read of its texts."""
+
+    warnings: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+
+
 class Finished(Message, frozen=True):
-    """All outputs of a request, in order; `timings` are seconds per stage, "queue" and "encode" included."""
+    """All outputs of a request, in order; `timings` are seconds per stage, "queue" and "encode" included.
+
+    `memory` is the most that its worker held while it worked on the request, in bytes.
+    """
 
     request_id: str
     files: list[MadeFile]
     timings: dict[str, float]
     memory: int = 0
+    remarks: Remarks = Remarks()
 
 
 class Profiled(Message, frozen=True):

@@ -1,7 +1,7 @@
 // The public HTTP API, as this page uses it. Drawing is an async generator of plain events:
 //   {type: "progress", output, stage, step, steps}   {type: "preview", output, blob}
-//   {type: "made", output, blob, seed, width, height} (and `lasts`, in seconds, of a sound)
-// Seeds go up to 2^63, more than a JavaScript number holds: they are strings here and digits on the wire.
+//   {type: "made", output, blob, seed, width, height, warnings} (and `lasts`, in seconds, of a sound)
+// Seeds go up to 2^64, more than a JavaScript number holds: they are strings here and digits on the wire.
 
 const KEY = "omnimuse-api-key";
 const RUNNING = "omnimuse-video"; // the id of the video that this tab waits for
@@ -106,7 +106,7 @@ export async function* drawPictures(fields, sources, signal) {
     if (data.type.endsWith(".completed")) {
       const [width, height] = data.size.split("x").map(Number);
       const blob = toBlob(data.b64_json, `image/${data.output_format}`);
-      yield { type: "made", output, blob, seed: seedOf(text), width, height };
+      yield { type: "made", output, blob, seed: seedOf(text), width, height, warnings: data.warnings };
       made += 1;
     }
   }
@@ -194,7 +194,8 @@ async function fetchVideo(job, seed, signal) {
   const blob = await (await call(`v1/videos/${job.id}/content`, { signal })).blob();
   sessionStorage.removeItem(RUNNING);
   const [width, height] = job.size.split("x").map(Number);
-  return { type: "made", output: 0, blob, seed, width, height, seconds: job.completed_at - job.created_at };
+  const { warnings, completed_at: ended, created_at: began } = job;
+  return { type: "made", output: 0, blob, seed, width, height, warnings, seconds: ended - began };
 }
 
 async function* watchVideo(id, signal) {

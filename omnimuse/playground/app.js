@@ -49,6 +49,7 @@ function chooseModel(id) {
   page.model = page.models.find((model) => model.id === id);
   byId("model").value = id;
   byId("model-name").textContent = id;
+  byId("draws").textContent = draws(page.model.capabilities);
   byId("prompt").maxLength = page.model.capabilities.max_prompt;
   const kinds = kindsOf(page.model);
   byId("task").replaceChildren(...kinds.map(([value, label]) => h("option", { value }, label)));
@@ -58,6 +59,12 @@ function chooseModel(id) {
     h("button", { type: "button", onclick: () => ((byId("prompt").value = text), byId("prompt").focus()) }, text)));
   chooseKind();
   if (page.chosen && !page.run) choose(page.chosen); // what can be done with it depends on the model
+}
+
+/** What the model says it has learned, in words; empty for one that says nothing of it. */
+function draws({ draws: words = {}, only_side: side }) {
+  const topics = Object.entries(words).map(([topic, known]) => `${topic}: ${known.join(", ")}`);
+  return topics.length ? `It draws ${topics.join("; ")}${side ? `, at ${side} × ${side}` : ""}.` : "";
 }
 
 function chooseKind() {
@@ -139,11 +146,12 @@ async function follow(job, run, put) {
     if (event.type === "progress") showProgress(run, event);
     if (event.type === "preview") put(event.output, event.blob);
     if (event.type === "made") {
-      const { blob, seed, width, height, lasts } = event;
+      const { blob, seed, width, height, lasts, warnings } = event;
       const seconds = job.left ? event.seconds : (performance.now() - run.started) / 1000;
       // Of a video that went on without this page, only what the server tells is known.
       const settings = job.left ? fields : { ...usual(fields.model), ...fields };
-      const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, lasts, seconds };
+      const how_it_went = { lasts, seconds, warnings };
+      const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, ...how_it_went };
       made.push(await page.gallery.add(record));
     }
   }

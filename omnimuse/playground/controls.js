@@ -128,7 +128,7 @@ export class Controls {
   }
 
   seed() {
-    const pattern = "0|[1-9][0-9]{0,18}";
+    const pattern = "0|[1-9][0-9]{0,19}";
     const input = h("input", { inputMode: "numeric", pattern, placeholder: "random", autocomplete: "off" });
     input.title = "A whole number; the same seed gives the same picture";
     return this.keep("seed", "Seed", input);

@@ -16,11 +16,14 @@ from omnimuse.server.http.edge import protect
 from omnimuse.server.http.strict_json import MAX_JSON
 from omnimuse.server.openapi import document
 from omnimuse.server.orders.gate import Gate
-from omnimuse.server.routes import audio, chat, files, health, images, models, playground, videos
+from omnimuse.server.routes import absent, audio, chat, files, health, images, models, playground, videos
 from omnimuse.server.service import Service
 
 DESCRIBED = (health, models, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
+
+PICTURED = frozenset({chat.PATH, images.EDITS, videos.PATH, f"{videos.PATH}/sync"})
+"""The paths whose JSON may have pictures in it."""
 
 
 def build_app(service: Service) -> Starlette:
@@ -35,7 +38,7 @@ def build_app(service: Service) -> Starlette:
         keys=service.keys,
         max_body=guard.max_body,
         max_json=MAX_JSON,
-        pictured=frozenset({chat.PATH}),
+        pictured=PICTURED,
         bodies=Bodies(guard.max_bodies, max(guard.max_body, each)),
         rates=Rates(guard.per_minute),
         hosts=frozenset(service.options.reach.allowed_hosts),
@@ -45,7 +48,7 @@ def build_app(service: Service) -> Starlette:
         drawing=frozenset(operation.path for operation in operations if operation.body is not None),
         check_room=gate.check_room,
     )
-    routes = [route for group in (*DESCRIBED, playground) for route in group.routes(service)]
+    routes = [route for group in (*DESCRIBED, playground, absent) for route in group.routes(service)]
     return protect([*routes, _description(described)], rules)
 
 

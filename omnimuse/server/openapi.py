@@ -23,7 +23,7 @@ Answer = type[BaseModel] | str | None
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. `path` has its parameters in braces; `form`: the body comes as multipart, too.
+    """One method of one path. `path` has its parameters in braces; `form`: the body comes as a form, too.
 
     `responses` are those of success, by status; every operation can answer with an error as well. `query` gives the
     JSON schema of each query parameter, all of them optional. `open`: no key is needed.
@@ -68,7 +68,10 @@ def _describe(operation: Operation) -> dict[str, Any]:
     if parameters := _parameters(operation):
         found["parameters"] = parameters
     if operation.body is not None:
-        kinds = ["application/json", *(["multipart/form-data"] if operation.form else [])]
+        kinds = [
+            "application/json",
+            *(["multipart/form-data", "application/x-www-form-urlencoded"] if operation.form else []),
+        ]
         content = {kind: _content(kind, operation.body.__name__)[kind] for kind in kinds}
         found["requestBody"] = {"required": True, "content": content}
     if operation.open:

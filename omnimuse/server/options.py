@@ -90,6 +90,20 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Clients:
+    """What clients expect: by which names besides its own they may call the model, and how chat answers them
+    (`compat`: "" or "vllm-omni") where they do not say it.
+    """
+
+    names: tuple[str, ...] = ()
+    compat: str = ""
+
+    def __post_init__(self) -> None:
+        if self.compat not in ("", "vllm-omni"):
+            raise ConfigError(f"--compat {self.compat} is not known; the only one is vllm-omni")
+
+
+@dataclass(frozen=True)
 class ServeOptions:
     """Where to listen, what to keep, how much to take on; times in seconds.
 
@@ -110,7 +124,7 @@ class ServeOptions:
     drain: float = 30.0
     hang: float = 300.0
     keep: float = 24 * 3600.0
-    compat: str = ""
+    clients: Clients = Clients()
     fetch_hosts: tuple[str, ...] = ()
     collector: str | None = None
 
@@ -139,14 +153,16 @@ class ServeOptions:
         for name in ("replicas", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
-        if self.compat not in ("", "vllm-omni"):
-            raise ConfigError(f"--compat {self.compat} is not known; the only one is vllm-omni")
-
         for host in self.fetch_hosts:
             try:
                 checked_host(host)
             except ValueError as error:
                 raise ConfigError(f"--fetch-host {error}") from None
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """Every name of the model that is served, its own first."""
+        return (self.model_name, *self.clients.names)
 
     @property
     def loopback(self) -> bool:

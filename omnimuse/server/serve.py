@@ -164,8 +164,10 @@ async def open_parts(
     )
     jobs = Jobs(store, files, pool, admission, metrics, rules)
     closings.push_async_callback(closed, partial(jobs.close, 0.0))
-    life = Lifecycle()
-    return Service(options, found.door, pool, admission, files, jobs, keys, metrics, life, uploads, rules.tracer), pool
+    life, tracer = Lifecycle(), rules.tracer
+    return Service(
+        options, found.door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught
+    ), pool
 
 
 def allowed_faults(asked: str, options: ServeOptions) -> str:

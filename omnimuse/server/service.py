@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from omnimuse.core.request import Door
+from omnimuse.loader.identity import Taught
 from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.traces import NoTracer, Tracer
@@ -28,7 +29,7 @@ class Lifecycle:
 
 @dataclass(frozen=True)
 class Service:
-    """What every route may use."""
+    """What every route may use; `taught` is what the model was trained on, where it says so."""
 
     options: ServeOptions
     door: Door
@@ -41,3 +42,4 @@ class Service:
     life: Lifecycle
     uploads: Uploads = field(default_factory=Uploads)
     tracer: Tracer = NoTracer()
+    taught: Taught | None = None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
-from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
+from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Remarks, Stepped, Update
 from omnimuse.media.image import encode_image
 
 
@@ -30,6 +30,7 @@ class FakeWorkers:
     started: list[Request] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    remarks: Remarks = Remarks()
 
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         steps = request.params.num_inference_steps or 1
@@ -49,7 +50,7 @@ class FakeWorkers:
                         raise error
             finished = True
             files = [self._file(request, output, form) for output in range(request.outputs)]
-            yield Finished(request.id, files, {"queue": 0.0, "denoise": self.pace * steps})
+            yield Finished(request.id, files, {"queue": 0.0, "denoise": self.pace * steps}, 3 * 2**20, self.remarks)
         finally:
             self.running.discard(request.id)
             if not finished:

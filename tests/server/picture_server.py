@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.request import Door
+from omnimuse.loader.identity import Taught
 from omnimuse.server.app import build_app
 from omnimuse.server.http.connections import Connection
 from omnimuse.server.http.keys import Keys
@@ -139,11 +140,15 @@ async def serving(options: ServeOptions, door: Door, uploads: Uploads) -> AsyncI
 
 @asynccontextmanager
 async def service_in(
-    data: Path, change: Callable[[ServeOptions], ServeOptions] = lambda options: options, door: Door | None = None
+    data: Path,
+    change: Callable[[ServeOptions], ServeOptions] = lambda options: options,
+    door: Door | None = None,
+    taught: Taught | None = None,
 ) -> AsyncIterator[tuple[Starlette, Service]]:
     """The whole app on the event loop of the test, to be called without a socket."""
     options, opened = change(ServeOptions(data=data, model_name=MODEL)), door or shapes()
     async with serving(options, opened, Uploads.of(options, opened.limits)) as service:
+        service = replace(service, taught=taught)
         yield build_app(service), service
 
 

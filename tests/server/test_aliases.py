@@ -17,7 +17,7 @@ from omnimuse.server.protocol.chat import ChatRequest
 from omnimuse.server.protocol.images import ImageRequest
 from omnimuse.server.translate import fields as table
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.asks import patience, preview_period, preview_steps, to_form, to_request
+from omnimuse.server.translate.asks import patience, preview_period, preview_steps, settled, to_form, to_request
 from omnimuse.worker.find import find
 
 
@@ -60,6 +60,12 @@ def refused(door: Door, kind: table.Kind = "image", form: bool = False, **given:
     [
         ({"size": "64x96"}, {"width": 64, "height": 96}),
         ({"size": "auto"}, {"width": 128, "height": 128}),
+        ({"size": ""}, {"width": 128, "height": 128}),
+        *(({"size": f"64{by}96"}, {"width": 64, "height": 96}) for by in ("X", "*", "×", " x ")),
+        ({"resolution": "64*96"}, {"width": 64, "height": 96}),
+        ({"seed": 2**64 - 1}, {"seed": 2**64 - 1}),
+        ({"size": "100x75", "adjust": True}, {"width": 96, "height": 80}),
+        ({"size": "adjust", "width": 9999, "height": 1}, {"width": 1024, "height": 16}),
         ({"width": 64}, {"width": 64, "height": 128}),
         ({"resolution": 64}, {"width": 64, "height": 64}),
         ({"resolution": "64x96"}, {"width": 64, "height": 96}),
@@ -71,6 +77,9 @@ def refused(door: Door, kind: table.Kind = "image", form: bool = False, **given:
         ({"flow_shift": 2, "scheduler": "UniPC"}, {"flow_shift": 2.0, "scheduler": "unipc"}),
         ({"quality": "low"}, {"num_inference_steps": 5}),
         ({"quality": "hd"}, {"num_inference_steps": 15}),
+        ({"quality": "HIGH"}, {"num_inference_steps": 15}),
+        ({"quality": "maximum"}, {"num_inference_steps": 30}),
+        ({"quality": "default", "num_inference_steps": 4}, {"num_inference_steps": 4}),
         ({"quality": "standard", "num_inference_steps": 4}, {"num_inference_steps": 4}),
     ],
 )
@@ -93,10 +102,78 @@ def test_the_family_s_own_parameters_go_into_extra_params(door: Door) -> None:
         {"enable_teacache": False, "vae_use_tiling": False, "rollout": False, "rollout_sde_type": "sde"},
         {"generator_device": "cpu", "output_quality": "default", "num_frames": 1, "infer_align_image_size": False},
         {"response_format": "b64_json", "stream": False, "partial_images": 0, "progress": False},
+        {"style": "vivid", "generator_device": "cuda", "output_format": "PNG", "output_quality": "maximum"},
+        {"style": "natural", "output_compression": 100, "enable_upscaling": False, "svg": False, "loras": []},
+        {"true_cfg_scale": 1.0, "guidance_scale_2": 1, "style": "", "quality": "", "mask": None},
     ],
 )
 def test_values_that_ask_for_nothing_are_accepted(door: Door, harmless: dict[str, Any]) -> None:
     assert ask(door, seed=1, **harmless).params == ask(door, seed=1).params
+
+
+def test_a_scale_that_a_model_does_not_take_is_accepted_at_what_is_used_anyway(door: Door, videos: Door) -> None:
+    fixed = DiffusionParams(guidance_scale=0.0)
+    distilled = replace(
+        door, limits=replace(door.limits, fixed=fixed), defaults=DiffusionParams(guidance_scale=0.0).over(door.defaults)
+    )
+    for scale in (0.0, 1.0):
+        assert ask(distilled, guidance_scale=scale).params.guidance_scale == 0.0
+    assert refused(distilled, guidance_scale=3.5).param == "guidance_scale"
+    for given in ({"guidance_scale": 4.5, "guidance_scale_2": 4.5}, {"guidance_scale_2": door.defaults.guidance_scale}):
+        assert ask(videos, "video", **given).params.guidance_scale_2 is None
+    assert refused(videos, "video", guidance_scale=4.5, guidance_scale_2=4.0).param == "guidance_scale_2"
+
+
+def test_a_seed_of_minus_one_is_chosen_and_so_is_one_of_a_form(door: Door) -> None:
+    seeds = {ask(door, seed=-1).params.seed, ask(door, form=True, seed="-1").params.seed, ask(door).params.seed}
+    assert len(seeds) == 3 and all(seed is not None and seed >= 0 for seed in seeds)
+
+
+def test_what_was_changed_or_means_something_else_elsewhere_is_told(door: Door, videos: Door) -> None:
+    def told(on: Door, kind: table.Kind, **given: Any) -> tuple[str, ...]:
+        return settled(read({"prompt": "x", **given}, kind, on), on).warnings
+
+    assert told(door, "image", size="64x64", style="vivid", generator_device="cpu", adjust=True) == ()
+    [style, device] = told(door, "image", style="natural", generator_device="cuda")
+    assert "describe it in the prompt" in style and "CPU" in device
+    assert told(door, "image", size="100x64", adjust=True) == (
+        "width=100 became 96, the nearest that this model makes",
+    )
+    [frames] = told(videos, "video", seconds=60, adjust=True)
+    assert frames == "num_frames=961 became 81, the nearest that this model makes"
+    assert ask(videos, "video", num_frames=35, adjust=True).params.num_frames == 33
+
+
+def test_a_model_that_is_left_empty_or_called_default_is_the_one_there_is(door: Door) -> None:
+    assert [read({"prompt": "x", "model": name}, "image", door).model for name in ("", "default", "a")] == [
+        None,
+        None,
+        "a",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "urls"),
+    [
+        ({"image": "data:,a"}, ("data:,a",)),
+        ({"image": ["data:,a", {"image_url": "data:,b"}]}, ("data:,a", "data:,b")),
+        ({"images": [{"image_url": "data:,a"}], "url": "data:,b"}, ("data:,a", "data:,b")),
+        ({"image": {"url": "data:,a"}}, ("data:,a",)),
+        ({"image": {"image_url": {"url": "data:,a"}}}, ("data:,a",)),
+    ],
+)
+def test_pictures_of_an_edit_may_come_in_json(door: Door, given: dict[str, Any], urls: tuple[str, ...]) -> None:
+    assert read({"prompt": "x", **given}, "edit", door).urls == urls
+
+
+@pytest.mark.parametrize("given", [{"image": [{"file_id": "x"}]}, {"image": 3}, {"images": [["data:"]]}, {"image": {}}])
+def test_a_picture_that_is_nowhere_is_refused(door: Door, given: dict[str, Any]) -> None:
+    if given != {"image": {}}:
+        with pytest.raises(ApiError, match="an upload, a data: URL"):
+            read({"prompt": "x", **given}, "edit", door)
+    blind = replace(door, limits=replace(door.limits, max_images=0))
+    with pytest.raises(ApiError, match="text only"):
+        read({"prompt": "x", "image": "data:,a"}, "edit", blind)
 
 
 def test_the_file_asked_for_is_the_form_of_the_output(door: Door) -> None:
@@ -163,7 +240,12 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"enable_teacache": True}, "unsupported_parameter", "enable_teacache", "when the server starts"),
         ({"output_path": "/etc/passwd"}, "unsupported_parameter", "output_path", "never names files"),
         ({"url": "http://169.254.169.254/"}, "unsupported_parameter", "url", "/v1/images/edits"),
-        ({"style": "vivid"}, "unsupported_parameter", "style", "in the prompt"),
+        ({"style": "baroque"}, "invalid_value", "style", "vivid, natural"),
+        ({"steps": 4}, "unknown_parameter", "steps", "did you mean 'num_inference_steps'"),
+        ({"cfg_scale": 4}, "unknown_parameter", "cfg_scale", "did you mean 'guidance_scale'"),
+        ({"sampler_name": "ddim"}, "unknown_parameter", "sampler_name", "did you mean 'scheduler'"),
+        ({"enhance_prompt": True}, "unsupported_parameter", "enhance_prompt", "never rewritten"),
+        ({"enable_upscaling": True}, "unsupported_parameter", "enable_upscaling", "larger `size`"),
         ({"background": "transparent"}, "unsupported_parameter", "background", "opaque"),
         ({"output_format": "gif"}, "invalid_value", "output_format", "png, jpeg"),
         ({"n": 0}, "invalid_value", "n", "from 1 to 10"),
@@ -178,10 +260,11 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"flow_shift": 0}, "invalid_value", "flow_shift", "0.01 to 100"),
         ({"boundary_ratio": 0.9}, "unsupported_parameter", "boundary_ratio", "honours flow_shift"),
         ({"seed": 2**70}, "invalid_value", "seed", "0 to "),
-        ({"seed": -1}, "invalid_value", "seed", "0 to "),
+        ({"seed": -2}, "invalid_value", "seed", "0 to "),
+        ({"seed": 2**64}, "invalid_value", "seed", "0 to "),
         ({"timeout_s": 0}, "invalid_value", "timeout_s", "above 0"),
         ({"size": "axb"}, "invalid_value", "size", "WIDTHxHEIGHT"),
-        ({"size": "1024X1024"}, "invalid_value", "size", "WIDTHxHEIGHT"),
+        ({"size": "64x64x3"}, "invalid_value", "size", "WIDTHxHEIGHT"),
         ({"size": "0x0"}, "invalid_value", "size", "16 to 1024"),
         ({"size": "-1x5"}, "invalid_value", "size", "WIDTHxHEIGHT"),
         ({"size": "99999999x99999999"}, "invalid_value", "size", "WIDTHxHEIGHT"),
@@ -194,6 +277,8 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"partial_images": 2}, "conflicting_parameters", "partial_images", "stream"),
         ({"partial_images": 4, "stream": True}, "invalid_value", "partial_images", "from 0 to 3"),
         ({"stream": True, "response_format": "url"}, "conflicting_parameters", "response_format", "stream"),
+        ({"stream": True, "response_format": "file"}, "conflicting_parameters", "response_format", "stream"),
+        ({"background": True, "response_format": "file"}, "conflicting_parameters", "response_format", "JSON"),
         ({"stream": True, "background": True}, "conflicting_parameters", "background", "stream"),
         ({"negative_prompt": "x", "guidance_scale": 0}, "invalid_value", "negative_prompt", "guidance_scale is 0"),
         ({"prompt": " "}, "invalid_value", "prompt", "empty"),
@@ -273,6 +358,7 @@ def test_an_edit_may_name_addresses_and_how_much_is_drawn_anew(door: Door) -> No
         ({"seconds": 0.01}, 1),
         ({"num_frames": 33}, 33),
         ({"seconds": 2, "num_frames": 33}, 33),
+        ({"seconds": 4, "num_frames": 33}, 33),
         ({"video_params": {"num_frames": 33, "width": 64}}, 33),
         ({}, 81),
     ],
@@ -290,13 +376,13 @@ def test_seconds_become_the_nearest_number_of_frames_that_the_model_makes(
         ({"seconds": 1e300}, "invalid_value", "seconds"),
         ({"seconds": "soon"}, "invalid_value", "seconds"),
         ({"seconds": 0}, "invalid_value", "seconds"),
-        ({"seconds": 4, "num_frames": 33}, "conflicting_parameters", "seconds"),
         ({"num_frames": 33, "video_params": {"num_frames": 17}}, "conflicting_parameters", "video_params.num_frames"),
         ({"video_params": {"length": 17}}, "unknown_parameter", "video_params.length"),
         ({"fps": 0}, "invalid_value", "fps"),
         ({"num_frames": 34}, "invalid_value", "num_frames"),
         ({"generate_sound": True}, "unsupported_parameter", "generate_sound"),
-        ({"input_reference": "data:"}, "invalid_value", "input_reference"),
+        ({"input_reference": "photo.png"}, "invalid_value", "input_reference"),
+        ({"input_reference": "data:,a"}, "unsupported_parameter", "input_reference"),
     ],
 )
 def test_what_a_video_model_cannot_film_is_refused(videos: Door, given: dict[str, Any], code: str, param: str) -> None:

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from omnimuse.media.picture import pixels_of
+from omnimuse.server.options import Clients
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
+from tests.unit.media.hostile import noise
 
 ASKED_PARTS = [{"type": "text", "text": "a red circle"}]
 ASKED = [{"role": "user", "content": "a red circle"}]
@@ -31,7 +33,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def compatible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("compat")
-    with picture_server(folder, change=lambda options: replace(options, compat="vllm-omni")) as running:
+    with picture_server(
+        folder, change=lambda options: replace(options, clients=Clients(compat="vllm-omni"))
+    ) as running:
         yield running
 
 
@@ -154,6 +158,8 @@ def test_clients_of_vllm_omni_find_content_parts(compatible: Running) -> None:
         ({"modalities": [{}]}, "invalid_value", "modalities"),
         ({"modalities": []}, "unsupported_parameter", "modalities"),
         ({"temperature": 0}, "unsupported_parameter", "temperature"),
+        ({"stop": ["x"]}, "unsupported_parameter", "stop"),
+        ({"top_k": 40}, "unsupported_parameter", "top_k"),
         ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
         ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio"),
         ({"stream_options": {"include_usage": True}}, "conflicting_parameters", "stream_options"),
@@ -186,7 +192,7 @@ def test_a_picture_in_the_last_message_is_what_the_drawing_starts_from(server: R
         assert "1 other messages" in answer.json()["warnings"][0]
     text_alone = post(server, messages=[{"role": "user", "content": [*ASKED_PARTS, image]}, *ASKED])
     assert text_alone.status_code == 200
-    assert server.workers.started[-1].images == (), "earlier pictures have no part"
+    assert len(server.workers.started[-1].images) == 1, "that of an earlier message, since this one has none"
 
 
 def test_a_streamed_answer_may_start_from_a_picture_and_the_official_client_sends_it(server: Running) -> None:
@@ -239,9 +245,94 @@ def test_pictures_are_refused_by_a_model_of_text_and_too_many_by_any(server: Run
         assert "text only" in error["message"]
 
 
+def styles(message: dict[str, Any]) -> set[str]:
+    """Where the pictures of a message are."""
+    content = message.get("content")
+    found = {"images"} if message.get("images") else set()
+    if isinstance(content, list):
+        found.add("parts")
+    return found | ({"markdown"} if isinstance(content, str) and content.startswith("![seed ") else set())
+
+
+def test_each_request_chooses_where_its_pictures_are(server: Running, compatible: Running) -> None:
+    def asked(running: Running, style: str | None = None, **body: Any) -> dict[str, Any]:
+        headers = {} if style is None else {"x-omnimuse-pictures": style}
+        url, fields = f"{running.url}/v1/chat/completions", {"messages": ASKED, "seed": 7, **body}
+        whole = httpx2.post(url, json=fields, headers=headers, timeout=30).json()["choices"][0]["message"]
+        text = httpx2.post(url, json={**fields, "stream": True}, headers=headers, timeout=30).text
+        chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        [delta] = [chunk["choices"][0]["delta"] for chunk in chunks if styles(chunk["choices"][0]["delta"])]
+        assert styles(delta) == styles(whole)
+        return whole
+
+    assert styles(asked(server)) == {"images", "markdown"}, "a client that names no modalities may show text only"
+    assert styles(asked(server, modalities=["image", "text"])) == {"images"}
+    assert styles(asked(compatible, modalities=["image"])) == {"parts"}
+    for style in ("images", "parts", "markdown"):
+        for running in (server, compatible):
+            assert styles(asked(running, style)) == {style}
+    written = asked(server, "markdown")["content"]
+    assert picture({"image_url": {"url": written.removeprefix("![seed 7](").removesuffix(")")}}).size == (128, 128)
+    refused = httpx2.post(
+        f"{server.url}/v1/chat/completions", json={"messages": ASKED}, headers={"x-omnimuse-pictures": "svg"}
+    ).json()["error"]
+    assert (refused["code"], refused["param"]) == ("invalid_value", "x-omnimuse-pictures")
+    assert "images, parts, markdown" in refused["message"]
+
+
+@pytest.mark.parametrize("style", ["images", "parts", "markdown"])
+def test_make_it_blue_starts_from_the_picture_that_was_drawn_before(server: Running, style: str) -> None:
+    def said(*messages: dict[str, Any]) -> httpx2.Response:
+        url, body = f"{server.url}/v1/chat/completions", {"messages": list(messages), "seed": 200}
+        return httpx2.post(url, json=body, headers={"x-omnimuse-pictures": style}, timeout=30)
+
+    first = said(*ASKED).json()["choices"][0]["message"]
+    answer = said(*ASKED, first, {"role": "user", "content": "make it blue"})
+    request = server.workers.started[-1]
+    assert request.prompt == "make it blue"
+    [seen] = request.images
+    assert (pixels_of(seen) == (200, 0, 99)).all() and (seen.width, seen.height) == (128, 128)
+    [warning] = answer.json()["warnings"]
+    assert "began with the picture in messages[1]" in warning
+    assert json.loads(answer.headers["x-warnings"]) == [warning]
+
+
+def test_a_conversation_in_markdown_may_hold_more_pictures_than_other_text(server: Running) -> None:
+    pictures = [data_url(noise(700, 500), "PNG"), data_url(noise(600, 600), "PNG")]
+    assert sum(map(len, pictures)) > 2 * 2**20
+    shown = [{"role": "assistant", "content": f"here: ![a picture]({url})"} for url in pictures]
+    answer = post(server, messages=[ASKED[0], shown[0], ASKED[0], shown[1], {"role": "user", "content": "blue"}])
+    assert answer.status_code == 200, answer.text
+    [seen] = server.workers.started[-1].images
+    assert (seen.width, seen.height) == (600, 600)
+
+
+def test_the_last_picture_of_earlier_turns_counts_and_one_of_the_last_message_more(server: Running) -> None:
+    def part(colour: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": data_url(Image.new("RGB", (32, 32), colour), "PNG")}}
+
+    def user(*pictures: dict[str, Any]) -> dict[str, Any]:
+        return {"role": "user", "content": [*ASKED_PARTS, *pictures]}
+
+    drawn = {"role": "assistant", "content": None, "images": [part("lime")]}
+    for messages, colour in (
+        ([user(part("red")), drawn, user()], (0, 255, 0)),
+        ([drawn, user(part("red")), {"role": "assistant", "content": "which?"}, user()], (255, 0, 0)),
+        ([user(part("red")), drawn, user(part("blue"))], (0, 0, 255)),
+    ):
+        assert post(server, messages=messages).status_code == 200
+        assert (pixels_of(server.workers.started[-1].images[0]) == colour).all()
+
+
 def test_fields_about_text_that_ask_for_nothing_are_accepted(server: Running) -> None:
-    harmless = {"temperature": 1.0, "top_p": 1, "max_tokens": 512, "tools": [], "store": False, "logprobs": False}
-    assert post(server, **harmless).status_code == 200
+    for harmless in (
+        {"temperature": 1.0, "top_p": 1, "max_tokens": 512, "tools": [], "store": False, "logprobs": False},
+        {"temperature": 0.7, "presence_penalty": 0, "frequency_penalty": 0.0, "stop": None, "user": "u", "n": 1},
+        {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "skip_special_tokens": True},
+        {"stop": [], "logit_bias": {}, "metadata": {}, "tool_choice": "auto", "reasoning_effort": "none"},
+    ):
+        answer = post(server, **harmless)
+        assert answer.status_code == 200, (harmless, answer.text)
 
 
 def test_the_official_client_learns_why(server: Running) -> None:

@@ -219,10 +219,6 @@ def test_a_failure_of_the_work_is_an_error_and_not_retried(server: Running) -> N
     assert len(server.workers.started) == before + 2
 
 
-def test_there_are_no_variations(server: Running) -> None:
-    assert post(server, {"image": "x"}, "/v1/images/variations").status_code == 404
-
-
 def test_a_model_of_videos_draws_no_pictures(tmp_path: Path) -> None:
     door = shapes()
     videos = replace(door, spec=replace(door.spec, tasks=("text-to-video",)))

@@ -54,7 +54,7 @@ def test_capabilities_say_what_a_model_of_videos_makes() -> None:
     door = shapes()
     videos = replace(door, spec=replace(door.spec, tasks=("text-to-video",)))
     can = capabilities(videos)
-    assert (can.formats, can.max_outputs, can.qualities) == (["mp4"], 1, {})
+    assert (can.formats, can.max_outputs, can.qualities["low"]) == (["mp4"], 1, 5)
 
 
 def test_a_model_may_be_named_by_a_path_of_any_depth(tmp_path: Path) -> None:

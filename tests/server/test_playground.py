@@ -117,6 +117,7 @@ class FakeApi:
     pace: float = 0.0
     key: str = ""
     problem: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
     watched: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
     sources: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
@@ -210,7 +211,10 @@ class FakeApi:
             for output in range(outputs):
                 seed = self.seed(fields) + output
                 b64 = disc(seed, width, height, 1.0)
-                yield event(f"{name}.completed", b64_json=b64, seed=seed, output_format="png", timings={}, **about)
+                told = {"warnings": self.warnings} if self.warnings else {}
+                yield event(
+                    f"{name}.completed", b64_json=b64, seed=seed, output_format="png", timings={}, **about, **told
+                )
             finished = True
             yield "data: [DONE]\n\n"
         finally:
@@ -340,6 +344,17 @@ def expect_picture(page: Any) -> Any:
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
+
+
+@browser_only
+def test_the_page_tells_what_the_model_draws_and_what_a_picture_was_warned_of(page: Any, site: Running) -> None:
+    site.api.capabilities = PICTURES | {"draws": {"shapes": ["circle", "ring"], "colours": ["red"]}, "only_side": 128}
+    site.api.warnings = ["the prompt has none of the words that this model knows"]
+    page.reload()
+    page.get_by_text("It draws shapes: circle, ring; colours: red, at 128 × 128.").wait_for()
+    draw(page, "the Eiffel tower")
+    expect_picture(page)
+    assert page.locator("figcaption .warning").inner_text() == site.api.warnings[0]
 
 
 @browser_only

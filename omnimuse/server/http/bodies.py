@@ -10,6 +10,7 @@ import asyncio
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -41,14 +42,24 @@ Form = tuple[dict[str, Any], dict[str, list[Upload]]]
 """Text fields (`lora[path]` as nested dicts, `tags[]` as lists; every value a string) and files by field name."""
 
 
+MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
+
+
 async def read_any(request: Request) -> Form:
-    """The fields and files of a JSON or multipart body; ApiError 415 for another type."""
+    """The fields and files of a JSON body or of a form of either kind; ApiError 415 for another type."""
     kind = _content_type(request)
-    if kind == "multipart/form-data":
+    if kind == MULTIPART:
         return await read_form(request)
+    if kind == URLENCODED:
+        return await read_urlencoded(request), {}
     if kind == "application/json":
         return await read_json(request), {}
-    raise _wrong_type(kind, "application/json or multipart/form-data")
+    raise _wrong_type(kind, f"application/json, {MULTIPART} or {URLENCODED}")
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is a form, in which numbers and flags are text."""
+    return _content_type(request) in (MULTIPART, URLENCODED)
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------
@@ -89,6 +100,32 @@ async def read_form(request: Request) -> Form:
     if not parts.ended:
         raise refusal("invalid_form", "the multipart body ends before its last boundary; send it whole")
     return parts.fields, parts.files
+
+
+async def read_urlencoded(request: Request) -> dict[str, Any]:
+    """The fields of a form without files, as `read_form` gives them; ApiError 400 `invalid_form` for what is none."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+    return await asyncio.to_thread(_pairs, content)
+
+
+def _pairs(content: bytearray) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    try:
+        pairs = parse_qsl(content.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS)
+    except UnicodeDecodeError:
+        raise refusal("invalid_form", "the form is not UTF-8 text in percent-encoding") from None
+    except ValueError:
+        raise refusal("invalid_form", f"the form has more than {MAX_PARTS} fields; send fewer") from None
+    for name, value in pairs:
+        if _NAME.fullmatch(name) is None:
+            raise refusal("invalid_form", f"a field has the name {name[:100]!r}; use name, name[] or name[key]")
+        if len(value) > MAX_TEXT and not value.startswith("data:"):
+            raise refusal("invalid_value", f"{name} is text of more than {MAX_TEXT} characters; shorten it", name)
+        base, keys = _split(name)
+        _put(fields, (base, *keys), value, name)
+    return fields
 
 
 class _Parts:

@@ -84,7 +84,9 @@ def check_asking(rules: Rules, scope: Scope, headers: Headers) -> None:
 
 def longest_body(rules: Rules, scope: Scope, headers: Headers) -> int:
     """The bytes that the body of a request may have."""
-    if headers.get("content-type", "").lower().startswith("application/json") and scope["path"] not in rules.pictured:
+    kind = headers.get("content-type", "").lower()
+    pictured = scope["path"] in rules.pictured
+    if (kind.startswith("application/json") and not pictured) or kind.startswith("application/x-www-form-urlencoded"):
         return min(rules.max_json, rules.max_body)
     return rules.max_body
 

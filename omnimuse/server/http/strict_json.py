@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -24,7 +25,8 @@ MAX_JSON = 2 * 2**20
 LONG = 64 * 1024
 """Bytes of a data: URL from which on it is kept apart, and never becomes one long text."""
 _PIECE = 2**20
-_OPENING = b'"data:'
+_QUOTED, _LINKED = b'"data:', b"](data:"
+"""How a data: URL begins that is a text by itself, and one that is the address of a picture in Markdown."""
 
 
 class DataUrl(str):
@@ -41,6 +43,19 @@ class DataUrl(str):
         url = DataUrl(f"{str(content[:LONG], 'latin-1')}... sha256 {hashlib.sha256(content).hexdigest()}")
         url.content = content
         return url
+
+
+class Written(str):
+    """Text with long data: URLs in it, `urls`, in their order; in the text each stands as `DataUrl` does."""
+
+    urls: tuple[DataUrl, ...]
+
+    @staticmethod
+    def of(text: str, words: re.Pattern[str], found: dict[str, DataUrl]) -> Written:
+        """`text` with the URLs in `found` in the place of their words."""
+        written = Written(words.sub(lambda word: found[word[0]], text))
+        written.urls = tuple(found[word] for word in words.findall(text))
+        return written
 
 
 class Draft:
@@ -64,32 +79,53 @@ def parse(content: bytearray) -> dict[str, Any]:
     ApiError 400 `invalid_json` for a name said twice, NaN or infinite numbers, more than MAX_DEPTH levels or no object;
     400 `invalid_value` for text that is no Unicode (half a surrogate pair); 413 for more than MAX_JSON bytes of text.
     """
-    text, urls = _lift(content)
+    text, urls, words = _lift(content)
     value = _parse(text)
     if not isinstance(value, dict):
         raise refusal("invalid_json", f"the body is a JSON {_named(value)}; send an object: {{...}}")
-    return _checked(value, urls)
+    return _checked(value, urls, words)
 
 
-def _lift(content: bytearray) -> tuple[bytes, dict[str, DataUrl]]:
-    """`content` with a word in place of each long data: URL, and the URLs by these words.
+def _lift(content: bytearray) -> tuple[bytes, dict[str, DataUrl], re.Pattern[str]]:
+    """`content` with a word in place of each long data: URL, the URLs by these words, and what these look like.
 
-    What is replaced stands between two quotes and has neither quotes nor backslashes, so it is either all of a string
-    or no JSON at all, and its word, which nobody can guess, is either all of the same string or no JSON either.
+    What is replaced has neither quotes nor backslashes and stands between two quotes, or in a string's Markdown. So it
+    is either inside of one string or no JSON at all, and so is its word, which nobody can guess.
     """
     whole, kept, urls = memoryview(content), bytearray(), dict[str, DataUrl]()
+    quoted, linked, quotes, ends, slashes = (_Marks(content, mark) for mark in (_QUOTED, _LINKED, b'"', b")", b"\\"))
     secret, done, at = secrets.token_hex(16), 0, 0
-    while (start := _find(content, _OPENING, at)) >= 0 and (end := _find(content, b'"', start + 1)) >= 0:
-        at = end
-        if end - start > LONG and content[start - 1] != ord("\\") and _find(content, b"\\", start, end) < 0:
-            word = f"url-{secret}-{len(urls)}"
-            urls[word] = DataUrl.of(whole[start + 1 : end])
-            kept += whole[done : start + 1]
-            kept += word.encode()
-            done = end
+    while (start := min(quoted.after(at), linked.after(at))) < len(content):
+        in_text = start == linked.after(at)
+        begin = start + (len(_LINKED) if in_text else len(_QUOTED)) - len(b"data:")
+        end = ends.after(begin) if in_text else quotes.after(begin)
+        if end == len(content) or quotes.after(begin) < end:
+            at = begin
+        else:
+            at = end
+            if end - begin > LONG and slashes.after(max(0, start - 1)) >= end:
+                word = f"url-{secret}-{len(urls)}."
+                urls[word] = DataUrl.of(whole[begin:end])
+                kept += whole[done:begin]
+                kept += word.encode()
+                done = end
         _check_length(len(kept) + at - done)
     _check_length(len(kept) + len(content) - done)
-    return bytes(kept + whole[done:]), urls
+    return bytes(kept + whole[done:]), urls, re.compile(rf"url-{secret}-\d+\.")
+
+
+class _Marks:
+    """Where a mark stands next in the content; asked about places that never go back, it looks at each byte once."""
+
+    def __init__(self, content: bytearray, mark: bytes) -> None:
+        self._content, self._mark, self._next = content, mark, -1
+
+    def after(self, at: int) -> int:
+        """The first place at or behind `at`; the length of the content if there is none."""
+        if self._next < at:
+            found = _find(self._content, self._mark, at)
+            self._next = len(self._content) if found < 0 else found
+        return self._next
 
 
 def _find(content: bytearray, what: bytes, start: int, end: int | None = None) -> int:
@@ -154,7 +190,7 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _checked(top: dict[str, Any], urls: dict[str, DataUrl]) -> dict[str, Any]:
+def _checked(top: dict[str, Any], urls: dict[str, DataUrl], words: re.Pattern[str]) -> dict[str, Any]:
     """`top` with its URLs; refuses deep levels and broken text, without recursion. `param` is the outermost field.
 
     Only iterators wait: no object is made for each value, which would set the collector of garbage to work.
@@ -175,6 +211,8 @@ def _checked(top: dict[str, Any], urls: dict[str, DataUrl]) -> dict[str, Any]:
             _check_text(value, param)
             if urls and value in urls:
                 holder[key] = urls[value]
+            elif urls and words.search(value):
+                holder[key] = Written.of(value, words, urls)
         elif isinstance(value, dict | list):
             if len(open_levels) >= MAX_DEPTH:
                 raise _too_deep()

@@ -126,12 +126,12 @@ def _is_elsewhere(source: Source) -> bool:
     return source.url is not None and source.url[:5].lower() != "data:"
 
 
-def uploaded(files: Mapping[str, Sequence[Upload]], urls: Sequence[str]) -> list[Source]:
-    """The pictures of a form: those called image, other uploads, then addresses."""
+def uploaded(files: Mapping[str, Sequence[Upload]], urls: Sequence[str], name: str = "url") -> list[Source]:
+    """The pictures of a request: uploads called image, other uploads, then addresses, whose field is called `name`."""
     fields = sorted(files.items(), key=lambda named: named[0] != "image")
-    parts = [(_numbered(name, index, len(found)), part) for name, found in fields for index, part in enumerate(found)]
-    places = [Source(_numbered("url", index, len(urls)), url=url) for index, url in enumerate(urls)]
-    return [*(Source(name, part.content) for name, part in parts), *places]
+    parts = [(_numbered(field, at, len(found)), part) for field, found in fields for at, part in enumerate(found)]
+    places = [Source(_numbered(name, index, len(urls)), url=url) for index, url in enumerate(urls)]
+    return [*(Source(field, part.content) for field, part in parts), *places]
 
 
 def _numbered(name: str, index: int, count: int) -> str:

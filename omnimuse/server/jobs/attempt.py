@@ -99,7 +99,7 @@ class Attempts:
                 name = await asyncio.to_thread(self._files.keep, file, new_job_file_id())
                 kept.append(msgspec.structs.replace(file, name=name))
             now = self._rules.now()
-            outcome = Outcome(tuple(kept), made.timings, made.memory)
+            outcome = Outcome(tuple(kept), made.timings, made.memory, made.remarks)
             done = await self._store.finish(live.job, outcome, now, now + self._rules.keep)
         finally:
             if not done:

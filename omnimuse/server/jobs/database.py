@@ -14,18 +14,17 @@ from pathlib import Path
 
 from omnimuse.core.errors import ConfigError
 
-VERSION = 2
-"""Of the tables below; written into the database as its user_version."""
+VERSION = 3
+"""Of the tables below; written into the database as its user_version. An older database is brought up to it."""
 APPLICATION = 0x6F6D756A
 """The database's application_id: "omuj"."""
 
 # What a job starts from (pictures, sounds) stands apart: who asks about a job reads none of it. It goes with its end.
-_SOURCES = f"""
+_SOURCES = """
 CREATE TABLE sources (job TEXT PRIMARY KEY, content TEXT NOT NULL);
 CREATE TRIGGER sources_of_ended AFTER UPDATE OF state ON jobs WHEN NEW.state IN ('completed', 'failed')
 BEGIN DELETE FROM sources WHERE job = NEW.id; END;
 CREATE TRIGGER sources_of_deleted AFTER DELETE ON jobs BEGIN DELETE FROM sources WHERE job = OLD.id; END;
-PRAGMA user_version = {VERSION};
 """
 
 _SCHEMA = f"""
@@ -41,6 +40,7 @@ CREATE TABLE jobs (
     files TEXT NOT NULL DEFAULT '[]',
     timings TEXT NOT NULL DEFAULT '{{}}',
     memory INTEGER NOT NULL DEFAULT 0,
+    remarks TEXT NOT NULL DEFAULT '{{}}',
     error TEXT,
     created REAL NOT NULL,
     started REAL,
@@ -54,18 +54,20 @@ CREATE INDEX jobs_by_state ON jobs (state, tenant);
 CREATE UNIQUE INDEX jobs_by_key ON jobs (tenant, idem_key) WHERE idem_key IS NOT NULL;
 PRAGMA application_id = {APPLICATION};
 {_SOURCES}
+PRAGMA user_version = {VERSION};
 """
 
-_FROM_VERSION_1 = f"""
-BEGIN IMMEDIATE;
-{_SOURCES}
+_SINCE = {
+    1: f"""{_SOURCES}
 INSERT INTO sources SELECT id, json_object(
   'images', json(coalesce(json_extract(work, '$.request.images'), '[]')),
   'sounds', json(coalesce(json_extract(work, '$.request.sounds'), '[]'))
  ) FROM jobs WHERE json_array_length(work, '$.request.images') > 0 OR json_array_length(work, '$.request.sounds') > 0;
 UPDATE jobs SET work = json_replace(work, '$.request.images', json('[]'), '$.request.sounds', json('[]'));
-COMMIT;
-"""
+""",
+    2: "ALTER TABLE jobs ADD COLUMN remarks TEXT NOT NULL DEFAULT '{}';",
+}
+"""What makes the tables of a version those of the next."""
 
 
 def take_lock(path: Path) -> int:
@@ -118,8 +120,9 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
     elif application != APPLICATION:
         raise ConfigError(f"{path} is not a job store of omnimuse; move it away or choose another --data folder")
-    elif version == 1:
-        db.executescript(_FROM_VERSION_1)
+    elif version in _SINCE:
+        steps = "".join(_SINCE[older] for older in range(version, VERSION))
+        db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;")
     elif version != VERSION:
         raise ConfigError(
             f"the job store {path} has version {version} and this omnimuse knows version {VERSION}; "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from omnimuse.deploy.wire import Form, MadeFile
+from omnimuse.deploy.wire import Form, MadeFile, Remarks
 
 Kind = Literal["video", "image", "audio"]
 State = Literal["queued", "in_progress", "completed", "failed"]
@@ -60,6 +60,7 @@ class Job:
     files: tuple[MadeFile, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     memory: int = 0
+    remarks: Remarks = Remarks()
     error: Trouble | None = None
 
     @property
@@ -92,3 +93,4 @@ class Outcome:
     files: tuple[MadeFile, ...]
     timings: dict[str, float]
     memory: int = 0
+    remarks: Remarks = Remarks()

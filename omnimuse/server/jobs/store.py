@@ -22,7 +22,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import msgspec
 
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestError, StorageError
-from omnimuse.deploy.wire import MadeFile
+from omnimuse.deploy.wire import MadeFile, Remarks
 from omnimuse.server.jobs.database import connect, take_lock
 from omnimuse.server.jobs.row import Idempotency, Job, Kind, Outcome, Page, Times, Trouble, Work
 
@@ -143,13 +143,14 @@ class JobStore:
         """Complete the attempt `job`; False if it has been cancelled, deleted or started anew meanwhile."""
         with self._transaction():
             changed = self._db.execute(
-                "UPDATE jobs SET state = 'completed', progress = 100, files = ?, timings = ?, memory = ?,"
+                "UPDATE jobs SET state = 'completed', progress = 100, files = ?, timings = ?, memory = ?, remarks = ?,"
                 f" finished = ?, expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state = 'in_progress'",
                 (
                     msgspec.json.encode(outcome.files).decode(),
                     msgspec.json.encode(outcome.timings).decode(),
                     outcome.memory,
+                    msgspec.json.encode(outcome.remarks).decode(),
                     now,
                     expires,
                     job.id,
@@ -332,5 +333,6 @@ def _job(row: sqlite3.Row) -> Job:
         files=_files(row),
         timings=msgspec.json.decode(row["timings"]),
         memory=row["memory"],
+        remarks=msgspec.json.decode(row["remarks"], type=Remarks),
         error=None if row["error"] is None else msgspec.json.decode(row["error"], type=Trouble),
     )

@@ -39,7 +39,7 @@ from omnimuse.server.orders.gate import Gate
 from omnimuse.server.service import Service
 from omnimuse.server.traces import Worked
 from omnimuse.server.translate.aliases import Wanted
-from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
+from omnimuse.server.translate.asks import patience, preview_period, settled, to_form, to_request
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,11 @@ def place_order(
     In a stream the client hears of every step, so its read timeout bounds no wait for the whole.
     """
     check_model(service, wanted.model)
+    wanted = settled(wanted, service.door)
     request = to_request(wanted, service.door, tenant=http.state.tenant, pictures=pictures)
     period = preview_period(request.steps, wanted.delivery.partial_images)
     request = replace(request, previews=period)
+    wanted = doubted(service, wanted, request)
     waits = None if wanted.delivery.stream else patience(http.headers)
     return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, *_known_as(http))
 
@@ -89,11 +91,19 @@ def _known_as(http: HttpRequest) -> tuple[str, str | None]:
     return http.state.request_id, http.headers.get("traceparent")
 
 
+def doubted(service: Service, wanted: Wanted, request: Request) -> Wanted:
+    """`wanted` with what the client should know of its request beforehand, though it is legal."""
+    if service.taught is None:
+        return wanted
+    return replace(wanted, warnings=(*wanted.warnings, *service.taught.doubts(request.prompt, request.params)))
+
+
 def check_model(service: Service, name: str | None) -> None:
-    """ApiError 404 unless `name` is the model that this server serves, or was left out."""
-    served = service.options.model_name
-    if name is not None and name != served:
-        raise refusal("model_not_found", f"there is no model {name[:100]!r} here; this server serves {served}", "model")
+    """ApiError 404 unless `name` is one of the names of the model that is served, or was left out."""
+    served = service.options.served
+    if name is not None and name not in served:
+        message = f"there is no model {name[:100]!r} here; this server serves {', '.join(served)}"
+        raise refusal("model_not_found", message, "model")
 
 
 def check_task(service: Service, task: str) -> None:

@@ -43,7 +43,8 @@ class Audio(AudioJob):
     seed: int
     eta_seconds: float | None = None
     timings: dict[str, float] | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_mb: float | None = None
+    warnings: list[str] | None = None
 
 
 class AudioList(BaseModel):

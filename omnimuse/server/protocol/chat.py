@@ -1,7 +1,7 @@
 """The bodies of /v1/chat/completions with pictures in the answer.
 
-OpenAI's shapes have no place for them: `message.images` (and `delta.images`) is where gateways put them. Under
-`--compat vllm-omni` they are content parts instead, as clients of vLLM-Omni expect.
+OpenAI's shapes have no place for them: `message.images` (and `delta.images`) is where gateways put them. They can be
+content parts instead, as clients of vLLM-Omni expect, or Markdown, which clients of text show.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ class ChunkChoice(BaseModel):
 
 
 class ChatUsage(BaseModel):
-    """Image tokens of the answer, one for each patch that the network sees. Prompts are not counted: 0."""
+    """Text tokens that were read of the prompts, and image tokens of the answer, one for each patch that the network
+    sees.
+    """
 
-    prompt_tokens: int = 0
+    prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 

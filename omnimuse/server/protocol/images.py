@@ -28,10 +28,12 @@ class TokenDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Image tokens of the output, one for each patch that the network sees. Prompts are not counted: 0."""
+    """Text tokens that were read of the prompts, and image tokens of the output, one for each patch that the network
+    sees. A picture to start from is no patches more. Of a stream, the first picture has the text tokens.
+    """
 
-    input_tokens: int = 0
-    input_tokens_details: TokenDetails = TokenDetails()
+    input_tokens: int
+    input_tokens_details: TokenDetails
     output_tokens: int
     output_tokens_details: TokenDetails
     total_tokens: int
@@ -47,8 +49,11 @@ class Image(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """The answer to a request for pictures: `timings` in seconds by stage, and what its worker held in memory then."""
+    """The answer to a request for pictures. `timings` are seconds by stage, `inference_time_s` those spent drawing,
+    `peak_memory_mb` the most MiB that its worker held. `warnings` say what may not be as one thinks.
+    """
 
+    id: str
     created: int
     data: list[Image]
     background: Literal["opaque"] = "opaque"
@@ -58,7 +63,9 @@ class ImagesResponse(BaseModel):
     safety_identifier: str | None = None
     usage: Usage
     timings: dict[str, float]
-    memory_bytes: int | None = None
+    inference_time_s: float
+    peak_memory_mb: float | None = None
+    warnings: list[str] | None = None
 
 
 class JobError(BaseModel):
@@ -82,6 +89,10 @@ class ImageJob(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     error: JobError | None = None
+    inference_time_s: float | None = None
+    stage_durations: dict[str, float] | None = None
+    peak_memory_mb: float | None = None
+    warnings: list[str] | None = None
     result: ImagesResponse | None = None
 
 
@@ -134,6 +145,7 @@ class CompletedImageEvent(BaseModel):
     usage: Usage
     timings: dict[str, float]
     safety_identifier: str | None = None
+    warnings: list[str] | None = None
 
 
 def dump(model: BaseModel) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Capabilities(Bounds):
     """What a model can be asked for; `extra` are the family's own parameters and their defaults.
 
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
-    each word of `quality`. A model that runs through a `library` has `notes` on what that means.
+    each word of `quality`. A model that runs through a `library` has `notes` on what that means. A model that says what
+    it learned has its words by topic in `draws`, and in `only_side` the one side in pixels of what it was shown.
     """
 
     medium: str
@@ -50,15 +51,19 @@ class Capabilities(Bounds):
     extra: dict[str, Any]
     library: str
     notes: dict[str, str]
+    draws: dict[str, list[str]]
+    only_side: int | None
 
 
 class Model(BaseModel):
-    """A model that this server serves."""
+    """A model that this server serves. `task_type` is T2I, I2I, T2V, I2V or T2A; `dtypes` is by component."""
 
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "omnimuse"
+    task_type: str
+    dtypes: dict[str, str]
     capabilities: Capabilities
 
 

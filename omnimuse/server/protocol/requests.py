@@ -21,7 +21,8 @@ _TYPES: dict[str, Any] = {
     "object": dict[str, Any],
     "list": list[Any],
     "file": bytes,
-    "picture": bytes | dict[str, str],
+    "picture": bytes | str | dict[str, str] | list[str | dict[str, str]],
+    "seed": int,
 }
 _REQUIRED = frozenset({"prompt", "messages"})
 _EITHER = frozenset({"audio"})
@@ -44,7 +45,7 @@ def _described(field: table.Field, needed: frozenset[str]) -> tuple[Any, Any]:
     elif field.shape == "background":
         kind = Literal[field.allowed] | bool
     elif field.shape == "size":
-        about = Field(description=field.note, pattern=r"^(auto|[0-9]{1,7}x[0-9]{1,7})$")
+        about = Field(description=field.note, pattern=r"^(auto|adjust|[0-9]{1,7} ?[xX*×] ?[0-9]{1,7})$")
     elif field.shape == "text":
         shortest = 1 if field.name in _REQUIRED else None
         about = Field(description=field.note, max_length=field.longest, min_length=shortest)

@@ -36,14 +36,22 @@ class VideoJob(BaseModel):
 
 
 class Video(VideoJob):
-    """A video, with what makes it again and how it went; `eta_seconds` and `timings` in seconds."""
+    """A video, with what makes it again and how it went. `seconds` is the length that was asked for, `duration_s` the
+    one it has; times in seconds, by stage as `timings` and, by vLLM-Omni's name, `stage_durations`. `peak_memory_mb` is
+    the most MiB that its worker held. `warnings` say what may not be as one thinks.
+    """
 
     seed: int
     num_frames: int
     fps: float
     eta_seconds: float | None = None
     timings: dict[str, float] | None = None
-    peak_memory_bytes: int | None = None
+    duration_s: float
+    file_name: str | None = None
+    stage_durations: dict[str, float] | None = None
+    inference_time_s: float | None = None
+    peak_memory_mb: float | None = None
+    warnings: list[str] | None = None
 
 
 class VideoList(BaseModel):

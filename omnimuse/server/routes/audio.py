@@ -19,7 +19,7 @@ from starlette.routing import Route
 from omnimuse.core.request import Recording
 from omnimuse.deploy.wire import Finished, Grown, MadeFile, Previewed, Stepped
 from omnimuse.server.errors import ApiError, refusal
-from omnimuse.server.http.bodies import Upload, read_any
+from omnimuse.server.http.bodies import Upload, is_form, read_any
 from omnimuse.server.http.download import MEDIA, Sent, download
 from omnimuse.server.http.enclosed import Parcel
 from omnimuse.server.http.sse import Event, EventStream
@@ -44,8 +44,9 @@ from omnimuse.server.protocol import audio as protocol
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
+from omnimuse.server.translate import answers
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.asks import patience, preview_period, to_form, to_request
+from omnimuse.server.translate.asks import patience, preview_period, settled, to_form, to_request
 
 TASK, FROM_SOUND = "text-to-audio", "audio-to-audio"
 JOBS = "/v1/audio/generations"
@@ -118,7 +119,7 @@ class Sounds:
         [sound] = made.files
         suffix = sound.name.rpartition(".")[2]
         headers = {
-            "x-seed": str(sound.seed),
+            **answers.Made.of(made).headers(order.wanted.warnings),
             "content-type": MEDIA[suffix],
             "content-length": str(sound.bytes),
             "content-disposition": f'attachment; filename="sound.{suffix}"',
@@ -135,7 +136,8 @@ class Sounds:
         idem = await idempotency_of(request, fields, uploads)
         request.state.lease.close()
         jobs, asked = self._service.jobs, order.request
-        job = await jobs.submit(request.state.tenant, asked, order.form, "audio", {"request": asked.id}, idem)
+        detail = {"request": asked.id, "warnings": list(order.wanted.warnings)}
+        job = await jobs.submit(request.state.tenant, asked, order.form, "audio", detail, idem)
         replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
         return self._answer(job, {"location": f"{JOBS}/{job.id}", **replayed})
 
@@ -192,8 +194,7 @@ class Sounds:
         """The fields and files of a request for a sound, and what they ask of the model."""
         service, door = self._service, self._service.door
         fields, uploads = await read_any(request)
-        form = not request.headers["content-type"].lower().startswith("application/json")
-        wanted = read(fields, "audio", door, form=form, files=uploads)
+        wanted = settled(read(fields, "audio", door, form=is_form(request), files=uploads), door)
         check_model(service, wanted.model)
         recordings: tuple[Recording, ...] = ()
         if sources := uploaded(uploads, ()):
@@ -302,7 +303,8 @@ class Sounds:
             seed=params["seed"],
             eta_seconds=rounded(self._service.jobs.eta(job)),
             timings=job.timings or None,
-            peak_memory_bytes=job.memory or None,
+            peak_memory_mb=answers.Made.of(job).memory_mb,
+            warnings=answers.told([*job.work.detail.get("warnings", ()), *job.remarks.warnings]),
         )
 
 

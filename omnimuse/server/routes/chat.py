@@ -1,12 +1,13 @@
 """POST /v1/chat/completions for models that draw: the last user message is the prompt, the answer is pictures.
 
-A picture in that message is what a model that takes pictures starts from.
-The pictures come as `message.images` (`delta.images` in a stream), or as content parts under `--compat vllm-omni`.
-Earlier messages have no part in the picture; the answer says so in `warnings`.
+A picture in that message is what a model that takes pictures starts from; if there is none, the last one of earlier
+messages, be it sent or drawn. Nothing else of these has a part in the picture; `warnings` say both. Where the pictures
+of an answer are, each request chooses (`_style`).
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -23,6 +24,7 @@ from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.download import MEDIA
 from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles, Parcel
 from omnimuse.server.http.sse import Event
+from omnimuse.server.http.strict_json import Written
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.openapi import Operation
@@ -42,14 +44,18 @@ from omnimuse.server.orders.order import (
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import Wanted, read
-from omnimuse.server.translate.answers import Made, image_tokens
+from omnimuse.server.translate.aliases import Talk, Wanted, read
+from omnimuse.server.translate.answers import Made, image_tokens, told
 from omnimuse.server.translate.values import shown
 
 TASK, EDIT = "text-to-image", "image-to-image"
 PATH = "/v1/chat/completions"
 DETAILS = ("auto", "low", "high", "original")
 ROLES = ("system", "developer", "user", "assistant")
+STYLES = ("images", "parts", "markdown")
+"""Where pictures may be: `message.images`, parts of the content, or Markdown in its text."""
+HEADER = "x-omnimuse-pictures"
+_MARKDOWN = re.compile(r"!\[[^\]]*\]\((data:image/[^)]+)\)")
 
 OPERATIONS = (
     Operation(
@@ -67,37 +73,55 @@ def routes(service: Service) -> list[Route]:
 
     async def completions(request: Request) -> Response:
         refuse_key(request)
-        order = await _read(service, request)
+        order, style = await _read(service, request)
         request.state.lease.close()  # of what came, only the order is left
         if order.wanted.delivery.stream:
-            return await opened(_chunks(service, order))
+            return await opened(_chunks(service, order, style))
         made = await cancel_on_disconnect(request, finished(service, order))
         drawn = await contents(service.files, made.files)
-        return JSONWithFiles(_completion(service, order, made, drawn), drawn)
+        answer = _completion(service, order, made, drawn, style)
+        return JSONWithFiles(answer, drawn, Made.of(made).headers(order.wanted.warnings))
 
     return [Route(PATH, completions, methods=["POST"])]
 
 
-async def _read(service: Service, request: Request) -> Order:
-    """What a chat asks for. The bytes that came are in nobody's hands when this returns."""
+async def _read(service: Service, request: Request) -> tuple[Order, frozenset[str]]:
+    """What a chat asks for, and the styles of its answer. The bytes that came are in nobody's hands then."""
     fields = await read_json(request)
     check_task(service, TASK)
     wanted = read(fields, "chat", service.door)
     check_model(service, wanted.model)
     _check_modalities(wanted)
-    said = said_last(wanted.messages, takes_images=EDIT in service.door.tasks)
-    # Of the messages, only their number matters from here on.
-    wanted = replace(wanted, prompt=said.text, messages=[None] * len(wanted.messages or ()))
+    said = said_last(wanted.talk.messages, takes_images=EDIT in service.door.tasks)
+    style = _style(service, request, wanted)
+    told = _left_out(len(wanted.talk.messages or ()) - 1, said)
+    wanted = replace(wanted, prompt=said.text, talk=Talk(), warnings=(*wanted.warnings, *told))
     pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
-    return place_order(service, wanted, request, EDIT if pictures else TASK, pictures)
+    return place_order(service, wanted, request, EDIT if pictures else TASK, pictures), style
+
+
+def _style(service: Service, request: Request, wanted: Wanted) -> frozenset[str]:
+    """Where this client looks for pictures: where its header says, else where the operator says, else in `images`.
+
+    One that names no modalities knows of text only, perhaps: it gets Markdown as well. ApiError for another style.
+    """
+    chosen = request.headers.get(HEADER)
+    if chosen is not None and chosen not in STYLES:
+        raise refusal("invalid_value", f"{HEADER}={shown(chosen)} is not known; use {', '.join(STYLES)}", HEADER)
+    if chosen is not None:
+        return frozenset({chosen})
+    if service.options.clients.compat == "vllm-omni":
+        return frozenset({"parts"})
+    return frozenset({"images"} if wanted.talk.modalities is not None else {"images", "markdown"})
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one message of the user says: its text, and where its pictures are."""
+    """What one message of the user says: its text, and where its pictures are; `earlier` if an earlier one has them."""
 
     text: str
     pictures: tuple[Source, ...] = ()
+    earlier: bool = False
 
 
 def said_last(messages: list[Any] | None, takes_images: bool) -> Said:
@@ -106,7 +130,7 @@ def said_last(messages: list[Any] | None, takes_images: bool) -> Said:
         raise refusal(
             "missing_parameter", "messages is missing or empty; the last user message says what to draw", "messages"
         )
-    last = Said("")
+    last, before = Said(""), list[Source]()
     for index, message in enumerate(messages):
         name = f"messages[{index}]"
         role = message.get("role") if isinstance(message, dict) else None
@@ -114,6 +138,11 @@ def said_last(messages: list[Any] | None, takes_images: bool) -> Said:
             raise refusal("invalid_value", f"{name} is no message with a role of {', '.join(ROLES)}", name)
         if role == "user":
             last = _said(message.get("content"), f"{name}.content", takes_images)
+            before += last.pictures
+        elif role == "assistant" and takes_images:
+            before += _drawn(message, name)
+    if takes_images and before and not last.pictures:
+        last = replace(last, pictures=(before[-1],), earlier=True)
     if not last.text.strip():
         raise refusal("invalid_value", "there is no text in the last message of the user; say what to draw", "messages")
     return last
@@ -144,6 +173,25 @@ def _said(content: Any, name: str, takes_images: bool) -> Said:
     return Said("\n".join(texts), tuple(pictures))
 
 
+def _drawn(message: dict[str, Any], name: str) -> list[Source]:
+    """The pictures in an answer that a client sends back, wherever they are; what is none is passed over."""
+    content = message.get("content")
+    parts = [*(content if isinstance(content, list) else ()), *(message.get("images") or ())]
+    texts = [content, *(part.get("text") for part in parts if isinstance(part, dict))]
+    urls = [url for text in texts if isinstance(text, str) for url in _shown(text)]
+    for part in parts:
+        place = part.get("image_url") if isinstance(part, dict) else None
+        url = place.get("url") if isinstance(place, dict) else place
+        urls += [url] if isinstance(url, str) else []
+    return [Source(name, url=url) for url in urls]
+
+
+def _shown(text: str) -> list[str]:
+    """The addresses of the pictures that a text shows in Markdown."""
+    apart = {str(url): url for url in text.urls} if isinstance(text, Written) else {}
+    return [apart.get(url, url) for url in _MARKDOWN.findall(text)]
+
+
 def _picture(given: Any, name: str) -> Source:
     """Where a picture is. `detail` says how a language model should look at it; here it is looked at as a whole."""
     if not isinstance(given, dict) or not isinstance(given.get("url"), str):
@@ -156,7 +204,7 @@ def _picture(given: Any, name: str) -> Source:
 
 
 def _check_modalities(wanted: Wanted) -> None:
-    given = wanted.modalities
+    given = wanted.talk.modalities
     if given is None:
         return
     if not all(name in ("text", "image") for name in given) or "image" not in given:
@@ -165,18 +213,20 @@ def _check_modalities(wanted: Wanted) -> None:
         raise refusal(code, message, "modalities")
 
 
-def _completion(service: Service, order: Order, made: Finished, drawn: Enclosed) -> dict[str, Any]:
+def _completion(
+    service: Service, order: Order, made: Finished, drawn: Enclosed, style: frozenset[str]
+) -> dict[str, Any]:
     parts = _parts(order, made.files, drawn)
     groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
-    choices = [protocol.Choice(index=index, message=_message(service, group)) for index, group in enumerate(groups)]
+    choices = [protocol.Choice(index=index, message=_message(style, group)) for index, group in enumerate(groups)]
     answer = protocol.ChatCompletion(
         id=f"chatcmpl-{order.request.id}",
         created=int(time.time()),
         model=service.options.model_name,
         choices=choices,
         usage=_usage(service, made),
-        timings=Made(made.files, made.timings).seconds,
-        warnings=_warnings(order),
+        timings=Made.of(made).seconds,
+        warnings=_warnings(order, made),
     )
     plain = dump(answer)
     for choice in plain["choices"]:
@@ -184,7 +234,7 @@ def _completion(service: Service, order: Order, made: Finished, drawn: Enclosed)
     return plain
 
 
-async def _chunks(service: Service, order: Order) -> AsyncGenerator[Event, None]:
+async def _chunks(service: Service, order: Order, style: frozenset[str]) -> AsyncGenerator[Event, None]:
     """A first chunk with the role, one with the pictures of each choice, its end, and the usage where asked for."""
     chunks = _Chunks(service, order)
     async with aclosing(draw(service, order)) as updates:
@@ -197,13 +247,13 @@ async def _chunks(service: Service, order: Order) -> AsyncGenerator[Event, None]
                     parts = _parts(order, update.files, drawn)
                     groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
                     for index, group in enumerate(groups):
-                        delta = _message(service, group)
+                        delta = _message(style, group)
                         if index == 0:
                             delta.role = None
                         name, chunk = chunks.make([protocol.ChunkChoice(index=index, delta=delta)])
                         yield name, Parcel(chunk, drawn)
                         end = protocol.ChunkChoice(index=index, delta=protocol.Message(), finish_reason="stop")
-                        yield chunks.make([end])
+                        yield chunks.make([end], warnings=_warnings(order, update))
                 if order.wanted.delivery.usage:
                     yield chunks.last(update)
 
@@ -214,15 +264,20 @@ class _Chunks:
     def __init__(self, service: Service, order: Order) -> None:
         self._service, self._order, self._created = service, order, int(time.time())
 
-    def make(self, choices: list[protocol.ChunkChoice], made: Finished | None = None) -> Event:
+    def make(
+        self,
+        choices: list[protocol.ChunkChoice],
+        made: Finished | None = None,
+        warnings: list[str] | None = None,
+    ) -> Event:
         chunk = protocol.ChatChunk(
             id=f"chatcmpl-{self._order.request.id}",
             created=self._created,
             model=self._service.options.model_name,
             choices=choices,
             usage=None if made is None else _usage(self._service, made),
-            timings=None if made is None else Made(made.files, made.timings).seconds,
-            warnings=_warnings(self._order) if choices and choices[0].finish_reason else None,
+            timings=None if made is None else Made.of(made).seconds,
+            warnings=warnings,
         )
         return None, dump(chunk)
 
@@ -231,10 +286,15 @@ class _Chunks:
         return self.make([], made)
 
 
-def _message(service: Service, parts: list[protocol.ImagePart]) -> protocol.Message:
-    if service.options.compat == "vllm-omni":
+def _message(style: frozenset[str], parts: list[protocol.ImagePart]) -> protocol.Message:
+    if "parts" in style:
         return protocol.Message(role="assistant", content=parts)
-    return protocol.Message(role="assistant", images=parts)
+    text = "\n\n".join(f"![seed {part.seed}]({part.image_url.url})" for part in parts)
+    return protocol.Message(
+        role="assistant",
+        content=text if "markdown" in style else None,
+        images=parts if "images" in style else None,
+    )
 
 
 def _parts(order: Order, files: Sequence[MadeFile], drawn: Enclosed) -> list[protocol.ImagePart]:
@@ -246,12 +306,21 @@ def _parts(order: Order, files: Sequence[MadeFile], drawn: Enclosed) -> list[pro
 
 
 def _usage(service: Service, made: Finished) -> protocol.ChatUsage:
-    tokens = image_tokens(service.door, made.files)
-    return protocol.ChatUsage(completion_tokens=tokens, total_tokens=tokens)
+    tokens, read_ = image_tokens(service.door, made.files), made.remarks.prompt_tokens
+    return protocol.ChatUsage(prompt_tokens=read_, completion_tokens=tokens, total_tokens=tokens + read_)
 
 
-def _warnings(order: Order) -> list[str] | None:
-    others = len(order.wanted.messages or ()) - 1
+def _warnings(order: Order, made: Finished) -> list[str] | None:
+    return told([*order.wanted.warnings, *made.remarks.warnings])
+
+
+def _left_out(others: int, said: Said) -> list[str]:
+    """What the client should know of the messages beside the last one of the user."""
     if not others:
-        return None
+        return []
+    if said.earlier:
+        where = said.pictures[0].name.partition(".")[0]
+        return [
+            f"the drawing began with the picture in {where}; nothing else of {others} other messages had a part in it"
+        ]
     return [f"the picture was made from the last user message alone; {others} other messages had no part in it"]

@@ -14,7 +14,7 @@ from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from omnimuse.server.errors import CODES, ApiError, refusal
 from omnimuse.server.http.bodies import Upload
 from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles
+from omnimuse.server.http.picture_file import picture_file
 from omnimuse.server.http.sse import Event
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.jobs.row import Idempotency, Job, Trouble
@@ -81,7 +82,7 @@ class ImageJobs:
         if order.wanted.delivery.durable:
             return await self._described(request, job, headers, look.safety_identifier)
         job = await cancel_on_disconnect(request, self._end_of(job))
-        headers["x-seed"] = _made(job).seeds
+        headers |= answers.Made.of(job).headers(answers.remembered(job.work.detail)[0].warnings)
         return await self._with_result(request, job, {}, headers, look.safety_identifier)
 
     async def show(self, request: Request) -> Response:
@@ -113,7 +114,7 @@ class ImageJobs:
     async def _events(self, order: Order, job: Job) -> AsyncGenerator[Event, None]:
         """What happens to the job from now on, and its pictures; those who repeat a request see the rest of it."""
         look, _ = answers.remembered(job.work.detail)
-        look = replace(look, safety_identifier=order.wanted.safety_identifier)
+        look = replace(look, safety_identifier=order.wanted.delivery.safety_identifier)
         delivery = order.wanted.delivery
         events = answers.Events(order.request, look, delivery.partial_images, delivery.progress)
         async with aclosing(self._service.jobs.subscribe(job)) as news:
@@ -125,7 +126,7 @@ class ImageJobs:
                 for event in events.see(item):
                     yield event
         with await self._contents(job) as pictures:
-            for event in events.completed(self._service.door, _made(job), pictures):
+            for event in events.completed(self._service.door, answers.Made.of(job), pictures):
                 yield event
 
     async def _described(
@@ -133,6 +134,7 @@ class ImageJobs:
     ) -> Response:
         times = job.times
         done = job.state == "completed"
+        made, (look, _) = answers.Made.of(job), answers.remembered(job.work.detail)
         described = protocol.ImageJob(
             id=job.id,
             model=self._service.options.model_name,
@@ -142,6 +144,10 @@ class ImageJobs:
             completed_at=int(times.finished) if done and times.finished else None,
             expires_at=int(times.expires) if times.expires else None,
             error=None if job.error is None else _job_error(job.error),
+            inference_time_s=made.work_seconds if done else None,
+            stage_durations=job.timings or None,
+            peak_memory_mb=made.memory_mb,
+            warnings=answers.told([*look.warnings, *made.remarks.warnings]),
         )
         if done:
             return await self._with_result(request, job, protocol.dump(described), headers, asker)
@@ -159,9 +165,11 @@ class ImageJobs:
         until, created = job.times.expires or 0.0, job.times.finished or 0.0
 
         def answer(places: list[dict[str, str]]) -> dict[str, Any]:
-            result = answers.response(self._service.door, look, _made(job), places, created)
+            result = answers.response(self._service.door, look, answers.Made.of(job), places, created, job.id)
             return {**described, "result": result} if described else result
 
+        if look.transport == "file" and not described:
+            return await picture_file(self._service.files, job.files, await self._opened(job), headers)
         if look.transport == "url":
             base = str(request.base_url)
             links = [{"url": self._links.url(base, file.name, until)} for file in job.files]
@@ -170,6 +178,9 @@ class ImageJobs:
         return JSONWithFiles(answer([{"b64_json": word} for word in pictures.words]), pictures, headers)
 
     async def _contents(self, job: Job) -> Enclosed:
+        return Enclosed(await self._opened(job))
+
+    async def _opened(self, job: Job) -> list[BinaryIO]:
         paths = [self._service.files.path(file.name) for file in job.files]
         try:
             return await asyncio.to_thread(_opened, paths)
@@ -177,20 +188,16 @@ class ImageJobs:
             raise refusal("image_not_found", "the pictures of this job are no longer kept") from None
 
 
-def _opened(paths: Sequence[Path]) -> Enclosed:
+def _opened(paths: Sequence[Path]) -> list[BinaryIO]:
     with ExitStack() as files:
-        found = [files.enter_context(path.open("rb")) for path in paths]
+        found: list[BinaryIO] = [files.enter_context(path.open("rb")) for path in paths]
         files.pop_all()
-        return Enclosed(found)
+        return found
 
 
 def _job_error(trouble: Trouble) -> protocol.JobError:
     kind = CODES[trouble.code].type
     return protocol.JobError(code=trouble.code, message=trouble.message, param=trouble.param, type=kind)
-
-
-def _made(job: Job) -> answers.Made:
-    return answers.Made(job.files, job.timings, job.memory)
 
 
 def _completed(job: Job) -> Job:

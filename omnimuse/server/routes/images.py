@@ -18,8 +18,9 @@ from starlette.routing import Route
 
 from omnimuse.deploy.wire import Finished, Grown, MadeFile
 from omnimuse.server.errors import refusal
-from omnimuse.server.http.bodies import read_form, read_json
+from omnimuse.server.http.bodies import is_form, read_any, read_json
 from omnimuse.server.http.enclosed import JSONWithFiles
+from omnimuse.server.http.picture_file import picture_file
 from omnimuse.server.http.sse import Event
 from omnimuse.server.http.uploads import uploaded
 from omnimuse.server.http.watch import cancel_on_disconnect
@@ -37,6 +38,7 @@ from omnimuse.server.orders.order import (
     opened,
     place_order,
     read_pictures,
+    taken,
 )
 from omnimuse.server.protocol import images as protocol
 from omnimuse.server.routes.files import Links
@@ -46,6 +48,7 @@ from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.answers import Events, Made, response
 
 TASK, EDIT = "text-to-image", "image-to-image"
+EDITS = "/v1/images/edits"
 OPERATIONS = (
     Operation(
         "POST",
@@ -56,7 +59,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST",
-        "/v1/images/edits",
+        EDITS,
         "Draw pictures anew from pictures, as far as `strength` says; refused for models that work from text only.",
         body=protocol.ImageEditRequest,
         form=True,
@@ -94,13 +97,9 @@ def routes(service: Service) -> list[Route]:
         made = await cancel_on_disconnect(request, finished(service, order))
         return await _whole(service, links, request, order, made)
 
-    async def variations(request: Request) -> Response:
-        raise refusal("not_found", "variations do not exist any more; use /v1/images/generations")
-
     return [
         Route("/v1/images/generations", generations, methods=["POST"]),
-        Route("/v1/images/edits", edits, methods=["POST"]),
-        Route("/v1/images/variations", variations, methods=["POST"]),
+        Route(EDITS, edits, methods=["POST"]),
         Route("/v1/images/{id}", jobs.show, methods=["GET"]),
         Route("/v1/images/{id}", jobs.delete, methods=["DELETE"]),
     ]
@@ -115,10 +114,10 @@ async def _read_text(service: Service, request: Request) -> tuple[Order, Idempot
 
 async def _read_edit(service: Service, request: Request) -> tuple[Order, Idempotency | None]:
     """What an edit asks for. The bytes that came are in nobody's hands when this returns."""
-    fields, uploads = await read_form(request)
-    wanted = read(fields, "edit", service.door, form=True, files=uploads)
+    fields, uploads = await read_any(request)
+    wanted = read(fields, "edit", service.door, form=is_form(request), files=uploads)
     check_model(service, wanted.model)
-    sources = uploaded(uploads, wanted.urls)
+    sources = uploaded(uploads, wanted.urls, wanted.names.get("urls", "url"))
     if not sources:
         raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
     check_task(service, EDIT)
@@ -139,16 +138,18 @@ async def _check_links(service: Service, tenant: str) -> None:
 async def _whole(service: Service, links: Links, request: Request, order: Order, made: Finished) -> Response:
     """All pictures in one JSON answer, as bytes or as links."""
     look = look_of(order)
-    drawn = Made(made.files, made.timings, made.memory)
-    headers = {"x-seed": drawn.seeds}
+    drawn, name = Made.of(made), order.request.id
+    headers = drawn.headers(look.warnings)
+    if look.transport == "file":
+        return await picture_file(service.files, made.files, await taken(service.files, made.files), headers)
     if look.transport == "url":
         until = time.time() + service.options.keep
-        names = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files, request.state.tenant))
-        places = [{"url": links.url(str(request.base_url), name, until)} for name in names]
-        return JSONResponse(response(service.door, look, drawn, places, time.time()), headers=headers)
+        kept = await asyncio.shield(asyncio.to_thread(_keep, service.files, made.files, request.state.tenant))
+        places = [{"url": links.url(str(request.base_url), file, until)} for file in kept]
+        return JSONResponse(response(service.door, look, drawn, places, time.time(), name), headers=headers)
     pictures = await contents(service.files, made.files)
     places = [{"b64_json": word} for word in pictures.words]
-    return JSONWithFiles(response(service.door, look, drawn, places, time.time()), pictures, headers)
+    return JSONWithFiles(response(service.door, look, drawn, places, time.time(), name), pictures, headers)
 
 
 async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]:
@@ -160,7 +161,7 @@ async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]
             if isinstance(update, Admitted):
                 yield None, None
             elif isinstance(update, Finished):
-                drawn = Made(update.files, update.timings, update.memory)
+                drawn = Made.of(update)
                 with await contents(service.files, update.files) as pictures:
                     for event in events.completed(service.door, drawn, pictures):
                         yield event

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import MAX_PROMPT, Door
+from omnimuse.loader.identity import Taught
 from omnimuse.media.formats import FORMATS
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import check_model
@@ -24,22 +25,42 @@ OPERATIONS = (
     Operation("GET", "/v1/models/{model}", "One model and its capabilities.", responses={200: Model}),
 )
 
+_TASK_TYPES = {
+    "text-to-image": "T2I",
+    "image-to-image": "I2I",
+    "text-to-video": "T2V",
+    "image-to-video": "I2V",
+    "text-to-audio": "T2A",
+}
+"""SGLang's short words for tasks."""
+
 
 def routes(service: Service) -> list[Route]:
     """The endpoints of models."""
-    model = Model(id=service.options.model_name, capabilities=capabilities(service.door))
+    able = capabilities(service.door, service.taught)
+
+    def described(name: str) -> Model:
+        kind = _TASK_TYPES.get(service.door.tasks[0], "")
+        return Model(id=name, task_type=kind, dtypes=dtypes(service), capabilities=able)
 
     async def listed(request: Request) -> Response:
-        return JSONResponse(ModelList(data=[model]).model_dump())
+        return JSONResponse(ModelList(data=[described(name) for name in service.options.served]).model_dump())
 
     async def one(request: Request) -> Response:
         check_model(service, request.path_params["model"])
-        return JSONResponse(model.model_dump())
+        return JSONResponse(described(request.path_params["model"]).model_dump())
 
     return [Route("/v1/models", listed), Route("/v1/models/{model:path}", one)]
 
 
-def capabilities(door: Door) -> Capabilities:
+def dtypes(service: Service) -> dict[str, str]:
+    """The format that each component computes in; empty until a worker is ready."""
+    chosen = service.workers.place.get("dtype")
+    parts = {name: part for name, part in service.door.spec.components.items() if part.network}
+    return {name: part.dtype or chosen for name, part in parts.items()} if chosen else {}
+
+
+def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
     extra = {part.name: part.metadata.get("default", part.default) for part in fields(spec.extra)}
@@ -66,11 +87,13 @@ def capabilities(door: Door) -> Capabilities:
         fixed=_chosen(limits.fixed),
         formats=[format_.lower() for format_ in dict.fromkeys(FORMATS[spec.medium].values())],
         qualities={}
-        if not pictures or door.defaults.num_inference_steps is None
+        if door.defaults.num_inference_steps is None
         else {level: steps_of(level, door) for level in EFFORT},
         extra=extra,
         library=spec.library,
         notes=dict(spec.notes),
+        draws={} if taught is None else {topic: list(words) for topic, words in taught.words.items()},
+        only_side=None if taught is None else taught.side,
     )
 
 

@@ -10,6 +10,7 @@ import base64
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -17,7 +18,7 @@ from starlette.routing import Route
 
 from omnimuse.deploy.wire import Previewed
 from omnimuse.server.errors import ApiError, refusal, to_json
-from omnimuse.server.http.bodies import Upload, read_any
+from omnimuse.server.http.bodies import Upload, is_form, read_any
 from omnimuse.server.http.download import MEDIA, Sent, download
 from omnimuse.server.http.sse import Event, EventStream
 from omnimuse.server.http.uploads import Source, uploaded
@@ -25,15 +26,26 @@ from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.jobs.row import Idempotency, Job
 from omnimuse.server.jobs.stills import KINDS, Stills
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders.order import Order, check_model, check_task, finished, read_pictures, refuse_key, taken
+from omnimuse.server.orders.order import (
+    Order,
+    check_model,
+    check_task,
+    doubted,
+    finished,
+    read_pictures,
+    refuse_key,
+    taken,
+)
 from omnimuse.server.protocol import videos as protocol
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
-from omnimuse.server.translate.asks import patience, preview_period, to_request, video_form
+from omnimuse.server.translate.answers import Made, told
+from omnimuse.server.translate.asks import patience, preview_period, settled, to_request, video_form
 
 FROM_TEXT, FROM_PICTURE = "text-to-video", "image-to-video"
+PATH = "/v1/videos"
 LAST = "last_image"
 """The upload that is a video's last frame; any other is its first."""
 OPERATIONS = (
@@ -99,16 +111,11 @@ def routes(service: Service) -> list[Route]:
         ("POST", "/v1/videos", videos.create),
         ("GET", "/v1/videos", videos.list),
         ("POST", "/v1/videos/sync", videos.at_once),
-        ("POST", "/v1/videos/edits", videos.unsupported),
-        ("POST", "/v1/videos/extensions", videos.unsupported),
-        ("POST", "/v1/videos/characters", videos.unsupported),
-        ("GET", "/v1/videos/characters/{character}", videos.unsupported),
         ("GET", "/v1/videos/{id}", videos.show),
         ("DELETE", "/v1/videos/{id}", videos.delete),
         ("GET", "/v1/videos/{id}/content", videos.content),
         ("GET", "/v1/videos/{id}/events", videos.events),
         ("POST", "/v1/videos/{id}/cancel", videos.cancel),
-        ("POST", "/v1/videos/{id}/remix", videos.unsupported),
     ]
     return [Route(path, only_videos(handler), methods=[method]) for method, path, handler in paths]
 
@@ -125,7 +132,8 @@ class Videos:
         order, idem = await self._read(request)
         request.state.lease.close()  # of what came, only the order is left
         jobs, asked = self._service.jobs, order.request
-        job = await jobs.submit(request.state.tenant, asked, order.form, "video", {"request": asked.id}, idem)
+        detail = remembered(order)
+        job = await jobs.submit(request.state.tenant, asked, order.form, "video", detail, idem)
         replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
         return self._answer(job, {"location": f"/v1/videos/{job.id}", **replayed})
 
@@ -137,7 +145,7 @@ class Videos:
         made = await cancel_on_disconnect(request, finished(self._service, order))
         [video] = made.files
         headers = {
-            "x-seed": str(video.seed),
+            **Made.of(made).headers(order.wanted.warnings),
             "content-type": MEDIA["mp4"],
             "content-length": str(video.bytes),
             "content-disposition": 'attachment; filename="video.mp4"',
@@ -206,18 +214,11 @@ class Videos:
             raise _unknown(request)
         return JSONResponse(protocol.VideoDeleted(id=job.id).model_dump())
 
-    async def unsupported(self, request: Request) -> Response:
-        """What OpenAI has and no model here does."""
-        what = request.url.path.rpartition("/")[2] if "characters" not in request.url.path else "characters"
-        message = f"{self._service.options.model_name} makes new videos only ({what[:40]} is not supported)"
-        raise refusal("unsupported_task", f"{message}; use POST /v1/videos")
-
     async def _read(self, request: Request) -> tuple[Order, Idempotency | None]:
         """What is asked of the model. The bytes that came are in nobody's hands when this returns."""
         fields, uploads = await read_any(request)
-        as_form = not request.headers["content-type"].lower().startswith("application/json")
         service, door = self._service, self._service.door
-        wanted = read(fields, "video", door, form=as_form, files=uploads)
+        wanted = read(fields, "video", door, form=is_form(request), files=uploads)
         check_model(service, wanted.model)
         sources = _frames(uploads, wanted)
         task = FROM_PICTURE if sources else FROM_TEXT
@@ -225,9 +226,10 @@ class Videos:
             raise _lacking(sources)
         check_task(service, task)
         pictures = await read_pictures(service, request, sources) if sources else ()
+        wanted = settled(wanted, door)
         steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
         asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS), pictures)
-        wanted = replace(wanted, urls=(), last_urls=())
+        wanted = replace(doubted(service, wanted, asked), urls=(), last_urls=())
         form = video_form(service.options.guard.tell)
         order = Order(
             wanted,
@@ -291,16 +293,20 @@ class Videos:
         params, times = job.work.request["params"], job.times
         sides = params["width"], params["height"]
         frames, fps = int(params["num_frames"] or 1), float(params["fps"] or 1.0)
+        length, made, detail = f"{round(frames / fps, 3):.10g}", Made.of(job), job.work.detail
+        done = job.state == "completed"
         return protocol.Video(
             id=job.id,
             model=job.work.model,
             status=job.state,
             progress=job.progress,
             created_at=int(times.created),
-            completed_at=int(times.finished) if times.finished and job.state == "completed" else None,
+            completed_at=int(times.finished) if times.finished and done else None,
             expires_at=int(times.expires) if times.expires else None,
             prompt=job.work.request["prompt"],
-            seconds=f"{round(frames / fps, 3):.10g}",
+            seconds=detail.get("seconds") or length,
+            duration_s=float(length),
+            file_name=f"{job.id}.mp4" if done else None,
             size="auto" if None in sides else f"{sides[0]}x{sides[1]}",
             error=job_error(job),
             seed=params["seed"],
@@ -308,7 +314,10 @@ class Videos:
             fps=fps,
             eta_seconds=rounded(self._service.jobs.eta(job)),
             timings=job.timings or None,
-            peak_memory_bytes=job.memory or None,
+            stage_durations=job.timings or None,
+            inference_time_s=made.work_seconds if done else None,
+            peak_memory_mb=made.memory_mb,
+            warnings=told([*detail.get("warnings", ()), *made.remarks.warnings]),
         )
 
 
@@ -330,6 +339,13 @@ def _frames(uploads: Mapping[str, Sequence[Upload]], wanted: Wanted) -> list[Sou
 def _lacking(sources: Sequence[Source]) -> ApiError:
     name, which = (LAST, "last frame") if sources else ("input_reference", "first frame")
     return refusal("missing_parameter", f"{name} is missing; upload the {which} of the video", name)
+
+
+def remembered(order: Order) -> dict[str, Any]:
+    """What a job remembers of its request: who made it, the length as it was asked for, and what to tell."""
+    seconds = order.wanted.seconds
+    asked = {} if seconds is None else {"seconds": f"{seconds:.10g}"}
+    return {"request": order.request.id, "warnings": list(order.wanted.warnings), **asked}
 
 
 def _unknown(request: Request) -> ApiError:

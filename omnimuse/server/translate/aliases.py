@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
-from omnimuse.core.names import meant
+from omnimuse.core.names import absent, meant
 from omnimuse.core.params import DiffusionParams, SoundParams
 from omnimuse.core.request import Door
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.fields import HARMLESS, TABLE, Field, Kind, fields_of
-from omnimuse.server.translate.values import is_neutral, read_value, shown
+from omnimuse.server.translate.values import ADJUST, is_neutral, read_value, shown
 
 FORMATS = {
     "png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP",
@@ -25,12 +25,15 @@ FORMATS = {
 }  # fmt: skip
 USUAL: Mapping[str, str] = {"image": "PNG", "edit": "PNG", "video": "MP4", "audio": "WAV", "chat": "PNG"}
 """The format of files where nobody chose one, by endpoint."""
-COMPRESSION = {"default": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
+COMPRESSION = {"default": None, "auto": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
 """SGLang's words for the quality of a lossy file."""
 EFFORT = {"low": 0.5, "medium": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 3.0}
 """`quality`, as a share of the model's own number of steps."""
-LEVELS = {"standard": "medium", "hd": "high"}
-"""Names of qualities that OpenAI has replaced -> theirs of today."""
+LEVELS = {"standard": "medium", "hd": "high", "default": "auto", "maximum": "max"}
+"""Names of qualities that OpenAI has replaced, and SGLang's -> OpenAI's of today."""
+SCALES = frozenset({"guidance_scale", "guidance_scale_2", "true_cfg_scale"})
+ANY_MODEL = ("", "default")
+"""Names by which clients mean whatever model there is."""
 
 _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
 
@@ -40,7 +43,7 @@ class Output:
     """The files asked for: a format of `media/formats.py`, quality 1..100 of lossy pictures (None: ours), and how they
     come back.
 
-    `level` is OpenAI's quality word, "auto" when none was chosen. `transport` is "b64_json" or "url".
+    `level` is OpenAI's quality word, "auto" when none was chosen. `transport` is "b64_json", "url" or "file".
     """
 
     format: str = "PNG"
@@ -54,7 +57,8 @@ class Output:
 class Delivery:
     """How the answer travels: as a stream (with so many previews, with an event per step), or as a durable job.
 
-    `split` is set when a chat asked for `n` choices, `usage` when it asked for the usage at the end of a stream.
+    `safety_identifier` travels back with it. `split` is set when a chat asked for `n` choices, `usage` when it asked
+    for the usage at the end of a stream.
     """
 
     stream: bool = False
@@ -63,11 +67,23 @@ class Delivery:
     durable: bool = False
     split: bool = False
     usage: bool = False
+    safety_identifier: str | None = None
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What a chat has besides: the messages, and the media that its client knows."""
+
+    messages: list[Any] | None = None
+    modalities: list[Any] | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A request in our words; `names` says what the client called each of our parameters. Times in seconds."""
+    """A request in our words; `names` says what the client called each of our parameters. Times in seconds.
+
+    `adjust`: sides and frames may be rounded to legal ones. `warnings` is what the client should know of its request.
+    """
 
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -77,21 +93,22 @@ class Wanted:
     timeout: float | None = None
     seconds: float | None = None
     model: str | None = None
-    safety_identifier: str | None = None
-    messages: list[Any] | None = None
-    modalities: list[Any] | None = None
+    talk: Talk = Talk()
     files: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     last_urls: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    adjust: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
 class _Found:
-    """Values by target while a request is read, and the wire name each came under."""
+    """Values by target while a request is read, the wire name each came under, and what to warn of."""
 
     values: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def put(self, target: str, value: Any, name: str) -> None:
         """Note a value; ApiError when an alias said something else."""
@@ -118,7 +135,7 @@ def read(
         entry = known.get(wire)
         if entry is None:
             raise _unknown(name, wire, kind, door)
-        if value is None or (form and value == "" and entry.shape != "text"):
+        if value is None or (value == "" and entry.shape != "text"):  # clients send "" for what was left empty
             continue
         if not entry.target:
             if not is_neutral(entry, value, form):
@@ -126,6 +143,8 @@ def read(
             continue
         _take(entry, read_value(entry, value, name, form), name, found)
     uploads = tuple(_upload(name, known, kind, door) for name in files)
+    for target in {"urls", "last_urls"} & found.values.keys():
+        _check_takes_pictures(found.names[target], kind, door)
     _refuse_unhonoured(found, door)
     if kind != "chat":
         _check_prompt(found)
@@ -150,8 +169,17 @@ def _take(entry: Field, value: Any, name: str, found: _Found) -> None:
     """Put a value where it belongs; sizes, words with two meanings and words for numbers are taken apart."""
     target = entry.target
     if target == HARMLESS:
+        if entry.warns and value != entry.allowed[0]:
+            found.warnings.append(entry.warns)
         return
-    if target == "size":
+    if target == "size" and value == ADJUST:
+        found.put("adjust", True, name)
+    elif target == "urls":
+        found.values["urls"] = (*found.values.get("urls", ()), *value)
+        found.names.setdefault("urls", name)
+    elif target == "seed" and value is None:
+        return
+    elif target == "size":
         for side, pixels in zip(("width", "height"), value or (), strict=False):
             found.put(side, pixels, name)
     elif target == "background" and isinstance(value, bool):
@@ -171,7 +199,10 @@ def _unknown(name: str, wire: str, kind: Kind, door: Door) -> ApiError:
     shown_name = shown(name)
     if wire in (part.name for part in fields(door.spec.extra)):
         return refusal("unknown_parameter", f"{shown_name} belongs to the model: put it in `extra_params`", name[:80])
-    near = meant(wire[:80], [entry.name for entry in TABLE[kind] if entry.target])
+    able = {entry.name: entry.target for entry in TABLE[kind] if entry.target}
+    near = meant(wire[:80], [name for name, target in able.items() if target not in _PARAMS - door.honoured])
+    if why := absent(wire[:80]):
+        return refusal("unsupported_parameter", f"{shown_name} is not supported: {why}", name[:80])
     hint = f"; did you mean {near!r}?" if near else "; the fields are listed at /openapi.json"
     return refusal("unknown_parameter", f"there is no field {shown_name} here{hint}", name[:80])
 
@@ -190,17 +221,27 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
             why = "this model starts from no sound; leave it out"
             raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
         return wire
-    if not door.limits.max_images:
-        code = "unsupported_task" if kind == "edit" else "unsupported_parameter"
-        raise refusal(code, f"{name} is not supported: this model works from text only; leave the picture out", name)
+    _check_takes_pictures(name, kind, door)
     return wire
 
 
+def _check_takes_pictures(name: str, kind: Kind, door: Door) -> None:
+    if not door.limits.max_images:
+        code = "unsupported_task" if kind == "edit" else "unsupported_parameter"
+        raise refusal(code, f"{name} is not supported: this model works from text only; leave the picture out", name)
+
+
 def _refuse_unhonoured(found: _Found, door: Door) -> None:
-    """Parameters that we know and this model does not honour; the door would refuse them, with a vaguer code."""
+    """Parameters that we know and this model does not honour; the door would refuse them, with a vaguer code.
+
+    A scale that asks for what happens anyway is left out instead.
+    """
     honoured = door.honoured
-    for target, name in found.names.items():
+    for target, name in list(found.names.items()):
         if target not in _PARAMS or target == "extra":
+            continue
+        if target in SCALES and _is_idle(target, found, door):
+            del found.values[target], found.names[target]
             continue
         if target not in honoured:
             reason = f"it means nothing to this model, which honours {', '.join(sorted(honoured - {'output_type'}))}"
@@ -208,6 +249,17 @@ def _refuse_unhonoured(found: _Found, door: Door) -> None:
         if target in door.limits.refuses:
             reason = door.limits.refuses[target]
             raise refusal("unsupported_parameter", f"{name} is not supported: {reason}", name)
+
+
+def _is_idle(target: str, found: _Found, door: Door) -> bool:
+    """Whether a scale that cannot be chosen is none at all, or the one that is used anyway."""
+    only = getattr(door.limits.fixed, target)
+    if target in door.honoured and target not in door.limits.refuses and only is None:
+        return False
+    used = [0.0, 1.0, only, getattr(door.defaults, target)]
+    if target == "guidance_scale_2":
+        used.append(found.values.get("guidance_scale", door.defaults.guidance_scale))
+    return found.values[target] in used
 
 
 def _check_prompt(found: _Found) -> None:
@@ -234,14 +286,14 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         delivery=_delivery(found),
         timeout=values.get("timeout"),
         seconds=values.get("length"),
-        model=values.get("model"),
-        safety_identifier=values.get("safety_identifier"),
-        messages=values.get("messages"),
-        modalities=values.get("modalities"),
+        model=None if values.get("model") in ANY_MODEL else values.get("model"),
+        talk=Talk(values.get("messages"), values.get("modalities")),
         files=uploads,
         urls=values.get("urls", ()),
         last_urls=values.get("last_urls", ()),
         names=names,
+        adjust=values.get("adjust", False),
+        warnings=tuple(found.warnings),
     )
 
 
@@ -257,7 +309,7 @@ def _start(found: _Found, door: Door) -> float:
 def _spend(found: _Found, door: Door) -> None:
     """Turn `quality` into a number of steps."""
     level = found.values.get("level", "auto")
-    if level in ("auto", "standard"):
+    if level in ("auto", "standard", "default"):
         return
     name = found.names["level"]
     if "num_inference_steps" in found.values:
@@ -265,7 +317,7 @@ def _spend(found: _Found, door: Door) -> None:
         raise refusal(
             "conflicting_parameters", f"{name}={level!r} and {steps} both choose the steps; leave one out", name
         )
-    found.put("num_inference_steps", steps_of(level, door), name)
+    found.put("num_inference_steps", steps_of(LEVELS.get(level, level), door), name)
 
 
 def steps_of(level: str, door: Door) -> int:
@@ -275,17 +327,21 @@ def steps_of(level: str, door: Door) -> int:
 
 def _check_delivery(found: _Found) -> None:
     values, names = found.values, found.names
-    if "compression" in values and values["format"] == "PNG":
+    if values["format"] == "PNG" and values.get("compression", 100) < (COMPRESSION["high"] or 0):
         message = f"{names['compression']} has a meaning for jpeg and webp only; choose one of them as output_format"
         raise refusal("conflicting_parameters", message, names["compression"])
     for target in ("partial_images", "progress", "stream_options"):
         if values.get(target) and not values.get("stream"):
             message = f"{names[target]} has a meaning in a stream only; set stream to true, or leave it out"
             raise refusal("conflicting_parameters", message, names[target])
-    for target, what in (("durable", "background=true"), ("transport", "response_format=url")):
-        if values.get("stream") and values.get(target) in (True, "url"):
+    transport = values.get("transport")
+    for target, what in (("durable", "background=true"), ("transport", f"response_format={transport}")):
+        if values.get("stream") and values.get(target) in (True, "url", "file"):
             message = f"{what} and stream=true contradict each other; a stream carries its pictures itself"
             raise refusal("conflicting_parameters", message, names[target])
+    if values.get("durable") and transport == "file":
+        message = "response_format=file and background=true contradict each other; a job is answered in JSON"
+        raise refusal("conflicting_parameters", message, names["transport"])
 
 
 def _output(found: _Found) -> Output:
@@ -315,6 +371,7 @@ def _delivery(found: _Found) -> Delivery:
         durable=values.get("durable", False),
         split=found.names.get("num_outputs_per_prompt", "").split(".")[-1] == "n",
         usage=bool(options.get("include_usage")),
+        safety_identifier=values.get("safety_identifier"),
     )
 
 

@@ -6,19 +6,26 @@ Routes give it what the workers made; it adds what the client is told beside the
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 from omnimuse.core.request import Door, Request
-from omnimuse.deploy.wire import MadeFile, Previewed, Stepped
+from omnimuse.deploy.wire import Finished, MadeFile, Previewed, Remarks, Stepped
 from omnimuse.server.http.enclosed import Enclosed, Parcel
 from omnimuse.server.http.sse import Event
+from omnimuse.server.jobs.row import Job
 from omnimuse.server.protocol import images as protocol
 from omnimuse.server.translate.aliases import Wanted
 from omnimuse.server.translate.asks import preview_steps
 
+MAX_TOLD = 2000
+"""Characters of the header that has the warnings; what is beyond is in the answer's body."""
+_MIB = 2**20
+_NO_WORK = frozenset({"queue", "encode"})
+"""Stages in which nothing is drawn."""
 _SUFFIXES: dict[str, protocol.Format] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
 
 
@@ -35,6 +42,7 @@ class Look:
     transport: str = "b64_json"
     safety_identifier: str | None = None
     work: protocol.Work = "image_generation"
+    warnings: Sequence[str] = ()
 
     @staticmethod
     def of(wanted: Wanted, work: protocol.Work = "image_generation") -> Look:
@@ -45,8 +53,9 @@ class Look:
             level=cast(Any, output.level),
             background=cast(Any, output.background),
             transport=output.transport,
-            safety_identifier=wanted.safety_identifier,
+            safety_identifier=wanted.delivery.safety_identifier,
             work=work,
+            warnings=wanted.warnings,
         )
 
     @property
@@ -57,11 +66,34 @@ class Look:
 
 @dataclass(frozen=True)
 class Made:
-    """What was drawn: files in order, seconds by stage, bytes its worker held then (0: not known)."""
+    """What was drawn: files in order, seconds by stage, the most bytes its worker held (0: not known), and remarks."""
 
     files: Sequence[MadeFile]
     timings: dict[str, float]
     memory: int = 0
+    remarks: Remarks = Remarks()
+
+    @staticmethod
+    def of(made: Finished | Job) -> Made:
+        """What a worker reports, or a job keeps."""
+        return Made(made.files, made.timings, made.memory, made.remarks)
+
+    def headers(self, warnings: Sequence[str]) -> dict[str, str]:
+        """The headers of an answer: the seeds, and what to know (with `warnings`) as a JSON list."""
+        told = [*warnings, *self.remarks.warnings]
+        while told and len(json.dumps(told)) > MAX_TOLD:
+            told.pop()
+        return {"x-seed": self.seeds} | ({"x-warnings": json.dumps(told)} if told else {})
+
+    @property
+    def memory_mb(self) -> float | None:
+        """`memory` in MiB, as other servers report it."""
+        return round(self.memory / _MIB, 1) if self.memory else None
+
+    @property
+    def work_seconds(self) -> float:
+        """The seconds in which it was drawn."""
+        return round(sum(seconds for stage, seconds in self.timings.items() if stage not in _NO_WORK), 6)
 
     @property
     def seeds(self) -> str:
@@ -80,16 +112,29 @@ def image_tokens(door: Door, files: Sequence[MadeFile]) -> int:
     return sum((file.width // patch) * (file.height // patch) for file in files)
 
 
-def usage(tokens: int) -> protocol.Usage:
-    """The usage of pictures of so many patches."""
-    details = protocol.TokenDetails(image_tokens=tokens)
-    return protocol.Usage(output_tokens=tokens, output_tokens_details=details, total_tokens=tokens)
+def usage(tokens: int, read: int) -> protocol.Usage:
+    """The usage of pictures of so many patches, for which `read` tokens of text were read."""
+    return protocol.Usage(
+        input_tokens=read,
+        input_tokens_details=protocol.TokenDetails(text_tokens=read),
+        output_tokens=tokens,
+        output_tokens_details=protocol.TokenDetails(image_tokens=tokens),
+        total_tokens=tokens + read,
+    )
 
 
-def response(door: Door, look: Look, made: Made, places: Sequence[dict[str, str]], created: float) -> dict[str, Any]:
-    """The ImagesResponse of finished work. `places` has `b64_json` or `url` of each picture."""
+def told(warnings: Sequence[str]) -> list[str] | None:
+    """The warnings of an answer, once each; None where there are none."""
+    return list(dict.fromkeys(warnings)) or None
+
+
+def response(
+    door: Door, look: Look, made: Made, places: Sequence[dict[str, str]], created: float, name: str
+) -> dict[str, Any]:
+    """The ImagesResponse of finished work called `name`. `places` has `b64_json` or `url` of each picture."""
     first = made.files[0]
     answer = protocol.ImagesResponse(
+        id=name,
         created=int(created),
         data=[
             protocol.Image.model_validate({**place, "seed": file.seed})
@@ -99,9 +144,11 @@ def response(door: Door, look: Look, made: Made, places: Sequence[dict[str, str]
         quality=look.spent,
         size=f"{first.width}x{first.height}",
         safety_identifier=look.safety_identifier,
-        usage=usage(image_tokens(door, made.files)),
+        usage=usage(image_tokens(door, made.files), made.remarks.prompt_tokens),
         timings=made.seconds,
-        memory_bytes=made.memory or None,
+        inference_time_s=made.work_seconds,
+        peak_memory_mb=made.memory_mb,
+        warnings=told([*look.warnings, *made.remarks.warnings]),
     )
     return protocol.dump(answer)
 
@@ -148,9 +195,10 @@ class Events:
                     quality=self._look.level,
                     background=self._look.background,
                     output_format=self._look.format,
-                    usage=usage(image_tokens(door, [file])),
+                    usage=usage(image_tokens(door, [file]), 0 if index else made.remarks.prompt_tokens),
                     timings=made.seconds,
                     safety_identifier=self._look.safety_identifier,
+                    warnings=told([*self._look.warnings, *made.remarks.warnings]),
                 )
             )
             yield kind, Parcel(value, pictures)

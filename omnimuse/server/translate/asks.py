@@ -42,7 +42,7 @@ def to_request(
         prompt["sounds"] = tuple(sounds)
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
-    ask = Ask(prompt, _timed(wanted, door), timeout=wanted.timeout, tenant=tenant, previews=previews)
+    ask = Ask(prompt, settled(wanted, door).params, timeout=wanted.timeout, tenant=tenant, previews=previews)
     try:
         return door.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
     except RequestError as error:
@@ -86,6 +86,18 @@ def preview_steps(steps: int, wanted: int) -> tuple[int, ...]:
     return tuple(period * math.floor(index * gap / period + 0.5) for index in range(1, wanted + 1))
 
 
+def settled(wanted: Wanted, door: Door) -> Wanted:
+    """`wanted` with `seconds` turned into frames and, where it may be adjusted, with what the model can make.
+
+    Its warnings tell what was changed. RequestError for a video that is too long.
+    """
+    params = _timed(wanted, door)
+    if not wanted.adjust:
+        return replace(wanted, params=params)
+    params, told = door.adjusted(params)
+    return replace(wanted, params=params, adjust=False, warnings=(*wanted.warnings, *told))
+
+
 def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
     """The parameters with `seconds`; of a video, turned into the nearest number of frames that the model can make."""
     if wanted.seconds is None:
@@ -95,18 +107,12 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
             name = wanted.names["length"]
             raise refusal("unsupported_parameter", f"{name} is not supported: this model decides by itself", name)
         return replace(wanted.params, seconds=wanted.seconds)
+    if wanted.params.num_frames is not None:
+        return wanted.params  # the number of frames is what the model makes; clients send both
     fps = wanted.params.fps or door.defaults.fps or 1.0
     step = door.limits.frame_step
     frames = 1 + step * round(max(0.0, min(wanted.seconds * fps, 1e9) - 1) / step)
-    chosen = wanted.params.num_frames
-    if chosen is not None and chosen != frames:
-        raise refusal(
-            "conflicting_parameters",
-            f"seconds={wanted.seconds:g} at {fps:g} frames per second is {frames} frames, and num_frames={chosen}; "
-            "leave one of them out",
-            "seconds",
-        )
-    if frames > door.limits.max_frames:
+    if frames > door.limits.max_frames and not wanted.adjust:
         most = door.limits.max_frames / fps
         raise RequestError(f"seconds={wanted.seconds:g} is too long for this model; use at most {most:.4g}", "seconds")
     return replace(wanted.params, num_frames=frames)

@@ -15,10 +15,9 @@ from omnimuse.core.request import MAX_PROMPT
 
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls", "picture",
+    "urls", "picture", "seed",
 ]  # fmt: skip
-"""What a value looks like; "file" is an upload, "urls" one address or several, "picture" an upload or an object with
-its address as `image_url`."""
+"""What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is."""
 
 Kind = Literal["image", "edit", "video", "audio", "chat"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions."""
@@ -35,7 +34,8 @@ MAX_OUTPUTS = 10
 class Field:
     """One wire field: how its value is read, and the target it goes to (names of targets are in `aliases.py`).
 
-    `low` and `high` bound numbers that the model's own limits do not bound; `longest` is of texts, in characters.
+    `low` and `high` bound numbers that the model's own limits do not bound; `longest` is of texts, in characters. Of a
+    harmless choice, a value other than the first that is allowed is told in the answer's warnings: `warns` says why.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Field:
     low: float | None = None
     high: float | None = None
     longest: int = 0
+    warns: str = ""
 
     def __post_init__(self) -> None:
         if self.shape == "text" and not self.longest:
@@ -57,6 +58,11 @@ class Field:
 
 def _refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:
     return tuple(Field(name, "object", note=note, neutral=neutral) for name in names)
+
+
+def _language(name: str, *defaults: Any) -> Field:
+    """A parameter of language models, at what clients leave it at."""
+    return Field(name, "object", note=_NO_TEXT, neutral=defaults)
 
 
 _START = "it is chosen when the server starts, not for each request"
@@ -70,9 +76,9 @@ _KEEPS = "`strength` says how much of the picture is drawn anew: lower keeps mor
 _TEXT_ONLY = "pictures to start from go to /v1/images/edits, with models that take them"
 
 SHARED: tuple[Field, ...] = (
-    Field("model", "text", "model", "the model to use; it must be the one that this server serves", longest=_WORD),
+    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=_WORD),
     Field("negative_prompt", "text", "negative_prompt", "what to keep out", longest=MAX_PROMPT),
-    Field("seed", "whole", "seed", "output i uses seed + i; chosen at random and reported when absent"),
+    Field("seed", "seed", "seed", "output i uses seed + i; chosen at random and reported when absent or -1"),
     Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps"),
     Field("guidance_scale", "real", "guidance_scale", "how strongly the prompt is followed"),
     Field("guidance_scale_2", "real", "guidance_scale_2", "guidance of the second expert"),
@@ -82,7 +88,10 @@ SHARED: tuple[Field, ...] = (
     Field("flow_shift", "real", "flow_shift", "how far the noise levels move towards noise; 1 moves nothing"),
     Field("boundary_ratio", "real", "boundary_ratio", "the share of the noise above which the first expert evaluates"),
     Field("scheduler", "text", "scheduler", f"{', '.join(SCHEDULERS)}; in place of the checkpoint's", longest=_WORD),
-    Field("size", "size", "size", '"auto" (the model\'s own size) or WIDTHxHEIGHT in pixels'),
+    Field("size", "size", "size", '"auto" (the model\'s own size), WIDTHxHEIGHT in pixels, or "adjust" (see there)'),
+    Field(
+        "adjust", "flag", "adjust", "sides and frames become the nearest that the model makes, and it is told (ours)"
+    ),
     Field("width", "whole", "width", "pixels"),
     Field("height", "whole", "height", "pixels"),
     Field("resolution", "resolution", "size", "the side of a square in pixels, or WIDTHxHEIGHT (VO)"),
@@ -102,27 +111,36 @@ SHARED: tuple[Field, ...] = (
         "as `user`; repeated in the answer and not kept",
         longest=_WORD,
     ),
-    *_refused("noise always comes from a generator on the CPU", "generator_device", neutral=("cpu",)),
-    *_refused(_NO_LORA, "lora", "loras", neutral=([], {})),
-    *_refused(_START, "enable_teacache", "enable_cache_dit", "vae_use_slicing", "vae_use_tiling", neutral=(False,)),
-    *_refused(_START, "cache_dit_params", neutral=({},)),
-    *_refused("trajectories for training are not recorded", "rollout", neutral=(False,)),
+    Field(
+        "generator_device",
+        "choice",
+        HARMLESS,
+        "noise always comes from a generator on the CPU, so that a seed means the same on every machine (VO, SG)",
+        allowed=("cpu", "auto", "cuda", "gpu", "musa", "npu", "xpu", "mps"),
+        warns="noise comes from a generator on the CPU here: a seed gives another picture than with one there",
+    ),
+    *_refused(_NO_LORA, "lora", "loras"),
+    *_refused(_START, "enable_teacache", "enable_cache_dit", "vae_use_slicing", "vae_use_tiling", "cache_dit_params"),
+    *_refused("trajectories for training are not recorded", "rollout", "return_trajectory_latents"),
     *_refused("trajectories for training are not recorded", "rollout_sde_type", neutral=("sde",)),
-    *_refused("the models here are not run by diffusers; use `extra_params`", "diffusers_kwargs", neutral=({},)),
-    *_refused(_NO_PATHS, "output_path", "output_dir"),
+    *_refused("the models here are not run by diffusers; use `extra_params`", "diffusers_kwargs"),
+    *_refused(_NO_PATHS, "output_path", "output_dir", "output_file_name", "save_output"),
+    *_refused("pictures are not enlarged after they are drawn; choose a larger `size`", "enable_upscaling"),
+    *_refused("profiles are for the server's operator", "profile"),
+    Field(
+        "quality",
+        "choice",
+        "level",
+        "computation: low is 1/2, medium 1, high (hd) 3/2, xhigh 2 and max (maximum) 3 times the model's own number of"
+        " steps; auto, standard and default are that number",
+        allowed=("auto", "standard", "default", "low", "medium", "high", "hd", "xhigh", "max", "maximum"),
+    ),
 )
 """What every endpoint that draws knows."""
 
 _FILE_FORM: tuple[Field, ...] = (
     Field("n", "whole", "num_outputs_per_prompt", "how many", low=1, high=MAX_OUTPUTS),
     Field("num_outputs_per_prompt", "whole", "num_outputs_per_prompt", "as `n` (VO, SG)", low=1, high=MAX_OUTPUTS),
-    Field(
-        "quality",
-        "choice",
-        "level",
-        "computation: low is 1/2, medium 1, high (hd) 3/2, xhigh 2 and max 3 times the model's own number of steps",
-        allowed=("auto", "standard", "low", "medium", "high", "hd", "xhigh", "max"),
-    ),
     Field("output_format", "choice", "format", "the file's format", allowed=("png", "jpeg", "jpg", "webp")),
     Field("output_compression", "whole", "compression", "quality of jpeg and webp, 100 is best", low=0, high=100),
     Field(
@@ -130,7 +148,7 @@ _FILE_FORM: tuple[Field, ...] = (
         "choice",
         "compression",
         "quality of jpeg and webp as a word (SG)",
-        allowed=("default", "low", "medium", "high", "maximum"),
+        allowed=("default", "auto", "low", "medium", "high", "maximum"),
     ),
     Field("moderation", "choice", HARMLESS, "this server filters nothing, the least of both", allowed=("auto", "low")),
 )
@@ -146,26 +164,42 @@ IMAGE: tuple[Field, ...] = (
         '"auto" or "opaque" for the picture; true makes the answer a job that is kept and asked for later (ours)',
         allowed=("auto", "opaque"),
     ),
-    Field("response_format", "choice", "transport", "how pictures come back", allowed=("b64_json", "url")),
+    Field(
+        "response_format",
+        "choice",
+        "transport",
+        "how pictures come back; file: the picture itself, of several a ZIP (ours)",
+        allowed=("b64_json", "url", "file"),
+    ),
     Field("stream", "flag", "stream", "answer with server-sent events"),
     Field("partial_images", "whole", "partial_images", "previews in a stream, spread evenly", low=0, high=3),
     Field("progress", "flag", "progress", "an event for every step in a stream (ours)"),
-    *_refused("describe the style in the prompt", "style"),
+    Field(
+        "style",
+        "choice",
+        HARMLESS,
+        "a word for models that know it: describe the style in the prompt",
+        allowed=("vivid", "natural"),
+        warns="style has no part in the picture; describe it in the prompt",
+    ),
     *_refused("this model plans nothing before it draws", "complexity", "bot_task", "system_prompt"),
     *_refused("this model plans nothing before it draws", "use_system_prompt", neutral=("None",)),
     *_refused(_FLAT, "frame_count", "frame_duration_ms", "svg", "layers", "fps"),
     *_refused(_FLAT, "num_frames", neutral=(1,)),
-    *_refused("it concerns input pictures", "infer_align_image_size", neutral=(False,)),
+    *_refused("it concerns input pictures", "infer_align_image_size"),
 )
 
-_INPUT_NAMES = ("image", "mask", "mask_image", "markup", "reference_image", "input_fidelity", "url")
+_INPUT_NAMES = ("image", "images", "mask", "mask_image", "markup", "reference_image", "input_fidelity", "url")
 
 TABLE: Mapping[Kind, tuple[Field, ...]] = {
     "image": (*IMAGE, *_refused(_TEXT_ONLY, *_INPUT_NAMES)),
     "edit": (
         *IMAGE,
-        Field("image", "file", "images", "the picture to edit, or pictures as image[]: png, jpeg or webp"),
-        Field("reference_image", "file", "images", "another picture to look at (VO)"),
+        Field(
+            "image", "picture", "urls", "the picture to edit, or pictures as image[]: png, jpeg or webp, or a data: URL"
+        ),
+        Field("images", "picture", "urls", 'as `image`, in JSON: [{"image_url": "data:..."}]'),
+        Field("reference_image", "picture", "urls", "another picture to look at (VO)"),
         Field("url", "urls", "urls", "the picture as a data: URL, or as an address of a host that is allowed (VO)"),
         *_refused("no model here confines its changes to a mask; describe what changes", "mask", "mask_image"),
         *_refused("no model here reads it", "markup"),
@@ -176,25 +210,28 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("prompt", "text", "prompt", "what to film", longest=MAX_PROMPT),
         Field("seconds", "seconds", "length", "length; rounded to a number of frames that the model can make"),
         Field("fps", "real", "fps", "frames per second"),
-        Field("num_frames", "whole", "num_frames", "frames; instead of `seconds`"),
+        Field("num_frames", "whole", "num_frames", "frames; counts where `seconds` is given, too"),
         Field(
             "input_reference", "picture", "urls", "the first frame: png, jpeg or webp, or {image_url} as in OpenAI's"
         ),
-        Field("image", "file", "images", "as `input_reference`; two as image[] are the first frame and the last"),
+        Field("image", "picture", "urls", "as `input_reference`; two as image[] are the first frame and the last"),
         Field("last_image", "picture", "last_urls", "the last frame, where the model takes one (ours)"),
         Field(
             "url", "urls", "urls", "as `input_reference`: a data: URL, or an address of a host that is allowed (ours)"
         ),
         Field("video_params", "object", "nested", "width, height, fps and num_frames in an object (VO)"),
         *_refused("one request makes one video", "n", "num_outputs_per_prompt", neutral=(1,)),
-        *_refused("choose `num_inference_steps`", "quality", neutral=("auto", "standard", "default")),
         *_refused("videos are mp4", "output_format", neutral=("mp4",)),
         *_refused("videos are encoded in one, visually lossless, quality", "output_compression"),
-        *_refused("videos are encoded in one, visually lossless, quality", "output_quality", neutral=("default",)),
-        *_refused("follow a video at /v1/videos/{id}/events", "stream", neutral=(False,)),
-        *_refused("this model makes no sound", "generate_sound", neutral=(False,)),
+        *_refused(
+            "videos are encoded in one, visually lossless, quality",
+            "output_quality",
+            neutral=("default", "auto", "maximum"),
+        ),
+        *_refused("follow a video at /v1/videos/{id}/events", "stream"),
+        *_refused("this model makes no sound", "generate_sound"),
         *_refused("this model makes no sound", "sound_duration", "audio_reference"),
-        *_refused("frames are never invented between frames", "enable_frame_interpolation", neutral=(False,)),
+        *_refused("frames are never invented between frames", "enable_frame_interpolation"),
         *_refused("frames are never invented between frames", "frame_interpolation_exp", "frame_interpolation_scale"),
         *_refused(_NO_PATHS, "frame_interpolation_model_path"),
         *_refused("send a picture as `input_reference`", "reference_url", "image_reference"),
@@ -235,17 +272,31 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer", longest=_WORD),
         Field("service_tier", "choice", HARMLESS, "there is one tier", allowed=("auto", "default")),
         Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
-        *_refused(_NO_TEXT, "temperature", "top_p", neutral=(1, 1.0)),
-        *_refused(_NO_TEXT, "frequency_penalty", "presence_penalty", "top_logprobs", neutral=(0, 0.0)),
-        *_refused(_NO_TEXT, "logprobs", neutral=(False,)),
-        *_refused(_NO_TEXT, "stop", "logit_bias", neutral=([], {})),
-        *_refused(_NO_TEXT, "verbosity", "prediction", "reasoning_effort", "top_k", "min_p", "repetition_penalty"),
+        _language("temperature", 1, 1.0, 0.7),
+        _language("top_p", 1, 1.0),
+        _language("top_k", -1, 0),
+        _language("min_p", 0, 0.0),
+        _language("frequency_penalty", 0, 0.0),
+        _language("presence_penalty", 0, 0.0),
+        _language("repetition_penalty", 1, 1.0),
+        _language("length_penalty", 1, 1.0),
+        _language("logprobs"),
+        _language("top_logprobs", 0),
+        _language("stop"),
+        _language("logit_bias"),
+        _language("best_of", 1),
+        _language("use_beam_search"),
+        _language("ignore_eos"),
+        _language("skip_special_tokens", True),
+        _language("verbosity", "medium"),
+        _language("reasoning_effort", "none", "medium"),
+        _language("prediction"),
         *_refused("the answer is a picture", "response_format", neutral=({"type": "text"},)),
-        *_refused("this model calls no tools", "tools", "functions", neutral=([],)),
+        *_refused("this model calls no tools", "tools", "functions"),
         *_refused("this model calls no tools", "tool_choice", "function_call", neutral=("none", "auto")),
         *_refused("sounds are made at /v1/audio/generate", "audio"),
-        *_refused("conversations are not stored", "store", neutral=(False,)),
-        *_refused("conversations are not stored", "metadata", neutral=({},)),
+        *_refused("conversations are not stored", "store"),
+        *_refused("conversations are not stored", "metadata"),
         *_refused("this model searches nothing", "web_search_options"),
         *_refused(_FLAT, "layers", "num_frames", "fps", neutral=(1,)),
     ),

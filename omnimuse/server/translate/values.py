@@ -25,7 +25,9 @@ MAX_URLS = 16
 """Pictures of one edit, as OpenAI has it."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
-_SIZE = re.compile(r"([0-9]{1,7})x([0-9]{1,7})")
+_SIZE = re.compile(r"([0-9]{1,7}) ?[xX*\u00d7] ?([0-9]{1,7})")
+ADJUST = "adjust"
+"""In place of a size: `width`, `height` and frames become legal ones."""
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -35,7 +37,11 @@ def read_value(field: Field, value: Any, name: str, form: bool) -> Any:
 
 
 def is_neutral(field: Field, value: Any, form: bool) -> bool:
-    """Whether `value` of a field that is not honoured asks for nothing. JSON true is not 1."""
+    """Whether `value` of a field that is not honoured asks for nothing: no to it, or what is so anyway. JSON true is
+    not 1.
+    """
+    if value is False or value in ("", [], {}) or (form and isinstance(value, str) and value.lower() == "false"):
+        return True
     for neutral in field.neutral:
         if form and isinstance(value, str) and value.strip().lower() == json.dumps(neutral).strip('"').lower():
             return True
@@ -110,23 +116,32 @@ def _flag(field: Field, value: Any, name: str, form: bool) -> bool:
 
 
 def _choice(field: Field, value: Any, name: str, form: bool) -> str:
-    if not isinstance(value, str) or value not in field.allowed:
+    word = value.lower() if isinstance(value, str) else None
+    if word not in field.allowed:
         raise _bad(name, value, f"one of {', '.join(field.allowed)}")
-    return value
+    return word
 
 
-def _size(field: Field, value: Any, name: str, form: bool) -> tuple[int, int] | None:
-    """(width, height), or None for the model's own size."""
+def _seed(field: Field, value: Any, name: str, form: bool) -> int | None:
+    """None where it is to be chosen."""
+    seed = _whole(field, value, name, form)
+    return None if seed == -1 else seed
+
+
+def _size(field: Field, value: Any, name: str, form: bool) -> tuple[int, int] | str | None:
+    """(width, height), None for the model's own size, or ADJUST."""
     if value == "auto":
         return None
+    if value == ADJUST:
+        return ADJUST
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise _bad(name, value, '"auto" or WIDTHxHEIGHT in pixels, such as "1024x1024"')
     return int(match[1]), int(match[2])
 
 
-def _resolution(field: Field, value: Any, name: str, form: bool) -> tuple[int, int] | None:
-    if isinstance(value, str) and "x" in value:
+def _resolution(field: Field, value: Any, name: str, form: bool) -> tuple[int, int] | str | None:
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) is None:
         return _size(field, value, name, form)
     side = _whole(field, value, name, form)
     return side, side
@@ -174,11 +189,20 @@ def _urls(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
 
 
 def _picture(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
-    """Where it is; uploads are not read here."""
-    given = _object(field, value, name, form) if isinstance(value, dict) else {}
-    if list(given) != ["image_url"] or not isinstance(given["image_url"], str):
-        raise _bad(name, value, 'a multipart upload, or {"image_url": ...} with a data: URL or an address')
-    return (given["image_url"],)
+    """Where pictures are: a URL, an object that has it, or a list of either; uploads are not read here."""
+    found = [_place(one) for one in (value if isinstance(value, list) else [value])]
+    urls = [url for url in found if url is not None]
+    if len(urls) != len(found) or len(urls) > MAX_URLS:
+        how = f'an upload, a data: URL, {{"image_url": URL}}, or a list of at most {MAX_URLS} of them'
+        raise _bad(name, value, how)
+    return tuple(urls)
+
+
+def _place(given: Any) -> str | None:
+    """The URL in one value, whichever way it is given; None if there is none."""
+    if isinstance(given, dict) and len(given) == 1 and (inner := given.get("image_url", given.get("url"))) is not None:
+        given = inner.get("url") if isinstance(inner, dict) and len(inner) == 1 else inner
+    return given if isinstance(given, str) and ":" in given[:10] else None
 
 
 def _file(field: Field, value: Any, name: str, form: bool) -> str:
@@ -200,4 +224,5 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "file": _file,
     "urls": _urls,
     "picture": _picture,
+    "seed": _seed,
 }

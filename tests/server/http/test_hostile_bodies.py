@@ -27,7 +27,7 @@ from omnimuse.server.http.checks import Rules
 from omnimuse.server.http.edge import protect
 from omnimuse.server.http.keys import Keys
 from omnimuse.server.http.reading import FREE_CHUNKS, MAX_LINES, SMALLEST, Reading
-from omnimuse.server.http.strict_json import LONG, MAX_JSON, DataUrl, parse
+from omnimuse.server.http.strict_json import LONG, MAX_JSON, DataUrl, Written, parse
 from tests.server.asgi import Client, scope
 from tests.server.loop_watch import LoopWatch
 from tests.server.picture_server import service_in
@@ -206,6 +206,25 @@ def test_a_long_data_url_is_kept_apart_and_gives_its_bytes() -> None:
     for url in (read["b"][0], read["b"][1]["c"]):
         assert isinstance(url, DataUrl) and bytes(url.content) == URL.encode()
         assert from_data_url(url.content, 2**20) == bytes(range(256)) * 1024
+
+
+def test_long_urls_in_markdown_are_kept_apart_in_their_order_and_the_text_around_them_stays() -> None:
+    other = URL[:-4] + "AAAA"
+    text = f'a "cat" ![one]({URL}) and ![small](data:image/png;base64,AA==) and ![two]({other}) \\ end'
+    read = parse(bytearray(json.dumps({"a": text, "b": URL, "c": [f"![x]({URL})"], "d": "](data:"}).encode()))
+    assert isinstance(read["a"], Written) and len(read["a"]) > 2 * LONG
+    assert [bytes(url.content) for url in read["a"].urls] == [URL.encode(), other.encode()]
+    assert read["a"].startswith('a "cat" ![one](data:image/png') and read["a"].endswith(") \\ end")
+    assert isinstance(read["b"], DataUrl) and bytes(read["b"].content) == URL.encode()
+    assert bytes(read["c"][0].urls[0].content) == URL.encode()
+    assert read["d"] == "](data:"
+
+
+def test_what_is_no_whole_address_in_markdown_comes_whole() -> None:
+    body = {"a": f"![x]({URL}", "b": ") after", "c": f"![x]({URL} 'title\n')", "d": URL}
+    read = parse(bytearray(json.dumps(body).encode()))
+    assert {name: read[name] for name in "abc"} == {name: body[name] for name in "abc"}
+    assert isinstance(read["d"], DataUrl)
 
 
 def test_two_long_urls_are_one_text_only_if_they_are_equal() -> None:

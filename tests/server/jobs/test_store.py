@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from omnimuse.core.errors import ConfigError, RequestError, StorageError
-from omnimuse.deploy.wire import Form, MadeFile
+from omnimuse.deploy.wire import Form, MadeFile, Remarks
 from omnimuse.server.jobs.database import APPLICATION, VERSION
 from omnimuse.server.jobs.row import Idempotency, Job, Kind, Outcome, Page, Times, Trouble, Work
 from omnimuse.server.jobs.store import IDEMPOTENCY, MAX_ATTEMPTS, IdempotencyConflict, JobStore
@@ -279,6 +279,25 @@ def make_foreign(path: Path) -> None:
     db.close()
 
 
+def test_a_database_of_the_version_before_is_brought_up_to_date_with_its_jobs(tmp_path: Path) -> None:
+    async def old(store: JobStore) -> None:
+        await store.accept(job("before"), None)
+
+    async def new(store: JobStore) -> None:
+        started = await store.claim(NOW)
+        assert started is not None and started.id == "before" and started.remarks == Remarks()
+        outcome = Outcome((FILM,), {}, 7, Remarks(("too long",), 9))
+        assert await store.finish(started, outcome, NOW, NOW + 60)
+        done = await store.get("", "before", NOW)
+        assert done is not None and done.remarks == Remarks(("too long",), 9)
+
+    with_store(tmp_path, old)
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
+        db.executescript("ALTER TABLE jobs DROP COLUMN remarks; PRAGMA user_version = 2;")
+    db.close()
+    with_store(tmp_path, new)
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -369,7 +388,8 @@ def test_a_store_of_the_version_before_is_taken_over_with_its_jobs_and_their_sou
     with_store(tmp_path, begin)
     with sqlite3.connect(tmp_path / "jobs.sqlite") as db:  # as version 1 had it
         db.executescript(
-            "DROP TRIGGER sources_of_ended; DROP TRIGGER sources_of_deleted; DROP TABLE sources;PRAGMA user_version = 1"
+            "DROP TRIGGER sources_of_ended; DROP TRIGGER sources_of_deleted; DROP TABLE sources;"
+            "ALTER TABLE jobs DROP COLUMN remarks; PRAGMA user_version = 1"
         )
         work = msgspec.json.encode(Work("model", WITH_SOURCES, Form("MP4"), {})).decode()
         db.execute("UPDATE jobs SET work = ? WHERE id = 'a'", (work,))

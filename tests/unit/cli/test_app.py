@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from omnimuse.cli import main
-from omnimuse.cli.app import COMMANDS, exit_code, report
+from omnimuse.cli.app import COMMANDS, exit_code, parser_of, report
 from omnimuse.core.errors import CapacityError, ConfigError, ModelError, RequestCancelled, RequestError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,6 +50,42 @@ def test_a_wrong_option_is_refused_with_the_nearest_one(capsys: pytest.CaptureFi
         "unknown option --step. Did you mean --steps? `omnimuse generate --help` tells the options"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--model-path", "a/b", "--port", "1"], "model", "a/b"),
+        (["--model-path=a/b"], "model", "a/b"),
+        (["a/b", "--dp-size", "2"], "replicas", 2),
+        (["a/b", "--attention-backend", "sdpa"], "attention", "sdpa"),
+        (["a/b", "--enable-torch-compile"], "compile", True),
+        (["a/b", "--served-model-name", "x", "y"], "model_name", ["x", "y"]),
+        (["a/b", "--model-name", "x"], "model_name", ["x"]),
+    ],
+)
+def test_servers_of_other_systems_are_started_by_the_names_they_have(
+    words: list[str], name: str, value: object
+) -> None:
+    assert vars(parser_of("serve").read(words))[name] == value
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--tp-size", "neither a model's weights"),
+        ("--ulysses-degree=2", "serve --replicas N"),
+        ("--api-key", "--api-key-file"),
+        ("--dit-layerwise-offload", "--offload layers"),
+        ("--quantization", "not quantized"),
+    ],
+)
+def test_what_other_systems_have_and_this_one_has_not_is_said_so_and_no_near_word_is_guessed(
+    option: str, said: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parser_of("serve").read(["m", option])
+    assert said in str(caught.value) and "Did you mean" not in str(caught.value)
 
 
 def test_an_error_becomes_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
