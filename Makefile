@@ -35,9 +35,10 @@ install: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-# Forced dtypes, one and two threads, older instruction sets, busy neighbours. ONLY=NAME runs one of them.
+# Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, PART=2/4
+# the second of four parts, in each of which every machine runs something.
 test-machines: $(VENV)/.installed-test
-	$(BIN)/python -m tools.machines $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m tools.machines $(if $(ONLY),--only $(ONLY)) $(if $(PART),--part $(PART))
 
 # What takes seconds and runs no test: layout, lint, types.
 static: $(VENV)/.installed-dev

@@ -1,7 +1,8 @@
 """The computing part of the suite on machines that this one can pretend to be: `make test-machines`.
 
 A machine is some environment variables and perhaps busy neighbours. Prints one line per machine: passed or failed, and
-the command that runs it alone. `--only NAME` runs one of them, `--list` names them.
+the command that runs it alone. All of it takes hours: `--part 2/4` runs the second of four parts, in each of which
+every machine runs other folders; `--only NAME` runs one machine, `--list` names them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-COMPUTING = ("tests/unit", "tests/invariants", "tests/parity", "tests/dist", "tests/test_demo.py")
+UNIT = ("attention", "cache", "diffusion", "engine", "layers", "models", "offload", "parallel", "pipeline", "worker")
+INVARIANTS = tuple(
+    f"tests/invariants/test_{what}.py" for what in ("tiers", "invariants", "offload", "device", "compiled")
+)
+COMPUTING = (*INVARIANTS, "tests/parity", "tests/dist", "tests/test_demo.py", *(f"tests/unit/{room}" for room in UNIT))
 BUSY = "while True: pass"
 
 
@@ -41,19 +46,41 @@ MACHINES = (
 )
 
 
+@dataclass(frozen=True)
+class Part:
+    """The `number`th of `count` parts of all pairs of a machine and a folder; every machine has a share of each."""
+
+    number: int = 1
+    count: int = 1
+
+    @staticmethod
+    def read(text: str) -> Part:
+        """`2/4` is the second of four; argparse.ArgumentTypeError for what is none."""
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise argparse.ArgumentTypeError(f"{text!r} is no part; write 2/4 for the second of four")
+        return Part(int(number), int(count))
+
+    def of(self, tests: list[str], machine: int) -> list[str]:
+        """Those of `tests` that the machine of this number runs."""
+        return [test for place, test in enumerate(tests) if (place + machine) % self.count == self.number - 1]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the machines that were asked for, one after the other; 1 if one of them fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [machine.name for machine in MACHINES]
     parser.add_argument("--only", choices=names, action="append", help="run this machine (may be repeated)")
+    parser.add_argument("--part", type=Part.read, default=Part(), help="run a part, for instance 2/4")
     parser.add_argument("--list", action="store_true", help="print the machines and run nothing")
     parser.add_argument("tests", nargs="*", default=list(COMPUTING), help="what to run (default: all that computes)")
     args = parser.parse_args(arguments)
-    wanted = [machine for machine in MACHINES if args.only is None or machine.name in args.only]
+    wanted = [(number, each) for number, each in enumerate(MACHINES) if args.only is None or each.name in args.only]
     if args.list:
-        print("\n".join(f"{machine.name}: {_spoken(machine)}" for machine in wanted))
+        print("\n".join(f"{machine.name}: {_spoken(machine)}" for _, machine in wanted))
         return 0
-    failed = [machine.name for machine in wanted if not run(machine, args.tests)]
+    chosen = [(machine, args.part.of(args.tests, number)) for number, machine in wanted]
+    failed = [machine.name for machine, tests in chosen if tests and not run(machine, tests)]
     return int(bool(failed))
 
 
@@ -69,7 +96,7 @@ def run(machine: Machine, tests: list[str]) -> bool:
         )
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing was printed"]
     word = "passed" if done.returncode == 0 else "FAILED"
-    again = f"python -m tools.machines --only {machine.name}"
+    again = f"python -m tools.machines --only {machine.name} {' '.join(tests)}"
     print(f"{machine.name:14} {word}  {lines[-1]}  ({time.monotonic() - began:.0f} s; alone: {again})", flush=True)
     for line in lines:
         if done.returncode and re.match("(FAILED|ERROR) ", line):

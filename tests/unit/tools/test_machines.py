@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tools.machines import Machine, busy, main, run
+from tools.machines import COMPUTING, MACHINES, Machine, Part, busy, main, run
 
 
 def write(folder: Path, body: str) -> str:
@@ -42,3 +43,26 @@ def test_every_machine_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[s
     listed = capsys.readouterr().out.splitlines()
     assert "busy: beside 2 busy processes" in listed
     assert "avx2-products: ONEDNN_MAX_CPU_ISA=AVX2" in listed
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_the_parts_together_are_everything_once_and_every_machine_has_a_share_of_each(count: int) -> None:
+    numbers = range(len(MACHINES))
+    parts = [
+        [(test, m) for m in numbers for test in Part(k, count).of(list(COMPUTING), m)] for k in range(1, count + 1)
+    ]
+    assert Counter(pair for part in parts for pair in part) == Counter((test, m) for test in COMPUTING for m in numbers)
+    assert all({machine for _, machine in part} == set(numbers) for part in parts)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "x/y", "/4"])
+def test_what_is_no_part_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--part", text])
+    assert "is no part; write 2/4 for the second of four" in capsys.readouterr().err
+
+
+def test_all_that_computes_is_there() -> None:
+    assert [test for test in COMPUTING if not Path(test).exists()] == []
+    told = {path.as_posix() for path in Path("tests/invariants").glob("test_*.py")}
+    assert told <= set(COMPUTING), "a file of invariants that no machine runs"
