@@ -10,6 +10,9 @@ TABLE = {
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
+    "FluxKontextPipeline": "omnimuse.models.flux_kontext",
+    "Flux2KleinPipeline": "omnimuse.models.flux2",
+    "Flux2Pipeline": "omnimuse.models.flux2_dev",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 
