@@ -1,8 +1,9 @@
 """Regional compilation: a stack runner that runs each block through `torch.compile`.
 
 A build pass sets it as a stack's innermost runner. One kind of block is compiled twice for all sizes and all blocks of
-that kind, for one row and for several, because shapes stay symbolic and weights are inputs of the compiled code. The
-first run takes tens of seconds; torch keeps what it compiled on disk, so later processes start faster.
+that kind, for one row and for several, and once more where parts of a row may have times of their own: shapes stay
+symbolic, and weights are inputs of the compiled code. The first run takes tens of seconds; torch keeps what it compiled
+on disk, so later processes start faster.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class CompiledRunner:
         self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, memories: Sequence[Memory] | None = None
     ) -> Tensor:
         if cond.dense:
-            _fix_widths(vars(cond).values())
+            _tell_sizes(vars(cond).values())
             for block in blocks:
-                _fix_widths([hidden])
+                _tell_sizes([hidden])
                 hidden = self._compiled[block](hidden, cond)
             return hidden
         # Copies, even of one row: a view begins anywhere in its memory, and the compiler would tell such inputs apart.
@@ -47,13 +48,14 @@ class CompiledRunner:
         return blocks[0].probe(hidden, cond)
 
 
-def _fix_widths(values: Iterable[object]) -> None:
-    """Tell the compiler which sizes are the model's: all but those of rows and tokens.
+def _tell_sizes(values: Iterable[object]) -> None:
+    """Tell the compiler which sizes are the model's, and that the others, of rows and tokens, have nothing in common.
 
-    It would take sizes that are equal when it first looks, say two rows and a last dimension of 2, for one size, and
-    compile again when they are not.
+    It would take sizes that are equal when it first looks, say two rows and a last dimension of 2, or two rows and two
+    spans, for one size, and compile again when they are not.
     """
     for value in values:
         if isinstance(value, Tensor):
-            for dim in range(min(value.ndim - 1, 2), value.ndim):
-                torch._dynamo.mark_static(value, dim)
+            widths = min(value.ndim - 1, 2)
+            for dim in range(value.ndim):
+                (torch._dynamo.maybe_mark_dynamic if dim < widths else torch._dynamo.mark_static)(value, dim)

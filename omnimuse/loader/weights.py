@@ -71,7 +71,7 @@ def load_weights(
         with opened(path) as handle:
             for source in (name for name, each in stored.items() if each.path == path and name in plan.pieces):
                 piece, tensor = plan.pieces[source], handle.get_tensor(source)
-                _refuse_no_numbers(path, source, tensor)
+                refuse_no_numbers(path, source, tensor)
                 name = ties[piece.target]
                 if name not in filled:
                     filled[name] = home.space(name, slots[name][0])
@@ -108,7 +108,7 @@ def _mistyped(formats: Mapping[str, torch.dtype], stored: Mapping[str, Stored]) 
     return tuple(found)
 
 
-def _refuse_no_numbers(path: Path, name: str, tensor: Tensor) -> None:
+def refuse_no_numbers(path: Path, name: str, tensor: Tensor) -> None:
     """ModelError for NaN and infinity. Their sum tells in a fraction of the time of copying them; large numbers may
     have an infinite one, too, so then each is looked at.
     """

@@ -18,8 +18,9 @@ from omnimuse.pipeline.state import State
 from tests.invariants.conftest import Subject
 
 MOST = 3
-"""Graphs per kind of block: for one row, for several, and for sizes that were alike by chance when first seen."""
-ROWS = range(1, 13)
+"""Graphs per kind of block: for several rows, for one, and for one whose parts have times of their own."""
+ROWS = (2, *range(1, 13))
+"""Two first: then there are as many rows as prompts, as spans of two pictures, as of one short video."""
 
 
 class Counter:
@@ -70,15 +71,16 @@ def test_a_kind_of_block_is_compiled_at_most_three_times(subject: Subject, engin
     torch._dynamo.reset()
     engine = engine_with(schedule=ScheduleConfig(tier="fast", company="always"))
     pipeline, most = engine.runner.pipeline, max(ROWS)
-    equal, ragged = begun(engine, subject, [0] * most), begun(engine, subject, [i % 3 for i in range(most)])
+    alike = [begun(engine, subject, [wish] * most) for wish in (1, 0, 2)]  # a video of one frame first
+    ragged = begun(engine, subject, [i % 3 for i in range(most)])
     expected = pipeline.denoise_step(ragged)
     counters: dict[type, Counter] = {}
     for network in pipeline.ctx.components.values():
         for stack in network.stacks().values() if isinstance(network, Network) else ():
             stack.runner = ByKind(stack.blocks(), counters)
     for rows in ROWS:
-        for states in (equal[:rows], ragged[:rows]):
-            found = pipeline.denoise_step(states)  # raises where a shared forward fails; nothing is tried again
+        for states in (*alike, ragged):
+            found = pipeline.denoise_step(states[:rows])  # raises where a shared forward fails; nothing is tried again
     for plain, compiled in zip(expected, found, strict=True):
         for branch, prediction in plain.items():
             torch.testing.assert_close(compiled[branch], prediction, rtol=1e-4, atol=1e-5)

@@ -412,6 +412,9 @@ class WanHead(nn.Module):
 
 
 def _affine(x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
-    """x [..., D] times factor [P, 1, D] plus offset [P, 1, D], each of them for the P-th part of the tokens."""
-    spans = x.reshape(len(factor), -1, x.shape[-1]) * factor  # [P, S/P, D]
-    return (spans if offset is None else spans + offset).reshape(x.shape)
+    """x [R, S, D] times factor [P, 1, D] plus offset [P, 1, D], each of them for the P-th part of the tokens.
+
+    By way of [T, D], since compiled code that turned rows into spans would be other code where there are as many.
+    """
+    spans = x.flatten(0, -2).unflatten(0, (len(factor), -1)) * factor  # [P, T/P, D]
+    return (spans if offset is None else spans + offset).flatten(0, 1).view(x.shape)
