@@ -117,6 +117,23 @@ def test_options_become_parameters_and_configuration() -> None:
     assert (wanted.config.model.load, wanted.config.model.dtype) == ("dummy", "float32")
 
 
+def test_a_size_is_rounded_to_a_legal_one_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        with pytest.raises(RequestError, match="use 96 or 112"):
+            job(["a red circle", "--size", "100x128"]).at_the_door()
+        adjusted = job(["a red circle", "the Eiffel tower", "--size", "100x128", "--adjust"]).at_the_door()
+    assert (adjusted.params.width, adjusted.params.height) == (96, 128)
+    for row in (0, 1):
+        assert adjusted.doubts[row][0] == "width=100 became 96, the nearest that this model makes"
+    assert "none of the words" in adjusted.doubts[1][1]
+
+
+def test_a_schedule_is_chosen_by_the_names_of_several_programs() -> None:
+    for words in (["--flow-shift", "5", "--scheduler", "unipc"], ["--sample-shift=5", "--sample-solver=unipc"]):
+        params = job(["a", *words, "--boundary-ratio", "0.9"]).params
+        assert (params.flow_shift, params.scheduler, params.boundary_ratio) == (5.0, "unipc", 0.9)
+
+
 def test_a_negative_prompt_goes_with_every_prompt() -> None:
     assert job(["a", "b", "--negative", "blue"]).prompts == [
         {"prompt": "a", "negative_prompt": "blue"},
