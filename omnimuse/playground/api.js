@@ -4,7 +4,6 @@
 // Seeds go up to 2^64, more than a JavaScript number holds: they are strings here and digits on the wire.
 
 const KEY = "omnimuse-api-key";
-const RUNNING = "omnimuse-video"; // the id of the video that this tab waits for
 const PREVIEWS = 3;
 const SOUNDS = { wav: "audio/wav", flac: "audio/flac", ogg: "audio/ogg", mp3: "audio/mpeg" };
 
@@ -47,7 +46,10 @@ async function problem(answer) {
   });
 }
 
-const post = (fields) => ({ method: "POST", body: encode(fields), headers: { "Content-Type": "application/json" } });
+const post = (fields, key) => ({
+  method: "POST", body: encode(fields),
+  headers: { "Content-Type": "application/json", ...(key ? { "Idempotency-Key": key } : {}) },
+});
 
 /** The server-sent events of a response, as {name, text}, up to [DONE]; an error event is thrown. */
 export async function* events(response) {
@@ -79,7 +81,10 @@ function parseEvent(block) {
   const text = field("data").join("\n");
   if (!text) return null;
   const data = text === "[DONE]" ? {} : JSON.parse(text);
-  if (data.error) throw new ApiError(data.error.message, { code: data.error.code });
+  if (data.error) {
+    const { message, code } = data.error;
+    throw new ApiError(message, { code, status: code === "server_draining" ? 503 : 400 });
+  }
   return { text, data };
 }
 
@@ -90,36 +95,57 @@ function toBlob(base64, type) {
 // Read from the text, because JSON.parse would round it.
 const seedOf = (text) => /"seed": ?(\d+)/.exec(text)?.[1] ?? "";
 
-/** Pictures, from text or (with `sources`, files) from pictures; aborting `signal` stops the work on the server. */
-export async function* drawPictures(fields, sources, signal) {
+/** Pictures, from text or (with `sources`, files) from pictures. They are a job under `key`: who asks again with the
+ *  same key sees the rest of it, and so it outlives this page. Aborting `signal` stops the work on the server. */
+export async function* drawPictures(fields, sources, key, signal) {
   const asked = { ...fields, stream: true, partial_images: PREVIEWS, progress: true };
-  const answer = sources.length
-    ? await call("v1/images/edits", { ...postForm(asked, sources), signal })
-    : await call("v1/images/generations", { ...post(asked), signal });
+  const ask = (more) => sources.length
+    ? call("v1/images/edits", { ...postForm(asked, sources, key), ...more })
+    : call("v1/images/generations", { ...post(asked, key), ...more });
+  let answer;
   let made = 0;
-  for await (const { text, data } of events(answer)) {
-    const output = data.output ?? 0;
-    if (data.type.endsWith(".progress")) yield { ...data, type: "progress", output };
-    if (data.type.endsWith(".partial_image")) {
-      yield { type: "preview", output, blob: toBlob(data.b64_json, `image/${data.output_format}`) };
+  try {
+    answer = await ask({ signal });
+    for await (const { text, data } of events(answer)) {
+      const output = data.output ?? 0;
+      if (data.type.endsWith(".progress")) yield { ...data, type: "progress", output };
+      if (data.type.endsWith(".partial_image")) {
+        yield { type: "preview", output, blob: toBlob(data.b64_json, `image/${data.output_format}`) };
+      }
+      if (data.type.endsWith(".completed")) {
+        const [width, height] = data.size.split("x").map(Number);
+        const blob = toBlob(data.b64_json, `image/${data.output_format}`);
+        const seconds = Object.values(data.timings ?? {}).reduce((sum, part) => sum + part, 0);
+        const { warnings } = data;
+        yield { type: "made", output, blob, seed: seedOf(text), width, height, seconds, warnings };
+        made += 1;
+      }
     }
-    if (data.type.endsWith(".completed")) {
-      const [width, height] = data.size.split("x").map(Number);
-      const blob = toBlob(data.b64_json, `image/${data.output_format}`);
-      yield { type: "made", output, blob, seed: seedOf(text), width, height, warnings: data.warnings };
-      made += 1;
-    }
+  } catch (error) {
+    // Whether the server has begun is not known before it answers: it is asked once more, so that there is an id.
+    if (signal.aborted) await forget(answer ?? (await ask({}).catch(() => null)));
+    throw error;
   }
   if (!made) throw new ApiError("The connection ended before the picture was finished.");
+  forget(answer); // the page has it, and the server need not keep it
 }
 
-function postForm(fields, sources) {
+/** Stops and removes the job behind an answer. */
+async function forget(answer) {
+  const place = answer?.headers.get("location");
+  answer?.body?.cancel().catch(() => {});
+  if (place) await call(place.replace(/^\//, ""), { method: "DELETE" }).catch(() => {});
+}
+
+function postForm(fields, sources, key) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
   for (const [name, value] of Object.entries(plain)) form.append(name, String(value));
-  for (const [name, value] of Object.entries(extra)) form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
+  for (const [name, value] of Object.entries(extra)) {
+    form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
+  }
   for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
-  return { method: "POST", body: form };
+  return { method: "POST", body: form, headers: { "Idempotency-Key": key } };
 }
 
 /** One sound, as it comes; aborting `signal` stops the work on the server. */
@@ -137,31 +163,14 @@ export async function* makeSound(fields, signal) {
   throw new ApiError("The connection ended before the sound was finished.");
 }
 
-/** One video, from text or (with `sources`, files) from its first frame and perhaps its last. The job outlives a lost
- *  connection and this page; aborting `signal` cancels it. */
-export async function* makeVideo(fields, sources, signal) {
-  const asked = sources.length ? postForm(fields, sources) : post(fields);
-  const { id } = await (await call("v1/videos", { ...asked, signal })).json();
-  sessionStorage.setItem(RUNNING, id);
-  yield* finishVideo(id, signal);
-}
-
-/** The video that this tab waited for when its page was left, as {id, fields}; null if there is none. */
-export async function leftVideo() {
-  const id = sessionStorage.getItem(RUNNING);
-  if (!id) return null;
+/** One video, from text or (with `sources`, files) from its first frame and perhaps its last; a job under `key` as
+ *  above. Aborting `signal` cancels it. */
+export async function* makeVideo(fields, sources, key, signal) {
+  const asked = () => (sources.length ? postForm(fields, sources, key) : post(fields, key));
+  const begin = async (more) => (await call("v1/videos", { ...asked(), ...more })).json();
+  let id;
   try {
-    const { text, job: { model, prompt, size, num_frames, fps } } = await look(id);
-    return { id, fields: { model, prompt, size, num_frames, fps, seed: seedOf(text) } };
-  } catch (error) {
-    if (error.status >= 400 && error.status !== 401) sessionStorage.removeItem(RUNNING); // it is there no more
-    return null;
-  }
-}
-
-/** What is still to come of a video, to its end. */
-export async function* finishVideo(id, signal) {
-  try {
+    ({ id } = await begin({ signal }));
     yield* watchVideo(id, signal);
     for (;;) {
       const { answer, text, job } = await look(id, signal);
@@ -169,16 +178,13 @@ export async function* finishVideo(id, signal) {
         yield await fetchVideo(job, seedOf(text), signal);
         return;
       }
-      if (job.status === "failed") {
-        sessionStorage.removeItem(RUNNING);
-        throw new ApiError(job.error.message, { code: job.error.code });
-      }
+      if (job.status === "failed") throw new ApiError(job.error.message, { code: job.error.code, status: 400 });
       await pause(answer.headers.get("openai-poll-after-ms"), signal);
     }
   } catch (error) {
     if (signal.aborted) {
-      sessionStorage.removeItem(RUNNING);
-      await call(`v1/videos/${id}/cancel`, { method: "POST" }).catch(() => {});
+      id ??= (await begin({}).catch(() => ({}))).id;
+      if (id) await call(`v1/videos/${id}/cancel`, { method: "POST" }).catch(() => {});
     }
     throw error;
   }
@@ -192,7 +198,6 @@ async function look(id, signal) {
 
 async function fetchVideo(job, seed, signal) {
   const blob = await (await call(`v1/videos/${job.id}/content`, { signal })).blob();
-  sessionStorage.removeItem(RUNNING);
   const [width, height] = job.size.split("x").map(Number);
   const { warnings, completed_at: ended, created_at: began } = job;
   return { type: "made", output: 0, blob, seed, width, height, warnings, seconds: ended - began };

@@ -1,24 +1,28 @@
-// The page: one form, one stage, one gallery, at most one request in flight.
+// The page: one form, one stage, one gallery; one request in flight, and others that wait for it.
 
-import {
-  ApiError, call, drawPictures, finishVideo, hasKey, leftVideo, makeSound, makeVideo, useKey,
-} from "./api.js";
+import { ApiError, call, drawPictures, hasKey, makeSound, makeVideo, useKey } from "./api.js";
 import { Controls, placeSettings } from "./controls.js";
+import { Database } from "./database.js";
 import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
+import { asForm, settingsInside } from "./inside.js";
+import { Jobs, keepForm, newKey, readForm as keptForm } from "./keeping.js";
 import { isSound, isVideo, kindsOf, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
-import { again, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
+import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
 
 const EXAMPLES = {
   "omnimuse/shapes": ["a red circle", "a yellow star on black", "a green triangle above a white square"],
 };
 
-const page = { models: [], model: null, controls: null, chosen: null, run: null, gallery: new Gallery() };
+const database = new Database();
+const jobs = new Jobs(database);
+const gallery = new Gallery(database);
+const page = { models: [], model: null, controls: null, chosen: null, run: null, leaving: false, gallery };
 const say = (text) => (byId("status").textContent = text);
 const kind = () => byId("task").value;
-const sources = new Sources(start, () => refresh());
+const sources = new Sources(start, () => refresh(), restoreFrom);
 
 // -- the model ---------------------------------------------------------------------------------------------
 
@@ -26,23 +30,33 @@ async function loadModels() {
   try {
     page.models = (await (await call("v1/models")).json()).data.filter((model) => kindsOf(model).length);
     byId("key-form").hidden = true;
-    if (!page.models.length) return complain(new ApiError("This server has no model that makes pictures, videos or sounds."));
+    if (!page.models.length) return complain(new ApiError("This server has no model that makes anything."));
     clearError();
     const several = page.models.length > 1;
     byId("model").replaceChildren(...page.models.map(({ id }) => h("option", { value: id }, id)));
     byId("model").hidden = !several;
     byId("model-name").hidden = several;
-    chooseModel(page.models[0].id);
-    await resume();
+    const kept = page.controls ? null : keptForm();
+    chooseModel((page.models.find(({ id }) => id === kept?.model) ?? page.models[0]).id);
+    if (kept) fillForm(kept);
+    work();
   } catch (error) {
     complain(error);
   }
 }
 
-/** A video that was in progress when this page was left goes on here. */
-async function resume() {
-  const left = page.run ? null : await leftVideo();
-  if (left && !page.run) draw({ kind: "video", fields: left.fields, left: left.id });
+/** Shows a form as it was: {kind, prompt, fields}. */
+function fillForm({ kind: wanted, prompt, fields }) {
+  if ([...byId("task").options].some(({ value }) => value === wanted)) byId("task").value = wanted;
+  chooseKind();
+  byId("prompt").value = prompt;
+  page.controls.fill(fields);
+  refresh();
+}
+
+function keep() {
+  if (!page.model) return;
+  keepForm({ model: page.model.id, kind: kind(), prompt: byId("prompt").value, fields: page.controls.read() });
 }
 
 function chooseModel(id) {
@@ -76,14 +90,28 @@ function chooseKind() {
 /** Shows what follows from the settings: their summary and, where nothing else is shown, the frame to be filled. */
 function refresh() {
   summarize();
+  keep();
   if (!page.chosen && !page.run) choose(null);
 }
 
 const summarize = () => (byId("settings-summary").textContent = page.controls?.summary() ?? "");
 
-/** Whether pictures that were dropped, pasted or picked in the gallery can be started from; then the form is for that. */
+/** Whether a file that was dropped told how it was drawn; then the form says the same. */
+async function restoreFrom(file) {
+  const said = await settingsInside(file);
+  if (!said || !page.model || !kindsOf(page.model).some(([name]) => !isVideo(name) && !isSound(name))) return false;
+  const { images, ...form } = asForm(said);
+  fillForm({ ...form, kind: images ? "edit" : "image" });
+  const missing = images ? " Choose the picture that it was drawn from." : "";
+  const from = canStart() && (() => start() && sources.use([file]));
+  offer(`The settings of ${file.name}.${missing}`, from ? "Start from it instead" : "", from);
+  byId("prompt").focus();
+  return true;
+}
+
+/** Whether pictures that were dropped, pasted or picked in the gallery can be started from; the form is for that then. */
 function start() {
-  if (page.run || !canStart()) return false;
+  if (!canStart()) return false;
   if (!startsFrom(kind())) {
     [byId("task").value] = starting()[0];
     chooseKind();
@@ -108,48 +136,70 @@ function readForm() {
   return { kind: kind(), fields, sources: startsFrom(kind()) ? sources.files : [] };
 }
 
+/** Puts a job behind those that wait; the first one runs. */
+async function enqueue(job) {
+  await jobs.add({ key: newKey(), sources: [], ...job });
+  showQueue();
+  work();
+}
+
+async function work() {
+  if (page.run) return;
+  let fine = true;
+  while (fine && jobs.list.length) fine = await draw(jobs.list[0]);
+  byId("go-on").hidden = !jobs.list.length;
+}
+
+/** Sees one job to its end; false where the server takes nothing for now, so that others should wait, too. */
 async function draw(job) {
   const outputs = job.fields.n ?? 1;
-  const run = { abort: new AbortController(), started: performance.now(), parts: new Map(), first: null, outputs };
+  const abort = new AbortController();
+  const run = { job, abort, started: performance.now(), parts: new Map(), first: null, outputs };
   const before = page.chosen;
   page.run = run;
   page.chosen = null;
   clearError();
+  offer("");
   showRunning(true);
+  showQueue();
   say("Waiting for its turn.");
   const put = showLive(byId("stage"), job.fields.size ?? job.like ?? page.controls?.size ?? "1x1", outputs);
-  byId("stage").scrollIntoView({ block: "nearest" });
+  if (!job.left) byId("stage").scrollIntoView({ block: "nearest" });
   showGallery();
+  let fine = true;
   try {
     const made = await follow(job, run, put);
     say(`Done in ${duration(made[0].seconds)}.`);
     choose(made[0]);
     if (made.length > 1) showMany(byId("stage"), made, choose);
   } catch (error) {
+    if (page.leaving) return false;
     if (!page.chosen) choose(before);
     if (run.abort.signal.aborted) say("Cancelled.");
     else complain(error);
+    fine = run.abort.signal.aborted || ![0, 401, 429, 503].includes(error.status);
   } finally {
     page.run = null;
+    if (!page.leaving) await jobs.remove(job);
     showRunning(false);
+    showQueue();
   }
+  return fine;
 }
 
 async function follow(job, run, put) {
   const { signal } = run.abort;
-  const { kind: how, fields, sources: from = [] } = job;
-  const steps = job.left ? finishVideo(job.left, signal)
-    : isVideo(how) ? makeVideo(fields, from, signal)
-    : isSound(how) ? makeSound(fields, signal) : drawPictures(fields, from, signal);
+  const { kind: how, fields, sources: from = [], key } = job;
+  const steps = isVideo(how) ? makeVideo(fields, from, key, signal)
+    : isSound(how) ? makeSound(fields, signal) : drawPictures(fields, from, key, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
     if (event.type === "preview") put(event.output, event.blob);
     if (event.type === "made") {
       const { blob, seed, width, height, lasts, warnings } = event;
-      const seconds = job.left ? event.seconds : (performance.now() - run.started) / 1000;
-      // Of a video that went on without this page, only what the server tells is known.
-      const settings = job.left ? fields : { ...usual(fields.model), ...fields };
+      const seconds = (job.left && event.seconds) || (performance.now() - run.started) / 1000;
+      const settings = { ...usual(fields.model), ...fields };
       const how_it_went = { lasts, seconds, warnings };
       const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, ...how_it_went };
       made.push(await page.gallery.add(record));
@@ -163,9 +213,24 @@ const usual = (id) => page.models.find((model) => model.id === id)?.capabilities
 function showRunning(running) {
   byId("draw").textContent = running ? "Cancel" : "Draw";
   byId("draw").classList.toggle("cancel", running);
+  byId("draw").type = running ? "button" : "submit"; // Enter in a field must not cancel
+  byId("next").hidden = !running;
   byId("progress").hidden = !running;
   byId("bar").removeAttribute("value");
   byId("step").textContent = byId("left").textContent = "";
+}
+
+/** What waits behind the job that runs. */
+function showQueue() {
+  const waiting = jobs.list.filter((job) => job !== page.run?.job);
+  byId("queue").hidden = !waiting.length;
+  byId("go-on").hidden = Boolean(page.run) || !waiting.length;
+  byId("waiting").replaceChildren(...waiting.map((job) => {
+    const remove = h("button", { type: "button", className: "link" }, "Remove");
+    remove.setAttribute("aria-label", `Remove: ${job.fields.prompt}`);
+    remove.onclick = async () => (await jobs.remove(job), showQueue());
+    return h("li", {}, h("span", { title: job.fields.prompt }, job.fields.prompt), remove);
+  }));
 }
 
 function showProgress(run, { output, step, steps, stage }) {
@@ -187,26 +252,22 @@ function showProgress(run, { output, step, steps, stage }) {
 
 function cancel() {
   // A double click on "Draw" must not cancel what it has just begun.
-  if (page.run && performance.now() - page.run.started > 400) page.run.abort.abort();
+  if (page.run && (page.run.job.left || performance.now() - page.run.started > 400)) page.run.abort.abort();
 }
 
 function submit() {
-  if (page.run) return cancel();
   const invalid = byId("controls").querySelector(":invalid");
   if (invalid) byId("settings").open = true;
   if (!byId("form").reportValidity()) return;
   if (!page.model) return loadModels();
-  draw({ ...readForm(), like: sources.size });
+  enqueue({ ...readForm(), like: sources.size });
 }
 
 // -- gallery and errors ------------------------------------------------------------------------------------
 
 const actions = {
-  again: (record) => {
-    if (page.run) return;
-    const like = `${record.width}x${record.height}`;
-    draw({ kind: record.kind, fields: again(record), sources: record.sources, like });
-  },
+  again: (record) => repeat(record, again(record)),
+  another: (record) => repeat(record, another(record)),
   start: (record) => {
     if (!start()) return;
     sources.use([new File([record.blob], nameOf(record), { type: record.blob.type })]);
@@ -215,19 +276,29 @@ const actions = {
   },
   use: (record) => {
     if (page.models.some(({ id }) => id === record.fields.model)) chooseModel(record.fields.model);
-    byId("task").value = record.kind;
-    chooseKind();
-    byId("prompt").value = record.fields.prompt;
+    fillForm({ kind: record.kind, prompt: record.fields.prompt, fields: again(record) });
     if (startsFrom(record.kind)) sources.use(record.sources);
-    page.controls.fill(again(record));
-    summarize();
     byId("prompt").focus();
   },
   remove: async (record) => {
     await page.gallery.remove(record);
     choose(page.gallery.records[0]);
+    offer("Deleted.", "Undo", async () => (await page.gallery.restore([record]), choose(record)));
   },
 };
+
+const repeat = ({ kind: how, width, height, sources: from = [] }, fields) =>
+  enqueue({ kind: how, fields, sources: from, like: `${width}x${height}` });
+
+/** Says something that can be acted upon; an empty text takes it away. */
+function offer(text, label = "", act = null) {
+  byId("offer").hidden = !text;
+  byId("offer").replaceChildren(text);
+  if (!act) return;
+  const button = h("button", { type: "button", className: "link" }, label);
+  button.onclick = () => (offer(""), act());
+  byId("offer").append(" ", button);
+}
 
 /** Puts a record on the stage; with none, an empty frame. */
 function choose(record) {
@@ -266,11 +337,16 @@ byId("draw").onclick = (event) => {
   if (page.run) event.preventDefault(), cancel();
 };
 byId("prompt").onkeydown = (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !page.run) event.preventDefault(), submit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.preventDefault(), submit();
 };
 document.onkeydown = (event) => {
-  if (event.key === "Escape") cancel();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) cancel();
 };
+byId("next").onclick = submit;
+byId("go-on").onclick = work;
+byId("composer").addEventListener("input", keep);
+addEventListener("pagehide", () => (page.leaving = true));
+addEventListener("pageshow", () => (page.leaving = false));
 byId("model").onchange = () => chooseModel(byId("model").value);
 byId("task").onchange = chooseKind;
 byId("key-form").onsubmit = (event) => {
@@ -282,13 +358,17 @@ byId("key-form").onsubmit = (event) => {
 byId("copy-curl").onclick = (event) => page.model && copy(curl(readForm()), event.target);
 byId("copy-python").onclick = (event) => page.model && copy(python(readForm()), event.target);
 byId("clear").onclick = async () => {
-  if (!confirm("Delete everything in the gallery?")) return;
+  const gone = page.gallery.records;
   await page.gallery.clear();
   choose(null);
+  offer(`Deleted ${gone.length === 1 ? "one" : `all ${gone.length}`}.`, "Undo",
+    async () => (await page.gallery.restore(gone), choose(gone[0])));
 };
 
 placeSettings();
 watchReady();
+await database.open();
 await page.gallery.load();
+await jobs.load();
 choose(page.gallery.records[0]);
 await loadModels();

@@ -131,7 +131,17 @@ export class Controls {
     const pattern = "0|[1-9][0-9]{0,19}";
     const input = h("input", { inputMode: "numeric", pattern, placeholder: "random", autocomplete: "off" });
     input.title = "A whole number; the same seed gives the same picture";
-    return this.keep("seed", "Seed", input);
+    const kept = this.keep("seed", "Seed", input);
+    const title = "Another seed for every picture";
+    const random = h("button", { type: "button", className: "link", title }, "Random");
+    random.onclick = () => {
+      input.value = "";
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+      input.focus();
+    };
+    kept.firstChild.after(random);
+    kept.classList.add("with-button");
+    return kept;
   }
 
   formats() {
@@ -143,7 +153,7 @@ export class Controls {
   negative() {
     if (!this.has("negative_prompt")) return null;
     const input = h("input", { maxLength: this.can.max_prompt, autocomplete: "off" });
-    return this.keep("negative_prompt", "Leave out", input, "wide");
+    return this.keep("negative_prompt", "Negative prompt", input, "wide");
   }
 
   extras() {

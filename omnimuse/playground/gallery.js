@@ -3,62 +3,51 @@
 // sent, `settings` that and the model's defaults of the day, `url` is of this page's life only.
 
 const MOST = 200;
+const STORE = "made";
 
-function request(work) {
-  return new Promise((resolve, reject) => {
-    work.onsuccess = () => resolve(work.result);
-    work.onerror = () => reject(work.error);
-  });
-}
-
-/** Newest first. Without IndexedDB (a private window) it works until the page is closed. */
+/** Newest first. Without a database (a private window) it works until the page is closed. */
 export class Gallery {
-  constructor() {
+  constructor(database) {
+    this.database = database;
     this.records = [];
-    this.database = null;
   }
 
   async load() {
-    try {
-      const opening = indexedDB.open("omnimuse", 1);
-      opening.onupgradeneeded = () => opening.result.createObjectStore("made", { keyPath: "id" });
-      this.database = await request(opening);
-      const found = await request(this.store("readonly").getAll());
-      this.records = found.sort((a, b) => b.id - a.id).map(withUrl);
-    } catch (error) {
-      console.info("This browser keeps no gallery:", error.message);
-    }
-  }
-
-  store(mode) {
-    return this.database.transaction("made", mode).objectStore("made");
+    const found = (await this.database.ask(STORE, "readonly", (store) => store.getAll())) ?? [];
+    this.records = found.sort((a, b) => b.id - a.id).map(withUrl);
   }
 
   async add(made) {
     const id = Math.max(Date.now(), (this.records[0]?.id ?? 0) + 1);
     const record = withUrl({ id, ...made });
     this.records.unshift(record);
-    const { url, ...kept } = record;
-    await this.change((store) => store.add(kept));
+    await this.keep(record);
     while (this.records.length > MOST) await this.remove(this.records.at(-1));
     return record;
   }
 
   async remove(record) {
     this.records = this.records.filter((other) => other !== record);
-    URL.revokeObjectURL(record.url);
     await this.change((store) => store.delete(record.id));
   }
 
   async clear() {
-    for (const record of this.records) URL.revokeObjectURL(record.url);
     this.records = [];
     await this.change((store) => store.clear());
   }
 
-  // A full disk must not take away the picture on the screen.
-  async change(work) {
-    if (this.database) await request(work(this.store("readwrite"))).catch((error) => console.info(error.message));
+  /** Puts back what was removed, where it was. */
+  async restore(records) {
+    this.records = [...this.records, ...records].sort((a, b) => b.id - a.id);
+    for (const record of records) await this.keep(record);
+  }
+
+  keep({ url, ...kept }) {
+    return this.change((store) => store.put(kept));
+  }
+
+  change(work) {
+    return this.database.ask(STORE, "readwrite", work);
   }
 }
 

@@ -5,10 +5,12 @@ import { byId, h } from "./dom.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp"];
 
-/** `accept(files)` is asked before dropped or pasted pictures are used; `onchange` is told when others are chosen. */
+/** `accept(files)` is asked before dropped or pasted pictures are used; `onchange` is told when others are chosen.
+ *  `restore(file)` is asked first about a file that is dropped anywhere but on the field: does it tell its settings? */
 export class Sources {
-  constructor(accept, onchange) {
+  constructor(accept, onchange, restore) {
     this.accept = accept;
+    this.restore = restore;
     this.onchange = onchange;
     this.most = 1;
     this.size = null;
@@ -59,8 +61,13 @@ export class Sources {
   take(event, data) {
     const files = [...(data?.files ?? [])].filter(({ type }) => KINDS.includes(type));
     if (event.type === "drop" && data?.files.length) event.preventDefault();
-    if (!files.length || !this.accept(files)) return;
-    event.preventDefault();
-    this.use(files);
+    if (!files.length) return;
+    const onField = byId("drop").contains(event.target);
+    if (event.type === "drop" && !onField) this.offer(files);
+    else if (this.accept(files)) event.preventDefault(), this.use(files);
+  }
+
+  async offer(files) {
+    if (!(await this.restore(files[0])) && this.accept(files)) this.use(files);
   }
 }

@@ -3,6 +3,13 @@
 import { copy, duration, h } from "./dom.js";
 import { isSound, isVideo, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
+import { zoom } from "./zoom.js";
+
+/** The same record as a request that gives another picture. */
+export function another({ fields }) {
+  const { n, seed, ...rest } = fields;
+  return rest;
+}
 
 /** The same record as a request that gives the same picture again. */
 export function again({ fields, seed }) {
@@ -23,6 +30,13 @@ function view({ kind, url, fields, width, height }, large) {
   }
   if (!isVideo(kind)) return h("img", { src: url, alt: fields.prompt, width, height });
   return h("video", { src: url, controls: large, loop: true, muted: true, autoplay: large && !calm() });
+}
+
+function large(record) {
+  const picture = view(record, true);
+  const opens = button("zoomable", () => zoom(picture), picture);
+  opens.setAttribute("aria-label", "Enlarge the picture");
+  return opens;
 }
 
 function frame(size, ...children) {
@@ -86,25 +100,27 @@ function facts({ kind, settings, seed, width, height, lasts, seconds }) {
     steps && `${steps} steps`,
     (guidance ?? null) !== null && `guidance ${guidance}`,
     seed && `seed ${seed}`,
-    settings.negative_prompt && `without ${settings.negative_prompt}`,
+    settings.negative_prompt && `negative prompt ${settings.negative_prompt}`,
     ...Object.entries(settings.extra_params ?? {}).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`),
     settings.model,
     `made in ${duration(seconds)}`,
   ].filter(Boolean);
 }
 
-/** One finished record; `act` has `again`, `use`, `start` and `remove`. `starts`: pictures can be started from. */
+/** One finished record; `act` has `again`, `another`, `use`, `start` and `remove`. `starts`: pictures can be started
+ *  from. */
 export function showRecord(stage, record, act, starts) {
   const { fields, width, height, kind } = record;
   const request = { kind, fields: again(record), sources: record.sources };
   fill(stage,
     h("figure", {},
-      frame(`${width}x${height}`, view(record, true)),
+      frame(`${width}x${height}`, isVideo(kind) || isSound(kind) ? view(record, true) : large(record)),
       h("figcaption", {}, h("p", { className: "said" }, fields.prompt),
         h("p", { className: "hint" }, facts(record).join(" · ")),
         ...(record.warnings ?? []).map((told) => h("p", { className: "hint warning" }, told)))),
     h("div", { className: "actions" },
       h("div", { className: "together" },
+        button("quiet", () => act.another(record), "Another one"),
         button("quiet", () => act.again(record), "Run again"),
         button("quiet", () => act.use(record), "Use settings"),
         starts && !isVideo(kind) && !isSound(kind)

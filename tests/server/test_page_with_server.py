@@ -1,0 +1,272 @@
+"""The page in a real browser against the whole app, real jobs and fake workers: what outlives a reload, and queues."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from omnimuse.core.output import Part, Result
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+from omnimuse.deploy.results import Spool
+from omnimuse.deploy.wire import Form
+from omnimuse.media.image import encode_image
+from omnimuse.server.translate.asks import preview_steps
+from tests.server.picture_server import MODEL, Running, picture_server, shapes
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+browser_only = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+PATIENCE = 30_000
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    with picture_server(tmp_path / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as library:
+        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Running) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=server.url)
+    context.set_default_timeout(PATIENCE)
+    found: list[str] = []
+    context.on("weberror", lambda said: found.append(str(said.error)))
+    page = context.new_page()
+    page.goto("/")
+    page.locator("#model-name").get_by_text(MODEL).wait_for()
+    yield page
+    context.close()
+    assert found == []
+
+
+def draw(page: Any, prompt: str) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_role("button", name="Draw", exact=True).click()
+
+
+def thumbs(page: Any, count: int) -> None:
+    playwright.expect(page.locator("#thumbs li")).to_have_count(count, timeout=PATIENCE)
+
+
+def until(met: Any) -> None:
+    end = time.monotonic() + 30
+    while not met() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert met()
+
+
+@browser_only
+def test_the_form_is_there_again_after_a_reload(page: Any) -> None:
+    page.get_by_label("Prompt", exact=True).fill("a green star")
+    page.get_by_label("Steps").fill("4")
+    page.get_by_label("Seed").fill("77")
+    page.get_by_label("Shape").select_option("")
+    page.get_by_label("Width").fill("64")
+    page.get_by_label("Format").select_option("webp")
+    page.reload()
+    page.locator("#model-name").get_by_text(MODEL).wait_for()
+    playwright.expect(page.get_by_label("Prompt", exact=True)).to_have_value("a green star")
+    values = {name: page.get_by_label(name).input_value() for name in ("Steps", "Seed", "Width", "Format")}
+    assert values == {"Steps": "4", "Seed": "77", "Width": "64", "Format": "webp"}
+
+
+@browser_only
+def test_a_picture_that_is_being_drawn_goes_on_when_the_page_is_loaded_again(page: Any, server: Running) -> None:
+    server.workers.pace = 1.0
+    page.get_by_label("Steps").fill("12")
+    draw(page, "a slow star")
+    page.get_by_text(re.compile(r"Step \d+ of 12")).wait_for()
+    page.reload()
+    page.get_by_text(re.compile(r"Step \d+ of 12")).wait_for()
+    page.locator("#stage img.preview").wait_for()
+    server.workers.pace = 0.0
+    thumbs(page, 1)
+    assert "a slow star" in page.locator("figcaption").inner_text()
+    assert len(server.workers.started) == 1 and server.workers.cancelled == []
+    page.reload()
+    thumbs(page, 1)
+    assert page.locator("#progress").is_hidden() and page.evaluate("Object.values(sessionStorage)") == []
+
+
+@browser_only
+def test_one_that_goes_on_can_be_cancelled_and_the_server_keeps_nothing(page: Any, server: Running) -> None:
+    server.workers.pace = 1.0
+    draw(page, "a slow star")
+    page.get_by_text(re.compile(r"Step \d+ of")).wait_for()
+    page.reload()
+    page.get_by_text(re.compile(r"Step \d+ of")).wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled.").wait_for()
+    until(lambda: len(server.workers.cancelled) == 1 and not server.workers.running)
+    server.workers.pace = 0.0
+    draw(page, "a quick star")
+    thumbs(page, 1)
+    until(lambda: not list((server.service.options.data / "files").iterdir()))  # the page has it
+
+
+@browser_only
+def test_prompts_wait_for_their_turn_over_a_reload_and_can_be_taken_out(page: Any, server: Running) -> None:
+    server.workers.pace = 1.0
+    draw(page, "first")
+    for prompt in ("second", "third", "fourth"):
+        page.get_by_label("Prompt", exact=True).fill(prompt)
+        page.get_by_role("button", name="Draw next").click()
+    playwright.expect(page.locator("#waiting li")).to_have_count(3)
+    page.get_by_role("button", name="Remove: third").click()
+    playwright.expect(page.locator("#waiting li")).to_have_count(2)
+    page.reload()
+    playwright.expect(page.locator("#waiting li")).to_have_count(2, timeout=PATIENCE)
+    server.workers.pace = 0.0
+    thumbs(page, 3)
+    assert [request.prompt for request in server.workers.started] == ["first", "second", "fourth"]
+    assert page.locator("#queue").is_hidden()
+
+
+@browser_only
+def test_the_queue_goes_on_after_a_refusal_and_after_a_cancelled_one(page: Any, server: Running) -> None:
+    server.workers.pace = 1.0
+    draw(page, "first")
+    page.get_by_text(re.compile(r"Step \d+ of")).wait_for()
+    page.get_by_label("Prompt", exact=True).fill("second")
+    page.get_by_label("Prompt", exact=True).press("Control+Enter")  # by keyboard, too
+    playwright.expect(page.locator("#waiting li")).to_have_count(1)
+    page.get_by_label("Steps").press("Enter")  # must not cancel what runs
+    time.sleep(0.5)
+    assert server.workers.cancelled == []
+    server.workers.pace = 0.0
+    page.get_by_role("button", name="Cancel").click()
+    thumbs(page, 1)
+    assert "second" in page.locator("figcaption").inner_text()
+
+
+@browser_only
+def test_another_one_has_the_same_settings_and_another_seed(page: Any, server: Running) -> None:
+    page.get_by_label("Seed").fill("5")
+    draw(page, "a ring")
+    thumbs(page, 1)
+    page.get_by_role("button", name="Another one").click()
+    thumbs(page, 2)
+    page.get_by_role("button", name="Random").click()
+    assert page.get_by_label("Seed").input_value() == ""
+    seeds = [request.seed(0) for request in server.workers.started]
+    assert seeds[0] == 5 and seeds[1] != 5
+    assert server.workers.started[0].prompt == server.workers.started[1].prompt
+
+
+@browser_only
+def test_what_was_deleted_can_be_had_back(page: Any) -> None:
+    draw(page, "a ring")
+    thumbs(page, 1)
+    draw(page, "a star")
+    thumbs(page, 2)
+    page.get_by_role("button", name="Delete").click()
+    thumbs(page, 1)
+    page.get_by_role("button", name="Undo").click()
+    thumbs(page, 2)
+    assert "a star" in page.locator("figcaption").inner_text()
+    page.get_by_role("button", name="Clear").click()
+    page.locator("#gallery").wait_for(state="hidden")
+    page.get_by_role("button", name="Undo").click()
+    thumbs(page, 2)
+    page.reload()
+    thumbs(page, 2)
+    page.locator("#thumbs img").first.evaluate("image => image.decode()")
+
+
+@browser_only
+def test_on_a_phone_the_way_back_is_on_the_screen(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    draw(page, "a ring")
+    thumbs(page, 1)
+    page.get_by_role("button", name="Delete").click()
+    box = page.get_by_role("button", name="Undo").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["y"] >= 0 and box["y"] + box["height"] <= 740
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@browser_only
+def test_a_picture_can_be_enlarged_and_esc_closes_it_without_cancelling(page: Any, server: Running) -> None:
+    draw(page, "a ring")
+    thumbs(page, 1)
+    server.workers.pace = 1.0
+    page.get_by_role("button", name="Run again").click()
+    page.locator("#thumbs button").click()  # an old one can be looked at meanwhile
+    page.get_by_role("button", name="Enlarge the picture").click()
+    large = page.locator("dialog img")
+    assert large.bounding_box()["width"] == 1280
+    large.click()
+    assert large.bounding_box()["width"] == 128  # its real pixels
+    page.keyboard.press("Escape")
+    page.locator("dialog").wait_for(state="detached")
+    assert server.workers.cancelled == [] and page.get_by_role("button", name="Cancel").is_visible()
+    server.workers.pace = 0.0
+    thumbs(page, 2)
+
+
+DROP = """async ([base64, name, place]) => {
+  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name, { type: "image/png" }));
+  const event = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+  document.querySelector(place).dispatchEvent(event);
+}"""
+
+
+def saved(settings: dict[str, Any]) -> str:
+    return base64.b64encode(encode_image(Image.new("RGB", (16, 16)), "PNG", settings)).decode()
+
+
+@browser_only
+def test_a_png_that_a_worker_wrote_gives_its_settings_back(page: Any, tmp_path: Path) -> None:
+    chosen = DiffusionParams(width=64, height=96, num_inference_steps=5, seed=2**62 + 1)
+    prompt = {"prompt": 'a "ring" × 2', "negative_prompt": "blur"}
+    request = shapes().make_request(Ask(prompt, chosen), now=0.0, fresh_seed=1)
+    drawn = ((Part("image", Image.new("RGB", (64, 96))),),)
+    result = Result(request.id, request.prompt, request.params, parts=drawn, seeds=[request.seed(0)])
+    about = {"model": MODEL, "dtype": "float32", "device": "cpu"}
+    made = Spool(tmp_path, "life", about).write(0, request, result, Form("PNG"))
+    content = base64.b64encode((tmp_path / made.name).read_bytes()).decode()
+    page.evaluate(DROP, [content, "old.png", "#prompt"])
+    page.get_by_text("The settings of old.png.").wait_for()
+    names = ("Negative prompt", "Width", "Height", "Steps", "Seed")
+    values = [page.get_by_label(name).input_value() for name in names]
+    assert values == ["blur", "64", "96", "5", str(2**62 + 1)]
+    assert page.get_by_label("Prompt", exact=True).input_value() == prompt["prompt"]
+    assert page.get_by_label("Make", exact=True).input_value() == "image"
+    page.get_by_role("button", name="Start from it instead").click()
+    page.locator("#chosen img[alt='old.png']").wait_for()
+
+
+@browser_only
+def test_a_png_on_the_field_is_started_from_and_one_without_settings_anywhere(page: Any) -> None:
+    page.get_by_label("Make", exact=True).select_option("edit")
+    page.evaluate(DROP, [saved({"prompt": "x"}), "old.png", "#drop-hint"])
+    page.locator("#chosen img[alt='old.png']").wait_for()
+    page.get_by_label("Make", exact=True).select_option("image")
+    plain = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(plain, "PNG")
+    page.evaluate(DROP, [base64.b64encode(plain.getvalue()).decode(), "plain.png", "#prompt"])
+    page.locator("#chosen img[alt='plain.png']").wait_for()
+
+
+def test_something_is_seen_in_the_first_third_whatever_the_number_of_steps() -> None:
+    for steps in range(3, 200):
+        assert preview_steps(steps, 3)[0] <= steps / 3
