@@ -10,8 +10,8 @@ Letters: R rows, S tokens, D width, N heads, H head dim; c h w latent channels, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -28,22 +28,44 @@ from omnimuse.loader.rules import Fuse, Rename
 PATCH = 2  # latent pixels per token side
 EPS = 1e-6
 TIME_SCALE = 1000.0  # times in (0, 1] are multiplied by this before they are embedded
-MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
 class Blocks:
     """What a network's blocks are: how many with two streams and with one, how wide, with how many heads.
 
-    `gated` MLPs are SwiGLU, others have a tanh GELU. For `rounds_once` see `QueryKeyNorm`.
+    MLPs are `mlp_ratio` times as wide; `gated` ones are SwiGLU, whose gate is the first half or the second, others have
+    a tanh GELU. With `shared` modulation all blocks are scaled, shifted and gated alike. For `rounds_once` see
+    `QueryKeyNorm`.
     """
 
     dim: int
     heads: int
     double: int
     single: int = 0
-    gated: bool = False
+    mlp_ratio: float = 4.0
+    gated: Literal["", "first", "second"] = ""
+    biased: bool = True
+    shared: bool = False
     rounds_once: bool = True
+
+    @property
+    def hidden(self) -> int:
+        """The width within an MLP."""
+        return int(self.dim * self.mlp_ratio)
+
+    @property
+    def entering(self) -> int:
+        """The width that an MLP's first linear layer makes: of a gated one, values and gates."""
+        return (2 if self.gated else 1) * self.hidden
+
+    def linear(self, before: int, after: int) -> nn.Linear:
+        """A linear layer of such a network."""
+        return nn.Linear(before, after, bias=self.biased)
+
+    def activation(self) -> nn.Module:
+        """What stands between the linear layers of an MLP."""
+        return SwiGLU(first=self.gated == "first") if self.gated else nn.GELU("tanh")
 
 
 @dataclass(frozen=True)
@@ -52,11 +74,13 @@ class TwoStreamStatic:
 
     text: Tensor  # [S_text, D]
     rope: Tensor  # [S_text + S_image, 2, H/2, 2], float32
+    shown: Tensor | None = field(default=None, kw_only=True)
+    """Pictures that were given, embedded, [S_shown, D]: they follow the image's own tokens, and count as such."""
 
     @property
     def text_tokens(self) -> int:
-        """How many tokens the blocks see beside those of the image."""
-        return len(self.text)
+        """How many tokens the blocks see beside those of the image that is drawn."""
+        return len(self.text) + (0 if self.shown is None else len(self.shown))
 
 
 Static = TypeVar("Static", bound=TwoStreamStatic)
@@ -80,6 +104,8 @@ class TwoStreamCond:
     image: Layout
     rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     vector: Tensor  # [R, D]: what scales, shifts and gates every block
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    """Where all blocks are modulated alike, how: by kind of stream, [R, 6D] or [R, 3D]."""
 
     @property
     def dense(self) -> bool:
@@ -88,8 +114,9 @@ class TwoStreamCond:
 
     def select(self, rows: Sequence[int]) -> TwoStreamCond:
         layout, text, image = (part.select(rows) for part in (self.layout, self.text, self.image))
-        vector = torch.stack([self.vector[row] for row in rows])
-        return TwoStreamCond(layout, text, image, self.layout.take(self.rope, rows), vector)
+        vector, *shared = (torch.stack([x[row] for row in rows]) for x in (self.vector, *self.shared.values()))
+        kinds = dict(zip(self.shared, shared, strict=True))
+        return TwoStreamCond(layout, text, image, self.layout.take(self.rope, rows), vector, kinds)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A tensor packed by `layout` -> its text packed by `text` and its image packed by `image`."""
@@ -112,18 +139,24 @@ class TwoStreamNetwork(Network, Generic[Static]):
     """Predicts the velocity from image to noise, one tensor [c, h, w] per row."""
 
     packing: ClassVar[Literal["varlen"]] = "varlen"
+    patch: ClassVar[int] = PATCH
+    """Latents a side of one token."""
 
     def __init__(self, blocks: Blocks, channels: int, text_width: int) -> None:
         super().__init__()
-        self.image_embedder = nn.Linear(channels, blocks.dim)
-        self.text_embedder = nn.Linear(text_width, blocks.dim)
+        self.image_embedder = blocks.linear(channels, blocks.dim)
+        self.text_embedder = blocks.linear(text_width, blocks.dim)
+        widths = {"text": 6, "image": 6, "single": 3} if blocks.shared else {}
+        self.modulations = nn.ModuleDict(
+            {kind: blocks.linear(blocks.dim, n * blocks.dim) for kind, n in widths.items()}
+        )
         self.stack = ChainedStack(
             {
                 "double_blocks": (DoubleBlock(blocks) for _ in range(blocks.double)),
                 "single_blocks": (SingleBlock(blocks) for _ in range(blocks.single)),
             }
         )
-        self.head = Head(blocks.dim, channels)
+        self.head = Head(blocks, channels)
 
     @abstractmethod
     def vector(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
@@ -140,8 +173,8 @@ class TwoStreamNetwork(Network, Generic[Static]):
         text = cond.text.pack([row.static.text for row in rows])
         hidden = self.stack(cond.join(text, cond.image.pack(images)), cond, memories)  # packed, width D
         _, image = cond.split(hidden)
-        patches = cond.image.unpack(self.head(image, cond))  # [S_image, 4c] each
-        return [unpatchify(x, row.latents.shape) for row, x in zip(rows, patches, strict=True)]
+        patches = cond.image.unpack(self.head(image, cond))  # [S_image, 4c] each, then those of what was shown
+        return [unpatchify(x, row.latents.shape, self.patch) for row, x in zip(rows, patches, strict=True)]
 
     def times(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
         """The times of the rows as the time's embedding takes them: [R]."""
@@ -150,11 +183,18 @@ class TwoStreamNetwork(Network, Generic[Static]):
     def _condition(self, rows: Sequence[TwoStreamInputs[Static]], image: Layout) -> TwoStreamCond:
         text = Layout(tuple(len(row.static.text) for row in rows))
         layout = Layout(tuple(len(row.static.rope) for row in rows))
-        return TwoStreamCond(layout, text, image, layout.pack([row.static.rope for row in rows]), self.vector(rows))
+        vector = self.vector(rows)
+        shared = {kind: modulation(vector) for kind, modulation in self.modulations.items()}
+        return TwoStreamCond(layout, text, image, layout.pack([row.static.rope for row in rows]), vector, shared)
+
+    def embed(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """Latents [c, h, w] of any sizes -> their tokens, [S, D] each."""
+        patches = [patchify(each.to(self.image_embedder.weight.dtype), self.patch) for each in latents]
+        return list(self.image_embedder(torch.cat(patches)).split([len(patch) for patch in patches]))
 
     def _embed_images(self, rows: Sequence[TwoStreamInputs[Static]]) -> list[Tensor]:
-        patches = [patchify(row.latents.to(self.image_embedder.weight.dtype)) for row in rows]
-        return list(self.image_embedder(torch.cat(patches)).split([len(patch) for patch in patches]))
+        images = zip(self.embed([row.latents for row in rows]), (row.static.shown for row in rows), strict=True)
+        return [image if shown is None else torch.cat([image, shown]) for image, shown in images]
 
 
 class DoubleBlock(Block[TwoStreamCond]):
@@ -162,8 +202,8 @@ class DoubleBlock(Block[TwoStreamCond]):
 
     def __init__(self, blocks: Blocks) -> None:
         super().__init__()
-        self.text = Stream(blocks)
-        self.image = Stream(blocks)
+        self.text = Stream(blocks, "text")
+        self.image = Stream(blocks, "image")
         self.core = Attention(blocks.heads, blocks.dim // blocks.heads, "joint", category="self")
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
@@ -186,23 +226,28 @@ class DoubleBlock(Block[TwoStreamCond]):
 class Stream(nn.Module):
     """One half of a double block, for the tokens of one kind: all but the attention itself."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, kind: Literal["text", "image"]) -> None:
         super().__init__()
         dim = blocks.dim
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.kind = kind
+        self.modulation = None if blocks.shared else blocks.linear(dim, 6 * dim)
         self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
         self.qkv = Projection(blocks)
-        self.to_out = nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(*expansion(blocks), nn.Linear(MLP_RATIO * dim, dim))
+        self.to_out = blocks.linear(dim, dim)
+        self.mlp = nn.Sequential(
+            blocks.linear(dim, blocks.entering), blocks.activation(), blocks.linear(blocks.hidden, dim)
+        )
 
     def modulate(self, cond: TwoStreamCond, layout: Layout) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
-        return layout.expand(self.modulation(cond.vector)).chunk(6, dim=-1)
+        mods = cond.shared[self.kind] if self.modulation is None else self.modulation(cond.vector)  # [R, 6D]
+        return layout.expand(mods).chunk(6, dim=-1)
 
     def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Queries and keys, and values, of tokens [B, S, D]."""
         shift, scale = mods[:2]
-        return self.qkv(self.norm(x) * (1 + scale) + shift)
+        qk, v, _ = self.qkv(self.norm(x) * (1 + scale) + shift)
+        return qk, v
 
     def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
         """The tokens [B, S, D] after the attention, whose outcome is `attended`, and after the MLP."""
@@ -217,71 +262,70 @@ class SingleBlock(Block[TwoStreamCond]):
     def __init__(self, blocks: Blocks) -> None:
         super().__init__()
         dim = blocks.dim
-        self.modulation = nn.Linear(dim, 3 * dim)
+        self.modulation = None if blocks.shared else blocks.linear(dim, 3 * dim)
         self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
-        self.qkv = Projection(blocks)
+        self.qkv = Projection(blocks, beside=blocks.entering)
         self.core = Attention(blocks.heads, dim // blocks.heads, "single", category="self")
-        self.mlp = nn.Sequential(*expansion(blocks))
-        self.to_out = nn.Linear((1 + MLP_RATIO) * dim, dim)
+        self.activation = blocks.activation()
+        self.to_out = blocks.linear(dim + blocks.hidden, dim)
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
-        qk, v = self.qkv(x)
+        qk, v, mlp = self.qkv(x)
         q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
         attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
-        return _finite(hidden + gate * self.to_out(torch.cat([attended, self.mlp(x)], dim=-1)))
+        return _finite(hidden + gate * self.to_out(torch.cat([attended, self.activation(mlp)], dim=-1)))
 
     def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         return self._enter(hidden, cond)[0]
 
     def _enter(self, hidden: Tensor, cond: TwoStreamCond) -> tuple[Tensor, Tensor]:
         """What attention and MLP see, and the gate of what they add."""
-        shift, scale, gate = cond.layout.expand(self.modulation(cond.vector)).chunk(3, dim=-1)
+        mods = cond.shared["single"] if self.modulation is None else self.modulation(cond.vector)  # [R, 3D]
+        shift, scale, gate = cond.layout.expand(mods).chunk(3, dim=-1)
         return self.norm(hidden) * (1 + scale) + shift, gate
 
 
 class Projection(nn.Module):
-    """Tokens [B, S, D] -> queries and keys, normed, [B, S, 2, N, H], and values [B, S, N, H]."""
+    """Tokens [B, S, D] -> queries and keys, normed, [B, S, 2, N, H], and values [B, S, N, H].
 
-    def __init__(self, blocks: Blocks) -> None:
+    Perhaps also what an MLP `beside` the attention begins with, [B, S, beside]: one product makes all.
+    """
+
+    def __init__(self, blocks: Blocks, beside: int = 0) -> None:
         super().__init__()
         self.heads = blocks.heads
-        self.linear = nn.Linear(blocks.dim, 3 * blocks.dim)
+        self.widths = (3 * blocks.dim, beside)
+        self.linear = blocks.linear(blocks.dim, sum(self.widths))
         self.norm_qk = QueryKeyNorm(blocks.dim // blocks.heads, EPS, rounds_once=blocks.rounds_once)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        qkv = self.linear(x).unflatten(-1, (3, self.heads, -1))  # [B, S, 3, N, H]
-        return self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, beside = self.linear(x).split(self.widths, dim=-1)
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))  # [B, S, 3, N, H]
+        return self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2], beside
 
 
 class SwiGLU(nn.Module):
-    """The first half of the channels times the SiLU of the second."""
+    """One half of the channels times the SiLU of the other, the gate: the `first` half or the second."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, first: bool) -> None:
         super().__init__()
+        self.first = first
         self.activation = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = x.chunk(2, dim=-1)
-        return value * self.activation(gate)
-
-
-def expansion(blocks: Blocks) -> tuple[nn.Linear, nn.Module]:
-    """The first linear layer of an MLP and its activation: [*, D] -> [*, MLP_RATIO * D]."""
-    hidden = MLP_RATIO * blocks.dim
-    if blocks.gated:
-        return nn.Linear(blocks.dim, 2 * hidden), SwiGLU()
-    return nn.Linear(blocks.dim, hidden), nn.GELU("tanh")
+        left, right = x.chunk(2, dim=-1)
+        return self.activation(left) * right if self.first else left * self.activation(right)
 
 
 class Head(nn.Module):
     """The last norm, scaled and shifted by the step, and the projection to a patch; image tokens only."""
 
-    def __init__(self, dim: int, patch_dim: int) -> None:
+    def __init__(self, blocks: Blocks, patch_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
-        self.modulation = nn.Linear(dim, 2 * dim)
-        self.linear = nn.Linear(dim, patch_dim)
+        self.norm = nn.LayerNorm(blocks.dim, EPS, elementwise_affine=False)
+        self.modulation = blocks.linear(blocks.dim, 2 * blocks.dim)
+        self.linear = blocks.linear(blocks.dim, patch_dim)
 
     def forward(self, image: Tensor, cond: TwoStreamCond) -> Tensor:
         scale, shift = cond.image.expand(self.modulation(cond.vector)).chunk(2, dim=-1)
@@ -293,18 +337,19 @@ def _finite(x: Tensor) -> Tensor:
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
 
 
-def patchify(latents: Tensor) -> Tensor:
-    """[c, h, w] -> [h/2 * w/2, 4c]; within a patch the order is channel, row, column."""
+def patchify(latents: Tensor, patch: int = PATCH) -> Tensor:
+    """[c, h, w] -> [h/p * w/p, p * p * c]; within a patch of p x p the order is channel, row, column."""
     c, h, w = latents.shape
-    x = latents.reshape(c, h // PATCH, PATCH, w // PATCH, PATCH)
-    return x.permute(1, 3, 0, 2, 4).reshape(-1, c * PATCH * PATCH)
+    x = latents.reshape(c, h // patch, patch, w // patch, patch)
+    return x.permute(1, 3, 0, 2, 4).reshape(-1, c * patch * patch)
 
 
-def unpatchify(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The reverse of `patchify`, to `size` = (c, h, w)."""
+def unpatchify(x: Tensor, size: Sequence[int], patch: int = PATCH) -> Tensor:
+    """The reverse of `patchify`, to `size` = (c, h, w), of the first patches of `x`."""
     c, h, w = size
-    x = x.reshape(h // PATCH, w // PATCH, c, PATCH, PATCH)
-    return x.permute(2, 0, 3, 1, 4).reshape(c, h, w)
+    h, w = h // patch, w // patch
+    x = x[: h * w].reshape(h, w, c, patch, patch)
+    return x.permute(2, 0, 3, 1, 4).reshape(tuple(size))
 
 
 # -- names in checkpoints ------------------------------------------------------------------------------------------
@@ -331,16 +376,21 @@ RULES: tuple[Rename | Fuse, ...] = (
     # Single blocks.
     Rename(r"^single_transformer_blocks\.(\d+)\.", r"stack.single_blocks.\1."),
     Rename(SINGLE + r"norm\.linear\.", r"\1.modulation."),
-    Rename(SINGLE + r"attn\.", r"\1.qkv."),
-    Rename(SINGLE + r"proj_mlp\.", r"\1.mlp.0."),
+    Rename(SINGLE + r"attn\.norm_", r"\1.qkv.norm_"),
+    Rename(SINGLE + r"(?:attn\.to_|proj_)(q|k|v|mlp)\.", r"\1.all.\2."),
     Rename(SINGLE + r"proj_out\.", r"\1.to_out."),
     *(
-        Fuse(parts=(f"qkv.to_q.{kind}", f"qkv.to_k.{kind}", f"qkv.to_v.{kind}"), into=f"qkv.linear.{kind}")
+        rule
         for kind in ("weight", "bias")
+        for rule in (
+            Fuse(parts=tuple(f"qkv.to_{part}.{kind}" for part in "qkv"), into=f"qkv.linear.{kind}"),
+            Fuse(parts=tuple(f"all.{part}.{kind}" for part in ("q", "k", "v", "mlp")), into=f"qkv.linear.{kind}"),
+        )
     ),
     Fuse(parts=("qkv.norm_q.weight", "qkv.norm_k.weight"), into="qkv.norm_qk.weight"),
 )
 """How the names of blocks and of the head, as diffusers saves such networks, become ours.
 
-Renames act in order and are anchored where a name may occur elsewhere; fuses join the three attention projections.
+Renames act in order and are anchored where a name may occur elsewhere; fuses join the attention's three projections,
+and the MLP's first layer where it stands beside them.
 """

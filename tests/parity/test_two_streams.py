@@ -17,7 +17,7 @@ from omnimuse.loader.weights import randomise
 from tests.checkpoints import parts
 
 DIM, HEADS, TEXT, IMAGE = 32, 2, 5, 12
-GATED = Blocks(DIM, HEADS, double=1, single=1, gated=True)
+GATED = Blocks(DIM, HEADS, double=1, single=1, gated="second")
 
 
 def draw(seed: int, *shape: int) -> Tensor:

@@ -65,7 +65,7 @@ class OvisImageTransformer(TwoStreamNetwork[TwoStreamStatic]):
     def __init__(self, config: OvisImageConfig) -> None:
         dim = config.num_attention_heads * config.attention_head_dim
         layers, single = config.num_layers, config.num_single_layers
-        blocks = Blocks(dim, config.num_attention_heads, layers, single, gated=True)
+        blocks = Blocks(dim, config.num_attention_heads, layers, single, gated="second")
         super().__init__(blocks, config.in_channels, config.joint_attention_dim)
         self.config = config
         self.text_norm = RMSNorm(config.joint_attention_dim, EPS)
