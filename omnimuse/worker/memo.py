@@ -48,4 +48,11 @@ class Memo:
 
 
 def _size(values: tuple[Any, ...]) -> int:
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor)) + 256
+    return _bytes(values) + 256
+
+
+def _bytes(value: Any) -> int:
+    """What the tensors in a slot's value take; a slot may hold several."""
+    if isinstance(value, tuple | list):
+        return sum(map(_bytes, value))
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -26,6 +26,14 @@ def test_what_is_larger_than_the_memo_is_not_remembered() -> None:
     assert memo.bytes == 0
 
 
+def test_every_tensor_of_a_slot_that_holds_several_is_counted() -> None:
+    memo = Memo(limit=3000)
+    memo.put("pictures", (torch.zeros(1), (torch.zeros(500), torch.zeros(500))))
+    assert memo.get("pictures") is None
+    memo.put("smaller", ((torch.zeros(250), torch.zeros(250)), None))
+    assert memo.bytes == 2256
+
+
 def test_hits_are_counted_and_clearing_forgets() -> None:
     memo = Memo(limit=1000)
     memo.put("a", (None, torch.ones(1)))
