@@ -42,6 +42,7 @@ class Outcome:
         for stage, seconds in result.timings.items():
             row["timings"][stage] = max(row["timings"].get(stage, 0.0), round(seconds, 4))
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
+        row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
         if result.error is not None:
             self.errors.append(result.error)
@@ -99,6 +100,7 @@ class Outcome:
                 "settings": settings,
                 "timings": {},
                 "texts": [],
+                "shown": [],
                 "warnings": list(self.job.doubts.get(number, ())),
                 "error": None,
                 "made": [],

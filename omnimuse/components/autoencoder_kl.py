@@ -1,7 +1,8 @@
 """The autoencoder of pictures that FLUX.1, Z-Image and most models of pictures use (arXiv 2112.10752, section 3.1).
 
-The arithmetic, and the names of the weights, are those of diffusers' `AutoencoderKL`. Scaling and shifting latents, and
-drawing them from their distribution, is the pipeline's work.
+The arithmetic, and the names of the weights, are those of diffusers' `AutoencoderKL`, and of its `AutoencoderKLFlux2`,
+which keeps statistics of patches of latents. Scaling and shifting latents, and drawing them from their distribution, is
+the pipeline's work.
 
 Letters: B batch, S cells of a picture, C channels of hidden states; c h w latent channels, height, width; H W pixels.
 """
@@ -31,9 +32,11 @@ RULES = (
 )
 """Names that autoencoders saved by diffusers before 0.12 give to their attention."""
 
-ELSEWHERE = frozenset({"sample_size", "force_upcast", "scaling_factor", "shift_factor"})
-"""Keys that change nothing here: the pipeline scales and shifts; the other two ask for tiles and for float32, choices
-that the engine makes."""
+ELSEWHERE = frozenset({"sample_size", "force_upcast", "scaling_factor", "shift_factor", "batch_norm_momentum"})
+"""Keys that change nothing here: the pipeline scales and shifts; others ask for tiles and for float32, choices that the
+engine makes, and the last is for training."""
+
+STATISTICS_PATCH = (2, 2)
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,21 @@ class AutoencoderConfig:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    decoder_block_out_channels: tuple[int, ...] | None = None
+    batch_norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         widths, groups = self.block_out_channels, self.norm_num_groups
-        if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
+        if not widths or groups < 1 or any(width < 1 or width % groups for width in (*widths, *self.decoder_widths)):
             raise ModelError(
                 f"vae/config.json: block_out_channels={widths}, norm_num_groups={groups}; there must be at least one "
                 "level, and the groups must divide the channels of each"
             )
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """The channels of the decoder's levels, from the largest picture to the smallest."""
+        return self.decoder_block_out_channels or self.block_out_channels
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> AutoencoderConfig:
@@ -68,6 +78,7 @@ class AutoencoderConfig:
             "up_block_types": (["UpDecoderBlock2D"] * levels,),
             "latents_mean": (None,),
             "latents_std": (None,),
+            "patch_size": (STATISTICS_PATCH,),
         }
         return read_facts(cls, config, "vae/config.json", fixed, ELSEWHERE)
 
@@ -82,6 +93,8 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.use_post_quant_conv else None
+        if config.batch_norm_eps is not None:  # what its buffers say is the pipeline's work, too
+            self.bn = nn.BatchNorm2d(latent * STATISTICS_PATCH[0] * STATISTICS_PATCH[1], affine=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> AutoencoderKL:
@@ -128,7 +141,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        widths, groups = config.decoder_widths[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = Middle(widths[0], groups, config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(

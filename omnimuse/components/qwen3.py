@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,13 @@ IRRELEVANT = frozenset(
 )
 """What is only for training, for making text, or said elsewhere; `sliding_window` counts where it is used."""
 
+
+def only(first: int) -> tuple[Drop, Drop]:
+    """Rules, beside those for all tensors, for an encoder that has its `first` layers alone."""
+    kept = "|".join(map(str, range(first)))
+    return Drop(rf"^layers\.(?!(?:{kept})\.)"), Drop(r"^norm\.")
+
+
 WHERE = "text_encoder/config.json"
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 
@@ -66,6 +73,9 @@ ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 @dataclass(frozen=True)
 class Qwen3Config:
     """The facts in the checkpoint's text_encoder/config.json."""
+
+    norms_heads: ClassVar[bool] = True
+    """Whether queries and keys are normed."""
 
     vocab_size: int
     hidden_size: int
@@ -90,10 +100,10 @@ class Qwen3Config:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
         layers = ["full_attention"] * config.get("num_hidden_layers", 0)
         fixed = {key: (None, value) for key, value in {**FIXED, "layer_types": layers}.items()}
-        return read_facts(cls, {**config, "rope_theta": _theta(config)}, WHERE, fixed, IRRELEVANT | set(ROPE))
+        return read_facts(cls, {**config, "rope_theta": rope_theta(config)}, WHERE, fixed, IRRELEVANT | set(ROPE))
 
 
-def _theta(config: Mapping[str, Any]) -> float:
+def rope_theta(config: Mapping[str, Any]) -> float:
     """The base of the rotary frequencies, in the spelling of transformers before 5 or since."""
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
@@ -120,14 +130,19 @@ class Conditions:
 
 
 class Qwen3Encoder(nn.Module):
-    """Text features of every token."""
+    """Text features of every token. Of one that is read before its end, only the `first` layers are there."""
 
-    def __init__(self, config: Qwen3Config) -> None:
+    def __init__(self, config: Qwen3Config, first: int | None = None) -> None:
         super().__init__()
+        if first is not None and first > config.num_hidden_layers:
+            raise ModelError(
+                f"{WHERE}: num_hidden_layers={config.num_hidden_layers}; what layer {first} makes is read: use the "
+                "text encoder that was published with this model"
+            )
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Qwen3Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(Qwen3Layer(config) for _ in range(first or config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if first is None else None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Qwen3Encoder:
@@ -153,20 +168,24 @@ class Qwen3Encoder(nn.Module):
 class HiddenStates:
     """`states[i]` is what the first `i` layers make of the tokens, [B, S, D], the last one after the final norm.
 
-    Layers run when a state is taken, and only those it needs.
+    Layers run when a state is taken, and only those it needs; a later state goes on from the one taken before it.
     """
 
     def __init__(self, encoder: Qwen3Encoder, embedded: Tensor, cond: Conditions) -> None:
         self._encoder, self._embedded, self._cond = encoder, embedded, cond
+        self._reached = (0, embedded)
 
     def __len__(self) -> int:
         return len(self._encoder.layers) + 1
 
     def __getitem__(self, index: int) -> Tensor:
-        count, hidden = range(len(self))[index], self._embedded
-        for layer in self._encoder.layers[:count]:
+        count = range(len(self))[index]
+        done, hidden = self._reached if self._reached[0] <= count else (0, self._embedded)
+        for layer in self._encoder.layers[done:count]:
             hidden = layer(hidden, self._cond)
-        return self._encoder.norm(hidden) if count == len(self) - 1 else hidden
+        self._reached = (count, hidden)
+        norm = self._encoder.norm
+        return hidden if norm is None or count < len(self) - 1 else norm(hidden)
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,7 @@ class Qwen3Layer(nn.Module):
 
 
 class Qwen3Attention(nn.Module):
-    """Causal attention with normed queries and keys; several query heads share one head of keys and values."""
+    """Causal attention; several query heads share one head of keys and values."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -204,8 +223,9 @@ class Qwen3Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.o_proj = nn.Linear(own, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        normed = config.norms_heads
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if normed else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if normed else nn.Identity()
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         q = self.q_norm(self.q_proj(x).unflatten(-1, self.heads))  # [B, S, N, H]

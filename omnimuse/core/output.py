@@ -94,6 +94,17 @@ class TextRead:
 
 
 @dataclass(frozen=True)
+class PicturesShown:
+    """The width and height in which the model was shown each picture that came with a prompt, in order."""
+
+    sizes: tuple[tuple[int, int], ...]
+
+
+Note = TextRead | PicturesShown
+"""What a stage has to tell people."""
+
+
+@dataclass(frozen=True)
 class Part:
     """A finished output of one medium, or one medium of an output that has several.
 
@@ -113,7 +124,8 @@ class Result:
     `"latent"` it is empty, and `tensors` has what the pipeline made by medium: one tensor [n, ...] where all outputs
     have one shape, else a list; of `"pt"` pictures [n, 3, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds
     [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over the ticks this request took part in.
-    `texts` says how much of each text every encoder read, `said` what a library that runs the pipeline warned of.
+    `texts` says how much of each text every encoder read, `shown` in which sizes (width, height) the model was shown
+    pictures beside what it drew, `said` what a library that runs the pipeline warned of.
     `error` is set, and everything else empty, when this prompt failed.
     """
 
@@ -125,6 +137,7 @@ class Result:
     seeds: list[int] = field(default_factory=list)
     timings: Mapping[str, float] = field(default_factory=dict)
     texts: tuple[TextRead, ...] = ()
+    shown: tuple[tuple[int, int], ...] = ()
     said: tuple[str, ...] = ()
     error: OmnimuseError | None = None
 

@@ -254,17 +254,24 @@ class Door:
         `started`: there is a picture or a sound to start from.
         """
         if started:
-            return chosen.over(self._sized(images[0], chosen) if images else self.defaults)
+            return chosen.over(self._sized(images, chosen) if images else self.defaults)
         if chosen.strength is not None:
             what, name = ("sound", "sounds") if self.spec.medium == "audio" else ("picture", "images")
             why = f"strength says how much of a {what} is drawn anew, and there is no {what}"
             raise RequestError(f"{why}; give one (`{name}`), or leave strength out", "strength")
         return chosen.over(replace(self.defaults, strength=None))
 
-    def _sized(self, picture: Picture, chosen: DiffusionParams) -> DiffusionParams:
-        """The defaults with the area they have and the proportions of `picture`; a side that was chosen decides."""
+    def _sized(self, images: tuple[Picture, ...], chosen: DiffusionParams) -> DiffusionParams:
+        """The defaults in the size that suits pictures, by the model's rule if it has one.
+
+        Else with the area they have and the proportions of the first picture; a side that was chosen decides.
+        """
+        if self.limits.sized is not None:
+            suited = self.limits.sized([(picture.width, picture.height) for picture in images])
+            return replace(self.defaults, width=suited[0], height=suited[1])
         if self.defaults.height is None or self.defaults.width is None:
             return self.defaults  # this model decides by itself what a picture's size means
+        picture = images[0]
         ratio, area = picture.width / picture.height, self.defaults.height * self.defaults.width
         width, height = chosen.width, chosen.height
         wide = (area * ratio) ** 0.5 if height is None else height * ratio

@@ -26,10 +26,10 @@ class Component:
 
     `network` is the import path `module:Class` of our own network, which `Class.from_config(config)` makes; empty means
     that diffusers or transformers build it, and `part` then is the path of the one module of it that is needed (a
-    language model's body without its head); no other is built or read. `rules` is the import path of our network's
-    weight-name rules, `keep_float32` name patterns that stay in float32; `dtype` is what the whole of it computes in,
-    whatever the engine's is (empty: that). Of a component that is not `built` only the configuration is read; no
-    classes means any class.
+    language model's body without its head) or, of a processor, `"tokenizer"`; no other is built or read. `rules` is the
+    import path of our network's weight-name rules, `keep_float32` name patterns that stay in float32; `dtype` is what
+    the whole of it computes in, whatever the engine's is (empty: that). Of a component that is not `built` only the
+    configuration is read; no classes means any class.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +40,13 @@ class Component:
     dtype: Literal["", "float32"] = ""
     optional: bool = False
     built: bool = True
+
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+Sizing = Callable[[Sequence[Size]], Size]
+"""(sizes of the pictures that came with a prompt) -> size of what is made; RequestError for one that is not taken."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,11 @@ class Limits:
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
     A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt; sides in the
-    proportions of a picture become legal by `rounding`. `fixed` holds what the family lets people choose but this
-    checkpoint takes at one value only, `refuses` what this checkpoint cannot take at all, with the reason. A model of
-    videos makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`. `sound` is there where sound comes
-    out, alone or beside a video. Of a model of `flow` matching the schedule can be chosen, too; the door finds that
-    out.
+    proportions of a picture become legal by `rounding`, unless `sized` has a rule of its own. `fixed` holds what the
+    family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
+    all, with the reason. A model of videos makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`.
+    `sound` is there where sound comes out, alone or beside a video. Of a model of `flow` matching the schedule can be
+    chosen, too; the door finds that out.
     """
 
     size_multiple: int
@@ -80,6 +87,7 @@ class Limits:
     min_steps: int = 1
     sound: SoundLimits | None = None
     flow: bool = False
+    sized: Sizing | None = None
 
 
 def says_nothing(configs: Configs) -> str:

@@ -12,7 +12,7 @@ from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.params import ScheduleParams
 from omnimuse.diffusion import cosine_dpm
 from omnimuse.diffusion.cosine_dpm import CosineDpm
-from omnimuse.diffusion.schedules import FlowSchedule, unsupported
+from omnimuse.diffusion.schedules import FlowSchedule, Mu, unsupported
 from omnimuse.diffusion.solvers import FlowEuler, Solver, Spacing
 from omnimuse.diffusion.unipc import FlowUniPC, uncovered
 from omnimuse.diffusion.wrapped import DiffusersSolver
@@ -60,18 +60,23 @@ def _shift_of(class_name: str) -> str:
     return "shift" if class_name.startswith("FlowMatch") else "flow_shift"
 
 
-def solver_for(class_name: str, config: Mapping[str, Any], spacing: Spacing = "linear") -> tuple[Solver, str]:
-    """The solver for a checkpoint's scheduler, and the reason in words. ModelError: an unknown class."""
+def solver_for(
+    class_name: str, config: Mapping[str, Any], spacing: Spacing = "linear", mu: Mu | None = None
+) -> tuple[Solver, str]:
+    """The solver for a checkpoint's scheduler, and the reason in words. ModelError: an unknown class.
+
+    For `mu` see `FlowSchedule.rule`.
+    """
     if class_name == FLOW_EULER:
         option = unsupported(config) or ("levels that the scheduler chooses" if spacing == "scheduler" else None)
         if option is None:
-            own = FlowEuler(FlowSchedule.from_config(config), double=spacing == "linear64")
+            own = FlowEuler(FlowSchedule.from_config(config, mu), double=spacing == "linear64")
             return own, f"our flow Euler, equal to the checkpoint's {class_name}"
-        wrapped = DiffusersSolver(class_name, config, spacing)
+        wrapped = DiffusersSolver(class_name, config, spacing, mu)
         return wrapped, f"diffusers' {class_name}, because our flow Euler does not cover {option}"
     if class_name == COSINE_DPM and cosine_dpm.uncovered(config) is None:
         return CosineDpm.from_config(config), f"our stochastic DPM-Solver++, equal to the checkpoint's {class_name}"
-    wrapped = DiffusersSolver(class_name, config, spacing)
+    wrapped = DiffusersSolver(class_name, config, spacing, mu)
     if class_name == COSINE_DPM:
         option = cosine_dpm.uncovered(config)
         return wrapped, f"diffusers' {class_name}, because our solver does not cover {option}"

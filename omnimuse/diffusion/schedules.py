@@ -8,7 +8,7 @@ the order and the precision of every operation here matter. Must not know a mode
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ Sigmas = npt.NDArray[np.floating[Any]]
 """Noise levels, falling: one float32 number per evaluation."""
 
 ShiftKind = Literal["exponential", "linear"]
+
+Mu = Callable[[int, int], float]
+"""(latent tokens, steps) -> how far a dynamic shift moves the levels, for models with a rule of their own."""
 
 _NOT_COVERED = (
     "stochastic_sampling",
@@ -99,7 +102,10 @@ def stretch_terminal(sigmas: Sigmas, terminal: float) -> Sigmas:
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """The schedule options of a flow-matching Euler scheduler config that omnimuse computes itself."""
+    """The schedule options of a flow-matching Euler scheduler config that omnimuse computes itself.
+
+    `rule` stands in place of the line that a dynamic shift follows otherwise.
+    """
 
     train_timesteps: int = 1000
     shift: float = 1.0
@@ -110,6 +116,7 @@ class FlowSchedule:
     max_tokens: int = 4096
     terminal: float | None = None
     kind: ShiftKind = "exponential"
+    rule: Mu | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("exponential", "linear"):
@@ -121,7 +128,7 @@ class FlowSchedule:
             )
 
     @staticmethod
-    def from_config(config: Mapping[str, Any]) -> FlowSchedule:
+    def from_config(config: Mapping[str, Any], rule: Mu | None = None) -> FlowSchedule:
         """From `scheduler_config.json`; missing or null values take diffusers' default. See `unsupported`."""
         plain = FlowSchedule()
         terminal = config.get("shift_terminal")
@@ -135,10 +142,13 @@ class FlowSchedule:
             max_tokens=int(_number(config, "max_image_seq_len", plain.max_tokens)),
             terminal=_number(config, "shift_terminal", 0.0) if terminal else None,
             kind=config.get("time_shift_type") or plain.kind,
+            rule=rule,
         )
 
-    def mu(self, tokens: int) -> float:
-        """How far the levels move for an output of `tokens` latent tokens, if shifting is dynamic."""
+    def mu(self, tokens: int, steps: int) -> float:
+        """How far the levels move for an output of `tokens` latent tokens in `steps` steps, if shifting is dynamic."""
+        if self.rule is not None:
+            return self.rule(tokens, steps)
         return linear_mu(tokens, self.base_tokens, self.max_tokens, self.base_shift, self.max_shift)
 
     def plan(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None, double: bool = False) -> Schedule:
@@ -149,7 +159,7 @@ class FlowSchedule:
         """
         levels = _given(sigmas, steps) if sigmas is not None else linear_sigmas(_at_least(steps, 1), double)
         if self.dynamic:
-            levels = shift_dynamic(levels, self.mu(tokens), self.kind)
+            levels = shift_dynamic(levels, self.mu(tokens, steps), self.kind)
         else:
             levels = shift_static(levels, self.shift)
         if self.terminal is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.core.flow import is_flow
-from omnimuse.diffusion.schedules import FlowSchedule, Schedule, linear_sigmas
+from omnimuse.diffusion.schedules import FlowSchedule, Mu, Schedule, linear_sigmas
 from omnimuse.diffusion.solvers import SolverMemory, Spacing, flow_denoised
 
 
@@ -48,12 +48,13 @@ class DiffusersSolver:
     """A diffusers scheduler class by name and config; every state gets an object of its own.
 
     `spacing` matters to flow solvers that accept levels: most pipelines hand them over, some let the
-    scheduler choose.
+    scheduler choose. For `mu` see `FlowSchedule.rule`.
     """
 
     class_name: str
     config: Mapping[str, Any]
     spacing: Spacing = "linear"
+    mu: Mu | None = None
 
     def __post_init__(self) -> None:
         self._create()
@@ -124,7 +125,7 @@ class DiffusersSolver:
         accepted = _parameters(scheduler.set_timesteps)
         options: dict[str, Any] = {}
         if "mu" in accepted and scheduler.config.get("use_dynamic_shifting"):
-            options["mu"] = FlowSchedule.from_config(scheduler.config).mu(tokens)
+            options["mu"] = FlowSchedule.from_config(scheduler.config, self.mu).mu(tokens, steps)
         if "sigmas" in accepted and self.spacing != "scheduler" and self._is_flow():
             exact = np.linspace(1.0, 1 / steps, steps)
             levels = exact if self.spacing == "linear64" else linear_sigmas(steps).astype(np.float64)

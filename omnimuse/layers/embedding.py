@@ -33,13 +33,13 @@ def _frequencies(count: int, max_period: float, device: torch.device) -> Tensor:
 class TimestepEmbedding(nn.Module):
     """Sinusoid, linear, SiLU, linear: [B] -> [B, out] in the dtype of the weights."""
 
-    def __init__(self, out: int, hidden: int, frequencies: int = 256, scale: float = 1.0) -> None:
+    def __init__(self, out: int, hidden: int, frequencies: int = 256, scale: float = 1.0, *, bias: bool = True) -> None:
         super().__init__()
         self.frequencies = frequencies
         self.scale = scale
-        self.linear_1 = nn.Linear(frequencies, hidden)
+        self.linear_1 = nn.Linear(frequencies, hidden, bias)
         self.activation = nn.SiLU()
-        self.linear_2 = nn.Linear(hidden, out)
+        self.linear_2 = nn.Linear(hidden, out, bias)
 
     def forward(self, t: Tensor) -> Tensor:
         waves = sinusoid(t, self.frequencies, scale=self.scale).to(self.linear_1.weight.dtype)

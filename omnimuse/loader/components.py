@@ -53,7 +53,7 @@ def load_library_component(
     ModelError says what is missing, damaged or not known to the installed library.
     """
     if not is_network(checkpoint, name):
-        return load_tokenizer(checkpoint, name)
+        return load_tokenizer(checkpoint, name, part)
     module = construct_library_network(checkpoint, name, part)
     policy = DtypePolicy(dtype, kept_float32(checkpoint, name, dtype))
     if load == "dummy":
@@ -68,9 +68,14 @@ def is_network(checkpoint: Checkpoint, name: str) -> bool:
     return issubclass(library_class(checkpoint, name), nn.Module)
 
 
-def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:
-    """The tokenizer or processor `name`."""
-    folder, cls = checkpoint.path(name), library_class(checkpoint, name)
+def load_tokenizer(checkpoint: Checkpoint, name: str, part: str = "") -> Any:
+    """The tokenizer or processor `name`; of a processor perhaps the tokenizer alone, its `part` of that name."""
+    folder = checkpoint.path(name)
+    if part:
+        assert part == "tokenizer", "the other parts of a processor are ours"
+        cls = import_module("transformers").AutoTokenizer
+    else:
+        cls = library_class(checkpoint, name)
     if cls is PlainTokenizer:
         return PlainTokenizer(folder)
     _check_json(folder)
@@ -83,7 +88,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:
                 f"the {cls.__name__} in {folder} needs {package}, which is not installed: pip install {package}"
             ) from problem
         raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
-    if cls.__module__.startswith("transformers.") and hasattr(found, "apply_chat_template"):
+    if type(found).__module__.startswith("transformers.") and hasattr(found, "apply_chat_template"):
         return LibraryTokenizer(found, folder) if hasattr(found, "get_chat_template") else found
     return found
 

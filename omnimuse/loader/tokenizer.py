@@ -75,8 +75,12 @@ class PlainTokenizer:
         max_length: int = 0,
         return_tensors: Literal["pt"] = "pt",
         verbose: bool = False,
+        add_special_tokens: bool = True,
     ) -> Tokens:
-        """The tokens of `text`: with `truncation` the first `max_length`, with `padding` at least as many."""
+        """The tokens of `text`: with `truncation` the first `max_length`, with `padding` at least as many.
+
+        There are none that could be added.
+        """
         ids = self._backend.encode(text).ids
         ids = ids[:max_length] if truncation else ids
         pads = self._pads(max_length - len(ids)) if padding and len(ids) < max_length else []
@@ -85,7 +89,7 @@ class PlainTokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         tokenize: Literal[False] = False,
         add_generation_prompt: bool = False,
@@ -119,14 +123,15 @@ class LibraryTokenizer:
         max_length: int | None = None,
         return_tensors: Literal["pt"] = "pt",
         verbose: bool = False,
+        add_special_tokens: bool = True,
     ) -> Any:
         """The tokens of `text`, as transformers makes them."""
         how = {"padding": padding, "truncation": truncation, "max_length": max_length, "verbose": verbose}
-        return self.inner(text, return_tensors=return_tensors, **how)
+        return self.inner(text, return_tensors=return_tensors, add_special_tokens=add_special_tokens, **how)
 
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         tokenize: Literal[False] = False,
         add_generation_prompt: bool = False,
@@ -140,7 +145,7 @@ class LibraryTokenizer:
 
 
 def _values(
-    messages: Sequence[Mapping[str, str]], opened: bool, enable_thinking: bool | None, named: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]], opened: bool, enable_thinking: bool | None, named: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a template is given."""
     chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}

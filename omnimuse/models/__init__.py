@@ -12,6 +12,9 @@ TABLE = {
     "LongCatImagePipeline": "omnimuse.models.longcat_image",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",
+    "FluxKontextPipeline": "omnimuse.models.flux_kontext",
+    "Flux2KleinPipeline": "omnimuse.models.flux2",
+    "Flux2Pipeline": "omnimuse.models.flux2_dev",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 

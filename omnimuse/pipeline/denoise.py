@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.guidance import combine, elapsed
+from omnimuse.diffusion.schedules import Mu
 from omnimuse.diffusion.solvers import Solver, Spacing
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -54,7 +55,8 @@ class Denoise(Loop):
     result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
     small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. The conditions read what
     the texts of every branch became (`texts`, of which each branch has its own), and the slots `given`. Latents in the
-    slot `start` stand in for what the request's skipped steps would have drawn.
+    slot `start` stand in for what the request's skipped steps would have drawn. `mu(tokens, steps)` is the family's own
+    rule for a shift that follows the size, where it has one.
     """
 
     conditions: Conditions
@@ -65,11 +67,12 @@ class Denoise(Loop):
     expert: Expert | None = None
     flip: bool = False
     spacing: Spacing = "linear"
+    mu: Mu | None = None
     texts: tuple[str, ...] = ("embeds",)
     branches: tuple[str, ...] = BOTH
     given: tuple[str, ...] = ()
     start: str | None = None
-    scheduler: str = "scheduler"
+    scheduler: ClassVar[str] = "scheduler"
     name: str = "denoise"
     writes: tuple[str, ...] = ("latents",)
 
@@ -91,7 +94,7 @@ class Denoise(Loop):
         config = chosen_config(configs[self.scheduler], chosen)
         name = str(config["_class_name"])
         own = chosen.scheduler is None or name == configs[self.scheduler]["_class_name"] or name.startswith("FlowMatch")
-        return solver_for(name, config, self.spacing if own else "scheduler")
+        return solver_for(name, config, self.spacing if own else "scheduler", self.mu)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         solver, _ = self.solver(ctx.configs, state.request.params)

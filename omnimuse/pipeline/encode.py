@@ -1,19 +1,21 @@
-"""Stock stage: a picture that came with the prompt becomes the latents that denoising starts from.
+"""Stock stages: pictures that came with the prompt become latents.
 
-Image-to-image in its classical form: the latents of the picture stand in for what the first steps would have drawn.
-Uses an image VAE with the contract of `decode.py`.
+Image-to-image in its classical form: the latents of a picture stand in for what the first steps would have drawn. Or
+the network is shown pictures beside what it draws. Uses an image VAE with the contract of `decode.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from omnimuse.core.request import Picture
+from omnimuse.core.output import PicturesShown
+from omnimuse.core.request import Picture, Request
+from omnimuse.core.spec import Configs
 from omnimuse.diffusion.noise import draw
 from omnimuse.media.picture import pixels_of
 from omnimuse.pipeline.scaling import scaled
@@ -71,10 +73,49 @@ class DrawImageLatents(Stage):
             state["image_latents"] = None if latents is None else scaled(*known, latents)
 
 
+Prepare = Callable[[Configs, Request, Picture], Tensor]
+"""A picture as the autoencoder is shown it: float32 [3, H, W] in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class ShowPictures(Stage):
+    """Writes `shown`: the means of the scaled latents [C, h, w] of every picture of `images`, in order, in float32.
+
+    `prepare` gives a picture the size that the network is to see. Equal pictures are encoded once, for all outputs.
+    """
+
+    prepare: Prepare
+    vae: str = "vae"
+    name: str = "encode pictures"
+    reads: tuple[str, ...] = ("images",)
+    writes: tuple[str, ...] = ("shown",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.vae,)
+
+    def key(self, ctx: Context, state: State) -> Hashable | None:
+        params = state.request.params
+        choices = params.width, params.height, state.request.extra  # all that `prepare` may ask
+        return (self, *choices, *(picture.digest for picture in state["images"]))
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            pictures = [self.prepare(ctx.configs, state.request, picture) for picture in state["images"]]
+            known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
+            state["shown"] = tuple(scaled(*known, encode(ctx, self.vae, pixels).chunk(2)[0]) for pixels in pictures)
+            if pictures:
+                state.notes[self.name] = PicturesShown(tuple((each.shape[2], each.shape[1]) for each in pictures))
+
+
 def to_pixels(picture: Picture, width: int, height: int) -> Tensor:
     """`picture` as float32 [3, height, width] in [-1, 1], resized by Lanczos' filter, as the reference does."""
-    image = Image.fromarray(pixels_of(picture)).resize((width, height), Image.Resampling.LANCZOS)
-    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+    return pixels_in(Image.fromarray(pixels_of(picture)).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def pixels_in(image: Image.Image) -> Tensor:
+    """A picture of 8 bits as float32 [3, height, width] in [-1, 1]."""
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
     return values.permute(2, 0, 1).float() / 255 * 2 - 1  # [3, H, W]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnimuse.core.output import TextRead
+from omnimuse.core.output import Note
 from omnimuse.core.request import Request
 from omnimuse.diffusion.solvers import SolverMemory
 from omnimuse.layers.stack import Memory
@@ -51,7 +51,7 @@ class State:
         self.solver: SolverMemory | None = None
         self.memories: dict[tuple[str, str], Memory] = {}
         self.working: dict[str, Any] = {}
-        self.notes: dict[str, TextRead] = {}
+        self.notes: dict[str, Note] = {}
         self.said: list[str] = []
         self.grown: list[tuple[str, int, Any]] = []
         self._slots: dict[str, Any] = {}

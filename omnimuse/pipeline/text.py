@@ -34,6 +34,16 @@ class HiddenState:
 
 
 @dataclass(frozen=True)
+class HiddenStates:
+    """The hidden states number `indices` of every token, side by side: [S, len(indices) * D]."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, output: Any) -> Tensor:
+        return torch.cat([output.hidden_states[index][0] for index in self.indices], dim=-1)
+
+
+@dataclass(frozen=True)
 class Pooled:
     """The encoder's one vector for the whole prompt: [D]."""
 
@@ -61,8 +71,9 @@ class EncodeText(Stage):
     Tokenizers and encoders, ours too, are called as those of transformers are. `length` fixes the token limit (else the
     request's `max_sequence_length` is it); `pad` fills up to the limit, `masked` hides those pads from the encoder, and
     `zeroed` makes zeros of the features that they have. `template(tokenizer, prompt)` makes the text that is tokenized;
-    the features of its first `drop` tokens are left out, and no limit counts these. `tokens(tokenizer, prompt, limit)`
-    does all of that in another way. Where a request does not need the branch, its slot holds None.
+    the features of its first `drop` tokens are left out, and no limit counts these; `marked` ones have all special
+    tokens, and get no others. `tokens(tokenizer, prompt, limit)` does all of that in another way. Where a request does
+    not need the branch, its slot holds None.
     """
 
     branch: str = POSITIVE
@@ -76,6 +87,7 @@ class EncodeText(Stage):
     masked: bool = True
     zeroed: bool = False
     drop: int = 0
+    marked: bool = False
     tokens: Callable[[Any, str, int], Tokens] | None = None
 
     @property
@@ -124,7 +136,8 @@ class EncodeText(Stage):
         if self.template is not None:
             text = self.template(tokenizer, text)
         padding = "max_length" if self.pad else False
-        tokens = tokenizer(text, padding=padding, truncation=True, max_length=limit + self.drop, return_tensors="pt")
+        length = {"padding": padding, "truncation": True, "max_length": limit + self.drop}
+        tokens = tokenizer(text, return_tensors="pt", **length, **self._marks)
         # Counted before they leave: nobody waits for a number to return.
         read = self._read(tokenizer, text, limit, int(tokens.attention_mask.sum()) - self.drop)
         tokens = tokens.to(ctx.device)
@@ -141,11 +154,16 @@ class EncodeText(Stage):
         features = self.take(output)[tokens.first : tokens.first + limit]
         return features, self._told(min(tokens.whole, limit), tokens.whole, limit)
 
+    @property
+    def _marks(self) -> dict[str, bool]:
+        """What a tokenizer is told of a text that has all its special tokens."""
+        return {"add_special_tokens": False} if self.marked else {}
+
     def _read(self, tokenizer: Any, text: str, limit: int, tokens: int) -> TextRead:
         """What was read; a text that fills the limit is counted once more, whole."""
         whole = tokens
         if tokens == limit:
-            whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] - self.drop
+            whole = tokenizer(text, return_tensors="pt", verbose=False, **self._marks).input_ids.shape[1] - self.drop
         return self._told(tokens, whole, limit)
 
     def _told(self, tokens: int, whole: int, limit: int) -> TextRead:

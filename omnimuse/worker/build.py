@@ -226,7 +226,7 @@ def load(under: Build) -> None:
             _fill(under, name)
             under.components[name] = under.modules[name]
         elif name in checkpoint.components and component.built:
-            under.components[name] = load_tokenizer(checkpoint, name)
+            under.components[name] = load_tokenizer(checkpoint, name, component.part)
 
 
 def compile_blocks(under: Build) -> None:

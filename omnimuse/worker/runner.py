@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result, TextRead
+from omnimuse.core.output import Chunk, Done, Event, Failed, Note, PicturesShown, Preview, Progress, Result, TextRead
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
 from omnimuse.offload.residency import Residency
@@ -44,7 +44,7 @@ class Job:
     states: dict[str, State]
     made: dict[str, Any] = field(default_factory=dict)
     spans: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
-    notes: dict[str, TextRead] = field(default_factory=dict)
+    notes: dict[str, Note] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
     def spend(self, state: State, stage: Stage, *spans: Span) -> None:
@@ -217,7 +217,8 @@ class Runner:
             tensors={medium: job.made[medium] for medium in self.pipeline.results if medium in job.made},
             seeds=seeds,
             timings=job.timings(),
-            texts=tuple(job.notes.values()),
+            texts=tuple(note for note in job.notes.values() if isinstance(note, TextRead)),
+            shown=tuple(size for note in job.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             said=tuple(dict.fromkeys(job.said)),
         )
         self._events.append(Done(request.id, result))

@@ -26,7 +26,8 @@ class Wish:
     """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture or a sound to start
     from.
 
-    Of a video that picture is the first frame, and `last` may be its last.
+    Of a video that picture is the first frame, and `last` may be its last. `others` are further pictures that a model
+    is shown.
     """
 
     prompt: str
@@ -35,11 +36,17 @@ class Wish:
     image: Image.Image | None = None
     last: Image.Image | None = None
     sound: Recording | None = None
+    others: tuple[Image.Image, ...] = ()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All pictures, in order."""
+        return [image for image in (self.image, self.last, *self.others) if image is not None]
 
     @property
     def asked(self) -> dict[str, object]:
         """The prompt as our engine takes it."""
-        images = [picture_of(image) for image in (self.image, self.last) if image is not None]
+        images = [picture_of(image) for image in self.images]
         pictures = {"images": images} if images else {}
         sounds = {} if self.sound is None else {"sounds": [self.sound]}
         return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **sounds}
@@ -256,6 +263,67 @@ def _longcat_image_reference(folder: Path, wishes: list[Wish], output_type: str)
     return results
 
 
+def _flux_kontext(folder: Path) -> Path:
+    from tests.checkpoints import flux
+
+    return flux.build(folder, arch="FluxKontextPipeline")
+
+
+def flux_kontext_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    """What FluxKontextPipeline makes of every wish, in exactly the size that was asked for."""
+    from diffusers import FluxKontextPipeline
+
+    pipe = FluxKontextPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    results = []
+    for wish in wishes:
+        p = wish.params
+        assert p.seed is not None and p.height and p.width
+        picture = pipe(
+            image=wish.image,
+            prompt=wish.prompt,
+            negative_prompt=wish.negative,
+            true_cfg_scale=1.0 if p.true_cfg_scale is None else p.true_cfg_scale,
+            height=p.height,
+            width=p.width,
+            max_area=p.height * p.width,
+            num_inference_steps=p.num_inference_steps,
+            guidance_scale=p.guidance_scale,
+            generator=torch.Generator().manual_seed(p.seed),
+            output_type=output_type,
+            max_sequence_length=p.max_sequence_length,
+            _auto_resize=bool(dict(p.extra or {}).get("auto_resize", True)),  # type: ignore[call-overload]
+        ).images[0]
+        if output_type == "latent":  # packed there, a picture's shape here
+            picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0]  # [C, h, w]
+        results.append(picture)
+    return results
+
+
+def _flux2(folder: Path, **kind: bool) -> Path:
+    from tests.checkpoints import flux2
+
+    return flux2.build(folder, **kind)
+
+
+def _flux2_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from tests.checkpoints import flux2
+
+    return flux2.reference(folder, wishes, output_type)
+
+
+def _flux2_dev(folder: Path) -> Path:
+    from tests.checkpoints import flux2
+
+    return flux2.build_dev(folder)
+
+
+def _flux2_dev_reference(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
+    from tests.checkpoints import flux2
+
+    return flux2.reference_dev(folder, wishes, output_type)
+
+
 def _wan(kind: str, folder: Path) -> Path:
     from tests.checkpoints import wan
 
@@ -350,6 +418,10 @@ def _params(steps: int, guidance: float, height: int, width: int, seed: int, **e
 
 BY_SIZE = {"dpm++": "this reference hands over a shift by size, which the scheduler refuses"}
 EULER = dict.fromkeys(["unipc", "dpm++"], "this reference hands over levels for Euler's method")
+_KONTEXT = replace(_params(4, 3.5, 64, 64, 0), max_sequence_length=24, extra={"auto_resize": False})
+
+_KLEIN = DiffusionParams(num_inference_steps=4, height=64, width=64, max_sequence_length=24)
+
 _SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
 
 FAMILIES = (
@@ -436,6 +508,84 @@ FAMILIES = (
         ),
         reference=_longcat_image_reference,
         unable=EULER,
+    ),
+    Family(
+        arch="FluxKontextPipeline",
+        build=_flux_kontext,
+        wishes=(
+            Wish("make it red", None, replace(_KONTEXT, seed=7), photo(70, 50)),
+            Wish(
+                "Two squares, and a long story about them. " * 12,
+                "blurry, grey",
+                replace(_KONTEXT, num_inference_steps=3, height=96, true_cfg_scale=3.0, guidance_scale=2.0, seed=8),
+                photo(40, 100),
+            ),
+            Wish("a star", "", replace(_KONTEXT, num_inference_steps=5, width=48, true_cfg_scale=1.5, seed=9)),
+        ),
+        reference=flux_kontext_reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="Flux2KleinPipeline",
+        kind="distilled",
+        build=partial(_flux2, distilled=True),
+        wishes=(
+            Wish("a red circle", None, replace(_KLEIN, seed=7)),
+            Wish("a star", None, replace(_KLEIN, num_inference_steps=3, width=80, seed=8), photo(70, 100)),
+            Wish(
+                "two squares and a long story about them " * 6,
+                None,
+                replace(_KLEIN, height=96, max_sequence_length=40, guidance_scale=1.0, seed=9),
+                photo(64, 90),
+                others=(photo(1200, 1000), photo(130, 65)),
+            ),
+        ),
+        reference=_flux2_reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="Flux2KleinPipeline",
+        kind="base",
+        build=_flux2,
+        wishes=(
+            Wish("a red circle", None, replace(_KLEIN, guidance_scale=4.0, seed=7)),
+            Wish("two squares", "blurry, grey", replace(_KLEIN, width=96, guidance_scale=2.5, seed=8)),
+            Wish(
+                "two squares and a long story about them " * 6,
+                None,
+                replace(_KLEIN, num_inference_steps=5, height=48, max_sequence_length=40, guidance_scale=1.0, seed=9),
+            ),
+            Wish(
+                "the star of the first beside the second",
+                None,
+                replace(_KLEIN, num_inference_steps=6, width=80, guidance_scale=3.0, seed=10),
+                photo(70, 100),
+                others=(photo(96, 64),),
+            ),
+        ),
+        reference=_flux2_reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="Flux2Pipeline",
+        build=_flux2_dev,
+        wishes=(
+            Wish("a red circle [IMG]", None, replace(_KLEIN, guidance_scale=4.0, max_sequence_length=64, seed=7)),
+            Wish(
+                "two squares and a long story about them " * 8,
+                None,
+                replace(_KLEIN, num_inference_steps=3, width=96, guidance_scale=2.5, max_sequence_length=70, seed=8),
+            ),
+            Wish(
+                "the star of the first beside the second",
+                None,
+                replace(_KLEIN, num_inference_steps=5, height=80, guidance_scale=1.0, max_sequence_length=80, seed=9),
+                photo(70, 100),
+                others=(photo(96, 64),),
+            ),
+        ),
+        reference=_flux2_dev_reference,
+        unable=BY_SIZE,
     ),
     _wan_family("2.1", 16),
     _wan_family("A14B", 16, second=2.0),

@@ -90,10 +90,11 @@ def t5_encoder(vocabulary: int, width: int = TEXT_WIDTH) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-def build(folder: Path, *, schnell: bool = False, seed: int = 0) -> Path:
+def build(folder: Path, *, schnell: bool = False, seed: int = 0, arch: str = "FluxPipeline") -> Path:
     """Writes the checkpoint into `folder` and returns it.
 
-    The dev kind has a guidance embedding and a dynamic shift; `schnell` has neither.
+    The dev kind has a guidance embedding and a dynamic shift; `schnell` has neither. Other pipelines (`arch`) have the
+    same components.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
@@ -116,5 +117,5 @@ def build(folder: Path, *, schnell: bool = False, seed: int = 0) -> Path:
         "transformer": ("diffusers", "FluxTransformer2DModel"),
         "vae": ("diffusers", "AutoencoderKL"),
     }
-    parts.write_index(folder, "FluxPipeline", components)
+    parts.write_index(folder, arch, components)
     return folder

@@ -82,7 +82,7 @@ def case(sizes: Sequence[tuple[int, int, int]]) -> Case:
 
 
 def rows_of(network: FluxTransformer, rows: Case) -> list[FluxInputs]:
-    return [FluxInputs(x, t, network.prepare(text, pooled, GUIDANCE, *x.shape[1:])) for x, text, pooled, t in rows]
+    return [FluxInputs(x, t, network.prepare((text, pooled), GUIDANCE, x.shape[1:])) for x, text, pooled, t in rows]
 
 
 def theirs(model: FluxTransformer2DModel, latents: Tensor, text: Tensor, pooled: Tensor, t: Tensor) -> Tensor:

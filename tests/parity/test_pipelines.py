@@ -93,7 +93,9 @@ def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path) -
     wish = family.wishes[0]
     scales = {name: getattr(wish.params, name) for name in ("guidance_scale", "true_cfg_scale")}
     off = replace(wish, params=replace(wish.params, **{name: scale * 1.1 for name, scale in scales.items() if scale}))
-    assert off != wish
+    if off == wish:
+        assert family.kind == "distilled", "its wishes have no scale that could be wrong"
+        pytest.skip("this checkpoint takes no guidance")
     [expected], [found] = reference(family, folder, [wish], "pt"), ours(folder, [off], "pt")
     assert family.far(found, expected) > 100 * tolerance(family)
     assert torch.isfinite(found).all()

@@ -138,7 +138,7 @@ def test_levels_that_the_scheduler_chooses_are_its_own() -> None:
 def test_given_levels_are_shifted_as_diffusers_shifts_them(name: str) -> None:
     config, given = PUBLISHED[name], [1.0, 0.83, 0.61, 0.3, 0.07]
     expected = schedulers.FlowMatchEulerDiscreteScheduler.from_config(config)
-    expected.set_timesteps(sigmas=given, mu=FlowSchedule.from_config(config).mu(777))
+    expected.set_timesteps(sigmas=given, mu=FlowSchedule.from_config(config).mu(777, len(given)))
     assert FlowSchedule.from_config(config).plan(5, 777, given).sigmas == tuple(expected.sigmas.tolist())
 
 

@@ -5,6 +5,8 @@ Source: the reference pipeline of diffusers (FluxPipeline). C latent channels, h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from omnimuse.models.flux.spec import SPEC
@@ -12,7 +14,7 @@ from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransfo
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -27,13 +29,18 @@ ENCODERS = (
 """The one vector of CLIP, and the tokens of T5. Pads are attended to, so their number is part of the result."""
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
-    """The text of a branch and the positions: the same at every step."""
+def prepared(ctx: Context, state: State, network: str, branch: str, shown: Sequence[Tensor]) -> FluxStatic:
+    """The text of a branch, the latents of pictures that are shown and the positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, FluxTransformer)
-    _, h, w = packed_shape(ctx.configs, state.request)
-    features, pooled = (state[f"{branch}_{kind}"] for kind in ("embeds", "pooled"))
-    return transformer.prepare(features, pooled, float(state.request.params.guidance_scale or 0.0), h, w)
+    size = cells(ctx.configs, state.request)
+    texts = state[f"{branch}_embeds"], state[f"{branch}_pooled"]
+    return transformer.prepare(texts, float(state.request.params.guidance_scale or 0.0), size, shown)
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
+    """What the network is told of a request that it is shown no pictures for."""
+    return prepared(ctx, state, network, branch, ())
 
 
 def inputs(ctx: Context, static: FluxStatic, latents: Tensor, timestep: Tensor) -> FluxInputs:

@@ -97,26 +97,38 @@ class FluxTransformer(TwoStreamNetwork[FluxStatic]):
     def from_config(cls, config: Mapping[str, Any]) -> FluxTransformer:
         return cls(FluxConfig.from_dict(config))
 
-    def prepare(self, features: Tensor, pooled: Tensor, guidance: float, height: int, width: int) -> FluxStatic:
-        """Text features [S, joint_attention_dim], a pooled text [pooled_projection_dim], the guidance scale and the
-        latent size -> what all steps share. A network without guidance embedding makes nothing of the scale.
+    def prepare(
+        self,
+        texts: tuple[Tensor, Tensor],
+        guidance: float,
+        size: tuple[int, int],
+        shown: Sequence[Tensor] = (),
+    ) -> FluxStatic:
+        """Text features [S, joint_attention_dim] and a pooled text [pooled_projection_dim], the guidance scale, height
+        and width of the latents, and latents [c, h, w] of pictures that are shown -> what all steps share. A network
+        without guidance embedding makes nothing of the scale.
         """
-        weight = self.text_embedder.weight
+        weight, (features, pooled) = self.text_embedder.weight, texts
         text = self.text_embedder(features.to(weight))  # [S_text, D]
         vector = self.pooled_embedder(pooled.to(weight))  # [D]
         guided = torch.zeros_like(vector)
         if self.guidance_embedder is not None:
             guided = self.guidance_embedder(weight.new_full((1,), guidance) * TIME_SCALE)[0]  # [D]
-        return FluxStatic(text, self._rope(len(text), height // PATCH, width // PATCH), vector, guided)
+        rope = self._rope(len(text), [size, *((each.shape[1], each.shape[2]) for each in shown)])
+        return FluxStatic(text, rope, vector, guided, shown=torch.cat(self.embed(shown)) if shown else None)
 
     def vector(self, rows: Sequence[FluxInputs]) -> Tensor:
         pooled = torch.stack([row.static.pooled for row in rows])  # [R, D]
         guidance = torch.stack([row.static.guidance for row in rows])  # [R, D]
         return self.activation(self.time_embedder(self.times(rows)) + guidance + pooled)
 
-    def _rope(self, text: int, rows: int, columns: int) -> Tensor:
-        """All text tokens stand at the origin; the image spreads over the second and third axis."""
-        axes = (torch.arange(length, device=self.text_embedder.weight.device) for length in (1, rows, columns))
-        image = torch.cartesian_prod(*axes)  # [S_image, 3]
-        positions = torch.cat([image.new_zeros(text, 3), image])  # [S_text + S_image, 3]
+    def _rope(self, text: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """All text tokens stand at the origin. Pictures spread over the second and third axis, that which is drawn at 0
+        on the first, and those that are shown behind it.
+        """
+        device, places = self.text_embedder.weight.device, []
+        for number, (height, width) in enumerate(sizes):
+            axes = (range(number, number + 1), range(height // PATCH), range(width // PATCH))
+            places.append(torch.cartesian_prod(*(torch.arange(a.start, a.stop, device=device) for a in axes)))
+        positions = torch.cat([places[0].new_zeros(text, 3), *places])  # [S, 3]
         return rotary_table(positions, self.config.axes_dims_rope, THETA, exact=True)

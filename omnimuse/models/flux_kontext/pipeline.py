@@ -1,0 +1,60 @@
+"""FLUX.1 Kontext as a pipeline: that of FLUX.1 with a picture beside the one that is drawn.
+
+Source: the reference pipeline of diffusers (FluxKontextPipeline).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from omnimuse.core.autoencoder import factor
+from omnimuse.core.request import Picture, Request
+from omnimuse.core.spec import Configs
+from omnimuse.models.flux.pipeline import ENCODERS, inputs, prepared
+from omnimuse.models.flux.spec import PATCH
+from omnimuse.models.flux.transformer import FluxStatic
+from omnimuse.models.flux_kontext.spec import SPEC, KontextParams, shown_size
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import ShowPictures, to_pixels
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import for_both_branches
+
+
+def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
+    """A picture in the size in which it is shown: [3, H, W]."""
+    assert isinstance(request.extra, KontextParams)
+    step = PATCH * factor(configs["vae"])
+    return to_pixels(picture, *shown_size((picture.width, picture.height), step, request.extra))
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
+    """The text of a branch, the picture and the positions: the same at every step."""
+    return prepared(ctx, state, network, branch, state["shown"])
+
+
+class FluxKontext(Pipeline):
+    """Text, and mostly a picture, to picture."""
+
+    spec = SPEC
+    stages = (
+        *for_both_branches(*ENCODERS),
+        ShowPictures(prepare),
+        InitLatents(packed_shape),
+        Denoise(
+            conditions=conditions,
+            inputs=inputs,
+            token_count=packed_tokens,
+            preview=preview_by_decoding,
+            spacing="linear64",
+            texts=("embeds", "pooled"),
+            given=("shown",),
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = FluxKontext
