@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -18,6 +19,8 @@ SPECS = REGISTRY.specs()
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.arch)
 def test_every_table_of_names_that_a_family_has_is_used_by_a_component(spec: Spec) -> None:
     package = TABLE[spec.arch]
+    if find_spec(f"{package}.weights") is None:
+        pytest.skip("a kind of another family, whose network it uses")
     assert f"{package}.weights:RULES" in {component.rules for component in spec.components.values()}
 
 

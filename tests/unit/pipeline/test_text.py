@@ -141,6 +141,8 @@ def test_every_choice_tells_runs_of_an_encoder_apart() -> None:
         "masked": False,
         "zeroed": True,
         "drop": 1,
+        "marked": True,
+        "tokens": lambda tokenizer, text, limit: None,
     }
     assert {field.name for field in fields(stage)} == set(others)
     for name, value in others.items():
