@@ -381,7 +381,7 @@ FOREIGN = (
             "vae": lambda: diffusers.LongCatAudioDiTVae(
                 channels=8,
                 c_mults=[1, 2],
-                strides=[4],
+                strides=[2, 2],
                 latent_dim=8,
                 encoder_latent_dim=16,
                 downsampling_ratio=4,

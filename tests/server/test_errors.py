@@ -121,7 +121,7 @@ def test_every_4xx_except_429_says_that_a_retry_is_waste_even_with_an_unlisted_c
 def test_the_table_has_every_code_that_the_server_says_and_no_other() -> None:
     folder = Path(omnimuse.server.__file__).parent
     source = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
-    said = set(re.findall(r"\brefusal\(\s*\"(\w+)\"", source))
+    said = set(re.findall(r"(?<!\.)\brefusal\(\s*\"(\w+)\"", source))
     assert said <= set(CODES), f"not in the table: {said - set(CODES)}"
     silent = {code for code in CODES if source.count(f'"{code}"') < 2}
     assert not silent, f"in the table and nowhere else: {silent}"

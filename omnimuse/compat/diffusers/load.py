@@ -34,10 +34,14 @@ def pipeline_class(arch: str) -> Any:
 
 
 def make_pipeline(cls: Any, components: Mapping[str, Any], configs: Configs) -> Any:
-    """A pipeline of class `cls` over `components`, with its own copies of what keeps the state of a call."""
+    """A pipeline of class `cls` over `components`, with its own copies of what keeps the state of a call.
+
+    As in the library's `from_pretrained`, a class that has a default for a component, and does not list it as optional,
+    is not given the checkpoint's: LongCat's pipeline of sound always makes its scheduler itself.
+    """
     given: dict[str, Any] = {}
     for name, parameter in signature(cls.__init__).parameters.items():
-        if name in components:
+        if name in components and (parameter.default is parameter.empty or name in cls._optional_components):
             given[name] = own(components[name])
         elif name in configs[OPTIONS]:
             given[name] = configs[OPTIONS][name]
