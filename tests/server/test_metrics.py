@@ -119,7 +119,8 @@ def test_every_operation_is_described_with_its_body_answers_and_errors() -> None
     assert found["openapi"].startswith("3.1") and found["info"]["version"] == "1.2.3"
     things = found["paths"]["/v1/things"]
     assert set(things) == {"get", "post"}
-    assert set(things["post"]["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+    forms = {"multipart/form-data", "application/x-www-form-urlencoded"}
+    assert set(things["post"]["requestBody"]["content"]) == {"application/json", *forms}
     assert things["get"]["parameters"][0]["schema"]["maximum"] == 100
     content = found["paths"]["/v1/things/{id}/content"]["get"]
     assert content["parameters"][0] == {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}

@@ -104,4 +104,5 @@ def _chosen(params: DiffusionParams) -> dict[str, Any]:
 def _takes_negative(door: Door) -> bool:
     """Whether a negative prompt works with some guidance that can be chosen."""
     strong = replace(door.defaults, guidance_scale=5.0, true_cfg_scale=5.0)
-    return door.spec.refusal("blurry", door.limits.fixed.over(strong)) is None
+    negative = "blurry"
+    return door.spec.refusal(negative, door.limits.fixed.over(strong)) is None

@@ -219,8 +219,10 @@ def test_a_form_without_a_usable_boundary_is_refused(kind: str) -> None:
 
 def test_any_body_is_read_by_its_type() -> None:
     assert asyncio.run(read_any(request_with(b'{"a": 1}', "application/json"))) == ({"a": 1}, {})
+    form = request_with(b"a=1+%C3%A4&b[c]=2&d[]=3&d[]=&e=", "application/x-www-form-urlencoded; charset=UTF-8")
+    assert asyncio.run(read_any(form)) == ({"a": "1 ä", "b": {"c": "2"}, "d": ["3", ""], "e": ""}, {})
     with pytest.raises(ApiError, match="multipart/form-data") as caught:
-        asyncio.run(read_any(request_with(b"a=1", "application/x-www-form-urlencoded")))
+        asyncio.run(read_any(request_with(b"a: 1", "application/yaml")))
     assert caught.value.status == 415
 
 
