@@ -43,7 +43,7 @@ def draw(folder: Path, body: bytes, path: str = "/v1/images/generations") -> Non
         async with service_in(folder) as (app, service):
             asked = scope("POST", path, {"content-type": "application/json", "x-request-id": "mine"})
             answer = await call(app, asked, [body])
-            if (job := json.loads(answer.content).get("id")) is not None:
+            if job := answer.headers.get("location", "").rpartition("/")[2]:
                 while not service.jobs.current(await service.jobs.get("", job)).ended:  # type: ignore[arg-type]
                     await asyncio.sleep(0.01)
 

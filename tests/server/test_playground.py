@@ -756,10 +756,10 @@ def test_the_copied_code_of_a_video_from_pictures_works_as_pasted(page: Any, sit
 @browser_only
 def test_a_video_goes_on_when_the_page_is_loaded_again(page: Any, site: Running) -> None:
     site.api.capabilities = VIDEOS
-    site.api.pace = 0.3
+    site.api.pace = 0.8
     page.reload()
     draw(page, "a rolling ball")
-    page.get_by_text(re.compile(r"Step 2 of 10")).wait_for()
+    page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
     page.reload()
     page.get_by_text(re.compile(r"Step \d+ of 10")).wait_for()
     page.get_by_role("button", name="Cancel").wait_for()
