@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from omnimuse.core.config import Choice, Config
+from omnimuse.core.guidance import Guidance
 from omnimuse.core.spec import Limits, SoundLimits
 from omnimuse.layers.network import Network
 from omnimuse.loader.files import weight_files
@@ -51,10 +52,19 @@ def _model_choices(found: Found) -> tuple[Choice, ...]:
         Choice("model", "family", spec.family, f"model_index.json names {found.checkpoint.arch}"),
         Choice("model", "defaults", f"of {variant.name}", found.recognised.why),
         *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
+        *((_negative(spec.guidance),) if spec.guidance is not None else ()),
         *((_size_limit(limits),) if spec.medium != "audio" else ()),
         *((frames,) if limits.max_frames > 1 else ()),
         *((_sound_limit(limits.sound),) if limits.sound is not None else ()),
     )
+
+
+def _negative(guidance: Guidance) -> Choice:
+    """What a request is guided away from where it does not say."""
+    off = f"guidance is on while {guidance.scales[0]} is above {guidance.neutral}"
+    if guidance.negative is None:
+        return Choice("defaults", "negative_prompt", "none", f"{off} and there is one")
+    return Choice("defaults", "negative_prompt", repr(guidance.negative), off)
 
 
 def _size_limit(limits: Limits) -> Choice:

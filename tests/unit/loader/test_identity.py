@@ -116,7 +116,7 @@ def test_a_training_json_of_somebody_else_says_nothing(plain: Path, tmp_path: Pa
 def test_networks_tell_checkpoints_of_a_family_apart(tmp_path: Path) -> None:
     assert steps(flux.build(tmp_path / "s", schnell=True)) == (4, 0.0)
     assert steps(flux.build(tmp_path / "d")) == (28, 3.5)
-    assert found(wan.build(tmp_path / "a", "A14B")).recognised.why == "it has two experts"
+    assert found(wan.build(tmp_path / "a", "A14B")).recognised.why.startswith("it has two experts")
     assert found(wan.build(tmp_path / "b", "5B")).door.defaults.fps == 24.0
     assert found(wan.build(tmp_path / "c", "2.1")).recognised.variant.name == "Wan2.1-T2V"
 

@@ -71,6 +71,8 @@ def test_explain_tells_every_choice_with_its_reason_and_reads_no_weights(broken:
     topics = {row.topic for row in rows}
     assert {"model", "defaults", "limits", "place", "attention", "solver", "features", "batching"} <= topics
     assert all(row.value and row.reason for row in rows)
+    [negative] = [row for row in rows if row.name == "negative_prompt"]
+    assert (negative.value, negative.reason) == ("''", "guidance is on while guidance_scale is above 0")
 
 
 def memory(config: Config) -> dict[str, tuple[str, str]]:
