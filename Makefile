@@ -32,8 +32,9 @@ serve: install
 
 install: $(VENV)/.installed
 
+# Two tests at a time; threads that wait for each other sleep, so that they leave the cores to the other one.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, PART=2/4
 # the second of four parts, in each of which every machine runs something.
