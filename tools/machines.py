@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 UNIT = ("attention", "cache", "diffusion", "engine", "layers", "models", "offload", "parallel", "pipeline", "worker")
 INVARIANTS = tuple(
-    f"tests/invariants/test_{what}.py" for what in ("tiers", "invariants", "offload", "device", "compiled")
+    f"tests/invariants/test_{what}.py" for what in ("tiers", "invariants", "networks", "offload", "device", "compiled")
 )
 COMPUTING = (*INVARIANTS, "tests/parity", "tests/dist", "tests/test_demo.py", *(f"tests/unit/{room}" for room in UNIT))
 BUSY = "while True: pass"
