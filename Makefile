@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-machines static check format lock clean
+.PHONY: help demo serve install test test-machines static check format lock models clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -21,6 +21,7 @@ help:
 	@echo "make check    format, lint, types, architecture and unit tests"
 	@echo "make format   let ruff lay the code out"
 	@echo "make lock     what a server installs, to the byte: requirements.lock and a bill of materials"
+	@echo "make models   write docs/models.md"
 	@echo "make clean    remove .venv and what the tools left behind"
 
 demo: install
@@ -57,6 +58,10 @@ format: $(VENV)/.installed-dev
 # For the Python of .venv and this system; pip is asked, and nothing is installed.
 lock: $(VENV)/.installed
 	$(BIN)/python -m tools.lock
+
+# docs/models.md
+models: $(VENV)/.installed
+	$(BIN)/python -m tools.models_page
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

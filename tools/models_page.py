@@ -1,0 +1,111 @@
+"""`make models`: the families and their published checkpoints as `docs/models.md`, from the specs and nothing else.
+
+A test makes the page again and compares. How large a network is follows from its own class with the defaults of its
+configuration, built without memory; a checkpoint whose configuration says otherwise is of another size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.spec import Spec
+from omnimuse.models import REGISTRY
+
+LONGEST = 3600.0  # seconds; a default that every checkpoint cuts to its own length
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+BEGIN = """# Models
+
+Made by `make models` from what the code declares; do not change it by hand. Any other pipeline in the layout of
+diffusers runs, too, through diffusers itself: [diffusers.md](diffusers.md). Every family here has the same of the
+engine: shared forwards of different requests, cancelling, pausing and previews between steps, step caches, offload,
+compiled blocks, guidance over several processes. `tests/parity` compares each with diffusers in float32,
+`tests/invariants` has what must hold for all of them.
+
+## Families
+
+`network` is what is evaluated at every step, with the defaults of its configuration: billions of parameters, and
+gigabytes of its weights in bfloat16. The published FLUX.2 Klein are smaller than the defaults of their class. `also`
+are pipelines whose folders load as this one.
+"""
+VARIANTS = """
+## Published checkpoints, and what they are asked for by default
+
+A checkpoint is recognised by its id, by its folder, or by what its configuration says. A dash: the model has no such
+choice.
+"""
+
+
+def parameters(spec: Spec) -> int:
+    """Of the largest network that is evaluated step by step."""
+    found = 0
+    for name, component in spec.components.items():
+        if component.network and name.startswith("transformer"):
+            module, _, kind = component.network.partition(":")
+            with torch.device("meta"):
+                network = getattr(import_module(module), kind).from_config({})
+            found = max(found, sum(parameter.numel() for parameter in network.parameters()))
+    return found
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def family(spec: Spec) -> list[str]:
+    """The family's row."""
+    size, also = parameters(spec), ", ".join(f"`{name}`" for name in spec.also) or "–"
+    choices = ", ".join(f"`{name}`" for name in sorted(spec.supported))
+    network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB"
+    return [f"`{spec.arch}`", spec.summary, ", ".join(spec.tasks), network, choices, also]
+
+
+def size(params: DiffusionParams) -> str:
+    """How large, or long, a result is."""
+    if params.seconds is not None:
+        return f"{params.seconds:g} s" if params.seconds < LONGEST else "the longest it makes"
+    frames = "" if params.num_frames is None else f", {params.num_frames} frames"
+    return "as the picture" if params.width is None else f"{params.width}x{params.height}{frames}"
+
+
+def published(spec: Spec) -> list[list[str]]:
+    """A row for each id."""
+    rows = []
+    for variant in spec.variants:
+        p = variant.defaults
+        scales = [p.true_cfg_scale if p.guidance_scale is None else p.guidance_scale, p.guidance_scale_2]
+        guidance = ", ".join(f"{scale:g}" for scale in scales if scale is not None) or "–"
+        for model in variant.ids:
+            rows.append([f"`{model}`", f"`{spec.arch}`", str(p.num_inference_steps), guidance, size(p)])
+    return rows
+
+
+def page() -> str:
+    """The whole text of `docs/models.md`."""
+    specs = sorted(REGISTRY.specs(), key=lambda spec: spec.arch)
+    head = ("pipeline", "what it is", "tasks", "network", "choices beside every model's", "also")
+    rows = [row for spec in specs for row in published(spec)]
+    return "".join(
+        [
+            f"{BEGIN}\n{table(head, map(family, specs))}",
+            f"{VARIANTS}\n{table(('checkpoint', 'pipeline', 'steps', 'guidance', 'size'), rows)}",
+        ]
+    )
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
