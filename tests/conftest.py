@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["NO_COLOR"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.checkpoints.fixtures"]
