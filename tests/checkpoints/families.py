@@ -523,7 +523,7 @@ FAMILIES = (
             Wish("a star", "", replace(_KONTEXT, num_inference_steps=5, width=48, true_cfg_scale=1.5, seed=9)),
         ),
         reference=flux_kontext_reference,
-        unable=BY_SIZE,
+        unable=EULER,
     ),
     Family(
         arch="Flux2KleinPipeline",

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -211,8 +212,9 @@ def reference_dev(folder: Path, wishes: Sequence[Wish], output_type: str) -> lis
     """The same by the reference for the dev kind, which gives latents as the loop left them, packed."""
     from diffusers import Flux2Pipeline
 
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     pipe = Flux2Pipeline(
-        FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        getattr(diffusers, scheduler).from_pretrained(folder / "scheduler"),
         AutoencoderKLFlux2.from_pretrained(folder / "vae"),
         Mistral3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         TextsOnly(PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:
         names = [field.name for field in fields(expected)]
         parts = [differences(getattr(found, name), getattr(expected, name), f"{where}.{name}") for name in names]
         return [path for part in parts for path in part]
+    if isinstance(expected, Mapping) and found.keys() == expected.keys():
+        return [path for name in expected for path in differences(found[name], expected[name], f"{where}.{name}")]
     return [] if found == expected else [where]
 
 

@@ -169,8 +169,8 @@ def test_a_picture_that_is_fetched_needs_room_before_it_is(tmp_path: Path) -> No
     ("path", "kind", "size", "status"),
     [
         ("/v1/images/generations", JSON, MAX_JSON + 1, 413),
-        ("/v1/videos", JSON, MAX_JSON + 1, 413),
-        ("/v1/videos/sync", JSON, MAX_JSON + 1, 413),
+        ("/v1/videos", JSON, 64 * 2**20 + 1, 413),
+        ("/v1/videos/sync", JSON, 64 * 2**20 + 1, 413),
         ("/v1/chat/completions", JSON, 64 * 2**20 + 1, 413),
         ("/v1/images/edits", "multipart/form-data; boundary=B", 64 * 2**20 + 1, 413),
     ],
