@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.core.errors import ModelError
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotate
@@ -66,6 +67,15 @@ class Blocks:
     def activation(self) -> nn.Module:
         """What stands between the linear layers of an MLP."""
         return SwiGLU(first=self.gated == "first") if self.gated else nn.GELU("tanh")
+
+
+def check_axes(axes: Sequence[int], head_dim: int) -> None:
+    """ModelError unless the rotary positions of a network have three axes, as many numbers together as a head."""
+    if len(axes) != 3 or sum(axes) != head_dim:
+        raise ModelError(
+            f"transformer/config.json: axes_dims_rope={axes}, "
+            f"attention_head_dim={head_dim}; there must be three axes whose sum is the head dim"
+        )
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from omnimuse.components.two_streams import (
     TwoStreamInputs,
     TwoStreamNetwork,
     TwoStreamStatic,
+    check_axes,
 )
-from omnimuse.core.errors import ModelError
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.facts import read_facts
@@ -47,11 +47,7 @@ class FluxConfig:
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
 
     def __post_init__(self) -> None:
-        if len(self.axes_dims_rope) != 3 or sum(self.axes_dims_rope) != self.attention_head_dim:
-            raise ModelError(
-                f"transformer/config.json: axes_dims_rope={self.axes_dims_rope}, "
-                f"attention_head_dim={self.attention_head_dim}; there must be three axes whose sum is the head dim"
-            )
+        check_axes(self.axes_dims_rope, self.attention_head_dim)
 
     @property
     def dim(self) -> int:

@@ -11,14 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
-from omnimuse.core.request import Request
-from omnimuse.core.spec import Configs
-from omnimuse.models.qwen_image.spec import PATCH, SPEC
+from omnimuse.models.qwen_image.spec import SPEC
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, cells
+from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -36,19 +34,6 @@ DROPPED = 34
 def described(tokenizer: Any, prompt: str) -> str:
     """The prompt in the chat that the model was trained with."""
     return f"{BEFORE}{prompt}{AFTER}"
-
-
-def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
-    """[C, h, w] of the noise of one picture; the network sees patches, so its channels are four times C."""
-    channels = configs["transformer"]["in_channels"]
-    assert isinstance(channels, int)
-    return channels // PATCH**2, *cells(configs, request)
-
-
-def image_tokens(configs: Configs, request: Request) -> int:
-    """Patches of 2 x 2 latents."""
-    h, w = cells(configs, request)
-    return (h // PATCH) * (w // PATCH)
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
@@ -73,11 +58,11 @@ class QwenImage(Pipeline):
         *for_both_branches(EncodeText(template=described, take=HiddenState(-1), drop=DROPPED)),
         EncodeImage(),
         DrawImageLatents(),
-        InitLatents(latent_shape),
+        InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
             inputs=inputs,
-            token_count=image_tokens,
+            token_count=packed_tokens,
             preview=preview_by_decoding,
             start="image_latents",
             spacing="linear64",
