@@ -11,12 +11,13 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-machines static check format lock models clean
+.PHONY: help demo serve install test test-all test-machines static check format lock models clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
 	@echo "make serve    serve the demo model, with a page to draw in the browser"
-	@echo "make test     run the whole test suite"
+	@echo "make test     run the test suite; tests that are crossed with every family take turns by commit"
+	@echo "make test-all run all of it"
 	@echo "make test-machines  the computing part of it on machines that this one can pretend to be"
 	@echo "make check    format, lint, types, architecture and unit tests"
 	@echo "make format   let ruff lay the code out"
@@ -36,6 +37,10 @@ install: $(VENV)/.installed
 # Two tests at a time; threads that wait for each other sleep, so that they leave the cores to the other one.
 test: $(VENV)/.installed-test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# Those that take turns (tests/turns.py), too.
+test-all: ARGS += --all
+test-all: test
 
 # Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, PART=2/4
 # the second of four parts, in each of which every machine runs something.

@@ -17,6 +17,8 @@ from omnimuse.layers.stack import Block, Memory, PlainRunner
 from omnimuse.pipeline.state import State
 from tests.invariants.conftest import Subject
 
+pytestmark = pytest.mark.crossed
+
 MOST = 3
 """Graphs per kind of block: for several rows, for one, and for one whose parts have times of their own."""
 ROWS = (2, *range(1, 13))

@@ -18,6 +18,8 @@ from omnimuse.pipeline.stage import Loop
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
 from tests.second_device import SecondDevice, moved
 
+pytestmark = pytest.mark.crossed
+
 Make = Callable[..., Engine]
 FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
 """The default on an accelerator, where nothing is known about the bits of other tiers."""

@@ -19,6 +19,8 @@ from omnimuse.layers.network import Network
 from omnimuse.loader.tensors import stored_tensors
 from tests.invariants.conftest import Subject, drain, run, submit
 
+pytestmark = pytest.mark.crossed
+
 Make = Callable[..., Engine]
 MODES = ("components", "layers")
 

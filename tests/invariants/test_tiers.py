@@ -29,6 +29,8 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
 
+pytestmark = pytest.mark.crossed
+
 Make = Callable[..., Engine]
 INVARIANT = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
 

@@ -29,11 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning", "ignore:__array_wrap__:DeprecationWarning"
 )
 
-# diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning", "ignore:__array_wrap__:DeprecationWarning"
-)
-
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> Family:
@@ -130,6 +125,7 @@ def shifted(scheduler: Any) -> Any:
     return type(scheduler).from_config(scheduler.config, **{name: SHIFT, "use_dynamic_shifting": False})
 
 
+@pytest.mark.crossed
 def test_a_flow_shift_for_one_request_is_a_scheduler_built_with_it(
     family: Family, folder: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +141,7 @@ def test_a_flow_shift_for_one_request_is_a_scheduler_built_with_it(
     assert float((found[0] - plain[0]).norm() / plain[0].norm()) > 1e-3
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_given(
     family: Family, folder: Path, tmp_path: Path, name: str
@@ -171,6 +168,7 @@ def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_give
         assert float((mine - wanted).norm() / wanted.norm()) <= TOLERANCE
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["euler", "heun", "unipc", "dpm++"])
 def test_every_scheduler_draws_in_any_number_of_steps(family: Family, folder: Path, name: str) -> None:
     if family.sounds:

@@ -1,0 +1,62 @@
+"""Tests that are crossed with every family take turns: of those marked `crossed` a commit runs one in `TURNS`.
+
+Which one follows from the commit, so that the same commit always runs the same. Who names files or tests gets all of
+them, and so does `make test-all`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+TURNS = 3
+_KEY = pytest.StashKey[int | None]()
+
+
+def turn_of(commit: str) -> int:
+    """Whose turn it is at a commit, named by its hash."""
+    return crc32(commit.encode()) % TURNS
+
+
+def has_its_turn(test: str, turn: int) -> bool:
+    """Whether a test, named by its node id, runs when it is that turn."""
+    return crc32(test.encode()) % TURNS == turn
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run all tests that take turns, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = getattr(config, "workerinput", {})
+    config.stash[_KEY] = given["turn"] if "turn" in given else _turn(config)
+
+
+def pytest_configure_node(node: object) -> None:
+    """A process of pytest-xdist does what the first one has decided."""
+    node.workerinput["turn"] = node.config.stash[_KEY]  # type: ignore[attr-defined]
+
+
+def _turn(config: pytest.Config) -> int | None:
+    if config.getoption("all") or config.args_source is pytest.Config.ArgsSource.ARGS:
+        return None
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return turn_of(found.stdout.strip())
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    turn = config.stash[_KEY]
+    return "" if turn is None else f"turn {turn + 1} of {TURNS} for crossed tests; `make test-all` runs them all"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    turn = config.stash[_KEY]
+    if turn is None:
+        return
+    waiting = [item for item in items if item.get_closest_marker("crossed") and not has_its_turn(item.nodeid, turn)]
+    config.hook.pytest_deselected(items=waiting)
+    items[:] = [item for item in items if item not in set(waiting)]
