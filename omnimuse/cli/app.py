@@ -29,6 +29,7 @@ COMMANDS = MappingProxyType(
         "models": "what is supported, and what is on this machine",
         "explain": "what would be chosen for a model, and why",
         "convert": "make a checkpoint folder from a single file",
+        "parity": "compare a family with diffusers, part by part",
         "bench": "measure a running server",
         "serve": "serve a model over HTTP, with a page to try it",
         "doctor": "check this installation and say what to do",

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
+from omnimuse.core.errors import ModelError
+from omnimuse.core.request import Ask
+from omnimuse.parity.report import verdict
+from omnimuse.parity.run import parity
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family, Wish
 
@@ -82,7 +86,16 @@ def test_different_requests_in_flight_give_what_the_reference_makes(family: Fami
 def test_one_request_alone_gives_what_the_reference_makes(family: Family, folder: Path, index: int) -> None:
     wishes = [family.wishes[index]]
     [expected], [found] = reference(family, folder, wishes, "pt"), ours(folder, wishes, "pt")
-    assert family.far(found, expected) <= tolerance(family)
+    assert family.far(found, expected) <= tolerance(family), where_it_parts(folder, wishes[0])
+
+
+def where_it_parts(folder: Path, wish: Wish) -> str:
+    """What the comparison part by part says, for whoever reads that a test has failed."""
+    try:
+        outcome = parity(Config(ModelConfig(str(folder), dtype="float32", device="cpu")), Ask(wish.asked, wish.params))
+    except ModelError as problem:
+        return f"no comparison part by part: {problem}"
+    return verdict(outcome, TOLERANCE)
 
 
 def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path) -> None:

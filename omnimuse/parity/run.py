@@ -1,0 +1,83 @@
+"""Both sides of one request over the same checkpoint, and what they are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import ModelError
+from omnimuse.core.output import Done, Failed
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.resolve import resolve
+from omnimuse.parity.compare import Part, apart, compare
+from omnimuse.parity.notes import Trail
+from omnimuse.parity.ours import our_trail
+from omnimuse.parity.theirs import load_theirs, their_trail
+from omnimuse.pipeline.denoise import Denoise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Both trails and their parts side by side. `company` is how far our result is from the one in company."""
+
+    arch: str
+    medium: str
+    dtype: str
+    ours: Trail
+    theirs: Trail
+    parts: Sequence[Part]
+    company: float
+
+
+def parity(config: Config, ask: Ask) -> Outcome:
+    """Draw `ask` with a family of ours and with diffusers; both have the checkpoint in memory, one after the other.
+
+    ModelError for a model that no family of ours draws, or that diffusers cannot draw.
+    """
+    with _engine(config) as engine:
+        pipeline = engine.runner.pipeline
+        spec, dtype = pipeline.spec, pipeline.ctx.dtype
+        networks = [name for stage in pipeline.stages if isinstance(stage, Denoise) for name in stage.networks]
+        request = engine.make_request(replace(ask, params=replace(ask.params, num_outputs_per_prompt=1)))
+        ours = our_trail(pipeline, request)
+        assert ours.result is not None
+        company = apart(_in_company(engine, ask, request.seed(0)), ours.result)
+    pipe = load_theirs(Checkpoint(resolve(config.model.model).path), dtype)
+    there = [name for name in networks if pipe.components.get(name) is not None]
+    theirs = their_trail(pipe, request, there, spec)
+    named = str(dtype).removeprefix("torch.")
+    return Outcome(spec.arch, spec.medium, named, ours, theirs, compare(ours, theirs), company)
+
+
+@contextmanager
+def _engine(config: Config) -> Iterator[Engine]:
+    engine = start(config)
+    try:
+        if library := engine.runner.pipeline.spec.library:
+            arch = engine.runner.pipeline.spec.arch
+            raise ModelError(f"no family of ours draws {arch}: it runs through {library} already")
+        yield engine
+    finally:
+        engine.close()
+
+
+def _in_company(engine: Engine, ask: Ask, seed: int) -> Tensor:
+    """The output of that seed, drawn together with those of the next two."""
+    single = replace(ask.params, num_outputs_per_prompt=1)
+    asks = [replace(ask, params=replace(single, seed=seed + other)) for other in range(3)]
+    first, *_ = [engine.submit(engine.make_request(each)) for each in asks]
+    found: dict[str, Tensor] = {}
+    while not engine.idle:
+        for event in engine.tick():
+            if isinstance(event, Failed):
+                raise ModelError(f"in company: {event.error}")
+            if isinstance(event, Done):
+                found[event.request_id] = event.result.output[0]
+    return found[first]

@@ -1,0 +1,112 @@
+"""The comparison part by part: every family agrees, and what is wrong is found where it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.cli.app import main
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.errors import ModelError
+from omnimuse.core.request import Ask
+from omnimuse.engine.local import start
+from omnimuse.layers.network import Network
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.parity.compare import SORTED, UNLIKE, compare, first_apart, likeness
+from omnimuse.parity.ours import our_trail
+from omnimuse.parity.report import verdict
+from omnimuse.parity.run import parity
+from omnimuse.parity.theirs import load_theirs, their_trail
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Family
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
+
+CANNOT = "cannot open|does not draw this|no negative prompt|has no pipeline beside|cannot be compared"
+"""Why the reference draws some requests only with the help that its tests give it; said in each message."""
+
+
+def config(folder: Path) -> Config:
+    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"))
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(family: Family, tmp_path: Path) -> None:
+    folder, wish = family.build(tmp_path / "tiny"), family.wishes[0]
+    try:
+        outcome = parity(config(folder), Ask(wish.asked, wish.params))
+    except ModelError as problem:
+        if not re.search(CANNOT, str(problem)):
+            raise
+        pytest.skip(str(problem))
+    assert first_apart(outcome.parts, 5e-5 if family.sounds else 1e-5) is None, verdict(outcome, 1e-5)
+    assert outcome.company <= 1e-5
+    compared = " ".join(part.where for part in outcome.parts)
+    assert all(word in compared for word in ("text", "time steps", "block", "prediction", "result"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return FAMILIES[0].build(tmp_path_factory.mktemp("compared") / "tiny")
+
+
+def spoilt(module: nn.Module) -> None:
+    """One weight matrix of `module`, the first, becomes a little wrong."""
+    weight = next(each for each in module.parameters() if each.ndim == 2)
+    with torch.inference_mode():
+        weight.mul_(1.01)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_wrong_block_is_found_at_its_block(folder: Path, number: int) -> None:
+    wish = FAMILIES[0].wishes[0]
+    engine = start(config(folder))
+    pipeline, request = engine.runner.pipeline, engine.make_request(Ask(wish.asked, wish.params))
+    network = pipeline.ctx.network("transformer")
+    assert isinstance(network, Network)
+    spoilt(list(network.stacks().values())[-1].blocks()[number])
+    ours = our_trail(pipeline, request)
+    theirs = their_trail(load_theirs(Checkpoint(folder), torch.float32), request, ["transformer"], pipeline.spec)
+    engine.close()
+    part = first_apart(compare(ours, theirs))
+    assert part is not None
+    assert part.where.startswith("step 1, ") and f"block {number} of" in part.where
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (torch.arange(6.0).view(2, 3), torch.arange(6.0).view(1, 2, 3), (0.0, "")),
+        (torch.arange(6.0).view(2, 3), torch.arange(6.0).view(2, 3).T, (0.0, SORTED)),
+        (torch.arange(6.0).view(1, 2, 3), torch.arange(12.0).view(4, 3), (0.0, "")),
+        (torch.ones(6), torch.ones(7), (UNLIKE, "")),
+    ],
+    ids=["a side of one", "packed in another way", "more tokens behind", "another size"],
+)
+def test_tensors_are_compared_however_they_are_packed(ours: Tensor, theirs: Tensor, expected: object) -> None:
+    assert likeness(ours, theirs) == expected
+
+
+def test_the_command_prints_a_verdict_and_writes_a_page_with_both_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "parity.md"
+    words = ["parity", str(folder), "a star", "--steps", "2", "--size", "64x64", "--report", str(page)]
+    assert main(words) == 0
+    assert "agrees with diffusers in every part" in capsys.readouterr().out
+    text = page.read_text()
+    assert "| result (1) |" in text and "parity-ours.png" in text
+    assert (tmp_path / "parity-ours.png").exists() and (tmp_path / "parity-diffusers.png").exists()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_tolerance_that_nothing_meets_ends_with_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["parity", str(folder), "a star", "--steps", "2", "--size", "64x64", "--tolerance", "1e-12"]
+    assert main(words) == 1
+    assert "parts from diffusers at: " in capsys.readouterr().out
