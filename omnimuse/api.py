@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
 
 Prompt = str | Mapping[str, Any]
-"""A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images` (Pillow images or names of files) and
-`sounds` (`media.sound.Sound` or names of files)."""
+"""A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images` and `sounds`, `mask` and `pad`.
+
+Pictures are Pillow images or names of files, sounds `media.sound.Sound` or names of files. `mask` is a picture over the
+first of `images`, which is drawn anew where the mask is white or, if that is transparent anywhere, where it is that;
+`pad` (left, above, right, below) is by how many pixels it becomes larger."""
 
 Params = DiffusionParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""
@@ -301,6 +304,10 @@ def _with_sources(prompt: Prompt) -> Prompt:
         from omnimuse.media.picture import open_picture
 
         opened["images"] = [open_picture(image) for image in prompt["images"]]
+    if prompt.get("mask") is not None:
+        from omnimuse.media.picture import open_mask
+
+        opened["mask"] = open_mask(prompt["mask"])
     if isinstance(prompt.get("sounds") or None, list | tuple):
         from omnimuse.media.recording import open_sound
 

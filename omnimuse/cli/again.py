@@ -45,6 +45,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
     settings = read_settings(args.source)
     if settings.get("images") and not args.image:
         raise RequestError(f"{args.source} was drawn from a picture, which is not in it; give it with --image", "image")
+    if settings.get("mask") and args.mask is None:
+        raise RequestError(f"{args.source} was drawn with a mask, which is not in it; give it with --mask", "mask")
     if settings.get("sounds") and not args.audio:
         raise RequestError(f"{args.source} was made from a sound, which is not in it; give it with --audio", "audio")
     words = words_of(settings, args.source)
@@ -66,6 +68,8 @@ def read_settings(file: Path) -> dict[str, Any]:
 def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:
     """The options that say what `settings` say. The device is left out: it may be another one here."""
     words = [f"{option_of(name)}={settings[name]}" for name in _OPTIONS if settings.get(name) is not None]
+    if pad := settings.get("pad"):
+        words.append(f"--pad={','.join(map(str, pad if isinstance(pad, list) else [pad]))}")
     words += [f"--set={name}={json.dumps(value)}" for name, value in _mapping(settings, "extra", file).items()]
     engine, known = _mapping(settings, "engine", file), engine_options()
     for name, value in engine.items():
@@ -132,7 +136,7 @@ def _line(
     line = " ".join(["omnimuse generate", shown, *map(quoted_word, [*said, *short, *both])])
     if len(line) <= LONGEST and "\n" not in line:
         return line
-    kept = [word for name in ("image", "audio", "output") for word in given.get(name, ())]
+    kept = [word for name in ("image", "mask", "audio", "output") for word in given.get(name, ())]
     return " ".join(["omnimuse generate --from", *map(quoted_word, [file, *kept, *both])])
 
 

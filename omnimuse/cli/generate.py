@@ -4,6 +4,7 @@ examples:
   omnimuse generate "a red circle on a blue background"
   omnimuse generate "a green star above a white square" -n 4 --seed 7 -o stars.png
   omnimuse generate "a blue circle" --image picture.png --strength 0.7 -o blue.png
+  omnimuse generate "a blue circle" --image picture.png --mask mask.png -o blue.png
   omnimuse generate --file prompts.txt --size 128x128 --steps 8 --guidance 2 -o many/
   omnimuse generate --from picture.png --seed 8
   echo "a pink ring" | omnimuse generate - --json --quiet
@@ -133,6 +134,16 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
     picture.add_argument(
         "--audio", type=Path, action="append", default=[], metavar="FILE", help="a sound to start from"
+    )
+    picture.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="a picture of the same size that says what is drawn anew of it: where it is white or, if it is transparent"
+        " anywhere, where it is that",
+    )
+    picture.add_argument(
+        "--pad", metavar="LEFT,TOP,RIGHT,BOTTOM", help="draw on beyond its edges, by so many of its pixels"
     )
     picture.add_argument("--strength", type=float, metavar="X", help="how much of it is drawn anew: 0.01 to 1")
     picture.add_argument("--max-sequence-length", type=int, metavar="N", help="text tokens that are read of a prompt")

@@ -197,7 +197,7 @@ class Job:
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
     from omnimuse.media.finished import suffixes
-    from omnimuse.media.picture import open_picture
+    from omnimuse.media.picture import open_mask, open_picture
     from omnimuse.media.recording import open_sound
 
     args = completed(args)
@@ -208,6 +208,10 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     shared: dict[str, Any] = {} if args.negative is None else {"negative_prompt": args.negative}
     if args.image:
         shared["images"] = [open_picture(path) for path in args.image]
+    if args.mask is not None:
+        shared["mask"] = open_mask(args.mask)
+    if args.pad is not None:
+        shared["pad"] = read_pad(args.pad)
     began = [] if args.start is None else [f"start={args.start}"]  # a parameter of the families that know it
     if args.audio:
         shared["sounds"] = [open_sound(path) for path in args.audio]
@@ -279,6 +283,14 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise RequestError(f"--size {text} is not WIDTHxHEIGHT in pixels; write it like 128x128", "size")
     return int(match[1]), int(match[2])
+
+
+def read_pad(text: str) -> list[int]:
+    """`64,0,64,0` -> what is added on the left, above, on the right and below, in pixels."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*\d{1,6}\s*", part, re.ASCII) for part in parts):
+        raise RequestError(f"--pad {text} is not LEFT,TOP,RIGHT,BOTTOM in pixels; write it like 64,0,64,0", "pad")
+    return [int(part) for part in parts]
 
 
 def with_settings(params: DiffusionParams, pairs: list[str]) -> DiffusionParams:

@@ -122,7 +122,8 @@ class Outcome:
 def told(prompt: Mapping[str, Any]) -> Record:
     """The words of a prompt, and of its pictures and sounds what tells them from others."""
     sources = {name: [one.digest for one in prompt[name]] for name in ("images", "sounds") if name in prompt}
-    return {**prompt, **sources}
+    mask = {"mask": prompt["mask"].digest} if "mask" in prompt else {}
+    return {**prompt, **sources, **mask}
 
 
 def settings_of(result: Result) -> Record:

@@ -10,8 +10,6 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
@@ -20,7 +18,11 @@ from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
 from omnimuse.core.params import DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
-from omnimuse.core.spec import Configs, Limits, Spec, Variant
+from omnimuse.core.sources import Picture as Picture
+from omnimuse.core.sources import Recording as Recording
+from omnimuse.core.sources import Region as Region
+from omnimuse.core.sources import region_of
+from omnimuse.core.spec import Configs, Limits, Size, Spec, Variant
 
 MAX_SEED = 2**64 - 1
 MAX_OUTPUTS = 64
@@ -52,49 +54,11 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that somebody gave, `width` x `height` pixels: a PNG file (RGB, 8 bits) that `media/picture.py` wrote.
-
-    So no stage ever reads a file from elsewhere, and a request with pictures is plain values.
-    """
-
-    width: int
-    height: int
-    png: bytes
-
-    @cached_property
-    def digest(self) -> str:
-        """What tells this picture from others, in hexadecimal: SHA-256 of its file."""
-        return sha256(self.png).hexdigest()
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A sound that somebody gave: `rate` samples a second of 16 bits, those of `channels` in turn, low byte first.
-
-    Made by `media/recording.py`, so that no stage reads a file from elsewhere, and a request is plain values.
-    """
-
-    rate: int
-    channels: int
-    pcm: bytes
-
-    @property
-    def seconds(self) -> float:
-        """How long it is."""
-        return len(self.pcm) / (2 * self.channels * self.rate)
-
-    @cached_property
-    def digest(self) -> str:
-        """What tells this sound from others, in hexadecimal."""
-        return sha256(f"{self.rate} {self.channels} ".encode() + self.pcm).hexdigest()
-
-
-@dataclass(frozen=True)
 class Request:
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
-    `branches` are those of the model's guidance that some step evaluates.
+    `branches` are those of the model's guidance that some step evaluates. With a `region`, the rest of the picture is
+    kept.
     """
 
     id: str
@@ -103,6 +67,7 @@ class Request:
     params: DiffusionParams
     extra: FamilyParams
     images: tuple[Picture, ...] = ()
+    region: Region | None = None
     sounds: tuple[Recording, ...] = ()
     priority: int = 0
     deadline: float | None = None
@@ -184,6 +149,12 @@ class Door:
         return tuple(task for task in self.spec.tasks if not undone.get(task.partition("-")[0], False))
 
     @property
+    def masks(self) -> bool:
+        """Whether a part of a picture can be drawn anew and the rest kept: so of flow matching that starts from one."""
+        starts = "strength" in self.spec.supported and self.limits.max_images > 0
+        return self.spec.fills or (starts and self.limits.flow)
+
+    @property
     def honoured(self) -> frozenset[str]:
         """The parameters that mean something to this model: every model's, its family's, and of its schedule."""
         return ALWAYS | self.spec.supported | (SCHEDULE if self.limits.flow else frozenset())
@@ -215,12 +186,18 @@ class Door:
 
         `now` is the engine's clock in seconds; `fresh_seed` is used when no seed was chosen.
         """
-        prompt, negative, images, sounds = self._prompt(ask.prompt)
+        given = {"prompt": ask.prompt} if isinstance(ask.prompt, str) else ask.prompt
+        prompt, negative = self._prompt(given)
+        images, sounds = self._images(given.get("images")), self._sounds(given.get("sounds"))
+        region = self._region(given, images)
         chosen = ask.params
         if not isinstance(chosen, DiffusionParams):
             raise RequestError(f"params must be DiffusionParams, got {type(chosen).__name__}", "params")
         self._refuse_unsupported(chosen)
-        params = self._suited(chosen, images, started=bool(images or sounds))
+        sizes = [(picture.width, picture.height) for picture in images]
+        if region is not None:
+            sizes = [region.size_around(images[0]), *sizes[1:]]
+        params = self._suited(chosen, sizes, started=bool(images or sounds), whole=region is not None and region.padded)
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
@@ -239,6 +216,7 @@ class Door:
             params=params,
             extra=extra,
             images=images,
+            region=region,
             sounds=sounds,
             priority=ask.priority,
             deadline=None if ask.timeout is None else now + ask.timeout,
@@ -248,31 +226,31 @@ class Door:
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
 
-    def _suited(self, chosen: DiffusionParams, images: tuple[Picture, ...], *, started: bool) -> DiffusionParams:
-        """`chosen` over the defaults: with a picture in its proportions, without one with nothing that needs one.
+    def _suited(self, chosen: DiffusionParams, sizes: Sequence[Size], *, started: bool, whole: bool) -> DiffusionParams:
+        """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one.
 
-        `started`: there is a picture or a sound to start from.
+        `started`: there is a picture or a sound to start from. `whole`: what is drawn anew has nothing to start from.
         """
         if started:
-            return chosen.over(self._sized(images, chosen) if images else self.defaults)
+            suited = self._sized(sizes, chosen) if sizes else self.defaults
+            return chosen.over(replace(suited, strength=1.0) if whole and suited.strength is not None else suited)
         if chosen.strength is not None:
             what, name = ("sound", "sounds") if self.spec.medium == "audio" else ("picture", "images")
             why = f"strength says how much of a {what} is drawn anew, and there is no {what}"
             raise RequestError(f"{why}; give one (`{name}`), or leave strength out", "strength")
         return chosen.over(replace(self.defaults, strength=None))
 
-    def _sized(self, images: tuple[Picture, ...], chosen: DiffusionParams) -> DiffusionParams:
-        """The defaults in the size that suits pictures, by the model's rule if it has one.
+    def _sized(self, sizes: Sequence[Size], chosen: DiffusionParams) -> DiffusionParams:
+        """The defaults in the size that suits pictures of `sizes`, by the model's rule if it has one.
 
         Else with the area they have and the proportions of the first picture; a side that was chosen decides.
         """
         if self.limits.sized is not None:
-            suited = self.limits.sized([(picture.width, picture.height) for picture in images])
+            suited = self.limits.sized(sizes)
             return replace(self.defaults, width=suited[0], height=suited[1])
         if self.defaults.height is None or self.defaults.width is None:
             return self.defaults  # this model decides by itself what a picture's size means
-        picture = images[0]
-        ratio, area = picture.width / picture.height, self.defaults.height * self.defaults.width
+        ratio, area = sizes[0][0] / sizes[0][1], self.defaults.height * self.defaults.width
         width, height = chosen.width, chosen.height
         wide = (area * ratio) ** 0.5 if height is None else height * ratio
         high = (area / ratio) ** 0.5 if width is None else width / ratio
@@ -284,19 +262,16 @@ class Door:
         count = round(side) // step if self.limits.rounding == "down" else round(side / step)
         return min(max(count, 1), self.limits.max_side // step) * step
 
-    def _prompt(
-        self, given: str | Mapping[str, Any]
-    ) -> tuple[str, str | None, tuple[Picture, ...], tuple[Recording, ...]]:
-        fields_ = {"prompt": given} if isinstance(given, str) else given
-        if not isinstance(fields_, Mapping):
+    def _prompt(self, given: Mapping[str, Any]) -> tuple[str, str | None]:
+        if not isinstance(given, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
-        allowed = ["prompt", "negative_prompt", "images", "sounds"]
-        for name in fields_:
+        allowed = ["prompt", "negative_prompt", "images", "mask", "pad", "sounds"]
+        for name in given:
             if name not in allowed:
                 raise RequestError(
                     f"a prompt has no field {name!r}; it knows {allowed}{_near(name, allowed)}", str(name)
                 )
-        prompt, negative = fields_.get("prompt"), fields_.get("negative_prompt")
+        prompt, negative = given.get("prompt"), given.get("negative_prompt")
         if not isinstance(prompt, str):
             raise RequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
         if negative is not None and not isinstance(negative, str):
@@ -306,7 +281,18 @@ class Door:
                 raise RequestError(f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name)
             if not _is_text(text):
                 raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
-        return prompt, negative, self._images(fields_.get("images")), self._sounds(fields_.get("sounds"))
+        return prompt, negative
+
+    def _region(self, given: Mapping[str, Any], images: Sequence[Picture]) -> Region | None:
+        named = [name for name in ("mask", "pad") if given.get(name) is not None]
+        if named and not self.masks:
+            why = "cannot draw a part of a picture anew; leave it out, and say in the prompt what to draw"
+            raise RequestError(f"{named[0]} means nothing to {self.spec.family}, which {why}", named[0])
+        region = region_of(given.get("mask"), given.get("pad"), images)
+        if region is None and self.spec.fills:
+            why = "fills in a part of a picture, and nothing says which; give a mask or a pad"
+            raise RequestError(f"{self.spec.family} {why}", "mask")
+        return region
 
     def _sounds(self, given: Any) -> tuple[Recording, ...]:
         if not isinstance(given or (), list | tuple):

@@ -153,7 +153,7 @@ class Spec:
     every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
     can be asked for; `guidance` says how it is guided, if more than one prediction goes into a step. `teacache` holds
     the polynomial (highest power first) that rescales the change TeaCache sees. `foreign` is set where a library runs
-    the whole pipeline.
+    the whole pipeline. A family that `fills` in a part of a picture is always told which.
     """
 
     arch: str
@@ -170,6 +170,7 @@ class Spec:
     teacache: tuple[float, ...] = (1.0, 0.0)
     summary: str = ""
     foreign: Foreign | None = None
+    fills: bool = False
 
     @property
     def library(self) -> str:

@@ -107,6 +107,8 @@ def _settings(request: Request, result: Result) -> dict[str, Any]:
     told: dict[str, Any] = {name: value for name, value in prompts.items() if value is not None}
     if request.images:
         told["images"] = [picture.digest for picture in request.images]
+    if request.region is not None:
+        told |= request.region.told
     if request.sounds:
         told["sounds"] = [sound.digest for sound in request.sounds]
     return {**told, **{name: value for name, value in chosen.items() if name not in _OF_THE_CALL}}

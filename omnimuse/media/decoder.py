@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401 - loaded while files can be
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.request import Picture
 from omnimuse.media.confine import bound, lock_in
 from omnimuse.media.foreign import PictureLimits, kind_of
 from omnimuse.media.foreign_sound import CHANNELS, HEAD, RecordingLimits
-from omnimuse.media.picture import eight_bits, picture_of
+from omnimuse.media.picture import eight_bits, mask_of, picture_of
 from omnimuse.media.sound import Sound, encode_sound, library
 from omnimuse.media.strip import CostlyError, stripped
 
@@ -39,13 +40,22 @@ class TooLargeError(Exception):
 
 def picture(content: bytes, given: Mapping[str, int]) -> bytes:
     """The PNG of our own of the picture in `content`. Any error but TooLargeError means that it is none."""
+    return _read(content, given, picture_of)
+
+
+def mask(content: bytes, given: Mapping[str, int]) -> bytes:
+    """The same of a mask."""
+    return _read(content, given, mask_of)
+
+
+def _read(content: bytes, given: Mapping[str, int], make: Callable[[Image.Image], Picture]) -> bytes:
     limits, kind = PictureLimits(**given), kind_of(content)
     file = stripped(content, str(kind), limits.max_scanned)
     most = limits.max_pixels // (2 if kind == "WEBP" else 1)
     with Image.open(io.BytesIO(file), formats=[str(kind)]) as image:
         if image.width * image.height > most or max(image.size) > limits.max_side:
             raise TooLargeError
-        return picture_of(_reduced(image, limits)).png
+        return make(_reduced(image, limits)).png
 
 
 def _reduced(image: Image.Image, limits: PictureLimits) -> Image.Image:
@@ -75,6 +85,7 @@ def _try_picture() -> None:
             image.save(file, kind, exif=exif)
             for keep in (16, 64):
                 picture(file.getvalue(), {"keep_pixels": keep})
+                mask(file.getvalue(), {"keep_pixels": keep})
 
 
 def sound(content: bytes, given: Mapping[str, int]) -> bytes:
@@ -101,6 +112,7 @@ def _try_sound() -> None:
 
 WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
     "picture": (picture, _try_picture),
+    "mask": (mask, _try_picture),
     "sound": (sound, _try_sound),
 }
 """All that can be asked: a work, and how it is done once in advance."""

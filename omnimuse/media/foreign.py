@@ -19,6 +19,8 @@ from omnimuse.core.request import Picture
 from omnimuse.media.sandbox import Question, Sandbox, SandboxError
 
 Kind = Literal["PNG", "JPEG", "WEBP"]
+Meaning = Literal["picture", "mask"]
+"""A picture for its colours, or for what it says of another one."""
 
 _ROOM = 2**20  # bytes of an answer beside its pixels
 _FEW, _BLOCK = 8, 2**12  # chunks of a PNG of ours: some, and one for so many bytes
@@ -59,9 +61,13 @@ def kind_of(content: bytes) -> Kind | None:
 
 
 async def read_picture(
-    sandbox: Sandbox, content: bytes, limits: PictureLimits | None = None, tenant: str = ""
+    sandbox: Sandbox,
+    content: bytes,
+    limits: PictureLimits | None = None,
+    tenant: str = "",
+    work: Meaning = "picture",
 ) -> Picture:
-    """The picture in `content`; PictureError if it is none, or too large. Cancelling ends the work.
+    """The picture in `content`, or the mask; PictureError if it is none, or too large. Cancelling ends the work.
 
     CapacityError when too many pictures wait, or no child can be started.
     """
@@ -69,7 +75,7 @@ async def read_picture(
     if kind_of(content) is None:
         what = "is empty" if not content else "is no PNG, JPEG or WEBP file by its first bytes"
         raise PictureError(f"the picture {what}; send one of these formats")
-    question = Question("picture", content, asdict(limits), 4 * limits.keep_pixels + _ROOM)
+    question = Question(work, content, asdict(limits), 4 * limits.keep_pixels + _ROOM)
     try:
         answer = await sandbox.ask(question, tenant)
     except SandboxError as error:

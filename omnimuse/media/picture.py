@@ -8,6 +8,7 @@ the formats of pixels are read; files from strangers must not be opened here in 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,24 @@ def picture_of(image: Image.Image) -> Picture:
     if upright.has_transparency_data:
         clear = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    plain = upright.convert("RGB")
+    return _kept(upright)
+
+
+def mask_of(image: Image.Image) -> Picture:
+    """What `image` says of another picture as a mask: white where that is drawn anew.
+
+    One that is transparent anywhere says it by that, any other by its brightness.
+    """
+    upright = eight_bits(ImageOps.exif_transpose(image), image.format)
+    if upright.has_transparency_data:
+        opaque = upright.convert("RGBA").getchannel("A")
+        if opaque.getextrema() != (255, 255):
+            return _kept(ImageOps.invert(opaque))
+    return _kept(upright)
+
+
+def _kept(image: Image.Image) -> Picture:
+    plain = image.convert("RGB")
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(plain)).save(buffer, "PNG", compress_level=1)  # nothing but the pixels
     return Picture(plain.width, plain.height, buffer.getvalue())
@@ -75,23 +93,32 @@ def eight_bits(image: Image.Image, format: str | None = None) -> Image.Image:
 
 def open_picture(given: Any) -> Picture:
     """A picture from a Pillow image, a file's name, or a `Picture`; RequestError says what cannot be one."""
+    return _opened(given, picture_of, "images")
+
+
+def open_mask(given: Any) -> Picture:
+    """A mask (`mask_of`) from the same; a `Picture` is one already."""
+    return _opened(given, mask_of, "mask")
+
+
+def _opened(given: Any, read: Callable[[Image.Image], Picture], param: str) -> Picture:
     if isinstance(given, Picture):
         return given
     if not isinstance(given, Image.Image | str | Path):
-        raise RequestError(f"a picture is a Pillow image or a file's name, got {type(given).__name__}", "images")
+        raise RequestError(f"a picture is a Pillow image or a file's name, got {type(given).__name__}", param)
     try:
         if isinstance(given, Image.Image):
-            return picture_of(given)  # one that was opened from a file is read only now
+            return read(given)  # one that was opened from a file is read only now
         with Image.open(given) as image:
             if image.format not in READ:
                 raise RequestError(
-                    f"{given} is a file of {image.format}, which is not read; use one of {', '.join(READ)}", "images"
+                    f"{given} is a file of {image.format}, which is not read; use one of {', '.join(READ)}", param
                 )
-            return picture_of(image)
+            return read(image)
     except FileNotFoundError:
-        raise RequestError(f"there is no picture {given}; give the name of a file that exists", "images") from None
+        raise RequestError(f"there is no picture {given}; give the name of a file that exists", param) from None
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RequestError(f"cannot read {given} as a picture: {error}", "images") from None
+        raise RequestError(f"cannot read {given} as a picture: {error}", param) from None
 
 
 def pixels_of(picture: Picture) -> np.ndarray:

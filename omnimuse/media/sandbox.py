@@ -28,7 +28,7 @@ from omnimuse.core.errors import CapacityError
 from omnimuse.media.channel import Channel
 from omnimuse.media.turns import Turns
 
-Work = Literal["picture", "sound"]
+Work = Literal["picture", "mask", "sound"]
 """What a child can be asked to do. A work is a function in `decoder.py`."""
 
 Trouble = Literal["large", "slow", "dead"]

@@ -21,7 +21,8 @@ from omnimuse.core.spec import Configs
 from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.guidance import combine, elapsed
 from omnimuse.diffusion.schedules import Mu
-from omnimuse.diffusion.solvers import Solver, Spacing
+from omnimuse.diffusion.solvers import Solver, Spacing, flow_noised
+from omnimuse.pipeline.region import cells_anew
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
@@ -55,8 +56,9 @@ class Denoise(Loop):
     result for networks that predict data - noise. `preview(ctx, latents)` turns an estimate of the clean latents into a
     small picture [3, h, w] in [0, 1]. With several `networks`, `expert` picks one per step. The conditions read what
     the texts of every branch became (`texts`, of which each branch has its own), and the slots `given`. Latents in the
-    slot `start` stand in for what the request's skipped steps would have drawn. `mu(tokens, steps)` is the family's own
-    rule for a shift that follows the size, where it has one.
+    slot `start` stand in for what the request's skipped steps would have drawn; outside a request's region they are
+    put back, as noisy as the rest, after every evaluation. `mu(tokens, steps)` is the family's own rule for a shift
+    that follows the size, where it has one.
     """
 
     conditions: Conditions
@@ -79,7 +81,7 @@ class Denoise(Loop):
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         texts = (f"{branch}_{text}" for branch in self.branches for text in self.texts)
-        return ("noise", *texts, *self.given, *([self.start] if self.start else []))
+        return ("noise", *texts, *self.given, *((self.start, "images", "region") if self.start else ()))
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -107,6 +109,7 @@ class Denoise(Loop):
         if self.start and (clean := state[self.start]) is not None:
             skipped = state.request.skipped_steps
             state["latents"], first = solver.start_late(state.solver, skipped, schedule, clean, state["noise"])
+            state.working["anew"] = self._anew(ctx, state, clean)
         else:
             state["latents"] = solver.scale_noise_start(state.solver, state["noise"])
         needed = dict.fromkeys((step.network, branch) for step in steps[first:] for branch in step.branches)
@@ -152,12 +155,34 @@ class Denoise(Loop):
         prediction = -prediction if self.flip else prediction
         solver, schedule, latents = state.working["solver"], state.working["schedule"], state["latents"]
         if state.request.previews:
-            state.working["estimate"] = solver.denoised(step.index, schedule, latents, prediction)
-        state["latents"] = solver.step(state.solver, step.index, schedule, latents, prediction, state.generator)
+            estimate = solver.denoised(step.index, schedule, latents, prediction)
+            state.working["estimate"] = None if estimate is None else self._confined(state, estimate, 0.0)
+        moved = solver.step(state.solver, step.index, schedule, latents, prediction, state.generator)
+        state["latents"] = self._confined(state, moved, schedule.sigmas[step.index + 1])
 
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         estimate = state.working.get("estimate")
         return None if estimate is None else self.preview(ctx, estimate)
+
+    def _anew(self, ctx: Context, state: State, clean: Tensor) -> Tensor | None:
+        """Which cells of latents like `clean` [C, h, w] are drawn anew, bool [h, w]; None: all.
+
+        So of a family that fills in: its network sees what is to be kept.
+        """
+        region, params = state["region"], state.request.params
+        if region is None or ctx.spec.fills:
+            return None
+        assert params.width is not None
+        assert params.height is not None
+        cells = (clean.shape[-2], clean.shape[-1])
+        return cells_anew(state["images"][0], region, (params.width, params.height), cells).to(clean.device)
+
+    def _confined(self, state: State, latents: Tensor, sigma: float) -> Tensor:
+        """`latents` at the noise level `sigma`, and outside the region what is known of them there."""
+        if (anew := state.working.get("anew")) is None or self.start is None:
+            return latents
+        known = flow_noised(state[self.start], state["noise"], sigma)
+        return torch.where(anew, latents, known.to(latents.dtype))
 
     def _step(self, ctx: Context, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
         network = self.networks[0] if self.expert is None else self.expert(ctx, request, timestep)

@@ -17,7 +17,7 @@ from omnimuse.core.output import PicturesShown
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.noise import draw
-from omnimuse.media.picture import pixels_of
+from omnimuse.pipeline.region import canvas
 from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
@@ -25,7 +25,8 @@ from omnimuse.pipeline.state import State
 
 @dataclass(frozen=True)
 class EncodeImage(Stage):
-    """Writes `image_moments`: what the VAE makes of the first picture of `images` in the size that was asked for.
+    """Writes `image_moments`: what the VAE makes of the first picture of `images`, with the margins that it is to get,
+    in the size that was asked for.
 
     Float32 [2C, h, w]: means of the latents, then logarithms of their variances; None without a picture. Equal pictures
     are encoded once, for all outputs.
@@ -33,7 +34,7 @@ class EncodeImage(Stage):
 
     vae: str = "vae"
     name: str = "encode image"
-    reads: tuple[str, ...] = ("images",)
+    reads: tuple[str, ...] = ("images", "region")
     writes: tuple[str, ...] = ("image_moments",)
 
     @property
@@ -42,14 +43,16 @@ class EncodeImage(Stage):
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         params = state.request.params
-        return (self.vae, params.width, params.height, *(picture.digest for picture in state["images"][:1]))
+        pad = None if state["region"] is None else state["region"].pad  # where the mask lies changes nothing here
+        return (self.vae, params.width, params.height, pad, *(picture.digest for picture in state["images"][:1]))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             images, params = state["images"], state.request.params
             assert params.width is not None
             assert params.height is not None
-            pixels = to_pixels(images[0], params.width, params.height) if images else None
+            size = params.width, params.height
+            pixels = pixels_in(resized(canvas(images[0], state["region"]), size)) if images else None
             state["image_moments"] = None if pixels is None else encode(ctx, self.vae, pixels)
 
 
@@ -110,7 +113,12 @@ class ShowPictures(Stage):
 
 def to_pixels(picture: Picture, width: int, height: int) -> Tensor:
     """`picture` as float32 [3, height, width] in [-1, 1], resized by Lanczos' filter, as the reference does."""
-    return pixels_in(Image.fromarray(pixels_of(picture)).resize((width, height), Image.Resampling.LANCZOS))
+    return pixels_in(resized(canvas(picture, None), (width, height)))
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` in another width and height, by Lanczos' filter."""
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def pixels_in(image: Image.Image) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 
-REQUEST_FIELDS = frozenset({"prompt", "negative_prompt", "images", "sounds"})
+REQUEST_FIELDS = frozenset({"prompt", "negative_prompt", "images", "region", "sounds"})
 """Names a stage may read like slots; they come from the request."""
 
 

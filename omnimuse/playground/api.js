@@ -95,12 +95,12 @@ function toBlob(base64, type) {
 // Read from the text, because JSON.parse would round it.
 const seedOf = (text) => /"seed": ?(\d+)/.exec(text)?.[1] ?? "";
 
-/** Pictures, from text or (with `sources`, files) from pictures. They are a job under `key`: who asks again with the
+/** Pictures, from text or (with `sources`, files, and perhaps the `mask` of one) from pictures. They are a job under `key`: who asks again with the
  *  same key sees the rest of it, and so it outlives this page. Aborting `signal` stops the work on the server. */
-export async function* drawPictures(fields, sources, key, signal) {
+export async function* drawPictures(fields, { sources, mask }, key, signal) {
   const asked = { ...fields, stream: true, partial_images: PREVIEWS, progress: true };
   const ask = (more) => sources.length
-    ? call("v1/images/edits", { ...postForm(asked, sources, key), ...more })
+    ? call("v1/images/edits", { ...postForm(asked, sources, key, mask), ...more })
     : call("v1/images/generations", { ...post(asked, key), ...more });
   let answer;
   let made = 0;
@@ -137,7 +137,7 @@ async function forget(answer) {
   if (place) await call(place.replace(/^\//, ""), { method: "DELETE" }).catch(() => {});
 }
 
-function postForm(fields, sources, key) {
+function postForm(fields, sources, key, mask = null) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
   for (const [name, value] of Object.entries(plain)) form.append(name, String(value));
@@ -145,6 +145,7 @@ function postForm(fields, sources, key) {
     form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
   for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
+  if (mask) form.append("mask", mask, mask.name);
   return { method: "POST", body: form, headers: { "Idempotency-Key": key } };
 }
 

@@ -83,7 +83,8 @@ function draws({ draws: words = {}, only_side: side }) {
 
 function chooseKind() {
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
-  sources.ask(startsFrom(kind()), page.model.capabilities.max_images, isVideo(kind()));
+  const { max_images: most, masks = false } = page.model.capabilities;
+  sources.ask(startsFrom(kind()), most, { frames: isVideo(kind()), masks });
   refresh();
 }
 
@@ -133,7 +134,8 @@ async function watchReady() {
 
 function readForm() {
   const fields = { model: page.model.id, prompt: byId("prompt").value, ...page.controls.read() };
-  return { kind: kind(), fields, sources: startsFrom(kind()) ? sources.files : [] };
+  const from = startsFrom(kind()) ? { sources: sources.files, mask: sources.mask } : { sources: [], mask: null };
+  return { kind: kind(), fields, ...from };
 }
 
 /** Puts a job behind those that wait; the first one runs. */
@@ -189,9 +191,9 @@ async function draw(job) {
 
 async function follow(job, run, put) {
   const { signal } = run.abort;
-  const { kind: how, fields, sources: from = [], key } = job;
+  const { kind: how, fields, sources: from = [], mask = null, key } = job;
   const steps = isVideo(how) ? makeVideo(fields, from, key, signal)
-    : isSound(how) ? makeSound(fields, signal) : drawPictures(fields, from, key, signal);
+    : isSound(how) ? makeSound(fields, signal) : drawPictures(fields, { sources: from, mask }, key, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
@@ -201,7 +203,7 @@ async function follow(job, run, put) {
       const seconds = (job.left && event.seconds) || (performance.now() - run.started) / 1000;
       const settings = { ...usual(fields.model), ...fields };
       const how_it_went = { lasts, seconds, warnings };
-      const record = { kind: how, fields, settings, sources: from, blob, seed, width, height, ...how_it_went };
+      const record = { kind: how, fields, settings, sources: from, mask, blob, seed, width, height, ...how_it_went };
       made.push(await page.gallery.add(record));
     }
   }
@@ -277,7 +279,7 @@ const actions = {
   use: (record) => {
     if (page.models.some(({ id }) => id === record.fields.model)) chooseModel(record.fields.model);
     fillForm({ kind: record.kind, prompt: record.fields.prompt, fields: again(record) });
-    if (startsFrom(record.kind)) sources.use(record.sources);
+    if (startsFrom(record.kind)) sources.use(record.sources, record.mask);
     byId("prompt").focus();
   },
   remove: async (record) => {
@@ -287,8 +289,8 @@ const actions = {
   },
 };
 
-const repeat = ({ kind: how, width, height, sources: from = [] }, fields) =>
-  enqueue({ kind: how, fields, sources: from, like: `${width}x${height}` });
+const repeat = ({ kind: how, width, height, sources: from = [], mask = null }, fields) =>
+  enqueue({ kind: how, fields, sources: from, mask, like: `${width}x${height}` });
 
 /** Says something that can be acted upon; an empty text takes it away. */
 function offer(text, label = "", act = null) {

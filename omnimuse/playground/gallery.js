@@ -1,5 +1,5 @@
 // What was made here before: in memory, and in this browser's IndexedDB so that it is there tomorrow.
-// A record: {id, kind, fields, settings, sources, blob, seed, width, height, lasts, seconds, url}: `fields` is what was
+// A record: {id, kind, fields, settings, sources, mask, blob, seed, width, height, lasts, seconds, url}: `fields` is what was
 // sent, `settings` that and the model's defaults of the day, `url` is of this page's life only.
 
 const MOST = 200;

@@ -21,7 +21,7 @@ function parsed(text) {
   }
 }
 
-/** The jobs of this tab in the order of their turns, the running one first: {key, kind, fields, like, sources}. */
+/** The jobs of this tab in the order of their turns, the running one first: {key, kind, fields, like, sources, mask}. */
 export class Jobs {
   constructor(database) {
     this.database = database;
@@ -31,12 +31,12 @@ export class Jobs {
   /** What was waiting, or running, when this page was left. */
   async load() {
     const kept = parsed(sessionStorage.getItem(JOBS)) ?? [];
-    this.list = await Promise.all(kept.map(async (job) => ({ ...job, left: true, sources: await this.files(job) })));
+    this.list = await Promise.all(kept.map(async (job) => ({ ...job, left: true, ...(await this.files(job)) })));
   }
 
   async add(job) {
     this.list.push(job);
-    if (job.sources.length) await this.change((store) => store.put({ id: job.key, files: job.sources }));
+    if (job.sources.length) await this.change((store) => store.put({ id: job.key, files: job.sources, mask: job.mask }));
     this.keep();
   }
 
@@ -48,13 +48,13 @@ export class Jobs {
 
   keep() {
     if (!this.list.length) return sessionStorage.removeItem(JOBS);
-    const kept = this.list.map(({ sources, left, ...job }) => ({ ...job, files: sources.length }));
+    const kept = this.list.map(({ sources, mask, left, ...job }) => ({ ...job, files: sources.length }));
     sessionStorage.setItem(JOBS, JSON.stringify(kept));
   }
 
   async files({ key, files }) {
-    if (!files) return [];
-    return (await this.database.ask(STORE, "readonly", (store) => store.get(key)))?.files ?? [];
+    const found = files ? await this.database.ask(STORE, "readonly", (store) => store.get(key)) : null;
+    return { sources: found?.files ?? [], mask: found?.mask ?? null };
   }
 
   change(work) {

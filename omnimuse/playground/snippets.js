@@ -8,13 +8,14 @@ const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_K
 const suffix = (fields) => (fields.output_format === "jpeg" ? "jpg" : fields.output_format ?? "png");
 
 /** A shell command that writes the picture or video into a file (more than one picture: the whole answer). */
-export function curl({ kind, fields, sources = [] }) {
+export function curl({ kind, fields, sources = [], mask = null }) {
   const end = isVideo(kind) ? " \\\n  -o video.mp4"
     : isSound(kind) ? ` \\\n  -o sound.${fields.output_format ?? "wav"}` : save(fields);
   if (startsFrom(kind)) {
     const { extra_params: extra = {}, ...plain } = fields;
     const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
     const files = namesOf(sources).map((name) => `${fieldOf(sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
+    if (mask) files.push(`mask=@"${mask.name}"`);
     const parts = [
       ...files.map((text) => ` \\\n  -F ${quoted(text)}`),
       ...named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`),
@@ -40,11 +41,12 @@ function save(fields) {
 const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
 
 /** A Python program for the official client. */
-export function python({ kind, fields, sources = [] }) {
+export function python({ kind, fields, sources = [], mask = null }) {
   if (isSound(kind)) return soundCall(fields);
   const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
+  if (kind === "edit" && mask) lines.unshift(`    mask=${opened([mask])},`);
   if (kind === "edit") lines.unshift(`    image=${opened(sources)},`);
   if (kind === "film") lines.unshift(`    input_reference=${opened(sources.slice(0, 1))},`);
   const last = kind === "film" && sources.length > 1;

@@ -1,6 +1,7 @@
 // The pictures to start from: chosen, dropped, pasted, or taken from the gallery. The file input holds them, so the
-// browser itself says when one is missing.
+// browser itself says when one is missing. Over one picture there may be a brush, for a mask.
 
+import { Brush } from "./brush.js";
 import { byId, h } from "./dom.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp"];
@@ -13,6 +14,8 @@ export class Sources {
     this.restore = restore;
     this.onchange = onchange;
     this.most = 1;
+    this.masks = false;
+    this.brush = null;
     this.size = null;
     this.input = byId("sources");
     this.input.onchange = () => this.show();
@@ -26,29 +29,46 @@ export class Sources {
     return [...this.input.files];
   }
 
-  /** Whether they are asked for now, how many the model takes, and whether they are frames of a video. */
-  ask(wanted, most = 1, frames = false) {
+  /** Which part of the picture is drawn anew, as a file; null where all of it is. */
+  get mask() {
+    return this.brush?.file ?? null;
+  }
+
+  /** Whether they are asked for now, how many the model takes, whether they are frames of a video, and whether a part of
+   *  one can be drawn anew. */
+  ask(wanted, most = 1, { frames = false, masks = false } = {}) {
     byId("sources-field").hidden = !wanted;
     byId("last-hint").hidden = !(frames && most > 1);
     this.input.required = wanted;
     this.input.multiple = most > 1;
     this.most = most;
+    const changed = this.masks !== (wanted && masks);
+    this.masks = wanted && masks;
+    if (changed) this.show();
   }
 
-  use(files) {
+  /** Starts from `files`, with a mask from here if there is one. */
+  async use(files, mask = null) {
     const transfer = new DataTransfer();
     for (const file of files.slice(0, this.most)) transfer.items.add(file);
     this.input.files = transfer.files;
-    return this.show();
+    await this.show();
+    if (mask && this.brush) await this.brush.restore(mask);
   }
 
   async show() {
-    for (const picture of byId("chosen").children) URL.revokeObjectURL(picture.src);
+    for (const picture of byId("chosen").querySelectorAll("img")) URL.revokeObjectURL(picture.src);
+    this.brush = null;
     const pictures = this.files.map((file) => h("img", { src: URL.createObjectURL(file), alt: file.name }));
     byId("chosen").replaceChildren(...pictures);
     // What the browser cannot read, the server may refuse with a reason.
     await pictures[0]?.decode().catch(() => {});
+    if (!pictures.every((picture) => picture.isConnected)) return; // others were chosen meanwhile
     this.size = pictures[0]?.naturalWidth ? `${pictures[0].naturalWidth}x${pictures[0].naturalHeight}` : null;
+    if (this.masks && pictures.length === 1 && this.size) {
+      this.brush = new Brush(pictures[0], this.onchange);
+      byId("chosen").replaceChildren(this.brush.box);
+    }
     this.onchange();
   }
 

@@ -91,11 +91,13 @@ export function showMany(stage, records, choose) {
 }
 
 /** What a record was made with, the model's defaults included, in a few words each. */
-function facts({ kind, settings, seed, width, height, lasts, seconds }) {
+function facts(record) {
+  const { kind, settings, seed, width, height, lasts, seconds } = record;
   const { num_inference_steps: steps, guidance_scale: guidance, num_frames: frames } = settings;
   return [
     isSound(kind) ? `${lasts} s` : `${width} × ${height}`,
     frames > 1 && `${frames} frames`,
+    record.mask && "a part drawn anew",
     settings.strength && startsFrom(kind) && `strength ${settings.strength}`,
     steps && `${steps} steps`,
     (guidance ?? null) !== null && `guidance ${guidance}`,
@@ -111,7 +113,7 @@ function facts({ kind, settings, seed, width, height, lasts, seconds }) {
  *  from. */
 export function showRecord(stage, record, act, starts) {
   const { fields, width, height, kind } = record;
-  const request = { kind, fields: again(record), sources: record.sources };
+  const request = { kind, fields: again(record), sources: record.sources, mask: record.mask };
   fill(stage,
     h("figure", {},
       frame(`${width}x${height}`, isVideo(kind) || isSound(kind) ? view(record, true) : large(record)),

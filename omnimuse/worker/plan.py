@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from base64 import b64decode
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from omnimuse.core.params import DiffusionParams, family_params
-from omnimuse.core.request import Picture, Recording, Request
+from omnimuse.core.request import Picture, Recording, Region, Request
 from omnimuse.core.spec import Spec
 
 
@@ -47,18 +47,28 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     """The request that `dataclasses.asdict` turned into plain values; `spec` gives the family's extension."""
     extra, params, images = fields.pop("extra"), fields.pop("params"), fields.pop("images")
-    sounds = fields.pop("sounds", ())
+    sounds, region = fields.pop("sounds", ()), fields.pop("region", None)
     assert isinstance(extra, dict)
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
     known = {
         "params": DiffusionParams(**params),
         "extra": family_params(spec.extra, extra),
-        "images": tuple(Picture(**{**image, "png": _bytes(image["png"])}) for image in images),
+        "images": tuple(_picture(image) for image in images),
+        "region": _region(region) if region else None,
         "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
         "branches": tuple(cast("list[str]", fields.pop("branches"))),
     }
     return Request(**{**fields, **known})  # type: ignore[arg-type]
+
+
+def _picture(given: Any) -> Picture:
+    return Picture(**{**given, "png": _bytes(given["png"])})
+
+
+def _region(given: Any) -> Region:
+    left, above, right, below = given["pad"]
+    return Region(None if given["mask"] is None else _picture(given["mask"]), (left, above, right, below))
 
 
 def _bytes(given: bytes | str) -> bytes:

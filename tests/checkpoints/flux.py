@@ -13,14 +13,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import FluxImg2ImgPipeline, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import parts
-from tests.checkpoints.wishes import BY_SIZE, EULER, Family, Wish, drawn, of_picture, photo, reference_of
+from tests.checkpoints.wishes import BY_SIZE, EULER, Family, Wish, drawn, halves, of_picture, photo, reference_of
 
 POOLED_WIDTH = 32
 TEXT_WIDTH = 24
@@ -140,7 +146,7 @@ def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) ->
     return results
 
 
-_reference = reference_of(FluxPipeline, FluxImg2ImgPipeline)
+_reference = reference_of(FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
 _KONTEXT = replace(of_picture(4, 3.5, 64, 64, 0), max_sequence_length=24, extra={"auto_resize": False})
 _SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
 
@@ -157,6 +163,13 @@ FAMILIES = (
                 replace(of_picture(3, 2.0, 96, 64, 8), true_cfg_scale=3.0, max_sequence_length=32),
             ),
             Wish("a star", "", replace(of_picture(5, 5.0, 32, 48, 9), true_cfg_scale=1.5, max_sequence_length=24)),
+            Wish(
+                "a heart",
+                None,
+                replace(of_picture(5, 3.0, 64, 48, 11), strength=0.8, max_sequence_length=24),
+                photo(50, 70),
+                mask=halves(50, 70),
+            ),
             Wish(
                 "a cross",
                 "grey",

@@ -13,6 +13,7 @@ from pathlib import Path
 from diffusers import (
     AutoencoderKLQwenImage,
     QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
@@ -21,7 +22,7 @@ from transformers import Qwen2Tokenizer
 
 from omnimuse.models.qwen_image.pipeline import AFTER, BEFORE
 from tests.checkpoints import parts
-from tests.checkpoints.wishes import EULER, Family, Wish, of_true_guidance, photo, reference_of
+from tests.checkpoints.wishes import EULER, Family, Wish, halves, of_true_guidance, photo, reference_of
 
 TEXT_WIDTH = 64
 SHIFT = {
@@ -91,7 +92,7 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Te
     return [picture[:, 0] if picture.ndim == 4 else picture for picture in pictures]
 
 
-_reference = reference_of(QwenImagePipeline, QwenImageImg2ImgPipeline)
+_reference = reference_of(QwenImagePipeline, QwenImageImg2ImgPipeline, QwenImageInpaintPipeline)
 
 
 FAMILIES = (
@@ -102,6 +103,14 @@ FAMILIES = (
             Wish("a red circle", "blurry, grey", of_true_guidance(4.0, 4, 64, 64, 7)),
             Wish("Two squares, and a long story about them. " * 9, None, of_true_guidance(2.5, 3, 96, 64, 8)),
             Wish("a star", None, replace(of_true_guidance(1.0, 5, 32, 48, 9), max_sequence_length=1024)),
+            Wish(
+                "a heart",
+                "grey",
+                replace(of_true_guidance(2.0, 5, 64, 48, 11), strength=0.8),
+                photo(50, 40),
+                mask=halves(50, 40),
+                pad=(0, 20, 0, 10),
+            ),
             Wish("a cross", "", replace(of_true_guidance(3.0, 6, 48, 64, 10), strength=0.5), photo(50, 70)),
         ),
         reference=reference,

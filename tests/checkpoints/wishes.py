@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Recording
-from omnimuse.media.picture import picture_of
+from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.media.recording import recording_of
 
 
@@ -28,7 +28,7 @@ class Wish:
     from.
 
     Of a video that picture is the first frame, and `last` may be its last. `others` are further pictures that a model
-    is shown.
+    is shown. Where `mask` is white, and in the margins `pad`, the picture is drawn anew.
     """
 
     prompt: str
@@ -38,6 +38,8 @@ class Wish:
     last: Image.Image | None = None
     sound: Recording | None = None
     others: tuple[Image.Image, ...] = ()
+    mask: Image.Image | None = None
+    pad: tuple[int, int, int, int] | None = None
 
     @property
     def images(self) -> list[Image.Image]:
@@ -50,7 +52,23 @@ class Wish:
         images = [picture_of(image) for image in self.images]
         pictures = {"images": images} if images else {}
         sounds = {} if self.sound is None else {"sounds": [self.sound]}
-        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **sounds}
+        mask = {} if self.mask is None else {"mask": mask_of(self.mask)}
+        pad = {} if self.pad is None else {"pad": list(self.pad)}
+        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **mask, **pad, **sounds}
+
+    @property
+    def filled(self) -> dict[str, Image.Image]:
+        """The picture and its mask as a reference pipeline takes them, with the margins."""
+        if self.image is None or (self.mask is None and self.pad is None):
+            return {} if self.image is None else {"image": self.image}
+        left, above, right, below = self.pad or (0, 0, 0, 0)
+        around = ((above, below), (left, right))
+        inside = np.zeros((self.image.height, self.image.width), np.uint8) if self.mask is None else np.array(self.mask)
+        mask = Image.fromarray(np.pad(inside, around, constant_values=255))
+        return {
+            "image": Image.fromarray(np.pad(np.array(self.image), (*around, (0, 0)), mode="edge")),
+            "mask_image": mask,
+        }
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -58,6 +76,14 @@ def photo(width: int, height: int) -> Image.Image:
     generator = torch.Generator().manual_seed(width * 1000 + height)
     small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(small.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """A mask: white on the right, black on the left, with a slope between and a hole."""
+    row = np.clip((np.arange(width) / width - 0.35) * 600, 0, 255).astype(np.uint8)
+    mask = np.tile(row, (height, 1))
+    mask[height // 2 :, width // 2 : width * 3 // 4] = 0
+    return Image.fromarray(mask)
 
 
 def chord(rate: int, seconds: float, channels: int) -> Recording:
@@ -107,7 +133,7 @@ def drawn(pipe: Any, wish: Wish, output_type: str, **besides: Any) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     takes = inspect.signature(pipe.__call__).parameters
     params = asdict(wish.params)
-    asked = {"prompt": wish.prompt, "negative_prompt": wish.negative, "image": wish.image, **params}
+    asked = {"prompt": wish.prompt, "negative_prompt": wish.negative, **wish.filled, **params}
     asked |= dict(wish.params.extra or {})  # type: ignore[call-overload]
     assert wish.params.seed is not None
     given = {name: value for name, value in asked.items() if name in takes and value is not None}
@@ -119,16 +145,20 @@ def drawn(pipe: Any, wish: Wish, output_type: str, **besides: Any) -> Tensor:
     return pipe._unpack_latents(picture[None], height, width, pipe.vae_scale_factor)[0]
 
 
-def reference_of(text: Any, changing: Any = None, absent: Sequence[str] = (), **besides: Any) -> Reference:
-    """By the pipeline class `text`, or by `changing`, of the same components, where a wish has a picture.
+def reference_of(
+    text: Any, changing: Any = None, keeping: Any = None, absent: Sequence[str] = (), **besides: Any
+) -> Reference:
+    """By the pipeline class `text`, or of the same components by `changing` where a wish has a picture, by `keeping`
+    where a part of that is drawn anew.
 
     `absent` are components that the checkpoint does not have; `besides` goes to every call.
     """
 
     def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
         pipe = text.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(absent))
-        pipes = {True: pipe if changing is None else changing.from_pipe(pipe), False: pipe}
-        return [drawn(pipes[wish.image is not None], wish, output_type, **besides) for wish in wishes]
+        kinds = [text if not wish.filled else changing if len(wish.filled) == 1 else keeping for wish in wishes]
+        pipes = {kind: pipe if kind in (None, text) else kind.from_pipe(pipe) for kind in set(kinds)}
+        return [drawn(pipes[kind], wish, output_type, **besides) for kind, wish in zip(kinds, wishes, strict=True)]
 
     return reference
 

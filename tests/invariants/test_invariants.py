@@ -13,12 +13,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, HostConfig, ScheduleConfig
 from omnimuse.core.machine import cores
 from omnimuse.core.output import Event, Failed, Preview, Progress
+from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
+from omnimuse.media.picture import mask_of
 from omnimuse.models import TABLE
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
@@ -259,6 +262,40 @@ def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, engine_w
     singles = run(engine, *(with_params(ask, seed=seed + i) for i in range(3)))
     for one, single in zip(many, singles, strict=True):
         assert torch.equal(one, single[0])
+
+
+@pytest.mark.filterwarnings(  # diffusers' own, of a scheduler
+    "ignore:__array__ implementation:DeprecationWarning", "ignore:__array_wrap__:DeprecationWarning"
+)
+def test_a_mask_of_everything_is_no_mask_and_outside_of_one_the_picture_comes_back(
+    subject: Subject, shared: Engine
+) -> None:
+    wishes = [index for index, wish in enumerate(subject.family.wishes) if wish.image is not None]
+    if not (shared.door.masks and wishes) or shared.door.spec.fills:
+        pytest.skip("this family draws whole pictures, or its network decides what becomes of the rest")
+    ask = subject.ask(wishes[-1])
+    assert isinstance(ask.prompt, dict)
+    assert "mask" not in ask.prompt
+    size = ask.prompt["images"][0].width, ask.prompt["images"][0].height
+
+    def masked(shade: str, width: int = 0, **choices: object) -> Ask:
+        mask = Image.new("L", size, "black")
+        mask.paste(shade, (0, 0, width or size[0], size[1]))
+        assert isinstance(ask.prompt, dict)
+        return with_params(replace(ask, prompt={**ask.prompt, "mask": mask_of(mask)}), **choices)
+
+    plain, whole, none, part = run(shared, ask, masked("white"), masked("black"), masked("white", size[0] // 2))
+    assert close(whole, plain)
+    for scheduler in ("euler", "heun", "unipc", "dpm++"):
+        again, half = run(
+            shared,
+            masked("black", num_inference_steps=3, strength=1.0, scheduler=scheduler),
+            masked("white", size[0] // 2, scheduler=scheduler),
+        )
+        assert torch.equal(none, again), "whatever would have been drawn"
+        assert torch.equal(half[..., -1], none[..., -1]), "what is kept is the picture's own"
+    assert torch.equal(part[..., -1], none[..., -1])
+    assert not close(part[..., 0], none[..., 0], 1e-2)
 
 
 def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) -> None:

@@ -327,12 +327,28 @@ def test_uploads_are_refused_where_a_model_works_from_text_only(door: Door) -> N
     assert caught.value.code == "unknown_parameter"
     with pytest.raises(ApiError, match="no upload") as caught:
         read({"prompt": "x"}, "edit", door, form=True, files=["prompt"])
-    wanted = read({"prompt": "x"}, "edit", able, form=True, files=["image", "reference_image"])
-    assert wanted.files == ("image", "reference_image")
+    assert read({"prompt": "x"}, "edit", able, form=True, files=["image", "reference_image"]).prompt == "x"
+
+
+def test_a_part_of_a_picture_is_told_by_a_mask_or_margins_where_the_model_can_draw_one(door: Door) -> None:
+    able = replace(door, limits=replace(door.limits, flow=True, max_images=1))
+    whole = replace(able, limits=replace(able.limits, flow=False))
+    assert able.masks and not whole.masks
     for mask in ("mask", "mask_image"):
+        assert read({"prompt": "x"}, "edit", able, form=True, files=["image", mask]).names["mask"] == mask
         with pytest.raises(ApiError, match="describe what changes") as caught:
-            read({"prompt": "x"}, "edit", able, form=True, files=["image", mask])
+            read({"prompt": "x"}, "edit", whole, form=True, files=["image", mask])
         assert (caught.value.code, caught.value.param) == ("unsupported_parameter", mask)
+    assert read({"prompt": "x", "mask": {"image_url": "data:,"}}, "edit", able).part.mask_urls == ("data:,",)
+    assert read({"prompt": "x", "pad": "64, 0,64,0"}, "edit", able, form=True).part.pad == (64, 0, 64, 0)
+    assert read({"prompt": "x", "pad": [1, 2, 3, 4]}, "edit", able).part.pad == (1, 2, 3, 4)
+    for wrong in ("64", "a,b,c,d", [1, 2, 3], [1, 2, 3, 4.5], 7):
+        with pytest.raises(ApiError) as caught:
+            read({"prompt": "x", "pad": wrong}, "edit", able)
+        assert (caught.value.code, caught.value.param) == ("invalid_value", "pad")
+    with pytest.raises(ApiError, match="describe what changes") as caught:
+        read({"prompt": "x", "pad": "64,0,64,0"}, "edit", whole, form=True)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "pad")
 
 
 def test_an_edit_may_name_addresses_and_how_much_is_drawn_anew(door: Door) -> None:

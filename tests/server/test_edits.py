@@ -24,6 +24,7 @@ from PIL import Image
 
 from omnimuse.cli.serve import add_options, run
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.request import Region
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.sandbox import Question, Sandbox
 from omnimuse.server.http.uploads import Uploads
@@ -59,6 +60,19 @@ def error(answer: httpx2.Response) -> tuple[int, str, str]:
     return answer.status_code, told["code"], told["param"]
 
 
+def hole(width: int, height: int, kind: str = "PNG") -> bytes:
+    """A mask of OpenAI's kind: clear on its right half, opaque and of any colour elsewhere."""
+    mask = noise(width, height).convert("RGBA")
+    mask.paste((9, 9, 9, 0), (width // 2, 0, width, height))
+    return encoded(mask, kind)
+
+
+def right_half(width: int, height: int) -> np.ndarray:
+    shades = np.zeros((height, width, 3), np.uint8)
+    shades[:, width // 2 :] = 255
+    return shades
+
+
 # -- what is drawn ---------------------------------------------------------------------------------------------------
 
 
@@ -81,6 +95,55 @@ def test_the_official_client_edits_a_picture(server: Running) -> None:
     assert (request.prompt, request.params.strength, request.outputs) == ("a star", 0.3, 2)
     [given] = request.images
     assert np.array_equal(pixels_of(given), np.asarray(picture))
+
+
+def test_the_official_client_s_mask_says_where_a_picture_is_drawn_anew(server: Running) -> None:
+    with server.client() as client:
+        client.images.edit(model=MODEL, image=TEAL, mask=hole(96, 48), prompt="a star")
+    region = server.workers.started[-1].region
+    assert region is not None and region.mask is not None
+    assert np.array_equal(pixels_of(region.mask), right_half(96, 48))
+    assert region.pad == (0, 0, 0, 0)
+
+
+def test_a_mask_may_come_by_other_names_in_json_and_as_white_on_black(server: Running) -> None:
+    white = encoded(Image.fromarray(right_half(96, 48)), "PNG")
+    in_json = {
+        "prompt": "a star",
+        "image": {"image_url": f"data:image/png;base64,{base64.b64encode(TEAL).decode()}"},
+        "mask": {"image_url": f"data:image/png;base64,{base64.b64encode(white).decode()}"},
+    }
+    files = [("image", ("a", TEAL)), ("mask_image", ("b", white)), ("prompt", (None, b"a star"))]
+    for sent in ({"json": in_json}, {"files": files}):
+        assert httpx2.post(f"{server.url}{PATH}", timeout=60, **sent).status_code == 200  # type: ignore[arg-type]
+        region = server.workers.started[-1].region
+        assert region is not None and region.mask is not None
+        assert np.array_equal(pixels_of(region.mask), right_half(96, 48))
+
+
+def test_a_picture_goes_on_beyond_its_edges_and_the_answer_has_the_proportions_of_all(server: Running) -> None:
+    answer = post(server, TEAL, pad="0,24,0,24").json()
+    assert answer["size"] == "128x128"
+    request = server.workers.started[-1]
+    assert (request.region, request.params.strength) == (Region(pad=(0, 24, 0, 24)), 1.0)
+
+
+def test_a_mask_that_cannot_be_followed_is_refused_with_the_reason(server: Running) -> None:
+    def sent(*masks: tuple[str, bytes], **fields: str) -> tuple[int, str, str]:
+        files = [("image", ("a", TEAL)), *((name, ("m", mask)) for name, mask in masks)]
+        parts = [(name, (None, text.encode())) for name, text in {"prompt": "a star", **fields}.items()]
+        return error(httpx2.post(f"{server.url}{PATH}", files=[*files, *parts], timeout=60))
+
+    before = len(server.workers.started)
+    assert sent(("mask", hole(48, 96))) == (400, "invalid_value", "mask")
+    assert sent(("mask_image", hole(48, 96))) == (400, "invalid_value", "mask_image")
+    assert sent(("mask", hole(96, 48)), ("mask_image", hole(96, 48))) == (400, "conflicting_parameters", "mask_image")
+    assert sent(("mask", b"no picture")) == (400, "invalid_image", "mask")
+    assert sent(("mask", BOMB)) == (400, "image_too_large", "mask")
+    assert sent(pad="0,49,0,0") == (400, "invalid_value", "pad")
+    assert sent(pad="0,0,0,0") == (400, "invalid_value", "pad")
+    assert sent(pad="wide") == (400, "invalid_value", "pad")
+    assert len(server.workers.started) == before
 
 
 def test_strength_and_size_have_defaults_that_can_be_chosen_otherwise(server: Running) -> None:
@@ -137,7 +200,10 @@ def test_a_background_edit_outlives_its_server_with_its_picture(tmp_path: Path) 
     picture = noise(40, 40)
     with picture_server(tmp_path) as server:
         server.workers.pace = 0.2
-        job = post(server, encoded(picture, "PNG"), background="true", seed="4").json()
+        sent = [("image", ("a", encoded(picture, "PNG"))), ("mask", ("b", hole(40, 40)))]
+        fields = {"prompt": "a star", "background": "true", "seed": "4", "pad": "0,0,8,0"}
+        parts = [(name, (None, text.encode())) for name, text in fields.items()]
+        job = httpx2.post(f"{server.url}{PATH}", files=[*sent, *parts], timeout=60).json()
         assert job["status"] in ("queued", "in_progress")
     assert b"iVBORw0KGgo" in (tmp_path / "jobs.sqlite").read_bytes()
     with picture_server(tmp_path) as server:
@@ -148,6 +214,9 @@ def test_a_background_edit_outlives_its_server_with_its_picture(tmp_path: Path) 
         assert done["result"]["data"][0]["seed"] == 4
         [request] = server.workers.started
         assert np.array_equal(pixels_of(request.images[0]), np.asarray(picture))
+        assert request.region is not None and request.region.mask is not None
+        assert np.array_equal(pixels_of(request.region.mask), right_half(40, 40))
+        assert request.region.pad == (0, 0, 8, 0)
         assert httpx2.delete(url).status_code == 200
     assert b"iVBORw0KGgo" not in (tmp_path / "jobs.sqlite").read_bytes(), "a deleted job takes its picture along"
 
@@ -236,7 +305,6 @@ def test_what_an_edit_cannot_honour_is_refused_with_the_reason(server: Running) 
     before = len(server.workers.started)
     with server.client() as client:
         for extra, param, said in (
-            ({"mask": TEAL}, "mask", "describe what changes"),
             ({"input_fidelity": "high"}, "input_fidelity", "strength"),
             ({"background": "transparent"}, "background", "opaque"),
         ):

@@ -121,6 +121,7 @@ class FakeApi:
     watched: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
     sources: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     jobs: set[str] = field(default_factory=set)
     gone: threading.Event = field(default_factory=threading.Event)
@@ -165,6 +166,10 @@ class FakeApi:
             for source in form.getlist(name):
                 assert not isinstance(source, str)
                 self.note(source.filename or "", await source.read())
+        if (mask := form.get("mask")) is not None:
+            assert not isinstance(mask, str)
+            with Image.open(io.BytesIO(await mask.read())) as image:
+                self.masks.append(np.asarray(image.convert("RGBA"))[..., 3])  # [H, W], 0 where it is drawn anew
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
         if url := fields.get("last_image[image_url]"):
             self.note("last", base64.b64decode(url.split(",")[1]))
@@ -551,9 +556,9 @@ def test_a_key_is_asked_for_only_when_the_server_wants_one(page: Any, site: Runn
     assert "sesame" not in page.evaluate("navigator.clipboard.readText()")
 
 
-def editing(page: Any, site: Running) -> None:
+def editing(page: Any, site: Running, **able: bool) -> None:
     """The page of a model that takes pictures, asking for one."""
-    site.api.capabilities = EDITS
+    site.api.capabilities = EDITS | able
     page.reload()
     page.get_by_label("Make", exact=True).select_option("edit")
 
@@ -580,6 +585,45 @@ def test_a_family_that_edits_takes_a_picture_and_a_strength(page: Any, site: Run
     assert site.api.sources[1] == site.api.sources[0] and site.api.asked[1]["strength"] == "0.35"
     page.get_by_label("Make", exact=True).select_option("image")
     assert page.get_by_label("Strength").count() == 0 and page.locator("#sources").is_hidden()
+
+
+@browser_only
+def test_what_is_painted_over_a_picture_is_its_mask_which_comes_along_when_it_is_drawn_again(
+    page: Any, site: Running, tmp_path: Path
+) -> None:
+    editing(page, site, masks=True)
+    Image.new("RGB", (96, 48), "green").save(tmp_path / "start.png")
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / "start.png")
+    canvas = page.get_by_label("Paint over what is to be drawn anew")
+    draw(page, "without paint")
+    expect_picture(page)
+    assert site.api.masks == []
+    box = canvas.bounding_box()
+    for share in (0.75, 0.95):
+        page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
+        page.mouse.down()
+    page.mouse.up()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    [mask] = site.api.masks
+    assert mask.shape == (48, 96), "of the picture's own size"
+    assert (mask[:, :64] == 255).all() and (mask[24, 72:91] == 0).all() and mask[2, 80] == 255
+    assert "a part drawn anew" in page.locator("figcaption").inner_text()
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(3)
+    assert np.array_equal(site.api.masks[1], mask)
+    page.reload()
+    page.get_by_role("button", name="Use settings").click()
+    playwright.expect(page.get_by_role("button", name="Start over")).to_be_enabled()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save mask").click()
+    with Image.open(saved.value.path()) as image:
+        assert saved.value.suggested_filename == "mask.png" and image.size == (96, 48)
+        assert np.array_equal(np.asarray(image)[..., 3] < 128, mask < 128)
+    page.get_by_role("button", name="Start over").click()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(4)
+    assert len(site.api.masks) == 2
 
 
 @browser_only
@@ -662,6 +706,29 @@ def test_the_copied_code_of_an_edit_works_as_pasted(page: Any, site: Running, tm
         page.get_by_text("Copied").wait_for(state="hidden")
     assert [size for _, size in site.api.sources] == [(96, 48)] * 2
     assert all(asked["prompt"] == "a $ring" and float(asked["strength"]) == 0.6 for asked in site.api.asked)
+
+
+@browser_only
+def test_the_copied_code_of_a_part_drawn_anew_sends_the_mask(page: Any, site: Running, tmp_path: Path) -> None:
+    editing(page, site, masks=True)
+    Image.new("RGB", (96, 48)).save(tmp_path / "start.png")
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / "start.png")
+    page.get_by_label("Paint over what is to be drawn anew").click()
+    page.get_by_label("Prompt", exact=True).fill("a ring")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save mask").click()
+    saved.value.save_as(tmp_path / "mask.png")
+    for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("button", name=f"Copy as {kind}").click()
+        page.get_by_text("Copied").wait_for()
+        text = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(
+            [*program, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr + text
+        page.get_by_text("Copied").wait_for(state="hidden")
+    first, second = site.api.masks
+    assert np.array_equal(first, second) and first[24, 48] == 0
 
 
 @browser_only

@@ -17,7 +17,7 @@ from omnimuse.core.request import Picture, Recording
 from omnimuse.core.spec import Limits
 from omnimuse.deploy.wire import MAX_MESSAGE
 from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
-from omnimuse.media.foreign import PictureError, PictureLimits, read_picture
+from omnimuse.media.foreign import Meaning, PictureError, PictureLimits, read_picture
 from omnimuse.media.foreign_sound import RecordingLimits, SoundError, read_recording
 from omnimuse.media.sandbox import Sandbox
 from omnimuse.server.errors import ApiError, refusal
@@ -83,6 +83,14 @@ class Uploads:
             hold(self._rules.max_bytes)
         return tuple([await self._read(source, tenant) for source in sources])
 
+    async def read_mask(
+        self, source: Source, tenant: str = "", hold: Callable[[int], None] = lambda size: None
+    ) -> Picture:
+        """The mask in `source`; as `read`."""
+        if _is_elsewhere(source):
+            hold(self._rules.max_bytes)
+        return await self._read(source, tenant, "mask")
+
     async def read_sounds(self, sources: Sequence[Source], most: int, tenant: str = "") -> tuple[Recording, ...]:
         """The sounds of `sources`, at most `most`, of each as much as the model can use; as `read`."""
         if len(sources) > most:
@@ -104,9 +112,9 @@ class Uploads:
         """End the process that is kept ready for the next picture."""
         await self._sandbox.close()
 
-    async def _read(self, source: Source, tenant: str) -> Picture:
+    async def _read(self, source: Source, tenant: str, work: Meaning = "picture") -> Picture:
         try:
-            return await read_picture(self._sandbox, await self._content(source), self._limits, tenant)
+            return await read_picture(self._sandbox, await self._content(source), self._limits, tenant, work)
         except (PictureError, FetchError) as error:
             raise _refused(error, source.name) from None
 

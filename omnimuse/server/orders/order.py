@@ -70,7 +70,12 @@ class Admitted:
 
 
 def place_order(
-    service: Service, wanted: Wanted, http: HttpRequest, task: str, pictures: Sequence[Picture] = ()
+    service: Service,
+    wanted: Wanted,
+    http: HttpRequest,
+    task: str,
+    pictures: Sequence[Picture] = (),
+    mask: Picture | None = None,
 ) -> Order:
     """The order for `wanted`, checked against the model. ApiError 404 for another model, RequestError for the rest.
 
@@ -78,7 +83,7 @@ def place_order(
     """
     check_model(service, wanted.model)
     wanted = settled(wanted, service.door)
-    request = to_request(wanted, service.door, tenant=http.state.tenant, pictures=pictures)
+    request = to_request(wanted, service.door, tenant=http.state.tenant, pictures=pictures, mask=mask)
     period = preview_period(request.steps, wanted.delivery.partial_images)
     request = replace(request, previews=period)
     wanted = doubted(service, wanted, request)
@@ -128,6 +133,17 @@ async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[S
     gate.check_room(http.state.tenant)
     most, lease = service.door.limits.max_images, http.state.lease
     return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant, lease.add))
+
+
+async def read_mask(service: Service, http: HttpRequest, sources: Sequence[Source]) -> Picture | None:
+    """The mask that came with a request, decoded; ApiError 400 for two. After `read_pictures`."""
+    if len(sources) > 1:
+        message = f"{sources[0].name} and {sources[1].name} are both a mask; leave one of them out"
+        raise refusal("conflicting_parameters", message, sources[1].name)
+    if not sources:
+        return None
+    reading = service.uploads.read_mask(sources[0], http.state.tenant, http.state.lease.add)
+    return await cancel_on_disconnect(http, reading)
 
 
 async def read_sounds(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Recording, ...]:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, computed_field
 
 class Bounds(BaseModel):
     """How much a model can be asked for. Sizes in pixels; from `min_images` to `max_images` pictures with a prompt, at
-    most `max_sounds` sounds. Sound has `sample_rate` samples a second, at most `max_seconds` (0: no bound is known).
+    most `max_sounds` sounds. If it `masks`, it can draw a part of a picture anew; if it `fills`, it does nothing else.
+    Sound has `sample_rate` samples a second, at most `max_seconds` (0: no bound is known).
     """
 
     size_multiple: int
@@ -20,6 +21,8 @@ class Bounds(BaseModel):
     max_prompt: int
     min_images: int
     max_images: int
+    masks: bool = False
+    fills: bool = False
     max_outputs: int
     max_sounds: int = 0
     max_seconds: float = 0.0

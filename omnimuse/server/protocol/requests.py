@@ -22,6 +22,7 @@ _TYPES: dict[str, Any] = {
     "list": list[Any],
     "file": bytes,
     "picture": bytes | str | dict[str, str] | list[str | dict[str, str]],
+    "margins": str | list[int],
     "seed": int,
 }
 _REQUIRED = frozenset({"prompt", "messages"})

@@ -37,6 +37,7 @@ from omnimuse.server.orders.order import (
     finished,
     opened,
     place_order,
+    read_mask,
     read_pictures,
     taken,
 )
@@ -46,9 +47,12 @@ from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of, look_of
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.answers import Events, Made, response
+from omnimuse.server.translate.fields import TABLE
 
 TASK, EDIT = "text-to-image", "image-to-image"
 EDITS = "/v1/images/edits"
+MASKS = frozenset(field.name for field in TABLE["edit"] if field.target == "mask")
+"""The names that a mask may have."""
 OPERATIONS = (
     Operation(
         "POST",
@@ -60,7 +64,8 @@ OPERATIONS = (
     Operation(
         "POST",
         EDITS,
-        "Draw pictures anew from pictures, as far as `strength` says; refused for models that work from text only.",
+        "Draw pictures anew from pictures, as far as `strength` says and where a mask says so; refused for models that "
+        "work from text only.",
         body=protocol.ImageEditRequest,
         form=True,
         responses={200: protocol.ImagesResponse},
@@ -117,12 +122,16 @@ async def _read_edit(service: Service, request: Request) -> tuple[Order, Idempot
     fields, uploads = await read_any(request)
     wanted = read(fields, "edit", service.door, form=is_form(request), files=uploads)
     check_model(service, wanted.model)
-    sources = uploaded(uploads, wanted.urls, wanted.names.get("urls", "url"))
+    masks = {name: parts for name, parts in uploads.items() if name.partition("[")[0] in MASKS}
+    pictures_sent = {name: parts for name, parts in uploads.items() if name not in masks}
+    sources = uploaded(pictures_sent, wanted.urls, wanted.names.get("urls", "url"))
     if not sources:
         raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
     check_task(service, EDIT)
     pictures = await read_pictures(service, request, sources)
-    order = place_order(service, replace(wanted, urls=()), request, EDIT, pictures)
+    mask = await read_mask(service, request, uploaded(masks, wanted.part.mask_urls, wanted.names.get("mask", "mask")))
+    wanted = replace(wanted, urls=(), part=replace(wanted.part, mask_urls=()))
+    order = place_order(service, wanted, request, EDIT, pictures, mask)
     return order, await idempotency_of(request, fields, uploads)
 
 

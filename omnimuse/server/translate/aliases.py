@@ -79,6 +79,14 @@ class Talk:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which part of a picture is drawn anew: where its mask is, if it came as an address, and the margins around it."""
+
+    mask_urls: tuple[str, ...] = ()
+    pad: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A request in our words; `names` says what the client called each of our parameters. Times in seconds.
 
@@ -94,7 +102,7 @@ class Wanted:
     seconds: float | None = None
     model: str | None = None
     talk: Talk = Talk()
-    files: tuple[str, ...] = ()
+    part: Part = Part()
     urls: tuple[str, ...] = ()
     last_urls: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
@@ -142,14 +150,18 @@ def read(
                 raise refusal("unsupported_parameter", f"{name} is not supported: {entry.note}", name)
             continue
         _take(entry, read_value(entry, value, name, form), name, found)
-    uploads = tuple(_upload(name, known, kind, door) for name in files)
+    for name in files:
+        if known[wire := _upload(name, known, kind, door)].target == "mask":
+            found.names.setdefault("mask", wire)
     for target in {"urls", "last_urls"} & found.values.keys():
         _check_takes_pictures(found.names[target], kind, door)
+    for target in {"mask", "pad"} & found.values.keys():
+        _check_draws_parts(found.names[target], door)
     _refuse_unhonoured(found, door)
     if kind != "chat":
         _check_prompt(found)
     found.values.setdefault("format", USUAL[kind])
-    return _wanted(found, door, uploads, form)
+    return _wanted(found, door, form)
 
 
 def _flat(given: Mapping[str, Any], known: Mapping[str, Field], form: bool) -> Iterator[tuple[str, str, Any]]:
@@ -221,8 +233,16 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
             why = "this model starts from no sound; leave it out"
             raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
         return wire
+    if entry.target == "mask":
+        _check_draws_parts(name, door)
     _check_takes_pictures(name, kind, door)
     return wire
+
+
+def _check_draws_parts(name: str, door: Door) -> None:
+    if not door.masks:
+        why = "this model cannot draw a part of a picture anew; leave it out, and describe what changes"
+        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
 
 
 def _check_takes_pictures(name: str, kind: Kind, door: Door) -> None:
@@ -269,7 +289,7 @@ def _check_prompt(found: _Found) -> None:
         raise refusal("invalid_value", "prompt is empty; say what to make", "prompt")
 
 
-def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> Wanted:
+def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
     values, names = found.values, found.names
     _spend(found, door)
     _check_delivery(found)
@@ -288,7 +308,7 @@ def _wanted(found: _Found, door: Door, uploads: tuple[str, ...], form: bool) -> 
         seconds=values.get("length"),
         model=None if values.get("model") in ANY_MODEL else values.get("model"),
         talk=Talk(values.get("messages"), values.get("modalities")),
-        files=uploads,
+        part=Part(values.get("mask", ()), values.get("pad")),
         urls=values.get("urls", ()),
         last_urls=values.get("last_urls", ()),
         names=names,

@@ -29,17 +29,22 @@ def to_request(
     previews: int = 0,
     pictures: Sequence[Picture] = (),
     sounds: Sequence[Recording] = (),
+    mask: Picture | None = None,
 ) -> Request:
     """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
 
-    `pictures` and `sounds` are those that came with it. `previews` asks for a look every so many steps. The deadline is
-    `timeout_s` from now on the monotonic clock.
+    `pictures`, their `mask` and `sounds` are those that came with it. `previews` asks for a look every so many steps.
+    The deadline is `timeout_s` from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
     if pictures:
         prompt["images"] = tuple(pictures)
     if sounds:
         prompt["sounds"] = tuple(sounds)
+    if mask is not None:
+        prompt["mask"] = mask
+    if wanted.part.pad is not None:
+        prompt["pad"] = wanted.part.pad
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
     ask = Ask(prompt, settled(wanted, door).params, timeout=wanted.timeout, tenant=tenant, previews=previews)

@@ -15,9 +15,10 @@ from omnimuse.core.request import MAX_PROMPT
 
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls", "picture", "seed",
+    "urls", "picture", "margins", "seed",
 ]  # fmt: skip
-"""What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is."""
+"""What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is, "margins" four
+whole numbers."""
 
 Kind = Literal["image", "edit", "video", "audio", "chat"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions."""
@@ -189,7 +190,7 @@ IMAGE: tuple[Field, ...] = (
     *_refused("it concerns input pictures", "infer_align_image_size"),
 )
 
-_INPUT_NAMES = ("image", "images", "mask", "mask_image", "markup", "reference_image", "input_fidelity", "url")
+_INPUT_NAMES = ("image", "images", "mask", "mask_image", "pad", "markup", "reference_image", "input_fidelity", "url")
 
 TABLE: Mapping[Kind, tuple[Field, ...]] = {
     "image": (*IMAGE, *_refused(_TEXT_ONLY, *_INPUT_NAMES)),
@@ -201,7 +202,20 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("images", "picture", "urls", 'as `image`, in JSON: [{"image_url": "data:..."}]'),
         Field("reference_image", "picture", "urls", "another picture to look at (VO)"),
         Field("url", "urls", "urls", "the picture as a data: URL, or as an address of a host that is allowed (VO)"),
-        *_refused("no model here confines its changes to a mask; describe what changes", "mask", "mask_image"),
+        Field(
+            "mask",
+            "picture",
+            "mask",
+            "what is drawn anew of the first picture, whose size it has: where it is transparent or, without that, "
+            "white; the rest is kept",
+        ),
+        Field("mask_image", "picture", "mask", "as `mask` (VO)"),
+        Field(
+            "pad",
+            "margins",
+            "pad",
+            "draw on beyond the edges of the first picture, by so many of its pixels: left, above, right, below (ours)",
+        ),
         *_refused("no model here reads it", "markup"),
         *_refused(_KEEPS, "input_fidelity", neutral=("low",)),
     ),

@@ -205,6 +205,14 @@ def _place(given: Any) -> str | None:
     return given if isinstance(given, str) and ":" in given[:10] else None
 
 
+def _margins(field: Field, value: Any, name: str, form: bool) -> tuple[int, ...]:
+    """Four whole numbers, in a list or as text with commas between them."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or len(parts) != 4:
+        raise _bad(name, value, 'four whole numbers: left, above, right, below, such as "64,0,64,0"')
+    return tuple(_whole(field, part, name, form or isinstance(value, str)) for part in parts)
+
+
 def _file(field: Field, value: Any, name: str, form: bool) -> str:
     raise _bad(name, value, "a multipart upload")
 
@@ -224,5 +232,6 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "file": _file,
     "urls": _urls,
     "picture": _picture,
+    "margins": _margins,
     "seed": _seed,
 }

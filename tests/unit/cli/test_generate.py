@@ -438,3 +438,29 @@ def test_an_interrupt_waits_until_a_file_and_what_is_told_of_it_are_whole() -> N
     assert done == ["whole"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+# -- a part of a picture -------------------------------------------------------------------------------------------
+
+
+def test_a_mask_and_margins_go_to_every_prompt_and_into_the_settings_of_what_is_drawn(tmp_path: Path) -> None:
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "p.png")
+    Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0)).save(tmp_path / "m.png")
+    words = ["a", "b", "--image", f"{tmp_path}/p.png", "--mask", f"{tmp_path}/m.png", "--pad", "1, 2,3,4"]
+    assert drawn(job([*words, "-o", f"{tmp_path}/out.png"])).code == 0
+    settings = read_settings(tmp_path / "out-001.png")
+    mask = job(words).prompts[1]["mask"]
+    assert (settings["mask"], settings["pad"]) == (mask.digest, [1, 2, 3, 4])
+    with pytest.raises(RequestError, match=r"was drawn from a picture"):
+        job(["--from", f"{tmp_path}/out-001.png"])
+    again = ["--from", f"{tmp_path}/out-001.png", "--image", f"{tmp_path}/p.png"]
+    with pytest.raises(RequestError, match="was drawn with a mask, which is not in it; give it with --mask"):
+        job(again)
+    [prompt] = job([*again, "--mask", f"{tmp_path}/m.png"]).prompts
+    assert (prompt["mask"], prompt["pad"]) == (mask, [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("pad", ["64", "1,2,3", "1,2,3,x", "-1,0,0,0", "1.5,0,0,0"])
+def test_margins_that_are_no_four_numbers_are_refused(pad: str) -> None:
+    with pytest.raises(RequestError, match=r"is not LEFT,TOP,RIGHT,BOTTOM in pixels; write it like 64,0,64,0"):
+        job(["a", f"--pad={pad}"])

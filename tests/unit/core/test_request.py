@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
-from omnimuse.core.request import Ask, Door, Picture
+from omnimuse.core.request import Ask, Door, Picture, Region
+from omnimuse.deploy.wire import pack, unpack
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.worker.plan import TickPlan, decode, encode
 from tests.fakes import SPEC, FakePipeline, ask, context
@@ -305,3 +307,67 @@ def test_seeds_have_64_bits_and_the_last_output_s_must_fit_too() -> None:
     assert DOOR.make_request(ask(seed=2**64 - 3, num_outputs_per_prompt=3), 0.0, 1).seed(2) == 2**64 - 1
     with pytest.raises(RequestError, match="nearest is 18446744073709551613"):
         DOOR.make_request(ask(seed=2**64 - 1, num_outputs_per_prompt=3), 0.0, 1)
+
+
+# -- a part of a picture -------------------------------------------------------------------------------------------
+
+PARTS = Door.of(SEES, {"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "fake")
+MASK = Picture(200, 100, b"mask")
+
+
+def in_part(**fields: object) -> Ask:
+    return Ask({"prompt": "x", "images": [PICTURE], **fields})
+
+
+def test_a_part_of_a_picture_is_told_by_a_mask_by_margins_or_by_both() -> None:
+    assert PARTS.make_request(in_part(), 0.0, 1).region is None
+    assert PARTS.make_request(in_part(mask=MASK), 0.0, 1).region == Region(MASK)
+    padded = PARTS.make_request(in_part(mask=MASK, pad=[0, 50, 200, 0]), 0.0, 1).region
+    assert padded == Region(MASK, (0, 50, 200, 0))
+    assert padded is not None
+    assert padded.size_around(PICTURE) == (400, 150)
+
+
+def test_a_picture_with_margins_has_other_proportions_and_they_are_drawn_from_nothing() -> None:
+    plain, square = (PARTS.make_request(in_part(**pad), 0.0, 1).params for pad in ({}, {"pad": (0, 50, 0, 50)}))
+    assert (plain.width, plain.height, plain.strength) == (24, 8, 0.6)
+    assert (square.width, square.height, square.strength) == (16, 16, 1.0)
+    ask = replace(in_part(pad=(0, 50, 0, 50)), params=DiffusionParams(strength=0.5))
+    assert PARTS.make_request(ask, 0.0, 1).params.strength == 0.5
+
+
+@pytest.mark.parametrize(
+    ("door", "asked", "param", "words"),
+    [
+        (SEEING, in_part(mask=MASK), "mask", "mask means nothing to fake, which cannot draw a part of a picture anew"),
+        (SEEING, in_part(pad=(1, 1, 1, 1)), "pad", "pad means nothing to fake"),
+        (
+            PARTS,
+            Ask({"prompt": "x", "mask": MASK}),
+            "mask",
+            "mask says what to draw anew of a picture, and there is none",
+        ),
+        (PARTS, Ask({"prompt": "x", "pad": [8, 0, 0, 0]}), "pad", "pad says what to draw anew of a picture"),
+        (PARTS, in_part(mask="white"), "mask", "mask must be a picture, got str"),
+        (PARTS, in_part(mask=Picture(100, 200, b"")), "mask", "the mask has 100x200 pixels and the picture 200x100"),
+        (PARTS, in_part(pad=(0, 0, 0, 0)), "pad", "adds nothing to the picture"),
+        (PARTS, in_part(pad=(1, 2, 3)), "pad", "four whole numbers: left, above, right, below"),
+        (PARTS, in_part(pad="1,2,3,4"), "pad", "four whole numbers"),
+        (PARTS, in_part(pad=(True, 0, 0, 0)), "pad", "four whole numbers"),
+        (PARTS, in_part(pad=(0, 101, 0, 0)), "pad", "margin 101; use 0 to 200 on the left and on the right, 0 to 100"),
+        (PARTS, in_part(pad=(-1, 0, 0, 0)), "pad", "margin -1; use 0 to 200"),
+        (replace(PARTS, spec=replace(SEES, fills=True)), in_part(), "mask", "nothing says which; give a mask or a pad"),
+    ],
+)
+def test_a_part_that_cannot_be_followed_is_refused(door: Door, asked: Ask, param: str, words: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(words)) as caught:
+        door.make_request(asked, 0.0, 1)
+    assert caught.value.param == param
+
+
+def test_a_request_for_a_part_comes_back_as_it_was_sent_also_through_json() -> None:
+    request = PARTS.make_request(in_part(mask=MASK, pad=[0, 50, 200, 0]), 0.0, 1)
+    assert decode(encode(TickPlan(admit=(request,))), SEES).admit == (request,)
+    plain = PARTS.make_request(in_part(pad=[0, 50, 200, 0]), 0.0, 1)
+    stored = msgspec.json.decode(msgspec.json.encode(pack(request)))
+    assert [unpack(fields, SEES) for fields in (stored, pack(plain))] == [request, plain]

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from omnimuse.core.errors import RequestError
-from omnimuse.media.picture import open_picture, picture_of, pixels_of
+from omnimuse.media.picture import mask_of, open_mask, open_picture, picture_of, pixels_of
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -113,3 +113,28 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=words) as caught:
             open_picture(given)
         assert caught.value.param == "images"
+
+
+def shades(image: Image.Image) -> list[list[int]]:
+    pixels = pixels_of(mask_of(image))
+    assert (pixels == pixels[..., :1]).all(), "no colours"
+    return [[int(shade) for shade in row] for row in pixels[..., 0]]
+
+
+def test_a_mask_speaks_by_what_is_transparent_in_it_and_if_nothing_is_by_its_brightness() -> None:
+    clear = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
+    clear.putpixel((1, 0), (10, 20, 30, 0))
+    assert shades(clear) == [[0, 255]], "whatever colours lie there"
+    assert shades(clear.convert("PA")) == [[0, 255]]
+    bright = Image.new("L", (2, 1), 0)
+    bright.putpixel((1, 0), 200)
+    assert shades(bright) == [[0, 200]]
+    assert shades(bright.convert("RGBA")) == [[0, 200]], "an alpha channel that hides nothing says nothing"
+
+
+def test_a_mask_is_opened_from_a_file_as_a_picture_is(tmp_path: Path) -> None:
+    Image.new("RGBA", (3, 2), (0, 0, 0, 0)).save(tmp_path / "mask.png")
+    assert (pixels_of(open_mask(str(tmp_path / "mask.png"))) == 255).all()
+    with pytest.raises(RequestError, match=r"there is no picture .*nothing.png") as caught:
+        open_mask(tmp_path / "nothing.png")
+    assert caught.value.param == "mask"

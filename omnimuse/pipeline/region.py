@@ -1,0 +1,47 @@
+"""A picture with the margins that were asked for, and which of its pixels, or of its latents, are drawn anew.
+
+Called by the stages that encode pictures and by the denoising loop. The arithmetic is that of the reference's
+inpainting pipelines: a mask is resized as the picture is, white from half brightness on, and a cell of latents goes by
+its first pixel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from omnimuse.core.request import Picture, Region
+from omnimuse.core.sources import Pad
+from omnimuse.media.picture import pixels_of
+
+WHITE = 128
+"""Of 255, from here on it is drawn anew."""
+
+
+def canvas(picture: Picture, region: Region | None) -> Image.Image:
+    """`picture` with its margins, which go on as its edges end: what is drawn over has its brightness at the least."""
+    pixels = pixels_of(picture)  # [H, W, 3]
+    return Image.fromarray(pixels if region is None else np.pad(pixels, _around(region.pad), mode="edge"))
+
+
+def pixels_anew(picture: Picture, region: Region, size: tuple[int, int]) -> Tensor:
+    """Which pixels are drawn anew of a picture that is brought to `size`, width and height: bool [H, W]."""
+    shape = (picture.height, picture.width, 3)
+    mask = np.zeros(shape, np.uint8) if region.mask is None else pixels_of(region.mask)
+    whole = Image.fromarray(np.pad(mask, _around(region.pad), constant_values=255))
+    shades = np.array(whole.resize(size, Image.Resampling.LANCZOS).convert("L"))
+    return torch.from_numpy(shades >= WHITE)
+
+
+def cells_anew(picture: Picture, region: Region, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """The same for latents of `cells` rows and columns: bool [h, w]."""
+    pixels = pixels_anew(picture, region, size)
+    return F.interpolate(pixels[None, None].float(), size=cells, mode="nearest")[0, 0] > 0
+
+
+def _around(pad: Pad) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    left, above, right, below = pad
+    return (above, below), (left, right), (0, 0)
