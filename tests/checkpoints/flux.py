@@ -7,13 +7,20 @@ with tokenizers of their own, 16-channel VAE with factor 8.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from diffusers import FluxTransformer2DModel
+import torch
+from diffusers import FluxImg2ImgPipeline, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import parts
+from tests.checkpoints.wishes import BY_SIZE, EULER, Family, Wish, drawn, of_picture, photo, reference_of
 
 POOLED_WIDTH = 32
 TEXT_WIDTH = 24
@@ -119,3 +126,73 @@ def build(folder: Path, *, schnell: bool = False, seed: int = 0, arch: str = "Fl
     }
     parts.write_index(folder, arch, components)
     return folder
+
+
+def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+    """What FluxKontextPipeline makes of every wish, in exactly the size that was asked for."""
+    pipe = FluxKontextPipeline.from_pretrained(folder, dtype=torch.float32)
+    results = []
+    for wish in wishes:
+        height, width = wish.params.height, wish.params.width
+        assert height and width
+        resize = bool(dict(wish.params.extra or {}).get("auto_resize", True))  # type: ignore[call-overload]
+        results.append(drawn(pipe, wish, output_type, max_area=height * width, _auto_resize=resize))
+    return results
+
+
+_reference = reference_of(FluxPipeline, FluxImg2ImgPipeline)
+_KONTEXT = replace(of_picture(4, 3.5, 64, 64, 0), max_sequence_length=24, extra={"auto_resize": False})
+_SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
+
+FAMILIES = (
+    Family(
+        arch="FluxPipeline",
+        kind="dev",
+        build=build,
+        wishes=(
+            Wish("a red circle", None, replace(of_picture(4, 3.5, 64, 64, 7), max_sequence_length=24)),
+            Wish(
+                "Two squares, and a long story about them. " * 12,
+                "blurry, grey",
+                replace(of_picture(3, 2.0, 96, 64, 8), true_cfg_scale=3.0, max_sequence_length=32),
+            ),
+            Wish("a star", "", replace(of_picture(5, 5.0, 32, 48, 9), true_cfg_scale=1.5, max_sequence_length=24)),
+            Wish(
+                "a cross",
+                "grey",
+                replace(of_picture(6, 3.0, 48, 64, 10), true_cfg_scale=2.0, strength=0.5, max_sequence_length=24),
+                photo(50, 70),
+            ),
+        ),
+        reference=_reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="FluxPipeline",
+        kind="schnell",
+        build=partial(build, schnell=True),
+        wishes=(
+            Wish("a red circle", "grey", replace(_SCHNELL, true_cfg_scale=4.0, seed=7)),
+            Wish("two squares and a star", None, replace(_SCHNELL, num_inference_steps=4, height=96, seed=8)),
+            Wish("a star", None, replace(_SCHNELL, width=32, true_cfg_scale=1.0, guidance_scale=0.0, seed=9)),
+        ),
+        reference=_reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="FluxKontextPipeline",
+        build=partial(build, arch="FluxKontextPipeline"),
+        wishes=(
+            Wish("make it red", None, replace(_KONTEXT, seed=7), photo(70, 50)),
+            Wish(
+                "Two squares, and a long story about them. " * 12,
+                "blurry, grey",
+                replace(_KONTEXT, num_inference_steps=3, height=96, true_cfg_scale=3.0, guidance_scale=2.0, seed=8),
+                photo(40, 100),
+            ),
+            Wish("a star", "", replace(_KONTEXT, num_inference_steps=5, width=48, true_cfg_scale=1.5, seed=9)),
+        ),
+        reference=kontext_reference,
+        unable=EULER,
+    ),
+)

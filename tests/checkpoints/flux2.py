@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import parts
-from tests.checkpoints.families import Wish
+from tests.checkpoints.wishes import BY_SIZE, Family, Wish, photo
 
 TEXT_WIDTH = 32
 CHANNELS = 8
@@ -273,3 +276,71 @@ def as_denoised(vae: nn.Module, latents: Tensor) -> Tensor:
     return torch.nn.functional.batch_norm(
         patched, vae.bn.running_mean, vae.bn.running_var, eps=vae.config.batch_norm_eps
     )[0]
+
+
+_KLEIN = DiffusionParams(num_inference_steps=4, height=64, width=64, max_sequence_length=24)
+
+FAMILIES = (
+    Family(
+        arch="Flux2KleinPipeline",
+        kind="distilled",
+        build=partial(build, distilled=True),
+        wishes=(
+            Wish("a red circle", None, replace(_KLEIN, seed=7)),
+            Wish("a star", None, replace(_KLEIN, num_inference_steps=3, width=80, seed=8), photo(70, 100)),
+            Wish(
+                "two squares and a long story about them " * 6,
+                None,
+                replace(_KLEIN, height=96, max_sequence_length=40, guidance_scale=1.0, seed=9),
+                photo(64, 90),
+                others=(photo(1200, 1000), photo(130, 65)),
+            ),
+        ),
+        reference=reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="Flux2KleinPipeline",
+        kind="base",
+        build=build,
+        wishes=(
+            Wish("a red circle", None, replace(_KLEIN, guidance_scale=4.0, seed=7)),
+            Wish("two squares", "blurry, grey", replace(_KLEIN, width=96, guidance_scale=2.5, seed=8)),
+            Wish(
+                "two squares and a long story about them " * 6,
+                None,
+                replace(_KLEIN, num_inference_steps=5, height=48, max_sequence_length=40, guidance_scale=1.0, seed=9),
+            ),
+            Wish(
+                "the star of the first beside the second",
+                None,
+                replace(_KLEIN, num_inference_steps=6, width=80, guidance_scale=3.0, seed=10),
+                photo(70, 100),
+                others=(photo(96, 64),),
+            ),
+        ),
+        reference=reference,
+        unable=BY_SIZE,
+    ),
+    Family(
+        arch="Flux2Pipeline",
+        build=build_dev,
+        wishes=(
+            Wish("a red circle [IMG]", None, replace(_KLEIN, guidance_scale=4.0, max_sequence_length=64, seed=7)),
+            Wish(
+                "two squares and a long story about them " * 8,
+                None,
+                replace(_KLEIN, num_inference_steps=3, width=96, guidance_scale=2.5, max_sequence_length=70, seed=8),
+            ),
+            Wish(
+                "the star of the first beside the second",
+                None,
+                replace(_KLEIN, num_inference_steps=5, height=80, guidance_scale=1.0, max_sequence_length=80, seed=9),
+                photo(70, 100),
+                others=(photo(96, 64),),
+            ),
+        ),
+        reference=reference_dev,
+        unable=BY_SIZE,
+    ),
+)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import LongCatImageTransformer2DModel
+from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
 
 from omnimuse.models.longcat_image.pipeline import AFTER, BEFORE
 from tests.checkpoints import parts
+from tests.checkpoints.wishes import EULER, Family, Wish, of_picture, reference_of
 
 TEXT_WIDTH = 64
 
@@ -48,3 +49,19 @@ def build(folder: Path, seed: int = 0) -> Path:
     }
     parts.write_index(folder, "LongCatImagePipeline", components)
     return folder
+
+
+FAMILIES = (
+    Family(
+        arch="LongCatImagePipeline",
+        build=build,
+        wishes=(
+            Wish("a red 'star' that isn't blue", "blurry, grey", of_picture(4, 4.0, 64, 64, 7)),
+            Wish("two squares and a long story " * 99, None, of_picture(3, 1.0, 96, 64, 8)),
+            Wish("a star", None, of_picture(5, 5.0, 32, 48, 9, cfg_renorm_min=0.9)),
+            Wish('a “cross”, "and a heart"', "grey", of_picture(4, 3.0, 48, 32, 10, enable_cfg_renorm=False)),
+        ),
+        reference=reference_of(LongCatImagePipeline, enable_prompt_rewrite=False),
+        unable=EULER,
+    ),
+)

@@ -6,12 +6,14 @@ VAE with factor 8.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from diffusers import OvisImageTransformer2DModel
+from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
 
 from omnimuse.models.ovis_image.pipeline import SYSTEM
 from tests.checkpoints import parts
+from tests.checkpoints.wishes import BY_SIZE, Family, Wish, of_picture, reference_of
 
 TEXT_WIDTH = 64
 
@@ -49,3 +51,22 @@ def build(folder: Path, seed: int = 0) -> Path:
     }
     parts.write_index(folder, "OvisImagePipeline", components)
     return folder
+
+
+FAMILIES = (
+    Family(
+        arch="OvisImagePipeline",
+        build=build,
+        wishes=(
+            Wish("a red circle", "blurry, grey", replace(of_picture(4, 4.0, 64, 64, 7), max_sequence_length=24)),
+            Wish(
+                "two squares and a long story " * 9,
+                None,
+                replace(of_picture(3, 1.0, 96, 64, 8), max_sequence_length=32),
+            ),
+            Wish("a star", None, replace(of_picture(5, 5.0, 32, 48, 9), max_sequence_length=24)),
+        ),
+        reference=reference_of(OvisImagePipeline),
+        unable=BY_SIZE,
+    ),
+)

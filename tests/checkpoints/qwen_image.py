@@ -7,10 +7,9 @@ channels with factor 8 and the published means and deviations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     QwenImageImg2ImgPipeline,
@@ -22,7 +21,7 @@ from transformers import Qwen2Tokenizer
 
 from omnimuse.models.qwen_image.pipeline import AFTER, BEFORE
 from tests.checkpoints import parts
-from tests.checkpoints.families import Wish
+from tests.checkpoints.wishes import EULER, Family, Wish, of_true_guidance, photo, reference_of
 
 TEXT_WIDTH = 64
 SHIFT = {
@@ -84,27 +83,29 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Te
 
     A blank stands for a negative prompt that nobody gave: the reference would leave guidance out.
     """
-    text = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32)
-    changing = QwenImageImg2ImgPipeline(**text.components)
-    results = []
-    for wish in wishes:
-        pipe: Any = text if wish.image is None else changing
-        pipe.set_progress_bar_config(disable=True)
-        p = wish.params
-        guided = (p.true_cfg_scale or 0.0) > 1
-        picture = pipe(
-            wish.prompt,
-            negative_prompt=" " if wish.negative is None and guided else wish.negative,
-            true_cfg_scale=p.true_cfg_scale,
-            height=p.height,
-            width=p.width,
-            num_inference_steps=p.num_inference_steps,
-            generator=torch.Generator().manual_seed(p.seed or 0),
-            output_type=output_type,
-            max_sequence_length=p.max_sequence_length,
-            **wish.started(),
-        ).images[0]
-        if output_type == "latent":  # packed there, a picture's shape here
-            picture = pipe._unpack_latents(picture[None], p.height, p.width, pipe.vae_scale_factor)[0, :, 0]
-        results.append(picture)
-    return results
+    guided = [
+        replace(wish, negative=" ") if wish.negative is None and (wish.params.true_cfg_scale or 0.0) > 1 else wish
+        for wish in wishes
+    ]
+    pictures = _reference(folder, guided, output_type)
+    return [picture[:, 0] if picture.ndim == 4 else picture for picture in pictures]
+
+
+_reference = reference_of(QwenImagePipeline, QwenImageImg2ImgPipeline)
+
+
+FAMILIES = (
+    Family(
+        arch="QwenImagePipeline",
+        build=build,
+        wishes=(
+            Wish("a red circle", "blurry, grey", of_true_guidance(4.0, 4, 64, 64, 7)),
+            Wish("Two squares, and a long story about them. " * 9, None, of_true_guidance(2.5, 3, 96, 64, 8)),
+            Wish("a star", None, replace(of_true_guidance(1.0, 5, 32, 48, 9), max_sequence_length=1024)),
+            Wish("a cross", "", replace(of_true_guidance(3.0, 6, 48, 64, 10), strength=0.5), photo(50, 70)),
+        ),
+        reference=reference,
+        least_steps=2,
+        unable=EULER,
+    ),
+)

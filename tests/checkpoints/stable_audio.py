@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import flux, parts
-from tests.checkpoints.families import Wish
+from tests.checkpoints.wishes import Family, Wish, chord
 
 RATE, LATENTS, HOP, WIDTH = 1000, 400, 8, 16
 
@@ -124,3 +126,26 @@ def _made(pipe: Any, wish: Wish, output_type: str) -> Tensor:
         **sound,
     )
     return made.audios[0]
+
+
+def _sound(steps: int, guidance: float, seconds: float, seed: int, **extra: float) -> DiffusionParams:
+    return DiffusionParams(
+        num_inference_steps=steps, guidance_scale=guidance, seconds=seconds, seed=seed, extra=extra or None
+    )
+
+
+FAMILIES = (
+    Family(
+        arch="StableAudioPipeline",
+        build=build,
+        wishes=(
+            Wish("a red circle", "blurry, grey", _sound(4, 4.0, 2.4, 7)),
+            Wish("two green stars above the heart", None, _sound(3, 7.0, 1.0, 8, start=0.2643)),
+            Wish("a story about Them: it goes on and on " * 4, None, _sound(5, 1.0, 3.12, 9)),
+            Wish("a star", "", replace(_sound(6, 3.0, 0.16, 10, start=2.4), max_sequence_length=20)),
+            Wish("a cross", "grey", replace(_sound(4, 2.0, 0.4, 11), strength=1.0), sound=chord(1000, 1.6, 2)),
+        ),
+        reference=reference,
+        sounds=True,
+    ),
+)

@@ -9,6 +9,8 @@ of width 12 that sees 4 patches of 16 pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, Wa
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
+from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import parts
-from tests.checkpoints.families import Wish
 from tests.checkpoints.flux import t5_tokenizer
+from tests.checkpoints.wishes import Family, Wish, of_picture, photo
 
 TEXT_WIDTH = 24
 DEEP_CHANNELS = 12
@@ -178,3 +181,63 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Te
     """What the reference makes of every wish: by the pipeline for pictures where it has one."""
     pipes = {shown: pipeline(folder, pictures=shown) for shown in {wish.image is not None for wish in wishes}}
     return [call(pipes[wish.image is not None], wish, output_type) for wish in wishes]
+
+
+def _clip(steps: int, guidance: float, frames: int, height: int, width: int) -> DiffusionParams:
+    params = of_picture(steps, guidance, height, width, 0)
+    return replace(params, num_frames=frames, max_sequence_length=32)
+
+
+def _from_text(kind: str, side: int, second: float | None = None) -> Family:
+    """Videos of 5, 1 and 9 frames; sides are multiples of `side`; `second` is the scale of the second expert."""
+    clips = (
+        _clip(4, 4.0, 5, side * 2, side * 2),
+        _clip(3, 1.0, 1, side * 2, side * 3),
+        _clip(5, 6.0, 9, side, side * 2),
+    )
+    first = Wish("a star", "grey", replace(_clip(4, 3.0, 9, side * 2, side), seed=10), photo(50, 70))
+    return Family(
+        arch="WanPipeline",
+        kind=kind,
+        build=partial(build, kind=kind),
+        wishes=(
+            Wish(
+                "a red circle &amp; two   green stars",
+                "blurry, grey",
+                replace(clips[0], seed=7, guidance_scale_2=second),
+            ),
+            Wish("a story about Them: it goes on and on " * 8, None, replace(clips[1], seed=8, max_sequence_length=24)),
+            Wish("a star", None, replace(clips[2], seed=9)),
+            *([first] if kind == "5B" else []),
+        ),
+        reference=reference,
+    )
+
+
+def from_pictures(kind: str, tokens: int, second: float | None = None, *, both: bool = False) -> Family:
+    """Videos of 5 and 9 frames that begin with a picture, `both`: and may end with another. `tokens` of text."""
+    clips = [
+        replace(_clip(steps, guidance, frames, height, width), max_sequence_length=tokens)
+        for steps, guidance, frames, height, width in ((4, 4.0, 5, 32, 48), (3, 1.0, 9, 32, 32), (5, 6.0, 5, 48, 32))
+    ]
+    last = photo(40, 40) if both else None
+    return Family(
+        arch="WanPipeline",
+        kind=kind,
+        build=partial(build, kind=kind),
+        wishes=(
+            Wish("two green stars", "grey", replace(clips[0], seed=7, guidance_scale_2=second), photo(70, 50), last),
+            Wish("a story about Them: it goes on " * 8, None, replace(clips[1], seed=8), photo(31, 64), last),
+            Wish("a star", None, replace(clips[2], seed=9), photo(33, 33), last if kind == "2.1-FLF2V" else None),
+        ),
+        reference=reference,
+    )
+
+
+FAMILIES = (
+    _from_text("2.1", 16),
+    _from_text("A14B", 16, second=2.0),
+    _from_text("5B", 32),
+    from_pictures("2.1-I2V", 512),
+    from_pictures("A14B-I2V", 32, second=2.0, both=True),
+)

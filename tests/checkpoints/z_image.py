@@ -6,12 +6,14 @@ Transformer of width 96 (3 heads of 32), Qwen3 text encoder of width 64, 16-chan
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import ZImageTransformer2DModel
+from diffusers import ZImageImg2ImgPipeline, ZImagePipeline, ZImageTransformer2DModel
 
 from tests.checkpoints import parts
+from tests.checkpoints.wishes import EULER, Family, Wish, of_picture, photo, reference_of
 
 TEXT_WIDTH = 64
 
@@ -64,3 +66,19 @@ def build(
     }
     parts.write_index(folder, "ZImagePipeline", components)
     return folder
+
+
+FAMILIES = (
+    Family(
+        arch="ZImagePipeline",
+        build=build,
+        wishes=(
+            Wish("a red circle", "blurry, grey", of_picture(4, 4.0, 64, 64, 7)),
+            Wish("two squares and a long story about them " * 6, None, of_picture(3, 0.0, 96, 64, 8)),
+            Wish("a star", None, of_picture(5, 5.0, 32, 48, 9, cfg_normalization=0.9, cfg_truncation=0.6)),
+            Wish("a cross", "grey", replace(of_picture(5, 2.0, 48, 64, 10), strength=0.7), photo(64, 48)),
+        ),
+        reference=reference_of(ZImagePipeline, ZImageImg2ImgPipeline),
+        unable=EULER,
+    ),
+)

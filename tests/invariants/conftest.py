@@ -15,7 +15,8 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from tests.checkpoints.families import FAMILIES, Family, Wish
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Family, Wish
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import flux
-from tests.checkpoints.families import Wish, flux_kontext_reference, photo
+from tests.checkpoints.flux import kontext_reference
+from tests.checkpoints.wishes import Wish, photo
 
 
 def test_a_picture_in_a_size_that_the_network_learned_from_gives_the_references_picture(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_a_picture_in_a_size_that_the_network_learned_from_gives_the_references_
     wish = Wish("make it red", None, params, photo(90, 50))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reference's own
-        [expected] = flux_kontext_reference(folder, [wish], "pt")
+        [expected] = kontext_reference(folder, [wish], "pt")
     with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:
         [result] = omni.generate([wish.asked], [replace(params, output_type="pt")], progress=False)
     assert result.error is None, result.error

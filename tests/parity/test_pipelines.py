@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
-from tests.checkpoints.families import FAMILIES, Family, Wish
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Family, Wish
 
 TOLERANCE = 1e-5
 NO_FLOW = "its noise levels are no flow's: a shift and a scheduler are refused"

@@ -18,7 +18,8 @@ from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.request import Ask
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.find import find, pipeline_for
-from tests.checkpoints.families import FAMILIES, Family, Wish
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Family, Wish
 
 
 def theirs(family: Family, folder: Path, wish: Wish, kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[float, ...]:

@@ -16,7 +16,8 @@ from omnimuse.core.output import Event
 from omnimuse.media.recording import recording_of
 from omnimuse.pipeline.sound import DecodeAudio
 from tests.checkpoints import stable_audio
-from tests.checkpoints.families import FAMILIES, Wish, chord
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Wish, chord
 
 [FAMILY] = (family for family in FAMILIES if family.arch == "StableAudioPipeline")
 WISH = FAMILY.wishes[1]

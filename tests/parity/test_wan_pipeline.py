@@ -15,9 +15,10 @@ from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Result
 from omnimuse.loader.components import quiet
 from tests.checkpoints import wan
-from tests.checkpoints.families import Wish, _params, photo, wan_pictures
+from tests.checkpoints.wan import from_pictures
+from tests.checkpoints.wishes import Wish, of_picture, photo
 
-CLIP = replace(_params(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
+CLIP = replace(of_picture(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
 WISH = Wish("a red circle above the blue square", "grey", CLIP)
 Build = Callable[..., Path]
 
@@ -154,7 +155,7 @@ def test_another_picture_first_or_last_would_be_noticed(build: Build, kind: str)
 
 @pytest.mark.parametrize("output_type", ["latent", "pt"])
 def test_first_and_last_frames_that_an_encoder_sees_give_the_references_videos(build: Build, output_type: str) -> None:
-    family, folder = wan_pictures("2.1-FLF2V", wan.CONTEXT, both=True), build("2.1-FLF2V")
+    family, folder = from_pictures("2.1-FLF2V", wan.CONTEXT, both=True), build("2.1-FLF2V")
     asks = [wish.asked for wish in family.wishes]
     params = [replace(wish.params, output_type=output_type) for wish in family.wishes]  # type: ignore[arg-type]
     with quiet("diffusers"), quiet("transformers"):

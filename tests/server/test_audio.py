@@ -23,7 +23,8 @@ from omnimuse import Omni
 from omnimuse.media.finished import read_settings
 from omnimuse.media.sound import Sound, encode_sound
 from tests.checkpoints import stable_audio
-from tests.checkpoints.families import FAMILIES, Wish
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Wish
 from tests.server.whole_server import Answer, WholeServer
 
 ASKED = {"input": "two green stars", "num_inference_steps": 3, "guidance_scale": 4.0, "seed": 7}

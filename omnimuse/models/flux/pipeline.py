@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from omnimuse.models.flux.spec import SPEC
-from omnimuse.models.flux.transformer import FluxInputs, FluxStatic, FluxTransformer
+from omnimuse.models.flux.transformer import FluxStatic, FluxTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
@@ -19,6 +19,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState, Pooled, for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 CLIP_TOKENS = 77  # CLIP has no more positions; of a longer prompt only T5 sees the rest
 
@@ -43,11 +44,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxSta
     return prepared(ctx, state, network, branch, ())
 
 
-def inputs(ctx: Context, static: FluxStatic, latents: Tensor, timestep: Tensor) -> FluxInputs:
-    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
-    return FluxInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
-
-
 class Flux(Pipeline):
     """Text, and perhaps a picture, to picture."""
 
@@ -59,7 +55,7 @@ class Flux(Pipeline):
         InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,
             start="image_latents",

@@ -15,7 +15,7 @@ from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
 from omnimuse.media.picture import pixels_of
 from omnimuse.models.flux2.spec import LAYERS, SPEC, multiple, shrunk
-from omnimuse.models.flux2.transformer import Flux2Inputs, Flux2Static, Flux2Transformer
+from omnimuse.models.flux2.transformer import Flux2Static, Flux2Transformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import ShowPictures, pixels_in
@@ -24,6 +24,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenStates, for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 
 def chat(tokenizer: Any, prompt: str) -> str:
@@ -73,11 +74,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> Flux2St
     return transformer.prepare(state[f"{branch}_embeds"], scale, h, w, state["shown"])
 
 
-def inputs(ctx: Context, static: Flux2Static, latents: Tensor, timestep: Tensor) -> Flux2Inputs:
-    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
-    return Flux2Inputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
-
-
 class Flux2Klein(Pipeline):
     """Text, and perhaps pictures, to picture."""
 
@@ -88,7 +84,7 @@ class Flux2Klein(Pipeline):
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=image_tokens,
             preview=preview_by_decoding,
             spacing="linear64",

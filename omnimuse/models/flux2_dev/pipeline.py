@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from omnimuse.core.guidance import ONLY_POSITIVE
-from omnimuse.models.flux2.pipeline import conditions, empirical_mu, image_tokens, inputs, latent_shape, prepare
+from omnimuse.models.flux2.pipeline import conditions, empirical_mu, image_tokens, latent_shape, prepare
 from omnimuse.models.flux2_dev.spec import LAYERS, SPEC
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
@@ -16,6 +16,7 @@ from omnimuse.pipeline.encode import ShowPictures
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.text import EncodeText, HiddenStates
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object "
@@ -43,7 +44,7 @@ class Flux2Dev(Pipeline):
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=image_tokens,
             preview=preview_by_decoding,
             spacing="linear64",

@@ -10,7 +10,7 @@ from torch import Tensor
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
-from omnimuse.models.flux.pipeline import ENCODERS, inputs, prepared
+from omnimuse.models.flux.pipeline import ENCODERS, prepared
 from omnimuse.models.flux.spec import PATCH
 from omnimuse.models.flux.transformer import FluxStatic
 from omnimuse.models.flux_kontext.spec import SPEC, KontextParams, shown_size
@@ -22,6 +22,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
@@ -46,7 +47,7 @@ class FluxKontext(Pipeline):
         InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,
             spacing="linear64",

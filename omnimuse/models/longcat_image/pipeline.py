@@ -9,9 +9,8 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
+from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.models.longcat_image.spec import SPEC
 from omnimuse.models.longcat_image.transformer import LongCatImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
@@ -21,6 +20,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, Tokens, for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 BEFORE = (
     "<|im_start|>system\nAs an image captioning expert, generate a descriptive text prompt based on an image content, "
@@ -68,13 +68,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStre
     return transformer.prepare(state[f"{branch}_embeds"], h, w)
 
 
-def inputs(
-    ctx: Context, static: TwoStreamStatic, latents: Tensor, timestep: Tensor
-) -> TwoStreamInputs[TwoStreamStatic]:
-    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
-    return TwoStreamInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
-
-
 class LongCatImage(Pipeline):
     """Text to picture."""
 
@@ -84,7 +77,7 @@ class LongCatImage(Pipeline):
         InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,
             spacing="linear64",

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
+from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.models.ovis_image.spec import SPEC
 from omnimuse.models.ovis_image.transformer import OvisImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
@@ -19,6 +17,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 SYSTEM = (
     "Describe the image by detailing the color, quantity, text, shape, size, texture, spatial relationships of the "
@@ -41,13 +40,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStre
     return transformer.prepare(state[f"{branch}_embeds"], h, w)
 
 
-def inputs(
-    ctx: Context, static: TwoStreamStatic, latents: Tensor, timestep: Tensor
-) -> TwoStreamInputs[TwoStreamStatic]:
-    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
-    return TwoStreamInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
-
-
 class OvisImage(Pipeline):
     """Text to picture."""
 
@@ -57,7 +49,7 @@ class OvisImage(Pipeline):
         InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,
             spacing="linear64",

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
+from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.models.qwen_image.spec import SPEC
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
@@ -21,6 +19,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
 
 BEFORE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -43,13 +42,6 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStre
     return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request))
 
 
-def inputs(
-    ctx: Context, static: TwoStreamStatic, latents: Tensor, timestep: Tensor
-) -> TwoStreamInputs[TwoStreamStatic]:
-    """One row: time runs from 1 (noise) to 0 (picture), rounded to the computing dtype as in the reference."""
-    return TwoStreamInputs(latents, timestep.to(ctx.dtype) / 1000.0, static)
-
-
 class QwenImage(Pipeline):
     """Text, and perhaps a picture, to picture."""
 
@@ -61,7 +53,7 @@ class QwenImage(Pipeline):
         InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
-            inputs=inputs,
+            inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,
             start="image_latents",

@@ -15,7 +15,7 @@ from omnimuse.cli import main
 from omnimuse.media.picture import picture_of
 from omnimuse.media.video import read_settings
 from tests.checkpoints import wan
-from tests.checkpoints.families import photo
+from tests.checkpoints.wishes import photo
 
 SMALL = ["--size", "32x32", "--frames", "5", "--fps", "12", "--steps", "2", "--seed", "3", "--dtype", "float32"]
 

@@ -29,8 +29,8 @@ from omnimuse.engine.local import Background, start
 from omnimuse.worker.find import find
 from omnimuse.worker.warm_up import SMALL as SMALL_SIZE
 from omnimuse.worker.warm_up import describe, warm_up_ask
-from tests.checkpoints.families import photo
 from tests.checkpoints.foreign import with_class, with_safety_checker
+from tests.checkpoints.wishes import photo
 
 Folder = Callable[[str], Path]
 ARCH = "StableDiffusion3Pipeline"

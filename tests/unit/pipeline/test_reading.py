@@ -23,7 +23,7 @@ from omnimuse.pipeline.reading import PLACE, Patches, ReadWithPictures, of_area
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from tests.checkpoints import parts
-from tests.checkpoints.families import photo
+from tests.checkpoints.wishes import photo
 from tests.fakes import SPEC, ask, context
 
 SMALL = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 12}

@@ -17,7 +17,7 @@ from omnimuse.media.picture import picture_of
 from omnimuse.pipeline.vision import Preparation
 from omnimuse.worker.build import build
 from tests.checkpoints import wan
-from tests.checkpoints.families import photo
+from tests.checkpoints.wishes import photo
 
 SMALL = DiffusionParams(num_frames=5, height=32, width=32, num_inference_steps=2, seed=1, output_type="latent")
 

@@ -19,7 +19,7 @@ from omnimuse.models.wan.pipeline import clean, is_high_noise, latent_shape, vid
 from omnimuse.models.wan.spec import SPEC, limits, pictures
 from omnimuse.worker.find import find
 from tests.checkpoints import wan
-from tests.checkpoints.families import photo
+from tests.checkpoints.wishes import photo
 
 
 @pytest.fixture(scope="module", params=["2.1", "A14B", "5B"])

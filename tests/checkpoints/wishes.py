@@ -1,0 +1,152 @@
+"""What a family's tiny checkpoint comes with: cheap requests, and what the reference implementation makes of them.
+
+Each family's module here declares its own `FAMILIES`, and `families.py` collects them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Recording
+from omnimuse.media.picture import picture_of
+from omnimuse.media.recording import recording_of
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture or a sound to start
+    from.
+
+    Of a video that picture is the first frame, and `last` may be its last. `others` are further pictures that a model
+    is shown.
+    """
+
+    prompt: str
+    negative: str | None
+    params: DiffusionParams
+    image: Image.Image | None = None
+    last: Image.Image | None = None
+    sound: Recording | None = None
+    others: tuple[Image.Image, ...] = ()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All pictures, in order."""
+        return [image for image in (self.image, self.last, *self.others) if image is not None]
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """The prompt as our engine takes it."""
+        images = [picture_of(image) for image in self.images]
+        pictures = {"images": images} if images else {}
+        sounds = {} if self.sound is None else {"sounds": [self.sound]}
+        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **sounds}
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A picture in which no two pixels are alike by chance."""
+    generator = torch.Generator().manual_seed(width * 1000 + height)
+    small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(small.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def chord(rate: int, seconds: float, channels: int) -> Recording:
+    """A sound of a few tones, in every channel others."""
+    time = np.arange(round(rate * seconds)) / rate
+    tones = [np.sin(time * (400 + 150 * index)) + np.sin(time * (70 + 70 * index)) for index in range(channels)]
+    return recording_of(0.4 * np.stack(tones).astype(np.float32), rate)
+
+
+Reference = Callable[[Path, Sequence[Wish], str], list[Tensor]]
+"""(checkpoint, wishes, output type) -> what the reference gives for each wish alone, float32."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
+
+    `kind` tells the checkpoints of one architecture apart; a schedule needs `least_steps`; `sounds` is set where sound
+    comes out; `unable` are schedulers that the reference cannot be given, and why.
+    """
+
+    arch: str
+    build: Callable[[Path], Path]
+    wishes: tuple[Wish, ...]
+    reference: Reference
+    kind: str = ""
+    least_steps: int = 1
+    unable: Mapping[str, str] = field(default_factory=dict)
+    sounds: bool = False
+
+    def far(self, found: Tensor, expected: Tensor) -> float:
+        """How far `found` is from what the reference makes: pixels at most, of sound the norm of all, relatively."""
+        apart = found - expected
+        return float(apart.norm() / expected.norm() if self.sounds else apart.abs().max())
+
+    @property
+    def name(self) -> str:
+        """What tests call it."""
+        return f"{self.arch}-{self.kind}" if self.kind else self.arch
+
+
+def drawn(pipe: Any, wish: Wish, output_type: str, **besides: Any) -> Tensor:
+    """What a reference pipeline makes of a wish: a picture [3, H, W], or latents [C, h, w].
+
+    It is given whatever it has an argument for, of the parameters that are set, and `besides`.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    takes = inspect.signature(pipe.__call__).parameters
+    params = asdict(wish.params)
+    asked = {"prompt": wish.prompt, "negative_prompt": wish.negative, "image": wish.image, **params}
+    asked |= dict(wish.params.extra or {})  # type: ignore[call-overload]
+    assert wish.params.seed is not None
+    given = {name: value for name, value in asked.items() if name in takes and value is not None}
+    given |= {"generator": torch.Generator().manual_seed(wish.params.seed), "output_type": output_type, **besides}
+    picture = pipe(**given).images[0]
+    if picture.ndim > 2:
+        return picture
+    height, width = wish.params.height, wish.params.width  # packed there, a picture's shape here
+    return pipe._unpack_latents(picture[None], height, width, pipe.vae_scale_factor)[0]
+
+
+def reference_of(text: Any, changing: Any = None, **besides: Any) -> Reference:
+    """By the pipeline class `text`, or by `changing`, of the same components, where a wish has a picture."""
+
+    def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+        pipe = text.from_pretrained(folder, dtype=torch.float32)
+        pipes = {True: pipe if changing is None else changing.from_pipe(pipe), False: pipe}
+        return [drawn(pipes[wish.image is not None], wish, output_type, **besides) for wish in wishes]
+
+    return reference
+
+
+def of_picture(steps: int, guidance: float, height: int, width: int, seed: int, **extra: float) -> DiffusionParams:
+    """Parameters of a picture."""
+    return DiffusionParams(
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=height,
+        width=width,
+        seed=seed,
+        extra=extra or None,
+    )
+
+
+def of_true_guidance(scale: float, steps: int, height: int, width: int, seed: int) -> DiffusionParams:
+    """Parameters of a family that is guided by `true_cfg_scale` alone."""
+    params = of_picture(steps, 0.0, height, width, seed)
+    return replace(params, guidance_scale=None, true_cfg_scale=scale, max_sequence_length=64)
+
+
+BY_SIZE = {"dpm++": "this reference hands over a shift by size, which the scheduler refuses"}
+EULER = dict.fromkeys(["unipc", "dpm++"], "this reference hands over levels for Euler's method")
