@@ -106,6 +106,19 @@ class TwoStreamInputs(Generic[Static]):
 
 
 @dataclass(frozen=True)
+class Still:
+    """Which image tokens belong to pictures that were shown, and what scales, shifts and gates those: they do not
+    change with time.
+    """
+
+    shown: Tensor  # bool, packed as the images are, [R, S, 1] or [1, T, 1]
+    vector: Tensor  # [R, D]
+
+    def select(self, image: Layout, rows: Sequence[int]) -> Still:
+        return Still(image.take(self.shown, rows), torch.stack([self.vector[row] for row in rows]))
+
+
+@dataclass(frozen=True)
 class TwoStreamCond:
     """What every block receives beside the hidden states. A row is its text tokens, then its image tokens."""
 
@@ -116,6 +129,7 @@ class TwoStreamCond:
     vector: Tensor  # [R, D]: what scales, shifts and gates every block
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     """Where all blocks are modulated alike, how: by kind of stream, [R, 6D] or [R, 3D]."""
+    still: Still | None = None
 
     @property
     def dense(self) -> bool:
@@ -126,7 +140,8 @@ class TwoStreamCond:
         layout, text, image = (part.select(rows) for part in (self.layout, self.text, self.image))
         vector, *shared = (torch.stack([x[row] for row in rows]) for x in (self.vector, *self.shared.values()))
         kinds = dict(zip(self.shared, shared, strict=True))
-        return TwoStreamCond(layout, text, image, self.layout.take(self.rope, rows), vector, kinds)
+        still = None if self.still is None else self.still.select(self.image, rows)
+        return TwoStreamCond(layout, text, image, self.layout.take(self.rope, rows), vector, kinds, still)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A tensor packed by `layout` -> its text packed by `text` and its image packed by `image`."""
@@ -172,6 +187,10 @@ class TwoStreamNetwork(Network, Generic[Static]):
     def vector(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
         """What scales, shifts and gates every block, the activation done: [R, D]."""
 
+    def still_vector(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor | None:
+        """The same for the pictures that were shown, [R, D], in a network for which these stand still in time."""
+        return None
+
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.stack}
 
@@ -195,7 +214,16 @@ class TwoStreamNetwork(Network, Generic[Static]):
         layout = Layout(tuple(len(row.static.rope) for row in rows))
         vector = self.vector(rows)
         shared = {kind: modulation(vector) for kind, modulation in self.modulations.items()}
-        return TwoStreamCond(layout, text, image, layout.pack([row.static.rope for row in rows]), vector, shared)
+        rope, still = layout.pack([row.static.rope for row in rows]), self._still(rows, image)
+        return TwoStreamCond(layout, text, image, rope, vector, shared, still)
+
+    def _still(self, rows: Sequence[TwoStreamInputs[Static]], image: Layout) -> Still | None:
+        if (vector := self.still_vector(rows)) is None:
+            return None
+        shown = [0 if row.static.shown is None else len(row.static.shown) for row in rows]
+        lengths = zip(image.lengths, shown, strict=True)
+        marks = [torch.arange(length, device=vector.device) >= length - count for length, count in lengths]
+        return Still(image.pack([mark[:, None] for mark in marks]), vector)
 
     def embed(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Latents [c, h, w] of any sizes -> their tokens, [S, D] each."""
@@ -250,8 +278,12 @@ class Stream(nn.Module):
 
     def modulate(self, cond: TwoStreamCond, layout: Layout) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
-        mods = cond.shared[self.kind] if self.modulation is None else self.modulation(cond.vector)  # [R, 6D]
-        return layout.expand(mods).chunk(6, dim=-1)
+        if self.modulation is None:
+            return layout.expand(cond.shared[self.kind]).chunk(6, dim=-1)
+        mods = layout.expand(self.modulation(cond.vector))  # [R, 1, 6D] or [1, T, 6D]
+        if self.kind == "image" and cond.still is not None:
+            mods = torch.where(cond.still.shown, layout.expand(self.modulation(cond.still.vector)), mods)
+        return mods.chunk(6, dim=-1)
 
     def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Queries and keys, and values, of tokens [B, S, D]."""

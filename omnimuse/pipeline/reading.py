@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,23 +21,17 @@ from torch import Tensor
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
-from omnimuse.core.request import Picture
+from omnimuse.core.request import Picture, Request
+from omnimuse.core.spec import Size
 from omnimuse.media.picture import pixels_of
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import text_of
+from omnimuse.pipeline.text import Tokens, limit_of, text_of
 
 PLACE = "<|image_pad|>"
 """The token that stands, as often as a picture has pieces, where the picture is."""
 MOST_UNLIKE = 200
 """How many times longer than the other a side may be."""
-
-
-def of_area(width: int, height: int, area: int, multiple: int = 32) -> tuple[int, int]:
-    """Width and height, multiples of `multiple`, of about `area` pixels in the proportions of `width` x `height`."""
-    ratio = width / height
-    wide = math.sqrt(area * ratio)
-    return round(wide / multiple) * multiple, round(wide / ratio / multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -107,18 +101,34 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class ReadWithPictures(Stage):
-    """Read the prompt of `branch` with the request's pictures; the last states are that branch's `text`: [S, D].
-
-    `frame(prompt, pictures)` makes the text that is tokenized, with one `PLACE` for each of so many pictures; the
-    features of its first `drop` tokens are left out. Each picture is brought to the size `fit(width, height)` by
-    Lanczos' filter before it is prepared. The encoder is called as the body of transformers' Qwen2.5-VL is, and told
-    which tokens are pictures: their positions depend on it.
+class Framed:
+    """A prompt and its pictures within a text: `frame(prompt, pictures)` makes it, with one `PLACE` for each of so many
+    pictures. It is read whole; the features of its first `drop` tokens are left out.
     """
 
     frame: Callable[[str, int], str]
-    fit: Callable[[int, int], tuple[int, int]]
     drop: int = 0
+
+    def __call__(self, tokenizer: Any, prompt: str, limit: int, pieces: Sequence[int]) -> Tokens:
+        parts = self.frame(prompt, len(pieces)).split(PLACE)
+        text = "".join(part + PLACE * count for part, count in zip(parts, [*pieces, 0], strict=True))
+        made = tokenizer(text, return_tensors="pt")
+        count = made.input_ids.shape[1]
+        return Tokens(made.input_ids, made.attention_mask, self.drop, count, count - self.drop, count - self.drop)
+
+
+@dataclass(frozen=True)
+class ReadWithPictures(Stage):
+    """Read the prompt of `branch` with the request's pictures; the last states are that branch's `text`: [S, D].
+
+    `tokens(tokenizer, prompt, limit, pieces)` makes the tokens, with as many times `PLACE` for every picture as it has
+    pieces. Each picture is brought to the sizes `fit(request, picture)`, one after the other, by Lanczos' filter before
+    it is prepared. The encoder is called as the body of transformers' Qwen2.5-VL is, and told which tokens are
+    pictures: their positions depend on it.
+    """
+
+    tokens: Callable[[Any, str, int, Sequence[int]], Tokens]
+    fit: Callable[[Request, Picture], Sequence[Size]]
     branch: str = POSITIVE
     text: str = "embeds"
     encoder: str = "text_encoder"
@@ -126,12 +136,17 @@ class ReadWithPictures(Stage):
     processor: str = "processor"
 
     @property
+    def source(self) -> Literal["prompt", "negative_prompt"]:
+        """The field of a request that is read."""
+        return "prompt" if self.branch == POSITIVE else "negative_prompt"
+
+    @property
     def name(self) -> str:  # type: ignore[override]
-        return f"read {'prompt' if self.branch == POSITIVE else 'negative prompt'}"
+        return f"read {self.source.replace('_', ' ')}"
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("prompt" if self.branch == POSITIVE else "negative_prompt", "images")
+        return (self.source, "images")
 
     @property
     def writes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -142,49 +157,49 @@ class ReadWithPictures(Stage):
         return (self.encoder, self.tokenizer)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
-        if self.branch not in state.request.branches:
+        request = state.request
+        if self.branch not in request.branches:
             return "not needed"
-        return (self, text_of(ctx, state, self.reads[0]), *(picture.digest for picture in state["images"]))
+        choices = request.params.width, request.params.height, request.extra  # all that `fit` may ask
+        pictures = (picture.digest for picture in state["images"])
+        return (self, text_of(ctx, state, self.source), limit_of(ctx, request), *choices, *pictures)
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             [slot] = self.writes
             if self.branch in state.request.branches:
-                text = text_of(ctx, state, self.reads[0])
-                state[slot], state.notes[self.name] = self._encode(ctx, text, state["images"])
+                state[slot], state.notes[self.name] = self._encode(ctx, text_of(ctx, state, self.source), state)
             else:
                 state[slot] = None
 
-    def _encode(self, ctx: Context, prompt: str, pictures: Sequence[Picture]) -> tuple[Tensor, TextRead]:
-        prepare = Patches.of(ctx.configs[self.processor])
-        seen = [prepare(self._fitted(picture)) for picture in pictures]
+    def _encode(self, ctx: Context, prompt: str, state: State) -> tuple[Tensor, TextRead]:
+        if PLACE in prompt:
+            raise RequestError(f"the prompt holds {PLACE}, which stands for a picture; take it out", self.source)
+        prepare, limit = Patches.of(ctx.configs[self.processor]), limit_of(ctx, state.request)
+        seen = [prepare(self._fitted(state.request, picture)) for picture in state["images"]]
         pieces = [rows * columns // prepare.merge**2 for _, (rows, columns) in seen]
-        tokens = ctx.components[self.tokenizer](self._placed(prompt, pieces), return_tensors="pt")
-        ids, network = tokens.input_ids, ctx.network(self.encoder)
+        tokens, network = self.tokens(ctx.components[self.tokenizer], prompt, limit, pieces), ctx.network(self.encoder)
         given = {}
         if seen:
             patches = torch.cat([patches for patches, _ in seen])
             given["pixel_values"] = patches.to(ctx.device, next(network.parameters()).dtype)
             given["image_grid_thw"] = torch.tensor([[1, *grid] for _, grid in seen]).to(ctx.device)
-        kinds = (ids == ctx.configs[self.encoder]["image_token_id"]).int()
+        place = ctx.configs[self.encoder]["image_token_id"]
+        assert isinstance(place, int)
+        kinds = tokens.ids.eq(place).int()
         output = network(
-            ids.to(ctx.device),
-            attention_mask=tokens.attention_mask.to(ctx.device),
+            tokens.ids.to(ctx.device),
+            attention_mask=tokens.mask.to(ctx.device),
             mm_token_type_ids=kinds.to(ctx.device),
             **given,
         )
-        read = TextRead(
-            "prompt" if self.branch == POSITIVE else "negative_prompt", self.encoder, ids.shape[1] - self.drop
-        )
-        return output.last_hidden_state[0][self.drop :], read
+        lost = tokens.whole - tokens.read
+        why = f"max_sequence_length={limit}" if lost else ""
+        read = TextRead(self.source, self.encoder, tokens.read, lost, why)
+        return output.last_hidden_state[0][tokens.first : tokens.last], read
 
-    def _fitted(self, picture: Picture) -> Image.Image:
-        size = self.fit(picture.width, picture.height)
-        return Image.fromarray(pixels_of(picture)).resize(size, Image.Resampling.LANCZOS)
-
-    def _placed(self, prompt: str, pieces: Sequence[int]) -> str:
-        """The framed prompt, with as many places for each picture as it has pieces."""
-        if PLACE in prompt:
-            raise RequestError(f"the prompt holds {PLACE}, which stands for a picture; take it out", self.reads[0])
-        parts = self.frame(prompt, len(pieces)).split(PLACE)
-        return "".join(part + PLACE * count for part, count in zip(parts, [*pieces, 0], strict=True))
+    def _fitted(self, request: Request, picture: Picture) -> Image.Image:
+        image = Image.fromarray(pixels_of(picture))
+        for size in self.fit(request, picture):
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        return image

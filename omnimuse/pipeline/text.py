@@ -55,12 +55,15 @@ class Pooled:
 class Tokens:
     """A prompt as a family's own way makes tokens of it: `ids` and `mask` are [1, S], int64.
 
-    Features are those of the tokens from `first` on, `limit` at most; `whole` is how many the prompt would have had.
+    Features are those of the tokens from `first` to before `last`. Of the `whole` tokens of the prompt, `read` are
+    there.
     """
 
     ids: Tensor
     mask: Tensor
     first: int
+    last: int
+    read: int
     whole: int
 
 
@@ -127,7 +130,7 @@ class EncodeText(Stage):
                 state[slot] = None
 
     def _limit(self, ctx: Context, request: Request) -> int:
-        return self.length or request.params.max_sequence_length or ctx.limits.max_sequence_length
+        return self.length or limit_of(ctx, request)
 
     def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Tensor, TextRead]:
         tokenizer = ctx.components[self.tokenizer]
@@ -151,8 +154,8 @@ class EncodeText(Stage):
     def _encode_tokens(self, ctx: Context, tokens: Tokens, limit: int) -> tuple[Tensor, TextRead]:
         ids, mask = tokens.ids.to(ctx.device), tokens.mask.to(ctx.device)
         output = ctx.network(self.encoder)(ids, attention_mask=mask, output_hidden_states=True)
-        features = self.take(output)[tokens.first : tokens.first + limit]
-        return features, self._told(min(tokens.whole, limit), tokens.whole, limit)
+        features = self.take(output)[tokens.first : tokens.last]
+        return features, self._told(tokens.read, tokens.whole, limit)
 
     @property
     def _marks(self) -> dict[str, bool]:
@@ -169,6 +172,11 @@ class EncodeText(Stage):
     def _told(self, tokens: int, whole: int, limit: int) -> TextRead:
         why = "all that it takes" if self.length else f"max_sequence_length={limit}"
         return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")
+
+
+def limit_of(ctx: Context, request: Request) -> int:
+    """How many tokens of a prompt are read."""
+    return request.params.max_sequence_length or ctx.limits.max_sequence_length
 
 
 def text_of(ctx: Context, state: State, source: str) -> str:

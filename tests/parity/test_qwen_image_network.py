@@ -88,6 +88,41 @@ def test_predictions_equal_the_reference_however_rows_share_a_forward(
         assert distance(found, theirs(reference, *row)) < 1e-5
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["in time", "standing still"])
+def editing(request: pytest.FixtureRequest) -> tuple[QwenImageTransformer2DModel, QwenTransformer]:
+    """Both networks, which are shown pictures."""
+    model = qwen_image.transformer(zero_cond_t=request.param)
+    randomise(model, 0, "transformer", DtypePolicy(torch.float32), "cpu")
+    network = QwenTransformer.from_config(model.config).eval().requires_grad_(False)
+    network.load_state_dict(parts.translated(model.state_dict(), RULES))
+    return model.eval().requires_grad_(False), network
+
+
+SHOWN: list[list[tuple[int, int]]] = [[(6, 8)], [], [(4, 4), (20, 2)]]
+
+
+@pytest.mark.parametrize("sizes", [[(8, 12, 9), (2, 2, 64), (16, 6, 1)], [(6, 10, 5)] * 3], ids=["any", "equal"])
+def test_pictures_that_are_shown_are_seen_as_in_the_reference(
+    editing: tuple[QwenImageTransformer2DModel, QwenTransformer], sizes: list[tuple[int, int, int]]
+) -> None:
+    model, network = editing
+    rows = case(sizes)
+    shown = [[draw(90 + h, 16, h, w) for h, w in pictures] for pictures in SHOWN]
+    found = network(
+        [
+            TwoStreamInputs(x, t, network.prepare(text, *x.shape[1:], pictures))
+            for (x, text, t), pictures in zip(rows, shown, strict=True)
+        ]
+    )
+    for (latents, text, t), pictures, ours in zip(rows, shown, found, strict=True):
+        packed = [QwenImagePipeline._pack_latents(x[None], 1, *x.shape) for x in (latents, *pictures)]
+        shapes = [[(1, x.shape[1] // 2, x.shape[2] // 2) for x in (latents, *pictures)]]
+        (velocity,) = model(torch.cat(packed, dim=1), text[None], None, t[None], shapes, return_dict=False)
+        _, h, w = latents.shape
+        velocity = velocity[:, : packed[0].shape[1]]
+        assert distance(ours, QwenImagePipeline._unpack_latents(velocity, h * 8, w * 8, 8)[0, :, 0]) < 1e-5
+
+
 def test_half_precision_follows_the_reference(reference: QwenImageTransformer2DModel, network: QwenTransformer) -> None:
     half = (reference.to(torch.bfloat16), network.to(torch.bfloat16))
     try:

@@ -44,20 +44,21 @@ def quotations(prompt: str) -> list[str]:
     return [piece.replace("\0", "'") for piece in (*pieces, hidden[end:]) if piece]
 
 
-def tokens(tokenizer: Any, prompt: str, limit: int) -> Tokens:
+def tokens(tokenizer: Any, prompt: str, limit: int, beginning: str = BEFORE) -> Tokens:
     """The prompt, filled up to the limit, in the chat around it; pads are not attended to, but their features count."""
 
     def ids(text: str) -> list[int]:
         return [int(token) for token in tokenizer(text).input_ids[0]]
 
     whole = [token for piece in quotations(prompt) for token in ids(piece)]
-    before, read, after = ids(BEFORE), whole[:limit], ids(AFTER)
+    before, read, after = ids(beginning), whole[:limit], ids(AFTER)
     pads = limit - len(read)
     filling = (
         [int(token) for token in tokenizer("", padding="max_length", max_length=pads).input_ids[0]] if pads else []
     )
     mask = [1] * len(before + read) + [0] * pads + [1] * len(after)
-    return Tokens(torch.tensor([[*before, *read, *filling, *after]]), torch.tensor([mask]), len(before), len(whole))
+    made, first = torch.tensor([[*before, *read, *filling, *after]]), len(before)
+    return Tokens(made, torch.tensor([mask]), first, first + limit, len(read), len(whole))
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:

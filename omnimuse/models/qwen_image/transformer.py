@@ -44,6 +44,7 @@ class QwenConfig:
     num_attention_heads: int = 24
     joint_attention_dim: int = 3584
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    zero_cond_t: bool = False
 
     def __post_init__(self) -> None:
         check_axes(self.axes_dims_rope, self.attention_head_dim)
@@ -55,7 +56,6 @@ class QwenConfig:
             "patch_size": (PATCH,),
             "out_channels": (config.get("in_channels", cls.in_channels) // PATCH**2,),
             "guidance_embeds": (False,),
-            "zero_cond_t": (False,),
             "use_additional_t_cond": (False,),
             "use_layer3d_rope": (False,),
         }
@@ -78,20 +78,34 @@ class QwenTransformer(TwoStreamNetwork[TwoStreamStatic]):
     def from_config(cls, config: Mapping[str, Any]) -> QwenTransformer:
         return cls(QwenConfig.from_dict(config))
 
-    def prepare(self, features: Tensor, height: int, width: int) -> TwoStreamStatic:
-        """Text features [S, joint_attention_dim] and the latent size -> what all steps share."""
+    def prepare(self, features: Tensor, height: int, width: int, shown: Sequence[Tensor] = ()) -> TwoStreamStatic:
+        """Text features [S, joint_attention_dim], the latent size, and latents [c, h, w] of pictures that are shown ->
+        what all steps share.
+        """
         text = self.text_embedder(self.text_norm(features.to(self.text_embedder.weight)))  # [S_text, D]
-        return TwoStreamStatic(text, self._rope(len(text), height // PATCH, width // PATCH))
+        sizes = [(height, width), *(each.shape[1:] for each in shown)]
+        rope = self._rope(len(text), [(high // PATCH, wide // PATCH) for high, wide in sizes])
+        return TwoStreamStatic(text, rope, shown=torch.cat(self.embed(shown)) if shown else None)
 
     def vector(self, rows: Sequence[TwoStreamInputs[TwoStreamStatic]]) -> Tensor:
         times = torch.stack([row.t for row in rows]).to(self.text_embedder.weight.dtype)  # [R]
         return self.activation(self.time_embedder(times))
 
-    def _rope(self, text: int, rows: int, columns: int) -> Tensor:
-        """The image lies around the origin; the text goes on diagonally from where the image ends."""
+    def still_vector(self, rows: Sequence[TwoStreamInputs[TwoStreamStatic]]) -> Tensor | None:
+        if not self.config.zero_cond_t:
+            return None
+        weight = self.text_embedder.weight
+        return self.activation(self.time_embedder(torch.zeros(len(rows), dtype=weight.dtype, device=weight.device)))
+
+    def _rope(self, text: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Every picture lies around the origin of a plane of its own, the one that is drawn on the first; the text goes
+        on diagonally from where the largest ends.
+        """
         device = self.text_embedder.weight.device
-        sides = [torch.arange(length // 2 - length, length // 2, device=device) for length in (rows, columns)]
-        image = torch.cartesian_prod(torch.zeros(1, dtype=torch.int64, device=device), *sides)  # [S_image, 3]
-        start = max(rows, columns) // 2
+        planes = []
+        for plane, grid in enumerate(grids):
+            sides = (torch.arange(length // 2 - length, length // 2, device=device) for length in grid)
+            planes.append(torch.cartesian_prod(torch.tensor([plane], device=device), *sides))  # [S_picture, 3]
+        start = max(length // 2 for grid in grids for length in grid)
         words = torch.arange(start, start + text, device=device)[:, None].expand(-1, 3)  # [S_text, 3]
-        return rotary_table(torch.cat([words, image]), self.config.axes_dims_rope, THETA)
+        return rotary_table(torch.cat([words, *planes]), self.config.axes_dims_rope, THETA)

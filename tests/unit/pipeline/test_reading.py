@@ -14,20 +14,20 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omnimuse.core.errors import ModelError, RequestError
-from omnimuse.core.request import Door
+from omnimuse.core.request import Door, Picture, Request
+from omnimuse.core.sizes import of_area
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.loader.weights import randomise
 from omnimuse.media.picture import picture_of
 from omnimuse.offload.residency import Residency
-from omnimuse.pipeline.reading import PLACE, Patches, ReadWithPictures, of_area
+from omnimuse.pipeline.reading import PLACE, Framed, Patches, ReadWithPictures
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
-from tests.checkpoints import parts
+from tests.checkpoints import parts, seeing
+from tests.checkpoints.seeing import MEDIA
+from tests.checkpoints.seeing import PIXELS as SMALL
 from tests.checkpoints.wishes import photo
 from tests.fakes import SPEC, ask, context
-
-SMALL = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 12}
-MEDIA = ("<|vision_start|>", "<|vision_end|>", PLACE, "<|video_pad|>")
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +85,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader() -> Reader:
     with torch.inference_mode(False):
-        tokenizer = parts.qwen_tokenizer()
-        tokenizer.add_tokens(list(MEDIA), special_tokens=True)
+        tokenizer = seeing.tokenizer()
         ids = tokenizer.convert_tokens_to_ids(list(MEDIA))
         model = parts.qwen25_vl(len(tokenizer), media=ids)
         randomise(model, 0, "text_encoder", DtypePolicy(torch.float32), "cpu")
@@ -100,7 +99,11 @@ def framed(prompt: str, pictures: int) -> str:
     return f"user {''.join(f'{MEDIA[0]}{PLACE}{MEDIA[1]}' for _ in range(pictures))}{prompt} assistant"
 
 
-STAGE = ReadWithPictures(framed, lambda width, height: (width, height), drop=1)
+def as_it_is(request: Request, picture: Picture) -> list[tuple[int, int]]:
+    return [(picture.width, picture.height)]
+
+
+STAGE = ReadWithPictures(Framed(framed, drop=1), as_it_is)
 
 
 def theirs(reader: Reader, prompt: str, pictures: list[Image.Image], *, told: bool = True) -> Tensor:
@@ -146,6 +149,6 @@ def test_runs_are_told_apart_by_prompt_pictures_and_choices(reader: Reader) -> N
         key(STAGE, "a ring", photo(64, 64)),
         key(STAGE, "a star", photo(64, 65)),
         key(STAGE, "a star"),
-        key(replace(STAGE, drop=2), "a star", photo(64, 64)),
+        key(replace(STAGE, tokens=Framed(framed, drop=2)), "a star", photo(64, 64)),
     ]
     assert first not in others
