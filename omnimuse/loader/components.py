@@ -107,8 +107,18 @@ def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module, part: st
     ModelError where transformers would compute other tensors from the stored ones.
     """
     whole = construct_library_network(checkpoint, name) if part else module
-    rules = () if checkpoint.components[name][0] != "transformers" else (_transformers_names(checkpoint, name, whole),)
-    return (*rules, _only(part, frozenset(whole.state_dict()))) if part else rules
+    if checkpoint.components[name][0] == "transformers":
+        rule = _transformers_names(checkpoint, name, whole)
+    else:
+        rule = library_names(whole)
+    return (rule, _only(part, frozenset(whole.state_dict()))) if part else (rule,)
+
+
+def library_names(module: Any) -> Translate:
+    """What diffusers does to stored names: it leaves out those that its class knows to be left over."""
+    known = frozenset(module.state_dict())
+    unneeded = [*map(re.compile, module._keys_to_ignore_on_load_unexpected or ())]
+    return Translate(lambda name: "" if name not in known and any(each.search(name) for each in unneeded) else name)
 
 
 def _transformers_names(checkpoint: Checkpoint, name: str, module: nn.Module) -> Translate:

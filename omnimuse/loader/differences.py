@@ -42,30 +42,35 @@ class Differences:
         return bool(self.missing or self.unexpected or self.misshaped or self.mistyped)
 
 
+def is_idle(name: str) -> bool:
+    """Whether the tensor called `name` is a counter, or a table that is computed: it changes nothing."""
+    return _IDLE.search(name) is not None
+
+
 def refuse_differences(folder: Path, found: Differences) -> None:
     """ModelError that lists up to eight names of each kind, with a guess at the cause; nothing if all fits.
 
-    Tensors that are left over and change nothing (counters, tables that are computed) are only told of.
+    Tensors that are left over and change nothing (`is_idle`) are only told of.
     """
-    idle = tuple(name for name in found.unexpected if _IDLE.search(name))
+    idle = tuple(filter(is_idle, found.unexpected))
     if idle:
-        log.warning("%s has tensors that nothing reads and that change nothing: %s", folder, _list(idle))
+        log.warning("%s has tensors that nothing reads and that change nothing: %s", folder, listed(idle))
         found = replace(found, unexpected=tuple(name for name in found.unexpected if name not in idle))
     if not found:
         return
     parts = []
     if found.missing:
-        parts.append(f"{len(found.missing)} missing: {_list(found.missing)}")
+        parts.append(f"{len(found.missing)} missing: {listed(found.missing)}")
     if found.unexpected:
-        parts.append(f"{len(found.unexpected)} unexpected: {_list(found.unexpected)}")
+        parts.append(f"{len(found.unexpected)} unexpected: {listed(found.unexpected)}")
     if found.misshaped:
         lines = [
             f"{name} is {_shape(have)}, config.json asks for {_shape(want)}" for name, want, have in found.misshaped
         ]
-        parts.append(f"{len(lines)} of another shape: {_list(lines)}")
+        parts.append(f"{len(lines)} of another shape: {listed(lines)}")
     if found.mistyped:
         lines = [f"{name} is {have}, this network takes {want}" for name, want, have in found.mistyped]
-        parts.append(f"{len(lines)} of another number format: {_list(lines)}")
+        parts.append(f"{len(lines)} of another number format: {listed(lines)}")
     text = f"the weights in {folder} do not fit the network that its config.json describes.\n  " + "\n  ".join(parts)
     raise ModelError(f"{text}\n{guess(found)}")
 
@@ -141,7 +146,8 @@ def _depth(found: Differences) -> str:
     return ""
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     rest = f", and {len(names) - MOST} more" if len(names) > MOST else ""
     return ", ".join(names[:MOST]) + rest
 

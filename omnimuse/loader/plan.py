@@ -24,17 +24,21 @@ class Piece:
 
 @dataclass
 class Plan:
-    """Pieces by name in the files, and what was found wrong on the way."""
+    """Pieces by name in the files, and what was found wrong on the way.
+
+    `unexpected`: names in the files that go nowhere -> what is to be said beside a name.
+    """
 
     pieces: dict[str, Piece] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    unexpected: dict[str, str] = field(default_factory=dict)
     misshaped: list[tuple[str, Shape, Shape]] = field(default_factory=list)
 
     @property
     def differences(self) -> Differences:
         """What does not fit."""
-        return Differences(tuple(self.missing), tuple(self.unexpected), tuple(self.misshaped))
+        unexpected = tuple(name + said for name, said in self.unexpected.items())
+        return Differences(tuple(self.missing), unexpected, tuple(self.misshaped))
 
 
 def plan_load(
@@ -52,7 +56,7 @@ def plan_load(
         if target.name in wanted:
             coming.setdefault(target.name, {})[source] = target
         elif target.name:
-            plan.unexpected.append(source)
+            plan.unexpected[source] = ""
     for name, sources in coming.items():
         if any(target.fuse for target in sources.values()):
             _fuse(plan, name, wanted[name], sources, stored)
@@ -68,7 +72,7 @@ def plan_load(
 
 def _whole(plan: Plan, name: str, shape: Shape, sources: list[str], stored: Mapping[str, Shape]) -> None:
     source, *twice = sources
-    plan.unexpected += [f"{other} (goes to {name}, as {source} does)" for other in twice]
+    plan.unexpected |= dict.fromkeys(twice, f" (goes to {name}, as {source} does)")
     plan.pieces[source] = Piece(name)
     if stored[source] != shape:
         plan.misshaped.append((source, shape, stored[source]))
@@ -79,7 +83,7 @@ def _fuse(plan: Plan, name: str, shape: Shape, sources: Mapping[str, Target], st
     fuse = next(target.fuse for target in sources.values() if target.fuse)
     prefix = next(target.prefix for target in sources.values() if target.fuse)
     by_part = {target.part: source for source, target in sources.items() if target.fuse}
-    plan.unexpected += [f"{source} (goes to {name} twice)" for source in sources if source not in by_part.values()]
+    plan.unexpected |= {source: f" (goes to {name} twice)" for source in sources if source not in by_part.values()}
     absent = [part for number, part in enumerate(fuse.parts) if number not in by_part]
     if absent:
         plan.missing += [f"{prefix}{part} (part of {name})" for part in absent]

@@ -1,7 +1,8 @@
 """Streams safetensors into a network that was built empty, or fills it with random numbers (`--load dummy`).
 
-Called by the worker's build and by `components`. Names and shapes are compared before the first tensor is read; then
-every tensor is read once, cast, and written to its place on the device. Never opens a pickle, never guesses.
+Called by the worker's build and by `components`. Names and shapes are compared before the first tensor is read (but
+for what is left over, see `copies`); then every tensor is read once, cast, and written to its place on the device.
+Never opens a pickle, never guesses.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
+from omnimuse.loader.copies import set_copies_aside
 from omnimuse.loader.differences import Shape, refuse_differences
 from omnimuse.loader.files import AGAIN
 from omnimuse.loader.headers import Stored, opened, stored_in
@@ -64,7 +66,10 @@ def load_weights(
     wanted = {name: tuple(slots[first][0].shape) for name, first in ties.items()}
     plan = plan_load({name: each.shape for name, each in stored.items()}, wanted, ties, rules)
     formats = {name: slots[ties[piece.target]][0].dtype for name, piece in plan.pieces.items()}
-    refuse_differences(folder, replace(plan.differences, mistyped=_mistyped(formats, stored)))
+    mistyped = _mistyped(formats, stored)
+    if not mistyped:
+        set_copies_aside(folder, plan, stored)
+    refuse_differences(folder, replace(plan.differences, mistyped=mistyped))
     filled: dict[str, Tensor] = {}
     size = 0
     for path in dict.fromkeys(each.path for each in stored.values()):

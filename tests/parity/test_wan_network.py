@@ -6,6 +6,7 @@ Both read the same saved checkpoint; every weight is redrawn, so that no forgott
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError, RequestError
@@ -276,6 +278,18 @@ def test_every_weight_of_a_network_that_sees_pictures_matters(seeing):
         weight.mul_(1.5)
         assert not torch.equal(network(with_pictures(network, case))[0], plain), name
         weight.copy_(kept)
+
+
+def test_the_norms_of_queries_for_pictures_that_checkpoints_hold_and_the_reference_leaves_out_are_left_out(
+    seeing, tmp_path
+):
+    config, folder = seeing
+    copy = shutil.copytree(folder, tmp_path / "transformer")
+    file = next(copy.glob("*.safetensors"))
+    tensors = load_file(file)
+    save_file(tensors | {f"blocks.{i}.attn2.norm_added_q.weight": draw(i, 48) for i in range(3)}, file)
+    state, plain = (ours(place, torch.float32, config).state_dict() for place in (copy, folder))
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.items())
 
 
 def test_beside_pictures_a_prompt_of_any_length_is_read_as_without_them(seeing):

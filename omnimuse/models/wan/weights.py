@@ -6,9 +6,10 @@ and those of pictures.
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Drop, Fuse, Rename, Rule
 
-RULES: tuple[Rename | Fuse, ...] = (
+RULES: tuple[Rule, ...] = (
+    Drop(r"\.attn2\.norm_added_q\."),  # stored beside the one for keys; the reference reads it as little
     Rename(r"^condition_embedder\.(time_embedder|time_proj|text_embedder|image_embedder)\.", r"\1."),
     Rename(r"^image_embedder\.ff\.net\.0\.proj\.", "image_embedder.linear_1."),
     Rename(r"^image_embedder\.ff\.net\.2\.", "image_embedder.linear_2."),

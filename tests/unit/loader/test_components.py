@@ -17,7 +17,7 @@ from torch import nn
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.components import load_library_component, quiet
+from omnimuse.loader.components import library_names, load_library_component, quiet
 
 
 @pytest.fixture
@@ -55,6 +55,22 @@ def test_an_autoencoder_equals_what_the_library_loads(z_image_folder: Path, dtyp
     ours = load(z_image_folder, "vae", dtype=dtype)
     same(ours, AutoencoderKL.from_pretrained(z_image_folder / "vae", torch_dtype=dtype))
     assert ours.config.scaling_factor == 0.3611
+
+
+def test_what_a_class_of_diffusers_says_is_left_over_is_left_out() -> None:
+    from diffusers.models.modeling_utils import ModelMixin
+
+    class Layer(ModelMixin):
+        """Knows of a tensor that old files hold, and reads another whose name is like it."""
+
+        _keys_to_ignore_on_load_unexpected = ("old_norm",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.old_norm_kept = nn.Linear(2, 2)
+
+    names = ("old_norm_kept.weight", "blocks.0.old_norm.weight", "other.weight")
+    assert [library_names(Layer()).name(name) for name in names] == ["old_norm_kept.weight", "", "other.weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -68,7 +68,7 @@ def test_parts_of_the_wrong_size_are_reported_together() -> None:
 
 def test_two_tensors_for_one_place_are_refused() -> None:
     made = plan({"a": (1,), "b": (1,)}, {"c": (1,)}, Rename("^[ab]$", "c"))
-    assert made.unexpected == ["b (goes to c, as a does)"]
+    assert made.differences.unexpected == ("b (goes to c, as a does)",)
 
 
 def test_one_name_of_a_tied_tensor_is_enough() -> None:

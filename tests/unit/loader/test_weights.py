@@ -279,6 +279,50 @@ def test_floats_of_other_widths_are_cast(tmp_path: Path, dtype: torch.dtype) -> 
     assert torch.equal(net.codes, tensors["codes"].to(dtype).float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("read", ["old.1.norm.weight", "old.0.to_k.weight", "codes"])
+def test_a_second_copy_of_what_is_read_is_told_and_not_refused(
+    tmp_path: Path, read: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = stored()
+    net = construct(Net)
+    write(tmp_path, tensors, SHARDS[0])
+    write(tmp_path, {"norm_copy.weight": tensors[read].to(dtype)}, SHARDS[1])
+    load_weights(net, tmp_path, RULES, F32, "cpu")
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in expected(tensors).items())
+    told = f"{tmp_path} has tensors that nothing reads, second copies of what is read: norm_copy.weight (of {read})"
+    assert told in caplog.messages
+
+
+def test_of_two_tensors_for_one_place_the_second_may_only_be_a_copy(tmp_path: Path) -> None:
+    tensors = stored()
+    load_weights(
+        construct(Net),
+        write(tmp_path, tensors | {"layers.0.norm.bias": tensors["old.0.norm.bias"].clone()}),
+        RULES,
+        F32,
+        "cpu",
+    )
+    message = refusal(write(tmp_path, tensors | {"layers.0.norm.bias": tensors["old.1.norm.bias"] + 1}))
+    assert "1 unexpected: old.0.norm.bias (goes to layers.0.norm.bias, as layers.0.norm.bias does)" in message
+
+
+def test_what_is_left_over_and_no_copy_is_refused_beside_copies(tmp_path: Path) -> None:
+    tensors = stored()
+    copy, other = {"a_copy": tensors["codes"].clone()}, {"b_other": tensors["codes"] + 1}
+    assert "1 unexpected: b_other" in refusal(write(tmp_path, tensors | copy | other))
+    assert "2 unexpected: a_other, b_copy" in refusal(
+        write(tmp_path, tensors | {"b_copy": copy["a_copy"], "a_other": other["b_other"]})
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_tensor_of_one_value_is_no_copy_of_another_that_has_it(tmp_path: Path, value: float) -> None:
+    """Every fresh norm holds ones: a network with a norm that ours has not would look like a copy."""
+    tensors = stored() | {"old.0.norm.weight": torch.full((4,), value), "norm_out.weight": torch.full((4,), value)}
+    assert "1 unexpected: norm_out.weight" in refusal(write(tmp_path, tensors))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["codes", "old.1.to_k.weight"])
 def test_weights_that_are_no_numbers_are_refused_with_their_name(tmp_path: Path, name: str, value: float) -> None:
