@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.machine import memory as machine_memory
@@ -57,8 +58,8 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 class Request:
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
-    `branches` are those of the model's guidance that some step evaluates. With a `region`, the rest of the picture is
-    kept.
+    `branches` are those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than
+    one a step. With a `region`, the rest of the picture is kept.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Request:
     previews: int = 0
     chunks: bool = False
     branches: tuple[str, ...] = ONLY_POSITIVE
+    more: int = 0
 
     @property
     def outputs(self) -> int:
@@ -85,6 +87,11 @@ class Request:
     def steps(self) -> int:
         """The denoising steps that each output takes."""
         return (self.params.num_inference_steps or 1) - self.skipped_steps
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is evaluated for each branch of an output; so many steps are told of while it works."""
+        return self.steps + self.more
 
     @property
     def skipped_steps(self) -> int:
@@ -117,12 +124,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Door:
-    """What a loaded model lets in: its spec, its limits, its defaults, and the bytes of memory there are."""
+    """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, and what the
+    checkpoint's scheduler is configured to.
+    """
 
     spec: Spec
     limits: Limits
     defaults: DiffusionParams
     memory: int = field(default_factory=machine_memory)
+    scheduler: Mapping[str, object] = field(default_factory=dict)
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
@@ -140,7 +150,8 @@ class Door:
             max_sequence_length=None if tokens is None else min(tokens, limits.max_sequence_length),
             seconds=_least(defaults.seconds, limits.sound.seconds if limits.sound else 0.0),
         )
-        return Door(spec, limits, limits.fixed.over(fitted.over(defaults)))
+        scheduler = configs.get("scheduler", {})
+        return Door(spec, limits, limits.fixed.over(fitted.over(defaults)), scheduler=scheduler)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -209,7 +220,7 @@ class Door:
         check_family_params(extra)
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
-        return Request(
+        made = Request(
             id=uuid.uuid4().hex,
             prompt=prompt,
             negative_prompt=negative,
@@ -225,6 +236,7 @@ class Door:
             chunks=bool(ask.chunks),
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
+        return replace(made, more=evaluations_beyond(self.scheduler, params, made.steps))
 
     def _suited(self, chosen: DiffusionParams, sizes: Sequence[Size], *, started: bool, whole: bool) -> DiffusionParams:
         """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one.

@@ -101,7 +101,7 @@ class Scheduler:
             )
         self._enter(request.tenant)
         live = [f"{request.id}/{output}" for output in range(request.outputs)]
-        due, left = now + self.config.patience, tokens * request.steps * len(live)
+        due, left = now + self.config.patience, tokens * request.evaluations * len(live)
         self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live)
         self._arrivals += 1
 

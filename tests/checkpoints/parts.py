@@ -7,7 +7,8 @@ alone, so adding a component changes no other.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,15 @@ def write_index(
     entries = {name: list(value) if value else [None, None] for name, value in components.items()}
     index = {"_class_name": arch, "_diffusers_version": diffusers.__version__, **entries, **(options or {})}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def with_scheduler(folder: Path, changed: Path, build: Callable[[Any], Any]) -> Path:
+    """A copy of the checkpoint in `folder` with the scheduler that `build` makes of its own."""
+    shutil.copytree(folder, changed)
+    kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = build(getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler"))
+    scheduler.save_pretrained(changed / "scheduler")
+    index = json.loads((changed / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (changed / "model_index.json").write_text(json.dumps(index))
+    return changed

@@ -179,6 +179,18 @@ def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
         assert preview.image.std() > 0
 
 
+@pytest.mark.parametrize("scheduler", [None, "heun"])
+def test_as_many_steps_are_told_of_as_a_request_counts_evaluations(
+    subject: Subject, shared: Engine, scheduler: str | None
+) -> None:
+    if scheduler and not shared.door.limits.flow:
+        pytest.skip("its scheduler cannot be chosen")
+    request = shared.make_request(subject.ask(0, scheduler=scheduler, num_inference_steps=4))
+    shared.submit(request)
+    steps = [event.step for event in drain(shared) if isinstance(event, Progress) and event.stage == "denoise"]
+    assert len(steps) == request.evaluations == (2 * request.steps - 1 if scheduler else request.steps)
+
+
 def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_denoising(
     subject: Subject, shared: Engine
 ) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from omnimuse.core.request import Ask
 from omnimuse.parity.report import verdict
 from omnimuse.parity.run import parity
 from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.parts import with_scheduler
 from tests.checkpoints.wishes import Family, Wish
 
 TOLERANCE = 1e-5
@@ -118,18 +116,6 @@ CHOSEN: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
-
-
-def with_scheduler(folder: Path, changed: Path, build: Callable[[Any], Any]) -> Path:
-    """A copy of the checkpoint in `folder` with the scheduler that `build` makes of its own."""
-    shutil.copytree(folder, changed)
-    kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    scheduler = build(getattr(diffusers, kind).from_pretrained(folder, subfolder="scheduler"))
-    scheduler.save_pretrained(changed / "scheduler")
-    index = json.loads((changed / "model_index.json").read_text())
-    index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    (changed / "model_index.json").write_text(json.dumps(index))
-    return changed
 
 
 def shifted(scheduler: Any) -> Any:

@@ -423,6 +423,14 @@ def test_previews_are_spread_evenly_and_never_after_the_last_step(steps: int, wa
         assert max(gaps) - min(gaps) <= period
 
 
+@pytest.mark.parametrize(("scheduler", "evaluations"), [(None, 20), ("heun", 39)])
+def test_previews_are_spread_over_every_evaluation(door: Door, scheduler: str | None, evaluations: int) -> None:
+    fields = {"prompt": "a star", "num_inference_steps": 20, **({"scheduler": scheduler} if scheduler else {})}
+    made = to_request(read(fields, "image", door), door, looks=3)
+    assert (made.steps, made.evaluations) == (20, evaluations)
+    assert made.previews == preview_period(evaluations, 3)
+
+
 def test_the_client_s_read_timeout_is_its_patience() -> None:
     assert patience({"x-stainless-read-timeout": "600"}) == 600
     for said in (

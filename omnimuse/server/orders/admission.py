@@ -1,7 +1,7 @@
 """`Admission`: who may come in, judged by the speed that was measured; refused before any work where waiting is vain.
 
 Every route and the job queue `enter` a request and hold the `Ticket` until it has ended. All is counted in cost units
-(megapixels of all frames x steps x guidance branches) and in seconds per unit, learnt from finished work, so that
+(megapixels of all frames x evaluations x guidance branches) and in seconds per unit, learnt from finished work, so that
 "how long will this take" has an answer for any mix of sizes. Pure bookkeeping on one event loop: no asyncio, no
 threads, no I/O. It must not know who draws, or how.
 """
@@ -50,10 +50,10 @@ class Share:
 
 
 def cost(request: Request) -> float:
-    """Megapixels x frames x steps x outputs x guidance branches of `request`; above 0."""
+    """Megapixels x frames x evaluations x outputs x guidance branches of `request`; above 0."""
     p = request.params
     megapixels = (p.width or 1024) * (p.height or 1024) / 1e6
-    return megapixels * (p.num_frames or 1) * request.steps * request.outputs * len(request.branches)
+    return megapixels * (p.num_frames or 1) * request.evaluations * request.outputs * len(request.branches)
 
 
 class Speed:
@@ -111,10 +111,10 @@ class Ticket:
         self.cost = self.left = cost(request)
         self.stepped = False
         self._admission = admission
-        self._unit = self.cost / (request.outputs * request.steps)
+        self._unit = self.cost / (request.outputs * request.evaluations)
 
     def step(self) -> None:
-        """One denoising step of one output is done (steps of other stages need not be told)."""
+        """One evaluation for one output is done (steps of other stages need not be told)."""
         self.stepped = True
         self._admission.progress(self, min(self._unit, self.left))
 

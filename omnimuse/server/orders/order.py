@@ -39,7 +39,7 @@ from omnimuse.server.orders.gate import Gate
 from omnimuse.server.service import Service
 from omnimuse.server.traces import Worked
 from omnimuse.server.translate.aliases import Wanted
-from omnimuse.server.translate.asks import patience, preview_period, settled, to_form, to_request
+from omnimuse.server.translate.asks import patience, settled, to_form, to_request
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,8 @@ def place_order(
     """
     check_model(service, wanted.model)
     wanted = settled(wanted, service.door)
-    request = to_request(wanted, service.door, tenant=http.state.tenant, pictures=pictures, mask=mask)
-    period = preview_period(request.steps, wanted.delivery.partial_images)
-    request = replace(request, previews=period)
+    looks = wanted.delivery.partial_images
+    request = to_request(wanted, service.door, http.state.tenant, looks, pictures, mask=mask)
     wanted = doubted(service, wanted, request)
     waits = None if wanted.delivery.stream else patience(http.headers)
     return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, *_known_as(http))
@@ -270,5 +269,5 @@ def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
 
 def _count(service: Service, order: Order, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
-    steps = order.request.steps * order.request.outputs
+    steps = order.request.evaluations * order.request.outputs
     service.metrics.drawn(pixels, made.timings, steps)

@@ -53,5 +53,5 @@ def _kind(request: Request) -> Kind:
     params = request.params
     pictures = tuple((picture.width, picture.height) for picture in request.images)
     lasting = (params.num_frames, params.seconds, tuple(sound.seconds for sound in request.sounds))
-    shape = (params.width, params.height, lasting, request.steps, request.outputs, pictures)
+    shape = (params.width, params.height, lasting, request.evaluations, request.outputs, pictures)
     return (request.tenant, *shape, "" if request.tenant else sha256(request.prompt.encode()).digest())

@@ -46,7 +46,7 @@ from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, 
 from omnimuse.server.service import Service
 from omnimuse.server.translate import answers
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.asks import patience, preview_period, settled, to_form, to_request
+from omnimuse.server.translate.asks import patience, settled, to_form, to_request
 
 TASK, FROM_SOUND = "text-to-audio", "audio-to-audio"
 JOBS = "/v1/audio/generations"
@@ -201,9 +201,8 @@ class Sounds:
             check_task(service, FROM_SOUND)
             recordings = await read_sounds(service, request, sources)
         stream = wanted.delivery.stream
-        steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
-        previews = 0 if request.url.path != JOBS else preview_period(steps, PREVIEWS)
-        asked = to_request(wanted, door, request.state.tenant, previews, sounds=recordings)
+        looks = PREVIEWS if request.url.path == JOBS else 0
+        asked = to_request(wanted, door, request.state.tenant, looks, sounds=recordings)
         waits = None if stream else patience(request.headers)
         form_ = to_form(wanted, service.options.guard.tell)
         task = FROM_SOUND if recordings else TASK

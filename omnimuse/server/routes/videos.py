@@ -42,7 +42,7 @@ from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, 
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.answers import Made, told
-from omnimuse.server.translate.asks import patience, preview_period, settled, to_request, video_form
+from omnimuse.server.translate.asks import patience, settled, to_request, video_form
 
 FROM_TEXT, FROM_PICTURE = "text-to-video", "image-to-video"
 PATH = "/v1/videos"
@@ -227,8 +227,7 @@ class Videos:
         check_task(service, task)
         pictures = await read_pictures(service, request, sources) if sources else ()
         wanted = settled(wanted, door)
-        steps = wanted.params.num_inference_steps or door.defaults.num_inference_steps or 1
-        asked = to_request(wanted, door, request.state.tenant, preview_period(steps, PREVIEWS), pictures)
+        asked = to_request(wanted, door, request.state.tenant, PREVIEWS, pictures)
         wanted = replace(doubted(service, wanted, asked), urls=(), last_urls=())
         form = video_form(service.options.guard.tell)
         order = Order(

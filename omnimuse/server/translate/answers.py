@@ -160,7 +160,7 @@ class Events:
         self._look, self._progress = look, progress
         size = (request.params.width, request.params.height)
         self._size = "auto" if None in size else f"{size[0]}x{size[1]}"
-        self._steps = request.steps
+        self._steps = request.evaluations
         self._shown = {step: index for index, step in enumerate(preview_steps(self._steps, previews))}
         self._seen: set[tuple[int, int]] = set()
 

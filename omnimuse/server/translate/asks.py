@@ -26,14 +26,14 @@ def to_request(
     wanted: Wanted,
     door: Door,
     tenant: str = "",
-    previews: int = 0,
+    looks: int = 0,
     pictures: Sequence[Picture] = (),
     sounds: Sequence[Recording] = (),
     mask: Picture | None = None,
 ) -> Request:
     """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
 
-    `pictures`, their `mask` and `sounds` are those that came with it. `previews` asks for a look every so many steps.
+    `pictures`, their `mask` and `sounds` are those that came with it. `looks` is how many previews there should be.
     The deadline is `timeout_s` from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
@@ -47,11 +47,12 @@ def to_request(
         prompt["pad"] = wanted.part.pad
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
-    ask = Ask(prompt, settled(wanted, door).params, timeout=wanted.timeout, tenant=tenant, previews=previews)
+    ask = Ask(prompt, settled(wanted, door).params, timeout=wanted.timeout, tenant=tenant)
     try:
-        return door.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
+        made = door.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
     except RequestError as error:
         raise _renamed(error, wanted.names) from None
+    return replace(made, previews=preview_period(made.evaluations, looks))
 
 
 def to_form(wanted: Wanted, tell: bool = True) -> Form:

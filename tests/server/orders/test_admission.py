@@ -58,6 +58,22 @@ def test_cost_is_megapixels_times_frames_times_steps_times_outputs_times_branche
     guided = Request("id", "", None, params, FamilyParams(), branches=("positive", "negative"))
     assert cost(guided) == pytest.approx(0.2 * 5 * 7 * 3 * 2)
     assert cost(replace(guided, branches=("positive",))) == pytest.approx(0.2 * 5 * 7 * 3)
+    assert cost(replace(guided, more=6)) == pytest.approx(0.2 * 5 * 13 * 3 * 2)
+
+
+def test_a_request_whose_solver_evaluates_twice_a_step_is_expected_to_take_as_long_as_it_does() -> None:
+    clock = Clock()
+    door = measured(clock, pace=1.0)
+    twice = replace(ask(steps=10), more=9)
+    assert door.seconds(twice) == pytest.approx(19)
+    with pytest.raises(DeadlineError, match=r"about 19\.0 s"):
+        door.enter(replace(twice, deadline=clock.now + 15))
+    with door.enter(twice) as ticket:
+        for done in range(1, 20):  # it is told of every evaluation
+            clock.now += 1.0
+            ticket.step()
+            assert door.load().cost == pytest.approx(19 - done)
+    assert door.load().seconds_per_cost == pytest.approx(1.0)
 
 
 # -- count ---------------------------------------------------------------------------------------------------------

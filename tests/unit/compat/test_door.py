@@ -30,6 +30,7 @@ from omnimuse.worker.find import find
 from omnimuse.worker.warm_up import SMALL as SMALL_SIZE
 from omnimuse.worker.warm_up import describe, warm_up_ask
 from tests.checkpoints.foreign import with_class, with_safety_checker
+from tests.checkpoints.parts import with_scheduler
 from tests.checkpoints.wishes import photo
 
 Folder = Callable[[str], Path]
@@ -106,6 +107,26 @@ def test_custom_sigmas_make_as_many_steps_as_there_are(engine: Engine) -> None:
     submit(engine, extra={"sigmas": [1.0, 0.5]})
     steps = [(e.step, e.steps) for e in drain(engine) if isinstance(e, Progress) and e.stage == "denoise"]
     assert steps == [(1, 2), (2, 2)]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("arch", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_a_scheduler_that_evaluates_more_often_tells_of_as_many_steps_as_the_door_counts(
+    arch: str, foreign_folder: Folder, tmp_path: Path
+) -> None:
+    """One repeats its second step, the other looks at both ends of all but the last."""
+    from diffusers import HeunDiscreteScheduler
+
+    folder = foreign_folder(arch)
+    if arch == "StableDiffusionXLPipeline":
+        folder = with_scheduler(folder, tmp_path / "heun", lambda own: HeunDiscreteScheduler.from_config(own.config))
+    subject = start(config(folder))
+    made = subject.make_request(Ask("a red circle", replace(SMALL, num_inference_steps=5)))
+    subject.submit(made)
+    steps = [(e.step, e.steps) for e in drain(subject) if isinstance(e, Progress) and e.stage == "denoise"]
+    subject.close()
+    assert made.evaluations == (9 if arch == "StableDiffusionXLPipeline" else 6)
+    assert steps == [(step, made.evaluations) for step in range(1, made.evaluations + 1)]
 
 
 @pytest.mark.parametrize("after", [1, 3])

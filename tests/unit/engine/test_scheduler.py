@@ -54,6 +54,14 @@ def test_a_nearer_deadline_runs_first_among_equals() -> None:
     assert queue.run() == ["soon", "late", "never"]
 
 
+def test_what_a_solver_evaluates_twice_a_step_is_more_work_than_its_steps_say() -> None:
+    queue = Queue()
+    for name, steps, more in (("twice", 5, 4), ("once", 7, 0)):
+        made = DOOR.make_request(ask(num_inference_steps=steps), queue.now, 1)
+        queue.scheduler.add(replace(made, id=name, more=more), 1, queue.now)
+    assert queue.run() == ["once", "twice"]
+
+
 def test_a_tick_stays_within_its_token_budget_but_never_stands_still() -> None:
     queue = Queue(tick_tokens=10)
     queue.add("small")
