@@ -25,7 +25,7 @@ from omnimuse.server.options import Clients
 from omnimuse.server.routes.absent import ABSENT
 from omnimuse.worker.find import find
 from tests.server.asgi import call, scope
-from tests.server.picture_server import MODEL, Running, picture_server, service_in
+from tests.server.picture_server import MODEL, Running, picture_server, service_in, shapes
 from tests.server.video_rig import door as films
 from tests.server.whole_server import WholeServer
 from tests.unit.media.hostile import encoded, noise
@@ -154,18 +154,65 @@ def test_a_path_of_a_feature_that_is_absent_says_what_is_missing(server: Running
     address = path.replace("{what}", "video_1")
     answer = httpx2.post(f"{server.url}{address}", json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
-    assert ABSENT[path] in answer.json()["error"]["message"]
+    here = "omnimuse/shapes does text-to-image (POST /v1/images/generations), image-to-image (POST /v1/images/edits)"
+    assert ABSENT[path].format(instead=here) in answer.json()["error"]["message"]
 
 
-def test_no_path_that_exists_is_called_absent(tmp_path: Path) -> None:
+MODELS = {
+    "pictures": ("text-to-image", "image-to-image"),
+    "pictures from text": ("text-to-image",),
+    "pictures from pictures": ("image-to-image",),
+    "videos": ("text-to-video", "image-to-video"),
+    "videos from pictures": ("image-to-video",),
+    "sounds": ("text-to-audio", "audio-to-audio"),
+}
+PATHS = {
+    "/v1/images/generations": {"pictures", "pictures from text"},
+    "/v1/images/edits": {"pictures", "pictures from pictures"},
+    "/v1/images/{id}": {"pictures", "pictures from text", "pictures from pictures"},
+    "/v1/chat/completions": {"pictures", "pictures from text", "pictures from pictures"},
+    **{
+        f"/v1/videos{rest}": {"videos", "videos from pictures"}
+        for rest in ("", "/sync", "/{id}", "/{id}/content", "/{id}/events", "/{id}/cancel")
+    },
+    **{
+        f"/v1/audio/{rest}": {"sounds"}
+        for rest in (
+            "generate",
+            "generations",
+            *(f"generations/{{id}}{more}" for more in ("", "/content", "/events", "/cancel")),
+        )
+    },
+}
+"""Every path of work, and the models that have it."""
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_path_is_there_if_the_model_does_what_it_is_for_and_else_says_what_the_model_does(
+    tmp_path: Path, model: str
+) -> None:
+    door = films() if "videos" in model else shapes()
+    pictures = 0 if "from text" in model else 1
+    limits = replace(door.limits, max_images=pictures, min_images=int("from pictures" in model))
+    door = replace(door, spec=replace(door.spec, tasks=MODELS[model]), limits=limits)
+
     async def main() -> None:
-        async with service_in(tmp_path, door=films()) as (app, _):
+        async with service_in(tmp_path, door=door) as (app, _):
             described = json.loads((await call(app, scope(path="/openapi.json"))).content)["paths"]
+            work = {
+                path for path in described if path.startswith(("/v1/images", "/v1/videos", "/v1/audio", "/v1/chat"))
+            }
+            assert work == PATHS.keys()
             for path, methods in described.items():
                 for method in methods:
                     asked = scope(method.upper(), path.replace("{id}", "x"), {"content-type": "application/json"})
                     answer = await call(app, asked, [b"{}"])
-                    assert b"is not served" not in answer.content, path
+                    told = answer.content.decode()
+                    if path not in PATHS or model in PATHS[path]:
+                        assert "is not served" not in told, path
+                        continue
+                    assert (answer.status, answer.error["code"]) == (404, "not_found"), (method, path)
+                    assert all(task in answer.error["message"].partition("does ")[2] for task in MODELS[model]), told
 
     asyncio.run(main())
 

@@ -331,8 +331,8 @@ def test_a_model_that_works_from_text_only_refuses_edits_with_the_reason(tmp_pat
     blind = replace(door, spec=replace(door.spec, tasks=("text-to-image",)), limits=replace(door.limits, max_images=0))
     with picture_server(tmp_path, door=blind) as server:
         answer = post(server, BOMB)
-    assert error(answer) == (400, "unsupported_task", "image")
-    assert "text only" in answer.json()["error"]["message"]
+    assert error(answer) == (404, "not_found", None)
+    assert "it is for image-to-image; omnimuse/shapes does text-to-image" in answer.json()["error"]["message"]
 
 
 def test_a_full_queue_is_told_before_a_picture_is_decoded(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from omnimuse.core.errors import NumericalError, WorkerLostError
 from omnimuse.server.openapi import document
 from omnimuse.server.options import Guard, ServeOptions
 from omnimuse.server.routes import chat, files, images, models
-from tests.server.picture_server import MODEL, Running, picture_server, shapes
+from tests.server.picture_server import MODEL, Running, picture_server
 
 PATH = "/v1/images/generations"
 
@@ -217,15 +217,6 @@ def test_a_failure_of_the_work_is_an_error_and_not_retried(server: Running) -> N
     assert (lost.value.status_code, lost.value.code) == (503, "worker_lost")
     assert (numeric.value.status_code, numeric.value.code) == (500, "numerical_error")
     assert len(server.workers.started) == before + 2
-
-
-def test_a_model_of_videos_draws_no_pictures(tmp_path: Path) -> None:
-    door = shapes()
-    videos = replace(door, spec=replace(door.spec, tasks=("text-to-video",)))
-    with picture_server(tmp_path, door=videos) as server:
-        error = post(server, {"prompt": "x"}).json()["error"]
-    assert error["code"] == "unsupported_task"
-    assert "text-to-video" in error["message"]
 
 
 def head_of(server: Running, headers: str) -> bytes:

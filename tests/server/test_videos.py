@@ -8,7 +8,6 @@ import io
 import json
 import warnings
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,12 @@ import pytest
 from openai import AsyncOpenAI
 from PIL import Image
 
-from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import NumericalError
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.video import Video, encode_video
-from omnimuse.server.http.checks import Rules
-from omnimuse.server.http.edge import protect
-from omnimuse.server.http.keys import Keys
 from omnimuse.server.openapi import document
 from omnimuse.server.routes import videos
-from omnimuse.worker.find import find
 from tests.server.asgi import Answer, Client, call, scope
 from tests.server.fake_workers import FakeWorkers
 from tests.server.video_rig import MODEL, Rig, listening, rig
@@ -487,20 +481,6 @@ def test_the_number_of_frames_counts_and_the_length_is_repeated_as_it_was_asked_
         form = {"content-type": "application/x-www-form-urlencoded"}
         answer = await call(parts.app, scope("POST", "/v1/videos", form), [b"prompt=a+hill&size=64x32&seconds=0.3&n=1"])
         assert (answer.status, json.loads(answer.content)["seconds"]) == (200, "0.3")
-
-    run(tmp_path, act)
-
-
-def test_a_model_of_pictures_refuses_every_path_of_videos_with_the_reason(tmp_path: Path) -> None:
-    async def act(parts: Rig) -> None:
-        door = find(Config(ModelConfig("omnimuse/shapes"))).door
-        service = replace(parts.service, door=door)
-        app = protect(videos.routes(service), Rules(Keys.load(None)))
-        for operation in videos.OPERATIONS:
-            path = operation.path.replace("{id}", "video_1")
-            answer = await call(app, scope(operation.method, path, {"content-type": "application/json"}), [b"{}"])
-            assert (answer.status, answer.error["code"]) == (400, "unsupported_task"), path
-            assert "text-to-image" in answer.error["message"]
 
     run(tmp_path, act)
 

@@ -1,8 +1,11 @@
-"""Paths that clients of other servers know and this one does not have: 404, and what is missing in words."""
+"""Paths that clients know and this server does not have: 404, and what is missing in words.
+
+Some belong to features of other servers (`ABSENT`), some to what models of another kind make (`for_tasks`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import MappingProxyType
 
 from starlette.requests import Request
@@ -13,30 +16,42 @@ from omnimuse.server.errors import refusal
 from omnimuse.server.service import Service
 
 METHODS = ["GET", "POST", "PUT", "DELETE"]
-_TEXT = "the models here draw, and answer with no text; pictures in a chat are made by POST /v1/chat/completions"
+Handler = Callable[[Request], Awaitable[Response]]
+WHERE = MappingProxyType(
+    {
+        "text-to-image": "POST /v1/images/generations",
+        "image-to-image": "POST /v1/images/edits",
+        "text-to-video": "POST /v1/videos",
+        "image-to-video": "POST /v1/videos with `input_reference`",
+        "text-to-audio": "POST /v1/audio/generate",
+        "audio-to-audio": "POST /v1/audio/generate with `audio`",
+    }
+)
+"""Where what a model does is asked for."""
+_TEXT = "no text is answered here; {instead}"
 _OPERATOR = "it is chosen when the server starts, and a running one is not changed"
 ABSENT = MappingProxyType(
     {
-        "/v1/audio/speech": "no text is spoken here",
-        "/v1/audio/voices": "no text is spoken here",
+        "/v1/audio/speech": "no text is spoken here; {instead}",
+        "/v1/audio/voices": "no text is spoken here; {instead}",
         "/v1/audio/transcriptions": "no sound is read here",
         "/v1/audio/translations": "no sound is read here",
-        "/v1/realtime": "there are no WebSockets and no speech; a stream of pictures is made with `stream: true`",
+        "/v1/realtime": "there are no WebSockets; {instead}, with `stream` in steps",
         "/v1/responses": _TEXT,
         "/v1/completions": _TEXT,
         "/v1/embeddings": _TEXT,
         "/v1/score": _TEXT,
         "/v1/rerank": _TEXT,
         "/v1/moderations": "nothing is filtered here",
-        "/v1/batches": "many requests are sent one by one: what they share is computed together",
+        "/v1/batches": "requests are sent one by one, and what they share is computed together",
         "/v1/files": "pictures to start from are sent with the request, not stored before",
-        "/v1/images/variations": "variations do not exist any more; use /v1/images/edits with a `strength`",
-        "/v1/videos/edits": "videos are not edited; make a new one with POST /v1/videos",
-        "/v1/videos/extensions": "videos are not made longer; make a new one with POST /v1/videos",
+        "/v1/images/variations": "variations are edits with a `strength`; {instead}",
+        "/v1/videos/edits": "videos are not edited; {instead}",
+        "/v1/videos/extensions": "videos are not made longer; {instead}",
         "/v1/videos/characters": "characters are not kept from video to video",
         "/v1/videos/characters/{what}": "characters are not kept from video to video",
-        "/v1/videos/{what}/remix": "videos are not remixed; make a new one with POST /v1/videos",
-        "/generate": "pictures are made by POST /v1/images/generations",
+        "/v1/videos/{what}/remix": "videos are not remixed; {instead}",
+        "/generate": "it is the path of another server; {instead}",
         "/v1/load_lora_adapter": "LoRA adapters are not loaded",
         "/v1/unload_lora_adapter": "LoRA adapters are not loaded",
         "/v1/set_lora": "LoRA adapters are not loaded",
@@ -45,22 +60,36 @@ ABSENT = MappingProxyType(
         "/update_weights_from_disk": _OPERATOR,
         "/sleep": _OPERATOR,
         "/wake_up": _OPERATOR,
-        "/start_profile": "profiles are not made by a running server",
-        "/stop_profile": "profiles are not made by a running server",
+        "/start_profile": "profiles are made on the admin plane, by the server's operator",
+        "/stop_profile": "profiles are made on the admin plane, by the server's operator",
         "/server_info": "what the model can be asked for is at /v1/models, how it is doing at /load and /metrics",
         "/model_info": "what the model can be asked for is at /v1/models",
         "/get_model_info": "what the model can be asked for is at /v1/models",
     }
 )
-"""Path -> what is missing, and what there is instead."""
+"""Path -> what is missing; `{instead}` is what the model does."""
 
 
 def routes(service: Service) -> list[Route]:
     """All of them; they come after the paths that exist."""
-    return [Route(path, _answer(why), methods=METHODS) for path, why in ABSENT.items()]
+    instead = does(service)
+    return [Route(path, _answer(why.format(instead=instead)), methods=METHODS) for path, why in ABSENT.items()]
 
 
-def _answer(why: str) -> Callable[[Request], Awaitable[Response]]:
+def for_tasks(service: Service, tasks: Sequence[str], handler: Handler) -> Handler:
+    """`handler` of a path that is for `tasks`; with a model that does none of them the path is not there."""
+    if any(task in tasks for task in service.door.tasks):
+        return handler
+    return _answer(f"it is for {' and '.join(tasks)}; {does(service)}")
+
+
+def does(service: Service) -> str:
+    """What the model does, and where that is asked for."""
+    told = [f"{task} ({WHERE[task]})" if task in WHERE else task for task in service.door.tasks]
+    return f"{service.options.model_name} does {', '.join(told)}"
+
+
+def _answer(why: str) -> Handler:
     async def answer(request: Request) -> Response:
         raise refusal("not_found", f"{request.url.path[:100]} is not served: {why}")
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from omnimuse.core.request import Recording
 from omnimuse.deploy.wire import Finished, Grown, MadeFile, Previewed, Stepped
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.bodies import Upload, is_form, read_any
@@ -41,6 +40,7 @@ from omnimuse.server.orders.order import (
     taken,
 )
 from omnimuse.server.protocol import audio as protocol
+from omnimuse.server.routes.absent import Handler, for_tasks
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
@@ -75,19 +75,10 @@ OPERATIONS = (
     Operation("DELETE", JOBS + "/{id}", "Remove a sound.", responses={200: protocol.AudioDeleted}),
 )
 
-Handler = Callable[[Request], Awaitable[Response]]
-
 
 def routes(service: Service) -> list[Route]:
     """The endpoints of sounds."""
     sounds = Sounds(service)
-
-    def only_sounds(handler: Handler) -> Handler:
-        async def checked(request: Request) -> Response:
-            check_task(service, TASK)
-            return await handler(request)
-
-        return checked
 
     paths: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/audio/generate", sounds.at_once),
@@ -99,7 +90,8 @@ def routes(service: Service) -> list[Route]:
         ("GET", JOBS + "/{id}/events", sounds.events),
         ("POST", JOBS + "/{id}/cancel", sounds.cancel),
     ]
-    return [Route(path, only_sounds(handler), methods=[method]) for method, path, handler in paths]
+    tasks = (TASK, FROM_SOUND)
+    return [Route(path, for_tasks(service, tasks, handler), methods=[method]) for method, path, handler in paths]
 
 
 class Sounds:
@@ -196,10 +188,9 @@ class Sounds:
         fields, uploads = await read_any(request)
         wanted = settled(read(fields, "audio", door, form=is_form(request), files=uploads), door)
         check_model(service, wanted.model)
-        recordings: tuple[Recording, ...] = ()
-        if sources := uploaded(uploads, ()):
-            check_task(service, FROM_SOUND)
-            recordings = await read_sounds(service, request, sources)
+        sources = uploaded(uploads, ())
+        check_task(service, FROM_SOUND if sources else TASK)
+        recordings = await read_sounds(service, request, sources) if sources else ()
         stream = wanted.delivery.stream
         looks = PREVIEWS if request.url.path == JOBS else 0
         asked = to_request(wanted, door, request.state.tenant, looks, sounds=recordings)

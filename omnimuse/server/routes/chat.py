@@ -43,6 +43,7 @@ from omnimuse.server.orders.order import (
 )
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
+from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, image_tokens, told
@@ -82,17 +83,17 @@ def routes(service: Service) -> list[Route]:
         answer = _completion(service, order, made, drawn, style)
         return JSONWithFiles(answer, drawn, Made.of(made).headers(order.wanted.warnings))
 
-    return [Route(PATH, completions, methods=["POST"])]
+    return [Route(PATH, for_tasks(service, (TASK, EDIT), completions), methods=["POST"])]
 
 
 async def _read(service: Service, request: Request) -> tuple[Order, frozenset[str]]:
     """What a chat asks for, and the styles of its answer. The bytes that came are in nobody's hands then."""
     fields = await read_json(request)
-    check_task(service, TASK)
     wanted = read(fields, "chat", service.door)
     check_model(service, wanted.model)
     _check_modalities(wanted)
     said = said_last(wanted.talk.messages, takes_images=EDIT in service.door.tasks)
+    check_task(service, EDIT if said.pictures else TASK)
     style = _style(service, request, wanted)
     told = _left_out(len(wanted.talk.messages or ()) - 1, said)
     wanted = replace(wanted, prompt=said.text, talk=Talk(), warnings=(*wanted.warnings, *told))

@@ -31,7 +31,6 @@ from omnimuse.server.orders.order import (
     Admitted,
     Order,
     check_model,
-    check_task,
     contents,
     draw,
     finished,
@@ -42,6 +41,7 @@ from omnimuse.server.orders.order import (
     taken,
 )
 from omnimuse.server.protocol import images as protocol
+from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.routes.files import Links
 from omnimuse.server.routes.image_jobs import ImageJobs, idempotency_of, look_of
 from omnimuse.server.service import Service
@@ -103,16 +103,18 @@ def routes(service: Service) -> list[Route]:
         return await _whole(service, links, request, order, made)
 
     return [
-        Route("/v1/images/generations", generations, methods=["POST"]),
-        Route(EDITS, edits, methods=["POST"]),
-        Route("/v1/images/{id}", jobs.show, methods=["GET"]),
-        Route("/v1/images/{id}", jobs.delete, methods=["DELETE"]),
+        Route(path, for_tasks(service, tasks, handler), methods=[method])
+        for method, path, handler, tasks in (
+            ("POST", "/v1/images/generations", generations, (TASK,)),
+            ("POST", EDITS, edits, (EDIT,)),
+            ("GET", "/v1/images/{id}", jobs.show, (TASK, EDIT)),
+            ("DELETE", "/v1/images/{id}", jobs.delete, (TASK, EDIT)),
+        )
     ]
 
 
 async def _read_text(service: Service, request: Request) -> tuple[Order, Idempotency | None]:
     fields = await read_json(request)
-    check_task(service, TASK)
     order = place_order(service, read(fields, "image", service.door), request, TASK)
     return order, await idempotency_of(request, fields)
 
@@ -127,7 +129,6 @@ async def _read_edit(service: Service, request: Request) -> tuple[Order, Idempot
     sources = uploaded(pictures_sent, wanted.urls, wanted.names.get("urls", "url"))
     if not sources:
         raise refusal("missing_parameter", "image is missing; upload the picture to edit", "image")
-    check_task(service, EDIT)
     pictures = await read_pictures(service, request, sources)
     mask = await read_mask(service, request, uploaded(masks, wanted.part.mask_urls, wanted.names.get("mask", "mask")))
     wanted = replace(wanted, urls=(), part=replace(wanted.part, mask_urls=()))

@@ -7,7 +7,7 @@ model that makes no videos answers every path here with the reason.
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -37,6 +37,7 @@ from omnimuse.server.orders.order import (
     taken,
 )
 from omnimuse.server.protocol import videos as protocol
+from omnimuse.server.routes.absent import Handler, for_tasks
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
@@ -92,20 +93,10 @@ OPERATIONS = (
     Operation("DELETE", "/v1/videos/{id}", "Remove a video.", responses={200: protocol.VideoDeleted}),
 )
 
-Handler = Callable[[Request], Awaitable[Response]]
-
 
 def routes(service: Service) -> list[Route]:
     """The endpoints of videos."""
     videos = Videos(service)
-
-    def only_videos(handler: Handler) -> Handler:
-        async def checked(request: Request) -> Response:
-            if not service.door.spec.makes_video:
-                check_task(service, FROM_TEXT)
-            return await handler(request)
-
-        return checked
 
     paths: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/videos", videos.create),
@@ -117,7 +108,8 @@ def routes(service: Service) -> list[Route]:
         ("GET", "/v1/videos/{id}/events", videos.events),
         ("POST", "/v1/videos/{id}/cancel", videos.cancel),
     ]
-    return [Route(path, only_videos(handler), methods=[method]) for method, path, handler in paths]
+    tasks = (FROM_TEXT, FROM_PICTURE)
+    return [Route(path, for_tasks(service, tasks, handler), methods=[method]) for method, path, handler in paths]
 
 
 class Videos:
