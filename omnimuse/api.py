@@ -20,7 +20,7 @@ from omnimuse.core.config import Choice, Config, ModelConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, make_params
-from omnimuse.core.request import Ask, Request
+from omnimuse.core.request import Ask, Door, Request
 
 if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
@@ -80,6 +80,7 @@ class Omni:
         progress: bool | Listener = True,
         previews: int | None = None,
         chunks: bool = False,
+        adjust: bool = False,
         **choices: Unpack[Choices],
     ) -> list[Result]:
         """One result per prompt, in order. A prompt that fails becomes a result with `error` set; the others come back.
@@ -87,15 +88,17 @@ class Omni:
         `params` (or a dict of its fields) is one for all prompts or one per prompt; `choices` are fields of it for all:
         `generate("a red circle", seed=7)`. `progress` shows a bar on a terminal or in a notebook (there with looks at
         what is being made), or receives every event; `previews` asks for a preview event every so many steps, `chunks`
-        for pieces of an output as they are finished, where the model finishes it piece by piece. With a single prompt
-        its error is raised.
+        for pieces of an output as they are finished, where the model finishes it piece by piece. `adjust` makes sides
+        and frames the nearest that the model can make, where they would be refused; `Result.warnings` tell of it. With
+        a single prompt its error is raised.
         """
         single = isinstance(prompts, str | Mapping)
         many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         shown = _Display(progress)
         every = shown.previews if previews is None else previews
         with shown as listen:
-            done = dict(self.stream(many, params, listen=listen, previews=every, chunks=chunks, **choices))
+            told = self.stream(many, params, listen=listen, previews=every, chunks=chunks, adjust=adjust, **choices)
+            done = dict(told)
         if single and (error := done[0].error) is not None:
             raise error
         return [done[place] for place in range(len(many))]
@@ -108,6 +111,7 @@ class Omni:
         listen: Listener | None = None,
         previews: int = 0,
         chunks: bool = False,
+        adjust: bool = False,
         **choices: Unpack[Choices],
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt among `prompts` and its result, for each as soon as it is done.
@@ -115,6 +119,10 @@ class Omni:
         Otherwise as `generate`; `listen` receives every event. Leaving the iterator early cancels what is not done.
         """
         asks = [replace(ask, previews=previews, chunks=chunks) for ask in _asks(prompts, params, choices)]
+        changes: list[list[str]] = [[] for _ in asks]
+        if adjust:
+            for place, ask in enumerate(asks):
+                asks[place], changes[place] = _adjusted(self.engine.door, ask)
         events: SimpleQueue[Event] = SimpleQueue()
         waiting: deque[tuple[int, Request]] = deque()
         places: dict[str, int] = {}
@@ -131,7 +139,7 @@ class Omni:
                     listen(event)
                 if isinstance(event, Done | Failed):
                     place = places.pop(event.request_id)
-                    yield place, self._settled(event, asks[place])
+                    yield place, self._settled(event, asks[place], changes[place])
         finally:
             for request_id in places:  # interrupted: leave nothing running behind
                 self._background.cancel(request_id)
@@ -175,13 +183,13 @@ class Omni:
             places[request.id] = place
             waiting.popleft()
 
-    def _settled(self, event: Done | Failed, ask: Ask) -> Result:
+    def _settled(self, event: Done | Failed, ask: Ask, changes: list[str]) -> Result:
         from omnimuse.engine.local import present
 
         if isinstance(event, Failed):
             return _failure(event.request_id, ask, event.error)
         try:
-            return present(event.result, self.engine.door.limits)
+            return _told(present(event.result, self.engine.door.limits), changes)
         except OmnimuseError as error:
             return _failure(event.request_id, ask, error)
 
@@ -215,13 +223,14 @@ class AsyncOmni:
         *,
         previews: int | None = None,
         ask: Ask | None = None,
+        adjust: bool = False,
         **choices: Unpack[Choices],
     ) -> AsyncIterator[Event]:
         """The events of one request, the last of which is `Done`; errors are raised.
 
         Leaving the iterator early, or cancelling the task, cancels the request at its next step. `ask` sets priority,
-        tenant, timeout and chunks, too; what is given beside it counts before what it says. `choices` are fields of
-        `params`.
+        tenant, timeout and chunks, too; what is given beside it counts before what it says. `adjust` is as in `Omni`,
+        `choices` are fields of `params`.
         """
         import asyncio  # half the time that importing this package would take
 
@@ -229,6 +238,7 @@ class AsyncOmni:
         opened = await asyncio.to_thread(_with_sources, prompt)
         chosen = make_params(base.params if params is None else params, choices)
         wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
+        wanted, changes = _adjusted(engine.door, wanted) if adjust else (wanted, [])
         request = engine.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -243,7 +253,7 @@ class AsyncOmni:
                 ended = isinstance(event, Done | Failed)
                 if isinstance(event, Failed):
                     raise event.error
-                yield await asyncio.to_thread(self._presented, event) if isinstance(event, Done) else event
+                yield await asyncio.to_thread(self._presented, event, changes) if isinstance(event, Done) else event
         finally:
             if not ended:
                 self._background.cancel(request.id)
@@ -262,10 +272,10 @@ class AsyncOmni:
     ) -> None:
         await self.close()
 
-    def _presented(self, event: Done) -> Done:
+    def _presented(self, event: Done, changes: list[str]) -> Done:
         from omnimuse.engine.local import present
 
-        return Done(event.request_id, present(event.result, self._background.engine.door.limits))
+        return Done(event.request_id, _told(present(event.result, self._background.engine.door.limits), changes))
 
 
 def explain(
@@ -293,6 +303,16 @@ def _asks(
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
     made = [make_params(one, choices) for one in params]
     return [Ask(prompt, chosen) for prompt, chosen in zip(prompts, made, strict=True)]
+
+
+def _adjusted(door: Door, ask: Ask) -> tuple[Ask, list[str]]:
+    """`ask` for what the model can make, and what was changed for that, in words."""
+    params, changes = door.adjusted(ask.params)
+    return replace(ask, params=params), changes
+
+
+def _told(result: Result, changes: list[str]) -> Result:
+    return replace(result, said=(*changes, *result.said))
 
 
 def _with_sources(prompt: Prompt) -> Prompt:

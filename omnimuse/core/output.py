@@ -125,7 +125,7 @@ class Result:
     have one shape, else a list; of `"pt"` pictures [n, 3, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds
     [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over the ticks this request took part in.
     `texts` says how much of each text every encoder read, `shown` in which sizes (width, height) the model was shown
-    pictures beside what it drew, `said` what a library that runs the pipeline warned of.
+    pictures beside what it drew, `said` what was adjusted, and what a library that runs the pipeline warned of.
     `error` is set, and everything else empty, when this prompt failed.
     """
 

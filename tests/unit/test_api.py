@@ -108,6 +108,20 @@ def test_parameters_may_be_keywords_or_a_dict(omni: Omni) -> None:
         omni.generate("a circle", {"sed": 1}, progress=False)
 
 
+def test_sizes_become_legal_ones_where_that_was_asked_for_and_each_result_says_so(omni: Omni) -> None:
+    params = [SMALL, replace(SMALL, width=39, height=20), replace(SMALL, guidance_scale=-1.0, width=39)]
+    fits, near, wrong = omni.generate(["a", "b", "c"], params, adjust=True, progress=False)
+    assert (fits.images[0].size, fits.warnings) == ((32, 32), [])
+    assert (near.images[0].size, near.params.width, near.params.height) == ((32, 16), 32, 16)
+    assert near.warnings == [
+        "width=39 became 32, the nearest that this model makes",
+        "height=20 became 16, the nearest that this model makes",
+    ]
+    assert isinstance(wrong.error, RequestError) and wrong.error.param == "guidance_scale"
+    with pytest.raises(RequestError, match="use 32 or 48"):
+        omni.generate("b", SMALL, width=39, progress=False)
+
+
 def test_the_keywords_are_the_fields_of_the_parameters() -> None:
     fields_ = {field.name: field.type for field in fields(DiffusionParams)}
     assert {name: hint.__forward_arg__ for name, hint in Choices.__annotations__.items()} == fields_
@@ -217,6 +231,22 @@ def test_the_async_face_yields_events_and_the_same_picture(config: Config, omni:
     assert isinstance(events[-1], Done)
     assert torch.equal(events[-1].result.output, expected.output)
     assert any(isinstance(event, Preview) for event in events)
+
+
+def test_the_async_face_adjusts_what_an_ask_and_keywords_say_together(config: Config) -> None:
+    async def draw(adjust: bool) -> Result:
+        async with AsyncOmni(config.model.model, config=config) as engine:
+            ask = Ask("", replace(SMALL, height=20))
+            async for event in engine.generate("a circle", ask=ask, width=39, adjust=adjust):
+                if isinstance(event, Done):
+                    return event.result
+        raise AssertionError("the events ended without the result")
+
+    result = asyncio.run(draw(adjust=True))
+    assert result.images[0].size == (32, 16)
+    assert [told.split(" ")[0] for told in result.warnings] == ["width=39", "height=20"]
+    with pytest.raises(RequestError, match="use 16 or 32"):
+        asyncio.run(draw(adjust=False))
 
 
 def test_leaving_the_async_iterator_cancels_the_request(config: Config) -> None:
