@@ -210,18 +210,18 @@ class Worker:
     # -- a thread that waits ---------------------------------------------------------------------------------------
 
     def _profile(self, seconds: float, background: Background) -> None:
-        """Record what the engine's thread does for a while, and report where the recording is."""
-        from omnimuse.observe.profile import Recording
+        """Record what every rank computes for a while, and report where the recording is."""
+        from omnimuse.observe.profile import merge
 
-        name, recording = f"profile-{self.settings.name}.json.gz", Recording()
+        engine, path = background.engine, self.settings.spool / f"profile-{self.settings.name}.json.gz"
         try:
-            background.between_ticks(recording.start).result()
+            background.between_ticks(engine.record).result()
             time.sleep(seconds)
-            background.between_ticks(partial(recording.write, self.settings.spool / name)).result()
+            merge(background.between_ticks(partial(engine.end_recording, path)).result(), path)
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
             self._line.send(Profiled("", f"{type(error).__name__}: {error}"))
             return
-        self._line.send(Profiled(name))
+        self._line.send(Profiled(path.name))
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from omnimuse.core.errors import DeadlineError, EngineClosedError, EngineDeadError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
-from omnimuse.parallel.collectives import broadcast_bytes
+from omnimuse.observe.profile import Recorder, part_of
+from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
 from omnimuse.worker.plan import TickPlan, decode, encode
 from omnimuse.worker.runner import Runner
@@ -51,6 +53,7 @@ class Engine:
         self._arrived: dict[str, float] = {}
         self._waited: dict[str, float] = {}
         self._closed = False
+        self._recorder = Recorder()
 
     # -- from any thread -----------------------------------------------------------------------------------------
 
@@ -125,15 +128,39 @@ class Engine:
                 events += [Failed(id_, EngineDeadError(str(self.dead))) for id_ in lost]
             return [self._settle(event) for event in events]
 
+    def record(self) -> None:
+        """Record what every rank computes from now on; comes between two ticks."""
+        self._refuse_if_over()
+        self._tell(TickPlan(record=True))
+        self._recorder.start()
+
+    def end_recording(self, path: Path) -> list[Path]:
+        """End the recording; comes between two ticks. Where each rank's trace is, compressed, beside `path`.
+
+        A rank that could not write its own says why in the log.
+        """
+        self._refuse_if_over()
+        parts = [part_of(path, rank) for rank in range(self.mesh.size)]
+        self._tell(TickPlan(write=str(path)))
+        try:
+            self._recorder.write(parts[0])
+        finally:
+            meet(self.mesh)
+        return parts
+
     def close(self) -> None:
         """Free everything and release the other ranks. The engine cannot be used afterwards."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        if self.mesh.size > 1 and self.dead is None:
-            broadcast_bytes(self.mesh, encode(TickPlan(stop=True)))
+        if self.dead is None:
+            self._tell(TickPlan(stop=True))
         self.runner.close()
+
+    def _tell(self, plan: TickPlan) -> None:
+        if self.mesh.size > 1:
+            broadcast_bytes(self.mesh, encode(plan))
 
     def _plan(self, events: list[Event]) -> TickPlan:
         for request_id in self.scheduler.expired(self.clock()):
@@ -155,8 +182,7 @@ class Engine:
         return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
-        if self.mesh.size > 1:
-            broadcast_bytes(self.mesh, encode(plan))
+        self._tell(plan)
         execute(self.runner, plan, events, self.governor)
         with self._lock:
             for state_id in plan.run:
@@ -196,7 +222,13 @@ def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Gover
 
 def follow(runner: Runner, governor: Governor | None = None) -> None:
     """What every rank but 0 does: execute the plans that rank 0 sends, until it stops."""
-    mesh = runner.pipeline.ctx.mesh
+    mesh, recorder = runner.pipeline.ctx.mesh, Recorder()
     while not (plan := decode(broadcast_bytes(mesh, None), runner.pipeline.spec)).stop:
-        execute(runner, plan, [], governor)
+        if plan.record:
+            recorder.try_to(recorder.start)
+        elif plan.write:
+            recorder.try_to(partial(recorder.write, part_of(Path(plan.write), mesh.rank)))
+            meet(mesh)
+        else:
+            execute(runner, plan, [], governor)
     runner.close()

@@ -1,15 +1,22 @@
 """Recordings of what an engine computes with: every operation, its time and where it was called from.
 
-Started and ended on the engine's thread (`Background.between_ticks`); the file opens in a browser's tracing page or in
-Perfetto.
+Started and ended on the thread that computes, on every rank at once (`Engine.record`); the file opens in a browser's
+tracing page or in Perfetto.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+log = logging.getLogger(__name__)
 
 
 class Recording:
@@ -29,3 +36,76 @@ class Recording:
         """End, and write a Chrome trace; compressed where the name ends so."""
         self._profile.stop()
         self._profile.export_chrome_trace(str(path))
+
+
+class Recorder:
+    """Makes recordings, one at a time."""
+
+    def __init__(self) -> None:
+        self._recording: Recording | None = None
+
+    def start(self) -> None:
+        """Begin one; one that was never written is dropped."""
+        recording = Recording()
+        recording.start()
+        self._recording = recording
+
+    def write(self, path: Path) -> None:
+        """End it, and write it to `path`; nothing where none was begun."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.write(path)
+
+    def try_to(self, work: Callable[[], None]) -> None:
+        """One of the above, because another rank wants it: what goes wrong is told in the log, and ends nothing."""
+        try:
+            work()
+        except (OSError, RuntimeError, ValueError) as problem:
+            log.warning("this rank could not be recorded: %s: %s", type(problem).__name__, problem)
+
+
+def part_of(path: Path, rank: int) -> Path:
+    """Where a rank writes its own part of the recording that will be at `path`."""
+    return path.with_name(f"rank{rank}-{path.name}")
+
+
+def merge(parts: Sequence[Path], into: Path) -> None:
+    """One trace of those that the ranks wrote, in the order of the ranks; `parts` are removed.
+
+    A process of a trace is called by its rank, and keeps nothing in common with those of other ranks.
+    """
+    if len(parts) == 1:
+        parts[0].replace(into)
+        return
+    try:
+        traces = [_read(path) for path in parts]
+        base = int(traces[0].get("baseTimeNanoseconds", 0))
+        events = [event for rank, trace in enumerate(traces) for event in _of_rank(rank, len(traces), trace, base)]
+        content = json.dumps({**traces[0], "traceEvents": events}).encode()
+        into.write_bytes(gzip.compress(content, compresslevel=4))
+    finally:
+        for path in parts:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+    return content
+
+
+def _of_rank(rank: int, ranks: int, trace: dict[str, Any], base: int) -> list[dict[str, Any]]:
+    """The events of `trace`, in numbers that no other rank uses and in the time that counts from `base`."""
+    later = (int(trace.get("baseTimeNanoseconds", 0)) - base) / 1000
+    numbers: dict[Any, int] = {}
+    found = []
+    for event in trace["traceEvents"]:
+        made = dict(event)
+        for name in ("pid", "id"):  # of processes, and of arrows between events
+            if name in event:
+                made[name] = rank + ranks * numbers.setdefault((name, event[name]), len(numbers))
+        if "ts" in event:
+            made["ts"] = event["ts"] + later
+        if event.get("ph") == "M" and event.get("name") == "process_name":
+            made["args"] = {"name": f"rank {rank}: {event['args']['name']}"}
+        found.append(made)
+    return found

@@ -1,6 +1,6 @@
-"""What the leader tells everybody: bytes, over the control group. Tensors and objects are never pickled.
+"""What the leader tells everybody, and where all wait for each other; over the control group, which carries bytes.
 
-The engine sends each tick's plan with it. Every rank must call in the same order.
+The engine sends each tick's plan with it. Tensors and objects are never pickled. Every rank calls in the same order.
 """
 
 from __future__ import annotations
@@ -27,5 +27,19 @@ def broadcast_bytes(mesh: Mesh, payload: bytes | None) -> bytes:
         if len(body):
             dist.broadcast(body, src=0, group=mesh.control)
     except RuntimeError as error:
-        raise EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again") from error
+        raise _silent(error) from error
     return body.numpy().tobytes()
+
+
+def meet(mesh: Mesh) -> None:
+    """Wait until every rank is here. EngineDeadError if one is gone."""
+    if mesh.size == 1:
+        return
+    try:
+        dist.barrier(group=mesh.control)
+    except RuntimeError as error:
+        raise _silent(error) from error
+
+
+def _silent(error: RuntimeError) -> EngineDeadError:
+    return EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again")

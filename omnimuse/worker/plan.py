@@ -20,7 +20,7 @@ from omnimuse.core.spec import Spec
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    `stop` ends the loop.
+    `record` begins a recording, `write` ends it and names the file. `stop` ends the loop.
     """
 
     drop: tuple[str, ...] = ()
@@ -28,6 +28,8 @@ class TickPlan:
     park: tuple[str, ...] = ()
     wake: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
+    record: bool = False
+    write: str = ""
     stop: bool = False
 
 
@@ -41,7 +43,7 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    return TickPlan(admit=admit, stop=bool(raw["stop"]), **names)
+    return TickPlan(admit=admit, record=raw["record"], write=raw["write"], stop=raw["stop"], **names)
 
 
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:

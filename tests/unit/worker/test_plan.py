@@ -14,6 +14,8 @@ def test_a_plan_comes_back_as_it_was_sent() -> None:
     plan = TickPlan(("gone",), (request,), ("held",), ("back",), ("a/0", "b/1"))
     assert decode(encode(plan), SPEC) == plan
     assert decode(encode(TickPlan(stop=True)), SPEC).stop
+    assert decode(encode(TickPlan(record=True)), SPEC) == TickPlan(record=True)
+    assert decode(encode(TickPlan(write="a/b")), SPEC) == TickPlan(write="a/b")
 
 
 def test_a_plan_of_names_is_small() -> None:

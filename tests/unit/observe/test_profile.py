@@ -1,0 +1,68 @@
+"""Traces of several ranks become one, and nothing of theirs is taken for another's."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from omnimuse.observe.profile import Recorder, merge, part_of
+
+
+def written(path: Path, base: int, events: list[dict[str, Any]]) -> Path:
+    content = {"schemaVersion": 1, "baseTimeNanoseconds": base, "traceEvents": events}
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]  # type: ignore[no-any-return]
+
+
+def test_ranks_with_the_same_numbers_of_processes_and_arrows_stay_apart_and_in_one_time(tmp_path: Path) -> None:
+    events = [
+        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "python"}},
+        {"ph": "X", "name": "mm", "pid": 0, "tid": 5, "ts": 10.0, "dur": 1.0},
+        {"ph": "s", "name": "ac2g", "pid": 0, "tid": 5, "ts": 10.0, "id": 3},
+        {"ph": "f", "name": "ac2g", "pid": "Spans", "tid": 5, "ts": 12.0, "id": 3},
+    ]
+    whole = tmp_path / "whole.json.gz"
+    parts = [written(part_of(whole, rank), base, events) for rank, base in ((0, 5_000), (1, 7_000))]
+    merge(parts, whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.json.gz"]
+    first, second = read(whole)[:4], read(whole)[4:]
+    assert [e["args"]["name"] for e in (first[0], second[0])] == ["rank 0: python", "rank 1: python"]
+    assert [[e.get("ts") for e in half] for half in (first, second)] == [
+        [None, 10.0, 10.0, 12.0],
+        [None, 12.0, 12.0, 14.0],
+    ]
+    for name in ("pid", "id"):
+        assert not {e[name] for e in first if name in e} & {e[name] for e in second if name in e}
+    for half in (first, second):
+        assert half[2]["id"] == half[3]["id"]
+        assert half[0]["pid"] == half[1]["pid"] != half[3]["pid"]
+
+
+def test_the_trace_of_a_single_rank_stays_as_it_is(tmp_path: Path) -> None:
+    whole, recorder = tmp_path / "whole.json.gz", Recorder()
+    recorder.start()
+    torch.ones(4, 4) @ torch.ones(4, 4)
+    recorder.write(part_of(whole, 0))
+    kept = part_of(whole, 0).read_bytes()
+    merge([part_of(whole, 0)], whole)
+    assert whole.read_bytes() == kept
+    assert "aten::mm" in {event.get("name") for event in read(whole)}
+
+
+def test_a_rank_that_cannot_write_says_so_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    recorder.start()
+    recorder.try_to(lambda: recorder.write(tmp_path / "nowhere" / "x.json.gz"))
+    assert "this rank could not be recorded" in caplog.text
+    with pytest.raises(FileNotFoundError):
+        merge([written(tmp_path / "a.gz", 0, []), tmp_path / "b.gz"], tmp_path / "whole.gz")
+    assert not list(tmp_path.iterdir())
