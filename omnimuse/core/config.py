@@ -238,6 +238,12 @@ class Environment:
         for name, value in _bounded_spin().items():
             os.environ.setdefault(name, value)
 
+    @staticmethod
+    def keep_compiled(usual: str, kind: str) -> None:
+        """Have torch keep what it compiles in a folder `kind` of its cache, which is `usual` or what somebody chose."""
+        chosen = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or usual)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(chosen if chosen.name == kind else chosen / kind)
+
 
 def _bounded_spin() -> dict[str, str]:
     """How often libgomp's threads look before they sleep, unless somebody has chosen how they wait."""

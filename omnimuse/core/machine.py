@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+_PROCESSOR = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU ")
+"""Of what the system says of a core, what others of its kind have in common."""
 
 
 def cores() -> int:
@@ -49,6 +53,14 @@ def quota(root: Path = Path("/")) -> float | None:
             folder = root / mount.point.lstrip("/")
             found += [_limit(folder / group) for group in _with_parents(groups[mount.controller], mount.root)]
     return min((limit for limit in found if limit is not None), default=None)
+
+
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor is called and which instructions it has, one to a line, as far as the system tells."""
+    first = "\n".join(_lines(file)).partition("\n\n")[0].splitlines()  # one paragraph a core
+    told = [f"{name.strip()}: {' '.join(rest.split())}" for name, _, rest in (line.partition(":") for line in first)]
+    found = [line for line in told if line.startswith(_PROCESSOR)]
+    return "\n".join(found or [platform.machine(), platform.processor()])
 
 
 def resident() -> int:

@@ -3,7 +3,7 @@
 A build pass sets it as a stack's innermost runner. One kind of block is compiled twice for all sizes and all blocks of
 that kind, for one row and for several, and once more where parts of a row may have times of their own: shapes stay
 symbolic, and weights are inputs of the compiled code. The first run takes tens of seconds; torch keeps what it compiled
-on disk, so later processes start faster.
+on disk (`worker/compiler.py` says where), so later processes start faster.
 """
 
 from __future__ import annotations

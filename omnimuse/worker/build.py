@@ -45,6 +45,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.allocator import keep_memory
+from omnimuse.worker.compiler import keep_apart
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
@@ -233,6 +234,7 @@ def compile_blocks(under: Build) -> None:
     """Blocks that are compiled when they first run."""
     if under.found.config.compile.mode == "none":
         return
+    keep_apart()
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
             stack.runner = CompiledRunner(stack.blocks())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from omnimuse.core.machine import cores, quota
+from omnimuse.core.machine import cores, processor, quota
 
 V1 = "33 31 0:30 {top} /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
 V1_MEMORY = "36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
@@ -88,3 +88,27 @@ def test_where_there_are_no_control_groups_there_is_no_limit(tmp_path: Path) -> 
 def test_this_machine_can_be_asked() -> None:
     limit = quota()
     assert cores() >= 1 and (limit is None or limit > 0)
+
+
+XEON = (
+    "processor\t: {core}\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)\n"
+    "cpu MHz\t\t: {mhz}\nflags\t\t: {flags}\n"
+)
+
+
+def test_a_processor_is_known_by_its_name_and_its_instructions_and_not_by_its_clock(tmp_path: Path) -> None:
+    file, found = tmp_path / "cpuinfo", []
+    for mhz, flags in ((2000.0, "sse avx2"), (2700.5, "sse avx2"), (2000.0, "sse avx2 avx512f")):
+        file.write_text("\n".join(XEON.format(core=core, mhz=mhz, flags=flags) for core in (0, 1)))
+        found.append(processor(file))
+    assert found[0] == found[1] == "vendor_id: GenuineIntel\nmodel name: Intel(R) Xeon(R)\nflags: sse avx2"
+    assert found[2] not in found[:2]
+
+
+def test_a_processor_of_another_make_is_known_by_its_parts(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(
+        "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd sve\nCPU part\t: 0xd40\n\nprocessor\t: 1\n"
+    )
+    assert processor(file) == "Features: fp asimd sve\nCPU part: 0xd40"
+    assert processor(tmp_path / "none").strip()

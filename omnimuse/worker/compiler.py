@@ -1,0 +1,29 @@
+"""Where what the compiler makes is kept: apart for every kind of processor, its instructions, and every torch.
+
+torch compiles for the instructions that it finds or is told to use (ATEN_CPU_CAPABILITY), and takes what lies in its
+cache for as good as new; on a disk that machines share, or after another choice, that is code for something else.
+Used by the build pass that compiles.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import torch
+
+from omnimuse.core.config import Environment
+from omnimuse.core.machine import processor
+
+
+def keep_apart() -> None:
+    """Have torch compile into a folder that only this kind of machine uses."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    Environment.keep_compiled(default_cache_dir(), kind())
+
+
+def kind(of: str | None = None, capability: str | None = None, version: str = torch.__version__) -> str:
+    """A name for what compiled code depends on: the processor, which of its instructions torch uses, and torch."""
+    capability = capability or torch.backends.cpu.get_cpu_capability()
+    digest = sha256("\n".join((of or processor(), capability, version)).encode()).hexdigest()
+    return f"omnimuse-{capability.lower()}-{digest[:16]}"
