@@ -72,6 +72,7 @@ class Decoding:
     """What decoding remembers of one state between steps; moved and dropped with it."""
 
     grid: Grid
+    frames: int  # latent frames of a piece
     latents: Tensor  # [1, C, f, h, w], as the decoder wants them
     video: Collected  # [F, 3, H, W]
     cache: list[Any] = field(default_factory=list)
@@ -105,8 +106,9 @@ class DecodeVideo(Loop):
         (_, f, h, w), (span, ratio) = latents.shape, factors(vae.config)
         grid = self.grid(vae, h, w)
         video = Collected((1 + (f - 1) * span, 3, h * ratio, w * ratio), ctx.send)
-        state.working["decode"] = Decoding(grid, unscaled(vae, vae.config, latents)[None], video)
-        return [Step(index) for index in range(len(grid.corners) * (f if self.by_frame else 1))]
+        frames = 1 if self.by_frame else f
+        state.working["decode"] = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
+        return [Step(index) for index in range(len(grid.corners) * f // frames)]
 
     def grid(self, vae: Any, height: int, width: int) -> Grid:
         """How a frame of so many latents is cut into tiles."""
@@ -118,7 +120,7 @@ class DecodeVideo(Loop):
             return 1
         decoding = state.working["decode"]
         height, width = decoding.grid.tile
-        return height * width * (1 if self.by_frame else decoding.latents.shape[2])
+        return height * width * decoding.frames
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         return []
