@@ -4,7 +4,7 @@ A network of this kind has blocks with two streams and, perhaps, blocks with one
 blocks see one sequence per row, text tokens before image tokens; rows of any size share a forward: their sequences are
 laid end to end. A family subclasses `TwoStreamNetwork` and says how its text, its times and its positions are made.
 
-Letters: R rows, S tokens, D width, N heads, H head dim; c h w latent channels, height, width.
+Letters: R rows, S tokens, D width, N heads, H head dim; c f h w latent channels, frames, height, width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -98,7 +99,9 @@ Static = TypeVar("Static", bound=TwoStreamStatic)
 
 @dataclass(frozen=True)
 class TwoStreamInputs(Generic[Static]):
-    """One row: noisy latents [c, h, w], the scalar t in (0, 1] (1 is pure noise), and what stays the same."""
+    """One row: noisy latents [c, h, w], or [c, f, h, w] of a video, the scalar t as the family counts time, and what
+    stays the same.
+    """
 
     latents: Tensor
     t: Tensor
@@ -161,15 +164,18 @@ class TwoStreamCond:
 
 
 class TwoStreamNetwork(Network, Generic[Static]):
-    """Predicts the velocity from image to noise, one tensor [c, h, w] per row."""
+    """Predicts the velocity from image to noise, one tensor [c, h, w] per row (of videos [c, f, h, w]).
+
+    Tokens have `channels` numbers on the way in and `out` on the way out, the same if that is not said.
+    """
 
     packing: ClassVar[Literal["varlen"]] = "varlen"
     patch: ClassVar[int] = PATCH
     """Latents a side of one token."""
 
-    def __init__(self, blocks: Blocks, channels: int, text_width: int) -> None:
+    def __init__(self, blocks: Blocks, channels: int, text_width: int, *, out: int | None = None) -> None:
         super().__init__()
-        self.image_embedder = blocks.linear(channels, blocks.dim)
+        self.image_embedder: nn.Module = blocks.linear(channels, blocks.dim)
         self.text_embedder = blocks.linear(text_width, blocks.dim)
         widths = {"text": 6, "image": 6, "single": 3} if blocks.shared else {}
         self.modulations = nn.ModuleDict(
@@ -181,7 +187,7 @@ class TwoStreamNetwork(Network, Generic[Static]):
                 "single_blocks": (SingleBlock(blocks) for _ in range(blocks.single)),
             }
         )
-        self.head = Head(blocks, channels)
+        self.head = Head(blocks, out or channels)
 
     @abstractmethod
     def vector(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
@@ -191,15 +197,24 @@ class TwoStreamNetwork(Network, Generic[Static]):
         """The same for the pictures that were shown, [R, D], in a network for which these stand still in time."""
         return None
 
+    def texts(self, rows: Sequence[TwoStreamInputs[Static]]) -> list[Tensor]:
+        """The tokens of the rows' texts as the blocks first see them, [S_text, D] each, at these times."""
+        return [row.static.text for row in rows]
+
+    def images(self, rows: Sequence[TwoStreamInputs[Static]]) -> list[Tensor]:
+        """The tokens of the rows' images, [S_image, D] each, then those of what they are shown."""
+        images = zip(self.embed([row.latents for row in rows]), (row.static.shown for row in rows), strict=True)
+        return [image if shown is None else torch.cat([image, shown]) for image, shown in images]
+
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.stack}
 
     def forward(
         self, rows: Sequence[TwoStreamInputs[Static]], memories: Sequence[Memory] | None = None
     ) -> list[Tensor]:
-        images = self._embed_images(rows)  # [S_image, D] each
+        images = self.images(rows)  # [S_image, D] each
         cond = self._condition(rows, Layout(tuple(len(image) for image in images)))
-        text = cond.text.pack([row.static.text for row in rows])
+        text = cond.text.pack(self.texts(rows))
         hidden = self.stack(cond.join(text, cond.image.pack(images)), cond, memories)  # packed, width D
         _, image = cond.split(hidden)
         patches = cond.image.unpack(self.head(image, cond))  # [S_image, 4c] each, then those of what was shown
@@ -226,13 +241,9 @@ class TwoStreamNetwork(Network, Generic[Static]):
         return Still(image.pack([mark[:, None] for mark in marks]), vector)
 
     def embed(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """Latents [c, h, w] of any sizes -> their tokens, [S, D] each."""
-        patches = [patchify(each.to(self.image_embedder.weight.dtype), self.patch) for each in latents]
+        """Latents [c, h, w] or [c, f, h, w] of any sizes -> their tokens, [S, D] each."""
+        patches = [patchify(each.to(self.text_embedder.weight.dtype), self.patch) for each in latents]
         return list(self.image_embedder(torch.cat(patches)).split([len(patch) for patch in patches]))
-
-    def _embed_images(self, rows: Sequence[TwoStreamInputs[Static]]) -> list[Tensor]:
-        images = zip(self.embed([row.latents for row in rows]), (row.static.shown for row in rows), strict=True)
-        return [image if shown is None else torch.cat([image, shown]) for image, shown in images]
 
 
 class DoubleBlock(Block[TwoStreamCond]):
@@ -380,16 +391,18 @@ def _finite(x: Tensor) -> Tensor:
 
 
 def patchify(latents: Tensor, patch: int = PATCH) -> Tensor:
-    """[c, h, w] -> [h/p * w/p, p * p * c]; within a patch of p x p the order is channel, row, column."""
-    c, h, w = latents.shape
+    """[c, h, w] -> [h/p * w/p, p * p * c]; within a patch of p x p the order is channel, row, column.
+
+    Of a video [c, f, h, w] the frames follow each other.
+    """
+    c, h, w = latents.flatten(1, -2).shape
     x = latents.reshape(c, h // patch, patch, w // patch, patch)
     return x.permute(1, 3, 0, 2, 4).reshape(-1, c * patch * patch)
 
 
 def unpatchify(x: Tensor, size: Sequence[int], patch: int = PATCH) -> Tensor:
-    """The reverse of `patchify`, to `size` = (c, h, w), of the first patches of `x`."""
-    c, h, w = size
-    h, w = h // patch, w // patch
+    """The reverse of `patchify`, to `size` = (c, h, w) or (c, f, h, w), of the first patches of `x`."""
+    c, h, w = size[0], prod(size[1:-1]) // patch, size[-1] // patch
     x = x[: h * w].reshape(h, w, c, patch, patch)
     return x.permute(2, 0, 3, 1, 4).reshape(tuple(size))
 

@@ -14,6 +14,9 @@ HALVINGS = (False, True, True)
 
 def factors(config: Mapping[str, object]) -> tuple[int, int]:
     """How many frames, and how many pixels a side, one latent stands for."""
+    told = config.get("temporal_compression_ratio"), config.get("spatial_compression_ratio")
+    if None not in told:
+        return int(cast(int, told[0])), int(cast(int, told[1]))
     widths = cast("Sequence[int] | None", config.get("block_out_channels"))
     if widths is not None:
         return 1, 2 ** (len(widths) - 1)

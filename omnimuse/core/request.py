@@ -136,11 +136,14 @@ class Door:
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
-        """The door of one checkpoint; the defaults of its variant, or of an id's, are lowered to what it can do."""
+        """The door of one checkpoint: the defaults are those of its variant, or of an id's, where its configurations
+        name no others, and are lowered to what it can do.
+        """
         limits = spec.limits(configs)
         flow = not spec.library and is_flow(configs.get("scheduler", {}))
         limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)), flow=flow)
-        defaults = (spec.variant(variant) if isinstance(variant, str) else variant).defaults
+        own = (spec.variant(variant) if isinstance(variant, str) else variant).defaults
+        defaults = spec.told(configs).over(own)
         side = limits.max_side - limits.max_side % limits.size_multiple
         frames, tokens = defaults.num_frames, defaults.max_sequence_length
         fitted = DiffusionParams(

@@ -29,7 +29,7 @@ class Component:
     language model's body without its head) or, of a processor, `"tokenizer"`; no other is built or read. `rules` is the
     import path of our network's weight-name rules, `keep_float32` name patterns that stay in float32; `dtype` is what
     the whole of it computes in, whatever the engine's is (empty: that). Of a component that is not `built` only the
-    configuration is read; no classes means any class.
+    configuration is read; no classes means any class. `tells` are the defaults of a request that it names.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +40,7 @@ class Component:
     dtype: Literal["", "float32"] = ""
     optional: bool = False
     built: bool = True
+    tells: Callable[[Configs], DiffusionParams] | None = None
 
 
 Size = tuple[int, int]
@@ -181,6 +182,13 @@ class Spec:
     def notes(self) -> Mapping[str, str]:
         """What it means that a library runs the pipeline."""
         return self.foreign.notes if self.foreign else {}
+
+    def told(self, configs: Configs) -> DiffusionParams:
+        """The defaults that a checkpoint's own configurations name."""
+        found = DiffusionParams()
+        for component in self.components.values():
+            found = found if component.tells is None else component.tells(configs).over(found)
+        return found
 
     def refusal(self, negative_prompt: str | None, params: DiffusionParams) -> str | None:
         """Why a negative prompt and complete parameters make no sense together, or None."""

@@ -6,6 +6,7 @@ from omnimuse.core.registry import Registry
 
 TABLE = {
     "WanPipeline": "omnimuse.models.wan",
+    "HunyuanVideo15Pipeline": "omnimuse.models.hunyuan_video15",
     "ZImagePipeline": "omnimuse.models.z_image",
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",

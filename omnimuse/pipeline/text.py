@@ -75,8 +75,9 @@ class EncodeText(Stage):
     request's `max_sequence_length` is it); `pad` fills up to the limit, `masked` hides those pads from the encoder, and
     `zeroed` makes zeros of the features that they have. `template(tokenizer, prompt)` makes the text that is tokenized;
     the features of its first `drop` tokens are left out, and no limit counts these; `marked` ones have all special
-    tokens, and get no others. `tokens(tokenizer, prompt, limit)` does all of that in another way. Where a request does
-    not need the branch, its slot holds None.
+    tokens, and get no others. `tokens(tokenizer, prompt, limit)` does all of that in another way. `of(prompt)` is the
+    part of a prompt that this encoder reads, None for nothing. Where there is nothing to read, or a request does not
+    need the branch, its slot holds None.
     """
 
     branch: str = POSITIVE
@@ -92,6 +93,7 @@ class EncodeText(Stage):
     drop: int = 0
     marked: bool = False
     tokens: Callable[[Any, str, int], Tokens] | None = None
+    of: Callable[[str], str | None] | None = None
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:
@@ -123,11 +125,16 @@ class EncodeText(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             [slot] = self.writes
-            if self.branch in state.request.branches:
-                limit = self._limit(ctx, state.request)
-                state[slot], state.notes[self.name] = self._encode(ctx, text_of(ctx, state, self.source), limit)
-            else:
+            text = self._text(ctx, state) if self.branch in state.request.branches else None
+            if text is None:
                 state[slot] = None
+            else:
+                limit = self._limit(ctx, state.request)
+                state[slot], state.notes[self.name] = self._encode(ctx, text, limit)
+
+    def _text(self, ctx: Context, state: State) -> str | None:
+        text = text_of(ctx, state, self.source)
+        return text if self.of is None else self.of(text)
 
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or limit_of(ctx, request)

@@ -1,8 +1,9 @@
-"""Stock loop: finished video latents become frames, one latent frame of one tile at a time.
+"""Stock loops: finished video latents become frames, one latent frame of one tile, or one tile of all, at a time.
 
 Every step is a short piece of work, so decoding can be cancelled, paused and watched, and needs memory for one piece.
-For diffusers VAEs that are causal in time: such a decoder takes the cache of its convolutions as an argument, so the
-loop drives the very same module frame by frame and keeps the cache in the state.
+For diffusers VAEs that are causal in time `DecodeVideo`: such a decoder takes the cache of its convolutions as an
+argument, so the loop drives the very same module frame by frame and keeps the cache in the state. For those that know
+no such cache `DecodeClip`.
 
 Letters: C latent channels, f h w latent frames, height, width; F H W those of the video; c t y x those of a piece.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.core.autoencoder import factors
 from omnimuse.pipeline.arrival import Collected
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.scaling import unscaled
@@ -70,6 +72,7 @@ class Decoding:
     """What decoding remembers of one state between steps; moved and dropped with it."""
 
     grid: Grid
+    frames: int  # latent frames of a piece
     latents: Tensor  # [1, C, f, h, w], as the decoder wants them
     video: Collected  # [F, 3, H, W]
     cache: list[Any] = field(default_factory=list)
@@ -86,6 +89,7 @@ class DecodeVideo(Loop):
     latents: str = "latents"
     name: str = "decode"
     writes: tuple[str, ...] = ("video",)
+    by_frame: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -99,34 +103,68 @@ class DecodeVideo(Loop):
         if state.request.params.output_type == "latent":
             return [Step(0)]  # they are handed over as they are
         vae, latents = ctx.components[self.vae], state[self.latents]
-        _, f, h, w = latents.shape
-        grid = Grid.of(vae, h, w, self.tile_above)
-        frames, ratio = 1 + (f - 1) * vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
-        video = Collected((frames, 3, h * ratio, w * ratio), ctx.send)
-        state.working["decode"] = Decoding(grid, unscaled(vae, vae.config, latents)[None], video)
-        return [Step(index) for index in range(len(grid.corners) * f)]
+        (_, f, h, w), (span, ratio) = latents.shape, factors(vae.config)
+        grid = self.grid(vae, h, w)
+        video = Collected((1 + (f - 1) * span, 3, h * ratio, w * ratio), ctx.send)
+        frames = 1 if self.by_frame else f
+        state.working["decode"] = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
+        return [Step(index) for index in range(len(grid.corners) * f // frames)]
+
+    def grid(self, vae: Any, height: int, width: int) -> Grid:
+        """How a frame of so many latents is cut into tiles."""
+        return Grid.of(vae, height, width, self.tile_above)
 
     def cost(self, ctx: Context, state: State) -> int:
         """A piece of latents counts as many tokens as it has cells: a convolution sees them one by one."""
         if "decode" not in state.working:
             return 1
-        height, width = state.working["decode"].grid.tile
-        return height * width
+        decoding = state.working["decode"]
+        height, width = decoding.grid.tile
+        return height * width * decoding.frames
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         return []
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         if "decode" in state.working:
-            decode_piece(ctx.components[self.vae], state.working["decode"], step.index)
+            self.decode(ctx.components[self.vae], state.working["decode"], step.index)
+
+    def decode(self, vae: Any, decoding: Decoding, index: int) -> None:
+        """One step's work."""
+        decode_piece(vae, decoding, index)
 
     def finish(self, ctx: Context, state: State) -> None:
         decoding = state.working.get("decode")
         state["video"] = state[self.latents] if decoding is None else decoding.video.finished()
 
 
+@dataclass(frozen=True)
+class DecodeClip(DecodeVideo):
+    """The same by a VAE that decodes all frames of a tile at once: a step for every tile.
+
+    Tiles have sides of `tile` pixels and begin every `stride`; frames that are no larger are decoded whole.
+    """
+
+    tile: int = 256
+    stride: int = 192
+    by_frame: ClassVar[bool] = False
+
+    def grid(self, vae: Any, height: int, width: int) -> Grid:
+        _, ratio = factors(vae.config)
+        tile, stride, overlap = self.tile // ratio, self.stride // ratio, self.tile - self.stride
+        if max(height, width) <= tile:
+            return Grid((height, width), (height, width), (height, width), (0, 0), ratio, 1)
+        return Grid((height, width), (tile, tile), (stride, stride), (overlap, overlap), ratio, 1)
+
+    def decode(self, vae: Any, decoding: Decoding, index: int) -> None:
+        row, column = decoding.grid.corners[index]
+        height, width = decoding.grid.tile
+        part = decoding.latents[:, :, :, row : row + height, column : column + width]
+        put_piece(decoding, (row, column), 0, vae.decode(part, return_dict=False)[0][0], 0)
+
+
 def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
-    """Decode latent frame `index % f` of tile `index // f`, blend it with its neighbours, and put it into the video."""
+    """Decode latent frame `index % f` of tile `index // f` into the video."""
     grid, frames = decoding.grid, decoding.latents.shape[2]
     tile, frame = divmod(index, frames)
     row, column = grid.corners[tile]
@@ -134,6 +172,15 @@ def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
         decoding.cache = fresh_cache(vae)
     latents = decoding.latents[:, :, frame : frame + 1, row : row + grid.tile[0], column : column + grid.tile[1]]
     piece = decode_frames(vae, latents, decoding.cache)[0]  # [c, t, y, x]
+    start = decoding.video.tensor.shape[0] - (frames - frame) * piece.shape[1] if frame else 0
+    put_piece(decoding, (row, column), frame, piece, start)
+
+
+def put_piece(decoding: Decoding, corner: tuple[int, int], frame: int, piece: Tensor, start: int) -> None:
+    """Blend the frames [c, t, y, x] of the tile at `corner` with its neighbours, and put them into the video, the first
+    as its frame number `start`. `frame` is what tells them from others of that tile.
+    """
+    grid, (row, column) = decoding.grid, corner
     if row:
         blend(decoding.below[column, frame], piece, grid.overlap[0], dim=2)
     if column:
@@ -143,7 +190,6 @@ def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
         decoding.right[frame] = piece[:, :, :, -grid.overlap[1] :].clone()
     height, width = (side * grid.scale for side in grid.stride)
     pixels = to_pixels(piece[:, :, :height, :width], grid.patch)  # [t, 3, y, x]
-    start = decoding.video.tensor.shape[0] - (frames - frame) * len(pixels) if frame else 0
     top, left = (corner * grid.scale * grid.patch for corner in (row, column))
     starts = (start, 0, top, left)
     place = tuple(slice(at, at + size) for at, size in zip(starts, pixels.shape, strict=True))
@@ -182,15 +228,25 @@ def to_pixels(piece: Tensor, patch: int) -> Tensor:
     return (pixels.clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
 
 
+def small_middle_frame(latents: Tensor) -> Tensor:
+    """The middle frame of latents [C, f, h, w], shrunk to a few cells: [C, h', w']."""
+    middle = latents[:, latents.shape[1] // 2]  # [C, h, w]
+    shrink = max(1.0, max(middle.shape[1:]) / PREVIEW_CELLS)
+    size = [max(1, round(side / shrink)) for side in middle.shape[1:]]
+    return F.interpolate(middle[None], size=size, mode="area")[0]
+
+
 def preview_middle_frame(ctx: Context, latents: Tensor) -> Tensor:
     """A small picture of unfinished latents [C, f, h, w]: the middle frame, shrunk to a few cells and decoded alone.
 
     -> float32 [3, H', W'] in [0, 1].
     """
-    vae = ctx.components["vae"]
-    middle = latents[:, latents.shape[1] // 2]  # [C, h, w]
-    shrink = max(1.0, max(middle.shape[1:]) / PREVIEW_CELLS)
-    size = [max(1, round(side / shrink)) for side in middle.shape[1:]]
-    small = F.interpolate(middle[None], size=size, mode="area")[0]  # [C, h', w']
+    vae, small = ctx.components["vae"], small_middle_frame(latents)
     decoded = decode_frames(vae, unscaled(vae, vae.config, small)[None, :, None], fresh_cache(vae))  # [1, c, 1, y, x]
     return to_pixels(decoded[0], vae.config.patch_size or 1)[0]
+
+
+def preview_middle_alone(ctx: Context, latents: Tensor) -> Tensor:
+    """The same by a VAE that decodes all frames at once: a clip of the middle frame alone."""
+    vae, small = ctx.components["vae"], small_middle_frame(latents)
+    return to_pixels(vae.decode(unscaled(vae, vae.config, small)[None, :, None], return_dict=False)[0][0], 1)[0]

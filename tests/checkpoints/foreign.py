@@ -17,15 +17,12 @@ import diffusers
 import torch
 from torch import Tensor, nn
 from transformers import (
-    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
-    Qwen2_5_VLTextConfig,
-    Qwen2_5_VLTextModel,
     T5EncoderModel,
 )
 
@@ -137,20 +134,6 @@ def _gemma() -> Gemma2Model:
         query_pre_attn_scalar=12,
     )
     return Gemma2Model(config)
-
-
-def _qwen_vl() -> Qwen2_5_VLTextModel:
-    config = Qwen2_5_VLTextConfig(
-        vocab_size=len(parts.qwen_tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 3, 3]},
-    )
-    return Qwen2_5_VLTextModel(config)
 
 
 def _unet(width: int, pooled: int | None = None) -> diffusers.UNet2DConditionModel:
@@ -324,32 +307,36 @@ FOREIGN = (
         params=_params(num_frames=9, fps=24.0, max_sequence_length=32),
     ),
     Foreign(
-        arch="HunyuanVideo15Pipeline",
+        arch="CogVideoXPipeline",
         parts={
-            "vae": lambda: diffusers.AutoencoderKLHunyuanVideo15(
-                latent_channels=8, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1
+            "vae": lambda: diffusers.AutoencoderKLCogVideoX(
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+                block_out_channels=(8, 8, 8, 8),
+                latent_channels=4,
+                layers_per_block=1,
+                norm_num_groups=2,
             ),
-            "text_encoder": _qwen_vl,
-            "text_encoder_2": _t5,
-            "tokenizer": parts.qwen_tokenizer,
-            "tokenizer_2": ByT5Tokenizer,
-            "transformer": lambda: diffusers.HunyuanVideo15Transformer3DModel(
-                in_channels=17,
-                out_channels=8,
+            "text_encoder": lambda: _t5(32),
+            "tokenizer": flux.t5_tokenizer,
+            "transformer": lambda: diffusers.CogVideoXTransformer3DModel(
                 num_attention_heads=2,
                 attention_head_dim=16,
-                num_layers=2,
-                num_refiner_layers=1,
+                in_channels=4,
+                out_channels=4,
+                time_embed_dim=8,
                 text_embed_dim=32,
-                text_embed_2_dim=flux.TEXT_WIDTH,
-                image_embed_dim=16,
-                rope_axes_dim=(4, 6, 6),
-                task_type="t2v",
+                num_layers=2,
+                sample_width=12,
+                sample_height=8,
+                sample_frames=9,
+                max_text_seq_length=32,
             ),
-            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-            "guider": lambda: diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+            "scheduler": lambda: diffusers.CogVideoXDDIMScheduler(
+                beta_schedule="scaled_linear", prediction_type="v_prediction", rescale_betas_zero_snr=True
+            ),
         },
-        params=DiffusionParams(num_inference_steps=3, height=64, width=96, num_frames=5, seed=7),
+        params=_params(num_frames=9, max_sequence_length=32),
     ),
     Foreign(
         arch="SanaPipeline",
@@ -397,7 +384,7 @@ FOREIGN = (
         params=DiffusionParams(num_inference_steps=3, guidance_scale=4.0, seed=7, seconds=2.0),
     ),
 )
-"""Eight pipelines: two with a UNet, five with a transformer for pictures or videos (one has a guider), one of sound."""
+"""Eight pipelines: two with a UNet, five with a transformer for pictures or videos, one of sound."""
 
 
 def with_class(folder: Path, target: Path, arch: str, **parts_: Any) -> Path:

@@ -102,7 +102,8 @@ class Family:
     """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
 
     `kind` tells the checkpoints of one architecture apart; a schedule needs `least_steps`; `sounds` is set where sound
-    comes out; `unable` are schedulers that the reference cannot be given, and why.
+    comes out; `unable` are schedulers that the reference cannot be given, and why. `long` are parameters with which
+    every loop has a middle, where the wishes' own leave one a single step.
     """
 
     arch: str
@@ -113,6 +114,7 @@ class Family:
     least_steps: int = 1
     unable: Mapping[str, str] = field(default_factory=dict)
     sounds: bool = False
+    long: Mapping[str, int] = field(default_factory=dict)
 
     def far(self, found: Tensor, expected: Tensor) -> float:
         """How far `found` is from what the reference makes: pixels at most, of sound the norm of all, relatively."""

@@ -40,7 +40,7 @@ def long_asks(subject: Subject) -> list[Ask]:
     """Every wish, to the end, with loops that are long enough to have a middle at the same time."""
     frames = {"num_frames": 13} if subject.family.wishes[0].params.num_frames else {}
     lasting = {"seconds": 3.2, "extra": None} if subject.family.sounds else {}
-    choices = {"output_type": "pt", "num_inference_steps": 5, **frames, **lasting}
+    choices = {"output_type": "pt", "num_inference_steps": 5, **frames, **lasting, **subject.family.long}
     return [subject.ask(index, **choices) for index in range(len(subject.family.wishes))]
 
 
@@ -81,7 +81,7 @@ def test_a_paused_request_leaves_the_second_device_and_comes_back(
     subject: Subject, engine_with: Make, device: SecondDevice
 ) -> None:
     engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
-    ask = subject.ask(0, output_type="pt")
+    ask = subject.ask(0, output_type="pt", **subject.family.long)
     [expected] = run(engine, ask)
     engine = moved(engine, device)
     for loop in loops(engine):

@@ -73,7 +73,7 @@ def test_what_the_class_does_not_take_is_refused_by_name(
 
 def test_a_video_whose_size_is_left_to_the_class_is_told_as_such(foreign_folder: Folder, tmp_path: Path) -> None:
     options = ("--dtype", "float32", "--device", "cpu", "--warm-up", "none")
-    with WholeServer(tmp_path, str(foreign_folder("HunyuanVideo15Pipeline")), *options) as started:
+    with WholeServer(tmp_path, str(foreign_folder("CogVideoXPipeline")), *options) as started:
         started.wait_ready()
         sizes = [{}, {"size": "96x64"}]
         told = [started.ask("/v1/videos", {"prompt": "a", "num_frames": 5, **size}).json["size"] for size in sizes]

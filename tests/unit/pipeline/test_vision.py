@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from omnimuse import Config, DiffusionParams, ModelConfig, Omni
 from omnimuse.core.errors import ModelError
-from omnimuse.media.picture import picture_of
 from omnimuse.pipeline.vision import Preparation
 from omnimuse.worker.build import build
 from tests.checkpoints import wan
@@ -46,9 +45,16 @@ def published(config: Mapping[str, Any], width: int, height: int) -> torch.Tenso
 def test_a_picture_is_prepared_as_the_published_processor_does_it_to_the_bit(
     config: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    found = Preparation.of(config)(picture_of(photo(*size)))
+    found = Preparation.of(config)(photo(*size))
     assert found.dtype == torch.float32
     assert torch.equal(found, published(config, *size))
+
+
+@pytest.mark.parametrize("size", [(384, 384), (300, 200), (37, 500)])
+def test_a_processor_of_fixed_sides_is_shown_all_of_a_picture(size: tuple[int, int]) -> None:
+    processor = SiglipImageProcessorPil(size={"height": 56, "width": 42})
+    found = Preparation.of(processor.to_dict())(photo(*size))
+    assert torch.equal(found, processor(photo(*size), return_tensors="pt").pixel_values[0])
 
 
 def test_the_file_that_the_published_processor_writes_is_read(tmp_path: Path) -> None:
@@ -60,8 +66,9 @@ def test_the_file_that_the_published_processor_writes_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"do_center_crop": False}, "do_center_crop=False is not supported; only true is"),
-        ({"size": {"height": 20, "width": 20}}, "only a length of the shorter side"),
+        ({"do_center_crop": False}, "do_center_crop=False needs a size with height and width, and has 224"),
+        ({"size": {"height": 20, "width": 20}, "do_center_crop": True}, "only a length of the shorter side"),
+        ({"do_rescale": False}, "do_rescale=False is not supported; only true is"),
         ({"size": 20, "crop_size": 21}, "size=20 and crop_size=21 are not supported"),
     ],
 )
