@@ -20,8 +20,8 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.guidance import combine, elapsed
-from omnimuse.diffusion.schedules import Mu
-from omnimuse.diffusion.solvers import Solver, Spacing, flow_noised
+from omnimuse.diffusion.schedules import Mu, Spacing
+from omnimuse.diffusion.solvers import Solver, flow_noised
 from omnimuse.pipeline.region import cells_anew
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
