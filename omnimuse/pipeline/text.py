@@ -19,8 +19,8 @@ from omnimuse.core.request import Request
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
-Take = Callable[[Any], Tensor]
-"""The encoder's output for one prompt -> features. Frozen dataclasses: equal ones share runs."""
+Take = Callable[[Any], Any]
+"""The encoder's output for one prompt -> features, one tensor or several. Frozen dataclasses: equal ones share runs."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class HiddenAndProjected:
+    """The hidden state number `index` of every token, [S, D], and the one vector, projected, of the whole prompt."""
+
+    index: int = -1
+
+    def __call__(self, output: Any) -> tuple[Tensor, Tensor]:
+        return output.hidden_states[self.index][0], output.text_embeds[0]
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A prompt as a family's own way makes tokens of it: `ids` and `mask` are [1, S], int64.
 
@@ -76,7 +86,7 @@ class EncodeText(Stage):
     `zeroed` makes zeros of the features that they have. `template(tokenizer, prompt)` makes the text that is tokenized;
     the features of its first `drop` tokens are left out, and no limit counts these; `marked` ones have all special
     tokens, and get no others. `tokens(tokenizer, prompt, limit)` does all of that in another way. Where a request does
-    not need the branch, its slot holds None.
+    not need the branch, its slot holds None, and where the checkpoint has no such encoder, if that is `optional`.
     """
 
     branch: str = POSITIVE
@@ -92,6 +102,7 @@ class EncodeText(Stage):
     drop: int = 0
     marked: bool = False
     tokens: Callable[[Any, str, int], Tokens] | None = None
+    optional: bool = False
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:
@@ -116,23 +127,31 @@ class EncodeText(Stage):
         return (self.encoder, self.tokenizer)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
-        if self.branch not in state.request.branches:
+        if not self._needed(ctx, state):
             return "not needed"
-        return (self, text_of(ctx, state, self.source), self._limit(ctx, state.request))
+        return (self, self.words(ctx, state), self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             [slot] = self.writes
-            if self.branch in state.request.branches:
+            if self._needed(ctx, state):
                 limit = self._limit(ctx, state.request)
-                state[slot], state.notes[self.name] = self._encode(ctx, text_of(ctx, state, self.source), limit)
+                state[slot], state.notes[self.name] = self._encode(ctx, self.words(ctx, state), limit)
             else:
                 state[slot] = None
+
+    def words(self, ctx: Context, state: State) -> str:
+        """What is read for a request, before any template."""
+        return text_of(ctx, state, self.source)
+
+    def _needed(self, ctx: Context, state: State) -> bool:
+        there = not self.optional or self.encoder in ctx.configs
+        return there and self.branch in state.request.branches
 
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or limit_of(ctx, request)
 
-    def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Tensor, TextRead]:
+    def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Any, TextRead]:
         tokenizer = ctx.components[self.tokenizer]
         if self.tokens is not None:
             return self._encode_tokens(ctx, self.tokens(tokenizer, text, limit), limit)

@@ -143,6 +143,7 @@ def test_every_choice_tells_runs_of_an_encoder_apart() -> None:
         "drop": 1,
         "marked": True,
         "tokens": lambda tokenizer, text, limit: None,
+        "optional": True,
     }
     assert {field.name for field in fields(stage)} == set(others)
     for name, value in others.items():
