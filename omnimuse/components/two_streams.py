@@ -10,9 +10,8 @@ Letters: R rows, S tokens, D width, N heads, H head dim; c f h w latent channels
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.components.patches import PATCH as PATCH  # families know it as that of their blocks
+from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
@@ -27,7 +28,6 @@ from omnimuse.layers.rotary import rotate
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack, Memory
 from omnimuse.loader.rules import Fuse, Rename
 
-PATCH = 2  # latent pixels per token side
 EPS = 1e-6
 TIME_SCALE = 1000.0  # times in (0, 1] are multiplied by this before they are embedded
 
@@ -37,8 +37,8 @@ class Blocks:
     """What a network's blocks are: how many with two streams and with one, how wide, with how many heads.
 
     MLPs are `mlp_ratio` times as wide; `gated` ones are SwiGLU, whose gate is the first half or the second, others have
-    a tanh GELU. With `shared` modulation all blocks are scaled, shifted and gated alike. For `rounds_once` see
-    `QueryKeyNorm`.
+    a tanh GELU. With `shared` modulation all blocks are scaled, shifted and gated alike. Queries and keys may be
+    `normed`; for `rounds_once` see `QueryKeyNorm`.
     """
 
     dim: int
@@ -49,6 +49,7 @@ class Blocks:
     gated: Literal["", "first", "second"] = ""
     biased: bool = True
     shared: bool = False
+    normed: bool = True
     rounds_once: bool = True
 
     @property
@@ -84,7 +85,7 @@ class TwoStreamStatic:
     """What stays the same over all steps of one image; families add what else they need."""
 
     text: Tensor  # [S_text, D]
-    rope: Tensor  # [S_text + S_image, 2, H/2, 2], float32
+    rope: Tensor | None  # [S_text + S_image, 2, H/2, 2], float32; None where tokens have their places in another way
     shown: Tensor | None = field(default=None, kw_only=True)
     """Pictures that were given, embedded, [S_shown, D]: they follow the image's own tokens, and count as such."""
 
@@ -128,7 +129,7 @@ class TwoStreamCond:
     layout: Layout  # both
     text: Layout
     image: Layout
-    rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
+    rope: Tensor | None  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     vector: Tensor  # [R, D]: what scales, shifts and gates every block
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     """Where all blocks are modulated alike, how: by kind of stream, [R, 6D] or [R, 3D]."""
@@ -143,8 +144,14 @@ class TwoStreamCond:
         layout, text, image = (part.select(rows) for part in (self.layout, self.text, self.image))
         vector, *shared = (torch.stack([x[row] for row in rows]) for x in (self.vector, *self.shared.values()))
         kinds = dict(zip(self.shared, shared, strict=True))
+        rope = None if self.rope is None else self.layout.take(self.rope, rows)
         still = None if self.still is None else self.still.select(self.image, rows)
-        return TwoStreamCond(layout, text, image, self.layout.take(self.rope, rows), vector, kinds, still)
+        return TwoStreamCond(layout, text, image, rope, vector, kinds, still)
+
+    def turned(self, qk: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [B, S, N, H] each, turned by their places, of those [B, S, 2, N, H] packed by `layout`."""
+        q, k = (qk if self.rope is None else rotate(qk, self.rope)).unbind(2)
+        return q, k
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A tensor packed by `layout` -> its text packed by `text` and its image packed by `image`."""
@@ -173,7 +180,16 @@ class TwoStreamNetwork(Network, Generic[Static]):
     patch: ClassVar[int] = PATCH
     """Latents a side of one token."""
 
-    def __init__(self, blocks: Blocks, channels: int, text_width: int, *, out: int | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        channels: int,
+        text_width: int,
+        *,
+        out: int | None = None,
+        double: Iterable[DoubleBlock] | None = None,
+    ) -> None:
+        """`double` are blocks of the family's own in place of the plain ones with two streams."""
         super().__init__()
         self.image_embedder: nn.Module = blocks.linear(channels, blocks.dim)
         self.text_embedder = blocks.linear(text_width, blocks.dim)
@@ -183,7 +199,7 @@ class TwoStreamNetwork(Network, Generic[Static]):
         )
         self.stack = ChainedStack(
             {
-                "double_blocks": (DoubleBlock(blocks) for _ in range(blocks.double)),
+                "double_blocks": double or (DoubleBlock(blocks) for _ in range(blocks.double)),
                 "single_blocks": (SingleBlock(blocks) for _ in range(blocks.single)),
             }
         )
@@ -218,7 +234,7 @@ class TwoStreamNetwork(Network, Generic[Static]):
         hidden = self.stack(cond.join(text, cond.image.pack(images)), cond, memories)  # packed, width D
         _, image = cond.split(hidden)
         patches = cond.image.unpack(self.head(image, cond))  # [S_image, 4c] each, then those of what was shown
-        return [unpatchify(x, row.latents.shape, self.patch) for row, x in zip(rows, patches, strict=True)]
+        return [self.restore(x, row.latents.shape) for row, x in zip(rows, patches, strict=True)]
 
     def times(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
         """The times of the rows as the time's embedding takes them: [R]."""
@@ -226,10 +242,11 @@ class TwoStreamNetwork(Network, Generic[Static]):
 
     def _condition(self, rows: Sequence[TwoStreamInputs[Static]], image: Layout) -> TwoStreamCond:
         text = Layout(tuple(len(row.static.text) for row in rows))
-        layout = Layout(tuple(len(row.static.rope) for row in rows))
+        layout = Layout(tuple(sum(pair) for pair in zip(text.lengths, image.lengths, strict=True)))
         vector = self.vector(rows)
         shared = {kind: modulation(vector) for kind, modulation in self.modulations.items()}
-        rope, still = layout.pack([row.static.rope for row in rows]), self._still(rows, image)
+        tables = [row.static.rope for row in rows if row.static.rope is not None]
+        rope, still = layout.pack(tables) if tables else None, self._still(rows, image)
         return TwoStreamCond(layout, text, image, rope, vector, shared, still)
 
     def _still(self, rows: Sequence[TwoStreamInputs[Static]], image: Layout) -> Still | None:
@@ -245,14 +262,18 @@ class TwoStreamNetwork(Network, Generic[Static]):
         patches = [patchify(each.to(self.text_embedder.weight.dtype), self.patch) for each in latents]
         return list(self.image_embedder(torch.cat(patches)).split([len(patch) for patch in patches]))
 
+    def restore(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """What the head makes of an image's tokens -> the latents [c, h, w] or [c, f, h, w] of that `size`."""
+        return unpatchify(x, size, self.patch)
+
 
 class DoubleBlock(Block[TwoStreamCond]):
     """Text and image, each with weights of its own, meet in one attention."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, text: Entrance | None = None, image: Stream | None = None) -> None:
         super().__init__()
-        self.text = Stream(blocks, "text")
-        self.image = Stream(blocks, "image")
+        self.text = text or Stream(blocks, "text")
+        self.image = image or Stream(blocks, "image")
         self.core = Attention(blocks.heads, blocks.dim // blocks.heads, "joint", category="self")
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
@@ -260,10 +281,15 @@ class DoubleBlock(Block[TwoStreamCond]):
         text_mods, image_mods = self.text.modulate(cond, cond.text), self.image.modulate(cond, cond.image)
         text_qkv, image_qkv = self.text.enter(text, text_mods), self.image.enter(image, image_mods)
         qk, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed
-        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        q, k = cond.turned(qk)
         x = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
         text_x, image_x = cond.split(x)
+        image = self.beside(image, cond, image_mods)
         return cond.join(self.text.leave(text, text_x, text_mods), self.image.leave(image, image_x, image_mods))
+
+    def beside(self, image: Tensor, cond: TwoStreamCond, mods: Sequence[Tensor]) -> Tensor:
+        """The image [B, S, D] and what is added to it beside what the attention gives; here nothing."""
+        return image
 
     def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         """The image as the attention sees it; zeros for the text, which has no part in the relative change."""
@@ -272,29 +298,28 @@ class DoubleBlock(Block[TwoStreamCond]):
         return cond.join(torch.zeros_like(text), self.image.norm(image) * (1 + scale) + shift)
 
 
-class Stream(nn.Module):
-    """One half of a double block, for the tokens of one kind: all but the attention itself."""
+class Entrance(nn.Module):
+    """What the tokens of one kind bring to the attention of a double block, and what is left of them: here nothing new.
 
-    def __init__(self, blocks: Blocks, kind: Literal["text", "image"]) -> None:
+    `parts` vectors modulate them.
+    """
+
+    def __init__(self, blocks: Blocks, kind: Literal["text", "image"], parts: int) -> None:
         super().__init__()
-        dim = blocks.dim
         self.kind = kind
-        self.modulation = None if blocks.shared else blocks.linear(dim, 6 * dim)
-        self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
+        self.parts = parts
+        self.modulation = None if blocks.shared else blocks.linear(blocks.dim, parts * blocks.dim)
+        self.norm = nn.LayerNorm(blocks.dim, EPS, elementwise_affine=False)
         self.qkv = Projection(blocks)
-        self.to_out = blocks.linear(dim, dim)
-        self.mlp = nn.Sequential(
-            blocks.linear(dim, blocks.entering), blocks.activation(), blocks.linear(blocks.hidden, dim)
-        )
 
     def modulate(self, cond: TwoStreamCond, layout: Layout) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
+        """Shift and scale before the attention, and whatever else, each one vector per row made to broadcast."""
         if self.modulation is None:
-            return layout.expand(cond.shared[self.kind]).chunk(6, dim=-1)
-        mods = layout.expand(self.modulation(cond.vector))  # [R, 1, 6D] or [1, T, 6D]
+            return layout.expand(cond.shared[self.kind]).chunk(self.parts, dim=-1)
+        mods = layout.expand(self.modulation(cond.vector))  # [R, 1, parts * D] or [1, T, parts * D]
         if self.kind == "image" and cond.still is not None:
             mods = torch.where(cond.still.shown, layout.expand(self.modulation(cond.still.vector)), mods)
-        return mods.chunk(6, dim=-1)
+        return mods.chunk(self.parts, dim=-1)
 
     def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Queries and keys, and values, of tokens [B, S, D]."""
@@ -303,8 +328,25 @@ class Stream(nn.Module):
         return qk, v
 
     def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
-        """The tokens [B, S, D] after the attention, whose outcome is `attended`, and after the MLP."""
-        gate, shift, scale, mlp_gate = mods[2:]
+        """The tokens [B, S, D] after the block; `attended` is what the attention gave."""
+        return x
+
+
+class Stream(Entrance):
+    """One half of a double block, for the tokens of one kind: all but the attention itself.
+
+    They are modulated by shift, scale and gate of the attention, then of the MLP; further `parts` are the block's.
+    """
+
+    def __init__(self, blocks: Blocks, kind: Literal["text", "image"], parts: int = 6) -> None:
+        super().__init__(blocks, kind, parts)
+        self.to_out = blocks.linear(blocks.dim, blocks.dim)
+        self.mlp = nn.Sequential(
+            blocks.linear(blocks.dim, blocks.entering), blocks.activation(), blocks.linear(blocks.hidden, blocks.dim)
+        )
+
+    def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
+        gate, shift, scale, mlp_gate = mods[2:6]
         x = x + gate * self.to_out(attended)
         return _finite(x + mlp_gate * self.mlp(self.norm(x) * (1 + scale) + shift))
 
@@ -325,7 +367,7 @@ class SingleBlock(Block[TwoStreamCond]):
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
         qk, v, mlp = self.qkv(x)
-        q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        q, k = cond.turned(qk)
         attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
         return _finite(hidden + gate * self.to_out(torch.cat([attended, self.activation(mlp)], dim=-1)))
 
@@ -340,7 +382,7 @@ class SingleBlock(Block[TwoStreamCond]):
 
 
 class Projection(nn.Module):
-    """Tokens [B, S, D] -> queries and keys, normed, [B, S, 2, N, H], and values [B, S, N, H].
+    """Tokens [B, S, D] -> queries and keys, perhaps normed, [B, S, 2, N, H], and values [B, S, N, H].
 
     Perhaps also what an MLP `beside` the attention begins with, [B, S, beside]: one product makes all.
     """
@@ -350,7 +392,8 @@ class Projection(nn.Module):
         self.heads = blocks.heads
         self.widths = (3 * blocks.dim, beside)
         self.linear = blocks.linear(blocks.dim, sum(self.widths))
-        self.norm_qk = QueryKeyNorm(blocks.dim // blocks.heads, EPS, rounds_once=blocks.rounds_once)
+        head_dim = blocks.dim // blocks.heads
+        self.norm_qk = QueryKeyNorm(head_dim, EPS, rounds_once=blocks.rounds_once) if blocks.normed else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv, beside = self.linear(x).split(self.widths, dim=-1)
@@ -388,23 +431,6 @@ class Head(nn.Module):
 def _finite(x: Tensor) -> Tensor:
     """In float16, sums may overflow; the reference clips them."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
-
-
-def patchify(latents: Tensor, patch: int = PATCH) -> Tensor:
-    """[c, h, w] -> [h/p * w/p, p * p * c]; within a patch of p x p the order is channel, row, column.
-
-    Of a video [c, f, h, w] the frames follow each other.
-    """
-    c, h, w = latents.flatten(1, -2).shape
-    x = latents.reshape(c, h // patch, patch, w // patch, patch)
-    return x.permute(1, 3, 0, 2, 4).reshape(-1, c * patch * patch)
-
-
-def unpatchify(x: Tensor, size: Sequence[int], patch: int = PATCH) -> Tensor:
-    """The reverse of `patchify`, to `size` = (c, h, w) or (c, f, h, w), of the first patches of `x`."""
-    c, h, w = size[0], prod(size[1:-1]) // patch, size[-1] // patch
-    x = x[: h * w].reshape(h, w, c, patch, patch)
-    return x.permute(2, 0, 3, 1, 4).reshape(tuple(size))
 
 
 # -- names in checkpoints ------------------------------------------------------------------------------------------

@@ -25,14 +25,17 @@ class Combination:
 
     `norm_cap` bounds the result's norm to that many times the positive one's (0: no bound). `match_norm` gives every
     token the norm that it has in the positive one, by a factor within `match_within`; a token is `patch` x `patch`
-    latents. Guidance stops once the elapsed share of time passes `truncation` (1: never).
+    latents. Instead `per` "line" does so with the line of one channel. Guidance stops once the elapsed share of time
+    passes `truncation`, and after the share `until` of the steps (1: never).
     """
 
     norm_cap: float = 0.0
     match_norm: bool = False
     match_within: tuple[float, float] = (0.0, math.inf)
     patch: int = 1
+    per: Literal["token", "line"] = "token"
     truncation: float = 1.0
+    until: float = 1.0
 
 
 def plain(extra: FamilyParams) -> Combination:
@@ -68,9 +71,15 @@ class Guidance:
         """The branches that any step of such a request may evaluate."""
         return BOTH if self.text(negative) is not None and self._most(params) > self.neutral else ONLY_POSITIVE
 
-    def branches(self, needed: tuple[str, ...], extra: FamilyParams, scale: float, elapsed: float) -> tuple[str, ...]:
-        """Those of the `needed` branches that a step at `scale` evaluates; `elapsed` is the share of time before it."""
-        return needed if scale > self.neutral and elapsed <= self.how(extra).truncation else ONLY_POSITIVE
+    def branches(
+        self, needed: tuple[str, ...], extra: FamilyParams, scale: float, elapsed: float, steps: float = 0.0
+    ) -> tuple[str, ...]:
+        """Those of the `needed` branches that a step at `scale` evaluates.
+
+        `elapsed` is the share of time before it, `steps` that of the steps up to it, itself included.
+        """
+        how = self.how(extra)
+        return needed if scale > self.neutral and elapsed <= how.truncation and steps <= how.until else ONLY_POSITIVE
 
     def objection(self, negative: str | None, params: DiffusionParams) -> str | None:
         """Why a negative prompt, or its absence, makes no sense beside the scales; None if it does."""

@@ -12,8 +12,8 @@ from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.params import ScheduleParams
 from omnimuse.diffusion import cosine_dpm
 from omnimuse.diffusion.cosine_dpm import CosineDpm
-from omnimuse.diffusion.schedules import FlowSchedule, Mu, unsupported
-from omnimuse.diffusion.solvers import FlowEuler, Solver, Spacing
+from omnimuse.diffusion.schedules import FlowSchedule, Mu, Spacing, unsupported
+from omnimuse.diffusion.solvers import FlowEuler, Solver
 from omnimuse.diffusion.unipc import FlowUniPC, uncovered
 from omnimuse.diffusion.wrapped import DiffusersSolver
 
@@ -68,9 +68,8 @@ def solver_for(
     For `mu` see `FlowSchedule.rule`.
     """
     if class_name == FLOW_EULER:
-        option = unsupported(config) or ("levels that the scheduler chooses" if spacing == "scheduler" else None)
-        if option is None:
-            own = FlowEuler(FlowSchedule.from_config(config, mu), double=spacing == "linear64")
+        if (option := unsupported(config)) is None:
+            own = FlowEuler(FlowSchedule.from_config(config, mu), spacing)
             return own, f"our flow Euler, equal to the checkpoint's {class_name}"
         wrapped = DiffusersSolver(class_name, config, spacing, mu)
         return wrapped, f"diffusers' {class_name}, because our flow Euler does not cover {option}"

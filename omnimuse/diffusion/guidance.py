@@ -52,6 +52,12 @@ def match_norm_per_token(
     return (pred * (wanted / norm).clamp(*within)).reshape(size)
 
 
+def match_norm_per_line(pred: Tensor, reference: Tensor) -> Tensor:
+    """Gives every line [w] of `pred`, of each channel, the norm that it has in `reference`."""
+    wanted, norm = (torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) for x in (reference, pred))
+    return pred * (wanted / norm)
+
+
 def combine(rule: Guidance | None, extra: FamilyParams, preds: Mapping[str, Tensor], scale: float) -> Tensor:
     """One float32 prediction from those of the branches that a step evaluated, as `rule` says for such requests."""
     pos = preds[POSITIVE].float()
@@ -59,7 +65,9 @@ def combine(rule: Guidance | None, extra: FamilyParams, preds: Mapping[str, Tens
         return pos
     how, along = rule.how(extra), cfg if rule.neutral else cfg_extrapolated
     pred = along(pos, preds[NEGATIVE], scale)
-    pred = match_norm_per_token(pred, pos, how.patch, how.match_within) if how.match_norm else pred
+    if how.match_norm:
+        line = how.per == "line"
+        pred = match_norm_per_line(pred, pos) if line else match_norm_per_token(pred, pos, how.patch, how.match_within)
     return cap_norm(pred, pos, how.norm_cap) if how.norm_cap > 0 else pred
 
 

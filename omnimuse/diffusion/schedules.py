@@ -23,6 +23,10 @@ Sigmas = npt.NDArray[np.floating[Any]]
 
 ShiftKind = Literal["exponential", "linear"]
 
+Spacing = Literal["linear", "linear64", "scheduler"]
+"""Who chooses a flow solver's levels before shifting: we (1 down to 1/steps, spaced in float32 or in float64), or the
+scheduler that the checkpoint names."""
+
 Mu = Callable[[int, int], float]
 """(latent tokens, steps) -> how far a dynamic shift moves the levels, for models with a rule of their own."""
 
@@ -151,13 +155,26 @@ class FlowSchedule:
             return self.rule(tokens, steps)
         return linear_mu(tokens, self.base_tokens, self.max_tokens, self.base_shift, self.max_shift)
 
-    def plan(self, steps: int, tokens: int, sigmas: Sequence[float] | None = None, double: bool = False) -> Schedule:
+    def levels(self, steps: int, spacing: Spacing) -> Sigmas:
+        """`steps` levels before shifting. The scheduler's own lie, in float64, between the ends of those that it was
+        trained with, which a static shift has moved once already.
+        """
+        if spacing != "scheduler":
+            return linear_sigmas(steps, spacing == "linear64")
+        ends = np.array([self.train_timesteps, 1], dtype=np.float32) / np.float32(self.train_timesteps)
+        ends = ends if self.dynamic else shift_static(ends, self.shift)
+        first, last = (float(end) * self.train_timesteps for end in ends)
+        return np.linspace(first, last, steps) / self.train_timesteps
+
+    def plan(
+        self, steps: int, tokens: int, sigmas: Sequence[float] | None = None, spacing: Spacing = "linear"
+    ) -> Schedule:
         """The schedule for `steps` steps over `tokens` latent tokens, ending at 0.
 
-        `sigmas` replaces the linear levels (see `linear_sigmas` for `double`), before shifting. RequestError: too few
-        steps, or levels that do not fall.
+        `sigmas` replaces the levels that `spacing` makes, before shifting. RequestError: too few steps, or levels that
+        do not fall.
         """
-        levels = _given(sigmas, steps) if sigmas is not None else linear_sigmas(_at_least(steps, 1), double)
+        levels = _given(sigmas, steps) if sigmas is not None else self.levels(_at_least(steps, 1), spacing)
         if self.dynamic:
             levels = shift_dynamic(levels, self.mu(tokens, steps), self.kind)
         else:
@@ -165,6 +182,7 @@ class FlowSchedule:
         if self.terminal is not None:
             _at_least(steps, 2, " for this model, whose schedule has a terminal shift")
             levels = stretch_terminal(levels, self.terminal)
+        levels = levels.astype(np.float32)
         timesteps = levels * self.train_timesteps
         return Schedule(tuple(timesteps.tolist()), (*levels.tolist(), 0.0), steps, tokens)
 

@@ -7,17 +7,13 @@ paused. Called by the denoising loop. Must not know a model; takes random number
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omnimuse.diffusion.schedules import FlowSchedule, Schedule
-
-Spacing = Literal["linear", "linear64", "scheduler"]
-"""Who chooses a flow solver's levels before shifting: we (1 down to 1/steps, spaced in float32 or in float64), or the
-scheduler that the checkpoint names."""
+from omnimuse.diffusion.schedules import FlowSchedule, Schedule, Spacing
 
 
 class SolverMemory(Protocol):
@@ -100,14 +96,14 @@ class NoMemory:
 
 @dataclass(frozen=True)
 class FlowEuler:
-    """Flow matching by Euler's method (velocity predictions), on a `FlowSchedule`; for `double` see `linear_sigmas`."""
+    """Flow matching by Euler's method (velocity predictions), on the levels of a `FlowSchedule`."""
 
     levels: FlowSchedule = field(default_factory=FlowSchedule)
-    double: bool = False
+    spacing: Spacing = "linear"
 
     def plan(self, steps: int, tokens: int) -> Schedule:
         """One evaluation per step."""
-        return self.levels.plan(steps, tokens, double=self.double)
+        return self.levels.plan(steps, tokens, spacing=self.spacing)
 
     def start(self, schedule: Schedule) -> NoMemory:
         """Euler's method remembers nothing."""

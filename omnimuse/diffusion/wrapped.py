@@ -18,8 +18,8 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.core.flow import is_flow
-from omnimuse.diffusion.schedules import FlowSchedule, Mu, Schedule, linear_sigmas
-from omnimuse.diffusion.solvers import SolverMemory, Spacing, flow_denoised
+from omnimuse.diffusion.schedules import FlowSchedule, Mu, Schedule, Spacing, linear_sigmas
+from omnimuse.diffusion.solvers import SolverMemory, flow_denoised
 
 
 @dataclass

@@ -16,6 +16,8 @@ TABLE = {
     "FluxKontextPipeline": "omnimuse.models.flux_kontext",
     "Flux2KleinPipeline": "omnimuse.models.flux2",
     "Flux2Pipeline": "omnimuse.models.flux2_dev",
+    "StableDiffusion3Pipeline": "omnimuse.models.stable_diffusion_3",
+    "Lumina2Pipeline": "omnimuse.models.lumina2",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 

@@ -20,8 +20,8 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.guidance import combine, elapsed
-from omnimuse.diffusion.schedules import Mu
-from omnimuse.diffusion.solvers import Solver, Spacing, flow_noised
+from omnimuse.diffusion.schedules import Mu, Spacing
+from omnimuse.diffusion.solvers import Solver, flow_noised
 from omnimuse.pipeline.region import cells_anew
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -125,7 +125,8 @@ class Denoise(Loop):
         return steps[first:]
 
     def tokens(self, ctx: Context, request: Request) -> int:
-        ends = (self._step(ctx, request, 0, timestep, (1.0, 0.0)) for timestep in (1000.0, 0.0))
+        levels = (1.0,) * ((request.params.num_inference_steps or 1) + 1)
+        ends = (self._step(ctx, request, 0, timestep, levels) for timestep in (1000.0, 0.0))
         return self.token_count(ctx.configs, request) * max(len(step.branches) for step in ends)
 
     def cost(self, ctx: Context, state: State) -> int:
@@ -190,5 +191,6 @@ class Denoise(Loop):
         if rule is None:
             return Step(index, timestep, sigmas[index], sigmas[index + 1], network, ONLY_POSITIVE)
         scale = rule.scale(request.params, self.networks.index(network))
-        branches = rule.branches(request.branches, request.extra, scale, elapsed(timestep))
+        share = (index + 1) / (len(sigmas) - 1)
+        branches = rule.branches(request.branches, request.extra, scale, elapsed(timestep), share)
         return Step(index, timestep, sigmas[index], sigmas[index + 1], network, branches, scale)

@@ -27,6 +27,13 @@ def cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, in
     return height // pixels, width // pixels
 
 
+def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
+    """[C, h, w] of the noise of one picture for a network that is given latents as they are."""
+    channels = configs["transformer"]["in_channels"]
+    assert isinstance(channels, int)
+    return channels, *cells(configs, request)
+
+
 def packed_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture for a network whose channels are patches of 2 x 2: it has four times C."""
     channels = configs["transformer"]["in_channels"]

@@ -19,8 +19,8 @@ from omnimuse.core.request import Request
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
-Take = Callable[[Any], Tensor]
-"""The encoder's output for one prompt -> features. Frozen dataclasses: equal ones share runs."""
+Take = Callable[[Any], Any]
+"""The encoder's output for one prompt -> features, one tensor or several. Frozen dataclasses: equal ones share runs."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class HiddenAndProjected:
+    """The hidden state number `index` of every token, [S, D], and the one vector, projected, of the whole prompt."""
+
+    index: int = -1
+
+    def __call__(self, output: Any) -> tuple[Tensor, Tensor]:
+        return output.hidden_states[self.index][0], output.text_embeds[0]
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A prompt as a family's own way makes tokens of it: `ids` and `mask` are [1, S], int64.
 
@@ -77,7 +87,7 @@ class EncodeText(Stage):
     the features of its first `drop` tokens are left out, and no limit counts these; `marked` ones have all special
     tokens, and get no others. `tokens(tokenizer, prompt, limit)` does all of that in another way. `of(prompt)` is the
     part of a prompt that this encoder reads, None for nothing. Where there is nothing to read, or a request does not
-    need the branch, its slot holds None.
+    need the branch, its slot holds None, and where the checkpoint has no such encoder, if that is `optional`.
     """
 
     branch: str = POSITIVE
@@ -94,6 +104,7 @@ class EncodeText(Stage):
     marked: bool = False
     tokens: Callable[[Any, str, int], Tokens] | None = None
     of: Callable[[str], str | None] | None = None
+    optional: bool = False
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:
@@ -118,28 +129,33 @@ class EncodeText(Stage):
         return (self.encoder, self.tokenizer)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
-        if self.branch not in state.request.branches:
+        if not self._needed(ctx, state):
             return "not needed"
-        return (self, text_of(ctx, state, self.source), self._limit(ctx, state.request))
+        return (self, self.words(ctx, state), self._limit(ctx, state.request))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             [slot] = self.writes
-            text = self._text(ctx, state) if self.branch in state.request.branches else None
+            text = self.words(ctx, state) if self._needed(ctx, state) else None
             if text is None:
                 state[slot] = None
             else:
                 limit = self._limit(ctx, state.request)
                 state[slot], state.notes[self.name] = self._encode(ctx, text, limit)
 
-    def _text(self, ctx: Context, state: State) -> str | None:
+    def words(self, ctx: Context, state: State) -> str | None:
+        """What is read for a request, before any template; None for nothing."""
         text = text_of(ctx, state, self.source)
         return text if self.of is None else self.of(text)
+
+    def _needed(self, ctx: Context, state: State) -> bool:
+        there = not self.optional or self.encoder in ctx.configs
+        return there and self.branch in state.request.branches
 
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or limit_of(ctx, request)
 
-    def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Tensor, TextRead]:
+    def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Any, TextRead]:
         tokenizer = ctx.components[self.tokenizer]
         if self.tokens is not None:
             return self._encode_tokens(ctx, self.tokens(tokenizer, text, limit), limit)

@@ -20,15 +20,12 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    Gemma2Config,
-    Gemma2Model,
-    GemmaTokenizer,
     T5EncoderModel,
 )
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
-from tests.checkpoints import flux, parts, wan
+from tests.checkpoints import flux, lumina2, parts, wan
 
 PAIRS = ("original_size", "crops_coords_top_left")
 """Parameters that the library wants as tuples, and JSON has as lists."""
@@ -112,30 +109,6 @@ def _t5(width: int = flux.TEXT_WIDTH) -> T5EncoderModel:
     return flux.t5_encoder(len(flux.t5_tokenizer()), width)
 
 
-def _gemma_tokenizer() -> GemmaTokenizer:
-    """One token a byte or letter, and words of the prompts; pads on the left."""
-    letters = [*flux.LETTERS, "▁", ".", ","]
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=512)
-
-
-def _gemma() -> Gemma2Model:
-    config = Gemma2Config(
-        vocab_size=len(_gemma_tokenizer()),
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=12,
-        max_position_embeddings=1024,
-        sliding_window=64,
-        query_pre_attn_scalar=12,
-    )
-    return Gemma2Model(config)
-
-
 def _unet(width: int, pooled: int | None = None) -> diffusers.UNet2DConditionModel:
     """Two levels; with `pooled` it also reads a pooled text and sizes."""
     more: dict[str, Any] = {}
@@ -179,6 +152,18 @@ def _ltx_vae() -> diffusers.AutoencoderKLLTXVideo:
         decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def _cog_vae() -> diffusers.AutoencoderKLCogVideoX:
+    """Factor 8, and 4 frames to one."""
+    return diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
     )
 
 
@@ -238,54 +223,47 @@ FOREIGN = (
         negative=None,
     ),
     Foreign(
-        arch="StableDiffusion3Pipeline",
+        arch="AuraFlowPipeline",
         parts={
-            "vae": lambda: parts.kl_autoencoder(16, (8, 8, 16, 16)),
-            "text_encoder": _clip(projected=True, width=16),
-            "text_encoder_2": _clip(projected=True, width=16),
-            "text_encoder_3": lambda: _t5(32),
-            "tokenizer": flux.clip_tokenizer,
-            "tokenizer_2": flux.clip_tokenizer,
-            "tokenizer_3": flux.t5_tokenizer,
-            "transformer": lambda: diffusers.SD3Transformer2DModel(
+            "vae": lambda: _kl(scaling=0.13025),
+            "text_encoder": lambda: wan.text_encoder(len(flux.t5_tokenizer())),
+            "tokenizer": flux.t5_tokenizer,
+            "transformer": lambda: diffusers.AuraFlowTransformer2DModel(
                 sample_size=16,
-                num_layers=2,
+                num_mmdit_layers=1,
+                num_single_dit_layers=1,
                 attention_head_dim=8,
                 num_attention_heads=4,
-                joint_attention_dim=32,
+                joint_attention_dim=wan.TEXT_WIDTH,
                 caption_projection_dim=32,
-                pooled_projection_dim=32,
-                pos_embed_max_size=24,
-                dual_attention_layers=(0,),
-                qk_norm="rms_norm",
+                pos_embed_max_size=256,
             ),
-            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
         },
-        null=("image_encoder", "feature_extractor"),
-        params=_params(max_sequence_length=48, extra={"prompt_3": "two green stars", "skip_layer_guidance_scale": 2.0}),
+        params=_params(max_sequence_length=48, extra={"sigmas": [1.0, 0.7, 0.2]}),
     ),
     Foreign(
-        arch="Lumina2Pipeline",
+        arch="CogVideoXPipeline",
         parts={
-            "vae": lambda: parts.kl_autoencoder(8, (8, 8, 16, 16)),
-            "text_encoder": _gemma,
-            "tokenizer": _gemma_tokenizer,
-            "transformer": lambda: diffusers.Lumina2Transformer2DModel(
-                sample_size=16,
-                in_channels=8,
-                hidden_size=48,
-                num_layers=2,
-                num_refiner_layers=1,
+            "vae": _cog_vae,
+            "text_encoder": _t5,
+            "tokenizer": flux.t5_tokenizer,
+            "transformer": lambda: diffusers.CogVideoXTransformer3DModel(
                 num_attention_heads=2,
-                num_kv_heads=1,
-                multiple_of=16,
-                axes_dim_rope=(8, 8, 8),
-                axes_lens=(512, 64, 64),
-                cap_feat_dim=24,
+                attention_head_dim=16,
+                in_channels=4,
+                out_channels=4,
+                time_embed_dim=8,
+                text_embed_dim=flux.TEXT_WIDTH,
+                num_layers=1,
+                sample_width=12,
+                sample_height=8,
+                sample_frames=9,
+                max_text_seq_length=32,
             ),
-            "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0, use_dynamic_shifting=True),
+            "scheduler": diffusers.CogVideoXDDIMScheduler,
         },
-        params=_params(max_sequence_length=200, extra={"cfg_trunc_ratio": 0.7, "system_prompt": "Draw"}),
+        params=_params(num_frames=9, max_sequence_length=32),
     ),
     Foreign(
         arch="LTXPipeline",
@@ -342,8 +320,8 @@ FOREIGN = (
         arch="SanaPipeline",
         parts={
             "vae": _dc,
-            "text_encoder": _gemma,
-            "tokenizer": _gemma_tokenizer,
+            "text_encoder": lumina2.text_encoder,
+            "tokenizer": lumina2.tokenizer,
             "transformer": lambda: diffusers.SanaTransformer2DModel(
                 in_channels=8,
                 out_channels=8,

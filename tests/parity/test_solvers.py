@@ -127,11 +127,16 @@ def test_levels_spaced_in_float64_are_those_of_pipelines_that_use_numpy(name: st
     assert differ > 20, "float32 spacing would be noticed"
 
 
-def test_levels_that_the_scheduler_chooses_are_its_own() -> None:
-    solver, reason = solver_for(FLOW_EULER, {"shift": 3.0}, "scheduler")
-    assert "levels that the scheduler chooses" in reason
-    expected = theirs(FLOW_EULER, {"shift": 3.0}, 8, 1024, levels=False)
-    assert solver.plan(8, 1024).sigmas == tuple(expected.sigmas.tolist())
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_levels_that_the_scheduler_chooses_are_its_own(name: str) -> None:
+    config = PUBLISHED[name]
+    ours, _ = solver_for(FLOW_EULER, config, "scheduler")
+    assert isinstance(ours, FlowEuler)
+    for steps in range(2, 60):
+        expected = theirs(FLOW_EULER, config, steps, 1024, levels=False)
+        plan = ours.plan(steps, 1024)
+        assert plan.sigmas == tuple(expected.sigmas.tolist()), steps
+        assert plan.timesteps == tuple(expected.timesteps.tolist()), steps
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -9,14 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from omnimuse.core.request import Request
-from omnimuse.core.spec import Configs
 from omnimuse.models.z_image.spec import SPEC
 from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, cells
+from omnimuse.pipeline.latents import InitLatents, cells, latent_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -29,25 +27,11 @@ def chat(tokenizer: Any, prompt: str) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
 
 
-def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
-    """[C, h, w] of the noise of one picture."""
-    channels = configs["transformer"]["in_channels"]
-    assert isinstance(channels, int)
-    return channels, *cells(configs, request)
-
-
-def image_tokens(configs: Configs, request: Request) -> int:
-    """Patches of 2 x 2 latents."""
-    _, h, w = latent_shape(configs, request)
-    return (h // 2) * (w // 2)
-
-
 def conditions(ctx: Context, state: State, network: str, branch: str) -> ZImageStatic:
     """The caption of a branch, embedded and refined, and the positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, ZImageTransformer)
-    _, h, w = latent_shape(ctx.configs, state.request)
-    return transformer.prepare(state[f"{branch}_embeds"], h, w)
+    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request))
 
 
 def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, timestep: Tensor) -> ZImageInputs:
@@ -67,7 +51,7 @@ class ZImage(Pipeline):
         Denoise(
             conditions=conditions,
             inputs=inputs,
-            token_count=image_tokens,
+            token_count=packed_tokens,
             preview=preview_by_decoding,
             start="image_latents",
             flip=True,  # the network predicts data - noise

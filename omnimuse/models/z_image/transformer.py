@@ -1,12 +1,11 @@
 """The Z-Image transformer: one stream of image tokens followed by caption tokens (arXiv 2511.22699).
 
-The arithmetic is that of diffusers' `ZImageTransformer2DModel` in its basic mode (no reference images). What
-does not depend on the step, the refined caption and the rotary tables, is computed once per request by
-`ZImageTransformer.prepare`. Rows of any size and caption length share a forward: their tokens are laid end to
-end.
+The arithmetic is that of diffusers' `ZImageTransformer2DModel` in its basic mode (no reference images); the blocks are
+those of `components/one_stream.py`. What does not depend on the step, the refined caption and the rotary tables, is
+computed once per request by `ZImageTransformer.prepare`. Rows of any size and caption length share a forward: their
+tokens are laid end to end.
 
-Letters: R rows, S tokens, D width, N heads, H head dim, M modulation width; c h w latent channels, height,
-width.
+Letters: R rows, S tokens, D width, H head dim, M modulation width; c h w latent channels, height, width.
 """
 
 from __future__ import annotations
@@ -19,22 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.components.one_stream import Blocks, Head, OneStreamBlock, OneStreamCond
+from omnimuse.components.patches import PATCH, patchify, unpatchify
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.layers.embedding import TimestepEmbedding
-from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.network import Network
-from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
-from omnimuse.layers.rotary import rotary_table, rotate
-from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.norm import RMSNorm
+from omnimuse.layers.rotary import rotary_table
+from omnimuse.layers.stack import BlockStack, Memory
 from omnimuse.loader.facts import read_facts
 
-PATCH = 2  # latent pixels per token side
 TOKEN_MULTIPLE = 32  # image and caption are each padded to a multiple of this; pads are attended to
 MODULATION_WIDTH = 256
 TIME_HIDDEN = 1024
-QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps is
 
 
 @dataclass(frozen=True)
@@ -104,26 +101,6 @@ class ZImageInputs:
     static: ZImageStatic
 
 
-@dataclass(frozen=True)
-class ZImageCond:
-    """What every block receives beside the hidden states. `time` is None for the caption, which knows no
-    step.
-    """
-
-    layout: Layout
-    rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
-    time: Tensor | None = None  # [R, M]
-
-    @property
-    def dense(self) -> bool:
-        """Whether the rows are equally long."""
-        return self.layout.dense
-
-    def select(self, rows: Sequence[int]) -> ZImageCond:
-        time = None if self.time is None else torch.stack([self.time[row] for row in rows])
-        return ZImageCond(self.layout.select(rows), self.layout.take(self.rope, rows), time)
-
-
 class ZImageTransformer(Network):
     """Predicts the velocity from noise to image, one tensor [c, h, w] per row. The pipeline negates it."""
 
@@ -140,11 +117,12 @@ class ZImageTransformer(Network):
         self.caption_embedder = nn.Linear(config.cap_feat_dim, dim)
         self.caption_pad = nn.Parameter(torch.zeros(1, dim))
         self.time_embedder = TimestepEmbedding(modulation, TIME_HIDDEN)
-        refiners = range(config.n_refiner_layers)
-        self.noise_refiner = BlockStack(ZImageBlock(config, "self", modulation) for _ in refiners)
-        self.context_refiner = BlockStack(ZImageBlock(config, "self", None) for _ in refiners)
-        self.layers = BlockStack(ZImageBlock(config, "joint", modulation) for _ in range(config.n_layers))
-        self.head = ZImageHead(dim, modulation, patch_dim)
+        refiners, layers = range(config.n_refiner_layers), range(config.n_layers)
+        blocks = Blocks(dim, config.n_heads, config.n_heads, int(dim / 3 * 8), modulation, config.norm_eps)
+        self.noise_refiner = BlockStack(OneStreamBlock(blocks, "self") for _ in refiners)
+        self.context_refiner = BlockStack(OneStreamBlock(blocks, "self", timed=False) for _ in refiners)
+        self.layers = BlockStack(OneStreamBlock(blocks, "joint") for _ in layers)
+        self.head = Head(blocks, patch_dim)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ZImageTransformer:
@@ -178,7 +156,7 @@ class ZImageTransformer(Network):
         embedded = self.caption_embedder(self.caption_norm(features.to(self.caption_pad.dtype)))  # [S, D]
         caption = _pad(embedded, self.caption_pad)
         layout = Layout((len(caption),))
-        cond = ZImageCond(layout, layout.pack([self._caption_rope(caption)]))
+        cond = OneStreamCond(layout, layout.pack([self._caption_rope(caption)]))
         return layout.unpack(self.context_refiner(layout.pack([caption]), cond))[0]
 
     def forward(self, rows: Sequence[ZImageInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
@@ -186,20 +164,20 @@ class ZImageTransformer(Network):
         images = self._embed_images(rows)  # [S_image, D] each
         layout = Layout(tuple(len(image) for image in images))
         rope = layout.pack([row.static.rope[: len(image)] for row, image in zip(rows, images, strict=True)])
-        hidden = self.noise_refiner(layout.pack(images), ZImageCond(layout, rope, time), memories)
+        hidden = self.noise_refiner(layout.pack(images), OneStreamCond(layout, rope, time), memories)
 
         refined = zip(rows, layout.unpack(hidden), strict=True)
         streams = [torch.cat([image, row.static.caption]) for row, image in refined]  # [S_image + S_caption, D] each
         layout = Layout(tuple(row.static.tokens for row in rows))
-        cond = ZImageCond(layout, layout.pack([row.static.rope for row in rows]), time)
+        cond = OneStreamCond(layout, layout.pack([row.static.rope for row in rows]), time)
         hidden = self.head(self.layers(layout.pack(streams), cond, memories), cond)  # packed, width c * PATCH * PATCH
-        return [_unpatchify(x, row.latents.shape) for row, x in zip(rows, layout.unpack(hidden), strict=True)]
+        return [unpatchify(x, row.latents.shape, last=True) for row, x in zip(rows, layout.unpack(hidden), strict=True)]
 
     def _embed_time(self, rows: Sequence[ZImageInputs]) -> Tensor:
         return self.time_embedder(torch.stack([row.t for row in rows]) * self.config.t_scale)
 
     def _embed_images(self, rows: Sequence[ZImageInputs]) -> list[Tensor]:
-        patches = [_patchify(row.latents.to(self.image_pad.dtype)) for row in rows]
+        patches = [patchify(row.latents.to(self.image_pad.dtype), last=True) for row in rows]
         embedded = self.image_embedder(torch.cat(patches)).split([len(patch) for patch in patches])
         return [_pad(image, self.image_pad) for image in embedded]
 
@@ -225,75 +203,6 @@ class ZImageTransformer(Network):
             )
 
 
-class ZImageBlock(Block[ZImageCond]):
-    """Attention and a gated MLP, each between two norms; scaled and gated by the time if `modulation` is a
-    width.
-    """
-
-    def __init__(self, config: ZImageConfig, role: str, modulation: int | None) -> None:
-        super().__init__()
-        dim = config.dim
-        self.attention_norm1 = RMSNorm(dim, config.norm_eps)
-        self.attention = ZImageAttention(dim, config.n_heads, role)
-        self.attention_norm2 = RMSNorm(dim, config.norm_eps)
-        self.ffn_norm1 = RMSNorm(dim, config.norm_eps)
-        self.mlp = GatedMLP(dim, int(dim / 3 * 8))
-        self.ffn_norm2 = RMSNorm(dim, config.norm_eps)
-        self.modulation = None if modulation is None else nn.Linear(modulation, 4 * dim)
-
-    def forward(self, hidden: Tensor, cond: ZImageCond) -> Tensor:
-        if self.modulation is None:
-            hidden = hidden + self.attention_norm2(self.attention(self.attention_norm1(hidden), cond))
-            return hidden + self.ffn_norm2(self.mlp(self.ffn_norm1(hidden)))
-        attention_scale, attention_gate, mlp_scale, mlp_gate = self._modulate(cond)
-        x = self.attention(self.attention_norm1(hidden) * (1 + attention_scale), cond)
-        hidden = hidden + attention_gate.tanh() * self.attention_norm2(x)
-        x = self.mlp(self.ffn_norm1(hidden) * (1 + mlp_scale))
-        return hidden + mlp_gate.tanh() * self.ffn_norm2(x)
-
-    def probe(self, hidden: Tensor, cond: ZImageCond) -> Tensor:
-        if self.modulation is None:
-            return self.attention_norm1(hidden)
-        return self.attention_norm1(hidden) * (1 + self._modulate(cond)[0])
-
-    def _modulate(self, cond: ZImageCond) -> tuple[Tensor, ...]:
-        """Scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
-        assert self.modulation is not None
-        return cond.layout.expand(self.modulation(cond.time)).chunk(4, dim=-1)
-
-
-class ZImageAttention(nn.Module):
-    """Self-attention within each row, with normed and rotated queries and keys."""
-
-    def __init__(self, dim: int, heads: int, role: str) -> None:
-        super().__init__()
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.norm_qk = QueryKeyNorm(dim // heads, QK_NORM_EPS, rounds_once=False)
-        self.core = Attention(heads, dim // heads, role, category="self")
-        self.to_out = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x: Tensor, cond: ZImageCond) -> Tensor:
-        qkv = self.to_qkv(x).unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
-        q, k = rotate(self.norm_qk(qkv[:, :, :2]), cond.rope).unbind(2)  # [B, S, N, H] each
-        return self.to_out(self.core(q, k, qkv[:, :, 2], cond.layout).flatten(-2))  # [B, S, D]
-
-
-class ZImageHead(nn.Module):
-    """The last norm, scaled by the time, and the projection to pixels of a patch."""
-
-    def __init__(self, dim: int, modulation: int, patch_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.activation = nn.SiLU()
-        self.modulation = nn.Linear(modulation, dim)
-        self.linear = nn.Linear(dim, patch_dim)
-
-    def forward(self, hidden: Tensor, cond: ZImageCond) -> Tensor:
-        assert cond.time is not None
-        scale = 1 + cond.layout.expand(self.modulation(self.activation(cond.time)))
-        return self.linear(self.norm(hidden) * scale)
-
-
 def _round_up(tokens: int) -> int:
     return -(-tokens // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
 
@@ -301,18 +210,3 @@ def _round_up(tokens: int) -> int:
 def _pad(x: Tensor, token: Tensor) -> Tensor:
     """Append `token` [1, D] to x [S, D] until S is a multiple of TOKEN_MULTIPLE."""
     return torch.cat([x, token.expand(_round_up(len(x)) - len(x), -1)])
-
-
-def _patchify(latents: Tensor) -> Tensor:
-    """[c, h, w] -> [h/2 * w/2, 4c]; within a patch the order is row, column, channel."""
-    c, h, w = latents.shape
-    x = latents.reshape(c, h // PATCH, PATCH, w // PATCH, PATCH)
-    return x.permute(1, 3, 2, 4, 0).reshape(-1, PATCH * PATCH * c)
-
-
-def _unpatchify(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first h/2 * w/2 of the tokens [S, 4c] -> [c, h, w]; the rest are pads and caption."""
-    c, h, w = size
-    rows, columns = h // PATCH, w // PATCH
-    x = x[: rows * columns].reshape(rows, columns, PATCH, PATCH, c)
-    return x.permute(4, 0, 2, 1, 3).reshape(c, h, w)

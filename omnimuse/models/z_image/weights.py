@@ -6,6 +6,7 @@ Renames are anchored and no name matches two of them; fuses join the three atten
 
 from __future__ import annotations
 
+from omnimuse.components.one_stream import RULES as BLOCKS
 from omnimuse.loader.rules import Fuse, Rename
 
 RULES: tuple[Rename | Fuse, ...] = (
@@ -19,13 +20,8 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^all_final_layer\.2-1\.adaLN_modulation\.1\.", "head.modulation."),
     Rename(r"^all_final_layer\.2-1\.linear\.", "head.linear."),
     Rename(r"\.adaLN_modulation\.0\.", ".modulation."),
-    Rename(r"\.attention\.to_out\.0\.", ".attention.to_out."),
     Rename(r"\.feed_forward\.w1\.", ".mlp.gate."),
     Rename(r"\.feed_forward\.w3\.", ".mlp.up."),
     Rename(r"\.feed_forward\.w2\.", ".mlp.down."),
-    Fuse(
-        parts=("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight"),
-        into="attention.to_qkv.weight",
-    ),
-    Fuse(parts=("attention.norm_q.weight", "attention.norm_k.weight"), into="attention.norm_qk.weight"),
+    *BLOCKS,
 )

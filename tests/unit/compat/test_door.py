@@ -34,7 +34,7 @@ from tests.checkpoints.parts import with_scheduler
 from tests.checkpoints.wishes import photo
 
 Folder = Callable[[str], Path]
-ARCH = "StableDiffusion3Pipeline"
+ARCH = "StableDiffusionXLPipeline"
 SMALL = DiffusionParams(num_inference_steps=4, height=32, width=48, seed=3, output_type="pt")
 
 
@@ -103,9 +103,11 @@ def test_there_is_one_event_per_step_and_the_last_step_says_so(engine: Engine) -
     assert events == [("denoise", 1, 3), ("denoise", 2, 3), ("denoise", 3, 3), ("decode", 1, 1)]
 
 
-def test_custom_sigmas_make_as_many_steps_as_there_are(engine: Engine) -> None:
-    submit(engine, extra={"sigmas": [1.0, 0.5]})
-    steps = [(e.step, e.steps) for e in drain(engine) if isinstance(e, Progress) and e.stage == "denoise"]
+def test_custom_sigmas_make_as_many_steps_as_there_are(foreign_folder: Folder) -> None:
+    subject = start(config(foreign_folder("AuraFlowPipeline")))
+    submit(subject, extra={"sigmas": [1.0, 0.5]})
+    steps = [(e.step, e.steps) for e in drain(subject) if isinstance(e, Progress) and e.stage == "denoise"]
+    subject.close()
     assert steps == [(1, 2), (2, 2)]
 
 
@@ -166,12 +168,12 @@ def test_previews_are_small_pictures_of_unfinished_latents_and_change_nothing(en
 
 
 def test_what_the_pipeline_refuses_ends_its_own_request_with_the_librarys_words(engine: Engine) -> None:
-    bad, good = submit(engine, max_sequence_length=600), submit(engine)
+    bad, good = submit(engine, extra={"sigmas": [1.0], "timesteps": [900]}), submit(engine)
     events = drain(engine)
     [failed] = [event for event in events if isinstance(event, Failed)]
     assert failed.request_id == bad
     assert isinstance(failed.error, RequestError)
-    assert "StableDiffusion3Pipeline refuses this request: `max_sequence_length` cannot be greater" in str(failed.error)
+    assert f"{ARCH} refuses this request: Only one of `timesteps` or `sigmas` can be passed" in str(failed.error)
     assert output(events, good).shape == (1, 3, 32, 48)
     assert parked() == []
 
@@ -223,15 +225,15 @@ def test_closing_an_engine_on_a_thread_of_its_own_unwinds_what_stands_still(fore
 
 def test_a_choice_that_the_class_does_not_have_is_refused_by_name(engine: Engine) -> None:
     asks = {
-        "num_frames means nothing to StableDiffusion3Pipeline": {"num_frames": 5},
-        "did you mean 'skip_layer_guidance_scale'": {"extra": {"skip_layer_guidance_scal": 1.0}},
-        "width=40 is not a multiple of 16; use 32 or 48": {"width": 40},
+        "num_frames means nothing to StableDiffusionXLPipeline": {"num_frames": 5},
+        "did you mean 'guidance_rescale'": {"extra": {"guidance_rescal": 1.0}},
+        "width=44 is not a multiple of 8; use 40 or 48": {"width": 44},
         "strength means nothing to": {"strength": 0.5},
     }
     for message, choices in asks.items():
         with pytest.raises(RequestError, match=message):
             submit(engine, **choices)
-    with pytest.raises(RequestError, match="this StableDiffusion3Pipeline works from text only"):
+    with pytest.raises(RequestError, match="this StableDiffusionXLPipeline works from text only"):
         engine.make_request(Ask({"prompt": "a", "images": [object()]}, SMALL))
 
 
@@ -256,23 +258,23 @@ def test_explain_says_what_runs_through_the_library_and_what_that_means(foreign_
     through = choices["diffusers", "runs through"]
     assert (through.value, through.reason) == (
         "diffusers",
-        "as one call per output, since no family here covers StableDiffusion3Pipeline",
+        "as one call per output, since no family here covers StableDiffusionXLPipeline",
     )
     assert choices["diffusers", "shared forwards"].value == "no"
     assert choices["defaults", "height"].value == "128"
     assert choices["model", "defaults"].reason == "diffusers has them for this class"
     assert choices["batching", "tier"].value == "exact"
     files = foreign_folder(ARCH).glob("*/*.safetensors")
-    assert choices["memory", "all weights"].value == f"{sum(file.stat().st_size for file in files) / 1000:.1f} kB"
+    assert choices["memory", "all weights"].value == f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
     assert ("solver", "denoise") not in choices
 
 
 def test_the_command_line_tells_what_a_folder_takes(foreign_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", str(foreign_folder(ARCH))]) == 0
     told = capsys.readouterr().out
-    assert "StableDiffusion3Pipeline of diffusers (text-to-image)" in told
+    assert "StableDiffusionXLPipeline of diffusers (text-to-image)" in told
     assert re.search(r"clip_skip +int \| None = None +Number of layers to be skipped from CLIP", told)
-    assert "guidance_scale          7.0" in told
+    assert "guidance_scale          5.0" in told
     assert "no: the library calls its networks itself" in told
     assert main(["models", str(foreign_folder("LongCatAudioDiTPipeline")), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -361,8 +363,8 @@ def test_a_class_that_cannot_be_run_is_refused_with_the_reason(
 def test_a_component_that_the_class_needs_and_the_checkpoint_lacks_is_named(
     foreign_folder: Folder, tmp_path: Path
 ) -> None:
-    folder = with_class(foreign_folder(ARCH), tmp_path / "tiny", ARCH, tokenizer_3=[None, None])
-    with pytest.raises(ModelError, match=r"no component 'tokenizer_3', which StableDiffusion3Pipeline needs"):
+    folder = with_class(foreign_folder(ARCH), tmp_path / "tiny", ARCH, unet=[None, None])
+    with pytest.raises(ModelError, match=r"no component 'unet', which StableDiffusionXLPipeline needs"):
         find(config(folder))
 
 

@@ -95,11 +95,11 @@ def test_a_vae_alone_is_known_by_its_shapes(z_image_folder: Path, other: Path, t
 def test_a_foreign_pipelines_file_opens_through_the_door(foreign_folder: Callable[[str], Path], tmp_path: Path) -> None:
     from tests.checkpoints.foreign import foreign
 
-    folder = foreign_folder("Lumina2Pipeline")
-    theirs = foreign("Lumina2Pipeline").build(tmp_path / "theirs", seed=9)
+    folder = foreign_folder("AuraFlowPipeline")
+    theirs = foreign("AuraFlowPipeline").build(tmp_path / "theirs", seed=9)
     save_file(weights(theirs / "transformer"), tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", Checkpoint(folder), tmp_path / "made")
-    assert json.loads((tmp_path / "made" / "model_index.json").read_text())["_class_name"] == "Lumina2Pipeline"
+    assert json.loads((tmp_path / "made" / "model_index.json").read_text())["_class_name"] == "AuraFlowPipeline"
     assert draw(tmp_path / "made").isfinite().all()
 
 

@@ -53,6 +53,12 @@ def test_guidance_stops_once_the_truncation_has_passed() -> None:
     assert rule.branches(BOTH, NONE, 5.0, 0.501) == ONLY_POSITIVE
 
 
+def test_guidance_stops_after_a_share_of_the_steps() -> None:
+    rule = Guidance(how=lambda extra: Combination(until=0.5))
+    assert rule.branches(BOTH, NONE, 5.0, 0.0, steps=0.5) == BOTH
+    assert rule.branches(BOTH, NONE, 5.0, 0.0, steps=0.501) == ONLY_POSITIVE
+
+
 def test_a_default_stands_for_a_negative_prompt_that_nobody_gave_and_for_no_other() -> None:
     rule = Guidance(negative=" ")
     assert [rule.text(given) for given in (None, "", "grey")] == [" ", "", "grey"]

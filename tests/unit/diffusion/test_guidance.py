@@ -70,6 +70,14 @@ def test_the_norm_matched_kind_repeats_the_reference_pipeline_on_tokens_that_are
     assert not torch.allclose(found, combine(matched(1), NONE, pair, 4.0), atol=1e-2), "the patch matters"
 
 
+def test_lines_get_their_norms_back_as_in_the_reference_pipeline_that_counts_them(pair: dict[str, Tensor]) -> None:
+    pos, neg = pair["positive"], pair["negative"]
+    mixed = neg + 4.0 * (pos - neg)  # as in diffusers' Lumina2Pipeline
+    expected = mixed * (torch.norm(pos, dim=-1, keepdim=True) / torch.norm(mixed, dim=-1, keepdim=True))
+    rule = Guidance(how=lambda extra: Combination(match_norm=True, per="line"))
+    assert torch.equal(combine(rule, NONE, pair, 4.0), expected)
+
+
 def test_a_cap_changes_only_what_is_too_long(pair: dict[str, Tensor]) -> None:
     pos = pair["positive"]
     assert torch.equal(cap_norm(pos, pos, 1.0), pos)

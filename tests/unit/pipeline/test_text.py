@@ -144,6 +144,7 @@ def test_every_choice_tells_runs_of_an_encoder_apart() -> None:
         "marked": True,
         "tokens": lambda tokenizer, text, limit: None,
         "of": str.strip,
+        "optional": True,
     }
     assert {field.name for field in fields(stage)} == set(others)
     for name, value in others.items():
