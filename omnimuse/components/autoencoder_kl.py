@@ -89,6 +89,7 @@ class AutoencoderKL(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         latent, moments = config.latent_channels, 2 * config.latent_channels
+        self.scale = 2 ** (len(config.block_out_channels) - 1)  # pixels a side of a cell
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else None

@@ -8,7 +8,7 @@ Letters: R rows, B batch, S tokens, D width, N heads, H head dim, M width of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
 from omnimuse.layers.rotary import rotate
-from omnimuse.layers.stack import Block
+from omnimuse.layers.stack import Block, BlockStack
 from omnimuse.loader.rules import Fuse, Rename
 
 QK_NORM_EPS = 1e-5  # fixed in the references, whatever the other norms have
@@ -55,6 +56,9 @@ class OneStreamCond:
     def select(self, rows: Sequence[int]) -> OneStreamCond:
         time = None if self.time is None else torch.stack([self.time[row] for row in rows])
         return OneStreamCond(self.layout.select(rows), self.layout.take(self.rope, rows), time)
+
+    def cut(self, part: Cut) -> OneStreamCond:
+        return OneStreamCond(self.layout.cut(part), self.layout.share(self.rope, part), self.time)
 
 
 class OneStreamBlock(Block[OneStreamCond]):
@@ -98,11 +102,10 @@ class SelfAttention(nn.Module):
     def __init__(self, blocks: Blocks, role: str) -> None:
         super().__init__()
         head_dim = blocks.dim // blocks.heads
-        self.widths = (blocks.dim, blocks.kv_heads * head_dim, blocks.kv_heads * head_dim)
         self.shared = blocks.heads // blocks.kv_heads
-        self.to_qkv = nn.Linear(blocks.dim, sum(self.widths), bias=False)
+        self.to_qkv = nn.Linear(blocks.dim, blocks.dim + 2 * blocks.kv_heads * head_dim, bias=False)
         self.norm_qk = QueryKeyNorm(head_dim, QK_NORM_EPS, rounds_once=False)
-        self.core = Attention(blocks.heads, head_dim, role, category="self")
+        self.core = Attention(blocks.heads, head_dim, role, category="self", key_heads=blocks.kv_heads)
         self.to_out = nn.Linear(blocks.dim, blocks.dim, bias=False)
 
     def forward(self, x: Tensor, cond: OneStreamCond) -> Tensor:
@@ -115,9 +118,24 @@ class SelfAttention(nn.Module):
         if self.shared == 1:
             qkv = qkv.unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
             return qkv[:, :, :2], qkv[:, :, 2]
-        q, k, v = (part.unflatten(-1, (-1, self.core.head_dim)) for part in qkv.split(self.widths, dim=-1))
+        heads = (self.core.num_heads, self.core.key_heads, self.core.key_heads)
+        q, k, v = qkv.unflatten(-1, (sum(heads), self.core.head_dim)).split(heads, dim=2)
         k, v = (part.repeat_interleave(self.shared, dim=2) for part in (k, v))  # [B, S, N, H]
         return torch.stack([q, k], dim=2), v
+
+
+def plan_of(stacks: Mapping[str, BlockStack]) -> dict[str, Cutting]:
+    """How ranks share out the weights of stacks of such blocks, by the stacks' names in their network."""
+    parts: dict[str, Cutting] = {
+        "attention.to_qkv": Columns(queries=1, keys=2),
+        "attention.to_out": Rows(queries=1),
+        "mlp.gate": Columns(others=1),
+        "mlp.up": Columns(others=1),
+        "mlp.down": Rows(others=1),
+    }
+    plan = {f"{name}.*.{part}": cut for name, stack in stacks.items() if len(stack) for part, cut in parts.items()}
+    timed = [name for name, stack in stacks.items() if any(block.modulation is not None for block in stack)]
+    return plan | {f"{name}.*.modulation": Columns(others=1, gather=True) for name in timed}
 
 
 class Head(nn.Module):

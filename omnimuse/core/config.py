@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -98,13 +99,61 @@ class CompileConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How many ranks share the work. `cfg` ranks each compute some of a step's guidance branches."""
+    """How many ranks share the work of one engine, along every axis; all together there are `ranks`.
 
+    `tensor` ranks each hold a part of every block's weights, `ulysses` and `ring` ranks each compute a part of a row's
+    tokens (by an exchange of heads, and by passing keys on), `cfg` ranks each compute some of a step's guidance
+    branches, `pipe` ranks each hold some of the blocks. With `shard`, the ranks that share tokens keep the weights
+    of blocks in parts, and with `vae_tiles` all ranks decode tiles of pictures; neither takes ranks of its own. What
+    does not fit a model is refused when the engine starts.
+    """
+
+    tensor: int = 1
+    ulysses: int = 1
+    ring: int = 1
     cfg: int = 1
+    pipe: int = 1
+    shard: int = 1
+    vae_tiles: int = 1
 
     def __post_init__(self) -> None:
-        if self.cfg not in (1, 2):
+        for axis, count in vars(self).items():
+            if count < 1:
+                raise ConfigError(f"parallel {axis}={count} is not allowed; use at least 1, which is one rank")
+        if self.cfg > 2:
             raise ConfigError(f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2")
+        if self.shard not in (1, self.sequence):
+            raise ConfigError(
+                f"parallel shard={self.shard} cannot be: weights are kept in parts by the ranks that share tokens, "
+                f"ulysses={self.ulysses} x ring={self.ring}; use shard={self.sequence}, or as many of those"
+            )
+
+        if self.vae_tiles not in (1, self.ranks):
+            raise ConfigError(
+                f"parallel vae_tiles={self.vae_tiles} cannot be: all {self.ranks} ranks decode tiles, or none does; "
+                f"use vae_tiles={self.ranks}, or 1"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks there are."""
+        return prod(count for axis, count in vars(self).items() if axis not in ("shard", "vae_tiles"))
+
+    @property
+    def sequence(self) -> int:
+        """How many ranks share the tokens of a row."""
+        return self.ring * self.ulysses
+
+    def __str__(self) -> str:
+        asked = [f"{axis}={count}" for axis, count in vars(self).items() if count > 1]
+        return " x ".join(asked) or "one rank"
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How finished latents become pictures: with `tiling` in squares that overlap, which takes the memory of one."""
+
+    tiling: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +237,7 @@ class Config:
     offload: OffloadConfig = OffloadConfig()
     compile: CompileConfig = CompileConfig()
     parallel: ParallelConfig = ParallelConfig()
+    decode: DecodeConfig = DecodeConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     host: HostConfig = HostConfig()
 
@@ -231,6 +281,13 @@ class Environment:
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         meeting = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
         return {**meeting, **_bounded_spin(), **os.environ}
+
+    @staticmethod
+    def meet_here() -> None:
+        """Have ranks that this process talks to be met on the loopback interface, unless somebody chose another."""
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback)
 
     @staticmethod
     def bound_spin() -> None:

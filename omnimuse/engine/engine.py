@@ -22,7 +22,7 @@ from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
-from omnimuse.worker.plan import TickPlan, decode, encode
+from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Engine:
 
     def _tell(self, plan: TickPlan) -> None:
         if self.mesh.size > 1:
-            broadcast_bytes(self.mesh, encode(plan))
+            broadcast_bytes(self.mesh, encode(replace(plan, alive=fingerprint(self.runner.states))))
 
     def _plan(self, events: list[Event]) -> TickPlan:
         for request_id in self.scheduler.expired(self.clock()):
@@ -224,6 +224,8 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
     """What every rank but 0 does: execute the plans that rank 0 sends, until it stops."""
     mesh, recorder = runner.pipeline.ctx.mesh, Recorder()
     while not (plan := decode(broadcast_bytes(mesh, None), runner.pipeline.spec)).stop:
+        if plan.alive != fingerprint(runner.states):
+            raise EngineDeadError("this rank no longer works on what rank 0 works on; start the engine again")
         if plan.record:
             recorder.try_to(recorder.start)
         elif plan.write:

@@ -16,6 +16,7 @@ from torch import Tensor
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
+from omnimuse.pipeline.tiles import Tiling
 
 PREVIEW_CELLS = 16
 """A preview decodes latents of at most this many cells a side."""
@@ -38,13 +39,14 @@ class DecodeImage(Stage):
         for state in states:
             latents = state["latents"]
             wants_latents = state.request.params.output_type == "latent"
-            state["image"] = latents if wants_latents else decode(ctx, self.vae, latents)
+            state["image"] = latents if wants_latents else decode(ctx, self.vae, latents, ctx.tiling)
 
 
-def decode(ctx: Context, vae: str, latents: Tensor) -> Tensor:
+def decode(ctx: Context, vae: str, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
     """The picture [3, H, W], float32 in [0, 1], that scaled `latents` [C, h, w] stand for."""
     network = ctx.components[vae]
-    pixels = network.decode(unscaled(network, ctx.configs[vae], latents)[None])[0]  # [3, H, W]
+    cells = unscaled(network, ctx.configs[vae], latents)[None]  # [1, c, h, w]
+    pixels = (network.decode(cells) if tiling is None else tiling.decode(network.decode, cells))[0]  # [3, H, W]
     return (pixels.to(torch.float32) * 0.5 + 0.5).clamp(0, 1)
 
 

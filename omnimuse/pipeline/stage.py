@@ -21,6 +21,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.arrival import Send, send
 from omnimuse.pipeline.state import State
+from omnimuse.pipeline.tiles import Tiling
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Context:
 
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
     `version` changes when weights or adapters change, so that remembered stage outputs are never stale. `send` begins
-    to copy a finished tensor to main memory.
+    to copy a finished tensor to main memory. Pictures are decoded by `tiling`, if there is one.
     """
 
     spec: Spec
@@ -80,6 +81,7 @@ class Context:
     mesh: Mesh = field(default_factory=Mesh.single)
     version: int = 0
     send: Send = send
+    tiling: Tiling | None = None
 
     def network(self, name: str) -> nn.Module:
         """The live component `name` as a network."""

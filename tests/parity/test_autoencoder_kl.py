@@ -20,6 +20,7 @@ from omnimuse.components.autoencoder_kl import RULES, AutoencoderKL
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights, randomise
+from omnimuse.pipeline.tiles import Tiling
 
 FLOAT32 = DtypePolicy(torch.float32)
 TOLERANCE = 1e-5
@@ -178,3 +179,22 @@ def test_a_variant_that_is_not_computed_is_refused_by_key_and_value(key: str, va
         AutoencoderKL.from_config({key: value})
     assert key in str(caught.value)
     assert str(value).strip("[]") in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 11), (19, 7), (4, 9), (3, 4)])
+def test_a_picture_in_tiles_is_the_reference_s_picture_in_tiles(size: tuple[int, int]) -> None:
+    theirs = reference(8, 8, 8)
+    theirs.enable_tiling()
+    assert (theirs.tile_latent_min_size, theirs.tile_sample_min_size) == (8, 32)
+    theirs.tile_latent_min_size, theirs.tile_sample_min_size = 4, 16
+    vae = ours(theirs)
+    assert vae.scale == 4
+    latents, seen = draw(1, 1, 4, *size), []
+
+    def decode(tile: Tensor) -> Tensor:
+        seen.append(tuple(tile.shape[-2:]))
+        return vae.decode(tile)
+
+    found = Tiling(4, 16).decode(decode, latents)
+    assert distance(found, theirs.decode(latents).sample) < TOLERANCE
+    assert max(max(sides) for sides in seen) == 4 and (len(seen) > 1) == (max(size) > 4)

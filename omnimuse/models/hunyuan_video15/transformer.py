@@ -30,6 +30,7 @@ from omnimuse.components.two_streams import (
     patchify,
 )
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.facts import read_facts
@@ -148,6 +149,16 @@ class HunyuanVideoTransformer(TwoStreamNetwork[HunyuanVideoStatic]):
         told = weight.new_zeros(self.config.out_channels + 1, *size) if known is None else known.to(weight)
         tokens = torch.cat(text)
         return HunyuanVideoStatic(tokens, self._rope(len(tokens), size), len(words), pooled, told)
+
+    def plan(self) -> Mapping[str, Cutting]:
+        refiner: dict[str, Cutting] = {
+            "refiner.blocks.*.to_qkv": Columns(queries=1, keys=2),
+            "refiner.blocks.*.to_out": Rows(queries=1),
+            "refiner.blocks.*.mlp.0": Columns(others=1),
+            "refiner.blocks.*.mlp.2": Rows(others=1),
+            "refiner.blocks.*.gates": Columns(others=1, gather=True),
+        }
+        return {**super().plan(), **(refiner if self.config.num_refiner_layers else {})}
 
     def vector(self, rows: Sequence[HunyuanVideoInputs]) -> Tensor:
         return self.activation(self.time_embedder(torch.stack([row.t for row in rows])))

@@ -32,6 +32,7 @@ from omnimuse.components.two_streams import (
     TwoStreamStatic,
 )
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.loader.facts import read_facts
 
@@ -125,6 +126,11 @@ class Sd3Transformer(TwoStreamNetwork[Sd3Static]):
         text = self.text_embedder(features.to(weight))  # [S_text, D]
         return Sd3Static(text, None, self.pooled_embedder(pooled.to(weight)), places)
 
+    def plan(self) -> Mapping[str, Cutting]:
+        alone = {"stack.double_blocks.*.qkv.linear": Columns(queries=1, keys=2)}
+        alone |= {"stack.double_blocks.*.to_out": Rows(queries=1)}
+        return {**super().plan(), **(alone if self.config.dual_attention_layers else {})}
+
     def vector(self, rows: Sequence[Sd3Inputs]) -> Tensor:
         times = torch.stack([row.t for row in rows])  # [R], as exact as the schedule has them
         return self.activation(self.time_embedder(times) + torch.stack([row.static.pooled for row in rows]))
@@ -175,7 +181,7 @@ class DualBlock(DoubleBlock):
 
     def beside(self, image: Tensor, cond: TwoStreamCond, mods: Sequence[Tensor]) -> Tensor:
         shift, scale, gate = mods[6:]
-        qk, v, _ = self.qkv(self.image.norm(image) * (1 + scale) + shift)
+        qk, v, _ = self.qkv(self.image.norm(image) * (1 + scale) + shift, self.alone.num_heads)
         q, k = qk.unbind(2)  # [B, S, N, H] each
         return image + gate * self.to_out(self.alone(q, k, v, cond.image).flatten(-2))
 
