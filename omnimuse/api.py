@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from omnimuse.core.config import Choice, Config, ModelConfig
+from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, make_params
@@ -41,12 +41,20 @@ FULL = 0.02
 """Seconds between two tries to enter a queue that others keep full."""
 
 
-def configure(model: str, dtype: str | None, device: str | None, threads: int | None, config: Config | None) -> Config:
+def configure(
+    model: str,
+    dtype: str | None,
+    device: str | None,
+    threads: int | None,
+    parallel: ParallelConfig | None,
+    config: Config | None,
+) -> Config:
     """The whole configuration from what a caller gave."""
     base = config or Config(ModelConfig(model))
     part, host = base.model, base.host
     part = replace(part, model=model, dtype=dtype or part.dtype, device=device or part.device)
-    return replace(base, model=part, host=host if threads is None else replace(host, threads=threads))
+    host = host if threads is None else replace(host, threads=threads)
+    return replace(base, model=part, host=host, parallel=parallel or base.parallel)
 
 
 class Omni:
@@ -64,12 +72,14 @@ class Omni:
         dtype: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        parallel: ParallelConfig | None = None,
         config: Config | None = None,
     ) -> None:
-        from omnimuse.engine.local import Background, start
+        from omnimuse.deploy.ranks import start_ranks
+        from omnimuse.engine.local import Background
 
-        self.config = configure(model, dtype, device, threads, config)
-        self._background = Background(partial(start, self.config))
+        self.config = configure(model, dtype, device, threads, parallel, config)
+        self._background = Background(partial(start_ranks, self.config))
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
     def generate(
@@ -209,12 +219,14 @@ class AsyncOmni:
         dtype: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        parallel: ParallelConfig | None = None,
         config: Config | None = None,
     ) -> None:
-        from omnimuse.engine.local import Background, start
+        from omnimuse.deploy.ranks import start_ranks
+        from omnimuse.engine.local import Background
 
-        self.config = configure(model, dtype, device, threads, config)
-        self._background = Background(partial(start, self.config))
+        self.config = configure(model, dtype, device, threads, parallel, config)
+        self._background = Background(partial(start_ranks, self.config))
 
     async def generate(
         self,
@@ -284,12 +296,13 @@ def explain(
     dtype: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    parallel: ParallelConfig | None = None,
     config: Config | None = None,
 ) -> list[Choice]:
     """What an engine for `model` would choose and why, without loading any weights."""
     from omnimuse.worker.explain import explain as explain_build
 
-    return explain_build(configure(model, dtype, device, threads, config))
+    return explain_build(configure(model, dtype, device, threads, parallel, config))
 
 
 def _asks(

@@ -8,7 +8,6 @@ thread, so that the first beat comes at once. Whatever thread dies takes the pro
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -33,6 +32,7 @@ from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, 
 from omnimuse.core.request import Request
 from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.line import Line
+from omnimuse.deploy.ranks import Rank, die_with_parent, follow, watch_parent
 from omnimuse.deploy.wire import (
     Beat,
     Cancel,
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("omnimuse.deploy.process")  # as `__main__` it would have another name
 
-PR_SET_PDEATHSIG = 1
 FINISHERS = 2
 PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
@@ -310,23 +309,12 @@ class Worker:
 
 def build(settings: Settings) -> Engine:
     """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit."""
-    find(settings.config)  # what is missing is told before torch is imported
-    import torch
-    import torch.distributed as dist
+    return rank_of(settings).build()
 
-    from omnimuse.engine.local import start
 
-    config, backend = settings.config, "gloo"
-    config = replace(config, host=replace(config.host, processes=settings.replicas * settings.ranks))
-    if torch.cuda.is_available() and config.model.device in ("auto", "cuda"):
-        index = (settings.replica * settings.ranks + settings.rank) % torch.cuda.device_count()
-        torch.cuda.set_device(index)
-        config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
-    if settings.ranks > 1:
-        dist.init_process_group(
-            backend, init_method=f"file://{settings.meeting}", rank=settings.rank, world_size=settings.ranks
-        )
-    return start(config)
+def rank_of(settings: Settings) -> Rank:
+    """Which rank of which group this process is."""
+    return Rank(settings.config, settings.rank, settings.ranks, settings.meeting, settings.replica, settings.replicas)
 
 
 class Tell(logging.Handler):
@@ -409,30 +397,6 @@ def lead(settings: Settings) -> int:
     return int(worker.failed)
 
 
-def follow(settings: Settings) -> int:
-    """Any other rank: execute rank 0's plans until it stops; the exit status."""
-    try:
-        build(settings)
-    except SystemExit:
-        return 0
-    except OmnimuseError as error:
-        print(f"omnimuse: rank {settings.rank} ends: {error}", file=sys.stderr, flush=True)
-    return 1
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent is gone, even while it is stopped; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def watch_parent() -> None:
-    """End this process at once when the parent is gone, whatever it is doing."""
-    while sys.stdin.buffer.read(4096):
-        pass
-    os._exit(1)
-
-
 def main() -> None:
     """Run one rank until it is told to end or its parent dies. Signals that stop a server are the parent's affair."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -440,7 +404,7 @@ def main() -> None:
     die_with_parent()
     settings = read_settings(sys.stdin.buffer.readline())
     threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
-    status = follow(settings) if settings.rank else lead(settings)
+    status = follow(rank_of(settings).build, settings.rank) if settings.rank else lead(settings)
     sys.stderr.flush()
     os._exit(status)  # threads in the midst of something have nothing that must be kept
 

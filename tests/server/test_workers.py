@@ -219,9 +219,12 @@ def test_a_worker_that_still_loads_ends_at_once_when_its_pool_closes(served: Ser
     asyncio.run(main())
 
 
-def test_two_ranks_draw_what_one_draws_and_are_rebuilt_when_one_is_killed(served: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", ["cfg", "tensor"])
+def test_two_ranks_draw_what_one_draws_and_are_rebuilt_when_one_is_killed(
+    served: Served, tmp_path: Path, axis: str
+) -> None:
     async def main() -> None:
-        config = replace(served.found.config, parallel=ParallelConfig(cfg=2))
+        config = replace(served.found.config, parallel=ParallelConfig(**{axis: 2}))
         pool = Pool(PoolPlan(config, served.found.spec, tmp_path, faults="worker.step:2:hang:stuck"))
         await pool.start()
         try:
@@ -231,7 +234,7 @@ def test_two_ranks_draw_what_one_draws_and_are_rebuilt_when_one_is_killed(served
             await anext(updates)
             os.kill(other_rank(pool.status()[0].pid or 0), signal.SIGKILL)
             [file] = files([update async for update in updates])
-            assert "rank 1" in pool.status()[0].reason
+            assert "its rank" in pool.status()[0].reason
             alone = files(await served.draw(served.ask(steps=40), Form("PNG")))[0]
         finally:
             await pool.close(10.0)

@@ -1,0 +1,57 @@
+"""A plain script that asks for several ranks starts them, draws what one rank draws, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+
+SCRIPT = """
+import signal
+import psutil
+from omnimuse import Omni, ParallelConfig
+from omnimuse.core.errors import ConfigError, EngineDeadError
+
+ask = dict(seed=7, num_inference_steps=3, output_type="pt", progress=False)
+
+def others():
+    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+with Omni("omnimuse/shapes", dtype="float32", device="cpu") as omni:
+    expected = omni.generate("a red circle", **ask)[0].output
+for axes in ({"ulysses": 2}, {"tensor": 2}):
+    with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(**axes)) as omni:
+        assert len(others()) == 1
+        found = omni.generate("a red circle", **ask)[0].output
+        assert (found - expected).norm() <= 1e-4 * expected.norm(), axes
+        try:
+            Omni("omnimuse/shapes", parallel=ParallelConfig(ring=2))
+        except ConfigError as error:
+            assert "close the engine" in str(error)
+        else:
+            raise AssertionError("two groups in one process")
+    assert not others()
+with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2)) as omni:
+    others()[0].send_signal(signal.SIGKILL)
+    try:
+        omni.generate("a red circle", **ask)
+        raise AssertionError("a rank is gone")
+    except EngineDeadError:
+        pass
+try:
+    Omni("omnimuse/shapes", parallel=ParallelConfig(tensor=4))
+except ConfigError as error:
+    assert "use tensor=3 or less" in str(error), error
+else:
+    raise AssertionError("more ranks than heads")
+assert not others()
+print("whole")
+"""
+
+
+def test_a_script_starts_its_ranks_and_they_end_with_the_engine() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr
