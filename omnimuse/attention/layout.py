@@ -95,9 +95,7 @@ class Layout:
 
     def cut(self, part: Cut) -> Layout:
         """The layout of the tokens that `part` has: its share of every segment of every row."""
-        everywhere = tuple(self._segments(Cut(at, part.of)) for at in range(part.of))
-        lengths = tuple(tuple(map(sum, segments)) for segments in everywhere)
-        return Layout(lengths[part.at], everywhere[part.at], part, self, lengths)
+        return self._cuts(part.of, [part.at])[0]
 
     def share(self, x: Tensor, part: Cut) -> Tensor:
         """The tokens of a tensor packed by this layout that `part` has, packed by `cut(part)`."""
@@ -110,13 +108,16 @@ class Layout:
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The reverse of `share`: all parts, in order, each packed by its cut -> the packed tensor."""
         rows: list[list[list[Tensor]]] = []  # by part, row and segment
-        for at, x in enumerate(parts):
-            cut = self.cut(Cut(at, len(parts)))
+        for cut, x in zip(self._cuts(len(parts), range(len(parts))), parts, strict=True):
             rows.append([list(row.split(runs)) for row, runs in zip(cut.unpack(x), cut.runs, strict=True)])
         joined = []
         for row, runs in enumerate(self.runs):
             joined.append(torch.cat([every[row][segment] for segment in range(len(runs)) for every in rows]))
         return self.pack(joined)
 
-    def _segments(self, part: Cut) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(part.share(length) for length in segments) for segments in self.runs)
+    def _cuts(self, of: int, wanted: Sequence[int]) -> list[Layout]:
+        """Some of the layouts that this one is cut into."""
+        parts = [Cut(at, of) for at in range(of)]
+        runs = [tuple(tuple(map(part.share, segments)) for segments in self.runs) for part in parts]
+        lengths = tuple(tuple(map(sum, segments)) for segments in runs)
+        return [Layout(lengths[at], runs[at], parts[at], self, lengths) for at in wanted]

@@ -1,4 +1,5 @@
 """Decoding in tiles: a picture is decoded in squares that overlap and are blended, so that memory is that of one.
+Videos have tiles of their own (`video.py`), which are blended alike.
 
 The squares, and the arithmetic where they meet, are those of diffusers' `AutoencoderKL` with `enable_tiling`. Decoded
 they may be by several ranks (`parallel/tiles.py`): how is what `run` says.
@@ -49,23 +50,22 @@ class Tiling:
         for number in range(len(tops)):
             rows.append(decoded[number * len(lefts) : (number + 1) * len(lefts)])
             for place in range(len(lefts)):
-                tile = rows[-1][place]
                 if number:
-                    tile = _blended(rows[-2][place], tile, blended, dim=-2)
+                    blend(rows[-2][place], rows[-1][place], blended, dim=2)
                 if place:
-                    tile = _blended(rows[-1][place - 1], tile, blended, dim=-1)
-                rows[-1][place] = tile
+                    blend(rows[-1][place - 1], rows[-1][place], blended, dim=3)
         kept = self.pixels - blended
         return torch.cat([torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1) for row in rows], dim=-2)
 
 
-def _blended(before: Tensor, tile: Tensor, extent: int, dim: int) -> Tensor:
-    """`tile`, whose first pixels along `dim` go over from the last ones of the tile `before` it."""
-    extent = min(before.shape[dim], tile.shape[dim], extent)
-    if not extent:
-        return tile
-    share = torch.arange(extent, dtype=torch.float64, device=tile.device) / extent
-    share = share.view(-1, 1) if dim == -2 else share
-    end, begin = before.narrow(dim, before.shape[dim] - extent, extent), tile.narrow(dim, 0, extent)
-    mixed = (end.float() * (1 - share).float() + begin.float() * share.float()).to(tile.dtype)
-    return torch.cat([mixed, tile.narrow(dim, extent, tile.shape[dim] - extent)], dim=dim)
+def blend(before: Tensor, piece: Tensor, overlap: int, dim: int) -> None:
+    """Fade, in place, from the end of `before` into the beginning of `piece` along `dim` over at most `overlap`."""
+    length = min(before.shape[dim], piece.shape[dim], overlap)
+    if length == 0:
+        return
+    shape = [-1 if axis == dim else 1 for axis in range(piece.ndim)]
+    rising = (torch.arange(length, dtype=torch.float32, device=piece.device) / length).view(shape)
+    falling = (torch.arange(length, 0, -1, dtype=torch.float32, device=piece.device) / length).view(shape)
+    old = (before.narrow(dim, before.shape[dim] - length, length) * falling).to(piece.dtype)
+    new = piece.narrow(dim, 0, length)
+    new.copy_(old + (new * rising).to(piece.dtype))

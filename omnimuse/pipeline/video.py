@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
+from omnimuse.pipeline.tiles import blend
 
 TILE_ABOVE = 1280 * 720
 """Frames of more pixels than this are decoded in tiles. Blended seams change the result a little, so others are not."""
@@ -205,19 +205,6 @@ def decode_frames(vae: Any, latents: Tensor, cache: list[Any]) -> Tensor:
     """The next latent frame [1, C, 1, h, w] -> its frames [1, c, t, y, x], still packed; updates `cache`."""
     first = cache[0] is None
     return vae.decoder(vae.post_quant_conv(latents), feat_cache=cache, feat_idx=[0], first_chunk=first)
-
-
-def blend(before: Tensor, piece: Tensor, overlap: int, dim: int) -> None:
-    """Fade, in place, from the end of `before` into the beginning of `piece` along `dim` over at most `overlap`."""
-    length = min(before.shape[dim], piece.shape[dim], overlap)
-    if length == 0:
-        return
-    shape = [-1 if axis == dim else 1 for axis in range(piece.ndim)]
-    rising = (torch.arange(length, dtype=torch.float32, device=piece.device) / length).view(shape)
-    falling = (torch.arange(length, 0, -1, dtype=torch.float32, device=piece.device) / length).view(shape)
-    old = (before.narrow(dim, before.shape[dim] - length, length) * falling).to(piece.dtype)
-    new = piece.narrow(dim, 0, length)
-    new.copy_(old + (new * rising).to(piece.dtype))
 
 
 def to_pixels(piece: Tensor, patch: int) -> Tensor:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from omnimuse.core.config import Environment
+
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 
 SCRIPT = """
@@ -55,3 +59,20 @@ print("whole")
 def test_a_script_starts_its_ranks_and_they_end_with_the_engine() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr
+
+UNDER_TORCHRUN = """
+from omnimuse import Omni, ParallelConfig
+
+with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(tensor=2)) as omni:
+    omni.generate("a red circle", seed=7, num_inference_steps=2, progress=False)
+print("drawn")
+"""
+
+
+def test_ranks_that_torchrun_started_are_taken_as_they_are_and_the_first_goes_on(tmp_path: Path) -> None:
+    script = tmp_path / "draw.py"
+    script.write_text(UNDER_TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**Environment.for_workers(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and done.stdout.count("drawn") == 1, done.stdout + done.stderr

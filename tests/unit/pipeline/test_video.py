@@ -23,7 +23,8 @@ from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.video import DecodeVideo, Grid, blend, preview_middle_frame
+from omnimuse.pipeline.tiles import blend
+from omnimuse.pipeline.video import DecodeVideo, Grid, preview_middle_frame
 from tests.checkpoints import parts, wan
 from tests.fakes import SPEC, ask, context
 
