@@ -21,8 +21,9 @@ from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.patches import PATCH as PATCH  # families know it as that of their blocks
 from omnimuse.components.patches import patchify, unpatchify
+from omnimuse.components.two_stream_plan import two_stream_plan
 from omnimuse.core.errors import ModelError
-from omnimuse.core.plans import Columns, Cut, Cutting, Rows
+from omnimuse.core.plans import Cut, Cutting
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotate
@@ -249,20 +250,9 @@ class TwoStreamNetwork(Network, Generic[Static]):
         return [self.restore(x, row.latents.shape) for row, x in zip(rows, patches, strict=True)]
 
     def plan(self) -> Mapping[str, Cutting]:
+        double, single = (any(True for _ in part.children()) for part in self.stack.children())
         entering = 2 if self.blocks.gated else 1
-        gathered, double, single = Columns(others=1, gather=True), "stack.double_blocks.*.*", "stack.single_blocks.*"
-        plan: dict[str, Cutting] = {"head.modulation": gathered}
-        if self.blocks.shared:
-            plan["modulations.*"] = gathered
-        if list(self.stack.get_submodule("double_blocks").children()):
-            plan |= {f"{double}.qkv.linear": Columns(queries=1, keys=2), f"{double}.to_out": Rows(queries=1)}
-            plan |= {f"{double}.mlp.0": Columns(others=entering), f"{double}.mlp.2": Rows(others=1)}
-            plan |= {} if self.blocks.shared else {f"{double}.modulation": gathered}
-        if list(self.stack.get_submodule("single_blocks").children()):
-            plan[f"{single}.qkv.linear"] = Columns(queries=1, keys=2, others=entering)
-            plan[f"{single}.to_out"] = Rows(queries=1, others=1)
-            plan |= {} if self.blocks.shared else {f"{single}.modulation": gathered}
-        return plan
+        return two_stream_plan(double=double, single=single, entering=entering, shared=self.blocks.shared)
 
     def times(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
         """The times of the rows as the time's embedding takes them: [R]."""

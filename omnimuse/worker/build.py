@@ -223,7 +223,7 @@ def tensor_parallel(under: Build) -> None:
         under.cuts[name] = share_weights(network, axis)
         here = sum(each.numel() for each in network.parameters())
         alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.cuts[name].items())
-        shared = f"{here / whole:.2f} of the weights on rank 0, {alike / whole:.2f} on every rank alike"
+        shared = f"{here / whole:.2f} of the weights on rank {under.mesh.rank}, {alike / whole:.2f} on every rank alike"
         under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
 
 
