@@ -16,12 +16,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.cache.teacache import TeaCache
 from omnimuse.compat.diffusers.read import read_components
-from omnimuse.components.autoencoder_kl import AutoencoderKL
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Slices, Span
@@ -43,23 +42,15 @@ from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
-from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR, WORK, Mesh
-from omnimuse.parallel.pipe import PipeRunner
-from omnimuse.parallel.pipe import share_blocks as share_out
-from omnimuse.parallel.sequence import SequenceRunner
-from omnimuse.parallel.sequence import bind as bind_across
-from omnimuse.parallel.shard import ShardRunner
-from omnimuse.parallel.shard import share_blocks as keep_parts
-from omnimuse.parallel.tensor import share_weights
-from omnimuse.parallel.tiles import TileRunner
+from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.tiles import Tiling, in_turn
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import keep_apart
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
+from omnimuse.worker.ranks import check_ranks, pipe, rank_runners, sequence, shard, tensor_parallel, tiles, tiling_of
 from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
 
@@ -107,9 +98,6 @@ class Built:
     governor: Governor | None
 
 
-TILE = 512
-"""Pixels a side of a tile, where an autoencoder's configuration does not say how large pictures it was trained on."""
-
 Pass = Callable[[Build], None]
 
 
@@ -139,7 +127,7 @@ def import_libraries(config: Config) -> None:
 def check(under: Build) -> None:
     """Choices that exclude each other."""
     config, offload = under.found.config, under.found.config.offload
-    _check_ranks(under)
+    check_ranks(under)
     if config.compile.mode != "none" and offload.mode != "none":
         raise ConfigError(
             f"compiled blocks keep their weights in place, offload={offload.mode} takes them away; choose one of them"
@@ -148,25 +136,6 @@ def check(under: Build) -> None:
         raise ConfigError(
             f"offload folder={offload.folder} would not be used: beside {under.device} weights wait in host memory; "
             "leave the folder out"
-        )
-
-
-def _check_ranks(under: Build) -> None:
-    config, offload, mesh = under.found.config, under.found.config.offload, under.mesh
-    shared = mesh.axis(WORK).size > 1
-    if shared and under.found.spec.library:
-        raise ConfigError(
-            f"parallel {config.parallel} cannot be: {under.found.spec.library} runs this pipeline, and its networks "
-            "are not ours to share out; use `serve --replicas N`"
-        )
-    if config.parallel.shard > 1 and offload.mode != "none":
-        raise ConfigError(
-            f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"
-        )
-    if shared and config.compile.mode != "none":
-        raise ConfigError(
-            f"parallel {config.parallel} cannot be with compiled blocks, which have not been tried with it; "
-            "leave one of them out"
         )
 
 
@@ -202,57 +171,6 @@ def formats(under: Build) -> None:
             under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
 
 
-def sequence(under: Build) -> None:
-    """Every attention site learns to attend across the ranks that share a row's tokens."""
-    axis, parallel = under.mesh.axis(SEQUENCE), under.found.config.parallel
-    if axis.size == 1:
-        return
-    for name, network in under.networks.items():
-        bind_across(network, under.mesh, name)
-        how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
-        under.choices.append(Choice("ranks", f"{name}, tokens", how, "asked for: every rank has a part of each row"))
-
-
-def tensor_parallel(under: Build) -> None:
-    """Every rank of the tensor axis gets its share of each network's weights."""
-    axis = under.mesh.axis(TENSOR)
-    if axis.size == 1:
-        return
-    for name, network in under.networks.items():
-        whole = sum(each.numel() for each in network.parameters())
-        under.cuts[name] = share_weights(network, axis)
-        here = sum(each.numel() for each in network.parameters())
-        alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.cuts[name].items())
-        shared = f"{here / whole:.2f} of the weights on rank {under.mesh.rank}, {alike / whole:.2f} on every rank alike"
-        under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
-
-
-def pipe(under: Build) -> None:
-    """Every rank of the pipe axis keeps its blocks only."""
-    axis = under.mesh.axis(PIPE)
-    if axis.size == 1:
-        return
-    for name, network in under.networks.items():
-        under.spans[name], under.cuts[name] = share_out(network, axis, under.cuts.get(name, {}))
-        for label, (start, stop) in under.spans[name].items():
-            count = len(network.stacks()[label].blocks())
-            held = f"blocks {start} to {stop - 1} of {count} on rank {under.mesh.rank}"
-            under.choices.append(Choice("ranks", f"{name}.{label}, pipe", held, "asked for"))
-
-
-def shard(under: Build) -> None:
-    """Ranks that share tokens keep a part of every block's weights each."""
-    config, axis = under.found.config, under.mesh.axis(SEQUENCE)
-    if config.parallel.shard == 1:
-        return
-    for name, network in under.networks.items():
-        shards, under.cuts[name] = keep_parts(network, axis, under.cuts.get(name, {}))
-        for label, stack in network.stacks().items():
-            stack.runner = ShardRunner(shards, axis)
-            how = f"1/{axis.size} of every block, put together while it runs"
-            under.choices.append(Choice("ranks", f"{name}.{label}, shard", how, "asked for"))
-
-
 def threads(under: Build) -> None:
     """As many threads as were chosen, until the engine closes."""
     under.resources.callback(torch.set_num_threads, torch.get_num_threads())
@@ -268,15 +186,6 @@ def attention(under: Build) -> None:
         alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
         for (role, backend, reason), sites in alike.items():
             under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
-
-
-def tiles(under: Build) -> None:
-    """How pictures are decoded, if in tiles."""
-    found = _tiling(under)
-    if found is not None:
-        who = f"shared out to {under.mesh.size} ranks" if under.found.config.parallel.vae_tiles > 1 else "one at a time"
-        how = f"tiles of {found.pixels} pixels a side, {who}"
-        under.choices.append(Choice("decode", "pictures", how, "asked for"))
 
 
 def tier(under: Build) -> None:
@@ -337,17 +246,6 @@ def compile_blocks(under: Build) -> None:
             under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
 
 
-def rank_runners(under: Build) -> None:
-    """Around whatever runs a stack: every rank runs its blocks, and around that, its part of the tokens."""
-    pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
-    for name, network in under.networks.items():
-        for label, stack in network.stacks().items():
-            if span := under.spans.get(name, {}).get(label):
-                stack.runner = PipeRunner(stack.runner, pipes, span)
-            if tokens.size > 1:
-                stack.runner = SequenceRunner(stack.runner, tokens)
-
-
 def step_cache(under: Build) -> None:
     """A step cache around the last stack of each network, where most of the time goes."""
     cache = under.found.config.cache
@@ -405,31 +303,13 @@ def _assemble(under: Build) -> Built:
         device=under.device,
         dtype=under.dtype,
         mesh=under.mesh,
-        tiling=_tiling(under),
+        tiling=tiling_of(under),
     )
     pipeline = pipeline_for(found.spec)(ctx)
     governor = govern(under.waiting, int(under.threads.value))
     if governor is not None:
         under.resources.callback(governor.close)
     return Built(pipeline, found.door, tuple(under.choices), under.resources, governor)
-
-
-def _tiling(under: Build) -> Tiling | None:
-    """Tiles as large as the pictures that the autoencoder was trained on; ConfigError for one that knows none."""
-    config, name = under.found.config, "vae"
-    shared = config.parallel.vae_tiles > 1
-    if not (config.decode.tiling or shared):
-        return None
-    vae = under.modules.get(name)
-    if not isinstance(vae, AutoencoderKL):
-        asked = f"parallel vae_tiles={config.parallel.vae_tiles}" if shared else "decode tiling"
-        raise ConfigError(
-            f"{asked} cannot be: tiles are there for autoencoders of pictures of the kind AutoencoderKL, and this "
-            "model has another one; leave it out"
-        )
-    side = int(under.found.checkpoint.config(name).get("sample_size") or TILE)
-    runner = TileRunner(under.mesh.axis(ALL), vae.scale) if shared else in_turn
-    return Tiling(side // vae.scale, side, runner)
 
 
 def _fill(under: Build, name: str) -> None:
@@ -442,11 +322,6 @@ def _fill(under: Build, name: str) -> None:
     if not component.network:
         rules = library_rules(checkpoint, name, module, component.part)
     load_weights(module, checkpoint.path(name), rules, policy, home, under.cuts.get(name, {}))
-
-
-def _places(held: Tensor, cut: Slices) -> int:
-    """How many numbers the whole tensor has of which `held` is a share."""
-    return held.numel() // held.shape[cut.dim] * cut.whole
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:

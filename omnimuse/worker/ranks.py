@@ -1,0 +1,146 @@
+"""The build passes of several ranks: what each rank holds of every network, and what runs around its stacks.
+
+`build.py` lists them among the others. A pass refuses by numbers that are the same on every rank, so that all refuse
+alike. On one rank they do nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from omnimuse.components.autoencoder_kl import AutoencoderKL
+from omnimuse.core.config import Choice
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.plans import Slices
+from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR, WORK
+from omnimuse.parallel.pipe import PipeRunner
+from omnimuse.parallel.pipe import share_blocks as share_out
+from omnimuse.parallel.sequence import SequenceRunner
+from omnimuse.parallel.sequence import bind as bind_across
+from omnimuse.parallel.shard import ShardRunner
+from omnimuse.parallel.shard import share_blocks as keep_parts
+from omnimuse.parallel.tensor import share_weights
+from omnimuse.parallel.tiles import TileRunner
+from omnimuse.pipeline.tiles import Tiling, in_turn
+
+if TYPE_CHECKING:
+    from omnimuse.worker.build import Build
+
+TILE = 512
+"""Pixels a side of a tile, where an autoencoder's configuration does not say how large pictures it was trained on."""
+
+
+def check_ranks(under: Build) -> None:
+    """Choices that several ranks exclude."""
+    config, offload, mesh = under.found.config, under.found.config.offload, under.mesh
+    shared = mesh.axis(WORK).size > 1
+    if shared and under.found.spec.library:
+        raise ConfigError(
+            f"parallel {config.parallel} cannot be: {under.found.spec.library} runs this pipeline, and its networks "
+            "are not ours to share out; use `serve --replicas N`"
+        )
+    if config.parallel.shard > 1 and offload.mode != "none":
+        raise ConfigError(
+            f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"
+        )
+    if shared and config.compile.mode != "none":
+        raise ConfigError(
+            f"parallel {config.parallel} cannot be with compiled blocks, which have not been tried with it; "
+            "leave one of them out"
+        )
+
+
+def sequence(under: Build) -> None:
+    """Every attention site learns to attend across the ranks that share a row's tokens."""
+    axis, parallel = under.mesh.axis(SEQUENCE), under.found.config.parallel
+    if axis.size == 1:
+        return
+    for name, network in under.networks.items():
+        bind_across(network, under.mesh, name)
+        how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
+        under.choices.append(Choice("ranks", f"{name}, tokens", how, "asked for: every rank has a part of each row"))
+
+
+def tensor_parallel(under: Build) -> None:
+    """Every rank of the tensor axis gets its share of each network's weights."""
+    axis = under.mesh.axis(TENSOR)
+    if axis.size == 1:
+        return
+    for name, network in under.networks.items():
+        whole = sum(each.numel() for each in network.parameters())
+        under.cuts[name] = share_weights(network, axis)
+        here = sum(each.numel() for each in network.parameters())
+        alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.cuts[name].items())
+        shared = f"{here / whole:.2f} of the weights on rank {under.mesh.rank}, {alike / whole:.2f} on every rank alike"
+        under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
+
+
+def pipe(under: Build) -> None:
+    """Every rank of the pipe axis keeps its blocks only."""
+    axis = under.mesh.axis(PIPE)
+    if axis.size == 1:
+        return
+    for name, network in under.networks.items():
+        under.spans[name], under.cuts[name] = share_out(network, axis, under.cuts.get(name, {}))
+        for label, (start, stop) in under.spans[name].items():
+            count = len(network.stacks()[label].blocks())
+            held = f"blocks {start} to {stop - 1} of {count} on rank {under.mesh.rank}"
+            under.choices.append(Choice("ranks", f"{name}.{label}, pipe", held, "asked for"))
+
+
+def shard(under: Build) -> None:
+    """Ranks that share tokens keep a part of every block's weights each."""
+    config, axis = under.found.config, under.mesh.axis(SEQUENCE)
+    if config.parallel.shard == 1:
+        return
+    for name, network in under.networks.items():
+        shards, under.cuts[name] = keep_parts(network, axis, under.cuts.get(name, {}))
+        for label, stack in network.stacks().items():
+            stack.runner = ShardRunner(shards, axis)
+            how = f"1/{axis.size} of every block, put together while it runs"
+            under.choices.append(Choice("ranks", f"{name}.{label}, shard", how, "asked for"))
+
+
+def rank_runners(under: Build) -> None:
+    """Around whatever runs a stack: every rank runs its blocks, and around that, its part of the tokens."""
+    pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
+    for name, network in under.networks.items():
+        for label, stack in network.stacks().items():
+            if span := under.spans.get(name, {}).get(label):
+                stack.runner = PipeRunner(stack.runner, pipes, span)
+            if tokens.size > 1:
+                stack.runner = SequenceRunner(stack.runner, tokens)
+
+
+def tiles(under: Build) -> None:
+    """How pictures are decoded, if in tiles."""
+    found = tiling_of(under)
+    if found is not None:
+        who = f"shared out to {under.mesh.size} ranks" if under.found.config.parallel.vae_tiles > 1 else "one at a time"
+        how = f"tiles of {found.pixels} pixels a side, {who}"
+        under.choices.append(Choice("decode", "pictures", how, "asked for"))
+
+
+def tiling_of(under: Build) -> Tiling | None:
+    """Tiles as large as the pictures that the autoencoder was trained on; ConfigError for one that knows none."""
+    config, name = under.found.config, "vae"
+    shared = config.parallel.vae_tiles > 1
+    if not (config.decode.tiling or shared):
+        return None
+    vae = under.modules.get(name)
+    if not isinstance(vae, AutoencoderKL):
+        asked = f"parallel vae_tiles={config.parallel.vae_tiles}" if shared else "decode tiling"
+        raise ConfigError(
+            f"{asked} cannot be: tiles are there for autoencoders of pictures of the kind AutoencoderKL, and this "
+            "model has another one; leave it out"
+        )
+    side = int(under.found.checkpoint.config(name).get("sample_size") or TILE)
+    runner = TileRunner(under.mesh.axis(ALL), vae.scale) if shared else in_turn
+    return Tiling(side // vae.scale, side, runner)
+
+
+def _places(held: Tensor, cut: Slices) -> int:
+    """How many numbers the whole tensor has of which `held` is a share."""
+    return held.numel() // held.shape[cut.dim] * cut.whole
