@@ -20,7 +20,7 @@ from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.parallel.collectives import broadcast_bytes
 from omnimuse.worker.governor import Governor
-from omnimuse.worker.plan import TickPlan, decode, encode
+from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Engine:
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         if self.mesh.size > 1:
-            broadcast_bytes(self.mesh, encode(plan))
+            broadcast_bytes(self.mesh, encode(replace(plan, alive=fingerprint(self.runner.states))))
         execute(self.runner, plan, events, self.governor)
         with self._lock:
             for state_id in plan.run:
@@ -198,5 +198,7 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
     """What every rank but 0 does: execute the plans that rank 0 sends, until it stops."""
     mesh = runner.pipeline.ctx.mesh
     while not (plan := decode(broadcast_bytes(mesh, None), runner.pipeline.spec)).stop:
+        if plan.alive != fingerprint(runner.states):
+            raise EngineDeadError("this rank no longer works on what rank 0 works on; start the engine again")
         execute(runner, plan, [], governor)
     runner.close()

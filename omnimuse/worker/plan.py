@@ -6,8 +6,10 @@ It holds names and numbers, and the pictures and sounds that a request brings; t
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
+from zlib import crc32
 
 import msgspec
 
@@ -20,7 +22,7 @@ from omnimuse.core.spec import Spec
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    `stop` ends the loop.
+    `stop` ends the loop. `alive` stands for the states that rank 0 had before, which every rank must have.
     """
 
     drop: tuple[str, ...] = ()
@@ -29,6 +31,12 @@ class TickPlan:
     wake: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
     stop: bool = False
+    alive: int = 0
+
+
+def fingerprint(states: Iterable[str]) -> int:
+    """A number that stands for these states."""
+    return crc32(" ".join(sorted(states)).encode())
 
 
 def encode(plan: TickPlan) -> bytes:
@@ -41,7 +49,7 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    return TickPlan(admit=admit, stop=bool(raw["stop"]), **names)
+    return TickPlan(admit=admit, stop=bool(raw["stop"]), alive=int(raw["alive"]), **names)
 
 
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:

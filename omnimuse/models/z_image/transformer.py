@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.network import Network
@@ -123,6 +124,9 @@ class ZImageCond:
         time = None if self.time is None else torch.stack([self.time[row] for row in rows])
         return ZImageCond(self.layout.select(rows), self.layout.take(self.rope, rows), time)
 
+    def cut(self, part: Cut) -> ZImageCond:
+        return ZImageCond(self.layout.cut(part), self.layout.share(self.rope, part), self.time)
+
 
 class ZImageTransformer(Network):
     """Predicts the velocity from noise to image, one tensor [c, h, w] per row. The pipeline negates it."""
@@ -152,6 +156,19 @@ class ZImageTransformer(Network):
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"noise_refiner": self.noise_refiner, "layers": self.layers}
+
+    def plan(self) -> Mapping[str, Cutting]:
+        blocks: dict[str, Cutting] = {
+            "attention.to_qkv": Columns(queries=1, keys=2),
+            "attention.to_out": Rows(queries=1),
+            "mlp.gate": Columns(others=1),
+            "mlp.up": Columns(others=1),
+            "mlp.down": Rows(others=1),
+        }
+        stacks = {"noise_refiner": self.noise_refiner, "context_refiner": self.context_refiner, "layers": self.layers}
+        plan = {f"{stack}.*.{name}": cut for stack in stacks if len(stacks[stack]) for name, cut in blocks.items()}
+        modulated = [stack for stack, blocks in self.stacks().items() if len(blocks)]
+        return plan | {f"{stack}.*.modulation": Columns(others=1, gather=True) for stack in modulated}
 
     def prepare(self, features: Tensor, height: int, width: int) -> ZImageStatic:
         """Text features [S, cap_feat_dim] and the latent size -> what all steps share.
