@@ -24,11 +24,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("components",),
     ("loader",),
-    ("cache", "offload", "quant", "lora"),
+    ("cache", "offload", "quant", "lora", "parallel"),
     ("diffusion", "ar"),
     ("layers",),
     ("attention",),
-    ("parallel",),
     ("media", "observe"),
     ("core", "bundled"),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Cut
 from omnimuse.layers.stack import Block, BlockStack
 
 WIDTH = 8
@@ -27,6 +28,9 @@ class ToyCond:
 
     def select(self, rows: Sequence[int]) -> ToyCond:
         return ToyCond(self.layout.select(rows), torch.stack([self.shift[row] for row in rows]))
+
+    def cut(self, part: Cut) -> ToyCond:
+        return ToyCond(self.layout.cut(part), self.shift)
 
 
 class ToyBlock(Block[ToyCond]):

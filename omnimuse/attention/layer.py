@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Cut
 
 
 class Backend(Protocol):
@@ -30,19 +31,47 @@ class Backend(Protocol):
         """[B, S, N, H], [B, K, N, H] twice, and a mask that broadcasts to [B, N, S, K] -> [B, S, N, H]."""
         ...
 
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The outcome in float32, [B, S, N, H], and the logarithm of the sum of what the keys weigh, [B, S, N].
+
+        Outcomes with several sets of keys can be merged by it.
+        """
+        ...
+
+
+class Spread(Protocol):
+    """A way to attend where the tokens of a row are spread over ranks."""
+
+    def __call__(self, backend: Backend, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """What is here of q, k and v, packed by a layout that was cut -> like q."""
+        ...
+
 
 class Attention(nn.Module):
     """One attention site. `role` and, failing that, `category` are the names a configuration can address it
     by.
+
+    `num_heads` is how many heads it has here, which a rank may share with others: models ask for it. Where queries
+    share keys, these have `key_heads`, and the model repeats them.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, role: str = "self", category: str | None = None) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        role: str = "self",
+        category: str | None = None,
+        *,
+        key_heads: int | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.key_heads = key_heads or num_heads
         self.head_dim = head_dim
         self.role = role
         self.category = category
         self.backend: Backend = Sdpa()
+        self.spread: Spread | None = None
 
     def forward(
         self,
@@ -60,12 +89,27 @@ class Attention(nn.Module):
         in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError.
         """
         kv_layout = kv_layout or layout
+        if kv_layout is not None and kv_layout.part is not None:
+            return self._attend_across(q, k, v, kv_layout, mask)
         if layout is None or kv_layout is None or (layout.dense and kv_layout.dense):
             return self.backend(q, k, v, mask)
         if mask is not None:
             raise ValueError(f"rows of {layout.lengths} tokens cannot take a mask; give rows of equal length")
         rows = zip(layout.unpack(q), kv_layout.unpack(k), kv_layout.unpack(v), strict=True)
         return layout.pack([self.backend(q[None], k[None], v[None])[0] for q, k, v in rows])
+
+    def _attend_across(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            raise ValueError("tokens that are spread over ranks come in their order and cannot take a mask")
+        if self.spread is None:
+            raise ValueError("the tokens are spread over ranks, and this attention was not bound to attend across them")
+        return self.spread(self.backend, q, k, v, layout)
+
+    def keep_heads(self, part: Cut) -> None:
+        """From now on this site has only those heads; queries stay with the keys that they share."""
+        shared = self.num_heads // self.key_heads
+        self.key_heads = part.share(self.key_heads)
+        self.num_heads = self.key_heads * shared
 
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}x{self.head_dim}, role={self.role}, backend={self.backend.name}"

@@ -1,8 +1,8 @@
-"""Which tokens of a packed tensor belong to which row.
+"""Which tokens of a packed tensor belong to which row, and of a row that ranks share, which are here.
 
 Networks that batch rows pack them with a `Layout`: equal rows are stacked, unequal rows are laid end to end.
-Layers that treat every token alike never notice; attention and per-row modulation ask the layout. No weights
-and no kernels here.
+Layers that treat every token alike never notice; attention and per-row modulation ask the layout. No weights,
+no kernels and no communication here.
 
 Letters: R rows, S_i tokens of row i, T tokens of all rows together, D width; * any further dimensions.
 """
@@ -15,22 +15,42 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from omnimuse.core.plans import Cut
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The token count of every row. A packed tensor is [R, S, *] if they are equal, else [1, T, *]."""
+    """The token count of every row. A packed tensor is [R, S, *] if they are equal, else [1, T, *].
+
+    Where ranks share the tokens, each has an equal part of every segment: `segments` are the lengths, for every row, of
+    the runs of tokens that blocks tell apart (left out: a row is one). A layout that was `cut` knows the `whole` one
+    and, in `everywhere`, the lengths of its rows on all ranks.
+    """
 
     lengths: tuple[int, ...]
+    segments: tuple[tuple[int, ...], ...] = ()
+    part: Cut | None = None
+    whole: Layout | None = field(default=None, repr=False)
+    everywhere: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     dense: bool = field(init=False)
-    """Whether all rows have the same length, so that they can be stacked."""
+    """Whether all rows have the same length, on every rank, so that they can be stacked."""
     length: int = field(init=False)
     """That length, or 0. Compiled code asks these two alone: from `lengths` it would learn the number of rows."""
 
     def __post_init__(self) -> None:
-        if not self.lengths or min(self.lengths) < 1:
+        least = 1 if self.part is None else 0
+        if not self.lengths or min(self.lengths) < least:
             raise ValueError(f"lengths={self.lengths}: a layout needs at least one row, and every row a token")
-        object.__setattr__(self, "dense", len(set(self.lengths)) == 1)
+        if self.segments and tuple(map(sum, self.segments)) != self.lengths:
+            raise ValueError(f"segments={self.segments} do not make up rows of {self.lengths} tokens")
+        alike = self.lengths if self.whole is None else self.whole.runs
+        object.__setattr__(self, "dense", len(set(alike)) == 1)
         object.__setattr__(self, "length", self.lengths[0] if self.dense else 0)
+
+    @property
+    def runs(self) -> tuple[tuple[int, ...], ...]:
+        """The segments of every row."""
+        return self.segments or tuple((length,) for length in self.lengths)
 
     def slices(self) -> tuple[slice, ...]:
         """The place of every row in the T tokens laid end to end."""
@@ -51,7 +71,10 @@ class Layout:
 
     def select(self, rows: Sequence[int]) -> Layout:
         """The layout of only those rows, in the order given."""
-        return Layout(tuple(self.lengths[row] for row in rows))
+        if self.whole is not None and self.part is not None:
+            return self.whole.select(rows).cut(self.part)
+        segments = tuple(self.segments[row] for row in rows) if self.segments else ()
+        return Layout(tuple(self.lengths[row] for row in rows), segments)
 
     def take(self, x: Tensor, rows: Sequence[int]) -> Tensor:
         """Only those rows, packed as `select(rows)` says; a copy, which does not keep the others alive."""
@@ -67,3 +90,33 @@ class Layout:
         # Not repeat_interleave: with counts on the device it would make the host wait for them.
         rows = [row.expand(length, -1) for row, length in zip(per_row.split(1), self.lengths, strict=True)]
         return torch.cat(rows).unsqueeze(0)
+
+    # -- a part of every row ------------------------------------------------------------------------------------------
+
+    def cut(self, part: Cut) -> Layout:
+        """The layout of the tokens that `part` has: its share of every segment of every row."""
+        everywhere = tuple(self._segments(Cut(at, part.of)) for at in range(part.of))
+        lengths = tuple(tuple(map(sum, segments)) for segments in everywhere)
+        return Layout(lengths[part.at], everywhere[part.at], part, self, lengths)
+
+    def share(self, x: Tensor, part: Cut) -> Tensor:
+        """The tokens of a tensor packed by this layout that `part` has, packed by `cut(part)`."""
+        rows = []
+        for row, segments in zip(self.unpack(x), self.runs, strict=True):
+            runs = [run[slice(*part.span(len(run)))] for run in row.split(segments)]
+            rows.append(runs[0] if len(runs) == 1 else torch.cat(runs))
+        return self.cut(part).pack(rows)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The reverse of `share`: all parts, in order, each packed by its cut -> the packed tensor."""
+        rows: list[list[list[Tensor]]] = []  # by part, row and segment
+        for at, x in enumerate(parts):
+            cut = self.cut(Cut(at, len(parts)))
+            rows.append([list(row.split(runs)) for row, runs in zip(cut.unpack(x), cut.runs, strict=True)])
+        joined = []
+        for row, runs in enumerate(self.runs):
+            joined.append(torch.cat([every[row][segment] for segment in range(len(runs)) for every in rows]))
+        return self.pack(joined)
+
+    def _segments(self, part: Cut) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(part.share(length) for length in segments) for segments in self.runs)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omnimuse.cli.app import Parser, option_of, parser_of
-from omnimuse.cli.engine import add_engine_options
+from omnimuse.cli.engine import RANKS, add_engine_options
 from omnimuse.core.errors import RequestError
 
 LONGEST = 110
@@ -26,7 +26,17 @@ NOT_THE_PICTURE = frozenset(
 """Options that do not belong to how a picture is drawn; its seed comes from the picture."""
 
 _HERE = frozenset(
-    {"dtype", "device", "cfg_parallel", "offload", "offload_folder", "threads", "company", "max_run"}
+    {
+        "dtype",
+        "device",
+        "offload",
+        "offload_folder",
+        "threads",
+        "company",
+        "max_run",
+        "use_hsdp",
+        *(axis for axis, *_ in RANKS),
+    }
 )  # dtype is told apart; the others say where and how, and change no picture
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",

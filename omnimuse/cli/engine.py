@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from omnimuse.core.config import (
@@ -65,10 +66,27 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="where weights wait beside a CPU (default: the system's folder for temporary files)",
     )
     engine.add_argument("--compile", action="store_true", help="compile blocks: the first run takes long, steps less")
-    engine.add_argument(
-        "--cfg-parallel", type=int, default=1, metavar="N", help="processes that share guidance (start with torchrun)"
-    )
+    _add_rank_options(parser)
     _add_schedule_options(parser)
+
+
+RANKS = (
+    ("tensor", "--tensor-parallel-size", "each hold a part of every block's weights"),
+    ("ulysses", "--ulysses-degree", "each compute a part of the tokens, and attend with some heads"),
+    ("ring", "--ring-degree", "each compute a part of the tokens, and pass their keys on"),
+    ("cfg", "--cfg-parallel-size", "each compute some of the guidance branches"),
+    ("pipe", "--pipeline-parallel-size", "each hold some of the blocks, and take turns"),
+    ("shard", "--hsdp-shard-size", "keep the blocks' weights in parts: as many as share tokens"),
+    ("vae_tiles", "--vae-patch-parallel-size", "each decode some tiles (not there yet)"),
+)
+"""The axes of `ParallelConfig`, the option of each, and what its processes do. Short names are in `core/names.py`."""
+
+
+def _add_rank_options(parser: argparse.ArgumentParser) -> None:
+    ranks = parser.add_argument_group("several processes for one model (docs/parallel.md)")
+    for axis, option, what in RANKS:
+        ranks.add_argument(option, dest=axis, type=int, default=1, metavar="N", help=f"processes that {what}")
+    ranks.add_argument("--use-hsdp", action="store_true", help="short for the --hsdp-shard-size that fits the others")
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
@@ -105,10 +123,16 @@ def read_config(args: argparse.Namespace) -> Config:
         cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
         offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),
-        parallel=ParallelConfig(cfg=args.cfg_parallel),
+        parallel=read_parallel(args),
         schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),
         host=HostConfig(threads=args.threads),
     )
+
+
+def read_parallel(args: argparse.Namespace) -> ParallelConfig:
+    """How many ranks share the work along each axis."""
+    asked = ParallelConfig(**{axis: getattr(args, axis) for axis, *_ in RANKS})
+    return replace(asked, shard=asked.sequence) if args.use_hsdp else asked
 
 
 def read_attention(text: str) -> AttentionConfig:

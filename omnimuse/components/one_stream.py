@@ -8,7 +8,7 @@ Letters: R rows, B batch, S tokens, D width, N heads, H head dim, M width of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
 from omnimuse.layers.rotary import rotate
-from omnimuse.layers.stack import Block
+from omnimuse.layers.stack import Block, BlockStack
 from omnimuse.loader.rules import Fuse, Rename
 
 QK_NORM_EPS = 1e-5  # fixed in the references, whatever the other norms have
@@ -55,6 +56,28 @@ class OneStreamCond:
     def select(self, rows: Sequence[int]) -> OneStreamCond:
         time = None if self.time is None else torch.stack([self.time[row] for row in rows])
         return OneStreamCond(self.layout.select(rows), self.layout.take(self.rope, rows), time)
+
+    def cut(self, part: Cut) -> OneStreamCond:
+        return OneStreamCond(self.layout.cut(part), self.layout.share(self.rope, part), self.time)
+
+
+def block_plan(stacks: Mapping[str, BlockStack]) -> dict[str, Cutting]:
+    """How the blocks of these stacks, by name in the network, are shared out (see `Network.plan`)."""
+    plan: dict[str, Cutting] = {}
+    for name, stack in stacks.items():
+        if not len(stack):
+            continue
+        block = f"{name}.*"
+        plan |= {
+            f"{block}.attention.to_qkv": Columns(queries=1, keys=2),
+            f"{block}.attention.to_out": Rows(queries=1),
+            f"{block}.mlp.gate": Columns(others=1),
+            f"{block}.mlp.up": Columns(others=1),
+            f"{block}.mlp.down": Rows(others=1),
+        }
+        if any(isinstance(each, OneStreamBlock) and each.modulation is not None for each in stack):
+            plan[f"{block}.modulation"] = Columns(others=1, gather=True)
+    return plan
 
 
 class OneStreamBlock(Block[OneStreamCond]):
@@ -98,11 +121,10 @@ class SelfAttention(nn.Module):
     def __init__(self, blocks: Blocks, role: str) -> None:
         super().__init__()
         head_dim = blocks.dim // blocks.heads
-        self.widths = (blocks.dim, blocks.kv_heads * head_dim, blocks.kv_heads * head_dim)
         self.shared = blocks.heads // blocks.kv_heads
-        self.to_qkv = nn.Linear(blocks.dim, sum(self.widths), bias=False)
+        self.to_qkv = nn.Linear(blocks.dim, (blocks.heads + 2 * blocks.kv_heads) * head_dim, bias=False)
         self.norm_qk = QueryKeyNorm(head_dim, QK_NORM_EPS, rounds_once=False)
-        self.core = Attention(blocks.heads, head_dim, role, category="self")
+        self.core = Attention(blocks.heads, head_dim, role, category="self", key_heads=blocks.kv_heads)
         self.to_out = nn.Linear(blocks.dim, blocks.dim, bias=False)
 
     def forward(self, x: Tensor, cond: OneStreamCond) -> Tensor:
@@ -115,7 +137,8 @@ class SelfAttention(nn.Module):
         if self.shared == 1:
             qkv = qkv.unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
             return qkv[:, :, :2], qkv[:, :, 2]
-        q, k, v = (part.unflatten(-1, (-1, self.core.head_dim)) for part in qkv.split(self.widths, dim=-1))
+        heads = (self.core.num_heads, self.core.key_heads, self.core.key_heads)
+        q, k, v = qkv.unflatten(-1, (-1, self.core.head_dim)).split(heads, dim=2)
         k, v = (part.repeat_interleave(self.shared, dim=2) for part in (k, v))  # [B, S, N, H]
         return torch.stack([q, k], dim=2), v
 

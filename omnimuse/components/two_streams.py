@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from omnimuse.attention.layout import Layout
 from omnimuse.components.patches import PATCH as PATCH  # families know it as that of their blocks
 from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotate
@@ -121,6 +122,9 @@ class Still:
     def select(self, image: Layout, rows: Sequence[int]) -> Still:
         return Still(image.take(self.shown, rows), torch.stack([self.vector[row] for row in rows]))
 
+    def cut(self, image: Layout, part: Cut) -> Still:
+        return Still(image.share(self.shown, part), self.vector)
+
 
 @dataclass(frozen=True)
 class TwoStreamCond:
@@ -153,6 +157,12 @@ class TwoStreamCond:
         q, k = (qk if self.rope is None else rotate(qk, self.rope)).unbind(2)
         return q, k
 
+    def cut(self, part: Cut) -> TwoStreamCond:
+        layout, text, image = (each.cut(part) for each in (self.layout, self.text, self.image))
+        rope = None if self.rope is None else self.layout.share(self.rope, part)
+        still = self.still and self.still.cut(self.image, part)
+        return replace(self, layout=layout, text=text, image=image, rope=rope, still=still)
+
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A tensor packed by `layout` -> its text packed by `text` and its image packed by `image`."""
         if self.dense:
@@ -167,7 +177,8 @@ class TwoStreamCond:
             return torch.cat([text, image], dim=1)
         rows = zip(self.text.unpack(text), self.image.unpack(image), strict=True)
         joined = torch.cat([part for row in rows for part in row])  # [T, *]
-        return joined.unflatten(0, (-1, self.layout.lengths[0] if self.layout.dense else len(joined)))
+        rows_here = len(self.layout.lengths) if self.layout.dense else 1
+        return joined.unflatten(0, (rows_here, len(joined) // rows_here))
 
 
 class TwoStreamNetwork(Network, Generic[Static]):
@@ -191,6 +202,7 @@ class TwoStreamNetwork(Network, Generic[Static]):
     ) -> None:
         """`double` are blocks of the family's own in place of the plain ones with two streams."""
         super().__init__()
+        self.blocks = blocks
         self.image_embedder: nn.Module = blocks.linear(channels, blocks.dim)
         self.text_embedder = blocks.linear(text_width, blocks.dim)
         widths = {"text": 6, "image": 6, "single": 3} if blocks.shared else {}
@@ -236,13 +248,32 @@ class TwoStreamNetwork(Network, Generic[Static]):
         patches = cond.image.unpack(self.head(image, cond))  # [S_image, 4c] each, then those of what was shown
         return [self.restore(x, row.latents.shape) for row, x in zip(rows, patches, strict=True)]
 
+    def plan(self) -> Mapping[str, Cutting]:
+        entering = 2 if self.blocks.gated else 1
+        gathered, double, single = Columns(others=1, gather=True), "stack.double_blocks.*.*", "stack.single_blocks.*"
+        two, one = (len(blocks) > 0 for blocks in self.stack.children())  # type: ignore[arg-type]
+        plan: dict[str, Cutting] = {"head.modulation": gathered}
+        if self.blocks.shared:
+            plan["modulations.*"] = gathered
+        if two:
+            plan |= {f"{double}.qkv.linear": Columns(queries=1, keys=2), f"{double}.to_out": Rows(queries=1)}
+            plan |= {f"{double}.mlp.0": Columns(others=entering), f"{double}.mlp.2": Rows(others=1)}
+        if one:
+            plan[f"{single}.qkv.linear"] = Columns(queries=1, keys=2, others=entering)
+            plan[f"{single}.to_out"] = Rows(queries=1, others=1)
+        if not self.blocks.shared:
+            plan |= {f"{double}.modulation": gathered} if two else {}
+            plan |= {f"{single}.modulation": gathered} if one else {}
+        return plan
+
     def times(self, rows: Sequence[TwoStreamInputs[Static]]) -> Tensor:
         """The times of the rows as the time's embedding takes them: [R]."""
         return torch.stack([row.t for row in rows]).to(self.text_embedder.weight.dtype) * TIME_SCALE
 
     def _condition(self, rows: Sequence[TwoStreamInputs[Static]], image: Layout) -> TwoStreamCond:
         text = Layout(tuple(len(row.static.text) for row in rows))
-        layout = Layout(tuple(sum(pair) for pair in zip(text.lengths, image.lengths, strict=True)))
+        segments = tuple(zip(text.lengths, image.lengths, strict=True))
+        layout = Layout(tuple(map(sum, segments)), segments)
         vector = self.vector(rows)
         shared = {kind: modulation(vector) for kind, modulation in self.modulations.items()}
         tables = [row.static.rope for row in rows if row.static.rope is not None]
@@ -279,7 +310,8 @@ class DoubleBlock(Block[TwoStreamCond]):
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         text, image = cond.split(hidden)
         text_mods, image_mods = self.text.modulate(cond, cond.text), self.image.modulate(cond, cond.image)
-        text_qkv, image_qkv = self.text.enter(text, text_mods), self.image.enter(image, image_mods)
+        heads = self.core.num_heads
+        text_qkv, image_qkv = self.text.enter(text, text_mods, heads), self.image.enter(image, image_mods, heads)
         qk, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed
         q, k = cond.turned(qk)
         x = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
@@ -321,10 +353,10 @@ class Entrance(nn.Module):
             mods = torch.where(cond.still.shown, layout.expand(self.modulation(cond.still.vector)), mods)
         return mods.chunk(self.parts, dim=-1)
 
-    def enter(self, x: Tensor, mods: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries and keys, and values, of tokens [B, S, D]."""
+    def enter(self, x: Tensor, mods: Sequence[Tensor], heads: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys, and values, of tokens [B, S, D], in `heads` heads."""
         shift, scale = mods[:2]
-        qk, v, _ = self.qkv(self.norm(x) * (1 + scale) + shift)
+        qk, v, _ = self.qkv(self.norm(x) * (1 + scale) + shift, heads)
         return qk, v
 
     def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
@@ -366,7 +398,7 @@ class SingleBlock(Block[TwoStreamCond]):
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
-        qk, v, mlp = self.qkv(x)
+        qk, v, mlp = self.qkv(x, self.core.num_heads)
         q, k = cond.turned(qk)
         attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
         return _finite(hidden + gate * self.to_out(torch.cat([attended, self.activation(mlp)], dim=-1)))
@@ -384,20 +416,20 @@ class SingleBlock(Block[TwoStreamCond]):
 class Projection(nn.Module):
     """Tokens [B, S, D] -> queries and keys, perhaps normed, [B, S, 2, N, H], and values [B, S, N, H].
 
-    Perhaps also what an MLP `beside` the attention begins with, [B, S, beside]: one product makes all.
+    Perhaps also what an MLP `beside` the attention begins with, [B, S, beside]: one product makes all. The attention
+    says how many heads there are.
     """
 
     def __init__(self, blocks: Blocks, beside: int = 0) -> None:
         super().__init__()
-        self.heads = blocks.heads
-        self.widths = (3 * blocks.dim, beside)
-        self.linear = blocks.linear(blocks.dim, sum(self.widths))
-        head_dim = blocks.dim // blocks.heads
-        self.norm_qk = QueryKeyNorm(head_dim, EPS, rounds_once=blocks.rounds_once) if blocks.normed else nn.Identity()
+        self.head_dim = blocks.dim // blocks.heads
+        self.linear = blocks.linear(blocks.dim, 3 * blocks.dim + beside)
+        normed = QueryKeyNorm(self.head_dim, EPS, rounds_once=blocks.rounds_once)
+        self.norm_qk: nn.Module = normed if blocks.normed else nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv, beside = self.linear(x).split(self.widths, dim=-1)
-        qkv = qkv.unflatten(-1, (3, self.heads, -1))  # [B, S, 3, N, H]
+    def forward(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, beside = self.linear(x).tensor_split((3 * heads * self.head_dim,), dim=-1)
+        qkv = qkv.unflatten(-1, (3, heads, self.head_dim))  # [B, S, 3, N, H]
         return self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2], beside
 
 

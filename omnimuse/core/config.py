@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from omnimuse.core.errors import ConfigError
@@ -98,13 +100,57 @@ class CompileConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How many ranks share the work. `cfg` ranks each compute some of a step's guidance branches."""
+    """How many ranks share the work of one engine, along every axis; all together there are `ranks`.
 
+    `tensor` ranks each hold a part of every block's weights, `ulysses` and `ring` ranks each compute a part of a row's
+    tokens (by an exchange of heads, and by passing keys on), `cfg` ranks each compute some of a step's guidance
+    branches, `pipe` ranks each hold some of the blocks. With `shard`, the ranks that share tokens keep the weights
+    of blocks in parts; it takes no ranks of its own. What does not fit a model is refused when the engine starts.
+    """
+
+    tensor: int = 1
+    ulysses: int = 1
+    ring: int = 1
     cfg: int = 1
+    pipe: int = 1
+    shard: int = 1
+    vae_tiles: int = 1
 
     def __post_init__(self) -> None:
-        if self.cfg not in (1, 2):
+        for axis, count in vars(self).items():
+            if count < 1:
+                raise ConfigError(f"parallel {axis}={count} is not allowed; use at least 1, which is one rank")
+            if count > 1 and axis in _UNBUILT:
+                raise ConfigError(f"parallel {axis}={count} cannot be: {_UNBUILT[axis]}")
+        if self.cfg > 2:
             raise ConfigError(f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2")
+        if self.shard not in (1, self.sequence):
+            raise ConfigError(
+                f"parallel shard={self.shard} cannot be: weights are kept in parts by the ranks that share tokens, "
+                f"ulysses={self.ulysses} x ring={self.ring}; use shard={self.sequence}, or as many of those"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks there are."""
+        return prod(count for axis, count in vars(self).items() if axis != "shard")
+
+    @property
+    def sequence(self) -> int:
+        """How many ranks share the tokens of a row."""
+        return self.ring * self.ulysses
+
+    def __str__(self) -> str:
+        asked = [f"{axis}={count}" for axis, count in vars(self).items() if count > 1]
+        return " x ".join(asked) or "one rank"
+
+
+_UNBUILT: Mapping[str, str] = MappingProxyType(
+    {
+        "vae_tiles": "the autoencoder does not yet decode in tiles; leave it out",
+    }
+)
+"""Axes that have a name and are not there yet: why, and what there is instead."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +277,13 @@ class Environment:
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         meeting = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
         return {**meeting, **_bounded_spin(), **os.environ}
+
+    @staticmethod
+    def meet_here() -> None:
+        """Have ranks that this process talks to be met on the loopback interface, unless somebody chose another."""
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback)
 
     @staticmethod
     def bound_spin() -> None:

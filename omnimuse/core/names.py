@@ -34,6 +34,14 @@ _OURS: dict[str, str] = {
     "output": "output_path output_file output_dir out save_path save_file outdir",
     "model": "model_path model_id model_name_or_path pretrained_model_name_or_path ckpt checkpoint",
     "attention": "attention_backend",
+    "tensor_parallel_size": "tp_size tp tensor tensor_parallel_degree",
+    "ulysses_degree": "ulysses",
+    "ring_degree": "ring",
+    "cfg_parallel_size": "cfg_parallel",
+    "pipeline_parallel_size": "pp_size pipe",
+    "hsdp_shard_size": "shard",
+    "use_hsdp": "use_fsdp_inference",
+    "vae_patch_parallel_size": "vae_tiles",
     "compile": "enable_torch_compile torch_compile",
     "replicas": "dp_size data_parallel_size num_replicas",
     "model_name": "served_model_name served_model_names",
@@ -46,13 +54,16 @@ MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _O
 _LIKE: Mapping[str, str] = MappingProxyType({"cfg_scale": "true_cfg_scale guidance_scale", "cfg": "guidance_scale"})
 """Names that programs use for different things: what they may stand for, the surest first. Hints, never aliases."""
 
-_RANKS = "neither a model's weights nor a picture's tokens are spread over processes; `serve --replicas N` runs several"
 _ABSENT: dict[str, str] = {
-    _RANKS: "tp_size tensor_parallel_size tp num_gpus sp_degree ulysses_degree ring_degree usp pp_size"
-    " pipeline_parallel_size",
+    "processes share a model with --tensor-parallel-size, --ulysses-degree and --ring-degree, and `serve --replicas N`"
+    " runs several": "num_gpus sp_degree sequence_parallel_size usp use_usp tensor_parallel_size tp_size tp"
+    " ulysses_degree ring_degree pipeline_parallel_size pp_size use_hsdp",
+    "an autoencoder's tiles are not shared out to processes": "vae_patch_parallel_size vae_parallel_size",
+    "processes keep weights in parts with --use-hsdp, which takes its size from the other axes": "use_fsdp"
+    " hsdp_shard_dim hsdp_replicate_dim hsdp_replicate_size",
     "weights wait outside the device with --offload layers, or with --offload components": "dit_layerwise_offload"
     " dit_cpu_offload text_encoder_cpu_offload vae_cpu_offload enable_cpu_offload enable_layerwise_offload",
-    "guidance is shared by processes with --cfg-parallel 2": "enable_cfg_parallel cfg_parallel_size",
+    "guidance is shared by processes with --cfg-parallel-size 2": "enable_cfg_parallel cfg_parallel_size",
     "keys are read from a file: --api-key-file": "api_key api_keys",
     "LoRA adapters are not loaded": "lora_path lora_paths lora_modules lora_scale",
     "weights are used in the format that --dtype chooses, not quantized": "quantization load_format kv_cache_dtype",

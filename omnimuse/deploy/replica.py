@@ -370,7 +370,7 @@ class Replica:
             name=name,
             replica=self.index,
             replicas=plan.replicas,
-            ranks=plan.config.parallel.cfg,
+            ranks=plan.config.parallel.ranks,
             meeting=self._folder / f"{name}.meet",
             faults=plan.faults,
             first=(self.index, number) == (0, 1),

@@ -22,7 +22,7 @@ from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
-from omnimuse.worker.plan import TickPlan, decode, encode
+from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class Engine:
         return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
-        self._tell(plan)
+        self._tell(replace(plan, alive=fingerprint(self.runner.states)) if self.mesh.size > 1 else plan)
         execute(self.runner, plan, events, self.governor)
         with self._lock:
             for state_id in plan.run:
@@ -229,6 +229,8 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
         elif plan.write:
             recorder.try_to(partial(recorder.write, part_of(Path(plan.write), mesh.rank)))
             meet(mesh)
+        elif plan.alive != fingerprint(runner.states):
+            raise EngineDeadError("this rank no longer works on what rank 0 works on; start the engine again")
         else:
             execute(runner, plan, [], governor)
     runner.close()

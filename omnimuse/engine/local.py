@@ -27,6 +27,7 @@ from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
 from omnimuse.media.sound import to_sound
 from omnimuse.media.video import to_video
+from omnimuse.parallel.agree import agree_on_start
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.runner import Runner
@@ -42,7 +43,12 @@ def start(config: Config) -> Engine:
     end their process: what comes after in a script is rank 0's alone.
     """
     mesh = connect(config.parallel)
-    built = build(config, mesh)
+    try:
+        built = build(config, mesh)
+    except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+        agree_on_start(mesh, error)
+        raise
+    agree_on_start(mesh, None)
     runner = Runner(built.pipeline, config.schedule, built.resources)
     if not mesh.is_leader:
         follow(runner, built.governor)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
+from omnimuse.core.plans import Cutting
 from omnimuse.layers.stack import BlockStack, Memory
 
 
@@ -36,3 +37,10 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def stacks(self) -> dict[str, BlockStack]:
         """The stacks that run at every step, by name."""
+
+    def plan(self) -> Mapping[str, Cutting]:
+        """How ranks may share out the weights: linear layers and norms by pattern, and how each is cut.
+
+        Whatever is not named, every rank has whole. Nothing named: tensor parallelism is refused.
+        """
+        return {}

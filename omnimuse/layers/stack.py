@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Cut
 
 
 class Conditioning(Protocol):
@@ -38,12 +39,20 @@ class Conditioning(Protocol):
         """The same for only those rows, which the host must not wait for: no index that is uploaded."""
         ...
 
+    def cut(self, part: Cut) -> Self:
+        """The same for only that part of every row's tokens, as `Layout.cut` and `Layout.share` have it."""
+        ...
+
 
 Cond = TypeVar("Cond", bound=Conditioning)
 
 
 class Block(nn.Module, Generic[Cond]):
-    """One repeated part of a network. Rows do not see each other in it."""
+    """One repeated part of a network. Rows do not see each other in it, nor tokens but in attention, unless it says so
+    (`mixes_tokens`): then ranks cannot share the tokens of a row.
+    """
+
+    mixes_tokens: ClassVar[bool] = False
 
     def forward(self, hidden: Tensor, cond: Cond) -> Tensor:
         """Packed hidden states in, packed hidden states of the same shape out."""

@@ -8,14 +8,17 @@ Never opens a pickle, never guesses.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Slices
 from omnimuse.loader.copies import set_copies_aside
 from omnimuse.loader.differences import Shape, refuse_differences
 from omnimuse.loader.files import AGAIN
@@ -51,19 +54,21 @@ def load_weights(
     rules: Sequence[Rule],
     dtype: DtypePolicy,
     place: Home | torch.device | str,
+    cuts: Mapping[str, Slices] = MappingProxyType({}),
 ) -> LoadReport:
     """Fills `module` (see `tensors.construct`) with the safetensors in `folder`, renamed and fused by `rules`.
 
     Parameters and persistent buffers go to the home `place` (or stay on that device) in the dtype that the policy gives
     their name, without gradient, in eval mode. Beside what is filled this takes memory for one tensor. ModelError lists
-    names that are missing, unexpected or of another shape, files that are damaged, and numbers that are none.
+    names that are missing, unexpected or of another shape, files that are damaged, and numbers that are none. Of the
+    tensors in `cuts` the module has a share, and no more is read.
     """
     home = home_of(place)
     stored = stored_in(folder)
     cast(module, dtype)
     slots = stored_tensors(module)
     ties = {name: first for first, (_, names) in slots.items() for name in names}
-    wanted = {name: tuple(slots[first][0].shape) for name, first in ties.items()}
+    wanted = {name: whole(tuple(slots[first][0].shape), cuts.get(first)) for name, first in ties.items()}
     plan = plan_load({name: each.shape for name, each in stored.items()}, wanted, ties, rules)
     formats = {name: slots[ties[piece.target]][0].dtype for name, piece in plan.pieces.items()}
     mistyped = _mistyped(formats, stored)
@@ -75,21 +80,37 @@ def load_weights(
     for path in dict.fromkeys(each.path for each in stored.values()):
         with opened(path) as handle:
             for source in (name for name, each in stored.items() if each.path == path and name in plan.pieces):
-                piece, tensor = plan.pieces[source], handle.get_tensor(source)
-                refuse_no_numbers(path, source, tensor)
-                name = ties[piece.target]
+                piece, name = plan.pieces[source], ties[plan.pieces[source].target]
                 if name not in filled:
                     filled[name] = home.space(name, slots[name][0])
-                _write(filled[name], piece, tensor)
-                size += tensor.nbytes
+                for into, tensor in _read(handle, source, stored[source].shape, filled[name], piece, cuts.get(name)):
+                    refuse_no_numbers(path, source, tensor)
+                    into.copy_(tensor)
+                    size += tensor.nbytes
     _finish(module, home, {slots[name][1]: tensor for name, tensor in filled.items()})
     return LoadReport(len(plan.pieces), size, tuple(dict.fromkeys(each.path for each in stored.values())))
 
 
-def _write(into: Tensor, piece: Piece, tensor: Tensor) -> None:
-    if piece.start is not None:
+def _read(
+    handle: Any, source: str, shape: Shape, into: Tensor, piece: Piece, cut: Slices | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What of the tensor `source` belongs into `into`: places there, and their numbers."""
+    along = piece.start is not None and cut is not None and piece.dim == cut.dim
+    if piece.start is not None and not along:
         into = into.narrow(piece.dim, piece.start, piece.stop - piece.start)
-    into.copy_(tensor)
+    if cut is None:
+        yield into, handle.get_tensor(source)
+        return
+    first = piece.start if along and piece.start is not None else 0
+    part = handle.get_slice(source)
+    for (start, stop), place in cut.meet(first, first + shape[cut.dim]):
+        where = (slice(None),) * cut.dim + (slice(start, stop),)
+        yield into.narrow(cut.dim, place, stop - start), part[where]
+
+
+def whole(shape: Shape, cut: Slices | None) -> Shape:
+    """The shape of the tensor of which one of `shape` is a share."""
+    return shape if cut is None else (*shape[: cut.dim], cut.whole, *shape[cut.dim + 1 :])
 
 
 def _finish(module: nn.Module, home: Home, filled: Mapping[tuple[str, ...], Tensor]) -> None:
@@ -130,13 +151,18 @@ def refuse_no_numbers(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def randomise(
-    module: nn.Module, seed: int, component: str, dtype: DtypePolicy, place: Home | torch.device | str
+    module: nn.Module,
+    seed: int,
+    component: str,
+    dtype: DtypePolicy,
+    place: Home | torch.device | str,
+    cuts: Mapping[str, Slices] = MappingProxyType({}),
 ) -> None:
     """Fills every parameter and persistent buffer of `module` with numbers drawn for (`seed`, `component`, its name).
 
     Norm weights are 1 +- 0.1, biases and running means +- 0.05, everything else normal with variance 1 / fan-in, so
     that activations stay finite. Numbers depend on the kind of device, never on the order or on other tensors.
-    Counters are zero. Ends as `load_weights` does.
+    Counters are zero. Of the tensors in `cuts` the module has its share of the same numbers. Ends as `load_weights`.
     """
     home = home_of(place)
     cast(module, dtype)
@@ -147,10 +173,18 @@ def randomise(
             generator = torch.Generator(home.device).manual_seed(tensor_seed(seed, component, name))
             owner, _, key = name.rpartition(".")
             kind = type(module.get_submodule(owner)).__name__
-            filled[names].copy_(draw(tuple(tensor.shape), key, kind, generator))
+            cut = cuts.get(name)
+            drawn = draw(whole(tuple(tensor.shape), cut), key, kind, generator)
+            filled[names].copy_(drawn if cut is None else held(drawn, cut))
         else:
             filled[names].zero_()
     _finish(module, home, filled)
+
+
+def held(tensor: Tensor, cut: Slices) -> Tensor:
+    """The share of a whole tensor that `cut` says."""
+    spans = cut.spans or ((0, 0),)
+    return torch.cat([tensor.narrow(cut.dim, start, stop - start) for start, stop in spans], cut.dim)
 
 
 def tensor_seed(seed: int, component: str, name: str) -> int:

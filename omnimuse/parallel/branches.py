@@ -42,8 +42,8 @@ def share(
         return [mine[i] for i in range(len(owners))]
     parts = {i: _packed(outcome, axis.device) for i, outcome in mine.items()}
     try:
-        _agree(mesh, owners)
-        headers = _headers(mesh, {i: header for i, (header, _) in parts.items()}, len(owners))
+        _agree(axis, owners)
+        headers = _headers(axis, {i: header for i, (header, _) in parts.items()}, len(owners))
         bodies = _bodies(axis, {i: body for i, (_, body) in parts.items()}, headers, owners)
     except RuntimeError as error:
         raise EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again") from error
@@ -63,21 +63,21 @@ def _outcome(owned: Mapping[int, Outcome], row: int, owner: int) -> Outcome:
     return outcome
 
 
-def _agree(mesh: Mesh, owners: Sequence[int]) -> None:
+def _agree(axis: Axis, owners: Sequence[int]) -> None:
     """Everybody has the same rows in the same order, or everybody raises: later exchanges would hang."""
     here = torch.tensor([len(owners), zlib.crc32(bytes(owners))], device="cpu")  # [2]
-    seen = [torch.empty_like(here) for _ in range(mesh.size)]
-    dist.all_gather(seen, here, group=mesh.control)
+    seen = [torch.empty_like(here) for _ in range(axis.size)]
+    dist.all_gather(seen, here, group=axis.control)
     if any(not torch.equal(each, here) for each in seen):
         counts = ", ".join(str(int(each[0])) for each in seen)
         raise EngineDeadError(f"the ranks disagree about the rows of this tick ({counts}); start the engine again")
 
 
-def _headers(mesh: Mesh, mine: Mapping[int, Sequence[int]], rows: int) -> list[list[int]]:
+def _headers(axis: Axis, mine: Mapping[int, Sequence[int]], rows: int) -> list[list[int]]:
     table = torch.zeros(rows, _FIELDS, dtype=torch.int64, device="cpu")  # a row is zero but at its owner
     for i, header in mine.items():
         table[i] = torch.tensor(header, device="cpu")
-    dist.all_reduce(table, op=dist.ReduceOp.SUM, group=mesh.control)
+    dist.all_reduce(table, op=dist.ReduceOp.SUM, group=axis.control)
     return [[int(value) for value in row] for row in table.tolist()]
 
 

@@ -1,44 +1,74 @@
 """The mesh: which ranks there are and along which axes they share work; the live counterpart of a parallel config.
 
-Made once at start-up and passed to whoever needs it; there is no "current" mesh. Today it has one axis, `branches`:
-each of its ranks evaluates some of a step's guidance branches.
+Made once at start-up and passed to whoever needs it; there is no "current" mesh. A rank has a place on each axis:
+`branches`, `pipe`, `ring`, `ulysses` and `tensor`, from the outside in, so that the ranks that talk most are
+neighbours. Two more follow from these: `sequence`, the ring and Ulysses together, and `work`, all but the branches,
+whose ranks run every forward together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import product
+from math import prod
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
 
+from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError
 
 BRANCHES = "branches"
+PIPE = "pipe"
+RING = "ring"
+ULYSSES = "ulysses"
+TENSOR = "tensor"
+SEQUENCE = "sequence"
+WORK = "work"
+ORDER = (BRANCHES, PIPE, RING, ULYSSES, TENSOR)
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {**{name: (name,) for name in ORDER}, SEQUENCE: (RING, ULYSSES), WORK: (PIPE, RING, ULYSSES, TENSOR)}
+)
+"""Every axis, and which of `ORDER` it goes along."""
 
 IDLE = timedelta(days=365)
 """How long a rank waits for the next plan. An idle engine sends none; a peer that dies is noticed at once."""
+LONGEST = timedelta(minutes=30)
+"""How long a rank waits for another one in the midst of a forward, the first of which may be compiled."""
+PROMPT = timedelta(seconds=15)
+"""How long a rank that failed waits for the others to say that they failed, too."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis, seen from this rank: `ranks[index]` is this rank. `group` is None where there is nobody to talk to."""
+    """One axis, seen from this rank: `ranks[index]` is this rank. `group` is None where there is nobody to talk to.
+
+    `control` is the same ranks from CPU to CPU: of the branches for what they tell of their rows, of the work for what
+    went wrong, where it waits no longer than `PROMPT`.
+    """
 
     size: int = 1
     index: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """All ranks, seen from this one. `control` carries plans and messages between the CPUs of all ranks."""
+    """All ranks, seen from this one. `control` carries plans and messages between the CPUs of all ranks, `alarm` what
+    they tell each other when something went wrong.
+    """
 
     rank: int = 0
     size: int = 1
-    branches: Axis = field(default_factory=Axis)
+    axes: Mapping[str, Axis] = field(default_factory=lambda: {name: Axis() for name in PARTS})
     control: dist.ProcessGroup | None = None
+    alarm: dist.ProcessGroup | None = None
 
     @staticmethod
     def single() -> Mesh:
@@ -46,32 +76,67 @@ class Mesh:
         return Mesh()
 
     @staticmethod
-    def from_process_group(cfg: int) -> Mesh:
+    def planned(config: ParallelConfig, rank: int = 0) -> Mesh:
+        """The mesh that `rank` will have, with nobody to talk to: for what can be told before ranks are there."""
+        axes = {}
+        for name in PARTS:
+            ranks = next(ranks for ranks in lines(config, name) if rank in ranks)
+            axes[name] = Axis(len(ranks), ranks.index(rank), ranks)
+        return Mesh(rank, config.ranks, axes)
+
+    @staticmethod
+    def from_process_group(config: ParallelConfig) -> Mesh:
         """The mesh over all ranks of `torch.distributed`, which has been initialized; every rank calls this.
 
-        `cfg` ranks share the guidance branches. ConfigError if that does not use up the ranks there are.
+        ConfigError if `config` does not use up the ranks there are.
         """
         if not dist.is_initialized():
             raise ConfigError("a mesh of several ranks needs torch.distributed; start the ranks with torchrun")
         rank, size = dist.get_rank(), dist.get_world_size()
-        if cfg != size:
-            raise ConfigError(f"parallel cfg={cfg} does not fit {size} ranks; today cfg must equal their number")
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        branches = Axis(size, rank, tuple(range(size)), dist.group.WORLD, torch.device(device))
-        return Mesh(rank, size, branches, control=dist.new_group(backend="gloo", timeout=IDLE))
+        if config.ranks != size:
+            raise ConfigError(f"{config} needs {config.ranks} ranks, and there are {size}; start as many as it needs")
+        nccl = dist.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        planned = Mesh.planned(config, rank)
+        axes = {name: _connected(name, axis, lines(config, name), device) for name, axis in planned.axes.items()}
+        control, alarm = dist.new_group(backend="gloo", timeout=IDLE), dist.new_group(backend="gloo", timeout=PROMPT)
+        return Mesh(rank, size, axes, control, alarm)
 
     @property
     def is_leader(self) -> bool:
         """Whether this rank decides and the others follow."""
         return self.rank == 0
 
-    @property
-    def axes(self) -> dict[str, Axis]:
-        """Every axis by name."""
-        return {BRANCHES: self.branches}
-
     def axis(self, name: str) -> Axis:
         """One axis by name; ConfigError for one that does not exist."""
         if name not in self.axes:
             raise ConfigError(f"the mesh has no axis {name!r}; it has: {', '.join(self.axes)}")
         return self.axes[name]
+
+
+_WAITS: Mapping[str, timedelta] = MappingProxyType({BRANCHES: LONGEST, WORK: PROMPT})
+"""The axes that have a control group, and how long it waits."""
+
+
+def lines(config: ParallelConfig, axis: str) -> list[tuple[int, ...]]:
+    """The ranks of every line along `axis`: those whose places differ on that axis only, in its order."""
+    sizes = dict(zip(ORDER, (config.cfg, config.pipe, config.ring, config.ulysses, config.tensor), strict=True))
+    found: dict[tuple[int, ...], list[int]] = {}
+    for rank, place in enumerate(product(*(range(sizes[name]) for name in ORDER))):
+        others = tuple(at for name, at in zip(ORDER, place, strict=True) if name not in PARTS[axis])
+        found.setdefault(others, []).append(rank)
+    assert all(len(ranks) == prod(sizes[name] for name in PARTS[axis]) for ranks in found.values())
+    return [tuple(ranks) for ranks in found.values()]
+
+
+def _connected(name: str, axis: Axis, ranks: list[tuple[int, ...]], device: torch.device) -> Axis:
+    """`axis` with its groups. All ranks make the groups of all lines, in one order, as torch wants it."""
+    if axis.size == 1:
+        return Axis(1, 0, axis.ranks, device=device)
+    group = control = None
+    for line in ranks:
+        made = dist.new_group(line, timeout=LONGEST)
+        talk = dist.new_group(line, backend="gloo", timeout=_WAITS[name]) if name in _WAITS else None
+        if line == axis.ranks:
+            group, control = made, talk
+    return Axis(axis.size, axis.index, axis.ranks, group, control, device)

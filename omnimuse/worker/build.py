@@ -16,13 +16,14 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.cache.teacache import TeaCache
 from omnimuse.compat.diffusers.read import read_components
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.plans import Slices, Span
 from omnimuse.core.request import Door
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
@@ -41,7 +42,14 @@ from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
-from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.mesh import PIPE, SEQUENCE, TENSOR, WORK, Mesh
+from omnimuse.parallel.pipe import PipeRunner
+from omnimuse.parallel.pipe import share_blocks as share_out
+from omnimuse.parallel.sequence import SequenceRunner
+from omnimuse.parallel.sequence import bind as bind_across
+from omnimuse.parallel.shard import ShardRunner
+from omnimuse.parallel.shard import share_blocks as keep_parts
+from omnimuse.parallel.tensor import share_weights
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.allocator import keep_memory
@@ -59,8 +67,8 @@ logger = logging.getLogger(__name__)
 class Build:
     """A model under construction: its networks, their number formats and homes, and all components.
 
-    `parcels` are the weights that networks bring to the device when it is their turn. `resources` close with the
-    engine.
+    `cuts` says of which of a network's tensors this rank holds a share, `spans` which blocks of a stack. `parcels` are
+    the weights that networks bring to the device when it is their turn. `resources` close with the engine.
     """
 
     found: Found
@@ -71,6 +79,8 @@ class Build:
     waiting: Choice
     modules: dict[str, nn.Module] = field(default_factory=dict)
     formats: dict[str, DtypePolicy] = field(default_factory=dict)
+    cuts: dict[str, dict[str, Slices]] = field(default_factory=dict)
+    spans: dict[str, dict[str, Span]] = field(default_factory=dict)
     homes: dict[str, Home] = field(default_factory=dict)
     parcels: dict[str, Parcel] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +133,7 @@ def import_libraries(config: Config) -> None:
 def check(under: Build) -> None:
     """Choices that exclude each other."""
     config, offload = under.found.config, under.found.config.offload
+    _check_ranks(under)
     if config.compile.mode != "none" and offload.mode != "none":
         raise ConfigError(
             f"compiled blocks keep their weights in place, offload={offload.mode} takes them away; choose one of them"
@@ -131,6 +142,25 @@ def check(under: Build) -> None:
         raise ConfigError(
             f"offload folder={offload.folder} would not be used: beside {under.device} weights wait in host memory; "
             "leave the folder out"
+        )
+
+
+def _check_ranks(under: Build) -> None:
+    config, offload, mesh = under.found.config, under.found.config.offload, under.mesh
+    shared = mesh.axis(WORK).size > 1
+    if shared and under.found.spec.library:
+        raise ConfigError(
+            f"parallel {config.parallel} cannot be: {under.found.spec.library} runs this pipeline, and its networks "
+            "are not ours to share out; use `serve --replicas N`"
+        )
+    if config.parallel.shard > 1 and offload.mode != "none":
+        raise ConfigError(
+            f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"
+        )
+    if shared and config.compile.mode != "none":
+        raise ConfigError(
+            f"parallel {config.parallel} cannot be with compiled blocks, which have not been tried with it; "
+            "leave one of them out"
         )
 
 
@@ -164,6 +194,57 @@ def formats(under: Build) -> None:
         if _has_flat_convolutions(module):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
+
+
+def sequence(under: Build) -> None:
+    """Every attention site learns to attend across the ranks that share a row's tokens."""
+    axis, parallel = under.mesh.axis(SEQUENCE), under.found.config.parallel
+    if axis.size == 1:
+        return
+    for name, network in under.networks.items():
+        bind_across(network, under.mesh, name)
+        how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
+        under.choices.append(Choice("ranks", f"{name}, tokens", how, "asked for: every rank has a part of each row"))
+
+
+def tensor_parallel(under: Build) -> None:
+    """Every rank of the tensor axis gets its share of each network's weights."""
+    axis = under.mesh.axis(TENSOR)
+    if axis.size == 1:
+        return
+    for name, network in under.networks.items():
+        whole = sum(each.numel() for each in network.parameters())
+        under.cuts[name] = share_weights(network, axis)
+        here = sum(each.numel() for each in network.parameters())
+        alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.cuts[name].items())
+        shared = f"{here / whole:.2f} of the weights on rank 0, {alike / whole:.2f} on every rank alike"
+        under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
+
+
+def pipe(under: Build) -> None:
+    """Every rank of the pipe axis keeps its blocks only."""
+    axis = under.mesh.axis(PIPE)
+    if axis.size == 1:
+        return
+    for name, network in under.networks.items():
+        under.spans[name], under.cuts[name] = share_out(network, axis, under.cuts.get(name, {}))
+        for label, (start, stop) in under.spans[name].items():
+            count = len(network.stacks()[label].blocks())
+            held = f"blocks {start} to {stop - 1} of {count} on rank {under.mesh.rank}"
+            under.choices.append(Choice("ranks", f"{name}.{label}, pipe", held, "asked for"))
+
+
+def shard(under: Build) -> None:
+    """Ranks that share tokens keep a part of every block's weights each."""
+    config, axis = under.found.config, under.mesh.axis(SEQUENCE)
+    if config.parallel.shard == 1:
+        return
+    for name, network in under.networks.items():
+        shards, under.cuts[name] = keep_parts(network, axis, under.cuts.get(name, {}))
+        for label, stack in network.stacks().items():
+            stack.runner = ShardRunner(shards, axis)
+            how = f"1/{axis.size} of every block, put together while it runs"
+            under.choices.append(Choice("ranks", f"{name}.{label}, shard", how, "asked for"))
 
 
 def threads(under: Build) -> None:
@@ -241,6 +322,17 @@ def compile_blocks(under: Build) -> None:
             under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
 
 
+def rank_runners(under: Build) -> None:
+    """Around whatever runs a stack: every rank runs its blocks, and around that, its part of the tokens."""
+    pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
+    for name, network in under.networks.items():
+        for label, stack in network.stacks().items():
+            if span := under.spans.get(name, {}).get(label):
+                stack.runner = PipeRunner(stack.runner, pipes, span)
+            if tokens.size > 1:
+                stack.runner = SequenceRunner(stack.runner, tokens)
+
+
 def step_cache(under: Build) -> None:
     """A step cache around the last stack of each network, where most of the time goes."""
     cache = under.found.config.cache
@@ -251,8 +343,8 @@ def step_cache(under: Build) -> None:
         stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
 
 
-SHAPES: tuple[Pass, ...] = (check, construct, formats, threads, attention, tier)
-WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, step_cache)
+SHAPES: tuple[Pass, ...] = (check, construct, formats, sequence, tensor_parallel, pipe, shard, threads, attention, tier)
+WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache)
 
 
 def begin(config: Config, mesh: Mesh) -> Build:
@@ -298,12 +390,17 @@ def _fill(under: Build, name: str) -> None:
     checkpoint, module, component = under.found.checkpoint, under.modules[name], under.found.spec.components[name]
     policy, home = under.formats[name], under.homes[name]
     if under.found.config.model.load == "dummy":
-        randomise(module, 0, name, policy, home)
+        randomise(module, 0, name, policy, home, under.cuts.get(name, {}))
         return
     rules = _import(component.rules) if component.rules else ()
     if not component.network:
         rules = library_rules(checkpoint, name, module, component.part)
-    load_weights(module, checkpoint.path(name), rules, policy, home)
+    load_weights(module, checkpoint.path(name), rules, policy, home, under.cuts.get(name, {}))
+
+
+def _places(held: Tensor, cut: Slices) -> int:
+    """How many numbers the whole tensor has of which `held` is a share."""
+    return held.numel() // held.shape[cut.dim] * cut.whole
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:

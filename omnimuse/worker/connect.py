@@ -12,16 +12,16 @@ from omnimuse.parallel.mesh import Mesh
 
 def connect(config: ParallelConfig) -> Mesh:
     """The ranks that share the work: this process alone, or those that `torchrun` started."""
-    if config.cfg == 1:
+    if config.ranks == 1:
         return Mesh.single()
     if not dist.is_initialized():
         environment = Environment.read()
-        if environment.world_size != config.cfg:
+        if environment.world_size != config.ranks:
             raise ConfigError(
-                f"parallel cfg={config.cfg} needs {config.cfg} processes, this run has {environment.world_size}; "
-                f"start it with `torchrun --nproc-per-node {config.cfg} -m omnimuse ...`"
+                f"parallel {config} needs {config.ranks} processes, this run has {environment.world_size}; "
+                f"start it with `torchrun --nproc-per-node {config.ranks} -m omnimuse ...`"
             )
         if torch.cuda.is_available():
             torch.cuda.set_device(environment.local_rank)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return Mesh.from_process_group(cfg=config.cfg)
+    return Mesh.from_process_group(config)

@@ -28,7 +28,7 @@ from omnimuse.worker.find import Found, pipeline_for
 
 def explain(config: Config) -> list[Choice]:
     """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
-    under = run(begin(config, Mesh.single()), SHAPES)
+    under = run(begin(config, Mesh.planned(config.parallel)), SHAPES)
     under.resources.close()  # the threads are as many as before
     found, kept = under.found, kept_memory(under.device)
     return [

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import MemoryShortageError, OmnimuseError
+from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.rows import forward, group
@@ -90,7 +91,10 @@ class Forwards:
             return None
         except Exception as error:  # the worker loop
             caught = error
-        return settle(caught, rows[0].network)
+        failure = settle(caught, rows[0].network)
+        names = " ".join(f"{row.state.id}/{row.branch}" for row in rows)
+        agree_on_forward(self.ctx.mesh, f"forward {self.count} {names}", failure)
+        return failure
 
     def _note(self, rows: Sequence[Row], failure: OmnimuseError, states: int) -> None:
         """A retry makes everybody slower, so it is counted, and told the first time."""

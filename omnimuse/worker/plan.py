@@ -6,8 +6,10 @@ It holds names and numbers, and the pictures and sounds that a request brings; t
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
+from zlib import crc32
 
 import msgspec
 
@@ -20,7 +22,8 @@ from omnimuse.core.spec import Spec
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    `record` begins a recording, `write` ends it and names the file. `stop` ends the loop.
+    `record` begins a recording, `write` ends it and names the file. `stop` ends the loop. `alive` stands for the states
+    that rank 0 had before, which every rank must have.
     """
 
     drop: tuple[str, ...] = ()
@@ -31,6 +34,12 @@ class TickPlan:
     record: bool = False
     write: str = ""
     stop: bool = False
+    alive: int = 0
+
+
+def fingerprint(states: Iterable[str]) -> int:
+    """A number that stands for these states."""
+    return crc32(" ".join(sorted(states)).encode())
 
 
 def encode(plan: TickPlan) -> bytes:
@@ -42,8 +51,8 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     """The plan that `encode` made; `spec` gives the family's parameter extension."""
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
-    names = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    return TickPlan(admit=admit, record=raw["record"], write=raw["write"], stop=raw["stop"], **names)
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return TickPlan(admit=admit, **fields)
 
 
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:

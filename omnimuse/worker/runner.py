@@ -21,6 +21,7 @@ from omnimuse.core.output import Chunk, Done, Event, Failed, Note, PicturesShown
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
 from omnimuse.offload.residency import Residency
+from omnimuse.parallel.agree import agree_on_stage
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Row, Stage
 from omnimuse.pipeline.state import State
@@ -231,7 +232,9 @@ class Runner:
             return
         except Exception as error:  # the worker loop
             caught = error
-        self._fail(request_id, settle(caught, where))
+        failure = settle(caught, where)
+        agree_on_stage(self.pipeline.ctx.mesh, f"{request_id} {where}", failure)
+        self._fail(request_id, failure)
 
     def _fail(self, request_id: str, error: OmnimuseError) -> None:
         if request_id in self.jobs:

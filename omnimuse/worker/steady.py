@@ -29,6 +29,8 @@ def obstacle(config: Config, device: torch.device) -> str | None:
     """Why networks cannot be made invariant as `config` has them on `device`, or None."""
     if device.type != "cpu":
         return f"what depends on company on {device.type} has not been measured yet"
+    if config.parallel.ranks > config.parallel.cfg:
+        return f"what ranks add up ({config.parallel}) has not been tried in company"
     if config.compile.mode != "none":
         return "compiled blocks are other code for one row than for several"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -25,6 +26,19 @@ def test_a_step_cache_watches_what_the_first_block_makes_of_the_step_not_its_inp
     for network in networks(shared):
         first = list(network.stacks().values())[-1].blocks()[0]
         assert type(first).probe is not Block.probe, f"{type(first).__name__} says nothing of the step"
+
+
+def test_ranks_can_share_out_every_matrix_of_the_blocks(shared: Engine) -> None:
+    for network in networks(shared):
+        plan = [pattern.split(".") for pattern in network.plan()]
+        assert plan, f"{type(network).__name__} needs a plan (core/plans.py) of how ranks cut its weights"
+        blocks = {
+            id(each) for stack in network.stacks().values() for block in stack.blocks() for each in block.parameters()
+        }
+        for name, parameter in network.named_parameters():
+            path = name.split(".")[:-1]
+            planned = any(len(path) == len(each) and all(map(fnmatchcase, path, each)) for each in plan)
+            assert planned or parameter.ndim != 2 or id(parameter) not in blocks, f"the plan does not name {name}"
 
 
 def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:

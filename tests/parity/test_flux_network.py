@@ -169,8 +169,9 @@ def test_the_probe_is_the_image_that_the_first_attention_sees(network):
     text, image = cond.split(blocks[0].probe(hidden, cond))
     assert not text.any()
     mods = blocks[0].image.modulate(cond, cond.image)
-    queries = blocks[0].image.enter(cond.split(hidden)[1], mods)[0]
-    assert torch.equal(blocks[0].image.qkv(image)[0], queries)
+    heads = blocks[0].core.num_heads
+    queries = blocks[0].image.enter(cond.split(hidden)[1], mods, heads)[0]
+    assert torch.equal(blocks[0].image.qkv(image, heads)[0], queries)
     assert blocks[-1].probe(hidden, cond).shape == hidden.shape
 
 

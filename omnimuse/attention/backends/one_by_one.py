@@ -25,6 +25,10 @@ class OneByOne:
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         return self.inner.why_not(device, dtype, head_dim)
 
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self.inner.weigh(*row) for row in zip(q.split(1), k.split(1), v.split(1), strict=True)]
+        return torch.cat([out for out, _ in parts]), torch.cat([weight for _, weight in parts])
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if len(q) == 1:
             return self.inner(q, k, v, mask)

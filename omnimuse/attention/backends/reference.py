@@ -20,8 +20,18 @@ class Reference:
         return None if dtype.is_floating_point else f"it computes in floating point, not in {dtype}"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        query, key, value = (x.float().transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]
-        scores = query @ key.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, N, S, K]
+        scores = _scores(q, k)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
-        return (scores.softmax(-1) @ value).transpose(1, 2).to(q.dtype)  # [B, S, N, H]
+        return (scores.softmax(-1) @ v.float().transpose(1, 2)).transpose(1, 2).to(q.dtype)  # [B, S, N, H]
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        scores = _scores(q, k)
+        out = scores.softmax(-1) @ v.float().transpose(1, 2)  # [B, N, S, H]
+        return out.transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """[B, N, S, K], float32."""
+    query, key = (x.float().transpose(1, 2) for x in (q, k))  # [B, N, S, H]
+    return query @ key.transpose(-1, -2) / math.sqrt(q.shape[-1])

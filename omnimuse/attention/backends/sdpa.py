@@ -21,3 +21,13 @@ class Sdpa:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)  # [B, S, N, H]
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """By the same fused kernels, which know their weights; the public function does not hand these out."""
+        query, key, value = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]
+        if q.device.type == "cpu":
+            out, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        else:
+            out, weight, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+        weight = weight[..., : q.shape[1]]  # some kernels pad it
+        return out.transpose(1, 2).float(), weight.transpose(1, 2).float()

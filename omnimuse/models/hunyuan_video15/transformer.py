@@ -30,6 +30,7 @@ from omnimuse.components.two_streams import (
     patchify,
 )
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.facts import read_facts
@@ -129,6 +130,17 @@ class HunyuanVideoTransformer(TwoStreamNetwork[HunyuanVideoStatic]):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> HunyuanVideoTransformer:
         return cls(HunyuanVideoConfig.from_dict(config))
+
+    def plan(self) -> Mapping[str, Cutting]:
+        block = "refiner.blocks.*"
+        refining: dict[str, Cutting] = {
+            f"{block}.to_qkv": Columns(queries=1, keys=2),
+            f"{block}.to_out": Rows(queries=1),
+            f"{block}.mlp.0": Columns(others=1),
+            f"{block}.mlp.2": Rows(others=1),
+            f"{block}.gates": Columns(others=1, gather=True),
+        }
+        return {**super().plan(), **refining}
 
     def prepare(
         self, features: Tensor, glyphs: Tensor | None, seen: Tensor | None, size: Sequence[int], known: Tensor | None

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
-from omnimuse.components.one_stream import Blocks, Head, OneStreamBlock, OneStreamCond
+from omnimuse.components.one_stream import Blocks, Head, OneStreamBlock, OneStreamCond, block_plan
 from omnimuse.components.patches import PATCH, patchify, unpatchify
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Cutting
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import RMSNorm
@@ -132,6 +133,9 @@ class LuminaTransformer(Network):
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"noise_refiner": self.noise_refiner, "layers": self.layers}
+
+    def plan(self) -> Mapping[str, Cutting]:
+        return block_plan({"context_refiner": self.context_refiner, **self.stacks()})
 
     def prepare(self, features: Tensor, height: int, width: int) -> LuminaStatic:
         """Text features [S, cap_feat_dim] and the latent size -> what all steps share."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, BlockStack, Memory
 from omnimuse.loader.facts import read_facts
@@ -100,6 +101,10 @@ class StableAudioCond:
             self.text_layout.select(rows),
         )
 
+    def cut(self, part: Cut) -> StableAudioCond:
+        layout, rope = self.layout.cut(part), self.layout.share(self.rope, part)
+        return StableAudioCond(layout, rope, self.text, self.text_layout)
+
 
 class StableAudioTransformer(Network):
     """Predicts the velocity, one tensor [c, latents] per row."""
@@ -126,6 +131,18 @@ class StableAudioTransformer(Network):
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.blocks}
+
+    def plan(self) -> Mapping[str, Cutting]:
+        attention, cross = "blocks.*.self_attention", "blocks.*.cross_attention"
+        return {
+            f"{attention}.to_qkv": Columns(queries=1, keys=2),
+            f"{attention}.to_out": Rows(queries=1),
+            f"{cross}.to_q": Columns(queries=1),
+            f"{cross}.to_kv": Columns(keys=2),
+            f"{cross}.to_out": Rows(queries=1),
+            "blocks.*.mlp.linear_1": Columns(others=2),
+            "blocks.*.mlp.linear_2": Rows(others=1),
+        }
 
     @property
     def dtype(self) -> torch.dtype:
@@ -215,7 +232,8 @@ class CrossAttention(nn.Module):
         width = config.num_key_value_attention_heads * config.attention_head_dim
         self.to_q = nn.Linear(config.dim, config.dim, bias=False)
         self.to_kv = nn.Linear(config.cross_attention_dim, 2 * width, bias=False)
-        self.core = Attention(config.num_attention_heads, config.attention_head_dim, "cross")
+        keys = config.num_key_value_attention_heads
+        self.core = Attention(config.num_attention_heads, config.attention_head_dim, "cross", key_heads=keys)
         self.to_out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, cond: StableAudioCond) -> Tensor:

@@ -32,6 +32,7 @@ from omnimuse.components.two_streams import (
     TwoStreamStatic,
 )
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.loader.facts import read_facts
 
@@ -113,6 +114,14 @@ class Sd3Transformer(TwoStreamNetwork[Sd3Static]):
     def from_config(cls, config: Mapping[str, Any]) -> Sd3Transformer:
         return cls(Sd3Config.from_dict(config))
 
+    def plan(self) -> Mapping[str, Cutting]:
+        dual = "stack.double_blocks.*"
+        alone: dict[str, Cutting] = {
+            f"{dual}.qkv.linear": Columns(queries=1, keys=2),
+            f"{dual}.to_out": Rows(queries=1),
+        }
+        return {**super().plan(), **alone} if self.config.dual_attention_layers else super().plan()
+
     def prepare(self, features: Tensor, pooled: Tensor, height: int, width: int) -> Sd3Static:
         """Text features [S, joint_attention_dim] and a pooled text [pooled_projection_dim], and height and width of the
         latents -> what all steps share.
@@ -175,7 +184,7 @@ class DualBlock(DoubleBlock):
 
     def beside(self, image: Tensor, cond: TwoStreamCond, mods: Sequence[Tensor]) -> Tensor:
         shift, scale, gate = mods[6:]
-        qk, v, _ = self.qkv(self.image.norm(image) * (1 + scale) + shift)
+        qk, v, _ = self.qkv(self.image.norm(image) * (1 + scale) + shift, self.alone.num_heads)
         q, k = qk.unbind(2)  # [B, S, N, H] each
         return image + gate * self.to_out(self.alone(q, k, v, cond.image).flatten(-2))
 

@@ -12,7 +12,7 @@ H head dim; c f h w latent channels, frames, height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
@@ -160,6 +161,9 @@ class WanCond:
             None if self.image_layout is None else self.image_layout.select(rows),
         )
 
+    def cut(self, part: Cut) -> WanCond:
+        return replace(self, layout=self.layout.cut(part), rope=self.layout.share(self.rope, part))
+
     def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """x (1 + scale) + shift; x is packed, scale and shift [P, 1, D] hold for every token of a span."""
         return self._affine(x, 1 + scale, shift)
@@ -201,6 +205,25 @@ class WanTransformer(Network):
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.blocks}
 
+    def plan(self) -> Mapping[str, Cutting]:
+        attention, cross = "blocks.*.self_attention", "blocks.*.cross_attention"
+        plan: dict[str, Cutting] = {
+            "time_proj": Columns(others=1, gather=True),
+            f"{attention}.to_qkv": Columns(queries=1, keys=2),
+            f"{attention}.norm_qk": Widths(queries=1, keys=1),
+            f"{attention}.to_out": Rows(queries=1),
+            f"{cross}.to_q": Columns(queries=1),
+            f"{cross}.norm_q": Widths(queries=1),
+            f"{cross}.to_kv": Columns(keys=2),
+            f"{cross}.norm_k": Widths(keys=1),
+            f"{cross}.to_out": Rows(queries=1),
+            "blocks.*.ffn.linear_1": Columns(others=1),
+            "blocks.*.ffn.linear_2": Rows(others=1),
+        }
+        if self.image_embedder is not None:
+            plan |= {f"{cross}.to_image_kv": Columns(keys=2), f"{cross}.norm_image_k": Widths(keys=1)}
+        return plan
+
     def prepare(
         self, features: Tensor, frames: int, height: int, width: int, *, seen: Tensor | None = None
     ) -> WanStatic:
@@ -219,14 +242,16 @@ class WanTransformer(Network):
         return WanStatic(self.text_embedder(features.to(self.dtype)), rope, image)
 
     def forward(self, rows: Sequence[WanInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
-        layout = Layout(tuple(row.static.tokens for row in rows))
+        spans = tuple(len(row.t) for row in rows)
+        runs = tuple((row.static.tokens // count,) * count for row, count in zip(rows, spans, strict=True))
+        layout = Layout(tuple(row.static.tokens for row in rows), runs)
         text_layout = Layout(tuple(len(row.static.text) for row in rows))
         images = [row.static.image for row in rows if row.static.image is not None]
         image_layout = Layout(tuple(len(image) for image in images)) if images else None
         embedded = self._embed_time(rows)  # [P, D]
         cond = WanCond(
             layout=layout,
-            spans=tuple(len(row.t) for row in rows),
+            spans=spans,
             rope=layout.pack([row.static.rope for row in rows]),
             time=self.time_proj(self.activation(embedded)).float(),
             text=text_layout.pack([row.static.text for row in rows]),
@@ -325,7 +350,7 @@ class WanSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cond: WanCond) -> Tensor:
         heads = (self.core.num_heads, -1)
-        qkv = self.to_qkv(x).unflatten(-1, (3, 1, -1))  # [B, S, 3, 1, D]
+        qkv = self.to_qkv(x).unflatten(-1, (3, 1, -1))  # [B, S, 3, 1, N H]
         qk = self.norm_qk(qkv[:, :, :2]).flatten(-2).unflatten(-1, heads)  # [B, S, 2, N, H]
         q, k = rotate(qk, cond.rope).unbind(2)  # [B, S, N, H] each
         x = self.core(q, k, qkv[:, :, 2, 0].unflatten(-1, heads), cond.layout)
@@ -416,5 +441,7 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
 
     By way of [T, D], since compiled code that turned rows into spans would be other code where there are as many.
     """
+    if not x.numel():  # a rank may have no token of a short row
+        return x
     spans = x.flatten(0, -2).unflatten(0, (len(factor), -1)) * factor  # [P, T/P, D]
     return (spans if offset is None else spans + offset).flatten(0, 1).view(x.shape)

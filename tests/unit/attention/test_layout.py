@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Cut
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5).map(tuple)
 
@@ -83,3 +84,39 @@ def test_a_layout_without_rows_or_with_an_empty_row_is_refused(lengths):
 def test_packing_parts_of_other_lengths_is_refused_with_both_lengths():
     with pytest.raises(ValueError, match=r"\[2\].*\(3,\)"):
         Layout((3,)).pack([torch.zeros(2, 1)])
+
+
+CUT = (Layout((5, 9), ((2, 3), (8, 1))), Layout((7,), ((7,),)), Layout((4, 4)), Layout((6, 6), ((4, 2), (3, 3))))
+
+
+@pytest.mark.parametrize("layout", CUT)
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_parts_of_rows_joined_again_are_the_rows_and_every_part_has_its_share_of_every_segment(layout, parts):
+    packed = layout.pack(
+        [torch.arange(length * 2.0).view(length, 2) + 100 * i for i, length in enumerate(layout.lengths)]
+    )
+    cuts = [layout.cut(Cut(at, parts)) for at in range(parts)]
+    shares = [layout.share(packed, Cut(at, parts)) for at in range(parts)]
+    assert torch.equal(layout.join(shares), packed)
+    for at, (cut, share) in enumerate(zip(cuts, shares, strict=True)):
+        assert cut.everywhere == tuple(each.lengths for each in cuts)
+        assert cut.pack(cut.unpack(share)).shape == share.shape
+        for whole, here in zip(layout.runs, cut.runs, strict=True):
+            assert [Cut(at, parts).share(length) for length in whole] == list(here)
+
+
+def test_rows_are_stacked_on_a_rank_only_if_they_are_on_all():
+    cut = Layout((5, 5), ((3, 2), (4, 1))).cut(Cut(0, 2))
+    assert cut.lengths == (3, 3) and not cut.dense  # on the other rank they have 2 and 2
+    assert not Layout((5, 4)).cut(Cut(1, 2)).dense
+    assert Layout((5, 5), ((3, 2), (3, 2))).cut(Cut(0, 2)).dense
+
+
+def test_selected_rows_of_a_part_are_that_part_of_the_selected_rows():
+    layout = Layout((5, 9, 4), ((2, 3), (8, 1), (4, 0)))
+    assert layout.cut(Cut(1, 2)).select([2, 0]) == layout.select([2, 0]).cut(Cut(1, 2))
+
+
+def test_segments_that_do_not_make_up_their_rows_are_refused():
+    with pytest.raises(ValueError, match="do not make up"):
+        Layout((5,), ((2, 2),))

@@ -58,6 +58,9 @@ def test_a_wrong_option_is_refused_with_the_nearest_one(capsys: pytest.CaptureFi
         (["--model-path", "a/b", "--port", "1"], "model", "a/b"),
         (["--model-path=a/b"], "model", "a/b"),
         (["a/b", "--dp-size", "2"], "replicas", 2),
+        (["a/b", "--tp-size", "2"], "tensor", 2),
+        (["a/b", "--ulysses", "2"], "ulysses", 2),
+        (["a/b", "--cfg-parallel", "2"], "cfg", 2),
         (["a/b", "--attention-backend", "sdpa"], "attention", "sdpa"),
         (["a/b", "--enable-torch-compile"], "compile", True),
         (["a/b", "--served-model-name", "x", "y"], "model_name", ["x", "y"]),
@@ -73,8 +76,8 @@ def test_servers_of_other_systems_are_started_by_the_names_they_have(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--tp-size", "neither a model's weights"),
-        ("--ulysses-degree=2", "serve --replicas N"),
+        ("--num-gpus", "--tensor-parallel-size"),
+        ("--vae-parallel-size", "tiles are not shared out"),
         ("--api-key", "--api-key-file"),
         ("--dit-layerwise-offload", "--offload layers"),
         ("--quantization", "not quantized"),

@@ -10,7 +10,7 @@ import pytest
 
 from omnimuse.cli.engine import add_engine_options, read_attention, read_config
 from omnimuse.cli.job import with_settings
-from omnimuse.core.config import AttentionConfig, Config, OffloadConfig
+from omnimuse.core.config import AttentionConfig, Config, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
 
@@ -36,8 +36,12 @@ def test_each_option_reaches_its_topic() -> None:
         "layers",
         "--offload-folder",
         "somewhere",
-        "--cfg-parallel",
+        "--cfg-parallel-size",
         "2",
+        "--tensor-parallel-size",
+        "3",
+        "--ring-degree",
+        "4",
         "--exact",
         "--compile",
         "--attention",
@@ -48,11 +52,16 @@ def test_each_option_reaches_its_topic() -> None:
     config = read(*words)
     assert (config.cache.kind, config.cache.threshold) == ("teacache", 0.2)
     assert config.offload == OffloadConfig("layers", Path("somewhere"))
-    assert config.parallel.cfg == 2
+    assert config.parallel == ParallelConfig(cfg=2, tensor=3, ring=4)
     assert config.schedule.tier == "exact"
     assert config.host.threads == 3
     assert config.compile.mode == "blocks"
     assert config.attention == AttentionConfig("reference")
+
+
+def test_weights_are_kept_in_parts_by_as_many_ranks_as_share_tokens() -> None:
+    found = read("--use-hsdp", "--ulysses-degree", "2", "--ring-degree", "3", "--tensor-parallel-size", "2")
+    assert found.parallel == ParallelConfig(tensor=2, ulysses=2, ring=3, shard=6) and found.parallel.ranks == 12
 
 
 def test_attention_is_a_default_and_exceptions_by_role() -> None:
@@ -65,7 +74,9 @@ def test_attention_is_a_default_and_exceptions_by_role() -> None:
     [
         (lambda: read("--teacache", "-1"), ConfigError),
         (lambda: read("--offload", "disk"), ConfigError),
-        (lambda: read("--cfg-parallel", "3"), ConfigError),
+        (lambda: read("--cfg-parallel-size", "3"), ConfigError),
+        (lambda: read("--vae-patch-parallel-size", "2"), ConfigError),
+        (lambda: read("--hsdp-shard-size", "2"), ConfigError),
         (lambda: read("--threads", "0"), ConfigError),
         (lambda: read_attention("=sdpa"), ConfigError),
         (lambda: read_attention("sdpa,"), ConfigError),

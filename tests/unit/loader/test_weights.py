@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Slices
 from omnimuse.loader.rules import Fuse, Rename
 from omnimuse.loader.tensors import DtypePolicy, construct, construct_unfilled
 from omnimuse.loader.weights import load_weights, randomise
@@ -425,3 +426,52 @@ def test_random_weights_keep_ties_dtypes_and_computed_buffers() -> None:
     assert net.embed.weight.dtype == torch.bfloat16
     assert net.layers[0].norm.weight.dtype == torch.float32
     assert torch.equal(net.layers[0].freqs, Layer(4).freqs)
+
+
+CUTS = {
+    "layers.0.to_qk.weight": Slices(0, 8, ((1, 3), (5, 7))),
+    "layers.1.to_qk.weight": Slices(1, 4, ((0, 1), (3, 4))),
+    "layers.0.norm.bias": Slices(0, 4, ((2, 4),)),
+    "embed.weight": Slices(0, 6, ((4, 6),)),
+}
+"""Shares of what two tensors of the files make together, along that and across it; of a tensor and of a tied one."""
+
+
+def shared_net() -> Net:
+    net = construct(Net)
+    for name, cut in CUTS.items():
+        owner, _, key = name.rpartition(".")
+        shape = list(net.get_parameter(name).shape)
+        shape[cut.dim] = cut.held
+        setattr(net.get_submodule(owner), key, nn.Parameter(torch.empty(shape, device="meta")))
+    net.head.weight = net.embed.weight
+    return net
+
+
+def share(name: str, tensor: Tensor) -> Tensor:
+    cut = CUTS.get(name.replace("head", "embed"))
+    return tensor if cut is None else torch.cat([tensor.narrow(cut.dim, a, b - a) for a, b in cut.spans], cut.dim)
+
+
+def test_a_share_of_a_network_gets_its_share_of_the_numbers_and_no_more_is_read(tmp_path: Path) -> None:
+    tensors, net, whole = stored(), shared_net(), construct(Net)
+    folder = write(tmp_path / "net", tensors)
+    report = load_weights(net, folder, RULES, F32, "cpu", CUTS)
+    for name, tensor in expected(tensors).items():
+        assert torch.equal(net.state_dict()[name], share(name, tensor)), name
+    left_out = 4 * (16 + 16 + 2 + 16)
+    assert report.bytes == load_weights(whole, folder, RULES, F32, "cpu").bytes - left_out
+
+
+def test_a_share_of_a_network_gets_its_share_of_the_random_numbers_of_the_whole() -> None:
+    net, whole = shared_net(), construct(Net)
+    randomise(net, 0, "net", F32, "cpu", CUTS)
+    randomise(whole, 0, "net", F32, "cpu")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(net.state_dict()[name], share(name, tensor)), name
+
+
+def test_a_share_of_a_tensor_of_another_shape_is_refused_with_the_whole_shapes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "net", stored() | {"old.0.norm.bias": torch.zeros(5)})
+    with pytest.raises(ModelError, match=r"layers.0.norm.bias|old.0.norm.bias"):
+        load_weights(shared_net(), folder, RULES, F32, "cpu", CUTS)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError, ModelError
 from omnimuse.parallel.branches import Outcome, share
 from omnimuse.parallel.collectives import broadcast_bytes
@@ -77,8 +78,8 @@ def the_mesh_knows_its_ranks(mesh: Mesh) -> None:
     axis = mesh.axis("branches")
     assert (mesh.size, axis.size, axis.index, axis.ranks) == (2, 2, mesh.rank, (0, 1))
     assert mesh.is_leader == (mesh.rank == 0)
-    with pytest.raises(ConfigError, match="cfg=1 does not fit 2 ranks"):
-        Mesh.from_process_group(cfg=1)
+    with pytest.raises(ConfigError, match="tensor=3 needs 3 ranks, and there are 2"):
+        Mesh.from_process_group(ParallelConfig(tensor=3))
 
 
 def ranks_that_disagree_stop(mesh: Mesh) -> None:
@@ -118,7 +119,7 @@ SCENES: list[Callable[[Mesh], None]] = [
 def _play(rank: int, meeting: str, scenes: list[Callable[[Mesh], None]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    mesh = Mesh.from_process_group(cfg=2)
+    mesh = Mesh.from_process_group(ParallelConfig(cfg=2))
     for scene in scenes:
         scene(mesh)
     dist.destroy_process_group()

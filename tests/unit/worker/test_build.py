@@ -149,6 +149,10 @@ def test_what_cannot_be_is_refused_before_any_weight_is_read(broken: Path, tmp_p
         (lambda: OffloadConfig("disk"), "offload='disk'"),  # type: ignore[arg-type]
         (lambda: OffloadConfig(folder=Path("here")), "offload folder=here does nothing while offload='none'"),
         (lambda: ParallelConfig(cfg=3), "use 1 or 2"),
+        (lambda: ParallelConfig(tensor=0), "tensor=0 is not allowed; use at least 1"),
+        (lambda: ParallelConfig(shard=2), "use shard=1, or as many of those"),
+        (lambda: ParallelConfig(shard=2, ulysses=2, ring=2), "use shard=4, or"),
+        (lambda: ParallelConfig(vae_tiles=2), "does not yet decode in tiles"),
         (lambda: ScheduleConfig(max_running=0), "max_running=0"),
     ],
 )
@@ -182,6 +186,8 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
 def test_several_ranks_need_torchrun(z_image_folder: Path) -> None:
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
         connect(ParallelConfig(cfg=2))
+    with pytest.raises(ConfigError, match="tensor=2 x ulysses=3 needs 6 processes"):
+        connect(ParallelConfig(tensor=2, ulysses=3))
 
 
 def test_an_unknown_attention_backend_is_refused_with_the_known_ones(z_image_folder: Path) -> None:

@@ -1,0 +1,63 @@
+"""Failing together: what ranks tell each other when something went wrong, and only then.
+
+A rank that fails alone must not go on alone: the others wait for it in the midst of a forward, or would take what it
+sends next for something else. So whoever fails says at what, and hears whether the others failed at the same. If so,
+only that request is over; if not, or if nobody answers in time, the engine is, and whoever drives it starts a new one.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+import torch.distributed as dist
+
+from omnimuse.core.errors import EngineDeadError
+from omnimuse.parallel.mesh import WORK, Mesh
+
+WORDS = 1000
+"""Bytes of a message, at most."""
+
+
+def agree_on_forward(mesh: Mesh, what: str, failure: Exception) -> None:
+    """Return if every rank that shares this forward failed at `what`, too; EngineDeadError otherwise."""
+    axis = mesh.axis(WORK)
+    if axis.size > 1:
+        _agree(axis.control, axis.size, what, failure)
+
+
+def agree_on_stage(mesh: Mesh, what: str, failure: Exception) -> None:
+    """The same for what all ranks do alike, outside forwards."""
+    if mesh.size > 1:
+        _agree(mesh.alarm, mesh.size, what, failure)
+
+
+def agree_on_start(mesh: Mesh, failure: Exception | None) -> None:
+    """Every rank says whether it could be built. EngineDeadError if another one could not, with its words."""
+    if mesh.size == 1:
+        return
+    words = b"" if failure is None else f"{type(failure).__name__}: {failure}".encode()[:WORDS]
+    here = torch.zeros(WORDS, dtype=torch.uint8)
+    here[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else here[:0]
+    every = [torch.empty_like(here) for _ in range(mesh.size)]
+    try:
+        dist.all_gather(every, here, group=mesh.control)
+    except RuntimeError as error:
+        raise EngineDeadError(f"a rank is gone before the engine started ({error}); look at what it said") from error
+    for rank, said in enumerate(every):
+        text = bytes(said.tolist()).rstrip(b"\0").decode(errors="replace")
+        if text and failure is None:
+            raise EngineDeadError(f"rank {rank} could not start: {text}")
+
+
+def _agree(group: dist.ProcessGroup | None, size: int, what: str, failure: Exception) -> None:
+    here = torch.tensor([zlib.crc32(what.encode())])
+    every = [torch.empty_like(here) for _ in range(size)]
+    try:
+        dist.all_gather(every, here, group=group)
+    except RuntimeError as error:
+        raise EngineDeadError(
+            f"a rank failed and the others did not, or are gone ({failure}; {error}); start the engine again"
+        ) from error
+    if any(not torch.equal(each, here) for each in every):
+        raise EngineDeadError(f"the ranks failed at different things (here: {failure}); start the engine again")

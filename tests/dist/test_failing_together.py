@@ -1,0 +1,187 @@
+"""Ranks fail together: at a request that fails on all of them alike, and as an engine when one fails alone or is gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.errors import EngineDeadError, ModelError
+from omnimuse.core.output import Failed
+from omnimuse.engine.engine import Engine, follow
+from omnimuse.engine.local import start
+from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block, BlockStack, Conditioning, Memory, StackRunner
+from omnimuse.worker.build import build
+from omnimuse.worker.connect import connect
+from omnimuse.worker.runner import Runner
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, drain, outputs, submit
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
+
+[FAMILY] = [family for family in FAMILIES if family.name == "ZImagePipeline"]
+GUILTY = 8
+"""How many steps the request takes that something is done to."""
+SCALE = "guidance_scale"
+
+
+class Fault:
+    """A stack runner that does `harm` before the blocks of the guilty request, from its second step on."""
+
+    def __init__(self, inner: StackRunner, harm: Callable[[], None]) -> None:
+        self.inner = inner
+        self.harm = harm
+
+    def __call__(
+        self,
+        blocks: Sequence[Block[Any]],
+        hidden: Tensor,
+        cond: Conditioning,
+        memories: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        if memories is None or any(memory.steps == GUILTY and memory.step for memory in memories):
+            self.harm()
+        return self.inner(blocks, hidden, cond, memories)
+
+    def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
+        return self.inner.probe(blocks, hidden, cond)
+
+
+def fail() -> None:
+    raise ArithmeticError("this block is broken")
+
+
+def die() -> None:
+    os._exit(0)
+
+
+def config(folder: Path, parallel: ParallelConfig) -> Config:
+    return Config(
+        ModelConfig(str(folder), dtype="float32", device="cpu"),
+        parallel=parallel,
+        schedule=ScheduleConfig(tier="fast", company="always"),
+        host=HostConfig(threads=1),
+    )
+
+
+def engine_with(folder: Path, stack: str, harm: Callable[[], None] | None) -> Engine:
+    """An engine over two ranks, of which this one has a fault in its stack; SystemExit where rank 0 was followed."""
+    chosen = config(folder, ParallelConfig(tensor=2))
+    mesh = connect(chosen.parallel)
+    built = build(chosen, mesh)
+    runner = Runner(built.pipeline, chosen.schedule, built.resources)
+    network = built.pipeline.ctx.components["transformer"]
+    assert isinstance(network, Network)
+    part = network.get_submodule(stack)
+    assert isinstance(part, BlockStack)
+    if harm is not None:
+        part.runner = Fault(part.runner, harm)
+    if not mesh.is_leader:
+        follow(runner)
+        raise SystemExit(0)
+    return Engine(runner, built.door)
+
+
+def guilty(folder: Path, engine: Engine) -> tuple[str, str]:
+    """Two requests, the first of which is harmed."""
+    subject = Subject(FAMILY, folder)
+    first, second = submit(engine, subject.ask(0, num_inference_steps=GUILTY), subject.ask(1))
+    return first, second
+
+
+def failed_alike(rank: int, folder: Path) -> None:
+    engine = engine_with(folder, "layers", fail)
+    bad, good = guilty(folder, engine)
+    events = drain(engine)
+    [ended] = [event for event in events if isinstance(event, Failed)]
+    assert ended.request_id == bad and isinstance(ended.error, ModelError)
+    outputs(events, good)
+    engine.close()
+
+
+def failed_alone(rank: int, folder: Path) -> None:
+    harmed(folder, "layers", fail if rank else None)
+
+
+def failed_alone_before_the_loop(rank: int, folder: Path) -> None:
+    harmed(folder, "context_refiner", fail if rank else None)
+
+
+def was_killed(rank: int, folder: Path) -> None:
+    harmed(folder, "layers", die if rank else None)
+
+
+def harmed(folder: Path, stack: str, harm: Callable[[], None] | None) -> None:
+    """The engine ends for everybody, on this rank too, and nobody is told that a request is to blame."""
+    if harm is not None:
+        with pytest.raises(EngineDeadError):
+            engine_with(folder, stack, harm)
+        return
+    engine = engine_with(folder, stack, None)
+    ids = guilty(folder, engine)
+    events = drain_until_dead(engine)
+    assert {event.request_id for event in events if isinstance(event, Failed)} == set(ids)
+    assert all(isinstance(event.error, EngineDeadError) for event in events if isinstance(event, Failed))
+
+
+def drain_until_dead(engine: Engine) -> list[Any]:
+    events: list[Any] = []
+    for _ in range(100):
+        if engine.dead is not None:
+            return events
+        events += engine.tick()
+    raise AssertionError("the engine lives on")
+
+
+def could_not_start(rank: int, folder: Path) -> None:
+    if rank:
+        [file] = (folder / "transformer").glob("*.safetensors")
+        copy = folder.parent / "broken"
+        copy.mkdir()
+        for each in folder.iterdir():
+            (copy / each.name).symlink_to(each)
+        (copy / "transformer").unlink()
+        (copy / "transformer").mkdir()
+        (copy / "transformer" / "config.json").symlink_to(folder / "transformer" / "config.json")
+        (copy / "transformer" / file.name).write_bytes(file.read_bytes()[:-1000])
+        with pytest.raises(ModelError):
+            start(config(copy, ParallelConfig(tensor=2)))
+        return
+    with pytest.raises(EngineDeadError, match="rank 1 could not start: ModelError"):
+        start(config(folder, ParallelConfig(tensor=2)))
+
+
+SCENES = {
+    scene.__name__: scene
+    for scene in (failed_alike, failed_alone, failed_alone_before_the_loop, was_killed, could_not_start)
+}
+
+
+def play(rank: int, scene: str, folder: Path, meeting: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        SCENES[scene](rank, folder)
+    except SystemExit:
+        pass
+    os._exit(0)  # groups that are broken take their time to go
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return FAMILY.build(tmp_path_factory.mktemp("tiny") / "whole")
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_ranks_fail_together(scene: str, folder: Path, tmp_path: Path) -> None:
+    mp.spawn(play, args=(scene, folder, tmp_path / "meeting"), nprocs=2)  # type: ignore[no-untyped-call]

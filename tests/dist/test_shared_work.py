@@ -1,0 +1,188 @@
+"""Tensors and tokens shared out to two, three and four ranks give what one rank gives, for every registered pipeline.
+
+All requests of a family are in flight together: guidance, pictures to start from, rows of many lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnimuse.core.config import (
+    CacheConfig,
+    Config,
+    HostConfig,
+    ModelConfig,
+    OffloadConfig,
+    ParallelConfig,
+    ScheduleConfig,
+)
+from omnimuse.engine.local import start
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, run
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+
+NAMES = [family.name for family in FAMILIES]
+EVERYWHERE = (ParallelConfig(tensor=2), ParallelConfig(ulysses=2), ParallelConfig(ring=2))
+"""What every family is run with."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something else that is switched on, and must give with several ranks what it gives with one."""
+
+    name: str = "plain"
+    cache: CacheConfig = CacheConfig()
+    offload: OffloadConfig = OffloadConfig()
+    load: Literal["weights", "dummy"] = "weights"
+    tier: Literal["fast", "exact"] = "fast"
+
+
+PLAIN = Feature()
+CACHED = Feature("cached", cache=CacheConfig("teacache", 0.3))
+WAITING = Feature("waiting", offload=OffloadConfig("layers"))
+DUMMY = Feature("dummy", load="dummy")
+EXACT = Feature("exact", tier="exact")
+
+Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
+SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
+    2: (
+        *((name, ParallelConfig(pipe=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN, "StableAudioPipeline")),
+        *((name, ParallelConfig(ulysses=2, shard=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN)),
+        (Z, ParallelConfig(tensor=2), CACHED),
+        (FLUX, ParallelConfig(ulysses=2), CACHED),
+        (WAN, ParallelConfig(pipe=2), CACHED),
+        (WAN, ParallelConfig(ring=2, shard=2), CACHED),
+        (Z, ParallelConfig(tensor=2), WAITING),
+        (FLUX, ParallelConfig(ring=2), WAITING),
+        (FLUX2, ParallelConfig(pipe=2), WAITING),
+        (FLUX2, ParallelConfig(tensor=2), DUMMY),
+        (Z, ParallelConfig(ulysses=2, shard=2), DUMMY),
+        (QWEN, ParallelConfig(pipe=2), DUMMY),
+        (QWEN, ParallelConfig(tensor=2), EXACT),
+    ),
+    3: (
+        (Z, ParallelConfig(tensor=3), PLAIN),
+        (Z, ParallelConfig(ulysses=3), PLAIN),
+        (FLUX, ParallelConfig(ring=3), PLAIN),
+        (FLUX, ParallelConfig(pipe=3), PLAIN),
+        (WAN, ParallelConfig(ring=3, shard=3), PLAIN),
+    ),
+    4: (
+        (FLUX, ParallelConfig(ulysses=2, ring=2), PLAIN),
+        (WAN, ParallelConfig(ulysses=2, ring=2, shard=4), PLAIN),
+        ("StableAudioPipeline", ParallelConfig(tensor=2, ulysses=2, shard=2), PLAIN),
+        (Z, ParallelConfig(tensor=2, ring=2), PLAIN),
+        (Z, ParallelConfig(cfg=2, ulysses=2), PLAIN),
+        (QWEN, ParallelConfig(cfg=2, tensor=2), PLAIN),
+        (WAN, ParallelConfig(pipe=2, tensor=2), PLAIN),
+        (FLUX, ParallelConfig(pipe=2, ulysses=2), PLAIN),
+    ),
+}
+"""By the number of ranks: parts that are not equal, what needs more heads than most checkpoints have, products, and
+other features.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One family in one division of the work, with one feature: where its checkpoint is, and where results go."""
+
+    family: str
+    parallel: ParallelConfig
+    feature: Feature
+    folder: Path
+    results: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}, {self.parallel}, {self.feature.name}"
+
+    def config(self, parallel: ParallelConfig) -> Config:
+        return Config(
+            ModelConfig(str(self.folder), dtype="float32", device="cpu", load=self.feature.load),
+            cache=self.feature.cache,
+            offload=self.feature.offload,
+            parallel=parallel,
+            schedule=ScheduleConfig(tier=self.feature.tier, company="always"),
+            host=HostConfig(threads=1),
+        )
+
+    def draw(self, parallel: ParallelConfig) -> list[Tensor]:
+        """Everything that the family is asked for in tests, in flight together; SystemExit on ranks that follow."""
+        [family] = [family for family in FAMILIES if family.name == self.family]
+        engine = start(self.config(parallel))
+        found = run(engine, *Subject(family, self.folder).asks())
+        assert not engine.runner.forwards.retries
+        engine.close()
+        return found
+
+
+def on_rank(rank: int, ranks: int, jobs: list[Job], meeting: Path) -> None:
+    """Rank 0 drives one engine after the other, the others follow each until it closes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    for job in jobs:
+        try:
+            found = job.draw(job.parallel)
+        except SystemExit:
+            continue
+        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(found)}, job.results)
+
+
+def jobs_of(ranks: int, folders: dict[str, Path], results: Path) -> list[Job]:
+    """All jobs of so many ranks."""
+    wanted = [(name, parallel, PLAIN) for parallel in EVERYWHERE if parallel.ranks == ranks for name in NAMES]
+    return [
+        Job(name, parallel, feature, folders[name], results / f"{number}.safetensors")
+        for number, (name, parallel, feature) in enumerate([*wanted, *SOME[ranks]])
+    ]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny checkpoint of every family."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return {family.name: family.build(folder / str(number)) for number, family in enumerate(FAMILIES)}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Callable[[Job], list[Tensor]]]:
+    """What one rank gives of a family with a feature, once each."""
+    threads, known = torch.get_num_threads(), dict[tuple[str, str], list[Tensor]]()
+
+    def draw(job: Job) -> list[Tensor]:
+        key = (job.family, job.feature.name)
+        if key not in known:
+            known[key] = job.draw(ParallelConfig())
+        return known[key]
+
+    torch.set_num_threads(1)
+    yield draw
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("ranks", SOME)
+def test_shared_work_is_the_work_of_one(
+    ranks: int, folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+) -> None:
+    jobs = jobs_of(ranks, folders, tmp_path)
+    mp.spawn(on_rank, args=(ranks, jobs, tmp_path / "meeting"), nprocs=ranks)  # type: ignore[no-untyped-call]
+    wrong = []
+    for job in jobs:
+        found = load_file(job.results)
+        for index, tensor in enumerate(alone(job)):
+            error = float((found[str(index)] - tensor).norm() / tensor.norm())
+            if not error <= 1e-5:
+                wrong.append(f"{job.name}, request {index}: {error:.1e}")
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,231 @@
+"""How networks are cut: what each rank holds, how little all hold alike, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.attention.layer import Attention
+from omnimuse.core.config import CompileConfig, Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Slices
+from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block, BlockStack
+from omnimuse.loader.tensors import construct
+from omnimuse.models import REGISTRY
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.pipe import share_blocks as share_out
+from omnimuse.parallel.pipe import split
+from omnimuse.parallel.sequence import bind
+from omnimuse.parallel.shard import share_blocks as keep_parts
+from omnimuse.parallel.tensor import share_weights
+from omnimuse.worker.explain import explain
+
+PLACES = {
+    component.network: spec.family
+    for spec in REGISTRY.specs()
+    for component in spec.components.values()
+    if component.network and not component.network.startswith("omnimuse.components")
+}
+"""Where the networks of all families are."""
+
+
+def published(place: str) -> Network | None:
+    """The network as the defaults of its configuration have it, without memory; None for one that runs once."""
+    module, _, name = place.partition(":")
+    found = getattr(import_module(module), name)
+    return construct(lambda: found.from_config({})) if issubclass(found, Network) else None
+
+
+def size(network: nn.Module) -> int:
+    return sum(each.numel() for each in network.parameters())
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rank_holds_little_more_than_its_share_of_a_published_network(place: str, ranks: int) -> None:
+    network = published(place)
+    if network is None:
+        pytest.skip("it does not run at every step, and is whole on every rank")
+    whole = size(network)
+    cuts = share_weights(network, Mesh.planned(ParallelConfig(tensor=ranks), ranks - 1).axis("tensor"))
+    assert size(network) / whole < 1 / ranks + 0.02
+    assert all(network.get_parameter(name).shape[cut.dim] == cut.held for name, cut in cuts.items())
+
+
+class ToyBlock(Block[Any]):
+    """Three heads of 4 and an MLP of 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(12, 36 + 14)
+        self.core = Attention(3, 4)
+        self.out = nn.Linear(12 + 7, 12)
+
+
+class Toy(Network):
+    """A network of one block, with any plan."""
+
+    packing = "varlen"
+
+    def __init__(self, plan: Mapping[str, Cutting]) -> None:
+        super().__init__()
+        self.stack = BlockStack([ToyBlock()])
+        self._plan = plan
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Toy:
+        return cls({})
+
+    def forward(self, rows: Any, memories: Any = None) -> list[Tensor]:
+        return []
+
+    def stacks(self) -> dict[str, BlockStack]:
+        return {"blocks": self.stack}
+
+    def plan(self) -> Mapping[str, Cutting]:
+        return self._plan
+
+
+PLAN = {"stack.*.qkv": Columns(queries=1, keys=2, others=2), "stack.*.out": Rows(queries=1, others=1)}
+
+
+def cut(plan: Mapping[str, Cutting], ranks: int, rank: int = 0) -> tuple[Toy, dict[str, Slices]]:
+    with torch.device("meta"):
+        network = Toy(plan)
+    return network, share_weights(network, Mesh.planned(ParallelConfig(tensor=ranks), rank).axis("tensor"))
+
+
+def test_heads_and_widths_that_do_not_divide_are_shared_out_whole_and_once() -> None:
+    held: list[int] = []
+    for rank, heads in enumerate((2, 1)):
+        network, slices = cut(PLAN, 2, rank)
+        assert network.stack.blocks()[0].core.num_heads == heads
+        assert slices["stack.0.qkv.weight"] == slices["stack.0.qkv.bias"]
+        held += [place for span in slices["stack.0.qkv.weight"].spans for place in range(*span)]
+        inputs = slices["stack.0.out.weight"]
+        assert (inputs.dim, inputs.whole) == (1, 19) and "stack.0.out.bias" not in slices
+        assert inputs.held == heads * 4 + (4, 3)[rank]
+    assert sorted(held) == list(range(50))
+
+
+def test_what_a_span_of_the_whole_has_here_is_found_wherever_it_lies() -> None:
+    slices = Slices(0, 20, ((2, 5), (10, 12), (15, 20)))
+    assert slices.held == 10
+    assert list(slices.meet(0, 20)) == [((2, 5), 0), ((10, 12), 3), ((15, 20), 5)]
+    assert list(slices.meet(4, 11)) == [((0, 1), 2), ((6, 7), 3)]
+    assert list(slices.meet(5, 10)) == []
+
+
+def test_parts_differ_by_one_at_most_and_leave_nothing_out() -> None:
+    for count in range(12):
+        for of in (1, 2, 3, 5):
+            spans = [Cut(at, of).span(count) for at in range(of)]
+            assert [place for span in spans for place in range(*span)] == list(range(count))
+            assert max(b - a for a, b in spans) - min(b - a for a, b in spans) <= 1
+    with pytest.raises(ValueError, match="no part 2 of 2"):
+        Cut(2, 2)
+
+
+def test_more_ranks_than_heads_are_refused_with_the_most_that_there_may_be() -> None:
+    with pytest.raises(ConfigError, match=r"tensor=4 cannot be: this model has 3 heads .* use tensor=3 or less"):
+        cut(PLAN, 4)
+    with pytest.raises(ConfigError, match=r"3 heads .* over tensor=2 leave 1, .* use ulysses=1 or less, or ring"):
+        bind(Toy(PLAN), Mesh.planned(ParallelConfig(tensor=2, ulysses=2)), "transformer")
+
+
+def test_a_network_without_a_plan_and_blocks_that_mix_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Toy does not say how its weights are cut; use ulysses or ring"):
+        cut({}, 2)
+    network = Toy(PLAN)
+    network.stack[0].mixes_tokens = True
+    with pytest.raises(ConfigError, match="mix tokens outside attention; use tensor"):
+        bind(network, Mesh.planned(ParallelConfig(ring=2)), "transformer")
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"stack.*.absent": Rows(others=1)}, "names 'stack.*.absent', and nothing there is called so"),
+        ({"stack.*.out": Rows(others=2)}, "parts that are not its 19 places"),
+        ({"stack.*.qkv": Columns(queries=1, keys=2)}, "parts that are not its 50 places"),
+    ],
+)
+def test_a_plan_that_does_not_fit_its_network_is_refused(plan: Mapping[str, Cutting], words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        cut(plan, 2)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "spans"),
+    [
+        ([1] * 7, 3, [(0, 2), (2, 5), (5, 7)]),
+        ([5, 1, 1, 1], 2, [(0, 1), (1, 4)]),
+        ([1, 1, 1, 5], 2, [(0, 3), (3, 4)]),
+        ([9, 1, 1], 3, [(0, 1), (1, 2), (2, 3)]),
+        ([1, 1, 9], 3, [(0, 1), (1, 2), (2, 3)]),
+    ],
+)
+def test_blocks_are_split_by_their_bytes_and_every_rank_has_one(
+    sizes: list[int], ranks: int, spans: list[tuple[int, int]]
+) -> None:
+    assert split(sizes, ranks) == spans
+
+
+def test_a_stack_shorter_than_the_pipe_is_refused_with_the_longest_that_fits() -> None:
+    with pytest.raises(ConfigError, match="has 1 blocks, and every rank needs one; use pipe=1 or less"):
+        share_out(Toy(PLAN), Mesh.planned(ParallelConfig(pipe=2)).axis("pipe"), {})
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_parts_of_blocks_on_all_ranks_are_the_blocks_also_of_those_that_were_cut_before(tensor: int) -> None:
+    held: Counter[tuple[str, int]] = Counter()
+    parallel = ParallelConfig(tensor=tensor, ring=3, shard=3)
+    for rank in range(parallel.ranks):
+        mesh = Mesh.planned(parallel, rank)
+        with torch.device("meta"):
+            network = Toy(PLAN)
+        shapes = {name: each.shape for name, each in network.named_parameters()}
+        cuts = share_weights(network, mesh.axis("tensor")) if tensor > 1 else {}
+        _, cuts = keep_parts(network, mesh.axis("sequence"), cuts)
+        for name, parameter in network.named_parameters():
+            assert parameter.shape[cuts[name].dim] == cuts[name].held
+            assert cuts[name].whole == shapes[name][cuts[name].dim]
+            held.update((name, place) for span in cuts[name].spans for place in range(*span))
+    whole_on_both = "stack.0.out.bias"  # the tensor axis has it on every rank
+    assert {count for (name, _), count in held.items() if name != whole_on_both} == {1}
+    assert len(held) == 50 + 50 + 12 + (12 if tensor == 1 else 19)
+
+
+def asked(folder: Path, parallel: ParallelConfig) -> Config:
+    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"), parallel=parallel)
+
+
+def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_folder: Path) -> None:
+    choices = {
+        (choice.topic, choice.name): choice
+        for choice in explain(asked(z_image_folder, ParallelConfig(tensor=2, ring=2)))
+    }
+    assert choices["ranks", "transformer, tokens"].value == "ulysses=1 x ring=2"
+    assert "on every rank alike" in choices["ranks", "transformer, tensor"].value
+    assert choices["batching", "tier"].value == "fast" and "tensor=2 x ring=2" in choices["batching", "tier"].reason
+
+
+def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z_image_folder: Path) -> None:
+    chosen = asked(z_image_folder, ParallelConfig(ulysses=2))
+    with pytest.raises(ConfigError, match="compiled blocks, which have not been tried"):
+        explain(replace(chosen, compile=CompileConfig("blocks")))
+    kept = replace(chosen, parallel=ParallelConfig(ulysses=2, shard=2))
+    with pytest.raises(ConfigError, match="both say where blocks wait"):
+        explain(replace(kept, offload=OffloadConfig("layers")))
+    with pytest.raises(ConfigError, match="tier=invariant cannot be"):
+        explain(replace(chosen, schedule=ScheduleConfig(tier="invariant")))
