@@ -90,6 +90,8 @@ class TwoStreamStatic:
     rope: Tensor | None  # [S_text + S_image, 2, H/2, 2], float32; None where tokens have their places in another way
     shown: Tensor | None = field(default=None, kw_only=True)
     """Pictures that were given, embedded, [S_shown, D]: they follow the image's own tokens, and count as such."""
+    beside: Tensor | None = field(default=None, kw_only=True)
+    """More channels of the image's own tokens, [c', h, w], which stand behind those of the latents."""
 
     @property
     def text_tokens(self) -> int:
@@ -232,7 +234,8 @@ class TwoStreamNetwork(Network, Generic[Static]):
 
     def images(self, rows: Sequence[TwoStreamInputs[Static]]) -> list[Tensor]:
         """The tokens of the rows' images, [S_image, D] each, then those of what they are shown."""
-        images = zip(self.embed([row.latents for row in rows]), (row.static.shown for row in rows), strict=True)
+        whole = [row.latents if (more := row.static.beside) is None else torch.cat([row.latents, more]) for row in rows]
+        images = zip(self.embed(whole), (row.static.shown for row in rows), strict=True)
         return [image if shown is None else torch.cat([image, shown]) for image, shown in images]
 
     def stacks(self) -> dict[str, BlockStack]:

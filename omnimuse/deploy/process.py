@@ -292,7 +292,7 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            remarks = Remarks(tuple(result.warnings), result.prompt_tokens)
+            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown)
             self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks))
 
     def _end(self, request_id: str, error: BaseException) -> None:

@@ -143,10 +143,13 @@ class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What there is to say of a result beside its files: what people should know, and the tokens read of its texts."""
+    """What there is to say of a result beside its files: what people should know, the tokens read of its texts, and in
+    which sizes (width, height) the model was shown pictures beside what it drew.
+    """
 
     warnings: tuple[str, ...] = ()
     prompt_tokens: int = 0
+    shown: tuple[tuple[int, int], ...] = ()
 
 
 class Finished(Message, frozen=True):

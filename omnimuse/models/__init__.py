@@ -14,6 +14,7 @@ TABLE = {
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",
     "FluxKontextPipeline": "omnimuse.models.flux_kontext",
+    "FluxFillPipeline": "omnimuse.models.flux_fill",
     "Flux2KleinPipeline": "omnimuse.models.flux2",
     "Flux2Pipeline": "omnimuse.models.flux2_dev",
     "StableDiffusion3Pipeline": "omnimuse.models.stable_diffusion_3",

@@ -39,7 +39,10 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
     }
     if size is None:
         chosen = {name: value for name, value in chosen.items() if name not in limits.refuses}
-    ask = Ask({"prompt": "a warm-up", "images": _blanks(limits.min_images)}, DiffusionParams(**chosen))
+    prompt: dict[str, Any] = {"prompt": "a warm-up", "images": _blanks(limits.min_images)}
+    if door.spec.fills:
+        prompt["pad"] = (LIBRARY_SIDE, 0, 0, 0)
+    ask = Ask(prompt, DiffusionParams(**chosen))
     try:
         door.make_request(ask, 0.0, 0)
     except RequestError as error:

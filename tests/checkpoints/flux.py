@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
     FluxKontextPipeline,
@@ -28,6 +29,7 @@ from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import parts
 from tests.checkpoints.wishes import BY_SIZE, EULER, Family, Wish, drawn, halves, of_picture, photo, reference_of
 
+FILL = "FluxFillPipeline"
 POOLED_WIDTH = 32
 TEXT_WIDTH = 24
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'-"
@@ -58,10 +60,11 @@ def t5_tokenizer(longest: int = 512) -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=longest)
 
 
-def transformer(guidance: bool = True) -> FluxTransformer2DModel:
-    """The network of the reference, small; still to be drawn."""
+def transformer(guidance: bool = True, channels: int = 64) -> FluxTransformer2DModel:
+    """The network of the reference, small, which sees so many `channels` of a token; still to be drawn."""
     return FluxTransformer2DModel(
-        in_channels=64,
+        in_channels=channels,
+        out_channels=64,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=16,
@@ -107,13 +110,13 @@ def build(folder: Path, *, schnell: bool = False, seed: int = 0, arch: str = "Fl
     """Writes the checkpoint into `folder` and returns it.
 
     The dev kind has a guidance embedding and a dynamic shift; `schnell` has neither. Other pipelines (`arch`) have the
-    same components.
+    same components, that which fills in pictures with a transformer that sees them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     clip.save_pretrained(folder / "tokenizer")
     t5.save_pretrained(folder / "tokenizer_2")
-    parts.save_module(folder, "transformer", seed, lambda: transformer(guidance=not schnell))
+    parts.save_module(folder, "transformer", seed, lambda: transformer(not schnell, 384 if arch == FILL else 64))
     parts.save_module(folder, "text_encoder", seed, lambda: clip_encoder(len(clip)))
     parts.save_module(folder, "text_encoder_2", seed, lambda: t5_encoder(len(t5)))
     parts.save_module(folder, "vae", seed, parts.kl_autoencoder)
@@ -148,6 +151,7 @@ def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) ->
 
 _reference = reference_of(FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
 _KONTEXT = replace(of_picture(4, 3.5, 64, 64, 0), max_sequence_length=24, extra={"auto_resize": False})
+_FILL = replace(of_picture(4, 30.0, 64, 64, 0), strength=1.0, max_sequence_length=24)
 _SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
 
 FAMILIES = (
@@ -207,5 +211,29 @@ FAMILIES = (
         ),
         reference=kontext_reference,
         unable=EULER,
+    ),
+    Family(
+        arch=FILL,
+        build=partial(build, arch=FILL),
+        wishes=(
+            Wish("a red circle", None, replace(_FILL, seed=7), photo(70, 50), mask=halves(70, 50)),
+            Wish(
+                "Two squares, and a long story about them. " * 12,
+                None,
+                replace(_FILL, num_inference_steps=3, height=96, guidance_scale=2.0, seed=8),
+                photo(40, 60),
+                pad=(0, 20, 8, 0),
+            ),
+            Wish(
+                "a star",
+                None,
+                replace(_FILL, num_inference_steps=6, width=48, guidance_scale=5.0, strength=0.6, seed=9),
+                photo(64, 90),
+                mask=halves(64, 90),
+                pad=(10, 0, 0, 0),
+            ),
+        ),
+        reference=reference_of(FluxPipeline, keeping=FluxFillPipeline),
+        unable=BY_SIZE,
     ),
 )

@@ -189,7 +189,6 @@ def test_selected_conditions_are_those_of_the_rows_alone(network):
     ("change", "message"),
     [
         ({"patch_size": 2}, "patch_size=2 is not supported; only 1 is"),
-        ({"out_channels": 8}, "out_channels=8 is not supported; only 16 is"),
         ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope=\(4, 6\), attention_head_dim=16"),
         ({"attention_head_dim": 18}, "attention_head_dim=18"),
         ({"flow_capacitor": 88}, "unknown key 'flow_capacitor'"),

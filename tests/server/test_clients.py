@@ -221,7 +221,7 @@ def test_a_path_is_there_if_the_model_does_what_it_is_for_and_else_says_what_the
 
 
 def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running) -> None:
-    server.workers.remarks = Remarks(("the prompt has 99 tokens",), prompt_tokens=11)
+    server.workers.remarks = Remarks(("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)))
     try:
         answer = post(server, seed=-1, n=2, style="natural")
     finally:
@@ -229,6 +229,7 @@ def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running)
     body = answer.json()
     assert body["id"] == server.workers.started[-1].id
     assert (body["peak_memory_mb"], body["inference_time_s"]) == (3.0, 0.0)
+    assert body["shown"] == ["64x48", "32x32"]
     assert body["usage"] == {
         "input_tokens": 11,
         "input_tokens_details": {"image_tokens": 0, "text_tokens": 11},
@@ -242,11 +243,11 @@ def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running)
         "the prompt has 99 tokens",
     ]
     assert json.loads(answer.headers["x-warnings"]) == body["warnings"]
-    assert "warnings" not in post(server).json() and "x-warnings" not in post(server).headers
+    assert not {"shown", "warnings"} & post(server).json().keys() and "x-warnings" not in post(server).headers
 
 
 def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
-    server.workers.remarks = Remarks(("the prompt has 99 tokens",), prompt_tokens=11)
+    server.workers.remarks = Remarks(("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)))
     try:
         text = post(server, stream=True, n=2, generator_device="cuda").text
         job = post(server, background=True, generator_device="cuda").json()
@@ -256,6 +257,7 @@ def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
         server.workers.remarks = Remarks()
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     assert [event["usage"]["input_tokens"] for event in events] == [11, 0]
+    assert {tuple(told["shown"]) for told in (*events, job["result"])} == {("64x48", "32x32")}
     for told in (events[0]["warnings"], job["warnings"], job["result"]["warnings"]):
         assert "CPU" in told[0] and told[1:] == ["the prompt has 99 tokens"]
     assert job["stage_durations"] == {"queue": 0.0, "denoise": 0.0} and job["peak_memory_mb"] == 3.0

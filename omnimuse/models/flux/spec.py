@@ -8,6 +8,7 @@ negative prompt is classifier-free guidance proper, at twice the cost.
 from __future__ import annotations
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
@@ -17,7 +18,18 @@ MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never 
 
 
 def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for: schnell has no guidance input, and learned from shorter texts."""
+    """What a checkpoint can be asked for; ModelError for a network that is shown more than it draws."""
+    seen, drawn = (configs["transformer"].get(name) for name in ("in_channels", "out_channels"))
+    if drawn not in (None, seen):
+        raise ModelError(
+            f"transformer/config.json: in_channels={seen}, out_channels={drawn}; such a network is shown more than it "
+            "draws, and belongs to another pipeline than model_index.json says"
+        )
+    return bounds(configs)
+
+
+def bounds(configs: Configs) -> Limits:
+    """The bounds of every kind: schnell has no guidance input, and learned from shorter texts."""
     guided = bool(configs["transformer"].get("guidance_embeds"))
     return Limits(
         size_multiple=PATCH * factor(configs["vae"]),

@@ -37,6 +37,7 @@ class FluxConfig:
     """The facts in the checkpoint's transformer/config.json; defaults are those of the published 12B models."""
 
     in_channels: int = 64
+    out_channels: int = 0  # as many as come in
     num_layers: int = 19
     num_single_layers: int = 38
     attention_head_dim: int = 128
@@ -57,10 +58,7 @@ class FluxConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> FluxConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
-        channels = config.get("in_channels", cls.in_channels)
-        return read_facts(
-            cls, config, "transformer/config.json", {"patch_size": (1,), "out_channels": (None, channels)}
-        )
+        return read_facts(cls, config, "transformer/config.json", {"patch_size": (1,)})
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class FluxTransformer(TwoStreamNetwork[FluxStatic]):
     def __init__(self, config: FluxConfig) -> None:
         dim = config.dim
         blocks = Blocks(dim, config.num_attention_heads, config.num_layers, config.num_single_layers)
-        super().__init__(blocks, config.in_channels, config.joint_attention_dim)
+        super().__init__(blocks, config.in_channels, config.joint_attention_dim, out=config.out_channels)
         self.config = config
         self.time_embedder = TimestepEmbedding(dim, dim)
         self.activation = nn.SiLU()

@@ -50,7 +50,8 @@ class Image(BaseModel):
 
 class ImagesResponse(BaseModel):
     """The answer to a request for pictures. `timings` are seconds by stage, `inference_time_s` those spent drawing,
-    `peak_memory_mb` the most MiB that its worker held. `warnings` say what may not be as one thinks.
+    `peak_memory_mb` the most MiB that its worker held. `shown` are the sizes in which the model was shown the pictures
+    that came, beside what it drew. `warnings` say what may not be as one thinks.
     """
 
     id: str
@@ -65,6 +66,7 @@ class ImagesResponse(BaseModel):
     timings: dict[str, float]
     inference_time_s: float
     peak_memory_mb: float | None = None
+    shown: list[str] | None = None
     warnings: list[str] | None = None
 
 
@@ -145,6 +147,7 @@ class CompletedImageEvent(BaseModel):
     usage: Usage
     timings: dict[str, float]
     safety_identifier: str | None = None
+    shown: list[str] | None = None
     warnings: list[str] | None = None
 
 

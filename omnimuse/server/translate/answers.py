@@ -86,6 +86,11 @@ class Made:
         return {"x-seed": self.seeds} | ({"x-warnings": json.dumps(told)} if told else {})
 
     @property
+    def shown(self) -> list[str] | None:
+        """The sizes in which the model was shown pictures, as WIDTHxHEIGHT; None where it was shown none."""
+        return [f"{width}x{height}" for width, height in self.remarks.shown] or None
+
+    @property
     def memory_mb(self) -> float | None:
         """`memory` in MiB, as other servers report it."""
         return round(self.memory / _MIB, 1) if self.memory else None
@@ -148,6 +153,7 @@ def response(
         timings=made.seconds,
         inference_time_s=made.work_seconds,
         peak_memory_mb=made.memory_mb,
+        shown=made.shown,
         warnings=told([*look.warnings, *made.remarks.warnings]),
     )
     return protocol.dump(answer)
@@ -198,6 +204,7 @@ class Events:
                     usage=usage(image_tokens(door, [file]), 0 if index else made.remarks.prompt_tokens),
                     timings=made.seconds,
                     safety_identifier=self._look.safety_identifier,
+                    shown=made.shown,
                     warnings=told([*self._look.warnings, *made.remarks.warnings]),
                 )
             )

@@ -1,0 +1,117 @@
+"""FLUX.1 Fill as a pipeline: that of FLUX.1, whose network sees beside what it draws what is kept of a picture.
+
+Source: the reference pipeline of diffusers (FluxFillPipeline). C latent channels, h w latent sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from omnimuse.core.autoencoder import factor
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
+from omnimuse.models.flux.pipeline import ENCODERS, prepared
+from omnimuse.models.flux.transformer import FluxStatic
+from omnimuse.models.flux_fill.spec import SPEC
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage, drawn, encode, pixels_in, resized
+from omnimuse.pipeline.latents import InitLatents, cells, packed_tokens
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.region import canvas, pixels_anew
+from omnimuse.pipeline.scaling import scaled
+from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import for_both_branches
+from omnimuse.pipeline.two_streams import two_stream_inputs
+
+VAE = "vae"
+
+
+def size_of(request: Request) -> tuple[int, int]:
+    """Width and height of what is drawn."""
+    assert request.params.width is not None
+    assert request.params.height is not None
+    return request.params.width, request.params.height
+
+
+@dataclass(frozen=True)
+class EncodeKept(Stage):
+    """Writes `kept_moments` [2C, h, w]: what the VAE makes of the picture, grey where it is drawn anew."""
+
+    name: str = "encode what is kept"
+    reads: tuple[str, ...] = ("images", "region")
+    writes: tuple[str, ...] = ("kept_moments",)
+    uses: tuple[str, ...] = (VAE,)
+
+    def key(self, ctx: Context, state: State) -> Hashable | None:
+        return (self, size_of(state.request), state["region"].key, state["images"][0].digest)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            picture, region, size = state["images"][0], state["region"], size_of(state.request)
+            kept = ~pixels_anew(picture, region, size)
+            state["kept_moments"] = encode(ctx, VAE, pixels_in(resized(canvas(picture, region), size)) * kept)
+
+
+@dataclass(frozen=True)
+class DrawKept(Stage):
+    """Writes `beside` [C + p * p, h, w]: scaled latents drawn from `kept_moments`, then for each of the p x p pixels of
+    a latent whether it is drawn anew. By the state's own generator, after the noise is.
+    """
+
+    name: str = "draw what is kept"
+    reads: tuple[str, ...] = ("kept_moments", "images", "region")
+    writes: tuple[str, ...] = ("beside",)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            latents = drawn(state["kept_moments"], state.generator)
+            latents = scaled(ctx.components.wherever(VAE), ctx.configs[VAE], latents)  # [C, h, w]
+            anew = pixels_anew(state["images"][0], state["region"], size_of(state.request))
+            blocks = F.pixel_unshuffle(anew[None].to(latents), factor(ctx.configs[VAE]))  # [p * p, h, w]
+            state["beside"] = torch.cat([latents, blocks])
+
+
+def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
+    """[C, h, w] of the noise of one picture."""
+    channels = configs[VAE]["latent_channels"]
+    assert isinstance(channels, int)
+    return channels, *cells(configs, request)
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
+    """The text of a branch, what is kept of the picture and the positions: the same at every step."""
+    return replace(prepared(ctx, state, network, branch, ()), beside=state["beside"])
+
+
+class FluxFill(Pipeline):
+    """Text, and a picture with a part to fill, to picture."""
+
+    spec = SPEC
+    stages = (
+        *for_both_branches(*ENCODERS),
+        EncodeImage(),
+        EncodeKept(),
+        DrawImageLatents(),
+        InitLatents(latent_shape),
+        DrawKept(),
+        Denoise(
+            conditions=conditions,
+            inputs=two_stream_inputs,
+            token_count=packed_tokens,
+            preview=preview_by_decoding,
+            start="image_latents",
+            spacing="linear64",
+            texts=("embeds", "pooled"),
+            given=("beside",),
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = FluxFill
