@@ -13,6 +13,8 @@ TABLE = {
     "LongCatImagePipeline": "omnimuse.models.longcat_image",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",
+    "QwenImageEditPipeline": "omnimuse.models.qwen_image_edit",
+    "QwenImageEditPlusPipeline": "omnimuse.models.qwen_image_edit_plus",
     "FluxKontextPipeline": "omnimuse.models.flux_kontext",
     "Flux2KleinPipeline": "omnimuse.models.flux2",
     "Flux2Pipeline": "omnimuse.models.flux2_dev",
