@@ -11,6 +11,7 @@ TABLE = {
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",
     "LongCatImagePipeline": "omnimuse.models.longcat_image",
+    "LongCatImageEditPipeline": "omnimuse.models.longcat_image_edit",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",
     "QwenImageEditPipeline": "omnimuse.models.qwen_image_edit",
