@@ -272,9 +272,11 @@ class Door:
         return replace(self.defaults, width=self._legal(wide), height=self._legal(high))
 
     def _legal(self, side: float) -> int:
-        """The legal side for `side`: the nearest, or the one below it, as this model rounds."""
+        """The legal side for `side`: the nearest, or the one below or above it, as this model rounds."""
         step = self.limits.size_multiple
-        count = round(side) // step if self.limits.rounding == "down" else round(side / step)
+        exact = round(side / step, 6)  # what a root missed by its last digits is no step more
+        counts = {"nearest": round(side / step), "down": round(side) // step, "up": math.ceil(exact)}
+        count = counts[self.limits.rounding]
         return min(max(count, 1), self.limits.max_side // step) * step
 
     def _prompt(self, given: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -81,7 +81,7 @@ class Limits:
     max_images: int = 0
     fixed: DiffusionParams = DiffusionParams()
     refuses: Mapping[str, str] = field(default_factory=dict)
-    rounding: Literal["nearest", "down"] = "nearest"
+    rounding: Literal["nearest", "down", "up"] = "nearest"
     frame_step: int = 1
     min_frames: int = 1
     max_frames: int = 1

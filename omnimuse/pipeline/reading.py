@@ -123,8 +123,8 @@ class ReadWithPictures(Stage):
 
     `tokens(tokenizer, prompt, limit, pieces)` makes the tokens, with as many times `PLACE` for every picture as it has
     pieces. Each picture is brought to the sizes `fit(request, picture)`, one after the other, by Lanczos' filter before
-    it is prepared. The encoder is called as the body of transformers' Qwen2.5-VL is, and told which tokens are
-    pictures: their positions depend on it.
+    it is prepared. The encoder is called as the body of transformers' Qwen2.5-VL is, and told the tokens' positions:
+    those of pictures have rows and columns.
     """
 
     tokens: Callable[[Any, str, int, Sequence[int]], Tokens]
@@ -178,21 +178,18 @@ class ReadWithPictures(Stage):
         prepare, limit = Patches.of(ctx.configs[self.processor]), limit_of(ctx, state.request)
         seen = [prepare(self._fitted(state.request, picture)) for picture in state["images"]]
         pieces = [rows * columns // prepare.merge**2 for _, (rows, columns) in seen]
-        tokens, network = self.tokens(ctx.components[self.tokenizer], prompt, limit, pieces), ctx.network(self.encoder)
+        tokens = self.tokens(ctx.components[self.tokenizer], prompt, limit, pieces)
+        network: Any = ctx.network(self.encoder)
         given = {}
         if seen:
-            patches = torch.cat([patches for patches, _ in seen])
+            patches, grids = torch.cat([patches for patches, _ in seen]), torch.tensor([[1, *grid] for _, grid in seen])
             given["pixel_values"] = patches.to(ctx.device, next(network.parameters()).dtype)
-            given["image_grid_thw"] = torch.tensor([[1, *grid] for _, grid in seen]).to(ctx.device)
-        place = ctx.configs[self.encoder]["image_token_id"]
-        assert isinstance(place, int)
-        kinds = tokens.ids.eq(place).int()
-        output = network(
-            tokens.ids.to(ctx.device),
-            attention_mask=tokens.mask.to(ctx.device),
-            mm_token_type_ids=kinds.to(ctx.device),
-            **given,
-        )
+            given["image_grid_thw"] = grids.to(ctx.device)
+            # On the CPU, where the numbers are that it reads: on a device the host would wait for each.
+            kinds = tokens.ids.eq(network.config.image_token_id).int()
+            places, _ = network.get_rope_index(tokens.ids, kinds, grids, attention_mask=tokens.mask)  # [3, 1, S]
+            given["position_ids"] = places.to(ctx.device)
+        output = network(tokens.ids.to(ctx.device), attention_mask=tokens.mask.to(ctx.device), **given)
         lost = tokens.whole - tokens.read
         why = f"max_sequence_length={limit}" if lost else ""
         read = TextRead(self.source, self.encoder, tokens.read, lost, why)

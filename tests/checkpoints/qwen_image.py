@@ -79,16 +79,17 @@ def build(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
-    """What the reference makes of every wish: pictures [3, H, W], or latents [C, h, w].
-
-    A blank stands for a negative prompt that nobody gave: the reference would leave guidance out.
-    """
-    guided = [
+def guided(wishes: Sequence[Wish]) -> list[Wish]:
+    """A blank stands for a negative prompt that nobody gave: the reference would leave guidance out."""
+    return [
         replace(wish, negative=" ") if wish.negative is None and (wish.params.true_cfg_scale or 0.0) > 1 else wish
         for wish in wishes
     ]
-    pictures = _reference(folder, guided, output_type)
+
+
+def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+    """What the reference makes of every wish: pictures [3, H, W], or latents [C, h, w]."""
+    pictures = _reference(folder, guided(wishes), output_type)
     return [picture[:, 0] if picture.ndim == 4 else picture for picture in pictures]
 
 

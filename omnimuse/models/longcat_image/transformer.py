@@ -28,7 +28,7 @@ from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.facts import read_facts
 
 THETA = 10_000.0
-AFTER = 512  # text tokens at most: where the image's positions begin
+AFTER = 512  # text tokens at most, beside pictures: where the image's positions begin
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,27 @@ class LongCatImageTransformer(TwoStreamNetwork[TwoStreamStatic]):
     def from_config(cls, config: Mapping[str, Any]) -> LongCatImageTransformer:
         return cls(LongCatImageConfig.from_dict(config))
 
-    def prepare(self, features: Tensor, height: int, width: int) -> TwoStreamStatic:
-        """Text features [S, joint_attention_dim] and the latent size -> what all steps share."""
+    def prepare(self, features: Tensor, height: int, width: int, shown: Sequence[Tensor] = ()) -> TwoStreamStatic:
+        """Text features [S, joint_attention_dim], the latent size, and latents [c, h, w] of pictures that are shown ->
+        what all steps share.
+        """
         text = self.text_embedder(features.to(self.text_embedder.weight))  # [S_text, D]
-        return TwoStreamStatic(text, self._rope(len(text), height // PATCH, width // PATCH))
+        sizes = [(height, width), *(each.shape[1:] for each in shown)]
+        rope = self._rope(len(text), [(high // PATCH, wide // PATCH) for high, wide in sizes])
+        return TwoStreamStatic(text, rope, shown=torch.cat(self.embed(shown)) if shown else None)
 
     def vector(self, rows: Sequence[TwoStreamInputs[TwoStreamStatic]]) -> Tensor:
         return self.activation(self.time_embedder(self.times(rows)))
 
-    def _rope(self, text: int, rows: int, columns: int) -> Tensor:
+    def _rope(self, text: int, grids: Sequence[tuple[int, int]]) -> Tensor:
         """The text runs along the diagonal of the second and third axis; the image, on the next plane of the first,
-        spreads over them from where the longest text ends.
+        spreads over them from where the longest text ends; pictures that are shown do so on further planes.
         """
         device = self.text_embedder.weight.device
         along = torch.arange(text, device=device)
-        words = torch.stack([torch.zeros_like(along), along, along], dim=1)  # [S_text, 3]
-        axes = (
-            torch.arange(start, start + length, device=device)
-            for start, length in ((1, 1), (AFTER, rows), (AFTER, columns))
-        )
-        positions = torch.cat([words, torch.cartesian_prod(*axes)])  # [S_text + S_image, 3]
-        return rotary_table(positions, self.config.axes_dims_rope, THETA, exact=True)
+        words, start = torch.stack([torch.zeros_like(along), along, along], dim=1), max(AFTER, text)  # [S_text, 3]
+        planes = []
+        for plane, grid in enumerate(grids, 1):
+            sides = (torch.arange(start, start + length, device=device) for length in grid)
+            planes.append(torch.cartesian_prod(torch.full((1,), plane, device=device), *sides))  # [S_picture, 3]
+        return rotary_table(torch.cat([words, *planes]), self.config.axes_dims_rope, THETA, exact=True)

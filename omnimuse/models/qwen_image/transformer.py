@@ -105,7 +105,7 @@ class QwenTransformer(TwoStreamNetwork[TwoStreamStatic]):
         planes = []
         for plane, grid in enumerate(grids):
             sides = (torch.arange(length // 2 - length, length // 2, device=device) for length in grid)
-            planes.append(torch.cartesian_prod(torch.tensor([plane], device=device), *sides))  # [S_picture, 3]
+            planes.append(torch.cartesian_prod(torch.full((1,), plane, device=device), *sides))  # [S_picture, 3]
         start = max(length // 2 for grid in grids for length in grid)
         words = torch.arange(start, start + text, device=device)[:, None].expand(-1, 3)  # [S_text, 3]
         return rotary_table(torch.cat([words, *planes]), self.config.axes_dims_rope, THETA)

@@ -91,7 +91,7 @@ def reader() -> Reader:
         randomise(model, 0, "text_encoder", DtypePolicy(torch.float32), "cpu")
         model.eval().requires_grad_(False)
     components = Residency({"text_encoder": model.model, "tokenizer": tokenizer})
-    configs = {"text_encoder": {"image_token_id": ids[2]}, "processor": SMALL}
+    configs = {"processor": SMALL}
     return Reader(model, tokenizer, replace(context(), components=components, configs=configs))
 
 

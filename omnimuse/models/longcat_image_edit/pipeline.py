@@ -1,0 +1,97 @@
+"""LongCat-Image-Edit as a pipeline: that of LongCat-Image with a picture that is read with the prompt, and shown.
+
+Source: the reference pipeline of diffusers (LongCatImageEditPipeline), which loses the places of pictures in a prompt
+with newer versions of transformers: their positions are right here, and so not the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from omnimuse.components.two_streams import TwoStreamStatic
+from omnimuse.core.guidance import NEGATIVE
+from omnimuse.core.request import Picture, Request
+from omnimuse.core.spec import Configs, Size
+from omnimuse.models.longcat_image import pipeline as longcat
+from omnimuse.models.longcat_image.transformer import LongCatImageTransformer
+from omnimuse.models.longcat_image_edit.spec import SPEC
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import ShowPictures, to_pixels
+from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.reading import PLACE, ReadWithPictures
+from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.text import Tokens
+from omnimuse.pipeline.two_streams import two_stream_inputs
+
+BEFORE = (
+    "<|im_start|>system\nAs an image editing expert, first analyze the content and attributes of the input image(s). "
+    "Then, based on the user's editing instructions, clearly and precisely determine how to modify the given image(s), "
+    "ensuring that only the specified parts are altered and all other aspects remain consistent with the original(s)."
+    "<|im_end|>\n<|im_start|>user\n"
+)
+
+
+def tokens(tokenizer: Any, prompt: str, limit: int, pieces: Sequence[int]) -> Tokens:
+    """The picture, then the prompt, filled up to the limit, in the chat around them; the network sees both."""
+    pictures = "".join(f"<|vision_start|>{PLACE * count}<|vision_end|>" for count in pieces)
+    made = longcat.tokens(tokenizer, prompt, limit, BEFORE + pictures)
+    return replace(made, first=len(tokenizer(BEFORE).input_ids[0]))
+
+
+def drawn_size(request: Request) -> Size:
+    """The size of what is drawn, and of what is shown."""
+    width, height = request.params.width, request.params.height
+    assert width is not None and height is not None
+    return width, height
+
+
+def read_sizes(request: Request, picture: Picture) -> Sequence[Size]:
+    """The sizes through which a picture goes before it is read: that of what is drawn, then half its sides."""
+    width, height = drawn_size(request)
+    return (width, height), (width // 2, height // 2)
+
+
+def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
+    """A picture in the size in which it is shown: [3, H, W]."""
+    return to_pixels(picture, *drawn_size(request))
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
+    """The text of a branch, the picture and the positions: the same at every step."""
+    transformer = ctx.network(network)
+    assert isinstance(transformer, LongCatImageTransformer)
+    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request), state["shown"])
+
+
+READ = ReadWithPictures(tokens, read_sizes, processor="text_processor")
+
+
+class LongCatImageEdit(Pipeline):
+    """A picture and a text to a picture."""
+
+    spec = SPEC
+    stages = (
+        READ,
+        replace(READ, branch=NEGATIVE),
+        ShowPictures(prepare),
+        InitLatents(packed_shape),
+        Denoise(
+            conditions=conditions,
+            inputs=two_stream_inputs,
+            token_count=packed_tokens,
+            preview=preview_by_decoding,
+            spacing="linear64",
+            given=("shown",),
+        ),
+        DecodeImage(),
+    )
+
+
+PIPELINE = LongCatImageEdit

@@ -1,0 +1,94 @@
+"""Qwen-Image-Edit as a pipeline: that of Qwen-Image with a picture that is read with the prompt, and shown.
+
+Source: the reference pipeline of diffusers (QwenImageEditPipeline), which loses the places of pictures in a prompt with
+newer versions of transformers: their positions are right here, and so not the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from omnimuse.components.two_streams import TwoStreamStatic
+from omnimuse.core.guidance import NEGATIVE
+from omnimuse.core.request import Picture, Request
+from omnimuse.core.sizes import of_area
+from omnimuse.core.spec import Configs, Size
+from omnimuse.models.qwen_image.pipeline import AFTER
+from omnimuse.models.qwen_image.transformer import QwenTransformer
+from omnimuse.models.qwen_image_edit.spec import SPEC, EditParams
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
+from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.encode import ShowPictures, to_pixels
+from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.reading import PLACE, Framed, ReadWithPictures
+from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.two_streams import two_stream_inputs
+
+BEFORE = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where appropriate."
+    "<|im_end|>\n<|im_start|>user\n"
+)
+DROPPED = 64
+"""The tokens of `BEFORE`, whose features the transformer never sees."""
+A_PICTURE = f"<|vision_start|>{PLACE}<|vision_end|>"
+
+
+def framed(prompt: str, pictures: int) -> str:
+    """The prompt after its picture, in the chat that the model was trained with."""
+    return f"{BEFORE}{A_PICTURE * pictures}{prompt}{AFTER}"
+
+
+def shown_size(request: Request, picture: Picture) -> Size:
+    """The size in which a picture is shown."""
+    assert isinstance(request.extra, EditParams)
+    return of_area(picture.width, picture.height, request.extra.shown_area)
+
+
+def read_sizes(request: Request, picture: Picture) -> Sequence[Size]:
+    """The one size in which a picture is read with the prompt: that in which it is shown."""
+    return (shown_size(request, picture),)
+
+
+def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
+    """A picture in the size in which it is shown: [3, H, W]."""
+    return to_pixels(picture, *shown_size(request, picture))
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
+    """The text of a branch, the pictures and the positions: the same at every step."""
+    transformer = ctx.network(network)
+    assert isinstance(transformer, QwenTransformer)
+    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request), state["shown"])
+
+
+READ = ReadWithPictures(Framed(framed, DROPPED), read_sizes)
+AFTER_READING = (
+    ShowPictures(prepare),
+    InitLatents(packed_shape),
+    Denoise(
+        conditions=conditions,
+        inputs=two_stream_inputs,
+        token_count=packed_tokens,
+        preview=preview_by_decoding,
+        spacing="linear64",
+        given=("shown",),
+    ),
+    DecodeImage(),
+)
+
+
+class QwenImageEdit(Pipeline):
+    """A picture and a text to a picture."""
+
+    spec = SPEC
+    stages = (READ, replace(READ, branch=NEGATIVE), *AFTER_READING)
+
+
+PIPELINE = QwenImageEdit

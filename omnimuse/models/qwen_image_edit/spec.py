@@ -1,0 +1,68 @@
+"""Facts about Qwen-Image-Edit, without torch: a kind of Qwen-Image that reads and is shown a picture to change.
+
+Source: the published checkpoint's `model_index.json` and card, and the reference pipeline of diffusers. The prompt is
+read together with the picture, whole. Guidance is as in Qwen-Image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from omnimuse.core.errors import RequestError
+from omnimuse.core.params import FamilyParams
+from omnimuse.core.sizes import of_area
+from omnimuse.core.spec import Component, Configs, Limits, Size, Variant
+from omnimuse.models.qwen_image import spec as qwen
+
+AREA = 1024 * 1024
+"""Pixels of what is drawn and of what is shown, unless others are asked for."""
+STEEPEST = 16
+"""How many times longer than the other a side may be: what is drawn ends at the largest side then."""
+
+
+@dataclass(frozen=True)
+class EditParams(FamilyParams):
+    """The network is shown the picture with about `shown_area` pixels, in its own proportions; fewer cost less time."""
+
+    shown_area: int = field(default=AREA, metadata={"low": 32 * 32, "high": 4 * AREA})
+
+
+def sized(sizes: Sequence[Size]) -> Size:
+    """The size of what is drawn: the proportions of the last picture. RequestError for one that is too narrow."""
+    for number, (width, height) in enumerate(sizes, 1):
+        if max(width, height) > STEEPEST * min(width, height):
+            raise RequestError(
+                f"picture {number} has {width} x {height} pixels; the longer side may be {STEEPEST} times the shorter: "
+                "cut it to what matters",
+                "images",
+            )
+    return of_area(*sizes[-1], AREA)
+
+
+def limits(configs: Configs) -> Limits:
+    """What a checkpoint can be asked for: it changes one picture."""
+    whole = {"max_sequence_length": "the prompt is read whole, together with the picture; leave it out"}
+    return replace(qwen.limits(configs), min_images=1, sized=sized, refuses=whole)
+
+
+DEFAULTS = replace(qwen.DEFAULTS, strength=None, max_sequence_length=None)
+
+SPEC = replace(
+    qwen.SPEC,
+    arch="QwenImageEditPipeline",
+    family="qwen_image_edit",
+    summary="Qwen-Image-Edit: a picture changed as a text says, with words in it",
+    tasks=("image-to-image",),
+    components={
+        **qwen.SPEC.components,
+        "text_encoder": Component(("Qwen2_5_VLForConditionalGeneration",), part="model"),
+        "processor": Component((), built=False),
+    },
+    defaults=DEFAULTS,
+    supported=frozenset({"true_cfg_scale"}),
+    limits=limits,
+    also=("QwenImageEditInpaintPipeline",),
+    extra=EditParams,
+    variants=(Variant("Qwen-Image-Edit", ("Qwen/Qwen-Image-Edit",), DEFAULTS),),
+)
