@@ -51,9 +51,9 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     """The plan that `encode` made; `spec` gives the family's parameter extension."""
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
-    names = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    marks = {field: raw[field] for field in ("record", "write", "stop", "alive")}
-    return TickPlan(admit=admit, **marks, **names)
+    names: dict[str, Any] = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
+    marks: dict[str, Any] = {field: raw[field] for field in ("record", "write", "stop", "alive")}
+    return TickPlan(admit=admit, **names, **marks)
 
 
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:

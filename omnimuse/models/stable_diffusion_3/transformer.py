@@ -127,9 +127,9 @@ class Sd3Transformer(TwoStreamNetwork[Sd3Static]):
         return Sd3Static(text, None, self.pooled_embedder(pooled.to(weight)), places)
 
     def plan(self) -> Mapping[str, Cutting]:
-        alone = {"stack.double_blocks.*.qkv.linear": Columns(queries=1, keys=2)}
+        alone: dict[str, Cutting] = {"stack.double_blocks.*.qkv.linear": Columns(queries=1, keys=2)}
         alone |= {"stack.double_blocks.*.to_out": Rows(queries=1)}
-        return {**super().plan(), **(alone if self.config.dual_attention_layers else {})}
+        return {**super().plan(), **alone} if self.config.dual_attention_layers else super().plan()
 
     def vector(self, rows: Sequence[Sd3Inputs]) -> Tensor:
         times = torch.stack([row.t for row in rows])  # [R], as exact as the schedule has them
