@@ -32,7 +32,8 @@ RULES = (
 )
 """Names that autoencoders saved by diffusers before 0.12 give to their attention."""
 
-ELSEWHERE = frozenset({"sample_size", "force_upcast", "scaling_factor", "shift_factor", "batch_norm_momentum"})
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+ELSEWHERE = frozenset({*SCALING, "sample_size", "force_upcast", "batch_norm_momentum"})
 """Keys that change nothing here: the pipeline scales and shifts; others ask for tiles and for float32, choices that the
 engine makes, and the last is for training."""
 
@@ -76,8 +77,6 @@ class AutoencoderConfig:
             "out_channels": (PIXEL_CHANNELS,),
             "down_block_types": (["DownEncoderBlock2D"] * levels,),
             "up_block_types": (["UpDecoderBlock2D"] * levels,),
-            "latents_mean": (None,),
-            "latents_std": (None,),
             "patch_size": (STATISTICS_PATCH,),
         }
         return read_facts(cls, config, "vae/config.json", fixed, ELSEWHERE)

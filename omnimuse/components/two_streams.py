@@ -40,7 +40,7 @@ class Blocks:
 
     MLPs are `mlp_ratio` times as wide; `gated` ones are SwiGLU, whose gate is the first half or the second, others have
     a tanh GELU. With `shared` modulation all blocks are scaled, shifted and gated alike. Queries and keys may be
-    `normed`; for `rounds_once` see `QueryKeyNorm`.
+    `normed`; for `rounds_once` see `QueryKeyNorm`. What modulates is `vector` wide (0: as all else).
     """
 
     dim: int
@@ -53,6 +53,8 @@ class Blocks:
     shared: bool = False
     normed: bool = True
     rounds_once: bool = True
+    vector: int = 0
+    eps: float = EPS
 
     @property
     def hidden(self) -> int:
@@ -137,7 +139,7 @@ class TwoStreamCond:
     text: Layout
     image: Layout
     rope: Tensor | None  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
-    vector: Tensor  # [R, D]: what scales, shifts and gates every block
+    vector: Tensor  # [R, D], or as wide as what it is made of: what scales, shifts and gates every block
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     """Where all blocks are modulated alike, how: by kind of stream, [R, 6D] or [R, 3D]."""
     still: Still | None = None
@@ -201,7 +203,7 @@ class TwoStreamNetwork(Network, Generic[Static]):
         text_width: int,
         *,
         out: int | None = None,
-        double: Iterable[DoubleBlock] | None = None,
+        double: Iterable[Block[TwoStreamCond]] | None = None,
     ) -> None:
         """`double` are blocks of the family's own in place of the plain ones with two streams."""
         super().__init__()
@@ -442,8 +444,8 @@ class Head(nn.Module):
 
     def __init__(self, blocks: Blocks, patch_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(blocks.dim, EPS, elementwise_affine=False)
-        self.modulation = blocks.linear(blocks.dim, 2 * blocks.dim)
+        self.norm = nn.LayerNorm(blocks.dim, blocks.eps, elementwise_affine=False)
+        self.modulation = blocks.linear(blocks.vector or blocks.dim, 2 * blocks.dim)
         self.linear = blocks.linear(blocks.dim, patch_dim)
 
     def forward(self, image: Tensor, cond: TwoStreamCond) -> Tensor:

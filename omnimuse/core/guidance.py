@@ -50,12 +50,14 @@ class Guidance:
     The parameters `scales` say which, one for each network of those that take turns; one that was left open is the one
     before it. Guidance is off up to the scale `neutral`: 1 counts from the negative prediction, n + s (p - n), 0 from
     the positive one, p + s (p - n). `negative` stands for a negative prompt that nobody gave; None: there is no
-    guidance without one. `how` tells from a request's own choices what is done besides.
+    guidance without one. Where it is not `given`, people may not give one. `how` tells from a request's own choices
+    what is done besides.
     """
 
     scales: tuple[str, ...] = ("guidance_scale",)
     neutral: Literal[0, 1] = 1
     negative: str | None = ""
+    given: bool = True
     how: Callable[[FamilyParams], Combination] = plain
 
     def scale(self, params: DiffusionParams, network: int = 0) -> float:
@@ -84,6 +86,8 @@ class Guidance:
     def objection(self, negative: str | None, params: DiffusionParams) -> str | None:
         """Why a negative prompt, or its absence, makes no sense beside the scales; None if it does."""
         name, scale = self.scales[0], self._most(params)
+        if negative and not self.given:
+            return "negative_prompt means nothing to this model, whose guidance is away from an empty one; leave it out"
         if negative and scale <= self.neutral:
             more = f"choose a scale above {self.neutral}, such as 4, or leave the prompt out"
             return f"negative_prompt does nothing while {name} is {scale:g}; {more}"

@@ -22,6 +22,15 @@ OutputType = Literal["pil", "pt", "latent"]
 class FamilyParams:
     """Base of the typed extensions that model families declare in their `spec.py`."""
 
+    def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
+        """Why these choices do not fit the others of a request, complete ones, or None. Sides are multiples."""
+        return None
+
+    @classmethod
+    def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
+        """What a request with `params` cannot do without, of no meaning: for a warm-up. None: there is nothing."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleParams:

@@ -221,6 +221,8 @@ class Door:
         self._check_ask(ask)
         extra = family_params(self.spec.extra, chosen.extra)
         check_family_params(extra)
+        if (why := extra.objection(params, self.limits.size_multiple)) is not None:
+            raise RequestError(why, "extra")
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(

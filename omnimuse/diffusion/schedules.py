@@ -23,9 +23,9 @@ Sigmas = npt.NDArray[np.floating[Any]]
 
 ShiftKind = Literal["exponential", "linear"]
 
-Spacing = Literal["linear", "linear64", "scheduler"]
+Spacing = Literal["linear", "linear64", "scheduler", "whole"]
 """Who chooses a flow solver's levels before shifting: we (1 down to 1/steps, spaced in float32 or in float64), or the
-scheduler that the checkpoint names."""
+scheduler that the checkpoint names. "whole": whole timesteps from the first down towards 1, which no shift moves."""
 
 Mu = Callable[[int, int], float]
 """(latent tokens, steps) -> how far a dynamic shift moves the levels, for models with a rule of their own."""
@@ -159,8 +159,11 @@ class FlowSchedule:
         """`steps` levels before shifting. The scheduler's own lie, in float64, between the ends of those that it was
         trained with, which a static shift has moved once already.
         """
-        if spacing != "scheduler":
+        if spacing in ("linear", "linear64"):
             return linear_sigmas(steps, spacing == "linear64")
+        if spacing == "whole":
+            whole = np.linspace(self.train_timesteps, 1.0, steps + 1)[:-1].astype(np.int64)
+            return whole.astype(np.float32) / self.train_timesteps
         ends = np.array([self.train_timesteps, 1], dtype=np.float32) / np.float32(self.train_timesteps)
         ends = ends if self.dynamic else shift_static(ends, self.shift)
         first, last = (float(end) * self.train_timesteps for end in ends)
@@ -175,6 +178,7 @@ class FlowSchedule:
         do not fall.
         """
         levels = _given(sigmas, steps) if sigmas is not None else self.levels(_at_least(steps, 1), spacing)
+        whole = np.rint(levels * self.train_timesteps) if spacing == "whole" else None
         if self.dynamic:
             levels = shift_dynamic(levels, self.mu(tokens, steps), self.kind)
         else:
@@ -183,7 +187,7 @@ class FlowSchedule:
             _at_least(steps, 2, " for this model, whose schedule has a terminal shift")
             levels = stretch_terminal(levels, self.terminal)
         levels = levels.astype(np.float32)
-        timesteps = levels * self.train_timesteps
+        timesteps = levels * self.train_timesteps if whole is None else whole
         return Schedule(tuple(timesteps.tolist()), (*levels.tolist(), 0.0), steps, tokens)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.core.flow import is_flow
-from omnimuse.diffusion.schedules import FlowSchedule, Mu, Schedule, Spacing, linear_sigmas
+from omnimuse.diffusion.schedules import FlowSchedule, Mu, Schedule, Spacing
 from omnimuse.diffusion.solvers import SolverMemory, flow_denoised
 
 
@@ -127,8 +127,8 @@ class DiffusersSolver:
         if "mu" in accepted and scheduler.config.get("use_dynamic_shifting"):
             options["mu"] = FlowSchedule.from_config(scheduler.config, self.mu).mu(tokens, steps)
         if "sigmas" in accepted and self.spacing != "scheduler" and self._is_flow():
-            exact = np.linspace(1.0, 1 / steps, steps)
-            levels = exact if self.spacing == "linear64" else linear_sigmas(steps).astype(np.float64)
+            levels = FlowSchedule().levels(steps, self.spacing).astype(np.float64)
+            levels = np.linspace(1.0, 1 / steps, steps) if self.spacing == "linear64" else levels
             scheduler.set_timesteps(sigmas=levels, **options)
         else:
             scheduler.set_timesteps(steps, **options)

@@ -22,6 +22,7 @@ TABLE = {
     "Flux2Pipeline": "omnimuse.models.flux2_dev",
     "StableDiffusion3Pipeline": "omnimuse.models.stable_diffusion_3",
     "Lumina2Pipeline": "omnimuse.models.lumina2",
+    "GlmImagePipeline": "omnimuse.models.glm_image",
 }
 """The class name in a checkpoint's `model_index.json` -> the family's package."""
 

@@ -141,7 +141,7 @@ class EncodeText(Stage):
                 state[slot] = None
             else:
                 limit = self._limit(ctx, state.request)
-                state[slot], state.notes[self.name] = self._encode(ctx, text, limit)
+                state[slot], state.notes[self.name] = self.encode(ctx, text, limit)
 
     def words(self, ctx: Context, state: State) -> str | None:
         """What is read for a request, before any template; None for nothing."""
@@ -155,7 +155,8 @@ class EncodeText(Stage):
     def _limit(self, ctx: Context, request: Request) -> int:
         return self.length or limit_of(ctx, request)
 
-    def _encode(self, ctx: Context, text: str, limit: int) -> tuple[Any, TextRead]:
+    def encode(self, ctx: Context, text: str, limit: int) -> tuple[Any, TextRead]:
+        """The features of `text`, of which `limit` tokens are read, and how much that was."""
         tokenizer = ctx.components[self.tokenizer]
         if self.tokens is not None:
             return self._encode_tokens(ctx, self.tokens(tokenizer, text, limit), limit)
@@ -178,7 +179,7 @@ class EncodeText(Stage):
         ids, mask = tokens.ids.to(ctx.device), tokens.mask.to(ctx.device)
         output = ctx.network(self.encoder)(ids, attention_mask=mask, output_hidden_states=True)
         features = self.take(output)[tokens.first : tokens.last]
-        return features, self._told(tokens.read, tokens.whole, limit)
+        return features, self.told(tokens.read, tokens.whole, limit)
 
     @property
     def _marks(self) -> dict[str, bool]:
@@ -190,9 +191,10 @@ class EncodeText(Stage):
         whole = tokens
         if tokens == limit:
             whole = tokenizer(text, return_tensors="pt", verbose=False, **self._marks).input_ids.shape[1] - self.drop
-        return self._told(tokens, whole, limit)
+        return self.told(tokens, whole, limit)
 
-    def _told(self, tokens: int, whole: int, limit: int) -> TextRead:
+    def told(self, tokens: int, whole: int, limit: int) -> TextRead:
+        """How many tokens were read, of how many."""
         why = "all that it takes" if self.length else f"max_sequence_length={limit}"
         return TextRead(self.source, self.encoder, tokens, whole - tokens, why if whole > tokens else "")
 

@@ -6,6 +6,7 @@ The server's front checks the choice with it, a worker makes its request from it
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
@@ -42,7 +43,9 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
     prompt: dict[str, Any] = {"prompt": "a warm-up", "images": _blanks(limits.min_images)}
     if door.spec.fills:
         prompt["pad"] = (LIBRARY_SIDE, 0, 0, 0)
-    ask = Ask(prompt, DiffusionParams(**chosen))
+    params = DiffusionParams(**chosen)
+    params = replace(params, extra=door.spec.extra.made_up(params.over(door.defaults), limits.size_multiple))
+    ask = Ask(prompt, params)
     try:
         door.make_request(ask, 0.0, 0)
     except RequestError as error:

@@ -167,8 +167,6 @@ def test_an_empty_configuration_means_what_it_means_to_the_reference() -> None:
         ("out_channels", 4),
         ("down_block_types", ["AttnDownEncoderBlock2D"]),
         ("up_block_types", ["UpDecoderBlock2D", "UpDecoderBlock2D"]),
-        ("latents_mean", [0.0]),
-        ("latents_std", [1.0]),
         ("norm_type", "spatial"),
         ("block_out_channels", [33]),
         ("norm_num_groups", 0),
