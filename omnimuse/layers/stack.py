@@ -39,8 +39,11 @@ class Conditioning(Protocol):
         """The same for only those rows, which the host must not wait for: no index that is uploaded."""
         ...
 
-    def cut(self, part: Cut) -> Self:
-        """The same for only that part of every row's tokens, as `Layout.cut` and `Layout.share` have it."""
+    def cut(self, part: Cut) -> Self | None:
+        """The same for only that part of every row's tokens, as `Layout.cut` and `Layout.share` have it.
+
+        None where they cannot be cut: then every rank runs all of them.
+        """
         ...
 
 

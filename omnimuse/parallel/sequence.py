@@ -40,7 +40,8 @@ class SequenceRunner:
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
         layout, part = cond.layout, Cut(self.axis.index, self.axis.size)
-        here = cond.cut(part)
+        if (here := cond.cut(part)) is None:
+            return self.inner(blocks, hidden, cond, memories)
         local = self.inner(blocks, layout.share(hidden, part), here, memories)
         flats = gathered(self.axis, local.flatten(0, 1), [sum(lengths) for lengths in here.layout.everywhere])
         rows = len(layout.lengths) if here.layout.dense else 1

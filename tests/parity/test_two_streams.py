@@ -10,7 +10,8 @@ from diffusers.models.transformers.transformer_ovis_image import (
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
-from omnimuse.components.two_streams import RULES, Blocks, DoubleBlock, SingleBlock, TwoStreamCond
+from omnimuse.components.two_stream_names import RULES
+from omnimuse.components.two_streams import Blocks, DoubleBlock, SingleBlock, TwoStreamCond
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.loader.weights import randomise

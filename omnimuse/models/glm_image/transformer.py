@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.components.two_stream_plan import GATHERED
 from omnimuse.components.two_streams import (
     PATCH,
     Blocks,
@@ -28,6 +29,7 @@ from omnimuse.components.two_streams import (
     TwoStreamNetwork,
     TwoStreamStatic,
 )
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding, sinusoid
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.layers.stack import Block
@@ -110,6 +112,11 @@ class GlmImageCond(TwoStreamCond):
         known = tuple(self.known[row] for row in rows) if self.known else ()
         return with_pictures(super().select(rows), known, self.block)
 
+    def cut(self, part: Cut) -> GlmImageCond | None:
+        """None where pictures have a say: their keys and values are no tokens of the rows, and lie whole everywhere."""
+        cut = super().cut(part) if self.block is None else None
+        return None if cut is None else with_pictures(cut, ())
+
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """The tokens of text and of image, or of a picture alone."""
         return self.split(x) if self.kept is None else (x,)
@@ -190,7 +197,9 @@ class GlmImageTransformer(TwoStreamNetwork[GlmImageStatic]):
         """
         [image] = self.embed([latents])
         hidden = image + self._prior(prior, size)
-        heads = self.config.num_attention_heads, self.config.attention_head_dim
+        [block, *_] = self.stack.blocks()
+        assert isinstance(block, GlmImageBlock)
+        heads = block.core.num_heads, block.core.head_dim
         kept = hidden.new_empty(self.config.num_layers, len(hidden), 2, *heads)
         layout, start = Layout((len(hidden),)), torch.zeros(1, dtype=torch.int64, device=hidden.device)
         vector = self.activation(self.time_embedder(start.float()) + self._size(size))  # [1, E]
@@ -210,6 +219,17 @@ class GlmImageTransformer(TwoStreamNetwork[GlmImageStatic]):
         weight = self.text_embedder.weight
         told = weight.new_tensor([0.0, 0.0, *size.pixels])
         return self.size_embedder(sinusoid(told, self.config.condition_dim).flatten().to(weight))
+
+    def plan(self) -> Mapping[str, Cutting]:
+        block = "stack.double_blocks.*"
+        return {
+            "head.modulation": GATHERED,
+            f"{block}.modulation": GATHERED,
+            f"{block}.to_qkv": Columns(queries=1, keys=2),
+            f"{block}.to_out": Rows(queries=1),
+            f"{block}.mlp.0": Columns(others=1),
+            f"{block}.mlp.2": Rows(others=1),
+        }
 
     def vector(self, rows: Sequence[GlmImageInputs]) -> Tensor:
         times = torch.stack([row.t for row in rows])  # [R]

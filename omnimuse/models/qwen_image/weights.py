@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnimuse.components.two_streams import RULES as BLOCKS
+from omnimuse.components.two_stream_names import RULES as BLOCKS
 from omnimuse.loader.rules import Fuse, Rename
 
 BLOCK = r"^(transformer_blocks\.\d+)\."
