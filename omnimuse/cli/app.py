@@ -29,6 +29,7 @@ COMMANDS = MappingProxyType(
         "models": "what is supported, and what is on this machine",
         "explain": "what would be chosen for a model, and why",
         "convert": "make a checkpoint folder from a single file",
+        "new-model": "begin a family of models in a checkout",
         "parity": "compare a family with diffusers, part by part",
         "bench": "measure a running server",
         "serve": "serve a model over HTTP, with a page to try it",
@@ -143,7 +144,7 @@ def _said(names: Sequence[str], value: str) -> tuple[str, ...]:
 
 def parser_of(name: str, *, quiet: bool = False) -> Parser:
     """The parser of the command `name`; a `quiet` one tells what was given and no defaults."""
-    command = import_module(f"omnimuse.cli.{name}")
+    command = import_module(f"omnimuse.cli.{name.replace('-', '_')}")
     parser = Parser(
         prog=f"omnimuse {name}",
         description=command.__doc__,
@@ -205,7 +206,7 @@ def dispatch(words: Sequence[str]) -> int:
         what = "option" if name.startswith("-") else "command"
         hint = nearest(name, list(COMMANDS))
         raise RequestError(f"unknown {what} {name!r}.{hint} The commands are {', '.join(COMMANDS)}")
-    command, parser = import_module(f"omnimuse.cli.{name}"), parser_of(name)
+    command, parser = import_module(f"omnimuse.cli.{name.replace('-', '_')}"), parser_of(name)
     layered = any(action.dest == CONFIG for action in parser.actions())
     if not layered:
         return int(command.run(parser.read(words[1:])))

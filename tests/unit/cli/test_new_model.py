@@ -1,0 +1,77 @@
+"""`omnimuse new-model`: what it writes imports, registers and draws a tiny checkpoint, and says what is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import omnimuse
+from omnimuse.cli.app import main
+from omnimuse.compat.draft.facts import read_facts_of
+
+ARCH = "AuraFlowPipeline"
+ROOT = Path(omnimuse.__file__).parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what a checkout has, without what others built there."""
+    for folder in ("omnimuse", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "bundled"))
+    (tmp_path / "omnimuse" / "bundled").symlink_to(ROOT / "omnimuse" / "bundled")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def run(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-B", "-m", *words],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_family_of_a_class_registers_and_its_parity_test_says_what_to_write(checkout: Path) -> None:
+    words = ["new-model", "aura_flow", "--from", ARCH, "--into", str(checkout)]
+    assert main(words) == 0
+    assert f'"{ARCH}": "omnimuse.models.aura_flow",' in (checkout / "omnimuse/models/__init__.py").read_text()
+    listed = run(checkout, "omnimuse", "models")
+    assert "AuraFlow: to be said in one line" in listed.stdout, listed.stderr
+    tested = run(
+        checkout, "pytest", "-p", "no:cacheprovider", "tests/parity/test_pipelines.py", "-k", f"latents and {ARCH}"
+    )
+    assert tested.returncode == 1, tested.stdout
+    assert "unexpected: " in tested.stdout and "joint_transformer_blocks.0" in tested.stdout
+    assert main(words) == 2, "a second time"
+
+
+def test_a_checkpoint_tells_more_than_its_class(tmp_path: Path, z_image_folder: Path) -> None:
+    facts = read_facts_of(str(z_image_folder))
+    assert facts.arch == "ZImagePipeline"
+    assert facts.config["dim"] == 96
+    assert facts.weights["layers.0.attention.to_q.weight"] == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["Aura-Flow", "--from", ARCH], "no name of a family"),
+        (["aura_flow", "--from", ARCH, "--into", "/"], "no checkout"),
+        (["another", "--from", "ZImagePipeline", "--into", str(ROOT)], "has a family already"),
+        (["aura_flow", "--from", "NoSuchPipeline", "--into", str(ROOT)], "NoSuchPipeline"),
+    ],
+)
+def test_what_makes_no_family_is_refused_and_nothing_is_written(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((ROOT / "omnimuse/models").iterdir())
+    assert main(["new-model", *words]) == 2 or main(["new-model", *words]) == 1
+    assert told in capsys.readouterr().err
+    assert sorted((ROOT / "omnimuse/models").iterdir()) == before
