@@ -7,6 +7,7 @@ paused. diffusers is imported when such a solver is made, not before.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -120,12 +121,18 @@ class DiffusersSolver:
     def _is_flow(self) -> bool:
         return is_flow({**self.config, "_class_name": self.class_name})
 
+    @property
+    def _translated(self) -> bool:
+        """Whether a linear shift is told as the exponential one that moves as far, which all schedulers know."""
+        return self.config.get("time_shift_type") == "linear" and not self.class_name.startswith("FlowMatch")
+
     def _ready(self, steps: int, tokens: int) -> Any:
         scheduler = self._create()
         accepted = _parameters(scheduler.set_timesteps)
         options: dict[str, Any] = {}
         if "mu" in accepted and scheduler.config.get("use_dynamic_shifting"):
-            options["mu"] = FlowSchedule.from_config(scheduler.config, self.mu).mu(tokens, steps)
+            mu = FlowSchedule.from_config(scheduler.config, self.mu).mu(tokens, steps)
+            options["mu"] = math.log(mu) if self._translated else mu
         if "sigmas" in accepted and self.spacing != "scheduler" and self._is_flow():
             levels = FlowSchedule().levels(steps, self.spacing).astype(np.float64)
             levels = np.linspace(1.0, 1 / steps, steps) if self.spacing == "linear64" else levels
@@ -139,7 +146,8 @@ class DiffusersSolver:
     def _create(self) -> Any:
         kind = _scheduler_class(self.class_name)
         try:
-            scheduler = kind.from_config(dict(self.config))
+            shift = {"time_shift_type": "exponential"} if self._translated else {}
+            scheduler = kind.from_config({**self.config, **shift})
         except (ImportError, ValueError, TypeError, NotImplementedError) as error:
             raise ModelError(f"the scheduler {self.class_name} refuses its config: {error}") from error
         if scheduler.config.get("noise_sampler_seed", 0) is None:

@@ -62,7 +62,7 @@ Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline
 SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
     2: (
         *((name, ParallelConfig(ring=2), PLAIN) for name in (Z, FLUX, WAN, "StableAudioPipeline")),
-        *((name, ParallelConfig(pipe=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN, "StableAudioPipeline")),
+        *((name, ParallelConfig(pipe=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN, "StableAudioPipeline", "GlmImagePipeline")),
         *((name, ParallelConfig(ulysses=2, shard=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN)),
         (Z, ParallelConfig(tensor=2), CACHED),
         (FLUX, ParallelConfig(ulysses=2), CACHED),

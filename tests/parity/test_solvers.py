@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,16 @@ def test_flow_euler_follows_diffusers_bit_for_bit(name: str, dtype: torch.dtype)
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_a_linear_shift_is_kept_by_schedulers_that_know_the_exponential_one_alone(name: str) -> None:
+    dynamic = {**FLOW, "use_dynamic_shifting": True}
+    solver, _ = solver_for(name, {**dynamic, "time_shift_type": "linear"}, mu=lambda tokens, steps: 1.7)
+    expected, _ = solver_for(name, dynamic, mu=lambda tokens, steps: math.log(1.7))
+    assert solver.plan(8, 1024).sigmas == expected.plan(8, 1024).sigmas
+
+
 WRAPPED = {
     "unipc flow": ("UniPCMultistepScheduler", {**FLOW, "flow_shift": 3.0}, "scheduler"),
     "unipc dynamic": ("UniPCMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}, "scheduler"),

@@ -109,6 +109,8 @@ class GlmImageCond(TwoStreamCond):
         return super().dense and len(self.known) < 2
 
     def select(self, rows: Sequence[int]) -> GlmImageCond:
+        if self.kept is not None:
+            return self  # one picture, alone
         known = tuple(self.known[row] for row in rows) if self.known else ()
         return with_pictures(super().select(rows), known, self.block)
 
