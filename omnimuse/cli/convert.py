@@ -1,6 +1,7 @@
 """Make a checkpoint folder from a single file of weights, as other programs share them.
 
-The file holds weights only; --like names a checkpoint of the same kind that gives all the rest.
+The file holds weights only; --like names a checkpoint of the same kind that gives all the rest. Left out, it is the one
+that the names and shapes in the file tell of.
 
 examples:
   omnimuse convert model.safetensors --like OWNER/NAME -o my-model
@@ -17,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse convert`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="weights in one *.safetensors file")
     parser.add_argument(
-        "--like", required=True, metavar="MODEL", help="a folder or hub id of the same kind: configurations, tokenizers"
+        "--like", metavar="MODEL", help="a folder or hub id of the same kind: configurations, tokenizers"
     )
     parser.add_argument("--component", metavar="NAME", help="which network it is, such as transformer_2, if two fit")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
@@ -25,13 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what came from where."""
+    from omnimuse.compat.single_file import convert, kind_of
     from omnimuse.loader.checkpoint import Checkpoint
     from omnimuse.loader.resolve import resolve
 
-    like = Checkpoint(resolve(args.like).path)
-    from omnimuse.compat.single_file import convert
-
-    made = convert(args.file, like, args.output, args.component)
-    print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {args.like}")
+    model = args.like or kind_of(args.file)
+    made = convert(args.file, Checkpoint(resolve(model).path), args.output, args.component)
+    print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {model}")
     print(f"try: omnimuse generate 'a red circle' -m {made.folder}")
     return 0

@@ -2,14 +2,15 @@
 
 The file holds weights and nothing else, so a checkpoint of the same kind gives the rest: configurations, tokenizers,
 the scheduler, and networks that the file lacks. Names are translated by diffusers' own converters; what they give must
-be all of a network, in its shapes. Called by `omnimuse convert`.
+be all of a network, in its shapes. Called by `omnimuse convert`, and by `opening.py` for a file that is a model.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ DENOISER = "model.diffusion_model."
 DECODER = ("first_stage_model.", "vae.")
 READERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """How names begin in files that hold more than one network."""
+PARTS = ("controlnet", "animatediff", "autoencoder")
+"""How the library's names begin for kinds that draw nothing alone."""
 
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALE = re.compile(r"(.*)\.(scale_weight|weight_scale)")
@@ -47,8 +50,10 @@ class Converted:
     from_like: tuple[str, ...]
 
 
-def convert(file: Path, like: Checkpoint, target: Path, component: str | None = None) -> Converted:
-    """Write the checkpoint in `file` to the new folder `target`; all else is that of `like`.
+def convert(
+    file: Path, like: Checkpoint, target: Path, component: str | None = None, *, linked: bool = False
+) -> Converted:
+    """Write the checkpoint in `file` to the new folder `target`; all else is that of `like`, copied or only `linked`.
 
     Only `component` is looked for in the file, if one is named. ModelError says what the file lacks or has too much;
     nothing is left behind then. RequestError if `target` exists, or if the file fits several components.
@@ -62,26 +67,63 @@ def convert(file: Path, like: Checkpoint, target: Path, component: str | None = 
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _write(part, like, found)
+        _write(part, like, found, linked)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Converted(target, tuple(found), tuple(name for name in like.components if name not in found))
 
 
-def read_file(file: Path) -> Tensors:
-    """The tensors of `file`; weights of 8 bits are multiplied by their scales and become bfloat16."""
+def kind_of(file: Path) -> str:
+    """The id of a published checkpoint of the kind that `file` is of, as the library tells by names and shapes.
+
+    ModelError where it cannot, or where that is no whole model.
+    """
+    from diffusers.loaders import single_file_utils as known
+
+    shapes = _shapes(file)
+    try:
+        kind = known.infer_diffusers_model_type(shapes)
+    except (KeyError, UnboundLocalError, ValueError, NotImplementedError):
+        kind = ""
+    place = known.DIFFUSERS_DEFAULT_PIPELINE_PATHS.get(kind, {})
+    # It says "v1" of all that it does not know.
+    guessed = kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
+    if not place or guessed or "subfolder" in place or kind.startswith(PARTS):
+        raise ModelError(
+            f"names such as {few(sorted(shapes)[:3])} do not tell of which model this is the network; say it with "
+            f"`omnimuse convert {file.name} --like MODEL -o FOLDER`, and use the folder"
+        )
+    return str(place["pretrained_model_name_or_path"])
+
+
+def _shapes(file: Path) -> Tensors:
+    """Tensors without memory, of the names and shapes in `file`."""
+    with _opened(file) as opened:
+        names = list(opened.keys())
+        return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """`file`, open; ModelError for one that is not read."""
     if file.suffix in PICKLES:
         raise ModelError(f"{file} is a pickle, which can run any code when it is opened; use a *.safetensors file")
     if file.suffix != ".safetensors":
         raise ModelError(f"{file} is no *.safetensors file; other formats are not read")
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            yield opened
     except FileNotFoundError:
         raise ModelError(f"there is no file {file}") from None
     except (OSError, SafetensorError) as problem:
         raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
+
+
+def read_file(file: Path) -> Tensors:
+    """The tensors of `file`; weights of 8 bits are multiplied by their scales and become bfloat16."""
+    with _opened(file) as opened:
+        tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
     scales = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _SCALE.fullmatch(name))}
     plain = {name: tensor for name, tensor in tensors.items() if not _NOTES.fullmatch(name)}
     return {name: _widened(name, tensor, scales) for name, tensor in plain.items()}
@@ -201,13 +243,16 @@ def _differences(cls: Any, name: str, like: Checkpoint, weights: Tensors) -> str
     return None
 
 
-def _write(part: Path, like: Checkpoint, found: Mapping[str, Tensors]) -> None:
+def _write(part: Path, like: Checkpoint, found: Mapping[str, Tensors], linked: bool) -> None:
     part.mkdir(parents=True)
     shutil.copy(like.folder / INDEX, part / INDEX)
     for name in like.components:
         source, place = like.path(name), part / name
         if name not in found:
-            shutil.copytree(source, place)
+            if linked:
+                place.symlink_to(source.resolve(), target_is_directory=True)
+            else:
+                shutil.copytree(source, place)
             continue
         skip = shutil.ignore_patterns("*.safetensors", "*.safetensors.index*.json", *(f"*{end}" for end in PICKLES))
         shutil.copytree(source, place, ignore=skip)

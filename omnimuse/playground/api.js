@@ -100,7 +100,7 @@ const seedOf = (text) => /"seed": ?(\d+)/.exec(text)?.[1] ?? "";
 export async function* drawPictures(fields, { sources, mask }, key, signal) {
   const asked = { ...fields, stream: true, partial_images: PREVIEWS, progress: true };
   const ask = (more) => sources.length
-    ? call("v1/images/edits", { ...postForm(asked, sources, key, mask), ...more })
+    ? call("v1/images/edits", { ...postForm(asked, sources, key, { mask }), ...more })
     : call("v1/images/generations", { ...post(asked, key), ...more });
   let answer;
   let made = 0;
@@ -137,23 +137,25 @@ async function forget(answer) {
   if (place) await call(place.replace(/^\//, ""), { method: "DELETE" }).catch(() => {});
 }
 
-function postForm(fields, sources, key, mask = null) {
+function postForm(fields, sources, key, { mask = null, name = sources.length > 1 ? "image[]" : "image" } = {}) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
-  for (const [name, value] of Object.entries(plain)) form.append(name, String(value));
-  for (const [name, value] of Object.entries(extra)) {
-    form.append(`extra_params[${name}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
+  for (const [field, value] of Object.entries(plain)) form.append(field, String(value));
+  for (const [field, value] of Object.entries(extra)) {
+    form.append(`extra_params[${field}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
-  for (const source of sources) form.append(sources.length > 1 ? "image[]" : "image", source, source.name);
+  for (const source of sources) form.append(name, source, source.name);
   if (mask) form.append("mask", mask, mask.name);
-  return { method: "POST", body: form, headers: { "Idempotency-Key": key } };
+  return { method: "POST", body: form, headers: key ? { "Idempotency-Key": key } : {} };
 }
 
-/** One sound, as it comes; aborting `signal` stops the work on the server. */
-export async function* makeSound(fields, signal) {
+/** One sound, as it comes, from text or (with `sources`, a file) from a sound; aborting `signal` stops the work on the
+ *  server. */
+export async function* makeSound(fields, sources, signal) {
   const { output_format: format = "wav", ...rest } = fields;
   const asked = { ...rest, response_format: format, stream_format: "sse" };
-  for await (const { text, data } of events(await call("v1/audio/generate", { ...post(asked), signal }))) {
+  const body = sources.length ? postForm(asked, sources, "", { name: "audio" }) : post(asked);
+  for await (const { text, data } of events(await call("v1/audio/generate", { ...body, signal }))) {
     if (data.type === "audio.progress") yield { ...data, type: "progress", output: 0 };
     if (data.type === "audio.done") {
       const blob = toBlob(data.audio, SOUNDS[data.format]);

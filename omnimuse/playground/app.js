@@ -7,7 +7,7 @@ import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { asForm, settingsInside } from "./inside.js";
 import { Jobs, keepForm, newKey, readForm as keptForm } from "./keeping.js";
-import { isSound, isVideo, kindsOf, startsFrom } from "./kinds.js";
+import { hears, isRecording, isSound, isVideo, kindsOf, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -22,6 +22,7 @@ const gallery = new Gallery(database);
 const page = { models: [], model: null, controls: null, chosen: null, run: null, leaving: false, gallery };
 const say = (text) => (byId("status").textContent = text);
 const kind = () => byId("task").value;
+const prompt = () => (byId("prompt-field").hidden ? "" : byId("prompt").value);
 const sources = new Sources(start, () => refresh(), restoreFrom);
 
 // -- the model ---------------------------------------------------------------------------------------------
@@ -64,7 +65,10 @@ function chooseModel(id) {
   byId("model").value = id;
   byId("model-name").textContent = id;
   byId("draws").textContent = draws(page.model.capabilities);
-  byId("prompt").maxLength = page.model.capabilities.max_prompt;
+  const longest = page.model.capabilities.max_prompt; // 0: it reads no text
+  byId("prompt").maxLength = longest;
+  byId("prompt").required = longest > 0;
+  byId("prompt-field").hidden = !longest;
   const kinds = kindsOf(page.model);
   byId("task").replaceChildren(...kinds.map(([value, label]) => h("option", { value }, label)));
   byId("task-field").hidden = kinds.length < 2;
@@ -83,8 +87,10 @@ function draws({ draws: words = {}, only_side: side }) {
 
 function chooseKind() {
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
-  const { max_images: most, masks = false } = page.model.capabilities;
-  sources.ask(startsFrom(kind()), most, { frames: isVideo(kind()), masks });
+  const { max_images, max_sounds = 0, masks = false, fills = false } = page.model.capabilities;
+  const most = hears(kind()) ? max_sounds : max_images;
+  if (startsFrom(kind())) sources.listen(hears(kind()) ? "sound" : "picture");
+  sources.ask(startsFrom(kind()), most, { frames: isVideo(kind()), masks, fills });
   refresh();
 }
 
@@ -104,24 +110,27 @@ async function restoreFrom(file) {
   const { images, ...form } = asForm(said);
   fillForm({ ...form, kind: images ? "edit" : "image" });
   const missing = images ? " Choose the picture that it was drawn from." : "";
-  const from = canStart() && (() => start() && sources.use([file]));
+  const from = canStart() && (() => start([file]) && sources.use([file]));
   offer(`The settings of ${file.name}.${missing}`, from ? "Start from it instead" : "", from);
   byId("prompt").focus();
   return true;
 }
 
-/** Whether pictures that were dropped, pasted or picked in the gallery can be started from; the form is for that then. */
-function start() {
-  if (!canStart()) return false;
-  if (!startsFrom(kind())) {
-    [byId("task").value] = starting()[0];
+/** Whether files that were dropped, pasted or picked in the gallery can be started from; the form is for that then. */
+function start(files) {
+  const sound = files.every(isRecording);
+  if (!canStart(sound)) return false;
+  if (!startsFrom(kind()) || hears(kind()) !== sound) {
+    [byId("task").value] = starting(sound)[0];
     chooseKind();
   }
   return true;
 }
 
-const starting = () => (page.model ? kindsOf(page.model).filter(([name]) => startsFrom(name)) : []);
-const canStart = () => starting().length > 0;
+/** What can be made from a picture, or from a `sound`. */
+const starting = (sound) =>
+  (page.model ? kindsOf(page.model).filter(([name]) => startsFrom(name) && hears(name) === sound) : []);
+const canStart = (sound = false) => starting(sound).length > 0;
 
 async function watchReady() {
   const ready = await call("readyz").then(() => true, () => false);
@@ -133,7 +142,7 @@ async function watchReady() {
 // -- drawing -----------------------------------------------------------------------------------------------
 
 function readForm() {
-  const fields = { model: page.model.id, prompt: byId("prompt").value, ...page.controls.read() };
+  const fields = { model: page.model.id, prompt: prompt(), ...page.controls.read() };
   const from = startsFrom(kind()) ? { sources: sources.files, mask: sources.mask } : { sources: [], mask: null };
   return { kind: kind(), fields, ...from };
 }
@@ -193,7 +202,7 @@ async function follow(job, run, put) {
   const { signal } = run.abort;
   const { kind: how, fields, sources: from = [], mask = null, key } = job;
   const steps = isVideo(how) ? makeVideo(fields, from, key, signal)
-    : isSound(how) ? makeSound(fields, signal) : drawPictures(fields, { sources: from, mask }, key, signal);
+    : isSound(how) ? makeSound(fields, from, signal) : drawPictures(fields, { sources: from, mask }, key, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
@@ -271,8 +280,9 @@ const actions = {
   again: (record) => repeat(record, again(record)),
   another: (record) => repeat(record, another(record)),
   start: (record) => {
-    if (!start()) return;
-    sources.use([new File([record.blob], nameOf(record), { type: record.blob.type })]);
+    const file = new File([record.blob], nameOf(record), { type: record.blob.type });
+    if (!start([file])) return;
+    sources.use([file]);
     byId("prompt").focus();
     byId("prompt").select();
   },
@@ -305,7 +315,7 @@ function offer(text, label = "", act = null) {
 /** Puts a record on the stage; with none, an empty frame. */
 function choose(record) {
   page.chosen = page.gallery.records.includes(record) ? record : null;
-  if (page.chosen) showRecord(byId("stage"), record, actions, canStart());
+  if (page.chosen) showRecord(byId("stage"), record, actions, canStart(isSound(record.kind)));
   else showNothing(byId("stage"), page.controls?.size ?? sources.size ?? "1x1");
   showGallery();
 }

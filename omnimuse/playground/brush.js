@@ -6,9 +6,10 @@ import { h } from "./dom.js";
 const NAME = "mask.png";
 const PAINT = "#4650c4"; // how it looks is the style's business; any colour will do here
 
-/** A picture (an `img` that has loaded) with a brush; `onchange` is told after every stroke. */
+/** A picture (an `img` that has loaded) with a brush; `onchange` is told after every stroke. A model that `fills` draws
+ *  nothing but what is painted over. */
 export class Brush {
-  constructor(picture, onchange) {
+  constructor(picture, onchange, fills) {
     this.onchange = onchange;
     this.painted = false;
     this.canvas = h("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
@@ -22,7 +23,7 @@ export class Brush {
     this.keep.onclick = () => this.save();
     this.box = h("div", { className: "brush" },
       h("div", { className: "over" }, picture, this.canvas),
-      h("p", { className: "hint" }, "Paint over what is to be drawn anew. Without paint, all of it is."),
+      h("p", { className: "hint" }, `Paint over what is to be drawn anew.${fills ? "" : " Without paint, all of it is."}`),
       h("div", { className: "row" }, h("label", { htmlFor: "brush-size" }, "Brush"), this.size, this.erase, this.keep));
     this.canvas.onpointerdown = (event) => this.begin(event);
     this.canvas.onpointermove = (event) => this.draw(event);

@@ -1,7 +1,7 @@
 // The settings of a model, made from what /v1/models says of it: its parameters, defaults and limits.
 
 import { byId, h } from "./dom.js";
-import { isSound, isVideo, startsFrom } from "./kinds.js";
+import { hears, isSound, isVideo, startsFrom } from "./kinds.js";
 
 const NUMBERS = [
   // name on the wire, label, smallest, largest, step
@@ -24,7 +24,7 @@ export class Controls {
     this.inputs = new Map();
     this.extra = new Map();
     root.replaceChildren(...this.build().filter(Boolean));
-    byId("strength").replaceChildren(...this.strength());
+    byId("strength").replaceChildren(...this.strength(), ...this.margins());
     byId("strength").oninput = root.oninput = ({ target }) => {
       if (this.shape && target === this.shape) this.applyShape();
       else if (["set-width", "set-height"].includes(target.id)) this.matchShape();
@@ -62,7 +62,17 @@ export class Controls {
     input.value = value;
     const slider = this.keep("strength", "Strength", input, "slider");
     slider.append(h("output", { htmlFor: input.id }, String(value)));
-    return [slider, h("p", { className: "hint" }, "Lower keeps more of the picture, 1 keeps nothing.")];
+    const what = hears(this.kind) ? "sound" : "picture";
+    return [slider, h("p", { className: "hint" }, `Lower keeps more of the ${what}, 1 keeps nothing.`)];
+  }
+
+  /** By how much the picture grows: left, above, right, below. */
+  margins() {
+    if (this.kind !== "edit" || !this.can.masks) return [];
+    const pattern = "\\s*\\d{1,5}\\s*(,\\s*\\d{1,5}\\s*){3}";
+    const input = h("input", { pattern, placeholder: "0,0,0,0", autocomplete: "off" });
+    input.title = "Four numbers of pixels: left, above, right, below";
+    return [this.keep("pad", "Draw on beyond the edges", input)];
   }
 
   sizes() {
@@ -203,6 +213,8 @@ export class Controls {
       if (["width", "height"].includes(name) || input.disabled || value === "" || value === this.usual(name)) continue;
       fields[name] = ["number", "range"].includes(input.type) ? Number(value) : value;
     }
+    // What lies beyond the edges has nothing to start from: the strength is left to the server, unless one is chosen.
+    if (fields.pad && fields.strength === this.can.defaults.strength) delete fields.strength;
     const extra = [...this.extra].filter(([name, input]) => this.differs(name, input))
       .map(([name, input]) => [name, valueOf(input, typeof this.can.extra[name] !== "string")]);
     return extra.length ? { ...fields, extra_params: Object.fromEntries(extra) } : fields;

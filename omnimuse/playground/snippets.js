@@ -1,7 +1,7 @@
 // The request as a person would write it: a curl line and a Python program that work as pasted.
 
 import { address, encode, hasKey } from "./api.js";
-import { isSound, isVideo, startsFrom } from "./kinds.js";
+import { hears, isSound, isVideo, startsFrom } from "./kinds.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_KEY"' : "");
@@ -14,13 +14,13 @@ export function curl({ kind, fields, sources = [], mask = null }) {
   if (startsFrom(kind)) {
     const { extra_params: extra = {}, ...plain } = fields;
     const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
-    const files = namesOf(sources).map((name) => `${fieldOf(sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
+    const files = namesOf(kind, sources).map((name) => `${fieldOf(kind, sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
     if (mask) files.push(`mask=@"${mask.name}"`);
     const parts = [
       ...files.map((text) => ` \\\n  -F ${quoted(text)}`),
       ...named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`),
     ];
-    const path = isVideo(kind) ? "v1/videos/sync" : "v1/images/edits";
+    const path = isVideo(kind) ? "v1/videos/sync" : hears(kind) ? "v1/audio/generate" : "v1/images/edits";
     return `curl -sS ${address(path)}${auth()}${parts.join("")}${end}`;
   }
   const path = isVideo(kind) ? "v1/videos/sync" : isSound(kind) ? "v1/audio/generate" : "v1/images/generations";
@@ -28,9 +28,10 @@ export function curl({ kind, fields, sources = [], mask = null }) {
   return `curl -sS ${address(path)}${auth()} \\\n  -H 'Content-Type: application/json' \\\n  -d ${body}${end}`;
 }
 
-// The pictures to start from, under the names they had where they were chosen.
-const namesOf = (sources) => (sources.length ? sources.map(({ name }) => name) : ["input.png"]);
-const fieldOf = (sources) => (sources.length > 1 ? "image[]" : "image");
+// What is started from, under the names it had where it was chosen.
+const namesOf = (kind, sources) =>
+  (sources.length ? sources.map(({ name }) => name) : [hears(kind) ? "input.wav" : "input.png"]);
+const fieldOf = (kind, sources) => (hears(kind) ? "audio" : sources.length > 1 ? "image[]" : "image");
 
 function save(fields) {
   if (fields.n > 1) return " \\\n  -o answer.json";
@@ -42,13 +43,13 @@ const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
 
 /** A Python program for the official client. */
 export function python({ kind, fields, sources = [], mask = null }) {
-  if (isSound(kind)) return soundCall(fields);
+  if (isSound(kind)) return soundCall(kind, fields, sources);
   const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
-  if (kind === "edit" && mask) lines.unshift(`    mask=${opened([mask])},`);
-  if (kind === "edit") lines.unshift(`    image=${opened(sources)},`);
-  if (kind === "film") lines.unshift(`    input_reference=${opened(sources.slice(0, 1))},`);
+  if (kind === "edit" && mask) lines.unshift(`    mask=${opened(kind, [mask])},`);
+  if (kind === "edit") lines.unshift(`    image=${opened(kind, sources)},`);
+  if (kind === "film") lines.unshift(`    input_reference=${opened(kind, sources.slice(0, 1))},`);
   const last = kind === "film" && sources.length > 1;
   if (last) own.push(["last_image", null]);
   if (own.length) {
@@ -68,8 +69,8 @@ function written(name, value) {
   return name === "seed" ? value : literal(value);
 }
 
-function opened(sources) {
-  const files = namesOf(sources).map((name) => `open(${literal(name)}, "rb")`);
+function opened(kind, sources) {
+  const files = namesOf(kind, sources).map((name) => `open(${literal(name)}, "rb")`);
   return files.length > 1 ? `[${files.join(", ")}]` : files[0];
 }
 
@@ -82,14 +83,16 @@ function pictureCall(kind, lines, fields) {
 }
 
 // The official client has no such call; its own way to make any is as good.
-function soundCall(fields) {
+function soundCall(kind, fields, sources) {
   const body = Object.entries(fields).map(([name, value]) =>
     `    "${name}": ${name === "seed" ? value : literal(value)},`);
+  const form = 'options={"headers": {"Content-Type": "multipart/form-data"}}';
+  const from = hears(kind) ? `, files={"audio": ${opened(kind, sources)}}, ${form}` : "";
   const key = hasKey() ? 'os.environ["OMNIMUSE_API_KEY"]' : '"none"';
-  return `${hasKey() ? "import os\n\n" : ""}import httpx\nfrom openai import OpenAI\n\n` +
+  return `${hasKey() ? "import os\n\n" : ""}from openai import HttpxBinaryResponseContent, OpenAI\n\n` +
     `client = OpenAI(base_url="${address("v1")}", api_key=${key})\n` +
-    `sound = client.post("/audio/generate", cast_to=httpx.Response, body={\n${body.join("\n")}\n})\n` +
-    `with open("sound.${fields.output_format ?? "wav"}", "wb") as file:\n    file.write(sound.content)\n`;
+    `sound = client.post("/audio/generate", cast_to=HttpxBinaryResponseContent, body={\n${body.join("\n")}\n}${from})\n` +
+    `sound.write_to_file("sound.${fields.output_format ?? "wav"}")\n`;
 }
 
 function videoCall(lines) {

@@ -1,10 +1,11 @@
-// The pictures to start from: chosen, dropped, pasted, or taken from the gallery. The file input holds them, so the
+// The pictures, or the sound, to start from: chosen, dropped, pasted, or taken from the gallery. The file input holds them, so the
 // browser itself says when one is missing. Over one picture there may be a brush, for a mask.
 
 import { Brush } from "./brush.js";
 import { byId, h } from "./dom.js";
+import { isRecording } from "./kinds.js";
 
-const KINDS = ["image/png", "image/jpeg", "image/webp"];
+const PICTURES = ["image/png", "image/jpeg", "image/webp"];
 
 /** `accept(files)` is asked before dropped or pasted pictures are used; `onchange` is told when others are chosen.
  *  `restore(file)` is asked first about a file that is dropped anywhere but on the field: does it tell its settings? */
@@ -14,7 +15,7 @@ export class Sources {
     this.restore = restore;
     this.onchange = onchange;
     this.most = 1;
-    this.masks = false;
+    this.masks = this.fills = false;
     this.brush = null;
     this.size = null;
     this.input = byId("sources");
@@ -29,20 +30,29 @@ export class Sources {
     return [...this.input.files];
   }
 
+  /** What files are to be: "picture" or "sound"; those that are not go. */
+  listen(medium) {
+    const hears = medium === "sound";
+    byId("sources-label").textContent = `Start from a ${medium}`;
+    this.input.accept = hears ? "audio/*" : PICTURES.join(",");
+    if (this.files.some((file) => isRecording(file) !== hears)) this.use([]);
+  }
+
   /** Which part of the picture is drawn anew, as a file; null where all of it is. */
   get mask() {
     return this.brush?.file ?? null;
   }
 
   /** Whether they are asked for now, how many the model takes, whether they are frames of a video, and whether a part of
-   *  one can be drawn anew. */
-  ask(wanted, most = 1, { frames = false, masks = false } = {}) {
+   *  one can be drawn anew, or nothing else. */
+  ask(wanted, most = 1, { frames = false, masks = false, fills = false } = {}) {
     byId("sources-field").hidden = !wanted;
     byId("last-hint").hidden = !(frames && most > 1);
     this.input.required = wanted;
     this.input.multiple = most > 1;
     this.most = most;
-    const changed = this.masks !== (wanted && masks);
+    const changed = this.masks !== (wanted && masks) || this.fills !== fills;
+    this.fills = fills;
     this.masks = wanted && masks;
     if (changed) this.show();
   }
@@ -57,16 +67,20 @@ export class Sources {
   }
 
   async show() {
-    for (const picture of byId("chosen").querySelectorAll("img")) URL.revokeObjectURL(picture.src);
+    for (const shown of byId("chosen").querySelectorAll("img, audio")) URL.revokeObjectURL(shown.src);
     this.brush = null;
-    const pictures = this.files.map((file) => h("img", { src: URL.createObjectURL(file), alt: file.name }));
-    byId("chosen").replaceChildren(...pictures);
+    const shown = this.files.map((file) => {
+      const src = URL.createObjectURL(file);
+      return isRecording(file) ? h("audio", { src, controls: true, title: file.name }) : h("img", { src, alt: file.name });
+    });
+    byId("chosen").replaceChildren(...shown);
+    const pictures = shown.filter((node) => node.tagName === "IMG");
     // What the browser cannot read, the server may refuse with a reason.
     await pictures[0]?.decode().catch(() => {});
     if (!pictures.every((picture) => picture.isConnected)) return; // others were chosen meanwhile
     this.size = pictures[0]?.naturalWidth ? `${pictures[0].naturalWidth}x${pictures[0].naturalHeight}` : null;
     if (this.masks && pictures.length === 1 && this.size) {
-      this.brush = new Brush(pictures[0], this.onchange);
+      this.brush = new Brush(pictures[0], this.onchange, this.fills);
       byId("chosen").replaceChildren(this.brush.box);
     }
     this.onchange();
@@ -79,7 +93,7 @@ export class Sources {
   }
 
   take(event, data) {
-    const files = [...(data?.files ?? [])].filter(({ type }) => KINDS.includes(type));
+    const files = [...(data?.files ?? [])].filter((file) => PICTURES.includes(file.type) || isRecording(file));
     if (event.type === "drop" && data?.files.length) event.preventDefault();
     if (!files.length) return;
     const onField = byId("drop").contains(event.target);

@@ -98,6 +98,7 @@ function facts(record) {
     isSound(kind) ? `${lasts} s` : `${width} × ${height}`,
     frames > 1 && `${frames} frames`,
     record.mask && "a part drawn anew",
+    settings.pad && `beyond the edges by ${settings.pad}`,
     settings.strength && startsFrom(kind) && `strength ${settings.strength}`,
     steps && `${steps} steps`,
     (guidance ?? null) !== null && `guidance ${guidance}`,
@@ -109,7 +110,7 @@ function facts(record) {
   ].filter(Boolean);
 }
 
-/** One finished record; `act` has `again`, `another`, `use`, `start` and `remove`. `starts`: pictures can be started
+/** One finished record; `act` has `again`, `another`, `use`, `start` and `remove`. `starts`: such as it can be started
  *  from. */
 export function showRecord(stage, record, act, starts) {
   const { fields, width, height, kind } = record;
@@ -125,8 +126,8 @@ export function showRecord(stage, record, act, starts) {
         button("quiet", () => act.another(record), "Another one"),
         button("quiet", () => act.again(record), "Run again"),
         button("quiet", () => act.use(record), "Use settings"),
-        starts && !isVideo(kind) && !isSound(kind)
-          ? button("quiet", () => act.start(record), "Use this picture") : null),
+        starts && !isVideo(kind)
+          ? button("quiet", () => act.start(record), isSound(kind) ? "Use this sound" : "Use this picture") : null),
       h("div", { className: "together links" },
         h("a", { className: "link", href: record.url, download: nameOf(record) }, "Download"),
         button("link", (event) => copy(curl(request), event.target), "Copy curl"),

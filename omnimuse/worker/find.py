@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from omnimuse.compat.diffusers.spec import refuse_features, spec_of
+from omnimuse.compat.opening import is_file, opened
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
@@ -53,7 +54,8 @@ class Found:
 def find(config: Config) -> Found:
     """Resolve and check the model that `config` names; ModelError says what is wrong and what to do. No torch."""
     known = [model for spec in REGISTRY.specs() for variant in spec.variants for model in variant.ids]
-    folder = resolve(config.model.model, known)
+    model = config.model.model
+    folder = opened(model) if is_file(model) else resolve(model, known)
     checkpoint = Checkpoint(folder.path)
     spec = spec_for(checkpoint)
     if spec.library:

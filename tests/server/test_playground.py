@@ -121,6 +121,7 @@ class FakeApi:
     watched: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
     sources: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
+    recordings: list[tuple[str, bytes]] = field(default_factory=list)
     masks: list[np.ndarray] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     jobs: set[str] = field(default_factory=set)
@@ -162,6 +163,9 @@ class FakeApi:
     async def form(self, request: Request) -> dict[str, Any]:
         """The fields of a form; its pictures are noted, those in URLs, too."""
         form = await request.form()
+        if (sound := form.get("audio")) is not None:
+            assert not isinstance(sound, str)
+            self.recordings.append((sound.filename or "", await sound.read()))
         for name in ("image", "image[]", "input_reference"):
             for source in form.getlist(name):
                 assert not isinstance(source, str)
@@ -229,7 +233,9 @@ class FakeApi:
 
     async def sound(self, request: Request) -> Response:
         """A tone as long as it was asked to be, in steps."""
-        asked = json.loads(await request.body())
+        is_form = request.headers["content-type"].startswith("multipart")
+        asked = await self.form(request) if is_form else await request.json()
+        asked["seconds"] = float(asked["seconds"])
         self.asked.append(asked)
 
         async def steps() -> AsyncIterator[str]:
@@ -242,6 +248,8 @@ class FakeApi:
             yield event("audio.done", **whole, sample_rate=8000, seed=BIG_SEED, timings={})
             yield "data: [DONE]\n\n"
 
+        if asked.get("stream_format") != "sse":
+            return Response(b"RIFF", media_type="audio/wav")
         return StreamingResponse(steps(), media_type="text/event-stream")
 
     async def create_video(self, request: Request) -> Response:
@@ -709,6 +717,26 @@ def test_the_copied_code_of_an_edit_works_as_pasted(page: Any, site: Running, tm
 
 
 @browser_only
+def test_what_lies_beyond_the_edges_is_a_part_drawn_anew_too(page: Any, site: Running, tmp_path: Path) -> None:
+    editing(page, site, masks=True)
+    Image.new("RGB", (96, 48), "green").save(tmp_path / "start.png")
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / "start.png")
+    margins = page.get_by_label("Draw on beyond the edges")
+    margins.fill("64,0")
+    draw(page, "a beach")
+    assert margins.evaluate("input => input.matches(':invalid')") and site.api.asked == []
+    margins.fill("64, 0, 64, 0")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect_picture(page)
+    assert site.api.asked[0]["pad"] == "64, 0, 64, 0" and "strength" not in site.api.asked[0]
+    assert "beyond the edges by 64, 0, 64, 0" in page.locator("figcaption").inner_text()
+    page.get_by_label("Strength").fill("0.9")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert site.api.asked[1]["strength"] == "0.9"
+
+
+@browser_only
 def test_the_copied_code_of_a_part_drawn_anew_sends_the_mask(page: Any, site: Running, tmp_path: Path) -> None:
     editing(page, site, masks=True)
     Image.new("RGB", (96, 48)).save(tmp_path / "start.png")
@@ -754,6 +782,53 @@ def test_a_sound_is_made_played_and_downloaded_as_a_file(page: Any, site: Runnin
     page.get_by_role("button", name="Run again").click()
     page.locator("#thumbs li").nth(1).wait_for()
     assert site.api.asked[1]["seconds"] == 1.5
+
+
+@browser_only
+def test_a_sound_is_made_from_a_sound_that_was_chosen_or_made_before(page: Any, site: Running, tmp_path: Path) -> None:
+    site.api.capabilities = SOUNDS | {
+        "tasks": ["text-to-audio", "audio-to-audio"],
+        "max_sounds": 1,
+        "parameters": [*cast(list[str], SOUNDS["parameters"]), "strength"],
+    }
+    page.reload()
+    page.get_by_label("Make", exact=True).select_option("cover")
+    tone = encode_sound(Sound(np.zeros((1, 800), np.float32), 8000), "WAV", {})
+    (tmp_path / "rain.wav").write_bytes(tone)
+    page.get_by_label("Start from a sound").set_input_files(tmp_path / "rain.wav")
+    page.locator("#chosen audio").wait_for()
+    page.get_by_label("Seconds").fill("1.5")
+    page.get_by_label("Strength").fill("0.35")
+    draw(page, "a heavy storm")
+    page.locator("#stage figure audio").wait_for()
+    assert site.api.recordings == [("rain.wav", tone)]
+    assert (site.api.asked[0]["strength"], site.api.asked[0]["seconds"]) == ("0.35", 1.5)
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    assert site.api.recordings[1] == site.api.recordings[0]
+    for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("button", name=f"Copy as {kind}").click()
+        page.get_by_text("Copied").wait_for()
+        text = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(
+            [*program, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr + text
+        assert (tmp_path / "sound.wav").read_bytes() == b"RIFF"
+        (tmp_path / "sound.wav").unlink()
+        page.get_by_text("Copied").wait_for(state="hidden")
+    assert [given for _, given in site.api.recordings[2:]] == [tone] * 2
+    page.get_by_label("Make", exact=True).select_option("audio")
+    page.get_by_label("Seconds").fill("1")
+    page.get_by_role("button", name="Copy as Python").click()
+    page.get_by_text("Copied").wait_for()
+    subprocess.run(
+        [sys.executable, "-c", page.evaluate("navigator.clipboard.readText()")], cwd=tmp_path, check=True, timeout=60
+    )
+    assert (tmp_path / "sound.wav").read_bytes() == b"RIFF" and len(site.api.recordings) == 4
+    page.get_by_role("button", name="Use this sound").click()
+    assert page.get_by_label("Make", exact=True).input_value() == "cover"
+    page.locator(f"#chosen audio[title='omnimuse-{BIG_SEED}.wav']").wait_for()
 
 
 @browser_only

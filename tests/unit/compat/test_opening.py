@@ -1,0 +1,84 @@
+"""A file of weights is a model: it is told by names and shapes what it is, once, and the rest comes from the hub."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from omnimuse.compat.opening import PLACE, is_file, opened
+from omnimuse.compat.single_file import convert, kind_of
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import Checkpoint
+from tests.checkpoints import z_image
+from tests.checkpoints.single_file import merged, weights
+
+SMALL = ("--steps", "2", "--guidance", "2", "--size", "32x32", "--seed", "3", "--dtype", "float32", "--quiet")
+
+
+def hub(home: Path, repo: str, seed: int) -> Path:
+    """A cache of the hub in which `repo` is a tiny checkpoint; returns that."""
+    place = home / "hub" / f"models--{repo.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    return z_image.build(place / "snapshots" / ("0" * 40), seed=seed)
+
+
+def generate(home: Path, model: Path, picture: Path) -> subprocess.CompletedProcess[str]:
+    """`omnimuse generate` in a process that knows no other hub than the cache in `home`."""
+    env = {**os.environ, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-m", "omnimuse", "generate", "a red circle", "-m", str(model), *SMALL, "-o", str(picture)]
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.timeout(600)
+def test_a_file_is_drawn_with_as_the_checkpoint_it_is_told_to_be_of_and_converted_once(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    like = hub(tmp_path, "Tongyi-MAI/Z-Image-Turbo", seed=5)
+    file = tmp_path / "mine.safetensors"
+    save_file({f"model.diffusion_model.{k}": v for k, v in weights(z_image_folder / "transformer").items()}, file)
+    convert(file, Checkpoint(like), tmp_path / "by hand")
+    for model, name in ((tmp_path / "by hand", "expected"), (file, "first"), (file, "again")):
+        done = generate(tmp_path, model, tmp_path / f"{name}.png")
+        assert done.returncode == 0, done.stderr
+    expected, first, again = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("expected", "first", "again"))
+    assert np.array_equal(first, expected) and np.array_equal(again, expected)
+    [folder] = (tmp_path / PLACE).glob("models--*/*")
+    assert folder.parent.name == "models--Tongyi-MAI--Z-Image-Turbo", "so its defaults are those of that checkpoint"
+    assert (folder / "text_encoder").is_symlink() and not (folder / "transformer").is_symlink()
+
+
+def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
+    z_image_folder: Path, foreign_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(weights(z_image_folder / "transformer"), file)
+    assert kind_of(file) == "Tongyi-MAI/Z-Image-Turbo"
+    fill = {"double_blocks.0.img_attn.norm.key_norm.scale": 4, "guidance_in.in_layer.bias": 4}
+    save_file({**{k: torch.zeros(n) for k, n in fill.items()}, "img_in.weight": torch.zeros(2, 384)}, file)
+    assert kind_of(file) == "black-forest-labs/FLUX.1-Fill-dev"
+    save_file(merged(foreign_folder("StableDiffusionPipeline")), file)
+    with pytest.raises(ModelError, match=r"do not tell of which model .* `omnimuse convert a.safetensors --like MODEL"):
+        kind_of(file)
+
+
+@pytest.mark.timeout(240)
+def test_a_file_that_tells_nothing_is_refused_with_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({"a.b": torch.zeros(1)}, file)
+    assert is_file(str(file)) and not is_file(str(tmp_path)) and not is_file(f"{tmp_path}/b.safetensors")
+    with pytest.raises(ModelError, match=r"names such as a.b do not tell of which model this is the network"):
+        opened(str(file), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("models--*"))
+    file.write_bytes(b"not a header")
+    with pytest.raises(ModelError, match="cannot be read"):
+        opened(str(file), tmp_path / "cache")
