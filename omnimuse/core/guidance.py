@@ -43,6 +43,11 @@ def plain(extra: FamilyParams) -> Combination:
     return Combination()
 
 
+def nothing(extra: FamilyParams) -> tuple[str, ...]:
+    """No further branches."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Two predictions per step, p of the prompt and n of a negative prompt, and a point on the line through them.
@@ -51,7 +56,8 @@ class Guidance:
     before it. Guidance is off up to the scale `neutral`: 1 counts from the negative prediction, n + s (p - n), 0 from
     the positive one, p + s (p - n). `negative` stands for a negative prompt that nobody gave; None: there is no
     guidance without one. Where it is not `given`, people may not give one. `how` tells from a request's own choices
-    what is done besides.
+    what is done besides, and `besides` in which further branches of its own making a family evaluates the prompt,
+    guided or not.
     """
 
     scales: tuple[str, ...] = ("guidance_scale",)
@@ -59,6 +65,7 @@ class Guidance:
     negative: str | None = ""
     given: bool = True
     how: Callable[[FamilyParams], Combination] = plain
+    besides: Callable[[FamilyParams], tuple[str, ...]] = nothing
 
     def scale(self, params: DiffusionParams, network: int = 0) -> float:
         """The scale of the steps of network number `network`."""
@@ -76,12 +83,13 @@ class Guidance:
     def branches(
         self, needed: tuple[str, ...], extra: FamilyParams, scale: float, elapsed: float, steps: float = 0.0
     ) -> tuple[str, ...]:
-        """Those of the `needed` branches that a step at `scale` evaluates.
+        """What a step at `scale` evaluates: those of the `needed` branches, and further ones.
 
         `elapsed` is the share of time before it, `steps` that of the steps up to it, itself included.
         """
         how = self.how(extra)
-        return needed if scale > self.neutral and elapsed <= how.truncation and steps <= how.until else ONLY_POSITIVE
+        guided = scale > self.neutral and elapsed <= how.truncation and steps <= how.until
+        return (*(needed if guided else ONLY_POSITIVE), *self.besides(extra))
 
     def objection(self, negative: str | None, params: DiffusionParams) -> str | None:
         """Why a negative prompt, or its absence, makes no sense beside the scales; None if it does."""

@@ -28,6 +28,11 @@ def rotary_table(positions: Tensor, axes_dims: Sequence[int], theta: float, *, e
         angles.append(torch.outer(positions[:, axis].double(), frequencies))  # [S, dim/2]
     angle = torch.cat(angles, dim=-1)  # [S, H/2]
     angle = angle if exact else angle.float()
+    return rotations(angle)
+
+
+def rotations(angle: Tensor) -> Tensor:
+    """The table for `rotate` of angles [S, H/2], computed in their dtype: [S, 2, H/2, 2] in float32."""
     parts = torch.view_as_real(torch.polar(torch.ones_like(angle), angle)).float()  # [S, H/2, 2]
     return torch.diag_embed(parts).transpose(1, 2).contiguous()
 

@@ -7,6 +7,7 @@ from omnimuse.core.registry import Registry
 TABLE = {
     "WanPipeline": "omnimuse.models.wan",
     "HunyuanVideo15Pipeline": "omnimuse.models.hunyuan_video15",
+    "LTX2Pipeline": "omnimuse.models.ltx2",
     "ZImagePipeline": "omnimuse.models.z_image",
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",

@@ -152,7 +152,7 @@ class Denoise(Loop):
         ]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        prediction = combine(ctx.spec.guidance, state.request.extra, predictions, step.scale)
+        prediction = self.combined(ctx, state, step, predictions)
         prediction = -prediction if self.flip else prediction
         solver, schedule, latents = state.working["solver"], state.working["schedule"], state["latents"]
         if state.request.previews:
@@ -160,6 +160,10 @@ class Denoise(Loop):
             state.working["estimate"] = None if estimate is None else self._confined(state, estimate, 0.0)
         moved = solver.step(state.solver, step.index, schedule, latents, prediction, state.generator)
         state["latents"] = self._confined(state, moved, schedule.sigmas[step.index + 1])
+
+    def combined(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> Tensor:
+        """One prediction from those of the branches that the step evaluated, float32."""
+        return combine(ctx.spec.guidance, state.request.extra, predictions, step.scale)
 
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         estimate = state.working.get("estimate")

@@ -1,7 +1,8 @@
 """Between the latents of an autoencoder and those, of mean 0 and deviation 1, that a network denoises.
 
-The autoencoder's configuration says how: a factor and a shift, a mean and a deviation per channel, or statistics that
-the autoencoder gathered while it was trained, over patches of latents. Used by the stages that encode and decode.
+The autoencoder's configuration says how: a factor and a shift, a mean and a deviation per channel, which it may also
+keep beside its weights, or statistics that it gathered while it was trained, over patches of latents. Used by the
+stages that encode and decode.
 
 Letters: C channels; h w latent height, width; * any further dimensions.
 """
@@ -28,6 +29,8 @@ def scaled(vae: nn.Module, config: Mapping[str, Any], latents: Tensor) -> Tensor
         mean, deviation = _per_channel(config, latents)
         return (latents - mean) * (1.0 / deviation)  # the reference's way; a quotient would round otherwise
     factor, shift = _factor(config)
+    if (kept := _kept(vae, latents)) is not None:
+        return (latents - kept[0]) * factor / kept[1]
     return (latents - shift) * factor
 
 
@@ -41,6 +44,8 @@ def unscaled(vae: nn.Module, config: Mapping[str, Any], latents: Tensor) -> Tens
         mean, deviation = _per_channel(config, latents)
         return latents / (1.0 / deviation) + mean
     factor, shift = _factor(config)
+    if (kept := _kept(vae, latents)) is not None:
+        return latents * kept[1] / factor + kept[0]
     return latents / factor + shift
 
 
@@ -73,6 +78,15 @@ def _per_channel(config: Mapping[str, Any], latents: Tensor) -> tuple[Tensor, Te
         for name in ("latents_mean", "latents_std")
     )
     return mean, deviation
+
+
+def _kept(vae: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of every channel, where the autoencoder itself keeps them, made to broadcast."""
+    buffers = dict(vae.named_buffers(recurse=False))
+    if "latents_mean" not in buffers:
+        return None
+    shape = (-1, *[1] * (latents.ndim - 1))
+    return buffers["latents_mean"].to(latents).view(shape), buffers["latents_std"].to(latents).view(shape)
 
 
 def _statistics(vae: nn.Module, config: Mapping[str, Any], latents: Tensor) -> tuple[Tensor, Tensor]:

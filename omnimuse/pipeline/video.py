@@ -142,11 +142,13 @@ class DecodeVideo(Loop):
 class DecodeClip(DecodeVideo):
     """The same by a VAE that decodes all frames of a tile at once: a step for every tile.
 
-    Tiles have sides of `tile` pixels and begin every `stride`; frames that are no larger are decoded whole.
+    Tiles have sides of `tile` pixels and begin every `stride`; frames that are no larger are decoded whole. Where the
+    decoder needs `least` latents a side, narrower ones are repeated.
     """
 
     tile: int = 256
     stride: int = 192
+    least: int = 1
     by_frame: ClassVar[bool] = False
 
     def grid(self, vae: Any, height: int, width: int) -> Grid:
@@ -160,7 +162,7 @@ class DecodeClip(DecodeVideo):
         row, column = decoding.grid.corners[index]
         height, width = decoding.grid.tile
         part = decoding.latents[:, :, :, row : row + height, column : column + width]
-        put_piece(decoding, (row, column), 0, vae.decode(part, return_dict=False)[0][0], 0)
+        put_piece(decoding, (row, column), 0, decode_clip(vae, part, self.least), 0)
 
 
 def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
@@ -174,6 +176,14 @@ def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
     piece = decode_frames(vae, latents, decoding.cache)[0]  # [c, t, y, x]
     start = decoding.video.tensor.shape[0] - (frames - frame) * piece.shape[1] if frame else 0
     put_piece(decoding, (row, column), frame, piece, start)
+
+
+def decode_clip(vae: Any, latents: Tensor, least: int = 1) -> Tensor:
+    """Latents [1, C, f, h, w] -> frames [3, F, H, W], mostly in [-1, 1]; sides of less than `least` are repeated."""
+    times = [-(-least // side) for side in latents.shape[3:]]
+    pixels = vae.decode(latents.repeat(1, 1, 1, *times), return_dict=False)[0][0]
+    height, width = (side // count for side, count in zip(pixels.shape[2:], times, strict=True))
+    return pixels[:, :, :height, :width]
 
 
 def put_piece(decoding: Decoding, corner: tuple[int, int], frame: int, piece: Tensor, start: int) -> None:
@@ -233,7 +243,7 @@ def preview_middle_frame(ctx: Context, latents: Tensor) -> Tensor:
     return to_pixels(decoded[0], vae.config.patch_size or 1)[0]
 
 
-def preview_middle_alone(ctx: Context, latents: Tensor) -> Tensor:
+def preview_middle_alone(ctx: Context, latents: Tensor, least: int = 1) -> Tensor:
     """The same by a VAE that decodes all frames at once: a clip of the middle frame alone."""
     vae, small = ctx.components["vae"], small_middle_frame(latents)
-    return to_pixels(vae.decode(unscaled(vae, vae.config, small)[None, :, None], return_dict=False)[0][0], 1)[0]
+    return to_pixels(decode_clip(vae, unscaled(vae, vae.config, small)[None, :, None], least), 1)[0]

@@ -43,21 +43,22 @@ TARGET_SIZE = 64
 """Pictures make videos of so many pixels squared."""
 
 
-def transformer(kind: str, layers: int = 2) -> HunyuanVideo15Transformer3DModel:
-    """The network of the reference, small; still to be drawn."""
+def transformer(kind: str) -> HunyuanVideo15Transformer3DModel:
+    """The network of the reference, small; still to be drawn. One of few steps ("i2v-step") is told where they end."""
     return HunyuanVideo15Transformer3DModel(
         in_channels=2 * CHANNELS + 1,
         out_channels=CHANNELS,
         num_attention_heads=2,
         attention_head_dim=16,
-        num_layers=layers,
+        num_layers=2,
         num_refiner_layers=1,
         text_embed_dim=TEXT_WIDTH,
         text_embed_2_dim=flux.TEXT_WIDTH,
         image_embed_dim=IMAGE_WIDTH,
         rope_axes_dim=(4, 6, 6),
         target_size=TARGET_SIZE,
-        task_type=kind,
+        task_type=kind[:3],
+        use_meanflow=kind == "i2v-step",
     )
 
 
@@ -119,13 +120,13 @@ def build(folder: Path, kind: str = "t2v", *, seed: int = 0, **guider: Any) -> P
         "transformer": ("diffusers", "HunyuanVideo15Transformer3DModel"),
         "vae": ("diffusers", "AutoencoderKLHunyuanVideo15"),
     }
-    if kind == "i2v":
+    if kind.startswith("i2v"):
         parts.save_module(folder, "image_encoder", seed, image_encoder)
         side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
         SiglipImageProcessorPil(size=side).save_pretrained(folder / "feature_extractor")
         components["image_encoder"] = ("transformers", "SiglipVisionModel")
         components["feature_extractor"] = ("transformers", "SiglipImageProcessor")
-    arch = "HunyuanVideo15ImageToVideoPipeline" if kind == "i2v" else "HunyuanVideo15Pipeline"
+    arch = "HunyuanVideo15ImageToVideoPipeline" if kind.startswith("i2v") else "HunyuanVideo15Pipeline"
     parts.write_index(folder, arch, components)
     return folder
 

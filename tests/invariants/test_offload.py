@@ -70,7 +70,7 @@ def test_one_component_at_a_time_is_on_the_device(
         return look
 
     for name, module in parts.items():
-        first = module.decoder if name == "vae" else module
+        first = module.decoder if name in ("vae", "audio_vae") else module
         first.register_forward_pre_hook(watch(name))
     submit(engine, *(subject.ask(i, output_type="pt") for i in range(len(subject.family.wishes))))
     drain(engine)

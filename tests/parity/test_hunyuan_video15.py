@@ -39,6 +39,16 @@ def test_without_a_scale_the_guider_of_the_checkpoint_guides(folder: Path) -> No
     assert float((found.output[0] - expected).norm() / expected.norm()) <= 1e-5
 
 
+def test_a_network_of_few_steps_is_told_where_each_ends(tmp_path: Path) -> None:
+    folder = hunyuan_video15.build(tmp_path / "tiny", "i2v-step", guidance_scale=1.0)
+    wishes = [wish for family in hunyuan_video15.FAMILIES if family.kind == "i2v" for wish in family.wishes]
+    with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:
+        params = [replace(wish.params, output_type="latent") for wish in wishes]
+        found = omni.generate([wish.asked for wish in wishes], params, progress=False)
+    for result, expected in zip(found, hunyuan_video15.reference(folder, wishes, "latent"), strict=True):
+        assert float((result.output[0] - expected).norm() / expected.norm()) <= 1e-5
+
+
 def test_a_video_becomes_a_file_that_plays_with_its_settings(folder: Path, tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:

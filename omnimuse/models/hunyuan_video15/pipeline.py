@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -128,11 +129,19 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> Hunyuan
     assert isinstance(transformer, HunyuanVideoTransformer)
     size = latent_shape(ctx.configs, state.request)[1:]
     texts = state[f"{branch}_embeds"], state[f"{branch}_glyphs"]
-    return transformer.prepare(*texts, state["seen"], size, state["known"])
+    static = transformer.prepare(*texts, state["seen"], size, state["known"])
+    told = transformer.config.use_meanflow and state["known"] is not None  # from text the reference tells it nothing
+    return replace(static, times=state.working["timesteps"]) if told else static
 
 
 def inputs(ctx: Context, static: HunyuanVideoStatic, latents: Tensor, timestep: Tensor) -> HunyuanVideoInputs:
-    """One row: time runs from 1000 (noise) to 0 (video), rounded to the computing dtype as in the reference."""
+    """One row: time runs from 1000 (noise) to 0 (video), rounded to the computing dtype as in the reference.
+
+    A step ends where the next one begins, the last one at 0.
+    """
+    if static.times is not None:
+        end = torch.where(static.times < timestep, static.times, 0.0).max()
+        static = replace(static, end=end.to(ctx.dtype))
     return HunyuanVideoInputs(latents, timestep.to(ctx.dtype), static)
 
 

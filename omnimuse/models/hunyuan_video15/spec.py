@@ -106,16 +106,17 @@ def wide_size(configs: Configs) -> DiffusionParams:
     return DiffusionParams(width=width, height=height)
 
 
-def is_kind(target: int, pictures: bool, guided: bool) -> Callable[[Configs], str]:
-    """A reason for a checkpoint of that size, that begins with a picture or not, guided or distilled."""
+def is_kind(target: int, pictures: bool, guided: bool, few: bool) -> Callable[[Configs], str]:
+    """A reason for a checkpoint of that size, that begins with a picture or not, guided or not, of few steps or not."""
 
     def reason(configs: Configs) -> str:
-        own = guider(configs)
-        found = target_size(configs), begins_with_picture(configs), own.enabled and own.guidance_scale > 1
-        if found != (target, pictures, guided):
+        own, flow = guider(configs), bool(cast(Mapping[str, Any], configs["transformer"]).get("use_meanflow"))
+        found = target_size(configs), begins_with_picture(configs), own.enabled and own.guidance_scale > 1, flow
+        if found != (target, pictures, guided, few):
             return ""
         source, scale = ("a picture" if pictures else "text"), "is" if guided else "is not"
-        return f"it makes videos from {source} at {target} pixels squared, and {scale} guided"
+        steps = ", and is told where a step ends" if few else ""
+        return f"it makes videos from {source} at {target} pixels squared, and {scale} guided{steps}"
 
     return reason
 
@@ -139,7 +140,8 @@ def _variant(name: str, defaults: DiffusionParams, *, distilled: bool = False) -
     """The checkpoint `name`, `480p_t2v` for instance."""
     target, pictures = (640 if name.startswith("480p") else 960), "i2v" in name
     chosen = PLAIN.over(defaults) if distilled else defaults
-    return Variant(f"HunyuanVideo-1.5-{name}", (f"{HOME}{name}",), chosen, is_kind(target, pictures, not distilled))
+    kind = is_kind(target, pictures, not distilled, "step" in name)
+    return Variant(f"HunyuanVideo-1.5-{name}", (f"{HOME}{name}",), chosen, kind)
 
 
 SPEC = Spec(
@@ -177,5 +179,6 @@ SPEC = Spec(
         _variant("720p_i2v", LARGE.over(DEFAULTS)),
         _variant("480p_i2v_distilled", DEFAULTS, distilled=True),
         _variant("720p_i2v_distilled", LARGE.over(DEFAULTS), distilled=True),
+        _variant("480p_i2v_step_distilled", DiffusionParams(num_inference_steps=8).over(DEFAULTS), distilled=True),
     ),
 )

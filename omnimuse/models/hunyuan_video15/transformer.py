@@ -42,14 +42,16 @@ FIXED: Mapping[str, tuple[object, ...]] = {
     "patch_size": (1,),
     "patch_size_t": (1,),
     "qk_norm": ("rms_norm",),
-    "use_meanflow": (False,),
 }
 """Options of the configuration that this file computes in one way only."""
 
 
 @dataclass(frozen=True)
 class HunyuanVideoConfig:
-    """The facts in the checkpoint's transformer/config.json; defaults are those of the published 8.3B model."""
+    """The facts in the checkpoint's transformer/config.json; defaults are those of the published 8.3B model.
+
+    With `use_meanflow` the network may be told where a step ends.
+    """
 
     in_channels: int = 65
     out_channels: int = 32
@@ -63,6 +65,7 @@ class HunyuanVideoConfig:
     image_embed_dim: int = 1152
     rope_theta: float = 256.0
     rope_axes_dim: tuple[int, ...] = (16, 56, 56)
+    use_meanflow: bool = False
 
     def __post_init__(self) -> None:
         check_axes(self.rope_axes_dim, self.attention_head_dim)
@@ -90,6 +93,8 @@ class HunyuanVideoStatic(TwoStreamStatic):
     words: int
     pooled: Tensor  # [D], the prompt again, as one vector
     known: Tensor  # [c + 1, f, h, w], latents of frames that are given, and a mask that says which these are
+    times: Tensor | None = None  # [steps], those of all steps, for a network that is told where a step ends
+    end: Tensor | None = None  # [], where this one does
 
 
 HunyuanVideoInputs = TwoStreamInputs[HunyuanVideoStatic]
@@ -107,6 +112,7 @@ class HunyuanVideoTransformer(TwoStreamNetwork[HunyuanVideoStatic]):
         self.config = config
         self.image_embedder: nn.Conv3d = nn.Conv3d(config.in_channels, dim, 1)  # as checkpoints store it
         self.time_embedder = TimestepEmbedding(dim, dim)
+        self.end_embedder = TimestepEmbedding(dim, dim) if config.use_meanflow else None
         self.activation = nn.SiLU()
         self.pooled_embedder = nn.Sequential(nn.Linear(config.text_embed_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.refiner = Refiner(dim, heads, config.num_refiner_layers, config.mlp_ratio)
@@ -161,7 +167,9 @@ class HunyuanVideoTransformer(TwoStreamNetwork[HunyuanVideoStatic]):
         return {**super().plan(), **(refiner if self.config.num_refiner_layers else {})}
 
     def vector(self, rows: Sequence[HunyuanVideoInputs]) -> Tensor:
-        return self.activation(self.time_embedder(torch.stack([row.t for row in rows])))
+        time = self.time_embedder(torch.stack([row.t for row in rows]))
+        ends = [row.static.end for row in rows if row.static.end is not None]
+        return self.activation(time + self.end_embedder(torch.stack(ends)) if self.end_embedder and ends else time)
 
     def texts(self, rows: Sequence[HunyuanVideoInputs]) -> list[Tensor]:
         times, pooled = (torch.stack(each) for each in zip(*((row.t, row.static.pooled) for row in rows), strict=True))

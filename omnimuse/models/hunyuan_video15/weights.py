@@ -11,6 +11,7 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^image_embedder\.", "picture_embedder."),
     Rename(r"^x_embedder\.proj\.", "image_embedder."),
     Rename(r"^time_embed\.timestep_embedder\.", "time_embedder."),
+    Rename(r"^time_embed\.timestep_embedder_r\.", "end_embedder."),
     Rename(r"^cond_type_embed\.", "kinds."),
     Rename(r"^context_embedder_2\.", "glyph_embedder."),
     Rename(r"^(picture|glyph)_embedder\.norm(?:_in)?\.", r"\1_embedder.0."),

@@ -59,6 +59,13 @@ def test_guidance_stops_after_a_share_of_the_steps() -> None:
     assert rule.branches(BOTH, NONE, 5.0, 0.0, steps=0.501) == ONLY_POSITIVE
 
 
+def test_further_branches_are_evaluated_guided_or_not_and_nothing_is_encoded_for_them() -> None:
+    rule = Guidance(besides=lambda extra: ("isolated",))
+    assert rule.branches(BOTH, NONE, 5.0, 0.5) == (*BOTH, "isolated")
+    assert rule.branches(BOTH, NONE, 1.0, 0.5) == (*ONLY_POSITIVE, "isolated")
+    assert rule.needed(None, P(guidance_scale=5.0)) == BOTH
+
+
 def test_a_default_stands_for_a_negative_prompt_that_nobody_gave_and_for_no_other() -> None:
     rule = Guidance(negative=" ")
     assert [rule.text(given) for given in (None, "", "grey")] == [" ", "", "grey"]

@@ -19,6 +19,7 @@ from tests.checkpoints.wishes import photo
 
 VAE = {"spatial_compression_ratio": 16, "temporal_compression_ratio": 4}
 PICTURES = {"image_encoder": {}}
+FEW = {"transformer": {"target_size": 640, "use_meanflow": True}}
 
 
 def door(guider: dict[str, Any] | None = None, target: int = 640, **more: Any) -> Door:
@@ -79,12 +80,13 @@ def test_a_guider_that_guides_in_another_way_is_refused(option: dict[str, Any]) 
         (960, {}, {"guidance_scale": 6.0}, "720p_t2v", (1280, 720)),
         (640, {}, {"enabled": False}, "480p_t2v_distilled", (848, 480)),
         (960, PICTURES, {"guidance_scale": 1.0}, "720p_i2v_distilled", (1280, 720)),
+        (640, PICTURES | FEW, {"guidance_scale": 1.0}, "480p_i2v_step_distilled", (848, 480)),
     ],
 )
 def test_a_checkpoint_is_recognised_by_what_it_says(
     target: int, more: dict[str, Any], guider: dict[str, Any], name: str, size: tuple[int, int]
 ) -> None:
-    configs = {"vae": VAE, "transformer": {"target_size": target}, "guider": guider, **more}
+    configs: dict[str, Any] = {"vae": VAE, "transformer": {"target_size": target}, "guider": guider, **more}
     found = SPEC.recognise([], configs)
     assert (found.variant.name, found.sure) == (f"HunyuanVideo-1.5-{name}", True)
     opened = door(guider, target, **more)

@@ -1,0 +1,127 @@
+"""Facts about LTX-2, text to video with sound, without torch.
+
+Source: the published checkpoint's `model_index.json` and card, and the reference pipeline of diffusers. Video and sound
+are guided by scales of their own, against a negative prompt and against a network in which the two do not know of each
+other; the video's scale says whether there is a negative prompt (in the reference either can). The reference may also
+evaluate the network with some attention left out (`stg_scale`); networks of this generation are not made for that, and
+it changes nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from omnimuse.core.autoencoder import factors
+from omnimuse.core.guidance import Guidance
+from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec, Variant
+
+MAX_SEQUENCE_LENGTH = 1024
+"""Text tokens; what a prompt leaves of them is filled with tokens that the connectors learned."""
+MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never seen to draw
+MAX_SECONDS = 20  # what positions are counted in parts of
+SPAN = 4  # frames of bands that a latent of the sound stands for
+ISOLATED = "isolated"
+"""The branch in which video and sound do not know of each other."""
+STRENGTH: Mapping[str, float] = {"low": 0.0, "high": 100.0}
+SHARE: Mapping[str, float] = {"low": 0.0, "high": 1.0}
+
+
+@dataclass(frozen=True)
+class LTX2Params(FamilyParams):
+    """How the sound is guided (`audio_...`; 0: as the video), by how much both are led away from what they would be
+    without each other (`modality_scale`; 1: not at all), and how far guidance keeps the spread that there was before.
+    """
+
+    audio_guidance_scale: float = field(default=7.0, metadata=STRENGTH)
+    modality_scale: float = field(default=3.0, metadata=STRENGTH)
+    audio_modality_scale: float = field(default=3.0, metadata=STRENGTH)
+    guidance_rescale: float = field(default=0.7, metadata=SHARE)
+    audio_guidance_rescale: float = field(default=0.7, metadata=SHARE)
+
+
+def besides(extra: FamilyParams) -> tuple[str, ...]:
+    """The branch without each other, where anything is led away from it."""
+    assert isinstance(extra, LTX2Params)
+    return (ISOLATED,) if max(extra.modality_scale, extra.audio_modality_scale) > 1 else ()
+
+
+def video_size(configs: Configs, request: Request) -> tuple[int, ...]:
+    """(c, f, h, w) of the video's latents."""
+    params, (span, side) = request.params, factors(configs["vae"])
+    assert params.num_frames and params.height and params.width
+    channels = int(cast(Mapping[str, Any], configs["transformer"]).get("in_channels") or 128)
+    return channels, (params.num_frames - 1) // span + 1, params.height // side, params.width // side
+
+
+def sound_size(configs: Configs, request: Request) -> tuple[int, ...]:
+    """(a, l, m) of the sound's latents: as long as the video plays."""
+    vae, params = cast(Mapping[str, Any], configs["audio_vae"]), request.params
+    assert params.num_frames and params.fps
+    second = vae.get("sample_rate", 16_000) / vae.get("mel_hop_length", 160) / SPAN
+    length = max(1, round(params.num_frames / params.fps * second))
+    return vae.get("latent_channels", 8), length, vae.get("mel_bins", 64) // SPAN
+
+
+def count_registers(configs: Configs) -> int:
+    """How many tokens the connectors learned; a text and they fill a multiple of so many."""
+    return int(cast(Mapping[str, Any], configs["connectors"]).get("video_connector_num_learnable_registers") or 128)
+
+
+def limits(configs: Configs) -> Limits:
+    """What a checkpoint can be asked for."""
+    span, side = factors(configs["vae"])
+    vocoder = cast(Mapping[str, Any], configs["vocoder"])
+    return Limits(
+        size_multiple=side,
+        max_side=MAX_SIDE // side * side,
+        max_sequence_length=MAX_SEQUENCE_LENGTH,
+        frame_step=span,
+        max_frames=MAX_SECONDS * 60 // span * span + 1,
+        sound=SoundLimits(vocoder.get("output_sampling_rate", 24_000), vocoder.get("out_channels", 2)),
+    )
+
+
+DEFAULTS = DiffusionParams(
+    num_inference_steps=30,
+    guidance_scale=3.0,
+    height=512,
+    width=768,
+    num_frames=121,
+    fps=24.0,
+    num_outputs_per_prompt=1,
+    max_sequence_length=MAX_SEQUENCE_LENGTH,
+    output_type="pil",
+)
+
+SPEC = Spec(
+    arch="LTX2Pipeline",
+    family="ltx2",
+    summary="LTX-2: videos with their sound from text; two parts of a network that attend to each other",
+    tasks=("text-to-video",),
+    components={
+        "transformer": Component(
+            ("LTX2VideoTransformer3DModel",),
+            network="omnimuse.models.ltx2.transformer:LTX2Transformer",
+            rules="omnimuse.models.ltx2.weights:RULES",
+        ),
+        "text_encoder": Component(("Gemma3ForConditionalGeneration",), part="model.language_model"),
+        "tokenizer": Component(("GemmaTokenizer", "GemmaTokenizerFast")),
+        "connectors": Component(
+            ("LTX2TextConnectors",), network="diffusers.pipelines.ltx2.connectors:LTX2TextConnectors"
+        ),
+        "vae": Component(("AutoencoderKLLTX2Video",)),
+        "audio_vae": Component(("AutoencoderKLLTX2Audio",)),
+        "vocoder": Component(("LTX2Vocoder",), network="diffusers.pipelines.ltx2.vocoder:LTX2Vocoder"),
+        "scheduler": Component((), built=False),
+    },
+    defaults=DEFAULTS,
+    supported=frozenset({"guidance_scale", "num_frames", "fps"}),
+    limits=limits,
+    guidance=Guidance(besides=besides),
+    extra=LTX2Params,
+    variants=(Variant("LTX-2", ("Lightricks/LTX-2",), DEFAULTS),),
+)

@@ -1,0 +1,41 @@
+"""How names in a published LTX-2 transformer checkpoint (diffusers layout) become ours. A table for the loader."""
+
+from __future__ import annotations
+
+from omnimuse.loader.rules import Fuse, Rename
+
+BLOCK = r"^(blocks\.\d+)\."
+
+
+def _part(prefix: str, part: str) -> tuple[Rename, ...]:
+    """Names of the video have no prefix, and those of the sound have one."""
+    return (
+        Rename(rf"^{prefix}(proj_in|proj_out)\.", rf"{part}.\1."),
+        Rename(rf"^{prefix}scale_shift_table$", f"{part}.scale_shift_table"),
+        Rename(rf"^{prefix}caption_projection\.linear_1\.", f"{part}.caption.0."),
+        Rename(rf"^{prefix}caption_projection\.linear_2\.", f"{part}.caption.2."),
+        Rename(rf"^{prefix}time_embed\.", f"{part}.clock."),
+        Rename(rf"{BLOCK}{prefix}attn1\.", rf"\1.{part}.attention."),
+        Rename(rf"{BLOCK}{prefix}attn2\.", rf"\1.{part}.text_attention."),
+        Rename(rf"{BLOCK}{prefix}ff\.net\.0\.proj\.", rf"\1.{part}.mlp.0."),
+        Rename(rf"{BLOCK}{prefix}ff\.net\.2\.", rf"\1.{part}.mlp.2."),
+        Rename(rf"{BLOCK}{prefix}scale_shift_table$", rf"\1.{part}.scale_shift_table"),
+    )
+
+
+RULES: tuple[Rename | Fuse, ...] = (
+    Rename(r"^transformer_blocks\.", "blocks."),
+    *_part("audio_", "sound"),
+    *_part("", "video"),
+    Rename(r"^av_cross_attn_video_(scale_shift|a2v_gate)\.", r"video.\1."),
+    Rename(r"^av_cross_attn_audio_(scale_shift|v2a_gate)\.", r"sound.\1."),
+    Rename(r"^(video|sound)\.scale_shift\.", r"\1.meeting_clock."),
+    Rename(r"^(video|sound)\.(?:a2v|v2a)_gate\.", r"\1.gate_clock."),
+    Rename(r"\.emb\.timestep_embedder\.", ".embedder."),
+    Rename(BLOCK + r"video_a2v_cross_attn_scale_shift_table$", r"\1.video.meeting_table"),
+    Rename(BLOCK + r"audio_a2v_cross_attn_scale_shift_table$", r"\1.sound.meeting_table"),
+    Rename(BLOCK + r"audio_to_video_attn\.", r"\1.to_video."),
+    Rename(BLOCK + r"video_to_audio_attn\.", r"\1.to_sound."),
+    Rename(r"\.to_out\.0\.", ".to_out."),
+    *(Fuse(parts=(f"to_k.{kind}", f"to_v.{kind}"), into=f"to_kv.{kind}") for kind in ("weight", "bias")),
+)

@@ -1,0 +1,93 @@
+"""What only LTX-2 has: a video and its sound from one network, and a file that carries both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnimuse import Config, ModelConfig, Omni
+from omnimuse.core.errors import RequestError
+from omnimuse.core.output import Result
+from omnimuse.media.finished import read_settings, save
+from tests.checkpoints import ltx2
+from tests.checkpoints.wishes import Wish
+
+OF_SOUND = 5e-5
+"""Of a waveform: a vocoder with random weights makes errors larger."""
+
+
+@pytest.fixture(scope="module", params=["split", "interleaved"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ltx2.build(tmp_path_factory.mktemp("ltx2") / "tiny", request.param)
+
+
+def ours(folder: Path, wishes: list[Wish], output_type: str = "pil") -> list[Result]:
+    """All wishes in flight together."""
+    params = [replace(wish.params, output_type=output_type) for wish in wishes]  # type: ignore[arg-type]
+    with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:
+        results = omni.generate([wish.asked for wish in wishes], params, progress=False)
+    for result in results:
+        if result.error is not None:
+            raise result.error
+    return results
+
+
+@pytest.mark.parametrize(("output_type", "tolerance"), [("latent", 1e-5), ("pt", OF_SOUND)])
+def test_the_sound_of_every_video_in_flight_is_the_references(folder: Path, output_type: str, tolerance: float) -> None:
+    wishes = list(ltx2.WISHES)
+    found = ours(folder, wishes, output_type)
+    for (_, expected), result in zip(ltx2.both(folder, wishes, output_type), found, strict=True):
+        sound = result.tensors["audio"][0]
+        assert sound.shape == expected.shape
+        assert float((sound - expected).norm() / expected.norm()) <= tolerance
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"audio_guidance_scale": 2.0},
+        {"modality_scale": 1.5},
+        {"audio_modality_scale": 1.0},
+        {"guidance_rescale": 0.1},
+        {"audio_guidance_rescale": 1.0},
+    ],
+)
+def test_every_choice_of_guidance_is_the_references(folder: Path, choice: dict[str, float]) -> None:
+    wish = replace(ltx2.WISHES[0], params=replace(ltx2.WISHES[0].params, extra=choice))
+    [plain], [found] = ours(folder, [ltx2.WISHES[0]], "latent"), ours(folder, [wish], "latent")
+    for medium, expected in zip(("video", "audio"), ltx2.both(folder, [wish], "latent")[0], strict=True):
+        assert float((found.tensors[medium][0] - expected).norm() / expected.norm()) <= 1e-5
+    moved = {medium: float((found.tensors[medium] - plain.tensors[medium]).norm()) for medium in found.tensors}
+    assert max(moved.values()) > 1e-3, "a choice that changes nothing would be ignored"
+
+
+def test_the_file_of_a_video_carries_its_sound(folder: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    wish = replace(ltx2.WISHES[1], params=replace(ltx2.WISHES[1].params, num_frames=25, fps=24.0))
+    [result] = ours(folder, [wish])
+    [parts] = result.parts
+    assert [part.medium for part in parts] == ["video", "audio"]
+    path = tmp_path / "video.mp4"
+    save(parts, path, {"prompt": wish.prompt})
+    assert read_settings(path) == {"prompt": wish.prompt}
+    with av.open(str(path)) as container:
+        assert (len(container.streams.video), len(container.streams.audio)) == (1, 1)
+        frames = list(container.decode(video=0))
+    with av.open(str(path)) as container:
+        pieces = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        rate = container.streams.audio[0].rate
+    heard = np.concatenate(pieces, axis=-1)
+    sound = parts[1].data
+    assert len(frames) == 25
+    assert heard.shape[0] == 2
+    assert abs(heard.shape[1] / rate - sound.samples.shape[1] / sound.rate) < 0.3, "AAC fills up its last frame"
+    assert float(np.abs(heard).max()) > 0.01, "it is not silence"
+
+
+def test_a_text_that_does_not_fill_whole_registers_is_refused(folder: Path) -> None:
+    wish = replace(ltx2.WISHES[0], params=replace(ltx2.WISHES[0].params, max_sequence_length=30))
+    with pytest.raises(RequestError, match="max_sequence_length=30 is not a multiple of 8; use 24"):
+        ours(folder, [wish])
