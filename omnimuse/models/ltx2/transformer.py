@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
 from omnimuse.layers.rotary import rotate, rotations
@@ -189,6 +190,10 @@ class LTX2Cond:
         rows = zip(self.video.layout.unpack(video), self.sound.layout.unpack(sound), strict=True)
         return self.layout.pack([torch.cat([one, lines(other[None], one.shape[-1])[0]]) for one, other in rows])
 
+    def cut(self, part: Cut) -> LTX2Cond | None:
+        """None: tokens of sound stand in lines of several, which no part of the tokens can be cut from."""
+        return None
+
     def split(self, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The reverse of `join`; tokens of the sound are `width` wide."""
         if self.video.layout.dense and self.sound.layout.dense:
@@ -226,6 +231,19 @@ class LTX2Transformer(Network):
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.blocks}
+
+    def plan(self) -> Mapping[str, Cutting]:
+        # Every head has rotations of its own, so only attention to texts, which has none, is cut by heads.
+        text, mlp = "blocks.*.*.text_attention", "blocks.*.*.mlp"
+        return {
+            f"{text}.to_q": Columns(queries=1),
+            f"{text}.norm_q": Widths(queries=1),
+            f"{text}.to_kv": Columns(keys=2),
+            f"{text}.norm_k": Widths(keys=1),
+            f"{text}.to_out": Rows(queries=1),
+            f"{mlp}.0": Columns(others=1),
+            f"{mlp}.2": Rows(others=1),
+        }
 
     def prepare(
         self, texts: tuple[Tensor, Tensor], video: Sequence[int], sound: Sequence[int], fps: float, together: bool
