@@ -25,7 +25,7 @@ from transformers import (
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
-from tests.checkpoints import flux, lumina2, parts, wan
+from tests.checkpoints import encoders, lumina2, parts, wan
 
 PAIRS = ("original_size", "crops_coords_top_left")
 """Parameters that the library wants as tuples, and JSON has as lists."""
@@ -91,7 +91,7 @@ class Foreign:
 
 def _clip(projected: bool = False, width: int = 32) -> Component:
     config = CLIPTextConfig(
-        vocab_size=len(flux.clip_tokenizer()),
+        vocab_size=len(encoders.clip_tokenizer()),
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=3,
@@ -105,8 +105,8 @@ def _clip(projected: bool = False, width: int = 32) -> Component:
     return lambda: (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def _t5(width: int = flux.TEXT_WIDTH) -> T5EncoderModel:
-    return flux.t5_encoder(len(flux.t5_tokenizer()), width)
+def _t5(width: int = encoders.TEXT_WIDTH) -> T5EncoderModel:
+    return encoders.t5_encoder(len(encoders.t5_tokenizer()), width)
 
 
 def _unet(width: int, pooled: int | None = None) -> diffusers.UNet2DConditionModel:
@@ -194,7 +194,7 @@ FOREIGN = (
         parts={
             "vae": _kl,
             "text_encoder": _clip(),
-            "tokenizer": flux.clip_tokenizer,
+            "tokenizer": encoders.clip_tokenizer,
             "unet": lambda: _unet(32),
             "scheduler": lambda: diffusers.PNDMScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
@@ -210,8 +210,8 @@ FOREIGN = (
             "vae": lambda: _kl(scaling=0.13025),
             "text_encoder": _clip(),
             "text_encoder_2": _clip(projected=True, width=24),
-            "tokenizer": flux.clip_tokenizer,
-            "tokenizer_2": flux.clip_tokenizer,
+            "tokenizer": encoders.clip_tokenizer,
+            "tokenizer_2": encoders.clip_tokenizer,
             "unet": lambda: _unet(56, pooled=24),
             "scheduler": lambda: diffusers.EulerDiscreteScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
@@ -226,8 +226,8 @@ FOREIGN = (
         arch="AuraFlowPipeline",
         parts={
             "vae": lambda: _kl(scaling=0.13025),
-            "text_encoder": lambda: wan.text_encoder(len(flux.t5_tokenizer())),
-            "tokenizer": flux.t5_tokenizer,
+            "text_encoder": lambda: encoders.umt5_encoder(len(encoders.t5_tokenizer())),
+            "tokenizer": encoders.t5_tokenizer,
             "transformer": lambda: diffusers.AuraFlowTransformer2DModel(
                 sample_size=16,
                 num_mmdit_layers=1,
@@ -247,14 +247,14 @@ FOREIGN = (
         parts={
             "vae": _cog_vae,
             "text_encoder": _t5,
-            "tokenizer": flux.t5_tokenizer,
+            "tokenizer": encoders.t5_tokenizer,
             "transformer": lambda: diffusers.CogVideoXTransformer3DModel(
                 num_attention_heads=2,
                 attention_head_dim=16,
                 in_channels=4,
                 out_channels=4,
                 time_embed_dim=8,
-                text_embed_dim=flux.TEXT_WIDTH,
+                text_embed_dim=encoders.TEXT_WIDTH,
                 num_layers=1,
                 sample_width=12,
                 sample_height=8,
@@ -270,7 +270,7 @@ FOREIGN = (
         parts={
             "vae": _ltx_vae,
             "text_encoder": _t5,
-            "tokenizer": flux.t5_tokenizer,
+            "tokenizer": encoders.t5_tokenizer,
             "transformer": lambda: diffusers.LTXVideoTransformer3DModel(
                 in_channels=8,
                 out_channels=8,
@@ -278,7 +278,7 @@ FOREIGN = (
                 attention_head_dim=16,
                 cross_attention_dim=32,
                 num_layers=2,
-                caption_channels=flux.TEXT_WIDTH,
+                caption_channels=encoders.TEXT_WIDTH,
             ),
             "scheduler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         },
@@ -296,7 +296,7 @@ FOREIGN = (
                 norm_num_groups=2,
             ),
             "text_encoder": lambda: _t5(32),
-            "tokenizer": flux.t5_tokenizer,
+            "tokenizer": encoders.t5_tokenizer,
             "transformer": lambda: diffusers.CogVideoXTransformer3DModel(
                 num_attention_heads=2,
                 attention_head_dim=16,
@@ -352,8 +352,8 @@ FOREIGN = (
                 downsampling_ratio=4,
                 sample_rate=1000,
             ),
-            "text_encoder": lambda: wan.text_encoder(len(flux.t5_tokenizer())),
-            "tokenizer": flux.t5_tokenizer,
+            "text_encoder": lambda: encoders.umt5_encoder(len(encoders.t5_tokenizer())),
+            "tokenizer": encoders.t5_tokenizer,
             "transformer": lambda: diffusers.LongCatAudioDiTTransformer(
                 dit_dim=32, dit_depth=2, dit_heads=2, dit_text_dim=wan.TEXT_WIDTH, latent_dim=8
             ),

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import ByT5Tokenizer, T5EncoderModel
 
 from omnimuse.core.params import DiffusionParams
-from tests.checkpoints import flux, parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, drawn, of_picture, photo
 
 CODES = 64
@@ -37,7 +37,7 @@ def transformer() -> GlmImageTransformer2DModel:
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
-        text_embed_dim=flux.TEXT_WIDTH,
+        text_embed_dim=encoders.TEXT_WIDTH,
         time_embed_dim=24,
         condition_dim=8,
         prior_vq_quantizer_codebook_size=CODES,
@@ -60,7 +60,7 @@ def build(folder: Path, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     words = ByT5Tokenizer(extra_ids=0)
     words.save_pretrained(folder / "tokenizer")
-    parts.save_module(folder, "text_encoder", seed, partial(flux.t5_encoder, len(words)))
+    parts.save_module(folder, "text_encoder", seed, partial(encoders.t5_encoder, len(words)))
     parts.save_module(folder, "transformer", seed, transformer)
     parts.save_module(folder, "vae", seed, vae)
     shift = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75}

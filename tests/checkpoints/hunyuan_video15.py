@@ -33,7 +33,7 @@ from transformers import (
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
 from omnimuse.models.hunyuan_video15.pipeline import SYSTEM
-from tests.checkpoints import flux, parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, photo
 
 TEXT_WIDTH, IMAGE_WIDTH, IMAGE_SIDE, CHANNELS = 32, 16, 28, 8
@@ -53,7 +53,7 @@ def transformer(kind: str) -> HunyuanVideo15Transformer3DModel:
         num_layers=2,
         num_refiner_layers=1,
         text_embed_dim=TEXT_WIDTH,
-        text_embed_2_dim=flux.TEXT_WIDTH,
+        text_embed_2_dim=encoders.TEXT_WIDTH,
         image_embed_dim=IMAGE_WIDTH,
         rope_axes_dim=(4, 6, 6),
         target_size=TARGET_SIZE,
@@ -105,7 +105,7 @@ def build(folder: Path, kind: str = "t2v", *, seed: int = 0, **guider: Any) -> P
     letters.save_pretrained(folder / "tokenizer_2")
     parts.save_module(folder, "transformer", seed, lambda: transformer(kind))
     parts.save_module(folder, "text_encoder", seed, lambda: text_encoder(len(words)))
-    parts.save_module(folder, "text_encoder_2", seed, lambda: flux.t5_encoder(len(letters), flux.TEXT_WIDTH))
+    parts.save_module(folder, "text_encoder_2", seed, lambda: encoders.t5_encoder(len(letters), encoders.TEXT_WIDTH))
     parts.save_module(folder, "vae", seed, vae)
     parts.write_scheduler(folder, "FlowMatchEulerDiscreteScheduler", {"shift": 7.0})
     with quiet("diffusers"):

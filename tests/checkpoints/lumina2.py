@@ -13,7 +13,7 @@ from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from omnimuse.core.params import DiffusionParams
-from tests.checkpoints import flux, parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, of_picture, reference_of
 
 TEXT_WIDTH = 24
@@ -21,7 +21,7 @@ TEXT_WIDTH = 24
 
 def tokenizer() -> GemmaTokenizer:
     """One token a byte or letter, after one that begins every text; pads on the left."""
-    letters = [*flux.LETTERS, "▁", ".", ","]
+    letters = [*encoders.LETTERS, "▁", ".", ","]
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=512, add_bos_token=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.core.params import DiffusionParams
-from tests.checkpoints import flux, parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import Family, Wish, chord
 
 RATE, LATENTS, HOP, WIDTH = 1000, 400, 8, 16
@@ -54,7 +54,7 @@ def vae(ratios: Sequence[int] = (2, 4)) -> diffusers.AutoencoderOobleck:
     )
 
 
-def projection(text: int = flux.TEXT_WIDTH) -> StableAudioProjectionModel:
+def projection(text: int = encoders.TEXT_WIDTH) -> StableAudioProjectionModel:
     """Features of `text` to WIDTH, seconds up to 4."""
     return StableAudioProjectionModel(text, WIDTH, 0, 4)
 
@@ -62,11 +62,11 @@ def projection(text: int = flux.TEXT_WIDTH) -> StableAudioProjectionModel:
 def build(folder: Path, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = flux.t5_tokenizer(32)
+    tokenizer = encoders.t5_tokenizer(32)
     tokenizer.save_pretrained(folder / "tokenizer")
     parts.save_module(folder, "transformer", seed, transformer)
     parts.save_module(folder, "projection_model", seed, projection)
-    parts.save_module(folder, "text_encoder", seed, lambda: flux.t5_encoder(len(tokenizer), flux.TEXT_WIDTH))
+    parts.save_module(folder, "text_encoder", seed, lambda: encoders.t5_encoder(len(tokenizer), encoders.TEXT_WIDTH))
     parts.save_module(folder, "vae", seed, vae)
     _calm(folder / "vae" / "diffusion_pytorch_model.safetensors")
     parts.write_scheduler(folder, "CosineDPMSolverMultistepScheduler", {})

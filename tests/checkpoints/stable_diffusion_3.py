@@ -23,7 +23,7 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.checkpoints import flux, parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import Family, Wish, halves, of_picture, photo, reference_of
 
 WIDTHS = (16, 24)  # of the two CLIP encoders; what they project to is half as much again
@@ -65,7 +65,7 @@ def clip_encoder(vocabulary: int, width: int) -> CLIPTextModelWithProjection:
 
 def second_tokenizer() -> CLIPTokenizer:
     """As published with the second encoder: pads are exclamation marks."""
-    tokenizer = flux.clip_tokenizer()
+    tokenizer = encoders.clip_tokenizer()
     tokenizer.pad_token = "!"
     return tokenizer
 
@@ -73,17 +73,17 @@ def second_tokenizer() -> CLIPTokenizer:
 def build(folder: Path, kind: str = "3.5-medium", *, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it; the first generation (`kind` "3") comes without T5."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizers: dict[str, Any] = {"tokenizer": flux.clip_tokenizer(), "tokenizer_2": second_tokenizer()}
-    encoders: dict[str, Any] = {
+    tokenizers: dict[str, Any] = {"tokenizer": encoders.clip_tokenizer(), "tokenizer_2": second_tokenizer()}
+    readers: dict[str, Any] = {
         name: partial(clip_encoder, len(tokenizers["tokenizer"]), width)
         for name, width in zip(("text_encoder", "text_encoder_2"), WIDTHS, strict=True)
     }
     if with_t5 := kind != "3":
-        tokenizers["tokenizer_3"] = flux.t5_tokenizer()
-        encoders["text_encoder_3"] = partial(flux.t5_encoder, len(tokenizers["tokenizer_3"]), TEXT_WIDTH)
+        tokenizers["tokenizer_3"] = encoders.t5_tokenizer()
+        readers["text_encoder_3"] = partial(encoders.t5_encoder, len(tokenizers["tokenizer_3"]), TEXT_WIDTH)
     for name, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(folder / name)
-    for name, encoder in encoders.items():
+    for name, encoder in readers.items():
         parts.save_module(folder, name, seed, encoder)
     parts.save_module(folder, "transformer", seed, partial(transformer, kind))
     parts.save_module(folder, "vae", seed, parts.kl_autoencoder)

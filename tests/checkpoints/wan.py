@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from omnimuse.core.params import DiffusionParams
-from tests.checkpoints import parts
-from tests.checkpoints.flux import t5_tokenizer
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import Family, Wish, of_picture, photo
 
 TEXT_WIDTH = 24
@@ -51,21 +50,6 @@ def transformer(kind: str) -> WanTransformer3DModel:
         num_layers=2,
         rope_max_seq_len=64,
     )
-
-
-def text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """Gated GELU, relative positions in every layer."""
-    config = UMT5Config(
-        vocab_size=vocabulary,
-        d_model=TEXT_WIDTH,
-        d_kv=8,
-        d_ff=48,
-        num_layers=2,
-        num_heads=3,
-        relative_attention_num_buckets=8,
-        relative_attention_max_distance=32,
-    )
-    return UMT5EncoderModel(config)
 
 
 def image_encoder() -> CLIPVisionModel:
@@ -108,7 +92,7 @@ def deep_vae() -> AutoencoderKLWan:
 def build(folder: Path, kind: str, *, seed: int = 0, boundary_ratio: float = 0.875) -> Path:
     """Writes the checkpoint of that kind into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = t5_tokenizer()
+    tokenizer = encoders.t5_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     two, sees = kind.startswith("A14B"), kind.startswith("2.1-")
     networks = ("transformer", "transformer_2") if two else ("transformer",)
@@ -118,7 +102,7 @@ def build(folder: Path, kind: str, *, seed: int = 0, boundary_ratio: float = 0.8
         parts.save_module(folder, "image_encoder", seed, image_encoder)
         processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIDE}, crop_size=IMAGE_SIDE)
         processor.save_pretrained(folder / "image_processor")
-    parts.save_module(folder, "text_encoder", seed, lambda: text_encoder(len(tokenizer)))
+    parts.save_module(folder, "text_encoder", seed, lambda: encoders.umt5_encoder(len(tokenizer)))
     parts.save_module(folder, "vae", seed, deep_vae if kind == "5B" else vae)
     solver = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": FLOW_SHIFT[kind]}
     parts.write_scheduler(folder, "UniPCMultistepScheduler", solver)

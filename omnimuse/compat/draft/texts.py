@@ -15,15 +15,15 @@ OURS = {
 """Components that are computed here, and where: module and class in `omnimuse/components/`."""
 
 TINY = {
-    "T5EncoderModel": "flux.t5_encoder(len({tokenizer}))",
-    "UMT5EncoderModel": "wan.text_encoder(len({tokenizer}))",
-    "CLIPTextModel": "flux.clip_encoder(len({tokenizer}))",
+    "T5EncoderModel": "encoders.t5_encoder(len({tokenizer}))",
+    "UMT5EncoderModel": "encoders.umt5_encoder(len({tokenizer}))",
+    "CLIPTextModel": "encoders.clip_encoder(len({tokenizer}))",
     "Qwen3Model": "parts.qwen3_encoder(len({tokenizer}), TEXT_WIDTH)",
     "Qwen2_5_VLForConditionalGeneration": "parts.qwen25_vl(len({tokenizer}), TEXT_WIDTH)",
     "AutoencoderKL": "parts.kl_autoencoder({latents})",
-    "T5Tokenizer": "flux.t5_tokenizer()",
-    "T5TokenizerFast": "flux.t5_tokenizer()",
-    "CLIPTokenizer": "flux.clip_tokenizer()",
+    "T5Tokenizer": "encoders.t5_tokenizer()",
+    "T5TokenizerFast": "encoders.t5_tokenizer()",
+    "CLIPTokenizer": "encoders.clip_tokenizer()",
     "Qwen2Tokenizer": "parts.qwen_tokenizer()",
     "Qwen2TokenizerFast": "parts.qwen_tokenizer()",
 }
@@ -328,7 +328,7 @@ from pathlib import Path
 
 from diffusers import {facts.arch}, {facts.network_class}
 
-from tests.checkpoints import flux, parts, wan
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import Family, Wish, of_picture, reference_of
 
 TEXT_WIDTH = {width}
