@@ -93,11 +93,13 @@ GlmImageInputs = TwoStreamInputs[GlmImageStatic]
 class GlmImageCond(TwoStreamCond):
     """What every block receives; of rows that are shown pictures also what these say, by block.
 
-    `known` has keys and values of their tokens, [L, K, 2, N, H], for every row, and `keys` counts those of rows with
-    them. `kept` takes them of one picture, [L, S, 2, N, H], which then stands alone. `block` [1] counts the blocks
-    that have run: a tensor, so that compiled code is the same for all.
+    `words`, packed [*, 1], tells which tokens are the text's. `known` has keys and values of the tokens of pictures,
+    [L, K, 2, N, H], for every row, and `keys` counts those of rows with them. `kept` takes them of one picture,
+    [L, S, 2, N, H], which then stands alone. `block` [1] counts the blocks that have run: a tensor, so that compiled
+    code is the same for all.
     """
 
+    words: Tensor | None = None
     known: tuple[Tensor | None, ...] = ()
     keys: Layout | None = None
     kept: Tensor | None = None
@@ -112,20 +114,14 @@ class GlmImageCond(TwoStreamCond):
         if self.kept is not None:
             return self  # one picture, alone
         known = tuple(self.known[row] for row in rows) if self.known else ()
-        return with_pictures(super().select(rows), known, self.block)
+        assert self.words is not None
+        return with_pictures(super().select(rows), self.layout.take(self.words, rows), known, self.block)
 
     def cut(self, part: Cut) -> GlmImageCond | None:
         """None where pictures have a say: their keys and values are no tokens of the rows, and lie whole everywhere."""
         cut = super().cut(part) if self.block is None else None
-        return None if cut is None else with_pictures(cut, ())
-
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The tokens of text and of image, or of a picture alone."""
-        return self.split(x) if self.kept is None else (x,)
-
-    def whole(self, parts: Sequence[Tensor]) -> Tensor:
-        """The reverse of `parts`."""
-        return self.join(*parts) if self.kept is None else parts[0]
+        assert self.words is not None
+        return None if cut is None else with_pictures(cut, self.layout.share(self.words, part), ())
 
     def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Layout]:
         """Keys and values of a block, and before them those of pictures that are shown; how they are packed."""
@@ -150,15 +146,17 @@ class GlmImageCond(TwoStreamCond):
         return packed[0], packed[1], self.keys
 
 
-def with_pictures(cond: TwoStreamCond, known: tuple[Tensor | None, ...], block: Tensor | None = None) -> GlmImageCond:
+def with_pictures(
+    cond: TwoStreamCond, words: Tensor, known: tuple[Tensor | None, ...], block: Tensor | None = None
+) -> GlmImageCond:
     """`cond` of rows that are shown the pictures `known`, if any is, from the first block on or from `block`."""
     facts = (cond.layout, cond.text, cond.image, cond.rope, cond.vector)
     if all(each is None for each in known):
-        return GlmImageCond(*facts)
+        return GlmImageCond(*facts, words=words)
     counts = [0 if each is None else each.shape[1] for each in known]
     keys = Layout(tuple(own + more for own, more in zip(cond.layout.lengths, counts, strict=True)))
     start = torch.zeros(1, dtype=torch.int64, device=cond.vector.device) if block is None else block.clone()
-    return GlmImageCond(*facts, known=known, keys=keys, block=start)
+    return GlmImageCond(*facts, words=words, known=known, keys=keys, block=start)
 
 
 class GlmImageTransformer(TwoStreamNetwork[GlmImageStatic]):
@@ -206,7 +204,9 @@ class GlmImageTransformer(TwoStreamNetwork[GlmImageStatic]):
         layout, start = Layout((len(hidden),)), torch.zeros(1, dtype=torch.int64, device=hidden.device)
         vector = self.activation(self.time_embedder(start.float()) + self._size(size))  # [1, E]
         rope = layout.pack([self._rope(0, size)])
-        self.stack(layout.pack([hidden]), GlmImageCond(layout, layout, layout, rope, vector, kept=kept, block=start))
+        words = torch.zeros(1, len(hidden), 1, dtype=torch.bool, device=hidden.device)
+        cond = GlmImageCond(layout, layout, layout, rope, vector, words=words, kept=kept, block=start)
+        self.stack(layout.pack([hidden]), cond)
         return kept
 
     def _prior(self, prior: Tensor | None, size: Size) -> Tensor:
@@ -241,7 +241,10 @@ class GlmImageTransformer(TwoStreamNetwork[GlmImageStatic]):
         return [image + row.static.prior for image, row in zip(super().images(rows), rows, strict=True)]
 
     def _condition(self, rows: Sequence[GlmImageInputs], image: Layout) -> TwoStreamCond:
-        return with_pictures(super()._condition(rows, image), tuple(row.static.known for row in rows))
+        cond, known = super()._condition(rows, image), tuple(row.static.known for row in rows)
+        runs = zip(cond.text.lengths, cond.layout.lengths, strict=True)
+        marks = [torch.arange(whole, device=cond.vector.device)[:, None] < text for text, whole in runs]
+        return with_pictures(cond, cond.layout.pack(marks), known)
 
     def _rope(self, text: int, size: Size) -> Tensor:
         """The image spreads over both axes from the origin, where all text tokens stand."""
@@ -265,30 +268,25 @@ class GlmImageBlock(Block[GlmImageCond]):
         self.mlp = nn.Sequential(nn.Linear(dim, blocks.hidden), nn.GELU("tanh"), nn.Linear(blocks.hidden, dim))
 
     def forward(self, hidden: Tensor, cond: GlmImageCond) -> Tensor:
-        parts, mods = cond.parts(hidden), self._modulate(cond)
-        entering = [self._enter(*pair) for pair in zip(parts, mods, strict=True)]
-        attended = cond.parts(self._attend(cond.whole(entering), cond))
-        return cond.whole([self._leave(*each) for each in zip(parts, attended, mods, strict=True)])
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self._modulate(cond)
+        hidden = hidden + gate * self._attend(self.norm(hidden) * (1 + scale) + shift, cond)
+        return hidden + mlp_gate * self.mlp(self.norm(hidden) * (1 + mlp_scale) + mlp_shift)
 
     def probe(self, hidden: Tensor, cond: GlmImageCond) -> Tensor:
         """The image as the attention sees it; zeros for the text, which has no part in the relative change."""
-        text, image = cond.split(hidden)
-        return cond.join(torch.zeros_like(text), self._enter(image, self._modulate(cond)[1]))
+        shift, scale, *_ = self._modulate(cond)
+        assert cond.words is not None
+        return (self.norm(hidden) * (1 + scale) + shift).masked_fill(cond.words, 0.0)
 
-    def _modulate(self, cond: GlmImageCond) -> list[list[Tensor]]:
-        """Of text and image, or of a picture: shift, scale, gate of the attention, then of the MLP, to broadcast."""
+    def _modulate(self, cond: GlmImageCond) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the MLP, for every token: its text's or its image's.
+
+        Text is not taken apart: it may be one token, for which compiled code would be another.
+        """
+        assert cond.words is not None
         parts = self.modulation(cond.vector).chunk(12, dim=-1)  # [R, D] each, image and text in turns
-        image = [cond.image.expand(part) for part in parts[::2]]
-        return [image] if cond.kept is not None else [[cond.text.expand(part) for part in parts[1::2]], image]
-
-    def _enter(self, x: Tensor, mods: Sequence[Tensor]) -> Tensor:
-        shift, scale, *_ = mods
-        return self.norm(x) * (1 + scale) + shift
-
-    def _leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
-        _, _, gate, shift, scale, mlp_gate = mods
-        x = x + gate * attended
-        return x + mlp_gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        text, image = (cond.layout.expand(torch.cat(parts[start::2], dim=-1)) for start in (1, 0))
+        return torch.where(cond.words, text, image).chunk(6, dim=-1)  # packed, [*, D] each
 
     def _attend(self, x: Tensor, cond: GlmImageCond) -> Tensor:
         qkv = self.to_qkv(x).unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
