@@ -60,6 +60,8 @@ def their_trail(pipe: Any, request: Request, networks: Sequence[str], spec: Spec
         trail.steps.append(list(evaluations))
         evaluations.clear()
 
+    if (guider := pipe.components.get("guider")) is not None:  # it has the scale, and the call takes none
+        pipe.guider = guider.new(guidance_scale=request.params.guidance_scale)
     given = {**arguments(pipe, request, spec), **_listening(pipe, note)}
     begun = perf_counter()
     with quiet("diffusers"), _noting(pipe, networks, evaluations):
