@@ -22,7 +22,7 @@ SIDE = 8
 class FakeOmni:
     """Draws every prompt in turn; a prompt in `failures` ends with its error.
 
-    `interrupt` is raised in the middle of the request that comes `after` so many.
+    `interrupt` is raised in the middle of the request that comes `after` so many. Every output has `layers` pictures.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class FakeOmni:
         interrupt: BaseException | None = None,
         after: int = 0,
         backwards: bool = False,
+        layers: int = 1,
         watch: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.config = config
@@ -39,6 +40,7 @@ class FakeOmni:
         self.interrupt = interrupt
         self.after = after
         self.backwards = backwards
+        self.layers = layers
         self.drawn: list[tuple[str, int | None]] = []
         self.watch = watch
         self.closed = False
@@ -87,7 +89,10 @@ class FakeOmni:
             request,
             prompt,
             replace(params, seed=seed, num_inference_steps=STEPS, height=SIDE, width=SIDE, output_type="pil"),
-            parts=tuple((Part("image", Image.new("RGB", (SIDE, SIDE), (i, i, i))),) for i in range(count)),
+            parts=tuple(
+                tuple(Part("image", Image.new("RGB", (SIDE, SIDE), (i + n, i, i))) for n in range(self.layers))
+                for i in range(count)
+            ),
             seeds=[seed + i for i in range(count)],
             timings={"queue": 0.0001, "encode": 0.02, "denoise": 1.25},
         )

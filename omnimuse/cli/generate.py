@@ -265,6 +265,7 @@ def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout
         results = engine.stream(prompts, params, listen=listen, previews=int(job.preview_file is not None))
         for index, result in results:
             with unbroken():
-                file = outcome.take(index, result, engine.place)
-            if file is not None and job.shown.quiet and not job.shown.as_json:
-                print(file, file=stdout, flush=True)
+                files = outcome.take(index, result, engine.place)
+            if job.shown.quiet and not job.shown.as_json:
+                for file in files:
+                    print(file, file=stdout, flush=True)

@@ -6,7 +6,7 @@ The text is made from the same record as the JSON, so neither can know more than
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +15,7 @@ from omnimuse.cli import again
 from omnimuse.cli.app import describe
 from omnimuse.cli.job import Job
 from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
-from omnimuse.core.output import Result
+from omnimuse.core.output import Part, Result
 from omnimuse.media.destination import free_names
 from omnimuse.observe.progress import duration
 
@@ -32,8 +32,8 @@ class Outcome:
         self.done = 0
         self._rows: dict[int, Record] = {}
 
-    def take(self, index: int, result: Result, place: Mapping[str, str]) -> Path | None:
-        """Save what came of drawing number `index`, with its settings inside; returns its file, None if it failed.
+    def take(self, index: int, result: Result, place: Mapping[str, str]) -> list[Path]:
+        """Save what came of drawing number `index`, with its settings inside; returns its files, none if it failed.
 
         `place` (dtype and device) goes into the settings: the same seed gives another picture in another dtype.
         """
@@ -47,11 +47,11 @@ class Outcome:
         if result.error is not None:
             self.errors.append(result.error)
             row["error"] = row["error"] or describe(result.error)
-            return None
-        file = self._save(result, drawing.file, {**row["settings"], "seed": result.seeds[0]})
-        row["made"].append((index, str(file), result.seeds[0]))
+            return []
+        saved = self._save(result, drawing.file, {**row["settings"], "seed": result.seeds[0]})
+        row["made"] += [(index, number, str(file), result.seeds[0]) for number, file in enumerate(saved)]
         self.done += 1
-        return file
+        return saved
 
     def record(self, seconds: Mapping[str, float], stopped: str = "") -> Record:
         """Everything, for programs; `stopped` says why there is no more."""
@@ -59,7 +59,7 @@ class Outcome:
         for number in sorted(self._rows):
             row = dict(self._rows[number])
             made = sorted(row.pop("made"))
-            rows.append({**row, "files": [file for _, file, _ in made], "seeds": [seed for _, _, seed in made]})
+            rows.append({**row, "files": [file for *_, file, _ in made], "seeds": [seed for *_, seed in made]})
         return {
             "model": self.job.config.model.model,
             "defaults": self.job.about,
@@ -107,10 +107,18 @@ class Outcome:
             }
         return self._rows[number]
 
-    def _save(self, result: Result, file: Path, settings: Record) -> Path:
-        from omnimuse.media.finished import save
+    def _save(self, result: Result, file: Path, settings: Record) -> list[Path]:
+        """The first file has the name that was chosen; of further ones, the pictures of one output, it tells which."""
+        from omnimuse.media.finished import files
 
         [parts] = result.parts
+        held = list(enumerate(files(parts), 1))
+        names = [file if number == 1 else file.with_stem(f"{file.stem}-layer{number}") for number, _ in held]
+        return [self._save_one(parts, name, settings) for (_, parts), name in zip(held, names, strict=True)]
+
+    def _save_one(self, parts: Sequence[Part], file: Path, settings: Record) -> Path:
+        from omnimuse.media.finished import save
+
         while True:
             try:
                 save(parts, file, settings, replace=self.job.naming.overwrite)

@@ -122,10 +122,11 @@ class Result:
 
     `parts` has for every output its parts, the one that the model is there for first. For output types `"pt"` and
     `"latent"` it is empty, and `tensors` has what the pipeline made by medium: one tensor [n, ...] where all outputs
-    have one shape, else a list; of `"pt"` pictures [n, 3, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds
-    [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over the ticks this request took part in.
-    `texts` says how much of each text every encoder read, `shown` in which sizes (width, height) the model was shown
-    pictures beside what it drew, `said` what was adjusted, and what a library that runs the pipeline warned of.
+    have one shape, else a list; of `"pt"` pictures [n, 3, H, W], pictures in layers [n, L, 4, H, W] and videos
+    [n, F, 3, H, W] in [0, 1], sounds [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over
+    the ticks this request took part in. `texts` says how much of each text every encoder read, `shown` in which sizes
+    (width, height) the model was shown pictures beside what it drew, `said` what was adjusted, and what a library that
+    runs the pipeline warned of.
     `error` is set, and everything else empty, when this prompt failed.
     """
 

@@ -287,7 +287,7 @@ class Worker:
         files: list[MadeFile] = []
         for number in range(request.outputs):
             self._faults.reach("worker.encode", number + 1, request.prompt)
-            files.append(self._spool.write(number, request, shown, job.form))
+            files += self._spool.write(number, request, shown, job.form)
             self._ticks += 1
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}

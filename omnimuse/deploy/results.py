@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from omnimuse.core.errors import ConfigError, RequestError, StorageError
-from omnimuse.core.output import Result
+from omnimuse.core.output import Part, Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
-from omnimuse.media.finished import encode
+from omnimuse.media.finished import encode, files
 from omnimuse.media.formats import FORMATS
 from omnimuse.media.image import from_pixels
 from omnimuse.media.sound import PEAK, Sound, library
@@ -62,20 +62,24 @@ class Spool:
         self.name = name
         self.about = dict(about)
 
-    def write(self, number: int, request: Request, result: Result, form: Form) -> MadeFile:
-        """Encode and write output `number` of a presented `result`; StorageError when the disk refuses."""
-        parts = result.parts[number]
+    def write(self, number: int, request: Request, result: Result, form: Form) -> list[MadeFile]:
+        """Encode and write the files of output `number` of a presented `result`; StorageError when the disk refuses."""
         told = {**self.about, **_settings(request, result), "seed": result.seeds[number]}
         settings = told if form.tell else {}
         if form.format in ("JPEG", "WEBP") and len(json.dumps(settings)) > _ROOM:
             settings = {name: value for name, value in settings.items() if "prompt" not in name}
-        content = encode(parts, form.format, settings, form.quality)
-        name = f"{request.id}-{self.name}-{number}.{form.format.lower()}"
+        name, made = f"{request.id}-{self.name}-{number}", files(result.parts[number])
+        names = [name if place == 0 else f"{name}-{place}" for place in range(len(made))]
+        seed = result.seeds[number]
+        return [self._write(each, parts, form, settings, seed) for each, parts in zip(names, made, strict=True)]
+
+    def _write(self, stem: str, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], seed: int) -> MadeFile:
+        content, name = encode(parts, form.format, settings, form.quality), f"{stem}.{form.format.lower()}"
         try:
             write_whole(self.folder / name, content)
         except OSError as error:
             raise StorageError(f"the result could not be written: {error.strerror}; free some space") from error
-        made = MadeFile(name, len(content), hashlib.sha256(content).hexdigest(), result.seeds[number])
+        made = MadeFile(name, len(content), hashlib.sha256(content).hexdigest(), seed)
         return described(made, parts[0].data)
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -68,12 +69,18 @@ def present(result: Result, limits: Limits) -> Result:
     if result.params.output_type != "pil":
         return result
     media = result.tensors.items()
-    made = [[_part(medium, value, result.params, limits) for value in values] for medium, values in media]
-    return replace(result, parts=tuple(zip(*made, strict=True)), tensors={})
+    made = [[_parts(medium, value, result.params, limits) for value in values] for medium, values in media]
+    outputs = zip(*made, strict=True)
+    return replace(result, parts=tuple(tuple(chain.from_iterable(output)) for output in outputs), tensors={})
+
+
+def _parts(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> list[Part]:
+    """What people see, hear or read of `value`, which a pipeline made; an image of four dimensions is several."""
+    pictures = value if medium == "image" and value.ndim == 4 else [value]
+    return [_part(medium, each, params, limits) for each in pictures]
 
 
 def _part(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> Part:
-    """What people see, hear or read of `value`, which a pipeline made."""
     if medium == "image":
         return Part(medium, to_image(value))
     if medium == "video":

@@ -1,7 +1,7 @@
 """Finished outputs as files: who checks, writes and reads those of each medium.
 
-One output is one file. Called by whoever keeps results: the command line and the workers of a server. A medium is added
-here, a format in `formats.py`, and nowhere else.
+One output is one file, or one for each of its pictures. Called by whoever keeps results: the command line and the
+workers of a server. A medium is added here, a format in `formats.py`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -41,8 +41,13 @@ def check_file(path: Path, medium: str) -> None:
     _CHECKS[medium](path)
 
 
+def files(parts: Sequence[Part]) -> list[Sequence[Part]]:
+    """What each file of an output holds: of several pictures one each, of everything else all of it."""
+    return [[part] for part in parts] if all(part.medium == "image" for part in parts) else [parts]
+
+
 def encode(parts: Sequence[Part], format: str, settings: Mapping[str, Any], quality: int | None = None) -> bytes:
-    """The bytes of one output as a file of `format`, with `settings` inside; `quality` is of lossy pictures.
+    """The bytes of one file of `format` that holds `parts`, with `settings` inside; `quality` is of lossy pictures.
 
     The first part is what the file is. Sound beside a video becomes its track.
     """
@@ -57,10 +62,10 @@ def encode(parts: Sequence[Part], format: str, settings: Mapping[str, Any], qual
 
 
 def save(parts: Sequence[Part], path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
-    """Write one output in the format that the suffix of `path` names, with `settings` inside, whole or not at all.
+    """Write one file that holds `parts` in the format that the suffix of `path` names, with `settings` inside.
 
-    RequestError for an unknown suffix, ConfigError without the library that it needs, OSError when the disk refuses,
-    FileExistsError where there is a file that may not be replaced.
+    It is written whole or not at all. RequestError for an unknown suffix, ConfigError without the library that it
+    needs, OSError when the disk refuses, FileExistsError where there is a file that may not be replaced.
     """
     medium = parts[0].medium
     check_file(path, medium)

@@ -77,7 +77,7 @@ def save_image(image: Image.Image, path: Path, settings: Mapping[str, Any], *, r
 
 
 def encode_image(image: Image.Image, format: str, settings: Mapping[str, Any], quality: int | None = None) -> bytes:
-    """The bytes of `image` as PNG, JPEG or WEBP, with `settings` inside.
+    """The bytes of `image` as PNG, JPEG or WEBP, with `settings` inside; in a JPEG over white.
 
     `quality` is 1 to 100, 95 unless said; a PNG loses nothing and has none.
     """
@@ -90,9 +90,17 @@ def encode_image(image: Image.Image, format: str, settings: Mapping[str, Any], q
     else:
         quality = QUALITY if quality is None else quality
         sampling = {"subsampling": 0} if format == "JPEG" and quality >= FULL_COLOUR else {}
-        kept = image.convert("RGB") if format == "JPEG" else image
+        kept = over_white(image) if format == "JPEG" else image
         kept.save(buffer, format, exif=_exif(text), quality=quality, **sampling)
     return buffer.getvalue()
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """`image` in RGB, over white where it is transparent."""
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return image.convert("RGB")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Picture
+from omnimuse.media.image import over_white
 
 READ = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Formats that hold pixels. Others hold programs that something would have to run (EPS, WMF)."""
@@ -31,10 +32,7 @@ def picture_of(image: Image.Image) -> Picture:
     RequestError for a picture of more bits whose range is not known.
     """
     upright = eight_bits(ImageOps.exif_transpose(image), image.format)
-    if upright.has_transparency_data:
-        clear = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    return _kept(upright)
+    return _kept(over_white(upright))
 
 
 def mask_of(image: Image.Image) -> Picture:

@@ -12,6 +12,7 @@ TABLE = {
     "FluxPipeline": "omnimuse.models.flux",
     "StableAudioPipeline": "omnimuse.models.stable_audio",
     "LongCatImagePipeline": "omnimuse.models.longcat_image",
+    "QwenImageLayeredPipeline": "omnimuse.models.qwen_image_layered",
     "LongCatImageEditPipeline": "omnimuse.models.longcat_image_edit",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",

@@ -49,13 +49,18 @@ def packed_tokens(configs: Configs, request: Request) -> int:
 
 @dataclass(frozen=True)
 class InitLatents(Stage):
-    """Writes `noise`: float32 Gaussian latents of the shape that `shape(configs, request)` gives, without batch."""
+    """Writes `noise`: float32 Gaussian latents of the shape that `shape(configs, request)` gives, without batch.
+
+    `swapped`: that shape begins with frames, which become the second dimension once all is drawn.
+    """
 
     shape: Callable[[Configs, Request], tuple[int, ...]]
+    swapped: bool = False
     name: str = "init latents"
     writes: tuple[str, ...] = ("noise",)
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             shape = self.shape(ctx.configs, state.request)
-            state["noise"] = draw((1, *shape), state.generator, torch.float32, ctx.device)[0]  # [C, h, w]
+            noise = draw((1, *shape), state.generator, torch.float32, ctx.device)[0]  # [C, *, h, w]
+            state["noise"] = noise.transpose(0, 1).contiguous() if self.swapped else noise

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageLayeredPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
 
 from omnimuse.components.two_streams import TwoStreamInputs
@@ -123,6 +123,28 @@ def test_pictures_that_are_shown_are_seen_as_in_the_reference(
         assert distance(ours, QwenImagePipeline._unpack_latents(velocity, h * 8, w * 8, 8)[0, :, 0]) < 1e-5
 
 
+def test_layers_are_drawn_together_as_in_the_reference() -> None:
+    model = qwen_image.transformer(use_layer3d_rope=True, use_additional_t_cond=True)
+    randomise(model, 0, "transformer", DtypePolicy(torch.float32), "cpu")
+    model.eval().requires_grad_(False)
+    network = QwenTransformer.from_config(model.config).eval().requires_grad_(False)
+    network.load_state_dict(parts.translated(model.state_dict(), RULES))
+    rows, wanted = [], []
+    for row, (frames, h, w) in enumerate([(3, 8, 12), (1, 2, 2), (9, 4, 6)]):
+        latents, shown = draw(row, 16, frames, h, w), draw(90 + row, 16, h, w)
+        text, t = 3 * draw(50 + row, 5 + row, qwen_image.TEXT_WIDTH), torch.tensor(0.2 + 0.3 * row)
+        rows.append(TwoStreamInputs(latents, t, network.prepare(text, h, w, [shown], frames)))
+        assert rows[-1].static.text_tokens == len(text) + frames * h * w // 4, "and what is shown"
+        pictures = [*latents.unbind(1), shown]
+        packed = torch.cat([QwenImagePipeline._pack_latents(x[None], 1, *x.shape) for x in pictures], dim=1)
+        shapes, kind = [[(1, h // 2, w // 2)] * len(pictures)], torch.tensor([0])
+        (velocity,) = model(packed, text[None], None, t[None], shapes, additional_t_cond=kind, return_dict=False)
+        velocity = velocity[:, : frames * h * w // 4]
+        wanted.append(QwenImageLayeredPipeline._unpack_latents(velocity, h * 8, w * 8, frames - 1, 8)[0])
+    for found, expected in zip(network(rows), wanted, strict=True):
+        assert distance(found, expected) < 1e-5
+
+
 def test_half_precision_follows_the_reference(reference: QwenImageTransformer2DModel, network: QwenTransformer) -> None:
     half = (reference.to(torch.bfloat16), network.to(torch.bfloat16))
     try:
@@ -154,7 +176,6 @@ def test_every_weight_matters_but_those_of_the_text_after_the_last_attention(net
         ({"patch_size": 1}, "patch_size=1 is not supported; only 2 is"),
         ({"out_channels": 8}, "out_channels=8 is not supported; only 16 is"),
         ({"guidance_embeds": True}, "guidance_embeds=True is not supported"),
-        ({"use_layer3d_rope": True}, "use_layer3d_rope=True is not supported"),
         ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope=\(4, 6\), attention_head_dim=16"),
         ({"flow_capacitor": 88}, "unknown key 'flow_capacitor'"),
     ],

@@ -242,7 +242,7 @@ def test_a_png_that_a_worker_wrote_gives_its_settings_back(page: Any, tmp_path: 
     drawn = ((Part("image", Image.new("RGB", (64, 96))),),)
     result = Result(request.id, request.prompt, request.params, parts=drawn, seeds=[request.seed(0)])
     about = {"model": MODEL, "dtype": "float32", "device": "cpu"}
-    made = Spool(tmp_path, "life", about).write(0, request, result, Form("PNG"))
+    [made] = Spool(tmp_path, "life", about).write(0, request, result, Form("PNG"))
     content = base64.b64encode((tmp_path / made.name).read_bytes()).decode()
     page.evaluate(DROP, [content, "old.png", "#prompt"])
     page.get_by_text("The settings of old.png.").wait_for()

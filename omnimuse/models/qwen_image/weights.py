@@ -12,6 +12,7 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^txt_norm\.", "text_norm."),
     Rename(r"^txt_in\.", "text_embedder."),
     Rename(r"^time_text_embed\.timestep_embedder\.", "time_embedder."),
+    Rename(r"^time_text_embed\.addition_t_embedding\.", "kind_embedder."),
     # Within blocks, what has names of its own gets those that other networks of the kind have.
     Rename(BLOCK + r"img_mod\.1\.", r"\1.norm1.linear."),
     Rename(BLOCK + r"txt_mod\.1\.", r"\1.norm1_context.linear."),

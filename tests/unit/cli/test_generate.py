@@ -210,6 +210,18 @@ def test_a_short_line_says_everything_itself_and_a_long_one_lets_the_file_speak(
         assert "omnimuse generate --from picture-001.png    # the same picture again" in lines.out
 
 
+def test_the_pictures_of_one_output_are_files_beside_each_other(tmp_path: Path) -> None:
+    done = drawn(job(["one", "--seed", "5", "--quiet", "-o", str(tmp_path / "a.png")]), layers=3)
+    names = ["a.png", "a-layer2.png", "a-layer3.png"]
+    assert done.out.split() == [str(tmp_path / name) for name in names]
+    for number, name in enumerate(names):
+        with Image.open(tmp_path / name) as image:
+            assert image.getpixel((0, 0)) == (number, 0, 0)
+    assert {read_settings(tmp_path / name)["seed"] for name in names} == {5}
+    told = json.loads(drawn(job(["one", "--json", "-o", str(tmp_path / "b.png")]), layers=2).out)
+    assert [Path(file).name for file in told["results"][0]["files"]] == ["b.png", "b-layer2.png"]
+
+
 def test_several_pictures_are_numbered_and_carry_their_own_seeds(tmp_path: Path) -> None:
     done = drawn(job(["one", "two", "-n", "2", "--seed", "5", "-o", str(tmp_path / "a.webp")]))
     names = sorted(p.name for p in tmp_path.iterdir())

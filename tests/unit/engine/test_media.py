@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
@@ -182,7 +183,7 @@ def test_a_video_and_its_sound_are_one_file_wherever_it_is_written(talking: Resu
     save(talking.parts[0], tmp_path / "talkie.mp4", {"prompt": "x"})
     check_film(tmp_path / "talkie.mp4")
     request = talkie().make_request(ask())
-    made = Spool(tmp_path, "w0", {}).write(0, request, talking, Form("MP4"))
+    [made] = Spool(tmp_path, "w0", {}).write(0, request, talking, Form("MP4"))
     check_film(tmp_path / made.name)
     assert (made.width, made.height, made.frames, made.fps, made.seconds, made.rate) == (16, 16, 5, 8.0, 5 / 8, None)
 
@@ -191,6 +192,25 @@ def test_a_sound_alone_is_a_file_that_says_how_long_it_is(tmp_path: Path) -> Non
     result = run(ask())[0]
     sounds = replace(present(result, LIMITS), parts=present(result, LIMITS).parts[:1])
     alone = replace(sounds, parts=(sounds.parts[0][1:2],))
-    made = Spool(tmp_path, "w0", {}).write(0, talkie().make_request(ask()), alone, Form("WAV"))
+    [made] = Spool(tmp_path, "w0", {}).write(0, talkie().make_request(ask()), alone, Form("WAV"))
     assert (made.name[-4:], made.seconds, made.rate, made.frames, made.width) == (".wav", 0.025, 8000, 0, 0)
     assert isinstance(alone.audios[0], Sound) and not [v for v in alone.videos if isinstance(v, Video)]
+
+
+def test_a_picture_in_layers_is_a_picture_and_a_file_for_each(tmp_path: Path) -> None:
+    layers = torch.stack([torch.full((4, 8, 8), value) for value in (0.0, 0.2, 1.0)])
+    request = Door.of(SPEC, {}, "fake").make_request(ask(num_outputs_per_prompt=2, output_type="pil"), 0.0, 1)
+    result = Result(request.id, "x", request.params, tensors={"image": torch.stack([layers, layers])}, seeds=[1, 2])
+    shown = present(result, LIMITS)
+    assert [len(parts) for parts in shown.parts] == [3, 3]
+    assert [image.getpixel((0, 0)) for image in shown.images[:3]] == [(0,) * 4, (51,) * 4, (255,) * 4]
+    spool = Spool(tmp_path, "w0", {})
+    made = [file for number in range(2) for file in spool.write(number, request, shown, Form("PNG"))]
+    assert [file.seed for file in made] == [1, 1, 1, 2, 2, 2]
+    assert len({file.name for file in made}) == 6
+    for file, image in zip(made, shown.images, strict=True):
+        with Image.open(tmp_path / file.name) as kept:
+            assert (kept.mode, kept.tobytes()) == ("RGBA", image.tobytes())
+    [flat, *_] = spool.write(0, request, shown, Form("JPEG"))
+    with Image.open(tmp_path / flat.name) as kept:
+        assert kept.getpixel((0, 0)) == (255, 255, 255), "over white"

@@ -1,0 +1,1 @@
+"""Qwen-Image-Layered: a picture taken apart into layers that can be seen through (Qwen/Qwen-Image-Layered)."""
