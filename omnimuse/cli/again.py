@@ -64,7 +64,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
     whole = parser_of("generate").read([*words, *args.words])
     if not whole.prompts and not whole.prompt and whole.file is None:
-        whole.prompts = [_text(settings, "prompt", args.source)]
+        text = _text(settings, "prompt", args.source)
+        whole.prompts = [text] if text else []  # of a model that reads none
     return whole
 
 

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from omnimuse.cli.again import completed, read_settings
 from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config
-from omnimuse.cli.prompts import read_prompts
+from omnimuse.cli.prompts import NONE, read_prompts
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
@@ -119,6 +119,8 @@ class Job:
             params, told = door.adjusted(job.params)
             job = replace(job, params=params)
         for prompt in job.prompts:
+            if door.spec.prompted and not prompt["prompt"]:
+                raise RequestError(NONE, "prompt")
             door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
         medium = door.spec.medium
         check_file(job.path(medium), medium)
@@ -215,7 +217,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     began = [] if args.start is None else [f"start={args.start}"]  # a parameter of the families that know it
     if args.audio:
         shared["sounds"] = [open_sound(path) for path in args.audio]
-    prompts = [{"prompt": text, **shared} for text in read_prompts([*args.prompts, *args.prompt], args.file, stdin)]
+    said = read_prompts([*args.prompts, *args.prompt], args.file, stdin, needed=not args.image)
+    prompts = [{"prompt": text, **shared} for text in said]
     check_destination(named(naming, "image"), suffixes())
     args.model = args.model or DEFAULT_MODEL
     return Job(

@@ -14,8 +14,14 @@ from omnimuse.core.errors import RequestError
 _MARK = "\ufeff"
 
 
-def read_prompts(words: list[str], file: Path | None, stdin: TextIO) -> list[str]:
-    """The prompts from the arguments (`-` stands for the lines of stdin), then those from `file`."""
+NONE = 'there is no prompt; write one, such as omnimuse generate "a red circle"'
+
+
+def read_prompts(words: list[str], file: Path | None, stdin: TextIO, *, needed: bool = True) -> list[str]:
+    """The prompts from the arguments (`-` stands for the lines of stdin), then those from `file`.
+
+    Where none is `needed` for all that is known so far, an empty one stands for none.
+    """
     prompts: list[str] = []
     for word in words:
         prompts += _lines(_stdin(stdin)) if word == "-" else [word]
@@ -24,8 +30,10 @@ def read_prompts(words: list[str], file: Path | None, stdin: TextIO) -> list[str
             prompts += _lines(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read prompts from {file}: {_why(error)}", "file") from None
+    if not prompts and not needed:
+        return [""]
     if not prompts:
-        raise RequestError('there is no prompt; write one, such as omnimuse generate "a red circle"', "prompt")
+        raise RequestError(NONE, "prompt")
     if any(not prompt.strip() for prompt in prompts):
         raise RequestError("a prompt is empty; say what to draw", "prompt")
     return prompts

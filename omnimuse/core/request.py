@@ -291,6 +291,11 @@ class Door:
                     f"a prompt has no field {name!r}; it knows {allowed}{_near(name, allowed)}", str(name)
                 )
         prompt, negative = given.get("prompt"), given.get("negative_prompt")
+        if not self.spec.prompted:
+            if prompt:
+                why = "makes what it does of pictures alone; leave it out, or empty"
+                raise RequestError(f"prompt means nothing to {self.spec.family}, which {why}", "prompt")
+            prompt = ""
         if not isinstance(prompt, str):
             raise RequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
         if negative is not None and not isinstance(negative, str):

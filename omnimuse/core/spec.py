@@ -137,12 +137,13 @@ Objection = Callable[[str | None, DiffusionParams], str | None]
 class Foreign:
     """The library that runs a whole pipeline where no family of ours does: its name, and what that means, for people.
 
-    `objection` refuses what would make no sense to it.
+    `objection` refuses what would make no sense to it. One that is not `prompted` reads no text.
     """
 
     library: str
     notes: Mapping[str, str]
     objection: Objection
+    prompted: bool = True
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ class Spec:
     def library(self) -> str:
         """The library that runs the whole pipeline; empty where a family of ours does."""
         return self.foreign.library if self.foreign else ""
+
+    @property
+    def prompted(self) -> bool:
+        """Whether it reads a prompt; otherwise it makes what it does of pictures alone."""
+        return self.foreign is None or self.foreign.prompted
 
     @property
     def notes(self) -> Mapping[str, str]:

@@ -28,7 +28,10 @@ CONFIGS = (
 )
 """Where a component's configuration may be; the first that exists is read."""
 
-WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizersBackend", "Processor", "FeatureExtractor", "Guidance")
+WEIGHTLESS = (
+    *("Scheduler", "Tokenizer", "TokenizersBackend", "Guidance"),
+    *("Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor"),
+)
 """Endings of the classes of components that have no weights."""
 
 _NAME = re.compile(r"[A-Za-z]\w*")

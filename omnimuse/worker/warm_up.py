@@ -40,7 +40,8 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
     }
     if size is None:
         chosen = {name: value for name, value in chosen.items() if name not in limits.refuses}
-    prompt: dict[str, Any] = {"prompt": "a warm-up", "images": _blanks(limits.min_images)}
+    text = "a warm-up" if door.spec.prompted else ""
+    prompt: dict[str, Any] = {"prompt": text, "images": _blanks(limits.min_images)}
     if door.spec.fills:
         prompt["pad"] = (LIBRARY_SIDE, 0, 0, 0)
     params = DiffusionParams(**chosen)

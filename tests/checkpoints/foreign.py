@@ -15,17 +15,22 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5EncoderModel,
 )
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
 from tests.checkpoints import encoders, lumina2, parts, wan
+from tests.checkpoints.wishes import photo
 
 PAIRS = ("original_size", "crops_coords_top_left")
 """Parameters that the library wants as tuples, and JSON has as lists."""
@@ -38,8 +43,8 @@ Component = Callable[[], Any]
 class Foreign:
     """A pipeline class, what its tiny checkpoint is made of, and a request that every one of its parameters reads.
 
-    `parts` makes each component; `null` are listed as null; `options` are other entries of the index. `like` are the
-    arguments of the library's own call for `params`, as far as their names differ.
+    `parts` makes each component; `null` are listed as null; `options` are other entries of the index. One with a
+    `picture` makes what it does of that, and reads no prompt.
     """
 
     arch: str
@@ -49,6 +54,7 @@ class Foreign:
     options: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     negative: str | None = "grey"
+    picture: Image.Image | None = None
 
     def build(self, folder: Path, seed: int = 0) -> Path:
         """Write the checkpoint into `folder` and return it."""
@@ -71,8 +77,8 @@ class Foreign:
         names = ("num_inference_steps", "guidance_scale", "height", "width", "num_frames", "max_sequence_length")
         lasting = {} if self.params.seconds is None else {"audio_duration_s": self.params.seconds}
         chosen = {name: value for name in names if (value := getattr(self.params, name)) is not None}
-        if self.params.fps is not None and self.arch == "LTXPipeline":
-            chosen["frame_rate"] = int(self.params.fps)
+        if self.params.fps is not None:
+            chosen["frame_rate" if self.arch == "LTXPipeline" else "fps"] = int(self.params.fps)
         negative = {} if self.negative is None else {"negative_prompt": self.negative}
         extra: Mapping[str, Any] = self.params.extra or {}  # type: ignore[assignment]
         own = {name: tuple(value) if name in PAIRS else value for name, value in extra.items()}
@@ -84,7 +90,8 @@ class Foreign:
             pipe = getattr(diffusers, self.arch).from_pretrained(folder, dtype=torch.float32)
             pipe.set_progress_bar_config(disable=True)
             generator = torch.Generator().manual_seed(seed)
-            made = pipe(prompt, generator=generator, output_type=output_type, **self.arguments())[0][0]
+            what = {"prompt": prompt} if self.picture is None else {"image": self.picture}
+            made = pipe(**what, generator=generator, output_type=output_type, **self.arguments())[0][0]
         assert isinstance(made, Tensor)
         return made
 
@@ -165,6 +172,41 @@ def _cog_vae() -> diffusers.AutoencoderKLCogVideoX:
         layers_per_block=1,
         norm_num_groups=2,
     )
+
+
+def _film_unet() -> diffusers.UNetSpatioTemporalConditionModel:
+    """Two levels, over three frames."""
+    return diffusers.UNetSpatioTemporalConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 32),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        num_attention_heads=(2, 2),
+        num_frames=3,
+    )
+
+
+def _film_vae() -> diffusers.AutoencoderKLTemporalDecoder:
+    return diffusers.AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 32), layers_per_block=1
+    )
+
+
+def _sight() -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=32,
+        projection_dim=16,
+    )
+    return CLIPVisionModelWithProjection(config)
 
 
 def _dc() -> diffusers.AutoencoderDC:
@@ -361,8 +403,35 @@ FOREIGN = (
         },
         params=DiffusionParams(num_inference_steps=3, guidance_scale=4.0, seed=7, seconds=2.0),
     ),
+    Foreign(
+        arch="StableVideoDiffusionPipeline",
+        parts={
+            "vae": _film_vae,
+            "image_encoder": _sight,
+            "unet": _film_unet,
+            "feature_extractor": CLIPImageProcessor,
+            "scheduler": lambda: diffusers.EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                prediction_type="v_prediction",
+                timestep_spacing="leading",
+                timestep_type="continuous",
+                use_karras_sigmas=True,
+                sigma_min=0.002,
+                sigma_max=700.0,
+                steps_offset=1,
+            ),
+        },
+        params=DiffusionParams(
+            num_inference_steps=3, height=64, width=96, num_frames=4, fps=6.0, seed=7, extra={"motion_bucket_id": 90}
+        ),
+        negative=None,
+        picture=photo(80, 60),
+    ),
 )
-"""Eight pipelines: two with a UNet, five with a transformer for pictures or videos, one of sound."""
+"""Nine pipelines: three with a UNet, of which one films a picture, five with a transformer for pictures or videos, one
+of sound."""
 
 
 def with_class(folder: Path, target: Path, arch: str, **parts_: Any) -> Path:

@@ -17,11 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from omnimuse import Omni
+from omnimuse.api import explain
 from omnimuse.cli import main
+from omnimuse.core.errors import RequestError
 from omnimuse.media.image import to_image
 from omnimuse.media.sound import Sound, encode_sound, to_sound
 from omnimuse.media.video import encode_video, to_video
 from tests.checkpoints.foreign import FOREIGN, Foreign, foreign
+from tests.checkpoints.wishes import photo
 
 Folder = Callable[[str], Path]
 PROMPT = "a red circle"
@@ -32,7 +35,9 @@ def entry(request: pytest.FixtureRequest) -> Foreign:
     return request.param
 
 
-def asked(entry: Foreign) -> dict[str, str]:
+def asked(entry: Foreign) -> dict[str, object]:
+    if entry.picture is not None:
+        return {"images": [entry.picture]}
     return {"prompt": PROMPT} | ({} if entry.negative is None else {"negative_prompt": entry.negative})
 
 
@@ -64,9 +69,12 @@ def test_latents_are_the_librarys(arch: str, foreign_folder: Folder) -> None:
 def test_the_command_line_writes_what_the_library_gives(
     entry: Foreign, foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = foreign_folder(entry.arch)
+    folder, said = foreign_folder(entry.arch), [PROMPT]
+    if entry.picture is not None:
+        entry.picture.save(tmp_path / "start.png")
+        said = ["--image", "start.png"]
     with chdir(tmp_path):
-        assert main(["generate", PROMPT, "-m", str(folder), "--json", *options(entry)]) == 0
+        assert main(["generate", *said, "-m", str(folder), "--json", *options(entry)]) == 0
     [name] = json.loads(capsys.readouterr().out)["results"][0]["files"]
     made, expected = tmp_path / name, entry.reference(folder, PROMPT, 7)
     if made.suffix == ".png":
@@ -78,6 +86,25 @@ def test_the_command_line_writes_what_the_library_gives(
         assert np.array_equal(frames(made.read_bytes()), frames(clip))
     else:
         assert samples(made.read_bytes()) == samples(encode_sound(to_sound(expected, 1000), "WAV", {}))
+
+
+def test_a_pipeline_that_reads_no_prompt_says_so_and_refuses_one(
+    foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = foreign("StableVideoDiffusionPipeline")
+    folder = str(foreign_folder(entry.arch))
+    assert [choice.value for choice in explain(folder) if choice.name == "prompt"] == ["none"]
+    with Omni(folder, dtype="float32", device="cpu") as omni:
+        with pytest.raises(RequestError, match="prompt means nothing to StableVideoDiffusionPipeline"):
+            omni.generate({"prompt": "a storm", **asked(entry)}, entry.params, progress=False)
+        with pytest.raises(RequestError, match=r"StableVideoDiffusionPipeline needs at least 1 \(`images`\)"):
+            omni.generate("", entry.params, progress=False)
+    photo(8, 8).save(tmp_path / "p.png")
+    with chdir(tmp_path):
+        assert main(["generate", "a storm", "--image", "p.png", "-m", folder]) == 2
+        assert "prompt means nothing" in capsys.readouterr().err
+        assert main(["generate", "--image", "p.png"]) == 2
+        assert "there is no prompt" in capsys.readouterr().err
 
 
 def test_sounds_are_named_kept_and_made_again_as_pictures_are(

@@ -11,7 +11,7 @@ from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Door, Request
-from omnimuse.core.spec import Limits
+from omnimuse.core.spec import Foreign, Limits
 from omnimuse.server.errors import CODES, ApiError, to_api_error
 from omnimuse.server.protocol.chat import ChatRequest
 from omnimuse.server.protocol.images import ImageRequest
@@ -349,6 +349,15 @@ def test_a_part_of_a_picture_is_told_by_a_mask_or_margins_where_the_model_can_dr
     with pytest.raises(ApiError, match="describe what changes") as caught:
         read({"prompt": "x", "pad": "64,0,64,0"}, "edit", whole, form=True)
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "pad")
+
+
+def test_a_model_that_reads_no_text_is_asked_without_a_prompt(door: Door) -> None:
+    silent = Foreign("diffusers", {}, lambda negative, params: None, prompted=False)
+    door = replace(door, spec=replace(door.spec, foreign=silent))
+    assert read({}, "video", door).prompt == ""
+    assert read({"prompt": ""}, "video", door).prompt == ""
+    with pytest.raises(RequestError, match="prompt means nothing to"):
+        to_request(read({"prompt": "a storm"}, "video", door), door)
 
 
 def test_an_edit_may_name_addresses_and_how_much_is_drawn_anew(door: Door) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,9 @@ def go_on(call: Call, state: State) -> None:
 def arguments(source: PipelineSource, state: State) -> dict[str, Any]:
     """What the library's pipeline is called with for the output that `state` makes."""
     request = state.request
-    found: dict[str, Any] = {"prompt": request.prompt, "generator": state.generator}
+    found: dict[str, Any] = {"generator": state.generator}
+    if "prompt" in source.parameters:
+        found["prompt"] = request.prompt
     if request.negative_prompt is not None:
         found["negative_prompt"] = request.negative_prompt
     for theirs, ours in core_parameters(source).items():
@@ -183,9 +186,11 @@ def _picture(value: Any) -> Tensor:
 def preview(vae: Any, latents: Tensor) -> Tensor | None:
     """A small picture of unfinished latents: [1, C, h, w], or the middle frame of [1, C, f, h, w] -> [3, H, W].
 
-    None where the autoencoder does not take latents of this form, such as packed ones.
+    None where the autoencoder does not take latents of this form, such as packed ones, or decodes whole videos only.
     """
     config = vae.config
+    if "num_frames" in signature(vae.decode).parameters:
+        return None
     if latents.ndim not in (4, 5) or config.get("latent_channels") != latents.shape[1]:
         return None
     picture = latents[:, :, latents.shape[2] // 2] if latents.ndim == 5 else latents  # [1, C, h, w]

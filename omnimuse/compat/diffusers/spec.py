@@ -52,7 +52,12 @@ def spec_of(checkpoint: Checkpoint) -> Spec:
         supported=frozenset(core_parameters(source).values()) | ({"fps"} if medium == "video" else set()),
         limits=lambda configs: _limits(source, configs),
         extra=extra_type(source),
-        foreign=Foreign(LIBRARY, notes(source, medium), lambda negative, params: _objection(source, negative, params)),
+        foreign=Foreign(
+            LIBRARY,
+            notes(source, medium),
+            lambda negative, params: _objection(source, negative, params),
+            prompted="prompt" in source.parameters,
+        ),
     )
 
 
@@ -77,7 +82,9 @@ def notes(source: PipelineSource, medium: str) -> dict[str, str]:
     """What is true of a pipeline that runs through the library, each as "answer: reason"."""
     how = "progress bar, as it has no step callback," if source.hook == "progress_bar" else "step callback"
     shown = medium != "audio" and source.shows_latents
+    silent = {} if "prompt" in source.parameters else {"prompt": "none: it makes what it does of pictures alone"}
     return {
+        **silent,
         "runs through": f"{LIBRARY}: as one call per output, since no family here covers {source.arch}",
         "shared forwards": "no: the library calls its networks itself, for one output at a time",
         "caches, offload, compile, ranks": "no: they work on networks of ours",
@@ -107,8 +114,8 @@ def _medium(source: PipelineSource) -> str:
         )
     if source.needs_gradients:
         raise ModelError(f"{source.arch} differentiates its networks while it draws, and this engine only evaluates")
-    if "prompt" not in source.parameters:
-        raise ModelError(f"{source.arch} takes no prompt, and every request here has one; run it with {LIBRARY} itself")
+    if "prompt" not in source.parameters and not any(each.needed for each in picture_parameters(source)):
+        raise ModelError(f"{source.arch} takes neither a prompt nor a picture; run it with {LIBRARY} itself")
     return medium
 
 

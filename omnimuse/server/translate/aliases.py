@@ -159,7 +159,7 @@ def read(
         _check_draws_parts(found.names[target], door)
     _refuse_unhonoured(found, door)
     if kind != "chat":
-        _check_prompt(found)
+        _check_prompt(found, door)
     found.values.setdefault("format", USUAL[kind])
     return _wanted(found, door, form)
 
@@ -282,7 +282,10 @@ def _is_idle(target: str, found: _Found, door: Door) -> bool:
     return found.values[target] in used
 
 
-def _check_prompt(found: _Found) -> None:
+def _check_prompt(found: _Found, door: Door) -> None:
+    if not door.spec.prompted:
+        found.values.setdefault("prompt", "")  # what is not empty, the door refuses
+        return
     if "prompt" not in found.values:
         raise refusal("missing_parameter", "prompt is missing; say what to make", "prompt")
     if not found.values["prompt"].strip():

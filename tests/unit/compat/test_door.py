@@ -350,7 +350,7 @@ def test_pictures_go_to_the_parameters_that_take_them_in_their_order(foreign_fol
         ("StableDiffusion33Pipeline", "the closest that it has is StableDiffusion3Pipeline"),
         ("KandinskyV22PriorPipeline", "gives image_embeds, negative_image_embeds and no picture, video or sound"),
         ("StableDiffusionDiffEditPipeline", "differentiates its networks while it draws"),
-        ("DiTPipeline", "takes no prompt"),
+        ("DiTPipeline", "takes neither a prompt nor a picture"),
     ],
 )
 def test_a_class_that_cannot_be_run_is_refused_with_the_reason(
