@@ -327,38 +327,6 @@ FOREIGN = (
         params=_params(num_frames=9, fps=24.0, max_sequence_length=32),
     ),
     Foreign(
-        arch="CogVideoXPipeline",
-        parts={
-            "vae": lambda: diffusers.AutoencoderKLCogVideoX(
-                down_block_types=("CogVideoXDownBlock3D",) * 4,
-                up_block_types=("CogVideoXUpBlock3D",) * 4,
-                block_out_channels=(8, 8, 8, 8),
-                latent_channels=4,
-                layers_per_block=1,
-                norm_num_groups=2,
-            ),
-            "text_encoder": lambda: _t5(32),
-            "tokenizer": encoders.t5_tokenizer,
-            "transformer": lambda: diffusers.CogVideoXTransformer3DModel(
-                num_attention_heads=2,
-                attention_head_dim=16,
-                in_channels=4,
-                out_channels=4,
-                time_embed_dim=8,
-                text_embed_dim=32,
-                num_layers=2,
-                sample_width=12,
-                sample_height=8,
-                sample_frames=9,
-                max_text_seq_length=32,
-            ),
-            "scheduler": lambda: diffusers.CogVideoXDDIMScheduler(
-                beta_schedule="scaled_linear", prediction_type="v_prediction", rescale_betas_zero_snr=True
-            ),
-        },
-        params=_params(num_frames=9, max_sequence_length=32),
-    ),
-    Foreign(
         arch="SanaPipeline",
         parts={
             "vae": _dc,

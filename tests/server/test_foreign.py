@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,12 +74,16 @@ def test_what_the_class_does_not_take_is_refused_by_name(
 
 
 def test_a_video_whose_size_is_left_to_the_class_is_told_as_such(foreign_folder: Folder, tmp_path: Path) -> None:
-    options = ("--dtype", "float32", "--device", "cpu", "--warm-up", "none")
-    with WholeServer(tmp_path, str(foreign_folder("CogVideoXPipeline")), *options) as started:
+    options, folder = ("--dtype", "float32", "--device", "cpu", "--warm-up", "none"), tmp_path / "model"
+    shutil.copytree(foreign_folder("CogVideoXPipeline"), folder)
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    sizeless = {name: value for name, value in config.items() if name not in ("sample_height", "sample_width")}
+    (folder / "transformer" / "config.json").write_text(json.dumps(sizeless))
+    with WholeServer(tmp_path / "home", str(folder), *options) as started:
         started.wait_ready()
-        sizes = [{}, {"size": "96x64"}]
+        sizes = [{"size": "96x64"}, {}]
         told = [started.ask("/v1/videos", {"prompt": "a", "num_frames": 5, **size}).json["size"] for size in sizes]
-    assert told == ["auto", "96x64"]
+    assert told == ["96x64", "auto"]
 
 
 def test_a_sound_over_http_is_what_the_library_gives(foreign_folder: Folder, tmp_path: Path) -> None:
@@ -95,5 +101,5 @@ def test_a_sound_over_http_is_what_the_library_gives(foreign_folder: Folder, tmp
     at = answer.content.index(b"omni")
     assert answer.content[8:at] == expected[8 : expected.index(b"omni")]
     assert "this model makes its sounds whole" in told.json["error"]["message"]
-    assert wrong.status == 400
-    assert "does text-to-audio, and this is text-to-image" in wrong.json["error"]["message"]
+    assert wrong.status == 404
+    assert "does text-to-audio (POST /v1/audio/generate)" in wrong.json["error"]["message"]
