@@ -51,8 +51,8 @@ class Attention(nn.Module):
     """One attention site. `role` and, failing that, `category` are the names a configuration can address it
     by.
 
-    `num_heads` is how many heads it has here, which a rank may share with others: models ask for it. Where queries
-    share keys, these have `key_heads`, and the model repeats them.
+    `num_heads` is how many heads it has here, from `first_head` on, which a rank may share with others: models ask for
+    it. Where queries share keys, these have `key_heads`, and the model repeats them.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.first_head = 0
         self.key_heads = key_heads or num_heads
         self.head_dim = head_dim
         self.role = role
@@ -108,6 +109,7 @@ class Attention(nn.Module):
     def keep_heads(self, part: Cut) -> None:
         """From now on this site has only those heads; queries stay with the keys that they share."""
         shared = self.num_heads // self.key_heads
+        self.first_head += part.span(self.key_heads)[0] * shared
         self.key_heads = part.share(self.key_heads)
         self.num_heads = self.key_heads * shared
 

@@ -225,6 +225,9 @@ class GlmImageTransformer(TwoStreamNetwork[GlmImageStatic]):
     def plan(self) -> Mapping[str, Cutting]:
         block = "stack.double_blocks.*"
         return {
+            "prior_mlp.0": Columns(others=1),
+            "prior_mlp.2": Rows(others=1),
+            "text_mlp.1": GATHERED,
             "head.modulation": GATHERED,
             f"{block}.modulation": GATHERED,
             f"{block}.to_qkv": Columns(queries=1, keys=2),

@@ -233,17 +233,16 @@ class LTX2Transformer(Network):
         return {"blocks": self.blocks}
 
     def plan(self) -> Mapping[str, Cutting]:
-        # Every head has rotations of its own, so only attention to texts, which has none, is cut by heads.
-        text, mlp = "blocks.*.*.text_attention", "blocks.*.*.mlp"
-        return {
-            f"{text}.to_q": Columns(queries=1),
-            f"{text}.norm_q": Widths(queries=1),
-            f"{text}.to_kv": Columns(keys=2),
-            f"{text}.norm_k": Widths(keys=1),
-            f"{text}.to_out": Rows(queries=1),
-            f"{mlp}.0": Columns(others=1),
-            f"{mlp}.2": Rows(others=1),
-        }
+        plan: dict[str, Cutting] = {f"{part}.*.linear": Columns(others=1, gather=True) for part in ("video", "sound")}
+        for site in ("*.attention", "*.text_attention", "to_video", "to_sound"):
+            plan |= {
+                f"blocks.*.{site}.to_q": Columns(queries=1),
+                f"blocks.*.{site}.norm_q": Widths(queries=1),
+                f"blocks.*.{site}.to_kv": Columns(keys=2),
+                f"blocks.*.{site}.norm_k": Widths(keys=1),
+                f"blocks.*.{site}.to_out": Rows(queries=1),
+            }
+        return plan | {"blocks.*.*.mlp.0": Columns(others=1), "blocks.*.*.mlp.2": Rows(others=1)}
 
     def prepare(
         self, texts: tuple[Tensor, Tensor], video: Sequence[int], sound: Sequence[int], fps: float, together: bool
@@ -463,4 +462,7 @@ class LTX2Attention(nn.Module):
         queries and keys alike, which changes no product.
         """
         x = x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) if self.split else x
-        return rotate(x.flatten(-2)[:, :, None, None], rope)[:, :, 0, 0].unflatten(-1, (self.core.num_heads, -1))
+        half = self.core.head_dim // 2
+        first, last = self.core.first_head * half, (self.core.first_head + self.core.num_heads) * half
+        turned = rotate(x.flatten(-2)[:, :, None, None], rope[..., first:last, :])[:, :, 0, 0]
+        return turned.unflatten(-1, (self.core.num_heads, -1))
