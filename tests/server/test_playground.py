@@ -37,6 +37,7 @@ from omnimuse.server.routes import playground
 from omnimuse.server.service import Service
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+PATIENCE = 60_000  # milliseconds: other work may have both cores
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 browser_only = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 BIG_SEED = 2**62 + 1
@@ -319,6 +320,7 @@ def site() -> Iterator[Running]:
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as library:
         chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        playwright.expect.set_options(timeout=PATIENCE)
         yield chromium
         chromium.close()
 
@@ -339,7 +341,7 @@ def watch(context: Any) -> list[str]:
 def page(browser: Any, site: Running) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=site.url)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(PATIENCE)
     found = watch(context)
     page = context.new_page()
     page.goto("/")
