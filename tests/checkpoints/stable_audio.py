@@ -96,11 +96,13 @@ def pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return pipe
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish: a waveform [c, n], or latents [C, L]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the noise at the last step
-        pipe = pipeline(folder)
+        pipe = pipeline(folder, dtype)
         return [_made(pipe, wish, output_type) for wish in wishes]
 
 
