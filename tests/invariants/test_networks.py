@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch import nn
 
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
@@ -33,12 +34,13 @@ def test_ranks_can_share_out_every_matrix_of_the_blocks(shared: Engine) -> None:
         plan = [pattern.split(".") for pattern in network.plan()]
         assert plan, f"{type(network).__name__} needs a plan (core/plans.py) of how ranks cut its weights"
         blocks = {
-            id(each) for stack in network.stacks().values() for block in stack.blocks() for each in block.parameters()
+            id(each) for stack in network.stacks().values() for block in stack.blocks() for each in block.modules()
         }
-        for name, parameter in network.named_parameters():
-            path = name.split(".")[:-1]
+        for name, module in network.named_modules():
+            path = name.split(".")
             planned = any(len(path) == len(each) and all(map(fnmatchcase, path, each)) for each in plan)
-            assert planned or parameter.ndim != 2 or id(parameter) not in blocks, f"the plan does not name {name}"
+            linear = isinstance(module, nn.Linear) and id(module) in blocks
+            assert planned or not linear, f"the plan does not name {name}"
 
 
 def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:
