@@ -135,7 +135,13 @@ def _same_number(
 
 
 def _block_apart(ours: Tensor, theirs: Sequence[Tensor]) -> float:
-    """The tokens of all streams are one sequence here; there they may be several, in any order, with pads behind."""
+    """The tokens of all streams are one sequence here; there they may be several, in any order, with pads behind.
+
+    A stream whose tokens nobody sees after a last block may be missing there: then the others are compared.
+    """
     orders = [order for count in range(1, len(theirs) + 1) for order in permutations(theirs, count)]
-    fitting = [order for order in orders if len({tensor.shape[-1] for tensor in order}) == 1]
-    return min((_rows_apart(ours, torch.cat(list(order))) for order in fitting), default=UNLIKE)
+    fitting = [torch.cat(list(order)) for order in orders if len({tensor.shape[-1] for tensor in order}) == 1]
+    if (found := min((_rows_apart(ours, each) for each in fitting), default=UNLIKE)) < UNLIKE:
+        return found
+    some = [(each, len(each)) for each in fitting if len(each) < len(ours)]
+    return min((apart(part, each) for each, count in some for part in (ours[-count:], ours[:count])), default=UNLIKE)
