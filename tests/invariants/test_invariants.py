@@ -243,6 +243,7 @@ def test_a_step_cache_that_skips_gives_each_request_what_it_gets_alone(
         assert not close(found, plain), "a huge threshold must skip steps"
 
 
+@pytest.mark.crossed
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
