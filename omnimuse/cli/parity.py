@@ -53,13 +53,15 @@ def run(args: argparse.Namespace) -> int:
     args.prompts = args.prompts or [PROMPT]
     if len(args.prompts) > 1:
         raise RequestError("one prompt is compared at a time; put it in quotation marks", "prompt")
-    if args.report is not None and args.report.exists():
-        raise RequestError(f"{args.report} is there already; choose another name", "report")
     job = plan(args, sys.stdin).at_the_door()
     from omnimuse.core.request import Ask
     from omnimuse.parity.compare import first_apart
-    from omnimuse.parity.report import rows, verdict, write_report
+    from omnimuse.parity.report import pictures_of, rows, verdict, write_report
     from omnimuse.parity.run import parity
+
+    files = [] if args.report is None else [args.report, *pictures_of(args.report)]
+    if there := [file for file in files if file.exists()]:
+        raise RequestError(f"{there[0]} is there already; choose another name", "report")
 
     outcome = parity(job.config, Ask(job.prompts[0], job.params))
     if args.json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,18 @@ UNLIKE = float("inf")
 """How far apart tensors are that cannot be compared: of other sizes."""
 
 
+Kind = Literal["text", "time steps", "block", "prediction", "latents", "result"]
+"""What can be compared, each in the order in which it follows from those before."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One thing that was compared: where, and how far apart it is; `step` from 1, or 0 before and after them."""
+    """One thing that was compared: of which kind, where, and how far apart it is.
 
+    `step` counts from 1; it is 0 before and after the steps.
+    """
+
+    kind: Kind
     where: str
     apart: float
     step: int = 0
@@ -38,10 +47,11 @@ def compare(ours: Trail, theirs: Trail) -> list[Part]:
     steps = [part for number in range(min(len(ours.steps), len(theirs.steps))) for part in _step(number, ours, theirs)]
     first = [part for part in steps if part.step == 1]
     texts = [part for part in _texts(ours, theirs) if part.apart <= TOLERANCE or first_apart(first)]
-    parts = [*texts, Part("time steps", apart(torch.tensor(ours.timesteps), torch.tensor(theirs.timesteps))), *steps]
+    times = apart(torch.tensor(ours.timesteps), torch.tensor(theirs.timesteps))
+    parts = [*texts, Part("time steps", "time steps", times), *steps]
     if len(ours.steps) != len(theirs.steps):
-        parts.append(Part(f"{len(ours.steps)} steps here, {len(theirs.steps)} there", UNLIKE))
-    return [*parts, Part("result", apart(ours.result, theirs.result))]
+        parts.append(Part("time steps", f"{len(ours.steps)} steps here, {len(theirs.steps)} there", UNLIKE))
+    return [*parts, Part("result", "result", apart(ours.result, theirs.result))]
 
 
 def first_apart(parts: Sequence[Part], tolerance: float = TOLERANCE) -> Part | None:
@@ -61,10 +71,9 @@ def likeness(ours: Tensor, theirs: Tensor) -> tuple[float, str]:
     """How far apart, and how that was found, if the two may be packed in different ways."""
     if theirs.ndim == 2 and theirs.numel() > ours.numel() > 0 == ours.numel() % theirs.shape[1]:
         theirs = theirs[: ours.numel() // theirs.shape[1]]  # tokens of pictures that were shown come behind
-    if ours.numel() != theirs.numel() or (found := apart(ours, theirs)) <= TOLERANCE:
-        return apart(ours, theirs), ""
-    in_order = apart(ours.flatten().sort().values, theirs.flatten().sort().values)
-    return (in_order, SORTED) if found == UNLIKE else (found, "")
+    if (found := apart(ours, theirs)) < UNLIKE or ours.numel() != theirs.numel():
+        return found, ""
+    return apart(ours.flatten().sort().values, theirs.flatten().sort().values), SORTED
 
 
 def _texts(ours: Trail, theirs: Trail) -> Iterator[Part]:
@@ -75,7 +84,7 @@ def _texts(ours: Trail, theirs: Trail) -> Iterator[Part]:
     for name, text in ours.texts.items():
         near = [_rows_apart(text, other) for other in theirs.texts.values() if other.ndim == text.ndim]
         if (best := min(near, default=UNLIKE)) < UNLIKE:
-            yield Part(f"text {name}", best)
+            yield Part("text", f"text {name}", best)
 
 
 def _rows_apart(ours: Tensor, theirs: Tensor) -> float:
@@ -87,16 +96,16 @@ def _rows_apart(ours: Tensor, theirs: Tensor) -> float:
 def _step(number: int, ours: Trail, theirs: Trail) -> Iterator[Part]:
     mine, others, step = ours.steps[number], theirs.steps[number], number + 1
     if len(others) < len(mine):
-        yield Part(f"step {step}: {len(mine)} evaluations here, {len(others)} there", UNLIKE, step)
+        yield Part("prediction", f"step {step}: {len(mine)} evaluations here, {len(others)} there", UNLIKE, step)
         return
     for one, other in zip(mine, _paired(mine, others), strict=True):
         where = f"step {step}, {one.branch}"
         yield from _blocks(step, where, one.blocks, other.blocks)
         found, how = likeness(one.prediction, other.prediction)
-        yield Part(f"{where}, prediction of {one.network}", found, step, how)
+        yield Part("prediction", f"{where}, prediction of {one.network}", found, step, how)
     if theirs.latents:
         found, how = likeness(ours.latents[number], theirs.latents[number])
-        yield Part(f"step {step}, latents", found, step, how)
+        yield Part("latents", f"step {step}, latents", found, step, how)
 
 
 def _paired(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> Sequence[Evaluation]:
@@ -116,7 +125,8 @@ def _blocks(
         if (others := _same_number(stack, len(blocks), theirs)) is None:
             continue
         for number, (block, (name, other)) in enumerate(zip(blocks, others, strict=True)):
-            yield Part(f"{where}, block {number} of {stack} ({name} there)", _block_apart(block[0], other), step)
+            found = _block_apart(block[0], other)
+            yield Part("block", f"{where}, block {number} of {stack} ({name} there)", found, step)
 
 
 def _same_number(

@@ -29,7 +29,6 @@ class Trail:
 
     texts: Mapping[str, Tensor] = field(default_factory=dict)
     timesteps: list[float] = field(default_factory=list)
-    sigmas: list[float] = field(default_factory=list)
     steps: list[list[Evaluation]] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     result: Tensor | None = None

@@ -52,7 +52,7 @@ def our_trail(pipeline: Pipeline, request: Request) -> Trail:
     loop = pipeline.stage_of(state)
     assert isinstance(loop, Loop)
     schedule = state.working["schedule"]
-    trail = Trail(_texts(state, loop), list(schedule.timesteps), list(schedule.sigmas))
+    trail = Trail(_texts(state, loop), list(schedule.timesteps))
     while pipeline.stage_of(state) is loop:
         evaluations = [_evaluate(pipeline, row) for row in pipeline.rows(loop, state)]
         pipeline.step_scheduler([state], [{each.branch: each.prediction for each in evaluations}])

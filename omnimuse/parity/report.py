@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
 
 from omnimuse.media.image import to_image
-from omnimuse.parity.compare import Part, first_apart
+from omnimuse.parity.compare import Kind, Part, first_apart
 from omnimuse.parity.run import Outcome
-
-KINDS = ("text", "time steps", "block", "prediction", "latents", "result")
-"""The words by which parts are told apart in a table, each in the order in which it follows from those before."""
 
 
 def verdict(outcome: Outcome, tolerance: float) -> str:
@@ -26,8 +24,8 @@ def verdict(outcome: Outcome, tolerance: float) -> str:
 
 def rows(outcome: Outcome, tolerance: float) -> Iterator[tuple[str, str, str]]:
     """Of each kind of part how many were compared, the worst, and where the first is that is too far apart."""
-    for kind in KINDS:
-        parts = [part for part in outcome.parts if kind in part.where]
+    for kind in get_args(Kind):
+        parts = [part for part in outcome.parts if part.kind == kind]
         if parts:
             worst, first = max(parts, key=lambda part: part.apart), first_apart(parts, tolerance)
             yield f"{kind} ({len(parts)})", _figure(worst), "agrees" if first is None else first.where
@@ -35,19 +33,20 @@ def rows(outcome: Outcome, tolerance: float) -> Iterator[tuple[str, str, str]]:
     yield "in company of two", f"{outcome.company:.1e}", agrees
 
 
+def pictures_of(file: Path) -> list[Path]:
+    """Where the pictures beside a report are: ours, and the reference's."""
+    return [file.with_name(f"{file.stem}-{name}.png") for name in ("ours", "diffusers")]
+
+
 def write_report(outcome: Outcome, tolerance: float, file: Path, command: str) -> list[Path]:
     """Write the page, and beside it what both sides drew; the files, the page last."""
-    pictures = {"ours": outcome.ours.result, "diffusers": outcome.theirs.result}
-    drawn = []
-    if outcome.medium in ("image", "video"):
-        for name, result in pictures.items():
-            assert result is not None
-            path = file.with_name(f"{file.stem}-{name}.png")
-            to_image(_still(result)).save(path)
-            drawn.append(path)
+    drawn = pictures_of(file) if outcome.medium in ("image", "video") else []
+    for path, result in zip(drawn, (outcome.ours.result, outcome.theirs.result), strict=False):
+        assert result is not None
+        to_image(_still(result)).save(path)
     lines = [f"# {outcome.arch} beside diffusers", "", verdict(outcome, tolerance), ""]
-    lines += [f"    {command}", "", f"Computed in {outcome.dtype}. Apart: the norm of the difference over that of", ""]
-    lines[-2] += ' the reference; "in order of size" where the library packs tensors in another way.'
+    how = 'the norm of the difference over that of the reference; "in order of size" where the library packs otherwise'
+    lines += [f"    {command}", "", f"Computed in {outcome.dtype}. Apart: {how}.", ""]
     lines += ["| part | apart at most | |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(outcome, tolerance)]
     ours, theirs = outcome.ours.seconds, outcome.theirs.seconds

@@ -76,7 +76,6 @@ def their_trail(pipe: Any, request: Request, networks: Sequence[str], spec: Spec
         each = max(1, len(evaluations) // len(trail.timesteps))
         trail.steps = [evaluations[start : start + each] for start in range(0, len(evaluations), each)]
     trail.result = to_tensor(made[0], spec.medium, latent=request.params.output_type == "latent")
-    trail.sigmas = [float(sigma) for sigma in pipe.scheduler.sigmas]
     trail.texts = {
         f"{name} {number}": text
         for number, evaluation in enumerate(each for step in trail.steps for each in step)

@@ -16,10 +16,11 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.layers.network import Network
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.parity.compare import SORTED, UNLIKE, compare, first_apart, likeness
+from omnimuse.parity.compare import SORTED, UNLIKE, Part, compare, first_apart, likeness
+from omnimuse.parity.notes import Trail
 from omnimuse.parity.ours import our_trail
-from omnimuse.parity.report import verdict
-from omnimuse.parity.run import parity
+from omnimuse.parity.report import rows, verdict
+from omnimuse.parity.run import Outcome, parity
 from omnimuse.parity.theirs import load_theirs, their_trail
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family
@@ -102,8 +103,17 @@ def test_the_command_prints_a_verdict_and_writes_a_page_with_both_pictures(
     text = page.read_text()
     assert "| result (1) |" in text and "parity-ours.png" in text
     assert (tmp_path / "parity-ours.png").exists() and (tmp_path / "parity-diffusers.png").exists()
+    page.unlink()
     assert main(words) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "parity-ours.png is there already" in capsys.readouterr().err
+
+
+def test_a_part_counts_as_what_it_is_whatever_its_block_is_called() -> None:
+    block = Part("block", "step 1, positive, block 0 of noise_refiner (context_refiner.0 there)", 0.0, 1)
+    fewer = Part("time steps", "3 steps here, 4 there", UNLIKE)
+    outcome = Outcome("Arch", "image", "float32", Trail(), Trail(), [block, fewer], 0.0)
+    found = [(name, told) for name, _, told in rows(outcome, 1e-5)]
+    assert found[:2] == [("time steps (1)", fewer.where), ("block (1)", "agrees")]
 
 
 def test_a_tolerance_that_nothing_meets_ends_with_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
