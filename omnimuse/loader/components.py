@@ -98,7 +98,7 @@ def construct_library_network(checkpoint: Checkpoint, name: str, part: str = "")
     cls, library = library_class(checkpoint, name), checkpoint.components[name][0]
     _check_json(checkpoint.path(name))
     with quiet(library):
-        return construct(lambda: _from_config(cls, checkpoint, name)).get_submodule(part)
+        return construct(lambda: from_config(cls, checkpoint, name)).get_submodule(part)
 
 
 def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module, part: str = "") -> tuple[Rule, ...]:
@@ -182,7 +182,7 @@ def library_class(checkpoint: Checkpoint, name: str) -> Any:
     return found
 
 
-def _from_config(cls: Any, checkpoint: Checkpoint, name: str) -> nn.Module:
+def from_config(cls: Any, checkpoint: Checkpoint, name: str) -> nn.Module:
     """A network built from its configuration alone."""
     if checkpoint.components[name][0] == "diffusers":
         built = cls.from_config(dict(checkpoint.config(name)))

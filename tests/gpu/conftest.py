@@ -1,0 +1,42 @@
+"""Tests that need an accelerator: every family's tiny checkpoint on it, beside the CPU. Skipped where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from omnimuse.core.config import ModelConfig
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.invariants.conftest import Subject
+from tests.invariants.conftest import subject as subject
+
+Make = Callable[..., Engine]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    absent = pytest.mark.skip(reason="there is no accelerator here")
+    for item in items:
+        if "gpu" in item.path.parts and item.path.parent.name == "gpu":
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(absent)
+
+
+@pytest.fixture
+def engine_on(subject: Subject) -> Iterator[Make]:
+    """Makes engines over the subject on a device ("cuda" or "cpu"), in a number format; all are closed."""
+    made: list[Engine] = []
+
+    def make(device: str = "cuda", dtype: str = "float32", **parts: object) -> Engine:
+        model = ModelConfig(str(subject.folder), dtype=dtype, device=device)
+        made.append(start(replace(subject.config(**parts), model=model)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        assert not engine.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
+        engine.close()
