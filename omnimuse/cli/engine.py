@@ -13,6 +13,7 @@ from omnimuse.core.config import (
     Config,
     DecodeConfig,
     HostConfig,
+    KernelConfig,
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
@@ -67,6 +68,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="where weights wait beside a CPU (default: the system's folder for temporary files)",
     )
     engine.add_argument("--compile", action="store_true", help="compile blocks: the first run takes long, steps less")
+    engine.add_argument(
+        "--kernels",
+        default="auto",
+        metavar="{auto,plain,triton}",
+        help="of norms, rotations and gated sums: torch's, or fused ones on a GPU (default: auto)",
+    )
     engine.add_argument("--vae-tiling", action="store_true", help="decode pictures in tiles: less memory, faint seams")
     _add_rank_options(parser)
     _add_schedule_options(parser)
@@ -125,6 +132,7 @@ def read_config(args: argparse.Namespace) -> Config:
         cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
         offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),
+        kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
         decode=DecodeConfig(tiling=args.vae_tiling),
         schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),

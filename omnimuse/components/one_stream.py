@@ -19,7 +19,6 @@ from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
-from omnimuse.layers.rotary import rotate
 from omnimuse.layers.stack import Block, BlockStack
 from omnimuse.loader.rules import Fuse, Rename
 
@@ -80,15 +79,15 @@ class OneStreamBlock(Block[OneStreamCond]):
             hidden = hidden + self.attention_norm2(self.attention(self.attention_norm1(hidden), cond))
             return hidden + self.ffn_norm2(self.mlp(self.ffn_norm1(hidden)))
         attention_scale, attention_gate, mlp_scale, mlp_gate = self._modulate(cond)
-        x = self.attention(self.attention_norm1(hidden) * (1 + attention_scale), cond)
-        hidden = hidden + attention_gate.tanh() * self.attention_norm2(x)
-        x = self.mlp(self.ffn_norm1(hidden) * (1 + mlp_scale))
-        return hidden + mlp_gate.tanh() * self.ffn_norm2(x)
+        x = self.attention(self.attention_norm1(hidden, attention_scale), cond)
+        hidden = self.attention_norm2.add(hidden, attention_gate.tanh(), x)
+        x = self.mlp(self.ffn_norm1(hidden, mlp_scale))
+        return self.ffn_norm2.add(hidden, mlp_gate.tanh(), x)
 
     def probe(self, hidden: Tensor, cond: OneStreamCond) -> Tensor:
         if self.modulation is None:
             return self.attention_norm1(hidden)
-        return self.attention_norm1(hidden) * (1 + self._modulate(cond)[0])
+        return self.attention_norm1(hidden, self._modulate(cond)[0])
 
     def _modulate(self, cond: OneStreamCond) -> tuple[Tensor, ...]:
         """Scale and gate of the attention, then of the MLP, each one vector per row made to broadcast."""
@@ -110,7 +109,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cond: OneStreamCond) -> Tensor:
         qk, v = self._split(self.to_qkv(x))
-        q, k = rotate(self.norm_qk(qk), cond.rope).unbind(2)  # [B, S, N, H] each
+        q, k = self.norm_qk(qk, cond.rope).unbind(2)  # [B, S, N, H] each
         return self.to_out(self.core(q, k, v, cond.layout).flatten(-2))  # [B, S, D]
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,9 @@ from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.components.two_stream_plan import two_stream_plan
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Cut, Cutting
+from omnimuse.layers.kernels import GatedSum, Rotation
 from omnimuse.layers.network import Network
-from omnimuse.layers.norm import QueryKeyNorm
-from omnimuse.layers.rotary import rotate
+from omnimuse.layers.norm import ModulatedNorm, QueryKeyNorm
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack, Memory
 
 EPS = 1e-6
@@ -155,11 +155,6 @@ class TwoStreamCond:
         rope = None if self.rope is None else self.layout.take(self.rope, rows)
         still = None if self.still is None else self.still.select(self.image, rows)
         return TwoStreamCond(layout, text, image, rope, vector, kinds, still)
-
-    def turned(self, qk: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [B, S, N, H] each, turned by their places, of those [B, S, 2, N, H] packed by `layout`."""
-        q, k = (qk if self.rope is None else rotate(qk, self.rope)).unbind(2)
-        return q, k
 
     def cut(self, part: Cut) -> TwoStreamCond | None:
         layout, text, image = (each.cut(part) for each in (self.layout, self.text, self.image))
@@ -297,6 +292,7 @@ class DoubleBlock(Block[TwoStreamCond]):
         super().__init__()
         self.text = text or Stream(blocks, "text")
         self.image = image or Stream(blocks, "image")
+        self.turn = Rotation()
         self.core = Attention(blocks.heads, blocks.dim // blocks.heads, "joint", category="self")
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
@@ -305,7 +301,7 @@ class DoubleBlock(Block[TwoStreamCond]):
         heads = self.core.num_heads
         text_qkv, image_qkv = self.text.enter(text, text_mods, heads), self.image.enter(image, image_mods, heads)
         qk, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed
-        q, k = cond.turned(qk)
+        q, k = self.turn(qk, cond.rope).unbind(2)  # [B, S, N, H] each
         x = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
         text_x, image_x = cond.split(x)
         image = self.beside(image, cond, image_mods)
@@ -319,7 +315,7 @@ class DoubleBlock(Block[TwoStreamCond]):
         """The image as the attention sees it; zeros for the text, which has no part in the relative change."""
         text, image = cond.split(hidden)
         shift, scale, *_ = self.image.modulate(cond, cond.image)
-        return cond.join(torch.zeros_like(text), self.image.norm(image) * (1 + scale) + shift)
+        return cond.join(torch.zeros_like(text), self.image.norm(image, scale, shift))
 
 
 class Entrance(nn.Module):
@@ -333,7 +329,7 @@ class Entrance(nn.Module):
         self.kind = kind
         self.parts = parts
         self.modulation = None if blocks.shared else blocks.linear(blocks.dim, parts * blocks.dim)
-        self.norm = nn.LayerNorm(blocks.dim, EPS, elementwise_affine=False)
+        self.norm = ModulatedNorm(EPS)
         self.qkv = Projection(blocks)
 
     def modulate(self, cond: TwoStreamCond, layout: Layout) -> tuple[Tensor, ...]:
@@ -348,7 +344,7 @@ class Entrance(nn.Module):
     def enter(self, x: Tensor, mods: Sequence[Tensor], heads: int) -> tuple[Tensor, Tensor]:
         """Queries and keys, and values, of tokens [B, S, D], in `heads` heads."""
         shift, scale = mods[:2]
-        qk, v, _ = self.qkv(self.norm(x) * (1 + scale) + shift, heads)
+        qk, v, _ = self.qkv(self.norm(x, scale, shift), heads)
         return qk, v
 
     def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
@@ -365,14 +361,15 @@ class Stream(Entrance):
     def __init__(self, blocks: Blocks, kind: Literal["text", "image"], parts: int = 6) -> None:
         super().__init__(blocks, kind, parts)
         self.to_out = blocks.linear(blocks.dim, blocks.dim)
+        self.add = GatedSum()
         self.mlp = nn.Sequential(
             blocks.linear(blocks.dim, blocks.entering), blocks.activation(), blocks.linear(blocks.hidden, blocks.dim)
         )
 
     def leave(self, x: Tensor, attended: Tensor, mods: Sequence[Tensor]) -> Tensor:
         gate, shift, scale, mlp_gate = mods[2:6]
-        x = x + gate * self.to_out(attended)
-        return _finite(x + mlp_gate * self.mlp(self.norm(x) * (1 + scale) + shift))
+        x = self.add(x, gate, self.to_out(attended))
+        return _finite(self.add(x, mlp_gate, self.mlp(self.norm(x, scale, shift))))
 
 
 class SingleBlock(Block[TwoStreamCond]):
@@ -382,18 +379,20 @@ class SingleBlock(Block[TwoStreamCond]):
         super().__init__()
         dim = blocks.dim
         self.modulation = None if blocks.shared else blocks.linear(dim, 3 * dim)
-        self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
+        self.norm = ModulatedNorm(EPS)
         self.qkv = Projection(blocks, beside=blocks.entering)
         self.core = Attention(blocks.heads, dim // blocks.heads, "single", category="self")
         self.activation = blocks.activation()
         self.to_out = blocks.linear(dim + blocks.hidden, dim)
+        self.add = GatedSum()
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
-        qk, v, mlp = self.qkv(x, self.core.num_heads)
-        q, k = cond.turned(qk)
+        qk, v, mlp = self.qkv(x, self.core.num_heads, cond.rope)
+        q, k = qk.unbind(2)  # [B, S, N, H] each
         attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
-        return _finite(hidden + gate * self.to_out(torch.cat([attended, self.activation(mlp)], dim=-1)))
+        x = self.to_out(torch.cat([attended, self.activation(mlp)], dim=-1))
+        return _finite(self.add(hidden, gate, x))
 
     def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         return self._enter(hidden, cond)[0]
@@ -402,11 +401,11 @@ class SingleBlock(Block[TwoStreamCond]):
         """What attention and MLP see, and the gate of what they add."""
         mods = cond.shared["single"] if self.modulation is None else self.modulation(cond.vector)  # [R, 3D]
         shift, scale, gate = cond.layout.expand(mods).chunk(3, dim=-1)
-        return self.norm(hidden) * (1 + scale) + shift, gate
+        return self.norm(hidden, scale, shift), gate
 
 
 class Projection(nn.Module):
-    """Tokens [B, S, D] -> queries and keys, perhaps normed, [B, S, 2, N, H], and values [B, S, N, H].
+    """Tokens [B, S, D] -> queries and keys, perhaps normed, perhaps turned, [B, S, 2, N, H], and values [B, S, N, H].
 
     Perhaps also what an MLP `beside` the attention begins with, [B, S, beside]: one product makes all. The attention
     says how many heads there are.
@@ -416,13 +415,13 @@ class Projection(nn.Module):
         super().__init__()
         self.head_dim = blocks.dim // blocks.heads
         self.linear = blocks.linear(blocks.dim, 3 * blocks.dim + beside)
-        norm = QueryKeyNorm(self.head_dim, EPS, rounds_once=blocks.rounds_once) if blocks.normed else nn.Identity()
-        self.norm_qk: nn.Module = norm
+        norm = QueryKeyNorm(self.head_dim, EPS, rounds_once=blocks.rounds_once) if blocks.normed else Rotation()
+        self.norm_qk: QueryKeyNorm | Rotation = norm
 
-    def forward(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, heads: int, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         qkv, beside = self.linear(x).tensor_split((3 * heads * self.head_dim,), dim=-1)
         qkv = qkv.unflatten(-1, (3, heads, self.head_dim))  # [B, S, 3, N, H]
-        return self.norm_qk(qkv[:, :, :2]), qkv[:, :, 2], beside
+        return self.norm_qk(qkv[:, :, :2], rope), qkv[:, :, 2], beside
 
 
 class SwiGLU(nn.Module):
@@ -443,13 +442,13 @@ class Head(nn.Module):
 
     def __init__(self, blocks: Blocks, patch_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(blocks.dim, blocks.eps, elementwise_affine=False)
+        self.norm = ModulatedNorm(blocks.eps)
         self.modulation = blocks.linear(blocks.vector or blocks.dim, 2 * blocks.dim)
         self.linear = blocks.linear(blocks.dim, patch_dim)
 
     def forward(self, image: Tensor, cond: TwoStreamCond) -> Tensor:
         scale, shift = cond.image.expand(self.modulation(cond.vector)).chunk(2, dim=-1)
-        return self.linear(self.norm(image) * (1 + scale) + shift)
+        return self.linear(self.norm(image, scale, shift))
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -98,6 +98,18 @@ class CompileConfig:
 
 
 @dataclass(frozen=True)
+class KernelConfig:
+    """How the small steps between products and attention are computed: `"plain"`, as torch's operations, or by
+    `"triton"`, fused; `"auto"` lets the build decide and say why.
+    """
+
+    mode: Literal["auto", "plain", "triton"] = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("kernels", self.mode, ("auto", "plain", "triton"))
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """How many ranks share the work of one engine, along every axis; all together there are `ranks`.
 
@@ -236,6 +248,7 @@ class Config:
     cache: CacheConfig = CacheConfig()
     offload: OffloadConfig = OffloadConfig()
     compile: CompileConfig = CompileConfig()
+    kernels: KernelConfig = KernelConfig()
     parallel: ParallelConfig = ParallelConfig()
     decode: DecodeConfig = DecodeConfig()
     schedule: ScheduleConfig = ScheduleConfig()

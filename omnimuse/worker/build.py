@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -49,6 +49,7 @@ from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import keep_apart
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
+from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.ranks import check_ranks, pipe, rank_runners, sequence, shard, tensor_parallel, tiles, tiling_of
 from omnimuse.worker.steady import choose_tier
@@ -188,6 +189,16 @@ def attention(under: Build) -> None:
             under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
 
 
+def kernels(under: Build) -> None:
+    """Norms, rotations and gated sums of our networks, plain or fused."""
+    if under.found.spec.library:
+        return
+    chosen, choice = choose_kernels(under.found.config, under.device)
+    counts = {name: give_kernels(module, chosen) for name, module in under.modules.items()}
+    where = ", ".join(f"{count} parts of {name}" for name, count in counts.items() if count)
+    under.choices.append(replace(choice, reason=f"{choice.reason} ({where or 'no part'})"))
+
+
 def tier(under: Build) -> None:
     """Networks that give a row the same bits in any company, where the tier asks for it."""
     if under.found.spec.library:
@@ -266,6 +277,7 @@ SHAPES: tuple[Pass, ...] = (
     shard,
     threads,
     attention,
+    kernels,
     tiles,
     tier,
 )

@@ -68,6 +68,7 @@ def refuse_features(config: Config) -> None:
         "cache": (config.cache.kind != "none", "step caches"),
         "offload": (config.offload.mode != "none", "offload"),
         "compile": (config.compile.mode != "none", "compiled blocks"),
+        "kernels": (config.kernels.mode == "triton", "fused kernels"),
         "parallel": (config.parallel != type(config.parallel)(), "several ranks"),
     }
     for name, (wanted, what) in asked.items():

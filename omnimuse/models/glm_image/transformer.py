@@ -31,6 +31,8 @@ from omnimuse.components.two_streams import (
 )
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding, sinusoid
+from omnimuse.layers.kernels import GatedSum, Rotation
+from omnimuse.layers.norm import ModulatedNorm
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.layers.stack import Block
 from omnimuse.loader.facts import read_facts
@@ -263,23 +265,25 @@ class GlmImageBlock(Block[GlmImageCond]):
         super().__init__()
         dim, head_dim = blocks.dim, blocks.dim // blocks.heads
         self.modulation = nn.Linear(blocks.vector, 12 * dim)
-        self.norm = nn.LayerNorm(dim, blocks.eps, elementwise_affine=False)
+        self.norm = ModulatedNorm(blocks.eps)
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.norm_qk = nn.LayerNorm(head_dim, blocks.eps, elementwise_affine=False)
         self.core = Attention(blocks.heads, head_dim, "joint", category="self")
         self.to_out = nn.Linear(dim, dim)
+        self.turn = Rotation()
+        self.add = GatedSum()
         self.mlp = nn.Sequential(nn.Linear(dim, blocks.hidden), nn.GELU("tanh"), nn.Linear(blocks.hidden, dim))
 
     def forward(self, hidden: Tensor, cond: GlmImageCond) -> Tensor:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self._modulate(cond)
-        hidden = hidden + gate * self._attend(self.norm(hidden) * (1 + scale) + shift, cond)
-        return hidden + mlp_gate * self.mlp(self.norm(hidden) * (1 + mlp_scale) + mlp_shift)
+        hidden = self.add(hidden, gate, self._attend(self.norm(hidden, scale, shift), cond))
+        return self.add(hidden, mlp_gate, self.mlp(self.norm(hidden, mlp_scale, mlp_shift)))
 
     def probe(self, hidden: Tensor, cond: GlmImageCond) -> Tensor:
         """The image as the attention sees it; zeros for the text, which has no part in the relative change."""
         shift, scale, *_ = self._modulate(cond)
         assert cond.words is not None
-        return (self.norm(hidden) * (1 + scale) + shift).masked_fill(cond.words, 0.0)
+        return self.norm(hidden, scale, shift).masked_fill(cond.words, 0.0)
 
     def _modulate(self, cond: GlmImageCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP, for every token: its text's or its image's.
@@ -295,6 +299,6 @@ class GlmImageBlock(Block[GlmImageCond]):
         qkv = self.to_qkv(x).unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
         # Halves of a head are turned against each other: put side by side, in queries and keys alike, as pairs are.
         qk = self.norm_qk(qkv[:, :, :2]).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-        q, k = cond.turned(qk)
+        q, k = self.turn(qk, cond.rope).unbind(2)  # [B, S, N, H] each
         k, v, keys = cond.beside(k, qkv[:, :, 2])
         return self.to_out(self.core(q, k, v, cond.layout, kv_layout=keys).flatten(-2))  # [B, S, D]

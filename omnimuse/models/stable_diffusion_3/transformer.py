@@ -34,6 +34,7 @@ from omnimuse.components.two_streams import (
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
+from omnimuse.layers.kernels import GatedSum
 from omnimuse.loader.facts import read_facts
 
 
@@ -178,12 +179,13 @@ class DualBlock(DoubleBlock):
         self.qkv = Projection(blocks)
         self.alone = Attention(blocks.heads, blocks.dim // blocks.heads, "image", category="self")
         self.to_out = blocks.linear(blocks.dim, blocks.dim)
+        self.add = GatedSum()
 
     def beside(self, image: Tensor, cond: TwoStreamCond, mods: Sequence[Tensor]) -> Tensor:
         shift, scale, gate = mods[6:]
-        qk, v, _ = self.qkv(self.image.norm(image) * (1 + scale) + shift, self.alone.num_heads)
+        qk, v, _ = self.qkv(self.image.norm(image, scale, shift), self.alone.num_heads)
         q, k = qk.unbind(2)  # [B, S, N, H] each
-        return image + gate * self.to_out(self.alone(q, k, v, cond.image).flatten(-2))
+        return self.add(image, gate, self.to_out(self.alone(q, k, v, cond.image).flatten(-2)))
 
 
 class PatchEmbedder(nn.Conv2d):

@@ -44,6 +44,8 @@ def test_each_option_reaches_its_topic() -> None:
         "4",
         "--exact",
         "--compile",
+        "--kernels",
+        "plain",
         "--attention",
         "reference",
         "--threads",
@@ -56,6 +58,7 @@ def test_each_option_reaches_its_topic() -> None:
     assert config.schedule.tier == "exact"
     assert config.host.threads == 3
     assert config.compile.mode == "blocks"
+    assert config.kernels.mode == "plain"
     assert config.attention == AttentionConfig("reference")
 
 

@@ -19,7 +19,7 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.api import explain
 from omnimuse.cli import main
 from omnimuse.compat.diffusers.call import Call
-from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.config import CacheConfig, CompileConfig, KernelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.params import DiffusionParams
@@ -243,6 +243,7 @@ def test_a_choice_that_the_class_does_not_have_is_refused_by_name(engine: Engine
         {"cache": CacheConfig("teacache")},
         {"offload": OffloadConfig("layers")},
         {"compile": CompileConfig("blocks")},
+        {"kernels": KernelConfig("triton")},
     ],
     ids=lambda feature: next(iter(feature)),
 )
