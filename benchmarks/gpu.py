@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, action="append", help=f"of pictures (default: {SIDES})")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8], help="in flight (default: 1 2 4 8)")
     parser.add_argument("--steps", type=int, default=6, help="of every request; the first two warm up (default: 6)")
-    parser.add_argument("--compile", action="store_true", help="both engines compiled, too")
+    parser.add_argument("--mode", nargs="+", default=["eager", "compiled"], choices=Ours.modes, help="of both engines")
     parser.add_argument("--tiny", action="store_true", help="the tiny checkpoints, on any device")
     parser.add_argument("--only", nargs="+", default=["steps", "decode", "offload", "cache"], help="parts to measure")
     parser.add_argument("--seconds", type=float, default=LIMIT, help="leave out what does not fit (default: 480)")
@@ -101,14 +101,14 @@ def measure(
         for guided in ((False, True) if count in (1, 8) else (False,))
     ]
     flops: dict[str, float] = {}
-    for mode in ("eager", "compiled") if args.compile else ("eager",):
-        for kind in (Ours, Theirs):
+    for mode in args.mode:
+        for kind in (kind for kind in (Ours, Theirs) if mode in kind.modes):
             what = f"{kind.name} {mode} {model.name}"
             if not budget.allows(what, 15 if mode == "eager" else 60):
                 continue
             began = time.perf_counter()
-            engine = kind(model, path, device, mode == "compiled")
-            yield {"engine": kind.name, "mode": mode, "case": "start", "s": time.perf_counter() - began}
+            engine = kind(model, path, device, mode)
+            yield {"engine": kind.name, "mode": mode, "case": "start", "s": time.perf_counter() - began, "at": time.perf_counter() - budget.began}
             try:
                 for case in cases:
                     if mode == "compiled" and (case.side != max(sides) or case.requests not in (1, 8)):

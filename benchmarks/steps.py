@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import Model
 from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig
-from omnimuse.core.config import CompileConfig, ScheduleConfig
+from omnimuse.core.config import CompileConfig, KernelConfig, ScheduleConfig
 from omnimuse.core.output import Failed, Progress
 from omnimuse.engine.local import start
 from omnimuse.loader.checkpoint import Checkpoint
@@ -50,18 +50,17 @@ class Ours:
 
     name = "omnimuse"
 
-    def __init__(
-        self,
-        model: Model,
-        path: Path,
-        device: torch.device,
-        compiled: bool,
-        **topics: Any,
-    ) -> None:
+    modes = ("eager", "plain", "compiled")
+
+    def __init__(self, model: Model, path: Path, device: torch.device, mode: str, **topics: Any) -> None:
         self.model, self.device = model, device
         place = ModelConfig(str(path), dtype="bfloat16", device=str(device), load="dummy")
-        mode, schedule = CompileConfig("blocks" if compiled else "none"), ScheduleConfig(company="always")
-        self.engine = start(Config(place, compile=mode, schedule=schedule, **topics))
+        chosen = {
+            "schedule": ScheduleConfig(company="always"),
+            "compile": CompileConfig("blocks" if mode == "compiled" else "none"),
+            "kernels": KernelConfig("plain" if mode == "plain" else "auto"),
+        }
+        self.engine = start(Config(place, **{**chosen, **topics}))
 
     def steps(self, case: Case) -> float:
         """Seconds of a step of all requests together."""
@@ -120,7 +119,9 @@ class Theirs:
 
     name = "diffusers"
 
-    def __init__(self, model: Model, path: Path, device: torch.device, compiled: bool) -> None:
+    modes = ("eager", "compiled")
+
+    def __init__(self, model: Model, path: Path, device: torch.device, mode: str) -> None:
         import diffusers
 
         self.model, self.device = model, device
@@ -132,7 +133,7 @@ class Theirs:
             parts[name] = filled(checkpoint, name, device)
         self.pipe: Any = getattr(diffusers, model.reference)(**parts, **_settings(path))
         self.pipe.set_progress_bar_config(disable=True)
-        if compiled:
+        if mode == "compiled":
             self.pipe.transformer.compile_repeated_blocks(fullgraph=True)
 
     def steps(self, case: Case) -> float:
