@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from omnimuse.core.caches import BY_NAME, cache_named
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
@@ -50,11 +51,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="the attention backend; or several by role, such as sdpa,cross=reference (default: auto)",
     )
     engine.add_argument(
-        "--teacache",
-        type=float,
-        metavar="X",
-        help="skip steps while little changes; 0.1 to 0.5 is usual, 0 is off",
+        "--cache",
+        metavar="NAME",
+        help=f"skip work while little changes: {', '.join(BY_NAME)}, with settings such as dbcache,threshold=0.1"
+        " (default: none; docs/caches.md)",
     )
+    engine.add_argument("--teacache", type=float, metavar="X", help="short for --cache teacache,threshold=X; 0 is off")
     engine.add_argument(
         "--offload",
         default="none",
@@ -129,7 +131,7 @@ def read_config(args: argparse.Namespace) -> Config:
     return Config(
         ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load, defaults_of=args.defaults_of),
         attention=read_attention(args.attention),
-        cache=CacheConfig() if args.teacache is None else CacheConfig("teacache", args.teacache),
+        cache=read_cache(args.cache, args.teacache),
         offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),
         kernels=KernelConfig(args.kernels),
@@ -138,6 +140,15 @@ def read_config(args: argparse.Namespace) -> Config:
         schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),
         host=HostConfig(threads=args.threads),
     )
+
+
+def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
+    """The step cache of requests that choose none of their own."""
+    if text is not None and teacache is not None:
+        raise ConfigError(f"--cache {text} and --teacache {teacache} both choose the step cache; leave one out")
+    if teacache is not None:
+        return CacheConfig("teacache", teacache)
+    return cache_named(text or "none")
 
 
 def read_parallel(args: argparse.Namespace) -> ParallelConfig:

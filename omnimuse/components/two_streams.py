@@ -317,6 +317,11 @@ class DoubleBlock(Block[TwoStreamCond]):
         shift, scale, *_ = self.image.modulate(cond, cond.image)
         return cond.join(torch.zeros_like(text), self.image.norm(image, scale, shift))
 
+    def telling(self, change: Tensor, cond: TwoStreamCond) -> Tensor:
+        """That of the image, as in the reference implementations."""
+        text, image = cond.split(change)
+        return cond.join(torch.zeros_like(text), image)
+
 
 class Entrance(nn.Module):
     """What the tokens of one kind bring to the attention of a double block, and what is left of them: here nothing new.

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
+from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.errors import ConfigError
 
 MOST_THREADS = 1024
@@ -53,19 +54,6 @@ class AttentionConfig:
 
     default: str = "auto"
     per_role: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """The step cache that may skip a network's blocks; `threshold` 0 computes every step."""
-
-    kind: Literal["none", "teacache"] = "none"
-    threshold: float = 0.15
-
-    def __post_init__(self) -> None:
-        _one_of("cache", self.kind, ("none", "teacache"))
-        if not 0 <= self.threshold < float("inf"):
-            raise ConfigError(f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,21 @@ class ScheduleParams:
     scheduler: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkParams(ScheduleParams):
+    """Per-request choices of how the network works; `None`: as the engine was started.
+
+    `cache` says which steps may skip blocks, as a text that `caches.cache_named` reads: `"fast"`, `"none"`,
+    `"dbcache,threshold=0.1"`.
+    """
+
+    cache: str | None = None
+
+
+WORK = frozenset({"cache"})
+"""Parameters that every model honours whose networks are ours."""
+
+
 @dataclass(frozen=True)
 class SoundParams(FamilyParams):
     """The extension of a model whose sounds are windows of a longer one: they begin at second `start` of it."""
@@ -53,7 +68,7 @@ class SoundParams(FamilyParams):
 
 
 @dataclass(frozen=True)
-class DiffusionParams(ScheduleParams):
+class DiffusionParams(WorkParams):
     """Per-request choices. Every field left at `None` takes the model's default.
 
     Sizes are pixels, `fps` frames per second, `seconds` the length of a sound, `seed` an integer in [0, 2**64);
@@ -97,7 +112,13 @@ class ScheduleChoices(TypedDict, total=False):
     scheduler: str | None
 
 
-class Choices(ScheduleChoices, total=False):
+class WorkChoices(ScheduleChoices, total=False):
+    """The fields of `WorkParams` as keywords."""
+
+    cache: str | None
+
+
+class Choices(WorkChoices, total=False):
     """The fields of `DiffusionParams` as keywords."""
 
     num_inference_steps: int | None

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from omnimuse.core.bounds import real, whole
+from omnimuse.core.caches import Fits, asked_for
 from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
-from omnimuse.core.params import DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
+from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
 from omnimuse.core.sources import Picture as Picture
 from omnimuse.core.sources import Recording as Recording
 from omnimuse.core.sources import Region as Region
@@ -124,8 +126,8 @@ class Ask:
 
 @dataclass(frozen=True)
 class Door:
-    """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, and what the
-    checkpoint's scheduler is configured to.
+    """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, what the
+    checkpoint's scheduler is configured to, and what step caches know of it.
     """
 
     spec: Spec
@@ -133,6 +135,7 @@ class Door:
     defaults: DiffusionParams
     memory: int = field(default_factory=machine_memory)
     scheduler: Mapping[str, object] = field(default_factory=dict)
+    fits: Fits = Fits()
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
@@ -154,7 +157,7 @@ class Door:
             seconds=_least(defaults.seconds, limits.sound.seconds if limits.sound else 0.0),
         )
         scheduler = configs.get("scheduler", {})
-        return Door(spec, limits, limits.fixed.over(fitted.over(defaults)), scheduler=scheduler)
+        return Door(spec, limits, limits.fixed.over(fitted.over(defaults)), scheduler=scheduler, fits=spec.fits)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -170,8 +173,9 @@ class Door:
 
     @property
     def honoured(self) -> frozenset[str]:
-        """The parameters that mean something to this model: every model's, its family's, and of its schedule."""
-        return ALWAYS | self.spec.supported | (SCHEDULE if self.limits.flow else frozenset())
+        """The parameters that mean something to this model: every model's, its family's, of its schedule and work."""
+        work = frozenset() if self.spec.library else WORK
+        return ALWAYS | self.spec.supported | work | (SCHEDULE if self.limits.flow else frozenset())
 
     def adjusted(self, p: DiffusionParams) -> tuple[DiffusionParams, list[str]]:
         """`p` with the sides and the number of frames nearest to those chosen that this model makes; told in words.
@@ -241,7 +245,13 @@ class Door:
             chunks=bool(ask.chunks),
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
-        return replace(made, more=evaluations_beyond(self.scheduler, params, made.steps))
+        return self._cached(replace(made, more=evaluations_beyond(self.scheduler, params, made.steps)))
+
+    def _cached(self, request: Request) -> Request:
+        """`request` with its step cache written out in full, for this model."""
+        if (text := request.params.cache) is None:
+            return request
+        return replace(request, params=replace(request.params, cache=asked_for(text, self.fits, request.evaluations)))
 
     def _suited(self, chosen: DiffusionParams, sizes: Sequence[Size], *, started: bool, whole: bool) -> DiffusionParams:
         """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one.
@@ -366,34 +376,34 @@ class Door:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 
     def _check_ask(self, ask: Ask) -> None:
-        _whole("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        _whole("previews", ask.previews, 0, MAX_STEPS)
+        whole("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        whole("previews", ask.previews, 0, MAX_STEPS)
         if not isinstance(ask.tenant, str) or len(ask.tenant) > MAX_TENANT or not _is_text(ask.tenant):
             raise RequestError(f"tenant={ask.tenant!r:.80} is not a name of at most {MAX_TENANT} characters", "tenant")
-        _real("timeout", ask.timeout, 0.0, MAX_TIMEOUT)
+        real("timeout", ask.timeout, 0.0, MAX_TIMEOUT)
         if ask.timeout == 0:
             raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
 
     def _check(self, p: DiffusionParams) -> None:
         if p.num_inference_steps is not None:
-            _whole("num_inference_steps", p.num_inference_steps, self.limits.min_steps, MAX_STEPS)
-        _whole("num_outputs_per_prompt", p.num_outputs_per_prompt, 1, MAX_OUTPUTS)
-        _whole("seed", p.seed, 0, MAX_SEED - (p.num_outputs_per_prompt or 1) + 1)
+            whole("num_inference_steps", p.num_inference_steps, self.limits.min_steps, MAX_STEPS)
+        whole("num_outputs_per_prompt", p.num_outputs_per_prompt, 1, MAX_OUTPUTS)
+        whole("seed", p.seed, 0, MAX_SEED - (p.num_outputs_per_prompt or 1) + 1)
         for name in ("height", "width"):
             if getattr(p, name) is not None:
                 self._side(name, getattr(p, name))
         if p.num_frames is not None:
             self._frames(p.num_frames)
         if p.max_sequence_length is not None:
-            _whole("max_sequence_length", p.max_sequence_length, 1, self.limits.max_sequence_length)
+            whole("max_sequence_length", p.max_sequence_length, 1, self.limits.max_sequence_length)
         for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):
-            _real(name, getattr(p, name), 0.0, 1000.0)
-        _real("strength", p.strength, 0.01, 1.0)
-        _real("fps", p.fps, 0.01, 1000.0)
+            real(name, getattr(p, name), 0.0, 1000.0)
+        real("strength", p.strength, 0.01, 1.0)
+        real("fps", p.fps, 0.01, 1000.0)
         if p.seconds is not None:
             self._seconds(p.seconds, p.num_outputs_per_prompt or 1)
-        _real("flow_shift", p.flow_shift, 0.01, MAX_SHIFT)
-        _real("boundary_ratio", p.boundary_ratio, 0.0, 1.0)
+        real("flow_shift", p.flow_shift, 0.01, MAX_SHIFT)
+        real("boundary_ratio", p.boundary_ratio, 0.0, 1.0)
         if p.scheduler is not None and scheduler_named(p.scheduler) is None:
             message = f"scheduler={p.scheduler!r:.80} is not known; use one of {', '.join(SCHEDULERS)}"
             raise RequestError(f"{message}, or leave it out for the checkpoint's own", "scheduler")
@@ -436,11 +446,11 @@ class Door:
         sound = self.limits.sound
         assert sound is not None, "a family that honours seconds says how it samples"
         each = sound.rate * sound.channels * SAMPLE_BYTES * outputs  # bytes a second
-        _real("seconds", value, 1 / sound.rate, min(sound.seconds or MAX_SECONDS, self.memory / each))
+        real("seconds", value, 1 / sound.rate, min(sound.seconds or MAX_SECONDS, self.memory / each))
 
     def _side(self, name: str, value: Any) -> None:
         step = self.limits.size_multiple
-        _whole(name, value, step, self.limits.max_side)
+        whole(name, value, step, self.limits.max_side)
         if value % step:
             low, high = value - value % step, value - value % step + step
             legal = f"{low} or {high}" if low and high <= self.limits.max_side else f"{low or high}"
@@ -448,7 +458,7 @@ class Door:
 
     def _frames(self, value: Any) -> None:
         step, least, most = self.limits.frame_step, self.limits.min_frames, self.limits.max_frames
-        _whole("num_frames", value, least, most)
+        whole("num_frames", value, least, most)
         if (value - 1) % step:
             low = value - (value - 1) % step
             legal = f"{low} or {low + step}" if low + step <= most else f"{low}"
@@ -458,26 +468,6 @@ class Door:
 def _least(value: float | None, most: float) -> float | None:
     """`value`, lowered to `most` where there is such a bound (0: there is none)."""
     return min(value, most) if value is not None and most else value
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name}={value!r} is not a whole number; use one from {low} to {high}", name)
-    if not low <= value <= high:
-        nearest = low if value < low else high
-        raise RequestError(f"{name}={value} is out of range; use {low} to {high} (the nearest is {nearest})", name)
-
-
-def _real(name: str, value: Any, low: float, high: float) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise RequestError(f"{name}={value!r} is not a number; use one from {low:g} to {high:g}", name)
-    if not low <= value <= high:
-        nearest = low if value < low else high
-        raise RequestError(
-            f"{name}={value} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
-        )
 
 
 def _least_steps(configs: Configs) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from omnimuse.core.caches import Fits
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 
@@ -153,9 +154,9 @@ class Spec:
     `arch` is the class name in `model_index.json`; `also` are other pipelines with the same components and weights,
     from which a folder may have been saved. `supported` names the parameters the family honours beyond those of
     every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
-    can be asked for; `guidance` says how it is guided, if more than one prediction goes into a step. `teacache` holds
-    the polynomial (highest power first) that rescales the change TeaCache sees. `foreign` is set where a library runs
-    the whole pipeline. A family that `fills` in a part of a picture is always told which.
+    can be asked for; `guidance` says how it is guided, if more than one prediction goes into a step. `fits` holds what
+    is published of the family for step caches. `foreign` is set where a library runs the whole pipeline. A family that
+    `fills` in a part of a picture is always told which.
     """
 
     arch: str
@@ -169,7 +170,7 @@ class Spec:
     variants: tuple[Variant, ...] = ()
     also: tuple[str, ...] = ()
     extra: type[FamilyParams] = FamilyParams
-    teacache: tuple[float, ...] = (1.0, 0.0)
+    fits: Fits = Fits()
     summary: str = ""
     foreign: Foreign | None = None
     fills: bool = False

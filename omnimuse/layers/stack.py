@@ -47,6 +47,15 @@ class Conditioning(Protocol):
         ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """Conditioning that counts the blocks which have run, as what it has for each is another."""
+
+    def after(self, blocks: int) -> Any:
+        """The same for a run that begins behind so many of the blocks that are here."""
+        ...
+
+
 Cond = TypeVar("Cond", bound=Conditioning)
 
 
@@ -65,6 +74,12 @@ class Block(nn.Module, Generic[Cond]):
         """What a step cache watches to see how much this step differs from the last; packed like `hidden`."""
         return hidden
 
+    def telling(self, change: Tensor, cond: Cond) -> Tensor:
+        """What of a change to the hidden states, packed like them, a step cache compares between steps; without any
+        weights. Zeros have no part in the comparison.
+        """
+        return change
+
 
 @runtime_checkable
 class Movable(Protocol):
@@ -77,12 +92,16 @@ class Movable(Protocol):
 class Memory:
     """What runners remember for one state, one network and one guidance branch.
 
-    The loop sets `step` (0-based) and `steps` (how many this network will take for this state); each runner
-    keeps its own entry in `data` under its own name.
+    The loop sets `step` (0-based) and `steps` (how many this network will take for this state), `at` and `of`, the same
+    of all networks together, and which step `cache` the request chose (None: the engine's). Each runner keeps its own
+    entries in `data` under its own name.
     """
 
     step: int = 0
     steps: int = 1
+    at: int = 0
+    of: int = 1
+    cache: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> None:
@@ -93,7 +112,10 @@ class Memory:
 
 
 class StackRunner(Protocol):
-    """How the blocks of a stack are run. A runner that wraps another passes on what it does not change."""
+    """How the blocks of a stack are run. A runner that wraps another passes on what it does not change.
+
+    One that runs some of the blocks tells a conditioning that is `Counting` which.
+    """
 
     def __call__(
         self,

@@ -20,6 +20,8 @@ class LayerwiseOffload:
 
     def __init__(self, parcels: Mapping[nn.Module, Parcel]) -> None:
         self._parcels = parcels
+        blocks = list(parcels)
+        self._following = dict(zip(blocks, [*blocks[1:], *blocks[:1]], strict=True))  # after the last, the next step's
 
     def __call__(
         self,
@@ -28,9 +30,9 @@ class LayerwiseOffload:
         cond: Conditioning,
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
-        for block, following in zip(blocks, [*blocks[1:], blocks[0]], strict=True):  # after the last, the next step's
+        for block in blocks:
             with self._parcels[block].visiting():
-                self._expect(following)
+                self._expect(self._following[block])
                 hidden = block(hidden, cond)
         return hidden
 
@@ -38,6 +40,6 @@ class LayerwiseOffload:
         with self._parcels[blocks[0]].visiting():
             return blocks[0].probe(hidden, cond)
 
-    def _expect(self, block: Block[Any]) -> None:
+    def _expect(self, block: nn.Module) -> None:
         parcel = self._parcels[block]
         parcel.store.expect(parcel.arena)

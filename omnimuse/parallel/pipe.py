@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Slices, Span
 from omnimuse.layers.network import Network
-from omnimuse.layers.stack import Block, Conditioning, Memory, StackRunner
+from omnimuse.layers.stack import Block, Conditioning, Counting, Memory, StackRunner
 from omnimuse.parallel.mesh import Axis
 
 
 class PipeRunner:
-    """A stack runner that runs, by `inner`, the blocks of this rank's span; the last rank tells all the outcome."""
+    """A stack runner that runs, by `inner`, those blocks that this rank has; the last rank tells all the outcome.
 
-    def __init__(self, inner: StackRunner, axis: Axis, span: Span) -> None:
+    Of some of a stack's blocks a rank may have none: it passes on what comes.
+    """
+
+    def __init__(self, inner: StackRunner, axis: Axis, held: Sequence[Block[Any]]) -> None:
         self.inner = inner
         self.axis = axis
-        self.span = span
+        self.held = {block: number for number, block in enumerate(held)}
 
     def __call__(
         self,
@@ -36,13 +39,13 @@ class PipeRunner:
         cond: Conditioning,
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
-        axis, layout, mine = self.axis, cond.layout, blocks[slice(*self.span)]
+        axis, layout, mine = self.axis, cond.layout, [block for block in blocks if block in self.held]
         last, sent, done = axis.size - 1, list[dist.Work](), list[Tensor]()
         for row in range(len(layout.lengths)):
             x, memory = layout.take(hidden, [row]), None if memories is None else [memories[row]]
             if axis.index:
                 dist.recv(x, axis.ranks[axis.index - 1], group=axis.group)
-            out = self.inner(mine, x, cond.select([row]), memory).contiguous()
+            out = (self.inner(mine, x, self._here(cond.select([row]), mine), memory) if mine else x).contiguous()
             if out.dtype != hidden.dtype or out.shape != x.shape:
                 made, given = f"{tuple(out.shape)} {out.dtype}", f"{tuple(x.shape)} {hidden.dtype}"
                 raise ModelError(f"blocks made {made} of {given}: they must keep both")
@@ -55,6 +58,10 @@ class PipeRunner:
         whole = layout.pack([out[0] for out in done]).contiguous()  # on the others, something of the same shape
         dist.broadcast(whole, axis.ranks[last], group=axis.group)
         return whole
+
+    def _here(self, cond: Conditioning, mine: Sequence[Block[Any]]) -> Any:
+        """`cond` of one row; what is counted is counted among the blocks of this rank."""
+        return cond.after(self.held[mine[0]]) if isinstance(cond, Counting) else cond
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
         """The first rank has the first block, and tells the others."""

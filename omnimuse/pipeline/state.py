@@ -93,7 +93,8 @@ class State:
 
     def memory(self, network: str, branch: str) -> Memory:
         """The step-cache memory of one network and branch, positioned among the steps which that network takes."""
-        memory = self.memories.setdefault((network, branch), Memory())
+        memory = self.memories.setdefault((network, branch), Memory(cache=self.request.params.cache))
+        memory.at, memory.of = self.position, len(self.plan)
         memory.step = sum(step.network == network for step in self.plan[: self.position])
         memory.steps = memory.step + sum(step.network == network for step in self.plan[self.position :])
         return memory

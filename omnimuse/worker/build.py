@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from omnimuse.attention.selection import bind
-from omnimuse.cache.teacache import TeaCache
+from omnimuse.cache.stepcache import StepCache, too_few
 from omnimuse.compat.diffusers.read import read_components
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError, ModelError
@@ -226,8 +226,9 @@ def offload(under: Build) -> None:
         blocks = [block for stack in stacks.values() for block in stack.blocks()]
         home = Away(module, stored_tensors(module), under.device, store, blocks)
         under.homes[name], under.parcels[name] = home, home.rest
-        for stack in stacks.values():
-            stack.runner = LayerwiseOffload(home.blocks)
+        for label, stack in stacks.items():
+            held = stack.blocks()[slice(*under.spans.get(name, {}).get(label, (None, None)))]
+            stack.runner = LayerwiseOffload({block: home.blocks[block] for block in held})
         how = f"components, and {len(blocks)} blocks one at a time" if blocks else "components"
         under.choices.append(Choice("offload", name, how, "asked for"))
 
@@ -258,13 +259,13 @@ def compile_blocks(under: Build) -> None:
 
 
 def step_cache(under: Build) -> None:
-    """A step cache around the last stack of each network, where most of the time goes."""
-    cache = under.found.config.cache
-    if cache.kind == "none":
-        return
+    """A step cache around the last stack of each network, where most of the time goes: requests may choose one."""
+    choice, fits = under.found.config.cache, under.found.door.fits
     for network in under.networks.values():
         stack = list(network.stacks().values())[-1]
-        stack.runner = TeaCache(cache.threshold, under.found.spec.teacache, stack.runner)
+        stack.runner = StepCache(choice, fits, stack.runner)
+        if why := too_few(stack.runner.default, len(stack.blocks())):
+            raise ConfigError(why)
 
 
 SHAPES: tuple[Pass, ...] = (

@@ -134,7 +134,7 @@ def _engine_choices(under: Build) -> list[Choice]:
         return [Choice(spec.library, name, answer, reason) for name, (answer, _, reason) in told]
     loops = [stage for stage in pipeline_for(spec).stages if isinstance(stage, Denoise)]
     solvers = [(loop, *loop.solver(checkpoint.configs)) for loop in loops]
-    features = {"cache": config.cache.kind, "offload": config.offload.mode, "compile": config.compile.mode}
+    features = {"cache": str(config.cache), "offload": config.offload.mode, "compile": config.compile.mode}
     return [
         *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
         *(Choice("features", name, value, _asked(value)) for name, value in features.items()),

@@ -109,7 +109,7 @@ def rank_runners(under: Build) -> None:
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
             if span := under.spans.get(name, {}).get(label):
-                stack.runner = PipeRunner(stack.runner, pipes, span)
+                stack.runner = PipeRunner(stack.runner, pipes, stack.blocks()[slice(*span)])
             if tokens.size > 1:
                 stack.runner = SequenceRunner(stack.runner, tokens)
 

@@ -54,6 +54,7 @@ class Feature:
 
 PLAIN = Feature()
 CACHED = Feature("TeaCache", cache=CacheConfig("teacache", 0.3))
+BOTH_ENDS = Feature("both ends", cache=CacheConfig("dbcache", 9.0, first=1, warm_up=2, order=1))
 WAITING = Feature("layers", offload=OffloadConfig("layers"))
 DUMMY = Feature("dummy", load="dummy")
 EXACT = Feature("exact", tier="exact")
@@ -63,12 +64,19 @@ Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline
 SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
     2: (
         *((name, ParallelConfig(ring=2), PLAIN) for name in (Z, FLUX, WAN, "StableAudioPipeline")),
-        *((name, ParallelConfig(pipe=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN, "StableAudioPipeline", "GlmImagePipeline")),
+        *(
+            (name, ParallelConfig(pipe=2), PLAIN)
+            for name in (Z, FLUX, FLUX2, WAN, "StableAudioPipeline", "GlmImagePipeline")
+        ),
         *((name, ParallelConfig(ulysses=2, shard=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN)),
         (Z, ParallelConfig(tensor=2), CACHED),
         (FLUX, ParallelConfig(ulysses=2), CACHED),
         (WAN, ParallelConfig(pipe=2), CACHED),
         (WAN, ParallelConfig(ring=2, shard=2), CACHED),
+        (Z, ParallelConfig(tensor=2), BOTH_ENDS),
+        (FLUX, ParallelConfig(ulysses=2), BOTH_ENDS),
+        (QWEN, ParallelConfig(cfg=2), BOTH_ENDS),
+        (FLUX, ParallelConfig(pipe=2), BOTH_ENDS),
         (Z, ParallelConfig(tensor=2), WAITING),
         (FLUX, ParallelConfig(ring=2), WAITING),
         (FLUX2, ParallelConfig(pipe=2), WAITING),

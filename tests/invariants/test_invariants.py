@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, HostConfig, ScheduleConfig
+from omnimuse.core.config import AttentionConfig, CompileConfig, HostConfig, ScheduleConfig
 from omnimuse.core.machine import cores
 from omnimuse.core.output import Event, Failed, Preview, Progress
 from omnimuse.core.request import Ask
@@ -226,26 +226,6 @@ def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: E
                 state["nowhere"]
             with pytest.raises(SlotError, match="cannot write slot"):
                 state[stage.reads[0] if stage.reads else "nowhere"] = 1
-
-
-@pytest.mark.shows("TeaCache", "company", wishes=True)
-def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit(subject: Subject, shared: Engine, engine_with: Make) -> None:
-    asks = subject.asks()
-    engine = engine_with(cache=CacheConfig("teacache", 0.0))
-    for expected, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
-        assert torch.equal(found, expected)
-
-
-@pytest.mark.shows("TeaCache", "company")
-def test_a_step_cache_that_skips_gives_each_request_what_it_gets_alone(
-    subject: Subject, shared: Engine, engine_with: Make
-) -> None:
-    engine = engine_with(cache=CacheConfig("teacache", 1e6))
-    asks = [subject.ask(i, num_inference_steps=steps) for i, steps in enumerate((6, 4, 5))]
-    alone = [run(engine, ask)[0] for ask in asks]
-    for plain, expected, found in zip(run(shared, *asks), alone, run(engine, *asks), strict=True):
-        assert close(found, expected)
-        assert not close(found, plain), "a huge threshold must skip steps"
 
 
 @pytest.mark.crossed

@@ -75,6 +75,14 @@ def refused(door: Door, kind: table.Kind = "image", form: bool = False, **given:
         ({"seed": 7, "num_inference_steps": 4, "guidance_scale": 2}, {"seed": 7, "num_inference_steps": 4}),
         ({"seed": None, "n": None, "size": None}, {"num_outputs_per_prompt": 1}),
         ({"flow_shift": 2, "scheduler": "UniPC"}, {"flow_shift": 2.0, "scheduler": "unipc"}),
+        ({"cache": "teacache"}, {"cache": "teacache,threshold=0.15,warm_up=1"}),
+        ({"enable_teacache": True}, {"cache": "teacache,threshold=0.15,warm_up=1"}),
+        ({"enable_cache_dit": True}, {"cache": "dbcache,threshold=0.24,first=1,last=0,warm_up=4,in_a_row=3"}),
+        (
+            {"enable_cache_dit": True, "cache_dit_params": {"Fn_compute_blocks": 2, "enable_taylorseer": True}},
+            {"cache": "dbcache,threshold=0.24,first=2,last=0,warm_up=4,in_a_row=3,order=1"},
+        ),
+        ({"enable_cache_dit": False, "enable_teacache": False}, {"cache": None}),
         ({"quality": "low"}, {"num_inference_steps": 5}),
         ({"quality": "hd"}, {"num_inference_steps": 15}),
         ({"quality": "HIGH"}, {"num_inference_steps": 15}),
@@ -206,7 +214,7 @@ def test_json_text_is_no_number_and_json_true_is_no_number(door: Door) -> None:
         assert refused(door, seed=value).param == "seed"
     assert refused(door, guidance_scale=True).param == "guidance_scale"
     assert refused(door, stream=1).param == "stream"
-    assert refused(door, enable_teacache=0).code == "unsupported_parameter"
+    assert refused(door, enable_teacache=0).code == "invalid_value"
 
 
 def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: Door) -> None:
@@ -233,11 +241,20 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"cfg_truncation": 1}, "unknown_parameter", "cfg_truncation", "extra_params"),
         ({"extra_params": {"cfg_truncatoin": 1}}, "unknown_parameter", "extra_params.cfg_truncatoin", "cfg_truncation"),
         ({"extra_params": {"cfg_truncation": "x"}}, "invalid_value", "extra_params.cfg_truncation", "a number"),
-        ({"true_cfg_scale": 2.0}, "unsupported_parameter", "true_cfg_scale", "honours flow_shift"),
+        ({"true_cfg_scale": 2.0}, "unsupported_parameter", "true_cfg_scale", "honours cache, flow_shift"),
         ({"strength": 0.5}, "invalid_value", "strength", "no picture"),
         ({"strength": "much"}, "invalid_value", "strength", "a number"),
         ({"lora": {"name": "../../x"}}, "unsupported_parameter", "lora", "no LoRA"),
-        ({"enable_teacache": True}, "unsupported_parameter", "enable_teacache", "when the server starts"),
+        ({"vae_use_tiling": True}, "unsupported_parameter", "vae_use_tiling", "when the server starts"),
+        ({"cache": "teacach"}, "invalid_value", "cache", "did you mean 'teacache'"),
+        ({"cache": "magcache"}, "invalid_value", "cache", "omnimuse calibrate"),
+        ({"enable_teacache": True, "cache": "fast"}, "conflicting_parameters", "enable_teacache", "both choose"),
+        ({"cache_dit_params": {"Fn_blocks": 1}}, "invalid_value", "cache_dit_params", "'Fn_compute_blocks'"),
+        ({"cache_dit_params": {"warmup_interval": 2}}, "invalid_value", "cache_dit_params", "warmup_interval=2"),
+        (
+            {"enable_cache_dit": False, "cache_dit_params": {"Fn_compute_blocks": 2}},
+            *("conflicting_parameters", "cache_dit_params", "enable_cache_dit=true only"),
+        ),
         ({"output_path": "/etc/passwd"}, "unsupported_parameter", "output_path", "never names files"),
         ({"url": "http://169.254.169.254/"}, "unsupported_parameter", "url", "/v1/images/edits"),
         ({"style": "baroque"}, "invalid_value", "style", "vivid, natural"),
@@ -258,7 +275,7 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"guidance_scale": 10**400}, "invalid_value", "guidance_scale", "number"),
         ({"scheduler": "ddim"}, "invalid_value", "scheduler", "euler, heun, unipc"),
         ({"flow_shift": 0}, "invalid_value", "flow_shift", "0.01 to 100"),
-        ({"boundary_ratio": 0.9}, "unsupported_parameter", "boundary_ratio", "honours flow_shift"),
+        ({"boundary_ratio": 0.9}, "unsupported_parameter", "boundary_ratio", "honours cache, flow_shift"),
         ({"seed": 2**70}, "invalid_value", "seed", "0 to "),
         ({"seed": -2}, "invalid_value", "seed", "0 to "),
         ({"seed": 2**64}, "invalid_value", "seed", "0 to "),

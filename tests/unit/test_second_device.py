@@ -113,8 +113,8 @@ def test_the_host_does_not_wait(there: Tensor, device: SecondDevice, queue: Call
 
 
 def test_a_wait_says_where_it_was(there: Tensor, device: SecondDevice) -> None:
-    from omnimuse.cache.teacache import _relative_changes
+    from omnimuse.cache.stepcache import relative_changes
 
-    _relative_changes([None], [there])
+    relative_changes([(there, there)])
     [wait] = device.waits
-    assert wait.startswith("(1,) to the host at teacache.py:")
+    assert wait.startswith("(1,) to the host at stepcache.py:")

@@ -8,6 +8,7 @@ negative prompt is classifier-free guidance proper, at twice the cost.
 from __future__ import annotations
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.caches import Fits, TeaFit
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
@@ -57,6 +58,18 @@ DEFAULTS = DiffusionParams(
     output_type="pil",
 )
 
+FITS = Fits(
+    # Fitted to FLUX.1-dev by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4FLUX), where 0.25 is the
+    # smallest threshold. This polynomial is nowhere below 0.17: a threshold below that skips nothing.
+    tea=TeaFit((4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401e00, 2.64230861e-01), threshold=0.25),
+    # Measured over 28 steps of FLUX.1-dev by the method's authors (github.com/Zehong-Ma/MagCache).
+    ratios=(
+        *(1.0, 1.21094, 1.11719, 1.07812, 1.0625, 1.03906, 1.03125, 1.03906, 1.02344, 1.03125, 1.02344, 0.98047),
+        *(1.01562, 1.00781, 1.0, 1.00781, 1.0, 1.00781, 1.0, 1.0, 0.99609, 0.99609, 0.98047, 0.98828),
+        *(0.96484, 0.95703, 0.93359, 0.89062),
+    ),
+)
+
 SPEC = Spec(
     arch="FluxPipeline",
     family="flux",
@@ -84,8 +97,7 @@ SPEC = Spec(
     limits=limits,
     guidance=Guidance(("true_cfg_scale",), negative=None),
     also=("FluxImg2ImgPipeline", "FluxInpaintPipeline"),
-    # Fitted to FLUX.1-dev by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4FLUX).
-    teacache=(4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401e00, 2.64230861e-01),
+    fits=FITS,
     variants=(
         Variant("FLUX.1-dev", ("black-forest-labs/FLUX.1-dev",), DEFAULTS),
         Variant(

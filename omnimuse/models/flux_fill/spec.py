@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.caches import Fits
 from omnimuse.core.errors import ModelError
 from omnimuse.core.spec import Configs, Limits, Variant
 from omnimuse.models.flux import spec as flux
@@ -41,6 +42,6 @@ SPEC = replace(
     limits=limits,
     fills=True,
     also=(),
-    teacache=(1.0, 0.0),
+    fits=Fits(),
     variants=(Variant("FLUX.1-Fill-dev", ("black-forest-labs/FLUX.1-Fill-dev",), DEFAULTS),),
 )

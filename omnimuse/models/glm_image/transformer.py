@@ -12,7 +12,7 @@ height, width; L blocks; K tokens of pictures that are shown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -124,6 +124,10 @@ class GlmImageCond(TwoStreamCond):
         cut = super().cut(part) if self.block is None else None
         assert self.words is not None
         return None if cut is None else with_pictures(cut, self.layout.share(self.words, part), ())
+
+    def after(self, blocks: int) -> GlmImageCond:
+        """The same for a run that begins behind so many blocks."""
+        return self if self.block is None else replace(self, block=torch.full_like(self.block, blocks))
 
     def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Layout]:
         """Keys and values of a block, and before them those of pictures that are shown; how they are packed."""
@@ -284,6 +288,11 @@ class GlmImageBlock(Block[GlmImageCond]):
         shift, scale, *_ = self._modulate(cond)
         assert cond.words is not None
         return self.norm(hidden, scale, shift).masked_fill(cond.words, 0.0)
+
+    def telling(self, change: Tensor, cond: GlmImageCond) -> Tensor:
+        """That of the image."""
+        assert cond.words is not None
+        return change.masked_fill(cond.words, 0.0)
 
     def _modulate(self, cond: GlmImageCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP, for every token: its text's or its image's.

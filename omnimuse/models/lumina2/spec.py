@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.caches import Fits, TeaFit
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
@@ -57,6 +58,14 @@ DEFAULTS = DiffusionParams(
     output_type="pil",
 )
 
+# Fitted to Lumina-Image 2.0 by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4Lumina2, version 2).
+FITS = Fits(
+    tea=TeaFit(
+        (225.7042019806413, -608.8453716535591, 304.1869942338369, 124.21267720116742, -1.4089066892956552),
+        threshold=0.3,
+    )
+)
+
 SPEC = Spec(
     arch="Lumina2Pipeline",
     family="lumina2",
@@ -83,7 +92,6 @@ SPEC = Spec(
     guidance=Guidance(how=combination),
     also=("Lumina2Text2ImgPipeline",),
     extra=LuminaParams,
-    # Fitted to Lumina-Image 2.0 by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4Lumina2, version 2).
-    teacache=(225.7042019806413, -608.8453716535591, 304.1869942338369, 124.21267720116742, -1.4089066892956552),
+    fits=FITS,
     variants=(Variant("Lumina-Image-2.0", ("Alpha-VLLM/Lumina-Image-2.0",), DEFAULTS),),
 )

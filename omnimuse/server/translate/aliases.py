@@ -16,6 +16,7 @@ from omnimuse.core.names import absent, meant
 from omnimuse.core.params import DiffusionParams, SoundParams
 from omnimuse.core.request import Door
 from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.translate.caches import chosen_cache
 from omnimuse.server.translate.fields import HARMLESS, TABLE, Field, Kind, fields_of
 from omnimuse.server.translate.values import ADJUST, is_neutral, read_value, shown
 
@@ -157,6 +158,8 @@ def read(
         _check_takes_pictures(found.names[target], kind, door)
     for target in {"mask", "pad"} & found.values.keys():
         _check_draws_parts(found.names[target], door)
+    if (choice := chosen_cache(found.values, found.names)) is not None:
+        found.values["cache"], found.names["cache"] = choice
     _refuse_unhonoured(found, door)
     if kind != "chat":
         _check_prompt(found, door)

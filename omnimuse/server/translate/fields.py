@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
 
@@ -121,7 +122,18 @@ SHARED: tuple[Field, ...] = (
         warns="noise comes from a generator on the CPU here: a seed gives another picture than with one there",
     ),
     *_refused(_NO_LORA, "lora", "loras"),
-    *_refused(_START, "enable_teacache", "enable_cache_dit", "vae_use_slicing", "vae_use_tiling", "cache_dit_params"),
+    Field(
+        "cache",
+        "text",
+        "cache",
+        f"skip work while little changes: {', '.join(BY_NAME)}, with settings as in docs/caches.md; in place of the "
+        "server's choice",
+        longest=_WORD,
+    ),
+    Field("enable_teacache", "flag", "teacache", "true is `cache` with teacache; false asks for nothing (SG)"),
+    Field("enable_cache_dit", "flag", "cache_dit", "true is `cache` with dbcache; false asks for nothing (SG)"),
+    Field("cache_dit_params", "object", "cache_settings", "cache-dit's settings, such as Fn_compute_blocks (SG)"),
+    *_refused(_START, "vae_use_slicing", "vae_use_tiling"),
     *_refused("trajectories for training are not recorded", "rollout", "return_trajectory_latents"),
     *_refused("trajectories for training are not recorded", "rollout_sde_type", neutral=("sde",)),
     *_refused("the models here are not run by diffusers; use `extra_params`", "diffusers_kwargs"),

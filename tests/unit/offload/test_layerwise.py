@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from omnimuse.attention.layout import Layout
-from omnimuse.cache.teacache import TeaCache
+from omnimuse.cache.stepcache import StepCache
+from omnimuse.core.caches import CacheConfig
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.layers.stack import Memory
 from omnimuse.loader.tensors import stored_tensors
@@ -101,14 +102,14 @@ def test_some_of_the_blocks_can_be_run_alone(store, case):
 
 def test_a_step_cache_can_look_at_a_block_whose_weights_are_away(store, case):
     stack, resident = offloaded(store), toy_stack()
-    stack.runner = TeaCache(0.1, inner=stack.runner)
-    resident.runner = TeaCache(0.1)
+    stack.runner = StepCache(CacheConfig("teacache", 0.1), inner=stack.runner)
+    resident.runner = StepCache(CacheConfig("teacache", 0.1))
     memories, others = ([Memory(steps=4), Memory(steps=4)] for _ in range(2))
     for step in range(4):
         for memory in (*memories, *others):
             memory.step = step
         assert torch.equal(stack(*case, memories), resident(*case, others))
-    assert [memory.data["teacache"].skipped for memory in memories] == [2, 2]
+    assert [memory.data["stepcache"].skipped for memory in memories] == [2, 2]
     assert absent(stack)
 
 

@@ -1,0 +1,30 @@
+"""Numbers of a request between their bounds: what lies outside is refused with the nearest that is allowed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from omnimuse.core.errors import RequestError
+
+
+def whole(name: str, value: Any, low: int, high: int) -> None:
+    """RequestError unless `value` is a whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name}={value!r} is not a whole number; use one from {low} to {high}", name)
+    if not low <= value <= high:
+        nearest = low if value < low else high
+        raise RequestError(f"{name}={value} is out of range; use {low} to {high} (the nearest is {nearest})", name)
+
+
+def real(name: str, value: Any, low: float, high: float) -> None:
+    """RequestError unless `value` is a number from `low` to `high`, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise RequestError(f"{name}={value!r} is not a number; use one from {low:g} to {high:g}", name)
+    if not low <= value <= high:
+        nearest = low if value < low else high
+        raise RequestError(
+            f"{name}={value} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
+        )

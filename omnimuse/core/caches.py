@@ -1,0 +1,220 @@
+"""Step caches, by which steps of a request are cut short: the choice, its names, and what is fitted to a model.
+
+A choice is written as one text, such as `dbcache,threshold=0.1,first=2`, wherever people choose: on the command line,
+in `params`, in a server's fields, in a file's settings. `cache/` carries it out. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.names import meant
+from omnimuse.core.step_masks import MASKS, step_mask
+
+Kind = Literal["none", "auto", "teacache", "dbcache", "magcache"]
+MOST_ORDER = 4
+"""A forecast of a higher order is noise: differences of differences of rounded numbers."""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What lets a step skip blocks of the network, and when. `None` is what the kind, or the model's fit, has.
+
+    `threshold` is of the kind's own measure (`docs/caches.md`); 0 skips nothing. Of the "dbcache", `first` and `last`
+    blocks are always computed. No step is skipped before `warm_up` ones were computed, no more than `most` altogether
+    and `in_a_row`. What skipped blocks would have added is continued by a Taylor series of that `order`; 0 repeats
+    it. `mask` has a 1 for every step that is computed in any case, or is one of `MASKS`; with `forced` every other one
+    is skipped.
+    """
+
+    kind: Kind = "none"
+    threshold: float | None = None
+    first: int | None = None
+    last: int | None = None
+    warm_up: int | None = None
+    most: int | None = None
+    in_a_row: int | None = None
+    order: int = 0
+    mask: str = ""
+    forced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ConfigError(f"cache kind={self.kind!r} is not known; use one of {', '.join(get_args(Kind))}")
+        if self.threshold is not None and not (_is_number(self.threshold) and 0 <= self.threshold < math.inf):
+            raise ConfigError(f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)")
+        least = {"first": 0, "last": 0, "warm_up": 0, "most": 0, "in_a_row": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not (_is_whole(value) and value >= low):
+                raise ConfigError(f"cache {name}={value!r} is not allowed; use a whole number, at least {low}")
+        if not (_is_whole(self.order) and 0 <= self.order <= MOST_ORDER):
+            raise ConfigError(f"cache order={self.order!r} is not allowed; use a whole number from 0 to {MOST_ORDER}")
+        self._check_mask()
+        self._check_belonging()
+
+    def _check_mask(self) -> None:
+        if self.mask and self.mask not in MASKS and not set(self.mask) <= {"0", "1"}:
+            raise ConfigError(
+                f"cache mask={self.mask!r:.80} is not known; use one of {', '.join(MASKS)}, or a digit for every step, "
+                "1 to compute it and 0 to let it be skipped"
+            )
+        if self.forced and not self.mask:
+            raise ConfigError("cache forced=true skips what a mask does not name, and there is none; give a mask")
+
+    def _check_belonging(self) -> None:
+        """Nothing is accepted that the kind does not honour."""
+        own = [part.name for part in fields(self) if getattr(self, part.name) != part.default and part.name != "kind"]
+        foreign = {"none": own, "auto": own, "dbcache": []}.get(
+            self.kind, [name for name in own if name in ("first", "last")]
+        )
+        if foreign:
+            raise ConfigError(f"cache {foreign[0]} means nothing to {self.kind!r}; leave it out, or use 'dbcache'")
+
+    @property
+    def off(self) -> bool:
+        """Whether every block of every step is computed in any case."""
+        return self.kind == "none" or self.threshold == 0
+
+    def __str__(self) -> str:
+        """The text that `cache_named` reads."""
+        own = [(part.name, getattr(self, part.name)) for part in fields(self) if part.name != "kind"]
+        chosen = [f"{name}={_written(value)}" for name, value in own if value != _DEFAULTS[name]]
+        return ",".join([self.kind, *chosen])
+
+
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({part.name: part.default for part in fields(CacheConfig)})
+OFF = CacheConfig()
+PRESETS: Mapping[str, CacheConfig] = MappingProxyType(
+    {
+        "careful": CacheConfig("dbcache", threshold=0.08, warm_up=4, in_a_row=1, order=1),
+        "balanced": CacheConfig("dbcache", threshold=0.16, warm_up=4, in_a_row=2, order=1),
+        "fast": CacheConfig("dbcache", threshold=0.3, warm_up=3, in_a_row=3, order=1),
+    }
+)
+"""Choices that were graded (`docs/quality.md`), the one that changes least first."""
+BY_NAME: Mapping[str, CacheConfig] = MappingProxyType(
+    {
+        **{kind: CacheConfig(kind) for kind in get_args(Kind)},
+        "taylorseer": CacheConfig("dbcache", order=1),
+        **PRESETS,
+    }
+)
+"""What a choice may begin with."""
+
+
+@dataclass(frozen=True)
+class TeaFit:
+    """TeaCache for one model: the polynomial (highest power first) that rescales the change it sees, and the threshold
+    that suits it. One means nothing without the other: a polynomial is never below some value, and a threshold below
+    that never skips.
+    """
+
+    coefficients: tuple[float, ...] = (1.0, 0.0)
+    threshold: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
+            raise ConfigError(f"teacache coefficients={self.coefficients} must be finite numbers, at least one")
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What step caches know of one model: published with a method, or measured by `omnimuse calibrate`.
+
+    `ratios` are MagCache's: by how much what the blocks add grows from one step to the next, over any number of steps.
+    `auto` is the choice that `auto` stands for.
+    """
+
+    tea: TeaFit = TeaFit()
+    ratios: tuple[float, ...] = ()
+    auto: str = ""
+
+
+def cache_named(text: str) -> CacheConfig:
+    """The choice that a text such as `fast` or `dbcache,threshold=0.1,first=2` makes; ConfigError for any other."""
+    name, *pairs = [part.strip() for part in text.split(",")]
+    if name not in BY_NAME:
+        near = meant(name, list(BY_NAME))
+        hint = f"; did you mean {near!r}?" if near else f"; use one of {', '.join(BY_NAME)}"
+        raise ConfigError(f"cache={name!r:.80} is not known{hint}")
+    chosen: dict[str, Any] = {}
+    for pair in pairs:
+        field, given, value = (part.strip() for part in pair.partition("="))
+        if not given or field not in _DEFAULTS or field == "kind":
+            known = ", ".join(name for name in _DEFAULTS if name != "kind")
+            raise ConfigError(f"cache setting {pair!r:.80} is not NAME=VALUE with one of {known}")
+        if field in chosen:
+            raise ConfigError(f"cache {field} is there twice; leave one out")
+        chosen[field] = _read(field, value)
+    return replace(BY_NAME[name], **chosen)
+
+
+def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -> CacheConfig:
+    """`choice` for one model, with what was left open filled in, and its mask for so many evaluations.
+
+    ConfigError where the model lacks what the kind needs, or the mask is of another length.
+    """
+    if choice.kind == "auto":
+        if not fits.auto:
+            raise ConfigError(
+                "cache='auto' has nothing to go by for this model; measure it once with `omnimuse calibrate MODEL`, or "
+                f"use one of {', '.join(PRESETS)}"
+            )
+        choice = cache_named(fits.auto)
+    if choice.kind == "magcache" and not fits.ratios:
+        raise ConfigError(
+            "cache='magcache' needs to know how this model's residuals grow; measure it once with "
+            "`omnimuse calibrate MODEL`, or use 'dbcache'"
+        )
+    usual: Mapping[Kind, dict[str, Any]] = {
+        "teacache": {"threshold": fits.tea.threshold, "warm_up": 1},
+        "dbcache": {"threshold": 0.24, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3},
+        "magcache": {"threshold": 0.06, "in_a_row": 3},
+    }
+    open_ones = {name: value for name, value in usual.get(choice.kind, {}).items() if getattr(choice, name) is None}
+    if choice.mask and evaluations is not None:
+        open_ones["mask"] = step_mask(choice.mask, evaluations)
+    return replace(choice, **open_ones)
+
+
+def asked_for(text: object, fits: Fits, evaluations: int) -> str:
+    """The choice of a request written out in full, for a model; RequestError for one that makes no sense."""
+    if not isinstance(text, str):
+        raise RequestError(
+            f"cache={text!r:.80} is not a text; write it like 'fast' or 'dbcache,threshold=0.1'", "cache"
+        )
+    try:
+        return str(completed(cache_named(text), fits, evaluations))
+    except ConfigError as problem:
+        raise RequestError(str(problem), "cache") from problem
+
+
+def _read(name: str, value: str) -> Any:
+    """A setting's value as its type."""
+    try:
+        if name == "mask":
+            return value
+        if name == "forced":
+            return {"true": True, "false": False}[value.lower()]
+        return float(value) if name == "threshold" else int(value)
+    except (ValueError, KeyError):
+        kinds = {"forced": "true or false", "threshold": "a number"}
+        raise ConfigError(f"cache {name}={value!r:.80} is not {kinds.get(name, 'a whole number')}") from None
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

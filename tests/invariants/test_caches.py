@@ -1,0 +1,96 @@
+"""Step caches, for every registered pipeline: off changes no bit, and a request that skips gets what it gets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.cache.row import Row
+from omnimuse.core.caches import CacheConfig
+from omnimuse.core.errors import RequestError
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+
+pytestmark = pytest.mark.crossed
+
+OFF = ("teacache,threshold=0", "dbcache,threshold=0", "taylorseer,threshold=0,last=0", "none")
+SKIPPING = (
+    "teacache,threshold=1e6",
+    "dbcache,threshold=9,warm_up=2,in_a_row=2",
+    "taylorseer,threshold=9,warm_up=2",
+    "dbcache,first=0,forced=true,mask=MASK",
+)
+"""Each leaves out a step or more, also where a picture stands in for the first two of five."""
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return bool((a - b).norm() <= tolerance * b.norm())
+
+
+def asks_of(subject: Subject, shared: Engine, *choices: str) -> list[Ask]:
+    """A request for every choice, over the family's wishes in turn."""
+    found = []
+    for number, choice in enumerate(choices):
+        ask = subject.ask(number % len(subject.family.wishes), num_inference_steps=5, strength=None)
+        mask = ("110" * 9)[: shared.make_request(ask).evaluations]
+        found.append(with_params(ask, cache=choice.replace("MASK", mask)))
+    return found
+
+
+def steps_skipped(engine: Engine) -> list[int]:
+    """How many steps every row in progress has skipped, by state and branch."""
+    memories = [memory for state in engine.runner.states.values() for memory in state.memories.values()]
+    return [row.skipped for memory in memories if isinstance(row := memory.data.get("stepcache"), Row)]
+
+
+def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(
+    subject: Subject, shared: Engine, engine_with: Callable[..., Engine]
+) -> None:
+    asks = asks_of(subject, shared, *OFF)
+    plain = [with_params(ask, cache=None) for ask in asks]
+    expected = run(shared, *plain)
+    for wanted, found in zip(expected, run(shared, *asks), strict=True):
+        assert torch.equal(found, wanted)
+    engine = engine_with(cache=CacheConfig("dbcache", 0.0))
+    for wanted, found in zip(expected, run(engine, *plain), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_get_alone(
+    subject: Subject, shared: Engine
+) -> None:
+    asks = asks_of(subject, shared, *SKIPPING, "none")
+    plain = run(shared, *(with_params(ask, cache=None) for ask in asks))
+    alone = [run(shared, ask)[0] for ask in asks]
+    first, *others = submit(shared, asks[0])
+    events = shared.tick() + shared.tick()  # the others are some steps behind
+    others = submit(shared, *asks[1:])
+    events += drain(shared)
+    found = [outputs(events, id_) for id_ in (first, *others)]
+    for exact, expected, drawn, ask in zip(plain, alone, found, asks, strict=True):
+        assert close(drawn, expected)
+        assert close(drawn, exact) == (ask.params.cache == "none"), f"{ask.params.cache} must skip steps"
+
+
+def test_pausing_a_request_that_skips_and_resuming_it_changes_no_bit(subject: Subject, shared: Engine) -> None:
+    [ask] = asks_of(subject, shared, "taylorseer,threshold=9,warm_up=2")
+    [expected] = run(shared, ask)
+    [id_] = submit(shared, ask)
+    while not any(steps_skipped(shared)):
+        shared.tick()
+    shared.pause(id_)
+    shared.tick()
+    assert shared.idle, "it is parked"
+    shared.resume(id_)
+    assert torch.equal(outputs(drain(shared), id_), expected)
+
+
+def test_a_request_with_a_mask_of_another_length_is_refused_before_it_starts(subject: Subject, shared: Engine) -> None:
+    [ask] = asks_of(subject, shared, "dbcache,mask=10")
+    with pytest.raises(RequestError, match=r"give \d digits") as refused:
+        shared.make_request(ask)
+    assert refused.value.param == "cache"
