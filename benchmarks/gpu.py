@@ -108,7 +108,8 @@ def measure(
                 continue
             began = time.perf_counter()
             engine = kind(model, path, device, mode)
-            yield {"engine": kind.name, "mode": mode, "case": "start", "s": time.perf_counter() - began, "at": time.perf_counter() - budget.began}
+            now = time.perf_counter()
+            yield {"engine": kind.name, "mode": mode, "case": "start", "s": now - began, "at": now - budget.began}
             try:
                 for case in cases:
                     if mode == "compiled" and (case.side != max(sides) or case.requests not in (1, 8)):

@@ -47,6 +47,7 @@ def steps_skipped(engine: Engine) -> list[int]:
     return [row.skipped for memory in memories if isinstance(row := memory.data.get("stepcache"), Row)]
 
 
+@pytest.mark.shows("TeaCache", "company")
 def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(
     subject: Subject, shared: Engine, engine_with: Callable[..., Engine]
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.shows("TeaCache", "company")
 def test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_get_alone(
     subject: Subject, shared: Engine
 ) -> None:
