@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import Loras
 from omnimuse.core.names import meant
 
 OutputType = Literal["pil", "pt", "latent"]
@@ -45,6 +46,17 @@ class ScheduleParams:
     scheduler: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkParams(ScheduleParams):
+    """Per-request choices of what the networks compute with: `loras` are adapters that they wear."""
+
+    loras: Loras | None = None
+
+
+WORK = frozenset({"loras"})
+"""Parameters that every model honours whose networks are ours."""
+
+
 @dataclass(frozen=True)
 class SoundParams(FamilyParams):
     """The extension of a model whose sounds are windows of a longer one: they begin at second `start` of it."""
@@ -53,7 +65,7 @@ class SoundParams(FamilyParams):
 
 
 @dataclass(frozen=True)
-class DiffusionParams(ScheduleParams):
+class DiffusionParams(WorkParams):
     """Per-request choices. Every field left at `None` takes the model's default.
 
     Sizes are pixels, `fps` frames per second, `seconds` the length of a sound, `seed` an integer in [0, 2**64);
@@ -97,7 +109,13 @@ class ScheduleChoices(TypedDict, total=False):
     scheduler: str | None
 
 
-class Choices(ScheduleChoices, total=False):
+class WorkChoices(ScheduleChoices, total=False):
+    """The fields of `WorkParams` as keywords."""
+
+    loras: Loras | None
+
+
+class Choices(WorkChoices, total=False):
     """The fields of `DiffusionParams` as keywords."""
 
     num_inference_steps: int | None

@@ -16,9 +16,10 @@ from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.guidance import ONLY_POSITIVE
+from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
-from omnimuse.core.params import DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
+from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
 from omnimuse.core.sources import Picture as Picture
 from omnimuse.core.sources import Recording as Recording
 from omnimuse.core.sources import Region as Region
@@ -170,8 +171,9 @@ class Door:
 
     @property
     def honoured(self) -> frozenset[str]:
-        """The parameters that mean something to this model: every model's, its family's, and of its schedule."""
-        return ALWAYS | self.spec.supported | (SCHEDULE if self.limits.flow else frozenset())
+        """The parameters that mean something to this model: every model's, its family's, of its schedule and work."""
+        work = frozenset() if self.spec.library else WORK
+        return ALWAYS | self.spec.supported | work | (SCHEDULE if self.limits.flow else frozenset())
 
     def adjusted(self, p: DiffusionParams) -> tuple[DiffusionParams, list[str]]:
         """`p` with the sides and the number of frames nearest to those chosen that this model makes; told in words.
@@ -215,7 +217,7 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
-        params = replace(params, scheduler=scheduler_named(params.scheduler))
+        params = replace(params, scheduler=scheduler_named(params.scheduler), loras=loras_of(params.loras))
         if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)
