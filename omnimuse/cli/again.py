@@ -59,6 +59,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
         raise RequestError(f"{args.source} was drawn with a mask, which is not in it; give it with --mask", "mask")
     if settings.get("sounds") and not args.audio:
         raise RequestError(f"{args.source} was made from a sound, which is not in it; give it with --audio", "audio")
+    if settings.get("loras") and not args.lora:
+        raise RequestError(f"{args.source} was drawn with adapters, which are not in it; give them with --lora", "lora")
     words = words_of(settings, args.source)
     if args.size is not None:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
@@ -147,7 +149,7 @@ def _line(
     line = " ".join(["omnimuse generate", shown, *map(quoted_word, [*said, *short, *both])])
     if len(line) <= LONGEST and "\n" not in line:
         return line
-    kept = [word for name in ("image", "mask", "audio", "output") for word in given.get(name, ())]
+    kept = [word for name in ("image", "mask", "audio", "lora", "output") for word in given.get(name, ())]
     return " ".join(["omnimuse generate --from", *map(quoted_word, [file, *kept, *both])])
 
 

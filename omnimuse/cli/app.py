@@ -63,6 +63,7 @@ OPTIONS = MappingProxyType(
         "num_outputs_per_prompt": "--number",
         "negative_prompt": "--negative",
         "images": "--image",
+        "loras": "--lora",
     }
 )
 """Options with shorter names than what they set; all others are called as it is."""

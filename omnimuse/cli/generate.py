@@ -152,6 +152,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
     picture.add_argument("--boundary-ratio", type=float, metavar="X", help="of the noise, above it the first expert")
     picture.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)}, in place of the checkpoint's")
+    picture.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="an adapter to draw with; or several")
     picture.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of this model's family"
     )

@@ -22,6 +22,7 @@ from omnimuse.cli.engine import read_config
 from omnimuse.cli.prompts import NONE, read_prompts
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
 
@@ -108,6 +109,7 @@ class Job:
         ConfigError without the library that writes such files.
         """
         from omnimuse.core.request import Ask
+        from omnimuse.loader.adapter_file import find_file
         from omnimuse.media.finished import check_file
         from omnimuse.worker.find import find
 
@@ -122,6 +124,8 @@ class Job:
             if door.spec.prompted and not prompt["prompt"]:
                 raise RequestError(NONE, "prompt")
             door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
+        for lora in loras_of(job.params.loras) or ():
+            find_file(lora.source)
         medium = door.spec.medium
         check_file(job.path(medium), medium)
         doubts = {
@@ -275,6 +279,7 @@ def read_params(args: argparse.Namespace) -> DiffusionParams:
         flow_shift=args.flow_shift,
         boundary_ratio=args.boundary_ratio,
         scheduler=args.scheduler,
+        loras=loras_of(args.lora),
     )
 
 

@@ -15,6 +15,8 @@ from omnimuse.cli import again
 from omnimuse.cli.app import describe
 from omnimuse.cli.job import Job
 from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
+from omnimuse.core.loras import loras_of
+from omnimuse.core.loras import told as told_loras
 from omnimuse.core.output import Part, Result
 from omnimuse.media.destination import free_names
 from omnimuse.observe.progress import duration
@@ -136,8 +138,8 @@ def told(prompt: Mapping[str, Any]) -> Record:
 
 def settings_of(result: Result) -> Record:
     """The resolved parameters that make a picture what it is, besides its prompt and seed."""
-    chosen = asdict(result.params)
-    return {name: value for name, value in chosen.items() if value not in (None, {}) and name not in _OF_THE_CALL}
+    chosen = {**asdict(result.params), "loras": told_loras(loras_of(result.params.loras) or ())}
+    return {name: value for name, value in chosen.items() if value not in (None, {}, []) and name not in _OF_THE_CALL}
 
 
 def print_json(record: Record, out: TextIO) -> None:

@@ -150,6 +150,17 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """How many bytes of adapters an engine keeps, those that requests wear included."""
+
+    memory: int = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        if self.memory < 0:
+            raise ConfigError(f"lora memory={self.memory} is not allowed; use a number of bytes, at least 0")
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How finished latents become pictures: with `tiling` in squares that overlap, which takes the memory of one."""
 
@@ -239,6 +250,7 @@ class Config:
     kernels: KernelConfig = KernelConfig()
     parallel: ParallelConfig = ParallelConfig()
     decode: DecodeConfig = DecodeConfig()
+    lora: LoraConfig = LoraConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     host: HostConfig = HostConfig()
 

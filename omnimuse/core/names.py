@@ -31,6 +31,7 @@ _OURS: dict[str, str] = {
     "flow_shift": "shift sample_shift timestep_shift time_shift",
     "boundary_ratio": "boundary",
     "scheduler": "sampler sampler_name sample_solver scheduler_type scheduler_name",
+    "lora": "lora_path lora_paths lora_file lora_weights",
     "output": "output_path output_file output_dir out save_path save_file outdir",
     "model": "model_path model_id model_name_or_path pretrained_model_name_or_path ckpt checkpoint",
     "attention": "attention_backend",
@@ -66,7 +67,7 @@ _ABSENT: dict[str, str] = {
     " dit_cpu_offload text_encoder_cpu_offload vae_cpu_offload enable_cpu_offload enable_layerwise_offload",
     "guidance is shared by processes with --cfg-parallel-size 2": "enable_cfg_parallel cfg_parallel_size",
     "keys are read from a file: --api-key-file": "api_key api_keys",
-    "LoRA adapters are not loaded": "lora_path lora_paths lora_modules lora_scale",
+    "adapters are named with their scale: --lora FILE:0.8": "lora_modules lora_scale lora_scales lora_weight",
     "weights are used in the format that --dtype chooses, not quantized": "quantization load_format kv_cache_dtype",
     "text is never rewritten before it is drawn": "prompt_extend prompt_enhance enhance_prompt rewrite_prompt",
 }

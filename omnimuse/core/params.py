@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import Loras
 from omnimuse.core.names import meant
 
 OutputType = Literal["pil", "pt", "latent"]
@@ -50,13 +51,14 @@ class WorkParams(ScheduleParams):
     """Per-request choices of how the network works; `None`: as the engine was started.
 
     `cache` says which steps may skip blocks, as a text that `caches.cache_named` reads: `"fast"`, `"none"`,
-    `"dbcache,threshold=0.1"`.
+    `"dbcache,threshold=0.1"`. `loras` are adapters that the networks wear.
     """
 
     cache: str | None = None
+    loras: Loras | None = None
 
 
-WORK = frozenset({"cache"})
+WORK = frozenset({"cache", "loras"})
 """Parameters that every model honours whose networks are ours."""
 
 
@@ -116,6 +118,7 @@ class WorkChoices(ScheduleChoices, total=False):
     """The fields of `WorkParams` as keywords."""
 
     cache: str | None
+    loras: Loras | None
 
 
 class Choices(WorkChoices, total=False):

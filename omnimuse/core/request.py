@@ -18,6 +18,7 @@ from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.guidance import ONLY_POSITIVE
+from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.names import meant
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
@@ -219,7 +220,7 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
-        params = replace(params, scheduler=scheduler_named(params.scheduler))
+        params = replace(params, scheduler=scheduler_named(params.scheduler), loras=loras_of(params.loras))
         if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)

@@ -28,15 +28,17 @@ class Component:
     `network` is the import path `module:Class` of our own network, which `Class.from_config(config)` makes; empty means
     that diffusers or transformers build it, and `part` then is the path of the one module of it that is needed (a
     language model's body without its head) or, of a processor, `"tokenizer"`; no other is built or read. `rules` is the
-    import path of our network's weight-name rules, `keep_float32` name patterns that stay in float32; `dtype` is what
-    the whole of it computes in, whatever the engine's is (empty: that). Of a component that is not `built` only the
-    configuration is read; no classes means any class. `tells` are the defaults of a request that it names.
+    import path of our network's weight-name rules, `aliases` of other names that adapters have for its layers,
+    `keep_float32` name patterns that stay in float32; `dtype` is what the whole of it computes in, whatever the
+    engine's is (empty: that). Of a component that is not `built` only the configuration is read; no classes means any
+    class. `tells` are the defaults of a request that it names.
     """
 
     classes: tuple[str, ...]
     network: str = ""
     part: str = ""
     rules: str = ""
+    aliases: str = ""
     keep_float32: tuple[str, ...] = ()
     dtype: Literal["", "float32"] = ""
     optional: bool = False

@@ -17,6 +17,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from omnimuse.core.errors import ConfigError, RequestError, StorageError
+from omnimuse.core.loras import loras_of
+from omnimuse.core.loras import told as told_loras
 from omnimuse.core.output import Part, Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
@@ -107,6 +109,8 @@ def preview(pixels: Any) -> bytes:
 
 def _settings(request: Request, result: Result) -> dict[str, Any]:
     chosen = {name: value for name, value in asdict(result.params).items() if value not in (None, {})}
+    if loras := loras_of(result.params.loras):
+        chosen["loras"] = told_loras(loras)
     prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     told: dict[str, Any] = {name: value for name, value in prompts.items() if value is not None}
     if request.images:

@@ -48,6 +48,23 @@ Rule = Rename | Fuse | Drop | Translate
 
 
 @dataclass(frozen=True)
+class Alias:
+    """What adapters call a layer, whole, by the regular expression `pattern`, and what the checkpoint calls it.
+
+    Several `names`: its outputs are theirs, in that order. A dot in `pattern` stands for an underscore as well, as some
+    trainers write names (groups: `\\1`).
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """The checkpoint's names for `name`; none if this is not about it."""
+        match = re.fullmatch(self.pattern.replace(r"\.", "[._]"), name)
+        return () if match is None else tuple(match.expand(each) for each in self.names)
+
+
+@dataclass(frozen=True)
 class Target:
     """Where a tensor goes: the whole of `name`, or part number `part` of `fuse` (whose siblings share `prefix`).
 

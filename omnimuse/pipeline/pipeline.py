@@ -6,13 +6,15 @@ know (`prepare_encode`, `denoise_step`, `step_scheduler`, `post_decode`, `forwar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from omnimuse.core.loras import loras_of
 from omnimuse.core.request import Request
 from omnimuse.core.spec import MEDIA, Spec
 from omnimuse.pipeline.rows import evaluate
@@ -49,7 +51,8 @@ class Pipeline:
 
     def states(self, request: Request, *, strict: bool = False) -> list[State]:
         """One fresh state per output of `request`."""
-        return [State(request, output, strict=strict) for output in range(request.outputs)]
+        worn = self.ctx.adapters.fetch(loras_of(request.params.loras))
+        return [State(request, output, strict=strict, worn=worn) for output in range(request.outputs)]
 
     def stage_of(self, state: State) -> Stage | None:
         """The stage this state needs next, or None when it is finished."""
@@ -57,24 +60,30 @@ class Pipeline:
 
     def run_stage(self, stage: Stage, state: State) -> None:
         """Run a one-shot stage for one state and move on."""
-        with state.opened_for(stage), self.ctx.components.using(stage.uses):
+        with self.opened(stage, state):
             stage.run(self.ctx, [state])
         self.advance(state)
 
+    @contextmanager
+    def opened(self, stage: Stage, state: State) -> Iterator[None]:
+        """While this context lasts `stage` may work on `state`: its slots are open, networks wear its adapters."""
+        with state.opened_for(stage), self.ctx.components.using(stage.uses), self.ctx.adapters.wearing(state.worn):
+            yield
+
     def begin(self, loop: Loop, state: State) -> None:
         """Plan a loop for a state that has just reached it."""
-        with state.opened_for(loop):
+        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
             state.position, state.plan = 0, loop.begin(self.ctx, state)
 
     def rows(self, loop: Loop, state: State) -> list[Row]:
         """The evaluations of the step this state takes next."""
         self.ctx.components.expect(self._wanted_after(state))
-        with state.opened_for(loop):
+        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
             return loop.rows(self.ctx, state, state.plan[state.position])
 
     def apply(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         """Finish the step: predictions by branch move the state; after the last one the loop ends."""
-        with state.opened_for(loop):
+        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
             loop.apply(self.ctx, state, state.plan[state.position], predictions)
             state.position += 1
             if state.position < len(state.plan):

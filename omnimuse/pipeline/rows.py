@@ -15,13 +15,15 @@ from omnimuse.pipeline.stage import Context, Row
 
 
 def group(ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int | None = None) -> list[list[Row]]:
-    """Rows that share a forward, in order of first appearance.
+    """Rows that share a forward, in order of first appearance: those whose network wears the same adapters.
 
-    `exact` gives every row its own forward. `tokens` bounds one forward; a larger single row still runs.
+    `exact` gives every row its own forward, as may adapters to those that wear any. `tokens` bounds one forward; a
+    larger single row still runs.
     """
     groups: dict[Hashable, list[list[Row]]] = {}
     for number, row in enumerate(rows):
-        key: Hashable = number if exact else (row.key, _shape_bucket(ctx, row))
+        apart = exact or (ctx.adapters.alone and row.adapters)
+        key: Hashable = number if apart else (row.key, _shape_bucket(ctx, row))
         bins = groups.setdefault(key, [[]])
         if tokens is not None and bins[-1] and sum(r.tokens for r in bins[-1]) + row.tokens > tokens:
             bins.append([])
@@ -33,7 +35,8 @@ def forward(ctx: Context, rows: Sequence[Row]) -> list[Tensor]:
     """One forward of the network that all `rows` name; one prediction per row, in order."""
     network = ctx.network(rows[0].network)
     assert isinstance(network, Network)
-    return network([row.inputs for row in rows], [row.memory for row in rows])
+    with ctx.adapters.wearing(rows[0].state.worn):
+        return network([row.inputs for row in rows], [row.memory for row in rows])
 
 
 def evaluate(ctx: Context, rows: Sequence[Row]) -> list[Tensor]:

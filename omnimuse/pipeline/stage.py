@@ -17,6 +17,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs, Limits, Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
+from omnimuse.lora.adapters import Adapters
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.arrival import Send, send
@@ -55,7 +56,11 @@ class Row:
     tokens: int
     shape: tuple[int, ...]
     memory: Memory
-    adapters: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Hashable, ...]:
+        """What the network wears for this row."""
+        return self.state.adapters((self.network,))
 
     @property
     def key(self) -> Hashable:
@@ -68,8 +73,9 @@ class Context:
     """What a stage may use besides its states: the live components, their configurations, the place of computation.
 
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
-    `version` changes when weights or adapters change, so that remembered stage outputs are never stale. `send` begins
-    to copy a finished tensor to main memory. Pictures are decoded by `tiling`, if there is one.
+    `version` changes when weights change, so that remembered stage outputs are never stale. `adapters` are what its
+    networks wear for some requests. `send` begins to copy a finished tensor to main memory. Pictures are decoded by
+    `tiling`, if there is one.
     """
 
     spec: Spec
@@ -80,6 +86,7 @@ class Context:
     dtype: torch.dtype
     mesh: Mesh = field(default_factory=Mesh.single)
     version: int = 0
+    adapters: Adapters = field(default_factory=Adapters.none)
     send: Send = send
     tiling: Tiling | None = None
 

@@ -6,7 +6,7 @@ refuses slots that the running stage did not declare. Nothing here knows about n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from omnimuse.core.output import Note
 from omnimuse.core.request import Request
 from omnimuse.diffusion.solvers import SolverMemory
 from omnimuse.layers.stack import Memory
+from omnimuse.lora.adapter import Worn
 
 if TYPE_CHECKING:
     from omnimuse.pipeline.stage import Stage, Step
@@ -34,16 +35,18 @@ class SlotError(Exception):
 class State:
     """One output in the making: slots, random generator, plan, position, solver and cache memory.
 
-    `stage` is the index of the stage to run next and `position` the step to take next within a loop. `working` belongs
-    to the running loop alone and is emptied when it finishes. `notes` is what stages, by name, have to tell people,
-    `said` what a library warned of that runs the whole pipeline. `grown` are pieces of the output that are finished
-    and not yet told to who waits for it: medium, where the piece begins, and what it is.
+    Networks wear the adapters `worn` for it. `stage` is the index of the stage to run next and `position` the step to
+    take next within a loop. `working` belongs to the running loop alone and is emptied when it finishes. `notes` is
+    what stages, by name, have to tell people, `said` what a library warned of that runs the whole pipeline. `grown` are
+    pieces of the output that are finished and not yet told to who waits for it: medium, where the piece begins, and
+    what it is.
     """
 
-    def __init__(self, request: Request, output: int, *, strict: bool = False) -> None:
+    def __init__(self, request: Request, output: int, *, strict: bool = False, worn: tuple[Worn, ...] = ()) -> None:
         self.id = f"{request.id}/{output}"
         self.request = request
         self.output = output
+        self.worn = worn
         self.generator = torch.Generator("cpu").manual_seed(request.seed(output))
         self.stage = 0
         self.plan: list[Step] = []
@@ -91,6 +94,10 @@ class State:
         finally:
             self._open = previous
 
+    def adapters(self, components: Collection[str]) -> tuple[Hashable, ...]:
+        """What of `worn` changes any of these components: what they compute is the same where this is equal."""
+        return tuple(worn.key for worn in self.worn if not worn.adapter.components.isdisjoint(components))
+
     def memory(self, network: str, branch: str) -> Memory:
         """The step-cache memory of one network and branch, positioned among the steps which that network takes."""
         memory = self.memories.setdefault((network, branch), Memory(cache=self.request.params.cache))
@@ -112,6 +119,7 @@ class State:
     def clear(self) -> None:
         """Let go of everything that takes memory."""
         self._slots, self.working, self.memories, self.solver, self.plan = {}, {}, {}, None, []
+        self.worn = ()
 
     def _move_memories(self, device: torch.device) -> None:
         if self.solver is not None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from omnimuse.attention.selection import bind
 from omnimuse.cache.stepcache import StepCache, too_few
 from omnimuse.compat.diffusers.read import read_components
 from omnimuse.core.config import Choice, Config, Environment
-from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices, Span
 from omnimuse.core.request import Door
 from omnimuse.layers.compiled import CompiledRunner
@@ -31,7 +30,6 @@ from omnimuse.loader.components import (
     construct_library_network,
     kept_float32,
     library_class,
-    library_rules,
     load_tokenizer,
 )
 from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_tensors
@@ -45,11 +43,13 @@ from omnimuse.offload.stores import FileStore, Store
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
+from omnimuse.worker.adapters import adapters_of
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import keep_apart
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
+from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.ranks import check_ranks, pipe, rank_runners, sequence, shard, tensor_parallel, tiles, tiling_of
 from omnimuse.worker.steady import choose_tier
@@ -149,7 +149,7 @@ def construct(under: Build) -> None:
         if not component.built or name not in checkpoint.components or not checkpoint.has_weights(name):
             continue
         if component.network:
-            make = partial(_import(component.network).from_config, checkpoint.config(name))
+            make = partial(import_named(component.network).from_config, checkpoint.config(name))
             module = construct_empty(make)
         else:
             module = construct_library_network(checkpoint, name, component.part)
@@ -316,6 +316,7 @@ def _assemble(under: Build) -> Built:
         device=under.device,
         dtype=under.dtype,
         mesh=under.mesh,
+        adapters=adapters_of(under),
         tiling=tiling_of(under),
     )
     pipeline = pipeline_for(found.spec)(ctx)
@@ -331,9 +332,7 @@ def _fill(under: Build, name: str) -> None:
     if under.found.config.model.load == "dummy":
         randomise(module, 0, name, policy, home, under.cuts.get(name, {}))
         return
-    rules = _import(component.rules) if component.rules else ()
-    if not component.network:
-        rules = library_rules(checkpoint, name, module, component.part)
+    rules = rules_of(component, checkpoint, name, module)
     load_weights(module, checkpoint.path(name), rules, policy, home, under.cuts.get(name, {}))
 
 
@@ -341,17 +340,3 @@ def _has_flat_convolutions(module: nn.Module) -> bool:
     """Whether there are convolutions over pictures and none over videos, whose weights have no such order."""
     parts = list(module.modules())
     return any(isinstance(part, nn.Conv2d) for part in parts) and not any(isinstance(part, nn.Conv3d) for part in parts)
-
-
-def _import(path: str) -> Any:
-    """What `module:name` in a family's spec names."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as problem:
-        if isinstance(problem, ModuleNotFoundError) and not module.startswith(str(problem.name)):
-            raise  # the module is there, and what it needs is not
-        raise ModelError(
-            f"{path!r} in the spec of a family names nothing that can be imported ({problem}); "
-            "write the module's path, a colon, and the name of the class or of the rules in it"
-        ) from problem

@@ -13,6 +13,7 @@ from zlib import crc32
 
 import msgspec
 
+from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams, family_params
 from omnimuse.core.request import Picture, Recording, Region, Request
 from omnimuse.core.spec import Spec
@@ -64,7 +65,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
     known = {
-        "params": DiffusionParams(**params),
+        "params": DiffusionParams(**{**params, "loras": loras_of(params.get("loras"))}),
         "extra": family_params(spec.extra, extra),
         "images": tuple(_picture(image) for image in images),
         "region": _region(region) if region else None,

@@ -269,9 +269,9 @@ class Runner:
         if content is None:
             self.pipeline.run_stage(stage, state)
             return
-        key: Hashable = (type(stage), content, self.pipeline.ctx.version)
+        key: Hashable = (type(stage), content, self.pipeline.ctx.version, state.adapters(stage.uses))
         known = self.memo.get(key)
-        with state.opened_for(stage), self.pipeline.ctx.components.using(stage.uses):
+        with self.pipeline.opened(stage, state):
             if known is None:
                 stage.run(self.pipeline.ctx, [state])
                 slots = [state[slot] for slot in stage.writes]

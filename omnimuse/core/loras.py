@@ -1,0 +1,92 @@
+"""Which adapters a request wears, and how strongly: `Lora`, and `loras_of`, which reads what people write for them.
+
+Part of `DiffusionParams`; completed at the door (`core/request.py`), read by the runner when it takes a request in. An
+adapter is named by its file here; what is in the file, `loader/adapters.py` says. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from omnimuse.core.errors import RequestError
+
+MOST_LORAS = 16
+MAX_SCALE = 100.0
+MAX_SOURCE = 4096
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
+SOURCES = ("source", "path", "name")
+"""What the field of a dict may be called that says which adapter is meant."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter, by its file or folder, and the factor that what it adds is multiplied with."""
+
+    source: str
+    scale: float = 1.0
+
+
+Loras = Sequence["Lora | str | Mapping[str, Any]"]
+"""Adapters as people write them: `Lora`s, texts such as `style.safetensors:0.8`, or dicts of a path and a scale."""
+
+
+def read_lora(text: str) -> Lora:
+    """`style.safetensors:0.8` -> that file at 0.8; without a number at the end, at 1."""
+    source, given, scale = text.strip().rpartition(":")
+    return Lora(source, float(scale)) if given and _NUMBER.fullmatch(scale) else Lora(text.strip())
+
+
+def loras_of(given: Any) -> tuple[Lora, ...] | None:
+    """What `given` names, checked, in its order; None if that is nothing. RequestError says what is wrong."""
+    if given is None:
+        return None
+    listed = [given] if isinstance(given, str | Lora | Mapping) else given
+    if not isinstance(listed, list | tuple):
+        raise RequestError(f"loras must be a list of adapters, got {type(given).__name__}", "loras")
+    if len(listed) > MOST_LORAS:
+        raise RequestError(f"{len(listed)} adapters were asked for; use at most {MOST_LORAS} at once", "loras")
+    found = tuple(_checked(_lora(each)) for each in listed)
+    sources = [lora.source for lora in found]
+    for source in sources:
+        if sources.count(source) > 1:
+            raise RequestError(f"loras has {source!r} more than once; name it once, with one scale", "loras")
+    return found or None
+
+
+def told(loras: Sequence[Lora]) -> list[dict[str, Any]]:
+    """What files and answers say of adapters: the last part of their names, and their scales."""
+    return [{"name": PurePath(lora.source).name, "scale": lora.scale} for lora in loras]
+
+
+def _lora(given: Any) -> Lora:
+    if isinstance(given, Lora):
+        return given
+    if isinstance(given, str):
+        return read_lora(given)
+    if not isinstance(given, Mapping):
+        raise RequestError(f"an adapter is a file's name, or a dict of path and scale, got {given!r:.80}", "loras")
+    named = [name for name in SOURCES if given.get(name) is not None]
+    unknown = sorted(str(name) for name in given if name not in (*SOURCES, "scale"))
+    if unknown or len(named) != 1:
+        wrong = f"the field {unknown[0]!r}" if unknown else f"{' and '.join(named) or 'no path'}"
+        raise RequestError(f"an adapter has one path and perhaps a scale; this one has {wrong}", "loras")
+    scale = given.get("scale")
+    return Lora(given[named[0]], 1.0 if scale is None else scale)
+
+
+def _checked(lora: Lora) -> Lora:
+    if not isinstance(lora.source, str) or not 0 < len(lora.source) <= MAX_SOURCE or "\0" in lora.source:
+        raise RequestError(f"{lora.source!r:.80} names no adapter; use the name of a *.safetensors file", "loras")
+    number = isinstance(lora.scale, int | float) and not isinstance(lora.scale, bool)
+    if not number or not math.isfinite(lora.scale) or abs(lora.scale) > MAX_SCALE:
+        raise RequestError(
+            f"the scale {lora.scale!r} of {lora.source} is not allowed; use a number from {-MAX_SCALE:g} to "
+            f"{MAX_SCALE:g} (1 is as it was trained, 0 is off)",
+            "loras",
+        )
+    return Lora(lora.source, float(lora.scale))

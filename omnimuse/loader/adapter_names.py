@@ -1,0 +1,101 @@
+"""What the tensors in files of adapters are called: which part of a low-rank product each is, and of which layer.
+
+PEFT, diffusers, Kohya, AI-Toolkit and XLabs have their own words for the same. Layers keep the names they have in the
+file here; `adapters.py` finds them in a network. Names only; no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["down", "up", "bias", "alpha"]
+
+_ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
+    (re.compile(r"(.+)\.lora_A(?:\.[^.]+)?\.weight"), "down"),
+    (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.weight"), "up"),
+    (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias"), "bias"),
+    (re.compile(r"(.+)\.lora_down\.weight"), "down"),
+    (re.compile(r"(.+)\.lora_up\.weight"), "up"),
+    (re.compile(r"(.+)\.lora(?:_linear_layer)?\.down\.weight"), "down"),
+    (re.compile(r"(.+)\.lora(?:_linear_layer)?\.up\.weight"), "up"),
+    (re.compile(r"(.+_lora\d?)\.down\.weight"), "down"),
+    (re.compile(r"(.+_lora\d?)\.up\.weight"), "up"),
+    (re.compile(r"(.+?)(?:\.lora|\.network)?[._]alpha"), "alpha"),
+)
+
+OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"lokr_"), "LoKr (Kronecker products)"),
+    (re.compile(r"hada_"), "LoHa (Hadamard products)"),
+    (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA (low-rank products with magnitudes of their own)"),
+    (re.compile(r"lora_mid|lora_C"), "LoCon with a core tensor"),
+    (re.compile(r"\.(diff|diff_b|set_weight)$"), "whole differences of weights beside low-rank products"),
+    (re.compile(r"oft_|boft|glora|\.ia3_|\.on_input$|vera_lambda"), "another kind of adapter than low-rank products"),
+)
+"""Kinds of adapters that are something else, and what people call them."""
+
+MAIN = ("model.diffusion_model.", "diffusion_model.", "unet.")
+"""Beginnings that mean the network which draws, whatever a pipeline calls it."""
+UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
+"""The same, in names with underscores for dots."""
+READERS = (
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te3_", "text_encoder_3"),
+    ("lora_te_", "text_encoder"),
+)
+"""Text encoders, in names with underscores for dots."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor of a file: its role in the product of `layer`, which is called so in the file."""
+
+    layer: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as a file names it: its component (empty: the network that draws), and what it is called there.
+
+    `flat`: with underscores for dots.
+    """
+
+    component: str
+    name: str
+    flat: bool = False
+
+
+def named(tensor: str) -> Named | None:
+    """What the tensor called so is; None where that is not known."""
+    for pattern, role in _ROLES:
+        if match := pattern.fullmatch(tensor):
+            return Named(match[1], role)
+    return None
+
+
+def other_kind(tensors: Sequence[str]) -> str:
+    """What kind of adapter these tensors are of, if it is none of low-rank products alone; empty if it is."""
+    return next((kind for pattern, kind in OTHERS for tensor in tensors if pattern.search(tensor)), "")
+
+
+def layer_of(name: str, components: Sequence[str]) -> Layer:
+    """Whose the layer `name` is, of a pipeline with these `components`."""
+    name = name.removeprefix("base_model.model.")
+    for begin in UNDERSCORED:
+        if name.startswith(begin):
+            return Layer("", name.removeprefix(begin).lstrip("_"), flat=True)
+    for begin, component in READERS:
+        if name.startswith(begin):
+            return Layer(component, name.removeprefix(begin), flat=True)
+    for begin in MAIN:
+        if name.startswith(begin):
+            return Layer("", name.removeprefix(begin))
+    component, dot, rest = name.partition(".")
+    # A pipeline's other parts by their usual names, too: what is for them is told so, and not taken for a layer.
+    if dot and (component in components or component.startswith(("transformer_2", "text_encoder"))):
+        return Layer(component, rest)
+    return Layer("", rest if component == "transformer" and dot else name)

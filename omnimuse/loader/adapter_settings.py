@@ -1,0 +1,90 @@
+"""How strong an adapter is by itself, where settings beside its tensors say so and not a tensor `alpha`.
+
+diffusers keeps them in the file's metadata, PEFT in `adapter_config.json` beside it. What neither says: as strong as
+its products are. Read by `adapters.py`; no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnimuse.core.errors import RequestError
+from omnimuse.loader.files import read_json
+
+BESIDE, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
+METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Strength:
+    """The alpha of an adapter's layers: one, and others for names that end in a pattern; None: as large as the rank.
+
+    A product counts alpha / rank, and where it is `rooted` alpha / sqrt(rank).
+    """
+
+    alpha: float | None = None
+    patterns: Mapping[str, float] = field(default_factory=dict)
+    rooted: bool = False
+
+    def factor(self, layer: str, rank: int, own: float | None) -> float:
+        """What the product of `layer` is multiplied with; `own` is the alpha that stands beside it."""
+        alpha = self._alpha(layer) if own is None else own
+        if alpha is None:
+            return 1.0
+        return alpha / (rank**0.5 if self.rooted else rank)
+
+    def _alpha(self, layer: str) -> float | None:
+        for pattern, alpha in self.patterns.items():
+            if re.fullmatch(rf"(.*\.)?({pattern.removeprefix('^')})", layer):
+                return alpha
+        return self.alpha
+
+
+def strengths(file: Path, metadata: Mapping[str, str]) -> dict[str, Strength]:
+    """What is said of `file` by its metadata or its neighbour, by component; under "" what is said of all.
+
+    RequestError for settings that are not of plain low-rank products.
+    """
+    if METADATA in metadata:
+        return {name: _strength(file, said) for name, said in _by_component(file, metadata[METADATA]).items()}
+    beside = file.with_name(BESIDE)
+    if file.name == PEFT_FILE and beside.is_file():
+        return {"": _strength(file, read_json(beside))}
+    return {}
+
+
+def _by_component(file: Path, text: str) -> dict[str, dict[str, Any]]:
+    """`{"transformer.r": 4}` -> `{"transformer": {"r": 4}}`."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise RequestError(f"the metadata of {file} are no settings of an adapter; save it again", "loras")
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in said.items():
+        component, dot, setting = name.partition(".")
+        found.setdefault(component if dot else "", {})[setting if dot else name] = value
+    return found
+
+
+def _strength(file: Path, said: Mapping[str, Any]) -> Strength:
+    if said.get("use_dora"):
+        raise RequestError(f"the adapter {file} is DoRA; only adapters of low-rank products (LoRA) are worn", "loras")
+    alpha, patterns = said.get("lora_alpha"), said.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping) or not all(
+        map(_is_number, [*patterns.values(), 1 if alpha is None else alpha])
+    ):
+        raise RequestError(
+            f"the settings of {file} say lora_alpha={alpha!r}, which is no number; save it again", "loras"
+        )
+    return Strength(alpha, dict(patterns), bool(said.get("use_rslora")))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,166 @@
+"""Reads files of low-rank adapters and binds what is in them to the layers of a pipeline's networks.
+
+Called by `lora/adapters.py` through the build that made a `Reader`. Names, shapes and formats are compared before
+a number is read; an adapter that does not fit whole is refused whole. Never opens a pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.loader.adapter_file import find_file, refusal, stamp
+from omnimuse.loader.adapter_names import Layer, Role, layer_of, named, other_kind
+from omnimuse.loader.adapter_settings import Strength, strengths
+from omnimuse.loader.differences import listed
+from omnimuse.loader.headers import opened
+from omnimuse.loader.sites import Outputs, Sites
+from omnimuse.loader.weights import refuse_no_numbers
+from omnimuse.lora.adapter import Adapter, Product, Site
+
+EXPECTED = 4
+FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A layer of a file with where it belongs: tensors by role, what it is called in the file, its outputs in ours."""
+
+    tensors: Mapping[Role, str]
+    component: str
+    outputs: tuple[Outputs, ...]
+
+
+class Reader:
+    """Makes adapters of files for a pipeline whose components have these `sites`; `main` are those that draw."""
+
+    def __init__(self, sites: Mapping[str, Sites], main: Sequence[str], device: torch.device) -> None:
+        self._sites = sites
+        self._main = tuple(main)
+        self._device = device
+
+    def __call__(self, source: str) -> Adapter:
+        """The adapter in the file `source`. RequestError says what is wrong with it, or what it does not fit."""
+        file = find_file(source)
+        try:
+            with opened(file) as handle:
+                shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+                bound = self._bind(source, shapes)
+                kinds = {name: handle.get_slice(name).get_dtype() for name in shapes}
+                for layer, each in bound.items():
+                    _check(source, layer, each, shapes, kinds)
+                said = strengths(file, handle.metadata() or {})
+                products = dict[Site, tuple[Product, ...]]()
+                for layer, each in bound.items():
+                    strength = said.get(each.component, said.get("", Strength()))
+                    for site, product in self._products(file, handle, layer, each, strength):
+                        products[site] = (*products.get(site, ()), product)
+        except (ModelError, OSError) as problem:
+            raise RequestError(f"the adapter {source} cannot be read: {problem}", "loras") from problem
+        return Adapter(stamp(source), products)
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def _bind(self, source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Bound]:
+        """Where every layer of the file belongs."""
+        if kind := other_kind(list(shapes)):
+            raise refusal(source, f"is {kind}; only adapters of low-rank products (LoRA) are worn")
+        layers: dict[str, dict[Role, str]] = {}
+        strange = []
+        for tensor in shapes:
+            part = named(tensor)
+            if part is None:
+                strange.append(tensor)
+            else:
+                layers.setdefault(part.layer, {})[part.role] = tensor
+        if not layers or strange:
+            what = f"holds {len(strange)} tensors that are not of low-rank products ({listed(strange[:EXPECTED])})"
+            raise refusal(source, what if strange else "holds no tensors")
+        bound, unknown = dict[str, Bound](), list[str]()
+        for name, tensors in layers.items():
+            if "down" not in tensors or "up" not in tensors:
+                has = " and ".join(sorted(tensors.values()))
+                raise refusal(source, f"has {has} of {name} without the other half of the product; get it again")
+            found = self._find(layer_of(name, tuple(self._sites)))
+            if found is None:
+                unknown.append(name)
+            else:
+                bound[name] = Bound(tensors, *found)
+        if unknown:
+            raise self._unbound(source, unknown, len(layers))
+        return bound
+
+    def _find(self, layer: Layer) -> tuple[str, tuple[Outputs, ...]] | None:
+        """The component and the outputs that `layer` is about; None if there is no such layer."""
+        for component in [layer.component] if layer.component else self._main[:1]:
+            if component in self._sites and (found := self._sites[component].find(layer.name, flat=layer.flat)):
+                return component, found
+        return None
+
+    def _unbound(self, source: str, unknown: Sequence[str], count: int) -> RequestError:
+        known = [name for component in self._main[:1] for name in self._sites[component].known]
+        step = max(len(known) // EXPECTED, 1)
+        expected = ", ".join(known[::step][:EXPECTED])
+        part = f"{len(unknown)} of its {count} layers {'is' if len(unknown) == 1 else 'are'} not"
+        part = f"none of its {count} layers is" if len(unknown) == count else part
+        return refusal(
+            source,
+            f"does not fit this model: {part} in it ({listed(unknown[:EXPECTED])}). It has {len(known)} layers that an "
+            f"adapter can be for, such as {expected}; use an adapter that was trained for this model",
+        )
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def _products(
+        self, file: Path, handle: Any, layer: str, bound: Bound, strength: Strength
+    ) -> Iterator[tuple[Site, Product]]:
+        tensors = {role: handle.get_tensor(name).float() for role, name in bound.tensors.items()}
+        for role, name in bound.tensors.items():
+            refuse_no_numbers(file, name, tensors[role])
+        rank = len(tensors["down"])
+        own = float(tensors["alpha"]) if "alpha" in tensors else None
+        up = tensors["up"] * strength.factor(layer, rank, own)
+        bias = tensors.get("bias")
+        start = 0
+        for outputs in bound.outputs:
+            rows = slice(start, start + outputs.count)
+            start += outputs.count
+            dtype = self._sites[bound.component].dtype(outputs.path)
+            yield (
+                (bound.component, outputs.path),
+                Product(
+                    down=self._placed(tensors["down"], dtype),
+                    up=self._placed(up[rows], dtype),
+                    start=outputs.start,
+                    bias=None if bias is None else self._placed(bias[rows], dtype),
+                ),
+            )
+
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(self._device, dtype).contiguous()
+
+
+def _check(
+    source: str, layer: str, bound: Bound, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str]
+) -> None:
+    """RequestError where the tensors of a layer are of other shapes or formats than its products have."""
+    down, up = shapes[bound.tensors["down"]], shapes[bound.tensors["up"]]
+    outputs, inputs = sum(each.count for each in bound.outputs), bound.outputs[0].inputs
+    rank = down[0] if down else 0
+    if len(down) != 2 or len(up) != 2 or not rank or down != (rank, inputs) or up != (outputs, rank):
+        raise refusal(
+            source,
+            f"does not fit this model: {layer} is {list(up)} times {list(down)}, and that layer takes [{outputs}, r] "
+            f"times [r, {inputs}]; use an adapter that was trained for this model",
+        )
+    for name in bound.tensors.values():
+        if kinds[name] not in FLOATS:
+            raise refusal(source, f"has {name} in the number format {kinds[name]}; use one in {', '.join(FLOATS)}")
+    if "bias" in bound.tensors and shapes[bound.tensors["bias"]] != (outputs,):
+        raise refusal(source, f"has a bias of {layer} that is not of its {outputs} outputs")

@@ -1,0 +1,133 @@
+"""The adapters of one engine: read when a request first names them, remembered within bounds, worn by turns.
+
+The context of a pipeline holds one `Adapters`. A state has what it wears (`fetch`), and whoever computes for it does so
+inside of `wearing`; the networks know nothing of it. Used by the engine's thread alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+from weakref import WeakSet
+
+from torch import nn
+
+from omnimuse.core.errors import CapacityError, RequestError
+from omnimuse.core.loras import Lora
+from omnimuse.lora.adapter import Adapter, Worn
+from omnimuse.lora.linear import Adapted, Rack
+
+Read = Callable[[str], Adapter]
+"""(source) -> the adapter there; RequestError for what is none, or not one for this model."""
+
+Stamp = Callable[[str], str]
+"""(source) -> what tells its content of now from any other; RequestError where there is nothing."""
+
+
+class Adapters:
+    """Adapters by source, over the networks of one pipeline by component; at most `limit` bytes of them.
+
+    Those that no request in progress wears make room for others, the one that was not asked for the longest first.
+    `alone`: rows with adapters share no forward. `obstacle` says why there can be none.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        read: Read,
+        stamp: Stamp,
+        *,
+        limit: int,
+        alone: bool = False,
+        obstacle: str = "",
+    ) -> None:
+        self.alone = alone
+        self.limit = limit
+        self._networks = networks
+        self._read = read
+        self._stamp = stamp
+        self._obstacle = obstacle
+        self._rack = Rack()
+        self._known: dict[str, tuple[str, Adapter]] = {}  # the one asked for last is last
+        self._living: WeakSet[Adapter] = WeakSet()
+
+    @staticmethod
+    def none(why: str = "this pipeline has no networks of ours") -> Adapters:
+        """For a pipeline whose layers wear nothing."""
+        return Adapters({}, _refuse, _refuse, limit=0, obstacle=why)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all that are remembered or worn."""
+        return sum(adapter.nbytes for adapter in self._living)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What is remembered, the one that was asked for last at the end."""
+        return tuple(self._known)
+
+    def fetch(self, loras: Sequence[Lora] | None) -> tuple[Worn, ...]:
+        """What a request wears that asks for `loras`; those at scale 0 it does without.
+
+        RequestError for an adapter that cannot be read or does not fit; CapacityError while others take its memory.
+        """
+        wanted = [lora for lora in loras or () if lora.scale]
+        if wanted and self._obstacle:
+            raise RequestError(f"loras cannot be worn: {self._obstacle}", "loras")
+        return tuple(Worn(self._get(lora.source), lora.scale) for lora in wanted)
+
+    def forget(self, source: str) -> bool:
+        """Let go of the adapter from `source`, once no request wears it any more; whether it was remembered."""
+        return self._known.pop(source, None) is not None
+
+    @contextmanager
+    def wearing(self, worn: tuple[Worn, ...]) -> Iterator[None]:
+        """For the length of a `with` block all layers wear `worn`."""
+        before, self._rack.worn = self._rack.worn, worn
+        try:
+            yield
+        finally:
+            self._rack.worn = before
+
+    def _get(self, source: str) -> Adapter:
+        stamp = self._stamp(source)
+        known = self._known.pop(source, None)
+        if known is None or known[0] != stamp:
+            known = None  # what the file was before is let go of first
+            known = stamp, self._make_room_for(source, self._read(source))
+        self._known[source] = known
+        return known[1]
+
+    def _make_room_for(self, source: str, adapter: Adapter) -> Adapter:
+        size = adapter.nbytes
+        if size > self.limit:
+            raise RequestError(
+                f"{source} takes {size} bytes, and adapters may take {self.limit}; start the engine with more (lora "
+                "memory), or use an adapter of a lower rank",
+                "loras",
+            )
+        while self.nbytes + size > self.limit and self._known:
+            del self._known[next(iter(self._known))]
+        if (taken := self.nbytes) + size > self.limit:
+            raise CapacityError(
+                f"{source} takes {size} bytes, and those of requests in progress {taken} of {self.limit}; try again "
+                "when they are done",
+                retry_after=1.0,
+            )
+        for component, path in adapter.products:
+            self._adapt(component, path)
+        self._living.add(adapter)
+        return adapter
+
+    def _adapt(self, component: str, path: str) -> None:
+        """Let the layer at `path` wear what is on the rack."""
+        network = self._networks[component]
+        layer = network.get_submodule(path)
+        if not isinstance(layer, Adapted):
+            owner, _, name = path.rpartition(".")
+            setattr(network.get_submodule(owner), name, Adapted(layer, (component, path), self._rack))
+
+
+def _refuse(source: str) -> NoReturn:
+    raise RequestError(f"{source} cannot be worn: this pipeline has no adapters", "loras")

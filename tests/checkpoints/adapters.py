@@ -1,0 +1,116 @@
+"""Small random adapters for tiny checkpoints, written as trainers write them: `write(file, layers)`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Layers = Mapping[str, tuple[int, int]]
+"""Linear layers by name: outputs and inputs."""
+
+RANK = 4
+
+
+def layers_of(folder: Path, component: str = "transformer") -> dict[str, tuple[int, int]]:
+    """The linear layers of a component, as the library that saved it names them."""
+    library, kind = json.loads((folder / "model_index.json").read_text())[component]
+    source = {"diffusers": diffusers, "transformers": transformers}[library]
+    with torch.device("meta"):
+        module = _empty(getattr(source, kind), folder / component)
+    return {
+        name: (part.out_features, part.in_features)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+    }
+
+
+def _empty(kind: Any, folder: Path) -> nn.Module:
+    if hasattr(kind, "load_config"):
+        made: nn.Module = kind.from_config(kind.load_config(folder))
+        return made
+    made = kind(kind.config_class.from_pretrained(folder))
+    return made
+
+
+def products(layers: Layers, seed: int = 0, rank: int = RANK) -> dict[str, tuple[Tensor, Tensor]]:
+    """A down and an up matrix for every layer, strong enough to be seen in what is drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (
+            torch.randn(rank, inputs, generator=generator) / inputs**0.5,
+            torch.randn(outputs, rank, generator=generator) / rank**0.5 * 0.3,
+        )
+        for name, (outputs, inputs) in layers.items()
+    }
+
+
+Style = Callable[[str, Tensor, Tensor], dict[str, Tensor]]
+"""(layer, down, up) -> the tensors of a file."""
+
+
+def peft(prefix: str = "transformer.") -> Style:
+    """As PEFT and diffusers name them."""
+    return lambda name, down, up: {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
+
+
+def kohya(prefix: str = "lora_unet_", alpha: float = 2.0) -> Style:
+    """As Kohya's trainers name them: underscores, and an alpha beside each."""
+
+    def style(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        layer = prefix + name.replace(".", "_")
+        return {
+            f"{layer}.lora_down.weight": down,
+            f"{layer}.lora_up.weight": up,
+            f"{layer}.alpha": torch.tensor(alpha),
+        }
+
+    return style
+
+
+def write(
+    file: Path,
+    layers: Layers,
+    style: Style | None = None,
+    *,
+    seed: int = 0,
+    rank: int = RANK,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """A file with a random adapter for `layers`."""
+    named = style or peft()
+    tensors: dict[str, Tensor] = {}
+    for name, (down, up) in products(layers, seed, rank).items():
+        tensors |= named(name, down, up)
+    save_file(tensors, file, metadata=dict(metadata or {}) or None)
+    return file
+
+
+def worn_by_the_reference(folder: Path, changed: Path, adapters: Mapping[Path, float]) -> Path:
+    """A copy of the checkpoint in `folder` into whose weights diffusers itself has put `adapters` with their scales."""
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = getattr(diffusers, index["_class_name"])
+    unneeded = set(inspect.signature(kind).parameters) & (index.keys() | {"text_encoder_3", "tokenizer_3"})
+    unneeded -= {*kind._lora_loadable_modules, "scheduler", "is_distilled"}
+    pipe: Any = kind.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(unneeded))
+    names = [f"adapter_{number}" for number, _ in enumerate(adapters)]
+    for name, file in zip(names, adapters, strict=True):
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    pipe.set_adapters(names, list(adapters.values()))
+    parts = pipe.get_list_adapters()
+    pipe.fuse_lora(components=list(parts), adapter_names=names)
+    pipe.unload_lora_weights()
+    shutil.copytree(folder, changed)
+    for part in parts:
+        shutil.rmtree(changed / part)
+        getattr(pipe, part).save_pretrained(changed / part)
+    return changed

@@ -1,0 +1,72 @@
+"""Adapters, for every registered pipeline: in one tick each request wears its own, and off is as if never loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.errors import RequestError
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from tests.checkpoints.adapters import layers_of, write
+from tests.invariants.conftest import Subject, outputs, run, submit, with_params
+
+pytestmark = pytest.mark.crossed
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(scope="session")
+def adapters(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two adapters for all linear layers of the network that draws."""
+    home, layers = tmp_path_factory.mktemp("adapters"), layers_of(subject.folder)
+    one = write(home / "one.safetensors", layers, seed=1)
+    return one, write(home / "two.safetensors", layers, seed=2, rank=2)
+
+
+def all_kinds(subject: Subject, adapters: tuple[Path, Path]) -> list[Ask]:
+    """Asks with none, one, another, both, and one at scale 0."""
+    one, two = map(str, adapters)
+    plain = subject.ask(0)
+    worn = ([f"{one}:0.8"], [two], [one, f"{two}:-0.5"], [f"{one}:0"])
+    return [plain, *(with_params(plain, loras=loras) for loras in worn)]
+
+
+def test_requests_with_different_adapters_in_one_tick_are_each_alone_bit_for_bit(
+    subject: Subject, engine_with: Make, adapters: tuple[Path, Path]
+) -> None:
+    tier = "exact" if subject.family.sounds else "auto"
+    engine = engine_with(schedule=ScheduleConfig(tier=tier, strict_slots=True, company="always"))
+    asks = all_kinds(subject, adapters)
+    alone = [run(engine, ask)[0] for ask in asks]
+    for expected, found in zip(alone, run(engine, *asks), strict=True):
+        assert torch.equal(found, expected)
+    plain, one, two, both, off = alone
+    assert torch.equal(off, plain)
+    for a, b in ((plain, one), (plain, two), (one, two), (one, both), (two, both)):
+        assert float((a - b).norm() / a.norm()) > 1e-3
+
+
+def test_after_adapters_were_worn_a_request_without_is_as_if_there_had_been_none(
+    subject: Subject, engine_with: Make, adapters: tuple[Path, Path]
+) -> None:
+    engine = engine_with()
+    plain, *worn = all_kinds(subject, adapters)
+    [before] = run(engine, plain)
+    run(engine, *worn)
+    [after] = run(engine, plain)
+    assert torch.equal(after, before)
+
+
+def test_an_adapter_of_another_model_is_refused_with_the_names_that_were_expected(
+    subject: Subject, shared: Engine, tmp_path: Path
+) -> None:
+    strange = write(tmp_path / "strange.safetensors", {"down_blocks.0.attentions.0.proj_in": (8, 8)})
+    [request] = submit(shared, with_params(subject.ask(0), loras=[str(strange)]))
+    [event] = [event for event in shared.tick() if event.request_id == request]
+    with pytest.raises(RequestError, match=r"none of its 1 layers is in it.*such as .*trained for this model"):
+        outputs([event], request)

@@ -1,0 +1,58 @@
+"""What people write for adapters, and what is said of what makes no sense."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import Lora, loras_of, told
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("style.safetensors", (Lora("style.safetensors", 1.0),)),
+        ("style.safetensors:0.8", (Lora("style.safetensors", 0.8),)),
+        (["a:-1e-1", "b:.5"], (Lora("a", -0.1), Lora("b", 0.5))),
+        ("C:/styles/a.safetensors", (Lora("C:/styles/a.safetensors"),)),
+        ([{"path": "a", "scale": 2}], (Lora("a", 2.0),)),
+        ([{"name": "a"}, Lora("b", 0.0)], (Lora("a"), Lora("b", 0.0))),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_an_adapter_is_written_as_a_text_a_dict_or_a_lora(given: Any, found: Any) -> None:
+    assert loras_of(given) == found
+    assert loras_of(found) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (7, "must be a list of adapters, got int"),
+        ([7], "a file's name, or a dict of path and scale, got 7"),
+        ([""], "names no adapter"),
+        (["a\0b"], "names no adapter"),
+        (["a:nan"], "the scale nan of a is not allowed; use a number from -100 to 100"),
+        ([{"path": "a", "scale": True}], "the scale True"),
+        ([{"path": "a", "scale": "0.5"}], "the scale '0.5'"),
+        ([Lora("a", math.inf)], "the scale inf"),
+        (["a:101"], "the scale 101.0"),
+        ([{"path": "a", "weight": 1}], "has the field 'weight'"),
+        ([{"path": "a", "name": "b"}], "has path and name"),
+        ([{"scale": 1}], "has no path"),
+        (["a:0.5", "a"], "has 'a' more than once"),
+        (["a"] * 17, "17 adapters were asked for; use at most 16"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_field(given: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said) as caught:
+        loras_of(given)
+    assert caught.value.param == "loras"
+
+
+def test_of_a_file_only_the_last_part_of_its_name_is_told() -> None:
+    assert told([Lora("/home/somebody/a.safetensors", 0.5)]) == [{"name": "a.safetensors", "scale": 0.5}]

@@ -1,0 +1,279 @@
+"""Files of adapters as the world has them: names, strengths, and what is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omnimuse.core.errors import RequestError
+from omnimuse.loader.adapter_file import find_file, stamp
+from omnimuse.loader.adapter_names import Layer, Named, layer_of, named
+from omnimuse.loader.adapters import Reader
+from omnimuse.loader.rules import Alias, Fuse, Rename
+from omnimuse.loader.sites import Sites
+from omnimuse.lora.adapter import Product
+from tests.checkpoints.adapters import Layers, kohya, peft, products, write
+
+LAYERS: Layers = {"blocks.0.to_q": (6, 8), "blocks.0.to_k": (4, 8), "blocks.0.out": (8, 6)}
+ALIASES = (Alias(r"double\.(\d+)\.qk", (r"blocks.\1.to_q", r"blocks.\1.to_k")),)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qk = nn.Linear(8, 10)
+        self.final = nn.Linear(6, 8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.ModuleList([Block()])
+        self.table = nn.Embedding(5, 8)
+
+
+RULES = (
+    Rename(r"^blocks\.", "stack."),
+    Rename(r"\.out\.", ".final."),
+    Fuse(("to_q.weight", "to_k.weight"), "qk.weight"),
+    Fuse(("to_q.bias", "to_k.bias"), "qk.bias"),
+)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    stored: dict[str, Tensor] = {"table.weight": torch.zeros(5, 8)}
+    for name, (outputs, inputs) in LAYERS.items():
+        stored |= {f"{name}.weight": torch.zeros(outputs, inputs), f"{name}.bias": torch.zeros(outputs)}
+    save_file(stored, folder / "diffusion_pytorch_model.safetensors")
+    sites = Sites(Net(), folder, lambda: RULES, {}, ALIASES)
+    return Reader({"transformer": sites}, ["transformer"], torch.device("cpu"))
+
+
+def whole(found: Mapping[tuple[str, str], tuple[Product, ...]], path: str, outputs: int, inputs: int) -> Tensor:
+    """What all products at `path` are as one difference of its weight."""
+    difference = torch.zeros(outputs, inputs)
+    for product in found["transformer", path]:
+        difference[product.start : product.start + len(product.up)] += product.up @ product.down
+    return difference
+
+
+def expected(seed: int = 0, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The differences of the two layers that `LAYERS` became."""
+    made = {name: factor * up @ down for name, (down, up) in products(LAYERS, seed).items()}
+    return torch.cat([made["blocks.0.to_q"], made["blocks.0.to_k"]]), made["blocks.0.out"]
+
+
+@pytest.mark.parametrize(
+    ("style", "factor"),
+    [
+        (peft("transformer."), 1.0),
+        (peft("diffusion_model."), 1.0),
+        (peft("model.diffusion_model."), 1.0),
+        (peft("base_model.model."), 1.0),
+        (peft(""), 1.0),
+        (kohya("lora_unet_", 2.0), 0.5),
+        (kohya("lora_unet__", 4.0), 1.0),
+        (kohya("lora_transformer_", 1.0), 0.25),
+        (lambda name, down, up: {f"{name}.lora.down.weight": down, f"{name}.lora.up.weight": up}, 1.0),
+        (
+            lambda name, down, up: {
+                f"{name}.lora_A.default.weight": down,
+                f"{name}.lora_B.default.weight": up,
+                f"{name}.alpha": torch.tensor(8.0),
+            },
+            2.0,
+        ),
+    ],
+)
+def test_the_words_of_every_trainer_mean_the_same_products(
+    reader: Reader, tmp_path: Path, style: object, factor: float
+) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS, style)  # type: ignore[arg-type]
+    found = reader(str(file)).products
+    fused, last = expected(factor=factor)
+    assert torch.allclose(whole(found, "stack.0.qk", 10, 8), fused, atol=1e-6)
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6), last, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["double.0.qk", "lora_unet_double_0_qk"])
+def test_a_layer_that_an_adapter_has_whole_is_given_out_to_those_that_the_checkpoint_has(
+    reader: Reader, tmp_path: Path, layer: str
+) -> None:
+    file = write(tmp_path / "a.safetensors", {layer: (10, 8)}, peft(""))
+    down, up = products({layer: (10, 8)})[layer]
+    assert torch.allclose(whole(reader(str(file)).products, "stack.0.qk", 10, 8), up @ down, atol=1e-6)
+
+
+def test_a_bias_of_the_up_matrix_is_added_too(reader: Reader, tmp_path: Path) -> None:
+    name, (down, up) = next(iter(products(LAYERS).items()))
+    bias = torch.arange(6.0)
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.lora_B.bias": bias}
+    save_file(tensors, tmp_path / "a.safetensors")
+    [product] = reader(str(tmp_path / "a.safetensors")).products["transformer", "stack.0.qk"]
+    out = torch.zeros(1, 10)
+    product.add(out, torch.zeros(1, 8), 0.5)
+    assert torch.equal(out[0, :6], bias / 2)
+
+
+def test_alphas_in_the_metadata_count_by_pattern(reader: Reader, tmp_path: Path) -> None:
+    said = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.alpha_pattern": {"out": 2}}
+    metadata = {"lora_adapter_metadata": json.dumps(said)}
+    file = write(tmp_path / "a.safetensors", LAYERS, metadata=metadata)
+    found = reader(str(file)).products
+    assert torch.allclose(whole(found, "stack.0.qk", 10, 8), expected(factor=2.0)[0], atol=1e-6)
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=0.5)[1], atol=1e-6)
+
+
+def test_a_folder_of_peft_counts_with_its_settings(reader: Reader, tmp_path: Path) -> None:
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    write(folder / "adapter_model.safetensors", LAYERS, peft("base_model.model."))
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4, "use_rslora": True}))
+    found = reader(str(folder)).products
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=2.0)[1], atol=1e-6)
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+def refused(reader: Reader, source: Path) -> str:
+    with pytest.raises(RequestError) as caught:
+        reader(str(source))
+    assert caught.value.param == "loras"
+    assert str(source) in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_adapter_that_fits_in_part_says_which_layers_there_are(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", {**LAYERS, "blocks.7.to_q": (6, 8)})
+    said = refused(reader, file)
+    assert "1 of its 4 layers is not in it (transformer.blocks.7.to_q)" in said
+    assert "3 layers that an adapter can be for, such as blocks.0.out, blocks.0.to_q" in said
+
+
+def test_an_adapter_of_another_model_says_which_layers_there_are(reader: Reader, tmp_path: Path) -> None:
+    said = refused(reader, write(tmp_path / "a.safetensors", {"down.0.proj": (6, 8), "table": (5, 8)}))
+    assert "none of its 2 layers is in it" in said
+
+
+def test_an_adapter_of_a_wider_model_says_the_shapes(reader: Reader, tmp_path: Path) -> None:
+    said = refused(reader, write(tmp_path / "a.safetensors", {"blocks.0.out": (16, 12)}))
+    assert "transformer.blocks.0.out is [16, 4] times [4, 12], and that layer takes [8, r] times [r, 6]" in said
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        ("lycoris_blocks_0_to_q.lokr_w1", "LoKr"),
+        ("lora_unet_blocks_0_to_q.hada_w1_a", "LoHa"),
+        ("transformer.blocks.0.to_q.lora_magnitude_vector", "DoRA"),
+        ("lora_unet_blocks_0_to_q.dora_scale", "DoRA"),
+        ("lora_unet_blocks_0_to_q.lora_mid.weight", "LoCon"),
+        ("diffusion_model.blocks.0.to_q.diff_b", "whole differences"),
+        ("blocks.0.to_q.oft_blocks", "another kind"),
+    ],
+)
+def test_other_kinds_of_adapters_are_refused_by_their_names(
+    reader: Reader, tmp_path: Path, tensor: str, kind: str
+) -> None:
+    name, (down, up) = next(iter(products(LAYERS).items()))
+    save_file({tensor: torch.zeros(2, 2), **peft()(name, down, up)}, tmp_path / "a.safetensors")
+    assert f"is {kind}" in refused(reader, tmp_path / "a.safetensors")
+
+
+def test_half_a_product_and_whole_weights_are_refused(reader: Reader, tmp_path: Path) -> None:
+    save_file({"blocks.0.to_q.lora_A.weight": torch.zeros(4, 8)}, tmp_path / "half.safetensors")
+    assert "without the other half" in refused(reader, tmp_path / "half.safetensors")
+    save_file({"blocks.0.to_q.weight": torch.zeros(6, 8)}, tmp_path / "whole.safetensors")
+    assert "1 tensors that are not of low-rank products" in refused(reader, tmp_path / "whole.safetensors")
+
+
+def test_numbers_that_are_none_are_refused(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS, lambda n, down, up: peft()(n, down * float("nan"), up))
+    assert "NaN or infinite" in refused(reader, file)
+
+
+def test_whole_numbers_are_no_weights(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS, lambda n, down, up: peft()(n, down.to(torch.int8), up))
+    assert "number format I8" in refused(reader, file)
+
+
+def test_a_damaged_file_is_refused(reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"no tensors")
+    assert "damaged or cut short" in refused(reader, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("settings", ["no json", '["a"]', '{"transformer.lora_alpha": "8"}'])
+def test_settings_that_make_no_sense_are_refused(reader: Reader, tmp_path: Path, settings: str) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": settings})
+    assert "save it again" in refused(reader, file)
+
+
+def test_what_is_no_file_of_an_adapter_is_refused_by_its_name(tmp_path: Path) -> None:
+    for name in ("a.pt", "a.gguf", "one.safetensors", "two.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    for source, said in (
+        ("a.pt", "is a pickle"),
+        ("a.gguf", "is no [*].safetensors file"),
+        ("b.safetensors", "is no file or folder"),
+        ("", "is a folder with 2 adapters"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            find_file(str(tmp_path / source))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match="is a folder with no"):
+        find_file(str(tmp_path / "empty"))
+
+
+def test_a_file_that_changes_has_another_stamp(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS)
+    before = stamp(str(file))
+    assert stamp(str(tmp_path / "." / "a.safetensors")) == before
+    write(file, LAYERS, rank=2)
+    assert stamp(str(file)) != before
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        ("a.b.lora_A.weight", Named("a.b", "down")),
+        ("a.b.lora_B.weight", Named("a.b", "up")),
+        ("a_b.lora_up.weight", Named("a_b", "up")),
+        ("a.processor.qkv_lora1.down.weight", Named("a.processor.qkv_lora1", "down")),
+        ("a.processor.proj_lora.up.weight", Named("a.processor.proj_lora", "up")),
+        ("a.to_q.lora_linear_layer.up.weight", Named("a.to_q", "up")),
+        ("a_b.alpha", Named("a_b", "alpha")),
+        ("a.b.weight", None),
+    ],
+)
+def test_a_name_tells_the_role_of_a_tensor(tensor: str, found: Named | None) -> None:
+    assert named(tensor) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("transformer.a.b", Layer("transformer", "a.b")),
+        ("transformer_2.a.b", Layer("transformer_2", "a.b")),
+        ("text_encoder.a", Layer("text_encoder", "a")),
+        ("a.b", Layer("", "a.b")),
+        ("lora_te1_a_b", Layer("text_encoder", "a_b", flat=True)),
+        ("lora_te_a_b", Layer("text_encoder", "a_b", flat=True)),
+        ("lora_unet_a_b", Layer("", "a_b", flat=True)),
+        ("base_model.model.a.b", Layer("", "a.b")),
+    ],
+)
+def test_a_name_tells_whose_layer_it_is(name: str, found: Layer) -> None:
+    assert layer_of(name, ["transformer", "text_encoder"]) == found

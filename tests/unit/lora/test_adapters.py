@@ -1,0 +1,130 @@
+"""What an engine remembers of adapters, and what layers wear: within bounds, and only while they should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from omnimuse.core.errors import CapacityError, RequestError
+from omnimuse.core.loras import Lora
+from omnimuse.lora.adapter import Adapter, Product
+from omnimuse.lora.adapters import Adapters
+from omnimuse.lora.linear import Adapted
+
+SIZE = 2 * 4 * 8 * 4
+"""Bytes of an adapter here: two matrices of rank 4 and width 8 in float32."""
+
+
+class Shelf:
+    """Files of adapters that are only numbers: `read` counts, `versions` change."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.versions: dict[str, int] = {}
+
+    def stamp(self, source: str) -> str:
+        return f"{source}@{self.versions.get(source, 0)}"
+
+    def read(self, source: str) -> Adapter:
+        self.reads.append(source)
+        generator = torch.Generator().manual_seed(len(source) + self.versions.get(source, 0))
+        down, up = torch.randn(4, 8, generator=generator), torch.randn(8, 4, generator=generator)
+        return Adapter(self.stamp(source), {("transformer", "layer"): (Product(down, up),)})
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8).requires_grad_(False)
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def net() -> Net:
+    return Net()
+
+
+Make = Callable[[int], Adapters]
+
+
+@pytest.fixture
+def room_for(shelf: Shelf, net: Net) -> Make:
+    """Adapters of which so many have room."""
+    return lambda count: Adapters({"transformer": net}, shelf.read, shelf.stamp, limit=count * SIZE)
+
+
+def test_a_layer_wears_an_adapter_only_inside_of_wearing(room_for: Make, net: Net) -> None:
+    adapters, x = room_for(2), torch.randn(3, 8)
+    weight, before = net.layer.weight, net.layer(x)
+    worn = adapters.fetch([Lora("a", 0.5)])
+    assert torch.equal(net.layer(x), before)
+    with adapters.wearing(worn):
+        inside = net.layer(x)
+    [product] = worn[0].adapter.products["transformer", "layer"]
+    assert torch.allclose(inside, before + 0.5 * x @ product.down.T @ product.up.T, atol=1e-5)
+    assert torch.equal(net.layer(x), before)
+    assert net.layer.weight is weight, "the layer's own weight is untouched"
+
+
+def test_after_a_failure_nothing_is_worn(room_for: Make, net: Net) -> None:
+    adapters, x = room_for(2), torch.randn(3, 8)
+    before = net.layer(x)
+    with pytest.raises(ZeroDivisionError), adapters.wearing(adapters.fetch([Lora("a")])):
+        raise ZeroDivisionError
+    assert torch.equal(net.layer(x), before)
+
+
+def test_the_adapter_that_was_not_asked_for_the_longest_makes_room(room_for: Make, shelf: Shelf) -> None:
+    adapters = room_for(2)
+    for source in ("a", "bb", "a", "ccc"):
+        adapters.fetch([Lora(source)])
+    assert adapters.sources == ("a", "ccc")
+    assert adapters.nbytes == 2 * SIZE
+    adapters.fetch([Lora("a")])
+    assert shelf.reads == ["a", "bb", "ccc"], "what is remembered is not read again"
+
+
+def test_adapters_of_requests_in_progress_are_not_let_go_of_and_who_needs_their_room_is_told(room_for: Make) -> None:
+    adapters = room_for(1)
+    worn = adapters.fetch([Lora("a")])
+    with pytest.raises(CapacityError, match="those of requests in progress 256 of 256"):
+        adapters.fetch([Lora("bb")])
+    del worn
+    assert len(adapters.fetch([Lora("bb")])) == 1
+
+
+def test_an_adapter_that_never_has_room_is_refused(room_for: Make) -> None:
+    with pytest.raises(RequestError, match="a takes 256 bytes, and adapters may take 0"):
+        room_for(0).fetch([Lora("a")])
+
+
+def test_a_file_that_changed_is_read_again_and_its_rows_share_no_forward_with_the_old(
+    room_for: Make, shelf: Shelf
+) -> None:
+    adapters = room_for(2)
+    [old] = adapters.fetch([Lora("a")])
+    shelf.versions["a"] = 1
+    [new] = adapters.fetch([Lora("a")])
+    assert shelf.reads == ["a", "a"]
+    assert old.key != new.key
+
+
+def test_at_scale_0_an_adapter_is_not_even_read(room_for: Make, shelf: Shelf, net: Net) -> None:
+    assert room_for(1).fetch([Lora("a", 0.0)]) == ()
+    assert not shelf.reads
+    assert not isinstance(net.layer, Adapted)
+
+
+def test_where_nothing_can_be_worn_the_reason_is_told(net: Net, shelf: Shelf) -> None:
+    adapters = Adapters({"transformer": net}, shelf.read, shelf.stamp, limit=SIZE, obstacle="blocks are compiled")
+    assert adapters.fetch(None) == ()
+    with pytest.raises(RequestError, match="loras cannot be worn: blocks are compiled"):
+        adapters.fetch([Lora("a")])
