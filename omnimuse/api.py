@@ -48,11 +48,14 @@ def configure(
     threads: int | None,
     parallel: ParallelConfig | None,
     config: Config | None,
+    plugin: str | Sequence[str] = (),
 ) -> Config:
     """The whole configuration from what a caller gave."""
     base = config or Config(ModelConfig(model))
     part, host = base.model, base.host
+    plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
     part = replace(part, model=model, dtype=dtype or part.dtype, device=device or part.device)
+    part = replace(part, plugins=plugins or part.plugins)
     host = host if threads is None else replace(host, threads=threads)
     return replace(base, model=part, host=host, parallel=parallel or base.parallel)
 
@@ -74,11 +77,12 @@ class Omni:
         threads: int | None = None,
         parallel: ParallelConfig | None = None,
         config: Config | None = None,
+        plugin: str | Sequence[str] = (),
     ) -> None:
         from omnimuse.deploy.ranks import start_ranks
         from omnimuse.engine.local import Background
 
-        self.config = configure(model, dtype, device, threads, parallel, config)
+        self.config = configure(model, dtype, device, threads, parallel, config, plugin)
         self._background = Background(partial(start_ranks, self.config))
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
@@ -221,11 +225,12 @@ class AsyncOmni:
         threads: int | None = None,
         parallel: ParallelConfig | None = None,
         config: Config | None = None,
+        plugin: str | Sequence[str] = (),
     ) -> None:
         from omnimuse.deploy.ranks import start_ranks
         from omnimuse.engine.local import Background
 
-        self.config = configure(model, dtype, device, threads, parallel, config)
+        self.config = configure(model, dtype, device, threads, parallel, config, plugin)
         self._background = Background(partial(start_ranks, self.config))
 
     async def generate(

@@ -130,8 +130,11 @@ def file_name_problems(path: str) -> list[str]:
 # -- constructs ----------------------------------------------------------------------------------------------
 
 
-def construct_problems(source: str) -> list[str]:
-    """`getattr` with a literal and a default, `**kwargs` without `Unpack` in a signature, `global`."""
+def construct_problems(source: str, *, contract: bool = False) -> list[str]:
+    """`getattr` with a literal and a default, `**kwargs` without `Unpack` in a signature, `global`.
+
+    In a file whose signatures are a `contract`'s, functions may take what the contract lets them be given.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -139,6 +142,8 @@ def construct_problems(source: str) -> list[str]:
                 found.append(f"line {node.lineno}: getattr(..., {name!r}, default) hides what a thing is: declare it")
             case ast.arguments(kwarg=ast.arg(annotation=ast.Subscript(value=ast.Name(id="Unpack")))):
                 pass  # a typed dict names what is accepted
+            case ast.arguments(kwarg=ast.arg()) if contract:
+                pass
             case ast.arguments(kwarg=ast.arg() as rest):
                 found.append(f"line {rest.lineno}: **{rest.arg} in a signature accepts anything: name it")
             case ast.Global():

@@ -33,6 +33,9 @@ BROAD_EXCEPT = {
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""
 
+CONTRACT = ("omnimuse/compat/vllm/", "omnimuse/compat/vllm_omni/")
+"""Where names of files and signatures are not ours to choose: code from elsewhere imports and calls them."""
+
 ENVIRONMENT_FILE = "omnimuse/core/config.py"
 
 
@@ -71,11 +74,16 @@ def test_files_functions_classes_and_records_are_small() -> None:
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
     paths = sources("omnimuse", "tools", "tests")
-    refuse({path: check.file_name_problems(path) for path in paths})
+    refuse({path: check.file_name_problems(path) for path in paths if not path.startswith(CONTRACT)})
 
 
 def test_forbidden_constructs_do_not_appear() -> None:
-    refuse({path: check.construct_problems(text) for path, text in sources("omnimuse", "tools").items()})
+    refuse(
+        {
+            path: check.construct_problems(text, contract=path.startswith(CONTRACT))
+            for path, text in sources("omnimuse", "tools").items()
+        }
+    )
 
 
 def test_every_module_says_what_lives_in_it() -> None:
@@ -198,6 +206,12 @@ def test_the_file_name_check_catches(path: str) -> None:
     ],
 )
 def test_the_construct_check_catches(source: str) -> None:
+    assert len(check.construct_problems(source)) == 1
+
+
+def test_what_the_contract_calls_may_take_anything_by_name() -> None:
+    source = "def predict_noise(self, **kwargs): ..."
+    assert check.construct_problems(source, contract=True) == []
     assert len(check.construct_problems(source)) == 1
 
 

@@ -45,6 +45,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="take the defaults of this published checkpoint, where the model is not recognised as what it is",
     )
     engine.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package that brings pipelines of its own (docs/compat.md); may be given several times",
+    )
+    engine.add_argument(
         "--attention",
         default="auto",
         metavar="NAME",
@@ -129,7 +136,7 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """The configuration that the options ask for; ConfigError where they make no sense."""
     return Config(
-        ModelConfig(args.model, dtype=args.dtype, device=args.device, load=args.load, defaults_of=args.defaults_of),
+        ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
         attention=read_attention(args.attention),
         cache=read_cache(args.cache, args.teacache),
         offload=OffloadConfig(args.offload, args.offload_folder),

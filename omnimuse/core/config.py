@@ -35,6 +35,7 @@ class ModelConfig:
     """Which model, where and how. `dtype` and `device` are torch names; `"auto"` lets the build decide and say why.
 
     `defaults_of` names the published checkpoint whose defaults are taken; empty: the one that this is recognised as.
+    `plugins` are packages that bring pipelines of their own (docs/compat.md).
     """
 
     model: str
@@ -42,6 +43,7 @@ class ModelConfig:
     device: str = "auto"
     load: Literal["weights", "dummy"] = "weights"
     defaults_of: str = ""
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

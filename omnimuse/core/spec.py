@@ -138,14 +138,16 @@ Objection = Callable[[str | None, DiffusionParams], str | None]
 
 @dataclass(frozen=True)
 class Foreign:
-    """The library that runs a whole pipeline where no family of ours does: its name, and what that means, for people.
+    """Who runs a whole pipeline where no family of ours does: its name, and what that means, for people.
 
-    `objection` refuses what would make no sense to it. One that is not `prompted` reads no text.
+    `objection` refuses what would make no sense to it. One that is not `prompted` reads no text. `door` is the import
+    path of the module of `compat/` that makes it (`compat/door.py` says what such a module has).
     """
 
     library: str
     notes: Mapping[str, str]
     objection: Objection
+    door: str
     prompted: bool = True
 
 

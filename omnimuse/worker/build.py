@@ -19,7 +19,7 @@ from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.cache.stepcache import StepCache, too_few
-from omnimuse.compat.diffusers.read import read_components
+from omnimuse.compat.door import Place, door_of
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices, Span
@@ -113,9 +113,7 @@ def import_libraries(config: Config) -> None:
     """Import the library classes that a build will need: the longest part of starting a small model."""
     found = find(config)
     if found.spec.library:
-        from omnimuse.compat.diffusers.load import pipeline_class
-
-        pipeline_class(found.spec.arch)
+        door_of(found.spec).preload(found.spec)
         return
     for name, component in found.spec.components.items():
         if component.built and not component.network and name in found.checkpoint.components:
@@ -235,9 +233,13 @@ def offload(under: Build) -> None:
 
 def load(under: Build) -> None:
     """Weights, streamed from the checkpoint (or random ones, for `load="dummy"`) straight to their homes."""
-    checkpoint, mode = under.found.checkpoint, under.found.config.model.load
+    checkpoint = under.found.checkpoint
     if under.found.spec.library:
-        under.components = read_components(checkpoint, under.dtype, under.device, mode)
+        found = under.found
+        place = Place(found.spec, checkpoint, found.config, under.device, under.dtype, under.mesh)
+        made = door_of(found.spec).make(place)
+        under.components = made.components
+        under.choices += made.choices
         return
     for name, component in under.found.spec.components.items():
         if name in under.modules:

@@ -5,10 +5,14 @@ Used by the build, and by front ends that check requests before anything heavy s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from omnimuse.compat.diffusers.spec import refuse_features, spec_of
+from omnimuse.compat.contract import entries
+from omnimuse.compat.contract.spec import spec_of as contract_spec_of
+from omnimuse.compat.diffusers.spec import spec_of
+from omnimuse.compat.door import door_of
 from omnimuse.compat.opening import is_file, opened
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
@@ -57,9 +61,9 @@ def find(config: Config) -> Found:
     model = config.model.model
     folder = opened(model) if is_file(model) else resolve(model, known)
     checkpoint = Checkpoint(folder.path)
-    spec = spec_for(checkpoint)
+    spec = spec_for(checkpoint, config.model.plugins)
     if spec.library:
-        refuse_features(config)
+        door_of(spec).refuse_features(config)
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}
@@ -86,18 +90,25 @@ def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spe
     return spec.recognise(names_of(folder, checkpoint), checkpoint.configs)
 
 
-def spec_for(checkpoint: Checkpoint) -> Spec:
-    """The spec of the family that covers `checkpoint`; where none does, that of the library whose class it names."""
-    return REGISTRY.spec(checkpoint.arch) if REGISTRY.covers(checkpoint.arch) else spec_of(checkpoint)
+def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = ()) -> Spec:
+    """The spec of what runs `checkpoint`: a pipeline of one of `plugins` that was asked for, then a family of ours,
+    then a pipeline that somebody registered, then the library whose class the checkpoint names.
+    """
+    entries.load(plugins)
+    if entry := entries.entry_of(checkpoint.arch, plugins):
+        return contract_spec_of(entry, checkpoint)
+    if REGISTRY.covers(checkpoint.arch):
+        return REGISTRY.spec(checkpoint.arch)
+    if entry := entries.entry_of(checkpoint.arch):
+        return contract_spec_of(entry, checkpoint)
+    return spec_of(checkpoint)
 
 
 def pipeline_for(spec: Spec) -> type[Pipeline]:
     """The pipeline that `spec` describes. Imports torch."""
     if not spec.library:
         return REGISTRY.pipeline(spec.arch)
-    from omnimuse.compat.diffusers.pipeline import pipeline_of
-
-    return pipeline_of(spec)
+    return door_of(spec).pipeline_of(spec)
 
 
 def _classes(component: Component, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:

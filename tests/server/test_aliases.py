@@ -369,7 +369,9 @@ def test_a_part_of_a_picture_is_told_by_a_mask_or_margins_where_the_model_can_dr
 
 
 def test_a_model_that_reads_no_text_is_asked_without_a_prompt(door: Door) -> None:
-    silent = Foreign("diffusers", {}, lambda negative, params: None, prompted=False)
+    silent = Foreign(
+        "diffusers", {}, lambda negative, params: None, door="omnimuse.compat.diffusers.door", prompted=False
+    )
     door = replace(door, spec=replace(door.spec, foreign=silent))
     assert read({}, "video", door).prompt == ""
     assert read({"prompt": ""}, "video", door).prompt == ""

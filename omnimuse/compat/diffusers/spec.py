@@ -56,6 +56,7 @@ def spec_of(checkpoint: Checkpoint) -> Spec:
             LIBRARY,
             notes(source, medium),
             lambda negative, params: _objection(source, negative, params),
+            door="omnimuse.compat.diffusers.door",
             prompted="prompt" in source.parameters,
         ),
     )

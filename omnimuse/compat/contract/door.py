@@ -1,0 +1,52 @@
+"""The door of the contract, as the build knows it (`compat/door.py`). torch is imported where a function needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omnimuse.compat.contract.entries import ENTRIES
+from omnimuse.compat.contract.source import read_class
+from omnimuse.compat.door import Made, Place
+from omnimuse.core.config import Config
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.spec import Spec
+
+if TYPE_CHECKING:
+    from omnimuse.pipeline.pipeline import Pipeline
+
+
+def refuse_features(config: Config) -> None:
+    """ConfigError for what the translation cannot give a pipeline of the contract."""
+    asked = {
+        "cache": (config.cache.kind != "none", "step caches"),
+        "offload": (config.offload.mode != "none", "offload"),
+        "compile": (config.compile.mode != "none", "compiled blocks"),
+        "parallel": (config.parallel != type(config.parallel)(), "several ranks"),
+        "load": (config.model.load != "weights", "random weights"),
+    }
+    for name, (wanted, what) in asked.items():
+        if wanted:
+            raise ConfigError(
+                f"{name} cannot be chosen for this model: its pipeline is written to another engine's contract, and "
+                f"{what} are not translated yet (docs/compat.md). Leave it out"
+            )
+
+
+def preload(spec: Spec) -> None:
+    """Import the module of the class."""
+    ENTRIES[spec.arch].imported(ENTRIES[spec.arch].name)
+
+
+def make(place: Place) -> Made:
+    """The whole pipeline, as one component."""
+    from omnimuse.compat.contract.make import make as made
+
+    return made(ENTRIES[place.spec.arch], place)
+
+
+def pipeline_of(spec: Spec) -> type[Pipeline]:
+    """Its stages: one that is opaque, or a loop between two."""
+    from omnimuse.compat.contract.pipeline import pipeline_of as made
+
+    entry = ENTRIES[spec.arch]
+    return made(spec, entry, read_class(entry))

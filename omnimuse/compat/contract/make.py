@@ -1,0 +1,106 @@
+"""Makes a pipeline of the contract: its configuration, itself, its weights, and the backends of its attention."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from omnimuse.attention.selection import bind
+from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.spec import PIPELINE
+from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.contract.weights import fill
+from omnimuse.compat.door import Made, Place
+from omnimuse.compat.vllm_omni.diffusion.data import (
+    DiffusionParallelConfig,
+    OmniDiffusionConfig,
+    TransformerConfig,
+)
+from omnimuse.core.config import Choice, ParallelConfig
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.components import quiet
+
+
+@dataclass(frozen=True)
+class Live:
+    """A pipeline of the contract with its weights, the functions before and after it, and where it finds itself."""
+
+    pipe: nn.Module
+    before: Callable[..., Any] | None
+    after: Callable[..., Any] | None
+    surroundings: Surroundings
+
+
+def make(entry: Entry, place: Place) -> Made:
+    """The pipeline that `entry` names, in one piece."""
+    config = config_of(entry, place)
+    surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
+    cls = entry.imported(entry.name)
+    with within(surroundings), quiet("diffusers"), quiet("transformers"):
+        with _default_dtype(place.dtype), place.device:
+            pipe = cls(od_config=config, prefix="")
+        if not isinstance(pipe, nn.Module):
+            raise ModelError(f"{entry.module}:{entry.name} makes a {type(pipe).__name__}, and no torch module")
+        fill(pipe, entry.name)
+        before, after = (
+            entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
+        )
+    pipe.to(place.device).eval().requires_grad_(False)
+    return Made({PIPELINE: Live(pipe, before, after, surroundings)}, _attention(pipe, place))
+
+
+def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
+    """What such a pipeline is made from."""
+    checkpoint = place.checkpoint
+    network = next((name for name in ("transformer", "dit") if name in checkpoint.components), None)
+    options = checkpoint.options
+    return OmniDiffusionConfig(
+        model=str(checkpoint.folder),
+        model_class_name=entry.arch,
+        dtype=place.dtype,
+        tf_model_config=TransformerConfig(checkpoint.config(network) if network else {}),
+        model_config=dict(options),
+        boundary_ratio=options.get("boundary_ratio"),
+        parallel_config=parallel_of(place.config.parallel),
+        vae_use_tiling=place.config.decode.tiling,
+    )
+
+
+def parallel_of(chosen: ParallelConfig) -> DiffusionParallelConfig:
+    """Our axes under the contract's names."""
+    return DiffusionParallelConfig(
+        tensor_parallel_size=chosen.tensor,
+        ulysses_degree=chosen.ulysses,
+        ring_degree=chosen.ring,
+        cfg_parallel_size=chosen.cfg,
+        pipeline_parallel_size=chosen.pipe,
+        vae_patch_parallel_size=chosen.vae_tiles,
+        use_hsdp=chosen.shard > 1,
+    )
+
+
+def _attention(pipe: nn.Module, place: Place) -> list[Choice]:
+    """Every site gets its backend; what was chosen, and why."""
+    bindings = bind(pipe, place.config.attention, place.device, place.dtype)
+    alike = Counter((each.role, each.backend, each.reason) for each in bindings)
+    return [
+        Choice("attention", f"{PIPELINE}, {role} ({sites} sites)", backend, reason)
+        for (role, backend, reason), sites in alike.items()
+    ]
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters that are made without saying in which format are made in this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

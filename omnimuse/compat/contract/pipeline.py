@@ -1,0 +1,54 @@
+"""A pipeline of the contract as one of ours: its `forward` is one opaque stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.make import Live
+from omnimuse.compat.contract.requests import finished, request_of
+from omnimuse.compat.contract.source import ClassSource
+from omnimuse.compat.contract.spec import PIPELINE
+from omnimuse.compat.contract.surroundings import within
+from omnimuse.core.spec import Spec
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.state import State
+
+
+@dataclass(frozen=True)
+class Whole(Stage):
+    """From a request to its finished output in one call.
+
+    What the pipeline draws from torch's own generator is the output's, too, and no other request sees that it did.
+    """
+
+    medium: str
+    uses: tuple[str, ...] = (PIPELINE,)
+    name: str = "forward"
+    reads: tuple[str, ...] = ("prompt", "negative_prompt", "images", "sounds")
+
+    @property
+    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.medium,)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        live: Live = ctx.components[PIPELINE]
+        for state in states:
+            with within(live.surroundings), torch.random.fork_rng():
+                torch.manual_seed(state.request.seed(state.output))
+                request = request_of(state)
+                if live.before is not None:
+                    request = live.before(request)
+                made = live.pipe(request)
+                output_type = state.request.params.output_type
+                state[self.medium] = finished(made, live.after, self.medium, output_type)
+
+
+def pipeline_of(spec: Spec, entry: Entry, source: ClassSource) -> type[Pipeline]:
+    """The pipeline of a spec that `spec_of` made."""
+    stages = (Whole(spec.medium),)
+    return type(entry.name, (Pipeline,), {"spec": spec, "stages": stages, "results": {spec.medium: spec.medium}})

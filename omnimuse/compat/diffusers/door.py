@@ -1,0 +1,35 @@
+"""The door of diffusers, as the build knows it (`compat/door.py`). torch is imported where a function needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omnimuse.compat.diffusers.spec import refuse_features
+from omnimuse.compat.door import Made, Place
+from omnimuse.core.spec import Spec
+
+if TYPE_CHECKING:
+    from omnimuse.pipeline.pipeline import Pipeline
+
+__all__ = ["make", "pipeline_of", "preload", "refuse_features"]
+
+
+def preload(spec: Spec) -> None:
+    """Import the library's class."""
+    from omnimuse.compat.diffusers.load import pipeline_class
+
+    pipeline_class(spec.arch)
+
+
+def make(place: Place) -> Made:
+    """The components that the checkpoint names, read as the library reads them."""
+    from omnimuse.compat.diffusers.read import read_components
+
+    return Made(read_components(place.checkpoint, place.dtype, place.device, place.config.model.load))
+
+
+def pipeline_of(spec: Spec) -> type[Pipeline]:
+    """Two loops over one call of the library's pipeline."""
+    from omnimuse.compat.diffusers.pipeline import pipeline_of as made
+
+    return made(spec)

@@ -1,0 +1,67 @@
+"""What a door for models from elsewhere gives to the build: one module for each, named by the spec that it makes.
+
+The worker's build calls its functions in place of the passes over networks of ours. No torch is imported here, and
+none by a module that is such a door until a function is called that needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from omnimuse.core.config import Choice, Config
+from omnimuse.core.spec import Spec
+from omnimuse.loader.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from omnimuse.parallel.mesh import Mesh
+    from omnimuse.pipeline.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model that is to be made, and where: what it is, what was chosen, on which device, in which number format."""
+
+    spec: Spec
+    checkpoint: Checkpoint
+    config: Config
+    device: torch.device
+    dtype: torch.dtype
+    mesh: Mesh
+
+
+@dataclass(frozen=True)
+class Made:
+    """The live components by name, and what was chosen on the way."""
+
+    components: dict[str, Any]
+    choices: list[Choice] = field(default_factory=list)
+
+
+class ForeignDoor(Protocol):
+    """What such a module has."""
+
+    def refuse_features(self, config: Config) -> None:
+        """ConfigError for a feature that this door cannot give."""
+        ...
+
+    def preload(self, spec: Spec) -> None:
+        """Import what a build will need: the longest part of starting a small model."""
+        ...
+
+    def make(self, place: Place) -> Made:
+        """Every component of the model, with its weights."""
+        ...
+
+    def pipeline_of(self, spec: Spec) -> type[Pipeline]:
+        """The pipeline of a spec that this door made."""
+        ...
+
+
+def door_of(spec: Spec) -> ForeignDoor:
+    """The door that made `spec`."""
+    assert spec.foreign is not None, f"{spec.arch} is a family of ours"
+    return cast("ForeignDoor", import_module(spec.foreign.door))

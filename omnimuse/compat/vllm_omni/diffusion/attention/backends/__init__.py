@@ -1,0 +1,1 @@
+"""`vllm_omni.diffusion.attention.backends`."""

@@ -1,0 +1,92 @@
+"""`vllm_omni.diffusion.attention.layer`: an attention site of the contract, which is one of ours inside.
+
+Letters: B batch, S query tokens, K key tokens, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.attention import layer as ours
+from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
+
+
+class SiteOptions(TypedDict, total=False):
+    """What a site may say of itself."""
+
+    prefix: str
+    role: str
+    role_category: str | None
+    skip_sequence_parallel: bool
+
+
+class Attention(nn.Module):
+    """One attention site: `role` and `role_category` are the names by which a configuration gives it a backend.
+
+    `softmax_scale` (None: one over the root of the head's size) is put into the queries where it is another one than
+    our backends have. Where keys are shared, they are repeated. `skip_sequence_parallel` says that the keys are the
+    same on all ranks; `prefix` names the site for people.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        causal: bool = False,
+        softmax_scale: float | None = None,
+        num_kv_heads: int | None = None,
+        **site: Unpack[SiteOptions],
+    ) -> None:
+        super().__init__()
+        keys = num_kv_heads or num_heads
+        if num_heads % keys:
+            raise ValueError(f"num_heads={num_heads} is no multiple of num_kv_heads={keys}: heads cannot share keys so")
+        role, category = site.get("role", "self"), site.get("role_category")
+        self.site = ours.Attention(num_heads, head_size, role, category, key_heads=keys)
+        self.causal = causal
+        self.factor = 1.0 if softmax_scale is None else softmax_scale * math.sqrt(head_size)
+        self.skip_sequence_parallel = site.get("skip_sequence_parallel", False)
+        self.prefix = site.get("prefix", "")
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_metadata: AttentionMetadata | None = None
+    ) -> Tensor:
+        """[B, S, N, H], [B, K, N, H] twice (there perhaps fewer heads) -> [B, S, N, H]."""
+        meta = attn_metadata or AttentionMetadata()
+        query, key, value = (
+            _joined(part, other, meta.joint_strategy)
+            for part, other in ((query, meta.joint_query), (key, meta.joint_key), (value, meta.joint_value))
+        )
+        shared = query.shape[2] // key.shape[2]
+        if shared > 1:
+            key, value = key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2)
+        if not math.isclose(self.factor, 1.0):
+            query = query * self.factor
+        found: Tensor = self.site(query, key, value, mask=self._mask(meta, query, key))
+        return found
+
+    def _mask(self, meta: AttentionMetadata, query: Tensor, key: Tensor) -> Tensor | None:
+        """True where to attend, or what is added to the scores; broadcasts to [B, N, S, K]."""
+        mask = meta.attn_mask
+        if mask is not None and meta.joint_attn_mask is not None:
+            mask = _joined(mask, meta.joint_attn_mask, meta.joint_strategy)
+        if mask is not None and mask.ndim == 2:
+            mask = (mask != 0)[:, None, None, :]
+        if not self.causal:
+            return mask
+        if query.shape[1] != key.shape[1]:
+            raise ValueError(f"{query.shape[1]} queries and {key.shape[1]} keys cannot be causal: give as many of both")
+        past = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device).tril()
+        if mask is None:
+            return past
+        return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -math.inf)
+
+
+def _joined(part: Tensor, other: Tensor | None, strategy: str) -> Tensor:
+    if other is None:
+        return part
+    return torch.cat([other, part] if strategy == "front" else [part, other], dim=1)

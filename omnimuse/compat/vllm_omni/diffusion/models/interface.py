@@ -1,0 +1,23 @@
+"""`vllm_omni.diffusion.models.interface`: what a pipeline says of itself by a base class."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SupportImageInput:
+    """It is shown pictures: they come in a prompt's `multi_modal_data`, under "image"."""
+
+    support_image_input: ClassVar[bool] = True
+
+
+class SupportAudioInput:
+    """It is given sounds: they come in a prompt's `multi_modal_data`, under "audio"."""
+
+    support_audio_input: ClassVar[bool] = True
+
+
+class SupportsStepExecution:
+    """It has the four methods by which the engine owns its loop."""
+
+    supports_step_execution: ClassVar[bool] = True

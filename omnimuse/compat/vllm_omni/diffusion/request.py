@@ -1,0 +1,41 @@
+"""`vllm_omni.diffusion.request`: what a pipeline's `forward` is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
+
+
+@dataclass
+class OmniDiffusionRequest:
+    """One request: its prompts, strings or dicts, and what it chose.
+
+    The engine gives a pipeline one prompt and one output at a time. `guidance_scale` is 1 where nobody chose one, and
+    then `guidance_scale_provided` is false.
+    """
+
+    prompts: list[OmniPromptType]
+    sampling_params: OmniDiffusionSamplingParams
+    request_ids: list[str] = field(default_factory=list)
+    request_id: str | None = None
+
+    @property
+    def prompt(self) -> OmniPromptType:
+        """The only prompt."""
+        return self.prompts[0]
+
+    @prompt.setter
+    def prompt(self, prompt: OmniPromptType) -> None:
+        self.prompts[0] = prompt
+
+    @property
+    def multi_modal_data(self) -> dict[str, Any]:
+        """What came with the first prompt."""
+        first = self.prompts[0]
+        return {} if isinstance(first, str) else dict(first.get("multi_modal_data") or {})
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)

@@ -1,0 +1,148 @@
+"""A pipeline from text to pictures with guidance, in the shape of the guide: `forward(req)` alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
+from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
+from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
+from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
+from omnimuse.compat.vllm_omni.diffusion.utils.tf_utils import get_transformer_config_kwargs
+
+from .medium_transformer import MediumTransformer2DModel
+
+
+def get_medium_post_process_func(od_config: OmniDiffusionConfig):
+    with open(os.path.join(od_config.model, "vae/config.json")) as file:
+        scale = 2 ** (len(json.load(file)["block_out_channels"]) - 1)
+    image_processor = VaeImageProcessor(vae_scale_factor=scale)
+
+    def post_process_func(images: Tensor, output_type: str = "pil"):
+        return image_processor.postprocess(images, output_type=output_type)
+
+    return post_process_func
+
+
+class MediumPipeline(nn.Module, CFGParallelMixin):
+    """Two CLIP encoders, one transformer of two streams."""
+
+    def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
+        super().__init__()
+        self.od_config = od_config
+        self.parallel_config = od_config.parallel_config
+        self.device = get_local_device()
+        model = od_config.model
+        local = os.path.exists(model)
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            model, subfolder="scheduler", local_files_only=local
+        )
+        for suffix in ("", "_2"):
+            encoder = CLIPTextModelWithProjection.from_pretrained(
+                model, subfolder=f"text_encoder{suffix}", local_files_only=local, torch_dtype=od_config.dtype
+            )
+            setattr(self, f"text_encoder{suffix}", encoder.to(self.device))
+            tokenizer = CLIPTokenizer.from_pretrained(model, subfolder=f"tokenizer{suffix}", local_files_only=local)
+            setattr(self, f"tokenizer{suffix}", tokenizer)
+        self.vae = AutoencoderKL.from_pretrained(
+            model, subfolder="vae", local_files_only=local, torch_dtype=od_config.dtype
+        ).to(self.device)
+        kwargs = get_transformer_config_kwargs(od_config.tf_model_config, MediumTransformer2DModel)
+        self.transformer = MediumTransformer2DModel(od_config=od_config, **kwargs)
+        self.joint_attention_dim = od_config.tf_model_config.joint_attention_dim
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.default_sample_size = 128
+        self.weights_sources = [
+            DiffusersPipelineLoader.ComponentSource(
+                model_or_path=od_config.model,
+                subfolder="transformer",
+                revision=None,
+                prefix="transformer.",
+                fall_back_to_pt=True,
+            )
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        return AutoWeightsLoader(self).load_weights(weights)
+
+    def encode_prompt(self, prompt: list[str], max_sequence_length: int) -> tuple[Tensor, Tensor]:
+        """Embeds [B, S, D] and pooled ones [B, P]; the place of a third encoder stays empty."""
+        hidden, pooled = [], []
+        for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
+            ids = tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            found = encoder(ids.to(self.device), output_hidden_states=True)
+            hidden.append(found.hidden_states[-2])
+            pooled.append(found[0])
+        embeds = torch.cat(hidden, dim=-1)
+        embeds = nn.functional.pad(embeds, (0, self.joint_attention_dim - embeds.shape[-1]))
+        empty = embeds.new_zeros(len(prompt), max_sequence_length, self.joint_attention_dim)
+        return torch.cat([embeds, empty], dim=1), torch.cat(pooled, dim=-1)
+
+    def prepare_latents(self, height: int, width: int, count: int, generator: torch.Generator | None) -> Tensor:
+        shape = (count, 16, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        return randn_tensor(shape, generator=generator, device=self.device, dtype=self.od_config.dtype)
+
+    def diffuse(
+        self, latents: Tensor, positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor] | None, scale: float
+    ) -> Tensor:
+        for t in self.scheduler.timesteps:
+            timestep = t.expand(latents.shape[0])
+            branches = [
+                None
+                if each is None
+                else {
+                    "hidden_states": latents,
+                    "timestep": timestep,
+                    "encoder_hidden_states": each[0],
+                    "pooled_projections": each[1],
+                }
+                for each in (positive, negative)
+            ]
+            noise_pred = self.predict_noise_maybe_with_cfg(
+                do_true_cfg=negative is not None,
+                true_cfg_scale=scale,
+                positive_kwargs=branches[0],
+                negative_kwargs=branches[1],
+                cfg_normalize=False,
+            )
+            latents = self.scheduler_step_maybe_with_cfg(noise_pred, t, latents, negative is not None)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        config = self.vae.config
+        return self.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+
+    @torch.no_grad()
+    def forward(self, req: OmniDiffusionRequest) -> DiffusionOutput:
+        prompt = [p if isinstance(p, str) else (p.get("prompt") or "") for p in req.prompts]
+        negative_prompt = ["" if isinstance(p, str) else (p.get("negative_prompt") or "") for p in req.prompts]
+        sampling_params = req.sampling_params
+        num_inference_steps = sampling_params.num_inference_steps or 28
+        guidance_scale = sampling_params.guidance_scale or 7.0
+        height = sampling_params.height or (self.default_sample_size * self.vae_scale_factor)
+        width = sampling_params.width or (self.default_sample_size * self.vae_scale_factor)
+        max_sequence_length = sampling_params.max_sequence_length or 256
+
+        positive = self.encode_prompt(prompt, max_sequence_length)
+        negative = self.encode_prompt(negative_prompt, max_sequence_length) if guidance_scale > 1 else None
+        latents = self.prepare_latents(height, width, len(prompt), sampling_params.generator)
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        latents = self.diffuse(latents, positive, negative, guidance_scale)
+        return DiffusionOutput(output=self.decode(latents))

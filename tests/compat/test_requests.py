@@ -1,0 +1,81 @@
+"""A pipeline written as the guide of vLLM-Omni has it, with `forward` alone: what it draws, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from omnimuse import Config, ModelConfig, Omni
+from omnimuse.cli import main
+from omnimuse.compat.contract.entries import entry_of
+from omnimuse.core.config import AttentionConfig, CacheConfig
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.worker.build import build as build_engine
+from omnimuse.worker.find import find
+from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
+from tests.compat.checkpoints import PLUGIN, renamed
+
+FAMILY = next(each for each in FAMILIES if each.kind == "3")
+SMALL = DiffusionParams(num_inference_steps=2, guidance_scale=3.0, height=32, width=48, max_sequence_length=16, seed=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return renamed(build(tmp_path_factory.mktemp("contract") / "tiny", kind="3"), "DocumentedPipeline")
+
+
+@pytest.fixture(scope="module")
+def omni(folder: Path) -> Iterator[Omni]:
+    with Omni(str(folder), plugin=PLUGIN, dtype="float32", device="cpu") as made:
+        yield made
+
+
+def test_it_draws_what_diffusers_draws(omni: Omni, folder: Path) -> None:
+    expected = FAMILY.reference(renamed(folder, "StableDiffusion3Pipeline"), FAMILY.wishes, "pt")
+    renamed(folder, "DocumentedPipeline")
+    for wish, picture in zip(FAMILY.wishes, expected, strict=True):
+        [found] = omni.generate([wish.asked], wish.params, output_type="pt", progress=False)
+        assert found.error is None
+        torch.testing.assert_close(found.tensors["image"][0], picture, atol=1e-5, rtol=0)
+
+
+def test_its_outputs_are_those_of_requests_with_the_next_seeds(omni: Omni) -> None:
+    ask = partial(omni.generate, ["a star"], SMALL, output_type="pt", progress=False)
+    [both] = ask(num_outputs_per_prompt=2)
+    alone = [ask(seed=seed)[0].tensors["image"][0] for seed in (3, 4)]
+    assert torch.equal(torch.stack(list(both.tensors["image"])), torch.stack(alone))
+
+
+def test_a_parameter_that_it_never_reads_is_refused(omni: Omni) -> None:
+    with pytest.raises(RequestError, match="true_cfg_scale means nothing"):
+        omni.generate("a star", SMALL, true_cfg_scale=2.0, progress=False)
+
+
+def test_what_is_not_translated_is_refused(folder: Path) -> None:
+    model = ModelConfig(str(folder), plugins=(PLUGIN,))
+    with pytest.raises(ConfigError, match="step caches are not translated"):
+        find(Config(model, cache=CacheConfig("teacache")))
+
+
+def test_without_its_plugin_nobody_knows_it(folder: Path) -> None:
+    assert entry_of("DocumentedPipeline", ()) is None
+
+
+def test_the_command_line_draws_with_it(folder: Path, tmp_path: Path) -> None:
+    words = f"--plugin {PLUGIN} --device cpu --dtype float32 --steps 2 --size 32x32 --seed 1 --quiet"
+    assert main(["generate", "a star", "-m", str(folder), "-o", str(tmp_path / "star.png"), *words.split()]) == 0
+    with Image.open(tmp_path / "star.png") as star:
+        assert star.size == (32, 32)
+
+
+def test_an_attention_backend_is_chosen_by_the_role_of_its_sites(folder: Path) -> None:
+    model = ModelConfig(str(folder), "float32", "cpu", plugins=(PLUGIN,))
+    built = build_engine(Config(model, attention=AttentionConfig(per_role={"medium.joint": "reference"})))
+    built.resources.close()
+    assert [choice.value for choice in built.choices if choice.topic == "attention"] == ["reference"]
