@@ -22,6 +22,8 @@ class Backend(Protocol):
     """One way to compute softmax(q k^T / sqrt(H)) v."""
 
     name: str
+    weighs: bool
+    """Whether it can `weigh`."""
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why this kernel cannot run there, in words, or None if it can."""
@@ -29,6 +31,10 @@ class Backend(Protocol):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, S, N, H], [B, K, N, H] twice, and a mask that broadcasts to [B, N, S, K] -> [B, S, N, H]."""
+        ...
+
+    def packed(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, kv_layout: Layout) -> Tensor:
+        """q [1, T, N, H] of rows of any lengths that lie end to end, k and v by `kv_layout` -> like q."""
         ...
 
     def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +102,7 @@ class Attention(nn.Module):
             return self.backend(q, k, v, mask)
         if mask is not None:
             raise ValueError(f"rows of {layout.lengths} tokens cannot take a mask; give rows of equal length")
-        rows = zip(layout.unpack(q), kv_layout.unpack(k), kv_layout.unpack(v), strict=True)
-        return layout.pack([self.backend(q[None], k[None], v[None])[0] for q, k, v in rows])
+        return self.backend.packed(q, k, v, layout, kv_layout)
 
     def _attend_across(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
         if mask is not None:

@@ -34,6 +34,8 @@ class Layout:
     everywhere: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     dense: bool = field(init=False)
     """Whether all rows have the same length, on every rank, so that they can be stacked."""
+    placed: dict[torch.device, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What `ends` has made, which every block of a forward asks for."""
     length: int = field(init=False)
     """That length, or 0. Compiled code asks these two alone: from `lengths` it would learn the number of rows."""
 
@@ -56,6 +58,17 @@ class Layout:
         """The place of every row in the T tokens laid end to end."""
         ends = [sum(self.lengths[: i + 1]) for i in range(len(self.lengths))]
         return tuple(slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True))
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Where rows begin and end among the T tokens, as kernels for packed rows take it: int32 [R + 1] on `device`.
+
+        Made there number by number: an upload would make the host wait.
+        """
+        if device not in self.placed:
+            ends = [sum(self.lengths[:row]) for row in range(len(self.lengths) + 1)]
+            numbers = [torch.full((1,), end, dtype=torch.int32, device=device) for end in ends]
+            self.placed[device] = torch.cat(numbers)
+        return self.placed[device]
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """Join one [S_i, *] tensor per row into the packed tensor; ValueError if the lengths are others."""

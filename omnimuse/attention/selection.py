@@ -13,13 +13,32 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from omnimuse.attention.backends.libraries import (
+    FLASH_2,
+    FLASH_3,
+    SAGE,
+    XFORMERS,
+    FlashAttention,
+    SageAttention,
+    XFormers,
+)
 from omnimuse.attention.backends.reference import Reference
-from omnimuse.attention.backends.sdpa import Sdpa
+from omnimuse.attention.backends.sdpa import KERNELS, Sdpa, SdpaKernel
+from omnimuse.attention.backends.varlen import Varlen
 from omnimuse.attention.layer import Attention, Backend
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
 
-BACKENDS: Mapping[str, Backend] = {backend.name: backend for backend in (Sdpa(), Reference())}  # fastest first
+UNASKED: tuple[Backend, ...] = (Varlen(), Sdpa(), Reference())
+"""What "auto" may choose, fastest first."""
+ASKED: tuple[Backend, ...] = (
+    *(SdpaKernel(name) for name in KERNELS),
+    FlashAttention("flash_attn_2", FLASH_2),
+    FlashAttention("flash_attn_3", FLASH_3),
+    SageAttention(SAGE),
+    XFormers(XFORMERS),
+)
+BACKENDS: Mapping[str, Backend] = {backend.name: backend for backend in (*UNASKED, *ASKED)}
 AUTO = "auto"
 
 
@@ -33,17 +52,36 @@ class Binding:
     reason: str
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a backend must be able to do at a site."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    weighing: bool
+
+    def obstacle(self, backend: Backend) -> str | None:
+        """Why `backend` cannot do it, or None."""
+        if self.weighing and not backend.weighs:
+            return "it does not tell what keys weigh, by which ranks of a ring merge what they found"
+        return backend.why_not(self.device, self.dtype, self.head_dim)
+
+
 def bind(
     model: nn.Module,
     choice: AttentionConfig,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    weighing: bool = False,
 ) -> list[Binding]:
     """Give every `Attention` in the model its backend; raises ConfigError for names and choices that cannot
     work.
 
     A site looks for its name in this order: `per_role[role]`, `per_role[category]`, `default`. Device and
-    dtype are the ones it will compute with; left out, they are those of the model's first parameter.
+    dtype are the ones it will compute with; left out, they are those of the model's first parameter. `weighing`:
+    outcomes with several sets of keys will be merged.
     """
     sites = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     _check_names(choice, sites.values())
@@ -51,7 +89,8 @@ def bind(
     bindings = []
     for name, site in sites.items():
         wanted, reason = _resolve(choice, site)
-        site.backend, why = _find(wanted, device or first.device, dtype or first.dtype, site)
+        place = Place(device or first.device, dtype or first.dtype, site.head_dim, weighing)
+        site.backend, why = _find(wanted, place, site.role)
         bindings.append(Binding(name, site.role, site.backend.name, f"{reason}{why}"))
     return bindings
 
@@ -80,20 +119,20 @@ def _resolve(choice: AttentionConfig, site: Attention) -> tuple[str, str]:
     return choice.default, "default"
 
 
-def _find(wanted: str, device: torch.device, dtype: torch.dtype, site: Attention) -> tuple[Backend, str]:
+def _find(wanted: str, place: Place, role: str) -> tuple[Backend, str]:
     """The backend of that name, or for "auto" the fastest that can run, with what to add to the reason."""
     if wanted != AUTO:
-        obstacle = BACKENDS[wanted].why_not(device, dtype, site.head_dim)
+        obstacle = place.obstacle(BACKENDS[wanted])
         if obstacle is not None:
             raise ConfigError(
-                f"attention backend {wanted!r} cannot run at role {site.role!r} on {device} in {dtype} with "
-                f"head_dim={site.head_dim}: {obstacle}; choose another backend or {AUTO!r}"
+                f"attention backend {wanted!r} cannot run at role {role!r} on {place.device} in {place.dtype} with "
+                f"head_dim={place.head_dim}: {obstacle}; choose another backend or {AUTO!r}"
             )
         return BACKENDS[wanted], ""
     obstacles: list[str] = []
-    for backend in BACKENDS.values():
-        obstacle = backend.why_not(device, dtype, site.head_dim)
+    for backend in UNASKED:
+        obstacle = place.obstacle(backend)
         if obstacle is None:
             return backend, f", auto: {'; '.join([*obstacles, f'{backend.name} is the first that can run'])}"
         obstacles.append(f"{backend.name}: {obstacle}")
-    raise ConfigError(f"no attention backend can run on {device} in {dtype} ({'; '.join(obstacles)})")
+    raise ConfigError(f"no attention backend can run on {place.device} in {place.dtype} ({'; '.join(obstacles)})")

@@ -69,6 +69,11 @@ OPTIONS = MappingProxyType(
 """Options with shorter names than what they set; all others are called as it is."""
 
 
+DOTTED = ("--attention.per_role.", ".backend")
+"""What stands around a role in the long name of its backend."""
+DEFAULTS = ("--attention.default", "--attention.default.backend")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports like the rest of omnimuse: what is wrong, and the nearest right thing.
 
@@ -82,7 +87,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options in `words`; an unknown one is refused with the nearest known one."""
-        words = [ours for word in words for ours in self._ours(word)]
+        words = [ours for word in _flat(words) for ours in self._ours(word)]
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
@@ -131,6 +136,19 @@ class Parser(argparse.ArgumentParser):
             values = value if isinstance(value, list) else [value]
             given[action.dest] = tuple(word for one in values for word in _said(action.option_strings, str(one)))
         return given
+
+
+def _flat(words: Sequence[str]) -> list[str]:
+    """`words`, with `--attention.per_role.ROLE.backend NAME` as what there is for it: `--attention-role ROLE=NAME`."""
+    found, rest = [], iter(words)
+    for word in rest:
+        name, given, value = word.partition("=")
+        role = name.removeprefix(DOTTED[0]).removesuffix(DOTTED[1])
+        if name == f"{DOTTED[0]}{role}{DOTTED[1]}" and role:
+            found.append(f"--attention-role={role}={value if given else next(rest, '')}")
+        else:
+            found.append("--attention" + given + value if name in DEFAULTS else word)
+    return found
 
 
 def option_of(ours: str) -> str:

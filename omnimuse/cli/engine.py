@@ -51,12 +51,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="PACKAGE",
         help="a package that brings pipelines of its own (docs/compat.md); may be given several times",
     )
-    engine.add_argument(
-        "--attention",
-        default="auto",
-        metavar="NAME",
-        help="the attention backend; or several by role, such as sdpa,cross=reference (default: auto)",
-    )
+    _add_attention_options(engine)
     engine.add_argument(
         "--cache",
         metavar="NAME",
@@ -100,6 +95,22 @@ RANKS = (
 """The axes of `ParallelConfig`, the option of each, and what its processes do. Short names are in `core/names.py`."""
 
 
+def _add_attention_options(engine: argparse._ArgumentGroup) -> None:
+    engine.add_argument(
+        "--attention",
+        default="auto",
+        metavar="NAME",
+        help="the attention backend; or several by role, such as sdpa,cross=reference (default: auto)",
+    )
+    engine.add_argument(
+        "--attention-role",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="the backend of one role or category; also --attention.per_role.ROLE.backend NAME",
+    )
+
+
 def _add_rank_options(parser: argparse.ArgumentParser) -> None:
     ranks = parser.add_argument_group("several processes for one model (docs/parallel.md)")
     for axis, option, what in RANKS:
@@ -137,7 +148,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """The configuration that the options ask for; ConfigError where they make no sense."""
     return Config(
         ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
-        attention=read_attention(args.attention),
+        attention=read_attention(",".join([args.attention, *args.attention_role])),
         cache=read_cache(args.cache, args.teacache),
         offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),

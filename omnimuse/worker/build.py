@@ -181,7 +181,8 @@ def attention(under: Build) -> None:
     """Every attention site gets its backend."""
     found = under.found
     for name, network in under.networks.items():
-        bindings = bind(network, found.config.attention, under.device, under.dtype)
+        ring = found.config.parallel.ring > 1
+        bindings = bind(network, found.config.attention, under.device, under.dtype, weighing=ring)
         alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
         for (role, backend, reason), sites in alike.items():
             under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))

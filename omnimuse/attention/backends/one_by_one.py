@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from omnimuse.attention.backends.rows import row_by_row
+from omnimuse.attention.layout import Layout
+
 if TYPE_CHECKING:
     from omnimuse.attention.layer import Backend
 
@@ -21,9 +24,13 @@ class OneByOne:
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.name = inner.name
+        self.weighs = inner.weighs
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         return self.inner.why_not(device, dtype, head_dim)
+
+    def packed(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, kv_layout: Layout) -> Tensor:
+        return row_by_row(self.inner, q, k, v, layout, kv_layout)
 
     def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self.inner.weigh(*row) for row in zip(q.split(1), k.split(1), v.split(1), strict=True)]

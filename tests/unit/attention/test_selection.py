@@ -29,7 +29,9 @@ def test_a_role_goes_before_its_category_and_both_before_the_default():
 
 def test_every_binding_says_why():
     image, text = bind(model(), AttentionConfig(per_role={"cross": "reference"}))
-    assert image.reason == "default, auto: sdpa is the first that can run"
+    assert image.reason == (
+        "default, auto: varlen: torch's kernel for packed rows runs on CUDA, not on cpu; sdpa is the first that can run"
+    )
     assert text.reason == "per_role['cross'], by category"
 
 
@@ -40,7 +42,7 @@ def test_a_binding_is_what_the_site_then_uses():
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"'sdap' is unknown; did you mean 'sdpa'\?"):
+    with pytest.raises(ConfigError, match=r"'sdap' is unknown; did you mean 'sdpa' or "):
         bind(model(), AttentionConfig("sdap"))
 
 
@@ -54,3 +56,15 @@ def test_a_backend_that_cannot_run_is_refused_with_its_reason():
         bind(model(), AttentionConfig("sdpa"), dtype=torch.int8)
     with pytest.raises(ConfigError, match="no attention backend can run"):
         bind(model(), AttentionConfig(), dtype=torch.int8)
+
+
+def test_a_backend_that_cannot_merge_is_refused_where_ranks_form_a_ring():
+    with pytest.raises(ConfigError, match=r"'sdpa_flash' cannot run at role 'self'.*it does not tell what keys weigh"):
+        bind(model(), AttentionConfig("sdpa_flash"), weighing=True)
+    assert {b.backend for b in bind(model(), AttentionConfig(), weighing=True)} == {"sdpa"}
+
+
+@pytest.mark.parametrize("name", ["sdpa_cudnn", "sdpa_efficient", "flash_attn_2", "flash_attn_3", "sage", "xformers"])
+def test_a_kernel_that_a_cpu_has_not_is_refused_when_the_engine_starts(name):
+    with pytest.raises(ConfigError, match=f"attention backend '{name}' cannot run at role 'self' on cpu"):
+        bind(model(), AttentionConfig(name))

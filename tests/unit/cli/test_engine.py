@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from omnimuse.cli.app import parser_of
 from omnimuse.cli.engine import add_engine_options, read_attention, read_config
 from omnimuse.cli.job import with_settings
+from omnimuse.cli.layered import read_layered
 from omnimuse.core.config import AttentionConfig, Config, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
@@ -70,6 +72,24 @@ def test_weights_are_kept_in_parts_by_as_many_ranks_as_share_tokens() -> None:
 def test_attention_is_a_default_and_exceptions_by_role() -> None:
     assert read_attention("sdpa, cross=reference") == AttentionConfig("sdpa", {"cross": "reference"})
     assert read_attention("joint=reference") == AttentionConfig("auto", {"joint": "reference"})
+
+
+def test_a_role_has_its_backend_by_every_name_that_people_know() -> None:
+    said = (
+        ["--attention", "sdpa,cross=reference"],
+        ["--attention=sdpa", "--attention-role", "cross=reference"],
+        ["--attention-backend", "sdpa", "--attention.per_role.cross.backend", "reference"],
+        ["--attention.default", "sdpa", "--attention.per_role.cross.backend=reference"],
+    )
+    for words in said:
+        args = parser_of("explain").read(["m", *words])
+        assert read_config(args).attention == AttentionConfig("sdpa", {"cross": "reference"})
+
+
+def test_the_environment_says_which_backends_attend() -> None:
+    environment = {"ATTENTION": "sdpa", "ATTENTION_ROLE": "cross=reference,self=sdpa"}
+    args = read_layered(parser_of("serve"), parser_of("serve", quiet=True), ["m"], environment)
+    assert read_config(args).attention == AttentionConfig("sdpa", {"cross": "reference", "self": "sdpa"})
 
 
 @pytest.mark.parametrize(
