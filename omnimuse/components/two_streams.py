@@ -24,7 +24,7 @@ from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.components.two_stream_plan import two_stream_plan
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Cut, Cutting
-from omnimuse.layers.kernels import GatedSum, Rotation
+from omnimuse.layers.kernels import Beside, GatedSum, Rotation
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import ModulatedNorm, QueryKeyNorm
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack, Memory
@@ -387,7 +387,7 @@ class SingleBlock(Block[TwoStreamCond]):
         self.norm = ModulatedNorm(EPS)
         self.qkv = Projection(blocks, beside=blocks.entering)
         self.core = Attention(blocks.heads, dim // blocks.heads, "single", category="self")
-        self.activation = blocks.activation()
+        self.beside = Beside(blocks.activation())
         self.to_out = blocks.linear(dim + blocks.hidden, dim)
         self.add = GatedSum()
 
@@ -396,7 +396,7 @@ class SingleBlock(Block[TwoStreamCond]):
         qk, v, mlp = self.qkv(x, self.core.num_heads, cond.rope)
         q, k = qk.unbind(2)  # [B, S, N, H] each
         attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
-        x = self.to_out(torch.cat([attended, self.activation(mlp)], dim=-1))
+        x = self.to_out(self.beside(attended, mlp))
         return _finite(self.add(hidden, gate, x))
 
     def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.layers.kernels import HeadNorm
 
@@ -26,6 +26,10 @@ Extras = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """What may follow a norm: scale, shift, then what it is added to and by which gate."""
 
 
+COLUMNS = 1024
+"""Of a token, that one program computes where no sum goes over all of them."""
+
+
 class Fused:
     """The kernels, on whatever device Triton has. `through` may stand between a kernel and its launch."""
 
@@ -33,6 +37,7 @@ class Fused:
 
     def __init__(self, through: Callable[[Any], Any] = lambda kernel: kernel) -> None:
         self._norm, self._add, self._turn = (through(kernel) for kernel in (_norm, _add, _turn))
+        self._gated, self._beside = through(_gated), through(_beside)
 
     def modulated_norm(self, x: Tensor, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -55,6 +60,22 @@ class Fused:
         self._add[(out.numel() // out.shape[-1],)](
             out, _rows(residual), _rows(x), _spans(gate, out), how, num_warps=_warps(block)
         )
+        return out
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+        width = out.shape[-1]
+        grid = (out.numel() // width, triton.cdiv(width, COLUMNS))
+        self._gated[grid](out, _rows(gate), _rows(up), (width, COLUMNS), num_warps=4)
+        return out
+
+    def beside(self, attended: Tensor, mlp: Tensor, activation: nn.Module) -> Tensor:
+        if not (isinstance(activation, nn.GELU) and activation.approximate == "tanh"):
+            return torch.cat([attended, activation(mlp)], dim=-1)
+        left, right = attended.shape[-1], mlp.shape[-1]
+        out = torch.empty((*attended.shape[:-1], left + right), dtype=attended.dtype, device=attended.device)
+        grid = (out.numel() // out.shape[-1], triton.cdiv(left + right, COLUMNS))
+        self._beside[grid](out, _rows(attended), _rows(mlp), (left, left + right, COLUMNS), num_warps=4)
         return out
 
     def turn(self, qk: Tensor, rope: Tensor) -> Tensor:
@@ -180,3 +201,34 @@ def _turn(out, x, weight, rope, how: tl.constexpr, eps):
         value = tl.reshape(turned, (how[1], how[3]))
     place = (token * 2 + which) * (how[0] * how[2]) + heads * how[2] + column
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _sigmoid(x):
+    """1 / (1 + exp(-x)), where nothing overflows."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, small, 1.0) / (1 + small)
+
+
+@triton.jit
+def _gated(out, gate, up, how: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * how[1] + tl.arange(0, how[1])
+    inside = column < how[0]
+    value = tl.load(gate[0] + _place(gate, row) + column, mask=inside, other=0.0).to(tl.float32)
+    value = (value * _sigmoid(value)).to(out.dtype.element_ty).to(tl.float32)
+    value *= tl.load(up[0] + _place(up, row) + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * how[0] + column, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _beside(out, attended, mlp, how: tl.constexpr):
+    """GELU by tanh: (1 + tanh(z)) / 2 is sigmoid(2 z)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * how[2] + tl.arange(0, how[2])
+    first, inside = column < how[0], column < how[1]
+    kept = tl.load(attended[0] + _place(attended, row) + column, mask=first, other=0.0)
+    x = tl.load(mlp[0] + _place(mlp, row) + column - how[0], mask=inside & (column >= how[0]), other=0.0).to(tl.float32)
+    z = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    value = tl.where(first, kept.to(tl.float32), x * _sigmoid(2 * z))
+    tl.store(out + row * how[1] + column, value.to(out.dtype.element_ty), mask=inside)

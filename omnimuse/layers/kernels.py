@@ -50,6 +50,14 @@ class Kernels(Protocol):
         """residual + gate x."""
         ...
 
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) up, both [B, S, D]."""
+        ...
+
+    def beside(self, attended: Tensor, mlp: Tensor, activation: nn.Module) -> Tensor:
+        """What came of attention [B, S, D] and `activation` of what an MLP began with, end to end."""
+        ...
+
     def turn(self, qk: Tensor, rope: Tensor) -> Tensor:
         """`layers.rotary.rotate`."""
         ...
@@ -80,6 +88,12 @@ class Plain:
     def add(self, residual: Tensor, gate: Tensor, x: Tensor) -> Tensor:
         return residual + gate * x
 
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up
+
+    def beside(self, attended: Tensor, mlp: Tensor, activation: nn.Module) -> Tensor:
+        return torch.cat([attended, activation(mlp)], dim=-1)
+
     def turn(self, qk: Tensor, rope: Tensor) -> Tensor:
         return rotate(qk, rope)
 
@@ -109,3 +123,21 @@ class GatedSum(Part):
 
     def forward(self, residual: Tensor, gate: Tensor, x: Tensor) -> Tensor:
         return self.kernels.add(residual, gate, x)
+
+
+class Gated(Part):
+    """silu(gate) * up."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.kernels.gated(gate, up)
+
+
+class Beside(Part):
+    """What came of attention, and the activation of what an MLP began with, end to end."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, attended: Tensor, mlp: Tensor) -> Tensor:
+        return self.kernels.beside(attended, mlp, self.activation)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from omnimuse.layers.kernels import Gated
+
 
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases (arXiv 2002.05202)."""
@@ -13,7 +15,7 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(dim, hidden, bias=False)
         self.up = nn.Linear(dim, hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
-        self.activation = nn.SiLU()
+        self.gated = Gated()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(self.gated(self.gate(x), self.up(x)))

@@ -83,6 +83,11 @@ class Build:
     resources: ExitStack = field(default_factory=ExitStack)
 
     @property
+    def compiles(self) -> bool:
+        """Whether blocks are compiled."""
+        return self.found.config.compile.mode != "none"
+
+    @property
     def networks(self) -> dict[str, Network]:
         """Those of our modules that run at every step."""
         return {name: module for name, module in self.modules.items() if isinstance(module, Network)}
@@ -165,7 +170,8 @@ def formats(under: Build) -> None:
         cast(module, under.formats[name])
         if why:
             under.choices.append(Choice("place", f"{name} dtype", str(dtype).removeprefix("torch."), why))
-        if _has_flat_convolutions(module):
+        # A GPU's own group norm is slow in that order; the compiler's is not (`docs/devices.md`).
+        if _has_flat_convolutions(module) and (under.device.type != "cuda" or under.compiles):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
 
@@ -252,13 +258,19 @@ def load(under: Build) -> None:
 
 def compile_blocks(under: Build) -> None:
     """Blocks that are compiled when they first run."""
-    if under.found.config.compile.mode == "none":
+    if not under.compiles:
         return
     keep_apart()
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
             stack.runner = CompiledRunner(stack.blocks())
             under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
+    for name, module in under.modules.items():
+        decoder = dict(module.named_children()).get("decoder")
+        if under.device.type == "cuda" and decoder is not None and _has_flat_convolutions(module):
+            decoder.compile()
+            why = "convolutions and norms between them are fused, which takes a GPU less than half the time"
+            under.choices.append(Choice("compile", f"{name}.decoder", "whole", why))
 
 
 def step_cache(under: Build) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import nn
 from triton.backends.compiler import GPUTarget
 
 from omnimuse.layers import fused
@@ -61,6 +62,8 @@ def main(capability: int) -> None:
     kernels.rms_norm(x, weight, 1e-6, scale)
     kernels.add_rms_norm(x, gate, x, weight, 1e-6)
     kernels.add(x, gate, x)
+    kernels.gated(x, x)
+    kernels.beside(x, x, nn.GELU("tanh"))
     qk = torch.zeros(2, 64, 3, HEADS, HEAD_DIM, dtype=half)[:, :, :2]
     rope, factor = torch.zeros(2, 64, 2, HEAD_DIM // 2, 2), torch.zeros(2 * HEAD_DIM, dtype=half)
     kernels.turn(qk, rope)

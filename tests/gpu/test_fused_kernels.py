@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.layers.kernels import HeadNorm, Kernels, Plain
 from omnimuse.layers.rotary import rotary_table
@@ -117,6 +117,19 @@ def test_a_gated_sum_in_one_pass_is_that_of_several(fused: Kernels, shape: str, 
     weight = draw(size[-1], seed=3, dtype=dtype)
     agree(fused, lambda kernels, to: kernels.add(*as_given(to, residual, gate, x)), dtype)
     agree(fused, lambda kernels, to: kernels.add_rms_norm(*as_given(to, residual, gate, x, weight), 1e-5), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_in_one_pass_are_those_of_several(fused: Kernels, dtype: torch.dtype) -> None:
+    wide = 9 * draw(2, 5, 2500, dtype=dtype)
+    attended, mlp = wide[..., :300], wide[..., 300:1600]
+    agree(fused, lambda kernels, to: kernels.gated(*as_given(to, mlp, wide[..., 1200:])), dtype)
+    for activation in (nn.GELU("tanh"), nn.GELU(), nn.SiLU()):
+
+        def compute(kernels: Kernels, to: torch.dtype, activation: nn.Module = activation) -> Tensor:
+            return kernels.beside(*as_given(to, attended, mlp), activation)
+
+        agree(fused, compute, dtype)
 
 
 def test_parts_of_a_sequence_are_computed_where_they_lie(fused: Kernels) -> None:

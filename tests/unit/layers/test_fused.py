@@ -39,5 +39,5 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here_and_reads_16_bytes_at_
     )
     assert found.returncode == 0, found.stderr[-3000:]
     lines = [line.split() for line in found.stdout.splitlines()]
-    assert [name for name, *_ in lines] == [*["_norm"] * 4, "_add", *["_turn"] * 3]
+    assert [name for name, *_ in lines] == [*["_norm"] * 4, "_add", "_gated", "_beside", *["_turn"] * 3]
     assert all(int(size) > 0 and int(wide) > 0 for _, size, wide in lines), lines
