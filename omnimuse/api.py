@@ -24,6 +24,7 @@ from omnimuse.core.request import Ask, Door, Request
 
 if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
+    from omnimuse.engine.warm import Warmed
 
 Prompt = str | Mapping[str, Any]
 """A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images` and `sounds`, `mask` and `pad`.
@@ -308,6 +309,13 @@ def explain(
     from omnimuse.worker.explain import explain as explain_build
 
     return explain_build(configure(model, dtype, device, threads, parallel, config))
+
+
+def warm(model: str, *, config: Config | None = None) -> Warmed:
+    """Compile the blocks of `model` for this machine, so that engines with `CompileConfig("blocks")` start fast."""
+    from omnimuse.engine.warm import warm as warm_here
+
+    return warm_here(config or Config(ModelConfig(model)))
 
 
 def _asks(

@@ -27,6 +27,7 @@ COMMANDS = MappingProxyType(
     {
         "generate": "draw pictures, or make videos, from prompts",
         "models": "what is supported, and what is on this machine",
+        "warm": "compile a model's blocks now, so that engines with --compile start fast",
         "explain": "what would be chosen for a model, and why",
         "convert": "make a checkpoint folder from a single file",
         "new-model": "begin a family of models in a checkout",

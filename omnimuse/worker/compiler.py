@@ -7,7 +7,9 @@ Used by the build pass that compiles.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import torch
 
@@ -27,3 +29,27 @@ def kind(of: str | None = None, capability: str | None = None, version: str = to
     capability = capability or torch.backends.cpu.get_cpu_capability()
     digest = sha256("\n".join((of or processor(), capability, version)).encode()).hexdigest()
     return f"omnimuse-{capability.lower()}-{digest[:16]}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """How many pieces of code this process has compiled, and how many it has found on the disk instead."""
+
+    made: int
+    found: int
+
+
+def compiled() -> Compiled:
+    """The count so far, as torch keeps it: it finds a whole program, and with it its graph, or a graph alone."""
+    from torch._dynamo.utils import counters
+
+    programs, graphs = counters["aot_autograd"], counters["inductor"]
+    made = graphs["fxgraph_cache_miss"] + graphs["fxgraph_cache_bypass"]
+    return Compiled(made, max(programs["autograd_cache_hit"], graphs["fxgraph_cache_hit"]))
+
+
+def kept_in() -> Path:
+    """The folder with what this process compiles."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
