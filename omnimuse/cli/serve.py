@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import DEFAULT_MODEL
+from omnimuse.core.config import LoraConfig
 from omnimuse.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     strangers.add_argument("--max-jobs", type=int, default=1000, metavar="N", help="jobs kept for one key (1000)")
     strangers.add_argument("--max-kept", type=float, default=8, metavar="GIB", help="GiB kept for one key (8)")
+    strangers.add_argument("--lora-dir", type=Path, metavar="FOLDER", help="whose adapters requests may name (none)")
+    strangers.add_argument("--lora-memory", type=float, default=2, metavar="GIB", help="GiB that adapters take (2)")
     keep = parser.add_argument_group("what it keeps")
     keep.add_argument("--no-metadata", action="store_true", help="files do not say how they were made")
     keep.add_argument("--data", type=Path, metavar="FOLDER", help="jobs and files (default: below ~/.local/share)")
@@ -118,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{place}"
     config = read_config(args)
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
+    config = replace(config, lora=LoraConfig(int(args.lora_memory * 2**30), args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,
         max_per_address=args.max_per_address,

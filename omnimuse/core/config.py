@@ -153,13 +153,19 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """How many bytes of adapters an engine keeps, those that requests wear included."""
+    """How many bytes of adapters an engine keeps, those that requests wear included.
+
+    With a `folder` only files in it are read, and requests name them as they are called there.
+    """
 
     memory: int = 2 * 2**30
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.memory < 0:
             raise ConfigError(f"lora memory={self.memory} is not allowed; use a number of bytes, at least 0")
+        if self.folder is not None and not self.folder.is_dir():
+            raise ConfigError(f"--lora-dir {self.folder} is no folder; name the one that adapters are in")
 
 
 @dataclass(frozen=True)

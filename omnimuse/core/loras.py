@@ -41,8 +41,11 @@ def read_lora(text: str) -> Lora:
     return Lora(source, float(scale)) if given and _NUMBER.fullmatch(scale) else Lora(text.strip())
 
 
-def loras_of(given: Any) -> tuple[Lora, ...] | None:
-    """What `given` names, checked, in its order; None if that is nothing. RequestError says what is wrong."""
+def loras_of(given: Any, registered: Mapping[str, str] | None = None) -> tuple[Lora, ...] | None:
+    """What `given` names, checked, in its order; None if that is nothing. RequestError says what is wrong.
+
+    Where there are `registered` adapters only their names are known, and stand for their files.
+    """
     if given is None:
         return None
     listed = [given] if isinstance(given, str | Lora | Mapping) else given
@@ -55,12 +58,21 @@ def loras_of(given: Any) -> tuple[Lora, ...] | None:
     for source in sources:
         if sources.count(source) > 1:
             raise RequestError(f"loras has {source!r} more than once; name it once, with one scale", "loras")
+    if registered is not None:
+        found = tuple(_registered(lora, registered) for lora in found)
     return found or None
 
 
 def told(loras: Sequence[Lora]) -> list[dict[str, Any]]:
     """What files and answers say of adapters: the last part of their names, and their scales."""
     return [{"name": PurePath(lora.source).name, "scale": lora.scale} for lora in loras]
+
+
+def _registered(lora: Lora, files: Mapping[str, str]) -> Lora:
+    if lora.source not in files:
+        known = f"registered are {', '.join(sorted(files))}" if files else "none is registered"
+        raise RequestError(f"there is no adapter {lora.source!r:.80} here; {known}", "loras")
+    return Lora(files[lora.source], lora.scale)
 
 
 def _lora(given: Any) -> Lora:

@@ -128,7 +128,8 @@ class Ask:
 @dataclass(frozen=True)
 class Door:
     """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, what the
-    checkpoint's scheduler is configured to, and what step caches know of it.
+    checkpoint's scheduler is configured to, and what step caches know of it. `adapters` are the files
+    of those that may be worn, by name; None: any.
     """
 
     spec: Spec
@@ -137,6 +138,7 @@ class Door:
     memory: int = field(default_factory=machine_memory)
     scheduler: Mapping[str, object] = field(default_factory=dict)
     fits: Fits = Fits()
+    adapters: Mapping[str, str] | None = None
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
@@ -220,7 +222,9 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
-        params = replace(params, scheduler=scheduler_named(params.scheduler), loras=loras_of(params.loras))
+        params = replace(
+            params, scheduler=scheduler_named(params.scheduler), loras=loras_of(params.loras, self.adapters)
+        )
         if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 from omnimuse.core.errors import RequestError
 from omnimuse.loader.files import PICKLES
+from omnimuse.loader.resolve import BUNDLED
 
 USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """What files of adapters are called in folders."""
 
 
-def find_file(source: str) -> Path:
-    """The file that `source` names, itself or in its folder; RequestError where there is none that can be read."""
-    path = Path(source).expanduser()
+def find_file(source: str, folder: Path | None = None) -> Path:
+    """The file that `source` names, itself or in its folder; RequestError where there is none that can be read.
+
+    With a `folder`, what is not inside of it is not there. Without, `omnimuse/MODEL/NAME` is a bundled one.
+    """
+    path = _bundled(source) or Path(source).expanduser() if folder is None else _inside(source, folder)
     if path.suffix in PICKLES:
         raise refusal(source, "is a pickle, which can run any code when it is opened; use a *.safetensors file")
     if path.is_dir():
@@ -29,9 +34,31 @@ def find_file(source: str) -> Path:
     return path
 
 
-def stamp(source: str) -> str:
+def _bundled(source: str) -> Path | None:
+    """Where the bundled adapter that `source` names would be; None if it names none."""
+    owner, _, rest = source.partition("/")
+    model, slash, name = rest.partition("/")
+    if owner != BUNDLED or not slash or "/" in name:
+        return None
+    home = Path(str(files("omnimuse"))) / "bundled" / model / "loras"
+    there = sorted(file.stem for file in home.glob("*.safetensors"))
+    if name not in there:
+        known = f"; there are {', '.join(f'{owner}/{model}/{stem}' for stem in there)}" if there else ""
+        raise refusal(source, f"is not bundled with omnimuse{known}")
+    return home / f"{name}.safetensors"
+
+
+def _inside(source: str, folder: Path) -> Path:
+    """`source` as a path in `folder`; RequestError for one that leads out of it, through links as well."""
+    path = folder / source
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise refusal(source, "is not inside of the folder of adapters; name a file that is")
+    return path
+
+
+def stamp(source: str, folder: Path | None = None) -> str:
     """What tells the file that `source` names from any other, and from itself when it is changed."""
-    file = find_file(source).resolve()
+    file = find_file(source, folder).resolve()
     about = file.stat()
     return f"{file}@{about.st_mtime_ns}-{about.st_size}"
 

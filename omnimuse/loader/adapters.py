@@ -38,16 +38,22 @@ class Bound:
 
 
 class Reader:
-    """Makes adapters of files for a pipeline whose components have these `sites`; `main` are those that draw."""
+    """Makes adapters of files for a pipeline whose components have these `sites`; `main` are those that draw.
 
-    def __init__(self, sites: Mapping[str, Sites], main: Sequence[str], device: torch.device) -> None:
+    With a `folder` only files in it are read.
+    """
+
+    def __init__(
+        self, sites: Mapping[str, Sites], main: Sequence[str], device: torch.device, folder: Path | None = None
+    ) -> None:
         self._sites = sites
         self._main = tuple(main)
         self._device = device
+        self._folder = folder
 
     def __call__(self, source: str) -> Adapter:
         """The adapter in the file `source`. RequestError says what is wrong with it, or what it does not fit."""
-        file = find_file(source)
+        file = find_file(source, self._folder)
         try:
             with opened(file) as handle:
                 shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
@@ -62,8 +68,9 @@ class Reader:
                     for site, product in self._products(file, handle, layer, each, strength):
                         products[site] = (*products.get(site, ()), product)
         except (ModelError, OSError) as problem:
-            raise RequestError(f"the adapter {source} cannot be read: {problem}", "loras") from problem
-        return Adapter(stamp(source), products)
+            why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
+            raise refusal(source, f"cannot be read: {why}") from problem
+        return Adapter(stamp(source, self._folder), products)
 
     # -- names -----------------------------------------------------------------------------------------------------
 

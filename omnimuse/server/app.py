@@ -16,10 +16,10 @@ from omnimuse.server.http.edge import protect
 from omnimuse.server.http.strict_json import MAX_JSON
 from omnimuse.server.openapi import document
 from omnimuse.server.orders.gate import Gate
-from omnimuse.server.routes import absent, audio, chat, files, health, images, models, playground, videos
+from omnimuse.server.routes import absent, adapters, audio, chat, files, health, images, models, playground, videos
 from omnimuse.server.service import Service
 
-DESCRIBED = (health, models, images, videos, audio, chat, files)
+DESCRIBED = (health, models, adapters, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
 
 PICTURED = frozenset({chat.PATH, images.EDITS, videos.PATH, f"{videos.PATH}/sync"})

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -38,9 +39,11 @@ from omnimuse.server.listening import end as end_serving
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import Address, ServeOptions
 from omnimuse.server.orders.admission import Admission
+from omnimuse.server.routes.adapters import managing
 from omnimuse.server.routes.admin import routes as admin_routes
 from omnimuse.server.routes.health import measurements
 from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.shelf import Shelf
 from omnimuse.server.traces import NoTracer, Tracer, open_traces
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
@@ -104,7 +107,10 @@ async def _serve(found: Found, options: ServeOptions, warm_up: str, sockets: Soc
         service, pool = await open_parts(closings, found, options, warm_up, asked, traces)
         await service.jobs.start()
         await pool.start()
-        planes = ((sockets.metrics, [measurements(service)]), (sockets.admin, admin_routes(service, pool)))
+        planes = (
+            (sockets.metrics, [measurements(service)]),
+            (sockets.admin, [*admin_routes(service, pool), *managing(service.shelf)]),
+        )
         for beside, routes in planes:
             if beside is not None:
                 closings.push_async_callback(end_serving, await serve_beside(routes, beside))
@@ -164,9 +170,10 @@ async def open_parts(
     )
     jobs = Jobs(store, files, pool, admission, metrics, rules)
     closings.push_async_callback(closed, partial(jobs.close, 0.0))
-    life, tracer = Lifecycle(), rules.tracer
+    life, tracer, shelf = Lifecycle(), rules.tracer, Shelf(found.config.lora.folder)
+    door = replace(found.door, adapters=shelf.files)
     return Service(
-        options, found.door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught
+        options, door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught, shelf
     ), pool
 
 

@@ -9,6 +9,7 @@ from omnimuse.core.request import Door
 from omnimuse.loader.identity import Taught
 from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
+from omnimuse.server.shelf import Shelf
 from omnimuse.server.traces import NoTracer, Tracer
 from omnimuse.server.workers import Workers
 
@@ -43,3 +44,4 @@ class Service:
     uploads: Uploads = field(default_factory=Uploads)
     tracer: Tracer = NoTracer()
     taught: Taught | None = None
+    shelf: Shelf = field(default_factory=lambda: Shelf(None))

@@ -50,8 +50,8 @@ def adapters_of(under: Build) -> Adapters:
     invariant = any((choice.name, choice.value) == ("tier", "invariant") for choice in under.choices)
     return Adapters(
         under.modules,
-        Reader(sites, main, under.device),
-        stamp,
+        Reader(sites, main, under.device, config.lora.folder),
+        partial(stamp, folder=config.lora.folder),
         limit=config.lora.memory,
         alone=invariant,
         obstacle=obstacle(under),

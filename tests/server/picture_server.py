@@ -31,6 +31,7 @@ from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.orders.admission import Admission
 from omnimuse.server.service import Lifecycle, Service
+from omnimuse.server.shelf import Shelf
 from omnimuse.worker.find import find
 from tests.server.fake_workers import FakeWorkers
 
@@ -144,11 +145,14 @@ async def service_in(
     change: Callable[[ServeOptions], ServeOptions] = lambda options: options,
     door: Door | None = None,
     taught: Taught | None = None,
+    shelf: Shelf | None = None,
 ) -> AsyncIterator[tuple[Starlette, Service]]:
     """The whole app on the event loop of the test, to be called without a socket."""
+    shelf = shelf or Shelf(None)
     options, opened = change(ServeOptions(data=data, model_name=MODEL)), door or shapes()
+    opened = replace(opened, adapters=shelf.files)
     async with serving(options, opened, Uploads.of(options, opened.limits)) as service:
-        service = replace(service, taught=taught)
+        service = replace(service, taught=taught, shelf=shelf)
         yield build_app(service), service
 
 

@@ -185,7 +185,7 @@ def test_the_answer_is_described_for_programs() -> None:
     }
     fields_ = described["components"]["schemas"]["ImageRequest"]
     assert fields_["additionalProperties"] is False
-    assert "lora" not in fields_["properties"]
+    assert "output_path" not in fields_["properties"]
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _TYPES: dict[str, Any] = {
     "picture": bytes | str | dict[str, str] | list[str | dict[str, str]],
     "margins": str | list[int],
     "seed": int,
+    "adapters": str | dict[str, Any] | list[str | dict[str, Any]],
 }
 _REQUIRED = frozenset({"prompt", "messages"})
 _EITHER = frozenset({"audio"})

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from omnimuse.server.errors import refusal
+from omnimuse.server.routes.adapters import ELSEWHERE, LOAD, UNLOAD
 from omnimuse.server.service import Service
 
 METHODS = ["GET", "POST", "PUT", "DELETE"]
@@ -30,6 +31,7 @@ WHERE = MappingProxyType(
 """Where what a model does is asked for."""
 _TEXT = "no text is answered here; {instead}"
 _OPERATOR = "it is chosen when the server starts, and a running one is not changed"
+_EACH = "adapters are nothing that is set for everybody: each request says with `lora` which it wears"
 ABSENT = MappingProxyType(
     {
         "/v1/audio/speech": "no text is spoken here; {instead}",
@@ -52,11 +54,11 @@ ABSENT = MappingProxyType(
         "/v1/videos/characters/{what}": "characters are not kept from video to video",
         "/v1/videos/{what}/remix": "videos are not remixed; {instead}",
         "/generate": "it is the path of another server; {instead}",
-        "/v1/load_lora_adapter": "LoRA adapters are not loaded",
-        "/v1/unload_lora_adapter": "LoRA adapters are not loaded",
-        "/v1/set_lora": "LoRA adapters are not loaded",
-        "/v1/merge_lora_weights": "LoRA adapters are not loaded",
-        "/v1/unmerge_lora_weights": "LoRA adapters are not loaded",
+        LOAD: ELSEWHERE,
+        UNLOAD: ELSEWHERE,
+        "/v1/set_lora": _EACH,
+        "/v1/merge_lora_weights": _EACH,
+        "/v1/unmerge_lora_weights": _EACH,
         "/update_weights_from_disk": _OPERATOR,
         "/sleep": _OPERATOR,
         "/wake_up": _OPERATOR,

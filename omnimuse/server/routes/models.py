@@ -64,7 +64,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
     extra = {part.name: part.metadata.get("default", part.default) for part in fields(spec.extra)}
-    honoured = door.honoured - {"output_type"} - limits.refuses.keys()
+    honoured = door.honoured - {"output_type"} - limits.refuses.keys() - ({"loras"} if not door.adapters else set())
     pictures, sound = spec.medium == "image", limits.sound
     return Capabilities(
         medium=spec.medium,

@@ -192,7 +192,7 @@ def _take(entry: Field, value: Any, name: str, found: _Found) -> None:
     elif target == "urls":
         found.values["urls"] = (*found.values.get("urls", ()), *value)
         found.names.setdefault("urls", name)
-    elif target == "seed" and value is None:
+    elif target in ("seed", "loras") and value is None:
         return
     elif target == "size":
         for side, pixels in zip(("width", "height"), value or (), strict=False):

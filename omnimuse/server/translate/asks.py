@@ -48,8 +48,9 @@ def to_request(
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
     ask = Ask(prompt, settled(wanted, door).params, timeout=wanted.timeout, tenant=tenant)
+    closed = door if door.adapters is not None else replace(door, adapters={})  # a client never names a file
     try:
-        made = door.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
+        made = closed.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
     except RequestError as error:
         raise _renamed(error, wanted.names) from None
     return replace(made, previews=preview_period(made.evaluations, looks))

@@ -16,7 +16,7 @@ from omnimuse.core.request import MAX_PROMPT
 
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls", "picture", "margins", "seed",
+    "urls", "picture", "margins", "seed", "adapters",
 ]  # fmt: skip
 """What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is, "margins" four
 whole numbers."""
@@ -71,7 +71,6 @@ _START = "it is chosen when the server starts, not for each request"
 _WORD = 512
 """Characters of a name, which is no prompt."""
 _FLAT = "this server makes still pictures of one layer"
-_NO_LORA = "no LoRA adapters are registered with this server"
 _NO_PATHS = "a request never names files or folders of the server"
 _NO_TEXT = "the answer is a picture: no text is sampled; a picture is steered by its own fields, such as `seed`"
 _KEEPS = "`strength` says how much of the picture is drawn anew: lower keeps more of it"
@@ -121,7 +120,13 @@ SHARED: tuple[Field, ...] = (
         allowed=("cpu", "auto", "cuda", "gpu", "musa", "npu", "xpu", "mps"),
         warns="noise comes from a generator on the CPU here: a seed gives another picture than with one there",
     ),
-    *_refused(_NO_LORA, "lora", "loras"),
+    Field(
+        "lora",
+        "adapters",
+        "loras",
+        "registered adapters that are worn: a name, name:scale, or {name, scale}; or a list",
+    ),
+    Field("loras", "adapters", "loras", "as `lora`"),
     Field(
         "cache",
         "text",

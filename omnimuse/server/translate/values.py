@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from omnimuse.core.loras import MOST_LORAS
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.fields import Field
 
@@ -181,6 +182,23 @@ def _list(field: Field, value: Any, name: str, form: bool) -> list[Any]:
     return value
 
 
+def _adapters(field: Field, value: Any, name: str, form: bool) -> list[Any] | None:
+    """Adapters by their registered names; what stands for none is None. In a form scales come as text."""
+    listed = value if isinstance(value, list) else [value] if value else []
+    if not all(isinstance(each, str | dict) for each in listed) or len(listed) > MOST_LORAS:
+        raise _bad(name, value, f"a name, {{name, scale}}, or a list of at most {MOST_LORAS}")
+    return [_scaled(name, each) if form and isinstance(each, dict) else each for each in listed] or None
+
+
+def _scaled(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(given.get("scale"), str):
+        return given
+    try:
+        return {**given, "scale": float(given["scale"])}
+    except ValueError:
+        raise _bad(f"{name}.scale", given["scale"], "a number") from None
+
+
 def _urls(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
     found = value if isinstance(value, list) else [value]
     if len(found) > MAX_URLS or not all(isinstance(url, str) for url in found):
@@ -234,4 +252,5 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "picture": _picture,
     "margins": _margins,
     "seed": _seed,
+    "adapters": _adapters,
 }

@@ -234,6 +234,19 @@ def test_what_is_no_file_of_an_adapter_is_refused_by_its_name(tmp_path: Path) ->
         find_file(str(tmp_path / "empty"))
 
 
+@pytest.mark.parametrize(
+    "source", ["../out.safetensors", "link.safetensors", "{}/out.safetensors", "deep/../../out.safetensors"]
+)
+def test_with_a_folder_nothing_outside_of_it_is_there(tmp_path: Path, source: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    inside, outside = write(home / "in.safetensors", LAYERS), write(tmp_path / "out.safetensors", LAYERS)
+    (home / "link.safetensors").symlink_to(outside)
+    assert find_file("in.safetensors", home) == inside
+    with pytest.raises(RequestError, match="is not inside of the folder"):
+        find_file(source.format(tmp_path), home)
+
+
 def test_a_file_that_changes_has_another_stamp(tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", LAYERS)
     before = stamp(str(file))

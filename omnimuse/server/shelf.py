@@ -1,0 +1,47 @@
+"""The adapters that clients may name: files of one folder that the operator chose, registered by name.
+
+At the start every file in the folder is registered by its name; more names come and go while the server runs. Whether
+an adapter fits the model the workers find out, who read it when a request first names it. No torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omnimuse.core.errors import RequestError
+from omnimuse.loader.adapter_file import find_file
+
+MOST = 1000
+LONGEST = 256
+
+
+class Shelf:
+    """Names of adapters -> files in `folder`, by what they are called there. Without a folder there are none."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        there = [] if folder is None else sorted(folder.glob("*.safetensors"))
+        self.files: dict[str, str] = {file.stem: file.name for file in there[:MOST]}
+
+    def load(self, name: str, path: str) -> None:
+        """Register `path`, a file or folder in the folder of adapters, as `name`; RequestError says what is wrong."""
+        if self.folder is None:
+            raise RequestError("no adapter can be loaded: the server was started without --lora-dir", "lora_path")
+        if not 0 < len(name) <= LONGEST or not name.isprintable() or ":" in name:
+            why = f"use 1 to {LONGEST} characters that can be seen, and no colon"
+            raise RequestError(f"lora_name={name!r:.80} is no name for an adapter; {why}", "lora_name")
+        inside = path.removeprefix(f"{self.folder}/")
+        try:
+            find_file(inside, self.folder)
+        except RequestError as error:
+            raise RequestError(str(error), "lora_path") from None
+        if self.files.get(name, inside) != inside:
+            raise RequestError(f"lora_name={name!r} is taken by another file; unload it first", "lora_name")
+        if len(self.files) >= MOST and name not in self.files:
+            raise RequestError(f"{MOST} adapters are registered; unload one first", "lora_name")
+        self.files[name] = inside
+
+    def unload(self, name: str) -> None:
+        """Forget `name`: requests that come can no longer wear it, those in progress do."""
+        if self.files.pop(name, None) is None:
+            raise RequestError(f"there is no adapter {name!r:.80} to unload", "lora_name")

@@ -1,0 +1,178 @@
+"""Adapters over HTTP: registered by name from one folder, worn by requests, and no way to any other file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import httpx2
+import pytest
+
+from omnimuse.core.loras import Lora
+from omnimuse.server.options import Reach, ServeOptions
+from omnimuse.server.service import Service
+from omnimuse.server.shelf import Shelf
+from tests.checkpoints.adapters import write
+from tests.server.fake_workers import FakeWorkers
+from tests.server.picture_server import service_in
+
+LAYERS = {"layers.0.attention.to_q": (8, 8)}
+Act = Callable[[httpx2.AsyncClient, Service], Awaitable[None]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Adapters that an operator allows, and files beside them that nobody may name."""
+    home = tmp_path / "adapters"
+    (home / "more").mkdir(parents=True)
+    for name in ("ink", "night"):
+        write(home / f"{name}.safetensors", LAYERS)
+    write(home / "more" / "deep.safetensors", LAYERS)
+    write(tmp_path / "secret.safetensors", LAYERS)
+    os.symlink(tmp_path / "secret.safetensors", home / "more" / "link.safetensors")
+    (home / "pickle.pt").write_bytes(b"")
+    return home
+
+
+def with_app(
+    data: Path, folder: Path | None, act: Act, change: Callable[[ServeOptions], ServeOptions] = lambda o: o
+) -> None:
+    """Run `act` with a client of a server whose adapters are in `folder`."""
+
+    async def run() -> None:
+        async with service_in(data, change=change, shelf=Shelf(folder)) as (app, service):
+            place = httpx2.ASGITransport(app=cast("Any", app))
+            async with httpx2.AsyncClient(transport=place, base_url="http://localhost:8000") as client:
+                await act(client, service)
+
+    asyncio.run(run())
+
+
+async def draw(client: httpx2.AsyncClient, **fields: Any) -> httpx2.Response:
+    return await client.post("/v1/images/generations", json={"prompt": "x", "num_inference_steps": 2, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "worn"),
+    [
+        ({"lora": "ink"}, (Lora("ink.safetensors"),)),
+        ({"lora": "ink:0.5"}, (Lora("ink.safetensors", 0.5),)),
+        ({"lora": {"name": "ink", "scale": 0.5}}, (Lora("ink.safetensors", 0.5),)),
+        ({"loras": [{"path": "night"}, "ink:2"]}, (Lora("night.safetensors"), Lora("ink.safetensors", 2.0))),
+        ({"loras": []}, None),
+    ],
+)
+def test_a_request_wears_what_it_names(tmp_path: Path, folder: Path, fields: Any, worn: Any) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        answer = await draw(client, **fields)
+        assert answer.status_code == 200, answer.text
+        assert str(folder) not in answer.text
+        [request] = cast(FakeWorkers, service.workers).started
+        assert request.params.loras == worn
+
+    with_app(tmp_path / "data", folder, act)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "../secret.safetensors", "/etc/passwd", "ink.safetensors", "more/deep", "", "gone"]
+)
+def test_a_request_names_no_file(tmp_path: Path, folder: Path, name: str) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        answer = await draw(client, lora={"name": name})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "lora")
+        assert str(folder) not in answer.text
+        assert not cast(FakeWorkers, service.workers).started
+
+    with_app(tmp_path / "data", folder, act)
+
+
+def test_without_a_folder_there_are_none_to_name_or_to_load(tmp_path: Path, folder: Path) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        error = (await draw(client, lora=str(folder / "ink.safetensors"))).json()["error"]
+        assert error["code"] == "invalid_value" and "none is registered" in error["message"]
+        body = {"lora_name": "ink", "lora_path": str(folder / "ink.safetensors")}
+        assert "--lora-dir" in (await client.post("/v1/load_lora_adapter", json=body)).json()["error"]["message"]
+        assert (await client.get("/v1/list_loras")).json() == {"loaded_adapters": []}
+
+    with_app(tmp_path / "data", None, act)
+
+
+def test_adapters_are_registered_and_forgotten_while_it_runs(tmp_path: Path, folder: Path) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        async def names() -> list[str]:
+            told = (await client.get("/v1/list_loras")).json()["loaded_adapters"]
+            return [each["nickname"] for each in told]
+
+        assert await names() == ["ink", "night"]
+        assert (await draw(client, lora="deep")).status_code == 400
+        body = {"lora_name": "deep", "lora_path": "more/deep.safetensors"}
+        for _ in range(2):
+            assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 200
+        whole = {"lora_name": "same", "lora_path": str(folder / "more" / "deep.safetensors")}
+        assert (await client.post("/v1/load_lora_adapter", json=whole)).status_code == 200
+        assert await names() == ["deep", "ink", "night", "same"]
+        assert (await draw(client, lora="deep:0.7")).status_code == 200
+        [request] = cast(FakeWorkers, service.workers).started
+        assert request.params.loras == (Lora("more/deep.safetensors", 0.7),)
+        assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "deep"})).status_code == 200
+        assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "deep"})).status_code == 404
+        assert (await draw(client, lora="deep")).status_code == 400
+
+    with_app(tmp_path / "data", folder, act)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "param"),
+    [
+        ("x", "../secret.safetensors", "lora_path"),
+        ("x", "/etc/passwd", "lora_path"),
+        ("x", "more/link.safetensors", "lora_path"),
+        ("x", "pickle.pt", "lora_path"),
+        ("x", "gone.safetensors", "lora_path"),
+        ("x", "more", "lora_path"),
+        ("x" * 257, "ink.safetensors", "lora_name"),
+        ("a:b", "ink.safetensors", "lora_name"),
+        ("ink", "night.safetensors", "lora_name"),
+    ],
+)
+def test_what_is_not_an_adapter_in_the_folder_is_not_loaded(
+    tmp_path: Path, folder: Path, name: str, path: str, param: str
+) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        before = dict(service.shelf.files)
+        answer = await client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert service.shelf.files == before
+
+    with_app(tmp_path / "data", folder, act)
+
+
+def test_where_others_can_connect_only_the_operator_registers_adapters(tmp_path: Path, folder: Path) -> None:
+    def public(options: ServeOptions) -> ServeOptions:
+        keys = tmp_path / "keys"
+        keys.write_text("somebody:0123456789abcdef0123456789abcdef")
+        keys.chmod(0o600)
+        return replace(options, reach=Reach(host="0.0.0.0"), key_file=keys)
+
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        client.headers["authorization"] = "Bearer 0123456789abcdef0123456789abcdef"
+        body = {"lora_name": "x", "lora_path": "ink.safetensors"}
+        answer = await client.post("/v1/load_lora_adapter", json=body)
+        assert answer.status_code == 404 and "admin plane" in answer.json()["error"]["message"]
+        assert (await draw(client, lora="ink")).status_code == 200
+
+    with_app(tmp_path / "data", folder, act, public)
+
+
+def test_nothing_is_set_for_everybody(tmp_path: Path, folder: Path) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        for path in ("/v1/set_lora", "/v1/merge_lora_weights", "/v1/unmerge_lora_weights"):
+            error = (await client.post(path, json={})).json()["error"]
+            assert "each request says with `lora`" in error["message"]
+
+    with_app(tmp_path / "data", folder, act)
