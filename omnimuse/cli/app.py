@@ -32,6 +32,7 @@ COMMANDS = MappingProxyType(
         "convert": "make a checkpoint folder from a single file",
         "new-model": "begin a family of models in a checkout",
         "parity": "compare a family with diffusers, part by part",
+        "calibrate": "measure a model for its step caches",
         "bench": "measure a running server",
         "serve": "serve a model over HTTP, with a page to try it",
         "doctor": "check this installation and say what to do",

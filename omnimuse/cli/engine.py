@@ -26,6 +26,7 @@ from omnimuse.core.errors import ConfigError
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where and in which format to compute, and every feature that a build pass adds."""
     engine = parser.add_argument_group("the engine (`omnimuse explain MODEL` tells what is chosen, and why)")
+    _add_model_options(engine)
     engine.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
     engine.add_argument(
@@ -38,27 +39,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
     )
-    engine.add_argument(
-        "--defaults-of",
-        default="",
-        metavar="NAME",
-        help="take the defaults of this published checkpoint, where the model is not recognised as what it is",
-    )
-    engine.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="a package that brings pipelines of its own (docs/compat.md); may be given several times",
-    )
     _add_attention_options(engine)
-    engine.add_argument(
-        "--cache",
-        metavar="NAME",
-        help=f"skip work while little changes: {', '.join(BY_NAME)}, with settings such as dbcache,threshold=0.1"
-        " (default: none; docs/caches.md)",
-    )
-    engine.add_argument("--teacache", type=float, metavar="X", help="short for --cache teacache,threshold=X; 0 is off")
     engine.add_argument(
         "--offload",
         default="none",
@@ -78,9 +59,36 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="{auto,plain,triton}",
         help="of norms, rotations and gated sums: torch's, or fused ones on a GPU (default: auto)",
     )
+    _add_cache_options(engine)
     engine.add_argument("--vae-tiling", action="store_true", help="decode pictures in tiles: less memory, faint seams")
     _add_rank_options(parser)
     _add_schedule_options(parser)
+
+
+def _add_model_options(engine: argparse._ArgumentGroup) -> None:
+    engine.add_argument(
+        "--defaults-of",
+        default="",
+        metavar="NAME",
+        help="take the defaults of this published checkpoint, where the model is not recognised as what it is",
+    )
+    engine.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package that brings pipelines of its own (docs/compat.md); may be given several times",
+    )
+
+
+def _add_cache_options(engine: argparse._ArgumentGroup) -> None:
+    engine.add_argument(
+        "--cache",
+        metavar="NAME",
+        help=f"skip work while little changes: {', '.join(BY_NAME)}, with settings such as dbcache,threshold=0.1"
+        " (default: none; docs/caches.md)",
+    )
+    engine.add_argument("--teacache", type=float, metavar="X", help="short for --cache teacache,threshold=X; 0 is off")
 
 
 RANKS = (

@@ -6,7 +6,7 @@ Used by the build, and by front ends that check requests before anything heavy s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from omnimuse.compat.contract import entries
@@ -19,6 +19,7 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Recognised, Spec, Variant
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.fits import measured_fits
 from omnimuse.loader.identity import TAUGHT, Taught, names_of, taught
 from omnimuse.loader.resolve import Folder, resolve
 from omnimuse.models import REGISTRY
@@ -71,6 +72,8 @@ def find(config: Config) -> Found:
     told = taught(checkpoint)
     recognised = _recognise(config, folder, checkpoint, spec, told)
     door = Door.of(spec, checkpoint.configs, recognised.variant)
+    if not spec.library:
+        door = replace(door, fits=measured_fits(checkpoint, spec.fits))
     return Found(config, folder, checkpoint, spec, door, recognised, told)
 
 

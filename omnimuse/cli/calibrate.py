@@ -1,0 +1,107 @@
+"""Measure a model for its step caches, so that --cache auto, teacache and magcache suit it.
+
+It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries a dozen
+choices, and keeps the one that runs the fewest blocks of those that change latents by no more than --difference. What
+is found goes into a folder of this user, where every start finds it; a file cache.json in the model's own folder comes
+first. Prompts should be like those that will be drawn.
+
+examples:
+  omnimuse calibrate omnimuse/shapes
+  omnimuse calibrate ./my-model "a fox in the snow" "a street at night" --steps 28 -o ./my-model/cache.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.job import read_size
+from omnimuse.cli.table import columns
+from omnimuse.core.caches import OFF
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+
+if TYPE_CHECKING:
+    from omnimuse.engine.calibrate import Calibration, Trial
+
+PROMPTS = ("a red circle on a blue background", "a green star above a white square", "a fox in the snow", "an old door")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse calibrate`."""
+    parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw (default: four of ours)")
+    drawn = parser.add_argument_group("what is drawn")
+    drawn.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: the model's own)")
+    drawn.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's own)")
+    drawn.add_argument("--seed", type=int, default=0, metavar="N", help="of the first prompt, the next adds 1 (0)")
+    parser.add_argument(
+        "--difference",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="how far latents may be from those without a cache, as a part of them (default: 0.1)",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    add_engine_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, fit, try, write."""
+    if not 0 < args.difference < float("inf"):
+        raise RequestError(f"--difference {args.difference} is not allowed; use a number above 0", "difference")
+    width, height = read_size(args.size)
+    config = read_config(args)
+    if config.cache != OFF:
+        raise ConfigError(f"--cache {config.cache} chooses what is to be found out; leave it out")
+    if config.parallel.ranks > 1:
+        raise ConfigError(f"a model is measured by one process, not by {config.parallel}; leave the ranks out")
+    asks = [
+        Ask(text, DiffusionParams(num_inference_steps=args.steps, width=width, height=height, seed=args.seed + number))
+        for number, text in enumerate(args.prompts or PROMPTS)
+    ]
+    from omnimuse.engine.calibrate import calibrate
+    from omnimuse.engine.local import start
+    from omnimuse.loader.fits import place_of, write_fits
+    from omnimuse.worker.find import find
+
+    place = args.output or place_of(find(config).checkpoint)
+    engine = start(config)
+    try:
+        found = calibrate(engine, asks, args.difference, _tell)
+    finally:
+        engine.close()
+    about = {
+        "prompts": [ask.prompt for ask in asks],
+        "difference": args.difference,
+        "trials": [asdict(trial) for trial in found.trials],
+    }
+    write_fits(place, found.fits, about)
+    print(
+        json.dumps(about | {"auto": found.fits.auto, "file": str(place)}, indent=1) if args.json else text(found, place)
+    )
+    return 0
+
+
+def text(found: Calibration, place: Path) -> str:
+    """What was found, for people."""
+    rows = [("choice", "blocks run", "difference"), *map(_row, found.trials)]
+    polynomial = ", ".join(f"{value:.4g}" for value in found.fits.tea.coefficients)
+    told = [("teacache", f"threshold {found.fits.tea.threshold:g}, polynomial {polynomial}"), ("auto", found.fits.auto)]
+    return f"{columns(rows)}\n\n{columns([*told, ('written to', str(place))])}"
+
+
+def _row(trial: Trial) -> Sequence[str]:
+    return trial.choice, f"{trial.work:.2f}", f"{trial.difference:.3f}"
+
+
+def _tell(trial: Trial) -> None:
+    print(columns([_row(trial)]), file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""The real command measures a tiny random checkpoint, and what it finds is what `--cache auto` does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+from omnimuse.cli import main
+from omnimuse.core.caches import Fits, TeaFit, cache_named
+from omnimuse.engine.calibrate import Trial, chosen
+from omnimuse.loader.fits import read_fits
+
+
+def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(z_image_folder, model)
+    small = ["--size", "32x32", "--steps", "6", "--dtype", "float32"]
+    draw = ["generate", "a red circle", "-m", str(model), "--seed", "7", "--quiet", *small]
+    assert main([*draw, "--cache", "auto", "-o", str(tmp_path / "no.png")]) == 2
+    assert "omnimuse calibrate" in capsys.readouterr().err
+    measure = ["calibrate", str(model), "a circle", "a star", *small, "--difference", "0.9", "--json"]
+    assert main([*measure, "-o", str(model / "cache.json")]) == 0
+    told, fits = json.loads(capsys.readouterr().out), read_fits(model / "cache.json")
+    assert told["auto"] == fits.auto != "none"
+    assert len(fits.ratios) == 6
+    [best] = [trial for trial in told["trials"] if trial["choice"] == fits.auto]
+    assert best["work"] == min(trial["work"] for trial in told["trials"] if trial["difference"] <= 0.9)
+    pictures = []
+    for name in ("auto", fits.auto, "none", "magcache,threshold=0.5"):
+        assert main([*draw, "--cache", name, "-o", str(tmp_path / f"{len(pictures)}.png")]) == 0
+        with Image.open(tmp_path / f"{len(pictures)}.png") as picture:
+            pictures.append(picture.copy())
+    assert ImageChops.difference(pictures[0], pictures[1]).getbbox() is None
+    assert ImageChops.difference(pictures[0], pictures[2]).getbbox() is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--difference", "0"], "--difference 0"),
+        (["--cache", "fast"], "leave it out"),
+        (["--tensor-parallel-size", "2"], "one process"),
+        (["--steps", "1"], "at least 2"),
+        (["--size", "33x32"], "multiple"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    where = ["-o", str(tmp_path / "cache.json")]
+    sizes = [] if "--size" in words else ["--size", "32x32"]
+    assert main(["calibrate", str(z_image_folder), *where, *sizes, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_choice_that_runs_the_fewest_blocks_within_the_difference_is_taken() -> None:
+    trials = [
+        Trial("teacache,threshold=0.1", 0.8, 0.01),
+        Trial("teacache,threshold=0.2", 0.6, 0.09),
+        Trial("teacache,threshold=0.3", 0.3, 0.4),
+        Trial("dbcache,threshold=0.1", 0.5, 0.08),
+        Trial("dbcache,threshold=0.2", 0.5, 0.05),
+    ]
+    fits = Fits(TeaFit((1.0, 0.0)))
+    assert chosen(fits, trials, 0.1) == Fits(TeaFit((1.0, 0.0), 0.2), auto="dbcache,threshold=0.2")
+    none = chosen(fits, trials, 0.001)
+    assert none.auto == "none"
+    assert none.tea.threshold == 0.1
+    assert cache_named(chosen(fits, trials, 1.0).auto).threshold == 0.3

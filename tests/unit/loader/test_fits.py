@@ -1,0 +1,65 @@
+"""What was measured of a model is found where it was written, its own folder first, and a broken file is told of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from omnimuse.core.caches import Fits, TeaFit
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.fits import NAME, measured_fits, place_of, read_fits, write_fits
+
+FITS = Fits(TeaFit((1.5, -0.1), 0.3), (1.0, 1.1, 0.9), "taylorseer,threshold=0.1")
+PUBLISHED = Fits(TeaFit((9.0,), 0.9))
+
+
+@pytest.fixture
+def checkpoint(z_image_folder: Path, tmp_path: Path) -> Checkpoint:
+    shutil.copytree(z_image_folder, tmp_path / "model")
+    return Checkpoint(tmp_path / "model")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_fits(tmp_path / "a" / "cache.json", FITS, {"prompts": ["x"]})
+    assert read_fits(tmp_path / "a" / "cache.json") == FITS
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["cache.json"]
+
+
+def test_the_model_s_own_file_comes_first_then_this_user_s_then_what_is_published(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    assert measured_fits(checkpoint, PUBLISHED, mine) == PUBLISHED
+    write_fits(place_of(checkpoint, mine), FITS, {})
+    assert measured_fits(checkpoint, PUBLISHED, mine) == FITS
+    own = Fits(TeaFit((2.0,), 0.5), (1.0,), "none")
+    write_fits(checkpoint.folder / NAME, own, {})
+    assert measured_fits(checkpoint, PUBLISHED, mine) == own
+
+
+def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write_fits(place_of(checkpoint, tmp_path), FITS, {})
+    (checkpoint.folder / "more.txt").write_text("x")
+    assert measured_fits(checkpoint, PUBLISHED, tmp_path) == PUBLISHED
+
+
+@pytest.mark.parametrize(
+    "change", [{"coefficients": []}, {"ratios": "x"}, {"auto": "slow"}, {"threshold": None}, {"coefficients": [1e999]}]
+)
+def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / NAME
+    write_fits(path, FITS, {})
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match="measure the model again"):
+        read_fits(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(ModelError, match="measure the model again"):
+        read_fits(tmp_path / NAME)
