@@ -16,7 +16,7 @@ from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
-from omnimuse.compat.door import Made, Place
+from omnimuse.compat.door import Place
 from omnimuse.compat.vllm_omni.diffusion.data import (
     DiffusionParallelConfig,
     OmniDiffusionConfig,
@@ -37,8 +37,8 @@ class Live:
     surroundings: Surroundings
 
 
-def make(entry: Entry, place: Place) -> Made:
-    """The pipeline that `entry` names, in one piece."""
+def make(entry: Entry, place: Place) -> tuple[Live, list[Choice]]:
+    """The pipeline that `entry` names, in one piece, and what was chosen on the way."""
     config = config_of(entry, place)
     surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
     cls = entry.imported(entry.name)
@@ -52,7 +52,7 @@ def make(entry: Entry, place: Place) -> Made:
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
     pipe.to(place.device).eval().requires_grad_(False)
-    return Made({PIPELINE: Live(pipe, before, after, surroundings)}, _attention(pipe, place))
+    return Live(pipe, before, after, surroundings), _attention(pipe, place)
 
 
 def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
