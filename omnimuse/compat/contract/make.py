@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -35,6 +37,12 @@ class Live:
     before: Callable[..., Any] | None
     after: Callable[..., Any] | None
     surroundings: Surroundings
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether its `forward` says that it takes a batch of requests."""
+        first = next(iter(signature(self.pipe.forward).parameters.values()))
+        return "DiffusionRequestBatch" in str(first.annotation)
 
 
 def make(entry: Entry, place: Place) -> tuple[Live, list[Choice]]:

@@ -14,6 +14,7 @@ from omnimuse.compat.contract.source import ClassSource
 from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.compat.contract.steps import Finish, Prepare, Steps
 from omnimuse.compat.contract.surroundings import within
+from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import DiffusionRequestBatch
 from omnimuse.core.spec import Spec
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Stage
@@ -44,7 +45,8 @@ class Whole(Stage):
                 request = request_of(state)
                 if live.before is not None:
                     request = live.before(request)
-                state[self.medium] = finished(live.pipe(request), live.after, self.medium)
+                given = DiffusionRequestBatch([request]) if live.batched else request
+                state[self.medium] = finished(live.pipe(given), live.after, self.medium)
 
 
 def pipeline_of(spec: Spec, entry: Entry, source: ClassSource) -> type[Pipeline]:

@@ -1,0 +1,11 @@
+"""`vllm_omni.diffusion.distributed.hsdp_utils`."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def is_transformer_block_module(name: str, module: nn.Module) -> bool:
+    """Whether a module called so is one of a list of blocks."""
+    *owners, last = name.split(".")
+    return last.isdigit() and any("blocks" in owner or "layers" in owner for owner in owners)

@@ -1,0 +1,1 @@
+"""`vllm_omni.model_executor.layers`."""
