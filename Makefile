@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-machines static check format lock models clean
+.PHONY: help demo serve install test test-all test-machines static check format lock models compat clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -67,6 +67,10 @@ lock: $(VENV)/.installed
 # docs/models.md
 models: $(VENV)/.installed
 	$(BIN)/python -m tools.models_page
+
+# docs/compat.md, below its mark
+compat: $(VENV)/.installed
+	$(BIN)/python -m tools.compat_page
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

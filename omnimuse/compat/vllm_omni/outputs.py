@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Result
 
@@ -69,3 +69,7 @@ class OmniRequestOutput:
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

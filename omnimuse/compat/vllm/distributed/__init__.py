@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from omnimuse.compat.contract.groups import Group
+from omnimuse.compat.contract.names import no_name
 from omnimuse.compat.contract.surroundings import axis
 from omnimuse.parallel.mesh import TENSOR
 
@@ -29,3 +32,7 @@ def tensor_model_parallel_all_gather(input_: Tensor, dim: int = -1) -> Tensor:
     found = Group(axis(TENSOR, "tensor_model_parallel_all_gather")).all_gather(input_, dim)
     assert isinstance(found, Tensor)
     return found
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 from omnimuse.compat.contract.surroundings import here, inside
 from omnimuse.compat.vllm_omni.diffusion.data import OmniDiffusionConfig
 
@@ -36,3 +36,7 @@ def is_forward_context_available() -> bool:
 def set_forward_context_denoise_step_idx(step: int | None) -> None:
     """A pipeline that owns its loop says at which step it is."""
     here("set_forward_context_denoise_step_idx").step = step
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+
+from omnimuse.compat.contract.names import no_name
 
 
 class VocabParallelEmbedding(nn.Embedding):
@@ -14,3 +18,7 @@ class VocabParallelEmbedding(nn.Embedding):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, dtype=params_dtype)
         self.prefix = prefix
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omnimuse.compat.contract.groups import Group
+from omnimuse.compat.contract.names import no_name
 from omnimuse.compat.contract.surroundings import axis
 from omnimuse.parallel.mesh import BRANCHES, SEQUENCE
 
@@ -35,3 +38,7 @@ def get_sequence_parallel_rank() -> int:
 def get_sp_group() -> Group:
     """They themselves."""
     return Group(axis(SEQUENCE, "get_sp_group"))
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from omnimuse.compat.contract.names import no_name
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,7 @@ class SequenceParallelOutput:
 
     gather_dim: int
     expected_dims: int | None = None
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -5,7 +5,11 @@ Letters: B batch, S tokens, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+
+from omnimuse.compat.contract.names import no_name
 
 
 class AdaLayerNorm(nn.Module):
@@ -31,3 +35,7 @@ class AdaLayerNorm(nn.Module):
             return made
         shift, scale, gate = condition.chunk(3, dim=-1)
         return self.norm(x) * (1 + scale[:, None]) + shift[:, None], gate[:, None]
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -5,8 +5,12 @@ Letters: B batch, S tokens, N heads, H head dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from omnimuse.compat.contract.names import no_name
 
 
 class RotaryEmbedding(nn.Module):
@@ -39,3 +43,7 @@ def apply_rope_to_qk(
     """Queries and keys, rotated alike by (cos, sin)."""
     cos, sin = rotary
     return rope(query, cos, sin), rope(key, cos, sin)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+from omnimuse.compat.contract.names import no_name
 
 
 class DiffusionPipelineProfilerMixin:
@@ -36,3 +39,7 @@ class DiffusionPipelineProfilerMixin:
     def clear_profiler_records(self) -> None:
         """Forget them."""
         self.stage_durations.clear()
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

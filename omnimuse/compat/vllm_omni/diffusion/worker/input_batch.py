@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 from omnimuse.compat.vllm_omni.diffusion.worker.utils import StepRequestState
 
 USUAL_SCALE = 4.0
@@ -140,3 +140,7 @@ def _texts(
 
 StepInputBatch = InputBatch
 """Its other name."""
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
@@ -62,3 +62,7 @@ def _part(value: Any, span: slice) -> Any:
     if isinstance(value, dict):
         return {name: _part(each, span) for name, each in value.items()}
     return value[span] if isinstance(value, Tensor | list | tuple) else value
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

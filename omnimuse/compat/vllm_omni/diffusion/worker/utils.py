@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
 
 
@@ -81,3 +81,7 @@ class StepRequestState(_Texts):
 
 DiffusionRequestState = StepRequestState
 """Its older name."""
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from omnimuse.compat.contract.names import no_name
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -15,3 +18,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     angles = t.float()[:, None] * frequencies
     found = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return torch.nn.functional.pad(found, (0, dim % 2))
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)
