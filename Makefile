@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-machines static check format lock models features clean
+.PHONY: help demo serve install test test-all test-machines static check format lock models features compat clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -72,6 +72,10 @@ models: $(VENV)/.installed
 # docs/features.md
 features: $(VENV)/.installed-test
 	$(BIN)/python -m tools.features_page
+
+# docs/compat.md, below its mark
+compat: $(VENV)/.installed
+	$(BIN)/python -m tools.compat_page
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -276,6 +276,11 @@ class AsyncOmni:
             if not ended:
                 self._background.cancel(request.id)
 
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for those who look inside; its thread alone may tick it."""
+        return self._background.engine
+
     async def close(self) -> None:
         """Stop the thread and free everything; requests in flight fail with EngineClosedError."""
         import asyncio

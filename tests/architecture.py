@@ -15,7 +15,7 @@ from pathlib import Path
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_FIELDS = 500, 60, 350, 7, 15
 
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("cli", "playground"),
+    ("cli", "playground", "entrypoints"),
     ("server", "api", "parity"),
     ("deploy",),
     ("engine",),

@@ -46,8 +46,13 @@ def sources(*roots: str) -> dict[str, str]:
 
 
 def room_of(path: str) -> str | None:
-    """`omnimuse/core/spec.py` -> core, `omnimuse/api.py` -> api; `__init__.py` is above all rooms."""
+    """`omnimuse/core/spec.py` -> core, `omnimuse/api.py` -> api; `__init__.py` is above all rooms.
+
+    What scripts of the contract call stands where the contract has it, and is a room of its own above `api`.
+    """
     parts = Path(path).with_suffix("").parts
+    if path.startswith(f"{CONTRACT[1]}entrypoints/"):
+        return "entrypoints"
     return None if parts[1] in ("__init__", "__main__") else parts[1]
 
 

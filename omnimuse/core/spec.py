@@ -140,8 +140,8 @@ Objection = Callable[[str | None, DiffusionParams], str | None]
 class Foreign:
     """Who runs a whole pipeline where no family of ours does: its name, and what that means, for people.
 
-    `objection` refuses what would make no sense to it. One that is not `prompted` reads no text. `door` is the import
-    path of the module of `compat/` that makes it (`compat/door.py` says what such a module has).
+    `objection` refuses what would make no sense to it. One that is not `prompted` reads no text; in one that `shares`,
+    outputs share forwards. `door` is the import path of the module of `compat/` that makes it (`compat/door.py`).
     """
 
     library: str
@@ -149,6 +149,7 @@ class Foreign:
     objection: Objection
     door: str
     prompted: bool = True
+    shares: bool = False
 
 
 @dataclass(frozen=True)

@@ -206,10 +206,15 @@ def kernels(under: Build) -> None:
 
 def tier(under: Build) -> None:
     """Networks that give a row the same bits in any company, where the tier asks for it."""
-    if under.found.spec.library:
-        under.choices.append(
-            Choice("batching", "tier", "exact", "every tier is kept: each output is a call of its own")
-        )
+    if (foreign := under.found.spec.foreign) is not None:
+        wanted = under.found.config.schedule.tier
+        if foreign.shares and wanted == "invariant":
+            why = f"{foreign.library} calls its networks itself"
+            raise ConfigError(f"tier=invariant cannot be: {why}; use tier=exact (own forwards) or tier=fast")
+        tier, reason = "exact", "every tier is kept: each output is a call of its own"
+        if foreign.shares:
+            tier, reason = ("exact", "asked for") if wanted == "exact" else ("fast", "outputs share forwards")
+        under.choices.append(Choice("batching", "tier", tier, reason))
         return
     policies = {network: under.formats[name] for name, network in under.networks.items()}
     under.choices.append(choose_tier(under.found.config, under.device, policies))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.source import read_class
+from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.door import Made, Place
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
@@ -38,10 +39,14 @@ def preload(spec: Spec) -> None:
 
 
 def make(place: Place) -> Made:
-    """The whole pipeline, as one component."""
+    """The whole pipeline, as one component, and its step as a network where it has one."""
     from omnimuse.compat.contract.make import make as made
+    from omnimuse.compat.contract.steps import StepNetwork
 
-    return made(ENTRIES[place.spec.arch], place)
+    entry = ENTRIES[place.spec.arch]
+    live, choices = made(entry, place)
+    step = {NETWORK: StepNetwork(live)} if read_class(entry).steps else {}
+    return Made({PIPELINE: live, **step}, choices)
 
 
 def pipeline_of(spec: Spec) -> type[Pipeline]:

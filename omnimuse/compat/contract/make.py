@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
-from omnimuse.compat.door import Made, Place
+from omnimuse.compat.door import Place
 from omnimuse.compat.vllm_omni.diffusion.data import (
     DiffusionParallelConfig,
     OmniDiffusionConfig,
@@ -36,9 +38,15 @@ class Live:
     after: Callable[..., Any] | None
     surroundings: Surroundings
 
+    @cached_property
+    def batched(self) -> bool:
+        """Whether its `forward` says that it takes a batch of requests."""
+        first = next(iter(signature(self.pipe.forward).parameters.values()))
+        return "DiffusionRequestBatch" in str(first.annotation)
 
-def make(entry: Entry, place: Place) -> Made:
-    """The pipeline that `entry` names, in one piece."""
+
+def make(entry: Entry, place: Place) -> tuple[Live, list[Choice]]:
+    """The pipeline that `entry` names, in one piece, and what was chosen on the way."""
     config = config_of(entry, place)
     surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
     cls = entry.imported(entry.name)
@@ -52,7 +60,7 @@ def make(entry: Entry, place: Place) -> Made:
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
     pipe.to(place.device).eval().requires_grad_(False)
-    return Made({PIPELINE: Live(pipe, before, after, surroundings)}, _attention(pipe, place))
+    return Live(pipe, before, after, surroundings), _attention(pipe, place)
 
 
 def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:

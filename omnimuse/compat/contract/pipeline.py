@@ -1,4 +1,4 @@
-"""A pipeline of the contract as one of ours: its `forward` is one opaque stage."""
+"""A pipeline of the contract as one of ours: one opaque stage, or the three that its four methods become."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from omnimuse.compat.contract.make import Live
 from omnimuse.compat.contract.requests import finished, request_of
 from omnimuse.compat.contract.source import ClassSource
 from omnimuse.compat.contract.spec import PIPELINE
+from omnimuse.compat.contract.steps import Finish, Prepare, Steps
 from omnimuse.compat.contract.surroundings import within
+from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import DiffusionRequestBatch
 from omnimuse.core.spec import Spec
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Stage
@@ -43,12 +45,11 @@ class Whole(Stage):
                 request = request_of(state)
                 if live.before is not None:
                     request = live.before(request)
-                made = live.pipe(request)
-                output_type = state.request.params.output_type
-                state[self.medium] = finished(made, live.after, self.medium, output_type)
+                given = DiffusionRequestBatch([request]) if live.batched else request
+                state[self.medium] = finished(live.pipe(given), live.after, self.medium)
 
 
 def pipeline_of(spec: Spec, entry: Entry, source: ClassSource) -> type[Pipeline]:
     """The pipeline of a spec that `spec_of` made."""
-    stages = (Whole(spec.medium),)
+    stages = (Prepare(), Steps(), Finish(spec.medium)) if source.steps else (Whole(spec.medium),)
     return type(entry.name, (Pipeline,), {"spec": spec, "stages": stages, "results": {spec.medium: spec.medium}})

@@ -69,7 +69,7 @@ def sampling_of(state: State) -> OmniDiffusionSamplingParams:
     return sampling
 
 
-def finished(made: Any, after: Callable[..., Any] | None, medium: str, output_type: str | None) -> Tensor:
+def finished(made: Any, after: Callable[..., Any] | None, medium: str) -> Tensor:
     """What a pipeline made for one output, in our form; `after` is its post-process function."""
     if isinstance(made, list) and len(made) == 1 and isinstance(made[0], DiffusionOutput):
         made = made[0]

@@ -18,6 +18,9 @@ LIBRARY = "the vLLM-Omni contract"
 PIPELINE = "pipeline"
 """The component that is the whole pipeline, beside those that the checkpoint names."""
 
+NETWORK = "step"
+"""The component that takes its steps, where it gives them away."""
+
 MAX_SIDE = 8192
 MAX_TOKENS = 4096
 MAX_FRAMES = 10_000
@@ -46,6 +49,7 @@ def spec_of(entry: Entry, checkpoint: Checkpoint) -> Spec:
     source = read_class(entry)
     tasks, configs = entry.tasks or _tasks(entry, source), checkpoint.configs
     own = {name: Component((kind,), built=False) for name, (_, kind) in checkpoint.components.items()}
+    made = {name: Component((name,), optional=True, built=False) for name in (PIPELINE, NETWORK)}
     medium = tasks[0].rpartition("-")[2]
     rate = _rate(configs) if medium == "audio" else 0
     return Spec(
@@ -53,7 +57,7 @@ def spec_of(entry: Entry, checkpoint: Checkpoint) -> Spec:
         family=entry.arch,
         summary=f"{entry.name} of {entry.module}",
         tasks=tasks,
-        components={**own, PIPELINE: Component((PIPELINE,), optional=True, built=False)},
+        components={**own, **made},
         defaults=_defaults(medium),
         supported=frozenset(_read(source) - ALWAYS),
         limits=lambda configs: _limits(entry, source, tasks, configs, rate),
@@ -63,6 +67,7 @@ def spec_of(entry: Entry, checkpoint: Checkpoint) -> Spec:
             notes(source),
             lambda negative, params: _objection(entry, source, negative, params),
             door="omnimuse.compat.contract.door",
+            shares=source.steps,
         ),
     )
 
@@ -75,7 +80,7 @@ def notes(source: ClassSource) -> dict[str, str]:
         "attention": "ours: every site is bound to a backend, by its role",
         "shared forwards": "yes: of requests alike in shapes and guidance" if source.steps else how,
         "progress, cancel, pause": how,
-        "previews": "no: it does not say how latents become a small picture",
+        "previews": "yes: unfinished latents, decoded whole" if source.steps else how,
     }
 
 

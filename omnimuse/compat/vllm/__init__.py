@@ -1,1 +1,11 @@
 """`vllm` by another root: the names of it that files of the contract import, where it has them (docs/compat.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnimuse.compat.contract.names import no_name
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from omnimuse.compat.contract.names import no_name
+
 
 class Logger(logging.LoggerAdapter[logging.Logger]):
     """A logger that can say a thing once."""
@@ -35,3 +37,7 @@ class Logger(logging.LoggerAdapter[logging.Logger]):
 def init_logger(name: str) -> Logger:
     """The logger `name` of Python's logging."""
     return Logger(name)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

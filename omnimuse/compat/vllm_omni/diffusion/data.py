@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 
 
 @dataclass
@@ -123,3 +123,7 @@ class OmniDiffusionConfig(_Running):
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
 
 
@@ -39,3 +39,7 @@ class OmniDiffusionRequest:
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import no_attribute, no_name
 
 
 class OmniTextPrompt(TypedDict, total=False):
@@ -80,3 +80,7 @@ class OmniDiffusionSamplingParams(_Shapes, _Guiding, _Schedule):
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

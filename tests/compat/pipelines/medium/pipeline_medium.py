@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable
@@ -18,8 +19,11 @@ from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffus
 from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
 from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
+from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsStepExecution
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.diffusion.utils.tf_utils import get_transformer_config_kwargs
+from omnimuse.compat.vllm_omni.diffusion.worker.input_batch import InputBatch
+from omnimuse.compat.vllm_omni.diffusion.worker.utils import StepRequestState
 
 from .medium_transformer import MediumTransformer2DModel
 
@@ -146,3 +150,57 @@ class MediumPipeline(nn.Module, CFGParallelMixin):
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         latents = self.diffuse(latents, positive, negative, guidance_scale)
         return DiffusionOutput(output=self.decode(latents))
+
+
+class MediumStepPipeline(MediumPipeline, SupportsStepExecution):
+    """The same in four methods, so that the engine owns the loop."""
+
+    def prepare_encode(self, state: StepRequestState, **kwargs) -> StepRequestState:
+        sampling, prompt = state.sampling, state.prompt
+        scale = sampling.guidance_scale or 7.0
+        length = sampling.max_sequence_length or 256
+        size = self.default_sample_size * self.vae_scale_factor
+        state.prompt_embeds, state.extra["pooled"] = self.encode_prompt([prompt["prompt"]], length)
+        state.do_true_cfg = scale > 1
+        if state.do_true_cfg:
+            text = prompt.get("negative_prompt") or ""
+            state.negative_prompt_embeds, state.extra["negative_pooled"] = self.encode_prompt([text], length)
+        state.latents = self.prepare_latents(sampling.height or size, sampling.width or size, 1, sampling.generator)
+        state.scheduler = copy.deepcopy(self.scheduler)
+        state.scheduler.set_timesteps(sampling.num_inference_steps or 28, device=self.device)
+        state.timesteps = state.scheduler.timesteps
+        return state
+
+    def denoise_step(self, input_batch: InputBatch, **kwargs) -> Tensor:
+        shared = {"hidden_states": input_batch.latents, "timestep": input_batch.timesteps}
+        texts = [(input_batch.prompt_embeds, "pooled"), (input_batch.negative_prompt_embeds, "negative_pooled")]
+        branches = [
+            None
+            if embeds is None
+            else {
+                **shared,
+                "encoder_hidden_states": embeds,
+                "pooled_projections": torch.cat([state.extra[name] for state in input_batch.states]),
+            }
+            for embeds, name in texts
+        ]
+        return self.predict_noise_maybe_with_cfg(
+            do_true_cfg=input_batch.do_true_cfg,
+            true_cfg_scale=input_batch.states[0].sampling.guidance_scale or 7.0,
+            positive_kwargs=branches[0],
+            negative_kwargs=branches[1],
+            cfg_normalize=False,
+        )
+
+    def step_scheduler(self, state: StepRequestState, noise_pred: Tensor, **kwargs) -> None:
+        state.latents = self.scheduler_step_maybe_with_cfg(
+            noise_pred,
+            state.current_timestep,
+            state.latents,
+            state.do_true_cfg,
+            per_request_scheduler=state.scheduler,
+        )
+        state.step_index += 1
+
+    def post_decode(self, state: StepRequestState, **kwargs) -> DiffusionOutput:
+        return DiffusionOutput(output=self.decode(state.latents))

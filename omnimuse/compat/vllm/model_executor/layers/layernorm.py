@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from omnimuse.compat.contract.names import no_name
 
 
 class RMSNorm(nn.Module):
@@ -26,3 +30,7 @@ class RMSNorm(nn.Module):
         if self.weight is not None:
             normed = normed * self.weight
         return normed if residual is None else (normed, x)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -7,12 +7,13 @@ checkpoint is put into it (`weight_loader`), which cuts out this rank's part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.compat.contract.names import no_name
 from omnimuse.compat.contract.surroundings import axis
 from omnimuse.compat.vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from omnimuse.compat.vllm.model_executor.model_loader.weight_utils import default_weight_loader
@@ -261,3 +262,7 @@ def share(count: int, ranks: Axis, options: LayerOptions) -> int:
             "use a tensor_parallel_size that divides it"
         )
     return count // ranks.size
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

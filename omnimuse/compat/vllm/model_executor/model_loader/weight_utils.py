@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from omnimuse.compat.contract.names import no_name
 from omnimuse.core.errors import ModelError
 
 
@@ -17,3 +20,7 @@ def default_weight_loader(param: Tensor, loaded_weight: Tensor) -> None:
             "the pipeline and its checkpoint do not fit, or `load_weights` gives it another name"
         )
     param.data.copy_(loaded_weight)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

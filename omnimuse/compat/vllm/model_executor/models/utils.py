@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omnimuse.compat.contract.names import no_name
 from omnimuse.compat.vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from omnimuse.core.errors import ModelError
 
@@ -103,3 +104,7 @@ class AutoWeightsLoader:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -6,12 +6,13 @@ Letters: B batch, S query tokens, K key tokens, N heads, H head dim.
 from __future__ import annotations
 
 import math
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from omnimuse.attention import layer as ours
+from omnimuse.compat.contract.names import no_name
 from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
 
 
@@ -90,3 +91,7 @@ def _joined(part: Tensor, other: Tensor | None, strategy: str) -> Tensor:
     if other is None:
         return part
     return torch.cat([other, part] if strategy == "front" else [part, other], dim=1)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnimuse.compat.contract.names import no_name
 from omnimuse.compat.contract.surroundings import axis
 from omnimuse.parallel.collectives import gathered
 from omnimuse.parallel.mesh import BRANCHES
@@ -113,3 +114,7 @@ def _alone(predictions: tuple[Tensor, ...]) -> Prediction:
 
 def _cut(predictions: tuple[Tensor, ...], most: int | None) -> tuple[Tensor, ...]:
     return predictions if most is None else tuple(each[:, :most] for each in predictions)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from omnimuse.compat.contract.names import no_name
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,7 @@ class DiffusersPipelineLoader:
     """The loader, of which pipelines use the record alone; `compat/contract/weights.py` does its work."""
 
     ComponentSource = ComponentSource
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

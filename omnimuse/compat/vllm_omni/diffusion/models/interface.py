@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from omnimuse.compat.contract.names import no_name
 
 
 class SupportImageInput:
@@ -21,3 +23,7 @@ class SupportsStepExecution:
     """It has the four methods by which the engine owns its loop."""
 
     supports_step_execution: ClassVar[bool] = True
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

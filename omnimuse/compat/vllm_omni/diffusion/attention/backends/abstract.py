@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
+
+from omnimuse.compat.contract.names import no_name
 
 
 @dataclass
@@ -22,3 +24,7 @@ class AttentionMetadata:
     joint_key: Tensor | None = None
     joint_value: Tensor | None = None
     joint_strategy: Literal["front", "rear"] = "front"
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -1,0 +1,14 @@
+"""`vllm_omni.diffusion.layers.norm`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnimuse.compat.contract.names import no_name
+from omnimuse.compat.vllm.model_executor.layers.layernorm import RMSNorm
+
+__all__ = ["RMSNorm"]
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

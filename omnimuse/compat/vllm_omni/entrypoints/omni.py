@@ -1,0 +1,69 @@
+"""`vllm_omni.entrypoints.omni`: the engine as scripts of the contract call it, for any model of ours, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from omnimuse import api
+from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of, params_of, prompt_of
+from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
+from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
+from omnimuse.core.errors import RequestError
+
+Sampling = OmniDiffusionSamplingParams | Sequence[OmniDiffusionSamplingParams] | None
+
+
+class Omni:
+    """An engine for one model: `Omni(model="...", plugin="my_package")`. Close it, or use it in a `with`."""
+
+    def __init__(self, model: str, **options: Unpack[EngineOptions]) -> None:
+        self._ours = api.Omni(model, config=config_of(model, options))
+
+    def generate(
+        self,
+        prompts: OmniPromptType | Sequence[OmniPromptType],
+        sampling_params_list: Sampling = None,
+        *,
+        sampling_params: Sampling = None,
+        negative_prompts: Sequence[str] | None = None,
+        py_generator: bool = False,
+        use_tqdm: bool = True,
+    ) -> list[OmniRequestOutput] | Iterator[OmniRequestOutput]:
+        """One output per prompt, in order; as they are finished, in an iterator, with `py_generator`.
+
+        `sampling_params` is one for all prompts, or one for each. A single prompt's error is raised; of several, an
+        output has its own.
+        """
+        single = isinstance(prompts, str | Mapping)
+        many: list[Any] = [prompts] if single else list(prompts)
+        nothing: list[str | None] = [None] * len(many)
+        against = list(negative_prompts) if negative_prompts else nothing
+        if len(against) != len(many):
+            raise RequestError(f"{len(against)} negative_prompts for {len(many)} prompts; give as many", "prompt")
+        asked = [prompt_of(each, negative) for each, negative in zip(many, against, strict=True)]
+        given = sampling_params if sampling_params is not None else sampling_params_list
+        spec = self._ours.engine.door.spec
+        if given is None or isinstance(given, OmniDiffusionSamplingParams):
+            chosen = [params_of(given, spec)] * len(many)
+        else:
+            chosen = [params_of(each, spec) for each in given]
+        if py_generator:
+            return (OmniRequestOutput(result) for _, result in self._ours.stream(asked, chosen))
+        results = self._ours.generate(asked, chosen, progress=use_tqdm)
+        if single and (error := results[0].error) is not None:
+            raise error
+        return [OmniRequestOutput(result) for result in results]
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._ours.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,171 @@
+"""What scripts of the contract say to an engine, in our words: its options, prompts and sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypedDict
+
+from omnimuse.compat.contract.names import TABLE
+from omnimuse.compat.contract.spec import ContractParams
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
+from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.core.config import (
+    AttentionConfig,
+    CacheConfig,
+    CompileConfig,
+    Config,
+    DecodeConfig,
+    ModelConfig,
+    OffloadConfig,
+    ParallelConfig,
+    ScheduleConfig,
+)
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.spec import Spec
+
+
+class _Sharing(TypedDict, total=False):
+    """How many ranks share the work."""
+
+    parallel_config: DiffusionParallelConfig
+    tensor_parallel_size: int
+    ulysses_degree: int
+    ring_degree: int
+    cfg_parallel_size: int
+    use_hsdp: bool
+
+
+class _Memory(TypedDict, total=False):
+    """What saves memory or time."""
+
+    cache_backend: str
+    cache_config: Mapping[str, Any]
+    enable_cpu_offload: bool
+    enable_layerwise_offload: bool
+    vae_use_slicing: bool
+    vae_use_tiling: bool
+    enforce_eager: bool
+
+
+class EngineOptions(_Sharing, _Memory, total=False):
+    """Every option that is taken; `plugin` names packages with pipelines."""
+
+    plugin: str | Sequence[str]
+    dtype: str
+    device: str
+    trust_remote_code: bool
+    step_execution: bool
+    max_num_seqs: int
+    diffusion_attention_backend: str
+
+
+BACKENDS: Mapping[str, str] = {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "AUTO": "auto"}
+
+
+def config_of(model: str, options: EngineOptions) -> Config:
+    """The whole configuration; ConfigError for an option that is not known or cannot be honoured.
+
+    `trust_remote_code` allows what is never done, `vae_use_slicing` asks for what is always done, and
+    `step_execution` for what a pipeline with the four methods always has.
+    """
+    known = EngineOptions.__annotations__.keys() | _Sharing.__annotations__.keys() | _Memory.__annotations__.keys()
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{name} is no option here; {TABLE} lists those of the contract, and what each does")
+    plugin = options.get("plugin", ())
+    schedule = ScheduleConfig()
+    if "max_num_seqs" in options:
+        schedule = replace(schedule, max_running=options["max_num_seqs"])
+    compiled = "blocks" if options.get("enforce_eager") is False else "none"
+    return Config(
+        ModelConfig(
+            model,
+            options.get("dtype", "auto"),
+            options.get("device", "auto"),
+            plugins=(plugin,) if isinstance(plugin, str) else tuple(plugin),
+        ),
+        attention=AttentionConfig(_backend(options.get("diffusion_attention_backend", "AUTO"))),
+        cache=_cache(options),
+        offload=_offload(options),
+        compile=CompileConfig(compiled),  # type: ignore[arg-type]
+        parallel=_parallel(options),
+        decode=DecodeConfig(options.get("vae_use_tiling", False)),
+        schedule=schedule,
+    )
+
+
+def _backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ConfigError(f"diffusion_attention_backend={name!r} is not here; use one of {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def _cache(options: EngineOptions) -> CacheConfig:
+    kind, chosen = options.get("cache_backend", "none"), options.get("cache_config", {})
+    if kind in ("none", ""):
+        return CacheConfig()
+    if kind != "tea_cache" or set(chosen) - {"rel_l1_thresh"}:
+        raise ConfigError(
+            f"cache_backend={kind!r} with cache_config={dict(chosen)!r} is not taken here; use 'tea_cache' with "
+            "rel_l1_thresh, or leave it out"
+        )
+    return CacheConfig("teacache", float(chosen.get("rel_l1_thresh", CacheConfig().threshold)))
+
+
+def _offload(options: EngineOptions) -> OffloadConfig:
+    if options.get("enable_layerwise_offload", False):
+        return OffloadConfig("layers")
+    return OffloadConfig("components" if options.get("enable_cpu_offload", False) else "none")
+
+
+def _parallel(options: EngineOptions) -> ParallelConfig:
+    given = options.get("parallel_config", DiffusionParallelConfig())
+    if given.data_parallel_size > 1 or given.hsdp_replicate_size > 1:
+        raise ConfigError(
+            "data_parallel_size and hsdp_replicate_size are not taken here; use `omnimuse serve --replicas N`"
+        )
+    axes = {
+        "tensor": options.get("tensor_parallel_size", given.tensor_parallel_size),
+        "ulysses": options.get("ulysses_degree", given.ulysses_degree),
+        "ring": options.get("ring_degree", given.ring_degree),
+        "cfg": options.get("cfg_parallel_size", given.cfg_parallel_size),
+        "pipe": given.pipeline_parallel_size,
+        "vae_tiles": given.vae_patch_parallel_size,
+    }
+    sharded = options.get("use_hsdp", given.use_hsdp)
+    return ParallelConfig(**axes, shard=axes["ulysses"] * axes["ring"] if sharded else 1)
+
+
+def prompt_of(given: str | Mapping[str, Any], negative: str | None = None) -> dict[str, Any]:
+    """A prompt in our words; pictures and sounds come out of `multi_modal_data`."""
+    prompt: dict[str, Any] = {"prompt": given} if isinstance(given, str) else dict(given)
+    came = prompt.pop("multi_modal_data", None) or {}
+    for theirs, ours in (("image", "images"), ("images", "images"), ("audio", "sounds")):
+        if (value := came.get(theirs)) is not None:
+            prompt[ours] = list(value) if isinstance(value, list | tuple) else [value]
+    if unknown := sorted(set(came) - {"image", "images", "audio"}):
+        raise RequestError(f"multi_modal_data has {unknown}; give pictures as 'image' and sounds as 'audio'", "images")
+    return prompt if negative is None else {**prompt, "negative_prompt": negative}
+
+
+def params_of(given: OmniDiffusionSamplingParams | None, spec: Spec) -> DiffusionParams:
+    """Sampling parameters in our words; what is left at its default was not chosen."""
+    given = given or OmniDiffusionSamplingParams()
+    unset = OmniDiffusionSamplingParams()
+    ours = {each.name for each in fields(DiffusionParams)} - {"extra"}
+    chosen: dict[str, Any] = {}
+    for part in fields(OmniDiffusionSamplingParams):
+        name, value = part.name, getattr(given, part.name)
+        if isinstance(value, type(getattr(unset, name))) and value == getattr(unset, name):
+            continue
+        if name in ("audio_end_in_s", "audio_length"):
+            chosen["seconds"] = value
+        elif name in ours:
+            chosen[name] = value
+        elif name == "extra_args":
+            chosen["extra"] = {"extra_args": value} if issubclass(spec.extra, ContractParams) else dict(value)
+        elif name != "guidance_scale_provided":
+            raise RequestError(f"{name} cannot be given here; {TABLE} says what stands in for it", name)
+    return DiffusionParams(**chosen)

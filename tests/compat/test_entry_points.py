@@ -1,0 +1,89 @@
+"""Scripts of the contract: `Omni` and `AsyncOmni` by the other root, with the options and the shapes that they know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from omnimuse.compat.vllm_omni import AsyncOmni, Omni
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
+from omnimuse.compat.vllm_omni.entrypoints.options import config_of, prompt_of
+from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
+from omnimuse.core.config import CacheConfig, OffloadConfig, ParallelConfig
+from omnimuse.core.errors import ConfigError, RequestError
+
+SMALL = OmniDiffusionSamplingParams(num_inference_steps=2, height=32, width=32, seed=42)
+
+
+@pytest.fixture(scope="module")
+def omni() -> Iterator[Omni]:
+    with Omni(model="omnimuse/shapes", trust_remote_code=True, device="cpu") as made:
+        yield made
+
+
+def test_a_script_finds_its_pictures_in_both_shapes(omni: Omni) -> None:
+    outputs = omni.generate(prompts=["a red circle"], negative_prompts=None, sampling_params=SMALL)
+    assert isinstance(outputs, list)
+    [output] = outputs
+    assert isinstance(output.outputs[0], Image.Image)
+    assert output.request_output[0].images[0] is output.outputs[0]
+    assert (output.finished, output.final_output_type, output.outputs[0].size) == (True, "image", (32, 32))
+
+
+def test_a_single_prompt_and_one_sampling_per_prompt_are_taken(omni: Omni) -> None:
+    assert len(_list(omni.generate("a red circle", SMALL))) == 1
+    several = _list(omni.generate([{"prompt": "a star"}, "a circle"], [SMALL, SMALL]))
+    assert [each.prompt for each in several] == ["a star", "a circle"]
+    assert {each.prompt for each in omni.generate(["a star", "a circle"], SMALL, py_generator=True)} == {
+        "a star",
+        "a circle",
+    }
+
+
+def _list(made: Any) -> list[OmniRequestOutput]:
+    assert isinstance(made, list)
+    return made
+
+
+def test_an_asyncio_program_gets_the_same() -> None:
+    async def run() -> list[OmniRequestOutput]:
+        omni = AsyncOmni("omnimuse/shapes", device="cpu")
+        found = [output async for output in omni.generate("a red circle", SMALL)]
+        await omni.shutdown()
+        return found
+
+    assert [output.images[0].size for output in asyncio.run(run())] == [(32, 32)]
+
+
+def test_what_was_given_for_nothing_of_ours_is_refused(omni: Omni) -> None:
+    with pytest.raises(RequestError, match=r"eta cannot be given here; docs/compat.md"):
+        omni.generate("a star", OmniDiffusionSamplingParams(eta=0.5))
+
+
+def test_options_mean_what_they_mean_there() -> None:
+    parallel = DiffusionParallelConfig(tensor_parallel_size=2, ulysses_degree=2, cfg_parallel_size=2)
+    assert config_of("m", {"parallel_config": parallel}).parallel == ParallelConfig(tensor=2, ulysses=2, cfg=2)
+    cached = config_of("m", {"cache_backend": "tea_cache", "cache_config": {"rel_l1_thresh": 0.2}})
+    assert cached.cache == CacheConfig("teacache", 0.2)
+    assert config_of("m", {"enable_layerwise_offload": True}).offload == OffloadConfig("layers")
+    assert config_of("m", {"enable_cpu_offload": True, "vae_use_slicing": True}).offload == OffloadConfig("components")
+    assert config_of("m", {"vae_use_tiling": True}).decode.tiling
+    assert config_of("m", {"enforce_eager": False}).compile.mode == "blocks"
+    assert config_of("m", {"max_num_seqs": 2}).schedule.max_running == 2
+
+
+def test_an_option_that_is_not_known_names_the_table() -> None:
+    with pytest.raises(ConfigError, match=r"stage_configs_path is no option here; docs/compat.md"):
+        config_of("m", {"stage_configs_path": "x.yaml"})  # type: ignore[typeddict-unknown-key]
+
+
+def test_pictures_come_out_of_multi_modal_data() -> None:
+    picture = Image.new("RGB", (8, 8))
+    assert prompt_of({"prompt": "a", "multi_modal_data": {"image": picture}}) == {"prompt": "a", "images": [picture]}
+    with pytest.raises(RequestError, match="give pictures as 'image'"):
+        prompt_of({"prompt": "a", "multi_modal_data": {"video": picture}})

@@ -1,0 +1,149 @@
+"""The layers that the contract names compute what torch, diffusers and transformers compute, and load as it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
+from torch import nn
+
+from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.vllm.model_executor.layers.activation import SiluAndMul
+from omnimuse.compat.vllm.model_executor.layers.layernorm import RMSNorm
+from omnimuse.compat.vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
+from omnimuse.compat.vllm_omni.diffusion.attention.layer import Attention
+from omnimuse.compat.vllm_omni.diffusion.layers.adalayernorm import AdaLayerNorm
+from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding
+from omnimuse.compat.vllm_omni.model_executor.layers.timestep_embedding import timestep_embedding
+from omnimuse.core.config import ParallelConfig
+from omnimuse.core.errors import ModelError
+from omnimuse.parallel.mesh import Mesh
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", ["scale", "causal", "padding", "shared keys", "joint"])
+def test_attention_is_that_of_torch(kind: str) -> None:
+    q, k, v = (drawn(2, 5, 4, 8, seed=seed) for seed in range(3))
+    meta, options, chosen = AttentionMetadata(), dict[str, object](), {"scale": 8**-0.5}
+    if kind == "scale":
+        chosen = options = {"scale": 0.3}
+        options = {"softmax_scale": 0.3}
+    if kind == "causal":
+        options, chosen = {"causal": True}, {"is_causal": True}
+    if kind == "shared keys":
+        k, v = k[:, :, :2], v[:, :, :2]
+        options = {"num_kv_heads": 2}
+    if kind == "padding":
+        keep = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+        meta, chosen = AttentionMetadata(attn_mask=keep), {"attn_mask": (keep != 0)[:, None, None, :]}
+    whole = (q, k, v)
+    if kind == "joint":
+        meta = AttentionMetadata(joint_query=q[:, :2], joint_key=k[:, :2], joint_value=v[:, :2])
+        q, k, v = q[:, 2:], k[:, 2:], v[:, 2:]
+    found = Attention(4, 8, **options)(q, k, v, meta)  # type: ignore[arg-type]
+    turned = [each.transpose(1, 2).repeat_interleave(4 // each.shape[2], 1) for each in whole]
+    expected = F.scaled_dot_product_attention(*turned, **chosen).transpose(1, 2)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_norm_with_a_residual_gives_their_sum_too() -> None:
+    norm, x, residual = RMSNorm(8), drawn(3, 8), drawn(3, 8, seed=1)
+    torch.testing.assert_close(norm(x), F.rms_norm(x, (8,), torch.ones(8), 1e-6))
+    normed, added = norm(x, residual)
+    assert torch.equal(added, x + residual)
+    assert torch.equal(normed, norm(x + residual))
+
+
+def test_rotations_and_timesteps_are_those_of_diffusers() -> None:
+    x, angles = drawn(1, 5, 2, 8), drawn(5, 4, seed=1)
+    cos, sin = angles.cos(), angles.sin()
+    both = [each.repeat_interleave(2, dim=1) for each in (cos, sin)]
+    expected = apply_rotary_emb(x, (both[0], both[1]), sequence_dim=1)
+    torch.testing.assert_close(RotaryEmbedding()(x, cos, sin), expected)
+    t = torch.tensor([0.0, 12.5, 999.0])
+    expected = get_timestep_embedding(t, 16, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(timestep_embedding(t, 16), expected, atol=1e-4, rtol=0)
+
+
+def test_activations_and_shifted_norms_are_as_written() -> None:
+    x, condition = drawn(2, 3, 8), drawn(2, 24, seed=1)
+    torch.testing.assert_close(SiluAndMul()(x), F.silu(x[..., :4]) * x[..., 4:])
+    made, gate = AdaLayerNorm(8)(x, condition)
+    shift, scale, wanted = (each[:, None] for each in condition.chunk(3, -1))
+    torch.testing.assert_close(made, F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
+    assert torch.equal(gate, wanted)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_shares_of_all_ranks_make_up_the_layer(ranks: int) -> None:
+    """Queries of 4 heads and keys of 2, columns in two pieces, and rows: what each rank computes, put together."""
+    q, k, v = drawn(16, 6), drawn(8, 6, seed=1), drawn(8, 6, seed=2)
+    up, down, x = drawn(8, 6, seed=3), drawn(6, 8, seed=4), drawn(2, 6, seed=5)
+    queries, pieces, added = [], [], torch.zeros(2, 6)
+    for rank in range(ranks):
+        mesh = Mesh.planned(ParallelConfig(tensor=ranks), rank)
+        with within(Surroundings(torch.device("cpu"), torch.float32, mesh, None)):
+            qkv = QKVParallelLinear(6, 4, 4, 2, bias=False)
+            merged = MergedColumnParallelLinear(6, [8, 8], bias=False, return_bias=False)
+            row = RowParallelLinear(8, 6, bias=False, return_bias=False, reduce_results=False)
+        for shard, weight in (("q", q), ("k", k), ("v", v)):
+            qkv.weight_loader(qkv.weight, weight, shard)
+        merged.weight_loader(merged.weight, up, 0)
+        merged.weight_loader(merged.weight, -up, 1)
+        row.weight_loader(row.weight, down)
+        sizes = [qkv.num_heads * 4, *[qkv.num_kv_heads * 4] * 2]
+        own, keys, _ = qkv(x)[0].split(sizes, dim=-1)
+        queries.append(own)
+        first = rank * 2 // ranks * 4
+        torch.testing.assert_close(keys, F.linear(x, k)[:, first : first + keys.shape[1]])
+        pieces.append(merged(x).chunk(2, -1))
+        added = added + row(pieces[-1][0])
+    torch.testing.assert_close(torch.cat(queries, -1), F.linear(x, q))
+    for piece, weight in enumerate((up, -up)):
+        torch.testing.assert_close(torch.cat([each[piece] for each in pieces], -1), F.linear(x, weight))
+    torch.testing.assert_close(added, F.linear(F.linear(x, up), down))
+
+
+def test_a_layer_returns_its_bias_as_the_contract_says() -> None:
+    layer = ColumnParallelLinear(4, 6)
+    x = drawn(2, 4)
+    out, bias = layer(x)
+    assert bias is None
+    later, bias = ColumnParallelLinear(4, 6, skip_bias_add=True)(x)
+    assert bias is not None
+    assert out.shape == later.shape
+    assert isinstance(ColumnParallelLinear(4, 6, return_bias=False)(x), torch.Tensor)
+
+
+def test_weights_go_to_who_has_their_names() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fused = nn.Linear(2, 2, bias=False)
+
+        def load_weights(self, weights: object) -> set[str]:
+            [(name, tensor)] = list(weights)  # type: ignore[call-overload]
+            assert name == "old.weight"
+            self.fused.weight.data.copy_(tensor)
+            return {"fused.weight"}
+
+    module = nn.ModuleDict({"part": Part(), "plain": nn.Linear(2, 1)})
+    tensors = {"part.old.weight": torch.ones(2, 2), "x.plain.weight": torch.zeros(1, 2), "x.plain.bias": torch.ones(1)}
+    mapper = WeightsMapper(orig_to_new_prefix={"x.": ""})
+    loaded = AutoWeightsLoader(module).load_weights(tensors.items(), mapper=mapper)
+    assert loaded == {"part.fused.weight", "plain.weight", "plain.bias"}
+    assert module["plain"].bias.item() == 1.0
+    with pytest.raises(ModelError, match=r"has no parameter 'plain.scale'"):
+        AutoWeightsLoader(module).load_weights([("plain.scale", torch.ones(1))])
+    assert AutoWeightsLoader(module, skip_prefixes=["plain."]).load_weights([("plain.scale", torch.ones(1))]) == set()

@@ -1,0 +1,185 @@
+"""The table of the contract's names: each is here or refused with its reason, and each row's test exists."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from omnimuse.compat.contract import entries
+from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.names import UnknownAttributeError, UnknownNameError
+from omnimuse.compat.contract.source import read_class
+from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.contract.table import KNOWN, REFUSED, Known, Refused
+from omnimuse.compat.vllm import distributed
+from omnimuse.compat.vllm.logger import init_logger
+from omnimuse.compat.vllm.model_executor.layers.conv import Conv3dLayer
+from omnimuse.compat.vllm.model_executor.layers.linear import ReplicatedLinear
+from omnimuse.compat.vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from omnimuse.compat.vllm.model_executor.utils import set_weight_attrs
+from omnimuse.compat.vllm.triton_utils import HAS_TRITON, tl, triton
+from omnimuse.compat.vllm_omni import register
+from omnimuse.compat.vllm_omni.diffusion import forward_context, registry
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput
+from omnimuse.compat.vllm_omni.diffusion.distributed import parallel_state
+from omnimuse.compat.vllm_omni.diffusion.distributed.hsdp_utils import is_transformer_block_module
+from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
+from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding, apply_rope_to_qk
+from omnimuse.compat.vllm_omni.diffusion.model_loader.hub_prefetch import (
+    from_pretrained_with_prefetch,
+    prefetch_subfolders,
+)
+from omnimuse.compat.vllm_omni.diffusion.model_loader.utils import download_weights_from_hf_specific
+from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
+from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
+from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
+    DiffusionRequestBatch,
+    split_diffusion_output_by_request,
+)
+from omnimuse.compat.vllm_omni.errors import OmniClientError
+from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.compat.vllm_omni.platforms import current_omni_platform
+from omnimuse.core.config import ParallelConfig
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.parallel.mesh import Mesh
+from tools.compat_page import PAGE, page
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.parametrize("row", KNOWN, ids=lambda row: f"{row.module}.{row.name}")
+def test_every_name_is_there_and_its_test_exists(row: Known) -> None:
+    assert hasattr(import_module(f"omnimuse.compat.{row.module}"), row.name)
+    path, _, name = row.test.partition("::")
+    tests = [node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.FunctionDef)]
+    assert name in tests
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: f"{row.module}.{row.name}")
+def test_every_refused_name_says_why(row: Refused) -> None:
+    name = "Anything" if row.name == "*" else row.name
+    with pytest.raises(UnknownNameError) as caught:
+        getattr(import_module(f"omnimuse.compat.{row.module}"), name)
+    assert row.why in str(caught.value)
+
+
+def test_the_page_is_made_of_the_table() -> None:
+    written = PAGE.read_text(encoding="utf-8")
+    assert page(written) == written, "run `make compat`"
+
+
+def test_a_name_and_an_attribute_that_nobody_knows_name_the_table() -> None:
+    with pytest.raises(ImportError, match=r"has no 'Nothing' here; docs/compat.md"):
+        from omnimuse.compat.vllm_omni.diffusion.data import Nothing  # noqa: F401
+    request = OmniDiffusionRequest(["a"], OmniDiffusionSamplingParams())
+    for owner in (request, request.sampling_params):
+        assert not hasattr(owner, "nothing")
+        with pytest.raises(UnknownAttributeError, match=r"has no 'nothing' here; docs/compat.md"):
+            owner.nothing  # noqa: B018
+
+
+def test_a_pipeline_is_registered_by_a_call() -> None:
+    register("TestOnlyPipeline", "tests.compat.nowhere.pipeline", "Own", pre_process="before", tasks="text-to-image")
+    try:
+        assert registry._DIFFUSION_MODELS["TestOnlyPipeline"] == ("nowhere", "pipeline", "Own")
+        assert registry._DIFFUSION_PRE_PROCESS_FUNCS["TestOnlyPipeline"] == "before"
+        register("TestOnlyPipeline", "tests.compat.nowhere.pipeline", "Own")
+        with pytest.raises(ConfigError, match="registered twice"):
+            register("TestOnlyPipeline", "elsewhere", "Own")
+        with pytest.raises(ConfigError, match=r"task='drawing' of .* is not known"):
+            register("OtherPipeline", "elsewhere", tasks="drawing")
+    finally:
+        del entries.ENTRIES["TestOnlyPipeline"]
+
+
+def test_a_plugin_that_is_not_there_or_brings_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="plugin no_such_package cannot be imported"):
+        entries.load(["no_such_package"])
+    with pytest.raises(ConfigError, match="registers no pipeline of its own"):
+        entries.load(["tests.docs"])
+
+
+def test_marks_of_a_class_are_read_from_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "class Base(nn.Module, SupportImageInput):\n    def denoise_step(self): ...\n"
+    text += "class Own(Base, x.SupportAudioInput):\n    def forward(self, req):\n        return req.sampling.strength\n"
+    (tmp_path / "marked_pipeline.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = read_class(Entry("Own", "marked_pipeline", "Own"))
+    assert (found.takes_pictures, found.takes_sounds, found.steps) == (True, True, False)
+    assert found.reads("strength")
+    assert not found.reads("height")
+    assert "marked_pipeline" not in sys.modules
+    with pytest.raises(ModelError, match="has no class Other"):
+        read_class(Entry("Own", "marked_pipeline", "Other"))
+
+
+def test_what_code_asks_of_its_surroundings_is_answered_within_a_call() -> None:
+    mesh = Mesh.planned(ParallelConfig(tensor=2, ulysses=2, cfg=2), rank=7)
+    with within(Surroundings(torch.device("cpu"), torch.float32, mesh, "the config", 3)):
+        assert distributed.get_tensor_model_parallel_world_size() == 2
+        assert distributed.get_tensor_model_parallel_rank() == 1
+        assert parallel_state.get_sequence_parallel_world_size() == 2
+        assert parallel_state.get_sp_group().rank_in_group == 1
+        assert parallel_state.get_classifier_free_guidance_rank() == 1
+        assert parallel_state.get_cfg_group().world_size == 2
+        assert forward_context.is_forward_context_available()
+        forward_context.set_forward_context_denoise_step_idx(4)
+        context = forward_context.get_forward_context()
+        assert (context.omni_diffusion_config, context.denoise_step_idx) == ("the config", 4)
+        assert current_omni_platform.is_cpu()
+        assert current_omni_platform.get_torch_device() == torch.device("cpu")
+    single = Surroundings(torch.device("cpu"), torch.float32, Mesh.single(), None)
+    with within(single):
+        x = torch.ones(2, 3)
+        assert torch.equal(distributed.tensor_model_parallel_all_reduce(x.clone()), x)
+        assert torch.equal(distributed.tensor_model_parallel_all_gather(x), x)
+    assert not forward_context.is_forward_context_available()
+    with pytest.raises(ModelError, match="get_forward_context was called outside of an engine"):
+        forward_context.get_forward_context()
+
+
+def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert issubclass(OmniClientError, RequestError)
+    assert (HAS_TRITON, triton, tl) == (False, None, None)
+    assert SequenceParallelInput(1, 3).split_dim == SequenceParallelOutput(1, 3).gather_dim == 1
+    assert is_transformer_block_module("transformer_blocks.3", nn.Identity())
+    assert not is_transformer_block_module("transformer_blocks.3.attn", nn.Identity())
+    batch = DiffusionRequestBatch([OmniDiffusionRequest([word], OmniDiffusionSamplingParams()) for word in "ab"])
+    split = split_diffusion_output_by_request(DiffusionOutput(torch.arange(4)), batch, num_outputs_per_prompt=2)
+    assert [each.output.tolist() for each in split] == [[0, 1], [2, 3]]
+    assert prefetch_subfolders("m", ["vae"]) is None  # type: ignore[func-returns-value]
+    made = from_pretrained_with_prefetch(SimpleNamespace(from_pretrained=lambda model, **kw: (model, kw)), "m", x=1)
+    assert made == ("m", {"x": 1})
+    assert Path(download_weights_from_hf_specific("omnimuse/shapes", None, ["*"])).is_dir()
+    weight = torch.ones(1)
+    set_weight_attrs(weight, {"own": 1})
+    with pytest.raises(ValueError, match="has an attribute 'own' already"):
+        set_weight_attrs(weight, {"own": 2})
+    with pytest.raises(ModelError, match="weights are quantized by the build"):
+        ReplicatedLinear(1, 1, quant_config=QuantizationConfig())
+    assert VocabParallelEmbedding(4, 2)(torch.tensor([1])).shape == (1, 2)
+    assert isinstance(Conv3dLayer(1, 1, 1), nn.Conv3d)
+    q, turn = torch.ones(1, 2, 1, 4), (torch.zeros(2, 2), torch.ones(2, 2))
+    assert torch.equal(*apply_rope_to_qk(RotaryEmbedding(), q, q, turn))
+    _profile()
+    logger = init_logger("contract")
+    for _ in range(2):
+        logger.warning_once("say %s", "it")
+    assert [record.getMessage() for record in caplog.records] == ["say it"]
+
+
+def _profile() -> None:
+    timed = DiffusionPipelineProfilerMixin()
+    timed.setup_diffusion_pipeline_profiler(["diffuse"], enable_diffusion_pipeline_profiler=True)
+    for name in ("diffuse", "vae.decode"):
+        with timed.timed(name):
+            pass
+    assert list(timed.stage_durations) == ["diffuse"]
