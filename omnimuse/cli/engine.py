@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnimuse.core.caches import BY_NAME, cache_named
 from omnimuse.core.config import (
+    QUANT,
     AttentionConfig,
     CacheConfig,
     CompileConfig,
@@ -18,6 +19,7 @@ from omnimuse.core.config import (
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
+    QuantConfig,
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError
@@ -59,18 +61,6 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         " (default: none; docs/caches.md)",
     )
     engine.add_argument("--teacache", type=float, metavar="X", help="short for --cache teacache,threshold=X; 0 is off")
-    engine.add_argument(
-        "--offload",
-        default="none",
-        metavar="{none,components,layers}",
-        help="components: networks take turns on the device; layers: blocks, too, come in while they run; less memory",
-    )
-    engine.add_argument(
-        "--offload-folder",
-        type=Path,
-        metavar="FOLDER",
-        help="where weights wait beside a CPU (default: the system's folder for temporary files)",
-    )
     engine.add_argument("--compile", action="store_true", help="compile blocks: the first run takes long, steps less")
     engine.add_argument(
         "--kernels",
@@ -79,8 +69,38 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of norms, rotations and gated sums: torch's, or fused ones on a GPU (default: auto)",
     )
     engine.add_argument("--vae-tiling", action="store_true", help="decode pictures in tiles: less memory, faint seams")
+    _add_weight_options(parser)
     _add_rank_options(parser)
     _add_schedule_options(parser)
+
+
+def _add_weight_options(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_argument_group("less memory for weights")
+    weights.add_argument(
+        "--quantize",
+        default="",
+        metavar="SCHEME",
+        help=f"pack weights while they are read: {', '.join(QUANT)}; or by component, such as"
+        " transformer=int8,text_encoder=int8 (docs/quantization.md)",
+    )
+    weights.add_argument(
+        "--quantize-skip",
+        default="",
+        metavar="PATTERNS",
+        help="layers that are not quantized, such as blocks.0,*.modulation",
+    )
+    weights.add_argument(
+        "--offload",
+        default="none",
+        metavar="{none,components,layers}",
+        help="components: networks take turns on the device; layers: blocks, too, come in while they run; less memory",
+    )
+    weights.add_argument(
+        "--offload-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where weights wait beside a CPU (default: the system's folder for temporary files)",
+    )
 
 
 RANKS = (
@@ -150,6 +170,7 @@ def read_config(args: argparse.Namespace) -> Config:
         ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
         attention=read_attention(",".join([args.attention, *args.attention_role])),
         cache=read_cache(args.cache, args.teacache),
+        quantize=QuantConfig.of(args.quantize, args.quantize_skip),
         offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),
         kernels=KernelConfig(args.kernels),
