@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig
+from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, make_params
@@ -42,23 +42,41 @@ FULL = 0.02
 """Seconds between two tries to enter a queue that others keep full."""
 
 
-def configure(
-    model: str,
-    dtype: str | None,
-    device: str | None,
-    threads: int | None,
-    parallel: ParallelConfig | None,
-    config: Config | None,
-    plugin: str | Sequence[str] = (),
-) -> Config:
+class Short(TypedDict, total=False):
+    """Short ways to choose parts of a `Config`; what is None or left out stays as it is there.
+
+    `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
+    `plugin` bring pipelines of their own.
+    """
+
+    dtype: str | None
+    device: str | None
+    threads: int | None
+    quantize: str | None
+    parallel: ParallelConfig | None
+    plugin: str | Sequence[str]
+
+
+def configure(model: str, config: Config | None, short: Short) -> Config:
     """The whole configuration from what a caller gave."""
+    if unknown := short.keys() - Short.__annotations__.keys():
+        allowed = ", ".join(("config", *Short.__annotations__))
+        raise TypeError(f"{', '.join(sorted(unknown))} cannot be chosen here; use {allowed}")
     base = config or Config(ModelConfig(model))
-    part, host = base.model, base.host
+    part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin", ())
     plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
-    part = replace(part, model=model, dtype=dtype or part.dtype, device=device or part.device)
-    part = replace(part, plugins=plugins or part.plugins)
-    host = host if threads is None else replace(host, threads=threads)
-    return replace(base, model=part, host=host, parallel=parallel or base.parallel)
+    part = replace(
+        part,
+        model=model,
+        dtype=short.get("dtype") or part.dtype,
+        device=short.get("device") or part.device,
+        plugins=plugins or part.plugins,
+    )
+    if (count := short.get("threads")) is not None:
+        host = replace(host, threads=count)
+    if (scheme := short.get("quantize")) is not None:
+        packed = QuantConfig.of(scheme)
+    return replace(base, model=part, host=host, quantize=packed, parallel=short.get("parallel") or base.parallel)
 
 
 class Omni:
@@ -73,17 +91,13 @@ class Omni:
         self,
         model: str,
         *,
-        dtype: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        parallel: ParallelConfig | None = None,
         config: Config | None = None,
-        plugin: str | Sequence[str] = (),
+        **short: Unpack[Short],
     ) -> None:
         from omnimuse.deploy.ranks import start_ranks
         from omnimuse.engine.local import Background
 
-        self.config = configure(model, dtype, device, threads, parallel, config, plugin)
+        self.config = configure(model, config, short)
         self._background = Background(partial(start_ranks, self.config))
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
@@ -221,17 +235,13 @@ class AsyncOmni:
         self,
         model: str,
         *,
-        dtype: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        parallel: ParallelConfig | None = None,
         config: Config | None = None,
-        plugin: str | Sequence[str] = (),
+        **short: Unpack[Short],
     ) -> None:
         from omnimuse.deploy.ranks import start_ranks
         from omnimuse.engine.local import Background
 
-        self.config = configure(model, dtype, device, threads, parallel, config, plugin)
+        self.config = configure(model, config, short)
         self._background = Background(partial(start_ranks, self.config))
 
     async def generate(
@@ -304,16 +314,13 @@ class AsyncOmni:
 def explain(
     model: str,
     *,
-    dtype: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
-    parallel: ParallelConfig | None = None,
     config: Config | None = None,
+    **short: Unpack[Short],
 ) -> list[Choice]:
     """What an engine for `model` would choose and why, without loading any weights."""
     from omnimuse.worker.explain import explain as explain_build
 
-    return explain_build(configure(model, dtype, device, threads, parallel, config))
+    return explain_build(configure(model, config, short))
 
 
 def warm(model: str, *, config: Config | None = None) -> Warmed:

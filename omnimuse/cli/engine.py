@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnimuse.core.caches import BY_NAME, cache_named
 from omnimuse.core.config import (
+    QUANT,
     AttentionConfig,
     CacheConfig,
     CompileConfig,
@@ -18,6 +19,7 @@ from omnimuse.core.config import (
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
+    QuantConfig,
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError
@@ -40,18 +42,6 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--load", default="weights", metavar="{weights,dummy}", help="dummy builds the network with random weights"
     )
     _add_attention_options(engine)
-    engine.add_argument(
-        "--offload",
-        default="none",
-        metavar="{none,components,layers}",
-        help="components: networks take turns on the device; layers: blocks, too, come in while they run; less memory",
-    )
-    engine.add_argument(
-        "--offload-folder",
-        type=Path,
-        metavar="FOLDER",
-        help="where weights wait beside a CPU (default: the system's folder for temporary files)",
-    )
     engine.add_argument("--compile", action="store_true", help="compile blocks: the first run takes long, steps less")
     engine.add_argument(
         "--kernels",
@@ -61,6 +51,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_cache_options(engine)
     engine.add_argument("--vae-tiling", action="store_true", help="decode pictures in tiles: less memory, faint seams")
+    _add_weight_options(parser)
     _add_rank_options(parser)
     _add_schedule_options(parser)
 
@@ -89,6 +80,35 @@ def _add_cache_options(engine: argparse._ArgumentGroup) -> None:
         " (default: none; docs/caches.md)",
     )
     engine.add_argument("--teacache", type=float, metavar="X", help="short for --cache teacache,threshold=X; 0 is off")
+
+
+def _add_weight_options(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_argument_group("less memory for weights")
+    weights.add_argument(
+        "--quantize",
+        default="",
+        metavar="SCHEME",
+        help=f"pack weights while they are read: {', '.join(QUANT)}; or by component, such as"
+        " transformer=int8,text_encoder=int8 (docs/quantization.md)",
+    )
+    weights.add_argument(
+        "--quantize-skip",
+        default="",
+        metavar="PATTERNS",
+        help="layers that are not quantized, such as blocks.0,*.modulation",
+    )
+    weights.add_argument(
+        "--offload",
+        default="none",
+        metavar="{none,components,layers}",
+        help="components: networks take turns on the device; layers: blocks, too, come in while they run; less memory",
+    )
+    weights.add_argument(
+        "--offload-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where weights wait beside a CPU (default: the system's folder for temporary files)",
+    )
 
 
 RANKS = (
@@ -158,6 +178,7 @@ def read_config(args: argparse.Namespace) -> Config:
         ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
         attention=read_attention(",".join([args.attention, *args.attention_role])),
         cache=read_cache(args.cache, args.teacache),
+        quantize=QuantConfig.of(args.quantize, args.quantize_skip),
         offload=OffloadConfig(args.offload, args.offload_folder),
         compile=CompileConfig("blocks" if args.compile else "none"),
         kernels=KernelConfig(args.kernels),

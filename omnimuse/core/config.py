@@ -87,6 +87,37 @@ class CompileConfig:
         _one_of("compile", self.mode, ("none", "blocks"))
 
 
+QUANT = ("int8", "int8-dynamic")
+"""How weights can be packed (`quant/schemes.py`)."""
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """Which components' weights are packed into fewer bits while they are read, and how; `""` stands for every network
+    that runs at every step. `skip` are patterns of layers that stay as they are.
+    """
+
+    schemes: Mapping[str, str] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for component, scheme in self.schemes.items():
+            _one_of(f"quantize {component}" if component else "quantize", scheme, QUANT)
+        if self.skip and not self.schemes:
+            raise ConfigError(f"quantize skip={', '.join(self.skip)} does nothing: nothing is quantized; say quantize")
+
+    @staticmethod
+    def of(text: str, skip: str = "") -> QuantConfig:
+        """`int8`, or `transformer=int8,text_encoder=int8`; `skip` is a list with commas, too."""
+        schemes: dict[str, str] = {}
+        for part in text.split(",") if text else ():
+            component, named, scheme = (piece.strip() for piece in part.rpartition("="))
+            if not scheme or (named and not component) or component in schemes:
+                raise ConfigError(f"quantize={text!r} is not understood; write SCHEME or COMPONENT=SCHEME,...")
+            schemes[component] = scheme
+        return QuantConfig(schemes, tuple(part.strip() for part in skip.split(",") if part.strip()))
+
+
 @dataclass(frozen=True)
 class KernelConfig:
     """How the small steps between products and attention are computed: `"plain"`, as torch's operations, or by
@@ -253,6 +284,7 @@ class Config:
     model: ModelConfig
     attention: AttentionConfig = AttentionConfig()
     cache: CacheConfig = CacheConfig()
+    quantize: QuantConfig = QuantConfig()
     offload: OffloadConfig = OffloadConfig()
     compile: CompileConfig = CompileConfig()
     kernels: KernelConfig = KernelConfig()

@@ -68,7 +68,8 @@ _ABSENT: dict[str, str] = {
     "guidance is shared by processes with --cfg-parallel-size 2": "enable_cfg_parallel cfg_parallel_size",
     "keys are read from a file: --api-key-file": "api_key api_keys",
     "adapters are named with their scale: --lora FILE:0.8": "lora_modules lora_scale lora_scales lora_weight",
-    "weights are used in the format that --dtype chooses, not quantized": "quantization load_format kv_cache_dtype",
+    "weights are quantized by omnimuse's own schemes: --quantize int8": "quantization",
+    "weights are used in the format that --dtype and --quantize choose": "load_format kv_cache_dtype",
     "text is never rewritten before it is drawn": "prompt_extend prompt_enhance enhance_prompt rewrite_prompt",
 }
 ABSENT: Mapping[str, str] = MappingProxyType({name: why for why, names in _ABSENT.items() for name in names.split()})

@@ -32,17 +32,7 @@ class SteadyLinear(nn.Module):
         self.heights = tuple(heights)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])  # [T, K]
-        cuts = list(cut(len(tokens), self.heights))
-        out = tokens.new_empty(sum(cuts), len(self.weight))  # [T rounded up, N]
-        start = 0
-        for height in cuts:
-            tile = tokens[start : start + height]
-            if len(tile) < height:
-                tile = F.pad(tile, (0, 0, 0, height - len(tile)))
-            product(tile, self.weight, self.bias, out[start : start + height])
-            start += height
-        return out[: len(tokens)].view(*x.shape[:-1], -1)
+        return tiled(x, self.weight, self.bias, self.heights)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, heights={self.heights}"
@@ -63,6 +53,21 @@ class SteadyActivation(nn.Module):
         rest = x.numel() - whole
         padded = F.pad(flat[whole:], (0, -rest % LANES))
         return torch.cat([self.inner(flat[:whole]), self.inner(padded)[:rest]]).view(x.shape)
+
+
+def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor:
+    """x [..., K] times weight [N, K], plus bias, in tiles of these heights."""
+    tokens = x.reshape(-1, x.shape[-1])  # [T, K]
+    cuts = list(cut(len(tokens), heights))
+    out = tokens.new_empty(sum(cuts), len(weight))  # [T rounded up, N]
+    start = 0
+    for height in cuts:
+        tile = tokens[start : start + height]
+        if len(tile) < height:
+            tile = F.pad(tile, (0, 0, 0, height - len(tile)))
+        product(tile, weight, bias, out[start : start + height])
+        start += height
+    return out[: len(tokens)].view(*x.shape[:-1], -1)
 
 
 def cut(count: int, heights: Sequence[int]) -> Iterator[int]:

@@ -42,18 +42,16 @@ class DtypePolicy:
 
     def of(self, name: str) -> torch.dtype:
         """The dtype of the floating-point tensor called `name`."""
-        pieces = name.split(".")
-        if any(_matches(pieces, pattern.split(".")) for pattern in self.float32):
+        if any(matches(name, pattern) for pattern in self.float32):
             return torch.float32
         return self.default
 
 
-def _matches(pieces: list[str], pattern: list[str]) -> bool:
-    for start in range(len(pieces) - len(pattern) + 1):
-        window = pieces[start : start + len(pattern)]
-        if all(fnmatchcase(piece, part) for piece, part in zip(window, pattern, strict=True)):
-            return True
-    return False
+def matches(name: str, pattern: str) -> bool:
+    """Whether whole pieces of `name`, beside each other, fit the pieces of `pattern`."""
+    pieces, parts = name.split("."), pattern.split(".")
+    windows = (pieces[start : start + len(parts)] for start in range(len(pieces) - len(parts) + 1))
+    return any(all(map(fnmatchcase, window, parts)) for window in windows)
 
 
 class Home(Protocol):

@@ -22,10 +22,11 @@ from omnimuse.core.plans import Slices
 from omnimuse.loader.copies import set_copies_aside
 from omnimuse.loader.differences import Shape, refuse_differences
 from omnimuse.loader.files import AGAIN
+from omnimuse.loader.filling import Filling, Space
 from omnimuse.loader.headers import Stored, opened, stored_in
 from omnimuse.loader.plan import Piece, plan_load
 from omnimuse.loader.rules import Rule
-from omnimuse.loader.tensors import DtypePolicy, Home, cast, home_of, place_everywhere, settle, stored_tensors
+from omnimuse.loader.tensors import DtypePolicy, Home, cast, home_of
 
 __all__ = ["DtypePolicy", "LoadReport", "load_weights", "randomise"]
 
@@ -66,7 +67,8 @@ def load_weights(
     home = home_of(place)
     stored = stored_in(folder)
     cast(module, dtype)
-    slots = stored_tensors(module)
+    filling = Filling(module, home)
+    slots = filling.slots
     ties = {name: first for first, (_, names) in slots.items() for name in names}
     wanted = {name: whole(tuple(slots[first][0].shape), cuts.get(first)) for name, first in ties.items()}
     plan = plan_load({name: each.shape for name, each in stored.items()}, wanted, ties, rules)
@@ -75,25 +77,23 @@ def load_weights(
     if not mistyped:
         set_copies_aside(folder, plan, stored)
     refuse_differences(folder, replace(plan.differences, mistyped=mistyped))
-    filled: dict[str, Tensor] = {}
     size = 0
     for path in dict.fromkeys(each.path for each in stored.values()):
         with opened(path) as handle:
             for source in (name for name, each in stored.items() if each.path == path and name in plan.pieces):
                 piece, name = plan.pieces[source], ties[plan.pieces[source].target]
-                if name not in filled:
-                    filled[name] = home.space(name, slots[name][0])
-                for into, tensor in _read(handle, source, stored[source].shape, filled[name], piece, cuts.get(name)):
+                space = filling.space(name)
+                for into, tensor in _read(handle, source, stored[source].shape, space, piece, cuts.get(name)):
                     refuse_no_numbers(path, source, tensor)
                     into.copy_(tensor)
                     size += tensor.nbytes
-    _finish(module, home, {slots[name][1]: tensor for name, tensor in filled.items()})
+    filling.finish()
     return LoadReport(len(plan.pieces), size, tuple(dict.fromkeys(each.path for each in stored.values())))
 
 
 def _read(
-    handle: Any, source: str, shape: Shape, into: Tensor, piece: Piece, cut: Slices | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    handle: Any, source: str, shape: Shape, into: Space, piece: Piece, cut: Slices | None
+) -> Iterator[tuple[Space, Tensor]]:
     """What of the tensor `source` belongs into `into`: places there, and their numbers."""
     along = piece.start is not None and cut is not None and piece.dim == cut.dim
     if piece.start is not None and not along:
@@ -111,13 +111,6 @@ def _read(
 def whole(shape: Shape, cut: Slices | None) -> Shape:
     """The shape of the tensor of which one of `shape` is a share."""
     return shape if cut is None else (*shape[: cut.dim], cut.whole, *shape[cut.dim + 1 :])
-
-
-def _finish(module: nn.Module, home: Home, filled: Mapping[tuple[str, ...], Tensor]) -> None:
-    if not home.waits:
-        for names, tensor in filled.items():
-            place_everywhere(module, names, tensor)
-    settle(module, home)
 
 
 def _mistyped(formats: Mapping[str, torch.dtype], stored: Mapping[str, Stored]) -> tuple[tuple[str, str, str], ...]:
@@ -166,19 +159,18 @@ def randomise(
     """
     home = home_of(place)
     cast(module, dtype)
-    filled: dict[tuple[str, ...], Tensor] = {}
-    for name, (tensor, names) in stored_tensors(module).items():
-        filled[names] = home.space(name, tensor)
+    filling = Filling(module, home)
+    for name, (tensor, _) in filling.slots.items():
         if tensor.is_floating_point():
             generator = torch.Generator(home.device).manual_seed(tensor_seed(seed, component, name))
             owner, _, key = name.rpartition(".")
             kind = type(module.get_submodule(owner)).__name__
             cut = cuts.get(name)
             drawn = draw(whole(tuple(tensor.shape), cut), key, kind, generator)
-            filled[names].copy_(drawn if cut is None else held(drawn, cut))
+            filling.space(name).copy_(drawn if cut is None else held(drawn, cut))
         else:
-            filled[names].zero_()
-    _finish(module, home, filled)
+            filling.space(name).copy_(torch.zeros(tensor.shape, dtype=tensor.dtype))
+    filling.finish()
 
 
 def held(tensor: Tensor, cut: Slices) -> Tensor:

@@ -51,6 +51,7 @@ from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
+from omnimuse.worker.quantize import quantize
 from omnimuse.worker.ranks import check_ranks, pipe, rank_runners, sequence, shard, tensor_parallel, tiles, tiling_of
 from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
@@ -295,6 +296,7 @@ SHAPES: tuple[Pass, ...] = (
     sequence,
     tensor_parallel,
     pipe,
+    quantize,
     shard,
     threads,
     attention,

@@ -19,6 +19,7 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyActivation, SteadyLinear, steady_heights, trial
 from omnimuse.loader.tensors import DtypePolicy
+from omnimuse.quant.linear import QuantizedLinear
 
 SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
 
@@ -65,6 +66,8 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights) -> None
     for path, module in list(network.named_modules()):
         if isinstance(module, Attention):
             module.backend = OneByOne(module.backend)
+        elif isinstance(module, QuantizedLinear):
+            module.heights = heights[_key(path, module, policy)]
         elif isinstance(module, nn.Linear):
             _replace(network, path, SteadyLinear(module, heights[_key(path, module, policy)]))
         elif isinstance(module, (nn.SiLU, nn.GELU)):
@@ -82,12 +85,14 @@ def _keys(networks: dict[Network, DtypePolicy]) -> Iterator[tuple[int, int, bool
         _key(path, module, policy): None
         for network, policy in networks.items()
         for path, module in network.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | QuantizedLinear)
     }
     return iter(kinds)
 
 
-def _key(path: str, linear: nn.Linear, policy: DtypePolicy) -> tuple[int, int, bool, torch.dtype]:
+def _key(path: str, linear: nn.Linear | QuantizedLinear, policy: DtypePolicy) -> tuple[int, int, bool, torch.dtype]:
+    if isinstance(linear, QuantizedLinear):
+        return (*linear.like().shape, False, linear.arithmetic)
     return linear.out_features, linear.in_features, linear.bias is not None, policy.of(f"{path}.weight")
 
 

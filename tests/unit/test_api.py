@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni, Preview, Progress, Result
-from omnimuse.core.config import ScheduleConfig
+from omnimuse.api import configure
+from omnimuse.core.config import QuantConfig, ScheduleConfig
 from omnimuse.core.errors import (
     ConfigError,
     EngineClosedError,
@@ -304,3 +305,16 @@ def test_a_timeout_ends_an_async_request(config: Config) -> None:
 
     with pytest.raises(RequestCancelled, match="deadline"):
         asyncio.run(run())
+
+
+def test_what_an_engine_cannot_be_given_is_refused_with_what_it_can() -> None:
+    with pytest.raises(TypeError, match="dtyp cannot be chosen here; use config, dtype"):
+        configure("omnimuse/shapes", None, {"dtyp": "float32"})  # type: ignore[typeddict-unknown-key]
+
+
+def test_short_choices_go_into_the_configuration_and_leave_the_rest() -> None:
+    base = Config(ModelConfig("other", device="cpu"), quantize=QuantConfig.of("int8", "blocks.0"))
+    assert configure("omnimuse/shapes", base, {"dtype": "float32"}).quantize == base.quantize
+    found = configure("omnimuse/shapes", base, {"quantize": "transformer=int8-dynamic"})
+    assert found.quantize.schemes == {"transformer": "int8-dynamic"}
+    assert found.model == ModelConfig("omnimuse/shapes", device="cpu")

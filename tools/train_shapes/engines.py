@@ -19,12 +19,14 @@ Generate = Callable[[list[str], list[int]], list[Image.Image]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to generate; ``guidance`` is c + g * (c - u), ``dtype`` a torch name (diffusers and vae only)."""
+    """How to generate; ``guidance`` is c + g * (c - u), ``dtype`` a torch name (diffusers and vae only), ``quantize``
+    how weights are packed (omnimuse only)."""
 
     steps: int = 10
     guidance: float = 2.0
     batch: int = 25
     dtype: str = "float32"
+    quantize: str = ""
 
 
 def omnimuse(path: str, settings: Settings) -> Generate:
@@ -34,7 +36,7 @@ def omnimuse(path: str, settings: Settings) -> Generate:
         from omnimuse import DiffusionParams, Omni
 
         same = DiffusionParams(settings.steps, settings.guidance, width=SIZE, height=SIZE)
-        results = Omni(path).generate(prompts, [replace(same, seed=seed) for seed in seeds])
+        results = Omni(path, quantize=settings.quantize).generate(prompts, [replace(same, seed=seed) for seed in seeds])
         return [result.images[0] for result in results]
 
     return generate

@@ -144,7 +144,7 @@ def save_sheet(pictures: list[Image.Image], path: Path, columns: int = 20) -> No
 def _generator(options: argparse.Namespace, tasks: list[Task]) -> Generate:
     from tools.train_shapes import engines
 
-    settings = engines.Settings(options.steps, options.guidance, options.batch, options.dtype)
+    settings = engines.Settings(options.steps, options.guidance, options.batch, options.dtype, options.quantize)
     if options.engine == "omnimuse":
         return engines.omnimuse(options.model, settings)
     if options.engine == "diffusers":
@@ -165,6 +165,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--held-share", type=float, default=0.0, help="prompt only combinations held out")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--quantize", default="", help="how omnimuse packs the weights, such as int8")
     parser.add_argument("--sheet", type=Path, help="write all pictures to this PNG")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     return parser.parse_args()

@@ -67,6 +67,7 @@ def refuse_features(config: Config) -> None:
     asked = {
         "attention": (config.attention.default != "auto" or bool(config.attention.per_role), "attention backends"),
         "cache": (config.cache.kind != "none", "step caches"),
+        "quantize": (bool(config.quantize.schemes), "packed weights"),
         "offload": (config.offload.mode != "none", "offload"),
         "compile": (config.compile.mode != "none", "compiled blocks"),
         "kernels": (config.kernels.mode == "triton", "fused kernels"),

@@ -80,7 +80,7 @@ def test_servers_of_other_systems_are_started_by_the_names_they_have(
         ("--vae-use-slicing", "one at a time, always"),
         ("--api-key", "--api-key-file"),
         ("--dit-layerwise-offload", "--offload layers"),
-        ("--quantization", "not quantized"),
+        ("--quantization", "--quantize int8"),
     ],
 )
 def test_what_other_systems_have_and_this_one_has_not_is_said_so_and_no_near_word_is_guessed(

@@ -22,7 +22,7 @@ import ctypes, gc, json, sys, threading
 from pathlib import Path
 import torch
 from omnimuse import Config, DiffusionParams, ModelConfig
-from omnimuse.core.config import OffloadConfig
+from omnimuse.core.config import OffloadConfig, QuantConfig
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.loader.tensors import stored_tensors
@@ -57,13 +57,14 @@ def sizes(engine):
         "others": max(sum(sizes) for name, sizes in stored.items() if name != "transformer"),
     }
 
-def run(folder, mode, dtype, files):
+def run(folder, mode, dtype, files, quantize=""):
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before counts neither way
     before = own()
     offload = OffloadConfig() if mode == "none" else OffloadConfig(mode, Path(files))
     with Watch() as loading:
-        engine = start(Config(ModelConfig(folder, dtype=dtype, device="cpu"), offload=offload))
+        model = ModelConfig(folder, dtype=dtype, device="cpu")
+        engine = start(Config(model, offload=offload, quantize=QuantConfig.of(quantize)))
     with Watch() as running:
         params = DiffusionParams(height=64, width=64, num_inference_steps=3, seed=1, guidance_scale=2.0)
         engine.submit(engine.make_request(Ask("a circle", params)))
@@ -72,12 +73,12 @@ def run(folder, mode, dtype, files):
     found = sizes(engine)
     engine.close()
     peaks = {"before": before, "loading": loading.peak, "running": running.peak}
-    return {"mode": mode, "dtype": dtype, **peaks, **found}
+    return {"mode": quantize or mode, "dtype": dtype, **peaks, **found}
 
 tiny, large, files = sys.argv[1:]
 run(tiny, "layers", "float32", files)  # everything is imported, every thread has its memory
 runs = [run(large, *how, files) for how in (("layers", "float32"), ("components", "float32"), ("none", "bfloat16"))]
-print(json.dumps(runs))
+print(json.dumps([*runs, run(large, "none", "float32", files, "int8")]))
 """
 SLACK = 48e6  # bytes: activations, and what an allocator holds on to
 
@@ -152,3 +153,9 @@ def test_with_components_offloaded_the_largest_of_them_is_held(measured: dict[st
 def test_with_layers_offloaded_one_block_and_the_rest_are_held(measured: dict[str, Measured]) -> None:
     run = measured["layers"]
     assert run.running - run.before < run.block + run.rest + run.others + SLACK < run.whole / 2
+
+
+def test_packing_takes_what_stays_and_one_tensor_never_the_whole_weights(measured: dict[str, Measured]) -> None:
+    run, unpacked = measured["int8"], measured["layers"]
+    assert run.whole < unpacked.whole / 3
+    assert 0.9 * run.whole < run.loading - run.before < run.whole + unpacked.tensor + SLACK < unpacked.whole * 0.6

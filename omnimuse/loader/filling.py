@@ -1,0 +1,57 @@
+"""The tensors of a module while they are filled: what files have to name, and the memory that is written for it.
+
+Most are the module's own. The weights of a layer that packs them are one tensor to the files, several in the module.
+Used by `weights`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from omnimuse.loader.tensors import Home, place_everywhere, settle, stored_tensors
+from omnimuse.quant.linear import PackedRows, quantized_layers
+
+
+class Space(Protocol):
+    """Memory that a tensor, or a part of it, is written to."""
+
+    def narrow(self, dim: int, start: int, length: int) -> Space: ...
+
+    def copy_(self, src: Tensor, /) -> object: ...
+
+
+class Filling:
+    """`slots`: what is to be filled in `module`, first name -> (tensor on meta, every name)."""
+
+    def __init__(self, module: nn.Module, home: Home) -> None:
+        self._module, self._home = module, home
+        self._stored = stored_tensors(module)
+        self._layers = {f"{path}.weight": (path, layer) for path, layer in quantized_layers(module).items()}
+        packed = {f"{path}.{part}" for path, layer in self._layers.values() for part in layer.parts}
+        self.slots = {name: slot for name, slot in self._stored.items() if name not in packed}
+        self.slots |= {name: (layer.like(), (name,)) for name, (_, layer) in self._layers.items()}
+        self._spaces: dict[str, Space] = {}
+        self._filled: dict[str, Tensor] = {}
+
+    def space(self, name: str) -> Space:
+        """Where the content of the slot called `name` is to be written."""
+        if name not in self._spaces:
+            self._spaces[name] = self._packed_rows(name) if name in self._layers else self._memory(name)
+        return self._spaces[name]
+
+    def finish(self) -> None:
+        """Everything is written: the module has it."""
+        if not self._home.waits:
+            for name, tensor in self._filled.items():
+                place_everywhere(self._module, self._stored[name][1], tensor)
+        settle(self._module, self._home)
+
+    def _memory(self, name: str) -> Tensor:
+        self._filled[name] = self._home.space(name, self._stored[name][0])
+        return self._filled[name]
+
+    def _packed_rows(self, name: str) -> PackedRows:
+        path, layer = self._layers[name]
+        return PackedRows(layer.scheme, {part: self._memory(f"{path}.{part}") for part in layer.parts}, layer.inputs)

@@ -1,0 +1,114 @@
+"""How a linear layer's weights are packed into fewer bits, and how inputs are multiplied with them.
+
+A scheme packs rows: what becomes of an output's weights depends on these alone. So the loader packs pieces of a tensor
+as it reads them, and ranks may keep parts of a layer. What is stored are a few tensors beside each other, the parts.
+
+Letters: T tokens, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Parts = Mapping[str, Tensor]
+"""The stored tensors of a layer's weights, by name; all have a row for each of the N outputs."""
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""x [T, K] times weights [N, K], both floats of one kind -> [T, N]."""
+
+EXACT = 1024
+"""Inputs whose products of two numbers of 8 bits float32 adds up without rounding: 127 * 127 * 1024 < 2**24."""
+
+
+class Scheme(Protocol):
+    """One way to pack weights."""
+
+    def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
+        """Every part, on meta."""
+        ...
+
+    def pack(self, rows: Tensor) -> dict[str, Tensor]:
+        """The parts of these rows of weights, float32 [n, K]."""
+        ...
+
+    def unpack(self, parts: Parts) -> Tensor:
+        """The weights that the parts stand for, float32 [N, K]."""
+        ...
+
+    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
+        """x [T, K] times the weights -> [T, N] in the format of x, or in float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Whole numbers from -127 to 127 and a scale for each output; `dynamic` rounds the inputs of a token so, too."""
+
+    dynamic: bool = False
+
+    def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
+        return {
+            "weight": torch.empty(outputs, inputs, dtype=torch.int8, device="meta"),
+            "weight_scale": torch.empty(outputs, 1, dtype=torch.float32, device="meta"),
+        }
+
+    def pack(self, rows: Tensor) -> dict[str, Tensor]:
+        whole, scale = rounded(rows)
+        return {"weight": whole, "weight_scale": scale}
+
+    def unpack(self, parts: Parts) -> Tensor:
+        return parts["weight"] * parts["weight_scale"]
+
+    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
+        weight, scale = parts["weight"], parts["weight_scale"]
+        if self.dynamic:
+            whole, size = rounded(x.float())
+            return whole_product(whole, weight) * size * scale.t()
+        return scaled_product(x, weight, scale, product)
+
+
+def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Every row as whole numbers from -127 to 127, and its scale [n, 1]."""
+    scale = rows.abs().amax(-1, keepdim=True) / 127
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (rows / scale).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, product: Product) -> Tensor:
+    """x [T, K] times weight [N, K], whose rows have a `scale` [N, 1] each."""
+    if x.dtype == torch.float16:  # without the scale, sums would be too large for it
+        return product(x, (weight.float() * scale).to(x.dtype))
+    return product(x, weight.to(x.dtype)) * scale.t()
+
+
+def whole_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, K] times weight [N, K], whole numbers of 8 bits -> float32 [T, N], the same to the bit on every device.
+
+    Processors without units for such numbers are many times faster at it in float32, as far as that is exact.
+    """
+    if _has_units(x, weight):
+        missing = max(0, 17 - len(x)) if x.device.type == "cuda" else 0  # it multiplies more than 16 rows
+        padded = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
+        return torch._int_mm(padded, weight.t())[: len(x)].float()
+    pairs = zip(x.split(EXACT, 1), weight.split(EXACT, 1), strict=True)
+    sums = [torch.mm(some.float(), others.float().t()) for some, others in pairs]
+    if len(sums) == 1:
+        return sums[0]
+    return torch.stack([each.to(torch.int32) for each in sums]).sum(0, dtype=torch.int32).float()
+
+
+def _has_units(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type == "cuda":
+        return x.shape[1] % 8 == 0 and len(weight) % 8 == 0
+    known = torch.cpu.get_capabilities()
+    return any(bool(known.get(name)) for name in ("avx512_vnni", "amx_int8"))
+
+
+SCHEMES: Mapping[str, Scheme] = MappingProxyType({"int8": Int8(), "int8-dynamic": Int8(dynamic=True)})
+"""Every scheme that can be asked for, by its name (`core.config.QUANT`)."""

@@ -1,0 +1,105 @@
+"""The build pass that packs weights: which layers of which components, by which scheme, and in which arithmetic.
+
+Layers of blocks that repeat are packed, where nearly all weights are; what is before and after them, and what the
+reference keeps in float32, stays as it is. The loader packs while it reads, so the whole is never in memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from omnimuse.core.config import Choice
+from omnimuse.core.errors import ConfigError
+from omnimuse.layers.network import Network
+from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
+from omnimuse.quant.linear import QuantizedLinear
+from omnimuse.quant.schemes import SCHEMES, Scheme
+from omnimuse.worker.place import native_bfloat16
+
+if TYPE_CHECKING:
+    from omnimuse.worker.build import Build
+
+
+def quantize(under: Build) -> None:
+    """Layers with packed weights in the place of linear ones, as asked for."""
+    config = under.found.config
+    if not config.quantize.schemes:
+        return
+    if config.parallel.tensor > 1:
+        raise ConfigError(
+            f"parallel tensor={config.parallel.tensor} cannot be with quantize: a scale belongs to whole rows of "
+            "weights, of which ranks would have parts; use ulysses, ring, cfg or pipe, or leave quantize out"
+        )
+    unused = set(config.quantize.skip)
+    for name, scheme in _asked(under).items():
+        module, policy = under.modules[name], under.formats[name]
+        chosen = packable(module, policy)
+        kept = {path for path in chosen for pattern in config.quantize.skip if matches(path, pattern)}
+        unused -= {pattern for pattern in unused if any(matches(path, pattern) for path in chosen)}
+        arithmetic = _arithmetic(under.device, policy.default)
+        share = pack(
+            module, {path: layer for path, layer in chosen.items() if path not in kept}, SCHEMES[scheme], arithmetic
+        )
+        under.formats[name] = DtypePolicy(policy.default, (*policy.float32, "weight_scale"))
+        how = f"asked for: {len(chosen) - len(kept)} layers, {share:.0%} of the weights"
+        under.choices.append(
+            Choice("quantize", name, scheme, f"{how}, multiplied in {str(arithmetic).removeprefix('torch.')}")
+        )
+    if unused:
+        raise ConfigError(
+            f"quantize skip={', '.join(sorted(unused))} fits no layer that would be quantized; patterns are whole "
+            "pieces of names, such as blocks.0 or *.to_out"
+        )
+
+
+def _asked(under: Build) -> dict[str, str]:
+    """The scheme of every component that gets one; ConfigError for a name that there is not."""
+    asked = dict(under.found.config.quantize.schemes)
+    every = asked.pop("", None)
+    found = dict.fromkeys(under.networks, every) if every else {}
+    for name, scheme in asked.items():
+        if name not in under.modules or not packable(under.modules[name], under.formats[name]):
+            able = [other for other, module in under.modules.items() if packable(module, under.formats[other])]
+            raise ConfigError(
+                f"quantize {name}={scheme} cannot be: this model has no {name!r} with linear layers in blocks; use "
+                f"{' or '.join(able)}"
+            )
+        found[name] = scheme
+    return {name: scheme for name, scheme in found.items() if scheme}
+
+
+def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, nn.Linear]:
+    """The linear layers in blocks of `module`, but for those that are kept in float32."""
+    if isinstance(module, Network):
+        blocks: list[nn.Module] = [block for stack in module.stacks().values() for block in stack.blocks()]
+    else:
+        blocks = [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]
+    inside = {id(part) for block in blocks for part in block.modules()}
+    alone = {names[0] for _, names in stored_tensors(module).values() if len(names) == 1}
+    return {
+        path: layer
+        for path, layer in module.named_modules()
+        if type(layer) is nn.Linear
+        and id(layer) in inside
+        and f"{path}.weight" in alone
+        and not any(matches(f"{path}.weight", pattern) for pattern in policy.float32)
+    }
+
+
+def pack(module: nn.Module, layers: dict[str, nn.Linear], scheme: Scheme, arithmetic: torch.dtype) -> float:
+    """Put packed layers in the place of `layers`; which share of the weights of `module` they had."""
+    whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
+    here = sum(layer.weight.numel() for layer in layers.values())
+    for path, layer in layers.items():
+        owner, _, name = path.rpartition(".")
+        setattr(module.get_submodule(owner), name, QuantizedLinear(layer, scheme, arithmetic))
+    return here / max(whole, 1)
+
+
+def _arithmetic(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What packed weights become to be multiplied: float32 where bfloat16 has no units and would only be slower."""
+    slow = dtype == torch.bfloat16 and not native_bfloat16(device)[0]
+    return torch.float32 if slow else dtype

@@ -1,0 +1,75 @@
+"""Packed weights draw nearly the same, alone and in company and wherever they wait: for every pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.core.config import OffloadConfig, QuantConfig, ScheduleConfig
+from omnimuse.engine.engine import Engine
+from omnimuse.layers.network import Network
+from omnimuse.layers.steady import SteadyLinear
+from omnimuse.quant.linear import QuantizedLinear
+from tests.invariants.conftest import Subject, run
+from tests.invariants.test_tiers import strangers
+
+pytestmark = pytest.mark.crossed
+
+Make = Callable[..., Engine]
+FAR = {"int8": 0.05, "int8-dynamic": 0.15}
+"""How far latents may be from those of float32, as a part of their own size. Tiny networks of random weights are the
+hardest to round: their matrices have few inputs that errors could average out over."""
+
+
+def networks(engine: Engine) -> list[Network]:
+    components = engine.runner.pipeline.ctx.components
+    return [found for name in components if isinstance(found := components.wherever(name), Network)]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def asked(subject: Subject, scheme: str) -> QuantConfig:
+    return QuantConfig({"": scheme})
+
+
+@pytest.mark.parametrize("scheme", FAR)
+def test_packed_weights_draw_nearly_what_float32_draws(
+    subject: Subject, shared: Engine, engine_with: Make, scheme: str
+) -> None:
+    engine = engine_with(quantize=asked(subject, scheme))
+    asks = [subject.ask(i) for i in range(2)]
+    for found, expected in zip(run(engine, *asks), run(shared, *asks), strict=True):
+        assert 0 < distance(found, expected) < FAR[scheme], "0: nothing was packed"
+
+
+def test_every_linear_layer_of_the_blocks_is_packed(engine_with: Make) -> None:
+    for network in networks(engine_with(quantize=QuantConfig({"": "int8"}))):
+        blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
+        left = [each for block in blocks for each in block.modules() if isinstance(each, nn.Linear | SteadyLinear)]
+        packed = [each for block in blocks for each in block.modules() if isinstance(each, QuantizedLinear)]
+        assert packed
+        assert all(each.weight.dtype == torch.float32 for each in left), "what the family keeps in float32"
+        assert len(left) <= 0.1 * len(packed)
+
+
+@pytest.mark.parametrize("scheme", FAR)
+def test_packed_weights_draw_the_same_in_any_company(subject: Subject, engine_with: Make, scheme: str) -> None:
+    schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
+    engine = engine_with(quantize=asked(subject, scheme), schedule=schedule)
+    assert strangers(engine, subject.asks()) == {}
+
+
+@pytest.mark.parametrize("mode", ["components", "layers"])
+def test_packed_weights_that_wait_draw_what_those_that_stay_do(
+    subject: Subject, engine_with: Make, tmp_path: Path, mode: str
+) -> None:
+    quantize = asked(subject, "int8")
+    stays, waits = engine_with(quantize=quantize), engine_with(quantize=quantize, offload=OffloadConfig(mode, tmp_path))
+    for found, expected in zip(run(waits, subject.ask(0)), run(stays, subject.ask(0)), strict=True):
+        assert torch.equal(found, expected)
