@@ -342,5 +342,6 @@ FAMILIES = (
         ),
         reference=reference_dev,
         unable=BY_SIZE,
+        apart="diffusers cannot open",
     ),
 )

@@ -145,5 +145,6 @@ FAMILIES = (
         ),
         reference=reference,
         unable=EULER,
+        apart="diffusers cannot open",
     ),
 )

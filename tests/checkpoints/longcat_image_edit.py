@@ -70,5 +70,6 @@ FAMILIES = (
         ),
         reference=reference,
         unable=EULER,
+        apart="requires the Torchvision library",
     ),
 )

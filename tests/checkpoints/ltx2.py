@@ -235,6 +235,7 @@ FAMILIES = (
         least_steps=2,
         unable=EULER,
         long=LONG,
+        apart="makes video and audio at once, which cannot be compared yet",
     ),
     Family(
         arch="LTX2Pipeline",
@@ -245,5 +246,6 @@ FAMILIES = (
         least_steps=2,
         unable=EULER,
         long=LONG,
+        apart="makes video and audio at once, which cannot be compared yet",
     ),
 )

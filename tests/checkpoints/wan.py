@@ -215,6 +215,7 @@ def from_pictures(kind: str, tokens: int, second: float | None = None, *, both: 
             Wish("a star", None, replace(clips[2], seed=9), photo(33, 33), last if kind == "2.1-FLF2V" else None),
         ),
         reference=reference,
+        apart="does not draw this: name 'ftfy' is not defined",
     )
 
 

@@ -103,7 +103,8 @@ class Family:
 
     `kind` tells the checkpoints of one architecture apart; a schedule needs `least_steps`; `sounds` is set where sound
     comes out; `unable` are schedulers that the reference cannot be given, and why. `long` are parameters with which
-    every loop has a middle, where the wishes' own leave one a single step.
+    every loop has a middle, where the wishes' own leave one a single step. `apart` is why `omnimuse parity` has nothing
+    to compare with, in words of what it says (`tests/parity` gives the reference what it needs).
     """
 
     arch: str
@@ -115,6 +116,7 @@ class Family:
     unable: Mapping[str, str] = field(default_factory=dict)
     sounds: bool = False
     long: Mapping[str, int] = field(default_factory=dict)
+    apart: str = ""
 
     def far(self, found: Tensor, expected: Tensor) -> float:
         """How far `found` is from what the reference makes: pixels at most, of sound the norm of all, relatively."""
@@ -136,7 +138,7 @@ def drawn(pipe: Any, wish: Wish, output_type: str, **besides: Any) -> Tensor:
     takes = inspect.signature(pipe.__call__).parameters
     params = asdict(wish.params)
     asked = {"prompt": wish.prompt, "negative_prompt": wish.negative, **wish.filled, **params}
-    asked |= dict(wish.params.extra or {})  # type: ignore[call-overload]
+    asked |= wish.params.extra if isinstance(wish.params.extra, Mapping) else {}
     assert wish.params.seed is not None
     given = {name: value for name, value in asked.items() if name in takes and value is not None}
     given |= {"generator": torch.Generator().manual_seed(wish.params.seed), "output_type": output_type, **besides}

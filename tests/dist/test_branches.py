@@ -28,6 +28,10 @@ pytestmark = pytest.mark.dist
 
 Tier = Literal["fast", "invariant"]
 TIERS: tuple[Tier, ...] = ("fast", "invariant")
+SHOWN = (
+    pytest.param("fast", marks=pytest.mark.shows("cfg", "company")),
+    pytest.param("invariant", marks=pytest.mark.shows("cfg", "company", "invariant")),
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, Tier], Job
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", SHOWN)
 @pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: FAMILIES[index].name)
 def test_guidance_over_two_ranks_is_one_rank(family: int, tier: Tier, jobs: dict[tuple[int, Tier], Job]) -> None:
     job = jobs[family, tier]

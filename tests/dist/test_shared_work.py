@@ -5,7 +5,7 @@ All requests of a family are in flight together: guidance, pictures to start fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from omnimuse.core.config import (
     ScheduleConfig,
 )
 from omnimuse.engine.local import start
+from omnimuse.models import REGISTRY
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, run, with_params
 
@@ -42,7 +43,7 @@ EVERYWHERE = (ParallelConfig(tensor=2), ParallelConfig(ulysses=2))
 class Feature:
     """Something else that is switched on, and must give with several ranks what it gives with one."""
 
-    name: str = "plain"
+    name: str = ""
     cache: CacheConfig = CacheConfig()
     offload: OffloadConfig = OffloadConfig()
     load: Literal["weights", "dummy"] = "weights"
@@ -52,11 +53,11 @@ class Feature:
 
 
 PLAIN = Feature()
-CACHED = Feature("cached", cache=CacheConfig("teacache", 0.3))
-WAITING = Feature("waiting", offload=OffloadConfig("layers"))
+CACHED = Feature("TeaCache", cache=CacheConfig("teacache", 0.3))
+WAITING = Feature("layers", offload=OffloadConfig("layers"))
 DUMMY = Feature("dummy", load="dummy")
 EXACT = Feature("exact", tier="exact")
-TILED = Feature("tiled", decode=DecodeConfig(tiling=True), output="pt")
+TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
 SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
@@ -139,6 +140,37 @@ class Job:
         return found
 
 
+Asked = tuple[str, ParallelConfig, Feature]
+"""A family, a division of the work, a feature."""
+
+
+def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
+    """What a test that runs all of these shows."""
+    known = ("TeaCache", "layers", "exact", "tiles")
+    found = []
+    for name, parallel, feature in asked:
+        axes = [axis for axis, count in vars(parallel).items() if count > 1]
+        named = ["tiles on ranks" if axis == "vae_tiles" else axis for axis in axes]
+        also = [feature.name] if feature.name in known else []
+        found.append(pytest.mark.shows(*named, *also, "company", families=[name], wishes=True))
+    return found
+
+
+TILING = [family.name for family in FAMILIES if "AutoencoderKL" in REGISTRY.spec(family.arch).components["vae"].classes]
+OTHERWISE: dict[str, list[Asked]] = {
+    "pipe": [(name, ParallelConfig(pipe=2), PLAIN) for name in NAMES],
+    "ring": [(name, ParallelConfig(ring=2, shard=2), PLAIN) for name in NAMES if name not in TILING],
+    "tiles": [(name, ParallelConfig(ring=2, shard=2, vae_tiles=2), TILED) for name in TILING],
+}
+"""By what the ranks share in ways that only some of the families are tried with at every turn."""
+
+
+def asked_of(ranks: int) -> list[Asked]:
+    """Everything that is tried with so many ranks."""
+    every: list[Asked] = [(name, each, PLAIN) for each in EVERYWHERE if each.ranks == ranks for name in NAMES]
+    return [*every, *SOME[ranks]]
+
+
 def on_rank(rank: int, ranks: int, jobs: list[Job], meeting: Path) -> None:
     """Rank 0 drives one engine after the other, the others follow each until it closes."""
     torch.set_num_threads(1)
@@ -151,13 +183,24 @@ def on_rank(rank: int, ranks: int, jobs: list[Job], meeting: Path) -> None:
         save_file({str(i): tensor.contiguous() for i, tensor in enumerate(found)}, job.results)
 
 
-def jobs_of(ranks: int, folders: dict[str, Path], results: Path) -> list[Job]:
-    """All jobs of so many ranks."""
-    wanted = [(name, parallel, PLAIN) for parallel in EVERYWHERE if parallel.ranks == ranks for name in NAMES]
-    return [
+def wrong_of(
+    asked: Sequence[Asked], folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], results: Path
+) -> list[str]:
+    """Runs everything that is asked, in one start of its ranks, and tells what differs from the work of one."""
+    jobs = [
         Job(name, parallel, feature, folders[name], results / f"{number}.safetensors")
-        for number, (name, parallel, feature) in enumerate([*wanted, *SOME[ranks]])
+        for number, (name, parallel, feature) in enumerate(asked)
     ]
+    [ranks] = {job.parallel.ranks for job in jobs}
+    mp.spawn(on_rank, args=(ranks, jobs, results / "meeting"), nprocs=ranks)  # type: ignore[no-untyped-call]
+    wrong = []
+    for job in jobs:
+        found = load_file(job.results)
+        for index, tensor in enumerate(alone(job)):
+            error = float((found[str(index)] - tensor).norm() / tensor.norm())
+            if not error <= 1e-5:
+                wrong.append(f"{job.name}, request {index}: {error:.1e}")
+    return wrong
 
 
 @pytest.fixture(scope="module")
@@ -183,17 +226,16 @@ def alone() -> Iterator[Callable[[Job], list[Tensor]]]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("ranks", SOME)
+@pytest.mark.parametrize("ranks", [pytest.param(ranks, marks=shown(asked_of(ranks))) for ranks in SOME])
 def test_shared_work_is_the_work_of_one(
     ranks: int, folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
-    jobs = jobs_of(ranks, folders, tmp_path)
-    mp.spawn(on_rank, args=(ranks, jobs, tmp_path / "meeting"), nprocs=ranks)  # type: ignore[no-untyped-call]
-    wrong = []
-    for job in jobs:
-        found = load_file(job.results)
-        for index, tensor in enumerate(alone(job)):
-            error = float((found[str(index)] - tensor).norm() / tensor.norm())
-            if not error <= 1e-5:
-                wrong.append(f"{job.name}, request {index}: {error:.1e}")
-    assert not wrong, "\n".join(wrong)
+    assert not wrong_of(asked_of(ranks), folders, alone, tmp_path)
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("asked", [pytest.param(asked, id=name, marks=shown(asked)) for name, asked in OTHERWISE.items()])
+def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
+    asked: Sequence[Asked], folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+) -> None:
+    assert not wrong_of(asked, folders, alone, tmp_path)

@@ -76,6 +76,7 @@ def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
     assert close(run(engine, subject.ask(0))[0], expected)
 
 
+@pytest.mark.shows("company", wishes=True)
 def test_in_company_is_close_to_alone_in_the_fast_tier(subject: Subject, engine_with: Make) -> None:
     engine = engine_with(schedule=ScheduleConfig(tier="fast", strict_slots=True, company="always"))
     asks = subject.asks()
@@ -84,6 +85,7 @@ def test_in_company_is_close_to_alone_in_the_fast_tier(subject: Subject, engine_
         assert close(found, expected)
 
 
+@pytest.mark.shows("exact", wishes=True)
 def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, engine_with: Make) -> None:
     engine = engine_with(schedule=EXACT)
     asks = subject.asks()
@@ -160,6 +162,7 @@ def test_pausing_resuming_and_cancelling_in_any_order_harms_nobody(
     assert not engine.runner.states
 
 
+@pytest.mark.shows("previews")
 def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
     subject: Subject, shared: Engine
 ) -> None:
@@ -225,6 +228,7 @@ def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: E
                 state[stage.reads[0] if stage.reads else "nowhere"] = 1
 
 
+@pytest.mark.shows("TeaCache", "company", wishes=True)
 def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit(subject: Subject, shared: Engine, engine_with: Make) -> None:
     asks = subject.asks()
     engine = engine_with(cache=CacheConfig("teacache", 0.0))
@@ -232,6 +236,7 @@ def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit(subject: Subject, sha
         assert torch.equal(found, expected)
 
 
+@pytest.mark.shows("TeaCache", "company")
 def test_a_step_cache_that_skips_gives_each_request_what_it_gets_alone(
     subject: Subject, shared: Engine, engine_with: Make
 ) -> None:
@@ -266,6 +271,7 @@ def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shar
             assert close(found, plain)
 
 
+@pytest.mark.shows("several", "exact")
 def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, engine_with: Make) -> None:
     engine = engine_with(schedule=EXACT)
     ask = subject.ask(0)

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.crossed
 
 Make = Callable[..., Engine]
 MODES = ("components", "layers")
+SHOWN = [pytest.param(mode, marks=pytest.mark.shows(mode, "company", "previews", wishes=True)) for mode in MODES]
+CACHED = [pytest.param(mode, marks=pytest.mark.shows(mode, "TeaCache", "company")) for mode in MODES]
 
 
 def modules(engine: Engine) -> dict[str, nn.Module]:
@@ -43,7 +45,7 @@ def blocky(module: nn.Module) -> bool:
     return isinstance(module, Network)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SHOWN)
 def test_every_mode_of_offload_is_resident_bit_for_bit(
     subject: Subject, shared: Engine, engine_with: Make, tmp_path: Path, mode: str
 ) -> None:
@@ -98,7 +100,7 @@ def test_networks_are_swapped_once_a_step_and_not_once_a_row(
         assert sum(before != after for before, after in pairwise(entered)) <= 1
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", CACHED)
 def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: Make, tmp_path: Path, mode: str) -> None:
     cached = engine_with(cache=CacheConfig("teacache", 0.3))
     both = engine_with(cache=CacheConfig("teacache", 0.3), offload=OffloadConfig(mode, tmp_path))

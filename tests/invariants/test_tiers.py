@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from tests.invariants.conftest import Subject, drain, outputs, run, submit
 pytestmark = pytest.mark.crossed
 
 Make = Callable[..., Engine]
+shows = partial(pytest.mark.shows, "invariant", "company", wishes=True)
 INVARIANT = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
 
 
@@ -59,6 +61,7 @@ def strangers(engine: Engine, asks: list[Ask]) -> dict[str, list[Tensor]]:
     return {name: tensors for name, tensors in differ.items() if tensors}
 
 
+@pytest.mark.shows("invariant", "company", wishes=True)
 @pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("float32", 2), ("float32", 4), ("bfloat16", 2)])
 def test_in_company_is_alone_bit_for_bit_while_forwards_are_shared(subject: Subject, dtype: str, threads: int) -> None:
     config = subject.config(schedule=INVARIANT, host=HostConfig(threads=threads))
@@ -71,11 +74,10 @@ def test_in_company_is_alone_bit_for_bit_while_forwards_are_shared(subject: Subj
 @pytest.mark.parametrize(
     "parts",
     [
-        {"offload": OffloadConfig("layers")},
-        {"cache": CacheConfig("teacache", 0.3)},
-        {"attention": AttentionConfig("reference")},
+        pytest.param({"offload": OffloadConfig("layers")}, id="offload", marks=shows("layers")),
+        pytest.param({"cache": CacheConfig("teacache", 0.3)}, id="teacache", marks=shows("TeaCache")),
+        pytest.param({"attention": AttentionConfig("reference")}, id="reference"),
     ],
-    ids=["offload", "teacache", "reference"],
 )
 def test_it_holds_beside_other_features(subject: Subject, engine_with: Make, parts: dict[str, object]) -> None:
     engine = engine_with(schedule=INVARIANT, host=HostConfig(threads=2), **parts)

@@ -73,6 +73,7 @@ def tolerance(family: Family) -> float:
     return OF_SOUND if family.sounds else TOLERANCE
 
 
+@pytest.mark.shows("company", wishes=True)
 def test_different_requests_in_flight_give_what_the_reference_makes(family: Family, folder: Path) -> None:
     wishes = list(family.wishes)
     for expected, found in zip(reference(family, folder, wishes, "pt"), ours(folder, wishes, "pt"), strict=True):
@@ -169,6 +170,7 @@ def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_give
 
 @pytest.mark.crossed
 @pytest.mark.parametrize("name", ["euler", "heun", "unipc", "dpm++"])
+@pytest.mark.shows("scheduler", "company", wishes=True)
 def test_every_scheduler_draws_in_any_number_of_steps(family: Family, folder: Path, name: str) -> None:
     if family.sounds:
         pytest.skip(NO_FLOW)

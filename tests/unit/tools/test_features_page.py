@@ -1,0 +1,43 @@
+"""The page of features says what the doors, the build passes and the tests say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tools.features_page import FEATURES, PAGE, Shown, by_test, family_in, page
+
+CELL = re.compile(r"(works|as its kin|refused|impossible) \d+|let in")
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_page_is_what_make_features_writes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make features`"
+
+
+def test_every_cell_of_a_family_says_one_of_the_words() -> None:
+    rows = [
+        line.split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if re.match(r"\| `\w+Pipel", line)
+    ]
+    assert rows
+    for row in rows:
+        assert len(row) == len(FEATURES) + 1
+        assert all(CELL.fullmatch(cell.removesuffix(" |")) for cell in row[1:]), row
+
+
+def test_a_test_shows_what_it_is_marked_with_beside_what_a_request_of_it_has() -> None:
+    shown = Shown("a::b[X]", frozenset(["tensor"]), (frozenset(["mask", "picture in"]), frozenset(["text"])), "X")
+    assert shown.shows(["tensor", "mask"]) and shown.shows(["mask", "picture in"])
+    assert not shown.shows(["mask", "text"]), "no request has both"
+    assert not shown.shows(["ring", "mask"])
+    assert by_test([shown], ["tensor"], ["Y"]) is None
+
+
+def test_the_family_of_a_test_is_the_longest_that_its_id_names_whole() -> None:
+    assert family_in("x::y[WanPipeline-2.1-I2V-layers]") == ("WanPipeline-2.1-I2V",)
+    assert family_in("x::y[float32-1-WanPipeline-2.1]") == ("WanPipeline-2.1",)
+    assert family_in("x::y[WanPipelines]") == ()
+    assert family_in("x::y") == ()
