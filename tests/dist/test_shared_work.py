@@ -29,6 +29,7 @@ from omnimuse.core.config import (
 )
 from omnimuse.engine.local import start
 from omnimuse.models import REGISTRY
+from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, run, with_params
 
@@ -50,6 +51,7 @@ class Feature:
     tier: Literal["fast", "exact"] = "fast"
     decode: DecodeConfig = DecodeConfig()
     output: Literal["latent", "pt"] = "latent"
+    adapters: bool = False
 
 
 PLAIN = Feature()
@@ -57,6 +59,7 @@ CACHED = Feature("TeaCache", cache=CacheConfig("teacache", 0.3))
 BOTH_ENDS = Feature("both ends", cache=CacheConfig("dbcache", 9.0, first=1, warm_up=2, order=1))
 WAITING = Feature("layers", offload=OffloadConfig("layers"))
 DUMMY = Feature("dummy", load="dummy")
+WORN = Feature("adapters", adapters=True)
 EXACT = Feature("exact", tier="exact")
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
@@ -126,6 +129,11 @@ class Job:
     def name(self) -> str:
         return f"{self.family}, {self.parallel}, {self.feature.name}"
 
+    @property
+    def adapter(self) -> Path:
+        """A file beside the checkpoint; the last request wears it, and the others do not."""
+        return self.folder.with_name(f"{self.folder.name}.safetensors")
+
     def config(self, parallel: ParallelConfig) -> Config:
         return Config(
             ModelConfig(str(self.folder), dtype="float32", device="cpu", load=self.feature.load),
@@ -142,6 +150,8 @@ class Job:
         [family] = [family for family in FAMILIES if family.name == self.family]
         engine = start(self.config(parallel))
         asks = Subject(family, self.folder).asks()
+        if self.feature.adapters:
+            asks[-1] = with_params(asks[-1], loras=[f"{self.adapter}:0.8"])
         found = run(engine, *(with_params(ask, output_type=self.feature.output) for ask in asks))
         assert not engine.runner.forwards.retries
         engine.close()
@@ -169,6 +179,12 @@ OTHERWISE: dict[str, list[Asked]] = {
     "pipe": [(name, ParallelConfig(pipe=2), PLAIN) for name in NAMES],
     "ring": [(name, ParallelConfig(ring=2, shard=2), PLAIN) for name in NAMES if name not in TILING],
     "tiles": [(name, ParallelConfig(ring=2, shard=2, vae_tiles=2), TILED) for name in TILING],
+    "adapters": [
+        (FLUX, ParallelConfig(ulysses=2), WORN),
+        (Z, ParallelConfig(pipe=2), WORN),
+        (Z, ParallelConfig(ulysses=2, shard=2), WORN),
+        (QWEN, ParallelConfig(cfg=2), WORN),
+    ],
 }
 """By what the ranks share in ways that only some of the families are tried with at every turn."""
 
@@ -199,6 +215,9 @@ def wrong_of(
         Job(name, parallel, feature, folders[name], results / f"{number}.safetensors")
         for number, (name, parallel, feature) in enumerate(asked)
     ]
+    for job in jobs:
+        if job.feature.adapters:
+            write(job.adapter, layers_of(job.folder))
     [ranks] = {job.parallel.ranks for job in jobs}
     mp.spawn(on_rank, args=(ranks, jobs, results / "meeting"), nprocs=ranks)  # type: ignore[no-untyped-call]
     wrong = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.config import CompileConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -60,6 +60,24 @@ def test_after_adapters_were_worn_a_request_without_is_as_if_there_had_been_none
     run(engine, *worn)
     [after] = run(engine, plain)
     assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("mode", ["components", "layers"])
+def test_adapters_are_worn_by_weights_that_wait_elsewhere(
+    subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path], tmp_path: Path, mode: str
+) -> None:
+    engine = engine_with(offload=OffloadConfig(mode, tmp_path))  # type: ignore[arg-type]
+    plain, one, *_ = all_kinds(subject, adapters)
+    for expected, found in zip(run(shared, plain, one), run(engine, plain, one), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_compiled_blocks_are_told_to_wear_nothing(
+    subject: Subject, engine_with: Make, adapters: tuple[Path, Path]
+) -> None:
+    engine = engine_with(compile=CompileConfig("blocks"))
+    with pytest.raises(RequestError, match="loras cannot be worn: blocks are compiled as they are"):
+        run(engine, all_kinds(subject, adapters)[1])
 
 
 def test_an_adapter_of_another_model_is_refused_with_the_names_that_were_expected(

@@ -9,11 +9,21 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from safetensors.torch import save_file
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.loras import Lora
-from tests.checkpoints.adapters import layers_of, worn_by_the_reference, write
+from tests.checkpoints.adapters import (
+    Layers,
+    Style,
+    kohya,
+    layers_of,
+    peft,
+    products,
+    worn_by_the_reference,
+    write,
+)
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family, Wish
 
@@ -57,6 +67,70 @@ def theirs(
 
 def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+ORIGINAL = {
+    "double_blocks.0.img_attn.qkv": (96, 32),
+    "double_blocks.1.txt_attn.qkv": (96, 32),
+    "double_blocks.0.txt_attn.proj": (32, 32),
+    "double_blocks.1.img_mlp.0": (128, 32),
+    "single_blocks.0.linear2": (32, 160),
+    "single_blocks.1.modulation.lin": (96, 32),
+}
+"""Layers of the tiny FLUX, by the names of the first code: outputs and inputs."""
+XLABS = {
+    "double_blocks.0.processor.qkv_lora1": (96, 32),
+    "double_blocks.1.processor.qkv_lora2": (96, 32),
+    "double_blocks.0.processor.proj_lora2": (32, 32),
+    "single_blocks.1.processor.qkv_lora": (96, 32),
+    "single_blocks.0.processor.proj_lora": (32, 160),
+}
+
+
+def xlabs(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    return {f"{name}.down.weight": down, f"{name}.up.weight": up}
+
+
+@pytest.mark.parametrize(("layers", "style"), [(ORIGINAL, kohya()), (XLABS, xlabs)], ids=["kohya", "xlabs"])
+def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
+    tmp_path: Path, layers: Layers, style: Style
+) -> None:
+    family = next(family for family in WITH_ADAPTERS if family.name == "FluxPipeline-dev")
+    folder = family.build(tmp_path / "tiny")
+    adapters, wishes = {write(tmp_path / "a.safetensors", layers, style): 1.3}, [family.wishes[0]]
+    [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
+    [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
+    assert apart(found, expected) <= TOLERANCE
+    assert apart(found, plain) > 1e-3
+
+
+def test_a_whole_layer_of_four_is_what_its_parts_are(tmp_path: Path) -> None:
+    family = next(family for family in WITH_ADAPTERS if family.name == "FluxPipeline-dev")
+    folder = family.build(tmp_path / "tiny")
+    whole = {"single_blocks.1.linear1": (224, 32)}
+    [(down, up)] = products(whole).values()
+    parts = zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), up.split([32, 32, 32, 128]), strict=True)
+    apart_ones = {f"single_transformer_blocks.1.{name}": (down, part) for name, part in parts}
+    tensors: dict[str, Tensor] = {}
+    for name, (low, high) in apart_ones.items():
+        tensors |= peft()(name, low, high)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "parts.safetensors")
+    one = write(tmp_path / "whole.safetensors", whole, peft("diffusion_model."))
+    [expected] = ours(folder, [family.wishes[0]], {tmp_path / "parts.safetensors": 1.0})
+    [found] = ours(folder, [family.wishes[0]], {one: 1.0})
+    assert apart(found, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline-dev", "StableDiffusion3Pipeline-3"])
+def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_path: Path, name: str) -> None:
+    family = next(family for family in WITH_ADAPTERS if family.name == name)
+    folder = family.build(tmp_path / "tiny")
+    layers = {layer: size for layer, size in layers_of(folder, "text_encoder").items() if "self_attn" in layer}
+    adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft("text_encoder.")): 0.9}, [family.wishes[0]]
+    [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
+    [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
+    assert apart(found, expected) <= TOLERANCE
+    assert apart(found, plain) > 1e-4
 
 
 def test_two_adapters_at_their_scales_are_what_the_reference_makes_of_them(

@@ -80,6 +80,7 @@ SPEC = Spec(
             ("FluxTransformer2DModel",),
             network="omnimuse.models.flux.transformer:FluxTransformer",
             rules="omnimuse.models.flux.weights:RULES",
+            aliases="omnimuse.models.flux.weights:ALIASES",
         ),
         "text_encoder": Component(("CLIPTextModel",)),
         "tokenizer": Component(("CLIPTokenizer",)),
