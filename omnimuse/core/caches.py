@@ -16,7 +16,7 @@ from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.names import meant
 from omnimuse.core.step_masks import MASKS, step_mask
 
-Kind = Literal["none", "auto", "teacache", "dbcache", "magcache"]
+Kind = Literal["none", "auto", "careful", "balanced", "fast", "teacache", "dbcache", "magcache"]
 MOST_ORDER = 4
 """A forecast of a higher order is noise: differences of differences of rounded numbers."""
 
@@ -78,9 +78,8 @@ class CacheConfig:
     def _check_belonging(self) -> None:
         """Nothing is accepted that the kind does not honour."""
         own = [part.name for part in fields(self) if getattr(self, part.name) != part.default and part.name != "kind"]
-        foreign = {"none": own, "auto": own, "dbcache": []}.get(
-            self.kind, [name for name in own if name in ("first", "last")]
-        )
+        kinds = {"dbcache": [], "teacache": ["first", "last"], "magcache": ["first", "last"]}
+        foreign = [name for name in own if name in kinds.get(self.kind, own)]
         if foreign:
             raise ConfigError(f"cache {foreign[0]} means nothing to {self.kind!r}; leave it out, or use 'dbcache'")
 
@@ -98,19 +97,14 @@ class CacheConfig:
 
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({part.name: part.default for part in fields(CacheConfig)})
 OFF = CacheConfig()
-PRESETS: Mapping[str, CacheConfig] = MappingProxyType(
-    {
-        "careful": CacheConfig("dbcache", threshold=0.08, warm_up=4, in_a_row=1, order=1),
-        "balanced": CacheConfig("dbcache", threshold=0.16, warm_up=4, in_a_row=2, order=1),
-        "fast": CacheConfig("dbcache", threshold=0.3, warm_up=3, in_a_row=3, order=1),
-    }
-)
-"""Choices that were graded (`docs/quality.md`), the one that changes least first."""
+PRESETS: Mapping[str, float] = MappingProxyType({"careful": 1.0, "balanced": 1.6, "fast": 2.4})
+"""TeaCache, with so many times the threshold that belongs to the model, as its authors grade FLUX.1; what the
+demo model makes of them is in `docs/quality.md`. The one that changes least is first.
+"""
 BY_NAME: Mapping[str, CacheConfig] = MappingProxyType(
     {
         **{kind: CacheConfig(kind) for kind in get_args(Kind)},
         "taylorseer": CacheConfig("dbcache", order=1),
-        **PRESETS,
     }
 )
 """What a choice may begin with."""
@@ -175,6 +169,8 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
                 f"use one of {', '.join(PRESETS)}"
             )
         choice = cache_named(fits.auto)
+    if choice.kind in PRESETS:
+        choice = CacheConfig("teacache", round(PRESETS[choice.kind] * fits.tea.threshold, 6))
     if choice.kind == "magcache" and not fits.ratios:
         raise ConfigError(
             "cache='magcache' needs to know how this model's residuals grow; measure it once with "

@@ -315,7 +315,7 @@ def test_a_model_tells_what_it_learned_and_warns_of_what_it_did_not(tmp_path: Pa
     asyncio.run(main())
 
 
-def test_a_real_server_counts_tokens_tells_what_was_cut_and_takes_another_schedule(tmp_path: Path) -> None:
+def test_a_real_server_counts_tokens_tells_what_was_cut_and_takes_a_schedule_and_a_step_cache(tmp_path: Path) -> None:
     with WholeServer(tmp_path, "--served-model-name", "shapes", "dall-e-3", "--warm-up", "none") as server:
         server.wait_ready()
         short = server.draw(seed=1, num_inference_steps=2, model="dall-e-3").json
@@ -330,3 +330,9 @@ def test_a_real_server_counts_tokens_tells_what_was_cut_and_takes_another_schedu
             for how in ({"flow_shift": 6.0}, {"scheduler": "unipc"}, {"size": "96x100", "adjust": True})
         ]
         assert len({short["data"][0]["b64_json"], *others}) == 4
+        asked = {"max_warmup_steps": 2, "residual_diff_threshold": 9}
+        whole, cached, alike = (
+            server.draw(seed=1, num_inference_steps=5, **how).json["data"][0]["b64_json"]
+            for how in ({}, {"cache": "dbcache,threshold=9,warm_up=2"}, {"cache_dit_params": asked})
+        )
+        assert whole != cached == alike

@@ -20,7 +20,7 @@ from omnimuse.models import REGISTRY
         ("taylorseer, order=2, threshold=1e-1", CacheConfig("dbcache", 0.1, order=2)),
         ("dbcache,first=2,last=1,warm_up=0,most=9,in_a_row=2", CacheConfig("dbcache", None, 2, 1, 0, 9, 2)),
         ("magcache,mask=10110,forced=true", CacheConfig("magcache", mask="10110", forced=True)),
-        *PRESETS.items(),
+        *((name, CacheConfig(name)) for name in PRESETS),  # type: ignore[arg-type]
     ],
 )
 def test_a_text_makes_a_choice_and_the_choice_its_text(text: str, choice: CacheConfig) -> None:
@@ -51,6 +51,7 @@ def test_a_text_makes_a_choice_and_the_choice_its_text(text: str, choice: CacheC
         ("magcache,last=0", "means nothing to 'magcache'"),
         ("none,threshold=1", "means nothing to 'none'"),
         ("auto,order=1", "means nothing to 'auto'"),
+        ("fast,threshold=1", "means nothing to 'fast'"),
     ],
 )
 def test_a_text_that_makes_no_sense_is_refused_with_what_is_allowed(text: str, said: str) -> None:
@@ -62,6 +63,7 @@ def test_what_is_left_open_is_the_model_s_or_the_kind_s_and_nothing_stays_open()
     fits = Fits(TeaFit((1.0,), 0.4), (1.0, 1.1), "taylorseer,threshold=0.1")
     assert completed(cache_named("teacache"), fits) == CacheConfig("teacache", 0.4, warm_up=1)
     assert completed(cache_named("auto"), fits) == CacheConfig("dbcache", 0.1, 1, 0, 4, in_a_row=3, order=1)
+    assert completed(cache_named("balanced"), fits) == CacheConfig("teacache", 0.64, warm_up=1)
     assert completed(cache_named("dbcache,mask=fast"), fits, 9).mask == "111101001"
     for name in BY_NAME:
         once = completed(cache_named(name), fits, 9)
