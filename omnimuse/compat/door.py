@@ -44,7 +44,7 @@ class Made:
 class ForeignDoor(Protocol):
     """What such a module has."""
 
-    def refuse_features(self, config: Config) -> None:
+    def refuse_features(self, spec: Spec, config: Config) -> None:
         """ConfigError for a feature that this door cannot give."""
         ...
 

@@ -64,7 +64,7 @@ def find(config: Config) -> Found:
     checkpoint = Checkpoint(folder.path)
     spec = spec_for(checkpoint, config.model.plugins)
     if spec.library:
-        door_of(spec).refuse_features(config)
+        door_of(spec).refuse_features(spec, config)
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}

@@ -37,11 +37,6 @@ def check_ranks(under: Build) -> None:
     """Choices that several ranks exclude."""
     config, offload, mesh = under.found.config, under.found.config.offload, under.mesh
     shared = mesh.axis(WORK).size > 1
-    if shared and under.found.spec.library:
-        raise ConfigError(
-            f"parallel {config.parallel} cannot be: {under.found.spec.library} runs this pipeline, and its networks "
-            "are not ours to share out; use `serve --replicas N`"
-        )
     if config.parallel.shard > 1 and offload.mode != "none":
         raise ConfigError(
             f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"

@@ -70,6 +70,11 @@ def test_options_mean_what_they_mean_there() -> None:
     assert config_of("m", {"parallel_config": parallel}).parallel == ParallelConfig(tensor=2, ulysses=2, cfg=2)
     cached = config_of("m", {"cache_backend": "tea_cache", "cache_config": {"rel_l1_thresh": 0.2}})
     assert cached.cache == CacheConfig("teacache", 0.2)
+    given = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 4, "residual_diff_threshold": 0.24}
+    blocks = config_of("m", {"cache_backend": "cache_dit", "cache_config": given}).cache
+    assert blocks == CacheConfig("dbcache", 0.24, first=1, last=0, warm_up=4)
+    with pytest.raises(ConfigError, match="cache_backend='fast' is not taken here"):
+        config_of("m", {"cache_backend": "fast"})
     assert config_of("m", {"enable_layerwise_offload": True}).offload == OffloadConfig("layers")
     assert config_of("m", {"enable_cpu_offload": True, "vae_use_slicing": True}).offload == OffloadConfig("components")
     assert config_of("m", {"vae_use_tiling": True}).decode.tiling

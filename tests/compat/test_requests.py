@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.cli import main
 from omnimuse.compat.contract.entries import entry_of
+from omnimuse.compat.vllm_omni.errors import OmniClientError
 from omnimuse.core.config import AttentionConfig, CacheConfig
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
-from tests.compat.checkpoints import PLUGIN, renamed
+from tests.checkpoints.wishes import Wish, photo, reference_of
+from tests.compat.checkpoints import PLUGIN, customised, renamed
 
 FAMILY = next(each for each in FAMILIES if each.kind == "3")
 SMALL = DiffusionParams(num_inference_steps=2, guidance_scale=3.0, height=32, width=48, max_sequence_length=16, seed=3)
@@ -79,3 +84,36 @@ def test_an_attention_backend_is_chosen_by_the_role_of_its_sites(folder: Path) -
     built = build_engine(Config(model, attention=AttentionConfig(per_role={"medium.joint": "reference"})))
     built.resources.close()
     assert [choice.value for choice in built.choices if choice.topic == "attention"] == ["reference"]
+
+
+@pytest.mark.parametrize("arch", ["DocumentedCustomPipeline", "DocumentedEagerPipeline"])
+def test_a_checkpoint_of_its_own_kind_gives_the_same(arch: str, folder: Path, omni: Omni, tmp_path: Path) -> None:
+    [wish, *_] = FAMILY.wishes
+    [expected] = omni.generate([wish.asked], wish.params, output_type="pt", progress=False)
+    own = customised(folder, tmp_path / "own", arch)
+    with Omni(str(own), plugin=PLUGIN, dtype="float32", device="cpu") as custom:
+        [found] = custom.generate([wish.asked], wish.params, output_type="pt", progress=False)
+    assert torch.equal(found.tensors["image"], expected.tensors["image"])
+
+
+def test_a_weight_that_its_checkpoint_lacks_ends_the_start_with_its_name(folder: Path, tmp_path: Path) -> None:
+    own = customised(folder, tmp_path / "own", "DocumentedCustomPipeline")
+    weights = load_file(own / "model.safetensors")
+    del weights["net.proj_out.bias"]
+    save_file(weights, own / "model.safetensors")
+    with pytest.raises(ModelError, match=r"nothing filled transformer.proj_out.bias"):
+        build_engine(Config(ModelConfig(str(own), "float32", "cpu", plugins=(PLUGIN,))))
+
+
+def test_a_picture_goes_through_the_function_before_it(tmp_path: Path) -> None:
+    folder = build(tmp_path / "edit", kind="3")
+    wish = Wish("a star", "grey", replace(SMALL, num_inference_steps=5, strength=0.6), photo(50, 70))
+    draw = reference_of(
+        StableDiffusion3Pipeline, StableDiffusion3Img2ImgPipeline, absent=("text_encoder_3", "tokenizer_3")
+    )
+    [expected] = draw(folder, [wish], "pt")
+    with Omni(str(renamed(folder, "DocumentedEditPipeline")), plugin=PLUGIN, dtype="float32", device="cpu") as omni:
+        [found] = omni.generate([wish.asked], wish.params, output_type="pt", progress=False)
+        torch.testing.assert_close(found.tensors["image"][0], expected, atol=1e-5, rtol=0)
+        with pytest.raises(OmniClientError, match="edits a picture, and none was given"):
+            omni.generate("a star", SMALL, progress=False)

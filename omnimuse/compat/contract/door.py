@@ -8,7 +8,7 @@ from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.source import read_class
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.door import Made, Place
-from omnimuse.core.config import Config
+from omnimuse.core.config import Config, ParallelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.spec import Spec
 
@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from omnimuse.pipeline.pipeline import Pipeline
 
 
-def refuse_features(config: Config) -> None:
-    """ConfigError for what the translation cannot give a pipeline of the contract."""
+def refuse_features(spec: Spec, config: Config) -> None:
+    """ConfigError for what the translation cannot give a pipeline of the contract.
+
+    Ranks may share weights, which its layers do themselves, and branches where it calls its own loop.
+    """
+    assert spec.foreign is not None
+    branches = 1 if spec.foreign.shares else config.parallel.cfg
+    taken = ParallelConfig(tensor=config.parallel.tensor, cfg=branches)
     asked = {
         "cache": (config.cache.kind != "none", "step caches"),
+        "quantize": (bool(config.quantize.schemes), "packed weights"),
         "offload": (config.offload.mode != "none", "offload"),
         "compile": (config.compile.mode != "none", "compiled blocks"),
-        "parallel": (config.parallel != type(config.parallel)(), "several ranks"),
+        "kernels": (config.kernels.mode == "triton", "fused kernels"),
+        "parallel": (config.parallel != taken, f"axes other than those of {taken}"),
         "load": (config.model.load != "weights", "random weights"),
     }
     for name, (wanted, what) in asked.items():

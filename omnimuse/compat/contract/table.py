@@ -176,10 +176,18 @@ KNOWN: tuple[Known, ...] = (
         DRAWS,
     ),
     Known(
-        f"{D}.distributed.sp_plan", "SequenceParallelInput", SKILL, "a declaration; several ranks are refused", SMALL
+        f"{D}.distributed.sp_plan",
+        "SequenceParallelInput",
+        SKILL,
+        "a declaration; ranks that share tokens are refused",
+        SMALL,
     ),
     Known(
-        f"{D}.distributed.sp_plan", "SequenceParallelOutput", SKILL, "a declaration; several ranks are refused", SMALL
+        f"{D}.distributed.sp_plan",
+        "SequenceParallelOutput",
+        SKILL,
+        "a declaration; ranks that share tokens are refused",
+        SMALL,
     ),
     Known(
         f"{D}.distributed.hsdp_utils",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omnimuse.compat.diffusers.spec import refuse_features
+from omnimuse.compat.diffusers import spec as features
 from omnimuse.compat.door import Made, Place
+from omnimuse.core.config import Config
 from omnimuse.core.spec import Spec
 
 if TYPE_CHECKING:
     from omnimuse.pipeline.pipeline import Pipeline
 
-__all__ = ["make", "pipeline_of", "preload", "refuse_features"]
+
+def refuse_features(spec: Spec, config: Config) -> None:
+    """ConfigError for a feature that works on our own networks only."""
+    features.refuse_features(config)
 
 
 def preload(spec: Spec) -> None:

@@ -10,6 +10,7 @@ from omnimuse.compat.contract.names import TABLE
 from omnimuse.compat.contract.spec import ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.core.caches import Kind
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
@@ -61,6 +62,22 @@ class EngineOptions(_Sharing, _Memory, total=False):
     diffusion_attention_backend: str
 
 
+CACHES: Mapping[str, tuple[Kind, Mapping[str, str]]] = {
+    "tea_cache": ("teacache", {"rel_l1_thresh": "threshold"}),
+    "cache_dit": (
+        "dbcache",
+        {
+            "Fn_compute_blocks": "first",
+            "Bn_compute_blocks": "last",
+            "max_warmup_steps": "warm_up",
+            "max_cached_steps": "most",
+            "max_continuous_cached_steps": "in_a_row",
+            "residual_diff_threshold": "threshold",
+        },
+    ),
+}
+"""The step caches of the contract: ours, and what its settings are called here."""
+
 BACKENDS: Mapping[str, str] = {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "AUTO": "auto"}
 
 
@@ -106,12 +123,15 @@ def _cache(options: EngineOptions) -> CacheConfig:
     kind, chosen = options.get("cache_backend", "none"), options.get("cache_config", {})
     if kind in ("none", ""):
         return CacheConfig()
-    if kind != "tea_cache" or set(chosen) - {"rel_l1_thresh"}:
-        raise ConfigError(
-            f"cache_backend={kind!r} with cache_config={dict(chosen)!r} is not taken here; use 'tea_cache' with "
-            "rel_l1_thresh, or leave it out"
-        )
-    return CacheConfig("teacache", float(chosen.get("rel_l1_thresh", CacheConfig().threshold)))
+    if kind not in CACHES or (unknown := set(chosen) - CACHES[kind][1].keys()):
+        what = f"cache_config={sorted(unknown)} of it" if kind in CACHES else "it"
+        known = "; ".join(f"{name} ({', '.join(names)})" for name, (_, names) in CACHES.items())
+        raise ConfigError(f"cache_backend={kind!r} is not taken here, or {what} is not; use {known}")
+    ours, names = CACHES[kind]
+    given = {names[name]: value for name, value in chosen.items()}
+    if given.get("most") == -1:
+        del given["most"]  # no bound
+    return CacheConfig(ours, **given)
 
 
 def _offload(options: EngineOptions) -> OffloadConfig:

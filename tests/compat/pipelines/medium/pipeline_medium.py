@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Iterable
@@ -11,19 +12,21 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader
-from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffusionConfig, TransformerConfig
 from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
 from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
-from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsStepExecution
+from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportImageInput, SupportsStepExecution
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from omnimuse.compat.vllm_omni.diffusion.worker.input_batch import InputBatch
 from omnimuse.compat.vllm_omni.diffusion.worker.utils import StepRequestState
+from omnimuse.compat.vllm_omni.errors import OmniClientError
 
 from .medium_transformer import MediumTransformer2DModel
 
@@ -204,3 +207,74 @@ class MediumStepPipeline(MediumPipeline, SupportsStepExecution):
 
     def post_decode(self, state: StepRequestState, **kwargs) -> DiffusionOutput:
         return DiffusionOutput(output=self.decode(state.latents))
+
+
+def get_medium_edit_pre_process_func(od_config: OmniDiffusionConfig):
+    image_processor = VaeImageProcessor(vae_scale_factor=8)
+
+    def pre_process_func(request: OmniDiffusionRequest):
+        sampling = request.sampling_params
+        for prompt in request.prompts:
+            multi_modal_data = prompt.get("multi_modal_data", {}) if not isinstance(prompt, str) else None
+            raw_image = multi_modal_data.get("image", None) if multi_modal_data is not None else None
+            if raw_image is None:
+                raise OmniClientError("this pipeline edits a picture, and none was given")
+            pixels = image_processor.preprocess(raw_image, height=sampling.height, width=sampling.width)
+            prompt["additional_information"] = {"pixels": pixels}
+        return request
+
+    return pre_process_func
+
+
+class MediumEditPipeline(MediumPipeline, SupportImageInput):
+    """The same from a picture, of which `strength` says how much is drawn anew."""
+
+    def prepare_latents(self, height: int, width: int, count: int, generator: torch.Generator | None) -> Tensor:
+        clean = self.vae.encode(self.pixels.to(self.device, self.od_config.dtype)).latent_dist.sample(generator)
+        clean = (clean - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        return clean, super().prepare_latents(height, width, count, generator)
+
+    def diffuse(self, latents, positive, negative, scale):
+        steps = len(self.scheduler.timesteps)
+        first = int(max(steps - min(steps * self.strength, steps), 0))
+        timesteps = self.scheduler.timesteps[first:]
+        self.scheduler.set_begin_index(first)
+        clean, noise = latents
+        noised = self.scheduler.scale_noise(clean, timesteps[:1], noise)
+        self.scheduler.timesteps = timesteps
+        return super().diffuse(noised, positive, negative, scale)
+
+    @torch.no_grad()
+    def forward(self, req: OmniDiffusionRequest) -> DiffusionOutput:
+        self.pixels = req.prompts[0]["additional_information"]["pixels"]
+        self.strength = req.sampling_params.strength or 0.6
+        return super().forward(req)
+
+
+class CustomMediumPipeline(MediumPipeline):
+    """A checkpoint of its own kind: weights at the root under other names, and the network's widths in the index."""
+
+    def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
+        network = TransformerConfig(od_config.model_config["network"])
+        super().__init__(od_config=dataclasses.replace(od_config, tf_model_config=network), prefix=prefix)
+        self.weights_sources = [
+            DiffusersPipelineLoader.ComponentSource(
+                model_or_path=od_config.model, subfolder=None, prefix="", fall_back_to_pt=False
+            )
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        renamed = ((name.replace("net.", "", 1), tensor) for name, tensor in weights)
+        return {f"transformer.{name}" for name in self.transformer.load_weights(renamed)}
+
+
+class EagerMediumPipeline(CustomMediumPipeline):
+    """The same, with its weights loaded while it is made, in its own way."""
+
+    def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
+        super().__init__(od_config=od_config, prefix=prefix)
+        self.weights_sources = []
+        CustomMediumPipeline.load_weights(self, load_file(os.path.join(od_config.model, "model.safetensors")).items())
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        pass
