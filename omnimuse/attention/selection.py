@@ -29,9 +29,10 @@ from omnimuse.attention.layer import Attention, Backend
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
 
-UNASKED: tuple[Backend, ...] = (Varlen(), Sdpa(), Reference())
+UNASKED: tuple[Backend, ...] = (Sdpa(), Reference())
 """What "auto" may choose, fastest first."""
 ASKED: tuple[Backend, ...] = (
+    Varlen(),
     *(SdpaKernel(name) for name in KERNELS),
     FlashAttention("flash_attn_2", FLASH_2),
     FlashAttention("flash_attn_3", FLASH_3),

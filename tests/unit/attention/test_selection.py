@@ -29,9 +29,7 @@ def test_a_role_goes_before_its_category_and_both_before_the_default():
 
 def test_every_binding_says_why():
     image, text = bind(model(), AttentionConfig(per_role={"cross": "reference"}))
-    assert image.reason == (
-        "default, auto: varlen: torch's kernel for packed rows runs on CUDA, not on cpu; sdpa is the first that can run"
-    )
+    assert image.reason == "default, auto: sdpa is the first that can run"
     assert text.reason == "per_role['cross'], by category"
 
 
