@@ -17,7 +17,7 @@ from omnimuse.core.output import PicturesShown
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.noise import draw
-from omnimuse.pipeline.region import canvas
+from omnimuse.pipeline.region import canvas, margins
 from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
@@ -76,6 +76,44 @@ class DrawImageLatents(Stage):
             state["image_latents"] = None if latents is None else scaled(*known, latents)
 
 
+@dataclass(frozen=True)
+class KeepPicture(Stage):
+    """Writes `image_latents`: the means of the scaled latents [C, h, w] of the first picture, with its margins, in the
+    size that was asked for.
+
+    For networks that are shown the picture besides: only where a part of it is kept, or first steps are left out; else
+    None, and all is drawn from noise. Equal pictures are encoded once, for all outputs.
+    """
+
+    vae: str = "vae"
+    name: str = "encode kept picture"
+    reads: tuple[str, ...] = ("images", "region")
+    writes: tuple[str, ...] = ("image_latents",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.vae,)
+
+    def key(self, ctx: Context, state: State) -> Hashable | None:
+        params, request = state.request.params, state.request
+        kept = request.region is not None or request.skipped_steps > 0
+        pictures = [picture.digest for picture in state["images"][:1]] if kept else []
+        return (self, params.width, params.height, *margins(request), *pictures)
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            request, latents = state.request, None
+            if state["images"] and (state["region"] is not None or request.skipped_steps):
+                params = request.params
+                assert params.width is not None
+                assert params.height is not None
+                whole = canvas(state["images"][0], state["region"])
+                moments = encode(ctx, self.vae, pixels_in(resized(whole, (params.width, params.height))))
+                known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
+                latents = scaled(*known, moments.chunk(2)[0])
+            state["image_latents"] = latents
+
+
 Prepare = Callable[[Configs, Request, Picture], Tensor]
 """A picture as the autoencoder is shown it: float32 [3, H, W] in [-1, 1]."""
 
@@ -99,8 +137,8 @@ class ShowPictures(Stage):
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         params = state.request.params
-        choices = params.width, params.height, state.request.extra  # all that `prepare` may ask
-        return (self, *choices, *(picture.digest for picture in state["images"]))
+        choices = params.width, params.height, state.request.extra  # all that `prepare` may ask, and
+        return (self, *choices, *margins(state.request), *(picture.digest for picture in state["images"]))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:

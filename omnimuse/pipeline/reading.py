@@ -23,7 +23,7 @@ from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Size
-from omnimuse.media.picture import pixels_of
+from omnimuse.pipeline.region import margins, seen
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import Tokens, limit_of, text_of
@@ -162,7 +162,8 @@ class ReadWithPictures(Stage):
             return "not needed"
         choices = request.params.width, request.params.height, request.extra  # all that `fit` may ask
         pictures = (picture.digest for picture in state["images"])
-        return (self, text_of(ctx, state, self.source), limit_of(ctx, request), *choices, *pictures)
+        read = text_of(ctx, state, self.source), limit_of(ctx, request)
+        return (self, *read, *choices, *margins(request), *pictures)
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
@@ -176,13 +177,13 @@ class ReadWithPictures(Stage):
         if PLACE in prompt:
             raise RequestError(f"the prompt holds {PLACE}, which stands for a picture; take it out", self.source)
         prepare, limit = Patches.of(ctx.configs[self.processor]), limit_of(ctx, state.request)
-        seen = [prepare(self._fitted(state.request, picture)) for picture in state["images"]]
-        pieces = [rows * columns // prepare.merge**2 for _, (rows, columns) in seen]
+        read = [prepare(self._fitted(state.request, picture)) for picture in state["images"]]
+        pieces = [rows * columns // prepare.merge**2 for _, (rows, columns) in read]
         tokens = self.tokens(ctx.components[self.tokenizer], prompt, limit, pieces)
         network: Any = ctx.network(self.encoder)
         given = {}
-        if seen:
-            patches, grids = torch.cat([patches for patches, _ in seen]), torch.tensor([[1, *grid] for _, grid in seen])
+        if read:
+            patches, grids = torch.cat([patches for patches, _ in read]), torch.tensor([[1, *grid] for _, grid in read])
             given["pixel_values"] = patches.to(ctx.device, next(network.parameters()).dtype)
             given["image_grid_thw"] = grids.to(ctx.device)
             # On the CPU, where the numbers are that it reads: on a device the host would wait for each.
@@ -192,11 +193,11 @@ class ReadWithPictures(Stage):
         output = network(tokens.ids.to(ctx.device), attention_mask=tokens.mask.to(ctx.device), **given)
         lost = tokens.whole - tokens.read
         why = f"max_sequence_length={limit}" if lost else ""
-        read = TextRead(self.source, self.encoder, tokens.read, lost, why)
-        return output.last_hidden_state[0][tokens.first : tokens.last], read
+        told = TextRead(self.source, self.encoder, tokens.read, lost, why)
+        return output.last_hidden_state[0][tokens.first : tokens.last], told
 
     def _fitted(self, request: Request, picture: Picture) -> Image.Image:
-        image = Image.fromarray(pixels_of(picture))
+        image = seen(request, picture)
         for size in self.fit(request, picture):
             image = image.resize(size, Image.Resampling.LANCZOS)
         return image

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from omnimuse.core.request import Picture, Region
+from omnimuse.core.request import Picture, Region, Request
 from omnimuse.core.sources import Pad
 from omnimuse.media.picture import pixels_of
 
@@ -25,6 +25,23 @@ def canvas(picture: Picture, region: Region | None) -> Image.Image:
     """`picture` with its margins, which go on as its edges end: what is drawn over has its brightness at the least."""
     pixels = pixels_of(picture)  # [H, W, 3]
     return Image.fromarray(pixels if region is None else np.pad(pixels, _around(region.pad), mode="edge"))
+
+
+def margins(request: Request) -> tuple[int, ...]:
+    """Those that the first picture of `request` is to get."""
+    return (0, 0, 0, 0) if request.region is None else request.region.pad
+
+
+def seen_size(request: Request, picture: Picture) -> tuple[int, int]:
+    """Width and height of `seen`."""
+    if request.region is None or picture is not request.images[0]:
+        return picture.width, picture.height
+    return request.region.size_around(picture)
+
+
+def seen(request: Request, picture: Picture) -> Image.Image:
+    """`picture` as a network is shown it that draws a part of it anew: the first one has the margins it is to get."""
+    return canvas(picture, request.region if picture is request.images[0] else None)
 
 
 def pixels_anew(picture: Picture, region: Region, size: tuple[int, int]) -> Tensor:

@@ -16,6 +16,7 @@ from diffusers import (
     FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -84,7 +85,12 @@ def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) ->
         height, width = wish.params.height, wish.params.width
         assert height and width
         resize = bool(dict(wish.params.extra or {}).get("auto_resize", True))  # type: ignore[call-overload]
-        results.append(drawn(pipe, wish, output_type, max_area=height * width, _auto_resize=resize))
+        if len(wish.filled) == 1 or not wish.filled:
+            results.append(drawn(pipe, wish, output_type, max_area=height * width, _auto_resize=resize))
+            continue
+        keeping = FluxKontextInpaintPipeline.from_pipe(pipe)
+        strength = 1.0 if wish.params.strength is None else wish.params.strength
+        results.append(drawn(keeping, wish, output_type, _auto_resize=resize, strength=strength))
     return results
 
 
@@ -147,6 +153,20 @@ FAMILIES = (
                 photo(40, 100),
             ),
             Wish("a star", "", replace(_KONTEXT, num_inference_steps=5, width=48, true_cfg_scale=1.5, seed=9)),
+            Wish(
+                "a heart",
+                None,
+                replace(_KONTEXT, num_inference_steps=5, height=64, width=48, strength=0.8, seed=11),
+                photo(50, 70),
+                mask=halves(50, 70),
+            ),
+            Wish(
+                "a cross",
+                "",
+                replace(_KONTEXT, height=80, true_cfg_scale=2.0, seed=10),
+                photo(64, 64),
+                pad=(0, 0, 0, 20),
+            ),
         ),
         reference=kontext_reference,
         unable=EULER,

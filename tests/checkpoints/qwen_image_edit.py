@@ -14,6 +14,7 @@ from unittest import mock
 
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint as inpainting
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
@@ -21,7 +22,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.models.qwen_image.pipeline import AFTER
 from omnimuse.models.qwen_image_edit.pipeline import BEFORE
 from tests.checkpoints import parts, qwen_image, seeing
-from tests.checkpoints.wishes import EULER, Family, Wish, drawn, of_true_guidance, photo
+from tests.checkpoints.wishes import EULER, Family, Wish, drawn, halves, of_true_guidance, photo
 
 PLUS = "QwenImageEditPlusPipeline"
 AREAS = {"shown_area": 1024 * 1024, "read_area": 384 * 384}
@@ -69,17 +70,25 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str, *, plus: b
     """What the reference makes of every wish, in the areas that it names: a picture [3, H, W], or latents [C, h, w].
 
     With `plus` that is the reference that takes several pictures. A blank stands for a negative prompt that nobody
-    gave: the reference would leave guidance out.
+    gave: the reference would leave guidance out. Its inpainting is corrected: it would show, and keep, a
+    sample of what its editing shows the means of.
     """
     module: Any = pipeline_qwenimage_edit_plus if plus else pipeline_qwenimage_edit
-    pipe = (module.QwenImageEditPlusPipeline if plus else module.QwenImageEditPipeline)(**parts_of(folder))
+    held = parts_of(folder)
+    pipe = (module.QwenImageEditPlusPipeline if plus else module.QwenImageEditPipeline)(**held)
+    keeping = inpainting.QwenImageEditInpaintPipeline(**held)
     results = []
     for wish in qwen_image.guided(wishes):
         chosen = dict(wish.params.extra or {})  # type: ignore[call-overload]
         areas = {area: chosen.get(name, area) for name, area in AREAS.items()}
         sized = partial(in_other_areas, module.calculate_dimensions, areas)
-        with mock.patch.object(module, "calculate_dimensions", sized):
-            picture = drawn(pipe, wish, output_type, image=wish.images if plus else wish.image)
+        if len(wish.filled) > 1:
+            means = partial(inpainting.retrieve_latents, sample_mode="argmax")
+            with mock.patch.multiple(inpainting, calculate_dimensions=sized, retrieve_latents=means):
+                picture = drawn(keeping, wish, output_type, strength=wish.params.strength or 1.0)
+        else:
+            with mock.patch.object(module, "calculate_dimensions", sized):
+                picture = drawn(pipe, wish, output_type, image=wish.images if plus else wish.image)
         results.append(picture[:, 0] if picture.ndim == 4 else picture)
     return results
 
@@ -138,6 +147,14 @@ FAMILIES = (
             ),
             Wish("a star", None, edited(1.0, 5, 32, 48, 9, shown_area=48 * 48), photo(130, 65)),
             Wish("a cross", "", edited(3.0, 2, 48, 64, 10, shown_area=100 * 100), photo(64, 64)),
+            Wish(
+                "a heart",
+                "grey",
+                replace(edited(3.0, 5, 64, 64, 11, shown_area=64 * 64), strength=0.8),
+                photo(70, 50),
+                mask=halves(70, 50),
+            ),
+            Wish("a ring", None, edited(1.0, 3, 96, 64, 12, shown_area=80 * 80), photo(64, 64), pad=(0, 0, 0, 40)),
         ),
         reference=reference,
         least_steps=2,

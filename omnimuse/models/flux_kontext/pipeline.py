@@ -1,6 +1,6 @@
 """FLUX.1 Kontext as a pipeline: that of FLUX.1 with a picture beside the one that is drawn.
 
-Source: the reference pipeline of diffusers (FluxKontextPipeline).
+Source: the reference pipelines of diffusers (FluxKontextPipeline, FluxKontextInpaintPipeline).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from omnimuse.models.flux.transformer import FluxStatic
 from omnimuse.models.flux_kontext.spec import SPEC, KontextParams, shown_size
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.encode import ShowPictures, to_pixels
+from omnimuse.pipeline.encode import KeepPicture, ShowPictures, pixels_in, resized
 from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.region import seen
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import for_both_branches
@@ -28,8 +29,8 @@ from omnimuse.pipeline.two_streams import two_stream_inputs
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
     """A picture in the size in which it is shown: [3, H, W]."""
     assert isinstance(request.extra, KontextParams)
-    step = PATCH * factor(configs["vae"])
-    return to_pixels(picture, *shown_size((picture.width, picture.height), step, request.extra))
+    whole, step = seen(request, picture), PATCH * factor(configs["vae"])
+    return pixels_in(resized(whole, shown_size(whole.size, step, request.extra)))
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
@@ -44,12 +45,14 @@ class FluxKontext(Pipeline):
     stages = (
         *for_both_branches(*ENCODERS),
         ShowPictures(prepare),
+        KeepPicture(),
         InitLatents(packed_shape),
         Denoise(
             conditions=conditions,
             inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,
+            start="image_latents",
             spacing="linear64",
             texts=("embeds", "pooled"),
             given=("shown",),

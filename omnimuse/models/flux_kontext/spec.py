@@ -56,7 +56,7 @@ def shown_size(size: Size, step: int, params: KontextParams) -> Size:
     return width // step * step, height // step * step
 
 
-DEFAULTS = replace(flux.DEFAULTS, guidance_scale=2.5, strength=None)
+DEFAULTS = replace(flux.DEFAULTS, guidance_scale=2.5, strength=1.0)
 
 SPEC = replace(
     flux.SPEC,
@@ -65,7 +65,7 @@ SPEC = replace(
     summary="FLUX.1 Kontext: a picture changed as a text says, or pictures from text",
     tasks=("image-to-image", "text-to-image"),
     defaults=DEFAULTS,
-    supported=frozenset({"guidance_scale", "true_cfg_scale"}),
+    supported=frozenset({"guidance_scale", "true_cfg_scale", "strength"}),
     limits=limits,
     also=("FluxKontextInpaintPipeline",),
     extra=KontextParams,

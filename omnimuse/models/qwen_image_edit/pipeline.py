@@ -1,7 +1,8 @@
 """Qwen-Image-Edit as a pipeline: that of Qwen-Image with a picture that is read with the prompt, and shown.
 
-Source: the reference pipeline of diffusers (QwenImageEditPipeline), which loses the places of pictures in a prompt with
-newer versions of transformers: their positions are right here, and so not the reference's.
+Source: the reference pipelines of diffusers (QwenImageEditPipeline, QwenImageEditInpaintPipeline), which lose the
+places of pictures in a prompt with newer versions of transformers: their positions are right here, and so not the
+reference's.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.models.qwen_image_edit.spec import SPEC, EditParams
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.encode import ShowPictures, to_pixels
+from omnimuse.pipeline.encode import KeepPicture, ShowPictures, pixels_in, resized
 from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.reading import PLACE, Framed, ReadWithPictures
+from omnimuse.pipeline.region import seen, seen_size
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.two_streams import two_stream_inputs
@@ -48,7 +50,7 @@ def framed(prompt: str, pictures: int) -> str:
 def shown_size(request: Request, picture: Picture) -> Size:
     """The size in which a picture is shown."""
     assert isinstance(request.extra, EditParams)
-    return of_area(picture.width, picture.height, request.extra.shown_area)
+    return of_area(*seen_size(request, picture), request.extra.shown_area)
 
 
 def read_sizes(request: Request, picture: Picture) -> Sequence[Size]:
@@ -58,7 +60,7 @@ def read_sizes(request: Request, picture: Picture) -> Sequence[Size]:
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
     """A picture in the size in which it is shown: [3, H, W]."""
-    return to_pixels(picture, *shown_size(request, picture))
+    return pixels_in(resized(seen(request, picture), shown_size(request, picture)))
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
@@ -71,12 +73,14 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStre
 READ = ReadWithPictures(Framed(framed, DROPPED), read_sizes)
 AFTER_READING = (
     ShowPictures(prepare),
+    KeepPicture(),
     InitLatents(packed_shape),
     Denoise(
         conditions=conditions,
         inputs=two_stream_inputs,
         token_count=packed_tokens,
         preview=preview_by_decoding,
+        start="image_latents",
         spacing="linear64",
         given=("shown",),
     ),

@@ -46,7 +46,7 @@ def limits(configs: Configs) -> Limits:
     return replace(qwen.limits(configs), min_images=1, sized=sized, refuses=whole)
 
 
-DEFAULTS = replace(qwen.DEFAULTS, strength=None, max_sequence_length=None)
+DEFAULTS = replace(qwen.DEFAULTS, strength=1.0, max_sequence_length=None)
 
 SPEC = replace(
     qwen.SPEC,
@@ -60,7 +60,7 @@ SPEC = replace(
         "processor": Component((), built=False),
     },
     defaults=DEFAULTS,
-    supported=frozenset({"true_cfg_scale"}),
+    supported=frozenset({"true_cfg_scale", "strength"}),
     limits=limits,
     also=("QwenImageEditInpaintPipeline",),
     extra=EditParams,

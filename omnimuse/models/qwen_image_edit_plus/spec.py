@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Configs, Limits, Variant
 from omnimuse.models.qwen_image_edit import spec as edit
 
@@ -33,7 +32,7 @@ def of_2511(configs: Configs) -> str:
     return "its transformer/config.json says zero_cond_t" if told else ""
 
 
-DEFAULTS = DiffusionParams(num_inference_steps=40).over(edit.DEFAULTS)
+DEFAULTS = replace(edit.DEFAULTS, num_inference_steps=40, strength=None)
 
 SPEC = replace(
     edit.SPEC,
@@ -41,6 +40,7 @@ SPEC = replace(
     family="qwen_image_edit_plus",
     summary="Qwen-Image-Edit 2509 and 2511: a picture made of up to three others, as a text says",
     defaults=DEFAULTS,
+    supported=edit.SPEC.supported - {"strength"},  # the size is the last picture's, and a mask the first one's
     limits=limits,
     also=(),
     extra=EditPlusParams,

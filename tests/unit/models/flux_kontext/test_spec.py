@@ -41,11 +41,11 @@ def test_what_is_drawn_has_the_default_area_and_the_pictures_proportions() -> No
     ask = Ask({"prompt": "make it red", "images": [Picture(1600, 900, b"png")]})
     params = DOOR.make_request(ask, 0.0, 1).params
     assert (params.width, params.height) == (1360, 768)
-    assert (params.guidance_scale, params.num_inference_steps, params.strength) == (2.5, 28, None)
+    assert (params.guidance_scale, params.num_inference_steps, params.strength) == (2.5, 28, 1.0)
 
 
-def test_a_picture_is_not_changed_by_a_strength_and_there_is_one_at_most() -> None:
-    with pytest.raises(RequestError, match="strength means nothing to flux_kontext"):
+def test_a_strength_needs_a_picture_and_there_is_one_at_most() -> None:
+    with pytest.raises(RequestError, match="there is no picture; give one"):
         DOOR.make_request(Ask("a", DiffusionParams(strength=0.5)), 0.0, 1)
     pictures = [Picture(64, 64, b"png")] * 2
     with pytest.raises(RequestError, match="2 pictures were given; flux_kontext takes at most 1"):

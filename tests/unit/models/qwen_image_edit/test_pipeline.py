@@ -30,10 +30,10 @@ def made(door: Door, *sizes: tuple[int, int], **choices: Any) -> Request:
 
 
 def test_defaults_are_those_of_the_published_checkpoints() -> None:
-    for door, steps in ((EDIT, 50), (PLUS, 40)):
+    for door, steps, strength in ((EDIT, 50, 1.0), (PLUS, 40, None)):
         params = made(door, (64, 64)).params
         assert (params.num_inference_steps, params.true_cfg_scale) == (steps, 4.0)
-        assert (params.max_sequence_length, params.strength) == (None, None)
+        assert (params.max_sequence_length, params.strength) == (None, strength)
 
 
 @pytest.mark.parametrize("size", [(512, 512), (4000, 3000), (90, 160), (160, 10)])
@@ -56,7 +56,7 @@ def test_sizes_are_those_of_the_reference(size: tuple[int, int]) -> None:
         (PLUS, [(64, 64)] * 4, {}, "4 pictures were given; qwen_image_edit_plus takes at most 3"),
         (PLUS, [(64, 64), (10, 161)], {}, "picture 2 has 10 x 161 pixels; the longer side may be 16 times the shorter"),
         (EDIT, [(64, 64)], {"max_sequence_length": 64}, "the prompt is read whole, together with the picture"),
-        (EDIT, [(64, 64)], {"strength": 0.5}, "strength means nothing to qwen_image_edit"),
+        (PLUS, [(64, 64)], {"strength": 0.5}, "strength means nothing to qwen_image_edit_plus"),
         (EDIT, [(64, 64)], {"extra": {"shown_area": 1000}}, "extra.shown_area=1000 is not allowed"),
         (EDIT, [(64, 64)], {"extra": {"read_area": 4096}}, "extra has no field 'read_area'"),
     ],
