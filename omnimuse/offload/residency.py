@@ -41,6 +41,12 @@ class Residency(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._components)
 
+    def leave(self) -> None:
+        """Whatever takes turns leaves, for room; it comes in again when it is asked for."""
+        for parcel in self._parcels.values():
+            if parcel.inside:
+                parcel.leave()
+
     def wherever(self, name: str) -> Any:
         """The component without its weights, perhaps: for what it says of itself."""
         return self._components[name]

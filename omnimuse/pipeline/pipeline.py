@@ -58,10 +58,10 @@ class Pipeline:
         """The stage this state needs next, or None when it is finished."""
         return self.stages[state.stage] if state.stage < len(self.stages) else None
 
-    def run_stage(self, stage: Stage, state: State) -> None:
-        """Run a one-shot stage for one state and move on."""
+    def run_stage(self, stage: Stage, state: State, ctx: Context | None = None) -> None:
+        """Run a one-shot stage for one state and move on; `ctx` may be another than the pipeline's own."""
         with self.opened(stage, state):
-            stage.run(self.ctx, [state])
+            stage.run(ctx or self.ctx, [state])
         self.advance(state)
 
     @contextmanager

@@ -7,7 +7,7 @@ never tensors or requests, so that one instance serves every engine.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -75,7 +75,7 @@ class Context:
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
     `version` changes when weights change, so that remembered stage outputs are never stale. `adapters` are what its
     networks wear for some requests. `send` begins to copy a finished tensor to main memory. Pictures are decoded by
-    `tiling`, if there is one.
+    `tiling`, if there is one; by `narrow`, if there is one, when memory ran out.
     """
 
     spec: Spec
@@ -89,6 +89,12 @@ class Context:
     adapters: Adapters = field(default_factory=Adapters.none)
     send: Send = send
     tiling: Tiling | None = None
+    narrow: Tiling | None = None
+
+    @property
+    def lean(self) -> Context:
+        """The same with less memory: pictures are decoded in tiles where that can be."""
+        return replace(self, tiling=self.tiling or self.narrow)
 
     def network(self, name: str) -> nn.Module:
         """The live component `name` as a network."""

@@ -52,7 +52,17 @@ from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.quantize import quantize
-from omnimuse.worker.ranks import check_ranks, pipe, rank_runners, sequence, shard, tensor_parallel, tiles, tiling_of
+from omnimuse.worker.ranks import (
+    check_ranks,
+    pipe,
+    rank_runners,
+    sequence,
+    shard,
+    tensor_parallel,
+    tiles,
+    tiling_of,
+    usual_tiles,
+)
 from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
 
@@ -340,6 +350,7 @@ def _assemble(under: Build) -> Built:
         mesh=under.mesh,
         adapters=adapters_of(under),
         tiling=tiling_of(under),
+        narrow=usual_tiles(under),
     )
     pipeline = pipeline_for(found.spec)(ctx)
     governor = govern(under.waiting, int(under.threads.value))

@@ -14,6 +14,7 @@ import torch
 from omnimuse.core.errors import EngineDeadError, MemoryShortageError, ModelError, OmnimuseError
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+_FIGURES = ("Tried to allocate", "GPU ")  # sentences of torch's with what was wanted and what there is
 _BROKEN = ("CUDA error", "HIP error", "NCCL error")  # what torch says where it has no class of its own for it
 
 
@@ -32,13 +33,19 @@ def settle(error: Exception, where: str) -> OmnimuseError:
     if isinstance(error, OmnimuseError):
         found = error
     elif is_shortage(error):
-        found = MemoryShortageError(f"{where} ran out of memory: {str(error).split('. ')[0]}")
+        found = MemoryShortageError(f"{where} ran out of memory: {_figures(str(error))}")
     else:
         found = ModelError(f"{where} failed with {type(error).__name__}: {error}")
     _let_go(error)
     if found is not error:
         found.add_note(text)
     return found
+
+
+def _figures(message: str) -> str:
+    """What torch says of a shortage, shortened to its first sentence and those with figures of it."""
+    first, *others = message.split(". ")
+    return ". ".join([first, *(sentence for sentence in others if sentence.startswith(_FIGURES))])
 
 
 def is_shortage(error: Exception) -> bool:

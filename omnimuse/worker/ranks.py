@@ -6,6 +6,7 @@ alike. On one rank they do nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from omnimuse.parallel.shard import ShardRunner
 from omnimuse.parallel.shard import share_blocks as keep_parts
 from omnimuse.parallel.tensor import share_weights
 from omnimuse.parallel.tiles import TileRunner
-from omnimuse.pipeline.tiles import Tiling, in_turn
+from omnimuse.pipeline.tiles import Tiling
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
@@ -125,20 +126,27 @@ def tiles(under: Build) -> None:
 
 def tiling_of(under: Build) -> Tiling | None:
     """Tiles as large as the pictures that the autoencoder was trained on; ConfigError for one that knows none."""
-    config, name = under.found.config, "vae"
+    config = under.found.config
     shared = config.parallel.vae_tiles > 1
     if not (config.decode.tiling or shared):
         return None
-    vae = under.modules.get(name)
-    if not isinstance(vae, AutoencoderKL):
+    found = usual_tiles(under)
+    if found is None:
         asked = f"parallel vae_tiles={config.parallel.vae_tiles}" if shared else "decode tiling"
         raise ConfigError(
             f"{asked} cannot be: tiles are there for autoencoders of pictures of the kind AutoencoderKL, and this "
             "model has another one; leave it out"
         )
-    side = int(under.found.checkpoint.config(name).get("sample_size") or TILE)
-    runner = TileRunner(under.mesh.axis(ALL), vae.scale) if shared else in_turn
-    return Tiling(side // vae.scale, side, runner)
+    return replace(found, run=TileRunner(under.mesh.axis(ALL), found.pixels // found.cells)) if shared else found
+
+
+def usual_tiles(under: Build) -> Tiling | None:
+    """Those tiles, decoded one at a time; None for an autoencoder that knows none."""
+    vae = under.modules.get("vae")
+    if not isinstance(vae, AutoencoderKL):
+        return None
+    side = int(under.found.checkpoint.config("vae").get("sample_size") or TILE)
+    return Tiling(side // vae.scale, side)
 
 
 def _places(held: Tensor, cut: Slices) -> int:

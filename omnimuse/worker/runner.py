@@ -7,6 +7,7 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,10 +24,10 @@ from omnimuse.media.image import to_pixels
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Loop, Row, Stage
+from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.clock import Clock, Span, clock_for
-from omnimuse.worker.failures import settle
+from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards
 from omnimuse.worker.memo import Memo
 from omnimuse.worker.plan import TickPlan
@@ -90,7 +91,8 @@ def placed(there: Any, value: Any, index: int, count: int) -> Any:
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
-    `lost_previews` counts previews that could not be made; their requests went on.
+    `lost_previews` counts previews that could not be made, and `retried_stages`, by name, stages that ran out of memory
+    and then did with less; their requests went on.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Runner:
         self.forwards = Forwards(pipeline.ctx, config)
         self.clock = clock or clock_for(pipeline.ctx.device)
         self.lost_previews = 0
+        self.retried_stages: Counter[str] = Counter()
         self._events: list[Event] = []
 
     def tokens(self, request: Request) -> int:
@@ -257,23 +260,46 @@ class Runner:
     def _run_stage(self, stage: Stage, state: State) -> None:
         began = self.clock.mark()
         with self._isolated(state.request.id, stage.name):
-            self._run_or_recall(stage, state)
+            self._run_or_retry(stage, state)
             self.jobs[state.request.id].spend(state, stage, self.clock.since(began))
             self._tell_grown(state)
             self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
-    def _run_or_recall(self, stage: Stage, state: State) -> None:
+    def _run_or_retry(self, stage: Stage, state: State) -> None:
+        """Run `stage`; where memory runs out, once more with all there is: idle weights leave, pictures are tiled.
+
+        Several ranks do not retry: the others would go on without this one.
+        """
+        ctx, drawn = self.pipeline.ctx, state.generator.get_state()
+        try:
+            self._run_or_recall(stage, state, ctx)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if ctx.mesh.size > 1 or not is_shortage(error):
+                raise
+            caught = error
+        log.warning("%s; it tries once more with less memory", settle(caught, stage.name))
+        del caught
+        state.generator.set_state(drawn)
+        ctx.components.leave()
+        self.memo.clear()
+        free_memory(ctx.device)
+        self._run_or_recall(stage, state, ctx.lean)
+        self.retried_stages[stage.name] += 1
+        state.said.append(f"memory ran out in {stage.name}, which was done again with less: pictures in tiles")
+
+    def _run_or_recall(self, stage: Stage, state: State, ctx: Context) -> None:
         """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs."""
         with state.opened_for(stage):
-            content = stage.key(self.pipeline.ctx, state)
+            content = stage.key(ctx, state)
         if content is None:
-            self.pipeline.run_stage(stage, state)
+            self.pipeline.run_stage(stage, state, ctx)
             return
-        key: Hashable = (type(stage), content, self.pipeline.ctx.version, state.adapters(stage.uses))
+        key: Hashable = (type(stage), content, ctx.version, state.adapters(stage.uses))
         known = self.memo.get(key)
         with self.pipeline.opened(stage, state):
             if known is None:
-                stage.run(self.pipeline.ctx, [state])
+                stage.run(ctx, [state])
                 slots = [state[slot] for slot in stage.writes]
                 self.memo.put(key, (*slots, state.notes.get(stage.name)))
             else:

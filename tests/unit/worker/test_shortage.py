@@ -1,0 +1,98 @@
+"""A stage that runs out of memory tries once more with less, and the engine lives either way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.core.config import Config, DecodeConfig, ModelConfig
+from omnimuse.core.errors import MemoryShortageError
+from omnimuse.core.output import Done, Failed
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.offload.residency import Residency
+from omnimuse.worker.failures import settle
+from omnimuse.worker.runner import Runner
+
+ASK = Ask("a red circle", DiffusionParams(width=192, height=192, num_inference_steps=1, seed=3, output_type="pt"))
+TORCH_SAYS = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 12.00 GiB is "
+    "free. Process 7 has 60.00 GiB memory in use"
+)
+
+
+class Narrow(nn.Module):
+    """An autoencoder on a device on which latents of more than `room` cells do not fit."""
+
+    def __init__(self, inner: nn.Module, room: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.room = room
+
+    def decode(self, cells: Tensor) -> Tensor:
+        if cells.shape[-1] * cells.shape[-2] > self.room:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+        return self.inner.decode(cells)
+
+
+def engine(room: int | None = None, *, tiling: bool = False) -> Engine:
+    """The demo model's, whose autoencoder has `room`, or as much as it likes."""
+    model = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")
+    made = start(Config(model, decode=DecodeConfig(tiling=tiling)))
+    if room is None:
+        return made
+    ctx = made.runner.pipeline.ctx
+    parts = {name: ctx.components[name] for name in ctx.components}
+    short = replace(ctx, components=Residency({**parts, "vae": Narrow(parts["vae"], room)}))
+    return Engine(Runner(type(made.runner.pipeline)(short), made.runner.config), made.door)
+
+
+def draw(subject: Engine, said: tuple[str, ...] = ()) -> Tensor | MemoryShortageError:
+    subject.submit(subject.make_request(ASK))
+    while not subject.idle:
+        for event in subject.tick():
+            if isinstance(event, Done):
+                assert event.result.said == said
+                return event.result.tensors["image"]
+            if isinstance(event, Failed):
+                assert isinstance(event.error, MemoryShortageError)
+                return event.error
+    raise AssertionError("the request never ended")
+
+
+def test_a_picture_too_large_to_decode_as_a_whole_is_decoded_in_tiles(caplog: pytest.LogCaptureFixture) -> None:
+    subject = engine(room=16 * 16)
+    told = "memory ran out in decode, which was done again with less: pictures in tiles"
+    found, expected = draw(subject, (told,)), draw(engine(tiling=True))
+    assert isinstance(found, Tensor) and isinstance(expected, Tensor)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, draw(engine()))
+    assert subject.runner.retried_stages == {"decode": 1}
+    assert "decode ran out of memory: CUDA out of memory. Tried to allocate 20.00 GiB" in caplog.text
+
+
+def test_a_picture_whose_tiles_do_not_fit_either_is_refused_with_the_figures_and_the_engine_lives() -> None:
+    subject = engine(room=100)
+    for _ in range(2):
+        error = draw(subject)
+        assert isinstance(error, MemoryShortageError)
+        assert "Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 12.00 GiB" in str(error)
+        assert error.__traceback__ is None
+    small = replace(ASK, params=replace(ASK.params, width=64, height=64))
+    subject.submit(subject.make_request(small))
+    events = [event for _ in range(50) if not subject.idle for event in subject.tick()]
+    assert any(isinstance(event, Done) for event in events)
+    assert not subject.runner.retried_stages
+
+
+def test_a_shortage_is_told_with_what_was_wanted_and_what_there_is() -> None:
+    said = str(settle(torch.OutOfMemoryError(TORCH_SAYS), "decode"))
+    assert said == (
+        "decode ran out of memory: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of "
+        "79.11 GiB of which 12.00 GiB is free"
+    )
