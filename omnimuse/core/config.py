@@ -87,7 +87,7 @@ class CompileConfig:
         _one_of("compile", self.mode, ("none", "blocks"))
 
 
-QUANT = ("int8", "int8-dynamic")
+QUANT = ("int8", "int8-dynamic", "int4", "fp8", "fp8-dynamic")
 """How weights can be packed (`quant/schemes.py`)."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from types import MappingProxyType
 from typing import Protocol
 
@@ -21,6 +22,8 @@ Parts = Mapping[str, Tensor]
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """x [T, K] times weights [N, K], both floats of one kind -> [T, N]."""
+
+FP8 = torch.float8_e4m3fn
 
 EXACT = 1024
 """Inputs whose products of two numbers of 8 bits float32 adds up without rounding: 127 * 127 * 1024 < 2**24."""
@@ -73,6 +76,90 @@ class Int8:
         return scaled_product(x, weight, scale, product)
 
 
+@dataclass(frozen=True)
+class Fp8:
+    """Floats of 8 bits (e4m3) and a scale for each output; `dynamic` rounds the inputs of a token so, too.
+
+    Their bits are stored as whole numbers, which nothing converts on the way. GPUs since Hopper multiply them as they
+    are; elsewhere the same numbers become floats when they are used.
+    """
+
+    dynamic: bool = False
+
+    def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
+        return {
+            "weight": torch.empty(outputs, inputs, dtype=torch.uint8, device="meta"),
+            "weight_scale": torch.empty(outputs, 1, dtype=torch.float32, device="meta"),
+        }
+
+    def pack(self, rows: Tensor) -> dict[str, Tensor]:
+        small, scale = rounded_fp8(rows)
+        return {"weight": small.view(torch.uint8), "weight_scale": scale}
+
+    def unpack(self, parts: Parts) -> Tensor:
+        return parts["weight"].view(FP8).float() * parts["weight_scale"]
+
+    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
+        weight, scale = parts["weight"].view(FP8), parts["weight_scale"]
+        if not self.dynamic:
+            return scaled_product(x, weight, scale, product)
+        small, size = rounded_fp8(x.float())
+        if _multiplies_fp8(x, weight):
+            return torch._scaled_mm(small, weight.t(), size, scale.t().contiguous(), out_dtype=torch.bfloat16)
+        return product(small.float(), weight.float()) * size * scale.t()
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Whole numbers from 0 to 15, two in a byte, with a scale and a floor for every `group` of inputs.
+
+    Where inputs do not divide into such groups, these are the largest equal ones that do and are no larger.
+    """
+
+    group: int = 64
+
+    def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
+        groups = inputs // gcd(inputs, self.group)
+        return {
+            "weight": torch.empty(outputs, -(-inputs // 2), dtype=torch.uint8, device="meta"),
+            "weight_scale": torch.empty(outputs, groups, dtype=torch.float32, device="meta"),
+            "weight_floor": torch.empty(outputs, groups, dtype=torch.float32, device="meta"),
+        }
+
+    def pack(self, rows: Tensor) -> dict[str, Tensor]:
+        grouped = rows.unflatten(-1, (-1, gcd(rows.shape[-1], self.group)))  # [n, K / group, group]
+        floor, top = grouped.amin(-1), grouped.amax(-1)
+        scale = torch.where(top > floor, (top - floor) / 15, 1.0)
+        whole = ((grouped - floor[..., None]) / scale[..., None]).round_().clamp_(0, 15).to(torch.uint8).flatten(-2)
+        if whole.shape[-1] % 2:
+            whole = torch.nn.functional.pad(whole, (0, 1))
+        low, high = whole[:, 0::2], whole[:, 1::2]
+        return {"weight": low | (high << 4), "weight_scale": scale, "weight_floor": floor}
+
+    def unpack(self, parts: Parts) -> Tensor:
+        packed, scale, floor = parts["weight"], parts["weight_scale"], parts["weight_floor"]
+        whole = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)  # [N, K, or one more]
+        size = whole.shape[-1] // scale.shape[-1]  # of a group; what makes the last byte whole is less than one
+        grouped = whole[:, : size * scale.shape[-1]].unflatten(-1, (-1, size))
+        return (grouped * scale[..., None] + floor[..., None]).flatten(-2)
+
+    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
+        return product(x, self.unpack(parts).to(x.dtype))
+
+
+def rounded_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Every row in floats of 8 bits, and its scale [n, 1]."""
+    scale = rows.abs().amax(-1, keepdim=True) / torch.finfo(FP8).max
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (rows / scale).to(FP8), scale
+
+
+def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(x.device) >= (9, 0) and not (x.shape[1] % 16 or len(weight) % 16)
+
+
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Every row as whole numbers from -127 to 127, and its scale [n, 1]."""
     scale = rows.abs().amax(-1, keepdim=True) / 127
@@ -110,5 +197,13 @@ def _has_units(x: Tensor, weight: Tensor) -> bool:
     return any(bool(known.get(name)) for name in ("avx512_vnni", "amx_int8"))
 
 
-SCHEMES: Mapping[str, Scheme] = MappingProxyType({"int8": Int8(), "int8-dynamic": Int8(dynamic=True)})
+SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+    {
+        "int8": Int8(),
+        "int8-dynamic": Int8(dynamic=True),
+        "int4": Int4(),
+        "fp8": Fp8(),
+        "fp8-dynamic": Fp8(dynamic=True),
+    }
+)
 """Every scheme that can be asked for, by its name (`core.config.QUANT`)."""

@@ -43,7 +43,7 @@ def quantize(under: Build) -> None:
         share = pack(
             module, {path: layer for path, layer in chosen.items() if path not in kept}, SCHEMES[scheme], arithmetic
         )
-        under.formats[name] = DtypePolicy(policy.default, (*policy.float32, "weight_scale"))
+        under.formats[name] = DtypePolicy(policy.default, (*policy.float32, "weight_scale", "weight_floor"))
         how = f"asked for: {len(chosen) - len(kept)} layers, {share:.0%} of the weights"
         under.choices.append(
             Choice("quantize", name, scheme, f"{how}, multiplied in {str(arithmetic).removeprefix('torch.')}")

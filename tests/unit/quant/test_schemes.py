@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
-from omnimuse.quant.schemes import SCHEMES, Int8, whole_product
+from omnimuse.quant.schemes import SCHEMES, Int4, Int8, whole_product
 
 INPUTS, OUTPUTS = 2560, 96
-BOUNDS = {"int8": 0.01, "int8-dynamic": 0.015}
-"""Error of a product, as a part of its size, for weights and inputs that are normal: 0.7 and 1.0 % measured."""
+BOUNDS = {"int8": 0.01, "int8-dynamic": 0.015, "int4": 0.12, "fp8": 0.035, "fp8-dynamic": 0.05}
+"""Error of a product, as a part of its size, for weights and inputs that are normal."""
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -71,6 +72,22 @@ def test_rows_are_packed_alike_in_pieces_and_as_a_whole(scheme: str) -> None:
     rows.narrow(0, 50, OUTPUTS - 50).copy_(weight[50:])
     rows.narrow(0, 0, 50).copy_(weight[:50])
     assert all(torch.equal(pieces[name], part) for name, part in whole.items())
+
+
+@pytest.mark.parametrize(("inputs", "groups"), [(64, 1), (96, 3), (40, 5), (9, 9), (2560, 40)])
+def test_four_bits_are_two_in_a_byte_in_groups_that_divide_the_inputs(inputs: int, groups: int) -> None:
+    scheme, weight = Int4(), normal(4, inputs)
+    parts = scheme.pack(weight)
+    assert {name: part.shape for name, part in parts.items()} == {
+        name: part.shape for name, part in scheme.empty(4, inputs).items()
+    }
+    assert parts["weight_scale"].shape == (4, groups)
+    off = (scheme.unpack(parts) - weight).abs().unflatten(-1, (groups, -1)).amax(-1)
+    assert bool((off <= parts["weight_scale"] / 2 + 1e-5).all()), "at most half a step"
+
+
+def test_the_schemes_are_those_that_can_be_asked_for() -> None:
+    assert tuple(SCHEMES) == QUANT
 
 
 def test_a_part_of_the_columns_is_refused() -> None:
