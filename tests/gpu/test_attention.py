@@ -54,6 +54,6 @@ def test_queries_and_keys_that_lie_between_others(site: Attention) -> None:
     close(site, site(q, k, v, layout), Reference().packed(q, k, v, layout, layout))
 
 
-def test_the_default_takes_packed_rows_in_one_call() -> None:
+def test_the_default_is_the_kernel_that_torch_picks() -> None:
     [binding] = bind(Attention(3, 64), AttentionConfig(), torch.device("cuda"), torch.bfloat16)
-    assert binding.backend == "varlen", binding.reason
+    assert binding.backend == "sdpa", binding.reason
