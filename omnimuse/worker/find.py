@@ -95,13 +95,15 @@ def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spe
 
 def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = ()) -> Spec:
     """The spec of what runs `checkpoint`: a pipeline of one of `plugins` that was asked for, then a family of ours,
-    then a pipeline that somebody registered, then the library whose class the checkpoint names.
+    then a pipeline that somebody registered, installed packages among them, then the library whose class the
+    checkpoint names.
     """
     entries.load(plugins)
     if entry := entries.entry_of(checkpoint.arch, plugins):
         return contract_spec_of(entry, checkpoint)
     if REGISTRY.covers(checkpoint.arch):
         return REGISTRY.spec(checkpoint.arch)
+    entries.load(entries.installed())
     if entry := entries.entry_of(checkpoint.arch):
         return contract_spec_of(entry, checkpoint)
     return spec_of(checkpoint)

@@ -47,9 +47,10 @@ from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
 from omnimuse.compat.vllm_omni.errors import OmniClientError
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.compat.vllm_omni.platforms import current_omni_platform
-from omnimuse.core.config import ParallelConfig
+from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.find import find
 from tools.compat_page import PAGE, page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -105,6 +106,28 @@ def test_a_plugin_that_is_not_there_or_brings_nothing_is_refused() -> None:
         entries.load(["no_such_package"])
     with pytest.raises(ConfigError, match="registers no pipeline of its own"):
         entries.load(["tests.docs"])
+
+
+def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, folder = tmp_path / "site", tmp_path / "model"
+    files = {
+        "own_plugin/__init__.py": "",
+        "own_plugin/registry.py": '_DIFFUSION_MODELS = {"InstalledPipeline": ("", "drawing", "Drawing")}',
+        "own_plugin/drawing.py": "class Drawing(nn.Module):\n    def forward(self, req): return req.sampling.seed\n",
+        "own_plugin-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: own-plugin\nVersion: 1\n",
+        "own_plugin-1.dist-info/entry_points.txt": "[omnimuse.families]\nown = own_plugin\n",
+    }
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "InstalledPipeline"}')
+    monkeypatch.syspath_prepend(site)
+    try:
+        spec = find(Config(ModelConfig(str(folder)))).spec
+    finally:
+        entries.ENTRIES.pop("InstalledPipeline", None)
+    assert (spec.arch, spec.summary) == ("InstalledPipeline", "Drawing of own_plugin.drawing")
 
 
 def test_marks_of_a_class_are_read_from_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.source import ClassSource, read_class
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.params import WORK, DiffusionParams, FamilyParams
 from omnimuse.core.request import ALWAYS
 from omnimuse.core.spec import Component, Configs, Foreign, Limits, SoundLimits, Spec
 from omnimuse.loader.checkpoint import Checkpoint
@@ -98,7 +98,7 @@ def _defaults(medium: str) -> DiffusionParams:
 
 def _read(source: ClassSource) -> set[str]:
     """Which of our parameters stand in the pipeline's files, under the contract's names."""
-    names = {each.name for each in fields(DiffusionParams)} - {"extra", "scheduler"}
+    names = {each.name for each in fields(DiffusionParams)} - {"extra", "scheduler"} - WORK
     return {name for name in names if any(map(source.reads, THEIRS.get(name, (name,))))}
 
 
