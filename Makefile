@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-machines static check format lock models features compat clean
+.PHONY: help demo serve install test test-all test-machines static check format lock models features compat gpu gpu-wheels clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -24,6 +24,8 @@ help:
 	@echo "make lock     what a server installs, to the byte: requirements.lock and a bill of materials"
 	@echo "make models   write docs/models.md"
 	@echo "make features write docs/features.md, of what the tests say that they show"
+	@echo "make gpu      on a machine with one: its tests, and every figure of docs/gpu.md, in eight minutes"
+	@echo "make gpu-wheels  what that machine must be brought, if it reaches no network"
 	@echo "make clean    remove .venv and what the tools left behind"
 
 demo: install
@@ -76,6 +78,21 @@ features: $(VENV)/.installed-test
 # docs/compat.md, below its mark
 compat: $(VENV)/.installed
 	$(BIN)/python -m tools.compat_page
+
+# On a machine with a GPU and a CUDA build of torch, which need not reach any network: python3 there is used as it is,
+# with what `make gpu-wheels` has put into wheels/ beforehand. At most eight minutes; writes gpu.json and docs/gpu.md.
+GPU_PYTHON ?= python3
+gpu:
+	test ! -d wheels || $(GPU_PYTHON) -m pip install -q --no-index --no-deps --upgrade --target build/site wheels/*.whl
+	PYTHONPATH=build/site:. OMP_NUM_THREADS=2 timeout 150 $(GPU_PYTHON) -m pytest tests/gpu -p no:benchmark -k "not compiled"
+	PYTHONPATH=build/site:. $(GPU_PYTHON) -W ignore -m benchmarks.gpu --seconds 300
+	PYTHONPATH=build/site:. $(GPU_PYTHON) -W ignore -m benchmarks.gpu --page docs/gpu.md
+
+# What a machine with torch for CUDA and its usual company (numpy, pytest, pillow ...) still lacks, into wheels/.
+# GPU_VERSION is the Python there.
+GPU_VERSION ?= 3.12
+gpu-wheels: $(BIN)/python
+	$(BIN)/python -m tools.gpu_wheels --python $(GPU_VERSION) -o wheels
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

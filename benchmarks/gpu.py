@@ -26,6 +26,8 @@ from benchmarks.steps import Case, Ours, Theirs, busy_share, memory_rate, produc
 Row = dict[str, Any]
 SIDES = (512, 1024)
 LIMIT = 8 * 60.0
+NAMED = ("model", "engine", "mode", "case")
+"""What tells one row from another."""
 
 
 @dataclass
@@ -55,8 +57,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the tiny checkpoints, on any device")
     parser.add_argument("--only", nargs="+", default=["steps", "decode", "offload", "cache"], help="parts to measure")
     parser.add_argument("--seconds", type=float, default=LIMIT, help="leave out what does not fit (default: 480)")
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="rows of the same device there are kept")
+    parser.add_argument("--page", type=Path, help="write the rows in --json as this page, and measure nothing")
     args = parser.parse_args()
+    if args.page is not None:
+        args.page.write_text(page(json.loads(args.json.read_text())))
+        return
     on = torch.accelerator.is_available()
     device = torch.accelerator.current_accelerator() if on else torch.device("cpu")
     assert device is not None
@@ -64,7 +70,7 @@ def main() -> None:
     budget = Budget(args.seconds, time.perf_counter(), [])
     facts = machine(device)
     print(json.dumps(facts), flush=True)
-    rows: list[Row] = []
+    rows = kept(args.json, facts["device"])
     for name in args.model or list(MODELS):
         if not tiny and MODELS[name].gigabytes * 1.3 > facts["memory_gb"]:
             budget.left_out.append(f"{name}: {MODELS[name].gigabytes} GB of weights do not fit")
@@ -73,10 +79,54 @@ def main() -> None:
             model = MODELS[name]
             path = model.build(Path(folder) / "tiny") if tiny else published(Path(folder) / "model", model)
             for row in measure(model, path, device, facts, budget, args):
-                rows.append({"model": name} | row)
-                print(json.dumps(rows[-1]), flush=True)
+                row = {"model": name} | row
+                rows = [old for old in rows if any(old[key] != row[key] for key in NAMED)] + [row]
+                print(json.dumps(row), flush=True)
                 args.json.write_text(json.dumps(facts | {"rows": rows, "left_out": budget.left_out}, indent=1) + "\n")
     print("left out:", budget.left_out)
+
+
+def kept(path: Path, device: str) -> list[Row]:
+    """The rows that were measured before on a device of this name."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    return before["rows"] if before.get("device") == device else []
+
+
+def page(measured: Row) -> str:
+    """The rows as a page: ours beside theirs, and how many times as fast our best is as theirs."""
+    rows = measured["rows"]
+    found = {tuple(row[key] for key in NAMED): row.get("step_ms", row.get("ms")) for row in rows}
+    cases = list(dict.fromkeys((row["model"], row["case"]) for row in rows if row["case"] != "start"))
+    columns = [("omnimuse", "eager"), ("omnimuse", "compiled"), ("diffusers", "eager"), ("diffusers", "compiled")]
+    lines = [HEAD.format(**measured)]
+    for model, case in cases:
+        times = [found.get((model, engine, mode, case)) for engine, mode in columns]
+        ours, theirs = ([each for each in part if each] for part in (times[:2], times[2:]))
+        best = f"{min(theirs) / min(ours):.2f}" if ours and theirs else ""
+        like = f"{times[2] / times[0]:.2f}" if times[0] and times[2] else ""
+        of = [row for row in rows if (row["model"], row["case"]) == (model, case) and row["engine"] == "omnimuse"]
+        roof, busy = (max((row.get(key, 0.0) for row in of), default=0.0) for key in ("roof_share", "device_busy"))
+        shares = [f"{value:.2f}" if value else "" for value in (roof, busy)]
+        cells = [model, case, *("" if each is None else f"{each:.1f}" for each in times), like, best, *shares]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """# On a GPU
+
+Written by `python -m benchmarks.gpu --page docs/gpu.md` from gpu.json, which `make gpu` measures: networks of published
+size with random weights in bfloat16, 6 steps, both engines as whole pipelines one after the other on the same machine.
+
+Device: {device}, torch {torch}. A product of two 8192x8192 bfloat16 matrices runs at {tflops:.0f} TFLOP/s (the roof), a
+large copy at {tb_per_s:.1f} TB/s.
+
+Milliseconds of one step of all requests together (a case is `side x requests in flight`), or of decoding. "Alike" is
+diffusers over omnimuse, both not compiled; "best" the best of diffusers over our best. "Roof" is the largest share of
+the roof, counting all products and attention; "busy" that of the time in which the device computed, from the first
+kernel of a request of 6 steps to its last.
+
+| model | case | omnimuse | compiled | diffusers | compiled | alike | best | roof | busy |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def machine(device: torch.device) -> Row:
