@@ -9,12 +9,12 @@ from omnimuse.api import AsyncOmni, Omni, explain
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Chunk, Done, Failed, Part, Preview, Progress, Result
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import DiffusionParams, GenerationParams
 from omnimuse.core.request import Ask
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Ask", "AsyncOmni", "Chunk", "Config", "DiffusionParams", "Done", "Failed", "ModelConfig", "Omni", "OmnimuseError",
-    "ParallelConfig", "Part", "Preview", "Progress", "Result", "explain",
+    "Ask", "AsyncOmni", "Chunk", "Config", "DiffusionParams", "Done", "Failed", "GenerationParams", "ModelConfig",
+    "Omni", "OmnimuseError", "ParallelConfig", "Part", "Preview", "Progress", "Result", "explain",
 ]  # fmt: skip

@@ -19,21 +19,22 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Done, Event, Failed, Result
-from omnimuse.core.params import Choices, DiffusionParams, make_params
+from omnimuse.core.params import Choices, DiffusionParams, GenerationParams, make_params
 from omnimuse.core.request import Ask, Door, Request
 
 if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
     from omnimuse.engine.warm import Warmed
 
-Prompt = str | Mapping[str, Any]
+Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images` and `sounds`, `mask` and `pad`.
 
 Pictures are Pillow images or names of files, sounds `media.sound.Sound` or names of files. `mask` is a picture over the
 first of `images`, which is drawn anew where the mask is white or, if that is transparent anywhere, where it is that;
-`pad` (left, above, right, below) is by how many pixels it becomes larger."""
+`pad` (left, above, right, below) is by how many pixels it becomes larger. A model that writes takes `messages`, too,
+dicts with a `role` and a `content`; a list of them is a prompt."""
 
-Params = DiffusionParams | Mapping[str, Any]
+Params = DiffusionParams | GenerationParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""
 
 Listener = Callable[[Event], None]
@@ -121,7 +122,7 @@ class Omni:
         and frames the nearest that the model can make, where they would be refused; `Result.warnings` tell of it. With
         a single prompt its error is raised.
         """
-        single = isinstance(prompts, str | Mapping)
+        single = isinstance(prompts, str | Mapping) or _is_talk(prompts)
         many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         shown = _Display(progress)
         every = shown.previews if previews is None else previews
@@ -340,7 +341,17 @@ def _asks(
     if len(params) != len(prompts):
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
     made = [make_params(one, choices) for one in params]
-    return [Ask(prompt, chosen) for prompt, chosen in zip(prompts, made, strict=True)]
+    return [Ask(_given(prompt), chosen) for prompt, chosen in zip(prompts, made, strict=True)]
+
+
+def _is_talk(given: Any) -> bool:
+    """Whether `given` is a conversation: a list of messages."""
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], Mapping) and "role" in given[0]
+
+
+def _given(prompt: Prompt) -> str | Mapping[str, Any]:
+    """`prompt` as an ask has it."""
+    return {"messages": prompt} if _is_talk(prompt) else prompt  # type: ignore[return-value]
 
 
 def _adjusted(door: Door, ask: Ask) -> tuple[Ask, list[str]]:
@@ -353,9 +364,10 @@ def _told(result: Result, changes: list[str]) -> Result:
     return replace(result, said=(*changes, *result.said))
 
 
-def _with_sources(prompt: Prompt) -> Prompt:
+def _with_sources(prompt: Prompt) -> str | Mapping[str, Any]:
     """`prompt` with its pictures and sounds opened; RequestError for what cannot be read."""
-    if not isinstance(prompt, Mapping):
+    prompt = _given(prompt)
+    if isinstance(prompt, str):
         return prompt
     opened: dict[str, Any] = dict(prompt)
     if isinstance(prompt.get("images") or None, list | tuple):  # what is wrong with anything else, the door says

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def family(spec: Spec) -> list[str]:
     """The family's row."""
     size, also = parameters(spec), ", ".join(f"`{name}`" for name in spec.also) or "–"
-    choices = ", ".join(f"`{name}`" for name in sorted(spec.supported))
-    network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB"
+    names = sorted(spec.supported) or ([f"{part.name}" for part in fields(spec.extra)] if spec.writes else [])
+    choices = ", ".join(f"`{name}`" for name in names)
+    network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB" if size else "of many sizes"
     return [f"`{spec.arch}`", spec.summary, ", ".join(spec.tasks), network, choices, also]
 
 

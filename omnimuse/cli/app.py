@@ -26,6 +26,7 @@ from omnimuse.core.names import MEANINGS, absent, meant
 COMMANDS = MappingProxyType(
     {
         "generate": "draw pictures, or make videos, from prompts",
+        "chat": "talk to a model that writes",
         "models": "what is supported, and what is on this machine",
         "warm": "compile a model's blocks now, so that engines with --compile start fast",
         "explain": "what would be chosen for a model, and why",

@@ -21,7 +21,7 @@ from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config
 from omnimuse.cli.prompts import NONE, read_prompts
 from omnimuse.core.config import Config
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
@@ -114,6 +114,8 @@ class Job:
         from omnimuse.worker.find import find
 
         found = find(self.config)
+        if found.spec.writes:
+            raise ConfigError(f"{found.folder.id} writes text and draws nothing; talk to it with `omnimuse chat`")
         door, taught = found.door, found.taught
         job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
         told: list[str] = []

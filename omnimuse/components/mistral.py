@@ -38,9 +38,9 @@ class MistralConfig(Qwen3Config):
     norms_heads: ClassVar[bool] = False
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> MistralConfig:
+    def from_dict(cls, config: Mapping[str, Any], where: str = WHERE) -> MistralConfig:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
         texts = config.get("text_config") or config
         fixed = {key: (None, value) for key, value in FIXED.items()}
         ignored = (IRRELEVANT | set(ROPE)) - {"sliding_window"}
-        return read_facts(cls, {**texts, "rope_theta": rope_theta(texts)}, WHERE, fixed, ignored)
+        return read_facts(cls, {**texts, "rope_theta": rope_theta(texts, where)}, where, fixed, ignored)

@@ -96,14 +96,17 @@ class Qwen3Config:
             )
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Qwen3Config:
-        """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
+    def from_dict(cls, config: Mapping[str, Any], where: str = WHERE) -> Qwen3Config:
+        """Read the contents of config.json, which messages call `where`; raises ModelError for a variant that this file
+        does not compute.
+        """
         layers = ["full_attention"] * config.get("num_hidden_layers", 0)
         fixed = {key: (None, value) for key, value in {**FIXED, "layer_types": layers}.items()}
-        return read_facts(cls, {**config, "rope_theta": rope_theta(config)}, WHERE, fixed, IRRELEVANT | set(ROPE))
+        facts = {**config, "rope_theta": rope_theta(config, where)}
+        return read_facts(cls, facts, where, fixed, IRRELEVANT | set(ROPE))
 
 
-def rope_theta(config: Mapping[str, Any]) -> float:
+def rope_theta(config: Mapping[str, Any], where: str = WHERE) -> float:
     """The base of the rotary frequencies, in the spelling of transformers before 5 or since."""
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
@@ -112,10 +115,10 @@ def rope_theta(config: Mapping[str, Any]) -> float:
     kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
     if kinds or rope:
         what = ", ".join(f"{key}={config[key]!r}" for key in ROPE if config.get(key))
-        raise ModelError(f"{WHERE}: {what} is not supported; only rope_type 'default' with a rope_theta is")
+        raise ModelError(f"{where}: {what} is not supported; only rope_type 'default' with a rope_theta is")
     if theta is None:
         raise ModelError(
-            f"{WHERE} has no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint"
+            f"{where} has no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint"
         )
     return float(theta)
 
@@ -210,8 +213,8 @@ class Qwen3Layer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class Qwen3Attention(nn.Module):
-    """Causal attention; several query heads share one head of keys and values."""
+class Qwen3Heads(nn.Module):
+    """What attention is computed from; several query heads share one head of keys and values."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -227,11 +230,19 @@ class Qwen3Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if normed else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if normed else nn.Identity()
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        q = self.q_norm(self.q_proj(x).unflatten(-1, self.heads))  # [B, S, N, H]
-        k = self.k_norm(self.k_proj(x).unflatten(-1, self.heads))  # [B, S, N / sharing, H]
+    def split(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, S, N, H], keys and values [B, S, N / sharing, H] of hidden states [B, S, D]."""
+        q = self.q_norm(self.q_proj(x).unflatten(-1, self.heads))
+        k = self.k_norm(self.k_proj(x).unflatten(-1, self.heads))
         v = self.v_proj(x).unflatten(-1, self.heads)
-        q, k = (_turned(part, cond.cos, cond.sin) for part in (q, k))
+        return _turned(q, cos, sin), _turned(k, cos, sin), v
+
+
+class Qwen3Attention(Qwen3Heads):
+    """Causal attention among the tokens that are given."""
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        q, k, v = self.split(x, cond.cos, cond.sin)
         k, v = (part.repeat_interleave(self.sharing, dim=2) for part in (k, v))  # [B, S, N, H]
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=cond.mask, is_causal=cond.mask is None)

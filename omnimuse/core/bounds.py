@@ -28,3 +28,8 @@ def real(name: str, value: Any, low: float, high: float) -> None:
         raise RequestError(
             f"{name}={value} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
         )
+
+
+def is_text(text: str) -> bool:
+    """Whether `text` can be written down: half a surrogate pair cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -10,7 +10,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.params import DiffusionParams
@@ -18,13 +18,13 @@ from omnimuse.core.params import DiffusionParams
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of one output is done: `step` of `steps` within `stage` (1-based)."""
+    """One step of one output is done: `step` of `steps` within `stage` (1-based); None: nobody knows of how many."""
 
     request_id: str
     output: int
     stage: str
     step: int
-    steps: int
+    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,16 @@ class PicturesShown:
     sizes: tuple[tuple[int, int], ...]
 
 
-Note = TextRead | PicturesShown
+@dataclass(frozen=True)
+class TextWritten:
+    """The tokens that output number `output` was written in, and why it ended: by a `"stop"`, or at its `"length"`."""
+
+    output: int
+    tokens: tuple[int, ...]
+    reason: Literal["stop", "length"]
+
+
+Note = TextRead | PicturesShown | TextWritten
 """What a stage has to tell people."""
 
 
@@ -125,8 +134,8 @@ class Result:
     have one shape, else a list; of `"pt"` pictures [n, 3, H, W], pictures in layers [n, L, 4, H, W] and videos
     [n, F, 3, H, W] in [0, 1], sounds [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over
     the ticks this request took part in. `texts` says how much of each text every encoder read, `shown` in which sizes
-    (width, height) the model was shown pictures beside what it drew, `said` what was adjusted, and what a library that
-    runs the pipeline warned of.
+    (width, height) the model was shown pictures beside what it drew, `written` in which tokens it wrote each text,
+    `said` what was adjusted, and what a library that runs the pipeline warned of.
     `error` is set, and everything else empty, when this prompt failed.
     """
 
@@ -139,6 +148,7 @@ class Result:
     timings: Mapping[str, float] = field(default_factory=dict)
     texts: tuple[TextRead, ...] = ()
     shown: tuple[tuple[int, int], ...] = ()
+    written: tuple[TextWritten, ...] = ()
     said: tuple[str, ...] = ()
     error: OmnimuseError | None = None
 
@@ -156,6 +166,16 @@ class Result:
     def audios(self) -> list[Any]:
         """The sounds of all outputs."""
         return self._all("audio")
+
+    @property
+    def texts_written(self) -> list[str]:
+        """The texts of all outputs."""
+        return self._all("text")
+
+    @property
+    def text(self) -> str:
+        """The text of the first output; empty if there is none."""
+        return next(iter(self.texts_written), "")
 
     @property
     def output(self) -> Any:

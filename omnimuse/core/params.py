@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
@@ -70,6 +70,32 @@ class SoundParams(FamilyParams):
 
 
 @dataclass(frozen=True)
+class GenerationParams(FamilyParams):
+    """The extension of a model that writes; what is left at None is as the checkpoint's generation_config.json has it.
+
+    At most `max_tokens` are written (without any bound: as many as the model can read), at least `min_tokens` before
+    it may end by itself. A `temperature` of 0 takes the likeliest token every time; else one is drawn of the `top_k`
+    likeliest (0: of all) and, of these, of those that make up `top_p`. A `repetition_penalty` above 1 makes what was
+    read or written less likely. A text of `stop` ends the answer and is not part of it; `suppressed` are ids of tokens
+    that are never written.
+    """
+
+    max_tokens: int | None = field(default=None, metadata={"low": 1})
+    min_tokens: int = field(default=0, metadata={"low": 0})
+    temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
+    top_k: int | None = field(default=None, metadata={"low": 0})
+    top_p: float | None = field(default=None, metadata={"low": 0, "high": 1})
+    repetition_penalty: float | None = field(default=None, metadata={"low": 0.01, "high": 100})
+    stop: tuple[str, ...] = ()
+    suppressed: tuple[int, ...] = ()
+
+    def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            return f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; use at most that"
+        return "stop holds an empty text, which ends nothing; leave it out" if "" in self.stop else None
+
+
+@dataclass(frozen=True)
 class DiffusionParams(WorkParams):
     """Per-request choices. Every field left at `None` takes the model's default.
 
@@ -99,7 +125,7 @@ class DiffusionParams(WorkParams):
 
         A second guidance scale that was left open is the first one where that was chosen, as in diffusers.
         """
-        names = [field.name for field in fields(self) if field.name != "extra"]
+        names = [part.name for part in fields(self) if part.name != "extra"]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if "guidance_scale" in chosen:
             chosen.setdefault("guidance_scale_2", None)
@@ -121,8 +147,21 @@ class WorkChoices(ScheduleChoices, total=False):
     loras: Loras | None
 
 
-class Choices(WorkChoices, total=False):
-    """The fields of `DiffusionParams` as keywords."""
+class GenerationChoices(TypedDict, total=False):
+    """The fields of `GenerationParams` as keywords."""
+
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    stop: tuple[str, ...]
+    suppressed: tuple[int, ...]
+
+
+class Choices(WorkChoices, GenerationChoices, total=False):
+    """The fields of `DiffusionParams`, and of `GenerationParams` for models that write, as keywords."""
 
     num_inference_steps: int | None
     guidance_scale: float | None
@@ -141,21 +180,43 @@ class Choices(WorkChoices, total=False):
     extra: FamilyParams | Mapping[str, Any] | None
 
 
-def make_params(given: DiffusionParams | Mapping[str, Any] | None, choices: Mapping[str, Any]) -> DiffusionParams:
-    """`given`, a dict of fields as well, with `choices` over it; RequestError names a field that does not exist."""
+def make_params(
+    given: DiffusionParams | GenerationParams | Mapping[str, Any] | None, choices: Mapping[str, Any]
+) -> DiffusionParams:
+    """`given`, a dict of fields as well, with `choices` over it; RequestError names a field that does not exist.
+
+    What a model that writes knows besides goes into `extra`.
+    """
+    if isinstance(given, GenerationParams):
+        given = DiffusionParams(extra=given)
     if given is not None and not isinstance(given, DiffusionParams | Mapping):
         raise RequestError(
             f"params must be DiffusionParams or a dict of its fields, got {type(given).__name__}", "params"
         )
     base = given if isinstance(given, DiffusionParams) else DiffusionParams()
     wanted = {**(given if isinstance(given, Mapping) else {}), **choices}
-    names = [field.name for field in fields(DiffusionParams)]
+    names = [part.name for part in fields(DiffusionParams)]
+    writing = [part.name for part in fields(GenerationParams)]
+    written = {name: wanted.pop(name) for name in writing if name in wanted}
     for name in wanted:
         if name not in names:
-            near = meant(str(name), names)
+            near = meant(str(name), [*names, *writing])
             hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}"
             raise RequestError(f"there is no parameter {name!r}{hint}", str(name))
-    return replace(base, **wanted)
+    made = replace(base, **wanted)
+    return replace(made, extra=_with(made.extra, written)) if written else made
+
+
+def _with(
+    extra: FamilyParams | Mapping[str, Any] | None, written: Mapping[str, Any]
+) -> FamilyParams | Mapping[str, Any]:
+    """`extra` with choices of a model that writes over it."""
+    if isinstance(extra, GenerationParams):
+        return replace(extra, **written)
+    if isinstance(extra, FamilyParams):
+        why = f"means nothing beside {type(extra).__name__}; it is for models that write"
+        raise RequestError(f"{min(written)} {why}", min(written))
+    return {**(extra or {}), **written}
 
 
 def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, Any] | None) -> FamilyParams:
@@ -164,7 +225,7 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
         return kind()
     if isinstance(given, kind):
         return given
-    allowed = [field.name for field in fields(kind)]
+    allowed = [part.name for part in fields(kind)]
     if not isinstance(given, Mapping):
         raise RequestError(
             f"extra={given!r} does not fit this model; use {kind.__name__} or a dict of {allowed}", "extra"
@@ -181,11 +242,11 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
 def check_family_params(given: FamilyParams) -> None:
     """RequestError for a field of another type than declared, not finite, or outside of its metadata's low and high."""
     hints = get_type_hints(type(given))
-    for field in fields(given):
-        name, value = f"extra.{field.name}", getattr(given, field.name)
-        if not _is_of(value, hints[field.name]):
-            raise RequestError(f"{name}={value!r} is not of type {field.type}", name)
-        low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
+    for part in fields(given):
+        name, value = f"extra.{part.name}", getattr(given, part.name)
+        if not _is_of(value, hints[part.name]):
+            raise RequestError(f"{name}={value!r} is not of type {part.type}", name)
+        low, high = part.metadata.get("low", -math.inf), part.metadata.get("high", math.inf)
         if isinstance(value, float | int) and not (math.isfinite(value) and low <= value <= high):
             raise RequestError(f"{name}={value!r} is not allowed; use a number from {low:g} to {high:g}", name)
 

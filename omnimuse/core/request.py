@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from omnimuse.core.bounds import real, whole
+from omnimuse.core.bounds import is_text, real, whole
 from omnimuse.core.caches import Fits, asked_for
 from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
@@ -20,6 +20,7 @@ from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory as machine_memory
+from omnimuse.core.messages import MAX_WRITTEN, Talk, messages_of
 from omnimuse.core.names import meant
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
 from omnimuse.core.sources import Picture as Picture
@@ -58,7 +59,7 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Talk):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
     `branches` are those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than
@@ -209,6 +210,7 @@ class Door:
         """
         given = {"prompt": ask.prompt} if isinstance(ask.prompt, str) else ask.prompt
         prompt, negative = self._prompt(given)
+        messages = messages_of(given, self.spec.family, self.spec.writes)
         images, sounds = self._images(given.get("images")), self._sounds(given.get("sounds"))
         region = self._region(given, images)
         chosen = ask.params
@@ -236,7 +238,8 @@ class Door:
             self._check_window(extra.start, params.seconds)
         made = Request(
             id=uuid.uuid4().hex,
-            prompt=prompt,
+            messages=messages,
+            prompt=messages[-1].content if messages else prompt,
             negative_prompt=negative,
             params=params,
             extra=extra,
@@ -299,7 +302,7 @@ class Door:
     def _prompt(self, given: Mapping[str, Any]) -> tuple[str, str | None]:
         if not isinstance(given, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
-        allowed = ["prompt", "negative_prompt", "images", "mask", "pad", "sounds"]
+        allowed = ["prompt", "messages", "negative_prompt", "images", "mask", "pad", "sounds"]
         for name in given:
             if name not in allowed:
                 raise RequestError(
@@ -311,14 +314,17 @@ class Door:
                 why = "makes what it does of pictures alone; leave it out, or empty"
                 raise RequestError(f"prompt means nothing to {self.spec.family}, which {why}", "prompt")
             prompt = ""
+        if given.get("messages") is not None and prompt is None:
+            prompt = ""
         if not isinstance(prompt, str):
             raise RequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")
         if negative is not None and not isinstance(negative, str):
             raise RequestError(f"negative_prompt must be a string, got {type(negative).__name__}", "negative_prompt")
         for name, text in (("prompt", prompt), ("negative_prompt", negative or "")):
-            if len(text) > MAX_PROMPT:
-                raise RequestError(f"{name} has {len(text)} characters; at most {MAX_PROMPT} are allowed", name)
-            if not _is_text(text):
+            most = MAX_WRITTEN if self.spec.writes else MAX_PROMPT
+            if len(text) > most:
+                raise RequestError(f"{name} has {len(text)} characters; at most {most} are allowed", name)
+            if not is_text(text):
                 raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
         return prompt, negative
 
@@ -383,7 +389,7 @@ class Door:
     def _check_ask(self, ask: Ask) -> None:
         whole("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY)
         whole("previews", ask.previews, 0, MAX_STEPS)
-        if not isinstance(ask.tenant, str) or len(ask.tenant) > MAX_TENANT or not _is_text(ask.tenant):
+        if not isinstance(ask.tenant, str) or len(ask.tenant) > MAX_TENANT or not is_text(ask.tenant):
             raise RequestError(f"tenant={ask.tenant!r:.80} is not a name of at most {MAX_TENANT} characters", "tenant")
         real("timeout", ask.timeout, 0.0, MAX_TIMEOUT)
         if ask.timeout == 0:
@@ -478,11 +484,6 @@ def _least(value: float | None, most: float) -> float | None:
 def _least_steps(configs: Configs) -> int:
     """A schedule that is stretched to end above 0 has no first level to stretch if it has one level only."""
     return 2 if any(config.get("shift_terminal") for config in configs.values()) else 1
-
-
-def _is_text(text: str) -> bool:
-    """Whether `text` can be written down: half a surrogate pair cannot."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _near(name: object, allowed: Sequence[str]) -> str:

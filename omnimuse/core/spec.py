@@ -217,6 +217,11 @@ class Spec:
         return self.tasks[0].rpartition("-")[2]
 
     @property
+    def writes(self) -> bool:
+        """Whether text comes out, and a conversation can go in."""
+        return self.medium == "text"
+
+    @property
     def makes_video(self) -> bool:
         """Whether videos come out, and not pictures."""
         return self.medium == "video"

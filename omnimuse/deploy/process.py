@@ -232,7 +232,7 @@ class Worker:
         match event:
             case Progress():
                 self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
-                if event.steps > 1:
+                if event.steps is None or event.steps > 1:
                     self._reach_step(job, event.step)
             case Preview():
                 self._later(self._previewer, job, partial(self._preview, event))

@@ -93,13 +93,13 @@ class Beat(Message, frozen=True):
 
 
 class Stepped(Message, frozen=True):
-    """One step of one output is done: `step` of `steps` within `stage` (1-based)."""
+    """One step of one output is done: `step` of `steps` within `stage` (1-based); None: nobody knows of how many."""
 
     request_id: str
     output: int
     stage: str
     step: int
-    steps: int
+    steps: int | None
 
 
 class Previewed(Message, frozen=True):

@@ -1,4 +1,7 @@
-"""What a checkpoint folder in the diffusers layout says about itself: components, configurations, completeness.
+"""What a checkpoint folder says about itself: components, configurations, completeness.
+
+In the diffusers layout every component has a folder of its own; in that of transformers a model and its tokenizer lie
+together in one.
 
 Read by the worker's build, the command line and the server's front process. Reads small JSON files and file names only;
 no torch, no weights.
@@ -18,13 +21,16 @@ from omnimuse.core.spec import OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 
 INDEX = "model_index.json"
+MODEL, TOKENIZER = "model", "tokenizer"
+"""The components of a folder in the layout of transformers."""
+TOKENIZER_CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
 CONFIGS = (
     "config.json",
     "scheduler_config.json",
     "guider_config.json",
     "preprocessor_config.json",
     "processor_config.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
 )
 """Where a component's configuration may be; the first that exists is read."""
 
@@ -41,23 +47,42 @@ class Checkpoint:
     """The checkpoint in `folder`.
 
     `arch` is the pipeline class it was saved from, `components` maps names to (library, class), `empty` holds the names
-    that the checkpoint lists as null, `options` everything else in `model_index.json` (such as `boundary_ratio`).
+    that the checkpoint lists as null, `options` everything else in `model_index.json` (such as `boundary_ratio`), or
+    in the layout of transformers (`flat`) what its generation_config.json says.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / INDEX).is_file():
-            raise ModelError(_not_a_checkpoint(folder))
+        self.components: dict[str, tuple[str, str]] = {}
+        self.empty: set[str] = set()
+        self.options: dict[str, Any] = {}
+        self.flat = not (folder / INDEX).is_file()
+        if self.flat:
+            self.arch = self._take_flat()
+            return
         content = read_json(folder / INDEX)
         arch = content.get("_class_name")
         if not isinstance(arch, str):
             raise ModelError(f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}")
         self.arch = arch
-        self.components: dict[str, tuple[str, str]] = {}
-        self.empty: set[str] = set()
-        self.options: dict[str, Any] = {}
         for name, value in content.items():
             self._take(name, value)
+
+    def _take_flat(self) -> str:
+        """The class of the model in a folder of transformers' layout: its components are `MODEL` and `TOKENIZER`."""
+        path = self.folder / CONFIGS[0]
+        named = read_json(path).get("architectures") if path.is_file() else None
+        inside = (self.folder.parent / INDEX).is_file()
+        if inside or not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+            raise ModelError(_not_a_checkpoint(self.folder))
+        self.components[MODEL] = ("transformers", named[0])
+        settings = self.folder / TOKENIZER_CONFIG
+        if settings.is_file() or (self.folder / "tokenizer.json").is_file():
+            kind = read_json(settings).get("tokenizer_class") if settings.is_file() else None
+            self.components[TOKENIZER] = ("transformers", str(kind or "TokenizersBackend"))
+        if (self.folder / GENERATION).is_file():
+            self.options.update(read_json(self.folder / GENERATION))
+        return named[0]
 
     def _take(self, name: str, value: Any) -> None:
         match value:
@@ -82,7 +107,7 @@ class Checkpoint:
             raise ModelError(
                 f"{self.folder} has no component {component!r}; {INDEX} names {few(sorted(self.components), 20)}"
             )
-        return self.folder / component
+        return self.folder if self.flat else self.folder / component
 
     def has_weights(self, component: str) -> bool:
         """Whether `component` is a network (and not a scheduler, tokenizer or processor)."""
@@ -91,7 +116,10 @@ class Checkpoint:
     def config(self, component: str) -> Mapping[str, Any]:
         """The configuration of `component`; empty for a tokenizer or processor that stores none."""
         folder = self.path(component)
-        for name in CONFIGS:
+        names: tuple[str, ...] = CONFIGS
+        if self.flat:  # several have theirs in this folder
+            names = (CONFIGS[0],) if self.has_weights(component) else (TOKENIZER_CONFIG,)
+        for name in names:
             if (folder / name).is_file():
                 return read_json(folder / name)
         if self.has_weights(component):
@@ -100,6 +128,9 @@ class Checkpoint:
 
     def sources(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The files that say what this checkpoint is, by name, with what they say."""
+        if self.flat:
+            yield CONFIGS[0], read_json(self.folder / CONFIGS[0])
+            return
         yield INDEX, read_json(self.folder / INDEX)
         for name in sorted(self.components):
             if (self.folder / name / CONFIGS[0]).is_file():

@@ -100,6 +100,10 @@ class PlainTokenizer:
             raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
         return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, self._named))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
     def _pads(self, count: int) -> list[int]:
         if self._pad is None:
             raise ModelError(f"{self._folder / CONFIG} names no pad_token; this model needs one")
@@ -142,6 +146,10 @@ class LibraryTokenizer:
             raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
         named = self.inner.special_tokens_map
         return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, named))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return str(self.inner.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _values(

@@ -25,7 +25,8 @@ TABLE = {
     "StableDiffusion3Pipeline": "omnimuse.models.stable_diffusion_3",
     "Lumina2Pipeline": "omnimuse.models.lumina2",
     "GlmImagePipeline": "omnimuse.models.glm_image",
+    "Qwen3ForCausalLM": "omnimuse.models.qwen3_text",
 }
-"""The class name in a checkpoint's `model_index.json` -> the family's package."""
+"""The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
 
 REGISTRY = Registry(TABLE)

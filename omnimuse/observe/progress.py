@@ -26,7 +26,8 @@ class Tracker:
     def __init__(self, requests: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = requests
         self.ended: set[str] = set()
-        self.stage, self.step, self.steps = "", 0, 0
+        self.stage, self.step = "", 0
+        self.steps: int | None = 0
         self._clock = clock
         self._began: float | None = None
         self._outputs: dict[str, dict[int, float]] = {}
@@ -39,7 +40,7 @@ class Tracker:
             self._began = self._clock() if self._began is None else self._began
             self.stage, self.step, self.steps = event.stage, event.step, event.steps
             outputs = self._outputs.setdefault(event.request_id, {})
-            if event.steps > 1:  # one-shot stages take next to no time
+            if event.steps is not None and event.steps > 1:  # one-shot stages take next to no time
                 outputs[event.output] = event.step / event.steps
 
     @property
@@ -65,8 +66,9 @@ class Tracker:
         return (self._clock() - self._began) * (1 - self.fraction) / self.fraction
 
     def line(self) -> str:
-        """Such as `denoise 5/8, 2 of 4 done, 3 s left`."""
-        parts = [f"{self.stage} {self.step}/{self.steps}" if self.steps > 1 else self.stage]
+        """Such as `denoise 5/8, 2 of 4 done, 3 s left`, or `generate 5` where nobody knows how many there will be."""
+        whole = "" if self.steps is None else f"/{self.steps}"
+        parts = [self.stage if self.steps == 1 else f"{self.stage} {self.step}{whole}"]
         if self.requests > 1:
             parts.append(f"{len(self.ended)} of {self.requests} done")
         if self.seconds_left is not None:
@@ -161,7 +163,8 @@ class Lines(Silent):
         self.tracker.see(event)
         if not isinstance(event, Progress):
             return
-        now = (event.stage, 4 * event.step // event.steps, len(self.tracker.ended))
+        part = event.step.bit_length() if event.steps is None else 4 * event.step // event.steps
+        now = (event.stage, part, len(self.tracker.ended))
         if now != self._last:
             self._last = now
             self.say(self.tracker.line())

@@ -132,7 +132,12 @@ class Stage:
 
 
 class Loop(Stage):
-    """A stage that takes many steps. The runner owns the iteration; the loop owns the mathematics."""
+    """A stage that takes many steps. The runner owns the iteration; the loop owns the mathematics.
+
+    The plan of one that `grows` is what is known so far: `apply` may add to it, and no step says of how many it is.
+    """
+
+    grows: ClassVar[bool] = False
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         """The plan, as data; also the place to compute what does not depend on the step."""

@@ -142,6 +142,7 @@ def import_libraries(config: Config) -> None:
 def check(under: Build) -> None:
     """Choices that exclude each other."""
     config, offload = under.found.config, under.found.config.offload
+    check_writing(under)
     check_ranks(under)
     if config.compile.mode != "none" and offload.mode != "none":
         raise ConfigError(
@@ -152,6 +153,20 @@ def check(under: Build) -> None:
             f"offload folder={offload.folder} would not be used: beside {under.device} weights wait in host memory; "
             "leave the folder out"
         )
+
+
+def check_writing(under: Build) -> None:
+    """What a model that writes one token at a time cannot be given, whatever else it is."""
+    config, family = under.found.config, under.found.spec.family
+    if not under.found.spec.writes:
+        return
+    chosen = {
+        f"cache={config.cache.kind}": config.cache.kind != "none",
+        f"compile={config.compile.mode}": config.compile.mode != "none",
+        f"{under.mesh.size} ranks": under.mesh.size > 1,
+    }
+    if wrong := [name for name, given in chosen.items() if given]:
+        raise ConfigError(f"{family} writes text, for which {wrong[0]} is not there; leave it out")
 
 
 def construct(under: Build) -> None:

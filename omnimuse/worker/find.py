@@ -101,7 +101,7 @@ def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = ()) -> Spec:
     entries.load(plugins)
     if entry := entries.entry_of(checkpoint.arch, plugins):
         return contract_spec_of(entry, checkpoint)
-    if REGISTRY.covers(checkpoint.arch):
+    if checkpoint.flat or REGISTRY.covers(checkpoint.arch):
         return REGISTRY.spec(checkpoint.arch)
     entries.load(entries.installed())
     if entry := entries.entry_of(checkpoint.arch):

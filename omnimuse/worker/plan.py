@@ -14,6 +14,7 @@ from zlib import crc32
 import msgspec
 
 from omnimuse.core.loras import loras_of
+from omnimuse.core.messages import Message
 from omnimuse.core.params import DiffusionParams, family_params
 from omnimuse.core.request import Picture, Recording, Region, Request
 from omnimuse.core.spec import Spec
@@ -64,12 +65,14 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     assert isinstance(extra, dict)
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
+    messages = cast("list[dict[str, str]]", fields.pop("messages", ()))
     known = {
         "params": DiffusionParams(**{**params, "loras": loras_of(params.get("loras"))}),
         "extra": family_params(spec.extra, extra),
         "images": tuple(_picture(image) for image in images),
         "region": _region(region) if region else None,
         "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
+        "messages": tuple(Message(**message) for message in messages),
         "branches": tuple(cast("list[str]", fields.pop("branches"))),
     }
     return Request(**{**fields, **known})  # type: ignore[arg-type]

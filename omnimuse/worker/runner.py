@@ -18,7 +18,19 @@ from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import Chunk, Done, Event, Failed, Note, PicturesShown, Preview, Progress, Result, TextRead
+from omnimuse.core.output import (
+    Chunk,
+    Done,
+    Event,
+    Failed,
+    Note,
+    PicturesShown,
+    Preview,
+    Progress,
+    Result,
+    TextRead,
+    TextWritten,
+)
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
 from omnimuse.offload.residency import Residency
@@ -47,6 +59,7 @@ class Job:
     made: dict[str, Any] = field(default_factory=dict)
     spans: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
+    written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
     def spend(self, state: State, stage: Stage, *spans: Span) -> None:
@@ -65,6 +78,7 @@ class Job:
         for medium, value in made.items():
             self.made[medium] = placed(self.made.get(medium), value, state.output, self.request.outputs)
         self.notes.update(state.notes)
+        self.written |= {note.output: note for note in state.notes.values() if isinstance(note, TextWritten)}
         self.said += state.said
         del self.states[state.id]
 
@@ -223,6 +237,7 @@ class Runner:
             timings=job.timings(),
             texts=tuple(note for note in job.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in job.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
+            written=tuple(job.written[index] for index in sorted(job.written)),
             said=tuple(dict.fromkeys(job.said)),
         )
         self._events.append(Done(request.id, result))
@@ -338,13 +353,13 @@ class Runner:
                 job.spend(state, loop, self.clock.since(began))
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
-        step, steps = state.position + 1, len(state.plan)
+        step, steps = state.position + 1, None if loop.grows else len(state.plan)
         with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
             self._tell_grown(state)
             self._events.append(Progress(state.request.id, state.output, loop.name, step, steps))
             every = state.request.previews
-            if every and step % every == 0 and step < steps:
+            if every and step % every == 0 and (steps is None or step < steps):
                 self._preview(loop, state, step)
 
     def _tell_grown(self, state: State) -> None:

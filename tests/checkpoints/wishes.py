@@ -129,6 +129,27 @@ class Family:
         return f"{self.arch}-{self.kind}" if self.kind else self.arch
 
 
+@dataclass(frozen=True)
+class Writer:
+    """A tiny checkpoint of a model that writes; `reference(folder, prompt, seed, choices)` gives the tokens expected.
+
+    `prompts` are texts and conversations, at least three, one of them longer than what is read in one step; `choices`
+    are fields of `GenerationParams`, the first of them greedy.
+    """
+
+    arch: str
+    build: Callable[[Path], Path]
+    prompts: tuple[Any, ...]
+    choices: tuple[Mapping[str, Any], ...]
+    reference: Callable[[Path, Any, int, Mapping[str, Any]], list[int]]
+    kind: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tests call it."""
+        return f"{self.arch}-{self.kind}" if self.kind else self.arch
+
+
 def drawn(pipe: Any, wish: Wish, output_type: str, **besides: Any) -> Tensor:
     """What a reference pipeline makes of a wish: a picture [3, H, W], or latents [C, h, w].
 

@@ -41,6 +41,8 @@ class Meter:
 
     def see(self, step: Stepped) -> None:
         """Take one step into account."""
+        if step.steps is None:
+            return  # nobody knows how far it is
         part = step.step / step.steps
         if step.stage == DENOISE:
             part *= DENOISE_SHARE

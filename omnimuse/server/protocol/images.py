@@ -113,7 +113,7 @@ class ProgressEvent(BaseModel):
     output: int
     stage: str
     step: int
-    steps: int
+    steps: int | None
 
 
 class PartialImageEvent(BaseModel):

@@ -1,0 +1,1 @@
+"""Qwen3, dense: a language model that continues a text and answers in a conversation."""

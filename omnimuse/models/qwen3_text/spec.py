@@ -1,0 +1,50 @@
+"""Facts about Qwen3's dense language models, without torch. Source: their published config.json (arXiv 2505.09388)."""
+
+from __future__ import annotations
+
+from omnimuse.core.errors import ModelError
+from omnimuse.core.params import DiffusionParams, GenerationParams
+from omnimuse.core.spec import Component, Configs, Limits, Spec
+
+NO_PICTURE = "what comes out is text"
+
+
+def limits(configs: Configs) -> Limits:
+    """So many tokens are read and written in all."""
+    longest = configs["model"].get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 2:
+        raise ModelError(
+            f"config.json: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint"
+        )
+    return Limits(
+        size_multiple=1,
+        max_side=1,
+        max_sequence_length=longest,
+        refuses={
+            "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
+            "height": NO_PICTURE,
+            "width": NO_PICTURE,
+            "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
+            "output_type": "a text has one form",
+        },
+    )
+
+
+SPEC = Spec(
+    arch="Qwen3ForCausalLM",
+    family="qwen3_text",
+    summary="Qwen3, dense: text from a prompt or a conversation",
+    tasks=("text-to-text",),
+    components={
+        "model": Component(
+            ("Qwen3ForCausalLM",),
+            network="omnimuse.models.qwen3_text.transformer:Qwen3Decoder",
+            rules="omnimuse.models.qwen3_text.weights:RULES",
+        ),
+        "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
+    },
+    defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
+    supported=frozenset(),
+    limits=limits,
+    extra=GenerationParams,
+)

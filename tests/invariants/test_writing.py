@@ -1,0 +1,180 @@
+"""The promises of the house for models that write, with tiny random weights: tokens are equal, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnimuse.core.config import CacheConfig, Config, ModelConfig, ScheduleConfig
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
+from omnimuse.core.params import DiffusionParams, make_params
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import present, start
+from omnimuse.pipeline.generate import CHUNK
+from tests.checkpoints.families import WRITERS
+from tests.checkpoints.wishes import Writer
+from tests.invariants.conftest import drain, submit
+
+
+@pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
+def writer(request: pytest.FixtureRequest) -> Writer:
+    found: Writer = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writer.build(tmp_path_factory.mktemp(writer.name) / "tiny")
+
+
+def config(folder: Path, **parts: Any) -> Config:
+    chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
+    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"), **chosen)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    made = start(config(folder))
+    yield made
+    assert not made.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
+    made.close()
+
+
+def ask(writer: Writer, index: int, seed: int = 7, **choices: Any) -> Ask:
+    prompt = writer.prompts[index % len(writer.prompts)]
+    given = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+    wanted = dict(writer.choices[index % len(writer.choices)]) | choices
+    return Ask(given, make_params(DiffusionParams(seed=seed + index), wanted), chunks=True)
+
+
+def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]:
+    for event in events:
+        if isinstance(event, Failed) and event.request_id in ids:
+            raise event.error
+    done = {event.request_id: event.result for event in events if isinstance(event, Done)}
+    return [present(done[id_], engine.door.limits) for id_ in ids]
+
+
+def run(engine: Engine, *asks: Ask) -> list[Result]:
+    """All asks in flight together."""
+    ids = submit(engine, *asks)
+    return results(engine, drain(engine), ids)
+
+
+def tokens(result: Result) -> tuple[int, ...]:
+    [written] = result.written
+    return written.tokens
+
+
+def test_what_is_written_in_company_is_what_the_reference_writes_alone(
+    writer: Writer, folder: Path, engine: Engine
+) -> None:
+    count = max(len(writer.prompts), len(writer.choices))
+    pairs = [(index, index) for index in range(count)] + [(index, 0) for index in range(1, len(writer.prompts))]
+    asks = [ask(writer, prompt, **writer.choices[choice % len(writer.choices)]) for prompt, choice in pairs]
+    for (prompt, choice), found in zip(pairs, run(engine, *asks), strict=True):
+        own = dict(writer.choices[prompt % len(writer.choices)]) | dict(writer.choices[choice % len(writer.choices)])
+        expected = writer.reference(folder, writer.prompts[prompt % len(writer.prompts)], 7 + prompt, own)
+        assert list(tokens(found)) == expected
+    assert any(result.prompt_tokens > CHUNK for result in run(engine, *asks)), "one must be read in several steps"
+
+
+def test_pausing_on_the_cpu_and_resuming_changes_nothing(writer: Writer, engine: Engine) -> None:
+    [expected] = run(engine, ask(writer, 2))
+    [id_] = submit(engine, ask(writer, 2))
+    for _ in range(5):
+        engine.tick()
+    engine.pause(id_)
+    engine.tick()
+    assert engine.idle, "it is parked"
+    engine.resume(id_)
+    assert tokens(results(engine, drain(engine), [id_])[0]) == tokens(expected)
+
+
+def test_one_that_is_cancelled_is_gone_and_the_others_are_unchanged(writer: Writer, engine: Engine) -> None:
+    expected = run(engine, ask(writer, 0), ask(writer, 2))
+    first, gone, last = submit(engine, ask(writer, 0), ask(writer, 1), ask(writer, 2))
+    for _ in range(4):
+        engine.tick()
+    engine.cancel(gone)
+    found = results(engine, drain(engine), [first, last])
+    assert [tokens(each) for each in found] == [tokens(each) for each in expected]
+    assert not engine.runner.states
+
+
+def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine) -> None:
+    [expected] = run(engine, ask(writer, 1))
+    bad, good = submit(engine, ask(writer, 0), ask(writer, 1))
+    while not any(state.plan and state.id.startswith(bad) for state in engine.runner.states.values()):
+        engine.tick()
+    [broken] = [state for state in engine.runner.states.values() if state.id.startswith(bad)]
+    broken["kv"] = replace(broken["kv"], data=broken["kv"].data[:1])  # layers are missing
+    events = drain(engine)
+    assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
+    assert tokens(results(engine, events, [good])[0]) == tokens(expected)
+    assert engine.runner.forwards.retries.total() == 1, "the forward that the bad row was in"
+    engine.runner.forwards.retries.clear()
+
+
+def test_what_is_streamed_is_the_whole_and_nobody_says_of_how_many_steps_one_is(writer: Writer, engine: Engine) -> None:
+    ids = submit(engine, *(ask(writer, index) for index in range(3)))
+    events = drain(engine)
+    for id_, result in zip(ids, results(engine, events, ids), strict=True):
+        pieces = [event for event in events if isinstance(event, Chunk) and event.request_id == id_]
+        assert "".join(piece.data for piece in pieces) == result.text
+        assert [piece.start for piece in pieces] == [
+            len("".join(p.data for p in pieces[:i])) for i in range(len(pieces))
+        ]
+        steps = [e for e in events if isinstance(e, Progress) and e.request_id == id_ and e.stage == "generate"]
+        assert [(step.step, step.steps) for step in steps] == [(i + 1, None) for i in range(len(steps))]
+
+
+def test_a_stop_text_ends_the_answer_before_it(writer: Writer, engine: Engine) -> None:
+    [whole] = run(engine, ask(writer, 2))
+    middle = len(whole.text) // 2
+    stop = whole.text[middle : middle + 3]
+    found, streamed = run(engine, ask(writer, 2, stop=(stop,))), []
+    [id_] = submit(engine, ask(writer, 2, stop=(stop, "never said")))
+    streamed = [event.data for event in drain(engine) if isinstance(event, Chunk) and event.request_id == id_]
+    assert found[0].text == "".join(streamed) == whole.text[: whole.text.index(stop)]
+    assert found[0].written[0].reason == "stop"
+    assert whole.written[0].reason == "length"
+
+
+def test_n_texts_are_n_requests_with_seeds_in_a_row(writer: Writer, engine: Engine) -> None:
+    many = ask(writer, 3)
+    [found] = run(engine, replace(many, params=replace(many.params, num_outputs_per_prompt=3)))
+    singles = run(engine, *(replace(many, params=replace(many.params, seed=10 + index)) for index in range(3)))
+    assert [written.tokens for written in found.written] == [tokens(single) for single in singles]
+    assert found.texts_written == [single.text for single in singles]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices", "says"),
+    [
+        ({"prompt": ""}, {}, "the prompt is empty"),
+        ({"prompt": "word " * 4000}, {}, "this model reads and writes"),
+        ({"prompt": "a"}, {"height": 64}, "what comes out is text"),
+        ({"prompt": "a"}, {"num_inference_steps": 4}, "use max_tokens"),
+        ({"prompt": "a"}, {"temperature": -1.0}, "a number from 0 to 100"),
+        ({"prompt": "a"}, {"stop": ("",)}, "an empty text"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, {}, "use one of system, user, assistant"),
+        ({"messages": [{"role": "user", "content": "a"}], "prompt": "b"}, {}, "leave one out"),
+    ],
+)
+def test_what_a_model_cannot_write_is_refused(
+    writer: Writer, engine: Engine, prompt: dict[str, Any], choices: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RequestError, match=says):
+        run(engine, Ask(prompt, make_params(None, choices)))
+
+
+def test_a_step_cache_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"writes text, for which cache=teacache is not there"):
+        start(config(folder, cache=CacheConfig("teacache", 0.1)))

@@ -1,0 +1,69 @@
+"""`omnimuse chat`: a talk with a tiny model, in a terminal that is a string."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+
+from omnimuse import GenerationParams, Omni
+from omnimuse.cli.app import main
+from omnimuse.cli.chat import talk
+from tests.checkpoints import qwen3
+
+PARAMS = GenerationParams(temperature=0, max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Omni]:
+    with Omni(str(qwen3.build(tmp_path_factory.mktemp("chat") / "tiny")), dtype="float32", device="cpu") as made:
+        yield made
+
+
+def said(omni: Omni, *turns: tuple[str, str]) -> str:
+    [result] = omni.generate([[{"role": role, "content": content} for role, content in turns]], PARAMS, progress=False)
+    assert result.error is None
+    return result.text
+
+
+def test_every_answer_knows_what_was_said_until_the_talk_begins_anew(omni: Omni) -> None:
+    out = io.StringIO()
+    assert talk(omni, PARAMS, io.StringIO("a red circle\n\na star\n/new\na star\n/exit\nnever read\n"), out) == 0
+    first = said(omni, ("user", "a red circle"))
+    second = said(omni, ("user", "a red circle"), ("assistant", first), ("user", "a star"))
+    alone = said(omni, ("user", "a star"))
+    assert out.getvalue() == f"{first}\n{second}\n{alone}\n"
+    assert second != alone
+
+
+def test_an_interrupt_ends_the_answer_and_not_the_talk(omni: Omni) -> None:
+    class Impatient(io.StringIO):
+        """Somebody who presses Ctrl-C at the first word of the first answer."""
+
+        pressed = False
+
+        def flush(self) -> None:
+            if self.getvalue() and not self.pressed:
+                self.pressed = True
+                raise KeyboardInterrupt
+
+    out = Impatient()
+    assert talk(omni, PARAMS, io.StringIO("a red circle\na star\n"), out) == 0
+    first, second = out.getvalue().splitlines()[0], out.getvalue().split(" [stopped]\n")[1]
+    begun = out.getvalue().split(" [stopped]\n")[0]
+    assert begun and first
+    assert second == said(omni, ("user", "a red circle"), ("assistant", begun), ("user", "a star")) + "\n"
+    assert omni.engine.idle or not omni.engine.runner.jobs
+
+
+def test_a_model_that_draws_is_refused_before_it_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "omnimuse/shapes"]) == 2
+    assert "does not write; use `omnimuse generate`" in capsys.readouterr().err
+
+
+def test_one_prompt_and_one_talk_are_one_result_each(omni: Omni) -> None:
+    [text] = omni.generate("a red circle", temperature=0, max_tokens=4, progress=False)
+    [talked] = omni.generate([{"role": "user", "content": "a red circle"}], temperature=0, max_tokens=4, progress=False)
+    assert text.text and talked.text
+    assert text.written[0].tokens != talked.written[0].tokens, "a talk is written down by the template"
