@@ -25,8 +25,8 @@ NEEDED = (
     "torchsde",
     "trampoline",
 )
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-PLATFORMS += ("manylinux_2_26_x86_64", "manylinux_2_24_x86_64", "manylinux_2_5_x86_64")
+TAGS = ("_2_28", "_2_27", "_2_26", "_2_24", "_2_17", "_2_5", "2014")
+PLATFORMS = tuple(f"manylinux{tag}_x86_64" for tag in TAGS)
 
 
 def main() -> int:
