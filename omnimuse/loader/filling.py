@@ -22,16 +22,24 @@ class Space(Protocol):
     def copy_(self, src: Tensor, /) -> object: ...
 
 
+def slots(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+    """What files have to name: as `stored_tensors`, but that packed weights are one tensor, in the shape and format
+    that they stand for.
+    """
+    stored, layers = stored_tensors(module), quantized_layers(module)
+    packed = {f"{path}.{part}" for path, layer in layers.items() for part in layer.parts}
+    whole = {f"{path}.weight": (layer.like(), (f"{path}.weight",)) for path, layer in layers.items()}
+    return {name: slot for name, slot in stored.items() if name not in packed} | whole
+
+
 class Filling:
-    """`slots`: what is to be filled in `module`, first name -> (tensor on meta, every name)."""
+    """`slots`: what is to be filled in `module`."""
 
     def __init__(self, module: nn.Module, home: Home) -> None:
         self._module, self._home = module, home
         self._stored = stored_tensors(module)
         self._layers = {f"{path}.weight": (path, layer) for path, layer in quantized_layers(module).items()}
-        packed = {f"{path}.{part}" for path, layer in self._layers.values() for part in layer.parts}
-        self.slots = {name: slot for name, slot in self._stored.items() if name not in packed}
-        self.slots |= {name: (layer.like(), (name,)) for name, (_, layer) in self._layers.items()}
+        self.slots = slots(module)
         self._spaces: dict[str, Space] = {}
         self._filled: dict[str, Tensor] = {}
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from omnimuse.core.plans import Slices
 from omnimuse.loader.differences import Shape
+from omnimuse.loader.filling import slots
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.plan import plan_load
 from omnimuse.loader.rules import Alias, Rule
-from omnimuse.loader.tensors import stored_tensors
 from omnimuse.loader.weights import whole
 
 
@@ -52,7 +52,7 @@ class Sites:
         cuts: Mapping[str, Slices],
         aliases: Sequence[Alias] = (),
     ) -> None:
-        stored = stored_tensors(module)
+        stored = slots(module)
         self.cuts = cuts
         self._folder = folder
         self._rules = rules

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnimuse.core.config import CompileConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.config import CompileConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -49,6 +49,18 @@ def test_requests_with_different_adapters_in_one_tick_are_each_alone_bit_for_bit
     assert torch.equal(off, plain)
     for a, b in ((plain, one), (plain, two), (one, two), (one, both), (two, both)):
         assert float((a - b).norm() / a.norm()) > 1e-3
+
+
+def test_adapters_are_worn_over_packed_weights(
+    subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path]
+) -> None:
+    plain, one, *_ = all_kinds(subject, adapters)
+    engine = engine_with(quantize=QuantConfig({"": "int8"}))
+    bare, worn = run(engine, plain, one)
+    [expected] = run(shared, one)
+    apart = float((worn - expected).norm() / expected.norm())
+    assert apart < 0.1
+    assert apart < float((worn - bare).norm() / bare.norm()), "it must look like the adapter, not like none"
 
 
 def test_after_adapters_were_worn_a_request_without_is_as_if_there_had_been_none(
