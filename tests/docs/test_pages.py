@@ -53,6 +53,13 @@ def test_every_link_to_a_file_of_ours_leads_somewhere(page: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_every_room_stands_once_in_the_table_of_rooms() -> None:
+    lines = (ROOT / "docs/architecture.md").read_text().splitlines()
+    rows = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    assert rows
+    assert [row for row in rows if rows.count(row) > 1] == []
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_as_it_is(name: str, clone: Path) -> None:
     Shell(clone).run(f"{sys.executable} -W error examples/{name}.py")
