@@ -6,10 +6,8 @@ through here as opaque values; this module does not import torch.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Literal
 
 from omnimuse.core.errors import OmnimuseError
@@ -191,6 +189,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         """What a notebook shows of this result: its pictures, videos and sounds, with their seeds."""
+        from base64 import b64encode  # only a notebook asks, and what starts everything stays light
+        from html import escape
+
         if self.error is not None:
             return f"<p>{escape(self.prompt)}: {escape(str(self.error))}</p>"
         shown = [f'<img src="data:image/png;base64,{b64encode(image._repr_png_()).decode()}">' for image in self.images]

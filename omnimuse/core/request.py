@@ -7,7 +7,7 @@ API, the command line and the server all come through it. No torch here.
 from __future__ import annotations
 
 import math
-import uuid
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -237,7 +237,7 @@ class Door:
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(
-            id=uuid.uuid4().hex,
+            id=os.urandom(16).hex(),
             messages=messages,
             prompt=messages[-1].content if messages else prompt,
             negative_prompt=negative,

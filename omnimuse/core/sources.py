@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 from omnimuse.core.errors import RequestError
@@ -28,6 +27,8 @@ class Picture:
     @cached_property
     def digest(self) -> str:
         """What tells this picture from others, in hexadecimal: SHA-256 of its file."""
+        from hashlib import sha256  # here and not above: what starts everything stays light
+
         return sha256(self.png).hexdigest()
 
 
@@ -50,6 +51,8 @@ class Recording:
     @cached_property
     def digest(self) -> str:
         """What tells this sound from others, in hexadecimal."""
+        from hashlib import sha256
+
         return sha256(f"{self.rate} {self.channels} ".encode() + self.pcm).hexdigest()
 
 

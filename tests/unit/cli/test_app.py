@@ -39,7 +39,7 @@ def test_a_wrong_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureF
     assert main(["generat", "a"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    start = "omnimuse: unknown command 'generat'. Did you mean generate? The commands are generate, models"
+    start = "omnimuse: unknown command 'generat'. Did you mean generate? The commands are generate, chat, models"
     assert said.err.startswith(start)
     assert said.err.count("\n") == 1
 
@@ -129,19 +129,23 @@ def seconds(*words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def best_cost(*words: str, enough: float) -> float:
-    """The smallest cost of `words` over a bare interpreter started beside it; a busy machine gets several tries."""
+def best_share(*words: str, enough: float) -> float:
+    """The smallest cost of `words`, in imports of asyncio, both over a bare interpreter's and beside each other.
+
+    On a quiet machine such an import takes about 60 ms, and on a busy one both take longer; several tries.
+    """
     best = float("inf")
     for _ in range(TRIES):
-        best = min(best, seconds(*words) - seconds("-c", "pass"))
+        bare = seconds("-c", "pass")
+        best = min(best, (seconds(*words) - bare) / max(seconds("-c", "import asyncio") - bare, 1e-3))
         if best < enough:
             break
     return best
 
 
 def test_importing_the_package_takes_less_than_150_milliseconds() -> None:
-    assert best_cost("-c", "import omnimuse", enough=0.150) < 0.150
+    assert best_share("-c", "import omnimuse", enough=2.2) < 2.2
 
 
 def test_help_appears_in_less_than_300_milliseconds() -> None:
-    assert best_cost("-m", "omnimuse", "--help", enough=0.270) < 0.270
+    assert best_share("-m", "omnimuse", "--help", enough=4.5) < 4.5
