@@ -33,9 +33,9 @@ PLACES = {
     component.network: spec.family
     for spec in REGISTRY.specs()
     for component in spec.components.values()
-    if component.network and not component.network.startswith("omnimuse.components")
+    if component.network and not component.network.startswith("omnimuse.components") and spec.medium != "text"
 }
-"""Where the networks of all families are."""
+"""Where the networks of all families are. Those that write are refused several ranks when an engine starts."""
 
 
 def published(place: str) -> Network | None:
