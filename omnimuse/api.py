@@ -367,8 +367,8 @@ def _told(result: Result, changes: list[str]) -> Result:
 def _with_sources(prompt: Prompt) -> str | Mapping[str, Any]:
     """`prompt` with its pictures and sounds opened; RequestError for what cannot be read."""
     prompt = _given(prompt)
-    if isinstance(prompt, str):
-        return prompt
+    if not isinstance(prompt, Mapping):
+        return prompt  # what it is if it is no text either, the door says
     opened: dict[str, Any] = dict(prompt)
     if isinstance(prompt.get("images") or None, list | tuple):  # what is wrong with anything else, the door says
         from omnimuse.media.picture import open_picture
