@@ -11,7 +11,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.registry import Registry
 from omnimuse.core.spec import Spec
 from omnimuse.models import REGISTRY, TABLE
-from omnimuse.worker.build import _import
+from omnimuse.worker.named import import_named
 
 SPECS = REGISTRY.specs()
 
@@ -28,9 +28,9 @@ def test_every_table_of_names_that_a_family_has_is_used_by_a_component(spec: Spe
 def test_every_network_and_every_table_that_a_spec_names_is_there(spec: Spec) -> None:
     for component in spec.components.values():
         if component.network:
-            assert callable(_import(component.network).from_config)
+            assert callable(import_named(component.network).from_config)
         if component.rules:
-            assert _import(component.rules)
+            assert import_named(component.rules)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_every_network_and_every_table_that_a_spec_names_is_there(spec: Spec) ->
 )
 def test_a_path_that_names_nothing_is_told_with_the_reason(path: str, why: str) -> None:
     with pytest.raises(ModelError) as caught:
-        _import(path)
+        import_named(path)
     assert repr(path) in str(caught.value)
     assert why in str(caught.value)
 
