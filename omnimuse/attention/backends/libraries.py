@@ -47,18 +47,29 @@ class Package:
         return too_old(device)
 
 
-class FlashAttention:
-    """FlashAttention: version 2 is `flash_attn`, version 3 (Hopper) `flash_attn_interface`; both by the same names."""
+class Installed:
+    """Kernels of a package that is imported when a site is bound. They take no masks and do not tell weights."""
 
+    name = ""
     weighs = False
 
-    def __init__(self, name: str, package: Package, load: Load = import_module) -> None:
-        self.name = name
+    def __init__(self, package: Package, load: Load = import_module) -> None:
         self.package = package
         self.load = load
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         return self.package.obstacle(device, dtype, head_dim, self.load)
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{self.name} does not tell what keys weigh")
+
+
+class FlashAttention(Installed):
+    """FlashAttention: version 2 is `flash_attn`, version 3 (Hopper) `flash_attn_interface`; both by the same names."""
+
+    def __init__(self, name: str, package: Package, load: Load = import_module) -> None:
+        super().__init__(package, load)
+        self.name = name
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         no_mask(self.name, mask)
@@ -68,22 +79,11 @@ class FlashAttention:
         attend = self.load(self.package.module).flash_attn_varlen_func
         return _outcome(attend(*laid_end_to_end(q, k, v, layout, kv_layout))).view(q.shape)
 
-    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError(f"{self.name} does not tell what keys weigh")
 
-
-class SageAttention:
+class SageAttention(Installed):
     """SageAttention: products of queries and keys in int8, so results are near, not equal."""
 
     name = "sage"
-    weighs = False
-
-    def __init__(self, package: Package, load: Load = import_module) -> None:
-        self.package = package
-        self.load = load
-
-    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        return self.package.obstacle(device, dtype, head_dim, self.load)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         no_mask(self.name, mask)
@@ -93,22 +93,11 @@ class SageAttention:
         attend = self.load(self.package.module).sageattn_varlen
         return attend(*laid_end_to_end(q, k, v, layout, kv_layout)).view(q.shape)
 
-    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError(f"{self.name} does not tell what keys weigh")
 
-
-class XFormers:
+class XFormers(Installed):
     """xFormers' memory-efficient attention; rows of different lengths as the blocks of a mask."""
 
     name = "xformers"
-    weighs = False
-
-    def __init__(self, package: Package, load: Load = import_module) -> None:
-        self.package = package
-        self.load = load
-
-    def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        return self.package.obstacle(device, dtype, head_dim, self.load)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         no_mask(self.name, mask)
@@ -118,9 +107,6 @@ class XFormers:
         ops = self.load(self.package.module)
         blocks = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(layout.lengths), list(kv_layout.lengths))
         return ops.memory_efficient_attention(q, k, v, attn_bias=blocks)
-
-    def weigh(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError(f"{self.name} does not tell what keys weigh")
 
 
 FLASH_2 = Package("flash_attn", "`pip install flash-attn`, or choose 'sdpa_flash', which is in torch")

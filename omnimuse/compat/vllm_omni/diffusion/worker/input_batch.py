@@ -14,26 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnimuse.compat.contract.names import no_attribute, no_name
-from omnimuse.compat.vllm_omni.diffusion.worker.utils import StepRequestState
+from omnimuse.compat.vllm_omni.diffusion.worker.utils import StepRequestState, Texts
 
 USUAL_SCALE = 4.0
 
 
 @dataclass(kw_only=True)
-class _Batched:
-    """What encoders made of the prompts: embeds [B, L, D] and masks [B, L], short ones padded."""
-
-    prompt_embeds: Tensor | None = None
-    prompt_embeds_mask: Tensor | None = None
-    negative_prompt_embeds: Tensor | None = None
-    negative_prompt_embeds_mask: Tensor | None = None
-    txt_seq_lens: list[int] | None = None
-    negative_txt_seq_lens: list[int] | None = None
-    img_shapes: list[Any] | None = None
-
-
-@dataclass(kw_only=True)
-class InputBatch(_Batched):
+class InputBatch(Texts):
     """One step of several requests; `states` are the requests themselves, in order, for what is theirs alone."""
 
     request_ids: list[str]

@@ -13,8 +13,8 @@ from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, O
 
 
 @dataclass(kw_only=True)
-class _Texts:
-    """What encoders made of the prompts."""
+class Texts:
+    """What encoders made of the prompts: embeds [B, L, D] and masks [B, L], short ones padded."""
 
     prompt_embeds: Tensor | None = None
     prompt_embeds_mask: Tensor | None = None
@@ -26,7 +26,7 @@ class _Texts:
 
 
 @dataclass(kw_only=True)
-class StepRequestState(_Texts):
+class StepRequestState(Texts):
     """One request between its steps; `prepare_encode` fills it, and `step_scheduler` moves `latents` and `step_index`.
 
     `scheduler` is the request's own. What only the pipeline knows of is in `extra`.
