@@ -68,7 +68,7 @@ _REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
 def documented(backend: str, settings: Mapping[str, Any]) -> CacheConfig:
     """The choice that a back end of theirs makes with these settings; ConfigError names what cannot be honoured."""
     if backend not in BACKENDS:
-        raise ConfigError(f"cache_backend={backend!r:.80} is not known; use one of {', '.join(BACKENDS)}")
+        raise ConfigError(f"cache_backend={backend!r:.80} is not taken here; use one of {', '.join(BACKENDS)}")
     base = BACKENDS[backend]
     chosen: dict[str, Any] = {}
     left = dict(settings)

@@ -10,10 +10,9 @@ from omnimuse.compat.contract.names import TABLE
 from omnimuse.compat.contract.spec import ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
-from omnimuse.core.caches import Kind
+from omnimuse.core.cache_names import documented
 from omnimuse.core.config import (
     AttentionConfig,
-    CacheConfig,
     CompileConfig,
     Config,
     DecodeConfig,
@@ -62,22 +61,6 @@ class EngineOptions(_Sharing, _Memory, total=False):
     diffusion_attention_backend: str
 
 
-CACHES: Mapping[str, tuple[Kind, Mapping[str, str]]] = {
-    "tea_cache": ("teacache", {"rel_l1_thresh": "threshold"}),
-    "cache_dit": (
-        "dbcache",
-        {
-            "Fn_compute_blocks": "first",
-            "Bn_compute_blocks": "last",
-            "max_warmup_steps": "warm_up",
-            "max_cached_steps": "most",
-            "max_continuous_cached_steps": "in_a_row",
-            "residual_diff_threshold": "threshold",
-        },
-    ),
-}
-"""The step caches of the contract: ours, and what its settings are called here."""
-
 BACKENDS: Mapping[str, str] = {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "AUTO": "auto"}
 
 
@@ -104,7 +87,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
             plugins=(plugin,) if isinstance(plugin, str) else tuple(plugin),
         ),
         attention=AttentionConfig(_backend(options.get("diffusion_attention_backend", "AUTO"))),
-        cache=_cache(options),
+        cache=documented(options.get("cache_backend") or "none", options.get("cache_config", {})),
         offload=_offload(options),
         compile=CompileConfig(compiled),  # type: ignore[arg-type]
         parallel=_parallel(options),
@@ -117,21 +100,6 @@ def _backend(name: str) -> str:
     if name not in BACKENDS:
         raise ConfigError(f"diffusion_attention_backend={name!r} is not here; use one of {', '.join(BACKENDS)}")
     return BACKENDS[name]
-
-
-def _cache(options: EngineOptions) -> CacheConfig:
-    kind, chosen = options.get("cache_backend", "none"), options.get("cache_config", {})
-    if kind in ("none", ""):
-        return CacheConfig()
-    if kind not in CACHES or (unknown := set(chosen) - CACHES[kind][1].keys()):
-        what = f"cache_config={sorted(unknown)} of it" if kind in CACHES else "it"
-        known = "; ".join(f"{name} ({', '.join(names)})" for name, (_, names) in CACHES.items())
-        raise ConfigError(f"cache_backend={kind!r} is not taken here, or {what} is not; use {known}")
-    ours, names = CACHES[kind]
-    given = {names[name]: value for name, value in chosen.items()}
-    if given.get("most") == -1:
-        del given["most"]  # no bound
-    return CacheConfig(ours, **given)
 
 
 def _offload(options: EngineOptions) -> OffloadConfig:
