@@ -118,6 +118,7 @@ def test_a_cache_decides_for_all_rows_of_a_forward_with_one_wait(
 ) -> None:
     engine = moved(engine_with(schedule=FAST, cache=CacheConfig("teacache", threshold)), device)
     ticks = waits_of_steps(engine, device, *long_asks(subject))["denoise"]
-    assert ticks
+    assert any(waits for _, waits in ticks), "no step decided anything"
     for forwards, waits in ticks:
-        assert len(waits) == forwards, waits
+        # A network's first step of a request (Wan's second expert) has nothing to compare with and does not wait.
+        assert len(waits) in (0, forwards), waits
