@@ -102,13 +102,16 @@ class Fused:
         if qk.stride(-1) != 1:
             qk = qk.contiguous()
         out = torch.empty(qk.shape, dtype=qk.dtype, device=qk.device)
+        turns = None
         if rope is not None:
-            rope = rope.expand(batch, *rope.shape[1:]).contiguous()
+            if not rope[0].is_contiguous():
+                rope = rope.contiguous()
+            turns = rope, rope.stride(0) if len(rope) == batch else 0  # of one table for all rows, no copies
         once = norm is not None and norm.rounds_once
         how = (heads, triton.next_power_of_2(heads), head_dim, triton.next_power_of_2(head_dim), once)
         weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
         strides = qk.stride()[:4]
-        self._turn[(batch * tokens, 2)](out, (qk, tokens, *strides), weight, rope, how, eps)
+        self._turn[(batch * tokens, 2)](out, (qk, tokens, *strides), weight, turns, how, eps)
         return out
 
 
@@ -178,7 +181,7 @@ def _add(out, residual, x, gate, how: tl.constexpr):
 
 
 @triton.jit
-def _turn(out, x, weight, rope, how: tl.constexpr, eps):
+def _turn(out, x, weight, turns, how: tl.constexpr, eps):
     """Queries (0) or keys (1) of one token: all heads by their numbers, [N, H]."""
     token, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heads, column = tl.arange(0, how[1])[:, None], tl.arange(0, how[3])[None, :]
@@ -191,9 +194,9 @@ def _turn(out, x, weight, rope, how: tl.constexpr, eps):
             value = value.to(out.dtype.element_ty).to(tl.float32)
         factor = tl.load(weight + which * how[2] + column, mask=column < how[2], other=0.0).to(tl.float32)
         value = (value * factor).to(out.dtype.element_ty).to(tl.float32)
-    if rope is not None:
+    if turns is not None:
         pair = tl.arange(0, how[3] // 2)[None, :]
-        table = rope + token * (2 * how[2]) + 2 * pair
+        table = turns[0] + (token // x[1]) * turns[1] + (token % x[1]) * (2 * how[2]) + 2 * pair
         cosine = tl.load(table, mask=pair < how[2] // 2, other=0.0)
         sine = tl.load(table + how[2] + 1, mask=pair < how[2] // 2, other=0.0)
         left, right = tl.split(tl.reshape(value, (how[1], how[3] // 2, 2)))
