@@ -58,24 +58,23 @@ class Forwards:
         return predictions, {row.state.id: failures[id(row)] for row in rows if id(row) in failures}
 
     def _forward(self, rows: Sequence[Row], found: dict[int, Tensor], failures: dict[int, OmnimuseError]) -> None:
-        """One forward; when it fails, each state tries alone, so that only the guilty one fails."""
+        """One forward; when it fails, smaller ones: only the guilty fail, and what was too much together fits."""
         failure = self._try(rows, found)
         if failure is None:
             return
-        by_state: dict[str, list[Row]] = {}
-        for row in rows:
-            by_state.setdefault(row.state.id, []).append(row)
         short = isinstance(failure, MemoryShortageError)
-        if len(by_state) == 1 and not short:
-            failures.update((id(row), failure) for row in rows)
-            return
         if short:
             free_memory(self.ctx.device)
-        self._note(rows, failure, len(by_state))
-        for part in by_state.values():
-            failure = self._try(part, found)
-            if failure is not None:
-                failures.update((id(row), failure) for row in part)
+        parts = _smaller(rows, short)
+        if not parts:
+            failures.update((id(row), failure) for row in rows)
+            return
+        self._note(rows, failure, len(parts))
+        for part in parts:
+            if len(part) > 1:
+                self._forward(part, found, failures)
+            elif (failure := self._try(part, found)) is not None:
+                failures[id(part[0])] = failure
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
         self.count += 1
@@ -96,14 +95,14 @@ class Forwards:
         agree_on_forward(self.ctx.mesh, f"forward {self.count} {names}", failure)
         return failure
 
-    def _note(self, rows: Sequence[Row], failure: OmnimuseError, states: int) -> None:
+    def _note(self, rows: Sequence[Row], failure: OmnimuseError, parts: int) -> None:
         """A retry makes everybody slower, so it is counted, and told the first time."""
         network = rows[0].network
         if not self.retries[network]:
             log.warning(
-                "a forward of %s with %d rows of %d outputs failed and each output tries alone: %s "
+                "a forward of %s with %d rows failed and is tried again as %d: %s "
                 "(told once; the metric of retries counts them)",
-                *(network, len(rows), states, failure),
+                *(network, len(rows), parts, failure),
             )
         self.retries[network] += 1
 
@@ -123,6 +122,19 @@ class Forwards:
             {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Tensor)},
             {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, OmnimuseError)},
         )
+
+
+def _smaller(rows: Sequence[Row], short: bool) -> list[list[Row]]:
+    """What to try after a forward of `rows` failed: each state alone, or where memory was `short`, each branch of one.
+
+    A single row is tried again where memory was short, since what others had left behind is freed by then.
+    """
+    by_state: dict[str, list[Row]] = {}
+    for row in rows:
+        by_state.setdefault(row.state.id, []).append(row)
+    if len(by_state) > 1:
+        return list(by_state.values())
+    return [[row] for row in rows] if short else []
 
 
 def owner_of(mesh: Mesh, branch: str) -> int:

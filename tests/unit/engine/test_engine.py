@@ -204,7 +204,7 @@ def test_a_forward_that_fails_in_company_is_counted_and_told_once(caplog: pytest
     submit(subject, ask("lonely"), ask("other"))
     finish(subject)
     assert retries(subject) == {"adder": 2}
-    assert len([record for record in caplog.records if "each output tries alone" in record.message]) == 1
+    assert len([record for record in caplog.records if "is tried again as 2" in record.message]) == 1
 
 
 def test_a_forward_that_ran_out_of_memory_is_tried_once_more() -> None:

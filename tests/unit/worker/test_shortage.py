@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,20 @@ def test_a_picture_whose_tiles_do_not_fit_either_is_refused_with_the_figures_and
     events = [event for _ in range(50) if not subject.idle for event in subject.tick()]
     assert any(isinstance(event, Done) for event in events)
     assert not subject.runner.retried_stages
+
+
+def test_branches_that_do_not_fit_together_are_computed_one_after_the_other() -> None:
+    whole, short = engine(), engine()
+
+    def refuse(network: nn.Module, given: tuple[Sequence[object], ...]) -> None:
+        if len(given[0]) > 1:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    short.runner.pipeline.ctx.components["transformer"].register_forward_pre_hook(refuse)
+    expected, found = draw(whole), draw(short)
+    assert isinstance(expected, Tensor) and isinstance(found, Tensor)
+    assert torch.equal(found, expected)
+    assert short.runner.forwards.retries == {"transformer": 1}
 
 
 def test_a_shortage_is_told_with_what_was_wanted_and_what_there_is() -> None:
