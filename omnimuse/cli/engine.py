@@ -9,6 +9,7 @@ from pathlib import Path
 from omnimuse.core.caches import BY_NAME, cache_named
 from omnimuse.core.config import (
     QUANT,
+    RANK_WAIT,
     AttentionConfig,
     CacheConfig,
     CompileConfig,
@@ -144,6 +145,13 @@ def _add_rank_options(parser: argparse.ArgumentParser) -> None:
     for axis, option, what in RANKS:
         ranks.add_argument(option, dest=axis, type=int, default=1, metavar="N", help=f"processes that {what}")
     ranks.add_argument("--use-hsdp", action="store_true", help="short for the --hsdp-shard-size that fits the others")
+    ranks.add_argument(
+        "--rank-wait",
+        type=float,
+        default=RANK_WAIT,
+        metavar="SECONDS",
+        help=f"how long processes wait for one another before all of them end (default: {RANK_WAIT:.0f})",
+    )
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +208,7 @@ def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
 
 def read_parallel(args: argparse.Namespace) -> ParallelConfig:
     """How many ranks share the work along each axis."""
-    asked = ParallelConfig(**{axis: getattr(args, axis) for axis, *_ in RANKS})
+    asked = ParallelConfig(**{axis: getattr(args, axis) for axis, *_ in RANKS}, wait=args.rank_wait)
     return replace(asked, shard=asked.sequence) if args.use_hsdp else asked
 
 

@@ -130,6 +130,14 @@ class KernelConfig:
         _one_of("kernels", self.mode, ("auto", "plain", "triton"))
 
 
+AXES = ("tensor", "ulysses", "ring", "cfg", "pipe", "shard", "vae_tiles")
+"""The fields of `ParallelConfig` that say how work is shared."""
+RANK_WAIT = 1800.0
+"""Seconds that ranks wait for one another: the first forward of a group may be compiled in them."""
+MOST_WAIT = 365 * 24 * 3600.0
+"""A year; what waits for longer cannot be told in torch's milliseconds on every platform."""
+
+
 @dataclass(frozen=True)
 class ParallelConfig:
     """How many ranks share the work of one engine, along every axis; all together there are `ranks`.
@@ -139,6 +147,9 @@ class ParallelConfig:
     branches, `pipe` ranks each hold some of the blocks. With `shard`, the ranks that share tokens keep the weights
     of blocks in parts, and with `vae_tiles` all ranks decode tiles of pictures; neither takes ranks of its own. What
     does not fit a model is refused when the engine starts.
+
+    `wait` is how many seconds a rank waits for the others: to be there, to have loaded, and in the midst of a forward.
+    Whoever has waited in vain ends the engine.
     """
 
     tensor: int = 1
@@ -148,10 +159,11 @@ class ParallelConfig:
     pipe: int = 1
     shard: int = 1
     vae_tiles: int = 1
+    wait: float = RANK_WAIT
 
     def __post_init__(self) -> None:
-        for axis, count in vars(self).items():
-            if count < 1:
+        for axis in AXES:
+            if (count := getattr(self, axis)) < 1:
                 raise ConfigError(f"parallel {axis}={count} is not allowed; use at least 1, which is one rank")
         if self.cfg > 2:
             raise ConfigError(f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2")
@@ -166,11 +178,20 @@ class ParallelConfig:
                 f"parallel vae_tiles={self.vae_tiles} cannot be: all {self.ranks} ranks decode tiles, or none does; "
                 f"use vae_tiles={self.ranks}, or 1"
             )
+        if not 0 < self.wait <= MOST_WAIT:
+            raise ConfigError(
+                f"parallel wait={self.wait} is not allowed; use a number of seconds above 0, at most {MOST_WAIT:.0f}"
+            )
+        if self.wait != RANK_WAIT and self.ranks == 1:
+            raise ConfigError(
+                f"parallel wait={self.wait:g} does nothing on one rank, which waits for nobody; leave it out, or ask "
+                "for ranks (tensor=2)"
+            )
 
     @property
     def ranks(self) -> int:
         """How many ranks there are."""
-        return prod(count for axis, count in vars(self).items() if axis not in ("shard", "vae_tiles"))
+        return prod(getattr(self, axis) for axis in AXES if axis not in ("shard", "vae_tiles"))
 
     @property
     def sequence(self) -> int:
@@ -178,7 +199,7 @@ class ParallelConfig:
         return self.ring * self.ulysses
 
     def __str__(self) -> str:
-        asked = [f"{axis}={count}" for axis, count in vars(self).items() if count > 1]
+        asked = [f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
         return " x ".join(asked) or "one rank"
 
 

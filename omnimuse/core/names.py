@@ -43,6 +43,7 @@ _OURS: dict[str, str] = {
     "hsdp_shard_size": "shard",
     "use_hsdp": "use_fsdp_inference",
     "vae_patch_parallel_size": "vae_tiles",
+    "rank_wait": "dist_timeout distributed_timeout_seconds",
     "vae_tiling": "enable_vae_tiling vae_use_tiling",
     "compile": "enable_torch_compile torch_compile",
     "replicas": "dp_size data_parallel_size num_replicas",

@@ -15,7 +15,6 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from omnimuse.engine.engine import Engine
 
 PR_SET_PDEATHSIG = 1
-MEETING = timedelta(minutes=5)  # until all ranks are there; they import torch first
 FAREWELL = 10.0  # seconds that a rank may take to end
 COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.ranks")  # -P: as for workers
 
@@ -63,6 +61,7 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         import torch.distributed as dist
 
         from omnimuse.engine.local import start
+        from omnimuse.parallel.meeting import join
 
         config, backend = self.config, "gloo"
         config = replace(config, host=replace(config.host, processes=self.replicas * self.ranks))
@@ -71,8 +70,7 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             torch.cuda.set_device(index)
             config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
         if self.ranks > 1:
-            place = f"file://{self.meeting}"
-            dist.init_process_group(backend, init_method=place, rank=self.rank, world_size=self.ranks, timeout=MEETING)
+            join(dist.FileStore(str(self.meeting), self.ranks), self.rank, config.parallel, backend)
         return start(config)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from omnimuse.core.errors import EngineDeadError
-from omnimuse.parallel.mesh import WORK, Mesh
+from omnimuse.parallel.mesh import ALL, WORK, Mesh
 
 WORDS = 1000
 """Bytes of a message, at most."""
@@ -41,11 +41,14 @@ def agree_on_start(mesh: Mesh, failure: Exception | None) -> None:
     here[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else here[:0]
     every = [torch.empty_like(here) for _ in range(mesh.size)]
     try:
-        dist.all_gather(every, here, group=mesh.control)
+        dist.all_gather(every, here, group=mesh.axis(ALL).control)
     except RuntimeError as error:
         if failure is not None:
             return  # whoever calls tells it; the others ended for the same reason, perhaps
-        raise EngineDeadError(f"a rank is gone before the engine started ({error}); look at what it said") from error
+        raise EngineDeadError(
+            f"a rank is gone before the engine started, or takes longer to load than ranks wait ({error}); look at "
+            "what it said, or allow more: ParallelConfig(wait=SECONDS), --rank-wait"
+        ) from error
     for rank, said in enumerate(every):
         text = bytes(said.tolist()).rstrip(b"\0").decode(errors="replace")
         if text and failure is None:
@@ -59,7 +62,7 @@ def _agree(group: dist.ProcessGroup | None, size: int, what: str, failure: Excep
         dist.all_gather(every, here, group=group)
     except RuntimeError as error:
         raise EngineDeadError(
-            f"a rank failed and the others did not, or are gone ({failure}; {error}); start the engine again"
+            f"a rank failed and the others did not, hang or are gone ({failure}; {error}); start the engine again"
         ) from error
     if any(not torch.equal(each, here) for each in every):
         raise EngineDeadError(f"the ranks failed at different things (here: {failure}); start the engine again")

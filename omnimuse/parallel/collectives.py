@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omnimuse.core.errors import EngineDeadError
-from omnimuse.parallel.mesh import Axis, Mesh
+from omnimuse.parallel.mesh import ALL, Axis, Mesh
 
 
 def broadcast_bytes(mesh: Mesh, payload: bytes | None) -> bytes:
@@ -39,7 +39,7 @@ def meet(mesh: Mesh) -> None:
     if mesh.size == 1:
         return
     try:
-        dist.barrier(group=mesh.control)
+        dist.barrier(group=mesh.axis(ALL).control)
     except RuntimeError as error:
         raise _silent(error) from error
 

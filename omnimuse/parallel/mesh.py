@@ -37,18 +37,16 @@ PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 IDLE = timedelta(days=365)
 """How long a rank waits for the next plan. An idle engine sends none; a peer that dies is noticed at once."""
-LONGEST = timedelta(minutes=30)
-"""How long a rank waits for another one in the midst of a forward, the first of which may be compiled."""
 PROMPT = timedelta(seconds=15)
-"""How long a rank that failed waits for the others to say that they failed, too."""
+"""How long a rank that failed waits for the others to say that they failed, too; no longer than ranks wait at all."""
 
 
 @dataclass(frozen=True)
 class Axis:
     """One axis, seen from this rank: `ranks[index]` is this rank. `group` is None where there is nobody to talk to.
 
-    `control` is the same ranks from CPU to CPU: of the branches for what they tell of their rows, of the work for what
-    went wrong, where it waits no longer than `PROMPT`.
+    `control` is the same ranks from CPU to CPU: of the branches for what they tell of their rows, of all for where
+    they meet, and of the work for what went wrong, where it waits no longer than `PROMPT`.
     """
 
     size: int = 1
@@ -99,8 +97,10 @@ class Mesh:
         nccl = dist.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         planned = Mesh.planned(config, rank)
-        axes = {name: _connected(name, axis, lines(config, name), device) for name, axis in planned.axes.items()}
-        control, alarm = dist.new_group(backend="gloo", timeout=IDLE), dist.new_group(backend="gloo", timeout=PROMPT)
+        wait = timedelta(seconds=config.wait)
+        axes = {name: _connected(name, axis, lines(config, name), device, wait) for name, axis in planned.axes.items()}
+        control = dist.new_group(backend="gloo", timeout=IDLE)
+        alarm = dist.new_group(backend="gloo", timeout=min(wait, PROMPT))
         return Mesh(rank, size, axes, control, alarm)
 
     @property
@@ -115,8 +115,8 @@ class Mesh:
         return self.axes[name]
 
 
-_WAITS: Mapping[str, timedelta] = MappingProxyType({BRANCHES: LONGEST, WORK: PROMPT})
-"""The axes that have a control group, and how long it waits."""
+_CONTROLLED: Mapping[str, timedelta] = MappingProxyType({BRANCHES: IDLE, ALL: IDLE, WORK: PROMPT})
+"""The axes that have a control group, and how long it waits, if not less by the config."""
 
 
 def lines(config: ParallelConfig, axis: str) -> list[tuple[int, ...]]:
@@ -130,14 +130,15 @@ def lines(config: ParallelConfig, axis: str) -> list[tuple[int, ...]]:
     return [tuple(ranks) for ranks in found.values()]
 
 
-def _connected(name: str, axis: Axis, ranks: list[tuple[int, ...]], device: torch.device) -> Axis:
+def _connected(name: str, axis: Axis, ranks: list[tuple[int, ...]], device: torch.device, wait: timedelta) -> Axis:
     """`axis` with its groups. All ranks make the groups of all lines, in one order, as torch wants it."""
     if axis.size == 1:
         return Axis(1, 0, axis.ranks, device=device)
     group = control = None
     for line in ranks:
-        made = dist.new_group(line, timeout=LONGEST)
-        talk = dist.new_group(line, backend="gloo", timeout=_WAITS[name]) if name in _WAITS else None
+        made = dist.new_group(line, timeout=wait)
+        limit = min(wait, _CONTROLLED.get(name, wait))
+        talk = dist.new_group(line, backend="gloo", timeout=limit) if name in _CONTROLLED else None
         if line == axis.ranks:
             group, control = made, talk
     return Axis(axis.size, axis.index, axis.ranks, group, control, device)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 
 from omnimuse.core.config import Environment, ParallelConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.parallel.meeting import join
 from omnimuse.parallel.mesh import Mesh
 
 
@@ -23,5 +26,7 @@ def connect(config: ParallelConfig) -> Mesh:
             )
         if torch.cuda.is_available():
             torch.cuda.set_device(environment.local_rank)
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        wait = timedelta(seconds=config.wait)
+        store, rank, _ = next(iter(dist.rendezvous("env://", timeout=wait)))
+        join(store, rank, config, "nccl" if torch.cuda.is_available() else "gloo")
     return Mesh.from_process_group(config)

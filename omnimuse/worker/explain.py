@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from omnimuse.core.config import Choice, Config
+from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.spec import Limits, SoundLimits
 from omnimuse.layers.network import Network
@@ -138,7 +138,18 @@ def _engine_choices(under: Build) -> list[Choice]:
     return [
         *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
         *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
+        *_rank_choices(config.parallel),
         Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
+    ]
+
+
+def _rank_choices(parallel: ParallelConfig) -> list[Choice]:
+    """How long ranks wait for one another."""
+    if parallel.ranks == 1:
+        return []
+    why = "default" if parallel.wait == RANK_WAIT else "asked for"
+    return [
+        Choice("ranks", "wait", f"{parallel.wait:g} s", f"{why}: who has waited that long for another ends the engine")
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from tests.invariants.conftest import Subject, drain, outputs, submit
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 
 [FAMILY] = [family for family in FAMILIES if family.name == "ZImagePipeline"]
+TWO = ParallelConfig(tensor=2)
+HASTY = ParallelConfig(tensor=2, wait=4.0)
 GUILTY = 8
 """How many steps the request takes that something is done to."""
 SCALE = "guidance_scale"
@@ -65,6 +68,12 @@ def die() -> None:
     os._exit(0)
 
 
+def hang() -> None:
+    """Stand still for longer than ranks wait, and then be gone."""
+    time.sleep(5 * HASTY.wait)
+    os._exit(0)
+
+
 def config(folder: Path, parallel: ParallelConfig) -> Config:
     return Config(
         ModelConfig(str(folder), dtype="float32", device="cpu"),
@@ -74,9 +83,9 @@ def config(folder: Path, parallel: ParallelConfig) -> Config:
     )
 
 
-def engine_with(folder: Path, stack: str, harm: Callable[[], None] | None) -> Engine:
+def engine_with(folder: Path, stack: str, harm: Callable[[], None] | None, parallel: ParallelConfig = TWO) -> Engine:
     """An engine over two ranks, of which this one has a fault in its stack; SystemExit where rank 0 was followed."""
-    chosen = config(folder, ParallelConfig(tensor=2))
+    chosen = config(folder, parallel)
     mesh = connect(chosen.parallel)
     built = build(chosen, mesh)
     runner = Runner(built.pipeline, chosen.schedule, built.resources)
@@ -121,13 +130,30 @@ def was_killed(rank: int, folder: Path) -> None:
     harmed(folder, "layers", die if rank else None)
 
 
-def harmed(folder: Path, stack: str, harm: Callable[[], None] | None) -> None:
+def hung_in_a_forward(rank: int, folder: Path) -> None:
+    harmed(folder, "layers", hang if rank else None, HASTY)
+
+
+def hung_before_the_loop(rank: int, folder: Path) -> None:
+    harmed(folder, "context_refiner", hang if rank else None, HASTY)
+
+
+def hung_while_it_loaded(rank: int, folder: Path) -> None:
+    chosen = config(folder, HASTY)
+    if rank:
+        connect(chosen.parallel)
+        hang()
+    with pytest.raises(EngineDeadError, match="takes longer to load than ranks wait .* --rank-wait"):
+        start(chosen)
+
+
+def harmed(folder: Path, stack: str, harm: Callable[[], None] | None, parallel: ParallelConfig = TWO) -> None:
     """The engine ends for everybody, on this rank too, and nobody is told that a request is to blame."""
     if harm is not None:
         with pytest.raises(EngineDeadError):
-            engine_with(folder, stack, harm)
+            engine_with(folder, stack, harm, parallel)
         return
-    engine = engine_with(folder, stack, None)
+    engine = engine_with(folder, stack, None, parallel)
     ids = guilty(folder, engine)
     events = drain_until_dead(engine)
     assert {event.request_id for event in events if isinstance(event, Failed)} == set(ids)
@@ -155,10 +181,10 @@ def could_not_start(rank: int, folder: Path) -> None:
         (copy / "transformer" / "config.json").symlink_to(folder / "transformer" / "config.json")
         (copy / "transformer" / file.name).write_bytes(file.read_bytes()[:-1000])
         with pytest.raises(ModelError):
-            start(config(copy, ParallelConfig(tensor=2)))
+            start(config(copy, TWO))
         return
     with pytest.raises(EngineDeadError, match="rank 1 could not start: ModelError"):
-        start(config(folder, ParallelConfig(tensor=2)))
+        start(config(folder, TWO))
 
 
 SCENES: dict[str, tuple[Callable[[int, Path], None], ...]] = {
@@ -166,6 +192,9 @@ SCENES: dict[str, tuple[Callable[[int, Path], None], ...]] = {
     "one failed alone": (failed_alone,),
     "one failed alone before the loop": (failed_alone_before_the_loop,),
     "one was killed": (was_killed,),
+    "one hung in a forward": (hung_in_a_forward,),
+    "one hung before the loop": (hung_before_the_loop,),
+    "one hung while it loaded": (hung_while_it_loaded,),
 }
 """What is played in one start of two ranks: after the last scene, they cannot talk any more or have ended."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omnimuse.compat.contract.entries import ENTRIES
@@ -24,6 +25,8 @@ def refuse_features(spec: Spec, config: Config) -> None:
     assert spec.foreign is not None
     branches = 1 if spec.foreign.shares else config.parallel.cfg
     taken = ParallelConfig(tensor=config.parallel.tensor, cfg=branches)
+    if taken.ranks > 1:
+        taken = replace(taken, wait=config.parallel.wait)
     asked = {
         "cache": (config.cache.kind != "none", "step caches"),
         "quantize": (bool(config.quantize.schemes), "packed weights"),

@@ -69,6 +69,14 @@ def test_weights_are_kept_in_parts_by_as_many_ranks_as_share_tokens() -> None:
     assert found.parallel == ParallelConfig(tensor=2, ulysses=2, ring=3, shard=6) and found.parallel.ranks == 12
 
 
+def test_ranks_wait_for_one_another_as_long_as_was_asked() -> None:
+    assert read("--rank-wait", "60", "--ring-degree", "2").parallel == ParallelConfig(ring=2, wait=60.0)
+    with pytest.raises(ConfigError, match="wait=60 does nothing on one rank"):
+        read("--rank-wait", "60")
+    with pytest.raises(ConfigError, match=r"wait=0\.0 is not allowed"):
+        read("--rank-wait", "0", "--ring-degree", "2")
+
+
 def test_attention_is_a_default_and_exceptions_by_role() -> None:
     assert read_attention("sdpa, cross=reference") == AttentionConfig("sdpa", {"cross": "reference"})
     assert read_attention("joint=reference") == AttentionConfig("auto", {"joint": "reference"})

@@ -217,6 +217,7 @@ def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_f
     }
     assert choices["ranks", "transformer, tokens"].value == "ulysses=1 x ring=2"
     assert "on every rank alike" in choices["ranks", "transformer, tensor"].value
+    assert choices["ranks", "wait"].value == "1800 s"
     assert choices["batching", "tier"].value == "fast" and "tensor=2 x ring=2" in choices["batching", "tier"].reason
 
 

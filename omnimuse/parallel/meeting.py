@@ -1,0 +1,60 @@
+"""How the ranks of a group find each other: all within the time that ranks wait, or none of them.
+
+`deploy/ranks.py` and `worker/connect.py` call `join` with a store that all ranks can reach. A rank that is late is
+waited for; those that gave up leave a word for it, so that it does not wait in its turn. A rank that has ended cannot
+come back: what its group works on is not known to it.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from omnimuse.core.config import ParallelConfig
+from omnimuse.core.errors import EngineDeadError
+
+PAUSE = 0.05  # seconds between two looks for the others
+
+
+def join(store: dist.Store, rank: int, config: ParallelConfig, backend: str) -> None:
+    """Make this process rank `rank` of the group that `config` asks for, once all its ranks are there.
+
+    EngineDeadError if they are not within `config.wait` seconds, had given up before, or have this rank already.
+    """
+    if store.add(_here(rank), 1) > 1:
+        raise EngineDeadError(
+            f"rank {rank} of this group was there already, and a rank cannot come twice; start all {config.ranks} "
+            "ranks of the group again"
+        )
+    _wait_for_all(store, rank, config)
+    wait = timedelta(seconds=config.wait)
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=config.ranks, timeout=wait)
+
+
+def _wait_for_all(store: dist.Store, rank: int, config: ParallelConfig) -> None:
+    until = time.monotonic() + config.wait
+    missing = list(range(config.ranks))
+    while True:
+        if store.check(["over"]):
+            raise EngineDeadError(
+                f"rank {rank} came too late: the others waited for it, for wait={config.wait:g} seconds, and have "
+                f"ended; start all {config.ranks} ranks again, and allow more with ParallelConfig(wait=SECONDS), --rank-wait"
+            )
+        missing = [other for other in missing if not store.check([_here(other)])]
+        if not missing:
+            return
+        if time.monotonic() > until:
+            store.set("over", str(rank))
+            absent = ", ".join(map(str, missing))
+            raise EngineDeadError(
+                f"of {config.ranks} ranks these did not come within wait={config.wait:g} seconds: {absent}; look at "
+                "what they said, or allow more with ParallelConfig(wait=SECONDS), --rank-wait"
+            )
+        time.sleep(PAUSE)
+
+
+def _here(rank: int) -> str:
+    return f"here/{rank}"
