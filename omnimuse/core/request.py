@@ -17,6 +17,7 @@ from omnimuse.core.caches import Fits, asked_for
 from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
+from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory as machine_memory
@@ -26,7 +27,6 @@ from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParam
 from omnimuse.core.sources import Picture as Picture
 from omnimuse.core.sources import Recording as Recording
 from omnimuse.core.sources import Region as Region
-from omnimuse.core.sources import region_of
 from omnimuse.core.spec import Configs, Limits, Size, Spec, Variant
 
 MAX_SEED = 2**64 - 1
@@ -59,11 +59,11 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 
 
 @dataclass(frozen=True)
-class Request(Talk):
+class Request(Talk, Given):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
     `branches` are those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than
-    one a step. With a `region`, the rest of the picture is kept.
+    one a step.
     """
 
     id: str
@@ -71,9 +71,6 @@ class Request(Talk):
     negative_prompt: str | None
     params: DiffusionParams
     extra: FamilyParams
-    images: tuple[Picture, ...] = ()
-    region: Region | None = None
-    sounds: tuple[Recording, ...] = ()
     priority: int = 0
     deadline: float | None = None
     tenant: str = ""
@@ -211,16 +208,12 @@ class Door:
         given = {"prompt": ask.prompt} if isinstance(ask.prompt, str) else ask.prompt
         prompt, negative = self._prompt(given)
         messages = messages_of(given, self.spec.family, self.spec.writes)
-        images, sounds = self._images(given.get("images")), self._sounds(given.get("sounds"))
-        region = self._region(given, images)
+        came = given_of(given, self.spec, self.limits, masks=self.masks)
         chosen = ask.params
         if not isinstance(chosen, DiffusionParams):
             raise RequestError(f"params must be DiffusionParams, got {type(chosen).__name__}", "params")
         self._refuse_unsupported(chosen)
-        sizes = [(picture.width, picture.height) for picture in images]
-        if region is not None:
-            sizes = [region.size_around(images[0]), *sizes[1:]]
-        params = self._suited(chosen, sizes, started=bool(images or sounds), whole=region is not None and region.padded)
+        params = self._suited(chosen, came)
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
@@ -243,9 +236,9 @@ class Door:
             negative_prompt=negative,
             params=params,
             extra=extra,
-            images=images,
-            region=region,
-            sounds=sounds,
+            images=came.images,
+            region=came.region,
+            sounds=came.sounds,
             priority=ask.priority,
             deadline=None if ask.timeout is None else now + ask.timeout,
             tenant=ask.tenant,
@@ -261,14 +254,13 @@ class Door:
             return request
         return replace(request, params=replace(request.params, cache=asked_for(text, self.fits, request.evaluations)))
 
-    def _suited(self, chosen: DiffusionParams, sizes: Sequence[Size], *, started: bool, whole: bool) -> DiffusionParams:
-        """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one.
-
-        `started`: there is a picture or a sound to start from. `whole`: what is drawn anew has nothing to start from.
-        """
-        if started:
-            suited = self._sized(sizes, chosen) if sizes else self.defaults
-            return chosen.over(replace(suited, strength=1.0) if whole and suited.strength is not None else suited)
+    def _suited(self, chosen: DiffusionParams, came: Given) -> DiffusionParams:
+        """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one."""
+        if came.images or came.sounds:
+            suited = self._sized(came.sizes, chosen) if came.sizes else self.defaults
+            # What lies in the margins of a picture has nothing to start from.
+            whole = came.region is not None and came.region.padded and suited.strength is not None
+            return chosen.over(replace(suited, strength=1.0) if whole else suited)
         if chosen.strength is not None:
             what, name = ("sound", "sounds") if self.spec.medium == "audio" else ("picture", "images")
             why = f"strength says how much of a {what} is drawn anew, and there is no {what}"
@@ -327,48 +319,6 @@ class Door:
             if not is_text(text):
                 raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
         return prompt, negative
-
-    def _region(self, given: Mapping[str, Any], images: Sequence[Picture]) -> Region | None:
-        named = [name for name in ("mask", "pad") if given.get(name) is not None]
-        if named and not self.masks:
-            why = "cannot draw a part of a picture anew; leave it out, and say in the prompt what to draw"
-            raise RequestError(f"{named[0]} means nothing to {self.spec.family}, which {why}", named[0])
-        region = region_of(given.get("mask"), given.get("pad"), images)
-        if region is None and self.spec.fills:
-            why = "fills in a part of a picture, and nothing says which; give a mask or a pad"
-            raise RequestError(f"{self.spec.family} {why}", "mask")
-        return region
-
-    def _sounds(self, given: Any) -> tuple[Recording, ...]:
-        if not isinstance(given or (), list | tuple):
-            raise RequestError(f"sounds must be a list of sounds, got {type(given).__name__}", "sounds")
-        sounds, most = tuple(given or ()), 0 if self.limits.sound is None else self.limits.sound.max_inputs
-        if sounds and not most:
-            raise RequestError(f"{self.spec.family} starts from no sound; leave out `sounds`", "sounds")
-        if len(sounds) > most:
-            raise RequestError(f"{len(sounds)} sounds were given; {self.spec.family} takes at most {most}", "sounds")
-        for sound in sounds:
-            if not isinstance(sound, Recording):
-                raise RequestError(f"sounds must hold recordings, got {type(sound).__name__}", "sounds")
-        return sounds
-
-    def _images(self, given: Any) -> tuple[Picture, ...]:
-        if not isinstance(given or (), list | tuple):
-            raise RequestError(f"images must be a list of pictures, got {type(given).__name__}", "images")
-        most, images = self.limits.max_images, tuple(given or ())
-        if images and not most:
-            raise RequestError(f"this {self.spec.family} works from text only; leave out `images`", "images")
-        if len(images) < self.limits.min_images:
-            least = self.limits.min_images
-            raise RequestError(
-                f"{len(images)} pictures were given; {self.spec.family} needs at least {least} (`images`)", "images"
-            )
-        if len(images) > most:
-            raise RequestError(f"{len(images)} pictures were given; {self.spec.family} takes at most {most}", "images")
-        for image in images:
-            if not isinstance(image, Picture):
-                raise RequestError(f"images must hold pictures, got {type(image).__name__}", "images")
-        return images
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
         honoured = self.honoured | {"extra"}

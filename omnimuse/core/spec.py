@@ -65,16 +65,24 @@ class SoundLimits:
     max_inputs: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Of a model of videos: it makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`; of others, one."""
+
+    frame_step: int = 1
+    min_frames: int = 1
+    max_frames: int = 1
+
+
 @dataclass(frozen=True)
-class Limits:
+class Limits(Frames):
     """What a checkpoint can be asked for: sizes in pixels, sequence lengths in text tokens.
 
     A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt; sides in the
     proportions of a picture become legal by `rounding`, unless `sized` has a rule of its own. `fixed` holds what the
     family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
-    all, with the reason. A model of videos makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`.
-    `sound` is there where sound comes out, alone or beside a video. Of a model of `flow` matching the schedule can be
-    chosen, too; the door finds that out.
+    all, with the reason. `sound` is there where sound comes out, alone or beside a video. Of a model of `flow` matching
+    the schedule can be chosen, too; the door finds that out.
     """
 
     size_multiple: int
@@ -85,9 +93,6 @@ class Limits:
     fixed: DiffusionParams = DiffusionParams()
     refuses: Mapping[str, str] = field(default_factory=dict)
     rounding: Literal["nearest", "down", "up"] = "nearest"
-    frame_step: int = 1
-    min_frames: int = 1
-    max_frames: int = 1
     min_steps: int = 1
     sound: SoundLimits | None = None
     flow: bool = False
