@@ -41,7 +41,8 @@ def _wait_for_all(store: dist.Store, rank: int, config: ParallelConfig) -> None:
         if store.check(["over"]):
             raise EngineDeadError(
                 f"rank {rank} came too late: the others waited for it, for wait={config.wait:g} seconds, and have "
-                f"ended; start all {config.ranks} ranks again, and allow more with ParallelConfig(wait=SECONDS), --rank-wait"
+                f"ended; start all {config.ranks} ranks again, and allow more with ParallelConfig(wait=SECONDS) or "
+                "--rank-wait"
             )
         missing = [other for other in missing if not store.check([_here(other)])]
         if not missing:
