@@ -10,16 +10,18 @@ What it cannot show: kernels that an accelerator lacks or computes in another wa
 
 from __future__ import annotations
 
-import traceback
+import linecache
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 import omnimuse
 from omnimuse.engine.engine import Engine
@@ -103,62 +105,86 @@ class SecondDevice(TorchDispatchMode):
         return Here(tensor.inner.clone() if isinstance(tensor, Elsewhere) else tensor)
 
     def _note(self, why: str) -> None:
-        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
-        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}" if frames else "a test"
-        self.waits.append(f"{why} at {place}")
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+            frame = frame.f_back
+        self.waits.append(f"{why} at {_place(frame)}")
+
+
+def _place(frame: FrameType | None) -> str:
+    if frame is None:
+        return "a test"
+    file = frame.f_code.co_filename
+    return f"{Path(file).name}:{frame.f_lineno} {linecache.getline(file, frame.f_lineno).strip()}"
 
 
 def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], note: Callable[[str], None]) -> Any:
     """One operation of torch: on the CPU, with the rules of the second device. `note` is told why the host waits."""
-    flat, _ = tree_flatten((args, kwargs))
-    name, given = func._schema.name.removeprefix("aten::"), _named(func, args, kwargs)
-    here = [each for each in flat if isinstance(each, Tensor) and not isinstance(each, Elsewhere)]
-    there = [each for each in flat if isinstance(each, Elsewhere)]
-    goal = _goal(given, there)
-    if not there and goal.type != ELSEWHERE.type:
+    name, names = _facts(func)
+    met = _Met()
+    plain_args = [met.plain(value) for value in args]
+    plain_kwargs = {key: met.plain(value) for key, value in kwargs.items()}
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    goal = _goal(given, met.there)
+    if not met.there and goal.type != ELSEWHERE.type:
         return func(*args, **kwargs)
     if name == "_has_compatible_shallow_copy_type":  # asked where a module is moved
-        return len(here) == 0
+        return len(met.here) == 0
     if name in MOVING:
-        _check_move(name, given, there, goal, note)
-    elif there:
+        _check_move(name, given, met.there, goal, note)
+    elif met.there:
         _check_reading(func, name, given, note)
-        _check_company(func, name, here, note)
-    if any(isinstance(each, torch.Generator) for each in flat) or "rand" in name:
+        _check_company(func, name, met.here, note)
+    if met.draws or "rand" in name:
         raise RuntimeError(f"{name} cannot draw on {ELSEWHERE} as seeds promise it; draw on the CPU and move the noise")
-    plain_args, plain_kwargs = tree_map(_plain, (tuple(args), dict(kwargs)))
     found = func(*plain_args, **plain_kwargs)
     if name == "copy_":
         return args[0]
-    return found if goal.type == "cpu" else tree_map(_Wrap(there), found)
+    return found if goal.type == "cpu" else _there(found, met.there)
 
 
-@dataclass(frozen=True)
-class _Wrap:
+@cache
+def _facts(func: Any) -> tuple[str, list[str]]:
+    """The name of an operation, and those of its arguments."""
+    return func._schema.name.removeprefix("aten::"), [argument.name for argument in func._schema.arguments]
+
+
+@dataclass
+class _Met:
+    """What is met among the arguments of an operation: tensors of the CPU, of the second device, a generator."""
+
+    here: list[Tensor] = field(default_factory=list)
+    there: list[Elsewhere] = field(default_factory=list)
+    draws: bool = False
+
+    def plain(self, value: Any) -> Any:
+        """The argument as the CPU takes it. Operations have no other containers than lists and tuples."""
+        if isinstance(value, Elsewhere):
+            self.there.append(value)
+            return value.inner
+        if isinstance(value, Tensor):
+            self.here.append(value)
+        elif isinstance(value, (list, tuple)):
+            return [self.plain(each) for each in value]
+        elif isinstance(value, torch.device):
+            return torch.device("cpu")
+        elif isinstance(value, torch.Generator):
+            self.draws = True
+        return value
+
+
+def _there(found: Any, arguments: Sequence[Elsewhere]) -> Any:
     """Puts results on the second device; what an operation changed in place stays the tensor that it was."""
-
-    arguments: Sequence[Elsewhere]
-
-    def __call__(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        for argument in self.arguments:
-            if argument.inner is value:
-                if argument.shape != value.shape or argument.stride() != value.stride():
-                    raise NotImplementedError("an operation that changes a shape in place")
-                return argument
-        return Elsewhere(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Elsewhere):
-        return value.inner
-    return torch.device("cpu") if isinstance(value, torch.device) else value
-
-
-def _named(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    if isinstance(found, (list, tuple)):
+        return type(found)(_there(each, arguments) for each in found)
+    if not isinstance(found, Tensor):
+        return found
+    for argument in arguments:
+        if argument.inner is found:
+            if argument.shape != found.shape or argument.stride() != found.stride():
+                raise NotImplementedError("an operation that changes a shape in place")
+            return argument
+    return Elsewhere(found)
 
 
 def _goal(given: Mapping[str, Any], there: Sequence[Elsewhere]) -> torch.device:
@@ -182,9 +208,8 @@ def _check_move(
 
 
 def _check_reading(func: Any, name: str, given: Mapping[str, Any], note: Callable[[str], None]) -> None:
-    overload = f"{name}.{func._overloadname}"
-    if name in READ or name in SIZED or overload in UPLOADING:
-        note(overload.removesuffix(".default"))
+    if name in READ or name in SIZED or f"{name}.{func._overloadname}" in UPLOADING:
+        note(f"{name}.{func._overloadname}".removesuffix(".default"))
     if name == "repeat_interleave" and isinstance(given.get("repeats"), Tensor) and given.get("output_size") is None:
         note("repeat_interleave without a size")
     if name in ("index", "index_put", "index_put_"):

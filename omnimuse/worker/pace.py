@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from statistics import median
 
 KEPT = 7  # measurements of a kind; their median is what counts, so that neither a first run nor a hiccup does
-ENOUGH = 3  # measurements alone before company is tried
+ENOUGH = 3  # measurements of a kind, alone before company is tried, and in company before it is given up
 GAIN = 0.1  # of the time apart that sharing must save
-STALE = 500  # forwards of a network after which a kind is measured once more
+STALE = 500  # forwards of a network after which a kind is measured anew
 
 Kind = tuple[str, int]
 """A network, and the binary logarithm of row tokens: sizes within a factor of about 1.4 of one another are alike."""
@@ -30,7 +30,9 @@ class Measured:
     since: int = 0
 
     def add(self, value: float) -> None:
-        """One more; the oldest goes."""
+        """One more; the oldest goes, and all do that are stale."""
+        if self.since > STALE:
+            self.values.clear()
         self.values.append(value)
         self.since = 0
 
@@ -63,13 +65,16 @@ class Pace:
     def pays(self, network: str, tokens: Sequence[int]) -> bool:
         """Whether states with so many row tokens each should share a forward of `network`.
 
-        What is not known, or was measured long ago, is measured: each size alone, then in company.
+        What is not known, or was measured long ago, is measured: each size alone, then in company. A first forward in
+        company is often slow, as a first one alone is: it decides nothing.
         """
         for each in tokens:
             if self.alone(network, each) is None or self._alone[kind(network, [each])].since > STALE:
                 return False
         found = self._together.get(kind(network, tokens))
-        return found is None or found.since > STALE or median(found.values) < 1 - GAIN
+        if found is None or found.since > STALE or len(found.values) < ENOUGH:
+            return True
+        return median(found.values) < 1 - GAIN
 
     def table(self) -> list[tuple[str, int, float]]:
         """(network, row tokens, time together over time apart) for every kind of company that was measured."""

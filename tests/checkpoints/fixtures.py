@@ -6,35 +6,50 @@ Builders are imported when a fixture is first used, so that tests without checkp
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.once import Once
+
 
 @pytest.fixture(scope="session")
-def z_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(once: Once) -> Callable[[str], Path]:
+    """The tiny checkpoint of a family, by the family's name (read only: copy it before you change it)."""
+
+    def folder(name: str) -> Path:
+        from tests.checkpoints.families import FAMILIES
+
+        [family] = [family for family in FAMILIES if family.name == name]
+        return once.folder(name, family.build)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def z_image_folder(once: Once) -> Path:
     """A tiny random Z-Image checkpoint (read only: copy it before you change it)."""
     from tests.checkpoints import z_image
 
-    return z_image.build(tmp_path_factory.mktemp("z_image") / "tiny")
+    return once.folder("ZImagePipeline", z_image.build)
 
 
 @pytest.fixture(scope="session")
-def z_image_turbo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def z_image_turbo_folder(once: Once) -> Path:
     """The same with the distilled checkpoint's scheduler and folder name, and other weights (read only)."""
     from tests.checkpoints import z_image
 
-    return z_image.build(tmp_path_factory.mktemp("z_image_turbo") / "Z-Image-Turbo", turbo=True, seed=1)
+    return once.folder("Z-Image-Turbo", partial(z_image.build, turbo=True, seed=1))
 
 
 @pytest.fixture(scope="session")
-def foreign_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def foreign_folder(once: Once) -> Callable[[str], Path]:
     """The tiny checkpoint of a pipeline class that no family covers, built when it is first asked for (read only)."""
-    from tests.checkpoints.foreign import foreign
-
-    home = tmp_path_factory.mktemp("foreign")
 
     def folder(arch: str) -> Path:
-        return home / arch if (home / arch).exists() else foreign(arch).build(home / arch)
+        from tests.checkpoints.foreign import foreign
+
+        return once.folder(arch, foreign(arch).build)
 
     return folder

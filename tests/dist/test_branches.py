@@ -6,6 +6,7 @@ fewer rows, because another rank has the others, is to be in other company.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,6 @@ from typing import Literal
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,14 +23,15 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
+from tests.once import Once
+from tests.ranks import play
 
 pytestmark = pytest.mark.dist
 
 Tier = Literal["fast", "invariant"]
-TIERS: tuple[Tier, ...] = ("fast", "invariant")
 SHOWN = (
     pytest.param("fast", marks=pytest.mark.shows("cfg", "company")),
-    pytest.param("invariant", marks=pytest.mark.shows("cfg", "company", "invariant")),
+    pytest.param("invariant", marks=[pytest.mark.crossed, pytest.mark.shows("cfg", "company", "invariant")]),
 )
 
 
@@ -82,17 +83,20 @@ def drive(engine: Engine, job: Job) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, Tier], Job]:
-    """What two ranks gave for every family in either tier, in one start of the two."""
-    folder = tmp_path_factory.mktemp("ranks")
-    built = [family.build(folder / f"{index}") for index, family in enumerate(FAMILIES)]
-    made = {
-        (index, tier): Job(index, tier, checkpoint, folder / f"{index}-{tier}.safetensors")
-        for index, checkpoint in enumerate(built)
-        for tier in TIERS
-    }
-    mp.spawn(on_rank, args=(list(made.values()), folder / "meeting"), nprocs=2)  # type: ignore[no-untyped-call]
-    return made
+def jobs(request: pytest.FixtureRequest, once: Once, tiny: Callable[[str], Path]) -> dict[tuple[int, Tier], Job]:
+    """What two ranks gave for every family and tier that this run has tests of, in one start of the two."""
+    here = (item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path)
+    asked = [(each.callspec.params["family"], each.callspec.params["tier"]) for each in here]
+    folders = {family: tiny(FAMILIES[family].name) for family, _ in asked}
+
+    def to_go(home: Path) -> list[Job]:
+        return [Job(family, tier, folders[family], home / f"{family}-{tier}.safetensors") for family, tier in asked]
+
+    def make(home: Path) -> None:
+        home.mkdir()
+        play(on_rank, to_go(home), home / "meeting", ranks=2)
+
+    return {(job.family, job.tier): job for job in to_go(once.folder("branches", make))}
 
 
 @pytest.mark.timeout(400)
@@ -103,9 +107,9 @@ def test_guidance_over_two_ranks_is_one_rank(family: int, tier: Tier, jobs: dict
     found = load_file(job.results)
     engine = start(job.config(1))
     subject = Subject(FAMILIES[family], job.folder)
-    expected = [run(engine, subject.ask(i))[0] for i in (0, 1, 2, 0)]
+    first, *others = (run(engine, subject.ask(i))[0] for i in range(3))
     engine.close()
-    for index, tensor in enumerate(expected):
+    for index, tensor in enumerate([first, *others, first]):
         if tier == "invariant":
             assert torch.equal(found[str(index)], tensor), f"request {index}"
         else:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
@@ -27,6 +26,7 @@ from omnimuse.worker.connect import connect
 from omnimuse.worker.runner import Runner
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, submit
+from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 
@@ -199,7 +199,7 @@ SCENES: dict[str, tuple[Callable[[int, Path], None], ...]] = {
 """What is played in one start of two ranks: after the last scene, they cannot talk any more or have ended."""
 
 
-def play(rank: int, scene: str, folder: Path, meeting: Path) -> None:
+def on_rank(rank: int, scene: str, folder: Path, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
@@ -211,10 +211,10 @@ def play(rank: int, scene: str, folder: Path, meeting: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return FAMILY.build(tmp_path_factory.mktemp("tiny") / "whole")
+def folder(tiny: Callable[[str], Path]) -> Path:
+    return tiny(FAMILY.name)
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_ranks_fail_together(scene: str, folder: Path, tmp_path: Path) -> None:
-    mp.spawn(play, args=(scene, folder, tmp_path / "meeting"), nprocs=2)  # type: ignore[no-untyped-call]
+    play(on_rank, scene, folder, tmp_path / "meeting", ranks=2)

@@ -80,9 +80,9 @@ def with_params(ask: Ask, **choices: object) -> Ask:
 
 
 @pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.name)
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def subject(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Subject:
     family: Family = request.param
-    return Subject(family, family.build(tmp_path_factory.mktemp(family.name) / "tiny"))
+    return Subject(family, tiny(family.name))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Levels that are spaced in float32 or in float64 differ in the last bit only, whi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -40,11 +41,13 @@ def theirs(family: Family, folder: Path, wish: Wish, kind: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_levels_are_the_references_bit_for_bit(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_are_the_references_bit_for_bit(
+    family: Family, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     wish = next((wish for wish in family.wishes if not wish.images), None)
     if wish is None:
         pytest.skip("its levels are those of the architecture without a picture")
-    found = find(Config(ModelConfig(str(family.build(tmp_path / "tiny")), dtype="float32", device="cpu")))
+    found = find(Config(ModelConfig(str(tiny(family.name)), dtype="float32", device="cpu")))
     configs = found.checkpoint.configs
     [loop] = [stage for stage in pipeline_for(found.spec).stages if isinstance(stage, Denoise)]
     solver, _ = loop.solver(configs)
@@ -52,5 +55,5 @@ def test_levels_are_the_references_bit_for_bit(family: Family, tmp_path: Path, m
     tokens = loop.token_count(configs, request)
     for steps in (3, 7, 11):
         asked = replace(wish, params=replace(wish.params, num_inference_steps=steps))
-        levels = theirs(family, tmp_path / "tiny", asked, configs["scheduler"]["_class_name"], monkeypatch)
+        levels = theirs(family, tiny(family.name), asked, configs["scheduler"]["_class_name"], monkeypatch)
         assert solver.plan(steps, tokens).sigmas == levels

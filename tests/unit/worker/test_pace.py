@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from omnimuse.worker.pace import ENOUGH, STALE, Pace
+from omnimuse.worker.pace import ENOUGH, KEPT, STALE, Pace
 
 
 def filled(cost: Callable[[Sequence[int]], float], forwards: Sequence[Sequence[int]]) -> Pace:
@@ -22,7 +22,7 @@ def overhead(tokens: Sequence[int]) -> float:
     return 1000 + sum(tokens)
 
 
-def test_what_was_never_measured_runs_alone_first_and_then_in_company_once() -> None:
+def test_what_was_never_measured_runs_alone_first_and_then_in_company() -> None:
     pace = Pace()
     assert not pace.pays("net", [64, 64])
     for _ in range(ENOUGH):
@@ -37,6 +37,24 @@ def test_what_was_never_measured_runs_alone_first_and_then_in_company_once() -> 
 def test_company_pays_where_it_saves_enough(tokens: int, pays: bool) -> None:
     pace = filled(overhead, [[tokens], [tokens, tokens]])
     assert pace.pays("net", [tokens, tokens]) is pays
+
+
+def test_a_first_forward_in_company_that_was_slow_decides_nothing() -> None:
+    pace = filled(overhead, [[64]])
+    pace.record("net", [64, 64], 1e9)
+    for _ in range(ENOUGH - 1):
+        assert pace.pays("net", [64, 64]), "it was measured once, and a first run is slow"
+        pace.record("net", [64, 64], overhead([64, 64]))
+    assert pace.pays("net", [64, 64])
+
+
+def test_what_is_stale_does_not_outvote_what_is_measured_anew() -> None:
+    pace = filled(overhead, [[32768], *[[32768, 32768]] * KEPT])
+    for _ in range(STALE + 1):
+        pace.record("net", [32768], overhead([32768]))
+    for _ in range(ENOUGH):
+        pace.record("net", [32768, 32768], overhead([32768]))
+    assert pace.pays("net", [32768, 32768]), "a row costs nothing beside another by now"
 
 
 def test_one_slow_measurement_decides_nothing() -> None:
