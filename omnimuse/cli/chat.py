@@ -2,6 +2,7 @@
 
 examples:
   omnimuse chat ./Qwen3-0.6B
+  omnimuse chat OWNER/NAME
   omnimuse chat ./Qwen3-0.6B --system "Answer in one sentence." --temperature 0
   echo "What is a heron?" | omnimuse chat ./Qwen3-0.6B
 
@@ -36,7 +37,7 @@ class Engine(Protocol):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse chat`."""
-    parser.add_argument("model", metavar="MODEL", help="the folder of a model that writes")
+    parser.add_argument("model", metavar="MODEL", help="a model that writes: a folder, or a hub id")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the talk begins")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="the seed of every answer (default: a fresh one for each)"

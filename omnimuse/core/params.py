@@ -89,6 +89,10 @@ class GenerationParams(FamilyParams):
     stop: tuple[str, ...] = ()
     suppressed: tuple[int, ...] = ()
 
+    @classmethod
+    def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
+        return cls(max_tokens=2)
+
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             return f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; use at most that"

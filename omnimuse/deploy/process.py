@@ -42,12 +42,14 @@ from omnimuse.deploy.wire import (
     Form,
     Grown,
     MadeFile,
+    MadeText,
     NotStarted,
     Previewed,
     Profile,
     Profiled,
     Ready,
     Remarks,
+    Spelt,
     Stepped,
     Submit,
     Told,
@@ -236,6 +238,8 @@ class Worker:
                     self._reach_step(job, event.step)
             case Preview():
                 self._later(self._previewer, job, partial(self._preview, event))
+            case Chunk(medium="text"):
+                self._line.send(Spelt(event.request_id, event.output, event.start, event.data))
             case Chunk(medium="audio"):  # of others, only the whole is told
                 job.growing.append(self._later(self._previewer, job, partial(self._grow, event)))
             case Done():
@@ -284,16 +288,16 @@ class Worker:
         if job.nan:
             result = replace(result, tensors={name: made * float("nan") for name, made in result.tensors.items()})
         shown = present(result, self._background.engine.door.limits)
-        files: list[MadeFile] = []
+        files, texts = list[MadeFile](), spelt(shown)
         for number in range(request.outputs):
             self._faults.reach("worker.encode", number + 1, request.prompt)
-            files += self._spool.write(number, request, shown, job.form)
+            files += [] if texts else self._spool.write(number, request, shown, job.form)
             self._ticks += 1
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
             remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown)
-            self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks))
+            self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
 
     def _end(self, request_id: str, error: BaseException) -> None:
         """Report that a request ended without a result, unless it has ended already."""
@@ -305,6 +309,12 @@ class Worker:
         if not isinstance(error, OmnimuseError):
             traceback.print_exception(error)
         self._line.send(Ended(request_id, kind, message, param, wait))
+
+
+def spelt(result: Result) -> tuple[MadeText, ...]:
+    """The texts that a model wrote; empty for one that makes something else."""
+    made = zip(result.texts_written, result.written, strict=True)
+    return tuple(MadeText(text, len(note.tokens), note.reason) for text, note in made)
 
 
 def build(settings: Settings) -> Engine:

@@ -24,7 +24,7 @@ from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
 from omnimuse.media.finished import encode, files
-from omnimuse.media.formats import FORMATS
+from omnimuse.media.formats import FORMATS, TEXT
 from omnimuse.media.image import from_pixels
 from omnimuse.media.sound import PEAK, Sound, library
 from omnimuse.media.video import Video
@@ -36,7 +36,7 @@ _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # n
 
 def check_form(request: Request, form: Form, media: str) -> None:
     """RequestError unless a result whose first part is of `media` can become a file of `form`."""
-    formats = tuple(dict.fromkeys(FORMATS[media].values()))
+    formats = (TEXT,) if media == "text" else tuple(dict.fromkeys(FORMATS[media].values()))
     if form.format not in formats:
         raise RequestError(
             f"format {form.format} does not fit a model of {media}; use one of {', '.join(formats)}",

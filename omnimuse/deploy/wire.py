@@ -1,7 +1,7 @@
 """What a front process and its workers say to each other: msgspec structs, nothing that runs code.
 
 One closed union per direction. What was made travels as files in a folder both sides know (`MadeFile.name` is a bare
-name in it); only previews ride in the message. No torch.
+name in it); only previews and texts ride in the message. No torch.
 """
 
 from __future__ import annotations
@@ -124,6 +124,23 @@ class Grown(Message, frozen=True):
     data: bytes
 
 
+class Spelt(Message, frozen=True):
+    """The words that follow the `start` characters of an unfinished text."""
+
+    request_id: str
+    output: int
+    start: int
+    text: str
+
+
+class MadeText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One output that is a text, whole: of how many `tokens` it was, and whether a stop or its length ended it."""
+
+    text: str
+    tokens: int
+    reason: Literal["stop", "length"]
+
+
 class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One output, finished, encoded and synced to disk.
 
@@ -153,7 +170,8 @@ class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Finished(Message, frozen=True):
-    """All outputs of a request, in order; `timings` are seconds per stage, "queue" and "encode" included.
+    """All outputs of a request, in order, texts in `texts` and all others as files; `timings` are seconds per stage,
+    "queue" and "encode" included.
 
     `memory` is the most that its worker held while it worked on the request, in bytes.
     """
@@ -163,6 +181,7 @@ class Finished(Message, frozen=True):
     timings: dict[str, float]
     memory: int = 0
     remarks: Remarks = Remarks()
+    texts: tuple[MadeText, ...] = ()
 
 
 class Profiled(Message, frozen=True):
@@ -183,8 +202,8 @@ class Ended(Message, frozen=True):
 
 
 Command = Submit | Cancel | Profile | Stop
-Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Profiled | Finished | Ended
-Update = Stepped | Previewed | Grown | Finished
+Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Spelt | Profiled | Finished | Ended
+Update = Stepped | Previewed | Grown | Spelt | Finished
 """What somebody who waits for a request sees; errors are raised instead."""
 
 

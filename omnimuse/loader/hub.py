@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.checkpoint import INDEX, Checkpoint
+from omnimuse.loader.checkpoint import CONFIGS, GENERATION, INDEX, Checkpoint
 from omnimuse.loader.files import PICKLES, few
 from omnimuse.media.destination import write_whole
 
@@ -46,8 +46,8 @@ class Hub:
         return Hub(Path(constants.HF_HUB_CACHE), None, constants.HF_HUB_OFFLINE)
 
     def cached_ids(self) -> list[str]:
-        """Ids of the cached models that have a diffusers pipeline, sorted."""
-        return sorted(repo for repo, folder in self._cached() if any(folder.glob(f"snapshots/*/{INDEX}")))
+        """Ids of the cached models that are a diffusers pipeline, or write; sorted."""
+        return sorted(repo for repo, folder in self._cached() if any(map(is_model, folder.glob("snapshots/*"))))
 
     def cached(self, repo: str, revision: str | None) -> Path | None:
         """The snapshot of `repo` in the cache, complete or not; None if there is none."""
@@ -117,23 +117,37 @@ def why_incomplete(folder: Path) -> str | None:
         return str(problem)
 
 
-def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
-    """Those of a repository's `files` that a pipeline needs; ModelError if it is not one that can be read.
+def is_model(folder: Path) -> bool:
+    """Whether `folder` is a pipeline in the layout of diffusers, or a model that writes in that of transformers."""
+    return (folder / INDEX).is_file() or _writes([path.name for path in folder.iterdir()])
 
-    Weights beside `model_index.json` (single-file copies) and variants of weights that exist plain are left out.
+
+def _writes(names: Iterable[str]) -> bool:
+    """Whether files of these `names` are a language model as transformers saves one: it says how it generates."""
+    return {CONFIGS[0], GENERATION} <= set(names)
+
+
+def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
+    """Those of a repository's `files` that a model needs; ModelError if it is not one that can be read.
+
+    Of a pipeline, weights beside `model_index.json` (single-file copies) and variants of weights that exist plain are
+    left out; of a language model, all that is in folders (copies for other libraries).
     """
     names = sorted(files)
-    if INDEX not in names:
+    flat = INDEX not in names
+    if flat and not _writes(names):
         raise ModelError(
             f"{repo} on the hub has no {INDEX}, so it is not a pipeline in the diffusers layout "
-            f"(it holds {few(names)}); look for a repository of the same model whose name ends in -Diffusers, or "
-            "convert it with diffusers"
+            f"(it holds {few(names)}), and no {CONFIGS[0]} beside {GENERATION}, which a language model has; look for a "
+            "repository of the same model whose name ends in -Diffusers, or convert it with diffusers"
         )
-    weights = [name for name in names if "/" in name and name.endswith(".safetensors")]
+    names = [name for name in names if "/" not in name] if flat else names
+    weights = [name for name in names if ("/" in name) is not flat and name.endswith(".safetensors")]
     if not weights:
         pickles = [name for name in names if name.endswith(PICKLES)]
         raise ModelError(
-            f"{repo} on the hub has no *.safetensors weights in its component folders"
+            f"{repo} on the hub has no *.safetensors weights"
+            + ("" if flat else " in its component folders")
             + (f", only pickles ({few(pickles)}), which can run any code when opened" if pickles else "")
             + "; use a revision or repository that has safetensors"
         )

@@ -15,7 +15,7 @@ from typing import Literal
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import INDEX
-from omnimuse.loader.hub import ID, Hub
+from omnimuse.loader.hub import ID, Hub, is_model
 
 BUNDLED = "omnimuse"
 """The owner in the ids of bundled models."""
@@ -76,7 +76,7 @@ def list_local(places: Places | None = None) -> list[Folder]:
     found = _bundled(places)
     for repo in places.hub.cached_ids():
         snapshot = places.hub.cached(repo, None)
-        if snapshot is not None and (snapshot / INDEX).is_file():
+        if snapshot is not None and is_model(snapshot):
             found.append(Folder(repo, snapshot, "hub"))
     return found
 

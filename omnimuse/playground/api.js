@@ -137,6 +137,17 @@ async function forget(answer) {
   if (place) await call(place.replace(/^\//, ""), { method: "DELETE" }).catch(() => {});
 }
 
+/** What `model` says next after `messages`, piece by piece; aborting `signal` stops it. */
+export async function* talk(model, messages, signal) {
+  let ended = false;
+  for await (const { data } of events(await call("v1/chat/completions", { ...post({ model, messages, stream: true }), signal }))) {
+    const [choice] = data.choices;
+    if (choice?.delta.content) yield choice.delta.content;
+    ended ||= Boolean(choice?.finish_reason);
+  }
+  if (!ended) throw new ApiError("The connection ended before the answer was finished.");
+}
+
 function postForm(fields, sources, key, { mask = null, name = sources.length > 1 ? "image[]" : "image" } = {}) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;

@@ -11,6 +11,7 @@ import { hears, isRecording, isSound, isVideo, kindsOf, startsFrom } from "./kin
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
+import { openTalk } from "./talk.js";
 
 const EXAMPLES = {
   "omnimuse/shapes": ["a red circle", "a yellow star on black", "a green triangle above a white square"],
@@ -29,8 +30,10 @@ const sources = new Sources(start, () => refresh(), restoreFrom);
 
 async function loadModels() {
   try {
-    page.models = (await (await call("v1/models")).json()).data.filter((model) => kindsOf(model).length);
+    const found = (await (await call("v1/models")).json()).data;
+    page.models = found.filter((model) => kindsOf(model).length);
     byId("key-form").hidden = true;
+    if (writes(found[0])) return openWriter(found[0]);
     if (!page.models.length) return complain(new ApiError("This server has no model that makes anything."));
     clearError();
     const several = page.models.length > 1;
@@ -44,6 +47,14 @@ async function loadModels() {
   } catch (error) {
     complain(error);
   }
+}
+
+const writes = ({ capabilities: can }) => can.medium === "text";
+
+function openWriter(model) {
+  clearError();
+  byId("model-name").textContent = model.id;
+  openTalk(model, (error) => (error ? complain(error) : clearError()));
 }
 
 /** Shows a form as it was: {kind, prompt, fields}. */

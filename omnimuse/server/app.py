@@ -16,11 +16,26 @@ from omnimuse.server.http.edge import protect
 from omnimuse.server.http.strict_json import MAX_JSON
 from omnimuse.server.openapi import document
 from omnimuse.server.orders.gate import Gate
-from omnimuse.server.routes import absent, adapters, audio, chat, files, health, images, models, playground, videos
+from omnimuse.server.routes import (
+    absent,
+    adapters,
+    audio,
+    chat,
+    files,
+    health,
+    images,
+    models,
+    playground,
+    talk,
+    videos,
+)
 from omnimuse.server.service import Service
 
 DESCRIBED = (health, models, adapters, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
+
+WRITING = (health, models, adapters, images, videos, audio, talk, files)
+"""The same where the model writes: a chat is another thing then."""
 
 PICTURED = frozenset({chat.PATH, images.EDITS, videos.PATH, f"{videos.PATH}/sync"})
 """The paths whose JSON may have pictures in it."""
@@ -29,7 +44,8 @@ PICTURED = frozenset({chat.PATH, images.EDITS, videos.PATH, f"{videos.PATH}/sync
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
     elsewhere = {"/metrics"} if service.options.reach.metrics is not None else set()
-    operations = [made for group in DESCRIBED for made in group.OPERATIONS if made.path not in elsewhere]
+    groups = WRITING if service.door.spec.writes else DESCRIBED
+    operations = [made for group in groups for made in group.OPERATIONS if made.path not in elsewhere]
     described = document(operations, __version__)
     guard = service.options.guard
     each = guard.max_bodies // 2 if service.keys.required else guard.max_bodies
@@ -48,7 +64,7 @@ def build_app(service: Service) -> Starlette:
         drawing=frozenset(operation.path for operation in operations if operation.body is not None),
         check_room=gate.check_room,
     )
-    routes = [route for group in (*DESCRIBED, playground, absent) for route in group.routes(service)]
+    routes = [route for group in (*groups, playground, absent) for route in group.routes(service)]
     return protect([*routes, _description(described)], rules)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omnimuse.server.options import Address, ServeOptions
 
+QUESTION = "What is a heron?"
 PROMPT = "a red circle on a blue background"
 _DECODE = """python3 -c 'import sys, json, base64; \\
             open("picture.png", "wb").write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))'"""
@@ -46,6 +47,9 @@ def _curl(address: Address, options: ServeOptions, task: str) -> str:
     if task == "image-to-image":
         form = f"-F image=@picture.png -F model='{options.model_name}' -F prompt='{PROMPT}'"
         return f"{call}/v1/images/edits{key} \\\n            {form} > answer.json"
+    if task == "text-to-text":
+        said = f'{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "model": "{options.model_name}"}}'
+        return f"{call}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n            -d '{said}'"
     return f"{call}/v1/images/generations {sent} | {_DECODE}"
 
 
@@ -61,6 +65,10 @@ def _python(address: Address, options: ServeOptions, task: str) -> str:
         lines.append('client.videos.download_content(video.id).write_to_file("video.mp4")')
     elif task == "image-to-image":
         lines.append(f'picture = client.images.edit(image=open("picture.png", "rb"), {asked})')
+    elif task == "text-to-text":
+        said = f'model="{options.model_name}", messages=[{{"role": "user", "content": "{QUESTION}"}}]'
+        lines.append(f"answer = client.chat.completions.create({said})")
+        lines.append("print(answer.choices[0].message.content)")
     else:
         lines.append(f"picture = client.images.generate({asked})")
     return "\n          ".join(lines)
@@ -68,4 +76,7 @@ def _python(address: Address, options: ServeOptions, task: str) -> str:
 
 def task_of(tasks: tuple[str, ...]) -> str:
     """The first of `tasks` for which there are lines."""
-    return next((task for task in ("text-to-image", "text-to-video", "image-to-image") if task in tasks), tasks[0])
+    return next(
+        (task for task in ("text-to-image", "text-to-video", "image-to-image", "text-to-text") if task in tasks),
+        tasks[0],
+    )

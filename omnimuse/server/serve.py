@@ -69,8 +69,6 @@ def serve(config: Config, options: ServeOptions, warm_up: str = SMALL) -> int:
     `warm_up` is what workers draw before they are ready (`worker/warm_up.py`).
     """
     found = find(config)
-    if found.spec.writes:
-        raise ConfigError(f"{found.folder.id} writes text, which the server does not do yet; use `omnimuse chat`")
     warm_up_ask(warm_up, found.door)  # one that no worker could draw is told now
     logger.info("%s", found.about_defaults)
     make_room_for(options.guard.max_connections)

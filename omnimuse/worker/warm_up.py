@@ -1,4 +1,4 @@
-"""What a worker draws before it is ready: with the first picture libraries start threads and choose kernels.
+"""What a worker makes before it is ready: with the first picture or text libraries start threads, choose kernels.
 
 The server's front checks the choice with it, a worker makes its request from it. No torch.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import DiffusionParams, GenerationParams
 from omnimuse.core.request import Ask, Door, Picture
 
 NONE, SMALL = "none", "small"
@@ -71,6 +71,8 @@ def _blanks(count: int) -> list[Picture]:
 def describe(ask: Ask) -> str:
     """What is drawn, in a few words."""
     params = ask.params
+    if isinstance(params.extra, GenerationParams):
+        return f"{params.extra.max_tokens} tokens"
     if params.width is None:
         return "its own size"
     frames = f"x{params.num_frames}" if params.num_frames else ""

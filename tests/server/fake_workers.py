@@ -1,10 +1,11 @@
-"""Workers without torch or processes: every step takes `pace` seconds, every picture is one colour of its seed."""
+"""Workers without torch or processes: every step takes `pace` seconds, every picture is one colour of its seed, every
+text is `WORDS`."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +13,18 @@ from PIL import Image
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
-from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Remarks, Stepped, Update
+from omnimuse.deploy.wire import Finished, Form, MadeFile, MadeText, Previewed, Remarks, Spelt, Stepped, Update
+from omnimuse.media.formats import TEXT
 from omnimuse.media.image import encode_image
+
+WORDS = ("a ", "red ", "circle")
 
 
 @dataclass
 class FakeWorkers:
-    """`fail` maps a word of the prompt to the error that such a request ends with, after its first step."""
+    """`fail` maps a word of the prompt to the error that such a request ends with, after its first step. Those of
+    `WORDS` that `unheard` numbers are in no piece of a text.
+    """
 
     spool: Path
     pace: float = 0.0
@@ -31,6 +37,7 @@ class FakeWorkers:
     forms: list[Form] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     remarks: Remarks = Remarks()
+    unheard: set[int] = field(default_factory=set)
 
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         steps = request.params.num_inference_steps or 1
@@ -48,6 +55,14 @@ class FakeWorkers:
                 for word, error in self.fail.items():
                     if word in request.prompt:
                         raise error
+            if form.format == TEXT:
+                for update in self._write(request):
+                    await asyncio.sleep(self.pace)
+                    yield update
+                finished = True
+                texts = (MadeText("".join(WORDS), len(WORDS), "stop"),) * request.outputs
+                yield Finished(request.id, [], {"queue": 0.0}, 2**20, self.remarks, texts)
+                return
             finished = True
             files = [self._file(request, output, form) for output in range(request.outputs)]
             yield Finished(request.id, files, {"queue": 0.0, "denoise": self.pace * steps}, 3 * 2**20, self.remarks)
@@ -55,6 +70,12 @@ class FakeWorkers:
             self.running.discard(request.id)
             if not finished:
                 self.cancelled.append(request.id)
+
+    def _write(self, request: Request) -> Iterator[Spelt]:
+        for number, word in enumerate(WORDS):
+            if number not in self.unheard:
+                for output in range(request.outputs):
+                    yield Spelt(request.id, output, len("".join(WORDS[:number])), word)
 
     def _draw(self, request: Request, output: int) -> Image.Image:
         seed, params = request.seed(output), request.params

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.request import Door
 from omnimuse.loader.identity import Taught
+from omnimuse.models.qwen3_text.spec import SPEC
 from omnimuse.server.app import build_app
 from omnimuse.server.http.connections import Connection
 from omnimuse.server.http.keys import Keys
@@ -42,6 +43,12 @@ MODEL = "omnimuse/shapes"
 def shapes() -> Door:
     """The door of the bundled model."""
     return find(Config(ModelConfig(MODEL))).door
+
+
+@cache
+def writer() -> Door:
+    """The door of a model that writes, without weights."""
+    return Door.of(SPEC, {"model": {"max_position_embeddings": 64}, "options": {}}, "tests/writer")
 
 
 @dataclass

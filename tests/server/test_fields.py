@@ -17,9 +17,10 @@ from omnimuse.core.request import Door
 from omnimuse.server.errors import ApiError
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.asks import to_form, to_request
-from omnimuse.server.translate.fields import TABLE, Field, Kind
+from omnimuse.server.translate.field import Field, Kind
+from omnimuse.server.translate.fields import TABLE
 from tests.server.asgi import Answer, call, scope
-from tests.server.picture_server import service_in, shapes
+from tests.server.picture_server import service_in, shapes, writer
 from tests.server.video_rig import door as films
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -28,6 +29,8 @@ PATHS: dict[Kind, str] = {
     "edit": "/v1/images/edits",
     "video": "/v1/videos",
     "chat": "/v1/chat/completions",
+    "talk": "/v1/chat/completions",
+    "completion": "/v1/completions",
 }
 DEEP: list[Any] = []
 for _ in range(20):
@@ -44,7 +47,7 @@ FORM_ODD = [value for value in ODD if isinstance(value, str | list | dict)]
 
 
 def door_of(kind: Kind) -> Door:
-    return films() if kind == "video" else shapes()
+    return films() if kind == "video" else writer() if kind in ("talk", "completion") else shapes()
 
 
 def every_field() -> Iterator[tuple[Kind, Field]]:
@@ -54,7 +57,7 @@ def every_field() -> Iterator[tuple[Kind, Field]]:
 
 
 def names(kind: Kind) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "x"}]} if kind == "chat" else {"prompt": "x"}
+    return {"messages": [{"role": "user", "content": "x"}]} if kind in ("chat", "talk") else {"prompt": "x"}
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["JSON", "form"])
@@ -65,7 +68,7 @@ def test_any_value_in_any_field_is_honoured_or_refused(kind: Kind, form: bool) -
         for value in FORM_ODD if form else ODD:
             try:
                 wanted = read({**names(kind), field.name: value}, kind, door, form=form)
-                if kind != "chat":
+                if kind not in ("chat", "talk"):
                     to_request(wanted, door)
                 to_form(wanted)
             except (ApiError, RequestError):
@@ -99,6 +102,7 @@ def test_no_field_of_any_shape_is_a_fault_of_the_server(tmp_path: Path) -> None:
         for data, door, kinds in (
             (tmp_path / "films", films(), ["video"]),
             (tmp_path, shapes(), ["image", "edit", "chat"]),
+            (tmp_path / "texts", writer(), ["talk", "completion"]),
         ):
             async with service_in(data, door=door) as (app, _):
                 for kind, field in every_field():
@@ -107,7 +111,8 @@ def test_no_field_of_any_shape_is_a_fault_of_the_server(tmp_path: Path) -> None:
                     for value in (["auto"], [], {"x": "auto"}, [{"a": 1}], "auto", 1):
                         answers = []
                         if kind != "edit":
-                            content = json.dumps({**names(kind), "num_inference_steps": 1, field.name: value})
+                            few = {} if kind in ("talk", "completion") else {"num_inference_steps": 1}
+                            content = json.dumps({**names(kind), **few, field.name: value})
                             answers.append(await send(app, kind, content.encode(), False))
                         if kind in ("edit", "video") and not isinstance(value, int):
                             answers.append(await send(app, kind, form_of(field.name, value), True))

@@ -26,6 +26,8 @@ def limits(configs: Configs) -> Limits:
             "width": NO_PICTURE,
             "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
             "output_type": "a text has one form",
+            "cache": "no step of a text can be skipped",
+            "loras": "what writes wears no adapters",
         },
     )
 

@@ -20,7 +20,7 @@ import msgspec
 from omnimuse.core.errors import EngineDeadError, StorageError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
-from omnimuse.deploy.wire import Finished, Grown, MadeFile, Update, unpack
+from omnimuse.deploy.wire import Finished, Grown, MadeFile, Spelt, Update, unpack
 from omnimuse.server.errors import ApiError, body, refusal, to_api_error
 from omnimuse.server.jobs.files import Files, new_job_file_id
 from omnimuse.server.jobs.live import Live
@@ -84,7 +84,7 @@ class Attempts:
             async for update in updates:
                 if isinstance(update, Finished):
                     made, live.finishing = update, True
-                elif not isinstance(update, Grown):  # nobody hears a job grow: watchers come and go
+                elif not isinstance(update, Grown | Spelt):  # nobody hears a job grow: watchers come and go
                     live.see(update)
         if made is None:
             raise EngineDeadError("the worker ended the request without a result")

@@ -60,7 +60,10 @@ class Capabilities(Bounds):
 
 
 class Model(BaseModel):
-    """A model that this server serves. `task_type` is T2I, I2I, T2V, I2V or T2A; `dtypes` is by component."""
+    """A model that this server serves. `task_type` is T2I, I2I, T2V, I2V or T2A; `dtypes` is by component.
+
+    `max_model_len` is of a model that writes: the tokens that it reads and writes in all.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -69,6 +72,7 @@ class Model(BaseModel):
     task_type: str
     dtypes: dict[str, str]
     capabilities: Capabilities
+    max_model_len: int | None = None
 
 
 class ModelList(BaseModel):

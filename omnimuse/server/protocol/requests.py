@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from omnimuse.server.translate import fields as table
+from omnimuse.server.translate.field import Field as Row
+from omnimuse.server.translate.field import Kind
 
 _TYPES: dict[str, Any] = {
     "whole": int,
@@ -24,6 +26,8 @@ _TYPES: dict[str, Any] = {
     "picture": bytes | str | dict[str, str] | list[str | dict[str, str]],
     "margins": str | list[int],
     "seed": int,
+    "texts": str | list[str],
+    "one": str | list[str],
     "adapters": str | dict[str, Any] | list[str | dict[str, Any]],
 }
 _REQUIRED = frozenset({"prompt", "messages"})
@@ -31,14 +35,14 @@ _EITHER = frozenset({"audio"})
 """Kinds whose prompt has two names, of which either will do."""
 
 
-def request_model(name: str, kind: table.Kind) -> type[BaseModel]:
+def request_model(name: str, kind: Kind) -> type[BaseModel]:
     """The body of one kind of request, as a model called `name` that forbids other fields."""
     needed = _REQUIRED if kind not in _EITHER else frozenset[str]()
     described: dict[str, Any] = {field.name: _described(field, needed) for field in table.TABLE[kind] if field.target}
     return create_model(name, __config__=ConfigDict(extra="forbid"), **described)
 
 
-def _described(field: table.Field, needed: frozenset[str]) -> tuple[Any, Any]:
+def _described(field: Row, needed: frozenset[str]) -> tuple[Any, Any]:
     """The type and the pydantic field of one wire field."""
     kind: Any = _TYPES.get(field.shape, str)
     about = Field(description=field.note, ge=field.low, le=field.high)

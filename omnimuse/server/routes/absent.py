@@ -26,10 +26,11 @@ WHERE = MappingProxyType(
         "image-to-video": "POST /v1/videos with `input_reference`",
         "text-to-audio": "POST /v1/audio/generate",
         "audio-to-audio": "POST /v1/audio/generate with `audio`",
+        "text-to-text": "POST /v1/chat/completions",
     }
 )
 """Where what a model does is asked for."""
-_TEXT = "no text is answered here; {instead}"
+_TEXT = "{instead}"
 _OPERATOR = "it is chosen when the server starts, and a running one is not changed"
 _EACH = "adapters are nothing that is set for everybody: each request says with `lora` which it wears"
 ABSENT = MappingProxyType(

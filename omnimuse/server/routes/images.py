@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from omnimuse.deploy.wire import Finished, Grown, MadeFile
+from omnimuse.deploy.wire import Finished, Grown, MadeFile, Spelt
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import is_form, read_any, read_json
 from omnimuse.server.http.enclosed import JSONWithFiles
@@ -175,7 +175,7 @@ async def _events(service: Service, order: Order) -> AsyncGenerator[Event, None]
                 with await contents(service.files, update.files) as pictures:
                     for event in events.completed(service.door, drawn, pictures):
                         yield event
-            elif not isinstance(update, Grown):
+            elif not isinstance(update, Grown | Spelt):
                 for event in events.see(update):
                     yield event
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from omnimuse.core.messages import MAX_WRITTEN
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import MAX_PROMPT, Door
 from omnimuse.loader.identity import Taught
@@ -18,7 +19,7 @@ from omnimuse.server.orders.order import check_model
 from omnimuse.server.protocol.models import Capabilities, Model, ModelList
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import EFFORT, steps_of
-from omnimuse.server.translate.fields import MAX_OUTPUTS
+from omnimuse.server.translate.field import MAX_OUTPUTS
 
 OPERATIONS = (
     Operation("GET", "/v1/models", "The models that this server serves.", responses={200: ModelList}),
@@ -41,7 +42,8 @@ def routes(service: Service) -> list[Route]:
 
     def described(name: str) -> Model:
         kind = _TASK_TYPES.get(service.door.tasks[0], "")
-        return Model(id=name, task_type=kind, dtypes=dtypes(service), capabilities=able)
+        reads = service.door.limits.max_sequence_length if service.door.spec.writes else None
+        return Model(id=name, task_type=kind, dtypes=dtypes(service), capabilities=able, max_model_len=reads)
 
     async def listed(request: Request) -> Response:
         return JSONResponse(ModelList(data=[described(name) for name in service.options.served]).model_dump())
@@ -75,19 +77,19 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         min_frames=limits.min_frames,
         max_frames=limits.max_frames,
         frame_step=limits.frame_step,
-        max_prompt=MAX_PROMPT if spec.prompted else 0,
+        max_prompt=MAX_WRITTEN if spec.writes else MAX_PROMPT if spec.prompted else 0,
         min_images=limits.min_images,
         max_images=limits.max_images,
         masks=door.masks,
         fills=spec.fills,
-        max_outputs=MAX_OUTPUTS if pictures else 1,
+        max_outputs=MAX_OUTPUTS if pictures or spec.writes else 1,
         max_sounds=sound.max_inputs if sound is not None else 0,
         max_seconds=sound.seconds if sound is not None else 0.0,
         sample_rate=sound.rate if sound is not None else None,
         parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),
         defaults=_chosen(door.defaults),
         fixed=_chosen(limits.fixed),
-        formats=[format_.lower() for format_ in dict.fromkeys(FORMATS[spec.medium].values())],
+        formats=[format_.lower() for format_ in dict.fromkeys(FORMATS.get(spec.medium, {}).values())],
         qualities={}
         if door.defaults.num_inference_steps is None
         else {level: steps_of(level, door) for level in EFFORT},

@@ -13,18 +13,28 @@ from difflib import get_close_matches
 from typing import Any
 
 from omnimuse.core.names import absent, meant
-from omnimuse.core.params import DiffusionParams, SoundParams
+from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams
 from omnimuse.core.request import Door
+from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.caches import chosen_cache
-from omnimuse.server.translate.fields import HARMLESS, TABLE, Field, Kind, fields_of
+from omnimuse.server.translate.field import HARMLESS, Field, Kind
+from omnimuse.server.translate.fields import TABLE, fields_of
 from omnimuse.server.translate.values import ADJUST, is_neutral, read_value, shown
 
 FORMATS = {
     "png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP",
     "wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3",
 }  # fmt: skip
-USUAL: Mapping[str, str] = {"image": "PNG", "edit": "PNG", "video": "MP4", "audio": "WAV", "chat": "PNG"}
+USUAL: Mapping[Kind, str] = {
+    "image": "PNG",
+    "edit": "PNG",
+    "video": "MP4",
+    "audio": "WAV",
+    "chat": "PNG",
+    "talk": TEXT,
+    "completion": TEXT,
+}
 """The format of files where nobody chose one, by endpoint."""
 COMPRESSION = {"default": None, "auto": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
 """SGLang's words for the quality of a lossy file."""
@@ -37,6 +47,7 @@ ANY_MODEL = ("", "default")
 """Names by which clients mean whatever model there is."""
 
 _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
+_WRITING = frozenset(part.name for part in fields(GenerationParams))
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def read(
     if (choice := chosen_cache(found.values, found.names)) is not None:
         found.values["cache"], found.names["cache"] = choice
     _refuse_unhonoured(found, door)
-    if kind != "chat":
+    if kind not in ("chat", "talk"):
         _check_prompt(found, door)
     found.values.setdefault("format", USUAL[kind])
     return _wanted(found, door, form)
@@ -194,6 +205,8 @@ def _take(entry: Field, value: Any, name: str, found: _Found) -> None:
         found.names.setdefault("urls", name)
     elif target in ("seed", "loras") and value is None:
         return
+    elif target == "top_k" and value == -1:
+        found.put(target, 0, name)
     elif target == "size":
         for side, pixels in zip(("width", "height"), value or (), strict=False):
             found.put(side, pixels, name)
@@ -302,6 +315,8 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
     chosen = {target: value for target, value in values.items() if target in _PARAMS and target != "extra"}
     if "extra" in values:
         chosen["extra"] = _family(values["extra"], names["extra"], door, form)
+    if written := {target: values[target] for target in values.keys() & _WRITING}:
+        chosen["extra"] = written
     if "start" in values:
         chosen["extra"] = {**chosen.get("extra", {}), "start": _start(found, door)}
     return Wanted(

@@ -37,6 +37,8 @@ def to_request(
     The deadline is `timeout_s` from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
+    if wanted.talk.messages is not None:
+        prompt = {"messages": wanted.talk.messages}
     if pictures:
         prompt["images"] = tuple(pictures)
     if sounds:
@@ -130,8 +132,8 @@ def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     first, _, rest = (error.param or "").partition(".")
     usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image", "sounds": "audio"}
     usual["seconds"] = names.get("length", "seconds")
-    if error.param == "extra.start" and "start" in names:
-        return RequestError(str(error).replace("extra.start", names["start"], 1), names["start"])
+    if first == "extra" and rest in names:  # a family's own, for which clients have a field
+        return RequestError(str(error).replace(f"extra.{rest}", names[rest], 1), names[rest])
     name = names.get(first, usual.get(first, first))
     message = str(error)
     if name != first and message.startswith(f"{first}="):

@@ -7,59 +7,13 @@ target is known and refused with `note` as the reason, unless its value is one o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
-
-Shape = Literal[
-    "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls", "picture", "margins", "seed", "adapters",
-]  # fmt: skip
-"""What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is, "margins" four
-whole numbers."""
-
-Kind = Literal["image", "edit", "video", "audio", "chat"]
-"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions."""
-
-HARMLESS = "harmless"
-"""The target of fields that are checked and then change nothing, for the reason in `note`."""
-
-
-MAX_OUTPUTS = 10
-"""Pictures of one request, as OpenAI has it."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One wire field: how its value is read, and the target it goes to (names of targets are in `aliases.py`).
-
-    `low` and `high` bound numbers that the model's own limits do not bound; `longest` is of texts, in characters. Of a
-    harmless choice, a value other than the first that is allowed is told in the answer's warnings: `warns` says why.
-    """
-
-    name: str
-    shape: Shape
-    target: str = ""
-    note: str = ""
-    allowed: tuple[str, ...] = ()
-    neutral: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    longest: int = 0
-    warns: str = ""
-
-    def __post_init__(self) -> None:
-        if self.shape == "text" and not self.longest:
-            raise ValueError(
-                f"the text field {self.name!r} needs a longest length: whatever is kept or repeated has one"
-            )
-
-
-def _refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:
-    return tuple(Field(name, "object", note=note, neutral=neutral) for name in names)
+from omnimuse.server.translate.field import HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
+from omnimuse.server.translate.talking import COMPLETION, TALK
 
 
 def _language(name: str, *defaults: Any) -> Field:
@@ -68,8 +22,6 @@ def _language(name: str, *defaults: Any) -> Field:
 
 
 _START = "it is chosen when the server starts, not for each request"
-_WORD = 512
-"""Characters of a name, which is no prompt."""
 _FLAT = "this server makes still pictures of one layer"
 _NO_PATHS = "a request never names files or folders of the server"
 _NO_TEXT = "the answer is a picture: no text is sampled; a picture is steered by its own fields, such as `seed`"
@@ -77,7 +29,7 @@ _KEEPS = "`strength` says how much of the picture is drawn anew: lower keeps mor
 _TEXT_ONLY = "pictures to start from go to /v1/images/edits, with models that take them"
 
 SHARED: tuple[Field, ...] = (
-    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=_WORD),
+    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
     Field("negative_prompt", "text", "negative_prompt", "what to keep out", longest=MAX_PROMPT),
     Field("seed", "seed", "seed", "output i uses seed + i; chosen at random and reported when absent or -1"),
     Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps"),
@@ -88,7 +40,7 @@ SHARED: tuple[Field, ...] = (
     Field("strength", "real", "strength", "how much of the input picture is drawn anew, up to 1 for all of it"),
     Field("flow_shift", "real", "flow_shift", "how far the noise levels move towards noise; 1 moves nothing"),
     Field("boundary_ratio", "real", "boundary_ratio", "the share of the noise above which the first expert evaluates"),
-    Field("scheduler", "text", "scheduler", f"{', '.join(SCHEDULERS)}; in place of the checkpoint's", longest=_WORD),
+    Field("scheduler", "text", "scheduler", f"{', '.join(SCHEDULERS)}; in place of the checkpoint's", longest=MAX_WORD),
     Field("size", "size", "size", '"auto" (the model\'s own size), WIDTHxHEIGHT in pixels, or "adjust" (see there)'),
     Field(
         "adjust", "flag", "adjust", "sides and frames become the nearest that the model makes, and it is told (ours)"
@@ -103,14 +55,14 @@ SHARED: tuple[Field, ...] = (
         "text",
         HARMLESS,
         "names an end user for abuse monitoring; this server does none and keeps none",
-        longest=_WORD,
+        longest=MAX_WORD,
     ),
     Field(
         "safety_identifier",
         "text",
         "safety_identifier",
         "as `user`; repeated in the answer and not kept",
-        longest=_WORD,
+        longest=MAX_WORD,
     ),
     Field(
         "generator_device",
@@ -133,18 +85,18 @@ SHARED: tuple[Field, ...] = (
         "cache",
         f"skip work while little changes: {', '.join(BY_NAME)}, with settings as in docs/caches.md; in place of the "
         "server's choice",
-        longest=_WORD,
+        longest=MAX_WORD,
     ),
     Field("enable_teacache", "flag", "teacache", "true is `cache` with teacache; false asks for nothing (SG)"),
     Field("enable_cache_dit", "flag", "cache_dit", "true is `cache` with dbcache; false asks for nothing (SG)"),
     Field("cache_dit_params", "object", "cache_settings", "cache-dit's settings, such as Fn_compute_blocks (SG)"),
-    *_refused(_START, "vae_use_slicing", "vae_use_tiling"),
-    *_refused("trajectories for training are not recorded", "rollout", "return_trajectory_latents"),
-    *_refused("trajectories for training are not recorded", "rollout_sde_type", neutral=("sde",)),
-    *_refused("the models here are not run by diffusers; use `extra_params`", "diffusers_kwargs"),
-    *_refused(_NO_PATHS, "output_path", "output_dir", "output_file_name", "save_output"),
-    *_refused("pictures are not enlarged after they are drawn; choose a larger `size`", "enable_upscaling"),
-    *_refused("profiles are for the server's operator", "profile"),
+    *refused(_START, "vae_use_slicing", "vae_use_tiling"),
+    *refused("trajectories for training are not recorded", "rollout", "return_trajectory_latents"),
+    *refused("trajectories for training are not recorded", "rollout_sde_type", neutral=("sde",)),
+    *refused("the models here are not run by diffusers; use `extra_params`", "diffusers_kwargs"),
+    *refused(_NO_PATHS, "output_path", "output_dir", "output_file_name", "save_output"),
+    *refused("pictures are not enlarged after they are drawn; choose a larger `size`", "enable_upscaling"),
+    *refused("profiles are for the server's operator", "profile"),
     Field(
         "quality",
         "choice",
@@ -200,17 +152,17 @@ IMAGE: tuple[Field, ...] = (
         allowed=("vivid", "natural"),
         warns="style has no part in the picture; describe it in the prompt",
     ),
-    *_refused("this model plans nothing before it draws", "complexity", "bot_task", "system_prompt"),
-    *_refused("this model plans nothing before it draws", "use_system_prompt", neutral=("None",)),
-    *_refused(_FLAT, "frame_count", "frame_duration_ms", "svg", "layers", "fps"),
-    *_refused(_FLAT, "num_frames", neutral=(1,)),
-    *_refused("it concerns input pictures", "infer_align_image_size"),
+    *refused("this model plans nothing before it draws", "complexity", "bot_task", "system_prompt"),
+    *refused("this model plans nothing before it draws", "use_system_prompt", neutral=("None",)),
+    *refused(_FLAT, "frame_count", "frame_duration_ms", "svg", "layers", "fps"),
+    *refused(_FLAT, "num_frames", neutral=(1,)),
+    *refused("it concerns input pictures", "infer_align_image_size"),
 )
 
 _INPUT_NAMES = ("image", "images", "mask", "mask_image", "pad", "markup", "reference_image", "input_fidelity", "url")
 
 TABLE: Mapping[Kind, tuple[Field, ...]] = {
-    "image": (*IMAGE, *_refused(_TEXT_ONLY, *_INPUT_NAMES)),
+    "image": (*IMAGE, *refused(_TEXT_ONLY, *_INPUT_NAMES)),
     "edit": (
         *IMAGE,
         Field(
@@ -233,8 +185,8 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
             "pad",
             "draw on beyond the edges of the first picture, by so many of its pixels: left, above, right, below (ours)",
         ),
-        *_refused("no model here reads it", "markup"),
-        *_refused(_KEEPS, "input_fidelity", neutral=("low",)),
+        *refused("no model here reads it", "markup"),
+        *refused(_KEEPS, "input_fidelity", neutral=("low",)),
     ),
     "video": (
         *SHARED,
@@ -251,22 +203,22 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
             "url", "urls", "urls", "as `input_reference`: a data: URL, or an address of a host that is allowed (ours)"
         ),
         Field("video_params", "object", "nested", "width, height, fps and num_frames in an object (VO)"),
-        *_refused("one request makes one video", "n", "num_outputs_per_prompt", neutral=(1,)),
-        *_refused("videos are mp4", "output_format", neutral=("mp4",)),
-        *_refused("videos are encoded in one, visually lossless, quality", "output_compression"),
-        *_refused(
+        *refused("one request makes one video", "n", "num_outputs_per_prompt", neutral=(1,)),
+        *refused("videos are mp4", "output_format", neutral=("mp4",)),
+        *refused("videos are encoded in one, visually lossless, quality", "output_compression"),
+        *refused(
             "videos are encoded in one, visually lossless, quality",
             "output_quality",
             neutral=("default", "auto", "maximum"),
         ),
-        *_refused("follow a video at /v1/videos/{id}/events", "stream"),
-        *_refused("this model makes no sound", "generate_sound"),
-        *_refused("this model makes no sound", "sound_duration", "audio_reference"),
-        *_refused("frames are never invented between frames", "enable_frame_interpolation"),
-        *_refused("frames are never invented between frames", "frame_interpolation_exp", "frame_interpolation_scale"),
-        *_refused(_NO_PATHS, "frame_interpolation_model_path"),
-        *_refused("send a picture as `input_reference`", "reference_url", "image_reference"),
-        *_refused("no model here makes videos from videos", "video_reference"),
+        *refused("follow a video at /v1/videos/{id}/events", "stream"),
+        *refused("this model makes no sound", "generate_sound"),
+        *refused("this model makes no sound", "sound_duration", "audio_reference"),
+        *refused("frames are never invented between frames", "enable_frame_interpolation"),
+        *refused("frames are never invented between frames", "frame_interpolation_exp", "frame_interpolation_scale"),
+        *refused(_NO_PATHS, "frame_interpolation_model_path"),
+        *refused("send a picture as `input_reference`", "reference_url", "image_reference"),
+        *refused("no model here makes videos from videos", "video_reference"),
     ),
     "audio": (
         *SHARED,
@@ -285,10 +237,10 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
             allowed=("audio", "sse"),
         ),
         Field("audio", "file", "sounds", "a sound to start from: wav, flac, ogg or mp3"),
-        *_refused("say how fast it is in the prompt", "speed", neutral=(1, 1.0)),
-        *_refused("one request makes one sound", "n", "num_outputs_per_prompt", neutral=(1,)),
-        *_refused("choose `stream_format`", "stream", neutral=(False,)),
-        *_refused("this model speaks no text; it has no voices", "voice", "instructions", "ref_audio", "ref_text"),
+        *refused("say how fast it is in the prompt", "speed", neutral=(1, 1.0)),
+        *refused("one request makes one sound", "n", "num_outputs_per_prompt", neutral=(1,)),
+        *refused("choose `stream_format`", "stream", neutral=(False,)),
+        *refused("this model speaks no text; it has no voices", "voice", "instructions", "ref_audio", "ref_text"),
     ),
     "chat": (
         *SHARED,
@@ -300,7 +252,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
         Field("max_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),
         Field("max_completion_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),
-        Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer", longest=_WORD),
+        Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer", longest=MAX_WORD),
         Field("service_tier", "choice", HARMLESS, "there is one tier", allowed=("auto", "default")),
         Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
         _language("temperature", 1, 1.0, 0.7),
@@ -322,15 +274,17 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         _language("verbosity", "medium"),
         _language("reasoning_effort", "none", "medium"),
         _language("prediction"),
-        *_refused("the answer is a picture", "response_format", neutral=({"type": "text"},)),
-        *_refused("this model calls no tools", "tools", "functions"),
-        *_refused("this model calls no tools", "tool_choice", "function_call", neutral=("none", "auto")),
-        *_refused("sounds are made at /v1/audio/generate", "audio"),
-        *_refused("conversations are not stored", "store"),
-        *_refused("conversations are not stored", "metadata"),
-        *_refused("this model searches nothing", "web_search_options"),
-        *_refused(_FLAT, "layers", "num_frames", "fps", neutral=(1,)),
+        *refused("the answer is a picture", "response_format", neutral=({"type": "text"},)),
+        *refused("this model calls no tools", "tools", "functions"),
+        *refused("this model calls no tools", "tool_choice", "function_call", neutral=("none", "auto")),
+        *refused("sounds are made at /v1/audio/generate", "audio"),
+        *refused("conversations are not stored", "store"),
+        *refused("conversations are not stored", "metadata"),
+        *refused("this model searches nothing", "web_search_options"),
+        *refused(_FLAT, "layers", "num_frames", "fps", neutral=(1,)),
     ),
+    "talk": TALK,
+    "completion": COMPLETION,
 }
 """The table, by endpoint."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omnimuse.core.loras import MOST_LORAS
 from omnimuse.server.errors import ApiError, refusal
-from omnimuse.server.translate.fields import Field
+from omnimuse.server.translate.field import Field
 
 MAX_WHOLE = 10**40
 """Whole numbers beyond this (either way) are not even shown; far smaller ones are out of every range."""
@@ -41,7 +41,7 @@ def is_neutral(field: Field, value: Any, form: bool) -> bool:
     """Whether `value` of a field that is not honoured asks for nothing: no to it, or what is so anyway. JSON true is
     not 1.
     """
-    if value is False or value in ("", [], {}) or (form and isinstance(value, str) and value.lower() == "false"):
+    if is_nothing(value) or (form and isinstance(value, str) and value.lower() == "false"):
         return True
     for neutral in field.neutral:
         if form and isinstance(value, str) and value.strip().lower() == json.dumps(neutral).strip('"').lower():
@@ -49,6 +49,11 @@ def is_neutral(field: Field, value: Any, form: bool) -> bool:
         if isinstance(value, bool) == isinstance(neutral, bool) and value == neutral:
             return True
     return False
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a JSON value says nothing, or no."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def shown(value: Any) -> str:
@@ -182,6 +187,24 @@ def _list(field: Field, value: Any, name: str, form: bool) -> list[Any]:
     return value
 
 
+def _texts(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
+    """Texts, none of them empty; at most as many as the field's `high`."""
+    found = [value] if isinstance(value, str) else value
+    most = int(field.high or 1)
+    if not isinstance(found, list) or len(found) > most or not all(isinstance(each, str) and each for each in found):
+        raise _bad(name, value, f"a text that is not empty, or a list of at most {most} of them")
+    return tuple(_text(field, each, name, form) for each in found)
+
+
+def _one(field: Field, value: Any, name: str, form: bool) -> str:
+    """A text, also as the only one of a list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str):
+        raise _bad(name, value, "one text; tokens and several texts are not taken, send a request for each")
+    return _text(field, value, name, form)
+
+
 def _adapters(field: Field, value: Any, name: str, form: bool) -> list[Any] | None:
     """Adapters by their registered names; what stands for none is None. In a form scales come as text."""
     listed = value if isinstance(value, list) else [value] if value else []
@@ -253,4 +276,6 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "margins": _margins,
     "seed": _seed,
     "adapters": _adapters,
+    "texts": _texts,
+    "one": _one,
 }

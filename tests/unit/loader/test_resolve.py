@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -147,6 +148,25 @@ def test_a_repository_with_pickles_only_is_refused_before_download() -> None:
         wanted_files("a/b", ["model_index.json", "net/model.bin"])
 
 
+def test_of_a_language_model_copies_for_other_libraries_are_not_downloaded() -> None:
+    files = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "onnx/model.safetensors",
+        "onnx/config.json",
+        "model.gguf",
+    ]
+    left = {"pytorch_model.bin", "onnx/model.safetensors", "onnx/config.json", "model.gguf"}
+    assert set(files) - set(wanted_files("a/b", files)) == left
+    with pytest.raises(ModelError, match=r"no \*.safetensors weights, only pickles"):
+        wanted_files("a/b", ["config.json", "generation_config.json", "pytorch_model.bin", "onnx/a.safetensors"])
+
+
 # -- over HTTP -----------------------------------------------------------------------------------------------------
 
 ERRORS = {
@@ -177,7 +197,14 @@ for model in models:
 def hub(plain: Path) -> Iterator[str]:
     """The address of a hub with one model, `a/toy`, and the failures in ERRORS."""
     (plain / "net/pytorch_model.bin").write_bytes(b"pickle")
-    handler = type("Handler", (_Hub,), {"content": plain, "listed": set()})
+    with hub_of(plain) as address:
+        yield address
+
+
+@contextmanager
+def hub_of(content: Path) -> Iterator[str]:
+    """The address of a hub whose models all are `content`."""
+    handler = type("Handler", (_Hub,), {"content": content, "listed": set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -287,3 +314,22 @@ def test_a_hub_model_is_downloaded_and_every_failure_says_what_to_do(hub: str, t
     assert "a/toy has no revision 'nope'" in revision
     assert "the hub answered with an error for a/broken" in broken
     assert "a/unreachable is not on this machine and the hub cannot be reached" in unreachable
+
+
+def test_a_language_model_is_downloaded_listed_and_found_again_without_network(tmp_path: Path) -> None:
+    content = tmp_path / "words"
+    content.mkdir()
+    (content / "config.json").write_text('{"architectures": ["ToyForCausalLM"]}')
+    (content / "generation_config.json").write_text('{"max_new_tokens": 3}')
+    (content / "tokenizer_config.json").write_text('{"tokenizer_class": "ToyTokenizer"}')
+    (content / "model.safetensors").write_bytes(b"weights")
+    (content / "onnx").mkdir()
+    (content / "onnx/model.safetensors").write_bytes(b"copy")
+    with hub_of(content) as address:
+        [path] = ask(address, tmp_path, "a/words")
+    assert sorted(file.name for file in Path(path).rglob("*")) == sorted(
+        ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"]
+    )
+    offline = Places(tmp_path / "none", Hub(tmp_path / "hub", offline=True))
+    assert resolve("a/words", (), offline) == Folder("a/words", Path(path), "hub")
+    assert [folder.id for folder in list_local(offline)] == ["a/words"]

@@ -1,0 +1,69 @@
+// A talk with a model that writes: what was said, and a field for what comes next. It lives as long as the page.
+
+import { talk } from "./api.js";
+import { byId, h } from "./dom.js";
+
+/** Shows the talk with `model` in place of what draws; `fail` says what went wrong. */
+export function openTalk(model, fail) {
+  const said = [];
+  let abort = null;
+  for (const id of ["form", "more"]) byId(id).hidden = true;
+  document.querySelector(".results").hidden = true;
+  byId("talk").hidden = false;
+  byId("say").maxLength = model.capabilities.max_prompt;
+  byId("say").focus();
+
+  async function answer(text) {
+    said.push({ role: "user", content: text });
+    show("user", text);
+    const line = show("assistant", "");
+    abort = new AbortController();
+    running(true);
+    let content = "";
+    try {
+      for await (const piece of talk(model.id, said, abort.signal)) line.textContent = content += piece;
+    } catch (error) {
+      if (!abort.signal.aborted) fail(error);
+    } finally {
+      if (content) said.push({ role: "assistant", content });
+      else forget(line);
+      abort = null;
+      running(false);
+    }
+  }
+
+  /** Of a question without an answer nothing stays but its text, in the field. */
+  function forget(line) {
+    byId("say").value ||= said.pop().content;
+    line.previousSibling.remove();
+    line.remove();
+  }
+
+  byId("say-form").onsubmit = (event) => {
+    event.preventDefault();
+    if (abort) return abort.abort();
+    const text = byId("say").value.trim();
+    if (!text) return;
+    byId("say").value = "";
+    fail(null);
+    answer(text);
+  };
+  byId("say").onkeydown = (event) => {
+    if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), !abort && byId("say-form").requestSubmit();
+    if (event.key === "Escape") abort?.abort();
+  };
+  byId("anew").onclick = () => {
+    abort?.abort();
+    said.length = 0;
+    byId("said").replaceChildren();
+  };
+}
+
+function show(role, text) {
+  const line = h("li", { className: role }, text);
+  byId("said").append(line);
+  line.scrollIntoView({ block: "nearest" });
+  return line;
+}
+
+const running = (yes) => (byId("speak").textContent = yes ? "Stop" : "Send");

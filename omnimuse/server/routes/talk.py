@@ -1,0 +1,270 @@
+"""POST /v1/chat/completions and /v1/completions for models that write: a conversation or a text goes on.
+
+Pieces of a stream follow each other without a gap: what a slow reader missed of them comes with the last one, and
+where a lost worker's request is written once more, only what is new is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from omnimuse.core.errors import WorkerLostError
+from omnimuse.deploy.wire import Finished, MadeText, Spelt
+from omnimuse.server.errors import refusal
+from omnimuse.server.http.bodies import read_json
+from omnimuse.server.http.sse import Event
+from omnimuse.server.http.watch import cancel_on_disconnect
+from omnimuse.server.openapi import Operation
+from omnimuse.server.orders.order import (
+    Admitted,
+    Order,
+    draw,
+    finished,
+    opened,
+    place_order,
+    refuse_key,
+)
+from omnimuse.server.protocol import talk as protocol
+from omnimuse.server.protocol.images import dump
+from omnimuse.server.routes.absent import for_tasks
+from omnimuse.server.service import Service
+from omnimuse.server.translate.aliases import Talk, Wanted, read
+from omnimuse.server.translate.answers import Made, told
+from omnimuse.server.translate.field import Kind
+from omnimuse.server.translate.values import is_nothing
+
+TASK = "text-to-text"
+TALK, COMPLETION = "/v1/chat/completions", "/v1/completions"
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""OpenAI's roles -> those that templates of checkpoints know."""
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        TALK,
+        "Go on with a conversation. With `stream` the answer is text/event-stream.",
+        body=protocol.TalkRequest,
+        responses={200: protocol.TalkCompletion},
+    ),
+    Operation(
+        "POST",
+        COMPLETION,
+        "Go on with a text. With `stream` the answer is text/event-stream.",
+        body=protocol.CompletionRequest,
+        responses={200: protocol.Completion},
+    ),
+)
+
+
+def routes(service: Service) -> list[Route]:
+    """Both endpoints."""
+
+    async def answer(request: Request, kind: Kind, shape: Shape) -> Response:
+        refuse_key(request)
+        wanted = read(await read_json(request), kind, service.door)
+        order = _order(service, replace(wanted, talk=Talk(_messages(wanted))) if kind == "talk" else wanted, request)
+        request.state.lease.close()  # of what came, only the order is left
+        head = {"created": int(time.time()), "model": service.options.model_name}
+        if wanted.delivery.stream:
+            return await cancel_on_disconnect(request, opened(_chunks(service, order, shape, head)))
+        made = await cancel_on_disconnect(request, finished(service, order))
+        body = shape.whole(order, head | _about(order, made), made.texts)
+        seeds = ",".join(str(order.request.seed(index)) for index in range(order.request.outputs))
+        return JSONResponse(dump(body), headers=Made.of(made).headers(order.wanted.warnings) | {"x-seed": seeds})
+
+    async def chat(request: Request) -> Response:
+        return await answer(request, "talk", Chat())
+
+    async def completions(request: Request) -> Response:
+        return await answer(request, "completion", Continued())
+
+    handlers = ((TALK, chat), (COMPLETION, completions))
+    return [Route(path, for_tasks(service, (TASK,), handler), methods=["POST"]) for path, handler in handlers]
+
+
+def _order(service: Service, wanted: Wanted, request: Request) -> Order:
+    order = place_order(service, wanted, request, TASK)
+    return replace(order, request=replace(order.request, chunks=wanted.delivery.stream))
+
+
+# -- what came ---------------------------------------------------------------------------------------------------
+
+
+def _messages(wanted: Wanted) -> list[dict[str, str]]:
+    """The conversation in the words of templates; ApiError 400 for what this model cannot read."""
+    if wanted.talk.modalities not in (None, [], ["text"]):
+        raise refusal("unsupported_parameter", 'this model answers with text; use modalities ["text"]', "modalities")
+    messages = wanted.talk.messages
+    if not messages:
+        raise refusal("missing_parameter", "messages is missing or empty; say something", "messages")
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(given: Any, name: str) -> dict[str, str]:
+    role = given.get("role") if isinstance(given, dict) else None
+    if role in ("tool", "function"):
+        raise refusal("unsupported_parameter", f"{name} answers a tool, and this model calls none; leave it out", name)
+    if role not in ROLES:
+        raise refusal("invalid_value", f"{name} is no message with a role of {', '.join(ROLES)}", name)
+    for key, value in given.items():
+        if key not in ("role", "content") and not is_nothing(value):
+            why = "templates of checkpoints know a role and a content; leave it out"
+            raise refusal("unsupported_parameter", f"{name}.{key[:80]} is not supported: {why}", f"{name}.{key}"[:80])
+    return {"role": ROLES[role], "content": _content(given.get("content"), f"{name}.content")}
+
+
+def _content(given: Any, name: str) -> str:
+    """A text, or parts of which each is one."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, list) or not given:
+        raise refusal("invalid_value", f"{name} is neither text nor a list of parts", name)
+    texts = []
+    for index, part in enumerate(given):
+        kind, where = part.get("type") if isinstance(part, dict) else None, f"{name}[{index}]"
+        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
+            raise refusal("unsupported_task", f"{where} is {kind}, and this model reads text only; leave it out", where)
+        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
+            raise refusal("invalid_value", f'{where} is no part {{"type": "text", "text": ...}}', where)
+        texts.append(part[kind])
+    return "\n".join(texts)
+
+
+# -- what goes ---------------------------------------------------------------------------------------------------
+
+
+class Shape(Protocol):
+    """How one of the two endpoints tells texts."""
+
+    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText]) -> BaseModel:
+        """The answer that has everything."""
+
+    def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
+        """What comes before the first piece of answer `index`, if anything does."""
+
+    def piece(
+        self, order: Order, head: dict[str, Any], index: int, text: str, reason: protocol.Reason | None
+    ) -> BaseModel:
+        """A piece of answer `index`; with a `reason` it is the last one."""
+
+    def last(self, order: Order, head: dict[str, Any]) -> BaseModel:
+        """What `head` has to say at the end, with no piece."""
+
+
+class Chat:
+    """As a conversation."""
+
+    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText]) -> BaseModel:
+        said = [(protocol.Said(role="assistant", content=made.text), made.reason) for made in texts]
+        choices = [protocol.Answer(index=i, message=each, finish_reason=why) for i, (each, why) in enumerate(said)]
+        return protocol.TalkCompletion(id=self._id(order), choices=choices, **head)
+
+    def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
+        return self._chunk(
+            order, head, [protocol.Piece(index=index, delta=protocol.Said(role="assistant", content=""))]
+        )
+
+    def piece(
+        self, order: Order, head: dict[str, Any], index: int, text: str, reason: protocol.Reason | None
+    ) -> BaseModel:
+        delta = protocol.Said(content=text or None)
+        return self._chunk(order, head, [protocol.Piece(index=index, delta=delta, finish_reason=reason)])
+
+    def last(self, order: Order, head: dict[str, Any]) -> BaseModel:
+        return self._chunk(order, head, [])
+
+    def _chunk(self, order: Order, head: dict[str, Any], choices: list[protocol.Piece]) -> BaseModel:
+        return protocol.TalkChunk(id=self._id(order), choices=choices, **head)
+
+    def _id(self, order: Order) -> str:
+        return f"chatcmpl-{order.request.id}"
+
+
+class Continued:
+    """As a text that goes on."""
+
+    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText]) -> BaseModel:
+        made = [protocol.Continuation(index=i, text=t.text, finish_reason=t.reason) for i, t in enumerate(texts)]
+        return self._made(order, head, made)
+
+    def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
+        return None
+
+    def piece(
+        self, order: Order, head: dict[str, Any], index: int, text: str, reason: protocol.Reason | None
+    ) -> BaseModel:
+        return self._made(order, head, [protocol.Continuation(index=index, text=text, finish_reason=reason)])
+
+    def last(self, order: Order, head: dict[str, Any]) -> BaseModel:
+        return self._made(order, head, [])
+
+    def _made(self, order: Order, head: dict[str, Any], choices: list[protocol.Continuation]) -> BaseModel:
+        return protocol.Completion(id=f"cmpl-{order.request.id}", choices=choices, **head)
+
+
+@dataclass
+class Told:
+    """What a client was told of each answer so far."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def new(self, piece: Spelt) -> str:
+        """What of `piece` was not told; nothing where there is a gap before it."""
+        known = self.texts.get(piece.output, "")
+        if piece.start > len(known):
+            return ""
+        found = piece.text[len(known) - piece.start :]
+        self.texts[piece.output] = known + found
+        return found
+
+    def rest(self, index: int, whole: str) -> str:
+        """What was not told of the `whole` answer; WorkerLostError if it does not begin with what was."""
+        known = self.texts.get(index, "")
+        if not whole.startswith(known):
+            raise WorkerLostError("the worker was lost, and written anew the answer is another; ask again")
+        return whole[len(known) :]
+
+
+async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, Any]) -> AsyncGenerator[Event, None]:
+    """Roles, pieces as they come, why each answer ended, and the usage where asked for.
+
+    The first event is for `opened`: it comes when the prompt has been read, so that one that is too long is refused.
+    """
+    known, begun = Told(), False
+    async with aclosing(draw(service, order)) as updates:
+        async for update in updates:
+            if isinstance(update, Admitted):
+                continue
+            if not begun:
+                begun = True
+                yield None, None
+                for index in range(order.request.outputs):
+                    if (first := shape.first(order, head, index)) is not None:
+                        yield None, dump(first)
+            if isinstance(update, Spelt) and (text := known.new(update)):
+                yield None, dump(shape.piece(order, head, update.output, text, None))
+            elif isinstance(update, Finished):
+                about = _about(order, update)
+                for index, made in enumerate(update.texts):
+                    if rest := known.rest(index, made.text):
+                        yield None, dump(shape.piece(order, head, index, rest, None))
+                    end = head | {"warnings": about["warnings"]}
+                    yield None, dump(shape.piece(order, end, index, "", made.reason))
+                if order.wanted.delivery.usage:
+                    yield None, dump(shape.last(order, head | about))
+
+
+def _about(order: Order, made: Finished) -> dict[str, Any]:
+    read_, written = made.remarks.prompt_tokens, sum(text.tokens for text in made.texts)
+    usage = protocol.TokenUsage(prompt_tokens=read_, completion_tokens=written, total_tokens=read_ + written)
+    warnings = told([*order.wanted.warnings, *made.remarks.warnings])
+    return {"usage": usage, "timings": Made.of(made).seconds, "warnings": warnings}

@@ -1,0 +1,60 @@
+"""One field of a request as it comes over the wire: `Field`, and how tables of them are written.
+
+The tables are in `fields.py`, that of models that write in `talking.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Shape = Literal[
+    "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
+    "urls", "picture", "margins", "seed", "adapters", "texts", "one",
+]  # fmt: skip
+"""What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is, "margins" four
+whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one."""
+
+Kind = Literal["image", "edit", "video", "audio", "chat", "talk", "completion"]
+"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions of a
+model that draws and of one that writes, /v1/completions."""
+
+HARMLESS = "harmless"
+"""The target of fields that are checked and then change nothing, for the reason in `note`."""
+
+
+MAX_WORD = 512
+"""Characters of a name, which is no prompt."""
+MAX_OUTPUTS = 10
+"""Pictures or texts of one request, as OpenAI has it of pictures."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One wire field: how its value is read, and the target it goes to (names of targets are in `aliases.py`).
+
+    `low` and `high` bound numbers that the model's own limits do not bound; `longest` is of texts, in characters. Of a
+    harmless choice, a value other than the first that is allowed is told in the answer's warnings: `warns` says why.
+    """
+
+    name: str
+    shape: Shape
+    target: str = ""
+    note: str = ""
+    allowed: tuple[str, ...] = ()
+    neutral: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    longest: int = 0
+    warns: str = ""
+
+    def __post_init__(self) -> None:
+        if self.shape == "text" and not self.longest:
+            raise ValueError(
+                f"the text field {self.name!r} needs a longest length: whatever is kept or repeated has one"
+            )
+
+
+def refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:
+    """Fields that are known and not honoured, because of `note`."""
+    return tuple(Field(name, "object", note=note, neutral=neutral) for name in names)

@@ -1,0 +1,83 @@
+"""The fields of requests to a model that writes: chats, and completions of a text. Read with `fields.py`'s table."""
+
+from __future__ import annotations
+
+from omnimuse.core.messages import MAX_WRITTEN
+from omnimuse.server.translate.field import HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
+
+MAX_STOPS = 16
+"""Texts that may end an answer; OpenAI has four."""
+
+_ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
+_SAMPLED = "it is not computed here; `temperature`, `top_k`, `top_p` and `repetition_penalty` say how tokens are drawn"
+_NO_SCORES = "how likely tokens were is not told"
+_NO_TOOLS = "this model calls no tools"
+_STORED = "conversations are not stored"
+_TEMPLATE = "the checkpoint's own chat template is used, as it stands"
+
+_WRITING: tuple[Field, ...] = (
+    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
+    Field("seed", "seed", "seed", "answer i uses seed + i; chosen at random when absent or -1"),
+    Field("n", "whole", "num_outputs_per_prompt", "how many answers", low=1, high=MAX_OUTPUTS),
+    Field("stream", "flag", "stream", "answer with server-sent events, word by word"),
+    Field("stream_options", "object", "stream_options", "include_usage adds a last chunk with the usage"),
+    Field("max_tokens", "whole", "max_tokens", "of an answer, at most; without it, as many as the model reads", low=1),
+    Field("min_tokens", "whole", "min_tokens", "of an answer, before the model may end it by itself (VO)", low=0),
+    Field("temperature", "real", "temperature", "0: the likeliest token every time", low=0, high=100),
+    Field("top_p", "real", "top_p", "draw from the tokens that make up so much", low=0, high=1),
+    Field("top_k", "whole", "top_k", "draw from so many tokens; 0 and -1: from all (VO, SG)", low=-1),
+    Field(
+        "repetition_penalty", "real", "repetition_penalty", "above 1: say less often what was said (VO, SG)", low=0.01
+    ),
+    Field("stop", "texts", "stop", "texts that end the answer and are no part of it", longest=MAX_WORD, high=MAX_STOPS),
+    Field("timeout_s", "real", "timeout", "give up after so many seconds (ours)"),
+    Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
+    Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
+    Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
+    Field("prompt_cache_key", "text", HARMLESS, "a hint for speed that never changes an answer", longest=MAX_WORD),
+    Field("service_tier", "choice", HARMLESS, "there is one tier", allowed=("auto", "default")),
+    *refused(_SAMPLED, "frequency_penalty", "presence_penalty", "min_p", neutral=(0,)),
+    *refused(_SAMPLED, "typical_p", "length_penalty", "best_of", neutral=(1,)),
+    *refused(_SAMPLED, "use_beam_search", "logit_bias", "ignore_eos", "allowed_token_ids", "bad_words"),
+    *refused("name the text that ends an answer with `stop`", "stop_token_ids"),
+    *refused("a stop is no part of the answer", "include_stop_str_in_output"),
+    *refused("what a tokenizer marks as special is no part of a text", "skip_special_tokens", neutral=(True,)),
+    *refused("the whole prompt is read", "truncate_prompt_tokens"),
+    *refused("tokens are not told", "return_token_ids", "return_tokens_as_token_ids"),
+    *refused("a text has no scheme that it keeps to", "structured_outputs", "guided_json", "guided_regex"),
+    *refused("a text has no scheme that it keeps to", "guided_choice", "guided_grammar", "response_format",
+             neutral=({"type": "text"},)),
+    *refused("this model wears no adapters", "lora", "loras"),
+    *refused("no step of a text can be skipped", "cache"),
+)  # fmt: skip
+"""What both know."""
+
+TALK: tuple[Field, ...] = (
+    *_WRITING,
+    Field("messages", "list", "messages", "the conversation, which the model goes on with"),
+    Field("max_completion_tokens", "whole", "max_tokens", "as `max_tokens`, by OpenAI's newer name", low=1),
+    Field("modalities", "list", "modalities", '["text"]'),
+    Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
+    *refused(_NO_SCORES, "logprobs"),
+    *refused(_NO_SCORES, "top_logprobs", neutral=(0,)),
+    *refused(_NO_TOOLS, "tools", "functions"),
+    *refused(_NO_TOOLS, "tool_choice", "function_call", neutral=("none", "auto")),
+    *refused(_TEMPLATE, "chat_template", "chat_template_kwargs", "documents"),
+    *refused(_TEMPLATE, "add_generation_prompt", neutral=(True,)),
+    *refused(_TEMPLATE, "continue_final_message", "add_special_tokens", "echo"),
+    *refused("the model thinks as it was taught to", "reasoning_effort", "verbosity", neutral=("medium",)),
+    *refused("no sound is made here", "audio"),
+    *refused("what is foreseen is not made use of", "prediction"),
+    *refused(_STORED, "store", "metadata"),
+    *refused("this model searches nothing", "web_search_options"),
+)
+"""/v1/chat/completions."""
+
+COMPLETION: tuple[Field, ...] = (
+    *_WRITING,
+    Field("prompt", "one", "prompt", "the text that the model goes on with", longest=MAX_WRITTEN),
+    *refused("the answer is what comes after the prompt", "echo", "suffix"),
+    *refused(_NO_SCORES, "logprobs"),
+    *refused(_NO_SCORES, "prompt_logprobs"),
+)
+"""/v1/completions."""
