@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Protocol, TypeVar
 
-
 ASKED = 64
 """Places that are looked at for a request."""
 
