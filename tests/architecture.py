@@ -16,6 +16,7 @@ MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_FIELDS = 500, 60, 350, 7,
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("cli", "playground", "entrypoints"),
+    ("simulate",),
     ("server", "api", "parity"),
     ("deploy",),
     ("engine",),

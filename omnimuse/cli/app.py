@@ -35,6 +35,7 @@ COMMANDS = MappingProxyType(
         "parity": "compare a family with diffusers, part by part",
         "calibrate": "measure a model for its step caches",
         "bench": "measure a running server",
+        "simulate": "simulate a fleet of servers under load",
         "serve": "serve a model over HTTP, with a page to try it",
         "doctor": "check this installation and say what to do",
     }

@@ -31,13 +31,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_model, run_load
 from omnimuse.cli.table import columns
 from omnimuse.core.errors import RequestError
+from omnimuse.simulate.figures import Figures, spread
 
-Figures = dict[str, Any]
 LATE = 0.05
 """Seconds; a generator that is later than this is said to be."""
 
@@ -62,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture")
     load.add_argument("--timeout", type=float, default=600, metavar="S", help="a client waits so long (default: 600)")
+    load.add_argument("--deadline", type=float, metavar="S", help="say so in every request: of no use later (ours)")
     load.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments and the mix (default: 0)")
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--slo", type=float, metavar="S", help="a picture that takes longer is of no use")
@@ -119,7 +120,9 @@ def read_load(args: argparse.Namespace) -> Load:
     if args.rate is not None and args.concurrency is not None:
         raise RequestError("--rate is an open loop and --concurrency a closed one; give one of them", "rate")
     options = {"--rate": args.rate, "--concurrency": args.concurrency, "--duration": args.duration}
-    for name, value in (options | {"--requests": args.requests, "--timeout": args.timeout}).items():
+    for name, value in (
+        options | {"--requests": args.requests, "--timeout": args.timeout, "--deadline": args.deadline}
+    ).items():
         if value is not None:
             _above_zero(name, value)
     return Load(
@@ -132,6 +135,7 @@ def read_load(args: argparse.Namespace) -> Load:
         timeout=args.timeout,
         seed=args.seed,
         model=args.model or "",
+        deadline=args.deadline,
     )
 
 
@@ -169,6 +173,7 @@ def describe(load: Load) -> Figures:
         "mix": {entry.name: entry.weight for entry in load.mix},
         "stream": load.stream,
         "timeout": load.timeout,
+        "deadline": load.deadline,
         "seed": load.seed,
     }
 
@@ -207,15 +212,6 @@ def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:
     work = sum(o.entry.work for o in accepted)
     useful = sum(o.entry.work for o in within)
     return {"requests": len(accepted) - len(within), "share": 1 - useful / work if work else 0.0}
-
-
-def spread(values: Sequence[float]) -> Figures:
-    """Count, p50, p90, p99 and maximum; percentiles are by nearest rank, so each is a value that occurred."""
-    ranked = sorted(values)
-    figures: Figures = {"count": len(ranked)}
-    for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)):
-        figures[name] = ranked[math.ceil(part * len(ranked)) - 1] if ranked else None
-    return figures
 
 
 def write(path: Path, figures: Figures, outcomes: Sequence[Outcome]) -> None:

@@ -81,7 +81,8 @@ class Target:
 @dataclass(frozen=True)
 class Load:
     """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
-    `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds."""
+    `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds. With a `deadline` requests
+    say after how many their answer is of no use."""
 
     mix: tuple[Entry, ...]
     rate: float | None = None
@@ -92,6 +93,7 @@ class Load:
     timeout: float = 600.0
     seed: int = 0
     model: str = ""
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ class Client:
             fields["size"] = f"{entry.width}x{entry.height}"
         if entry.steps is not None:
             fields["num_inference_steps"] = entry.steps
+        if self._load.deadline is not None:
+            fields["timeout_s"] = self._load.deadline
         if self._load.stream:
             fields |= {"stream": True, "partial_images": PREVIEWS}
         headers = {"content-type": "application/json", "x-stainless-read-timeout": f"{self._load.timeout:g}"}

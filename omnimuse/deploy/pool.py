@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import zmq.asyncio
 
@@ -26,6 +27,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.request import Request
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.replica import Attempt, Lost, PoolPlan, Replica, State
+from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Finished, Form, Update
 
 __all__ = ["Pool", "PoolPlan", "ReplicaStatus"]
@@ -60,6 +62,7 @@ class Pool:
         self._lives: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
         self._news = asyncio.Event()
+        self._draw = Random()
         self._closed = False
 
     async def start(self) -> None:
@@ -172,8 +175,7 @@ class Pool:
             raise DeadlineError("the deadline of the request passed before a worker was free") from None
 
     def _choose(self) -> Replica | None:
-        free = [replica for replica in self._replicas if replica.open and replica.holder is None]
-        return min(free, key=lambda replica: len(replica.running), default=None)
+        return least_loaded(self._replicas, self._draw)
 
     def _choose_alone(self, request: Request) -> Replica | None:
         """The worker that is kept for `request`, once it is ready and empty; no other request may join it there."""

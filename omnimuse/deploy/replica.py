@@ -281,6 +281,11 @@ class Replica:
         """Whether it can take a request now."""
         return self.state == "ready" and self._life is not None and not self._life.ended
 
+    @property
+    def load(self) -> int:
+        """How many requests are in it."""
+        return len(self.running)
+
     def take(self, request: Request, form: Form) -> Attempt:
         """Start work on `request`; only when open."""
         assert self.open and self._life is not None

@@ -7,7 +7,8 @@ starts level with the least served one present; what a tenant took beyond that i
 its share of the places, also where nobody else wants them.
 Within a tenant: higher priority first, then the nearer deadline, then the least work left, so that short requests do
 not wait for long ones. But requests that came long ago are late, and half of a tenant's work goes to them, the oldest
-first, so that nobody waits for ever.
+first, so that nobody waits for ever. A deadline that will not be kept, by the speed of the ticks so far, is none: its
+request comes after those that will be in time, and nobody joins a tick at the price of somebody's deadline.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
+from omnimuse.engine.targets import Targets
 
 FOREVER = float("inf")
 
@@ -53,6 +55,11 @@ class Entry:
     placed: float = 0.0
     ran: float = 0.0
 
+    @property
+    def deadline(self) -> float:
+        """When its result is wanted, at the latest."""
+        return FOREVER if self.request.deadline is None else self.request.deadline
+
 
 @dataclass
 class Tenant:
@@ -82,6 +89,8 @@ class Scheduler:
         self.tenants: dict[str, Tenant] = {}
         self._arrivals = 0
         self._last = 0.0
+        self._targets = Targets()
+        self._hopeless: set[int] = set()
 
     @property
     def waiting(self) -> int:
@@ -115,6 +124,8 @@ class Scheduler:
     def remove(self, request_id: str) -> None:
         """Forget a request: it finished, failed, was cancelled or expired."""
         self.entries.pop(request_id, None)
+        if not self.entries:
+            self._targets.rest()
 
     def finished(self, state_id: str) -> None:
         """One output is finished; it no longer counts as running."""
@@ -140,6 +151,8 @@ class Scheduler:
     def pick(self, now: float, cost: Cost, company: Company = lambda others, offer: True) -> Pick:
         """What happens in the next tick."""
         self._pass_time(now)
+        wanted = [entry for entry in self.entries.values() if entry.deadline < FOREVER and not entry.held]
+        self._hopeless = self._targets.hopeless(wanted, now)
         parked = [entry for entry in self._active() if entry.held]
         parked += self._preempted(now)
         for entry in parked:
@@ -217,6 +230,7 @@ class Scheduler:
         for entry in self._ordered(self._active(), now):
             queues.setdefault(entry.request.tenant, deque()).extend((entry, state_id) for state_id in entry.live)
         chosen: list[Offer] = []
+        hopeful: list[tuple[Entry, int]] = []
         budget = self.config.tick_tokens
         while queues:
             name = min(queues, key=lambda name: self.tenants[name].served)
@@ -226,11 +240,14 @@ class Scheduler:
                 del queues[name]
             if chosen and price > budget:
                 break
-            if chosen and not company(chosen, (state_id, price)):
+            if chosen and not (self._targets.allow(hopeful, price, now) and company(chosen, (state_id, price))):
                 continue
             chosen.append((state_id, price))
+            if entry.deadline < FOREVER and id(entry) not in self._hopeless:
+                hopeful.append((entry, price))
             budget -= price
             self._charge(entry, price, now)
+        self._targets.begin(now, self.config.tick_tokens - budget)
         return [state_id for state_id, _ in chosen]
 
     def _charge(self, entry: Entry, price: int, now: float) -> None:
@@ -246,7 +263,7 @@ class Scheduler:
         def rank(entry: Entry) -> tuple[float, ...]:
             tenant, late = self.tenants[entry.request.tenant], entry.due <= now
             turn = late == (tenant.late <= tenant.timely)  # is it now the turn of late requests, or of the others?
-            deadline = FOREVER if entry.request.deadline is None else entry.request.deadline
+            deadline = FOREVER if id(entry) in self._hopeless else entry.deadline
             own = (entry.due, 0, 0) if late else (-entry.request.priority, deadline, entry.left)
             return (tenant.served, not turn, not late, *own, entry.arrival)
 

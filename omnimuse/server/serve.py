@@ -137,7 +137,8 @@ async def open_parts(
         faults.reach("serve.close")
 
     files, keys = Files(options.data), Keys.load(options.key_file)
-    metrics, admission = Metrics(options.model_name), Admission(options, width=options.replicas)
+    metrics, step = Metrics(options.model_name), found.door.limits.frame_step
+    admission = Admission(options, width=options.replicas, frame_step=step)
     plan = PoolPlan(
         found.config,
         found.spec,

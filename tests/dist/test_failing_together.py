@@ -1,11 +1,10 @@
-"""Ranks fail together: at a request that fails on all of them alike, and as an engine when one fails alone or is gone."""
+"""Ranks fail together: at a request that fails on all alike, and as an engine when one fails alone, hangs or is gone."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def hung_while_it_loaded(rank: int, folder: Path) -> None:
     if rank:
         connect(chosen.parallel)
         hang()
-    with pytest.raises(EngineDeadError, match="takes longer to load than ranks wait .* --rank-wait"):
+    with pytest.raises(EngineDeadError, match=r"takes longer to load than ranks wait .* --rank-wait"):
         start(chosen)
 
 

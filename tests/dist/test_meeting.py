@@ -1,4 +1,4 @@
-"""How ranks find each other: who is late is waited for, who is too late or comes twice is refused and told what to do."""
+"""How ranks find each other: who is late is waited for, who is too late or comes twice is told what to do."""
 
 from __future__ import annotations
 

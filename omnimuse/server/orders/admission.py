@@ -22,6 +22,7 @@ from omnimuse.server.orders.poison import Poison
 
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 120.0
 """Seconds; clients ignore a longer Retry-After and come back at once."""
+FOREVER = float("inf")
 FIRST_RETRY = 2.0
 """Seconds, said while no speed has been measured."""
 
@@ -49,11 +50,15 @@ class Share:
     left: float = 0.0
 
 
-def cost(request: Request) -> float:
-    """Megapixels x frames x evaluations x outputs x guidance branches of `request`; above 0."""
+def cost(request: Request, frame_step: int = 1) -> float:
+    """Megapixels x frames x evaluations x outputs x guidance branches of `request`; above 0.
+
+    After the first, `frame_step` frames count as one: as many as the model's autoencoder makes one of.
+    """
     p = request.params
     megapixels = (p.width or 1024) * (p.height or 1024) / 1e6
-    return megapixels * (p.num_frames or 1) * request.evaluations * request.outputs * len(request.branches)
+    frames = 1 + ((p.num_frames or 1) - 1) / frame_step
+    return megapixels * frames * request.evaluations * request.outputs * len(request.branches)
 
 
 class Speed:
@@ -107,8 +112,8 @@ class Ticket:
     """
 
     def __init__(self, admission: Admission, request: Request) -> None:
-        self.tenant = request.tenant
-        self.cost = self.left = cost(request)
+        self.tenant, self.deadline = request.tenant, FOREVER if request.deadline is None else request.deadline
+        self.cost = self.left = admission.cost(request)
         self.stepped = False
         self._admission = admission
         self._unit = self.cost / (request.outputs * request.evaluations)
@@ -136,7 +141,10 @@ class Admission:
 
     `width` is how many requests run without sharing a replica (the replicas; it may be changed while some are
     away), `together` how many a replica works on at once: those share its time, the rest waits. `clock` is the
-    clock of deadlines, in seconds.
+    clock of deadlines, in seconds, and `frame_step` the model's.
+
+    The engine does first what is wanted first (`engine/scheduler.py`). So a deadline waits for those of its tenant that
+    are nearer, and nothing is taken on at the price of a deadline that was accepted.
     """
 
     STALE = 60.0
@@ -148,8 +156,10 @@ class Admission:
         width: int = 1,
         clock: Callable[[], float] = time.monotonic,
         together: int = 64,
+        frame_step: int = 1,
     ) -> None:
         self.width = width
+        self._frame_step = frame_step
         self._options, self._together, self._clock = options, together, clock
         self._tickets: dict[Ticket, None] = {}
         self._shares: dict[str, Share] = {}
@@ -167,12 +177,17 @@ class Admission:
         self._advance()
         self.poison.check(request)
         self.check_room(request.tenant)
-        own = cost(request)
-        wait, run = self._expect(own, request.tenant)
+        own = self.cost(request)
+        wait, run = self._expect(own, request)
         self._check_wait(wait)
         if self._tickets or self._now - self._measured < self.STALE:
             self._check_time(request, patience, wait, run)
+            self._check_promises(request, own)
         return self._admit(request)
+
+    def cost(self, request: Request) -> float:
+        """The cost units of `request` here."""
+        return cost(request, self._frame_step)
 
     def check_room(self, tenant: str) -> None:
         """CapacityError while `tenant` can get no place, whatever it asks for; takes none."""
@@ -197,7 +212,7 @@ class Admission:
     def seconds(self, request: Request) -> float | None:
         """How long `request` would run if it were alone; None before anything was measured."""
         pace = self._speed.seconds_per_cost
-        return None if pace is None else pace * cost(request)
+        return None if pace is None else pace * self.cost(request)
 
     def load(self) -> Load:
         """What is in progress now."""
@@ -273,13 +288,41 @@ class Admission:
                 f"{max(0.0, min(given)):.1f} s; ask for less, allow more time, or try again later"
             )
 
-    def _expect(self, own: float, tenant: str) -> tuple[float, float]:
+    def _check_promises(self, request: Request, own: float) -> None:
+        """Refuse what would make another request of its tenant late, whose deadline is further off."""
+        pace, deadline = self._speed.seconds_per_cost, request.deadline
+        if pace is None or deadline is None or len(self._tickets) < self.width:
+            return
+        mine = [each for each in self._tickets if each.tenant == request.tenant and each.deadline < FOREVER]
+        before = sum(each.left for each in mine if each.deadline <= deadline)
+        for each in sorted((each for each in mine if each.deadline > deadline), key=lambda each: each.deadline):
+            before += each.left
+            given = each.deadline - self._now
+            if pace * before / self.width <= given < pace * (before + own) / self.width:
+                raise DeadlineUnreachable(
+                    f"this would take about {pace * own:.1f} s, and make a request late that was accepted before; "
+                    "ask for less, allow more time, or try again later"
+                )
+
+    def _expect(self, own: float, request: Request) -> tuple[float, float]:
         """Seconds that work of `own` units would wait for others, and seconds that it takes itself; 0 if unknown."""
         pace = self._speed.seconds_per_cost
         if pace is None:
             return 0.0, 0.0
-        ahead = self._ahead(own, tenant) / self.width if len(self._tickets) >= self.width else 0.0
-        return pace * ahead, pace * own
+        ahead = 0.0
+        if len(self._tickets) >= self.width:
+            ahead = self._ahead(own, request.tenant)
+            if request.deadline is not None:
+                ahead = min(ahead, self._nearer(own, request.tenant, request.deadline))
+        return pace * ahead / self.width, pace * own
+
+    def _nearer(self, own: float, tenant: str, deadline: float) -> float:
+        """Cost units that are done before work of `own` units with a deadline: its tenant's of nearer deadlines, and of
+        the others as much as of it."""
+        return sum(
+            (each.left if each.deadline <= deadline else 0.0) if each.tenant == tenant else min(each.left, own)
+            for each in self._tickets
+        )
 
     def _ahead(self, own: float, tenant: str) -> float:
         """Cost units of others that are done before work of `own` units is: while there is a place to run, each

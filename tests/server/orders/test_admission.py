@@ -149,11 +149,36 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_at_once(
 ) -> None:
     clock = Clock()
     door = measured(clock, pace=1.0)
-    door.enter(ask(steps=10))
+    door.enter(ask(steps=10, deadline=clock.now + 15))
     until = None if deadline is None else clock.now + deadline
     with pytest.raises(DeadlineError, match=r"about 30\.0 s \(10\.0 s of them waiting\)"):
         door.enter(ask(steps=20, deadline=until), patience)
     door.enter(ask(steps=18, deadline=until), patience)
+
+
+def test_a_deadline_waits_for_nearer_ones_only() -> None:
+    clock = Clock()
+    door = measured(clock, pace=1.0)
+    door.enter(ask(steps=50, deadline=clock.now + 500))
+    door.enter(ask(steps=10, deadline=clock.now + 12))
+    with pytest.raises(DeadlineError, match=r"10\.0 s of them waiting"):
+        door.enter(ask(steps=10, deadline=clock.now + 19))
+    door.enter(ask(steps=10, deadline=clock.now + 21))
+
+
+def test_no_deadline_that_was_accepted_is_given_up_for_a_nearer_one() -> None:
+    clock = Clock()
+    door = measured(clock, pace=1.0)
+    door.enter(ask(steps=50, deadline=clock.now + 55))
+    with pytest.raises(DeadlineError, match="make a request late that was accepted before"):
+        door.enter(ask(steps=10, deadline=clock.now + 15))
+    door.enter(ask(steps=4, deadline=clock.now + 15))
+
+
+def test_frames_that_a_model_makes_together_are_the_work_of_one() -> None:
+    params = replace(UNIT, num_frames=81)
+    video = Request("id", "", None, params, FamilyParams())
+    assert cost(video) == pytest.approx(81) and cost(video, 4) == pytest.approx(21)
 
 
 def test_a_small_request_is_not_refused_because_a_long_one_runs() -> None:

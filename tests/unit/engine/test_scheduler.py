@@ -54,6 +54,33 @@ def test_a_nearer_deadline_runs_first_among_equals() -> None:
     assert queue.run() == ["soon", "late", "never"]
 
 
+def test_a_deadline_that_cannot_be_kept_any_more_comes_after_those_that_can() -> None:
+    queue = Queue(tick_tokens=1)
+    queue.add("first", num_inference_steps=2)
+    for _ in range(2):  # a tick of one token takes a second
+        assert queue.run() == ["first"]
+        queue.now += 1.0
+    queue.scheduler.remove("first")
+    queue.add("hopeless", timeout=5.0, num_inference_steps=50)
+    queue.add("possible", timeout=9.0, num_inference_steps=8)
+    assert queue.run() == ["possible"]
+
+
+def test_nobody_joins_a_tick_at_the_price_of_a_deadline() -> None:
+    queue = Queue()
+    queue.add("first", num_inference_steps=2)
+    for _ in range(2):
+        queue.run()
+        queue.now += 1.0
+    queue.scheduler.remove("first")
+    queue.add("urgent", timeout=10.0, num_inference_steps=5)
+    queue.add("large", 3, num_inference_steps=5)
+    assert queue.run() == ["urgent"]
+    queue.scheduler.remove("urgent")
+    queue.add("patient", timeout=100.0, num_inference_steps=5)
+    assert sorted(queue.run()) == ["large", "patient"]
+
+
 def test_what_a_solver_evaluates_twice_a_step_is_more_work_than_its_steps_say() -> None:
     queue = Queue()
     for name, steps, more in (("twice", 5, 4), ("once", 7, 0)):

@@ -1,0 +1,154 @@
+"""One replica on the simulator's clock: what each of its ticks takes, and who is finished after it.
+
+`Ours` asks the engine's own scheduler and the runner's own judgement of company what a tick is made of. `Fifo` is what
+most engines do: first in, first out, with others of the same kind that have come by then, where that saves time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.request import Request
+from omnimuse.engine.scheduler import Offer, Scheduler
+from omnimuse.simulate.arrivals import Arrival
+from omnimuse.simulate.table import Kind
+from omnimuse.worker.pace import GAIN, Pace
+
+NETWORK = "network"
+MOST_TOGETHER = 8
+"""Requests that first in, first out takes at once."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way: how many steps are done, and how often it lost its replica."""
+
+    arrival: Arrival
+    kind: Kind
+    request: Request
+    done: int = 0
+    losses: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its steps are done."""
+        return self.done >= self.kind.steps
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What steps take here, of one rank's alone: `share` by the ranks, and `together` in company besides."""
+
+    share: float
+    together: float
+
+    def seconds(self, jobs: Sequence[Job]) -> float:
+        """Seconds of one step of each of `jobs`, and of what comes before their first and after their last."""
+        steps = self.forward(jobs)
+        return steps + sum(job.kind.once / 2 * ((job.done == 0) + (job.done + 1 == job.kind.steps)) for job in jobs)
+
+    def forward(self, jobs: Sequence[Job]) -> float:
+        """Seconds of the network in that."""
+        return sum(job.kind.step for job in jobs) * self.share * (self.together if len(jobs) > 1 else 1.0)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A tick: who steps in it, who is late and was let go before it, and the seconds it takes."""
+
+    jobs: tuple[Job, ...] = ()
+    late: tuple[Job, ...] = ()
+    seconds: float = 0.0
+
+
+class Chooser(Protocol):
+    """What decides the ticks of one replica."""
+
+    jobs: dict[str, Job]
+
+    def add(self, job: Job, now: float) -> None:
+        """Take a request in; CapacityError where there is no room."""
+        ...
+
+    def turn(self, now: float) -> Turn:
+        """The next tick; empty if there is nothing to do."""
+        ...
+
+    def finish(self, job: Job) -> None:
+        """All steps of `job` are done."""
+        ...
+
+
+class Ours:
+    """The engine's choice. `deciding` is how long the scheduler took for each tick, in seconds of the real clock."""
+
+    def __init__(self, costs: Costs, config: ScheduleConfig, deciding: list[float]) -> None:
+        self.jobs: dict[str, Job] = {}
+        self._costs, self._deciding = costs, deciding
+        self._scheduler, self._pace = Scheduler(config), Pace()
+        self._always = config.company == "always"
+
+    def add(self, job: Job, now: float) -> None:
+        """Take a request in; CapacityError where the queue is full."""
+        self._scheduler.add(job.request, job.kind.work, now)
+        self.jobs[job.request.id] = job
+
+    def turn(self, now: float) -> Turn:
+        """The next tick, as `Engine.tick` plans it."""
+        began = time.perf_counter()
+        late = tuple(self.jobs[request_id] for request_id in self._scheduler.expired(now))
+        for job in late:
+            self.finish(job)
+        pick = self._scheduler.pick(now, self._cost, self._joins)
+        self._deciding.append(time.perf_counter() - began)
+        jobs = tuple(self.jobs[state_id.split("/")[0]] for state_id in pick.run)
+        if jobs:
+            self._pace.record(NETWORK, [job.kind.work for job in jobs], self._costs.forward(jobs))
+        return Turn(jobs, late, self._costs.seconds(jobs))
+
+    def finish(self, job: Job) -> None:
+        """Forget a request."""
+        self._scheduler.remove(job.request.id)
+        del self.jobs[job.request.id]
+
+    def _cost(self, state_id: str) -> int:
+        return self.jobs[state_id.split("/")[0]].kind.work
+
+    def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
+        return self._always or self._pace.pays(NETWORK, [tokens for _, tokens in (*others, offer)])
+
+
+@dataclass
+class Fifo:
+    """First in, first out: who has begun goes on to the end."""
+
+    costs: Costs
+    jobs: dict[str, Job] = field(default_factory=dict)
+    _queue: deque[Job] = field(default_factory=deque)
+    _running: list[Job] = field(default_factory=list)
+
+    def add(self, job: Job, now: float) -> None:
+        """Queue a request; there is always room."""
+        self.jobs[job.request.id] = job
+        self._queue.append(job)
+
+    def turn(self, now: float) -> Turn:
+        """One step of those that are at it."""
+        if not self._running and self._queue:
+            first = self._queue.popleft()
+            most = MOST_TOGETHER if self.costs.together <= 1 - GAIN else 1
+            alike = [job for job in self._queue if job.kind == first.kind][: most - 1]
+            for job in alike:
+                self._queue.remove(job)
+            self._running = [first, *alike]
+        return Turn(tuple(self._running), (), self.costs.seconds(self._running))
+
+    def finish(self, job: Job) -> None:
+        """Forget a request."""
+        self._running.remove(job)
+        del self.jobs[job.request.id]

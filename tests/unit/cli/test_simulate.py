@@ -1,0 +1,49 @@
+"""`omnimuse simulate`: a load on a fleet, from the command line to figures, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from omnimuse.cli.app import main
+
+ROOT = Path(__file__).resolve().parents[3]
+FLEET = str(ROOT / "examples" / "fleet.json")
+
+
+def test_a_load_is_simulated_and_told_to_people_and_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--rate", "2", "--duration", "20", "--replicas", "2", "--target", "3x", "--mix", "512x512:2,1024x1024"]
+    assert main(["simulate", FLEET, *words, "--compare", "--json", str(tmp_path / "figures.json")]) == 0
+    said = capsys.readouterr().out
+    assert "% requests in time over first in, first out" in said and "deciding, admission" in said
+    ours, fifo = json.loads((tmp_path / "figures.json").read_text())
+    assert (ours["policy"], fifo["policy"]) == ("ours", "fifo") and ours["sent"] == fifo["sent"] > 0
+    assert ours["ok"] + ours["refused"] + ours["late"] + ours["lost"] == ours["sent"]
+
+
+def test_how_many_replicas_are_enough_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--rate", "4", "--duration", "20", "--target", "3x", "--mix", "512x512", "--enough", "0.95"]
+    assert main(["simulate", FLEET, *words]) == 0
+    assert "serve 95.0% in time, and one less does not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "--rate R says how many come"),
+        (["--rate", "1", "--mix", "256x256"], "has no kind '256x256'; it has 512x512, 1024x1024, video"),
+        (["--rate", "1", "--ranks", "8"], "--ranks 8: the table of .* does not tell what so many take"),
+        (["--rate", "1", "--target", "soon"], "--target soon is not understood"),
+        (["--rate", "1", "--enough", "0.9"], "--enough wants to know what is in time"),
+        (["--rate", "0"], "--rate 0 is not allowed"),
+        (["--measure"], "--measure wants to know of what"),
+    ],
+)
+def test_a_load_that_makes_no_sense_is_refused(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", FLEET, *words]) == 2
+    said = capsys.readouterr().err
+    assert why.split(".*")[0] in said and why.split(".*")[-1] in said

@@ -1,0 +1,103 @@
+"""The simulator: what it says of loads whose outcome can be reckoned by hand, and what it says about our choices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from omnimuse.core.errors import ConfigError
+from omnimuse.simulate.arrivals import Arrival, Mix, bursts, poisson, trace
+from omnimuse.simulate.figures import enough, summarize
+from omnimuse.simulate.fleet import Failures, Outcome, Plan, Target, simulate
+from omnimuse.simulate.table import Kind, Table, read_table
+
+SMALL = Kind(512, 512, steps=20, step=0.02, once=0.1, beside=0.05)
+LARGE = Kind(1024, 1024, steps=20, step=0.1, once=0.3)
+VIDEO = Kind(832, 480, steps=30, step=0.8, once=2.0, frames=81)
+TABLE = Table("m", {"small": SMALL, "large": LARGE, "video": VIDEO}, together=0.8, ranks={2: 0.6})
+THREE_TIMES = Target(times=3.0)
+
+
+def outcomes(plan: Plan, *arrivals: Arrival) -> list[Outcome]:
+    return simulate(plan, TABLE, arrivals).outcomes
+
+
+def within(plan: Plan, rate: float, seconds: float = 300.0, **weights: float) -> float:
+    return float(summarize(simulate(plan, TABLE, poisson(rate, seconds, Mix(weights))))["within"])
+
+
+@pytest.mark.parametrize("policy", ["ours", "fifo"])
+def test_one_request_takes_what_the_table_says(policy: str) -> None:
+    plan = replace(Plan(), policy=policy)
+    [one] = outcomes(plan, Arrival(1.0, "small"))
+    assert one.end == "ok" and one.latency == pytest.approx(SMALL.alone) == pytest.approx(0.55)
+    [shared] = outcomes(replace(plan, ranks=2), Arrival(1.0, "small"))
+    assert shared.latency == pytest.approx(0.1 + 0.05 + 0.6 * 0.4)
+
+
+def test_first_in_first_out_serves_in_order_and_ours_lets_the_short_one_by() -> None:
+    arrivals = (Arrival(0.0, "video"), Arrival(1.0, "small"))
+    assert [each.arrival.kind for each in outcomes(Plan(policy="fifo"), *arrivals)] == ["video", "small"]
+    short, long = outcomes(Plan(), *arrivals)
+    assert (short.arrival.kind, long.arrival.kind) == ("small", "video")
+    assert short.latency < VIDEO.step + 0.1 + SMALL.alone + 1.0
+    assert long.latency == pytest.approx(VIDEO.alone + SMALL.busy)
+
+
+def test_a_replica_that_fails_loses_its_work_and_the_request_is_drawn_again_once() -> None:
+    run = simulate(Plan(failures=Failures(every=40.0, away=5.0)), TABLE, [Arrival(0.0, "video") for _ in range(4)])
+    ends = [each.end for each in run.outcomes]
+    assert run.failed and set(ends) <= {"ok", "lost"} and len(ends) == 4
+    assert summarize(run)["utilisation"] < 1.0
+
+
+def test_the_same_seed_is_the_same_load() -> None:
+    mix = Mix({"small": 3.0, "large": 1.0}, seed=5)
+    assert list(poisson(2.0, 50.0, mix)) == list(poisson(2.0, 50.0, mix))
+    crowds = list(bursts(2.0, 4, 50.0, mix))
+    assert len(crowds) % 4 == 0 and len({each.at for each in crowds}) == len(crowds) // 4
+
+
+def test_a_trace_is_read_line_by_line_or_from_what_bench_wrote(tmp_path: Path) -> None:
+    lines = tmp_path / "trace"
+    lines.write_text('{"at": 2, "kind": "small", "tenant": "a"}\n{"at": 1, "kind": "large", "target": 3}\n')
+    assert [each.kind for each in trace(lines)] == ["large", "small"]
+    lines.write_text(json.dumps({"rows": [{"due": 0.5, "kind": "small", "status": 200}]}, indent=1))
+    assert list(trace(lines)) == [Arrival(0.5, "small")]
+    lines.write_text("nonsense")
+    with pytest.raises(ConfigError, match=r"--trace .* is not understood"):
+        trace(lines)
+
+
+def test_a_table_outlives_its_file_and_strange_words_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_bytes(TABLE.encode())
+    assert read_table(path) == TABLE
+    path.write_text('{"model": "m", "kinds": {"a": {"width": 1, "height": 1, "steps": 1, "step": 1, "colour": 2}}}')
+    with pytest.raises(ConfigError, match="colour mean nothing"):
+        read_table(path)
+    with pytest.raises(ConfigError, match="does not tell what so many take"):
+        TABLE.share(8)
+
+
+@pytest.mark.parametrize(("rate", "gain"), [(0.7, 1.3), (1.0, 1.3)])
+def test_on_mixed_sizes_three_tenths_more_are_in_time_than_first_in_first_out(rate: float, gain: float) -> None:
+    ours = Plan(target=THREE_TIMES)
+    fifo = replace(ours, policy="fifo")
+    assert within(ours, rate, small=1, large=1) >= gain * within(fifo, rate, small=1, large=1)
+
+
+def test_on_pictures_and_videos_near_what_a_fleet_can_do_nearly_half_as_many_again_are_in_time() -> None:
+    ours = Plan(replicas=4, target=THREE_TIMES)
+    fifo = replace(ours, policy="fifo")
+    assert within(ours, 1.2, small=10, large=4, video=1) >= 1.44 * within(fifo, 1.2, small=10, large=4, video=1)
+
+
+def test_what_is_enough_is_enough_and_one_less_is_not() -> None:
+    plan = Plan(target=THREE_TIMES)
+    found = enough(lambda count: within(replace(plan, replicas=count), 4.0, 60.0, small=1, large=1), 0.95)
+    assert within(replace(plan, replicas=found), 4.0, 60.0, small=1, large=1) >= 0.95
+    assert within(replace(plan, replicas=found - 1), 4.0, 60.0, small=1, large=1) < 0.95
