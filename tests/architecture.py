@@ -10,6 +10,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_FIELDS = 500, 60, 350, 7, 15
@@ -363,10 +364,15 @@ def _texts(node: ast.AST) -> list[str]:
 
 def _names_family(text: str, family: str) -> bool:
     """`z_image` is named by z_image, ZImage, Z-Image, zimage; `wan` by Wan2 but not by wanted."""
-    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", text)]
+    words = _words(text)
     parts = [w.lower() for w in re.findall(r"[a-z]+|\d+", family)]
     runs = [words[i : i + len(parts)] for i in range(len(words) - len(parts) + 1)]
     return parts in runs or "".join(parts) in words
+
+
+@cache
+def _words(text: str) -> list[str]:
+    return [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", text)]
 
 
 def model_folder_problems(models: Path) -> list[str]:
