@@ -338,10 +338,9 @@ def family_name_problems(source: str, families: Sequence[str]) -> list[str]:
     found = []
     for node in ast.walk(tree):
         for text in _texts(node) if id(node) not in docstrings else ():
-            for family in families:
-                if _names_family(text, family):
-                    line = node.lineno if isinstance(node, ast.stmt | ast.expr | ast.arg) else "?"
-                    found.append(f"line {line}: {text[:60]!r} names the family {family}: that belongs in models/")
+            for family in _named(text, tuple(families)):
+                line = node.lineno if isinstance(node, ast.stmt | ast.expr | ast.arg) else "?"
+                found.append(f"line {line}: {text[:60]!r} names the family {family}: that belongs in models/")
     return found
 
 
@@ -362,10 +361,15 @@ def _texts(node: ast.AST) -> list[str]:
     return []
 
 
+@cache
+def _named(text: str, families: tuple[str, ...]) -> list[str]:
+    return [family for family in families if _names_family(text, family)]
+
+
 def _names_family(text: str, family: str) -> bool:
     """`z_image` is named by z_image, ZImage, Z-Image, zimage; `wan` by Wan2 but not by wanted."""
     words = _words(text)
-    parts = [w.lower() for w in re.findall(r"[a-z]+|\d+", family)]
+    parts = _words(family)
     runs = [words[i : i + len(parts)] for i in range(len(words) - len(parts) + 1)]
     return parts in runs or "".join(parts) in words
 
