@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig
 from omnimuse.core.params import DiffusionParams
@@ -17,6 +16,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.observe.profile import merge
 from tests.invariants.conftest import drain, submit
+from tests.ranks import play
 
 pytestmark = pytest.mark.dist
 
@@ -47,7 +47,7 @@ def computed(events: list[dict[str, Any]], pid: object) -> set[str]:
 
 @pytest.mark.timeout(300)
 def test_a_recording_has_every_rank_in_one_file(tmp_path: Path) -> None:
-    mp.spawn(on_rank, args=(tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
+    play(on_rank, tmp_path, ranks=2)
     assert sorted(path.name for path in tmp_path.glob("*.gz")) == ["first.json.gz", "second.json.gz"]
     for name in ("first", "second"):
         events = json.loads(gzip.decompress((tmp_path / f"{name}.json.gz").read_bytes()))["traceEvents"]

@@ -1,6 +1,7 @@
 """Tensors and tokens shared out to two, three and four ranks give what one rank gives, for every registered pipeline.
 
-All requests of a family are in flight together: guidance, pictures to start from, rows of many lengths.
+What is tried of a family with so many ranks is one test, in one start of them. All requests of a family are in flight
+together: guidance, pictures to start from, rows of many lengths.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Literal
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,12 +32,13 @@ from omnimuse.models import REGISTRY
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, run, with_params
+from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
 NAMES = [family.name for family in FAMILIES]
-EVERYWHERE = (ParallelConfig(tensor=2), ParallelConfig(ulysses=2))
-"""What every family is run with. Along a ring, layouts are cut as they are for Ulysses, and only attention differs."""
+EVERYWHERE = ParallelConfig(tensor=2)
+"""What every family is run with at every turn: its plan of how weights are cut is the family's own."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class Job:
 
     @property
     def adapter(self) -> Path:
-        """A file beside the checkpoint; the last request wears it, and the others do not."""
-        return self.folder.with_name(f"{self.folder.name}.safetensors")
+        """A file beside the results; the last request wears it, and the others do not."""
+        return self.results.with_name(f"{self.family} adapter.safetensors")
 
     def config(self, parallel: ParallelConfig) -> Config:
         return Config(
@@ -175,24 +176,32 @@ def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
 
 
 TILING = [family.name for family in FAMILIES if "AutoencoderKL" in REGISTRY.spec(family.arch).components["vae"].classes]
-OTHERWISE: dict[str, list[Asked]] = {
-    "pipe": [(name, ParallelConfig(pipe=2), PLAIN) for name in NAMES],
-    "ring": [(name, ParallelConfig(ring=2, shard=2), PLAIN) for name in NAMES if name not in TILING],
-    "tiles": [(name, ParallelConfig(ring=2, shard=2, vae_tiles=2), TILED) for name in TILING],
-    "adapters": [
-        (FLUX, ParallelConfig(ulysses=2), WORN),
-        (Z, ParallelConfig(pipe=2), WORN),
-        (Z, ParallelConfig(ulysses=2, shard=2), WORN),
-        (QWEN, ParallelConfig(cfg=2), WORN),
-    ],
-}
-"""By what the ranks share in ways that only some of the families are tried with at every turn."""
 
 
-def asked_of(ranks: int) -> list[Asked]:
-    """Everything that is tried with so many ranks."""
-    every: list[Asked] = [(name, each, PLAIN) for each in EVERYWHERE if each.ranks == ranks for name in NAMES]
-    return [*every, *SOME[ranks]]
+def asked_of(ranks: int, name: str) -> list[Asked]:
+    """Everything that is tried of a family with so many ranks, at every turn."""
+    everywhere: list[Asked] = [(name, EVERYWHERE, PLAIN)] if ranks == EVERYWHERE.ranks else []
+    return [*everywhere, *(asked for asked in SOME[ranks] if asked[0] == name)]
+
+
+def otherwise(name: str) -> list[Asked]:
+    """What two ranks share in ways that a family is tried with when it is its turn. Along a ring, layouts are cut as
+    they are for Ulysses, and only attention differs.
+    """
+    tiles = name in TILING
+    ring = ParallelConfig(ring=2, shard=2, vae_tiles=2 if tiles else 1)
+    worn = [(family, parallel, WORN) for family, parallel in WEARING if family == name]
+    ulysses, pipe = ParallelConfig(ulysses=2), ParallelConfig(pipe=2)
+    return [(name, ulysses, PLAIN), (name, pipe, PLAIN), (name, ring, TILED if tiles else PLAIN), *worn]
+
+
+WEARING = (
+    (FLUX, ParallelConfig(ulysses=2)),
+    (Z, ParallelConfig(pipe=2)),
+    (Z, ParallelConfig(ulysses=2, shard=2)),
+    (QWEN, ParallelConfig(cfg=2)),
+)
+ALWAYS = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 
 
 def on_rank(rank: int, ranks: int, jobs: list[Job], meeting: Path) -> None:
@@ -208,18 +217,18 @@ def on_rank(rank: int, ranks: int, jobs: list[Job], meeting: Path) -> None:
 
 
 def wrong_of(
-    asked: Sequence[Asked], folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], results: Path
+    asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], results: Path
 ) -> list[str]:
     """Runs everything that is asked, in one start of its ranks, and tells what differs from the work of one."""
     jobs = [
-        Job(name, parallel, feature, folders[name], results / f"{number}.safetensors")
+        Job(name, parallel, feature, tiny(name), results / f"{number}.safetensors")
         for number, (name, parallel, feature) in enumerate(asked)
     ]
     for job in jobs:
         if job.feature.adapters:
             write(job.adapter, layers_of(job.folder))
     [ranks] = {job.parallel.ranks for job in jobs}
-    mp.spawn(on_rank, args=(ranks, jobs, results / "meeting"), nprocs=ranks)  # type: ignore[no-untyped-call]
+    play(on_rank, ranks, jobs, results / "meeting", ranks=ranks)
     wrong = []
     for job in jobs:
         found = load_file(job.results)
@@ -228,13 +237,6 @@ def wrong_of(
             if not error <= 1e-5:
                 wrong.append(f"{job.name}, request {index}: {error:.1e}")
     return wrong
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny checkpoint of every family."""
-    folder = tmp_path_factory.mktemp("tiny")
-    return {family.name: family.build(folder / str(number)) for number, family in enumerate(FAMILIES)}
 
 
 @pytest.fixture(scope="module")
@@ -253,16 +255,16 @@ def alone() -> Iterator[Callable[[Job], list[Tensor]]]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(ranks, marks=shown(asked_of(ranks))) for ranks in SOME])
+@pytest.mark.parametrize("asked", [pytest.param(asked, id=id_, marks=shown(asked)) for id_, asked in ALWAYS.items()])
 def test_shared_work_is_the_work_of_one(
-    ranks: int, folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+    asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
-    assert not wrong_of(asked_of(ranks), folders, alone, tmp_path)
+    assert not wrong_of(asked, tiny, alone, tmp_path)
 
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("asked", [pytest.param(asked, id=name, marks=shown(asked)) for name, asked in OTHERWISE.items()])
+@pytest.mark.parametrize("asked", [pytest.param(otherwise(name), id=name, marks=shown(otherwise(name))) for name in NAMES])
 def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
-    asked: Sequence[Asked], folders: dict[str, Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+    asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
-    assert not wrong_of(asked, folders, alone, tmp_path)
+    assert not wrong_of(asked, tiny, alone, tmp_path)
