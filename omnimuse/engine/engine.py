@@ -63,6 +63,7 @@ class Engine:
 
     def submit(self, request: Request) -> str:
         """Queue a request and return its id; CapacityError when the queue is full."""
+        self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
         tokens = self.runner.tokens(request)
         with self._lock:
             self._refuse_if_over()

@@ -25,6 +25,7 @@ from omnimuse.core.config import (
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
+    QuantConfig,
     ScheduleConfig,
 )
 from omnimuse.engine.local import start
@@ -52,15 +53,17 @@ class Feature:
     decode: DecodeConfig = DecodeConfig()
     output: Literal["latent", "pt"] = "latent"
     adapters: bool = False
+    quantize: QuantConfig = QuantConfig()
 
 
 PLAIN = Feature()
 CACHED = Feature("TeaCache", cache=CacheConfig("teacache", 0.3))
-BOTH_ENDS = Feature("both ends", cache=CacheConfig("dbcache", 9.0, first=1, warm_up=2, order=1))
+BOTH_ENDS = Feature("DBCache", cache=CacheConfig("dbcache", 9.0, first=1, warm_up=2, order=1))
 WAITING = Feature("layers", offload=OffloadConfig("layers"))
 DUMMY = Feature("dummy", load="dummy")
-WORN = Feature("adapters", adapters=True)
+WORN = Feature("LoRA", adapters=True)
 EXACT = Feature("exact", tier="exact")
+PACKED = Feature("int8", quantize=QuantConfig({"": "int8"}))
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
@@ -138,6 +141,7 @@ class Job:
         return Config(
             ModelConfig(str(self.folder), dtype="float32", device="cpu", load=self.feature.load),
             cache=self.feature.cache,
+            quantize=self.feature.quantize,
             offload=self.feature.offload,
             parallel=parallel,
             decode=self.feature.decode,
@@ -164,7 +168,7 @@ Asked = tuple[str, ParallelConfig, Feature]
 
 def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     """What a test that runs all of these shows."""
-    known = ("TeaCache", "layers", "exact", "tiles")
+    known = ("TeaCache", "layers", "exact", "tiles", "int8", "LoRA", "DBCache")
     found = []
     for name, parallel, feature in asked:
         axes = [axis for axis, count in vars(parallel).items() if count > 1]
@@ -184,6 +188,13 @@ OTHERWISE: dict[str, list[Asked]] = {
         (Z, ParallelConfig(pipe=2), WORN),
         (Z, ParallelConfig(ulysses=2, shard=2), WORN),
         (QWEN, ParallelConfig(cfg=2), WORN),
+    ],
+    "packed": [
+        (FLUX, ParallelConfig(ulysses=2), PACKED),
+        (Z, ParallelConfig(ring=2), PACKED),
+        (Z, ParallelConfig(pipe=2), PACKED),
+        (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
+        (QWEN, ParallelConfig(cfg=2), PACKED),
     ],
 }
 """By what the ranks share in ways that only some of the families are tried with at every turn."""
