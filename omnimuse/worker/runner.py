@@ -43,6 +43,7 @@ from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards
 from omnimuse.worker.memo import Memo
 from omnimuse.worker.plan import TickPlan
+from omnimuse.worker.rest import Rest
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
     `lost_previews` counts previews that could not be made, and `retried_stages`, by name, stages that ran out of memory
-    and then did with less; their requests went on.
+    and then did with less; their requests went on. `rest` is where weights are while nobody draws.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Runner:
         self.states: dict[str, State] = {}
         self.forwards = Forwards(pipeline.ctx, config)
         self.clock = clock or clock_for(pipeline.ctx.device)
+        self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.lost_previews = 0
         self.retried_stages: Counter[str] = Counter()
         self._events: list[Event] = []
@@ -185,6 +187,7 @@ class Runner:
         for request_id in list(self.jobs):
             self._drop(request_id)
         self.memo.clear()
+        self.rest.close()
         self.pipeline.ctx.components = Residency({})
         self.resources.close()
 
