@@ -184,6 +184,14 @@ class Omni:
         """The dtype and the device that this engine computes with."""
         return self.engine.place
 
+    def sleep(self) -> int:
+        """Let every weight leave the device until `wake_up`; how many bytes did. Requests wait meanwhile."""
+        return self._background.between_ticks(self.engine.sleep).result()
+
+    def wake_up(self) -> None:
+        """Bring the weights back, to the bit."""
+        self._background.between_ticks(self.engine.wake_up).result()
+
     def close(self) -> None:
         """Free the weights and everything in flight. Safe to call twice."""
         self._close()

@@ -28,13 +28,16 @@ from omnimuse.core.config import (
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
+    QuantConfig,
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.guidance import ONLY_POSITIVE
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Ask, Door
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.adapters import obstacle
 from omnimuse.worker.build import SHAPES, begin, run
 from omnimuse.worker.find import find
 from tests.checkpoints.families import FAMILIES
@@ -58,7 +61,7 @@ class Stand:
 
     family: Family
     folder: Path
-    starts: dict[str, str] = field(default_factory=dict)
+    starts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
     def door(self) -> Door:
@@ -75,16 +78,20 @@ class Stand:
         """How an engine over it is started with these topics."""
         return Config(ModelConfig(str(self.folder), dtype="float32", device="cpu"), **topics)
 
-    def refusal(self, config: Config) -> str:
-        """What the build passes that need no memory say against a start like this; empty: nothing. Asked once each."""
+    def refusal(self, config: Config, *, worn: bool = False) -> str:
+        """What the build passes that need no memory say against a start like this, or with `worn` against adapters
+        then; empty: nothing. Asked once each.
+        """
         key = str(config)
         if key not in self.starts:
             try:
-                run(begin(config, Mesh.planned(config.parallel)), SHAPES).resources.close()
-                self.starts[key] = ""
+                under = run(begin(config, Mesh.planned(config.parallel)), SHAPES)
+                under.resources.close()
+                self.starts[key] = "", obstacle(under)
             except ConfigError as problem:
-                self.starts[key] = str(problem)
-        return self.starts[key]
+                self.starts[key] = str(problem), ""
+        started, adapters = self.starts[key]
+        return started or (f"loras cannot be worn: {adapters}" if worn and adapters else "")
 
     def told(self, reason: str) -> str:
         """`reason` in words that do not name the model."""
@@ -164,6 +171,10 @@ FEATURES = (
     Feature("invariant", "the same, to the bit", {"schedule": ScheduleConfig(tier="invariant")}),
     Feature("exact", "to the bit, every row in a forward of its own", {"schedule": ScheduleConfig(tier="exact")}),
     Feature("TeaCache", "steps that change little are skipped", {"cache": CacheConfig("teacache", 0.3)}),
+    Feature("DBCache", "the blocks between the first and the last are skipped", {"cache": CacheConfig("dbcache", 0.3)}),
+    Feature("int8", "weights of 8 bits (docs/quantization.md)", {"quantize": QuantConfig({"": "int8"})}),
+    Feature("int4", "weights of 4 bits", {"quantize": QuantConfig({"": "int4"})}),
+    Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
     Feature("compile", "compiled blocks", {"compile": CompileConfig("blocks")}),
@@ -201,7 +212,8 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
         for feature in features:
             if feature.also is not None:
                 feature.also(stand)
-        if problem := stand.refusal(stand.config({**topics, "parallel": ranks(features)})):
+        worn = any("loras" in feature.params for feature in features)
+        if problem := stand.refusal(stand.config({**topics, "parallel": ranks(features)}), worn=worn):
             raise ConfigError(problem)
         stand.door.make_request(asked(stand, features), 0.0, 1)
     except Impossible as reason:

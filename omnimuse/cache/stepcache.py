@@ -21,7 +21,7 @@ from torch import Tensor
 
 from omnimuse.cache.policies import COMPUTE, Policy, Verdict, Watch, policy_for
 from omnimuse.cache.row import Row
-from omnimuse.core.caches import OFF, CacheConfig, Fits, cache_named, completed
+from omnimuse.core.caches import OFF, CacheConfig, Fits, cache_named, completed, too_few
 from omnimuse.core.errors import RequestError
 from omnimuse.layers.stack import Block, Conditioning, Counting, Memory, PlainRunner, StackRunner
 
@@ -146,17 +146,6 @@ class StepCache:
         out = self.inner(blocks, layout.take(hidden, rows), some, [memories[row] for row in rows])
         made = dict(zip(rows, some.layout.unpack(out), strict=True))
         return layout.pack([made.get(number, part) for number, part in enumerate(parts)])
-
-
-def too_few(choice: CacheConfig, blocks: int) -> str:
-    """Why a stack of so many blocks has none left in the middle for a complete `choice`; empty if it has some."""
-    first, last = choice.first or 0, choice.last or 0
-    if choice.off or first + last < blocks:
-        return ""
-    return (
-        f"cache first={first} and last={last} leave no block to skip: the network has {blocks}; use less, "
-        f"together at most {blocks - 1}"
-    )
 
 
 def _ended(hidden: Tensor, cond: Conditioning, visits: dict[int, Visit]) -> Tensor:

@@ -21,7 +21,21 @@ LONGEST = 110
 """Characters of a line that says everything itself; a longer one lets the file speak."""
 
 NOT_THE_PICTURE = frozenset(
-    {"seed", "number", "prompt", "file", "source", "json", "quiet", "preview", "overwrite", "resume", "first", "debug"}
+    {
+        "seed",
+        "number",
+        "prompt",
+        "file",
+        "source",
+        "json",
+        "quiet",
+        "plot",
+        "preview",
+        "overwrite",
+        "resume",
+        "first",
+        "debug",
+    }
 )
 """Options that do not belong to how a picture is drawn; its seed comes from the picture."""
 

@@ -31,6 +31,7 @@ COMMANDS = MappingProxyType(
         "warm": "compile a model's blocks now, so that engines with --compile start fast",
         "explain": "what would be chosen for a model, and why",
         "convert": "make a checkpoint folder from a single file",
+        "quantize": "pack a model's weights into fewer bits, into a new folder",
         "new-model": "begin a family of models in a checkout",
         "parity": "compare a family with diffusers, part by part",
         "calibrate": "measure a model for its step caches",

@@ -1,7 +1,8 @@
 """Make a checkpoint folder from a single file of weights, as other programs share them.
 
 The file holds weights only; --like names a checkpoint of the same kind that gives all the rest. Left out, it is the one
-that the names and shapes in the file tell of.
+that the names and shapes in the file tell of. Weights that are packed, in 8 bits or as GGUF has them, stay packed where
+the network is one of ours.
 
 examples:
   omnimuse convert model.safetensors --like OWNER/NAME -o my-model
@@ -16,7 +17,7 @@ from pathlib import Path
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse convert`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="weights in one *.safetensors file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="weights in one *.safetensors or *.gguf file")
     parser.add_argument(
         "--like", metavar="MODEL", help="a folder or hub id of the same kind: configurations, tokenizers"
     )
@@ -29,9 +30,11 @@ def run(args: argparse.Namespace) -> int:
     from omnimuse.compat.single_file import convert, kind_of
     from omnimuse.loader.checkpoint import Checkpoint
     from omnimuse.loader.resolve import resolve
+    from omnimuse.worker.find import our_networks
 
     model = args.like or kind_of(args.file)
-    made = convert(args.file, Checkpoint(resolve(model).path), args.output, args.component)
+    like = Checkpoint(resolve(model).path)
+    made = convert(args.file, like, args.output, args.component, ours=our_networks().get(like.arch, ()))
     print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {model}")
     print(f"try: omnimuse generate 'a red circle' -m {made.folder}")
     return 0

@@ -27,6 +27,7 @@ from typing import Any, Protocol, TextIO
 from omnimuse.cli.engine import add_engine_options
 from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
+from omnimuse.cli.plot import plot
 from omnimuse.cli.preview import PreviewFile
 from omnimuse.core.config import Config, Environment
 from omnimuse.core.errors import OmnimuseError
@@ -97,6 +98,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
     shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    shown.add_argument(
+        "--plot", type=Path, metavar="FILE", help="write a picture of where the time went, by stage of every prompt"
+    )
     shown.add_argument("--quiet", action="store_true", help="print nothing but the names of the files, as they appear")
 
 
@@ -199,6 +203,8 @@ def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr
     outcome, clock = Outcome(job), Clock()
     stopped = _draw(job, prepare, outcome, clock, stdout, stderr) if job.drawings else ""
     record = outcome.record(clock.seconds(), stopped)
+    if job.shown.plot is not None:
+        plot(record, job.shown.plot)
     if job.shown.as_json:
         print_json(record, stdout)
     elif not job.shown.quiet:

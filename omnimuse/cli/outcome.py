@@ -43,6 +43,8 @@ class Outcome:
         row = self._row(drawing.row, result, place)
         for stage, seconds in result.timings.items():
             row["timings"][stage] = max(row["timings"].get(stage, 0.0), round(seconds, 4))
+        for stage, steps in result.steps.items():
+            row["steps"][stage] = [round(seconds, 5) for seconds in steps]
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
@@ -101,6 +103,7 @@ class Outcome:
                 "prompt": result.prompt,
                 "settings": settings,
                 "timings": {},
+                "steps": {},
                 "texts": [],
                 "shown": [],
                 "warnings": list(self.job.doubts.get(number, ())),

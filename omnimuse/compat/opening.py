@@ -10,6 +10,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.hub import Hub
 from omnimuse.loader.resolve import Folder, resolve
 
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors", ".gguf")
 PLACE = "omnimuse-files"
 """The folder beside the hub's cache in which such models lie, under the names of the checkpoints that they are like."""
 
@@ -26,18 +27,19 @@ PLACE = "omnimuse-files"
 def is_file(model: str) -> bool:
     """Whether `model` names a file of weights on this machine."""
     path = Path(model).expanduser()
-    return path.suffix == SUFFIX and path.is_file()
+    return path.suffix in SUFFIXES and path.is_file()
 
 
-def opened(model: str, cache: Path | None = None) -> Folder:
+def opened(model: str, ours: Mapping[str, Sequence[str]], cache: Path | None = None) -> Folder:
     """The folder of the model in the file `model`; ModelError where it cannot be told what that is, or is not whole.
 
-    `cache` is where such folders are (None: beside the hub's cache).
+    Packed weights stay packed in networks that are `ours`: components by the name of their pipeline. `cache` is where
+    such folders are (None: beside the hub's cache).
     """
     file = Path(model).expanduser().resolve()
     cache = cache or Hub.standard().cache.parent / PLACE
     if (folder := _made(file, cache)) is None:
-        command = [sys.executable, "-m", "omnimuse.compat.opening", str(file), str(cache)]
+        command = [sys.executable, "-m", "omnimuse.compat.opening", str(file), str(cache), json.dumps(ours)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise ModelError(f"{model} cannot be opened: its conversion ended with code {done.returncode}")
@@ -62,7 +64,7 @@ def _name(file: Path) -> str:
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def make(file: Path, cache: Path) -> None:
+def make(file: Path, cache: Path, ours: Mapping[str, Sequence[str]]) -> None:
     """Make the folder of `file` in `cache`, unless somebody else does at this moment."""
     from omnimuse.compat.single_file import convert, kind_of
 
@@ -73,14 +75,15 @@ def make(file: Path, cache: Path) -> None:
             model = kind_of(file)
             place = cache / f"models--{model.replace('/', '--')}"
             place.mkdir(exist_ok=True)
-            convert(file, Checkpoint(resolve(model).path), place / _name(file), linked=True)
+            like = Checkpoint(resolve(model).path)
+            convert(file, like, place / _name(file), linked=True, ours=ours.get(like.arch, ()))
 
 
-def main(file: str, cache: str) -> None:
+def main(file: str, cache: str, ours: str) -> None:
     """Make the folder, and say what went wrong, if anything did."""
     trouble = ""
     try:
-        make(Path(file), Path(cache))
+        make(Path(file), Path(cache), json.loads(ours))
     except OmnimuseError as error:
         trouble = str(error)
     print(json.dumps({"trouble": trouble}))

@@ -7,25 +7,23 @@ be all of a network, in its shapes. Called by `omnimuse convert`, and by `openin
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnimuse.compat.diffusers.read import named_class
+from omnimuse.compat.weights_file import Content, Tensors, read_file, shapes_in
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few
+from omnimuse.loader.packed import save_packed
 from omnimuse.loader.tensors import construct
+from omnimuse.quant.packings import Rows
 
 DENOISER = "model.diffusion_model."
 DECODER = ("first_stage_model.", "vae.")
@@ -34,11 +32,7 @@ READERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
 PARTS = ("controlnet", "animatediff", "autoencoder")
 """How the library's names begin for kinds that draw nothing alone."""
 
-EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
-_SCALE = re.compile(r"(.*)\.(scale_weight|weight_scale)")
-_NOTES = re.compile(r"(^|.*\.)(scaled_fp8|scale_input|input_scale|comfy_quant)")
-
-Tensors = dict[str, Tensor]
+Contents = dict[str, Tensor | Rows]
 
 
 @dataclass(frozen=True)
@@ -51,19 +45,26 @@ class Converted:
 
 
 def convert(
-    file: Path, like: Checkpoint, target: Path, component: str | None = None, *, linked: bool = False
+    file: Path,
+    like: Checkpoint,
+    target: Path,
+    component: str | None = None,
+    *,
+    linked: bool = False,
+    ours: Collection[str] = (),
 ) -> Converted:
     """Write the checkpoint in `file` to the new folder `target`; all else is that of `like`, copied or only `linked`.
 
-    Only `component` is looked for in the file, if one is named. ModelError says what the file lacks or has too much;
-    nothing is left behind then. RequestError if `target` exists, or if the file fits several components.
+    Only `component` is looked for in the file, if one is named. Packed weights of networks that are `ours` stay packed,
+    others become bfloat16. ModelError says what the file lacks or has too much; nothing is left behind then.
+    RequestError if `target` exists, or if the file fits several components.
     """
     if target.exists():
         raise RequestError(f"{target} exists; name a folder that does not", "output")
     networks = [name for name in like.components if like.has_weights(name)]
     if component is not None and component not in networks:
         raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
-    found = _find_networks(file, like, networks if component is None else [component])
+    found = _find_networks(file, like, networks if component is None else [component], ours)
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -81,7 +82,7 @@ def kind_of(file: Path) -> str:
     """
     from diffusers.loaders import single_file_utils as known
 
-    shapes = _shapes(file)
+    shapes = shapes_in(file)
     try:
         kind = known.infer_diffusers_model_type(shapes)
     except (KeyError, UnboundLocalError, ValueError, NotImplementedError):
@@ -97,55 +98,16 @@ def kind_of(file: Path) -> str:
     return str(place["pretrained_model_name_or_path"])
 
 
-def _shapes(file: Path) -> Tensors:
-    """Tensors without memory, of the names and shapes in `file`."""
-    with _opened(file) as opened:
-        names = list(opened.keys())
-        return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """`file`, open; ModelError for one that is not read."""
-    if file.suffix in PICKLES:
-        raise ModelError(f"{file} is a pickle, which can run any code when it is opened; use a *.safetensors file")
-    if file.suffix != ".safetensors":
-        raise ModelError(f"{file} is no *.safetensors file; other formats are not read")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except FileNotFoundError:
-        raise ModelError(f"there is no file {file}") from None
-    except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
-
-
-def read_file(file: Path) -> Tensors:
-    """The tensors of `file`; weights of 8 bits are multiplied by their scales and become bfloat16."""
-    with _opened(file) as opened:
-        tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
-    scales = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _SCALE.fullmatch(name))}
-    plain = {name: tensor for name, tensor in tensors.items() if not _NOTES.fullmatch(name)}
-    return {name: _widened(name, tensor, scales) for name, tensor in plain.items()}
-
-
-def _widened(name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
-    if tensor.dtype not in EIGHT_BITS:
-        return tensor
-    scale = scales.get(name.removesuffix(".weight"))
-    wide = tensor.float() if scale is None else tensor.float() * scale.float()
-    return wide.to(torch.bfloat16)
-
-
-def _find_networks(file: Path, like: Checkpoint, names: Sequence[str]) -> dict[str, Tensors]:
+def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Collection[str]) -> dict[str, Contents]:
     """The weights of every component `names` of `like` that the file holds, as the library names them."""
-    tensors, found, why = read_file(file), dict[str, Tensors](), list[str]()
+    content, found, why = read_file(file), dict[str, Contents](), list[str]()
+    tensors = content.tensors
     for name in names:
         part = _part(name, tensors)
         if not part:
             continue
         cls = named_class(like, name)
-        weights = _translated(cls, name, like, part)
+        weights = _translated(cls, name, like, part, content, packed=name in ours)
         if weights is None:
             continue
         wrong = _differences(cls, name, like, weights)
@@ -184,7 +146,9 @@ def _part(name: str, tensors: Tensors) -> Tensors:
     return {key: tensor for key, tensor in tensors.items() if key.startswith(starts)}
 
 
-def _translated(cls: Any, name: str, like: Checkpoint, part: Tensors) -> Tensors | None:
+def _translated(
+    cls: Any, name: str, like: Checkpoint, part: Tensors, content: Content, *, packed: bool
+) -> Contents | None:
     """`part` in the library's names; None if the library has no converter for `cls`, or it does not take `part`."""
     from diffusers.loaders import single_file_model
 
@@ -192,8 +156,10 @@ def _translated(cls: Any, name: str, like: Checkpoint, part: Tensors) -> Tensors
     try:
         with quiet("diffusers"):
             if cls.__name__ in known:
-                return _network(cls, known[cls.__name__]["checkpoint_mapping_fn"], like.config(name), part)
-            return _reader(cls, name, like, part)
+                network = _network(cls, known[cls.__name__]["checkpoint_mapping_fn"], like.config(name), part)
+                return content.resolved(network) if packed else dict(content.floats(network))
+            reader = _reader(cls, name, like, content.floats(part))
+            return None if reader is None else dict(reader)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError):
         return None  # the converters look for names without asking
 
@@ -223,7 +189,7 @@ def _reader(cls: Any, name: str, like: Checkpoint, part: Tensors) -> Tensors | N
     return weights if not any(tensor.is_meta for tensor in weights.values()) else None
 
 
-def _differences(cls: Any, name: str, like: Checkpoint, weights: Tensors) -> str | None:
+def _differences(cls: Any, name: str, like: Checkpoint, weights: Contents) -> str | None:
     """What is wrong with `weights` for component `name`, in words; None if they are all of it, in its shapes."""
     if not hasattr(cls, "from_config"):
         return None  # the library built it from these weights
@@ -243,7 +209,7 @@ def _differences(cls: Any, name: str, like: Checkpoint, weights: Tensors) -> str
     return None
 
 
-def _write(part: Path, like: Checkpoint, found: Mapping[str, Tensors], linked: bool) -> None:
+def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: bool) -> None:
     part.mkdir(parents=True)
     shutil.copy(like.folder / INDEX, part / INDEX)
     for name in like.components:
@@ -257,5 +223,4 @@ def _write(part: Path, like: Checkpoint, found: Mapping[str, Tensors], linked: b
         skip = shutil.ignore_patterns("*.safetensors", "*.safetensors.index*.json", *(f"*{end}" for end in PICKLES))
         shutil.copytree(source, place, ignore=skip)
         stem = "diffusion_pytorch_model" if like.components[name][0] == "diffusers" else "model"
-        whole = {key: tensor.contiguous().clone() for key, tensor in found[name].items()}
-        save_file(whole, place / f"{stem}.safetensors", metadata={"format": "pt"})
+        save_packed(found[name], place / f"{stem}.safetensors")

@@ -130,12 +130,14 @@ class Fits:
     """What step caches know of one model: published with a method, or measured by `omnimuse calibrate`.
 
     `ratios` are MagCache's: by how much what the blocks add grows from one step to the next, over any number of steps.
-    `auto` is the choice that `auto` stands for.
+    `auto` is the choice that `auto` stands for. `blocks` are those of the stack that a cache is around, the fewest of
+    several networks; 0 before the network is built.
     """
 
     tea: TeaFit = TeaFit()
     ratios: tuple[float, ...] = ()
     auto: str = ""
+    blocks: int = 0
 
 
 def cache_named(text: str) -> CacheConfig:
@@ -188,15 +190,31 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
 
 
 def asked_for(text: object, fits: Fits, evaluations: int) -> str:
-    """The choice of a request written out in full, for a model; RequestError for one that makes no sense."""
+    """The choice of a request written out in full, for a model; RequestError for one that makes no sense, or leaves no
+    block to skip.
+    """
     if not isinstance(text, str):
         raise RequestError(
             f"cache={text!r:.80} is not a text; write it like 'fast' or 'dbcache,threshold=0.1'", "cache"
         )
     try:
-        return str(completed(cache_named(text), fits, evaluations))
+        choice = completed(cache_named(text), fits, evaluations)
     except ConfigError as problem:
         raise RequestError(str(problem), "cache") from problem
+    if fits.blocks and (why := too_few(choice, fits.blocks)):
+        raise RequestError(why, "cache")
+    return str(choice)
+
+
+def too_few(choice: CacheConfig, blocks: int) -> str:
+    """Why a stack of so many blocks has none left in the middle for a complete `choice`; empty if it has some."""
+    first, last = choice.first or 0, choice.last or 0
+    if choice.off or first + last < blocks:
+        return ""
+    return (
+        f"cache first={first} and last={last} leave no block to skip: the network has {blocks}; use less, "
+        f"together at most {blocks - 1}"
+    )
 
 
 def _read(name: str, value: str) -> Any:

@@ -246,10 +246,10 @@ class Door:
             chunks=bool(ask.chunks),
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
-        return self._cached(replace(made, more=evaluations_beyond(self.scheduler, params, made.steps)))
+        return self.with_cache(replace(made, more=evaluations_beyond(self.scheduler, params, made.steps)))
 
-    def _cached(self, request: Request) -> Request:
-        """`request` with its step cache written out in full, for this model."""
+    def with_cache(self, request: Request) -> Request:
+        """`request` with its step cache written out in full, for this model; RequestError for one that cannot be."""
         if (text := request.params.cache) is None:
             return request
         return replace(request, params=replace(request.params, cache=asked_for(text, self.fits, request.evaluations)))

@@ -116,6 +116,15 @@ class Pool:
             raise ConfigError(f"there is no worker {index}; the last one is {len(self._replicas) - 1}")
         return await self._replicas[index].profile(seconds)
 
+    @property
+    def asleep(self) -> bool:
+        """Whether the weights of every worker are away, and requests wait."""
+        return bool(self._replicas) and all(replica.asleep for replica in self._replicas)
+
+    async def sleep(self, asleep: bool) -> int:
+        """Have the weights of every worker leave memory, or come back; how many bytes left (`Replica.sleep`)."""
+        return sum(await asyncio.gather(*(replica.sleep(asleep) for replica in self._replicas)))
+
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         """The updates of one request, the last of which is Finished; errors are raised. After a retry steps restart.
 

@@ -49,6 +49,8 @@ from omnimuse.deploy.wire import (
     Profiled,
     Ready,
     Remarks,
+    Sleep,
+    Slept,
     Spelt,
     Stepped,
     Submit,
@@ -182,6 +184,9 @@ class Worker:
         elif isinstance(command, Profile):
             work = partial(self._profile, command.seconds, self._background)
             threading.Thread(target=work, name="omnimuse-profile", daemon=True).start()
+        elif isinstance(command, Sleep):
+            work = partial(self._sleep, command.asleep, self._background)
+            threading.Thread(target=work, name="omnimuse-sleep", daemon=True).start()
         else:
             self._line.end()
 
@@ -189,7 +194,8 @@ class Worker:
         """How this worker is; loading counts as being busy."""
         background = self._background
         retries = 0 if background is None else background.engine.runner.forwards.retries.total()
-        return Beat(self._ticks, background is None or bool(self._jobs), resident(), retries)
+        busy = background is None or (bool(self._jobs) and not background.engine.asleep)
+        return Beat(self._ticks, busy, resident(), retries)
 
     def close(self) -> None:
         """End the engine; what is in progress is dropped."""
@@ -223,6 +229,19 @@ class Worker:
             self._line.send(Profiled("", f"{type(error).__name__}: {error}"))
             return
         self._line.send(Profiled(path.name))
+
+    def _sleep(self, asleep: bool, background: Background) -> None:
+        """Have the weights leave, or come back, and report it."""
+        engine, size = background.engine, 0
+        try:
+            if asleep:
+                size = background.between_ticks(engine.sleep).result()
+            else:
+                background.between_ticks(engine.wake_up).result()
+        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+            self._line.send(Slept(0, f"{type(error).__name__}: {error}"))
+            return
+        self._line.send(Slept(size))
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ from omnimuse.deploy.wire import (
     Profiled,
     Ready,
     Report,
+    Sleep,
+    Slept,
     Stop,
     Submit,
     Told,
@@ -263,7 +265,9 @@ class Replica:
         self._life: Life | None = None
         self._told = ""
         self._retries = 0
+        self.asleep = False
         self._profile: asyncio.Future[Profiled] | None = None
+        self._slept: asyncio.Future[Slept] | None = None
         self._closing = asyncio.Event()
 
     @property
@@ -324,6 +328,29 @@ class Replica:
         if made.trouble:
             raise errors.EngineDeadError(f"worker {self.index} could not be recorded: {made.trouble}")
         return self.plan.spool / made.name
+
+    async def sleep(self, asleep: bool) -> int:
+        """Have its weights leave memory, or come back; how many bytes left. A worker that starts anew is as asked here.
+
+        CapacityError while it is under way, ConfigError where it cannot be, EngineDeadError without a worker.
+        """
+        if not self.open or self._life is None:
+            raise errors.EngineDeadError(f"worker {self.index} is not ready; try again in a moment")
+        if self._slept is not None:
+            raise errors.CapacityError(f"worker {self.index} is falling asleep or waking up; try again later")
+        slept = self._slept = asyncio.get_running_loop().create_future()
+        before, self.asleep = self.asleep, asleep
+        self._life.send(Sleep(asleep))
+        try:
+            told = await asyncio.wait_for(slept, WRITING)
+        except TimeoutError:
+            raise errors.EngineDeadError(f"worker {self.index} did not answer within {WRITING:g} s") from None
+        finally:
+            self._slept = None
+        if told.trouble:
+            self.asleep = before
+            raise errors.ConfigError(f"worker {self.index}: {told.trouble}")
+        return told.bytes
 
     async def supervise(self, context: zmq.asyncio.Context) -> None:
         """Start lives until closed or broken; returns then."""
@@ -393,11 +420,15 @@ class Replica:
             case Ready():
                 self.state, self.place = "ready", report.place
                 logger.info("worker %d is ready after %.1f s", self.index, report.seconds)
+                if self.asleep and self._life is not None:  # the one before it slept
+                    self._life.send(Sleep(True))
                 self._changed()
             case Told():
                 logger.log(LEVELS[report.level], "worker %d: %s", self.index, report.text)
             case Profiled():
                 self._tell_profile(report)
+            case Slept():
+                self._tell_slept(report)
             case NotStarted():
                 self._told = report.message
                 if report.kind and not self.place:  # what has worked before may work again
@@ -419,9 +450,14 @@ class Replica:
         if self._profile is not None and not self._profile.done():
             self._profile.set_result(made)
 
+    def _tell_slept(self, slept: Slept) -> None:
+        if self._slept is not None and not self._slept.done():
+            self._slept.set_result(slept)
+
     def _lose(self, life: Life) -> None:
         """Tell those who wait, and remove what the life has left of their files."""
         self._tell_profile(Profiled("", self.reason))
+        self._tell_slept(Slept(0, self.reason))
         lost, self.running = self.running, {}
         for attempt in lost.values():
             for path in self.plan.spool.glob(f"*{attempt.request.id}-{life.settings.name}-*"):

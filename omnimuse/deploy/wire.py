@@ -55,6 +55,12 @@ class Profile(Message, frozen=True):
     seconds: float
 
 
+class Sleep(Message, frozen=True):
+    """Let the weights leave the device, or (`asleep=False`) bring them back; answered by Slept."""
+
+    asleep: bool
+
+
 class Stop(Message, frozen=True):
     """Close the engine and end the process."""
 
@@ -191,6 +197,13 @@ class Profiled(Message, frozen=True):
     trouble: str = ""
 
 
+class Slept(Message, frozen=True):
+    """The weights, so many bytes, are away or back; or `trouble` says why not."""
+
+    bytes: int
+    trouble: str = ""
+
+
 class Ended(Message, frozen=True):
     """A request ended without a result. `kind` is the class of `core.errors`."""
 
@@ -201,8 +214,8 @@ class Ended(Message, frozen=True):
     retry_after: float | None = None
 
 
-Command = Submit | Cancel | Profile | Stop
-Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Spelt | Profiled | Finished | Ended
+Command = Submit | Cancel | Profile | Sleep | Stop
+Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Spelt | Profiled | Slept | Finished | Ended
 Update = Stepped | Previewed | Grown | Spelt | Finished
 """What somebody who waits for a request sees; errors are raised instead."""
 

@@ -15,7 +15,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from omnimuse.core.errors import DeadlineError, EngineClosedError, EngineDeadError, RequestCancelled, RequestError
+from omnimuse.core.errors import (
+    ConfigError,
+    DeadlineError,
+    EngineClosedError,
+    EngineDeadError,
+    RequestCancelled,
+    RequestError,
+)
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
@@ -63,6 +70,7 @@ class Engine:
 
     def submit(self, request: Request) -> str:
         """Queue a request and return its id; CapacityError when the queue is full."""
+        self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
         tokens = self.runner.tokens(request)
         with self._lock:
             self._refuse_if_over()
@@ -92,6 +100,11 @@ class Engine:
         return {"dtype": str(ctx.dtype).removeprefix("torch."), "device": str(ctx.device)}
 
     @property
+    def asleep(self) -> bool:
+        """Whether the weights are away, and requests wait."""
+        return self.runner.rest.begun
+
+    @property
     def idle(self) -> bool:
         """Whether a tick would have nothing to do now."""
         return self.rest() != 0.0
@@ -99,7 +112,7 @@ class Engine:
     def rest(self) -> float | None:
         """The seconds for which there is nothing to do: 0 if there is, None if only somebody's call can change it."""
         with self._lock:
-            if self._cancelled or self.scheduler.busy:
+            if self._cancelled or (self.scheduler.busy and not self.asleep):
                 return 0.0
             deadline = self.scheduler.next_deadline()
             return None if deadline is None else max(0.0, deadline - self.clock())
@@ -148,6 +161,26 @@ class Engine:
             meet(self.mesh)
         return parts
 
+    def sleep(self) -> int:
+        """Let every weight leave the device; comes between two ticks. How many bytes wait elsewhere on this rank.
+
+        Requests, also those in progress, wait until `wake_up`; their deadlines pass. ConfigError without room for the
+        weights, or with several ranks.
+        """
+        self._refuse_if_over()
+        if self.mesh.size > 1:
+            raise ConfigError(
+                f"{self.mesh.size} ranks cannot sleep: one that finds no room for its weights would be awake alone; "
+                "end the workers, and start them when they are wanted"
+            )
+        self.runner.memo.clear()
+        return self.runner.rest.begin()
+
+    def wake_up(self) -> None:
+        """Bring every weight back; comes between two ticks. Nothing where none is away."""
+        self._refuse_if_over()
+        self.runner.rest.end()
+
     def close(self) -> None:
         """Free everything and release the other ranks. The engine cannot be used afterwards."""
         with self._lock:
@@ -176,6 +209,8 @@ class Engine:
         for request_id, error in dropped.items():
             events.append(Failed(request_id, error))
             self._forget(request_id)
+        if self.asleep:
+            return TickPlan(tuple(dropped))
         pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]

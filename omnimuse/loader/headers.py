@@ -5,9 +5,10 @@ Used by `weights` before anything is read. Reads headers only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,25 @@ from safetensors import SafetensorError, safe_open
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.differences import Shape
 from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
+from omnimuse.quant.packings import PACKINGS
+
+PACKED = "omnimuse.packed"
+"""Where the header of a file says which of its tensors are parts of packed weights: JSON, name -> [packing, outputs,
+inputs, {part: name}]."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; `kind` is what the file format calls its dtype (`F32`, `BF16`, `I64`)."""
+    """A tensor in a file; `kind` is what the file format calls its dtype (`F32`, `BF16`, `I64`).
+
+    For packed weights it is the name of their packing, and `shape` that of what they stand for; `parts` says under
+    which names the tensors are that they consist of (part -> name).
+    """
 
     path: Path
     shape: Shape
     kind: str
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def stored_in(folder: Path) -> dict[str, Stored]:
@@ -72,7 +83,29 @@ def opened(path: Path) -> Iterator[Any]:
 def _header(path: Path) -> dict[str, Stored]:
     with opened(path) as handle:
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-        return {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        found = {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        said = (handle.metadata() or {}).get(PACKED)
+    if said is None:
+        return found
+    try:
+        packed = {name: _packed(path, about, found) for name, about in json.loads(said).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise ModelError(
+            f"{path} does not say how its weights are packed as omnimuse writes it ({type(problem).__name__}: "
+            f"{problem}); {AGAIN}"
+        ) from problem
+    parts = {name for each in packed.values() for name in each.parts.values()}
+    return {name: each for name, each in found.items() if name not in parts} | packed
+
+
+def _packed(path: Path, about: Any, found: Mapping[str, Stored]) -> Stored:
+    """Packed weights of the header's table; the parts must be in the file, as they are to be."""
+    packing, outputs, inputs, parts = about
+    expected = PACKINGS[packing].empty(int(outputs), int(inputs))
+    have = {part: found[name].shape for part, name in parts.items()}
+    if have != {part: tuple(tensor.shape) for part, tensor in expected.items()}:
+        raise ValueError(f"{packing} weights of {outputs}x{inputs} do not consist of parts of {have}")
+    return Stored(path, (outputs, inputs), packing, parts)
 
 
 def _refuse_twice(name: str, first: Path, second: Path, files: WeightFiles) -> None:

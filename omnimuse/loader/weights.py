@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,11 @@ from omnimuse.loader.differences import Shape, refuse_differences
 from omnimuse.loader.files import AGAIN
 from omnimuse.loader.filling import Filling, Space
 from omnimuse.loader.headers import Stored, opened, stored_in
-from omnimuse.loader.plan import Piece, plan_load
+from omnimuse.loader.plan import Piece, Plan, plan_load
 from omnimuse.loader.rules import Rule
+from omnimuse.loader.sources import Source, put
 from omnimuse.loader.tensors import DtypePolicy, Home, cast, home_of
+from omnimuse.quant.packings import Rows
 
 __all__ = ["DtypePolicy", "LoadReport", "load_weights", "randomise"]
 
@@ -65,10 +66,34 @@ def load_weights(
     tensors in `cuts` the module has a share, and no more is read.
     """
     home = home_of(place)
-    stored = stored_in(folder)
     cast(module, dtype)
     filling = Filling(module, home)
-    slots = filling.slots
+    stored, plan, ties = matched(folder, filling.slots, rules, cuts)
+    size = 0
+    for path in dict.fromkeys(each.path for each in stored.values()):
+        with opened(path) as handle:
+            for source in (name for name, each in stored.items() if each.path == path and name in plan.pieces):
+                piece, name = plan.pieces[source], ties[plan.pieces[source].target]
+                space = filling.space(name)
+                for into, content in _read(Source(handle, source, stored[source]), space, piece, cuts.get(name)):
+                    refuse_no_numbers(path, source, content.scales() if isinstance(content, Rows) else content)
+                    put(content, into)
+                    size += content.nbytes
+    filling.finish()
+    return LoadReport(len(plan.pieces), size, tuple(dict.fromkeys(each.path for each in stored.values())))
+
+
+def matched(
+    folder: Path,
+    slots: Mapping[str, tuple[Tensor, tuple[str, ...]]],
+    rules: Sequence[Rule],
+    cuts: Mapping[str, Slices] = MappingProxyType({}),
+) -> tuple[dict[str, Stored], Plan, dict[str, str]]:
+    """What the files in `folder` hold, where it goes among `slots`, and the first name of everything that has several.
+
+    ModelError lists everything that does not fit.
+    """
+    stored = stored_in(folder)
     ties = {name: first for first, (_, names) in slots.items() for name in names}
     wanted = {name: whole(tuple(slots[first][0].shape), cuts.get(first)) for name, first in ties.items()}
     plan = plan_load({name: each.shape for name, each in stored.items()}, wanted, ties, rules)
@@ -77,35 +102,20 @@ def load_weights(
     if not mistyped:
         set_copies_aside(folder, plan, stored)
     refuse_differences(folder, replace(plan.differences, mistyped=mistyped))
-    size = 0
-    for path in dict.fromkeys(each.path for each in stored.values()):
-        with opened(path) as handle:
-            for source in (name for name, each in stored.items() if each.path == path and name in plan.pieces):
-                piece, name = plan.pieces[source], ties[plan.pieces[source].target]
-                space = filling.space(name)
-                for into, tensor in _read(handle, source, stored[source].shape, space, piece, cuts.get(name)):
-                    refuse_no_numbers(path, source, tensor)
-                    into.copy_(tensor)
-                    size += tensor.nbytes
-    filling.finish()
-    return LoadReport(len(plan.pieces), size, tuple(dict.fromkeys(each.path for each in stored.values())))
+    return stored, plan, ties
 
 
-def _read(
-    handle: Any, source: str, shape: Shape, into: Space, piece: Piece, cut: Slices | None
-) -> Iterator[tuple[Space, Tensor]]:
-    """What of the tensor `source` belongs into `into`: places there, and their numbers."""
+def _read(source: Source, into: Space, piece: Piece, cut: Slices | None) -> Iterator[tuple[Space, Tensor | Rows]]:
+    """What of the tensor `source` belongs into `into`: places there, and their content."""
     along = piece.start is not None and cut is not None and piece.dim == cut.dim
     if piece.start is not None and not along:
         into = into.narrow(piece.dim, piece.start, piece.stop - piece.start)
     if cut is None:
-        yield into, handle.get_tensor(source)
+        yield into, source.whole()
         return
     first = piece.start if along and piece.start is not None else 0
-    part = handle.get_slice(source)
-    for (start, stop), place in cut.meet(first, first + shape[cut.dim]):
-        where = (slice(None),) * cut.dim + (slice(start, stop),)
-        yield into.narrow(cut.dim, place, stop - start), part[where]
+    for (start, stop), place in cut.meet(first, first + source.stored.shape[cut.dim]):
+        yield into.narrow(cut.dim, place, stop - start), source.part(cut.dim, start, stop)
 
 
 def whole(shape: Shape, cut: Slices | None) -> Shape:
@@ -120,7 +130,7 @@ def _mistyped(formats: Mapping[str, torch.dtype], stored: Mapping[str, Stored]) 
     found = []
     for name, dtype in formats.items():
         have = KINDS.get(stored[name].kind)
-        fits = have in FLOATS if dtype.is_floating_point else have == dtype
+        fits = have in FLOATS or bool(stored[name].parts) if dtype.is_floating_point else have == dtype
         if not fits:
             wanted = "floats of 16 to 64 bits" if dtype.is_floating_point else str(dtype).removeprefix("torch.")
             found.append((name, wanted, stored[name].kind))

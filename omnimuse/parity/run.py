@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ModelError
@@ -21,6 +21,7 @@ from omnimuse.parity.notes import Trail
 from omnimuse.parity.ours import our_trail
 from omnimuse.parity.theirs import load_theirs, their_trail
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.quant.linear import quantized_layers
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ def parity(config: Config, ask: Ask) -> Outcome:
         if len(pipeline.results) > 1:
             made = " and ".join(pipeline.results)
             raise ModelError(f"{spec.arch} makes {made} at once, which cannot be compared yet; tests/parity has them")
+        components = [pipeline.ctx.components.wherever(name) for name in pipeline.ctx.components]
+        if not config.quantize.schemes and any(quantized_layers(c) for c in components if isinstance(c, nn.Module)):
+            raise ModelError(
+                f"the files of {config.model.model} are packed in a way that diffusers does not read; compare the "
+                "checkpoint that they were made from"
+            )
         networks = [name for stage in pipeline.stages if isinstance(stage, Denoise) for name in stage.networks]
         request = engine.make_request(replace(ask, params=replace(ask.params, num_outputs_per_prompt=1)))
         ours = our_trail(pipeline, request)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.steady import tiled
-from omnimuse.quant.schemes import Scheme
+from omnimuse.quant.packings import PACKINGS, Rows
+from omnimuse.quant.schemes import Packing, Scheme
 
 AT_ONCE = 2**20
 """Numbers that are packed at once: what that takes beside them is small."""
@@ -25,13 +26,14 @@ class QuantizedLinear(nn.Module):
     `heights`: of tiles, if products are cut into some (`layers/steady.py`).
     """
 
-    def __init__(self, linear: nn.Linear, scheme: Scheme, arithmetic: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, scheme: Packing, arithmetic: torch.dtype) -> None:
         super().__init__()
         self.scheme, self.arithmetic = scheme, arithmetic
         self.stands_for = linear.weight.dtype
         self.heights: tuple[int, ...] = ()
-        self.parts = tuple(scheme.empty(linear.out_features, linear.in_features))
-        for name, part in scheme.empty(linear.out_features, linear.in_features).items():
+        parts = scheme.empty(*linear.weight.shape)  # a rank that has none of the rows has none of these
+        self.parts = tuple(parts)
+        for name, part in parts.items():
             self.register_parameter(name, nn.Parameter(part, requires_grad=False))
         self.inputs, self.bias = linear.in_features, linear.bias
 
@@ -61,7 +63,7 @@ class QuantizedLinear(nn.Module):
 class PackedRows:
     """Rows of a layer's weights: what is written here is packed into the `parts`."""
 
-    def __init__(self, scheme: Scheme, parts: Mapping[str, Tensor], inputs: int) -> None:
+    def __init__(self, scheme: Packing, parts: Mapping[str, Tensor], inputs: int) -> None:
         self._scheme, self._parts, self._inputs = scheme, parts, inputs
 
     def narrow(self, dim: int, start: int, length: int) -> PackedRows:
@@ -75,13 +77,31 @@ class PackedRows:
             self._scheme, {name: part.narrow(0, start, length) for name, part in self._parts.items()}, self._inputs
         )
 
+    def put(self, rows: Rows) -> None:
+        """Rows that are packed: as they are where this layer has them so, otherwise by way of floats."""
+        if PACKINGS[rows.packing] != self._scheme:
+            self.copy_(rows.floats())
+            return
+        for name, part in rows.parts.items():
+            self._parts[name].copy_(part)
+
     def copy_(self, weights: Tensor) -> None:
         """Pack `weights` [n, K], some rows at a time."""
+        if not isinstance(self._scheme, Scheme):
+            raise ModelError(f"weights cannot be packed as {self._scheme} here; only files hold such")
         some = max(1, AT_ONCE // max(self._inputs, 1))
         for start in range(0, len(weights), some):
             device = self._parts["weight"].device
             for name, rows in self._scheme.pack(weights[start : start + some].to(device, torch.float32)).items():
                 self._parts[name][start : start + some].copy_(rows)
+
+
+def packed_as(packing: str, weights: Tensor) -> Rows:
+    """Weights [N, K], packed on the CPU as loading packs them: to the same bits."""
+    scheme = PACKINGS[packing]
+    parts = {name: torch.empty_like(each, device="cpu") for name, each in scheme.empty(*weights.shape).items()}
+    PackedRows(scheme, parts, weights.shape[1]).copy_(weights)
+    return Rows(packing, weights.shape[1], parts)
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLinear]:

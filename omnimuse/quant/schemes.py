@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,15 +29,19 @@ EXACT = 1024
 """Inputs whose products of two numbers of 8 bits float32 adds up without rounding: 127 * 127 * 1024 < 2**24."""
 
 
-class Scheme(Protocol):
-    """One way to pack weights."""
+class Packing(Protocol):
+    """One way in which weights are packed."""
+
+    def fits(self, inputs: int) -> bool:
+        """Whether rows of so many numbers can be packed so."""
+        ...
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         """Every part, on meta."""
         ...
 
-    def pack(self, rows: Tensor) -> dict[str, Tensor]:
-        """The parts of these rows of weights, float32 [n, K]."""
+    def scales(self, parts: Parts) -> Tensor:
+        """Every float in the parts that others are multiplied by: where one is none, weights are none."""
         ...
 
     def unpack(self, parts: Parts) -> Tensor:
@@ -49,8 +53,28 @@ class Scheme(Protocol):
         ...
 
 
+@runtime_checkable
+class Scheme(Packing, Protocol):
+    """A packing that weights can be given here."""
+
+    def pack(self, rows: Tensor) -> dict[str, Tensor]:
+        """The parts of these rows of weights, float32 [n, K]."""
+        ...
+
+
 @dataclass(frozen=True)
-class Int8:
+class Scaled:
+    """What has numbers of 8 bits, and a scale for each output."""
+
+    def fits(self, inputs: int) -> bool:
+        return True
+
+    def scales(self, parts: Parts) -> Tensor:
+        return parts["weight_scale"]
+
+
+@dataclass(frozen=True)
+class Int8(Scaled):
     """Whole numbers from -127 to 127 and a scale for each output; `dynamic` rounds the inputs of a token so, too."""
 
     dynamic: bool = False
@@ -77,14 +101,15 @@ class Int8:
 
 
 @dataclass(frozen=True)
-class Fp8:
-    """Floats of 8 bits (e4m3) and a scale for each output; `dynamic` rounds the inputs of a token so, too.
+class Fp8(Scaled):
+    """Floats of 8 bits (of `kind`) and a scale for each output; `dynamic` rounds the inputs of a token so, too.
 
     Their bits are stored as whole numbers, which nothing converts on the way. GPUs since Hopper multiply them as they
     are; elsewhere the same numbers become floats when they are used.
     """
 
     dynamic: bool = False
+    kind: torch.dtype = FP8
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         return {
@@ -93,17 +118,17 @@ class Fp8:
         }
 
     def pack(self, rows: Tensor) -> dict[str, Tensor]:
-        small, scale = rounded_fp8(rows)
+        small, scale = rounded_fp8(rows, self.kind)
         return {"weight": small.view(torch.uint8), "weight_scale": scale}
 
     def unpack(self, parts: Parts) -> Tensor:
-        return parts["weight"].view(FP8).float() * parts["weight_scale"]
+        return parts["weight"].view(self.kind).float() * parts["weight_scale"]
 
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        weight, scale = parts["weight"].view(FP8), parts["weight_scale"]
+        weight, scale = parts["weight"].view(self.kind), parts["weight_scale"]
         if not self.dynamic:
             return scaled_product(x, weight, scale, product)
-        small, size = rounded_fp8(x.float())
+        small, size = rounded_fp8(x.float(), self.kind)
         if _multiplies_fp8(x, weight):
             return torch._scaled_mm(small, weight.t(), size, scale.t().contiguous(), out_dtype=torch.bfloat16)
         return product(small.float(), weight.float()) * size * scale.t()
@@ -117,6 +142,12 @@ class Int4:
     """
 
     group: int = 64
+
+    def fits(self, inputs: int) -> bool:
+        return True
+
+    def scales(self, parts: Parts) -> Tensor:
+        return torch.cat((parts["weight_scale"], parts["weight_floor"]), 1)
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         groups = inputs // gcd(inputs, self.group)
@@ -147,11 +178,11 @@ class Int4:
         return product(x, self.unpack(parts).to(x.dtype))
 
 
-def rounded_fp8(rows: Tensor) -> tuple[Tensor, Tensor]:
+def rounded_fp8(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Every row in floats of 8 bits, and its scale [n, 1]."""
-    scale = rows.abs().amax(-1, keepdim=True) / torch.finfo(FP8).max
+    scale = rows.abs().amax(-1, keepdim=True) / torch.finfo(kind).max
     scale = torch.where(scale > 0, scale, 1.0)
-    return (rows / scale).to(FP8), scale
+    return (rows / scale).to(kind), scale
 
 
 def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
@@ -193,6 +224,11 @@ def whole_product(x: Tensor, weight: Tensor) -> Tensor:
 def _has_units(x: Tensor, weight: Tensor) -> bool:
     if x.device.type == "cuda":
         return x.shape[1] % 8 == 0 and len(weight) % 8 == 0
+    return _processor_has_units()
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot ask
+def _processor_has_units() -> bool:
     known = torch.cpu.get_capabilities()
     return any(bool(known.get(name)) for name in ("avx512_vnni", "amx_int8"))
 

@@ -6,6 +6,8 @@ is counted as "other", so the number of series is bounded whatever comes in.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -19,9 +21,28 @@ REJECTIONS = frozenset(
 CAUSES = frozenset({"exit", "hang", "silence", "start"})
 PLACES = frozenset({"queued", "running", "disconnect"})
 CHORES = frozenset({"starting jobs", "tidying up", "ending a job"})
+STAGES = MappingProxyType(
+    {
+        "queue": "queue",
+        "encode prompt": "text_encoder.forward",
+        "encode negative prompt": "text_encoder.forward",
+        "encode image": "vae.encode",
+        "encode pictures": "vae.encode",
+        "encode sound": "vae.encode",
+        "denoise": "diffuse",
+        "read": "prefill",
+        "generate": "decode",
+        "decode": "vae.decode",
+        "encode": "save",
+    }
+)
+"""Stages of ours, as answers have them in `timings`, and their labels: names of vLLM-Omni's profiler where it has one.
+What a family does besides is "other".
+"""
 OTHER = "other"
 
 _WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_BYTES = tuple(2.0**power for power in range(28, 42))
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -43,6 +64,17 @@ class Metrics:
         )
         self._step_seconds = Histogram(
             "omnimuse_step_seconds", "One denoising step of one request.", ["model"], buckets=_STEPS, registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "omnimuse_stage_seconds", "One stage of one request.", ["model", "stage"], buckets=_WAITS, registry=registry
+        )
+        self._asleep = Gauge("omnimuse_asleep", "1 while the weights are away.", registry=registry)
+        self._memory = Histogram(
+            "omnimuse_request_peak_bytes",
+            "The most that a worker held while it worked on a request.",
+            ["model"],
+            buckets=_BYTES,
+            registry=registry,
         )
         self._unfinished = Gauge(
             "omnimuse_requests_unfinished", "Requests accepted and not ended.", ["model"], registry=registry
@@ -72,9 +104,19 @@ class Metrics:
         self._requests.labels(self._model, task, _known(outcome, OUTCOMES)).inc()
         self._request_seconds.labels(self._model, task).observe(seconds)
 
-    def drawn(self, pixels: int, timings: dict[str, float], steps: int) -> None:
-        """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps."""
+    def drawn(self, pixels: int, timings: dict[str, float], steps: int, memory: int = 0) -> None:
+        """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps, and the
+        most bytes that it held meanwhile (0: unknown).
+        """
         self._pixels.inc(pixels)
+        seconds: dict[str, float] = {}
+        for stage, taken in timings.items():
+            label = STAGES.get(stage, OTHER)
+            seconds[label] = seconds.get(label, 0.0) + taken
+        for label, taken in seconds.items():
+            self._stage_seconds.labels(self._model, label).observe(taken)
+        if memory:
+            self._memory.labels(self._model).observe(memory)
         if "queue" in timings:
             self._queue_seconds.labels(self._model).observe(timings["queue"])
         if "denoise" in timings and steps > 0:
@@ -104,8 +146,11 @@ class Metrics:
         """Work beside the requests failed; `chore` is one of CHORES."""
         self._failures.labels(_known(chore, CHORES)).inc()
 
-    def level(self, unfinished: int, keys_stale: bool = False) -> None:
-        """How many requests are accepted and not ended, and whether the keys in use are not those of their file."""
+    def level(self, unfinished: int, keys_stale: bool = False, asleep: bool = False) -> None:
+        """How many requests are accepted and not ended, whether the keys in use are not those of their file, and
+        whether the weights are away.
+        """
+        self._asleep.set(asleep)
         self._unfinished.labels(self._model).set(unfinished)
         self._keys_stale.set(keys_stale)
 

@@ -23,6 +23,11 @@ class Workers(Protocol):
         ...
 
     @property
+    def asleep(self) -> bool:
+        """Whether the weights are away, and requests wait."""
+        ...
+
+    @property
     def place(self) -> dict[str, str]:
         """The dtype and the device the workers compute with; empty until one is ready."""
         ...

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from omnimuse.attention.selection import bind
-from omnimuse.cache.stepcache import StepCache, too_few
+from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.door import Place, door_of
+from omnimuse.core.caches import too_few
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices, Span
@@ -371,7 +372,9 @@ def _assemble(under: Build) -> Built:
     governor = govern(under.waiting, int(under.threads.value))
     if governor is not None:
         under.resources.callback(governor.close)
-    return Built(pipeline, found.door, tuple(under.choices), under.resources, governor)
+    blocks = min((len(list(each.stacks().values())[-1].blocks()) for each in under.networks.values()), default=0)
+    door = replace(found.door, fits=replace(found.door.fits, blocks=blocks))
+    return Built(pipeline, door, tuple(under.choices), under.resources, governor)
 
 
 def _fill(under: Build, name: str) -> None:

@@ -5,7 +5,7 @@ Used by the build, and by front ends that check requests before anything heavy s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from omnimuse.compat.diffusers.spec import spec_of
 from omnimuse.compat.door import door_of
 from omnimuse.compat.opening import is_file, opened
 from omnimuse.core.config import Config
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Recognised, Spec, Variant
 from omnimuse.loader.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def find(config: Config) -> Found:
     """Resolve and check the model that `config` names; ModelError says what is wrong and what to do. No torch."""
     known = [model for spec in REGISTRY.specs() for variant in spec.variants for model in variant.ids]
     model = config.model.model
-    folder = opened(model) if is_file(model) else resolve(model, known)
+    folder = opened(model, our_networks()) if is_file(model) else resolve(model, known)
     checkpoint = Checkpoint(folder.path)
     spec = spec_for(checkpoint, config.model.plugins)
     if spec.library:
@@ -69,12 +69,38 @@ def find(config: Config) -> Found:
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}
     checkpoint.check(required, optional, weights=config.model.load == "weights")
+    if not spec.library:
+        _refuse_packings_of_others(checkpoint)
     told = taught(checkpoint)
     recognised = _recognise(config, folder, checkpoint, spec, told)
     door = Door.of(spec, checkpoint.configs, recognised.variant)
     if not spec.library:
         door = replace(door, fits=measured_fits(checkpoint, spec.fits))
     return Found(config, folder, checkpoint, spec, door, recognised, told)
+
+
+def _refuse_packings_of_others(checkpoint: Checkpoint) -> None:
+    """ModelError for a component whose weights were packed by a library in a way that is not read here."""
+    for name, config in checkpoint.configs.items():
+        if not isinstance(said := config.get("quantization_config"), Mapping):
+            continue
+        method = str(said.get("quant_method", "a library"))
+        kind = said.get("bnb_4bit_quant_type") if said.get("load_in_4bit") else None
+        how = f"{method} ({kind})" if kind else method
+        raise ModelError(
+            f"component {name!r} of {checkpoint.folder} was packed by {how}, whose weights are not read here; use the "
+            f"checkpoint that it was made from with --quantize {name}=int4, or a GGUF file of the model "
+            "(docs/quantization.md)"
+        )
+
+
+def our_networks() -> dict[str, list[str]]:
+    """Components whose networks are ours, by the name of their pipeline."""
+    return {
+        arch: [name for name, component in spec.components.items() if component.network]
+        for spec in REGISTRY.specs()
+        for arch in (spec.arch, *spec.also)
+    }
 
 
 def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spec, told: Taught | None) -> Recognised:

@@ -6,17 +6,22 @@ reference keeps in float32, stays as it is. The loader packs while it reads, so 
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from omnimuse.core.config import Choice
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.layers.network import Network
+from omnimuse.loader.headers import stored_in
+from omnimuse.loader.rules import apply_rules
 from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
 from omnimuse.quant.linear import QuantizedLinear
-from omnimuse.quant.schemes import SCHEMES, Scheme
+from omnimuse.quant.packings import PACKINGS
+from omnimuse.quant.schemes import SCHEMES, Packing
+from omnimuse.worker.named import rules_of
 from omnimuse.worker.place import native_bfloat16
 
 if TYPE_CHECKING:
@@ -26,15 +31,21 @@ if TYPE_CHECKING:
 def quantize(under: Build) -> None:
     """Layers with packed weights in the place of linear ones, as asked for."""
     config = under.found.config
-    if not config.quantize.schemes:
+    packed = _as_packed(under)
+    if not config.quantize.schemes and not packed:
         return
     if config.parallel.tensor > 1:
         raise ConfigError(
-            f"parallel tensor={config.parallel.tensor} cannot be with quantize: a scale belongs to whole rows of "
-            "weights, of which ranks would have parts; use ulysses, ring, cfg or pipe, or leave quantize out"
+            f"parallel tensor={config.parallel.tensor} cannot be with packed weights: a scale belongs to whole rows of "
+            "weights, of which ranks would have parts; use ulysses, ring, cfg or pipe, or weights that are not packed"
         )
     unused = set(config.quantize.skip)
     for name, scheme in _asked(under).items():
+        if name in packed:
+            raise ConfigError(
+                f"quantize {name}={scheme} cannot be: its files are packed already ({packed[name]}); leave quantize "
+                "out, or use the checkpoint that this was made from"
+            )
         module, policy = under.modules[name], under.formats[name]
         chosen = packable(module, policy)
         kept = {path for path in chosen for pattern in config.quantize.skip if matches(path, pattern)}
@@ -43,7 +54,7 @@ def quantize(under: Build) -> None:
         share = pack(
             module, {path: layer for path, layer in chosen.items() if path not in kept}, SCHEMES[scheme], arithmetic
         )
-        under.formats[name] = DtypePolicy(policy.default, (*policy.float32, "weight_scale", "weight_floor"))
+        under.formats[name] = _with_scales(policy)
         how = f"asked for: {len(chosen) - len(kept)} layers, {share:.0%} of the weights"
         under.choices.append(
             Choice("quantize", name, scheme, f"{how}, multiplied in {str(arithmetic).removeprefix('torch.')}")
@@ -53,6 +64,54 @@ def quantize(under: Build) -> None:
             f"quantize skip={', '.join(sorted(unused))} fits no layer that would be quantized; patterns are whole "
             "pieces of names, such as blocks.0 or *.to_out"
         )
+
+
+def _as_packed(under: Build) -> dict[str, str]:
+    """Layers as the files of their component have them, where these are packed; how, by component."""
+    found = {}
+    for name, module in under.modules.items() if under.found.config.model.load == "weights" else ():
+        kinds = _kinds(under, name)
+        if not kinds:
+            continue
+        policy, count, share = under.formats[name], Counter[str](), 0.0
+        whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
+        alike: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
+        for path, layer in packable(module, policy).items():
+            if len(here := kinds[f"{path}.weight"]) == 1 and (kind := next(iter(here))) in PACKINGS:
+                alike[kind][path] = layer
+        for kind, layers in alike.items():
+            count[kind] = len(layers)
+            share += sum(layer.weight.numel() for layer in layers.values()) / whole
+            pack(module, layers, PACKINGS[kind], _arithmetic(under.device, policy.default))
+        under.formats[name] = _with_scales(policy)
+        others = sum(not PACKINGS.keys().isdisjoint(each) for each in kinds.values()) - count.total()
+        rest = f"; {others} more become floats when they are read" if others else ""
+        found[name] = ", ".join(f"{layers} x {kind}" for kind, layers in count.most_common()) or "as floats"
+        why = f"its files are packed so: {share:.0%} of the weights{rest}"
+        under.choices.append(Choice("quantize", name, found[name], why))
+    return found
+
+
+def _kinds(under: Build, name: str) -> dict[str, set[str]]:
+    """What the files of a component hold for each of its tensors: formats of numbers, packings; nothing, if no packing
+    is among them.
+    """
+    checkpoint, module = under.found.checkpoint, under.modules[name]
+    try:
+        stored = stored_in(checkpoint.path(name))
+    except ModelError:  # who reads the weights says what is wrong with the files
+        return {}
+    if not any(each.parts for each in stored.values()):
+        return {}
+    rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
+    found: dict[str, set[str]] = defaultdict(set)
+    for source, each in stored.items():
+        found[apply_rules(source, rules).name].add(each.kind)
+    return found
+
+
+def _with_scales(policy: DtypePolicy) -> DtypePolicy:
+    return DtypePolicy(policy.default, (*policy.float32, "weight_scale", "weight_floor"))
 
 
 def _asked(under: Build) -> dict[str, str]:
@@ -89,7 +148,7 @@ def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, nn.Linear]:
     }
 
 
-def pack(module: nn.Module, layers: dict[str, nn.Linear], scheme: Scheme, arithmetic: torch.dtype) -> float:
+def pack(module: nn.Module, layers: dict[str, nn.Linear], scheme: Packing, arithmetic: torch.dtype) -> float:
     """Put packed layers in the place of `layers`; which share of the weights of `module` they had."""
     whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
     here = sum(layer.weight.numel() for layer in layers.values())

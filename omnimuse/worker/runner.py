@@ -43,6 +43,7 @@ from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards
 from omnimuse.worker.memo import Memo
 from omnimuse.worker.plan import TickPlan
+from omnimuse.worker.rest import Rest
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +58,21 @@ class Job:
     request: Request
     states: dict[str, State]
     made: dict[str, Any] = field(default_factory=dict)
-    spans: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
+    spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
     def spend(self, state: State, stage: Stage, *spans: Span) -> None:
-        """Note what `stage` took of `state`, to be read when the outputs are here."""
-        self.spans.setdefault((stage.name, state.id), []).extend(spans)
+        """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here."""
+        self.spans.setdefault((stage.name, state.id), []).append(spans)
 
-    def timings(self) -> dict[str, float]:
-        """Seconds by stage, of the output that took longest in it."""
-        found: dict[str, float] = {}
-        for (stage, _), spans in self.spans.items():
-            found[stage] = max(found.get(stage, 0.0), sum(span.seconds() for span in spans))
+    def timings(self) -> dict[str, tuple[float, ...]]:
+        """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
+        found: dict[str, tuple[float, ...]] = {}
+        for (stage, _), runs in self.spans.items():
+            seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
+            found[stage] = max(found.get(stage, ()), seconds, key=sum)
         return found
 
     def take(self, state: State, made: Mapping[str, Any]) -> None:
@@ -106,7 +108,7 @@ class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
     `lost_previews` counts previews that could not be made, and `retried_stages`, by name, stages that ran out of memory
-    and then did with less; their requests went on.
+    and then did with less; their requests went on. `rest` is where weights are while nobody draws.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Runner:
         self.states: dict[str, State] = {}
         self.forwards = Forwards(pipeline.ctx, config)
         self.clock = clock or clock_for(pipeline.ctx.device)
+        self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.lost_previews = 0
         self.retried_stages: Counter[str] = Counter()
         self._events: list[Event] = []
@@ -185,6 +188,7 @@ class Runner:
         for request_id in list(self.jobs):
             self._drop(request_id)
         self.memo.clear()
+        self.rest.close()
         self.pipeline.ctx.components = Residency({})
         self.resources.close()
 
@@ -228,13 +232,16 @@ class Runner:
         del self.jobs[request.id]
         seeds = [request.seed(index) for index in range(request.outputs)]
         params = replace(request.params, extra=request.extra)
+        timings = job.timings()
+        loops = {stage.name for stage in self.pipeline.stages if isinstance(stage, Loop)}
         result = Result(
             request.id,
             request.prompt,
             params,
             tensors={medium: job.made[medium] for medium in self.pipeline.results if medium in job.made},
             seeds=seeds,
-            timings=job.timings(),
+            timings={stage: sum(seconds) for stage, seconds in timings.items()},
+            steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
             texts=tuple(note for note in job.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in job.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(job.written[index] for index in sorted(job.written)),
@@ -346,11 +353,9 @@ class Runner:
                 self._fail(state.request.id, failures[state.id])
                 continue
             loop, began = self._loop(state), self.clock.mark()
-            if state.id in evaluated:
-                self.jobs[state.request.id].spend(state, loop, shared)
             self._step(loop, state, predictions.get(state.id, {}))
             if job := self.jobs.get(state.request.id):  # loops without rows do all their work in the step
-                job.spend(state, loop, self.clock.since(began))
+                job.spend(state, loop, *([shared] if state.id in evaluated else []), self.clock.since(began))
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, None if loop.grows else len(state.plan)

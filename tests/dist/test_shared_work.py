@@ -25,6 +25,7 @@ from omnimuse.core.config import (
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
+    QuantConfig,
     ScheduleConfig,
 )
 from omnimuse.engine.local import start
@@ -53,15 +54,17 @@ class Feature:
     decode: DecodeConfig = DecodeConfig()
     output: Literal["latent", "pt"] = "latent"
     adapters: bool = False
+    quantize: QuantConfig = QuantConfig()
 
 
 PLAIN = Feature()
 CACHED = Feature("TeaCache", cache=CacheConfig("teacache", 0.3))
-BOTH_ENDS = Feature("both ends", cache=CacheConfig("dbcache", 9.0, first=1, warm_up=2, order=1))
+BOTH_ENDS = Feature("DBCache", cache=CacheConfig("dbcache", 9.0, first=1, warm_up=2, order=1))
 WAITING = Feature("layers", offload=OffloadConfig("layers"))
 DUMMY = Feature("dummy", load="dummy")
-WORN = Feature("adapters", adapters=True)
+WORN = Feature("LoRA", adapters=True)
 EXACT = Feature("exact", tier="exact")
+PACKED = Feature("int8", quantize=QuantConfig({"": "int8"}))
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
@@ -139,6 +142,7 @@ class Job:
         return Config(
             ModelConfig(str(self.folder), dtype="float32", device="cpu", load=self.feature.load),
             cache=self.feature.cache,
+            quantize=self.feature.quantize,
             offload=self.feature.offload,
             parallel=parallel,
             decode=self.feature.decode,
@@ -165,7 +169,7 @@ Asked = tuple[str, ParallelConfig, Feature]
 
 def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     """What a test that runs all of these shows."""
-    known = ("TeaCache", "layers", "exact", "tiles")
+    known = ("TeaCache", "layers", "exact", "tiles", "int8", "LoRA", "DBCache")
     found = []
     for name, parallel, feature in asked:
         axes = [axis for axis, count in vars(parallel).items() if count > 1]
@@ -190,17 +194,22 @@ def otherwise(name: str) -> list[Asked]:
     """
     tiles = name in TILING
     ring = ParallelConfig(ring=2, shard=2, vae_tiles=2 if tiles else 1)
-    worn = [(family, parallel, WORN) for family, parallel in WEARING if family == name]
+    besides = [asked for asked in BESIDES if asked[0] == name]
     ulysses, pipe = ParallelConfig(ulysses=2), ParallelConfig(pipe=2)
-    return [(name, ulysses, PLAIN), (name, pipe, PLAIN), (name, ring, TILED if tiles else PLAIN), *worn]
+    return [(name, ulysses, PLAIN), (name, pipe, PLAIN), (name, ring, TILED if tiles else PLAIN), *besides]
 
 
-WEARING = (
-    (FLUX, ParallelConfig(ulysses=2)),
-    (Z, ParallelConfig(pipe=2)),
-    (Z, ParallelConfig(ulysses=2, shard=2)),
-    (QWEN, ParallelConfig(cfg=2)),
-)
+BESIDES: list[Asked] = [
+    (FLUX, ParallelConfig(ulysses=2), WORN),
+    (Z, ParallelConfig(pipe=2), WORN),
+    (Z, ParallelConfig(ulysses=2, shard=2), WORN),
+    (QWEN, ParallelConfig(cfg=2), WORN),
+    (FLUX, ParallelConfig(ulysses=2), PACKED),
+    (Z, ParallelConfig(ring=2), PACKED),
+    (Z, ParallelConfig(pipe=2), PACKED),
+    (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
+    (QWEN, ParallelConfig(cfg=2), PACKED),
+]
 ALWAYS = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 
 

@@ -62,6 +62,7 @@ def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(
 
 
 @pytest.mark.shows("TeaCache", "company")
+@pytest.mark.shows("DBCache", "company")
 def test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_get_alone(
     subject: Subject, shared: Engine
 ) -> None:

@@ -36,6 +36,7 @@ def all_kinds(subject: Subject, adapters: tuple[Path, Path]) -> list[Ask]:
     return [plain, *(with_params(plain, loras=loras) for loras in worn)]
 
 
+@pytest.mark.shows("LoRA", "company")
 def test_requests_with_different_adapters_in_one_tick_are_each_alone_bit_for_bit(
     subject: Subject, engine_with: Make, adapters: tuple[Path, Path]
 ) -> None:
@@ -51,6 +52,7 @@ def test_requests_with_different_adapters_in_one_tick_are_each_alone_bit_for_bit
         assert float((a - b).norm() / a.norm()) > 1e-3
 
 
+@pytest.mark.shows("LoRA", "int8")
 def test_adapters_are_worn_over_packed_weights(
     subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path]
 ) -> None:
@@ -74,7 +76,9 @@ def test_after_adapters_were_worn_a_request_without_is_as_if_there_had_been_none
     assert torch.equal(after, before)
 
 
-@pytest.mark.parametrize("mode", ["components", "layers"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=pytest.mark.shows("LoRA", m)) for m in ("components", "layers")]
+)
 def test_adapters_are_worn_by_weights_that_wait_elsewhere(
     subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path], tmp_path: Path, mode: str
 ) -> None:

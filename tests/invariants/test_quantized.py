@@ -11,16 +11,29 @@ from torch import Tensor, nn
 
 from omnimuse.core.config import OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.engine.engine import Engine
+from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
 from omnimuse.quant.linear import QuantizedLinear
-from tests.invariants.conftest import Subject, run
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, run, with_params
+from tests.invariants.test_caches import OFF, asks_of
+from tests.invariants.test_compiled import OWN_BLOCKS
 from tests.invariants.test_tiers import strangers
 
 pytestmark = pytest.mark.crossed
 
+NAMED = ("int8", "int4")
+"""Schemes that are features of their own in docs/features.md."""
+
+
+def shown(*features: str) -> list[pytest.MarkDecorator]:
+    """The mark of what is shown, where `features` are all in docs/features.md."""
+    return [pytest.mark.shows(*features)] if features[0] in NAMED else []
+
+
 Make = Callable[..., Engine]
-FAR = {"int8": 0.05, "int8-dynamic": 0.15}
+FAR = {"int8": 0.05, "int8-dynamic": 0.15, "int4": 0.6, "fp8": 0.2, "fp8-dynamic": 0.25}
 """How far latents may be from those of float32, as a part of their own size. Tiny networks of random weights are the
 hardest to round: their matrices have few inputs that errors could average out over."""
 
@@ -38,7 +51,7 @@ def asked(subject: Subject, scheme: str) -> QuantConfig:
     return QuantConfig({"": scheme})
 
 
-@pytest.mark.parametrize("scheme", FAR)
+@pytest.mark.parametrize("scheme", [pytest.param(name, marks=shown(name)) for name in FAR])
 def test_packed_weights_draw_nearly_what_float32_draws(
     subject: Subject, shared: Engine, engine_with: Make, scheme: str
 ) -> None:
@@ -58,14 +71,17 @@ def test_every_linear_layer_of_the_blocks_is_packed(engine_with: Make) -> None:
         assert len(left) <= 0.1 * len(packed)
 
 
-@pytest.mark.parametrize("scheme", FAR)
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(name, marks=shown(name, "company", "invariant")) for name in ("int8", "int8-dynamic", "int4")],
+)
 def test_packed_weights_draw_the_same_in_any_company(subject: Subject, engine_with: Make, scheme: str) -> None:
     schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
     engine = engine_with(quantize=asked(subject, scheme), schedule=schedule)
     assert strangers(engine, subject.asks()) == {}
 
 
-@pytest.mark.parametrize("mode", ["components", "layers"])
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=shown("int8", mode)) for mode in ("components", "layers")])
 def test_packed_weights_that_wait_draw_what_those_that_stay_do(
     subject: Subject, engine_with: Make, tmp_path: Path, mode: str
 ) -> None:
@@ -73,3 +89,34 @@ def test_packed_weights_that_wait_draw_what_those_that_stay_do(
     stays, waits = engine_with(quantize=quantize), engine_with(quantize=quantize, offload=OffloadConfig(mode, tmp_path))
     for found, expected in zip(run(waits, subject.ask(0)), run(stays, subject.ask(0)), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.shows("int8", "TeaCache")
+@pytest.mark.shows("int8", "DBCache")
+def test_packed_weights_draw_the_same_with_step_caches_that_never_skip(
+    subject: Subject, shared: Engine, engine_with: Make
+) -> None:
+    engine = engine_with(quantize=asked(subject, "int8"))
+    asks = asks_of(subject, shared, *OFF)
+    plain = run(engine, *(with_params(ask, cache=None) for ask in asks))
+    for found, expected in zip(run(engine, *asks), plain, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.shows("compile", "int8", families=[each.name for each in FAMILIES if each.kind in OWN_BLOCKS])
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_blocks_with_packed_weights_are_compiled_whole(subject: Subject, engine_with: Make, scheme: str) -> None:
+    if subject.family.kind not in OWN_BLOCKS:
+        pytest.skip("its blocks are those of another kind of checkpoint here")
+    torch._dynamo.reset()
+    fast = ScheduleConfig(tier="fast", company="always")
+    engine = engine_with(quantize=asked(subject, scheme), schedule=fast)
+    [expected] = run(engine, subject.ask(0))
+    for network in networks(engine):
+        for stack in network.stacks().values():
+            stack.runner = CompiledRunner(stack.blocks(), "eager")
+    [found] = run(engine, subject.ask(0))
+    assert distance(found, expected) < 1e-4

@@ -31,6 +31,7 @@ class FakeWorkers:
     fail: dict[str, OmnimuseError] = field(default_factory=dict)
     ready: bool = True
     broken: str = ""
+    asleep: bool = False
     place: dict[str, str] = field(default_factory=lambda: {"dtype": "float32", "device": "cpu"})
     running: set[str] = field(default_factory=set)
     started: list[Request] = field(default_factory=list)

@@ -27,19 +27,25 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics = Metrics("demo")
     metrics.ended("text-to-image", "completed", 2.0)
-    metrics.drawn(16384, {"queue": 0.5, "denoise": 1.0}, steps=10)
+    timings = {"queue": 0.5, "denoise": 1.0, "encode prompt": 0.25, "encode negative prompt": 0.25, "project": 2.0}
+    metrics.drawn(16384, timings, steps=10, memory=2**30)
     metrics.rejected("queue_full")
     metrics.cancelled("disconnect")
     metrics.restarted("hang")
     metrics.retried(2)
     metrics.recovered(3)
-    metrics.level(5)
+    metrics.level(5, asleep=True)
     found = samples(metrics)
     ours = (("model", "demo"), ("task", "text-to-image"))
     assert found["omnimuse_requests_total", (ours[0], ("outcome", "completed"), ours[1])] == 1
     assert found["omnimuse_request_seconds_sum", ours] == 2.0
     assert found["omnimuse_queue_seconds_sum", ours[:1]] == 0.5
     assert found["omnimuse_step_seconds_sum", ours[:1]] == pytest.approx(0.1)
+    taken = {"queue": 0.5, "diffuse": 1.0, "text_encoder.forward": 0.5, "other": 2.0}
+    for stage, seconds in taken.items():
+        assert found["omnimuse_stage_seconds_sum", (ours[0], ("stage", stage))] == seconds
+    assert found["omnimuse_request_peak_bytes_sum", ours[:1]] == 2**30
+    assert found["omnimuse_asleep", ()] == 1
     assert found["omnimuse_admission_rejections_total", (("reason", "queue_full"),)] == 1
     assert found["omnimuse_cancelled_total", (("where", "disconnect"),)] == 1
     assert found["omnimuse_worker_restarts_total", (("cause", "hang"),)] == 1

@@ -22,7 +22,7 @@ from tests.processes import has_torch
 from tests.server.unix_http import ask
 from tests.server.whole_server import START, WholeServer
 
-ADMIN = ("/admin/status", "/admin/drain", "/admin/log-level", "/admin/profile")
+ADMIN = ("/admin/status", "/admin/drain", "/admin/log-level", "/admin/profile", "/sleep", "/wake_up", "/is_sleeping")
 
 
 @contextmanager
@@ -93,6 +93,33 @@ def test_a_profile_is_a_trace_of_what_the_worker_computed(watched: tuple[WholeSe
     assert not [path for path in (server.folder / "data" / "spool").iterdir() if path.name.startswith("profile")]
     for wrong in ({"seconds": 0}, {"seconds": 1000}, {"worker": 7}, {"seconds": "long"}, {"minutes": 1}):
         assert ask(admin, "/admin/profile", wrong)[0].status == 400
+
+
+def test_a_server_that_sleeps_lets_requests_wait_and_draws_the_same_when_it_wakes(
+    watched: tuple[WholeServer, Path],
+) -> None:
+    server, admin = watched
+    before = server.draw(num_inference_steps=4, seed=3)
+    slept = ask(admin, "/sleep?level=1", {})[0]
+    assert slept.status == 200 and slept.json["is_sleeping"] is True and slept.json["bytes"] > 10**7
+    assert (
+        ask(admin, "/is_sleeping")[0].json
+        == {"is_sleeping": True}
+        == {"is_sleeping": ask(admin, "/admin/status")[0].json["asleep"]}
+    )
+    ready = server.ask("/readyz")
+    assert ready.status == 503 and "POST /wake_up" in " ".join(ready.json["reasons"])
+    answers = []
+    drawing = threading.Thread(target=lambda: answers.append(server.draw(num_inference_steps=4, seed=3)))
+    drawing.start()
+    time.sleep(1)
+    assert not answers, "it waits"
+    assert ask(admin, "/wake_up", {})[0].json["is_sleeping"] is False
+    drawing.join(START)
+    assert answers[0].status == 200 and answers[0].json["data"] == before.json["data"]
+    for wrong in ("/sleep?level=2", "/sleep?mode=abort", "/wake_up?tags=kv_cache", "/sleep?deep=1"):
+        assert ask(admin, wrong, {})[0].status == 400
+    assert server.ask("/readyz").status == 200
 
 
 def test_a_worker_that_ends_while_it_is_recorded_is_told(watched: tuple[WholeServer, Path]) -> None:

@@ -270,4 +270,4 @@ def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
 def _count(service: Service, order: Order, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
     steps = order.request.evaluations * order.request.outputs
-    service.metrics.drawn(pixels, made.timings, steps)
+    service.metrics.drawn(pixels, made.timings, steps, made.memory)

@@ -32,6 +32,7 @@ WHERE = MappingProxyType(
 """Where what a model does is asked for."""
 _TEXT = "{instead}"
 _OPERATOR = "it is chosen when the server starts, and a running one is not changed"
+_ADMIN = "it is on the admin plane (`--admin-address`), for the server's operator"
 _EACH = "adapters are nothing that is set for everybody: each request says with `lora` which it wears"
 ABSENT = MappingProxyType(
     {
@@ -61,8 +62,9 @@ ABSENT = MappingProxyType(
         "/v1/merge_lora_weights": _EACH,
         "/v1/unmerge_lora_weights": _EACH,
         "/update_weights_from_disk": _OPERATOR,
-        "/sleep": _OPERATOR,
-        "/wake_up": _OPERATOR,
+        "/sleep": _ADMIN,
+        "/wake_up": _ADMIN,
+        "/is_sleeping": _ADMIN,
         "/start_profile": "profiles are made on the admin plane, by the server's operator",
         "/stop_profile": "profiles are made on the admin plane, by the server's operator",
         "/server_info": "what the model can be asked for is at /v1/models, how it is doing at /load and /metrics",

@@ -1,4 +1,5 @@
-"""What an operator may do while the server runs: look at the workers, drain, change the log level, record a profile.
+"""What an operator may do while the server runs: look at the workers, drain, change the log level, record a profile,
+and let the weights leave memory for a while, by the names that vLLM has for it.
 
 A plane of its own (`--admin-address`), which only this machine can reach; nothing of it is on the public interface, and
 it asks for no key. What changes something is a POST, so no page of another site can do it.
@@ -41,6 +42,13 @@ class Staff(Protocol):
     async def profile(self, index: int, seconds: float) -> Path:
         """Where a recording of `seconds` of a worker's work is; the caller's to remove."""
 
+    @property
+    def asleep(self) -> bool:
+        """Whether the weights are away, and requests wait."""
+
+    async def sleep(self, asleep: bool) -> int:
+        """Have the weights leave memory, or come back; how many bytes left."""
+
 
 def routes(service: Service, staff: Staff) -> list[Route]:
     """The endpoints of the admin plane."""
@@ -54,6 +62,7 @@ def routes(service: Service, staff: Staff) -> list[Route]:
                 "log_level": log.level(),
                 "unready": unready(service),
                 "load": describe_load(service).model_dump(),
+                "asleep": staff.asleep,
                 "workers": [asdict(worker) for worker in staff.status()],
             }
         )
@@ -93,11 +102,54 @@ def routes(service: Service, staff: Staff) -> list[Route]:
         return JSONResponse({"level": log.level()})
 
     return [
+        *_rest(staff),
         Route("/admin/status", status),
         Route("/admin/drain", drain, methods=["POST"]),
         Route("/admin/profile", profile, methods=["POST"]),
         Route("/admin/log-level", log_level, methods=["POST"]),
     ]
+
+
+def _rest(staff: Staff) -> list[Route]:
+    """The endpoints by which weights leave memory and come back, by vLLM's names."""
+
+    async def sleep(request: Request) -> Response:
+        """POST /sleep?level=1&mode=keep: requests, also those in progress, wait until the weights are back"""
+        _refuse_words(request, {"level": ("1",), "mode": ("keep",)})
+        return await rest(True)
+
+    async def wake_up(request: Request) -> Response:
+        """POST /wake_up?tags=weights"""
+        _refuse_words(request, {"tags": ("weights",)})
+        return await rest(False)
+
+    async def rest(asleep: bool) -> Response:
+        try:
+            size = await staff.sleep(asleep)
+        except ConfigError as error:
+            raise refusal("invalid_value", str(error)) from None
+        logger.warning("the weights are %s", f"away: {size / 1e9:.2f} GB left memory" if asleep else "back")
+        return JSONResponse({"is_sleeping": staff.asleep, "bytes": size})
+
+    async def is_sleeping(request: Request) -> Response:
+        """GET /is_sleeping"""
+        return JSONResponse({"is_sleeping": staff.asleep})
+
+    return [
+        Route("/sleep", sleep, methods=["POST"]),
+        Route("/wake_up", wake_up, methods=["POST"]),
+        Route("/is_sleeping", is_sleeping),
+    ]
+
+
+def _refuse_words(request: Request, known: Mapping[str, tuple[str, ...]]) -> None:
+    """ApiError for a query that says anything else than what is done here."""
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            raise refusal("unknown_parameter", f"there is no {name!r} here; known are {', '.join(known)}", name)
+        if value not in known[name]:
+            allowed = " or ".join(known[name])
+            raise refusal("invalid_value", f"{name}={value[:50]} is not done here; use {name}={allowed}", name)
 
 
 async def _body(request: Request, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

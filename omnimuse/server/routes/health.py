@@ -57,7 +57,8 @@ def measurements(service: Service) -> Route:
     """The endpoint of metrics: among the others, or alone at an address of its own."""
 
     async def metrics(request: Request) -> Response:
-        service.metrics.level(service.admission.load().count, bool(service.keys.trouble))
+        asleep = service.workers.asleep
+        service.metrics.level(service.admission.load().count, bool(service.keys.trouble), asleep)
         content, kind = service.metrics.render()
         return Response(content, media_type=kind)
 
@@ -73,6 +74,8 @@ def unready(service: Service) -> list[str]:
         reasons.append("no worker can be started")
     elif not service.workers.ready:
         reasons.append("no worker is ready yet")
+    if service.workers.asleep:
+        reasons.append("the weights are away until POST /wake_up on the admin plane")
     if not service.files.storage_ok():
         reasons.append("the disk is nearly full")
     if service.keys.trouble:

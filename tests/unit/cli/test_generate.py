@@ -19,6 +19,7 @@ from PIL import Image
 from omnimuse.cli.app import parser_of
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
+from omnimuse.cli.plot import GAP, bars_of, spans
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
 from omnimuse.core.output import Event, Preview, Progress
@@ -476,3 +477,35 @@ def test_a_mask_and_margins_go_to_every_prompt_and_into_the_settings_of_what_is_
 def test_margins_that_are_no_four_numbers_are_refused(pad: str) -> None:
     with pytest.raises(RequestError, match=r"is not LEFT,TOP,RIGHT,BOTTOM in pixels; write it like 64,0,64,0"):
         job(["a", f"--pad={pad}"])
+
+
+# -- where the time went ---------------------------------------------------------------------------------------------
+
+
+def test_a_plot_has_a_bar_for_the_command_and_one_for_every_prompt(tmp_path: Path) -> None:
+    place = tmp_path / "plots" / "time.png"
+    words = ["a red circle", "a blue square", "-o", str(tmp_path / "a.png"), "--plot", str(place)]
+    assert drawn(job(words)).code == 0
+    one, two = Image.open(place), tmp_path / "one.png"
+    assert drawn(job(["a red circle", "-o", str(tmp_path / "b.png"), "--plot", str(two)])).code == 0
+    assert one.height - Image.open(two).height == 2 * GAP
+    with pytest.raises(RequestError, match=r"time.png is there already; choose another name, or --overwrite"):
+        job(words)
+    with pytest.raises(RequestError, match="txt"):
+        job(["a", "--plot", str(tmp_path / "time.txt")])
+
+
+def test_the_parts_of_a_bar_are_as_long_as_they_took_and_one_after_the_other() -> None:
+    timings, steps = {"queue": 0.0, "denoise": 1.5}, {"denoise": [0.5, 1.0]}
+    record = {
+        "seconds": {"import": 1.0, "load": 1.0, "draw": 2.0, "total": 4.0},
+        "results": [
+            {"prompt": "a", "timings": timings, "steps": steps},
+            {"prompt": "failed", "timings": {}, "steps": {}},
+        ],
+    }
+    bars = bars_of(record)
+    assert [name for name, *_ in bars] == ["the command", "a"]
+    assert spans(list(bars[0][1].values()), 100) == [(0, 99), (100, 199), (200, 399)]
+    assert spans(list(bars[1][1].values()), 100) == [(0, 0), (0, 149)]
+    assert spans(bars[1][2]["denoise"], 100) == [(0, 49), (50, 149)]

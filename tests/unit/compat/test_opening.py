@@ -77,8 +77,8 @@ def test_a_file_that_tells_nothing_is_refused_with_what_to_do_and_leaves_nothing
     save_file({"a.b": torch.zeros(1)}, file)
     assert is_file(str(file)) and not is_file(str(tmp_path)) and not is_file(f"{tmp_path}/b.safetensors")
     with pytest.raises(ModelError, match=r"names such as a.b do not tell of which model this is the network"):
-        opened(str(file), tmp_path / "cache")
+        opened(str(file), {}, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("models--*"))
     file.write_bytes(b"not a header")
     with pytest.raises(ModelError, match="cannot be read"):
-        opened(str(file), tmp_path / "cache")
+        opened(str(file), {}, tmp_path / "cache")

@@ -16,6 +16,7 @@ from omnimuse.cli import main
 from omnimuse.compat.single_file import convert
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.headers import stored_in
 from tests.checkpoints.single_file import Tensors, merged, wan, weights
 
 PREFIX = "model.diffusion_model."
@@ -71,13 +72,48 @@ def test_a_file_in_its_authors_names_draws_what_its_folder_draws_with_our_own_fa
     assert not torch.equal(draw(tmp_path / "made"), draw(other))
 
 
-def test_eight_bit_weights_are_multiplied_by_their_scales(z_image_folder: Path, other: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_eight_bit_weights_stay_packed_with_their_scales_and_draw_what_they_stand_for(
+    kind: torch.dtype, z_image_folder: Path, other: Path, tmp_path: Path
+) -> None:
+    """As ComfyUI writes them: scaled, scaled with a scale for inputs beside it, and as they are."""
+    named = original(weights(z_image_folder / "transformer"))
+    stems = [f"layers.0.{part}" for part in ("feed_forward.w1", "attention.qkv", "feed_forward.w2")]
+    small, floats = dict(named), dict(named)
+    for stem in stems:
+        weight, scaled = named[f"{stem}.weight"], not stem.endswith("w2")
+        scale = weight.abs().max() / 400 if scaled else torch.ones(())
+        small[f"{stem}.weight"] = (weight / scale).to(kind)
+        floats[f"{stem}.weight"] = small[f"{stem}.weight"].float() * scale
+        if scaled:
+            small |= {f"{stem}.scale_weight": scale, f"{stem}.scale_input": torch.ones(1)}
+    small["scaled_fp8"] = torch.zeros(2).to(kind)
+    for name, tensors in (("small", small), ("floats", floats)):
+        save_file({PREFIX + key: tensor for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
+        convert(tmp_path / f"{name}.safetensors", Checkpoint(other), tmp_path / name, ours=("transformer",))
+    stored = stored_in(tmp_path / "small" / "transformer")
+    packed = {name: each.kind for name, each in stored.items() if each.parts}
+    assert packed.keys() == {f"layers.0.attention.to_{part}.weight" for part in "qkv"} | {
+        f"layers.0.feed_forward.{part}.weight" for part in ("w1", "w2")
+    }
+    assert set(packed.values()) == {"fp8" if kind == torch.float8_e4m3fn else "fp8-e5m2"}
+    found, expected = draw(tmp_path / "small"), draw(tmp_path / "floats")
+    assert float((found - expected).abs().max()) < 1e-4
+    assert not torch.equal(expected, draw(other))
+
+
+def test_eight_bit_weights_of_a_network_that_a_library_runs_become_bfloat16(
+    z_image_folder: Path, other: Path, tmp_path: Path
+) -> None:
     named = original(weights(z_image_folder / "transformer"))
     name = "layers.0.feed_forward.w1.weight"
     scale = named[name].abs().max() / 448
-    small = {**named, name: (named[name] / scale).to(torch.float8_e4m3fn)}
-    small |= {name.replace(".weight", ".scale_weight"): scale, "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
-    save_file({PREFIX + key: tensor for key, tensor in small.items()}, tmp_path / "a.safetensors")
+    small = {
+        **named,
+        name: (named[name] / scale).to(torch.float8_e4m3fn),
+        name.replace("weight", "scale_weight"): scale,
+    }
+    save_file(small, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", Checkpoint(other), tmp_path / "made")
     made = weights(tmp_path / "made" / "transformer")[name]
     assert made.dtype == torch.bfloat16
@@ -175,7 +211,7 @@ def test_pickles_other_formats_and_folders_that_exist_are_refused(z_image_folder
     like = Checkpoint(z_image_folder)
     for name, message in (
         ("a.ckpt", "is a pickle"),
-        ("a.gguf", "is no .* file"),
+        ("a.onnx", "is no .* file"),
         ("a.safetensors", "there is no file"),
     ):
         with pytest.raises(ModelError, match=message):

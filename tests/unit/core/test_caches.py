@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from omnimuse.core.cache_names import documented
-from omnimuse.core.caches import BY_NAME, OFF, PRESETS, CacheConfig, Fits, TeaFit, cache_named, completed
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.caches import BY_NAME, OFF, PRESETS, CacheConfig, Fits, TeaFit, asked_for, cache_named, completed
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.step_masks import MASKS, step_mask
 from omnimuse.models import REGISTRY
 
@@ -68,6 +68,12 @@ def test_what_is_left_open_is_the_model_s_or_the_kind_s_and_nothing_stays_open()
     for name in BY_NAME:
         once = completed(cache_named(name), fits, 9)
         assert completed(cache_named(str(once)), fits, 9) == once
+
+
+def test_a_choice_that_leaves_no_block_to_skip_is_refused_where_the_network_is_known() -> None:
+    assert asked_for("dbcache,first=2", Fits(), 9) == asked_for("dbcache,first=2", Fits(blocks=3), 9)
+    with pytest.raises(RequestError, match=r"first=2 and last=1 leave no block to skip: the network has 3; .* most 2"):
+        asked_for("dbcache,first=2,last=1", Fits(blocks=3), 9)
 
 
 def test_the_threshold_of_every_family_s_fit_is_one_that_can_skip() -> None:

@@ -58,6 +58,8 @@ def test_a_request_runs_to_its_result_with_one_event_per_step() -> None:
     assert done.result.output.shape == (1, 3, 2, 2)
     assert done.result.seeds == [3]
     assert set(done.result.timings) == {"queue", "encode", "add", "decode"}
+    assert list(done.result.steps) == ["add"]
+    assert sum(done.result.steps["add"]) == pytest.approx(done.result.timings["add"])
 
 
 def test_requests_in_company_give_what_they_give_alone() -> None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
-from omnimuse.quant.schemes import SCHEMES, Int4, Int8, whole_product
+from omnimuse.quant.packings import PACKINGS
+from omnimuse.quant.schemes import SCHEMES, Int4, Int8, Scheme, whole_product
+from tests.checkpoints.gguf_file import random_blocks
 
 INPUTS, OUTPUTS = 2560, 96
 BOUNDS = {"int8": 0.01, "int8-dynamic": 0.015, "int4": 0.12, "fp8": 0.035, "fp8-dynamic": 0.05}
@@ -25,7 +27,7 @@ def layer(scheme: str, weight: Tensor, bias: Tensor | None, arithmetic: torch.dt
     """A layer with `weight` packed."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], len(weight), bias is not None)
-    made = QuantizedLinear(linear, SCHEMES[scheme], arithmetic)
+    made = QuantizedLinear(linear, PACKINGS[scheme], arithmetic)
     parts = {name: torch.empty_like(part, device="cpu") for name, part in made.packed.items()}
     PackedRows(made.scheme, parts, made.inputs).copy_(weight)
     for name, part in parts.items():
@@ -117,3 +119,19 @@ def test_a_token_is_rounded_by_itself() -> None:
     loud = x.clone()
     loud[2] *= 1000
     assert torch.equal(made(loud)[[0, 1, 3]], made(x)[[0, 1, 3]])
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
+    x = normal(5, 512, seed=1)
+    if isinstance(PACKINGS[packing], Scheme):
+        made = layer(packing, normal(32, 512), None)
+    else:
+        made = layer("int8", normal(32, 512), None)
+        blocks = torch.from_numpy(random_blocks(packing, 32, 512))
+        made.scheme, made.parts, made.weight = PACKINGS[packing], ("weight",), nn.Parameter(blocks, requires_grad=False)
+    torch._dynamo.reset()
+    compiled = torch.compile(made, dynamic=True, fullgraph=True, backend="aot_eager")
+    assert error(compiled(x), made(x)) < 1e-5

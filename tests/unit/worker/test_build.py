@@ -18,11 +18,15 @@ from omnimuse.core.config import (
     CompileConfig,
     OffloadConfig,
     ParallelConfig,
+    QuantConfig,
     ScheduleConfig,
 )
-from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.core.request import Ask
 from omnimuse.core.spec import Component
-from omnimuse.worker.build import build, find
+from omnimuse.engine.local import start
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.build import SHAPES, begin, build, find, run
 from omnimuse.worker.connect import connect
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, native_bfloat16
 
@@ -204,3 +208,25 @@ def test_bfloat16_draws_nearly_what_float32_draws(z_image_folder: Path) -> None:
             pictures.append(omni.generate("a circle", small, progress=False)[0].output)
     assert (pictures[0] - pictures[1]).abs().mean() < 5e-2
     assert not torch.equal(pictures[0], pictures[1])
+
+
+def test_a_cache_that_leaves_no_block_is_refused_at_the_door_and_by_an_engine_behind_another_door(
+    z_image_folder: Path,
+) -> None:
+    ask = Ask("anything", DiffusionParams(height=32, width=32, cache="dbcache,first=2"))
+    engine = start(config(z_image_folder))
+    with pytest.raises(RequestError, match="leave no block to skip: the network has 2"):
+        engine.make_request(ask)
+    elsewhere = find(config(z_image_folder)).door.make_request(ask, 0.0, 0)  # as a front process does, without torch
+    with pytest.raises(RequestError, match="leave no block to skip"):
+        engine.submit(elsewhere)
+    engine.close()
+
+
+def test_ranks_that_cut_layers_refuse_weights_that_are_packed(z_image_folder: Path) -> None:
+    ranks = ParallelConfig(tensor=2)
+    asked = replace(config(z_image_folder), parallel=ranks, quantize=QuantConfig({"": "int8"}))
+    with pytest.raises(
+        ConfigError, match=r"parallel tensor=2 cannot be with packed weights: .*; use ulysses, ring, cfg"
+    ):
+        run(begin(asked, Mesh.planned(ranks)), SHAPES)

@@ -1,0 +1,173 @@
+"""The tensors of one file of weights, as other programs share them: safetensors with floats of 16 or of 8 bits, GGUF.
+
+Packed weights stay packed. So that the library's converters can cut and join them, each is a *mark* for that time: one
+number a row, which says whose row it is. What came of the rows is read off the marks afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.files import PICKLES
+from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
+
+Tensors = dict[str, Tensor]
+
+GGUF = ".gguf"
+MARK = torch.complex128
+"""The format of marks, in which no checkpoint has numbers: whose row it is, and which."""
+
+EIGHT_BITS = {torch.float8_e4m3fn: "fp8", torch.float8_e5m2: WIDE_FP8}
+_SCALE = re.compile(r"(.*)\.(scale_weight|weight_scale)")
+_NOTES = re.compile(r"(^|.*\.)(scaled_fp8|scale_input|input_scale|comfy_quant)")
+"""What else such files hold: that weights are scaled, and scales of inputs, which stay floats here."""
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHAPE = "comfy.gguf.orig_shape."
+"""The field that has the shape of a tensor that a GGUF file holds in another one, before its name."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The tensors of a file by name, of which some are marks of `packed` ones, by number."""
+
+    tensors: Tensors
+    packed: list[Rows] = field(default_factory=list)
+
+    def resolved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
+        """`tensors` that were made of these, with packed weights in the place of marks.
+
+        What was joined of rows of different packings, or cut otherwise than by rows, is none: KeyError.
+        """
+        return {name: self._rows(name, each) if each.dtype == MARK else each for name, each in tensors.items()}
+
+    def floats(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        """As `resolved`, with packed weights in bfloat16."""
+        found = self.resolved(tensors)
+        return {n: each.floats().to(torch.bfloat16) if isinstance(each, Rows) else each for n, each in found.items()}
+
+    def _rows(self, name: str, mark: Tensor) -> Rows:
+        whose, which = mark.real.flatten().long(), mark.imag.flatten().long()
+        sources = [self.packed[int(number)] for number in whose.unique()]
+        if mark.ndim != 2 or mark.shape[1] != 1 or len({(each.packing, each.inputs) for each in sources}) != 1:
+            raise KeyError(f"{name} is not made of whole rows of one packing")
+        breaks = ((whose[1:] != whose[:-1]) | (which[1:] != which[:-1] + 1)).nonzero().flatten() + 1
+        starts = [0, *breaks.tolist()]
+        runs = [
+            (self.packed[int(whose[start])], int(which[start]), int(which[stop - 1]) + 1)
+            for start, stop in zip(starts, [*starts[1:], len(whose)], strict=True)
+        ]
+        parts = {
+            part: torch.cat([rows.parts[part][first:last] for rows, first, last in runs]) for part in sources[0].parts
+        }
+        return Rows(sources[0].packing, sources[0].inputs, parts)
+
+
+def read_file(file: Path) -> Content:
+    """What `file` holds; ModelError for one that is damaged, or whose kind is not read."""
+    tensors: Tensors = {}
+    packed: list[Rows] = []
+    for name, content in _gguf(file) if file.suffix == GGUF else _safetensors(file):
+        if isinstance(content, Rows):
+            tensors[name] = torch.complex(
+                torch.full((content.shape[0], 1), len(packed), dtype=torch.float64),
+                torch.arange(content.shape[0], dtype=torch.float64).unsqueeze(1),
+            )
+            packed.append(content)
+        else:
+            tensors[name] = content
+    return Content(tensors, packed)
+
+
+def shapes_in(file: Path) -> Tensors:
+    """Tensors without memory, of the names and shapes in `file`."""
+    if file.suffix == GGUF:
+        return {name: torch.empty(content.shape, device="meta") for name, content in _gguf(file)}
+    with _opened(file) as opened:
+        names = list(opened.keys())
+        return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
+
+
+# -- safetensors -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """`file`, open; ModelError for one that is not read."""
+    if file.suffix in PICKLES:
+        raise ModelError(f"{file} is a pickle, which can run any code when it is opened; use a *.safetensors file")
+    if file.suffix != ".safetensors":
+        raise ModelError(f"{file} is no *.safetensors or *.gguf file; other formats are not read")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except FileNotFoundError:
+        raise ModelError(f"there is no file {file}") from None
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
+
+
+def _safetensors(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
+    """Names and contents; weights of 8 bits are rows with their scales, as is said beside them or 1."""
+    with _opened(file) as opened:
+        tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
+    scales = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _SCALE.fullmatch(name))}
+    for name, tensor in tensors.items():
+        if _NOTES.fullmatch(name):
+            continue
+        kind, scale = EIGHT_BITS.get(tensor.dtype), scales.get(name.removesuffix(".weight"))
+        if kind is None:
+            yield name, tensor
+        elif tensor.ndim == 2 and (scale is None or scale.numel() in (1, len(tensor))):
+            size = torch.ones(1) if scale is None else scale.float()
+            parts = {"weight": tensor.view(torch.uint8), "weight_scale": size.reshape(-1, 1).expand(len(tensor), 1)}
+            yield name, Rows(kind, tensor.shape[1], parts)
+        else:
+            yield name, (tensor.float() if scale is None else tensor.float() * scale.float()).to(torch.bfloat16)
+
+
+# -- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+def _gguf(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
+    """Names and contents, as pages of the file."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ModelError(f"{file} needs the package gguf to be read: pip install 'omnimuse[gguf]'") from None
+    try:
+        reader = GGUFReader(file, "c")  # torch wants pages that could be written to
+    except FileNotFoundError:
+        raise ModelError(f"there is no file {file}") from None
+    except (OSError, ValueError, IndexError, KeyError, UnicodeDecodeError) as problem:
+        raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
+    shapes = {
+        name.removeprefix(SHAPE): tuple(int(found.parts[part][0]) for part in found.data)
+        for name, found in reader.fields.items()
+        if name.startswith(SHAPE)
+    }
+    for tensor in reader.tensors:
+        shape = tuple(reversed([int(size) for size in tensor.shape]))
+        yield tensor.name, _content(file, tensor, shape, shapes.get(tensor.name, shape))
+
+
+def _content(file: Path, tensor: Any, shape: tuple[int, ...], stands_for: tuple[int, ...]) -> Tensor | Rows:
+    """A tensor of `shape` in the file, which `stands_for` one of another shape."""
+    kind, data = tensor.tensor_type.name, torch.from_numpy(tensor.data)
+    if kind in FLOATS:
+        return data.view(FLOATS[kind]).reshape(stands_for)
+    if kind not in PACKINGS:
+        known = ", ".join([*FLOATS, *(name for name in PACKINGS if name.isupper())])
+        raise ModelError(f"{file}: {tensor.name} is packed as {kind}, which is not read; use a file of {known}")
+    rows = Rows(kind, shape[-1], {"weight": data.reshape(-1, data.shape[-1])})
+    return rows if len(shape) == 2 and shape == stands_for else rows.floats().reshape(stands_for)

@@ -1,0 +1,64 @@
+"""Writes tensors, some of them packed rows, into safetensors files whose headers say which are parts of what.
+
+`headers` reads them. Used where single files become folders, and where a checkpoint is packed once for all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from omnimuse.loader.headers import PACKED
+from omnimuse.quant.packings import Rows
+
+SHARD = 2 * 2**30
+"""Bytes of tensors after which another file is begun."""
+
+
+def save_packed(contents: Mapping[str, Tensor | Rows], path: Path) -> None:
+    """Write `contents` to the new file `path`."""
+    tensors: dict[str, Tensor] = {}
+    table = {}
+    for name, content in contents.items():
+        if isinstance(content, Tensor):
+            tensors[name] = content
+            continue
+        names = {part: name + part.removeprefix("weight") for part in content.parts}
+        tensors |= {names[part]: tensor for part, tensor in content.parts.items()}
+        table[name] = [content.packing, *content.shape, names]
+    about = {"format": "pt"} | ({PACKED: json.dumps(table)} if table else {})
+    save_file({name: each.contiguous().clone() for name, each in tensors.items()}, path, metadata=about)
+
+
+def save_in_shards(contents: Iterable[tuple[str, Tensor | Rows]], folder: Path, stem: str, most: int = SHARD) -> None:
+    """Write `contents`, as they come, to files of at most `most` bytes each (or of one tensor), with an index."""
+    held: dict[str, Tensor | Rows] = {}
+    places: list[Path] = []
+    names: dict[str, int] = {}
+    size = total = 0
+    for name, content in contents:
+        if held and size + content.nbytes > most:
+            places.append(_write_next(held, folder, len(places)))
+            held, size = {}, 0
+        held[name] = content
+        names[name] = len(places)
+        size, total = size + content.nbytes, total + content.nbytes
+    places.append(_write_next(held, folder, len(places)))
+    if len(places) == 1:
+        places[0].rename(folder / f"{stem}.safetensors")
+        return
+    final = [f"{stem}-{number:05d}-of-{len(places):05d}.safetensors" for number in range(1, len(places) + 1)]
+    for place, name in zip(places, final, strict=True):
+        place.rename(folder / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {name: final[number] for name, number in names.items()}}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_next(contents: Mapping[str, Tensor | Rows], folder: Path, number: int) -> Path:
+    path = folder / f"{number}.part"
+    save_packed(contents, path)
+    return path

@@ -1,0 +1,48 @@
+"""Every packing that weights in a file may have, by its name: the schemes that are asked for, and what others write.
+
+And packed rows, as a file holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from omnimuse.quant.blocks import BLOCKS
+from omnimuse.quant.schemes import SCHEMES, Fp8, Packing, Parts
+
+WIDE_FP8 = "fp8-e5m2"
+"""Floats of 8 bits with five for the exponent: read, never chosen here."""
+
+PACKINGS: Mapping[str, Packing] = MappingProxyType({**SCHEMES, WIDE_FP8: Fp8(kind=torch.float8_e5m2), **BLOCKS})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of weights, packed: the name of the packing, how many inputs they have, and their parts."""
+
+    packing: str
+    inputs: int
+    parts: Parts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return len(self.parts["weight"]), self.inputs
+
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    def floats(self) -> Tensor:
+        """What they stand for, in float32."""
+        return PACKINGS[self.packing].unpack(self.parts)
+
+    def scales(self) -> Tensor:
+        """Every float that others are multiplied by."""
+        return PACKINGS[self.packing].scales(self.parts)

@@ -1,0 +1,125 @@
+"""Packs a checkpoint once for all: a new folder, whose weights are to the bit those of quantizing at every start.
+
+`omnimuse quantize` calls it. Tensors keep the names that they have in the files, and what is not packed its format, so
+that the folder is read by the same rules. One tensor is packed at a time, and one file is held.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from omnimuse.core.config import Choice, Config
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.loader.checkpoint import INDEX
+from omnimuse.loader.files import PICKLES, read_json, weight_files
+from omnimuse.loader.filling import slots
+from omnimuse.loader.headers import opened
+from omnimuse.loader.packed import SHARD, save_in_shards
+from omnimuse.loader.sources import Source
+from omnimuse.loader.weights import matched, refuse_no_numbers
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.quant.linear import packed_as, quantized_layers
+from omnimuse.quant.packings import PACKINGS, Rows
+from omnimuse.worker.build import Build, begin, construct, formats, run
+from omnimuse.worker.named import rules_of
+from omnimuse.worker.quantize import quantize
+
+NAME = "_name_or_path"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The new folder, what was packed in it and how, and the bytes of weights before and after."""
+
+    folder: Path
+    choices: tuple[Choice, ...]
+    before: int
+    after: int
+
+
+def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
+    """Write the model of `config`, packed as it says, to the new folder `target`: all of it, or nothing.
+
+    ConfigError and ModelError as at a start; RequestError if `target` exists.
+    """
+    if not config.quantize.schemes:
+        raise ConfigError("nothing is to be packed; say how: --quantize int8, or COMPONENT=SCHEME")
+    if target.exists():
+        raise RequestError(f"{target} exists; name a folder that does not", "output")
+    under = run(begin(config, Mesh.single()), (construct, formats, quantize))
+    checkpoint = under.found.checkpoint
+    if checkpoint.folder.resolve() in target.resolve().parents:
+        raise RequestError(f"{target} is in the model's own folder; name a folder outside of it", "output")
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _copy(checkpoint.folder, part, [checkpoint.path(name) for name in under.modules if _is_packed(under, name)])
+        _write_index(under, part)
+        for name in under.modules:
+            if _is_packed(under, name):
+                files = weight_files(checkpoint.path(name))
+                stem = "model" if files.paths[0].name.startswith("model") else "diffusion_pytorch_model"
+                save_in_shards(
+                    _contents(under, name), part / checkpoint.path(name).relative_to(checkpoint.folder), stem, shard
+                )
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    chosen = tuple(choice for choice in under.choices if choice.topic == "quantize")
+    return Packed(target, chosen, _size(checkpoint.folder), _size(target))
+
+
+def _is_packed(under: Build, name: str) -> bool:
+    return name in under.modules and bool(quantized_layers(under.modules[name]))
+
+
+def _contents(under: Build, name: str) -> Iterator[tuple[str, Tensor | Rows]]:
+    """Every tensor in the files of a component; packed, where its layer is."""
+    checkpoint, module = under.found.checkpoint, under.modules[name]
+    layers = {f"{path}.weight": layer for path, layer in quantized_layers(module).items()}
+    rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
+    stored, plan, _ = matched(checkpoint.path(name), slots(module), rules)
+    schemes = {packing: key for key, packing in PACKINGS.items()}
+    for path in dict.fromkeys(each.path for each in stored.values()):
+        with opened(path) as handle:
+            for source in (source for source, each in stored.items() if each.path == path):
+                content = Source(handle, source, stored[source]).whole()
+                piece = plan.pieces.get(source)
+                if piece is None or piece.target not in layers or isinstance(content, Rows):
+                    yield source, content
+                    continue
+                if piece.start is not None and piece.dim != 0:
+                    raise ModelError(
+                        f"{source} is columns of {piece.target}, which cannot be packed without the rest; name its "
+                        "layer in --quantize-skip"
+                    )
+                refuse_no_numbers(path, source, content)
+                yield source, packed_as(schemes[layers[piece.target].scheme], content)
+
+
+def _copy(folder: Path, part: Path, packed: list[Path]) -> None:
+    """Everything but the weights in the folders of what is packed."""
+    endings = (".safetensors", ".index.json", *PICKLES)
+
+    def skipped(place: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(place) in packed and name.endswith(endings)]
+
+    shutil.copytree(folder, part, ignore=skipped)
+
+
+def _write_index(under: Build, part: Path) -> None:
+    """The folder has another name than the model: its index says which published one it is taken for."""
+    taken_for, path = under.found.recognised, part / INDEX
+    ids = taken_for.variant.ids if taken_for.sure else ()
+    if ids and path.is_file() and not read_json(path).get(NAME):
+        path.write_text(json.dumps({**read_json(path), NAME: ids[0]}, indent=2) + "\n", encoding="utf-8")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

@@ -1,0 +1,49 @@
+"""Weights in one GGUF file, as people share them: `write` packs a network's tensors into blocks.
+
+What gguf can pack it packs; of other formats it gets random blocks with scales of a usual size, and the network
+whatever weights these stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from torch import Tensor
+
+from omnimuse.quant.blocks import BLOCKS
+
+MADE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+"""What gguf packs."""
+
+
+def random_blocks(kind: str, rows: int, inputs: int, seed: int = 0) -> np.ndarray:
+    """Bytes of `rows` of weights in the format `kind`."""
+    rng, blocks = np.random.default_rng(seed), BLOCKS[kind]
+    raw = rng.integers(0, 256, (rows * inputs // blocks.inputs, blocks.size), dtype=np.uint8)
+    for start in blocks.floats:
+        scales = rng.normal(0, 0.002, (len(raw), 1)).astype(np.float16)
+        raw[:, start : start + 2] = scales.view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def write(path: Path, tensors: dict[str, Tensor], kind_of: Callable[[str, Tensor], str]) -> Path:
+    """Write `tensors` to `path`, each as `kind_of` says: the name of a format, `F32`, `F16` or `BF16`."""
+    writer = GGUFWriter(path, "tiny")
+    for name, tensor in tensors.items():
+        kind, data = kind_of(name, tensor), tensor.float().numpy()
+        if kind in MADE or kind == "BF16":
+            packed = gguf.quants.quantize(data, GGMLQuantizationType[kind])
+        elif kind in BLOCKS:
+            packed = random_blocks(kind, *data.shape)
+        else:
+            packed = data.astype(np.float16 if kind == "F16" else np.float32)
+        writer.add_tensor(name, packed, raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

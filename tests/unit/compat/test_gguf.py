@@ -1,0 +1,228 @@
+"""GGUF files draw what diffusers reads in them, their weights packed as they are, in the names that files have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import gguf
+import numpy as np
+import pytest
+import torch
+from diffusers import GGUFQuantizationConfig
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from omnimuse.cli import main
+from omnimuse.compat.opening import is_file
+from omnimuse.compat.single_file import convert, kind_of
+from omnimuse.compat.weights_file import Content, read_file
+from omnimuse.core.config import QuantConfig
+from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.engine.local import start
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.headers import opened, stored_in
+from omnimuse.loader.sources import Source
+from omnimuse.quant.blocks import BLOCKS
+from omnimuse.quant.linear import quantized_layers
+from omnimuse.quant.packings import Rows
+from omnimuse.worker.find import our_networks
+from tests.checkpoints import qwen_image, wan, z_image
+from tests.checkpoints.gguf_file import random_blocks, write
+from tests.checkpoints.single_file import Tensors, weights
+from tests.checkpoints.single_file import wan as wan_names
+from tests.invariants.conftest import Subject, run
+from tests.unit.compat.test_single_file import original
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_stand_for_what_gguf_says_to_the_bit(kind: str) -> None:
+    raw = random_blocks(kind, 5, 512)
+    found = BLOCKS[kind].unpack({"weight": torch.from_numpy(raw)})
+    expected = gguf.quants.dequantize(raw, GGMLQuantizationType[kind])
+    assert found.shape == (5, 512) and np.array_equal(found.numpy(), expected)
+
+
+def usual(name: str, tensor: Tensor) -> str:
+    """As such files are: what has no whole blocks, or is no matrix, in floats; several formats side by side."""
+    if tensor.ndim != 2 or tensor.shape[1] % 32:
+        return "F32" if tensor.ndim == 1 else "F16"
+    if tensor.shape[1] % 256 == 0:
+        return "Q6_K" if "layers.1." in name else "Q4_K"
+    last = "to_v" in name or ".v." in name
+    return "BF16" if "_embedder" in name else "Q5_0" if last else "Q4_0" if "att" in name else "Q8_0"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of files: how to make a checkpoint, what its file calls the weights, what is the network's class."""
+
+    family: Any
+    build: Callable[[Path, int], Path]
+    names: Callable[[Tensors], Tensors]
+    cls: str
+
+
+KINDS = {
+    "authors' names, projections in one": Kind(
+        z_image.FAMILIES[0], lambda folder, seed: z_image.build(folder, seed=seed), original, "ZImageTransformer2DModel"
+    ),
+    "the library's names": Kind(
+        qwen_image.FAMILIES[0],
+        lambda folder, seed: qwen_image.build(folder, seed=seed),
+        dict,
+        "QwenImageTransformer2DModel",
+    ),
+    "authors' names": Kind(
+        wan.FAMILIES[0], lambda folder, seed: wan.build(folder, "2.1", seed=seed), wan_names, "WanTransformer3DModel"
+    ),
+}
+
+
+def exact(file: Path) -> Tensors:
+    """Every tensor in the file, as gguf unpacks it."""
+    found = {}
+    for each in gguf.GGUFReader(file).tensors:
+        shape = [int(size) for size in reversed(each.shape)]
+        found[each.name] = torch.from_numpy(gguf.quants.dequantize(each.data, each.tensor_type)).reshape(shape)
+    return found
+
+
+def numbers(folder: Path) -> Tensors:
+    """Every tensor of a component's folder, unpacked."""
+    found = {}
+    for name, stored in stored_in(folder).items():
+        with opened(stored.path) as handle:
+            content = Source(handle, name, stored).whole()
+        found[name] = content.floats() if isinstance(content, Rows) else content
+    return found
+
+
+def latents(subject: Subject) -> tuple[Tensor, set[str]]:
+    """What a checkpoint draws, and the kinds of packings that its network has."""
+    engine = start(subject.config())
+    try:
+        layers = quantized_layers(engine.runner.pipeline.ctx.components.wherever("transformer"))
+        return run(engine, subject.ask(0))[0], {type(layer.scheme).__name__ for layer in layers.values()}
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_gguf_file_draws_what_the_weights_do_that_diffusers_reads_in_it(
+    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like, theirs = kind.build(tmp_path / "like", 5), kind.build(tmp_path / "theirs", 0)
+    file = write(tmp_path / "a.gguf", kind.names(weights(theirs / "transformer")), usual)
+    assert main(["convert", str(file), "--like", str(like), "-o", str(tmp_path / "made")]) == 0
+    assert "transformer from a.gguf" in capsys.readouterr().out
+
+    config = GGUFQuantizationConfig(compute_dtype=torch.float32)
+    read = getattr(diffusers, kind.cls).from_single_file(
+        str(file), quantization_config=config, config=str(like), subfolder="transformer", torch_dtype=torch.float32
+    )
+    theirs_read, ours_read = read.dequantize().state_dict(), numbers(tmp_path / "made" / "transformer")
+    assert theirs_read.keys() <= ours_read.keys()
+    for name, tensor in theirs_read.items():  # they round to float16 on the way
+        difference = (ours_read[name].float() - tensor.float()).norm()
+        assert float(difference) <= 1e-3 * float(tensor.float().norm()), name
+
+    plain = write(tmp_path / "plain.gguf", exact(file), lambda name, tensor: "F32")
+    convert(plain, Checkpoint(like), tmp_path / "plain")
+    found, packings = latents(Subject(kind.family, tmp_path / "made"))
+    expected, none = latents(Subject(kind.family, tmp_path / "plain"))
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    assert packings == {"Blocks"} and not none
+
+
+def test_explain_tells_how_a_file_is_packed_and_quantize_is_refused_beside_it(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.gguf", original(weights(z_image_folder / "transformer")), usual)
+    made = convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_networks()["ZImagePipeline"])
+    assert made.from_file == ("transformer",)
+    assert main(["explain", str(tmp_path / "made")]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "its files are packed so: " in told and " x Q4_0, " in told
+    twice = Subject(z_image.FAMILIES[0], tmp_path / "made").config(quantize=QuantConfig({"": "int8"}))
+    with pytest.raises(ConfigError, match=r"quantize transformer=int8 cannot be: its files are packed already"):
+        start(twice)
+
+
+def test_a_converter_that_knows_its_sizes_gets_rows_in_their_places() -> None:
+    """The library's of FLUX.1 cuts matrices at published widths; marks of rows need no memory for the rest."""
+    width, wide = 3072, 12288
+    sizes = {f"single_blocks.0.{name}": rows for name, rows in (("modulation.lin", 3 * width), ("linear2", width))}
+    sizes |= {"single_blocks.0.linear1": 3 * width + wide, "final_layer.adaLN_modulation.1": 2 * width}
+    for side in ("img", "txt"):
+        block = f"double_blocks.0.{side}"
+        sizes |= {f"{block}_mod.lin": 6 * width, f"{block}_attn.qkv": 3 * width, f"{block}_attn.proj": width}
+        sizes |= {f"{block}_mlp.0": wide, f"{block}_mlp.2": width, f"{side}_in": width}
+    for name in ("time_in", "vector_in"):
+        sizes |= {f"{name}.in_layer": width, f"{name}.out_layer": width}
+    sizes["final_layer.linear"] = 64
+    packed = [
+        Rows("Q8_0", 32, {"weight": torch.arange(rows).view(-1, 1).expand(rows, 34).to(torch.int32)})
+        for rows in sizes.values()
+    ]
+    tensors = {
+        f"{name}.weight": torch.complex(
+            torch.full((len(rows.parts["weight"]), 1), number, dtype=torch.float64),
+            torch.arange(len(rows.parts["weight"]), dtype=torch.float64).unsqueeze(1),
+        )
+        for number, (name, rows) in enumerate(zip(sizes, packed, strict=True))
+    }
+    content = Content(dict(tensors), packed)
+    biases = {f"{name}.bias": torch.zeros(rows) for name, rows in sizes.items()}
+    norms = [
+        f"double_blocks.0.{side}_attn.norm.{part}_norm.scale" for side in ("img", "txt") for part in ("query", "key")
+    ]
+    norms += [f"single_blocks.0.norm.{part}_norm.scale" for part in ("query", "key")]
+    named = {**tensors, **biases, **{name: torch.ones(128) for name in norms}}
+    made = content.resolved(convert_flux_transformer_checkpoint_to_diffusers(named))
+
+    def rows(name: str) -> list[int]:
+        found = made[name]
+        assert isinstance(found, Rows)
+        return found.parts["weight"][:, 0].tolist()
+
+    assert rows("single_transformer_blocks.0.attn.to_k.weight") == list(range(width, 2 * width))
+    assert rows("single_transformer_blocks.0.proj_mlp.weight") == list(range(3 * width, 3 * width + wide))
+    assert rows("transformer_blocks.0.attn.add_v_proj.weight") == list(range(2 * width, 3 * width))
+    swapped = [*range(width, 2 * width), *range(width)]
+    assert rows("norm_out.linear.weight") == swapped, "scale and shift change places"
+
+
+def test_formats_that_are_not_read_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    with pytest.raises(ModelError, match="there is no file"):
+        read_file(file)
+    file.write_bytes(b"GGUF and nothing else")
+    assert is_file(str(file))
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_file(file)
+    with pytest.raises(ModelError, match="cannot be read"):
+        kind_of(file)
+    writer = gguf.GGUFWriter(file, "tiny")
+    writer.add_tensor("a.weight", np.zeros((1, 84), np.uint8), raw_dtype=GGMLQuantizationType.Q2_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"a.weight is packed as Q2_K, which is not read; use a file of F32, .*Q4_K"):
+        read_file(file)
+
+
+def test_no_number_as_a_scale_is_refused_with_the_name(z_image_folder: Path, tmp_path: Path) -> None:
+    named = original(weights(z_image_folder / "transformer"))
+    named["layers.0.attention.qkv.weight"] = named["layers.0.attention.qkv.weight"] * float("nan")
+    with np.errstate(all="ignore"):
+        file = write(tmp_path / "a.gguf", named, lambda n, t: "Q8_0" if t.ndim == 2 and "attention" in n else "F32")
+    convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=("transformer",))
+    assert any(each.parts for each in stored_in(tmp_path / "made" / "transformer").values())
+    with pytest.raises(ModelError, match=r"numbers of layers.0.attention.to_q.weight are NaN or infinite"):
+        start(Subject(z_image.FAMILIES[0], tmp_path / "made").config())

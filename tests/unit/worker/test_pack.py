@@ -1,0 +1,118 @@
+"""A model packed once draws to the bit what quantizing at a start draws; it is written whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from omnimuse.cli import main
+from omnimuse.core.config import Config, ModelConfig, QuantConfig
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.engine.local import start
+from omnimuse.loader.headers import stored_in
+from omnimuse.worker.pack import pack_checkpoint
+from tests.checkpoints import wan, z_image
+from tests.checkpoints.single_file import weights
+from tests.invariants.conftest import Subject, run
+
+Z_IMAGE = z_image.FAMILIES[0]
+
+
+def config(folder: Path, schemes: dict[str, str], *skip: str) -> Config:
+    return Config(ModelConfig(str(folder), device="cpu"), quantize=QuantConfig(schemes, skip))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4", "fp8", "fp8-dynamic"])
+def test_a_folder_that_was_packed_draws_what_quantizing_at_the_start_draws(
+    scheme: str, z_image_folder: Path, tmp_path: Path
+) -> None:
+    quantize = QuantConfig({"transformer": scheme, "text_encoder": "int8"}, ("layers.0.attention",))
+    made = pack_checkpoint(replace(config(z_image_folder, {"": scheme}), quantize=quantize), tmp_path / "small", 2**17)
+    assert made.after < 0.75 * made.before
+    assert len(list((tmp_path / "small" / "transformer").glob("*-of-*.safetensors"))) > 1, "in several files"
+    drawn = []
+    for subject, parts in (
+        (Subject(Z_IMAGE, tmp_path / "small"), {}),
+        (Subject(Z_IMAGE, z_image_folder), {"quantize": quantize}),
+    ):
+        engine = start(subject.config(**parts))
+        drawn.append(run(engine, subject.ask(0))[0])
+        engine.close()
+    assert torch.equal(*drawn)
+
+
+def test_every_network_of_several_is_packed_and_whatever_else_lies_there_comes_along(tmp_path: Path) -> None:
+    folder = wan.build(tmp_path / "Wan2.2-T2V-A14B-Diffusers", "A14B")
+    (folder / "training.json").write_text("{}")
+    made = pack_checkpoint(config(folder, {"": "int8"}), tmp_path / "small")
+    assert {choice.name for choice in made.choices} == {"transformer", "transformer_2"}
+    for name in ("transformer", "transformer_2"):
+        kinds = {each.kind for each in stored_in(tmp_path / "small" / name).values()}
+        assert "int8" in kinds and "F32" in kinds
+    assert (tmp_path / "small" / "training.json").read_text() == "{}"
+    assert all(
+        torch.equal(tensor, weights(folder / "vae")[name])
+        for name, tensor in weights(tmp_path / "small" / "vae").items()
+    )
+    assert json.loads((tmp_path / "small" / "model_index.json").read_text())["_name_or_path"].startswith("Wan-AI/")
+
+
+def test_the_command_says_what_was_packed_and_the_bundled_model_works_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", "omnimuse/shapes", "-o", str(tmp_path / "small"), "--quantize", "int8"]
+    assert main(words) == 0
+    assert "layers, " in (told := capsys.readouterr().out) and "% of " in told
+    assert main(["explain", str(tmp_path / "small")]) == 0
+    assert "its files are packed so" in " ".join(capsys.readouterr().out.split())
+    assert main(words) == 2
+    assert "exists; name a folder that does not" in capsys.readouterr().err
+    assert main(["parity", str(tmp_path / "small"), "a red circle", "--steps", "2"]) != 0
+    assert "packed in a way that diffusers does not read" in capsys.readouterr().err
+    again = ["quantize", str(tmp_path / "small"), "-o", str(tmp_path / "smaller"), "--quantize", "int4"]
+    assert main(again) == 2
+    assert "packed already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_packed_is_refused_and_leaves_nothing(z_image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing is to be packed"):
+        pack_checkpoint(config(z_image_folder, {}), tmp_path / "small")
+    with pytest.raises(ConfigError, match="this model has no 'unet'"):
+        pack_checkpoint(config(z_image_folder, {"unet": "int8"}), tmp_path / "small")
+    with pytest.raises(ConfigError, match="fits no layer"):
+        pack_checkpoint(config(z_image_folder, {"": "int8"}, "nowhere"), tmp_path / "small")
+    z_image.build(tmp_path / "broken")
+    [file] = (tmp_path / "broken" / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["layers.1.feed_forward.w1.weight"][0, 0] = float("inf")
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=r"1 of the .* numbers of layers.1.feed_forward.w1.weight are NaN or infinite"):
+        pack_checkpoint(config(tmp_path / "broken", {"": "int8"}), tmp_path / "small")
+    with pytest.raises(RequestError, match="in the model's own folder"):
+        pack_checkpoint(config(tmp_path / "broken", {"": "int8"}), tmp_path / "broken" / "small")
+    with pytest.raises(RequestError, match="exists"):
+        pack_checkpoint(config(z_image_folder, {"": "int8"}), tmp_path / "broken")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_table_of_packed_weights_that_does_not_fit_the_file_is_refused(z_image_folder: Path, tmp_path: Path) -> None:
+    for table in ("{", '{"a.weight": ["int9", 1, 1, {}]}', '{"a.weight": ["int8", 3, 2, {"weight": "a.weight"}]}'):
+        save_file({"a.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors", metadata={"omnimuse.packed": table})
+        with pytest.raises(ModelError, match="does not say how its weights are packed as omnimuse writes it"):
+            stored_in(tmp_path)
+
+
+def test_a_folder_that_a_library_packed_is_refused_by_name_with_what_to_do(tmp_path: Path) -> None:
+    folder = z_image.build(tmp_path / "nf4")
+    about = json.loads((folder / "text_encoder" / "config.json").read_text())
+    about["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(
+        ModelError, match=r"'text_encoder' of .* packed by bitsandbytes \(nf4\).*--quantize text_encoder=int4"
+    ):
+        start(Subject(Z_IMAGE, folder).config())

@@ -1,0 +1,100 @@
+"""An engine that sleeps holds no weights, keeps its requests, and goes on to the bit when it wakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.core.config import OffloadConfig, QuantConfig
+from omnimuse.core.errors import DeadlineError
+from omnimuse.core.machine import resident
+from omnimuse.core.output import Event, Failed
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.offload.residency import Residency
+from omnimuse.worker.rest import Rest
+from tests.checkpoints import z_image
+from tests.checkpoints.adapters import layers_of, write
+from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+
+
+def modules(engine: Engine) -> list[nn.Module]:
+    components = engine.runner.pipeline.ctx.components
+    return [part for name in components if isinstance(part := components.wherever(name), nn.Module)]
+
+
+def held(engine: Engine) -> int:
+    """Bytes of weights that are in memory; tables that no file stores are none."""
+    stored = [tensor for module in modules(engine) for tensor in module.state_dict().values()]
+    return sum(tensor.nbytes for tensor in stored if isinstance(tensor, Tensor) and not tensor.is_meta)
+
+
+@pytest.fixture
+def subject(z_image_folder: Path) -> Subject:
+    return Subject(z_image.FAMILIES[0], z_image_folder)
+
+
+KINDS: dict[str, Callable[[Path], dict[str, object]]] = {
+    "resident": lambda folder: {},
+    "packed": lambda folder: {"quantize": QuantConfig({"": "int4"})},
+    "offloaded": lambda folder: {"offload": OffloadConfig("layers", folder)},
+}
+
+
+@pytest.mark.parametrize("parts", KINDS.values(), ids=KINDS)
+def test_a_request_in_progress_waits_without_weights_and_ends_to_the_bit(
+    subject: Subject, tmp_path: Path, parts: Callable[[Path], dict[str, object]]
+) -> None:
+    engine = start(subject.config(**parts(tmp_path)))
+    adapter = write(tmp_path / "worn.safetensors", layers_of(subject.folder))
+    asks = [subject.ask(0), with_params(subject.ask(1), loras=[f"{adapter}:0.8"])]
+    expected = run(engine, *asks)
+    ids = submit(engine, *asks)
+    events: list[Event] = []
+    for _ in range(2):
+        events += engine.tick()
+    engine.sleep()
+    assert engine.asleep and engine.idle and held(engine) == 0
+    assert engine.sleep() == 0, "it sleeps already"
+    for _ in range(3):
+        assert engine.tick() == []
+    ids += submit(engine, subject.ask(0))  # waits, too
+    engine.wake_up()
+    engine.wake_up()
+    events += drain(engine)
+    assert not engine.asleep
+    for name, wanted in zip(ids, [*expected, expected[0]], strict=True):
+        assert torch.equal(outputs(events, name), wanted)
+    engine.close()
+
+
+def test_what_is_not_offloaded_is_all_that_leaves_and_deadlines_pass_in_sleep(subject: Subject) -> None:
+    now = [0.0]
+    engine = start(subject.config())
+    engine.clock = lambda: now[0]
+    whole = held(engine)
+    late = subject.ask(0)
+    request = engine.make_request(late)
+    engine.submit(type(request)(**{**vars(request), "deadline": 5.0}))
+    left = engine.sleep()
+    assert whole <= left < 1.1 * whole, "but for what makes tensors begin where matrix libraries want them"
+    assert engine.rest() == 5.0
+    now[0] = 6.0
+    [event] = engine.tick()
+    assert isinstance(event, Failed) and isinstance(event.error, DeadlineError)
+    engine.close()  # in its sleep
+
+
+def test_what_leaves_is_no_memory_of_the_process_any_more() -> None:
+    before = resident()
+    linear = nn.Linear(4096, 4096, bias=False).requires_grad_(False)
+    rest, weight = Rest(Residency({"network": linear}), torch.device("cpu")), linear.weight.clone()
+    full = resident()
+    assert rest.begin() == weight.nbytes
+    assert full - resident() > 0.9 * weight.nbytes, f"of {full - before} bytes for two copies"
+    rest.end()
+    assert torch.equal(linear.weight, weight) and not rest.begun
