@@ -5,9 +5,11 @@ What people wrote above the mark stays. A test makes the page again and compares
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from omnimuse.compat.contract.settings import ENVIRONMENT, FLAGS, METHODS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
 from omnimuse.compat.contract.table import KNOWN, REFUSED, Known
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "compat.md"
@@ -17,7 +19,16 @@ MARK = "<!-- what follows is made by `make compat`; do not change it by hand -->
 def page(written: str) -> str:
     """The page: what is written above the mark, and the tables below it."""
     above = written.partition(MARK)[0].rstrip("\n")
-    return f"{above}\n\n{MARK}\n{known()}\n{refused()}"
+    settings = (
+        ("Options of `Omni` and `AsyncOmni`", (*OPTIONS, *NOT_OPTIONS)),
+        ("Methods of `Omni`", METHODS),
+        ("Fields of `DiffusionParallelConfig`, and our options", PARALLEL),
+        ("Fields of `OmniDiffusionConfig`, as a pipeline finds them", TOLD),
+        ("Options of `vllm serve MODEL --omni`, after `omnimuse serve MODEL`", FLAGS),
+        ("Environment variables", ENVIRONMENT),
+    )
+    tables = [known(), refused(), *(chosen(title, rows) for title, rows in settings)]
+    return f"{above}\n\n{MARK}\n" + "\n".join(tables)
 
 
 def known() -> str:
@@ -40,6 +51,14 @@ def refused() -> str:
     for row in REFUSED:
         name = "all of it" if row.name == "*" else f"`{row.name}`"
         lines.append(f"| `{row.module}` | {name} | {row.where} | {row.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def chosen(title: str, rows: Sequence[Setting]) -> str:
+    """Names that people choose, or that a pipeline is told."""
+    lines = [f"## {title}", "", "| name | what it does here |", "|---|---|"]
+    for row in rows:
+        lines.append(f"| `{row.name}` | {'not taken: ' if row.refused else ''}{row.does} |")
     return "\n".join(lines) + "\n"
 
 

@@ -76,6 +76,7 @@ OPTIONS = MappingProxyType(
 
 DOTTED = ("--attention.per_role.", ".backend")
 """What stands around a role in the long name of its backend."""
+ELSEWHERE = "--diffusion-attention-config"
 DEFAULTS = ("--attention.default", "--attention.default.backend")
 
 
@@ -144,9 +145,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _flat(words: Sequence[str]) -> list[str]:
-    """`words`, with `--attention.per_role.ROLE.backend NAME` as what there is for it: `--attention-role ROLE=NAME`."""
+    """`words`, with `--attention.per_role.ROLE.backend NAME` as what there is for it: `--attention-role ROLE=NAME`.
+
+    It may begin with `--diffusion-attention-config`, too, as another engine has it.
+    """
     found, rest = [], iter(words)
     for word in rest:
+        if word.startswith(f"{ELSEWHERE}."):
+            word = "--attention" + word.removeprefix(ELSEWHERE)
         name, given, value = word.partition("=")
         role = name.removeprefix(DOTTED[0]).removesuffix(DOTTED[1])
         if name == f"{DOTTED[0]}{role}{DOTTED[1]}" and role:

@@ -6,6 +6,7 @@ none by a module that is such a door until a function is called that needs it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -35,10 +36,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Made:
-    """The live components by name, and what was chosen on the way."""
+    """The live components by name, what was chosen on the way, and what is to be closed with the engine."""
 
     components: dict[str, Any]
     choices: list[Choice] = field(default_factory=list)
+    closes: list[Callable[[], None]] = field(default_factory=list)
 
 
 class ForeignDoor(Protocol):

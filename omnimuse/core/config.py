@@ -228,6 +228,21 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class ContractConfig:
+    """What only a pipeline written to another engine's contract is told (docs/compat.md).
+
+    `steps`: whether the engine owns its loop (None: where it has the four methods for that). `remote_code` lets parts
+    of it run code that came with a checkpoint, `profile` has it time its own parts, and with `slicing` its autoencoder
+    decodes pictures one at a time. A family of ours has or needs none of these: `steps` false is refused there.
+    """
+
+    steps: bool | None = None
+    remote_code: bool = False
+    profile: bool = False
+    slicing: bool = False
+
+
+@dataclass(frozen=True)
 class HostConfig:
     """What an engine takes of the machine it runs on.
 
@@ -311,6 +326,7 @@ class Config:
     kernels: KernelConfig = KernelConfig()
     parallel: ParallelConfig = ParallelConfig()
     decode: DecodeConfig = DecodeConfig()
+    contract: ContractConfig = ContractConfig()
     lora: LoraConfig = LoraConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     host: HostConfig = HostConfig()
@@ -326,12 +342,14 @@ class Environment:
     omp_threads: int | None
     omp_wait_policy: str
     dtype: str
+    attention: str
 
     @staticmethod
     def read() -> Environment:
         """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `deploy/faults.py`).
 
         `OMP_NUM_THREADS` may be a list, one number a level of nesting; the first counts.
+        `DIFFUSION_ATTENTION_BACKEND` is a name of another engine's, for scripts written to it (docs/compat.md).
         `OMNIMUSE_DTYPE` is what `dtype="auto"` means; empty or left out, the build decides.
         """
         return Environment(
@@ -341,6 +359,7 @@ class Environment:
             omp_threads=_omp_threads(os.environ.get("OMP_NUM_THREADS", "")),
             omp_wait_policy=os.environ.get("OMP_WAIT_POLICY", "").lower(),
             dtype=os.environ.get("OMNIMUSE_DTYPE", ""),
+            attention=os.environ.get("DIFFUSION_ATTENTION_BACKEND", ""),
         )
 
     @staticmethod

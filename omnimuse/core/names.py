@@ -34,7 +34,7 @@ _OURS: dict[str, str] = {
     "lora": "lora_path lora_paths lora_file lora_weights",
     "output": "output_path output_file output_dir out save_path save_file outdir",
     "model": "model_path model_id model_name_or_path pretrained_model_name_or_path ckpt checkpoint",
-    "attention": "attention_backend",
+    "attention": "attention_backend diffusion_attention_backend",
     "tensor_parallel_size": "tp_size tp tensor tensor_parallel_degree",
     "ulysses_degree": "ulysses",
     "ring_degree": "ring",
@@ -71,6 +71,14 @@ _ABSENT: dict[str, str] = {
     "adapters are named with their scale: --lora FILE:0.8": "lora_modules lora_scale lora_scales lora_weight",
     "weights are quantized by omnimuse's own schemes: --quantize int8": "quantization",
     "weights are used in the format that --dtype and --quantize choose": "load_format kv_cache_dtype",
+    "every model is served so, without a word for it": "omni",
+    "what runs where is chosen with options, and no file says it": "stage_configs_path",
+    "a pipeline that can be run in steps is run in steps": "step_execution",
+    "as many outputs are made at a time as memory allows": "max_num_seqs",
+    "blocks are compiled with --compile, and not otherwise": "enforce_eager",
+    "every answer tells how long its stages took": "enable_diffusion_pipeline_profiler log_stats",
+    "a step cache is chosen with --cache NAME,setting=VALUE": "cache_backend cache_config",
+    "a model brings its code as a package, which --plugin names": "trust_remote_code",
     "text is never rewritten before it is drawn": "prompt_extend prompt_enhance enhance_prompt rewrite_prompt",
 }
 ABSENT: Mapping[str, str] = MappingProxyType({name: why for why, names in _ABSENT.items() for name in names.split()})

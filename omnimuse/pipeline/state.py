@@ -37,7 +37,8 @@ class State:
 
     Networks wear the adapters `worn` for it. `stage` is the index of the stage to run next and `position` the step to
     take next within a loop. `working` belongs to the running loop alone and is emptied when it finishes. `notes` is
-    what stages, by name, have to tell people, `said` what a library warned of that runs the whole pipeline. `grown` are
+    what stages, by name, have to tell people, `said` what a library warned of that runs the whole pipeline, `timed` how
+    many seconds parts of a stage took that somebody else has timed, by name. `grown` are
     pieces of the output that are finished and not yet told to who waits for it: medium, where the piece begins, and
     what it is.
     """
@@ -56,6 +57,7 @@ class State:
         self.working: dict[str, Any] = {}
         self.notes: dict[str, Note] = {}
         self.said: list[str] = []
+        self.timed: dict[str, float] = {}
         self.grown: list[tuple[str, int, Any]] = []
         self._slots: dict[str, Any] = {}
         self._strict = strict

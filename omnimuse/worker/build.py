@@ -279,6 +279,8 @@ def load(under: Build) -> None:
         made = door_of(found.spec).make(place)
         under.components = made.components
         under.choices += made.choices
+        for close in made.closes:
+            under.resources.callback(close)
         return
     for name, component in under.found.spec.components.items():
         if name in under.modules:
@@ -292,7 +294,7 @@ def compile_blocks(under: Build) -> None:
     """Blocks that are compiled when they first run."""
     if not under.compiles:
         return
-    keep_apart()
+    keep_apart()  # for networks of a library, too, which its door has told to be compiled
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
             stack.runner = CompiledRunner(stack.blocks())

@@ -62,9 +62,13 @@ def find(config: Config) -> Found:
     model = config.model.model
     folder = opened(model, our_networks()) if is_file(model) else resolve(model, known)
     checkpoint = Checkpoint(folder.path)
-    spec = spec_for(checkpoint, config.model.plugins)
+    spec = spec_for(checkpoint, config.model.plugins, config.contract.steps)
     if spec.library:
         door_of(spec).refuse_features(spec, config)
+    elif config.contract.steps is False:
+        raise ConfigError(
+            f"contract steps=False cannot be: {spec.arch} is a family whose loop is the engine's; leave it out"
+        )
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}
@@ -119,19 +123,19 @@ def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spe
     return spec.recognise(names_of(folder, checkpoint), checkpoint.configs)
 
 
-def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = ()) -> Spec:
+def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = (), steps: bool | None = None) -> Spec:
     """The spec of what runs `checkpoint`: a pipeline of one of `plugins` that was asked for, then a family of ours,
     then a pipeline that somebody registered, installed packages among them, then the library whose class the
-    checkpoint names.
+    checkpoint names. `steps`: whether the engine owns the loop of one that was registered (None: where it can).
     """
     entries.load(plugins)
     if entry := entries.entry_of(checkpoint.arch, plugins):
-        return contract_spec_of(entry, checkpoint)
+        return contract_spec_of(entry, checkpoint, steps)
     if checkpoint.flat or REGISTRY.covers(checkpoint.arch):
         return REGISTRY.spec(checkpoint.arch)
     entries.load(entries.installed())
     if entry := entries.entry_of(checkpoint.arch):
-        return contract_spec_of(entry, checkpoint)
+        return contract_spec_of(entry, checkpoint, steps)
     return spec_of(checkpoint)
 
 

@@ -123,6 +123,8 @@ def tiling_of(under: Build) -> Tiling | None:
     """Tiles as large as the pictures that the autoencoder was trained on; ConfigError for one that knows none."""
     config = under.found.config
     shared = config.parallel.vae_tiles > 1
+    if under.found.spec.library:
+        return None  # its door has refused it, or its autoencoder does it
     if not (config.decode.tiling or shared):
         return None
     found = usual_tiles(under)

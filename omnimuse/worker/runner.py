@@ -62,6 +62,7 @@ class Job:
     notes: dict[str, Note] = field(default_factory=dict)
     written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    timed: dict[str, float] = field(default_factory=dict)
 
     def spend(self, state: State, stage: Stage, *spans: Span) -> None:
         """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here."""
@@ -69,7 +70,7 @@ class Job:
 
     def timings(self) -> dict[str, tuple[float, ...]]:
         """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
-        found: dict[str, tuple[float, ...]] = {}
+        found = {name: (seconds,) for name, seconds in self.timed.items()}
         for (stage, _), runs in self.spans.items():
             seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
             found[stage] = max(found.get(stage, ()), seconds, key=sum)
@@ -82,6 +83,7 @@ class Job:
         self.notes.update(state.notes)
         self.written |= {note.output: note for note in state.notes.values() if isinstance(note, TextWritten)}
         self.said += state.said
+        self.timed |= {name: max(seconds, self.timed.get(name, 0.0)) for name, seconds in state.timed.items()}
         del self.states[state.id]
 
 

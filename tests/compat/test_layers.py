@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models import normalization
 from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
 from torch import nn
 
@@ -20,7 +21,12 @@ from omnimuse.compat.vllm.model_executor.layers.linear import (
 from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
 from omnimuse.compat.vllm_omni.diffusion.attention.layer import Attention
-from omnimuse.compat.vllm_omni.diffusion.layers.adalayernorm import AdaLayerNorm
+from omnimuse.compat.vllm_omni.diffusion.layers.adalayernorm import (
+    AdaLayerNorm,
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    AdaLayerNormZeroSingle,
+)
 from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding
 from omnimuse.compat.vllm_omni.model_executor.layers.timestep_embedding import timestep_embedding
 from omnimuse.core.config import ParallelConfig
@@ -83,6 +89,21 @@ def test_activations_and_shifted_norms_are_as_written() -> None:
     shift, scale, wanted = (each[:, None] for each in condition.chunk(3, -1))
     torch.testing.assert_close(made, F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
     assert torch.equal(gate, wanted)
+
+
+def test_shifted_norms_are_those_of_diffusers() -> None:
+    x, emb = drawn(2, 3, 8), drawn(2, 8, seed=1)
+    pairs = [
+        (AdaLayerNormZero(8), normalization.AdaLayerNormZero(8), {"emb": emb}),
+        (AdaLayerNormZeroSingle(8), normalization.AdaLayerNormZeroSingle(8), {"emb": emb}),
+        (AdaLayerNormContinuous(8, 8), normalization.AdaLayerNormContinuous(8, 8, False, 1e-6), {}),
+    ]
+    for ours, theirs, named in pairs:
+        theirs.load_state_dict(ours.state_dict())
+        given = named or {"conditioning_embedding": emb}
+        torch.testing.assert_close(ours(x, **given), theirs(x, **given))
+    scale, shift = drawn(2, 1, 8, seed=2), drawn(2, 1, 8, seed=3)
+    torch.testing.assert_close(AdaLayerNorm(8)(x, scale, shift), F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

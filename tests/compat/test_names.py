@@ -8,38 +8,45 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from torch import nn
 
 from omnimuse.compat.contract import entries
 from omnimuse.compat.contract.entries import Entry
-from omnimuse.compat.contract.names import UnknownAttributeError, UnknownNameError
+from omnimuse.compat.contract.names import MANY, UnknownAttributeError, UnknownModuleError, UnknownNameError
 from omnimuse.compat.contract.source import read_class
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.table import KNOWN, REFUSED, Known, Refused
 from omnimuse.compat.vllm import distributed
 from omnimuse.compat.vllm.logger import init_logger
+from omnimuse.compat.vllm.model_executor.layers.activation import get_act_fn
 from omnimuse.compat.vllm.model_executor.layers.conv import Conv3dLayer
 from omnimuse.compat.vllm.model_executor.layers.linear import ReplicatedLinear
 from omnimuse.compat.vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from omnimuse.compat.vllm.model_executor.utils import set_weight_attrs
 from omnimuse.compat.vllm.triton_utils import HAS_TRITON, tl, triton
+from omnimuse.compat.vllm_omni import logger as omni_logger
 from omnimuse.compat.vllm_omni import register
 from omnimuse.compat.vllm_omni.diffusion import forward_context, registry
+from omnimuse.compat.vllm_omni.diffusion.cache.base import CachedTransformer
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput
 from omnimuse.compat.vllm_omni.diffusion.distributed import parallel_state
 from omnimuse.compat.vllm_omni.diffusion.distributed.hsdp_utils import is_transformer_block_module
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
+from omnimuse.compat.vllm_omni.diffusion.layers import fused_qk_norm_rope, fused_qk_rope
+from omnimuse.compat.vllm_omni.diffusion.layers.fourier import GaussianFourierProjection
 from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding, apply_rope_to_qk
 from omnimuse.compat.vllm_omni.diffusion.model_loader.hub_prefetch import (
     from_pretrained_with_prefetch,
     prefetch_subfolders,
 )
 from omnimuse.compat.vllm_omni.diffusion.model_loader.utils import download_weights_from_hf_specific
-from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
+from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsComponentDiscovery
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
+from omnimuse.compat.vllm_omni.diffusion.utils.size_utils import normalize_min_aligned_size
 from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
     DiffusionRequestBatch,
     split_diffusion_output_by_request,
@@ -47,6 +54,7 @@ from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
 from omnimuse.compat.vllm_omni.errors import OmniClientError
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.compat.vllm_omni.platforms import current_omni_platform
+from omnimuse.compat.vllm_omni.quantization.component_config import resolve_component_quant_config, safe_quant_config
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.parallel.mesh import Mesh
@@ -85,6 +93,13 @@ def test_a_name_and_an_attribute_that_nobody_knows_name_the_table() -> None:
         assert not hasattr(owner, "nothing")
         with pytest.raises(UnknownAttributeError, match=r"has no 'nothing' here; docs/compat.md"):
             owner.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["vllm_omni.nothing", "vllm_omni.diffusion.hooks.unknown", "vllm.nothing"])
+def test_a_module_that_nobody_knows_names_the_table(name: str) -> None:
+    top = ".".join(name.split(".")[: 3 if "hooks" in name else 2])
+    with pytest.raises(UnknownModuleError, match=rf"there is no {top} here; docs/compat.md"):
+        import_module(f"omnimuse.compat.{name}")
 
 
 def test_a_pipeline_is_registered_by_a_call() -> None:
@@ -132,11 +147,12 @@ def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, monkey
 
 def test_marks_of_a_class_are_read_from_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "class Base(nn.Module, SupportImageInput):\n    def denoise_step(self): ...\n"
-    text += "class Own(Base, x.SupportAudioInput):\n    def forward(self, req):\n        return req.sampling.strength\n"
+    text += "class Own(Base, x.SupportAudioInput, SupportAudioOutput):\n"
+    text += "    def forward(self, req):\n        return req.sampling.strength\n"
     (tmp_path / "marked_pipeline.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     found = read_class(Entry("Own", "marked_pipeline", "Own"))
-    assert (found.takes_pictures, found.takes_sounds, found.steps) == (True, True, False)
+    assert (found.takes_pictures, found.takes_sounds, found.gives_sounds, found.steps) == (True, True, True, False)
     assert found.reads("strength")
     assert not found.reads("height")
     assert "marked_pipeline" not in sys.modules
@@ -192,17 +208,31 @@ def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureF
     assert isinstance(Conv3dLayer(1, 1, 1), nn.Conv3d)
     q, turn = torch.ones(1, 2, 1, 4), (torch.zeros(2, 2), torch.ones(2, 2))
     assert torch.equal(*apply_rope_to_qk(RotaryEmbedding(), q, q, turn))
-    _profile()
+    _small_parts_of_published_files()
     logger = init_logger("contract")
     for _ in range(2):
         logger.warning_once("say %s", "it")
     assert [record.getMessage() for record in caplog.records] == ["say it"]
 
 
-def _profile() -> None:
-    timed = DiffusionPipelineProfilerMixin()
-    timed.setup_diffusion_pipeline_profiler(["diffuse"], enable_diffusion_pipeline_profiler=True)
-    for name in ("diffuse", "vae.decode"):
-        with timed.timed(name):
-            pass
-    assert list(timed.stage_durations) == ["diffuse"]
+def _small_parts_of_published_files() -> None:
+    assert normalize_min_aligned_size(40, 7, 16) == (32, 16)
+    assert fused_qk_norm_rope.fused_qk_norm_rope_min_tokens(512) == 512
+    assert not fused_qk_rope.fused_qk_rope_supported(1)
+    for kernel in (fused_qk_norm_rope.fused_qk_norm_rope, fused_qk_rope.fused_qk_rope):
+        with pytest.raises(ModelError, match="a kernel that is not here"):
+            kernel()
+    for name in ("", "Wan", "QwenImage"):
+        module = import_module(f"omnimuse.compat.{MANY}" + (f"_{name.lower()}" if name else ""))
+        assert getattr(module, f"DistributedAutoencoderKL{name}") is getattr(diffusers, f"AutoencoderKL{name}")
+    assert isinstance(get_act_fn("gelu_pytorch_tanh")(torch.ones(1)), torch.Tensor)
+    assert safe_quant_config(None) is resolve_component_quant_config(None, "transformer") is None
+    features = GaussianFourierProjection(in_features=1, embedding_size=2)
+    assert torch.equal(features(torch.zeros(3)), torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 3))
+    assert omni_logger.init_logger is init_logger
+    assert SupportsComponentDiscovery._resident_modules == ()
+
+    class Separate(CachedTransformer, enable_separate_cfg=False):
+        pass
+
+    assert (Separate().do_true_cfg, Separate.enable_separate_cfg) == (False, False)

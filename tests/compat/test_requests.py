@@ -17,11 +17,10 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.cli import main
 from omnimuse.compat.contract.entries import entry_of
 from omnimuse.compat.vllm_omni.errors import OmniClientError
-from omnimuse.core.config import AttentionConfig, CacheConfig
-from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.core.config import AttentionConfig
+from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.worker.build import build as build_engine
-from omnimuse.worker.find import find
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish, photo, reference_of
 from tests.compat.checkpoints import PLUGIN, customised, renamed
@@ -60,12 +59,6 @@ def test_its_outputs_are_those_of_requests_with_the_next_seeds(omni: Omni) -> No
 def test_a_parameter_that_it_never_reads_is_refused(omni: Omni) -> None:
     with pytest.raises(RequestError, match="true_cfg_scale means nothing"):
         omni.generate("a star", SMALL, true_cfg_scale=2.0, progress=False)
-
-
-def test_what_is_not_translated_is_refused(folder: Path) -> None:
-    model = ModelConfig(str(folder), plugins=(PLUGIN,))
-    with pytest.raises(ConfigError, match="step caches are not translated"):
-        find(Config(model, cache=CacheConfig("teacache")))
 
 
 def test_without_its_plugin_nobody_knows_it(folder: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omnimuse.compat.contract.entries import ENTRIES
-from omnimuse.compat.contract.source import read_class
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.door import Made, Place
-from omnimuse.core.config import Config, ParallelConfig
+from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.spec import Spec
 
@@ -18,29 +16,46 @@ if TYPE_CHECKING:
 
 
 def refuse_features(spec: Spec, config: Config) -> None:
-    """ConfigError for what the translation cannot give a pipeline of the contract.
-
-    Ranks may share weights, which its layers do themselves, and branches where it calls its own loop.
-    """
+    """ConfigError for what cannot be given to a pipeline of the contract, with the reason."""
     assert spec.foreign is not None
-    branches = 1 if spec.foreign.shares else config.parallel.cfg
-    taken = ParallelConfig(tensor=config.parallel.tensor, cfg=branches)
-    if taken.ranks > 1:
-        taken = replace(taken, wait=config.parallel.wait)
+    parallel, cached = config.parallel, config.cache.kind
     asked = {
-        "cache": (config.cache.kind != "none", "step caches"),
-        "quantize": (bool(config.quantize.schemes), "packed weights"),
-        "offload": (config.offload.mode != "none", "offload"),
-        "compile": (config.compile.mode != "none", "compiled blocks"),
-        "kernels": (config.kernels.mode == "triton", "fused kernels"),
-        "parallel": (config.parallel != taken, f"axes other than those of {taken}"),
-        "load": (config.model.load != "weights", "random weights"),
+        "quantize": (
+            bool(config.quantize.schemes),
+            "its layers are its own, which our packed ones cannot stand in for",
+        ),
+        "offload": (
+            config.offload.mode == "components",
+            "it calls its parts itself, and nobody knows when it is a part's turn; use offload layers",
+        ),
+        "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own"),
+        "load": (config.model.load != "weights", "it reads its weights itself"),
+        "parallel": (
+            parallel.pipe > 1 or parallel.vae_tiles > 1,
+            f"of {parallel}, its loop over blocks is not ours to share (pipe), and its autoencoder neither (vae_tiles)",
+        ),
+        "cache": (
+            cached != "none" and not spec.foreign.shares,
+            "its `forward` has the loop, and a step cache must know the step; write the four methods",
+        ),
+        f"cache={cached}": (
+            cached == "teacache",
+            "it watches what an extractor would take out of the first block; use cache_dit (dbcache)",
+        ),
+        f"cache={cached} with ulysses or ring": (
+            cached != "none" and parallel.sequence > 1,
+            "every rank would decide by its own tokens; leave one of them out",
+        ),
+        "compile with shared weights or tokens": (
+            config.compile.mode != "none" and parallel.tensor * parallel.sequence > 1,
+            "compiled blocks have not been tried with what ranks send each other; leave one of them out",
+        ),
     }
-    for name, (wanted, what) in asked.items():
+    for name, (wanted, why) in asked.items():
         if wanted:
             raise ConfigError(
-                f"{name} cannot be chosen for this model: its pipeline is written to another engine's contract, and "
-                f"{what} are not translated yet (docs/compat.md). Leave it out"
+                f"{name} cannot be chosen for this model, whose pipeline is written to another engine's contract: "
+                f"{why} (docs/compat.md)"
             )
 
 
@@ -55,14 +70,14 @@ def make(place: Place) -> Made:
     from omnimuse.compat.contract.steps import StepNetwork
 
     entry = ENTRIES[place.spec.arch]
-    live, choices = made(entry, place)
-    step = {NETWORK: StepNetwork(live)} if read_class(entry).steps else {}
-    return Made({PIPELINE: live, **step}, choices)
+    live, passed = made(entry, place)
+    assert place.spec.foreign is not None
+    step = {NETWORK: StepNetwork(live, place.config.cache.kind != "none")} if place.spec.foreign.shares else {}
+    return Made({PIPELINE: live, **step}, passed.choices, passed.closes)
 
 
 def pipeline_of(spec: Spec) -> type[Pipeline]:
     """Its stages: one that is opaque, or a loop between two."""
     from omnimuse.compat.contract.pipeline import pipeline_of as made
 
-    entry = ENTRIES[spec.arch]
-    return made(spec, entry, read_class(entry))
+    return made(spec, ENTRIES[spec.arch].name)

@@ -15,6 +15,7 @@ from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
@@ -24,8 +25,8 @@ from omnimuse.compat.vllm_omni.diffusion.data import (
     OmniDiffusionConfig,
     TransformerConfig,
 )
-from omnimuse.core.config import Choice, ParallelConfig
-from omnimuse.core.errors import ModelError
+from omnimuse.core.config import Choice, Config, ParallelConfig
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.components import quiet
 
 
@@ -45,13 +46,13 @@ class Live:
         return "DiffusionRequestBatch" in str(first.annotation)
 
 
-def make(entry: Entry, place: Place) -> tuple[Live, list[Choice]]:
+def make(entry: Entry, place: Place) -> tuple[Live, Passed]:
     """The pipeline that `entry` names, in one piece, and what was chosen on the way."""
     config = config_of(entry, place)
     surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
     cls = entry.imported(entry.name)
     with within(surroundings), quiet("diffusers"), quiet("transformers"):
-        with _default_dtype(place.dtype), place.device:
+        with _default_dtype(place.dtype), room_for(place):
             pipe = cls(od_config=config, prefix="")
         if not isinstance(pipe, nn.Module):
             raise ModelError(f"{entry.module}:{entry.name} makes a {type(pipe).__name__}, and no torch module")
@@ -59,8 +60,10 @@ def make(entry: Entry, place: Place) -> tuple[Live, list[Choice]]:
         before, after = (
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
-    pipe.to(place.device).eval().requires_grad_(False)
-    return Live(pipe, before, after, surroundings), _attention(pipe, place)
+    pipe.eval().requires_grad_(False)
+    passed = transform(pipe, place)
+    passed.choices += [*_decoding(pipe, place), *_attention(pipe, place)]
+    return Live(pipe, before, after, surroundings), passed
 
 
 def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
@@ -77,7 +80,22 @@ def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
         boundary_ratio=options.get("boundary_ratio"),
         parallel_config=parallel_of(place.config.parallel),
         vae_use_tiling=place.config.decode.tiling,
+        step_execution=place.spec.foreign is not None and place.spec.foreign.shares,
+        **_running(place.config),
     )
+
+
+def _running(config: Config) -> dict[str, Any]:
+    """What was chosen of how it runs, under the contract's names."""
+    cached = {"teacache": "tea_cache", "dbcache": "cache_dit"}
+    return {
+        "cache_backend": cached.get(config.cache.kind, config.cache.kind),
+        "enable_layerwise_offload": config.offload.mode == "layers",
+        "enforce_eager": config.compile.mode == "none",
+        "trust_remote_code": config.contract.remote_code,
+        "enable_diffusion_pipeline_profiler": config.contract.profile,
+        "vae_use_slicing": config.contract.slicing,
+    }
 
 
 def parallel_of(chosen: ParallelConfig) -> DiffusionParallelConfig:
@@ -93,9 +111,26 @@ def parallel_of(chosen: ParallelConfig) -> DiffusionParallelConfig:
     )
 
 
+def _decoding(pipe: nn.Module, place: Place) -> list[Choice]:
+    """Every part of it that can decode in tiles, or pictures one at a time, does so where that was asked for."""
+    asked = {"tiling": place.config.decode.tiling, "slicing": place.config.contract.slicing}
+    found = []
+    for what in (name for name, wanted in asked.items() if wanted):
+        able = {name: part for name, part in pipe.named_children() if hasattr(part, f"enable_{what}")}
+        if not able:
+            raise ConfigError(
+                f"vae_use_{what}=True cannot be: no part of {type(pipe).__name__} has enable_{what}; leave it out"
+            )
+        for part in able.values():
+            getattr(part, f"enable_{what}")()
+        found += [Choice("decode", f"{PIPELINE}.{name}", what, "asked for") for name in able]
+    return found
+
+
 def _attention(pipe: nn.Module, place: Place) -> list[Choice]:
     """Every site gets its backend; what was chosen, and why."""
-    bindings = bind(pipe, place.config.attention, place.device, place.dtype)
+    ring = place.config.parallel.ring > 1
+    bindings = bind(pipe, place.config.attention, place.device, place.dtype, weighing=ring)
     alike = Counter((each.role, each.backend, each.reason) for each in bindings)
     return [
         Choice("attention", f"{PIPELINE}, {role} ({sites} sites)", backend, reason)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, spec_from_file_location
 
+from omnimuse.compat.contract.settings import METHODS
 from omnimuse.compat.contract.table import REFUSED
 
 TABLE = "docs/compat.md"
 ROOT = "omnimuse.compat."
+ROOTS = ("vllm_omni", "vllm")
+MANY = "vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl"
+"""Published model files know a module of that name, and one for each of many autoencoders, `MANY_NAME`."""
 
 
 class UnknownNameError(ImportError):
@@ -31,13 +38,46 @@ def no_name(module: str, name: str) -> Exception:
 
 def no_attribute(owner: object, name: str) -> UnknownAttributeError:
     """The same for an object."""
+    kind = type(owner).__name__
+    why = next((f": {row.does}" for row in METHODS if row.refused and (kind, row.name) == ("Omni", name)), "")
     return UnknownAttributeError(
-        f"{type(owner).__name__} has no {name!r} here; {TABLE} lists every name of the contract and what it does"
+        f"{kind} has no {name!r} here{why}; {TABLE} lists every name of the contract and what it does"
     )
+
+
+class UnknownModuleError(ModuleNotFoundError):
+    """The contract has no such module here."""
+
+
+class Unfound(MetaPathFinder):
+    """Asked last for a module: of one of the contract, which nobody has found, it says where the table of names is.
+
+    What is there under many names, it finds.
+    """
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        """The spec of a module of autoencoders; UnknownModuleError for any other of the contract."""
+        if fullname.startswith(f"{ROOT}{MANY}_"):
+            same = find_spec(f"{ROOT}{MANY}")
+            return spec_from_file_location(fullname, same.origin) if same and same.origin else None
+        if fullname.startswith(tuple(f"{ROOT}{root}." for root in ROOTS)):
+            where = fullname.removeprefix(ROOT)
+            refused = [row for row in REFUSED if row.module == where]
+            why = f": {refused[0].why}" if refused else ""
+            raise UnknownModuleError(
+                f"there is no {where} here{why}; {TABLE} lists every name of the contract", name=fullname
+            )
+        return None
+
+
+def tell_of_modules() -> None:
+    """From now on an import of a module that the contract has not says so, and where the table is."""
+    if not any(isinstance(finder, Unfound) for finder in sys.meta_path):
+        sys.meta_path.append(Unfound())
 
 
 def _is_module(package: str, name: str) -> bool:
     try:
         return find_spec(f"{package}.{name}") is not None
     except ModuleNotFoundError:
-        return False  # `package` is a module
+        return False  # nobody has it, or `package` is a module

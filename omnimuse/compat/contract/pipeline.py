@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.make import Live
-from omnimuse.compat.contract.requests import finished, request_of
-from omnimuse.compat.contract.source import ClassSource
+from omnimuse.compat.contract.requests import finished, note_times, request_of
 from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.compat.contract.steps import Finish, Prepare, Steps
 from omnimuse.compat.contract.surroundings import within
+from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import DiffusionRequestBatch
 from omnimuse.core.spec import Spec
 from omnimuse.pipeline.pipeline import Pipeline
@@ -46,10 +45,15 @@ class Whole(Stage):
                 if live.before is not None:
                     request = live.before(request)
                 given = DiffusionRequestBatch([request]) if live.batched else request
-                state[self.medium] = finished(live.pipe(given), live.after, self.medium)
+                if isinstance(live.pipe, DiffusionPipelineProfilerMixin):
+                    live.pipe.clear_profiler_records()
+                made = live.pipe(given)
+                note_times(state, made)
+                state[self.medium] = finished(made, live.after, self.medium)
 
 
-def pipeline_of(spec: Spec, entry: Entry, source: ClassSource) -> type[Pipeline]:
-    """The pipeline of a spec that `spec_of` made."""
-    stages = (Prepare(), Steps(), Finish(spec.medium)) if source.steps else (Whole(spec.medium),)
-    return type(entry.name, (Pipeline,), {"spec": spec, "stages": stages, "results": {spec.medium: spec.medium}})
+def pipeline_of(spec: Spec, name: str) -> type[Pipeline]:
+    """The pipeline of a spec that `spec_of` made of the class `name`."""
+    stepped = spec.foreign is not None and spec.foreign.shares
+    stages = (Prepare(), Steps(), Finish(spec.medium)) if stepped else (Whole(spec.medium),)
+    return type(name, (Pipeline,), {"spec": spec, "stages": stages, "results": {spec.medium: spec.medium}})

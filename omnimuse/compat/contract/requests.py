@@ -69,6 +69,12 @@ def sampling_of(state: State) -> OmniDiffusionSamplingParams:
     return sampling
 
 
+def note_times(state: State, made: Any) -> None:
+    """What a pipeline says of how long its parts took goes with the times of its stages."""
+    if isinstance(made, DiffusionOutput):
+        state.timed |= made.stage_durations or {}
+
+
 def finished(made: Any, after: Callable[..., Any] | None, medium: str) -> Tensor:
     """What a pipeline made for one output, in our form; `after` is its post-process function."""
     if isinstance(made, list) and len(made) == 1 and isinstance(made[0], DiffusionOutput):

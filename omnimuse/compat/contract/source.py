@@ -31,7 +31,12 @@ class ClassSource:
     @property
     def steps(self) -> bool:
         """Whether it has the four methods."""
-        return self.methods.issuperset(STEPS)
+        return not self.lacking
+
+    @property
+    def lacking(self) -> list[str]:
+        """Which of the four methods it has not."""
+        return [name for name in STEPS if name not in self.methods]
 
     @property
     def takes_pictures(self) -> bool:
@@ -42,6 +47,11 @@ class ClassSource:
     def takes_sounds(self) -> bool:
         """Whether it is marked as one that is given sounds."""
         return "SupportAudioInput" in self.bases
+
+    @property
+    def gives_sounds(self) -> bool:
+        """Whether it is marked as one that makes sounds."""
+        return "SupportAudioOutput" in self.bases
 
     def reads(self, word: str) -> bool:
         """Whether `word` stands there as an attribute that is read, or as a string."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.source import ClassSource, read_class
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams
 from omnimuse.core.request import ALWAYS
 from omnimuse.core.spec import Component, Configs, Foreign, Limits, SoundLimits, Spec
@@ -44,9 +44,17 @@ class ContractParams(FamilyParams):
             raise RequestError(f"extra.extra_args must be a mapping of names to values, got {kind}", "extra.extra_args")
 
 
-def spec_of(entry: Entry, checkpoint: Checkpoint) -> Spec:
-    """The spec of `checkpoint`, which the class in `entry` runs."""
+def spec_of(entry: Entry, checkpoint: Checkpoint, steps: bool | None = None) -> Spec:
+    """The spec of `checkpoint`, which the class in `entry` runs; in `steps` of the engine's, or not (None: if it can).
+
+    ConfigError where it is to be run in steps and has not the methods for it.
+    """
     source = read_class(entry)
+    if steps and not source.steps:
+        raise ConfigError(
+            f"step_execution=True cannot be: {entry.name} lacks {', '.join(source.lacking)}; write them or leave it out"
+        )
+    stepped = source.steps and steps is not False
     tasks, configs = entry.tasks or _tasks(entry, source), checkpoint.configs
     own = {name: Component((kind,), built=False) for name, (_, kind) in checkpoint.components.items()}
     made = {name: Component((name,), optional=True, built=False) for name in (PIPELINE, NETWORK)}
@@ -64,29 +72,30 @@ def spec_of(entry: Entry, checkpoint: Checkpoint) -> Spec:
         extra=ContractParams if source.reads("extra_args") else FamilyParams,
         foreign=Foreign(
             LIBRARY,
-            notes(source),
+            notes(source, stepped),
             lambda negative, params: _objection(entry, source, negative, params),
             door="omnimuse.compat.contract.door",
-            shares=source.steps,
+            shares=stepped,
         ),
     )
 
 
-def notes(source: ClassSource) -> dict[str, str]:
+def notes(source: ClassSource, stepped: bool) -> dict[str, str]:
     """What is true of such a pipeline, each as "answer: reason"."""
-    how = "yes: between steps" if source.steps else "no: its `forward` is one opaque stage"
+    how = "yes: between steps" if stepped else "no: its `forward` is one opaque stage"
     return {
         "runs through": f"{source.name}, which is written to {LIBRARY} (docs/compat.md)",
         "attention": "ours: every site is bound to a backend, by its role",
-        "shared forwards": "yes: of requests alike in shapes and guidance" if source.steps else how,
+        "shared forwards": "yes: of requests alike in shapes and guidance" if stepped else how,
         "progress, cancel, pause": how,
-        "previews": "yes: unfinished latents, decoded whole" if source.steps else how,
+        "previews": "yes: unfinished latents, decoded whole" if stepped else how,
     }
 
 
 def _tasks(entry: Entry, source: ClassSource) -> tuple[str, ...]:
     names = (("Video", "video"), ("Audio", "audio"))
     medium = next((medium for word, medium in names if word in f"{entry.arch} {entry.name}"), "image")
+    medium = "audio" if source.gives_sounds else medium
     pictures = source.takes_pictures or bool(entry.pre_process)
     return (f"text-to-{medium}", *((f"image-to-{medium}",) if pictures else ()))
 

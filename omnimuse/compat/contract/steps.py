@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnimuse.compat.contract.blocks import Calls
 from omnimuse.compat.contract.make import Live
-from omnimuse.compat.contract.requests import finished, request_of
+from omnimuse.compat.contract.requests import finished, note_times, request_of
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.vllm_omni.diffusion.worker.input_batch import InputBatch, company
@@ -27,6 +28,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.request import Request
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
+from omnimuse.parallel.mesh import BRANCHES
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
 from omnimuse.pipeline.state import State
@@ -39,13 +41,17 @@ CELL = 8
 
 
 class StepNetwork(Network):
-    """`denoise_step` as a network: a row is a request between two steps, and its prediction."""
+    """`denoise_step` as a network: a row is a request between two steps, and its prediction.
+
+    Where it is `cached`, each request takes its steps alone: which rows of a network's are whose, only that knows.
+    """
 
     packing: ClassVar = "pad"
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, cached: bool = False) -> None:
         super().__init__()
         self._live = (live,)  # in a tuple, so that its networks are not counted as parts of this one
+        self.cached = cached
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -54,17 +60,20 @@ class StepNetwork(Network):
     def forward(self, rows: Sequence[StepRequestState], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         found: dict[int, Tensor] = {}
         groups: dict[Hashable, list[StepRequestState]] = {}
+        alone = {} if memories is None or not self.cached else dict(zip(map(id, rows), memories, strict=True))
         for row in rows:
-            groups.setdefault(company(row) if self._batches else id(row), []).append(row)
+            groups.setdefault(company(row) if self._batches and not alone else id(row), []).append(row)
         for group in groups.values():
-            found |= zip(map(id, group), self._predicted(group), strict=True)
+            memory = alone.get(id(group[0]))
+            found |= zip(map(id, group), self._predicted(group, memory), strict=True)
         return [found[id(row)] for row in rows]
 
     def stacks(self) -> dict[str, BlockStack]:
         return {}
 
-    def _predicted(self, states: Sequence[StepRequestState]) -> Sequence[Tensor]:
+    def _predicted(self, states: Sequence[StepRequestState], memory: Memory | None) -> Sequence[Tensor]:
         [live] = self._live
+        live.surroundings.calls = None if memory is None else Calls(memory)
         steps = {state.step_index for state in states}
         live.surroundings.step = steps.pop() if len(steps) == 1 else None
         pipe: Any = live.pipe
@@ -114,7 +123,10 @@ class Prepare(Stage):
 
 @dataclass(frozen=True)
 class Steps(Loop):
-    """`denoise_step` for all that step together, and `step_scheduler` for each."""
+    """`denoise_step` for all that step together, and `step_scheduler` for each.
+
+    Where ranks share the branches of guidance, each calls it for every request, and its mixin exchanges what they made.
+    """
 
     uses: tuple[str, ...] = (NETWORK, PIPELINE)
     name: str = "denoise"
@@ -130,13 +142,17 @@ class Steps(Loop):
         theirs = state["stepped"] = state["request"]
         if not theirs.total_steps:
             raise ModelError("prepare_encode left no timesteps; it must set state.timesteps")
-        return [Step(index, network=NETWORK, branches=("positive",)) for index in range(theirs.total_steps)]
+        both = ("positive", "negative") if ctx.mesh.axis(BRANCHES).size > 1 else ("positive",)
+        return [Step(index, network=NETWORK, branches=both) for index in range(theirs.total_steps)]
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         theirs: StepRequestState = state["stepped"]
         shape = tuple(theirs.latents.shape) if theirs.latents is not None else ()
         tokens = self.tokens(ctx, state.request)
-        return [Row(state, "positive", NETWORK, theirs, tokens, shape, state.memory(NETWORK, "positive"))]
+        return [
+            Row(state, branch, NETWORK, theirs, tokens, shape, state.memory(NETWORK, branch))
+            for branch in step.branches
+        ]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         live, theirs = ctx.components[PIPELINE], state["stepped"]
@@ -178,4 +194,6 @@ class Finish(Stage):
         pipe: Any = live.pipe
         for state in states:
             with within(live.surroundings):
-                state[self.medium] = finished(pipe.post_decode(state["stepped"]), live.after, self.medium)
+                made = pipe.post_decode(state["stepped"])
+                note_times(state, made)
+                state[self.medium] = finished(made, live.after, self.medium)

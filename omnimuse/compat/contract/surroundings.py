@@ -20,13 +20,19 @@ from omnimuse.parallel.mesh import Axis, Mesh
 
 @dataclass
 class Surroundings:
-    """A device, a number format, the ranks that share the work, the configuration, and the step that is being taken."""
+    """A device, a number format, the ranks that share the work, the configuration, and the step that is being taken.
+
+    `calls` is where a step cache finds what it remembers, while a step is taken for one request alone. `spread`: the
+    tokens that networks see are this rank's share.
+    """
 
     device: torch.device
     dtype: torch.dtype
     mesh: Mesh
     config: Any
     step: int | None = None
+    calls: Any = None
+    spread: bool = False
 
 
 HERE: ContextVar[Surroundings] = ContextVar("surroundings of code that is written to the contract")
@@ -35,6 +41,7 @@ HERE: ContextVar[Surroundings] = ContextVar("surroundings of code that is writte
 @contextmanager
 def within(surroundings: Surroundings) -> Iterator[Surroundings]:
     """For the length of a call, this is where the code called finds itself."""
+    surroundings.spread = False
     token = HERE.set(surroundings)
     try:
         yield surroundings

@@ -20,6 +20,10 @@ SHARES = f"{LAYERS}::test_shares_of_all_ranks_make_up_the_layer"
 ASKED = f"{NAMES}::test_what_code_asks_of_its_surroundings_is_answered_within_a_call"
 SHAPES = f"{SCRIPTS}::test_a_script_finds_its_pictures_in_both_shapes"
 OPTIONS = f"{SCRIPTS}::test_options_mean_what_they_mean_there"
+PROFILED = "tests/compat/test_settings.py::test_its_autoencoder_is_told_and_its_parts_are_timed"
+TOKENS = "tests/compat/test_ranks.py::test_tokens_are_shared_as_the_plan_says"
+CACHED = "tests/compat/test_blocks.py::test_a_network_may_declare_its_blocks_to_a_cache"
+MARKS = f"{NAMES}::test_marks_of_a_class_are_read_from_its_source"
 SMALL = f"{NAMES}::test_small_parts_do_what_they_say"
 
 
@@ -153,6 +157,14 @@ KNOWN: tuple[Known, ...] = (
         f"{NAMES}::test_marks_of_a_class_are_read_from_its_source",
     ),
     Known(f"{D}.models.interface", "SupportsStepExecution", GUIDE, "a mark; the four methods count", ALIKE),
+    Known(f"{D}.models.interface", "SupportAudioOutput", FILES, "sounds come out of it", MARKS),
+    Known(
+        f"{D}.models.interface",
+        "SupportsComponentDiscovery",
+        FILES,
+        "names its parts; blocks are found by theirs",
+        SMALL,
+    ),
     Known(
         f"{D}.attention.layer",
         "Attention",
@@ -179,15 +191,15 @@ KNOWN: tuple[Known, ...] = (
         f"{D}.distributed.sp_plan",
         "SequenceParallelInput",
         SKILL,
-        "a declaration; ranks that share tokens are refused",
-        SMALL,
+        "where ranks cut the tokens of a network, by its `_sp_plan`",
+        TOKENS,
     ),
     Known(
         f"{D}.distributed.sp_plan",
         "SequenceParallelOutput",
         SKILL,
-        "a declaration; ranks that share tokens are refused",
-        SMALL,
+        "where they join them",
+        TOKENS,
     ),
     Known(
         f"{D}.distributed.hsdp_utils",
@@ -260,10 +272,10 @@ KNOWN: tuple[Known, ...] = (
         f"{D}.profiler",
         "DiffusionPipelineProfilerMixin",
         GUIDE,
-        "`timed(name)` fills `stage_durations`; methods are not wrapped",
-        SMALL,
+        "times the methods that it is told, in the log and in `stage_durations`",
+        PROFILED,
     ),
-    Known(f"{D}.profiler.diffusion_pipeline_profiler", "DiffusionPipelineProfilerMixin", FILES, "the same", SMALL),
+    Known(f"{D}.profiler.diffusion_pipeline_profiler", "DiffusionPipelineProfilerMixin", FILES, "the same", PROFILED),
     Known(
         f"{D}.layers.rope",
         "RotaryEmbedding",
@@ -352,27 +364,65 @@ KNOWN: tuple[Known, ...] = (
         f"{LAYERS}::test_weights_go_to_who_has_their_names",
     ),
     Known(f"{L}.utils", "set_weight_attrs", FILES, "attributes for a parameter", SMALL),
+    Known(
+        f"{D}.cache.cachedit",
+        "CacheDiTAdapterConfig",
+        FILES,
+        "declares the blocks that a step cache goes around",
+        CACHED,
+    ),
+    Known(f"{D}.cache.base", "CachedTransformer", FILES, "a network whose steps may be cached", SMALL),
+    Known(
+        f"{D}.distributed.autoencoders.autoencoder_kl",
+        "DistributedAutoencoderKL",
+        FILES,
+        "that of diffusers, and so in every `autoencoder_kl_NAME`; each rank has all of it",
+        SMALL,
+    ),
+    Known(f"{D}.utils.size_utils", "normalize_min_aligned_size", FILES, "sides rounded down, not to nothing", SMALL),
+    *(
+        Known(f"{D}.layers.{file}", name, FILES, "no such kernel: code that asks writes it out", SMALL)
+        for file, name in (
+            *(("fused_qk_norm_rope", "fused_qk_norm_rope_min_tokens"), ("fused_qk_norm_rope", "fused_qk_norm_rope")),
+            *(("fused_qk_rope", "fused_qk_rope_supported"), ("fused_qk_rope", "fused_qk_rope")),
+        )
+    ),
+    *(
+        Known(
+            f"{D}.layers.adalayernorm",
+            name,
+            FILES,
+            "as diffusers have it",
+            f"{LAYERS}::test_shifted_norms_are_those_of_diffusers",
+        )
+        for name in ("AdaLayerNormZero", "AdaLayerNormZeroSingle", "AdaLayerNormContinuous")
+    ),
+    Known(
+        f"{D}.layers.fourier", "GaussianFourierProjection", FILES, "cosines, then sines, of drawn frequencies", SMALL
+    ),
+    Known("vllm_omni.logger", "init_logger", FILES, "that of `vllm.logger`", SMALL),
+    *(
+        Known("vllm_omni.quantization.component_config", name, FILES, "what it is given: None", SMALL)
+        for name in ("safe_quant_config", "resolve_component_quant_config")
+    ),
+    Known(f"{L}.layers.activation", "get_act_fn", FILES, "that of transformers", SMALL),
     Known("vllm.triton_utils", "HAS_TRITON", FILES, "false: code uses its torch path", SMALL),
     Known("vllm.triton_utils", "triton", FILES, "None, which code that asks `HAS_TRITON` does not touch", SMALL),
     Known("vllm.triton_utils", "tl", FILES, "None, likewise", SMALL),
 )
 
-_CACHE = "step caches are ours, outside of the pipeline, and not translated to such pipelines yet"
-_AWAY = "offload is ours, outside of the pipeline, and not translated to such pipelines yet"
+_CACHE = "the engine's own step caches go around the blocks that a network declares; declare them"
+_AWAY = "blocks that a network declares come in one at a time by the engine's own offload; declare them"
 
 REFUSED: tuple[Refused, ...] = (
-    Refused(f"{D}.cache.cachedit", "CacheDiTAdapterConfig", FILES, _CACHE),
-    Refused(f"{D}.cache.base", "CachedTransformer", FILES, _CACHE),
+    Refused("vllm", "SamplingParams", STUDY, "of models that write: give `omnimuse.Omni` their choices by name"),
     Refused(f"{D}.cache.cache_dit_backend", "CUSTOM_DIT_ENABLERS", SKILL, _CACHE),
     Refused(f"{D}.cache.cache_dit_backend", "CacheDiTBackend", SKILL, _CACHE),
     Refused(f"{D}.cache.teacache.extractors", "EXTRACTOR_REGISTRY", GUIDE, _CACHE),
-    Refused(f"{D}.distributed.autoencoders.autoencoder_kl", "*", FILES, "use the class of diffusers"),
     Refused(f"{D}.distributed.autoencoders.distributed_vae_executor", "*", FILES, "ranks decode tiles of our families"),
     Refused(f"{D}.offloader", "OffloadPlan", FILES, _AWAY),
     Refused(f"{D}.offloader.module_collector", "ModuleDiscovery", FILES, _AWAY),
     Refused(f"{D}.offloader.config", "OffloadStrategy", FILES, _AWAY),
-    Refused(f"{D}.utils.size_utils", "normalize_min_aligned_size", FILES, "no document says what it does"),
-    Refused(f"{D}.layers.fused_qk_norm_rope", "*", FILES, "a kernel of its own: write the norm and the rotation"),
     Refused(
         "vllm_omni.transformers_utils.repo_utils", "hf_api", FILES, "a checkpoint is whole before a pipeline is made"
     ),

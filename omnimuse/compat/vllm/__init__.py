@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnimuse.compat.contract.names import no_name
+from omnimuse.compat.contract.names import no_name, tell_of_modules
+
+tell_of_modules()
 
 
 def __getattr__(name: str) -> Any:

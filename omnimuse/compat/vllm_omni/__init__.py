@@ -9,12 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from omnimuse.compat.contract.names import no_name
+from omnimuse.compat.contract.names import no_name, tell_of_modules
 from omnimuse.compat.vllm_omni.diffusion.registry import register
 
 __all__ = ["AsyncOmni", "Omni", "register"]
 
 _ENTRY_POINTS = {"Omni": "omni", "AsyncOmni": "async_omni"}
+
+tell_of_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,13 @@ _DIFFUSION_MODELS = {
     "DocumentedStepPipeline": ("medium", "pipeline_medium", "MediumStepPipeline"),
     "DocumentedEditPipeline": ("medium", "pipeline_medium", "MediumEditPipeline"),
     "DocumentedCustomPipeline": ("medium", "pipeline_medium", "CustomMediumPipeline"),
+    "BarePipeline": ("medium", "pipeline_medium", "BareMediumPipeline"),
+    "TwoListsPipeline": ("double", "pipeline_double", "DoublePipeline"),
+    "TwoListsStepPipeline": ("double", "pipeline_double", "DoubleStepPipeline"),
+    "ExpertsVideoPipeline": ("experts", "pipeline_experts", "ExpertsPipeline"),
+    "ExpertsVideoStepPipeline": ("experts", "pipeline_experts", "ExpertsStepPipeline"),
+    "SoundAudioPipeline": ("sound", "pipeline_sound", "SoundPipeline"),
+    "SoundAudioStepPipeline": ("sound", "pipeline_sound", "SoundStepPipeline"),
     "DocumentedEagerPipeline": ("medium", "pipeline_medium", "EagerMediumPipeline"),
 }
 
@@ -14,4 +21,6 @@ _DIFFUSION_PRE_PROCESS_FUNCS = {
     "DocumentedEditPipeline": "get_medium_edit_pre_process_func",
 }
 
-_DIFFUSION_POST_PROCESS_FUNCS = dict.fromkeys(_DIFFUSION_MODELS, "get_medium_post_process_func")
+_DIFFUSION_POST_PROCESS_FUNCS = {
+    arch: f"get_{folder}_post_process_func" for arch, (folder, _, _) in _DIFFUSION_MODELS.items()
+}

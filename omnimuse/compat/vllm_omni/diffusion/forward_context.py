@@ -12,7 +12,9 @@ from omnimuse.compat.vllm_omni.diffusion.data import OmniDiffusionConfig
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """The configuration, and the step that all who compute are at; None where there is no one step."""
+    """The configuration, the step that all who compute are at (None where there is no one step), and whether what a
+    network sees now is this rank's share of the tokens.
+    """
 
     omni_diffusion_config: OmniDiffusionConfig
     denoise_step_idx: int | None
@@ -25,7 +27,7 @@ class ForwardContext:
 def get_forward_context() -> ForwardContext:
     """What holds now."""
     found = here("get_forward_context")
-    return ForwardContext(found.config, found.step)
+    return ForwardContext(found.config, found.step, found.spread)
 
 
 def is_forward_context_available() -> bool:

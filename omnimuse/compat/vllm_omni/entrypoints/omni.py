@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from omnimuse import api
+from omnimuse.compat.contract.names import no_attribute
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of, params_of, prompt_of
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
@@ -30,12 +31,20 @@ class Omni:
         negative_prompts: Sequence[str] | None = None,
         py_generator: bool = False,
         use_tqdm: bool = True,
+        max_num_seqs: int | None = None,
     ) -> list[OmniRequestOutput] | Iterator[OmniRequestOutput]:
         """One output per prompt, in order; as they are finished, in an iterator, with `py_generator`.
 
         `sampling_params` is one for all prompts, or one for each. A single prompt's error is raised; of several, an
         output has its own.
         """
+        if max_num_seqs is not None:
+            raise RequestError(
+                f"max_num_seqs={max_num_seqs} is chosen when the engine starts; write Omni(..., max_num_seqs=...)",
+                "prompt",
+            )
+        if not isinstance(use_tqdm, bool):
+            raise RequestError(f"use_tqdm={use_tqdm!r} is not allowed; use True or False", "prompt")
         single = isinstance(prompts, str | Mapping)
         many: list[Any] = [prompts] if single else list(prompts)
         nothing: list[str | None] = [None] * len(many)
@@ -59,6 +68,9 @@ class Omni:
     def close(self) -> None:
         """Free the weights."""
         self._ours.close()
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
 
     def __enter__(self) -> Self:
         return self

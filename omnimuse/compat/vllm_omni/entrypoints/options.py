@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any, TypedDict
 
 from omnimuse.compat.contract.names import TABLE
+from omnimuse.compat.contract.settings import NOT_OPTIONS
 from omnimuse.compat.contract.spec import ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
@@ -15,7 +16,9 @@ from omnimuse.core.config import (
     AttentionConfig,
     CompileConfig,
     Config,
+    ContractConfig,
     DecodeConfig,
+    Environment,
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
@@ -46,6 +49,7 @@ class _Memory(TypedDict, total=False):
     enable_layerwise_offload: bool
     vae_use_slicing: bool
     vae_use_tiling: bool
+    layerwise_num_gpu_layers: int
     enforce_eager: bool
 
 
@@ -57,6 +61,7 @@ class EngineOptions(_Sharing, _Memory, total=False):
     device: str
     trust_remote_code: bool
     step_execution: bool
+    enable_diffusion_pipeline_profiler: bool
     max_num_seqs: int
     diffusion_attention_backend: str
 
@@ -65,15 +70,11 @@ BACKENDS: Mapping[str, str] = {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "AUTO": "au
 
 
 def config_of(model: str, options: EngineOptions) -> Config:
-    """The whole configuration; ConfigError for an option that is not known or cannot be honoured.
-
-    `trust_remote_code` allows what is never done, `vae_use_slicing` asks for what is always done, and
-    `step_execution` for what a pipeline with the four methods always has.
-    """
-    known = EngineOptions.__annotations__.keys() | _Sharing.__annotations__.keys() | _Memory.__annotations__.keys()
+    """The whole configuration; ConfigError for an option that is not known or cannot be honoured."""
     for name in options:
-        if name not in known:
-            raise ConfigError(f"{name} is no option here; {TABLE} lists those of the contract, and what each does")
+        if name not in EngineOptions.__annotations__:
+            why = next((f": {row.does}" for row in NOT_OPTIONS if row.name == name), "")
+            raise ConfigError(f"{name} is no option here{why}; {TABLE} lists those of the contract, and what each does")
     plugin = options.get("plugin", ())
     schedule = ScheduleConfig()
     if "max_num_seqs" in options:
@@ -86,12 +87,20 @@ def config_of(model: str, options: EngineOptions) -> Config:
             options.get("device", "auto"),
             plugins=(plugin,) if isinstance(plugin, str) else tuple(plugin),
         ),
-        attention=AttentionConfig(_backend(options.get("diffusion_attention_backend", "AUTO"))),
+        attention=AttentionConfig(
+            _backend(options.get("diffusion_attention_backend") or Environment.read().attention or "AUTO")
+        ),
         cache=documented(options.get("cache_backend") or "none", options.get("cache_config", {})),
         offload=_offload(options),
         compile=CompileConfig(compiled),  # type: ignore[arg-type]
         parallel=_parallel(options),
         decode=DecodeConfig(options.get("vae_use_tiling", False)),
+        contract=ContractConfig(
+            steps=options.get("step_execution"),
+            remote_code=options.get("trust_remote_code", False),
+            profile=options.get("enable_diffusion_pipeline_profiler", False),
+            slicing=options.get("vae_use_slicing", False),
+        ),
         schedule=schedule,
     )
 
@@ -103,6 +112,10 @@ def _backend(name: str) -> str:
 
 
 def _offload(options: EngineOptions) -> OffloadConfig:
+    if (count := options.get("layerwise_num_gpu_layers", 1)) != 1:
+        raise ConfigError(
+            f"layerwise_num_gpu_layers={count} is not allowed: one block is there while the next one comes; use 1"
+        )
     if options.get("enable_layerwise_offload", False):
         return OffloadConfig("layers")
     return OffloadConfig("components" if options.get("enable_cpu_offload", False) else "none")
@@ -123,6 +136,11 @@ def _parallel(options: EngineOptions) -> ParallelConfig:
         "vae_tiles": given.vae_patch_parallel_size,
     }
     sharded = options.get("use_hsdp", given.use_hsdp)
+    if given.hsdp_shard_size not in (-1, axes["ulysses"] * axes["ring"] if sharded else -1):
+        raise ConfigError(
+            f"hsdp_shard_size={given.hsdp_shard_size} is not allowed: with use_hsdp, all ranks that share tokens keep "
+            f"parts of blocks; use -1, or ulysses_degree x ring_degree = {axes['ulysses'] * axes['ring']} with use_hsdp"
+        )
     return ParallelConfig(**axes, shard=axes["ulysses"] * axes["ring"] if sharded else 1)
 
 

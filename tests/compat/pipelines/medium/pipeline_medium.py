@@ -22,6 +22,7 @@ from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGPara
 from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
 from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportImageInput, SupportsStepExecution
+from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.diffusion.utils.tf_utils import get_transformer_config_kwargs
 from omnimuse.compat.vllm_omni.diffusion.worker.input_batch import InputBatch
@@ -42,8 +43,10 @@ def get_medium_post_process_func(od_config: OmniDiffusionConfig):
     return post_process_func
 
 
-class MediumPipeline(nn.Module, CFGParallelMixin):
+class MediumPipeline(nn.Module, CFGParallelMixin, DiffusionPipelineProfilerMixin):
     """Two CLIP encoders, one transformer of two streams."""
+
+    transformer_class = MediumTransformer2DModel
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class MediumPipeline(nn.Module, CFGParallelMixin):
             model, subfolder="vae", local_files_only=local, torch_dtype=od_config.dtype
         ).to(self.device)
         kwargs = get_transformer_config_kwargs(od_config.tf_model_config, MediumTransformer2DModel)
-        self.transformer = MediumTransformer2DModel(od_config=od_config, **kwargs)
+        self.transformer = self.transformer_class(od_config=od_config, **kwargs)
         self.joint_attention_dim = od_config.tf_model_config.joint_attention_dim
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.default_sample_size = 128
@@ -79,6 +82,9 @@ class MediumPipeline(nn.Module, CFGParallelMixin):
                 fall_back_to_pt=True,
             )
         ]
+        self.setup_diffusion_pipeline_profiler(
+            enable_diffusion_pipeline_profiler=od_config.enable_diffusion_pipeline_profiler
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         return AutoWeightsLoader(self).load_weights(weights)
@@ -152,7 +158,7 @@ class MediumPipeline(nn.Module, CFGParallelMixin):
         latents = self.prepare_latents(height, width, len(prompt), sampling_params.generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         latents = self.diffuse(latents, positive, negative, guidance_scale)
-        return DiffusionOutput(output=self.decode(latents))
+        return DiffusionOutput(output=self.decode(latents), stage_durations=self.stage_durations)
 
 
 class MediumStepPipeline(MediumPipeline, SupportsStepExecution):
@@ -278,3 +284,16 @@ class EagerMediumPipeline(CustomMediumPipeline):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         pass
+
+
+class BareTransformer(MediumTransformer2DModel):
+    """One that does not say what its blocks are."""
+
+    _repeated_blocks = []
+    _layerwise_offload_blocks_attrs = []
+
+
+class BareMediumPipeline(MediumPipeline):
+    """The same around such a transformer."""
+
+    transformer_class = BareTransformer

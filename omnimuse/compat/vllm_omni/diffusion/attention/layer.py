@@ -6,14 +6,19 @@ Letters: B batch, S query tokens, K key tokens, N heads, H head dim.
 from __future__ import annotations
 
 import math
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from omnimuse.attention import layer as ours
 from omnimuse.compat.contract.names import no_name
+from omnimuse.compat.contract.surroundings import here, inside
+from omnimuse.compat.contract.tokens import attend
 from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
+from omnimuse.core.errors import ModelError
+
+_T = TypeVar("_T", Tensor, Tensor | None)
 
 
 class SiteOptions(TypedDict, total=False):
@@ -48,6 +53,7 @@ class Attention(nn.Module):
             raise ValueError(f"num_heads={num_heads} is no multiple of num_kv_heads={keys}: heads cannot share keys so")
         role, category = site.get("role", "self"), site.get("role_category")
         self.site = ours.Attention(num_heads, head_size, role, category, key_heads=keys)
+        self.shared = num_heads // keys
         self.causal = causal
         self.factor = 1.0 if softmax_scale is None else softmax_scale * math.sqrt(head_size)
         self.skip_sequence_parallel = site.get("skip_sequence_parallel", False)
@@ -58,17 +64,32 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, S, N, H], [B, K, N, H] twice (there perhaps fewer heads) -> [B, S, N, H]."""
         meta = attn_metadata or AttentionMetadata()
-        query, key, value = (
-            _joined(part, other, meta.joint_strategy)
-            for part, other in ((query, meta.joint_query), (key, meta.joint_key), (value, meta.joint_value))
-        )
-        shared = query.shape[2] // key.shape[2]
-        if shared > 1:
-            key, value = key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2)
-        if not math.isclose(self.factor, 1.0):
-            query = query * self.factor
+        own = self._alike(query, key, value)
+        others = self._alike(meta.joint_query, meta.joint_key, meta.joint_value)
+        if self.spread:
+            if self.causal or meta.attn_mask is not None:
+                raise ModelError(
+                    f"attention {self.prefix or self.site.role} has a mask, which ranks that share tokens cannot keep; "
+                    "leave ulysses_degree and ring_degree out"
+                )
+            return attend(self.site, own, others, meta.joint_strategy == "front")
+        query, key, value = (_joined(part, other, meta.joint_strategy) for part, other in zip(own, others, strict=True))
         found: Tensor = self.site(query, key, value, mask=self._mask(meta, query, key))
         return found
+
+    @property
+    def spread(self) -> bool:
+        """Whether what it is given is this rank's share of the tokens."""
+        return inside() and here("attention").spread and not self.skip_sequence_parallel
+
+    def _alike(self, query: _T, key: _T, value: _T) -> tuple[_T, _T, _T]:
+        """With keys for every head, and queries that our backends scale as this site is to."""
+        if query is not None and not math.isclose(self.factor, 1.0):
+            query = query * self.factor
+        shared = self.shared
+        if key is not None and value is not None and shared > 1:
+            key, value = key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2)
+        return query, key, value
 
     def _mask(self, meta: AttentionMetadata, query: Tensor, key: Tensor) -> Tensor | None:
         """True where to attend, or what is added to the scores; broadcasts to [B, N, S, K]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from omnimuse.compat.contract.names import no_name
@@ -17,6 +18,21 @@ class SupportAudioInput:
     """It is given sounds: they come in a prompt's `multi_modal_data`, under "audio"."""
 
     support_audio_input: ClassVar[bool] = True
+
+
+class SupportAudioOutput:
+    """Sound comes out of it."""
+
+    support_audio_output: ClassVar[bool] = True
+
+
+class SupportsComponentDiscovery:
+    """It says which of its parts predict, read and decode. The engine finds blocks by what networks declare."""
+
+    _dit_modules: ClassVar[Sequence[str]] = ()
+    _encoder_modules: ClassVar[Sequence[str]] = ()
+    _vae_modules: ClassVar[Sequence[str]] = ()
+    _resident_modules: ClassVar[Sequence[str]] = ()
 
 
 class SupportsStepExecution:

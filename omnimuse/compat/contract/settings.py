@@ -1,0 +1,146 @@
+"""What people of the contract choose when an engine starts, and what a pipeline is told of it: every documented name.
+
+`docs/compat.md` shows it (`tools/compat_page.py`), and tests go through it: each has an effect, changes nothing at its
+default, or is refused with its name. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One name: what it does here, or why it is always what it is (`fixed`), or is not taken (`refused`)."""
+
+    name: str
+    does: str
+    fixed: bool = False
+    refused: bool = False
+
+
+OPTIONS: tuple[Setting, ...] = (
+    Setting("parallel_config", "the axes of ranks (the next table)"),
+    Setting("tensor_parallel_size", "ranks that share weights"),
+    Setting("ulysses_degree", "ranks that share tokens by an exchange of heads"),
+    Setting("ring_degree", "ranks that share tokens by passing keys on"),
+    Setting("cfg_parallel_size", "ranks that share the predictions of guidance"),
+    Setting("use_hsdp", "ranks that share tokens keep blocks in parts"),
+    Setting("cache_backend", "a step cache: `tea_cache`, `cache_dit` or `none`"),
+    Setting("cache_config", "its settings; one that it has not is refused"),
+    Setting("enable_cpu_offload", "networks take turns on the device"),
+    Setting("enable_layerwise_offload", "blocks come to the device one at a time"),
+    Setting("layerwise_num_gpu_layers", "1: one block is there while the next one comes; another number is refused"),
+    Setting("vae_use_slicing", "a pipeline of the contract decodes pictures one at a time, as ours always do"),
+    Setting("vae_use_tiling", "pictures are decoded in tiles"),
+    Setting("enforce_eager", "`False` compiles blocks; left out, nothing is compiled"),
+    Setting("plugin", "packages that bring pipelines (of ours)"),
+    Setting("dtype", "what networks compute in"),
+    Setting("device", "where (of ours)"),
+    Setting("trust_remote_code", "is told to a pipeline of the contract; ours run no code of a checkpoint"),
+    Setting("step_execution", "`True` wants the four methods; `False` runs `forward`; left out, steps where they are"),
+    Setting("enable_diffusion_pipeline_profiler", "parts of a pipeline are timed, by its mixin; ours always are"),
+    Setting("max_num_seqs", "how many outputs are made at a time"),
+    Setting("diffusion_attention_backend", "the backend of every attention site"),
+)
+"""Options of `Omni` and `AsyncOmni`, which are all that they take."""
+
+_PLACED = "what runs where is chosen with the options of this table, and no file says it"
+_WAITS = "nothing is waited for so: a start that fails says so, and a long one may be read about in the log"
+
+NOT_OPTIONS: tuple[Setting, ...] = (
+    Setting("stage_configs_path", _PLACED, refused=True),
+    Setting("stage_init_timeout", _WAITS, refused=True),
+    Setting("init_timeout", _WAITS, refused=True),
+    Setting("batch_timeout", "requests share a step whenever they are there, and nothing waits for more", refused=True),
+    Setting("shm_threshold_bytes", "tensors of one engine stay in its process", refused=True),
+    Setting(
+        "worker_backend", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True
+    ),
+    Setting("ray_address", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True),
+    Setting("log_stats", "every result has its `stage_durations`", refused=True),
+)
+"""Options of theirs that are not taken, and why."""
+
+METHODS: tuple[Setting, ...] = (
+    Setting("generate", "prompts, `sampling_params_list` or `sampling_params`, `negative_prompts`, `py_generator`"),
+    Setting("close", "frees the weights; a `with` does it, too"),
+    Setting("start_profile", "`omnimuse bench` and the contract's profiler measure", refused=True),
+    Setting("stop_profile", "`omnimuse bench` and the contract's profiler measure", refused=True),
+)
+"""Methods of `Omni`."""
+
+PARALLEL: tuple[Setting, ...] = (
+    Setting("tensor_parallel_size", "`--tensor-parallel-size`"),
+    Setting("ulysses_degree", "`--ulysses-degree`"),
+    Setting("ring_degree", "`--ring-degree`"),
+    Setting("cfg_parallel_size", "`--cfg-parallel-size`"),
+    Setting("pipeline_parallel_size", "`--pipeline-parallel-size`"),
+    Setting("data_parallel_size", "refused: `omnimuse serve --replicas N`"),
+    Setting("vae_patch_parallel_size", "`--vae-patch-parallel-size`"),
+    Setting("use_hsdp", "`--use-hsdp`"),
+    Setting("hsdp_shard_size", "-1, or all ranks that share tokens; another number is refused"),
+    Setting("hsdp_replicate_size", "refused: `omnimuse serve --replicas N`"),
+)
+"""Fields of `DiffusionParallelConfig`."""
+
+TOLD: tuple[Setting, ...] = (
+    Setting("model", "the folder of the checkpoint"),
+    Setting("model_class_name", "what `model_index.json` names"),
+    Setting("dtype", "what networks compute in"),
+    Setting("tf_model_config", "the transformer's `config.json`"),
+    Setting("model_config", "what `model_index.json` says besides the components"),
+    Setting("boundary_ratio", "as `model_index.json` says"),
+    Setting("trust_remote_code", "as was chosen"),
+    Setting("parallel_config", "the axes of ranks"),
+    Setting("cache_backend", "as was chosen, under the contract's name"),
+    Setting("enable_layerwise_offload", "as was chosen"),
+    Setting("enforce_eager", "as was chosen"),
+    Setting("vae_use_slicing", "as was chosen; the engine has told the autoencoder"),
+    Setting("vae_use_tiling", "as was chosen; the engine has told the autoencoder"),
+    Setting("step_execution", "whether the engine owns the loop"),
+    Setting("enable_diffusion_pipeline_profiler", "as was chosen"),
+    Setting("cache_config", "empty: step caches are the engine's, and keep their settings", fixed=True),
+    Setting("quantization_config", "None: weights are packed by the engine", fixed=True),
+    Setting("enable_cpu_offload", "False: such a pipeline is refused it", fixed=True),
+    Setting("model_paths", "empty: everything is in `model`", fixed=True),
+    Setting("revision", "None: `model` is a folder of one revision", fixed=True),
+    Setting("output_type", "`pil`; a request's own is in its sampling parameters", fixed=True),
+    Setting("flow_shift", "None; a request's own is in its sampling parameters", fixed=True),
+    Setting("lora_path", "None: adapters come with requests", fixed=True),
+    Setting("custom_pipeline_args", "empty: `model_config` has what a checkpoint says", fixed=True),
+)
+"""Fields of `OmniDiffusionConfig`, which a pipeline is made from."""
+
+FLAGS: tuple[Setting, ...] = (
+    Setting("--port 8091", "the same (`serve`)"),
+    Setting("--tensor-parallel-size 2", "the same"),
+    Setting("--ulysses-degree 2", "the same"),
+    Setting("--ring-degree 2", "the same"),
+    Setting("--cfg-parallel-size 2", "the same"),
+    Setting("--use-hsdp", "the same"),
+    Setting("--vae-use-tiling", "`--vae-tiling`"),
+    Setting("--diffusion-attention-backend sdpa", "`--attention`, which has names of its own"),
+    Setting("--diffusion-attention-config.per_role.self.backend sdpa", "`--attention-role self=sdpa`"),
+    Setting("--omni", "every model is served so", refused=True),
+    Setting("--stage-configs-path x", "what runs where is chosen with options", refused=True),
+    Setting("--usp 2", "`--ulysses-degree`", refused=True),
+    Setting("--step-execution", "a pipeline with the four methods is run in steps", refused=True),
+    Setting("--max-num-seqs 4", "as many outputs are made at a time as memory allows", refused=True),
+    Setting("--enforce-eager", "blocks are compiled with `--compile`, and not otherwise", refused=True),
+    Setting("--enable-diffusion-pipeline-profiler", "every answer tells how long its stages took", refused=True),
+    Setting("--vae-use-slicing", "pictures are decoded one at a time", refused=True),
+    Setting("--enable-cpu-offload", "`--offload components`", refused=True),
+    Setting("--enable-layerwise-offload", "`--offload layers`", refused=True),
+    Setting("--cache-backend cache_dit", "`--cache dbcache`", refused=True),
+    Setting("--cache-config {}", "`--cache dbcache,threshold=0.2`", refused=True),
+    Setting("--trust-remote-code", "a model brings its code as a package: `--plugin`", refused=True),
+)
+"""Options of `vllm serve --omni`, on the command line of `omnimuse serve`; a refusal says what there is instead."""
+
+ENVIRONMENT: tuple[Setting, ...] = (
+    Setting("DIFFUSION_ATTENTION_BACKEND", "the backend of every site, where `Omni` is given none"),
+    Setting("VLLM_LOGGING_LEVEL", "not read: loggers are those of Python's `logging`", refused=True),
+    Setting("VLLM_TRACE_FUNCTION", "not read: `--debug` shows where an error came from", refused=True),
+)
+"""Environment variables."""

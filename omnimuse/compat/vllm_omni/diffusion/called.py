@@ -1,0 +1,40 @@
+"""What stands in a network of the contract in the place of one of its parts, and is called as that part is.
+
+The network calls it with whatever arguments it has, reads the attributes that it expects, and notices nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from inspect import BoundArguments, Signature, signature
+from typing import Any
+
+from torch import nn
+
+from omnimuse.compat.contract.names import no_name
+
+
+class StandIn(nn.Module):
+    """In the place of `inner`: calls of it go to `called`, and what else is asked of it is asked of `inner`."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.takes: Signature = inner.takes if isinstance(inner, StandIn) else signature(inner.forward)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.called(self.takes.bind(*args, **kwargs))
+
+    @abstractmethod
+    def called(self, given: BoundArguments) -> Any:
+        """What the call gives."""
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__.get("_modules", {})
+        if name in own or name in self.__dict__.get("_parameters", {}) or "inner" not in own:
+            return super().__getattr__(name)
+        return getattr(own["inner"], name)
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

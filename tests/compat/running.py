@@ -1,0 +1,50 @@
+"""Engines for pipelines of the plugin, and what they make of wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omnimuse import Config, ModelConfig
+from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.output import Done, Failed
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.checkpoints.wishes import Wish
+from tests.compat.checkpoints import PLUGIN, renamed
+
+
+def config(folder: Path, arch: str, **parts: Any) -> Config:
+    """The checkpoint in `folder` as one of `arch`, in company whenever there is some."""
+    model = ModelConfig(str(renamed(folder, arch)), "float32", "cpu", plugins=(PLUGIN,))
+    return Config(model, schedule=ScheduleConfig(strict_slots=True, company="always"), **parts)
+
+
+@contextmanager
+def running(chosen: Config) -> Iterator[Engine]:
+    """An engine for the length of a `with` block."""
+    engine = start(chosen)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def drawn(engine: Engine, wishes: Sequence[Wish], **changed: Any) -> list[Tensor]:
+    """What the engine makes of those wishes, all at a time, with some parameters `changed`."""
+    asks = [Ask(wish.asked, replace(wish.params, output_type="pt", **changed)) for wish in wishes]
+    places = [engine.submit(engine.make_request(ask)) for ask in asks]
+    found: dict[str, Tensor] = {}
+    while not engine.idle:
+        for event in engine.tick():
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Done):
+                [made] = event.result.tensors.values()
+                found[event.request_id] = made[0]
+    return [found[place] for place in places]

@@ -1,0 +1,189 @@
+"""Blocks that a network of the contract declares are run as those of our own networks are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.cache.stepcache import StepCache
+from omnimuse.compat.contract.blocks import Calls, ContractStack, stacked
+from omnimuse.compat.contract.passes import Passed, compile_blocks
+from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.vllm_omni.diffusion.cache.cachedit import CacheDiTAdapterConfig
+from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ParallelConfig, QuantConfig
+from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.layers.stack import Memory
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.build import build as build_engine
+from omnimuse.worker.find import find
+from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
+from tests.compat.running import config, drawn, running
+
+WISHES = next(each for each in FAMILIES if each.kind == "3").wishes[:2]
+STEPPED = "DocumentedStepPipeline"
+FOUR = {"num_inference_steps": 4}
+ALWAYS = CacheConfig("dbcache", 1e9, first=1, last=0, warm_up=1)
+"""Once it may, it skips every other step at least."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("blocks") / "tiny", kind="3")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> list[Tensor]:
+    with running(config(folder, STEPPED)) as engine:
+        return [drawn(engine, [wish], **FOUR)[0] for wish in WISHES]
+
+
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
+def test_blocks_that_come_one_at_a_time_draw_the_same(folder: Path, plain: list[Tensor], arch: str) -> None:
+    chosen = config(folder, arch, offload=OffloadConfig("layers"))
+    with running(chosen) as engine:
+        found = drawn(engine, WISHES[:1], **FOUR)[0]
+        blocks = engine.runner.pipeline.ctx.components["pipeline"].pipe.transformer.transformer_blocks
+        assert {tensor.device.type for tensor in blocks.parameters()} == {"meta"}
+    if arch == STEPPED:
+        assert torch.equal(found, plain[0])
+    else:
+        torch.testing.assert_close(found, plain[0], atol=1e-5, rtol=0)
+
+
+def test_a_cache_that_never_skips_draws_the_same_alone_and_in_company(folder: Path, plain: list[Tensor]) -> None:
+    with running(config(folder, STEPPED, cache=replace(ALWAYS, threshold=0.0))) as engine:
+        for found in (drawn(engine, WISHES, **FOUR), [drawn(engine, [wish], **FOUR)[0] for wish in WISHES]):
+            torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+        assert not engine.runner.forwards.retries
+
+
+def test_a_cache_that_skips_draws_the_same_first_and_later_and_in_any_company(
+    folder: Path, plain: list[Tensor]
+) -> None:
+    with running(config(folder, STEPPED, cache=ALWAYS)) as engine:
+        first, second, together = (drawn(engine, WISHES[:count], **FOUR) for count in (1, 1, 2))
+        assert torch.equal(first[0], second[0])
+        torch.testing.assert_close(together[0], first[0], atol=1e-5, rtol=0)
+        assert (first[0] - plain[0]).abs().max() > 1e-4
+
+
+def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
+    refused = [
+        ("DocumentedPipeline", {"cache": ALWAYS}, "`forward` has the loop"),
+        (STEPPED, {"cache": CacheConfig("teacache")}, "use cache_dit"),
+        (STEPPED, {"cache": ALWAYS, "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
+        ("DocumentedPipeline", {"offload": OffloadConfig("components")}, "use offload layers"),
+        ("DocumentedPipeline", {"quantize": QuantConfig({"": "int8"})}, "its layers are its own"),
+        ("DocumentedPipeline", {"parallel": ParallelConfig(pipe=2)}, "not ours to share"),
+        ("DocumentedPipeline", {"compile": CompileConfig("blocks"), "parallel": ParallelConfig(tensor=2)}, "not been"),
+    ]
+    for arch, parts, why in refused:
+        with pytest.raises(ConfigError, match=why):
+            find(config(folder, arch, **parts))
+
+
+def test_a_pipeline_without_blocks_is_refused_what_needs_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="says what its blocks are; give it _layerwise"):
+        build_engine(config(build(tmp_path / "bare", kind="3"), "BarePipeline", offload=OffloadConfig("layers")))
+
+
+class Doubler(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, text: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        return text + 1, hidden + scale * self.layer(hidden)
+
+
+class Looping(nn.Module):
+    """A network whose loop may do something `between` its blocks."""
+
+    _repeated_blocks = ["Doubler"]  # noqa: RUF012
+
+    def __init__(self, between: Callable[[int, Tensor], Tensor] = lambda number, hidden: hidden) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(Doubler(4) for _ in range(3))
+        self.between = between
+
+    def forward(self, hidden: Tensor, text: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            text, hidden = block(self.between(number, hidden), text=text, scale=0.5)
+        return torch.cat([text, hidden], 1)
+
+
+def cached(network: nn.Module) -> ContractStack:
+    [stack] = stacked(network).values()
+    stack.runner, stack.whole = StepCache(replace(ALWAYS, threshold=0.0)), True
+    return stack
+
+
+def called(network: nn.Module, memory: Memory | None = None) -> Tensor:
+    x = torch.arange(24.0).reshape(1, 6, 4) / 24
+    here = Surroundings(torch.device("cpu"), torch.float32, Mesh.single(), None)
+    here.calls = None if memory is None else Calls(memory)
+    with within(here), torch.no_grad():
+        found: Tensor = network(x, x[:, :2])
+    return found
+
+
+def test_a_stack_runs_as_one_what_its_network_runs_block_by_block() -> None:
+    network = Looping()
+    expected = called(network)
+    cached(network)
+    memory = Memory(steps=2)
+    assert torch.equal(called(network, memory), expected)
+    assert torch.equal(called(network, memory), expected)
+    assert len(memory.data) == 1
+    memory.to(torch.device("cpu"))
+    assert all(value is not None for value in memory.data.values())
+
+
+def test_a_network_that_does_something_between_its_blocks_is_refused_a_cache() -> None:
+    network = Looping(lambda number, hidden: hidden + 1 if number == 2 else hidden)
+    cached(network)
+    with pytest.raises(ModelError, match="before its block 2 it changes what the block before gave"):
+        called(network)
+
+
+def test_a_network_that_later_does_something_else_is_noticed() -> None:
+    doing = [False]
+    network = Looping(lambda number, hidden: hidden + 1 if number == 1 and doing[0] else hidden)
+    cached(network)
+    called(network)
+    doing[0] = True
+    with pytest.raises(ModelError, match="before its block 1 it changes hidden"):
+        called(network)
+
+
+def test_a_network_may_declare_its_blocks_to_a_cache() -> None:
+    class Declaring(Looping):
+        _repeated_blocks = []  # noqa: RUF012
+        _cache_dit_adapter_config = CacheDiTAdapterConfig({"blocks": None})
+
+    assert list(stacked(Declaring())) == ["blocks"]
+    with pytest.raises(ModelError, match=r"cached_adapter_cls=.* is not taken"):
+        CacheDiTAdapterConfig({}, cached_adapter_cls=object)
+
+
+def test_every_block_is_compiled_and_computes_the_same() -> None:
+    network, seen = Looping(), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        seen.append(graph)
+        return graph.forward
+
+    expected = called(network)
+    passed = Passed()
+    compile_blocks(stacked(network), passed, backend)
+    torch.testing.assert_close(called(network), expected)
+    assert seen
+    assert [choice.topic for choice in passed.choices] == ["compile"]

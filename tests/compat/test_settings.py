@@ -1,0 +1,189 @@
+"""Every setting of the contract has an effect, changes nothing at its default, or is refused with its name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from omnimuse import Config, ModelConfig, Omni
+from omnimuse.cli.app import parser_of
+from omnimuse.compat.contract.entries import ENTRIES
+from omnimuse.compat.contract.make import config_of as told_to
+from omnimuse.compat.contract.settings import FLAGS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
+from omnimuse.compat.door import Place
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
+from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
+from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
+from omnimuse.core.config import ContractConfig, DecodeConfig
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.build import build as build_engine
+from omnimuse.worker.find import find
+from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
+from tests.compat.checkpoints import PLUGIN, renamed
+
+WISH = next(each for each in FAMILIES if each.kind == "3").wishes[0]
+
+CHOSEN: dict[str, tuple[Any, Any]] = {
+    "parallel_config": (DiffusionParallelConfig(), DiffusionParallelConfig(ulysses_degree=2)),
+    "tensor_parallel_size": (1, 2),
+    "ulysses_degree": (1, 2),
+    "ring_degree": (1, 2),
+    "cfg_parallel_size": (1, 2),
+    "use_hsdp": (False, True),
+    "cache_backend": ("none", "tea_cache"),
+    "cache_config": ({}, {"rel_l1_thresh": 0.3}),
+    "enable_cpu_offload": (False, True),
+    "enable_layerwise_offload": (False, True),
+    "layerwise_num_gpu_layers": (1, 2),
+    "vae_use_slicing": (False, True),
+    "vae_use_tiling": (False, True),
+    "enforce_eager": (True, False),
+    "plugin": ((), "some_package"),
+    "dtype": ("auto", "float32"),
+    "device": ("auto", "cpu"),
+    "trust_remote_code": (False, True),
+    "step_execution": (None, True),
+    "enable_diffusion_pipeline_profiler": (False, True),
+    "max_num_seqs": (Config(ModelConfig("m")).schedule.max_running, 2),
+    "diffusion_attention_backend": ("AUTO", "TORCH_SDPA"),
+}
+"""Of every option its default, and another value."""
+
+NEEDS = {"cache_config": {"cache_backend": "tea_cache"}, "use_hsdp": {"ulysses_degree": 2}}
+"""Options that mean something beside another one only."""
+
+
+def chosen(**options: Any) -> Config:
+    return config_of("m", EngineOptions(**options))  # type: ignore[typeddict-item]
+
+
+def outcome(**options: Any) -> Config | str:
+    """What was chosen, or what a refusal says."""
+    try:
+        return chosen(**options)
+    except ConfigError as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize("name", [row.name for row in OPTIONS])
+def test_an_option_has_an_effect_and_none_at_its_default(name: str) -> None:
+    usual, other = CHOSEN[name]
+    beside = NEEDS.get(name, {})
+    assert chosen(**beside, **{name: usual}) == chosen(**beside)
+    made = outcome(**beside, **{name: other})
+    assert name in made if isinstance(made, str) else made != chosen(**beside)
+
+
+def test_the_table_has_every_option_and_every_field() -> None:
+    assert {row.name for row in OPTIONS} == EngineOptions.__annotations__.keys() == CHOSEN.keys()
+    for rows, owner in ((PARALLEL, DiffusionParallelConfig), (TOLD, OmniDiffusionConfig)):
+        assert [row.name for row in rows if row.name not in {part.name for part in fields(owner)}] == []
+        assert len(rows) == len(fields(owner))
+
+
+@pytest.mark.parametrize("row", NOT_OPTIONS, ids=lambda row: row.name)
+def test_an_option_that_is_not_taken_is_refused_with_the_reason(row: Setting) -> None:
+    assert f"{row.name} is no option here: {row.does}" in str(outcome(**{row.name: 1}))
+
+
+@pytest.mark.parametrize("row", FLAGS, ids=lambda row: row.name)
+def test_a_flag_of_theirs_is_taken_or_refused_with_what_there_is_instead(row: Setting) -> None:
+    words = ["omnimuse/shapes", *row.name.split(" ")]
+    if not row.refused:
+        assert parser_of("serve").read(words).given
+        return
+    with pytest.raises(RequestError, match=r"unknown option .* In omnimuse, "):
+        parser_of("serve").read(words)
+
+
+def test_the_environment_names_the_attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "TORCH_SDPA")
+    assert chosen().attention.default == "sdpa"
+    assert chosen(diffusion_attention_backend="AUTO").attention.default == "auto"
+    monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "SAGE")
+    with pytest.raises(ConfigError, match="diffusion_attention_backend='SAGE' is not here"):
+        chosen()
+
+
+@pytest.mark.parametrize("name", [row.name for row in PARALLEL])
+def test_an_axis_has_an_effect_or_is_refused(name: str) -> None:
+    other: dict[str, Any] = {"use_hsdp": True, "ulysses_degree": 3}
+    chosen_too = DiffusionParallelConfig(**{"ulysses_degree": 2, name: other.get(name, 2)})
+    usual = DiffusionParallelConfig(ulysses_degree=2)
+    made = outcome(parallel_config=chosen_too)
+    assert name in made if isinstance(made, str) else made != chosen(parallel_config=usual)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return renamed(build(tmp_path_factory.mktemp("settings") / "tiny", kind="3"), "DocumentedPipeline")
+
+
+def told(config: Config) -> OmniDiffusionConfig:
+    found = find(config)
+    place = Place(found.spec, found.checkpoint, config, torch.device("cpu"), torch.float32, Mesh.single())
+    return told_to(ENTRIES[found.spec.arch], place)
+
+
+def test_a_pipeline_is_told_what_was_chosen(folder: Path) -> None:
+    model = ModelConfig(str(folder), plugins=(PLUGIN,))
+    usual = told(Config(model))
+    assert not (usual.trust_remote_code or usual.enable_diffusion_pipeline_profiler or usual.step_execution)
+    chosen = ContractConfig(remote_code=True, profile=True, slicing=True)
+    other = told(Config(model, contract=chosen, decode=DecodeConfig(tiling=True)))
+    assert other.trust_remote_code
+    assert other.enable_diffusion_pipeline_profiler
+    assert other.vae_use_slicing
+    assert other.vae_use_tiling
+    assert told(Config(ModelConfig(str(renamed(folder, "DocumentedStepPipeline")), plugins=(PLUGIN,)))).step_execution
+    renamed(folder, "DocumentedPipeline")
+
+
+def test_what_is_fixed_is_what_the_contract_has_at_first(folder: Path) -> None:
+    found = told(Config(ModelConfig(str(folder), plugins=(PLUGIN,))))
+    unset = OmniDiffusionConfig(model="", model_class_name="", dtype=torch.float32)
+    fixed = [row.name for row in TOLD if row.fixed]
+    assert [name for name in fixed if getattr(found, name) != getattr(unset, name)] == []
+
+
+def test_its_autoencoder_is_told_and_its_parts_are_timed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(
+        ModelConfig(str(folder), "float32", "cpu", plugins=(PLUGIN,)),
+        contract=ContractConfig(profile=True, slicing=True),
+        decode=DecodeConfig(tiling=True),
+    )
+    with caplog.at_level("INFO"), Omni(str(folder), config=config) as omni:
+        [found] = omni.generate([WISH.asked], WISH.params, progress=False)
+    assert found.error is None
+    assert {"diffuse", "vae.decode", "text_encoder.forward"} <= set(found.timings)
+    assert any("[DiffusionPipelineProfiler] diffuse took" in line for line in caplog.messages)
+    built = build_engine(config)
+    built.resources.close()
+    assert {choice.value for choice in built.choices if choice.topic == "decode"} == {"tiling", "slicing"}
+
+
+def test_a_target_of_the_profiler_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"profiler target 'vae.draw' is no method"):
+        DiffusionPipelineProfilerMixin().setup_diffusion_pipeline_profiler(["vae.draw"], True)
+
+
+def test_steps_are_taken_back_where_forward_is_there_and_refused_where_they_are_not(folder: Path) -> None:
+    forward = ContractConfig(steps=False)
+    name = str(renamed(folder, "DocumentedStepPipeline"))
+    with Omni(name, config=Config(ModelConfig(name, "float32", "cpu", plugins=(PLUGIN,)), contract=forward)) as omni:
+        [found] = omni.generate([WISH.asked], WISH.params, output_type="pt", progress=False)
+    with Omni(name, dtype="float32", device="cpu", plugin=PLUGIN) as omni:
+        [stepped] = omni.generate([WISH.asked], WISH.params, output_type="pt", progress=False)
+    assert "forward" in found.timings
+    assert "denoise" in stepped.timings
+    torch.testing.assert_close(found.tensors["image"], stepped.tensors["image"], atol=1e-5, rtol=0)
+    model = ModelConfig(str(renamed(folder, "DocumentedPipeline")), plugins=(PLUGIN,))
+    with pytest.raises(ConfigError, match="MediumPipeline lacks prepare_encode, denoise_step"):
+        find(Config(model, contract=ContractConfig(steps=True)))
+    with pytest.raises(ConfigError, match="steps=False cannot be"):
+        find(Config(ModelConfig("omnimuse/shapes"), contract=forward))
