@@ -1,0 +1,45 @@
+"""A pipeline with two lists of blocks, written as the guide has it: request by request, in steps, and cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.core.config import CacheConfig, OffloadConfig
+from tests.checkpoints.flux import FAMILIES, build
+from tests.compat.checkpoints import renamed
+from tests.compat.running import config, drawn, running
+
+FAMILY = next(each for each in FAMILIES if each.kind == "dev")
+WISHES = [wish for wish in FAMILY.wishes if wish.image is None]
+NEVER = CacheConfig("dbcache", 0.0, first=1, last=0, warm_up=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("two-lists") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[Tensor]:
+    return FAMILY.reference(renamed(folder, "FluxPipeline"), WISHES, "pt")
+
+
+@pytest.mark.parametrize("arch", ["TwoListsPipeline", "TwoListsStepPipeline"])
+def test_alone_and_in_company_it_draws_what_diffusers_draws(folder: Path, expected: list[Tensor], arch: str) -> None:
+    with running(config(folder, arch)) as engine:
+        for found in ([drawn(engine, [wish])[0] for wish in WISHES], drawn(engine, WISHES)):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert not engine.runner.forwards.retries
+
+
+@pytest.mark.parametrize("parts", [{"cache": NEVER}, {"offload": OffloadConfig("layers")}], ids=["cache", "offload"])
+def test_both_lists_are_cached_and_come_one_block_at_a_time(
+    folder: Path, expected: list[Tensor], parts: dict[str, object]
+) -> None:
+    with running(config(folder, "TwoListsStepPipeline", **parts)) as engine:
+        torch.testing.assert_close(drawn(engine, WISHES), expected, atol=1e-5, rtol=0)
+        assert not engine.runner.forwards.retries
