@@ -28,6 +28,7 @@ from omnimuse.attention.backends.varlen import Varlen
 from omnimuse.attention.layer import Attention, Backend
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.plugins import ATTENTION, brought, loaded
 
 UNASKED: tuple[Backend, ...] = (Sdpa(), Reference())
 """What "auto" may choose, fastest first."""
@@ -97,9 +98,11 @@ def bind(
 
 
 def _check_names(choice: AttentionConfig, sites: Iterable[Attention]) -> None:
-    for backend in (choice.default, *choice.per_role.values()):
-        if backend not in (AUTO, *BACKENDS):
-            raise ConfigError(f"attention backend {backend!r} is unknown; {_nearest(backend, (AUTO, *BACKENDS))}")
+    asked = [name for name in (choice.default, *choice.per_role.values()) if name not in (AUTO, *BACKENDS)]
+    known = (AUTO, *BACKENDS, *(brought(ATTENTION, BACKENDS) if asked else ()))
+    for backend in asked:
+        if backend not in known:
+            raise ConfigError(f"attention backend {backend!r} is unknown; {_nearest(backend, known)}")
     roles = {name for site in sites for name in (site.role, site.category) if name is not None}
     for role in choice.per_role:
         if role not in roles:
@@ -123,13 +126,14 @@ def _resolve(choice: AttentionConfig, site: Attention) -> tuple[str, str]:
 def _find(wanted: str, place: Place, role: str) -> tuple[Backend, str]:
     """The backend of that name, or for "auto" the fastest that can run, with what to add to the reason."""
     if wanted != AUTO:
-        obstacle = place.obstacle(BACKENDS[wanted])
+        asked = BACKENDS.get(wanted) or loaded(brought(ATTENTION)[wanted])()
+        obstacle = place.obstacle(asked)
         if obstacle is not None:
             raise ConfigError(
                 f"attention backend {wanted!r} cannot run at role {role!r} on {place.device} in {place.dtype} with "
                 f"head_dim={place.head_dim}: {obstacle}; choose another backend or {AUTO!r}"
             )
-        return BACKENDS[wanted], ""
+        return asked, ""
     obstacles: list[str] = []
     for backend in UNASKED:
         obstacle = place.obstacle(backend)

@@ -10,6 +10,7 @@ from typing import Any
 
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.params import ScheduleParams
+from omnimuse.core.plugins import SOLVERS, brought, loaded
 from omnimuse.diffusion import cosine_dpm
 from omnimuse.diffusion.cosine_dpm import CosineDpm
 from omnimuse.diffusion.schedules import FlowSchedule, Mu, Spacing, unsupported
@@ -19,6 +20,7 @@ from omnimuse.diffusion.wrapped import DiffusersSolver
 
 COSINE_DPM = "CosineDPMSolverMultistepScheduler"
 FLOW_EULER, UNIPC = SCHEDULERS["euler"], SCHEDULERS["unipc"]
+OURS = (FLOW_EULER, COSINE_DPM, UNIPC)
 _DYNAMIC = (
     "use_dynamic_shifting",
     "base_shift",
@@ -65,8 +67,13 @@ def solver_for(
 ) -> tuple[Solver, str]:
     """The solver for a checkpoint's scheduler, and the reason in words. ModelError: an unknown class.
 
+    One that we have no solver for may be a package's (`omnimuse.solvers`).
+
     For `mu` see `FlowSchedule.rule`.
     """
+    if class_name not in OURS and (point := brought(SOLVERS).get(class_name)) is not None:
+        own = loaded(point)(config, spacing, mu)
+        return own, f"that of {point.value}, a package that stands for the checkpoint's {class_name}"
     if class_name == FLOW_EULER:
         if (option := unsupported(config)) is None:
             own = FlowEuler(FlowSchedule.from_config(config, mu), spacing)

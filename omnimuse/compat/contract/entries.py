@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
 from omnimuse.core.errors import ConfigError, ModelError
-
-GROUP = "omnimuse.families"
-"""The group of entry points in which installed packages name themselves."""
+from omnimuse.core.plugins import FAMILIES, brought
 
 TASKS = (
     *("text-to-image", "image-to-image", "text-to-video", "image-to-video"),
@@ -100,7 +97,7 @@ def load(plugins: Sequence[str]) -> None:
 
 def installed() -> tuple[str, ...]:
     """The packages that name themselves in the group of entry points."""
-    return tuple(point.value.partition(":")[0] for point in entry_points(group=GROUP))
+    return tuple(point.value.partition(":")[0] for point in brought(FAMILIES).values())
 
 
 def entry_of(arch: str, plugins: Sequence[str] | None = None) -> Entry | None:

@@ -1,0 +1,1 @@
+"""Pictures of one U-Net over pixels, which reads no text."""
