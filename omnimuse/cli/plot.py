@@ -12,8 +12,8 @@ from typing import Any
 from omnimuse.core.errors import RequestError
 from omnimuse.media.destination import check_destination
 
-WIDTH, BAR, GAP, EDGE = 960, 22, 46, 16
-"""Pixels: of the picture, of a bar's height, from one bar to the next, and around everything."""
+WIDTH, BAR, GAP, EDGE, LINE = 960, 22, 46, 16, 14
+"""Pixels: of the picture, of a bar's height, half of the way from one bar to the next, around everything, of a line."""
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 MOST = 40
@@ -55,12 +55,15 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             pen.rectangle((EDGE + left, top + 16, EDGE + right, top + 16 + BAR), fill=colour)
             for _, end in spans(steps.get(part, ()), wide)[:-1]:  # a line where a step ends
                 pen.line((EDGE + left + end, top + 16, EDGE + left + end, top + 16 + BAR), fill="white")
-        at = EDGE
+        at, line = EDGE, top + 46
         for (part, seconds), colour in zip(parts.items(), _endless(), strict=False):
             label = f"{part} {seconds:.3g} s"
-            pen.rectangle((at, top + 48, at + 8, top + 56), fill=colour)
-            pen.text((at + 12, top + 46), label, fill="black")
-            at += 24 + int(pen.textlength(label))
+            width = 24 + int(pen.textlength(label))
+            if at + width > WIDTH:
+                at, line = EDGE, line + LINE
+            pen.rectangle((at, line + 2, at + 8, line + 10), fill=colour)
+            pen.text((at + 12, line), label, fill="black")
+            at += width
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
 
