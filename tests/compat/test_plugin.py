@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (notes / "entry_points.txt").write_text("\n".join(lines) + "\n")
     monkeypatch.syspath_prepend(place)
     yield place
+    for name in [name for name in sys.modules if name.partition(".")[0] == "omnimuse_example"]:
+        del sys.modules[name]
     entries.ENTRIES.pop("ExampleDrawingPipeline", None)
 
 
