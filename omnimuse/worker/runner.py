@@ -70,7 +70,7 @@ class Job:
 
     def timings(self) -> dict[str, tuple[float, ...]]:
         """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
-        found = {name: (seconds,) for name, seconds in self.timed.items()}
+        found: dict[str, tuple[float, ...]] = {name: (seconds,) for name, seconds in self.timed.items()}
         for (stage, _), runs in self.spans.items():
             seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
             found[stage] = max(found.get(stage, ()), seconds, key=sum)
