@@ -215,6 +215,32 @@ def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records] == ["say it"]
 
 
+def test_a_batch_of_requests_puts_together_what_they_chose() -> None:
+    generators = [torch.Generator(), torch.Generator()]
+    prompts = [{"prompt": "a", "embeds": torch.zeros(3)}, {"additional_information": {"other": [torch.ones(3)]}}]
+    batch = DiffusionRequestBatch(
+        [
+            OmniDiffusionRequest([prompt], OmniDiffusionSamplingParams(generator=each, latents=torch.ones(1, 2)), ["r"])  # type: ignore[list-item]
+            for prompt, each in zip(prompts, generators, strict=True)
+        ]
+    )
+    assert batch.collate_request_generators(2, None) == [generators[0]] * 2 + [generators[1]] * 2
+    latents = batch.collate_request_tensors("latents", None)
+    assert latents is not None
+    assert latents.shape == (2, 2)
+    usual = torch.zeros(1)
+    found = batch.collate_prompt_field_map(batch.prompts, {"e": usual, "x": usual}, {"e": ("embeds", "other")})
+    assert found["x"] is usual
+    assert found["e"] is not None
+    assert found["e"].tolist() == [[0.0] * 3, [1.0] * 3]
+    assert batch.collate_request_tensors("image_latent", usual) is usual
+    batch.requests[0].sampling_params.latents = None
+    with pytest.raises(ValueError, match="some requests of a batch have a latents and some have none"):
+        batch.collate_request_tensors("latents", None)
+    assert not batch.is_dummy_run()
+    assert not batch.requests[0].is_dummy_run()
+
+
 def _small_parts_of_published_files() -> None:
     assert normalize_min_aligned_size(40, 7, 16) == (32, 16)
     assert fused_qk_norm_rope.fused_qk_norm_rope_min_tokens(512) == 512

@@ -48,6 +48,11 @@ class DiffusionParallelConfig:
         return self.ulysses_degree * self.ring_degree
 
     @property
+    def mask_sp_padding(self) -> bool:
+        """Whether pads of shared tokens are hidden: there are none."""
+        return False
+
+    @property
     def world_size(self) -> int:
         """All ranks."""
         work = self.tensor_parallel_size * self.cfg_parallel_size * self.pipeline_parallel_size

@@ -13,12 +13,14 @@ from omnimuse.compat.vllm_omni.diffusion.data import OmniDiffusionConfig
 @dataclass(frozen=True)
 class ForwardContext:
     """The configuration, the step that all who compute are at (None where there is no one step), and whether what a
-    network sees now is this rank's share of the tokens.
+    network sees now is this rank's share of the tokens, which are never padded.
     """
 
     omni_diffusion_config: OmniDiffusionConfig
     denoise_step_idx: int | None
     sp_active: bool = False
+    sp_padding_size: int = 0
+    sp_original_seq_len: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)

@@ -31,6 +31,10 @@ class OmniDiffusionRequest:
     def prompt(self, prompt: OmniPromptType) -> None:
         self.prompts[0] = prompt
 
+    def is_dummy_run(self) -> bool:
+        """Never: a warm-up draws a real request."""
+        return False
+
     @property
     def multi_modal_data(self) -> dict[str, Any]:
         """What came with the first prompt."""
