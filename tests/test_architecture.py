@@ -33,7 +33,7 @@ BROAD_EXCEPT = {
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""
 
-CONTRACT = ("omnimuse/compat/vllm/", "omnimuse/compat/vllm_omni/")
+CONTRACT = ("omnimuse/compat/vllm/", "omnimuse/compat/vllm_omni/", "omnimuse/compat/sglang/")
 """Where names of files and signatures are not ours to choose: code from elsewhere imports and calls them."""
 
 ENVIRONMENT_FILE = "omnimuse/core/config.py"
@@ -51,7 +51,7 @@ def room_of(path: str) -> str | None:
     What scripts of the contract call stands where the contract has it, and is a room of its own above `api`.
     """
     parts = Path(path).with_suffix("").parts
-    if path.startswith(f"{CONTRACT[1]}entrypoints/"):
+    if path.startswith((f"{CONTRACT[1]}entrypoints/", f"{CONTRACT[2]}runtime/entrypoints/")):
         return "entrypoints"
     return None if parts[1] in ("__init__", "__main__") else parts[1]
 

@@ -1,16 +1,19 @@
-"""`make compat`: the names of the contract as the second half of `docs/compat.md`, from the table in the code.
+"""`make compat`: the names of both guides as the second half of `docs/compat.md`, from the tables in the code.
 
 What people wrote above the mark stays. A test makes the page again and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from omnimuse.compat.composed import table as sglang
+from omnimuse.compat.composed.sampling import OPTIONS as SGLANG_OPTIONS
+from omnimuse.compat.composed.sampling import SAMPLING, Meaning
 from omnimuse.compat.contract.settings import ENVIRONMENT, FLAGS, METHODS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
-from omnimuse.compat.contract.table import KNOWN, REFUSED, Known
+from omnimuse.compat.contract.table import KNOWN, REFUSED, Known, Refused
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "compat.md"
 MARK = "<!-- what follows is made by `make compat`; do not change it by hand -->\n"
@@ -27,15 +30,23 @@ def page(written: str) -> str:
         ("Options of `vllm serve MODEL --omni`, after `omnimuse serve MODEL`", FLAGS),
         ("Environment variables", ENVIRONMENT),
     )
-    tables = [known(), refused(), *(chosen(title, rows) for title, rows in settings)]
+    tables = [
+        known("Names", KNOWN),
+        refused("Names that are refused", REFUSED),
+        *(chosen(title, rows) for title, rows in settings),
+        known("Names of SGLang Diffusion", sglang.KNOWN),
+        refused("Names of SGLang Diffusion that are refused", sglang.REFUSED),
+        meanings("Sampling parameters of SGLang Diffusion", SAMPLING.items()),
+        meanings("Options of SGLang Diffusion", SGLANG_OPTIONS.items()),
+    ]
     return f"{above}\n\n{MARK}\n" + "\n".join(tables)
 
 
-def known() -> str:
+def known(title: str, rows: Sequence[Known]) -> str:
     """Every name that is here."""
-    lines = ["## Names", "", "| module | names | documented in | what ours does | test |", "|---|---|---|---|---|"]
-    alike = groupby(KNOWN, key=lambda row: (row.module, row.where, row.does, row.test))
-    lines += [_line(list(rows)) for _, rows in alike]
+    lines = [f"## {title}", "", "| module | names | documented in | what ours does | test |", "|---|---|---|---|---|"]
+    alike = groupby(rows, key=lambda row: (row.module, row.where, row.does, row.test))
+    lines += [_line(list(each)) for _, each in alike]
     return "\n".join(lines) + "\n"
 
 
@@ -45,10 +56,10 @@ def _line(rows: list[Known]) -> str:
     return f"| `{row.module}` | {names} | {row.where} | {row.does} | `{Path(path).name}`: {test.replace('_', ' ')} |"
 
 
-def refused() -> str:
+def refused(title: str, rows: Sequence[Refused]) -> str:
     """Every name that is not, and why."""
-    lines = ["## Names that are refused", "", "| module | name | documented in | why |", "|---|---|---|---|"]
-    for row in REFUSED:
+    lines = [f"## {title}", "", "| module | name | documented in | why |", "|---|---|---|---|"]
+    for row in rows:
         name = "all of it" if row.name == "*" else f"`{row.name}`"
         lines.append(f"| `{row.module}` | {name} | {row.where} | {row.why} |")
     return "\n".join(lines) + "\n"
@@ -59,6 +70,15 @@ def chosen(title: str, rows: Sequence[Setting]) -> str:
     lines = [f"## {title}", "", "| name | what it does here |", "|---|---|"]
     for row in rows:
         lines.append(f"| `{row.name}` | {'not taken: ' if row.refused else ''}{row.does} |")
+    return "\n".join(lines) + "\n"
+
+
+def meanings(title: str, rows: Iterable[tuple[str, Meaning]]) -> str:
+    """What each name means here, or why it is refused."""
+    lines = [f"## {title}", "", "| name | what it is here |", "|---|---|"]
+    for name, meaning in rows:
+        told = f"refused: {meaning.refused}" if meaning.refused else meaning.about
+        lines.append(f"| `{name}` | {told} |")
     return "\n".join(lines) + "\n"
 
 

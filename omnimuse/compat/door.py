@@ -6,7 +6,7 @@ none by a module that is such a door until a function is called that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -58,8 +58,8 @@ class ForeignDoor(Protocol):
         """Every component of the model, with its weights."""
         ...
 
-    def pipeline_of(self, spec: Spec) -> type[Pipeline]:
-        """The pipeline of a spec that this door made."""
+    def pipeline_of(self, spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:
+        """The pipeline of a spec that this door made, over the components that it made."""
         ...
 
 

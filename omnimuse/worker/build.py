@@ -370,7 +370,7 @@ def _assemble(under: Build) -> Built:
         tiling=tiling_of(under),
         narrow=usual_tiles(under),
     )
-    pipeline = pipeline_for(found.spec)(ctx)
+    pipeline = pipeline_for(found.spec, under.components)(ctx)
     governor = govern(under.waiting, int(under.threads.value))
     if governor is not None:
         under.resources.callback(governor.close)

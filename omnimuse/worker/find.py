@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+from omnimuse.compat.composed.spec import spec_of as composed_spec_of
 from omnimuse.compat.contract import entries
 from omnimuse.compat.contract.spec import spec_of as contract_spec_of
 from omnimuse.compat.diffusers.spec import spec_of
@@ -130,20 +132,28 @@ def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = (), steps: bool | 
     """
     entries.load(plugins)
     if entry := entries.entry_of(checkpoint.arch, plugins):
-        return contract_spec_of(entry, checkpoint, steps)
+        return _registered(entry, checkpoint, steps)
     if checkpoint.flat or REGISTRY.covers(checkpoint.arch):
         return REGISTRY.spec(checkpoint.arch)
     entries.load(entries.installed())
     if entry := entries.entry_of(checkpoint.arch):
-        return contract_spec_of(entry, checkpoint, steps)
+        return _registered(entry, checkpoint, steps)
     return spec_of(checkpoint)
 
 
-def pipeline_for(spec: Spec) -> type[Pipeline]:
-    """The pipeline that `spec` describes. Imports torch."""
+def _registered(entry: entries.Entry, checkpoint: Checkpoint, steps: bool | None) -> Spec:
+    if not entry.package:
+        return contract_spec_of(entry, checkpoint, steps)
+    if steps is False:
+        raise ConfigError(f"the loop of {entry.name}, which is composed of stages, is always the engine's; leave it so")
+    return composed_spec_of(entry, checkpoint)
+
+
+def pipeline_for(spec: Spec, components: Mapping[str, Any] = MappingProxyType({})) -> type[Pipeline]:
+    """The pipeline that `spec` describes, over `components` where a library made them. Imports torch."""
     if not spec.library:
         return REGISTRY.pipeline(spec.arch)
-    return door_of(spec).pipeline_of(spec)
+    return door_of(spec).pipeline_of(spec, components)
 
 
 def _classes(component: Component, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 PLUGIN = "tests.compat.pipelines"
+COMPOSED = "tests.compat.pipelines.composed"
 
 
 def renamed(folder: Path, arch: str) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
@@ -76,7 +77,7 @@ def make(place: Place) -> Made:
     return Made({PIPELINE: live, **step}, passed.choices, passed.closes)
 
 
-def pipeline_of(spec: Spec) -> type[Pipeline]:
+def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:
     """Its stages: one that is opaque, or a loop between two."""
     from omnimuse.compat.contract.pipeline import pipeline_of as made
 

@@ -1,7 +1,8 @@
 """Who was registered: pipelines written to the contract, by the architecture that a checkpoint names. No torch.
 
 A plugin is a package that registers its pipelines when it is imported, or that has the contract's own tables
-(`_DIFFUSION_MODELS` and the two of functions) in its `registry.py`.
+(`_DIFFUSION_MODELS` and the two of functions) in its `registry.py`,
+or modules with an `EntryClass` (`composed/discover.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from omnimuse.compat.composed.discover import pipelines
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plugins import FAMILIES, brought
 
@@ -25,7 +28,8 @@ TASKS = (
 class Entry:
     """One pipeline: the module and the name of its class, and of the functions before and after it, if there are any.
 
-    `tasks` empty: they are told from the class. A `size_multiple` of 0 is told from the checkpoint.
+    `tasks` empty: they are told from the class. A `size_multiple` of 0 is told from the checkpoint. One that is
+    composed of stages, as another guide has it, names the `package` whose source says the rest.
     """
 
     arch: str
@@ -35,6 +39,7 @@ class Entry:
     post_process: str = ""
     tasks: tuple[str, ...] = ()
     size_multiple: int = 0
+    package: str = ""
 
     def of(self, plugin: str) -> bool:
         """Whether it comes with that package."""
@@ -83,7 +88,9 @@ def load(plugins: Sequence[str]) -> None:
     """Import `plugins`, and register what their tables name; ConfigError for one that is not there."""
     for plugin in plugins:
         _import(plugin)
-        if find_spec(f"{plugin}.registry") is not None:
+        for arch, module, name in pipelines(plugin):
+            register(Entry(arch, module, name, package=plugin))
+        if _has_tables(plugin):
             tables = vars(import_module(f"{plugin}.registry"))
             if models := tables.get("_DIFFUSION_MODELS"):
                 before, after = (tables.get(f"_DIFFUSION_{when}_PROCESS_FUNCS", {}) for when in ("PRE", "POST"))
@@ -91,7 +98,7 @@ def load(plugins: Sequence[str]) -> None:
         if not any(entry.of(plugin) for entry in ENTRIES.values()):
             raise ConfigError(
                 f"plugin {plugin} registers no pipeline of its own; call omnimuse.compat.vllm_omni.register in it, or "
-                "give it a registry.py with _DIFFUSION_MODELS"
+                "give it a registry.py with _DIFFUSION_MODELS, or a module with an EntryClass"
             )
 
 
@@ -106,6 +113,12 @@ def entry_of(arch: str, plugins: Sequence[str] | None = None) -> Entry | None:
     if entry is not None and plugins is not None and not any(entry.of(plugin) for plugin in plugins):
         return None
     return entry
+
+
+def _has_tables(plugin: str) -> bool:
+    """Whether its `registry.py` has the contract's tables; one that has not may import anything."""
+    spec = find_spec(f"{plugin}.registry")
+    return spec is not None and "_DIFFUSION_MODELS" in Path(str(spec.origin)).read_text(encoding="utf-8")
 
 
 def _import(plugin: str) -> None:

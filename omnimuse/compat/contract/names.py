@@ -12,7 +12,7 @@ from omnimuse.compat.contract.table import REFUSED
 
 TABLE = "docs/compat.md"
 ROOT = "omnimuse.compat."
-ROOTS = ("vllm_omni", "vllm")
+ROOTS = ("vllm_omni", "vllm", "sglang")
 MANY = "vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl"
 """Published model files know a module of that name, and one for each of many autoencoders, `MANY_NAME`."""
 
@@ -27,7 +27,7 @@ class UnknownAttributeError(AttributeError):
 
 def no_name(module: str, name: str) -> Exception:
     """What a module raises that is asked for a name which it has not, with the reason where it is refused."""
-    if name.startswith("__") or _is_module(module, name):
+    if name.startswith("__") or is_module(module, name):
         return AttributeError(name)  # Python itself asks for such
     where = module.removeprefix(ROOT)
     for row in REFUSED:
@@ -76,7 +76,8 @@ def tell_of_modules() -> None:
         sys.meta_path.append(Unfound())
 
 
-def _is_module(package: str, name: str) -> bool:
+def is_module(package: str, name: str) -> bool:
+    """Whether `name` is a module of `package`."""
     try:
         return find_spec(f"{package}.{name}") is not None
     except ModuleNotFoundError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from omnimuse.compat.diffusers import spec as features
 from omnimuse.compat.door import Made, Place
@@ -32,7 +33,7 @@ def make(place: Place) -> Made:
     return Made(read_components(place.checkpoint, place.dtype, place.device, place.config.model.load))
 
 
-def pipeline_of(spec: Spec) -> type[Pipeline]:
+def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:
     """Two loops over one call of the library's pipeline."""
     from omnimuse.compat.diffusers.pipeline import pipeline_of as made
 

@@ -31,7 +31,7 @@ def read_components(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, load: Literal["weights", "dummy"]
 ) -> dict[str, Any]:
     """Every component that `checkpoint` has: networks on `device`, in eval mode and without gradients, and the rest."""
-    return {name: _read(checkpoint, name, dtype, device, load) for name in checkpoint.components}
+    return {name: read_component(checkpoint, name, dtype, device, load) for name in checkpoint.components}
 
 
 def named_class(checkpoint: Checkpoint, name: str) -> Any:
@@ -72,7 +72,10 @@ def _module(library: str) -> str | None:
     return f"diffusers.pipelines.{library}" if library.isidentifier() and home.is_dir() else None
 
 
-def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device, load: str) -> Any:
+def read_component(
+    checkpoint: Checkpoint, name: str, dtype: torch.dtype, device: torch.device, load: Literal["weights", "dummy"]
+) -> Any:
+    """One of them."""
     cls, folder = named_class(checkpoint, name), checkpoint.path(name)
     with quiet("diffusers"), quiet("transformers"):
         if not issubclass(cls, nn.Module):

@@ -1,0 +1,163 @@
+"""Makes a composed pipeline: the facts of its configuration, its components, and the stages that it is composed of."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from omnimuse.attention.selection import bind
+from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package
+from omnimuse.compat.composed.spec import PIPELINE, facts_of
+from omnimuse.compat.composed.weights import network_of
+from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.diffusers.read import read_component
+from omnimuse.compat.door import Place
+from omnimuse.compat.sglang.configs.pipeline_configs.base import PipelineConfig
+from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
+from omnimuse.compat.sglang.runtime.pipelines_core.composed_pipeline_base import ComposedPipelineBase
+from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
+from omnimuse.compat.sglang.runtime.server_args import ServerArgs
+from omnimuse.compat.sglang.utils import PRECISION_TO_TYPE
+from omnimuse.core.config import Choice
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.components import quiet
+
+
+@dataclass(frozen=True)
+class Live:
+    """A composed pipeline with its weights: its stages by name, and where its code finds itself."""
+
+    stages: Mapping[str, PipelineStage]
+    sampling: type[SamplingParams]
+    surroundings: Surroundings
+
+    @property
+    def args(self) -> ServerArgs:
+        """What its stages are told of the engine."""
+        found = self.surroundings.config
+        assert isinstance(found, ServerArgs)
+        return found
+
+    def own_stages(self) -> list[PipelineStage]:
+        """Stages for one output: copies, which hold schedulers of that output and share everything else."""
+        from diffusers.configuration_utils import ConfigMixin
+
+        memo: dict[int, Any] = {}
+
+        def own(value: Any) -> Any:
+            if isinstance(value, ConfigMixin) and not isinstance(value, nn.Module):
+                return memo.setdefault(id(value), copy.deepcopy(value))
+            if isinstance(value, list | tuple):
+                return type(value)(own(each) for each in value)
+            return {key: own(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+        found = []
+        for stage in self.stages.values():
+            mine = copy.copy(stage)
+            vars(mine).update({name: own(value) for name, value in vars(stage).items()})
+            found.append(mine)
+        return found
+
+
+def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], list[Choice]]:
+    """The pipeline that `entry` names, its components by name, and what was chosen on the way."""
+    facts = facts_of(entry, place.checkpoint)
+    config = _class(facts.configs[CONFIG], PipelineConfig)()
+    args = args_of(config, place)
+    surroundings = Surroundings(place.device, place.dtype, place.mesh, args)
+    cls = entry.imported(entry.name)
+    if not (isinstance(cls, type) and issubclass(cls, ComposedPipelineBase)):
+        raise ModelError(f"{entry.module}:{entry.name} is no ComposedPipelineBase; derive it from that")
+    with within(surroundings), quiet("diffusers"), quiet("transformers"):
+        _take_architectures(config, place.checkpoint, facts.required)
+        modules = {name: _module(name, facts.package, config, place) for name in facts.required}
+        pipe = cls(str(place.checkpoint.folder), args, modules)
+    if not pipe.stages:
+        raise ModelError(f"create_pipeline_stages of {entry.name} adds no stage; call add_stage in it")
+    sampling = _class(facts.configs[SAMPLING], SamplingParams) if SAMPLING in facts.configs else SamplingParams
+    return Live(pipe.named_stages, sampling, surroundings), modules, _attention(modules, place)
+
+
+def args_of(config: PipelineConfig, place: Place) -> ServerArgs:
+    """What stages may look at; the configuration's precisions become those that the components have here."""
+    parallel = place.config.parallel
+    if place.config.decode.tiling:
+        config.vae_tiling = True
+    config.model_path = str(place.checkpoint.folder)
+    return ServerArgs(
+        model_path=str(place.checkpoint.folder),
+        pipeline_config=config,
+        num_gpus=place.mesh.size,
+        tp_size=parallel.tensor,
+        enable_cfg_parallel=parallel.cfg > 1,
+    )
+
+
+def _class(named: Named, base: type) -> Any:
+    found = getattr(import_module(named.module), named.name)
+    if not issubclass(found, base):
+        raise ModelError(f"{named.module}:{named.name} is no {base.__name__}; derive it from that")
+    return found
+
+
+def _take_architectures(config: PipelineConfig, checkpoint: Checkpoint, required: tuple[str, ...]) -> None:
+    """What the checkpoint says of its components, in the configurations that stages ask."""
+    encoders = [name for name in required if name.startswith("text_encoder")]
+    taking = {"transformer": config.dit_config, "dit": config.dit_config, "vae": config.vae_config}
+    taking |= dict(zip(encoders, config.text_encoder_configs, strict=False))
+    for name, model in taking.items():
+        if name in required and name in checkpoint.components:
+            said = checkpoint.config(name)
+            model.update_model_arch({key: value for key, value in said.items() if not key.startswith("_")})
+
+
+def _module(name: str, package: Package, config: PipelineConfig, place: Place) -> Any:
+    """A component: a network of the package where it has a class of that name, else the library's."""
+    if name not in place.checkpoint.components:
+        raise ModelError(f"{place.checkpoint.folder} has no component {name!r}, which this pipeline requires")
+    kind, dtype = place.checkpoint.components[name][1], dtype_of(name, config, place.dtype)
+    networks = {each.name: each for each in package.entries()}
+    if kind in networks and name in ("transformer", "transformer_2", "dit"):
+        cls = getattr(import_module(networks[kind].module), kind)
+        return network_of(cls, config.dit_config, place.checkpoint, name, (place.device, dtype))
+    return read_component(place.checkpoint, name, dtype, place.device, place.config.model.load)
+
+
+def dtype_of(name: str, config: PipelineConfig, engine: torch.dtype) -> torch.dtype:
+    """What a component computes in: float32 on an engine of that, else what the configuration says of its kind.
+
+    The denoising network has the engine's.
+    """
+    said = {"vae": config.vae_precision, "image_encoder": config.image_encoder_precision}
+    precisions = config.text_encoder_precisions
+    if name.startswith("text_encoder"):
+        number = int(name.rpartition("_")[2]) - 1 if name[-1].isdigit() else 0
+        said[name] = precisions[number] if number < len(precisions) else "fp32"
+    if engine == torch.float32 or name not in said:
+        return engine
+    if said[name] not in PRECISION_TO_TYPE:
+        raise ModelError(f"the precision of {name} is {said[name]!r}; use one of {', '.join(PRECISION_TO_TYPE)}")
+    return torch.float32 if said[name] == "fp32" else engine
+
+
+def _attention(modules: Mapping[str, Any], place: Place) -> list[Choice]:
+    """Every site of ours gets its backend; what was chosen, and why."""
+    found = []
+    for name, module in modules.items():
+        if isinstance(module, nn.Module):
+            bindings = bind(module, place.config.attention, place.device, place.dtype)
+            alike = Counter((each.role, each.backend, each.reason) for each in bindings)
+            found += [
+                Choice("attention", f"{name} of {PIPELINE}, {role} ({sites} sites)", backend, reason)
+                for (role, backend, reason), sites in alike.items()
+            ]
+    return found

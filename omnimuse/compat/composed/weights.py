@@ -1,0 +1,67 @@
+"""A denoising network of a plugin's own: built from its configuration, and filled by its table of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.compat.contract.weights import read
+from omnimuse.compat.sglang.configs.models.dits.base import DiTConfig
+from omnimuse.compat.vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import ComponentSource
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.files import few
+
+
+def network_of(
+    cls: Any, config: DiTConfig, checkpoint: Checkpoint, name: str, home: tuple[torch.device, torch.dtype]
+) -> nn.Module:
+    """`cls(config=..., hf_config=...)` with the weights of component `name`; `home` is where, and in which format.
+
+    ModelError names weights that the network lacks, or that its table sends nowhere.
+    """
+    device, dtype = home
+    said = {key: value for key, value in checkpoint.config(name).items() if not key.startswith("_")}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            made: nn.Module = cls(config=config, hf_config=said)
+    finally:
+        torch.set_default_dtype(before)
+    table: Any = made.param_names_mapping if hasattr(made, "param_names_mapping") else {}
+    mapping: Mapping[str, Any] = table or config.arch_config.param_names_mapping
+    parameters, filled = dict(made.named_parameters()), set[str]()
+    for key, tensor in renamed(mapping, checkpoint, name):
+        if key not in parameters:
+            raise ModelError(f"{name} of {checkpoint.folder} has {key!r}, which {cls.__name__} has not; map its name")
+        load = vars(parameters[key]).get("weight_loader", default_weight_loader)
+        load(parameters[key], tensor)
+        filled.add(key)
+    if missing := sorted(set(parameters) - filled):
+        raise ModelError(f"{name} of {checkpoint.folder} fills nothing into {few(missing)} of {cls.__name__}")
+    return made.eval().requires_grad_(False)
+
+
+def renamed(mapping: Mapping[str, Any], checkpoint: Checkpoint, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every stored tensor by its new name: of the first pattern that fits, else its own."""
+    for key, tensor in read(ComponentSource(str(checkpoint.folder), name, None, "")):
+        yield renamed_key(mapping, key), tensor
+
+
+def renamed_key(mapping: Mapping[str, Any], key: str) -> str:
+    """The new name of one tensor."""
+    for pattern, new in mapping.items():
+        if re.match(pattern, key):
+            if not isinstance(new, str):
+                raise ModelError(
+                    f"{pattern!r} of param_names_mapping joins several tensors into one, which is not done here; give "
+                    "the network a layer for each"
+                )
+            return re.sub(pattern, new, key)
+    return key

@@ -1,0 +1,11 @@
+"""`sglang.multimodal_gen.runtime.managers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omnimuse.compat.composed.names import no_name
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

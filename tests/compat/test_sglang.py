@@ -1,0 +1,157 @@
+"""Pipelines that are composed as SGLang Diffusion's guide has it: each stage is one of ours, and the loop is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnimuse import Config, ModelConfig, Omni
+from omnimuse.compat.sglang import DiffGenerator
+from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.output import Done, Event, Failed, Progress
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.checkpoints.flux import FAMILIES, build
+from tests.checkpoints.wishes import Wish, of_picture
+from tests.compat.checkpoints import COMPOSED, renamed
+
+FAMILY = FAMILIES[0]
+WISHES = (
+    Wish("a red circle", None, of_picture(4, 3.5, 64, 64, 7)),
+    Wish("two squares", "blurry, grey", replace(of_picture(3, 2.0, 96, 64, 8), true_cfg_scale=3.0)),
+    Wish("a star", "", replace(of_picture(5, 5.0, 32, 48, 9), true_cfg_scale=1.5)),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("composed") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[torch.Tensor]:
+    wishes = [replace(each, params=replace(each.params, max_sequence_length=24)) for each in WISHES]
+    return FAMILY.reference(renamed(folder, "FluxPipeline"), wishes, "pt")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, expected: list[torch.Tensor]) -> Iterator[Engine]:
+    model = ModelConfig(str(renamed(folder, "ComposedSmallPipeline")), "float32", "cpu", plugins=(COMPOSED,))
+    made = start(Config(model, schedule=ScheduleConfig(strict_slots=True, company="always")))
+    yield made
+    made.close()
+
+
+def submit(engine: Engine, wish: Wish) -> str:
+    return engine.submit(engine.make_request(Ask(wish.asked, replace(wish.params, output_type="pt"))))
+
+
+def drain(engine: Engine) -> list[Event]:
+    events: list[Event] = []
+    while not engine.idle:
+        events += engine.tick()
+    return events
+
+
+def pictures(events: list[Event]) -> dict[str, torch.Tensor]:
+    assert not [event for event in events if isinstance(event, Failed)]
+    return {event.request_id: event.result.tensors["image"][0] for event in events if isinstance(event, Done)}
+
+
+def test_alone_and_in_company_it_draws_what_diffusers_draws(engine: Engine, expected: list[torch.Tensor]) -> None:
+    for wish, picture in zip(WISHES, expected, strict=True):
+        submit(engine, wish)
+        [alone] = pictures(drain(engine)).values()
+        torch.testing.assert_close(alone, picture, atol=1e-5, rtol=0, msg=wish.prompt)
+    places = [submit(engine, wish) for wish in WISHES]
+    found = pictures(drain(engine))
+    for place, picture in zip(places, expected, strict=True):
+        torch.testing.assert_close(found[place], picture, atol=1e-5, rtol=0)
+    assert not engine.runner.forwards.retries
+
+
+def test_outputs_of_one_size_share_every_call_of_the_network(engine: Engine, expected: list[torch.Tensor]) -> None:
+    before = engine.runner.forwards.count
+    places = [submit(engine, replace(WISHES[0], params=replace(WISHES[0].params, seed=seed))) for seed in (7, 1, 2)]
+    found = pictures(drain(engine))
+    torch.testing.assert_close(found[places[0]], expected[0], atol=1e-5, rtol=0)
+    assert engine.runner.forwards.count - before == WISHES[0].params.num_inference_steps
+
+
+def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(engine: Engine) -> None:
+    submit(engine, WISHES[0])
+    events = drain(engine)
+    [done] = [event for event in events if isinstance(event, Done)]
+    stages = [
+        *("input_validation_stage", "prompt_encoding_stage_primary", "conditioning_stage"),
+        *("timestep_preparation_stage", "latent_preparation_stage", "denoise", "decoding_stage"),
+    ]
+    assert [name for name in done.result.timings if name in stages] == stages
+    steps = [event.step for event in events if isinstance(event, Progress) and event.stage == "denoise"]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_cancelled_or_paused_between_steps_it_leaves_the_others_as_they_were(
+    engine: Engine, expected: list[torch.Tensor]
+) -> None:
+    gone, kept = submit(engine, WISHES[0]), submit(engine, WISHES[1])
+    while not any(isinstance(event, Progress) and event.stage == "denoise" for event in engine.tick()):
+        pass
+    engine.cancel(gone)
+    engine.pause(kept)
+    events = engine.tick()
+    engine.resume(kept)
+    events += drain(engine)
+    found = pictures([event for event in events if event.request_id != gone])
+    assert set(found) == {kept}
+    torch.testing.assert_close(found[kept], expected[1], atol=1e-5, rtol=0)
+
+
+def test_a_script_of_the_guide_draws_the_same(folder: Path, expected: list[torch.Tensor], tmp_path: Path) -> None:
+    path = str(renamed(folder, "ComposedSmallPipeline"))
+    options = {"dit_precision": "fp32", "device": "cpu", "num_gpus": 1}
+    with DiffGenerator.from_pretrained(model_path=path, plugin=COMPOSED, **options) as generator:
+        wish = WISHES[1]
+        made = generator.generate(
+            sampling_params_kwargs={
+                "prompt": wish.prompt,
+                "negative_prompt": wish.negative,
+                "num_inference_steps": 3,
+                "guidance_scale": 2.0,
+                "true_cfg_scale": 3.0,
+                "height": 96,
+                "width": 64,
+                "seed": 8,
+                "output_path": str(tmp_path),
+            }
+        )
+        torch.testing.assert_close(made["samples"][:, 0], expected[1], atol=1e-5, rtol=0)
+        assert (Path(made["output_file_path"]).name, made["size"]) == ("two_squares.png", (96, 64, 1))
+        frames = generator.generate(
+            "a star", return_frames=True, save_output=False, num_inference_steps=1, height=32, width=32
+        )
+        assert [frame.shape for frame in frames] == [(32, 32, 3)]
+    assert [file.name for file in tmp_path.iterdir()] == ["two_squares.png"]
+
+
+def test_omni_draws_the_same_with_the_defaults_of_the_pipeline(folder: Path, expected: list[torch.Tensor]) -> None:
+    path = str(renamed(folder, "ComposedSmallPipeline"))
+    with Omni(path, plugin=COMPOSED, dtype="float32", device="cpu") as omni:
+        defaults = omni.engine.door.defaults
+        assert (defaults.num_inference_steps, defaults.guidance_scale, defaults.height) == (28, 3.5, 128)
+        params = DiffusionParams(num_inference_steps=4, height=64, width=64, seed=7, output_type="pt")
+        [result] = omni.generate("a red circle", params, progress=False)
+        torch.testing.assert_close(result.tensors["image"][0], expected[0], atol=1e-5, rtol=0)
+
+
+def test_what_is_not_translated_is_refused_when_the_engine_starts(folder: Path) -> None:
+    path = str(renamed(folder, "ComposedSmallPipeline"))
+    with pytest.raises(ConfigError, match="offload cannot be chosen for this model"):
+        DiffGenerator.from_pretrained(model_path=path, plugin=COMPOSED, dit_cpu_offload=True)
