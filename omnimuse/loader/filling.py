@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from omnimuse.loader.tensors import Home, place_everywhere, settle, stored_tensors
 from omnimuse.quant.linear import PackedRows, quantized_layers
+from omnimuse.quant.stacked import Stacked, StackedRows
 
 
 class Space(Protocol):
@@ -60,6 +61,9 @@ class Filling:
         self._filled[name] = self._home.space(name, self._stored[name][0])
         return self._filled[name]
 
-    def _packed_rows(self, name: str) -> PackedRows:
+    def _packed_rows(self, name: str) -> PackedRows | StackedRows:
         path, layer = self._layers[name]
-        return PackedRows(layer.scheme, {part: self._memory(f"{path}.{part}") for part in layer.parts}, layer.inputs)
+        parts = {part: self._memory(f"{path}.{part}") for part in layer.parts}
+        if isinstance(layer.scheme, Stacked):
+            return layer.scheme.rows(parts, layer.inputs)
+        return PackedRows(layer.scheme, parts, layer.inputs)

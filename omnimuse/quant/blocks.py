@@ -43,6 +43,9 @@ class Blocks:
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         return product(x, self.unpack(parts).to(x.dtype))
 
+    def outputs(self, parts: Parts) -> int:
+        return len(parts["weight"])
+
     def scales(self, parts: Parts) -> Tensor:
         blocks = self._blocks(parts)
         return torch.cat([half(blocks, start) for start in self.floats], 1)

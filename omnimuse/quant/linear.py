@@ -54,10 +54,10 @@ class QuantizedLinear(nn.Module):
 
     def like(self) -> Tensor:
         """A tensor on meta of the shape and format of the weights that are packed here."""
-        return torch.empty(len(self.get_parameter("weight")), self.inputs, dtype=self.stands_for, device="meta")
+        return torch.empty(self.scheme.outputs(self.packed), self.inputs, dtype=self.stands_for, device="meta")
 
     def extra_repr(self) -> str:
-        return f"{self.inputs}, {len(self.get_parameter('weight'))}, {self.scheme}"
+        return f"{self.inputs}, {self.scheme.outputs(self.packed)}, {self.scheme}"
 
 
 class PackedRows:

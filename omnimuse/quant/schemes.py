@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 Parts = Mapping[str, Tensor]
-"""The stored tensors of a layer's weights, by name; all have a row for each of the N outputs."""
+"""The stored tensors of a layer's weights, by name; all have a row for each of the N outputs (but see `stacked.py`)."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """x [T, K] times weights [N, K], both floats of one kind -> [T, N]."""
@@ -38,6 +38,10 @@ class Packing(Protocol):
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         """Every part, on meta."""
+        ...
+
+    def outputs(self, parts: Parts) -> int:
+        """How many rows the parts have."""
         ...
 
     def scales(self, parts: Parts) -> Tensor:
@@ -68,6 +72,9 @@ class Scaled:
 
     def fits(self, inputs: int) -> bool:
         return True
+
+    def outputs(self, parts: Parts) -> int:
+        return len(parts["weight"])
 
     def scales(self, parts: Parts) -> Tensor:
         return parts["weight_scale"]
@@ -145,6 +152,9 @@ class Int4:
 
     def fits(self, inputs: int) -> bool:
         return True
+
+    def outputs(self, parts: Parts) -> int:
+        return len(parts["weight"])
 
     def scales(self, parts: Parts) -> Tensor:
         return torch.cat((parts["weight_scale"], parts["weight_floor"]), 1)

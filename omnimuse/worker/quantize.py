@@ -21,6 +21,7 @@ from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.quant.packings import PACKINGS
 from omnimuse.quant.schemes import SCHEMES, Packing
+from omnimuse.quant.stacked import Stacked
 from omnimuse.worker.named import rules_of
 from omnimuse.worker.place import native_bfloat16
 
@@ -66,36 +67,50 @@ def quantize(under: Build) -> None:
         )
 
 
+Band = tuple[str, int]
+"""What the files call the format of some rows of a layer, and how many these are."""
+
+
 def _as_packed(under: Build) -> dict[str, str]:
     """Layers as the files of their component have them, where these are packed; how, by component."""
     found = {}
     for name, module in under.modules.items() if under.found.config.model.load == "weights" else ():
-        kinds = _kinds(under, name)
-        if not kinds:
+        stored = _bands(under, name)
+        if not stored:
             continue
-        policy, count, share = under.formats[name], Counter[str](), 0.0
-        whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
-        alike: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
+        policy, count = under.formats[name], Counter[str]()
+        alike: dict[Packing, dict[str, nn.Linear]] = defaultdict(dict)
+        cut = bool(under.cuts.get(name)) or under.found.config.parallel.shard > 1
         for path, layer in packable(module, policy).items():
-            if len(here := kinds[f"{path}.weight"]) == 1 and (kind := next(iter(here))) in PACKINGS:
-                alike[kind][path] = layer
-        for kind, layers in alike.items():
-            count[kind] = len(layers)
-            share += sum(layer.weight.numel() for layer in layers.values()) / whole
-            pack(module, layers, PACKINGS[kind], _arithmetic(under.device, policy.default))
+            bands = stored.get(f"{path}.weight", [])
+            if (packing := _packing(bands, cut=cut)) is not None:
+                alike[packing][path] = layer
+                count["+".join(dict.fromkeys(kind for kind, _ in bands))] += 1
+        whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
+        share = sum(layer.weight.numel() for layers in alike.values() for layer in layers.values()) / whole
+        for packing, layers in alike.items():
+            pack(module, layers, packing, _arithmetic(under.device, policy.default))
         under.formats[name] = _with_scales(policy)
-        others = sum(not PACKINGS.keys().isdisjoint(each) for each in kinds.values()) - count.total()
+        others = sum(any(kind in PACKINGS for kind, _ in each) for each in stored.values()) - count.total()
         rest = f"; {others} more become floats when they are read" if others else ""
-        found[name] = ", ".join(f"{layers} x {kind}" for kind, layers in count.most_common()) or "as floats"
+        found[name] = ", ".join(f"{number} x {kind}" for kind, number in count.most_common()) or "as floats"
         why = f"its files are packed so: {share:.0%} of the weights{rest}"
         under.choices.append(Choice("quantize", name, found[name], why))
     return found
 
 
-def _kinds(under: Build, name: str) -> dict[str, set[str]]:
-    """What the files of a component hold for each of its tensors: formats of numbers, packings; nothing, if no packing
-    is among them.
-    """
+def _packing(bands: list[Band], *, cut: bool) -> Packing | None:
+    """How a layer is packed whose rows the files have so; None where it is not, or is `cut` and cannot be."""
+    kinds = {kind for kind, _ in bands}
+    if not kinds or not kinds <= PACKINGS.keys() or (cut and len(kinds) > 1):
+        return None
+    if len(kinds) == 1:
+        return PACKINGS[bands[0][0]]
+    return Stacked(tuple((PACKINGS[kind], rows) for kind, rows in bands))
+
+
+def _bands(under: Build, name: str) -> dict[str, list[Band]]:
+    """What the files of a component hold for each of its tensors, in order; nothing, if no packing is among them."""
     checkpoint, module = under.found.checkpoint, under.modules[name]
     try:
         stored = stored_in(checkpoint.path(name))
@@ -104,14 +119,15 @@ def _kinds(under: Build, name: str) -> dict[str, set[str]]:
     if not any(each.parts for each in stored.values()):
         return {}
     rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
-    found: dict[str, set[str]] = defaultdict(set)
+    parts: dict[str, dict[int, Band]] = defaultdict(dict)
     for source, each in stored.items():
-        found[apply_rules(source, rules).name].add(each.kind)
-    return found
+        target = apply_rules(source, rules)
+        parts[target.name][target.part] = (each.kind, each.shape[0] if each.shape else 0)
+    return {target: [bands[number] for number in sorted(bands)] for target, bands in parts.items()}
 
 
 def _with_scales(policy: DtypePolicy) -> DtypePolicy:
-    return DtypePolicy(policy.default, (*policy.float32, "weight_scale", "weight_floor"))
+    return DtypePolicy(policy.default, (*policy.float32, "weight_scale*", "weight_floor*"))
 
 
 def _asked(under: Build) -> dict[str, str]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
-from omnimuse.quant.packings import PACKINGS
+from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.quant.schemes import SCHEMES, Int4, Int8, Scheme, whole_product
+from omnimuse.quant.stacked import Stacked
 from tests.checkpoints.gguf_file import random_blocks
 
 INPUTS, OUTPUTS = 2560, 96
@@ -135,3 +136,25 @@ def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(made, dynamic=True, fullgraph=True, backend="aot_eager")
     assert error(compiled(x), made(x)) < 1e-5
+
+
+def test_rows_of_several_packings_are_written_band_by_band_and_multiplied_as_one() -> None:
+    stacked = Stacked(((PACKINGS["Q4_K"], 4), (PACKINGS["int4"], 3), (PACKINGS["Q6_K"], 5)))
+    parts = {name: torch.empty_like(each, device="cpu") for name, each in stacked.empty(12, 512).items()}
+    space = stacked.rows(parts, 512)
+    bands = [
+        Rows("Q4_K", 512, {"weight": torch.from_numpy(random_blocks("Q4_K", 4, 512))}),
+        Rows("int4", 512, SCHEMES["int4"].pack(normal(3, 512))),
+        Rows("Q6_K", 512, {"weight": torch.from_numpy(random_blocks("Q6_K", 5, 512, seed=1))}),
+    ]
+    for start, band in zip((0, 4, 7), bands, strict=True):
+        space.narrow(0, start, band.shape[0]).put(band)
+    whole = torch.cat([band.floats() for band in bands])
+    assert torch.equal(stacked.unpack(parts), whole) and stacked.outputs(parts) == 12
+    assert len(stacked.scales(parts)) == sum(band.scales().numel() for band in bands)
+    x = normal(2, 512, seed=2)
+    assert torch.equal(stacked.multiply(x, parts, F.linear), F.linear(x, whole))
+    with pytest.raises(ModelError, match="rows 0 to 5 along dimension 0 are no band"):
+        space.narrow(0, 0, 5)
+    with pytest.raises(ModelError, match="a layer of several packings cannot be cut"):
+        stacked.empty(6, 512)
