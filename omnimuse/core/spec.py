@@ -20,6 +20,9 @@ Configs = Mapping[str, Mapping[str, object]]
 OPTIONS = "options"
 """Where `Configs` has what a checkpoint says of itself besides its components; no component may be called so."""
 
+GENERATION = "generation_config.json"
+"""How a language model writes; `Configs` has that of a component under the name of both, with a slash between."""
+
 
 @dataclass(frozen=True)
 class Component:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from omnimuse.core.errors import ModelError
-from omnimuse.core.spec import OPTIONS, Configs
+from omnimuse.core.spec import GENERATION, OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 
 INDEX = "model_index.json"
 MODEL, TOKENIZER = "model", "tokenizer"
 """The components of a folder in the layout of transformers."""
-TOKENIZER_CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIGS = (
     "config.json",
     "scheduler_config.json",
@@ -138,8 +138,12 @@ class Checkpoint:
 
     @cached_property
     def configs(self) -> Configs:
-        """The configuration of every component, by component name, and `options` under `OPTIONS`."""
-        return {OPTIONS: self.options, **{name: self.config(name) for name in self.components}}
+        """The configuration of every component, by component name, and how those write that do; `options` under
+        `OPTIONS`.
+        """
+        found = {OPTIONS: self.options, **{name: self.config(name) for name in self.components}}
+        writing = () if self.flat else [f"{name}/{GENERATION}" for name in self.components]
+        return found | {name: read_json(self.folder / name) for name in writing if (self.folder / name).is_file()}
 
     def check(
         self, required: Mapping[str, tuple[str, ...]], optional: Collection[str] = (), weights: bool = True

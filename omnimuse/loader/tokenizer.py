@@ -147,6 +147,12 @@ class LibraryTokenizer:
         named = self.inner.special_tokens_map
         return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, named))
 
+    def special(self, name: str) -> str:
+        """The token that the checkpoint calls so (`image_token`, say); ModelError where it calls none so."""
+        if not isinstance(found := getattr(self.inner, name, None), str):
+            raise ModelError(f"{self._folder / CONFIG} names no {name}; this model needs one")
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from omnimuse.core.output import Done, Event, Failed, Progress
+from omnimuse.observe.fraction import Fraction
 from omnimuse.observe.notebook import PREVIEWS, Notebook, notebook
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Tracker:
         self.steps: int | None = 0
         self._clock = clock
         self._began: float | None = None
-        self._outputs: dict[str, dict[int, float]] = {}
+        self._outputs: dict[str, dict[int, Fraction]] = {}
 
     def see(self, event: Event) -> None:
         """Take one event into account."""
@@ -40,8 +41,7 @@ class Tracker:
             self._began = self._clock() if self._began is None else self._began
             self.stage, self.step, self.steps = event.stage, event.step, event.steps
             outputs = self._outputs.setdefault(event.request_id, {})
-            if event.steps is not None and event.steps > 1:  # one-shot stages take next to no time
-                outputs[event.output] = event.step / event.steps
+            outputs.setdefault(event.output, Fraction()).see(event.stage, event.step, event.steps)
 
     @property
     def requests(self) -> int:
@@ -52,9 +52,9 @@ class Tracker:
     def fraction(self) -> float:
         """The part of the work that is done, 0 to 1."""
         under_way = [
-            sum(steps.values()) / len(steps)
-            for request, steps in self._outputs.items()
-            if steps and request not in self.ended
+            sum(part.value for part in parts.values()) / len(parts)
+            for request, parts in self._outputs.items()
+            if parts and request not in self.ended
         ]
         return (len(self.ended) + sum(under_way)) / max(1, self.requests)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from omnimuse.core.spec import MEDIA, Spec
 from omnimuse.pipeline.rows import evaluate
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import REQUEST_FIELDS, State
+
+Wanted = TypeVar("Wanted", bound=Loop)
 
 
 class PipelineError(TypeError):
@@ -161,6 +163,16 @@ class Pipeline:
         while self.stage_of(states[0]) is first:
             self.step_scheduler(states, self.denoise_step(states))
         return self.post_decode(states)
+
+    @torch.inference_mode()
+    def come_to(self, kind: type[Wanted], state: State) -> Wanted:
+        """The first loop of that kind, after everything before it, other loops included, and with its plan."""
+        self.prepare_encode([state])
+        while not isinstance(loop := self._loop(state), kind):
+            while self.stage_of(state) is loop:
+                self.step_scheduler([state], self.denoise_step([state]))
+            self.prepare_encode([state])
+        return loop
 
     def _run_loop(self, loop: Loop, state: State) -> None:
         """Every step of a loop, for one state."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from omnimuse.ar.kv import Decoder
 from omnimuse.attention.selection import bind
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.door import Place, door_of
@@ -103,6 +104,14 @@ class Build:
     def networks(self) -> dict[str, Network]:
         """Those of our modules that run at every step."""
         return {name: module for name, module in self.modules.items() if isinstance(module, Network)}
+
+    @property
+    def drawing(self) -> dict[str, Network]:
+        """Those of them that do not write one token at a time: what changes how blocks run is there for these.
+
+        A decoder that writes what another network draws is whole on every rank, and they write the same.
+        """
+        return {name: network for name, network in self.networks.items() if not isinstance(network, Decoder)}
 
 
 @dataclass(frozen=True)
@@ -211,9 +220,9 @@ def threads(under: Build) -> None:
 
 
 def attention(under: Build) -> None:
-    """Every attention site gets its backend."""
+    """Every attention site gets its backend; what writes has none beside what draws."""
     found = under.found
-    for name, network in under.networks.items():
+    for name, network in (under.drawing or under.networks).items():
         ring = found.config.parallel.ring > 1
         bindings = bind(network, found.config.attention, under.device, under.dtype, weighing=ring)
         alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
@@ -295,7 +304,7 @@ def compile_blocks(under: Build) -> None:
     if not under.compiles:
         return
     keep_apart()  # for networks of a library, too, which its door has told to be compiled
-    for name, network in under.networks.items():
+    for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
             stack.runner = CompiledRunner(stack.blocks())
             under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
@@ -310,7 +319,7 @@ def compile_blocks(under: Build) -> None:
 def step_cache(under: Build) -> None:
     """A step cache around the last stack of each network, where most of the time goes: requests may choose one."""
     choice, fits = under.found.config.cache, under.found.door.fits
-    for network in under.networks.values():
+    for network in under.drawing.values():
         stack = list(network.stacks().values())[-1]
         stack.runner = StepCache(choice, fits, stack.runner)
         if why := too_few(stack.runner.default, len(stack.blocks())):
@@ -374,7 +383,7 @@ def _assemble(under: Build) -> Built:
     governor = govern(under.waiting, int(under.threads.value))
     if governor is not None:
         under.resources.callback(governor.close)
-    blocks = min((len(list(each.stacks().values())[-1].blocks()) for each in under.networks.values()), default=0)
+    blocks = min((len(list(each.stacks().values())[-1].blocks()) for each in under.drawing.values()), default=0)
     door = replace(found.door, fits=replace(found.door.fits, blocks=blocks))
     return Built(pipeline, door, tuple(under.choices), under.resources, governor)
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
+import torch
 from torch import nn
 
+from omnimuse.ar.kv import Decoder
 from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.spec import Limits, SoundLimits
@@ -92,6 +94,10 @@ def _memory_choices(under: Build) -> list[Choice]:
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
         value = " + ".join(f"{_size(size)} {dtype}" for dtype, size in sizes.most_common())
         found.append(Choice("memory", name, value, _where(under, module)))
+        if isinstance(module, Decoder):
+            token = module.memory(1, torch.device("meta")).data.nbytes
+            kept = "keys and values of what an output has it read and write, gone when it has written all"
+            found.append(Choice("memory", f"{name}, remembered", f"{_size(token)} a token", kept))
     total = sum(tensor.nbytes for module in under.modules.values() for tensor, _ in stored_tensors(module).values())
     return [*found, Choice("memory", "all weights", _size(total), "without what requests need")]
 

@@ -53,7 +53,7 @@ def sequence(under: Build) -> None:
     axis, parallel = under.mesh.axis(SEQUENCE), under.found.config.parallel
     if axis.size == 1:
         return
-    for name, network in under.networks.items():
+    for name, network in under.drawing.items():
         bind_across(network, under.mesh, name)
         how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
         under.choices.append(Choice("ranks", f"{name}, tokens", how, "asked for: every rank has a part of each row"))
@@ -64,7 +64,7 @@ def tensor_parallel(under: Build) -> None:
     axis = under.mesh.axis(TENSOR)
     if axis.size == 1:
         return
-    for name, network in under.networks.items():
+    for name, network in under.drawing.items():
         whole = sum(each.numel() for each in network.parameters())
         under.cuts[name] = share_weights(network, axis)
         here = sum(each.numel() for each in network.parameters())
@@ -78,7 +78,7 @@ def pipe(under: Build) -> None:
     axis = under.mesh.axis(PIPE)
     if axis.size == 1:
         return
-    for name, network in under.networks.items():
+    for name, network in under.drawing.items():
         under.spans[name], under.cuts[name] = share_out(network, axis, under.cuts.get(name, {}))
         for label, (start, stop) in under.spans[name].items():
             count = len(network.stacks()[label].blocks())
@@ -91,7 +91,7 @@ def shard(under: Build) -> None:
     config, axis = under.found.config, under.mesh.axis(SEQUENCE)
     if config.parallel.shard == 1:
         return
-    for name, network in under.networks.items():
+    for name, network in under.drawing.items():
         shards, under.cuts[name] = keep_parts(network, axis, under.cuts.get(name, {}))
         for label, stack in network.stacks().items():
             stack.runner = ShardRunner(shards, axis)
@@ -102,7 +102,7 @@ def shard(under: Build) -> None:
 def rank_runners(under: Build) -> None:
     """Around whatever runs a stack: every rank runs its blocks, and around that, its part of the tokens."""
     pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
-    for name, network in under.networks.items():
+    for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
             if span := under.spans.get(name, {}).get(label):
                 stack.runner = PipeRunner(stack.runner, pipes, stack.blocks()[slice(*span)])

@@ -1,1 +1,1 @@
-"""GLM-Image, the part that draws: a transformer that is told every patch by a language model (zai-org/GLM-Image)."""
+"""GLM-Image: a language model writes what is in a picture, a transformer draws it (zai-org/GLM-Image)."""

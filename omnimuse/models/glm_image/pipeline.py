@@ -1,7 +1,6 @@
-"""GLM-Image's diffusion as a pipeline: the declaration, and the few functions that are really its own.
+"""GLM-Image as a pipeline: the declaration, and the few functions that are really its own.
 
-Source: the reference pipeline of diffusers (GlmImagePipeline), given the tokens of its language model. S tokens, D
-width of their features.
+Source: the reference pipeline of diffusers (GlmImagePipeline). S tokens, D width of their features.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
-from omnimuse.models.glm_image.spec import PATCH, SHIFT, SPEC, GlmImageParams
+from omnimuse.models.glm_image.reading import Pieces, ReadBrief, ReadPictures, finer, seen_by_the_model
+from omnimuse.models.glm_image.spec import COARSE, PATCH, SHIFT, SPEC, GlmImageParams
 from omnimuse.models.glm_image.transformer import GlmImageInputs, GlmImageStatic, GlmImageTransformer, Size
+from omnimuse.models.glm_image.writing import WritePrior, codes
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import ShowPictures, to_pixels
@@ -67,8 +68,13 @@ def size_of(configs: Configs, rows: int, columns: int) -> Size:
 
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
-    """A picture as it is shown, in its own size in whole patches: [3, H, W]."""
+    """A picture as it is shown, [3, H, W]: in the size in which the language model sees it, whose every token is of
+    `COARSE` patches a side, else in its own in whole patches.
+    """
     step = PATCH * factor(configs["vae"])
+    if seen_by_the_model(configs, request):
+        rows, columns = Pieces.told(configs).grid(picture)
+        return to_pixels(picture, columns * COARSE * step, rows * COARSE * step)
     return to_pixels(picture, *(max(side // step, 1) * step for side in (picture.width, picture.height)))
 
 
@@ -80,33 +86,26 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> GlmImag
     size = size_of(ctx.configs, *cells(ctx.configs, state.request))
     if branch != POSITIVE:
         return transformer.prepare(state[f"{branch}_embeds"], None, size)
-    prior = codes(ctx, transformer, "prior_token_ids", extra.prior_token_ids)
-    known = pictures_seen(ctx, transformer, state["shown"], extra.prior_token_image_ids)
-    return transformer.prepare(state[f"{branch}_embeds"], prior, size, known)
+    shown, sources = state["shown"], state["sources"]
+    sizes = [size_of(ctx.configs, *latents.shape[1:]) for latents in shown]
+    if sources is None:
+        priors = given_of_pictures(ctx, sizes, extra.prior_token_image_ids)
+    else:
+        priors = [finer(found) for found in sources]
+    known = [transformer.look(*each) for each in zip(shown, priors, sizes, strict=True)]
+    return transformer.prepare(state[f"{branch}_embeds"], state["prior"], size, known)
 
 
-def pictures_seen(
-    ctx: Context, transformer: GlmImageTransformer, shown: Sequence[Tensor], ids: tuple[int, ...]
-) -> list[Tensor]:
-    """What the network makes of latents [C, h, w] that it is shown, and the prior's tokens of their patches."""
-    name, sizes = "prior_token_image_ids", [size_of(ctx.configs, *latents.shape[1:]) for latents in shown]
-    counts = [math.prod(size.patches) for size in sizes]
+def given_of_pictures(ctx: Context, sizes: Sequence[Size], ids: tuple[int, ...]) -> Sequence[Tensor]:
+    """The tokens that were given of the patches of pictures of `sizes`, of each its own."""
+    name, counts = "prior_token_image_ids", [math.prod(size.patches) for size in sizes]
     if len(ids) != sum(counts):
         raise RequestError(
             f"extra.{name} has {len(ids)} tokens, but the pictures have {counts} patches; give one token for each, in "
             "the order of the pictures, row by row, as this model's own language model makes them",
             f"extra.{name}",
         )
-    priors = codes(ctx, transformer, name, ids).split(counts) if counts else ()
-    return [transformer.look(*each) for each in zip(shown, priors, sizes, strict=True)]
-
-
-def codes(ctx: Context, transformer: GlmImageTransformer, name: str, ids: tuple[int, ...]) -> Tensor:
-    """The tokens of a prior, int64 [S]; RequestError for one that the checkpoint does not know."""
-    most = transformer.config.codes
-    if unknown := [token for token in ids if not 0 <= token < most]:
-        raise RequestError(f"extra.{name} has {unknown[0]}; this checkpoint knows 0 to {most - 1}", f"extra.{name}")
-    return torch.tensor(ids, dtype=torch.int64, device=ctx.device)
+    return codes(ctx, name, ids).split(counts) if counts else ()
 
 
 def inputs(ctx: Context, static: GlmImageStatic, latents: Tensor, timestep: Tensor) -> GlmImageInputs:
@@ -115,10 +114,13 @@ def inputs(ctx: Context, static: GlmImageStatic, latents: Tensor, timestep: Tens
 
 
 class GlmImage(Pipeline):
-    """What a language model says of a picture, quoted words, and perhaps pictures, to picture."""
+    """Text, and perhaps pictures, to what is in a picture, and that, with the quoted words, to the picture."""
 
     spec = SPEC
     stages = (
+        ReadPictures(),
+        ReadBrief(),
+        WritePrior(),
         *for_both_branches(EncodeGlyphs()),
         ShowPictures(prepare),
         InitLatents(latent_shape),
@@ -129,7 +131,7 @@ class GlmImage(Pipeline):
             preview=preview_by_decoding,
             spacing="whole",
             mu=shift,
-            given=("shown",),
+            given=("shown", "sources", "prior"),
         ),
         DecodeImage(),
     )

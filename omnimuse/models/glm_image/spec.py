@@ -1,7 +1,7 @@
-"""Facts about GLM-Image, the part that draws, without torch.
+"""Facts about GLM-Image, without torch.
 
 Source: the published checkpoint's `model_index.json` and card, and the reference pipeline of diffusers. Its language
-model, which says with one token per patch what is in the picture, is not here yet: whoever asks gives these tokens.
+model says with tokens what is in the picture, and another network draws that; whoever asks may give these tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
+LANGUAGE, PROCESSOR = "vision_language_encoder", "processor"
+"""The components that read and write; the second has the tokenizer of the first."""
 PATCH = 2  # latent pixels per token side
 COARSE = 2  # patches a side of a token of the language model
 MAX_SIDE = 2048
@@ -24,20 +26,24 @@ SHIFT = {"base_image_seq_len": 256, "base_shift": 0.25, "max_shift": 0.75}
 
 @dataclass(frozen=True)
 class GlmImageParams(FamilyParams):
-    """`prior_token_ids`: what the language model says of every patch of 16 x 16 pixels, row by row;
-    `prior_token_image_ids`: the same of every picture that is shown, one after the other."""
+    """What the language model would say, given: `prior_token_ids` of every patch of 16 x 16 pixels, row by row;
+    `prior_token_image_ids`, the same of every picture that is shown, one after the other. Empty: it says them."""
 
     prior_token_ids: tuple[int, ...] = ()
     prior_token_image_ids: tuple[int, ...] = ()
 
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         given, wanted, step = len(self.prior_token_ids), patches(params, size_multiple), size_multiple // COARSE
-        if given == wanted:
+        if self.prior_token_image_ids and not given:
+            return (
+                "extra.prior_token_image_ids are given and extra.prior_token_ids are not; give both, or leave both out "
+                "and the language model says them"
+            )
+        if given in (0, wanted):
             return None
         return (
             f"extra.prior_token_ids has {given} tokens, but {params.width}x{params.height} pixels are {wanted} patches "
-            f"of {step}x{step}; give one token for each, row by row, as this model's own language model makes them, "
-            "which omnimuse does not run yet"
+            f"of {step}x{step}; give one token for each, row by row, or none: then the language model says them"
         )
 
     @classmethod
@@ -80,7 +86,7 @@ DEFAULTS = DiffusionParams(
 SPEC = Spec(
     arch="GlmImagePipeline",
     family="glm_image",
-    summary="GLM-Image, the part that draws: pictures from what a language model says of every patch, and quoted words",
+    summary="GLM-Image: pictures from a text, and others changed by one; a language model says first what is in them",
     tasks=("text-to-image", "image-to-image"),
     components={
         "transformer": Component(
@@ -90,8 +96,13 @@ SPEC = Spec(
         ),
         "text_encoder": Component(("T5EncoderModel",)),
         "tokenizer": Component(("ByT5Tokenizer",)),
-        "vision_language_encoder": Component((), built=False, optional=True),
-        "processor": Component((), built=False, optional=True),
+        LANGUAGE: Component(
+            ("GlmImageForConditionalGeneration",),
+            network="omnimuse.models.glm_image.language:GlmImageWriter",
+            rules="omnimuse.models.glm_image.weights:LANGUAGE_RULES",
+            optional=True,
+        ),
+        PROCESSOR: Component(("GlmImageProcessor",), part="tokenizer", optional=True),
         "vae": Component(
             ("AutoencoderKL",),
             network="omnimuse.components.autoencoder_kl:AutoencoderKL",

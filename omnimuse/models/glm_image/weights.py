@@ -1,8 +1,8 @@
-"""How names in a published GLM-Image transformer checkpoint (diffusers layout) become ours. A table for the loader."""
+"""How names in a published GLM-Image checkpoint (diffusers layout) become ours. A table for the loader."""
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Drop, Fuse, Rename
 
 BLOCK = r"^(stack\.double_blocks\.\d+)\."
 
@@ -26,3 +26,18 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(BLOCK + r"ff\.net\.2\.", r"\1.mlp.2."),
     *(Fuse(parts=tuple(f"to_{part}.{kind}" for part in "qkv"), into=f"to_qkv.{kind}") for kind in ("weight", "bias")),
 )
+
+LANGUAGE_RULES: tuple[Rename | Drop, ...] = (
+    Drop(r"^model\.vqmodel\.post_quant_conv\."),  # the way back, which nobody goes
+    Rename(r"^lm_head\.", "head."),
+    Rename(r"^model\.language_model\.", ""),
+    Rename(r"\.mlp\.gate_up_proj\.", ".mlp.gate_up."),
+    Rename(r"\.mlp\.down_proj\.", ".mlp.down."),
+    Rename(r"^model\.vqmodel\.(quantize\.)?", "codebook."),
+    Rename(r"^model\.visual\.(embeddings\.|(?=blocks|patch))", "vision."),
+    Rename(r"^vision\.patch_embed\.proj\.", "vision.patch_embed."),
+    Rename(r"^(vision\.blocks\.\d+)\.attn\.", r"\1."),
+    Rename(r"^(vision\.blocks\.\d+)\.mlp\.fc1\.", r"\1.mlp.0."),
+    Rename(r"^(vision\.blocks\.\d+)\.mlp\.fc2\.", r"\1.mlp.2."),
+)
+"""The same of its language model, in the layout of transformers."""

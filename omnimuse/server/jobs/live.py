@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from omnimuse.deploy.wire import Previewed, Stepped
+from omnimuse.observe.fraction import DRAWING, Fraction
 from omnimuse.server.jobs.row import Job
 from omnimuse.server.orders.admission import Ticket
 
@@ -16,23 +17,20 @@ News = Stepped | Previewed | Job
 """What a watcher is told: steps, previews, and last the job as it ended."""
 BACKLOG = 16
 """News that wait for one slow watcher; older ones are dropped, the last one never."""
-DENOISE = "denoise"
-DENOISE_SHARE = 0.9
-"""The part of the work that the denoising steps count as; decoding is the rest."""
 
 
 class Meter:
     """How far one job is, from its steps; never goes back, even when a worker was lost and the steps begin again."""
 
     def __init__(self, outputs: int, clock: Callable[[], float]) -> None:
-        self._done = [0.0] * outputs
+        self._done = [Fraction() for _ in range(outputs)]
         self._clock = clock
         self._began: tuple[float, float] | None = None
 
     @property
     def fraction(self) -> float:
         """The part of the work that is done, 0 to 1."""
-        return sum(self._done) / len(self._done)
+        return sum(each.value for each in self._done) / len(self._done)
 
     @property
     def percent(self) -> int:
@@ -41,17 +39,8 @@ class Meter:
 
     def see(self, step: Stepped) -> None:
         """Take one step into account."""
-        if step.steps is None:
-            return  # nobody knows how far it is
-        part = step.step / step.steps
-        if step.stage == DENOISE:
-            part *= DENOISE_SHARE
-        elif self._done[step.output] > 0:  # a stage behind the denoising
-            part = DENOISE_SHARE + part * (1 - DENOISE_SHARE)
-        else:  # one-shot stages before it take next to no time
-            return
-        self._done[step.output] = max(self._done[step.output], part)
-        if self._began is None:
+        told = self._done[step.output].see(step.stage, step.step, step.steps)
+        if told and self._began is None:
             self._began = self._clock(), self.fraction
 
     def seconds_left(self) -> float | None:
@@ -84,7 +73,7 @@ class Live:
             self._preview = update
         else:
             self.meter.see(update)
-            if update.stage == DENOISE:
+            if update.stage == DRAWING:
                 self._ticket.step()
         self._tell(update)
 

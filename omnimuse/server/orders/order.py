@@ -26,13 +26,13 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.request import Picture, Recording, Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
+from omnimuse.observe.fraction import DRAWING
 from omnimuse.server.errors import refusal, to_api_error
 from omnimuse.server.http.enclosed import Enclosed
 from omnimuse.server.http.sse import Event, EventStream
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.jobs.files import Files
-from omnimuse.server.jobs.live import DENOISE
 from omnimuse.server.log import Entry
 from omnimuse.server.orders.admission import Ticket
 from omnimuse.server.orders.gate import Gate
@@ -183,7 +183,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                         _count(service, order, update)
                     elif isinstance(update, Stepped):
                         stepped = True
-                        if update.stage == DENOISE:
+                        if update.stage == DRAWING:
                             ticket.step()
                     yield update
     except (PoisonError, WorkerLostError) as error:

@@ -29,7 +29,7 @@ def test_the_bar_moves_the_latest_look_stays_and_all_goes_at_the_end() -> None:
                 now[0] += 2 * PERIOD
                 shown(Preview("1", 0, 2, np.full((8, 16, 3), 200, np.uint8)))
     assert [re.search(r'value="([\d.]+)"', page)[1] for page in pages[:-1]] == [  # type: ignore[index]
-        "0.250", "0.500", "0.500", "0.750", "1.000",
+        "0.225", "0.450", "0.450", "0.675", "0.900",
     ]  # fmt: skip
     looks = [re.search(r"base64,([^\"]+)", page) for page in pages]
     assert [look is not None for look in looks] == [False, False, True, True, True, False]

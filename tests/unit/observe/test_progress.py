@@ -35,15 +35,29 @@ def test_the_part_done_and_the_time_left_follow_the_steps() -> None:
     assert (tracker.fraction, tracker.line()) == (0.0, "encode")
     clock.now = 2.0
     tracker.see(Progress("r", 0, "denoise", 1, 4))
-    assert tracker.fraction == 0.25
-    assert tracker.line() == "denoise 1/4, 6.0 s left"
+    assert tracker.fraction == 0.225, "what comes behind the drawing is a tenth"
+    assert tracker.line() == "denoise 1/4, 6.9 s left"
+
+
+def test_a_loop_before_the_drawing_has_its_part_and_nothing_goes_back() -> None:
+    tracker, seen = Tracker(1, Clock()), []
+    for stage, step, steps in (
+        ("read brief", 1, 1),
+        *(("write prior", step, 4) for step in (1, 2, 4)),
+        ("encode prompt", 1, 1),
+        *(("denoise", step, 3) for step in (1, 3, 1)),  # the worker was lost, and another begins again
+        ("decode", 1, 1),
+    ):
+        tracker.see(Progress("r", 0, stage, step, steps))
+        seen.append(round(tracker.fraction, 3))
+    assert seen == [0, 0.075, 0.15, 0.3, 0.3, 0.5, 0.9, 0.9, 1.0]
 
 
 def test_several_outputs_and_requests_share_one_measure() -> None:
     tracker = Tracker(2, Clock())
     tracker.see(Progress("r", 0, "denoise", 4, 4))
     tracker.see(Progress("r", 1, "denoise", 2, 4))
-    assert tracker.fraction == pytest.approx(0.375)
+    assert tracker.fraction == pytest.approx(0.3375)
     tracker.see(Failed("r", CapacityError("full")))
     assert tracker.fraction == 0.5
     assert "1 of 2 done" in tracker.line()
@@ -76,10 +90,10 @@ def test_requests_that_nobody_announced_are_counted_as_they_come() -> None:
     tracker = Tracker(None, Clock())
     assert tracker.fraction == 0
     tracker.see(Progress("r", 0, "denoise", 2, 4))
-    assert tracker.fraction == 0.5
+    assert tracker.fraction == 0.45
     tracker.see(Progress("s", 0, "denoise", 2, 4))
     tracker.see(Failed("r", CapacityError("full")))
-    assert (tracker.requests, tracker.fraction) == (2, 0.75)
+    assert (tracker.requests, tracker.fraction) == (2, 0.725)
 
 
 def test_the_display_of_the_python_api_is_a_bar_on_a_terminal_and_silent_elsewhere() -> None:

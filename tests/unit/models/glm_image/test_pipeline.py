@@ -1,4 +1,4 @@
-"""What is peculiar to GLM-Image's diffusion: tokens that must be given, and words that count only between quotes."""
+"""What is peculiar to GLM-Image's diffusion: tokens that may be given, and words that count only between quotes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,31 @@ def prior(*tokens: int) -> Ask:
     return Ask(WISH.asked, replace(WISH.params, extra={"prior_token_ids": tokens}))
 
 
-def test_a_picture_without_a_token_for_every_patch_is_refused_before_any_work(folder: Path) -> None:
+def test_tokens_that_do_not_fit_the_size_are_refused_before_any_work(folder: Path) -> None:
     door = find(Config(ModelConfig(str(folder)))).door
     with pytest.raises(RequestError, match=r"has 3 tokens, but 64x64 pixels are 16 patches of 16x16; give one token"):
         door.make_request(prior(1, 2, 3), 0.0, 1)
-    with pytest.raises(RequestError, match="has 0 tokens, but"):
-        door.make_request(Ask("a star"), 0.0, 1)
+    of_pictures = {"prior_token_image_ids": (1, 2)}
+    with pytest.raises(RequestError, match=r"prior_token_image_ids are given and extra\.prior_token_ids are not"):
+        door.make_request(Ask(WISH.asked, replace(WISH.params, extra=of_pictures)), 0.0, 1)
     assert door.make_request(prior(*range(16)), 0.0, 1)
+    assert door.make_request(Ask("a star"), 0.0, 1)
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Omni]:
+    """One whose checkpoint has no language model."""
+    folder = build(tmp_path_factory.mktemp("glm") / "silent", writes=0)
+    with Omni(str(folder), dtype="float32", device="cpu") as made:
+        yield made
+
+
+def test_without_a_language_model_the_tokens_must_be_given(omni: Omni, silent: Omni) -> None:
+    params = replace(WISH.params, output_type="latent")
+    without, given = silent.generate([WISH.asked] * 2, [replace(params, extra=None), params], progress=False)
+    assert "this checkpoint has no language model (vision_language_encoder)" in str(without.error)
+    [same] = omni.generate([WISH.asked], [params], progress=False)
+    assert torch.equal(given.output, same.output)
 
 
 def test_a_token_that_the_checkpoint_does_not_know_ends_its_own_request(omni: Omni) -> None:
@@ -50,10 +68,12 @@ def test_a_token_that_the_checkpoint_does_not_know_ends_its_own_request(omni: Om
     assert good.error is None
 
 
-def test_tokens_of_pictures_and_pictures_that_do_not_fit_each_other_end_their_own_request(omni: Omni) -> None:
+def test_tokens_of_pictures_and_pictures_that_do_not_fit_each_other_end_their_own_request(silent: Omni) -> None:
     seen = replace(WISH.params, extra={**WISH.params.extra, "prior_token_image_ids": [1] * 6})  # type: ignore[dict-item]
     pictures = {**WISH.asked, "images": [photo(50, 40)]}
-    without, alone, fitting = omni.generate([pictures, WISH.asked, pictures], [WISH.params, seen, seen], progress=False)
+    without, alone, fitting = silent.generate(
+        [pictures, WISH.asked, pictures], [WISH.params, seen, seen], progress=False
+    )
     assert "prior_token_image_ids has 0 tokens, but the pictures have [6] patches" in str(without.error)
     assert "prior_token_image_ids has 6 tokens, but the pictures have [] patches" in str(alone.error)
     assert fitting.error is None
