@@ -13,6 +13,7 @@ import ast
 import importlib
 import json
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_
 STAGES = ("imports", "builds", "draws", "agrees")
 LONGEST = 240
 """Seconds for one pipeline."""
+
+MOST = 6 * 2**30
+"""Bytes of one pipeline."""
 
 CLOSE = 1e-4
 TROUBLE = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError, OSError, OmnimuseError)
@@ -112,6 +116,7 @@ def draw(arch: str) -> None:
     from omnimuse import Omni
     from tests.checkpoints.families import FAMILIES
 
+    resource.setrlimit(resource.RLIMIT_AS, (MOST, MOST))  # some networks are as large as published, always
     family = next(each for each in FAMILIES if each.arch == arch)
     with tempfile.TemporaryDirectory() as place:
         folder = family.build(Path(place) / "tiny")

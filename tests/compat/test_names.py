@@ -26,6 +26,8 @@ from omnimuse.compat.vllm.model_executor.layers.conv import Conv3dLayer
 from omnimuse.compat.vllm.model_executor.layers.linear import ReplicatedLinear
 from omnimuse.compat.vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from omnimuse.compat.vllm.model_executor.models.transformers.utils import init_on_device_without_buffers
+from omnimuse.compat.vllm.model_executor.models.utils import maybe_prefix
 from omnimuse.compat.vllm.model_executor.utils import set_weight_attrs
 from omnimuse.compat.vllm.triton_utils import HAS_TRITON, tl, triton
 from omnimuse.compat.vllm_omni import logger as omni_logger
@@ -46,6 +48,7 @@ from omnimuse.compat.vllm_omni.diffusion.model_loader.hub_prefetch import (
 from omnimuse.compat.vllm_omni.diffusion.model_loader.utils import download_weights_from_hf_specific
 from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsComponentDiscovery
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
+from omnimuse.compat.vllm_omni.diffusion.utils.flow_matching import safe_linalg_solve
 from omnimuse.compat.vllm_omni.diffusion.utils.size_utils import normalize_min_aligned_size
 from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
     DiffusionRequestBatch,
@@ -54,6 +57,7 @@ from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
 from omnimuse.compat.vllm_omni.errors import OmniClientError
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.compat.vllm_omni.platforms import current_omni_platform
+from omnimuse.compat.vllm_omni.quantization import build_quant_config
 from omnimuse.compat.vllm_omni.quantization.component_config import resolve_component_quant_config, safe_quant_config
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
@@ -252,6 +256,13 @@ def _small_parts_of_published_files() -> None:
         module = import_module(f"omnimuse.compat.{MANY}" + (f"_{name.lower()}" if name else ""))
         assert getattr(module, f"DistributedAutoencoderKL{name}") is getattr(diffusers, f"AutoencoderKL{name}")
     assert isinstance(get_act_fn("gelu_pytorch_tanh")(torch.ones(1)), torch.Tensor)
+    assert (maybe_prefix("", "b"), maybe_prefix("a", "b")) == ("b", "a.b")
+    assert torch.equal(safe_linalg_solve(2 * torch.eye(2), torch.ones(2, 1)), torch.full((2, 1), 0.5))
+    with pytest.raises(ModelError, match="read the network with from_pretrained"):
+        init_on_device_without_buffers("meta")
+    with pytest.raises(ModelError, match="quantization='fp8' is not taken"):
+        build_quant_config("fp8")
+    assert build_quant_config(None) is None  # type: ignore[func-returns-value]
     assert safe_quant_config(None) is resolve_component_quant_config(None, "transformer") is None
     features = GaussianFourierProjection(in_features=1, embedding_size=2)
     assert torch.equal(features(torch.zeros(3)), torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 3))

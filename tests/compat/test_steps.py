@@ -119,6 +119,16 @@ def test_paused_and_resumed_it_draws_the_same(engine: Engine, expected: list[tor
     torch.testing.assert_close(pictures(events)[place], expected[0], atol=1e-5, rtol=0)
 
 
+def test_its_weights_leave_and_come_back_while_it_rests(engine: Engine, expected: list[torch.Tensor]) -> None:
+    place = submit(engine, FAMILY.wishes[0])
+    engine.tick()
+    assert engine.sleep() > 0
+    pipe = engine.runner.pipeline.ctx.components["pipeline"].pipe
+    assert {tensor.device.type for tensor in pipe.parameters()} == {"meta"}
+    engine.wake_up()
+    torch.testing.assert_close(pictures(drain(engine))[place], expected[0], atol=1e-5, rtol=0)
+
+
 def test_a_tier_that_cannot_be_promised_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="tier=invariant cannot be"):
         build_engine(config(folder, "invariant"))

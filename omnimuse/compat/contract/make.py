@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -30,14 +29,23 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.components import quiet
 
 
-@dataclass(frozen=True)
-class Live:
-    """A pipeline of the contract with its weights, the functions before and after it, and where it finds itself."""
+class Live(nn.Module):
+    """A pipeline of the contract with its weights, the functions before and after it, and where it finds itself.
 
-    pipe: nn.Module
-    before: Callable[..., Any] | None
-    after: Callable[..., Any] | None
-    surroundings: Surroundings
+    A module, so that whoever asks a component for its weights finds them.
+    """
+
+    def __init__(
+        self,
+        pipe: nn.Module,
+        before: Callable[..., Any] | None,
+        after: Callable[..., Any] | None,
+        surroundings: Surroundings,
+    ) -> None:
+        super().__init__()
+        self.pipe: Any = pipe
+        self.before, self.after = before, after
+        self.surroundings = surroundings
 
     @cached_property
     def batched(self) -> bool:

@@ -405,6 +405,12 @@ KNOWN: tuple[Known, ...] = (
         Known("vllm_omni.quantization.component_config", name, FILES, "what it is given: None", SMALL)
         for name in ("safe_quant_config", "resolve_component_quant_config")
     ),
+    Known("vllm_omni.quantization", "build_quant_config", FILES, "None; a way to pack weights is refused", SMALL),
+    Known(f"{D}.utils.flow_matching", "safe_linalg_solve", FILES, "that of torch", SMALL),
+    Known(f"{L}.models.utils", "maybe_prefix", FILES, "a name below a prefix", SMALL),
+    Known(
+        f"{L}.models.transformers.utils", "init_on_device_without_buffers", FILES, "refused when it is called", SMALL
+    ),
     Known(f"{L}.layers.activation", "get_act_fn", FILES, "that of transformers", SMALL),
     Known("vllm.triton_utils", "HAS_TRITON", FILES, "false: code uses its torch path", SMALL),
     Known("vllm.triton_utils", "triton", FILES, "None, which code that asks `HAS_TRITON` does not touch", SMALL),

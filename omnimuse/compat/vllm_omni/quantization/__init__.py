@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from omnimuse.compat.contract.names import no_name
-from omnimuse.compat.vllm_omni.quantization.component_config import resolve_component_quant_config
+from omnimuse.compat.vllm_omni.quantization.component_config import build_quant_config, resolve_component_quant_config
 
-__all__ = ["resolve_component_quant_config"]
+__all__ = ["build_quant_config", "resolve_component_quant_config"]
 
 
 def __getattr__(name: str) -> Any:

@@ -102,6 +102,11 @@ class AutoWeightsLoader:
                     raise ModelError(f"{kind} has no parameter {name!r}, which its checkpoint has; rename or skip it")
 
 
+def maybe_prefix(prefix: str, name: str) -> str:
+    """The name of a part below `prefix`, if there is one."""
+    return f"{prefix}.{name}" if prefix else name
+
+
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
