@@ -225,7 +225,7 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
 
 def ranks(features: Sequence[Feature]) -> ParallelConfig:
     """All axes of `features`; sharding follows the ranks that share tokens, tiles all of them."""
-    axes = {axis: count for feature in features for axis, count in feature.axes.items()}
+    axes: dict[str, Any] = {axis: count for feature in features for axis, count in feature.axes.items()}
     if "shard" in axes:
         if not {"ulysses", "ring"} & axes.keys():
             axes["ulysses"] = 2

@@ -38,6 +38,7 @@ COMMANDS = MappingProxyType(
         "bench": "measure a running server",
         "simulate": "simulate a fleet of servers under load",
         "serve": "serve a model over HTTP, with a page to try it",
+        "worker": "run ranks for a server on another machine",
         "doctor": "check this installation and say what to do",
     }
 )

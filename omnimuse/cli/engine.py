@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnimuse.core.caches import BY_NAME, cache_named
 from omnimuse.core.config import (
+    LAUNCHERS,
     QUANT,
     RANK_WAIT,
     AttentionConfig,
@@ -17,6 +18,7 @@ from omnimuse.core.config import (
     DecodeConfig,
     HostConfig,
     KernelConfig,
+    LaunchConfig,
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
@@ -197,6 +199,18 @@ def read_config(args: argparse.Namespace) -> Config:
     )
 
 
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """Where a server starts the ranks of its groups; scripts start theirs beside them."""
+    launch = parser.add_argument_group("processes on other machines (docs/parallel.md)")
+    launch.add_argument(
+        "--launcher", default="local", metavar=f"{{{','.join(LAUNCHERS)}}}", help="who starts them (default: local)"
+    )
+    launch.add_argument(
+        "--launch-address", default="", metavar="HOST:PORT", help="where agents join, or the cluster of Ray"
+    )
+    launch.add_argument("--agent-key-file", type=Path, metavar="FILE", help="with the key that agents must know")
+
+
 def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
     """The step cache of requests that choose none of their own."""
     if text is not None and teacache is not None:
@@ -209,7 +223,14 @@ def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
 def read_parallel(args: argparse.Namespace) -> ParallelConfig:
     """How many ranks share the work along each axis."""
     asked = ParallelConfig(**{axis: getattr(args, axis) for axis, *_ in RANKS}, wait=args.rank_wait)
-    return replace(asked, shard=asked.sequence) if args.use_hsdp else asked
+    if args.use_hsdp:
+        asked = replace(asked, shard=asked.sequence)
+    return asked
+
+
+def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelConfig:
+    """`parallel`, with ranks started as the launch options say."""
+    return replace(parallel, launch=LaunchConfig(args.launcher, args.launch_address, args.agent_key_file))
 
 
 def read_attention(text: str) -> AttentionConfig:

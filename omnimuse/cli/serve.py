@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.engine import add_engine_options, add_launch_options, read_config, with_launch
 from omnimuse.cli.job import DEFAULT_MODEL
 from omnimuse.core.config import LoraConfig
 from omnimuse.core.errors import ConfigError
@@ -82,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     keep.add_argument("--keep", type=float, default=86400, metavar="S", help="how long finished files stay (1 day)")
     keep.add_argument("--compat", default="", metavar="NAME", help="vllm-omni: chat answers as vLLM-Omni gives them")
     add_engine_options(parser)
+    add_launch_options(parser)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     place = args.port if args.uds is None else args.uds.stem
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{place}"
     config = read_config(args)
+    config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
     config = replace(config, lora=LoraConfig(int(args.lora_memory * 2**30), args.lora_dir))
     guard = Guard(

@@ -130,6 +130,42 @@ class KernelConfig:
         _one_of("kernels", self.mode, ("auto", "plain", "triton"))
 
 
+LAUNCHERS = ("local", "agent", "ray")
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Who starts the ranks of a server's groups that are not the first, and where (docs/parallel.md).
+
+    `"local"` starts them on the front's machine. Agents join at `address` (HOST:PORT), if they know the key in
+    `key_file`. Of Ray, `address` is the cluster's; empty, it is looked for.
+    """
+
+    launcher: str = "local"
+    address: str = ""
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.launcher not in LAUNCHERS:
+            raise ConfigError(f"--launcher {self.launcher} is not known; use one of {', '.join(LAUNCHERS)}")
+        if self.launcher == "local" and (self.address or self.key_file):
+            raise ConfigError("--launcher local starts processes here; leave --launch-address and --agent-key-file out")
+        if self.launcher == "ray" and self.key_file is not None:
+            raise ConfigError("--agent-key-file is what agents must know; leave it out with --launcher ray")
+        if self.launcher == "agent":
+            host, _ = host_and_port(self.address, "--launch-address")
+            if self.key_file is None and host not in ("127.0.0.1", "localhost", "::1"):
+                raise ConfigError(f"anybody who reaches {host} could join as an agent; give --agent-key-file")
+
+
+def host_and_port(text: str, option: str) -> tuple[str, int]:
+    """`HOST:PORT`; ConfigError for anything else."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{option} {text!r} is no address; write HOST:PORT, such as 127.0.0.1:7000")
+    return host.strip("[]"), int(port)
+
+
 AXES = ("tensor", "ulysses", "ring", "cfg", "pipe", "shard", "vae_tiles")
 """The fields of `ParallelConfig` that say how work is shared."""
 RANK_WAIT = 1800.0
@@ -149,7 +185,7 @@ class ParallelConfig:
     does not fit a model is refused when the engine starts.
 
     `wait` is how many seconds a rank waits for the others: to be there, to have loaded, and in the midst of a forward.
-    Whoever has waited in vain ends the engine.
+    Whoever has waited in vain ends the engine. `launch` is where a server starts the ranks of its groups.
     """
 
     tensor: int = 1
@@ -160,6 +196,7 @@ class ParallelConfig:
     shard: int = 1
     vae_tiles: int = 1
     wait: float = RANK_WAIT
+    launch: LaunchConfig = LaunchConfig()
 
     def __post_init__(self) -> None:
         for axis in AXES:
@@ -186,6 +223,11 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel wait={self.wait:g} does nothing on one rank, which waits for nobody; leave it out, or ask "
                 "for ranks (tensor=2)"
+            )
+        if self.launch != LaunchConfig() and self.ranks == 1:
+            raise ConfigError(
+                f"--launcher {self.launch.launcher} starts all ranks of a group but the first elsewhere, and there is "
+                "only one; ask for more (--tensor-parallel-size 2), or leave it out"
             )
 
     @property

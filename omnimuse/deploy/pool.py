@@ -26,6 +26,8 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.request import Request
 from omnimuse.deploy.folder import PrivateFolder
+from omnimuse.deploy.launch import Launcher, Local
+from omnimuse.deploy.launchers import opened
 from omnimuse.deploy.replica import Attempt, Lost, PoolPlan, Replica, State
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Finished, Form, Update
@@ -58,6 +60,7 @@ class Pool:
     def __init__(self, plan: PoolPlan) -> None:
         self.plan = plan
         self.folder: PrivateFolder | None = None
+        self.launcher: Launcher = Local(plan.command)
         self._replicas: list[Replica] = []
         self._lives: list[asyncio.Task[None]] = []
         self._context: zmq.asyncio.Context | None = None
@@ -66,10 +69,13 @@ class Pool:
         self._closed = False
 
     async def start(self) -> None:
-        """Start the workers; returns at once, see `wait_ready`."""
+        """Start the workers; returns at once, see `wait_ready`. ConfigError where their ranks cannot be launched."""
+        self.launcher = await opened(self.plan.config, self.plan.command)
         self.folder = PrivateFolder()
         self._context = zmq.asyncio.Context()
-        self._replicas = [Replica(i, self.plan, self.folder.path, self._tell) for i in range(self.plan.replicas)]
+        self._replicas = [
+            Replica(i, self.plan, self.folder.path, self._tell, self.launcher) for i in range(self.plan.replicas)
+        ]
         self._lives = [asyncio.create_task(replica.supervise(self._context)) for replica in self._replicas]
         for life in self._lives:
             life.add_done_callback(lambda _: self._tell())
@@ -164,6 +170,7 @@ class Pool:
                 replica.kill()
             await asyncio.wait(self._lives, timeout=LAST)
         await asyncio.gather(*self._lives)
+        await self.launcher.close()
         if self._context is not None:
             self._context.destroy(linger=0)
         if self.folder is not None:

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("omnimuse.deploy.process")  # as `__main__` it would have another name
 
+# -P: a file in the current folder must not stand in for a library
+COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
 FINISHERS = 2
 PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
@@ -74,8 +76,8 @@ PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the parent says first, as one line of JSON.
 
-    `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is a file
-    that does not exist yet, by which the ranks of a group find each other. `period` is seconds between beats.
+    `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is
+    where the ranks of a group find each other (`Rank`). `period` is seconds between beats.
     """
 
     config: Config
@@ -86,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replicas: int = 1
     rank: int = 0
     ranks: int = 1
-    meeting: Path = Path()
+    meeting: str = ""
     faults: str = ""
     first: bool = True
     period: float = 0.5

@@ -15,12 +15,11 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from omnimuse.core.config import Config, Environment
+from omnimuse.core.config import Config, Environment, LaunchConfig
 from omnimuse.core.errors import ConfigError, OmnimuseError
 from omnimuse.worker.find import find
 
@@ -35,13 +34,14 @@ COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.ranks")  # -P: as for wo
 class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What makes a process rank number `rank` of `ranks`; replica and replicas where several groups share a machine.
 
-    `meeting` is a file that does not exist yet, by which the ranks find each other.
+    `meeting` is where the ranks find each other: file:// and a file that does not exist yet, or tcp://HOST:PORT, where
+    rank 0 listens.
     """
 
     config: Config
     rank: int = 0
     ranks: int = 1
-    meeting: Path = Path()
+    meeting: str = ""
     replica: int = 0
     replicas: int = 1
 
@@ -58,10 +58,9 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit."""
         find(self.config)  # what is missing is told before torch is imported
         import torch
-        import torch.distributed as dist
 
         from omnimuse.engine.local import start
-        from omnimuse.parallel.meeting import join
+        from omnimuse.parallel.meeting import join, store_at
 
         config, backend = self.config, "gloo"
         config = replace(config, host=replace(config.host, processes=self.replicas * self.ranks))
@@ -70,7 +69,7 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             torch.cuda.set_device(index)
             config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
         if self.ranks > 1:
-            join(dist.FileStore(str(self.meeting), self.ranks), self.rank, config.parallel, backend)
+            join(store_at(self.meeting, self.rank, config.parallel), self.rank, config.parallel, backend)
         return start(config)
 
 
@@ -89,6 +88,11 @@ def start_ranks(config: Config) -> Engine:
     from omnimuse.parallel.mesh import Mesh
     from omnimuse.worker.build import SHAPES, begin, run
 
+    if config.parallel.launch != LaunchConfig():
+        raise ConfigError(
+            f"launcher={config.parallel.launch.launcher} is for servers (omnimuse serve): a script starts its ranks on "
+            "its own machine, or is started by torchrun on several; leave it out"
+        )
     if dist.is_initialized():
         raise ConfigError(
             f"parallel {config.parallel} cannot be: this process is already one of several ranks; close the engine "
@@ -98,7 +102,7 @@ def start_ranks(config: Config) -> Engine:
     Environment.meet_here()
     with ExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="omnimuse-ranks-"))
-        first = Rank(config, ranks=config.parallel.ranks, meeting=Path(folder) / "meeting")
+        first = Rank(config, ranks=config.parallel.ranks, meeting=f"file://{folder}/meeting")
         opened.callback(_leave)
         for number in range(1, first.ranks):
             opened.callback(_end, _started(msgspec.structs.replace(first, rank=number)))

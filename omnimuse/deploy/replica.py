@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import sys
 import time
-from asyncio.subprocess import Process
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,10 +22,11 @@ import zmq
 import zmq.asyncio
 
 from omnimuse.core import errors
-from omnimuse.core.config import Config, Environment
+from omnimuse.core.config import Config
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
-from omnimuse.deploy.process import Settings, write_settings
+from omnimuse.deploy.launch import Launcher, Local, Started, free_port
+from omnimuse.deploy.process import COMMAND, Settings
 from omnimuse.deploy.wire import (
     MAX_MESSAGE,
     Beat,
@@ -98,8 +95,7 @@ class Lost(Exception):
     """The life that worked on a request ended; the message says how."""
 
 
-# -P: a file in the current folder must not stand in for a library
-COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
+FILE = "file://"
 
 
 @dataclass(frozen=True)
@@ -136,14 +132,16 @@ class Attempt:
 class Life:
     """The processes of one worker from their start to their end, and the socket to the first of them."""
 
-    def __init__(self, settings: Settings, plan: PoolPlan, hear: Callable[[Report], None]) -> None:
+    def __init__(self, settings: Settings, plan: PoolPlan, hear: Callable[[Report], None], launcher: Launcher) -> None:
         self.settings = settings
         self.memory = 0
         self.ready = False
         self.ended = False
         self._plan = plan
         self._hear = hear
-        self._ranks: list[Process] = []
+        self._launcher = launcher
+        self._killed = asyncio.Event()
+        self._ranks: list[Started] = []
         self._socket: zmq.asyncio.Socket | None = None
         self._ticks, self._heard, self._moved = 0, time.monotonic(), time.monotonic()
 
@@ -167,7 +165,8 @@ class Life:
         tasks: list[asyncio.Task[End]] = []
         try:
             for number in range(self.settings.ranks):
-                await self._spawn(msgspec.structs.replace(self.settings, rank=number))
+                launcher = self._launcher if number else Local(self._plan.command)
+                await self._start(launcher, msgspec.structs.replace(self.settings, rank=number))
             tasks = [asyncio.create_task(work) for work in (self._listen(socket), self._watch())]
             tasks += [asyncio.create_task(self._wait(number, rank)) for number, rank in enumerate(self._ranks)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -183,34 +182,31 @@ class Life:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._socket = None
             socket.close()
-            self.settings.meeting.unlink(missing_ok=True)
+            if self.settings.meeting.startswith(FILE):
+                Path(self.settings.meeting.removeprefix(FILE)).unlink(missing_ok=True)
 
     def kill(self) -> None:
         """Kill what is left of its processes, and theirs."""
+        self._killed.set()
         for rank in self._ranks:
-            if rank.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(rank.pid, signal.SIGKILL)
+            rank.kill()
 
-    async def _spawn(self, settings: Settings) -> None:
-        rank = await asyncio.create_subprocess_exec(
-            *self._plan.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=2,
-            env=Environment.for_workers(),
-            process_group=0,
-        )
-        self._ranks.append(rank)
-        assert rank.stdin is not None
-        with suppress(ConnectionError):  # its end is noticed elsewhere
-            rank.stdin.write(write_settings(settings))
-            await rank.stdin.drain()
+    async def _start(self, launcher: Launcher, settings: Settings) -> None:
+        """Have a rank started, unless this life is killed before there is a place for it."""
+        start, killed = asyncio.ensure_future(launcher.start(settings)), asyncio.ensure_future(self._killed.wait())
+        try:
+            await asyncio.wait((start, killed), return_when=asyncio.FIRST_COMPLETED)
+            if not start.done():
+                raise OSError("it was killed before all its ranks had a place")
+            self._ranks.append(start.result())
+        finally:
+            start.cancel()
+            killed.cancel()
 
-    async def _wait(self, number: int, rank: Process) -> End:
-        status = await rank.wait()
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    async def _wait(self, number: int, rank: Started) -> End:
+        ended = await rank.wait()
         who = "its process" if self.settings.ranks == 1 else f"its rank {number}"
-        return End("exit" if self.ready else "start", f"{who} {how}")
+        return End("exit" if self.ready else "start", f"{who} {ended}")
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> End:
         while True:
@@ -251,7 +247,9 @@ class Replica:
     hope of any.
     """
 
-    def __init__(self, index: int, plan: PoolPlan, folder: Path, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, index: int, plan: PoolPlan, folder: Path, changed: Callable[[], None], launcher: Launcher
+    ) -> None:
         self.index, self.plan = index, plan
         self.state: State = "starting"
         self.place: dict[str, str] = {}
@@ -260,7 +258,7 @@ class Replica:
         self.restarts = 0
         self.reason = ""
         self.refusal: Exception | None = None
-        self._folder = folder
+        self._folder, self._launcher = folder, launcher
         self._changed = changed
         self._life: Life | None = None
         self._told = ""
@@ -394,7 +392,7 @@ class Replica:
             self._life.kill()
 
     def _new_life(self, number: int) -> Life:
-        name, plan = f"{self.index}-{number}", self.plan
+        name, plan, meeting = f"{self.index}-{number}", self.plan, self._launcher.meeting
         settings = Settings(
             config=plan.config,
             address=f"ipc://{self._folder}/{name}.sock",
@@ -403,13 +401,13 @@ class Replica:
             replica=self.index,
             replicas=plan.replicas,
             ranks=plan.config.parallel.ranks,
-            meeting=self._folder / f"{name}.meet",
+            meeting=f"tcp://{meeting}:{free_port(meeting)}" if meeting else f"{FILE}{self._folder}/{name}.meet",
             faults=plan.faults,
             first=(self.index, number) == (0, 1),
             period=PERIOD,
             warm_up=plan.warm_up,
         )
-        return Life(settings, plan, self._hear)
+        return Life(settings, plan, self._hear, self._launcher)
 
     def _hear(self, report: Report) -> None:
         match report:

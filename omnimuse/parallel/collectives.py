@@ -9,10 +9,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.parallel.mesh import ALL, Axis, Mesh
+
+LETTER, PREFIX = 4096, 8
+"""Bytes that are sent at once, most plans whole, and those of them that say how long the whole is."""
 
 
 def broadcast_bytes(mesh: Mesh, payload: bytes | None) -> bytes:
@@ -21,17 +25,21 @@ def broadcast_bytes(mesh: Mesh, payload: bytes | None) -> bytes:
     if mesh.size == 1:
         assert payload is not None
         return payload
-    length = torch.tensor([len(payload or b"")])
+    letter = bytearray(LETTER)
+    if payload is not None:
+        start = len(payload).to_bytes(PREFIX, "little") + payload[: LETTER - PREFIX]
+        letter[: len(start)] = start
     try:
-        dist.broadcast(length, src=0, group=mesh.control)
-        body = torch.empty(int(length), dtype=torch.uint8)
-        if payload:
-            body = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        if len(body):
-            dist.broadcast(body, src=0, group=mesh.control)
+        dist.broadcast(torch.frombuffer(letter, dtype=torch.uint8), src=0, group=mesh.control)
+        length = int.from_bytes(letter[:PREFIX], "little")
+        rest = bytearray(length - (LETTER - PREFIX)) if length > LETTER - PREFIX else bytearray()
+        if rest:
+            if payload is not None:
+                rest[:] = payload[LETTER - PREFIX :]
+            dist.broadcast(torch.frombuffer(rest, dtype=torch.uint8), src=0, group=mesh.control)
     except RuntimeError as error:
         raise _silent(error) from error
-    return body.numpy().tobytes()
+    return bytes(letter[PREFIX : PREFIX + length] + rest)
 
 
 def meet(mesh: Mesh) -> None:
@@ -50,14 +58,24 @@ def _silent(error: RuntimeError) -> EngineDeadError:
 
 def summed(axis: Axis, part: Tensor) -> Tensor:
     """The sum of every rank's `part`, to the same bits on every rank; `part` may be overwritten."""
-    if axis.size > 1:
-        part = part.contiguous()
-        dist.all_reduce(part, group=axis.group)
+    if axis.size == 1:
+        return part
+    if torch.compiler.is_compiling():  # code that is compiled knows exchanges that return what came
+        assert axis.group is not None
+        return functional.wait_tensor(functional.all_reduce(part, "sum", axis.group))
+    part = part.contiguous()
+    dist.all_reduce(part, group=axis.group)
     return part
 
 
 def gathered(axis: Axis, part: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Every rank's [n, *] in order, where rank i has `counts[i]` of them; short ones travel padded."""
+    if axis.size > 1 and torch.compiler.is_compiling():
+        assert axis.group is not None
+        longest = max(counts)
+        mine = torch.cat([part, part.new_zeros(longest - counts[axis.index], *part.shape[1:])])
+        every = functional.wait_tensor(functional.all_gather_tensor(mine, 0, axis.group))
+        return [each[:count] for each, count in zip(every.split(longest), counts, strict=True)]
     return gathering(axis, part, counts)()
 
 

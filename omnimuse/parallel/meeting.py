@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import torch.distributed as dist
 
@@ -16,6 +17,24 @@ from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import EngineDeadError
 
 PAUSE = 0.05  # seconds between two looks for the others
+
+
+def store_at(meeting: str, rank: int, config: ParallelConfig) -> dist.Store:
+    """The store at `meeting`: a file (file://PATH), or rank 0's port (tcp://HOST:PORT).
+
+    EngineDeadError if nobody is there within `config.wait` seconds.
+    """
+    at = urlsplit(meeting)
+    if at.scheme == "file":
+        return dist.FileStore(at.path, config.ranks)
+    assert at.scheme == "tcp" and at.hostname is not None and at.port is not None, meeting
+    wait = timedelta(seconds=config.wait)
+    try:
+        return dist.TCPStore(at.hostname, at.port, config.ranks, rank == 0, wait, wait_for_workers=False)
+    except (RuntimeError, OSError) as error:
+        raise EngineDeadError(
+            f"rank {rank} cannot meet the others at {at.netloc} ({error}); is that machine reached from here?"
+        ) from error
 
 
 def join(store: dist.Store, rank: int, config: ParallelConfig, backend: str) -> None:

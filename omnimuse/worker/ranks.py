@@ -15,7 +15,7 @@ from omnimuse.components.autoencoder_kl import AutoencoderKL
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices
-from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR, WORK
+from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR
 from omnimuse.parallel.pipe import PipeRunner
 from omnimuse.parallel.pipe import share_blocks as share_out
 from omnimuse.parallel.sequence import SequenceRunner
@@ -36,15 +36,15 @@ TILE = 512
 def check_ranks(under: Build) -> None:
     """Choices that several ranks exclude."""
     config, offload, mesh = under.found.config, under.found.config.offload, under.mesh
-    shared = mesh.axis(WORK).size > 1
+    tokens = mesh.axis(SEQUENCE).size > 1
     if config.parallel.shard > 1 and offload.mode != "none":
         raise ConfigError(
             f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"
         )
-    if shared and config.compile.mode != "none":
+    if tokens and config.compile.mode != "none":
         raise ConfigError(
-            f"parallel {config.parallel} cannot be with compiled blocks, which have not been tried with it; "
-            "leave one of them out"
+            f"parallel {config.parallel} cannot be with compiled blocks: what ranks exchange of a row's tokens depends "
+            "on its size, and every size would be compiled; use tensor or pipe, or leave one of them out"
         )
 
 

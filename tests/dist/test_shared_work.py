@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.core.config import (
+    AXES,
     CacheConfig,
+    CompileConfig,
     Config,
     DecodeConfig,
     HostConfig,
@@ -55,6 +57,7 @@ class Feature:
     output: Literal["latent", "pt"] = "latent"
     adapters: bool = False
     quantize: QuantConfig = QuantConfig()
+    compile: CompileConfig = CompileConfig()
 
 
 PLAIN = Feature()
@@ -64,6 +67,7 @@ WAITING = Feature("layers", offload=OffloadConfig("layers"))
 DUMMY = Feature("dummy", load="dummy")
 WORN = Feature("LoRA", adapters=True)
 EXACT = Feature("exact", tier="exact")
+COMPILED = Feature("compile", compile=CompileConfig("blocks"))
 PACKED = Feature("int8", quantize=QuantConfig({"": "int8"}))
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
@@ -144,6 +148,7 @@ class Job:
             cache=self.feature.cache,
             quantize=self.feature.quantize,
             offload=self.feature.offload,
+            compile=self.feature.compile if parallel.ranks > 1 else CompileConfig(),  # with one, it has its own tests
             parallel=parallel,
             decode=self.feature.decode,
             schedule=ScheduleConfig(tier=self.feature.tier, company="always"),
@@ -169,10 +174,10 @@ Asked = tuple[str, ParallelConfig, Feature]
 
 def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     """What a test that runs all of these shows."""
-    known = ("TeaCache", "layers", "exact", "tiles", "int8", "LoRA", "DBCache")
+    known = ("TeaCache", "layers", "exact", "tiles", "int8", "LoRA", "DBCache", "compile")
     found = []
     for name, parallel, feature in asked:
-        axes = [axis for axis, count in vars(parallel).items() if count > 1]
+        axes = [axis for axis in AXES if getattr(parallel, axis) > 1]
         named = ["tiles on ranks" if axis == "vae_tiles" else axis for axis in axes]
         also = [feature.name] if feature.name in known else []
         found.append(pytest.mark.shows(*named, *also, "company", families=[name], wishes=True))
@@ -209,6 +214,8 @@ BESIDES: list[Asked] = [
     (Z, ParallelConfig(pipe=2), PACKED),
     (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
     (QWEN, ParallelConfig(cfg=2), PACKED),
+    (Z, ParallelConfig(tensor=2), COMPILED),
+    (Z, ParallelConfig(pipe=2), COMPILED),
 ]
 ALWAYS = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 

@@ -223,7 +223,7 @@ def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_f
 
 def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z_image_folder: Path) -> None:
     chosen = asked(z_image_folder, ParallelConfig(ulysses=2))
-    with pytest.raises(ConfigError, match="compiled blocks, which have not been tried"):
+    with pytest.raises(ConfigError, match="every size would be compiled; use tensor or pipe"):
         explain(replace(chosen, compile=CompileConfig("blocks")))
     kept = replace(chosen, parallel=ParallelConfig(ulysses=2, shard=2))
     with pytest.raises(ConfigError, match="both say where blocks wait"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError, ModelError
 from omnimuse.parallel.branches import Outcome, share
-from omnimuse.parallel.collectives import broadcast_bytes
+from omnimuse.parallel.collectives import LETTER, PREFIX, broadcast_bytes
 from omnimuse.parallel.mesh import Mesh
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(90)]
@@ -70,7 +70,8 @@ def failing_rows_are_known_to_all(mesh: Mesh) -> None:
 
 
 def the_leaders_bytes_arrive(mesh: Mesh) -> None:
-    for payload in (b"plan", b"", bytes(range(256)) * 1000):
+    whole = bytes(range(256)) * (LETTER // 256)
+    for payload in (b"plan", b"", whole[PREFIX:], whole[PREFIX - 1 :], 100 * whole):
         assert broadcast_bytes(mesh, payload if mesh.is_leader else None) == payload
 
 

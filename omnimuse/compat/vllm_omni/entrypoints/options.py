@@ -127,7 +127,7 @@ def _parallel(options: EngineOptions) -> ParallelConfig:
         raise ConfigError(
             "data_parallel_size and hsdp_replicate_size are not taken here; use `omnimuse serve --replicas N`"
         )
-    axes = {
+    axes: dict[str, Any] = {
         "tensor": options.get("tensor_parallel_size", given.tensor_parallel_size),
         "ulysses": options.get("ulysses_degree", given.ulysses_degree),
         "ring": options.get("ring_degree", given.ring_degree),

@@ -84,7 +84,7 @@ def _parallel(options: Mapping[str, Any]) -> ParallelConfig:
         shared *= ring
     shared = shared or max(ring, ranks // (tensor * cfg))
     ulysses = int(options.get("ulysses_degree") or shared // ring)
-    found = {"tensor": tensor, "ulysses": ulysses, "ring": ring, "cfg": cfg}
+    found: dict[str, Any] = {"tensor": tensor, "ulysses": ulysses, "ring": ring, "cfg": cfg}
     used = tensor * ulysses * ring * cfg
     if ("num_gpus" in options and used != ranks) or ulysses * ring != shared:
         raise ConfigError(

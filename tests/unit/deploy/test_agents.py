@@ -1,0 +1,172 @@
+"""Ranks on other machines: agents join, run them, and are missed; with real processes that hold no model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from omnimuse import __version__
+from omnimuse.core.config import Config, LaunchConfig, ModelConfig, ParallelConfig
+from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
+from omnimuse.deploy.agents import Agent, Agents, Hello, read_key
+from omnimuse.deploy.pool import Pool, PoolPlan
+from omnimuse.deploy.process import Settings
+from omnimuse.deploy.wire import Finished, Form
+from omnimuse.worker.find import Found, find
+from tests.processes import children
+
+ROOT = Path(__file__).resolve().parents[3]
+FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
+PATIENCE = 30.0
+KEY = "an agent's key of some length"
+
+
+@pytest.fixture(scope="module")
+def found() -> Found:
+    return find(Config(ModelConfig("omnimuse/shapes", device="cpu")))
+
+
+@asynccontextmanager
+async def pool_of_agents(found: Found, spool: Path) -> AsyncIterator[tuple[Pool, int]]:
+    """A pool whose second ranks are run by agents, and the port where they join."""
+    key = spool.parent / "key"
+    key.write_text(KEY)
+    launch = LaunchConfig("agent", "127.0.0.1:0", key)
+    spool.mkdir()
+    config = replace(found.config, parallel=ParallelConfig(cfg=2, wait=PATIENCE, launch=launch))
+    pool = Pool(PoolPlan(config, found.spec, spool, command=FAKE))
+    await pool.start()
+    try:
+        assert isinstance(pool.launcher, Agents)
+        yield pool, pool.launcher.port
+    finally:
+        await pool.close(5.0)
+
+
+@asynccontextmanager
+async def agent(port: int) -> AsyncIterator[asyncio.Task[None]]:
+    """An agent with one seat, as another machine would run it."""
+    task = asyncio.create_task(Agent(KEY, 1, FAKE).join("127.0.0.1", port))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, EngineDeadError):
+            await task
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
+async def draw(pool: Pool, found: Found) -> Finished:
+    params = DiffusionParams(num_inference_steps=3, seed=7)
+    request = found.door.make_request(Ask("a ring", params, timeout=PATIENCE), time.monotonic(), 0)
+    updates = [update async for update in pool.run(request, Form("PNG"))]
+    assert isinstance(updates[-1], Finished)
+    return updates[-1]
+
+
+def test_the_other_ranks_run_at_agents_and_are_started_at_another_one_when_theirs_is_gone(
+    found: Found, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with pool_of_agents(found, tmp_path / "spool") as (pool, port):
+            assert not pool.ready
+            async with agent(port):
+                assert (await draw(pool, found)).files
+                leader = pool.status()[0].pid or 0
+                [other] = [pid for pid in children(os.getpid(), "fake_process.py") if pid != leader]
+                os.kill(other, signal.SIGKILL)
+                await until(lambda: pool.status()[0].restarts == 1)
+                assert "its rank 1 was ended by SIGKILL at 127.0.0.1" in pool.status()[0].reason
+                assert (await draw(pool, found)).files
+            await until(lambda: pool.status()[0].restarts == 2)
+            async with agent(port):
+                assert (await draw(pool, found)).files
+
+    asyncio.run(main())
+
+
+def test_ranks_are_lost_with_an_agent_that_says_nothing_any_more(found: Found, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with pool_of_agents(found, tmp_path / "spool") as (pool, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(msgspec.json.encode(Hello(KEY, __version__, 1)) + b"\n")
+            while b'"start"' not in await reader.readline():
+                pass
+            writer.close()  # as of a machine that was switched off
+            await until(lambda: pool.status()[0].restarts == 1)
+            assert "its rank 1 was lost with its agent at 127.0.0.1" in pool.status()[0].reason
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_loses_its_front_ends_its_ranks(found: Found, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with pool_of_agents(found, tmp_path / "spool") as (pool, port), agent(port) as working:
+            await until(lambda: pool.ready)
+            await pool.close(5.0)
+            with pytest.raises(EngineDeadError, match="is gone; its ranks here were ended"):
+                await working
+            assert not children(os.getpid(), "fake_process.py")
+
+    asyncio.run(main())
+
+
+def test_who_does_not_know_the_key_or_has_another_version_is_refused(found: Found, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with pool_of_agents(found, tmp_path / "spool") as (pool, port):
+            with pytest.raises(ConfigError, match="the key is not that of --agent-key-file"):
+                await Agent("another key", 1, FAKE).join("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(msgspec.json.encode(Hello(KEY, "0.0", 1)) + b"\n")
+            assert f"the front is omnimuse {__version__}, this is 0.0".encode() in await reader.readline()
+            writer.close()
+            assert not pool.ready
+
+    asyncio.run(main())
+
+
+def test_a_rank_for_which_no_agent_comes_is_told(found: Found) -> None:
+    async def main() -> None:
+        agents = Agents(("127.0.0.1", 0), "", patience=0.1)
+        await agents.open()
+        try:
+            with pytest.raises(OSError, match=r"no agent has a free seat after 0\.1 s .*omnimuse worker --join"):
+                await agents.start(Settings(found.config, "", Path(), "0-1", rank=1))
+        finally:
+            await agents.close()
+
+    asyncio.run(main())
+
+
+def test_what_makes_no_sense_about_launchers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--launcher slurm is not known; use one of local, agent, ray"):
+        LaunchConfig("slurm")
+    with pytest.raises(ConfigError, match="starts processes here"):
+        LaunchConfig("local", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match="only one; ask for more"):
+        ParallelConfig(launch=LaunchConfig("ray"))
+    with pytest.raises(ConfigError, match=r"anybody who reaches 10\.0\.0\.1 could join"):
+        LaunchConfig("agent", "10.0.0.1:7000")
+    with pytest.raises(ConfigError, match="is no address; write HOST:PORT"):
+        LaunchConfig("agent", "here")
+    short = tmp_path / "key"
+    short.write_text("short\n")
+    with pytest.raises(ConfigError, match="has 5 characters; use at least 16"):
+        read_key(short)
