@@ -10,8 +10,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -183,6 +185,20 @@ class Omni:
     def place(self) -> dict[str, str]:
         """The dtype and the device that this engine computes with."""
         return self.engine.place
+
+    @contextmanager
+    def recording(self, path: Path | str) -> Iterator[None]:
+        """Record every operation, on every rank, for the length of a `with` block: a Chrome trace, compressed, in
+        `path` (`trace.json.gz`), with stages by the names of `observe/labels.py`.
+        """
+        from omnimuse.observe.profile import merge
+
+        path = Path(path)
+        self._background.between_ticks(self.engine.record).result()
+        try:
+            yield
+        finally:
+            merge(self._background.between_ticks(partial(self.engine.end_recording, path)).result(), path)
 
     def sleep(self) -> int:
         """Let every weight leave the device until `wake_up`; how many bytes did. Requests wait meanwhile."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,6 +70,13 @@ class FakeOmni:
                     yield index, event.result
                 elif isinstance(event, Failed):
                     yield index, Result(event.request_id, prompt["prompt"], chosen, error=event.error)
+
+    @contextmanager
+    def recording(self, path: Path) -> Iterator[None]:
+        """As `Omni.recording`."""
+        before = len(self.drawn)
+        yield
+        path.write_text(f"{len(self.drawn) - before} drawn")
 
     def _events(self, request: str, prompt: str, params: DiffusionParams, previews: int) -> list[Event]:
         count = params.num_outputs_per_prompt or 1

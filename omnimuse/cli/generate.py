@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -55,6 +55,9 @@ class Engine(Protocol):
         previews: int,
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt and its result, as each is done."""
+
+    def recording(self, path: Path) -> AbstractContextManager[None]:
+        """What is computed in a `with` block, recorded into that file."""
 
 
 Start = Callable[[Config], AbstractContextManager[Engine]]
@@ -100,6 +103,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     shown.add_argument(
         "--plot", type=Path, metavar="FILE", help="write a picture of where the time went, by stage of every prompt"
+    )
+    shown.add_argument(
+        "--profile", type=Path, metavar="FILE.json.gz", help="record every operation, for Perfetto; slower meanwhile"
     )
     shown.add_argument("--quiet", action="store_true", help="print nothing but the names of the files, as they appear")
 
@@ -248,7 +254,9 @@ def _draw(
             shown.say(f"loading {job.config.model.model}" + (f"; {job.about}" if job.about else ""))
             with start(job.config) as engine:
                 clock.reach("load")
-                _take_all(job, engine, outcome, shown, stdout)
+                profile = job.shown.profile
+                with nullcontext() if profile is None else engine.recording(profile):
+                    _take_all(job, engine, outcome, shown, stdout)
     except KeyboardInterrupt:
         return "interrupted"
     except (OSError, OmnimuseError) as error:  # such as a full disk

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from omnimuse.cli.again import completed, read_settings
 from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config
-from omnimuse.cli.plot import check_plot
+from omnimuse.cli.plot import KINDS, check_place
 from omnimuse.cli.prompts import NONE, read_prompts
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, RequestError
@@ -64,6 +64,7 @@ class Shown:
     as_json: bool = False
     quiet: bool = False
     plot: Path | None = None
+    profile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -229,14 +230,16 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     prompts = [{"prompt": text, **shared} for text in said]
     check_destination(named(naming, "image"), suffixes())
     if args.plot is not None:
-        check_plot(args.plot, args.overwrite)
+        check_place("plot", args.plot, KINDS, args.overwrite)
+    if args.profile is not None:
+        check_place("profile", args.profile, (".gz",), args.overwrite)
     args.model = args.model or DEFAULT_MODEL
     return Job(
         config=read_config(args),
         prompts=prompts,
         params=with_settings(read_params(args), [*args.set, *began]),
         naming=naming,
-        shown=Shown(args.preview, args.json, args.quiet, args.plot),
+        shown=Shown(args.preview, args.json, args.quiet, args.plot, args.profile),
         words=args.words,
         given=args.given,
         cfg_scale=args.cfg_scale,

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(
         dtype="float32", prompt=[], file=None, source=None, output=None, format=None, overwrite=False, resume=False
     )
-    parser.set_defaults(first=None, preview=False, quiet=False, plot=None)
+    parser.set_defaults(first=None, preview=False, quiet=False, plot=None, profile=None)
     parser.add_argument(
         "--tolerance",
         type=float,

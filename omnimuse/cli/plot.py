@@ -5,7 +5,7 @@ Made from the record that the outcome prints, by Pillow alone. Called by `genera
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ Bar = tuple[str, Mapping[str, float], Mapping[str, Sequence[float]]]
 """What is written above a bar, seconds by part, and those of every step of a part that has some."""
 
 
-def check_plot(path: Path, overwrite: bool) -> None:
-    """RequestError unless a picture can be written there, and no file is in its place."""
-    check_destination(path, KINDS)
+def check_place(option: str, path: Path, suffixes: Collection[str], overwrite: bool) -> None:
+    """RequestError unless a file with one of these endings can be written there, and none is in its place."""
+    check_destination(path, suffixes)
     if path.exists() and not overwrite:
-        raise RequestError(f"--plot {path} is there already; choose another name, or --overwrite", "plot")
+        raise RequestError(f"--{option} {path} is there already; choose another name, or --overwrite", option)
 
 
 def bars_of(record: Mapping[str, Any]) -> list[Bar]:

@@ -6,10 +6,10 @@ is counted as "other", so the number of series is bounded whatever comes in.
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from omnimuse.observe.labels import OTHER, label_of
 
 TASKS = frozenset(
     {"text-to-image", "image-to-image", "text-to-video", "image-to-video", "text-to-audio", "audio-to-audio", "chat"}
@@ -21,25 +21,6 @@ REJECTIONS = frozenset(
 CAUSES = frozenset({"exit", "hang", "silence", "start"})
 PLACES = frozenset({"queued", "running", "disconnect"})
 CHORES = frozenset({"starting jobs", "tidying up", "ending a job"})
-STAGES = MappingProxyType(
-    {
-        "queue": "queue",
-        "encode prompt": "text_encoder.forward",
-        "encode negative prompt": "text_encoder.forward",
-        "encode image": "vae.encode",
-        "encode pictures": "vae.encode",
-        "encode sound": "vae.encode",
-        "denoise": "diffuse",
-        "read": "prefill",
-        "generate": "decode",
-        "decode": "vae.decode",
-        "encode": "save",
-    }
-)
-"""Stages of ours, as answers have them in `timings`, and their labels: names of vLLM-Omni's profiler where it has one.
-What a family does besides is "other".
-"""
-OTHER = "other"
 
 _WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _BYTES = tuple(2.0**power for power in range(28, 42))
@@ -111,7 +92,7 @@ class Metrics:
         self._pixels.inc(pixels)
         seconds: dict[str, float] = {}
         for stage, taken in timings.items():
-            label = STAGES.get(stage, OTHER)
+            label = label_of(stage)
             seconds[label] = seconds.get(label, 0.0) + taken
         for label, taken in seconds.items():
             self._stage_seconds.labels(self._model, label).observe(taken)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
@@ -33,6 +34,7 @@ from omnimuse.core.output import (
 )
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
+from omnimuse.observe.labels import OTHER, label_of
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
 from omnimuse.pipeline.pipeline import Pipeline
@@ -283,7 +285,7 @@ class Runner:
 
     def _run_stage(self, stage: Stage, state: State) -> None:
         began = self.clock.mark()
-        with self._isolated(state.request.id, stage.name):
+        with self._isolated(state.request.id, stage.name), record_function(label_of(stage.name)):
             self._run_or_retry(stage, state)
             self.jobs[state.request.id].spend(state, stage, self.clock.since(began))
             self._tell_grown(state)
@@ -339,13 +341,15 @@ class Runner:
     def _run_loops(self, states: Sequence[State]) -> None:
         began = self.clock.mark()
         rows: list[Row] = []
+        names = {label_of(self._loop(state).name) for state in states}
         for state in states:
             loop = self._loop(state)
             with self._isolated(state.request.id, loop.name):
                 if not state.plan:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
-        predictions, failures = self.forwards.evaluate([row for row in rows if row.state.id in self.states])
+        with record_function(" and ".join(sorted(names)) or OTHER):
+            predictions, failures = self.forwards.evaluate([row for row in rows if row.state.id in self.states])
         shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
         for state in states:

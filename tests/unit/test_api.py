@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields, replace
@@ -50,6 +52,23 @@ def test_one_prompt_gives_one_picture(omni: Omni) -> None:
     assert result.output is None
     assert result.params.num_inference_steps == 2
     assert {"queue", "encode prompt", "denoise", "decode"} <= set(result.timings)
+
+
+def test_a_recording_names_the_stages_of_what_was_drawn_in_it(omni: Omni, tmp_path: Path) -> None:
+    with omni.recording(str(tmp_path / "trace.json.gz")):
+        omni.generate("a circle that was never drawn before", SMALL, progress=False)
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    stages = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert stages.count("diffuse") == 2 and {"text_encoder.forward", "vae.decode"} <= set(stages)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
+
+
+def test_a_model_that_slept_draws_what_it_drew(omni: Omni) -> None:
+    [before] = omni.generate("a circle", SMALL, progress=False)
+    assert omni.sleep() > 0 and omni.engine.asleep
+    omni.wake_up()
+    [after] = omni.generate("a circle", SMALL, progress=False)
+    assert before.images[0].tobytes() == after.images[0].tobytes()
 
 
 def test_output_types_are_pictures_a_unit_tensor_or_latents(omni: Omni) -> None:

@@ -486,9 +486,10 @@ def test_a_plot_has_a_bar_for_the_command_and_one_for_every_prompt(tmp_path: Pat
     place = tmp_path / "plots" / "time.png"
     words = ["a red circle", "a blue square", "-o", str(tmp_path / "a.png"), "--plot", str(place)]
     assert drawn(job(words)).code == 0
-    one, two = Image.open(place), tmp_path / "one.png"
-    assert drawn(job(["a red circle", "-o", str(tmp_path / "b.png"), "--plot", str(two)])).code == 0
-    assert one.height - Image.open(two).height == 2 * GAP
+    single = tmp_path / "one.png"
+    assert drawn(job(["a red circle", "-o", str(tmp_path / "b.png"), "--plot", str(single)])).code == 0
+    with Image.open(place) as two, Image.open(single) as one:
+        assert two.height - one.height == 2 * GAP
     with pytest.raises(RequestError, match=r"time.png is there already; choose another name, or --overwrite"):
         job(words)
     with pytest.raises(RequestError, match="txt"):
@@ -509,3 +510,14 @@ def test_the_parts_of_a_bar_are_as_long_as_they_took_and_one_after_the_other() -
     assert spans(list(bars[0][1].values()), 100) == [(0, 99), (100, 199), (200, 399)]
     assert spans(list(bars[1][1].values()), 100) == [(0, 0), (0, 149)]
     assert spans(bars[1][2]["denoise"], 100) == [(0, 49), (50, 149)]
+
+
+def test_a_recording_is_of_the_drawing_and_replaces_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "trace.json.gz"
+    words = ["a red circle", "-o", str(tmp_path / "a.png"), "--profile", str(place)]
+    assert drawn(job(words)).code == 0
+    assert place.read_text() == "1 drawn"
+    with pytest.raises(RequestError, match=r"--profile .* is there already"):
+        job(words)
+    with pytest.raises(RequestError, match=r"gz"):
+        job(["a", "--profile", str(tmp_path / "trace.txt")])
