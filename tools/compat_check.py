@@ -130,13 +130,13 @@ def draw(arch: str, kind: str) -> None:
                 raise found.error
             print("draws", flush=True)
             [made] = found.tensors.values()
-            far = (
+            off = (
                 float((made[0].float() - expected[0].float()).abs().max())
                 if made[0].shape == expected[0].shape
                 else None
             )
-            if far is None or not far <= CLOSE:
-                what = f"shapes {tuple(made[0].shape)} and {tuple(expected[0].shape)}" if far is None else f"{far:.2g}"
+            if off is None or not off <= CLOSE:
+                what = f"shapes {tuple(made[0].shape)} and {tuple(expected[0].shape)}" if off is None else f"{off:.2g}"
                 raise SystemExit(f"it is not what diffusers draw: {what}")
             assert torch.isfinite(made[0]).all()
             print("agrees", flush=True)
@@ -179,10 +179,16 @@ def report(source: Path, only: list[str]) -> list[tuple[str, dict[str, str]]]:
             stages = {"imports": line["imports"] or "yes"}
             if not line["imports"]:
                 tried = [drawn(place, line["arch"], kind) for kind in kinds[line["arch"]]]
-                stages |= max(tried, key=lambda found: list(found.values()).count("yes"), default={})
+                best: dict[str, str] = max(tried, key=far, default={})
+                stages |= best
             found.append((line["arch"], stages))
             print(told(*found[-1]), flush=True)
     return found
+
+
+def far(stages: Mapping[str, str]) -> int:
+    """How many stages were reached."""
+    return list(stages.values()).count("yes")
 
 
 def drawn(place: Path, arch: str, kind: str) -> dict[str, str]:
