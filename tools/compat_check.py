@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -109,15 +110,15 @@ def imports(models: Mapping[str, list[str]]) -> None:
         print(json.dumps({"arch": arch, "imports": why}), flush=True)
 
 
-def draw(arch: str) -> None:
-    """Build the first tiny checkpoint of that architecture and draw its first wish; print how far it came."""
+def draw(arch: str, kind: str) -> None:
+    """Build the tiny checkpoint of that architecture and kind, and draw its first wish; print how far it came."""
     import torch
 
     from omnimuse import Omni
     from tests.checkpoints.families import FAMILIES
 
     resource.setrlimit(resource.RLIMIT_AS, (MOST, MOST))  # some networks are as large as published, always
-    family = next(each for each in FAMILIES if each.arch == arch)
+    family = next(each for each in FAMILIES if (each.arch, each.kind) == (arch, kind))
     with tempfile.TemporaryDirectory() as place:
         folder = family.build(Path(place) / "tiny")
         wish = next((each for each in family.wishes if not each.images), family.wishes[0])
@@ -129,13 +130,13 @@ def draw(arch: str) -> None:
                 raise found.error
             print("draws", flush=True)
             [made] = found.tensors.values()
-            far = (
+            off = (
                 float((made[0].float() - expected[0].float()).abs().max())
                 if made[0].shape == expected[0].shape
                 else None
             )
-            if far is None or not far <= CLOSE:
-                what = f"shapes {tuple(made[0].shape)} and {tuple(expected[0].shape)}" if far is None else f"{far:.2g}"
+            if off is None or not off <= CLOSE:
+                what = f"shapes {tuple(made[0].shape)} and {tuple(expected[0].shape)}" if off is None else f"{off:.2g}"
                 raise SystemExit(f"it is not what diffusers draw: {what}")
             assert torch.isfinite(made[0]).all()
             print("agrees", flush=True)
@@ -157,7 +158,7 @@ def child(place: Path, *words: str, given: str = "") -> subprocess.CompletedProc
 def inside() -> None:
     """What such a process does."""
     if sys.argv[1:]:
-        draw(sys.argv[1])
+        draw(*sys.argv[1:])
     else:
         imports(json.load(sys.stdin))
 
@@ -166,7 +167,9 @@ def report(source: Path, only: list[str]) -> list[tuple[str, dict[str, str]]]:
     """Of every architecture, stage by stage: `yes`, or why not; stages that were not reached are left out."""
     from tests.checkpoints.families import FAMILIES
 
-    tiny = {family.arch for family in FAMILIES}
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for family in FAMILIES:
+        kinds[family.arch].append(family.kind)
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
         models = {arch: row for arch, row in borrow(source, place)[TABLES[0]].items() if not only or arch in only}
@@ -174,15 +177,28 @@ def report(source: Path, only: list[str]) -> list[tuple[str, dict[str, str]]]:
         found = []
         for line in map(json.loads, lines):
             stages = {"imports": line["imports"] or "yes"}
-            if not line["imports"] and line["arch"] in tiny:
-                done = child(place, line["arch"])
-                stages |= dict.fromkeys([word for word in done.stdout.split() if word in STAGES], "yes")
-                if done.returncode:
-                    missed = next(stage for stage in STAGES if stage not in stages)
-                    stages[missed] = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            if not line["imports"]:
+                tried = [drawn(place, line["arch"], kind) for kind in kinds[line["arch"]]]
+                best: dict[str, str] = max(tried, key=far, default={})
+                stages |= best
             found.append((line["arch"], stages))
             print(told(*found[-1]), flush=True)
     return found
+
+
+def far(stages: Mapping[str, str]) -> int:
+    """How many stages were reached."""
+    return list(stages.values()).count("yes")
+
+
+def drawn(place: Path, arch: str, kind: str) -> dict[str, str]:
+    """How far one of its tiny checkpoints comes, behind the import."""
+    done = child(place, arch, kind)
+    stages = dict.fromkeys([word for word in done.stdout.split() if word in STAGES], "yes")
+    if done.returncode:
+        missed = next((stage for stage in STAGES[1:] if stage not in stages), "agrees")
+        stages[missed] = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    return stages
 
 
 def told(arch: str, stages: Mapping[str, str]) -> str:

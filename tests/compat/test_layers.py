@@ -21,13 +21,14 @@ from omnimuse.compat.vllm.model_executor.layers.linear import (
 from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
 from omnimuse.compat.vllm_omni.diffusion.attention.layer import Attention
+from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.layers.adalayernorm import (
     AdaLayerNorm,
     AdaLayerNormContinuous,
     AdaLayerNormZero,
     AdaLayerNormZeroSingle,
 )
-from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding
+from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding, apply_rope_to_qk
 from omnimuse.compat.vllm_omni.model_executor.layers.timestep_embedding import timestep_embedding
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ModelError
@@ -63,6 +64,30 @@ def test_attention_is_that_of_torch(kind: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_hints_for_kernels_are_taken_but_not_those_that_say_which_keys_count() -> None:
+    q = drawn(1, 3, 2, 8)
+    site = Attention(2, 8, True, 8**-0.5, qkv_layout="BSND", use_sync=True, disable_kv_quant=True)
+    assert site(q, q, q, AttentionMetadata(extra={"kv_cache_dtype": None})).shape == q.shape
+    with pytest.raises(ModelError, match=r"extra has \['valid_kv_length'\], which is not taken"):
+        site(q, q, q, AttentionMetadata(extra={"valid_kv_length": 2}))
+    with pytest.raises(ValueError, match="scatter_idx and gather_idx"):
+        Attention(2, 8, scatter_idx=1)
+
+
+def test_guidance_of_several_branches_is_that_of_two_or_the_pipelines_own() -> None:
+    class Own(CFGParallelMixin):
+        def predict_noise(self, value: float) -> torch.Tensor:  # type: ignore[override]
+            return torch.tensor([value])
+
+    both = [{"value": 3.0}, {"value": 1.0}]
+    assert Own().predict_noise_with_multi_branch_cfg(True, 2.0, both) == torch.tensor([5.0])
+    assert Own().predict_noise_with_multi_branch_cfg(False, 2.0, both) == torch.tensor([3.0])
+    assert Own().predict_noise_maybe_with_cfg(True, 2.0, *both, cfg_normalize=False, kwargs={}) == torch.tensor([5.0])
+    assert Own().check_cfg_parallel_validity(1.0, False)
+    with pytest.raises(ModelError, match=r"3 branches with true_cfg_scale=2.* need a pipeline's own"):
+        Own().predict_noise_with_multi_branch_cfg(True, 2.0, [*both, both[0]])
+
+
 def test_a_norm_with_a_residual_gives_their_sum_too() -> None:
     norm, x, residual = RMSNorm(8), drawn(3, 8), drawn(3, 8, seed=1)
     torch.testing.assert_close(norm(x), F.rms_norm(x, (8,), torch.ones(8), 1e-6))
@@ -77,6 +102,13 @@ def test_rotations_and_timesteps_are_those_of_diffusers() -> None:
     both = [each.repeat_interleave(2, dim=1) for each in (cos, sin)]
     expected = apply_rotary_emb(x, (both[0], both[1]), sequence_dim=1)
     torch.testing.assert_close(RotaryEmbedding()(x, cos, sin), expected)
+    torch.testing.assert_close(RotaryEmbedding(half_head_dim=False)(x, both[0], both[1]), expected)
+    part = RotaryEmbedding(is_neox_style=True, half_head_dim=False)(
+        x, *(torch.cat([c[:, :2]] * 2, 1) for c in (cos, sin))
+    )
+    torch.testing.assert_close(part[..., :4], RotaryEmbedding(is_neox_style=True)(x[..., :4], cos[:, :2], sin[:, :2]))
+    assert torch.equal(part[..., 4:], x[..., 4:])
+    assert apply_rope_to_qk(RotaryEmbedding(), x, x, None) == (x, x)
     t = torch.tensor([0.0, 12.5, 999.0])
     expected = get_timestep_embedding(t, 16, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(timestep_embedding(t, 16), expected, atol=1e-4, rtol=0)

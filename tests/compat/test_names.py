@@ -6,7 +6,6 @@ import ast
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -198,9 +197,9 @@ def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureF
     batch = DiffusionRequestBatch([OmniDiffusionRequest([word], OmniDiffusionSamplingParams()) for word in "ab"])
     split = split_diffusion_output_by_request(DiffusionOutput(torch.arange(4)), batch, num_outputs_per_prompt=2)
     assert [each.output.tolist() for each in split] == [[0, 1], [2, 3]]
-    assert prefetch_subfolders("m", ["vae"]) is None  # type: ignore[func-returns-value]
-    made = from_pretrained_with_prefetch(SimpleNamespace(from_pretrained=lambda model, **kw: (model, kw)), "m", x=1)
-    assert made == ("m", {"x": 1})
+    assert prefetch_subfolders("m", ["vae"], local_files_only=True) is None  # type: ignore[func-returns-value]
+    made = from_pretrained_with_prefetch(lambda model, **kw: (model, kw), "m", subfolder="vae", prefetch_list=["vae"])
+    assert made == ("m", {"subfolder": "vae"})
     assert Path(download_weights_from_hf_specific("omnimuse/shapes", None, ["*"])).is_dir()
     weight = torch.ones(1)
     set_weight_attrs(weight, {"own": 1})

@@ -99,8 +99,8 @@ def test_a_plan_that_cannot_be_kept_is_refused(plan: dict[str, object], why: str
 
 def test_tokens_that_ranks_cannot_share_evenly_are_refused() -> None:
     mesh = Mesh.planned(ParallelConfig(ulysses=2))
-    kind = type("Planned", (nn.Module,), {"_sp_plan": {"proj": {"input": SequenceParallelInput(1, 3)}}})
-    network = kind()
+    base = type("Base", (nn.Module,), {"_sp_plan": {"proj": {"input": SequenceParallelInput(1, 3)}}})
+    network = type("Planned", (base,), {})()
     network.proj = nn.Linear(2, 2)
     share_tokens(nn.ModuleDict({"net": network}), mesh)
     with within(Surroundings(torch.device("cpu"), torch.float32, mesh, None)):

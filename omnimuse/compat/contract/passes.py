@@ -102,7 +102,8 @@ def keep_parts(pipe: nn.Module, stacks: Mapping[str, ContractStack], place: Plac
     axis = place.mesh.axis(SEQUENCE)
     for label, stack in stacks.items():
         network = pipe.get_submodule(label.rpartition(".")[0])
-        conditions = vars(type(network)).get(CONDITIONS) or ()
+        kind = type(network)
+        conditions = getattr(kind, CONDITIONS) if hasattr(kind, CONDITIONS) else ()
         named = label.rpartition(".")[2]
         for index, block in enumerate(stack.blocks()):
             if not any(_plain(each)(f"{named}.{index}", block.get_submodule("inner")) for each in conditions):

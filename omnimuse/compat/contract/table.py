@@ -260,7 +260,7 @@ KNOWN: tuple[Known, ...] = (
         "nothing: all is here before a pipeline is made",
         SMALL,
     ),
-    Known(f"{D}.model_loader.hub_prefetch", "from_pretrained_with_prefetch", FILES, "`cls.from_pretrained`", SMALL),
+    Known(f"{D}.model_loader.hub_prefetch", "from_pretrained_with_prefetch", FILES, "`factory(model, ...)`", SMALL),
     Known(
         f"{D}.utils.tf_utils",
         "get_transformer_config_kwargs",

@@ -90,8 +90,8 @@ def share_tokens(pipe: nn.Module, mesh: Mesh) -> list[Choice]:
     """Stand-ins where the plans of its networks say, and sites that attend across ranks."""
     axis, choices = mesh.axis(SEQUENCE), []
     for path, network in list(pipe.named_modules()):
-        plan = vars(type(network)).get(PLAN)
-        if not plan:
+        kind = type(network)
+        if not hasattr(kind, PLAN) or not (plan := getattr(kind, PLAN)):
             continue
         for name in sorted(plan, reverse=True):  # parts before the network itself
             _stand_in(pipe, f"{path}.{name}" if name else path, plan[name], axis)

@@ -28,6 +28,15 @@ class SiteOptions(TypedDict, total=False):
     role: str
     role_category: str | None
     skip_sequence_parallel: bool
+    qkv_layout: str | None
+    scatter_idx: int
+    gather_idx: int
+    use_sync: bool
+    disable_kv_quant: bool
+
+
+WHICH_KEYS = frozenset({"cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "valid_kv_length"})
+"""Hints for kernels that say which keys count, so that leaving them out would change the outcome."""
 
 
 class Attention(nn.Module):
@@ -35,7 +44,8 @@ class Attention(nn.Module):
 
     `softmax_scale` (None: one over the root of the head's size) is put into the queries where it is another one than
     our backends have. Where keys are shared, they are repeated. `skip_sequence_parallel` says that the keys are the
-    same on all ranks; `prefix` names the site for people.
+    same on all ranks; `prefix` names the site for people. `qkv_layout` and `use_sync` are hints, and keys are never
+    packed into fewer bits (`disable_kv_quant`); ranks always exchange heads for tokens (`scatter_idx`, `gather_idx`).
     """
 
     def __init__(
@@ -51,6 +61,8 @@ class Attention(nn.Module):
         keys = num_kv_heads or num_heads
         if num_heads % keys:
             raise ValueError(f"num_heads={num_heads} is no multiple of num_kv_heads={keys}: heads cannot share keys so")
+        if (ways := (site.get("scatter_idx", 2), site.get("gather_idx", 1))) != (2, 1):
+            raise ValueError(f"scatter_idx and gather_idx = {ways} are not taken; leave them at (2, 1)")
         role, category = site.get("role", "self"), site.get("role_category")
         self.site = ours.Attention(num_heads, head_size, role, category, key_heads=keys)
         self.shared = num_heads // keys
@@ -64,6 +76,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[B, S, N, H], [B, K, N, H] twice (there perhaps fewer heads) -> [B, S, N, H]."""
         meta = attn_metadata or AttentionMetadata()
+        if wrong := sorted(WHICH_KEYS & meta.extra.keys()):
+            raise ModelError(f"attn_metadata.extra has {wrong}, which is not taken; give a mask")
         own = self._alike(query, key, value)
         others = self._alike(meta.joint_query, meta.joint_key, meta.joint_value)
         if self.spread:

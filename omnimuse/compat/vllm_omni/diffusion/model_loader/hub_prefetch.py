@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from omnimuse.compat.contract.names import no_name
 
 
-def prefetch_subfolders(model: str, subfolders: Sequence[str] = (), revision: str | None = None) -> None:
+def prefetch_subfolders(
+    model: str,
+    subfolders: Iterable[str] = (),
+    *,
+    local_files_only: bool | None = None,
+    revision: str | None = None,
+    include_root_metadata: bool = True,
+) -> None:
     """Nothing is left to fetch: the checkpoint was found, checked and downloaded before."""
 
 
-def from_pretrained_with_prefetch(cls: Any, model: str, *args: Any, **kwargs: Any) -> Any:
-    """`cls.from_pretrained(model, ...)`."""
-    return cls.from_pretrained(model, *args, **kwargs)
+def from_pretrained_with_prefetch(
+    factory: Callable[..., Any],
+    model: str,
+    *,
+    prefetch_list: Iterable[str] = (),
+    max_attempts: int = 1,
+    **from_pretrained_kwargs: Any,
+) -> Any:
+    """`factory(model, ...)`, where `factory` is some class's `from_pretrained`; one attempt, as all is here."""
+    return factory(model, **from_pretrained_kwargs)
 
 
 def __getattr__(name: str) -> Any:

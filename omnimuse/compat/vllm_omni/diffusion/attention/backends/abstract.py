@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -15,7 +15,8 @@ class AttentionMetadata:
     """What an attention site is told beside queries, keys and values.
 
     `attn_mask` is [B, K] with what is not 0 to be attended to, or broadcasts to [B, N, S, K]. Of a joint sequence the
-    other part may come here, [B, J, N, H] each; it stands in front or at the rear.
+    other part may come here, [B, J, N, H] each; it stands in front or at the rear. `extra` are hints for kernels; one
+    that says which keys count is refused.
     """
 
     attn_mask: Tensor | None = None
@@ -24,6 +25,7 @@ class AttentionMetadata:
     joint_key: Tensor | None = None
     joint_value: Tensor | None = None
     joint_strategy: Literal["front", "rear"] = "front"
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def __getattr__(name: str) -> Any:
