@@ -13,7 +13,7 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.compat.sglang import DiffGenerator
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.output import Done, Event, Failed, Progress
+from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -85,8 +85,11 @@ def test_outputs_of_one_size_share_every_call_of_the_network(engine: Engine, exp
     assert engine.runner.forwards.count - before == WISHES[0].params.num_inference_steps
 
 
-def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(engine: Engine) -> None:
-    submit(engine, WISHES[0])
+def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(
+    engine: Engine, expected: list[torch.Tensor]
+) -> None:
+    params = replace(WISHES[0].params, output_type="pt")
+    engine.submit(engine.make_request(Ask(WISHES[0].asked, params, previews=1)))
     events = drain(engine)
     [done] = [event for event in events if isinstance(event, Done)]
     stages = [
@@ -96,6 +99,8 @@ def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(engine: Engin
     assert [name for name in done.result.timings if name in stages] == stages
     steps = [event.step for event in events if isinstance(event, Progress) and event.stage == "denoise"]
     assert steps == [1, 2, 3, 4]
+    assert [event.image.shape for event in events if isinstance(event, Preview)] == [(64, 64, 3)] * 3
+    torch.testing.assert_close(done.result.tensors["image"][0], expected[0], atol=1e-5, rtol=0)
 
 
 def test_cancelled_or_paused_between_steps_it_leaves_the_others_as_they_were(
@@ -149,6 +154,17 @@ def test_omni_draws_the_same_with_the_defaults_of_the_pipeline(folder: Path, exp
         params = DiffusionParams(num_inference_steps=4, height=64, width=64, seed=7, output_type="pt")
         [result] = omni.generate("a red circle", params, progress=False)
         torch.testing.assert_close(result.tensors["image"][0], expected[0], atol=1e-5, rtol=0)
+
+
+def test_blocks_come_one_at_a_time_where_the_network_says_what_they_are(
+    folder: Path, expected: list[torch.Tensor]
+) -> None:
+    path = str(renamed(folder, "ComposedSmallPipeline"))
+    options = {"dit_precision": "fp32", "device": "cpu", "dit_layerwise_offload": True}
+    with DiffGenerator.from_pretrained(model_path=path, plugin=COMPOSED, **options) as generator:
+        small = {"num_inference_steps": 4, "height": 64, "width": 64, "seed": 7, "save_output": False}
+        made = generator.generate("a red circle", **small)
+    torch.testing.assert_close(made["samples"][:, 0], expected[0], atol=1e-5, rtol=0)
 
 
 def test_what_is_not_translated_is_refused_when_the_engine_starts(folder: Path) -> None:

@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from omnimuse import Config, ModelConfig
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import RequestError
-from omnimuse.core.output import Done, Failed
+from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -76,10 +76,11 @@ def of_pictures(folder: Path, wishes: tuple[Wish, ...], output_type: str) -> lis
     [
         ("ComposedMediumPipeline", medium, DRAWN, of_pictures),
         ("ComposedMediumCombinedPipeline", medium, DRAWN, of_pictures),
+        ("ComposedMediumWholePipeline", medium, DRAWN, of_pictures),
         ("ComposedMediumEditPipeline", medium, CHANGED, of_pictures),
         ("ComposedMotionPipeline", partial(wan.build, kind="A14B"), FILMED, wan.reference),
     ],
-    ids=["own-stages", "own-guidance", "pictures", "videos"],
+    ids=["own-stages", "own-guidance", "own-loop", "pictures", "videos"],
 )
 def test_it_draws_what_diffusers_draws_alone_and_in_company(
     arch: str,
@@ -100,6 +101,30 @@ def test_it_draws_what_diffusers_draws_alone_and_in_company(
     for wish, single, shared, right in zip(wishes, alone, together, expected, strict=True):
         torch.testing.assert_close(single, right, atol=1e-5, rtol=0, msg=lambda text, wish=wish: f"{wish}: {text}")
         torch.testing.assert_close(shared, right, atol=1e-5, rtol=0)
+
+
+def test_a_loop_of_its_own_is_told_of_paused_and_cancelled_between_its_steps(tmp_path: Path) -> None:
+    folder = medium(tmp_path / "tiny")
+    [expected] = of_pictures(folder, DRAWN[:1], "pt")
+    engine = engine_of(renamed(folder, "ComposedMediumWholePipeline"))
+    params = replace(DRAWN[0].params, output_type="pt", extra={"sampling": {"empty_tokens": TOKENS}})
+    try:
+        gone, kept = (engine.submit(engine.make_request(Ask(DRAWN[0].asked, params))) for _ in range(2))
+        events: list[Event] = []
+        while not any(isinstance(event, Progress) and event.stage == "denoise" for event in events):
+            events += engine.tick()
+        engine.cancel(gone)
+        engine.pause(kept)
+        events += engine.tick()
+        engine.resume(kept)
+        while not engine.idle:
+            events += engine.tick()
+    finally:
+        engine.close()
+    mine = [event for event in events if event.request_id == kept]
+    [made] = [event.result.output[0] for event in mine if isinstance(event, Done)]
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    assert [event.step for event in mine if isinstance(event, Progress) and event.stage == "denoise"] == [1, 2, 3, 4]
 
 
 def test_what_a_pipeline_cannot_be_asked_is_refused_by_name(tmp_path: Path) -> None:

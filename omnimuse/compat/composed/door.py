@@ -20,13 +20,14 @@ def refuse_features(spec: Spec, config: Config) -> None:
     """ConfigError for what the translation cannot give a composed pipeline.
 
     Ranks may share the two branches of guidance, which the engine deals out, and weights, which its layers share.
+    Blocks may come one at a time, where its network says what they are.
     """
     chosen = config.parallel
     taken = ParallelConfig(tensor=chosen.tensor, cfg=chosen.cfg)
     asked = {
         "cache": (config.cache.kind != "none", "step caches"),
         "quantize": (bool(config.quantize.schemes), "packed weights"),
-        "offload": (config.offload.mode != "none", "offload"),
+        "offload": (config.offload.mode == "components", "parts that take turns (use offload layers)"),
         "compile": (config.compile.mode != "none", "compiled blocks"),
         "kernels": (config.kernels.mode == "triton", "fused kernels"),
         "parallel": (chosen != taken, "axes of ranks besides tensor and cfg"),
@@ -50,8 +51,8 @@ def make(place: Place) -> Made:
     from omnimuse.compat.composed.make import make as made
     from omnimuse.compat.composed.stages import Denoiser
 
-    live, modules, choices = made(ENTRIES[place.spec.arch], place)
-    return Made({**modules, PIPELINE: live, NETWORK: Denoiser(live)}, choices)
+    live, modules, passed = made(ENTRIES[place.spec.arch], place)
+    return Made({**modules, PIPELINE: live, NETWORK: Denoiser(live)}, passed.choices, passed.closes)
 
 
 def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:

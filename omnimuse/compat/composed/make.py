@@ -17,6 +17,7 @@ from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package
 from omnimuse.compat.composed.spec import PIPELINE, facts_of
 from omnimuse.compat.composed.weights import network_of
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.diffusers.read import read_component
 from omnimuse.compat.door import Place
@@ -24,12 +25,17 @@ from omnimuse.compat.sglang.configs.pipeline_configs.base import PipelineConfig
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.compat.sglang.runtime.pipelines_core.composed_pipeline_base import ComposedPipelineBase
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
+from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import DenoisingStage
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
 from omnimuse.compat.sglang.utils import PRECISION_TO_TYPE
+from omnimuse.compat.vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from omnimuse.core.config import Choice
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import quiet
+
+NETWORKS = ("transformer", "transformer_2", "dit")
+"""The components that a denoising loop calls."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Live:
         return found
 
 
-def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], list[Choice]]:
+def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], Passed]:
     """The pipeline that `entry` names, its components by name, and what was chosen on the way."""
     facts = facts_of(entry, place.checkpoint)
     config = _class(facts.configs[CONFIG], PipelineConfig)()
@@ -80,11 +86,32 @@ def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], list[Choice]
     with within(surroundings), quiet("diffusers"), quiet("transformers"):
         _take_architectures(config, place.checkpoint, facts.required)
         modules = {name: _module(name, facts.package, config, place) for name in facts.required}
+        networks = {name: each for name, each in modules.items() if name in NETWORKS}
+        passed = transform(nn.ModuleDict(networks), place)
         pipe = cls(str(place.checkpoint.folder), args, modules)
     if not pipe.stages:
         raise ModelError(f"create_pipeline_stages of {entry.name} adds no stage; call add_stage in it")
+    refuse_ranks(entry.name, pipe.stages, modules, place)
+    passed.choices += _attention(modules, place)
     sampling = _class(facts.configs[SAMPLING], SamplingParams) if SAMPLING in facts.configs else SamplingParams
-    return Live(pipe.named_stages, sampling, surroundings), modules, _attention(modules, place)
+    return Live(pipe.named_stages, sampling, surroundings), modules, passed
+
+
+def refuse_ranks(name: str, stages: list[PipelineStage], modules: Mapping[str, Any], place: Place) -> None:
+    """ConfigError for ranks that would have nothing to share."""
+    parallel = place.config.parallel
+    loops = [stage for stage in stages if isinstance(stage, DenoisingStage)]
+    if parallel.cfg > 1 and not all(stage.parted for stage in loops):
+        raise ConfigError(
+            f"cfg={parallel.cfg} cannot be: the denoising stage of {name} puts both predictions together itself; leave "
+            "it out"
+        )
+    shared = (part for each in modules.values() if isinstance(each, nn.Module) for part in each.modules())
+    if parallel.tensor > 1 and not any(isinstance(part, ColumnParallelLinear | RowParallelLinear) for part in shared):
+        raise ConfigError(
+            f"tensor={parallel.tensor} cannot be: no network of {name} has layers that ranks share; build it of the "
+            "guide's linear layers, or leave it out"
+        )
 
 
 def args_of(config: PipelineConfig, place: Place) -> ServerArgs:
@@ -126,10 +153,11 @@ def _module(name: str, package: Package, config: PipelineConfig, place: Place) -
         raise ModelError(f"{place.checkpoint.folder} has no component {name!r}, which this pipeline requires")
     kind, dtype = place.checkpoint.components[name][1], dtype_of(name, config, place.dtype)
     networks = {each.name: each for each in package.entries()}
-    if kind in networks and name in ("transformer", "transformer_2", "dit"):
+    device = room_for(place) if name in NETWORKS else place.device
+    if kind in networks and name in NETWORKS:
         cls = getattr(import_module(networks[kind].module), kind)
-        return network_of(cls, config.dit_config, place.checkpoint, name, (place.device, dtype))
-    return read_component(place.checkpoint, name, dtype, place.device, place.config.model.load)
+        return network_of(cls, config.dit_config, place.checkpoint, name, (device, dtype))
+    return read_component(place.checkpoint, name, dtype, device, place.config.model.load)
 
 
 def dtype_of(name: str, config: PipelineConfig, engine: torch.dtype) -> torch.dtype:

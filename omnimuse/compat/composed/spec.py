@@ -149,7 +149,7 @@ def notes(facts: Facts) -> dict[str, str]:
         "attention": "ours, where its networks are built of the guide's layers; a library's network has its own",
         "shared forwards": "yes: of outputs whose network is given alike shapes, where the stock loop calls it",
         "progress, cancel, pause": "yes: between stages, and between the steps of the loop",
-        "previews": "no: nobody but its stages knows what its latents are",
+        "previews": "of pictures: unfinished latents, through all stages after the loop",
     }
 
 

@@ -5,21 +5,25 @@ Letters: B outputs that share a call.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omnimuse.compat.composed.make import Live
 from omnimuse.compat.composed.requests import finished, packed, request_of, unpacked
 from omnimuse.compat.composed.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import within
+from omnimuse.compat.diffusers.call import Call
 from omnimuse.compat.sglang.runtime.managers.forward_context import set_forward_context
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import OutputBatch, Req
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import (
+    POSITIVE,
     DenoisingStage,
     Evaluation,
     branches_of,
@@ -30,6 +34,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
+from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
 from omnimuse.pipeline.state import State
@@ -39,6 +44,9 @@ BATCH, STAGES = "batch", "stages"
 
 LOOP = "denoise"
 """What the loop is called wherever time and steps are told, as in every pipeline of ours."""
+
+CELL = 8
+"""Pixels of a cell of latents, of which a preview has at most so many a side."""
 
 TOKEN = 16 * 16
 """Pixels, over frames, that count as one token: such a pipeline tells nobody how many it computes."""
@@ -135,6 +143,19 @@ def keep(state: State, made: Any, name: str) -> None:
     state[BATCH][:] = packed(made)
 
 
+def _apart(value: Any) -> Any:
+    """A list or a dict whose entries may be changed without anybody noticing; anything else as it is."""
+    return copy.copy(value) if isinstance(value, list | dict) else value
+
+
+def tokens_of(request: Request) -> int:
+    """The row tokens of a step of one output, by its pixels."""
+    p = request.params
+    pixels = (p.height or 720) * (p.width or 1280) * (p.num_frames or 1)
+    scale = p.guidance_scale if p.true_cfg_scale is None else p.true_cfg_scale
+    return max(1, pixels // TOKEN) * (2 if (scale or 1.0) > 1.0 else 1)
+
+
 @dataclass(frozen=True)
 class Denoise(Loop):
     """The loop: the stage prepares it, says what its networks are called for, and moves the latents."""
@@ -147,10 +168,7 @@ class Denoise(Loop):
     writes: tuple[str, ...] = ()
 
     def tokens(self, ctx: Context, request: Request) -> int:
-        p = request.params
-        pixels = (p.height or 720) * (p.width or 1280) * (p.num_frames or 1)
-        scale = p.guidance_scale if p.true_cfg_scale is None else p.true_cfg_scale
-        return max(1, pixels // TOKEN) * (2 if (scale or 1.0) > 1.0 else 1)
+        return tokens_of(request)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         live, stage, batch = self._of(ctx, state)
@@ -161,7 +179,7 @@ class Denoise(Loop):
         timesteps = prepared["timesteps"]
         if len(timesteps) == 0:
             raise ModelError(f"{self.stage} has no timesteps; a stage before it must set batch.timesteps")
-        branches = branches_of(batch) if not stage._has_own("_predict_noise_with_cfg") else ("positive",)
+        branches = branches_of(batch) if stage.parted else (POSITIVE,)
         return [Step(index, float(t), network=NETWORK, branches=branches) for index, t in enumerate(timesteps)]
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
@@ -186,26 +204,82 @@ class Denoise(Loop):
             stage.finish(batch, live.args, state.working["prepared"])
             stage.verified(stage.verify_output(batch, live.args), "after")
 
+    def peek(self, ctx: Context, state: State) -> Tensor | None:
+        """The unfinished latents through all later stages, made small; of what is no picture nothing is shown."""
+        if ctx.spec.medium != "image":
+            return None
+        live, _, batch = self._of(ctx, state)
+        stages = [copy.copy(each) for each in state[STAGES][self.number :]]
+        made = unpacked([type(batch), {name: _apart(value) for name, value in vars(batch).items()}])
+        prepared = {name: _apart(value) for name, value in state.working["prepared"].items()}
+        assert isinstance(stages[0], DenoisingStage)
+        with within(live.surroundings):
+            stages[0].finish(made, live.args, prepared)
+            for stage in stages[1:]:
+                made = stage(made, live.args)
+        picture = finished(made, "image")
+        shrink = max(1.0, max(picture.shape[-2:]) / (PREVIEW_CELLS * CELL))
+        size = [max(1, round(side / shrink)) for side in picture.shape[-2:]]
+        return F.interpolate(picture[None], size=size, mode="area")[0]
+
     def _of(self, ctx: Context, state: State) -> tuple[Live, DenoisingStage, Any]:
         stage = state[STAGES][self.number]
         assert isinstance(stage, DenoisingStage)
         return ctx.components[PIPELINE], stage, unpacked(state[BATCH])
 
 
+@dataclass(frozen=True)
+class Driven(Loop):
+    """A denoising stage with a `forward` of its own, as a call that stands still wherever its bar is updated."""
+
+    number: int
+    stage: str
+    uses: tuple[str, ...] = (PIPELINE,)
+    name: str = LOOP
+    reads: tuple[str, ...] = (BATCH, STAGES)
+    writes: tuple[str, ...] = ()
+
+    def tokens(self, ctx: Context, request: Request) -> int:
+        return tokens_of(request)
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        live: Live = ctx.components[PIPELINE]
+        stage, batch = state[STAGES][self.number], unpacked(state[BATCH])
+
+        def work() -> Any:
+            with within(live.surroundings):
+                return stage(batch, live.args)
+
+        call = state.working["call"] = Call(work)
+        call.go_on()
+        return [Step(index) for index in range(max(1, call.total))]
+
+    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        return []
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        call: Call = state.working["call"]
+        if step.index and not call.dead:
+            call.go_on()
+        if call.dead:
+            del state.plan[step.index + 1 :]  # it took fewer steps than it had said
+
+    def finish(self, ctx: Context, state: State) -> None:
+        call: Call = state.working["call"]
+        while not call.dead:
+            call.go_on()
+        keep(state, call.result, self.stage)
+
+
 def pipeline_of(spec: Spec, live: Live) -> type[Pipeline]:
     """The pipeline of a spec that `spec_of` made: one stage of ours for each of its own."""
-    last, loops = len(live.stages) - 1, [name for name, stage in live.stages.items() if is_loop(stage)]
+    last, loops = len(live.stages) - 1, [name for name, each in live.stages.items() if isinstance(each, DenoisingStage)]
     if len(loops) > 1:
         raise ModelError(f"{spec.arch} has {len(loops)} denoising stages, and one is taken: {', '.join(loops)}")
     stages: list[Stage] = []
-    for number, name in enumerate(live.stages):
-        if name in loops and 0 < number < last:
-            stages.append(Denoise(number, name))
+    for number, (name, stage) in enumerate(live.stages.items()):
+        if isinstance(stage, DenoisingStage) and 0 < number < last:
+            stages.append(Denoise(number, name) if stage.stock else Driven(number, name))
         else:
             stages.append(Once(number, spec.medium, name, number == last))
     return type(spec.arch, (Pipeline,), {"spec": spec, "stages": tuple(stages), "results": {spec.medium: spec.medium}})
-
-
-def is_loop(stage: PipelineStage) -> bool:
-    """Whether the engine owns its iteration: a denoising stage whose `forward` is the stock one."""
-    return isinstance(stage, DenoisingStage) and type(stage).forward is DenoisingStage.forward

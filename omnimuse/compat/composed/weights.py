@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ def network_of(
     table: Any = made.param_names_mapping if hasattr(made, "param_names_mapping") else {}
     mapping: Mapping[str, Any] = table or config.arch_config.param_names_mapping
     parameters, filled = dict(made.named_parameters()), set[str]()
-    for key, tensor in renamed(mapping, checkpoint, name):
+    stored = read(ComponentSource(str(checkpoint.folder), name, None, ""))
+    for key, tensor in renamed(mapping, stored):
         if key not in parameters:
             raise ModelError(f"{name} of {checkpoint.folder} has {key!r}, which {cls.__name__} has not; map its name")
         load = vars(parameters[key]).get("weight_loader", default_weight_loader)
@@ -48,20 +49,32 @@ def network_of(
     return made.eval().requires_grad_(False)
 
 
-def renamed(mapping: Mapping[str, Any], checkpoint: Checkpoint, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every stored tensor by its new name: of the first pattern that fits, else its own."""
-    for key, tensor in read(ComponentSource(str(checkpoint.folder), name, None, "")):
-        yield renamed_key(mapping, key), tensor
+def renamed(mapping: Mapping[str, Any], stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Every stored tensor by its new name: of the first pattern that fits, else its own.
+
+    A new name with (place, count) is that of so many tensors one below the other; ModelError where some are missing.
+    """
+    parts: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in stored:
+        new, place, count = target_of(mapping, key)
+        if count == 1:
+            yield new, tensor
+            continue
+        there = parts.setdefault(new, {})
+        there[place] = tensor
+        if len(there) == count:
+            del parts[new]
+            yield new, torch.cat([there[each] for each in sorted(there)])
+    if parts:
+        raise ModelError(
+            f"of what makes up {few(sorted(parts))} not every tensor is stored; correct param_names_mapping"
+        )
 
 
-def renamed_key(mapping: Mapping[str, Any], key: str) -> str:
-    """The new name of one tensor."""
+def target_of(mapping: Mapping[str, Any], key: str) -> tuple[str, int, int]:
+    """The new name of one tensor, its place in that, and how many make it up."""
     for pattern, new in mapping.items():
         if re.match(pattern, key):
-            if not isinstance(new, str):
-                raise ModelError(
-                    f"{pattern!r} of param_names_mapping joins several tensors into one, which is not done here; give "
-                    "the network a layer for each"
-                )
-            return re.sub(pattern, new, key)
-    return key
+            name, place, count = (new, 0, 1) if isinstance(new, str) else new
+            return re.sub(pattern, name, key), place, count
+    return key, 0, 1

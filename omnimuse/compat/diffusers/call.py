@@ -42,6 +42,11 @@ def running() -> Call:
     return call
 
 
+def inside() -> bool:
+    """Whether this is asked inside a call."""
+    return isinstance(getcurrent(), Call)
+
+
 def park(latents: Tensor | None, total: int) -> None:
     """Inside a call: a step is done, `total` in all; stand still until the next `go_on`."""
     _note(latents, total)

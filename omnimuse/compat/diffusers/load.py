@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from omnimuse.compat.diffusers.call import park, running
+from omnimuse.compat.diffusers.call import inside, park, running
 from omnimuse.core.errors import ModelError
 from omnimuse.core.spec import OPTIONS, Configs
 from omnimuse.loader.components import quiet
@@ -110,6 +110,11 @@ class Bar(tqdm):
         for item in self.iterable:
             yield item
             self.update()
+
+
+def bar(iterable: Any = None, total: int | None = None) -> tqdm:
+    """A bar that shows nothing, and that parks the call inside which it is made, if it is in one."""
+    return Bar(iterable, total, parks=True) if inside() else tqdm(iterable, total=total, disable=True)
 
 
 def _progress_bar(pipeline: Any, iterable: Any = None, total: int | None = None) -> Bar:

@@ -115,6 +115,29 @@ class CombinedDenoisingStage(DenoisingStage):
         return negative + current_guidance_scale * (positive - negative)
 
 
+class WholeDenoisingStage(DenoisingStage):
+    """Has the loop itself, in a `forward` of its own."""
+
+    @torch.no_grad()
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        prepared = self._prepare_denoising_loop(batch, server_args)
+        latents = prepared["latents"]
+        with self.progress_bar(total=len(batch.timesteps)) as progress_bar:
+            for t in batch.timesteps:
+                branches = [(batch.prompt_embeds[0], prepared["pos_cond_kwargs"])]
+                if batch.do_classifier_free_guidance:
+                    branches.append((batch.negative_prompt_embeds[0], prepared["neg_cond_kwargs"]))
+                made = [
+                    self.transformer(latents, encoder_hidden_states=embeds, timestep=t[None], **kwargs).sample
+                    for embeds, kwargs in branches
+                ]
+                noise = made[0] if len(made) == 1 else made[1] + batch.guidance_scale * (made[0] - made[1])
+                latents = self.scheduler.step(noise, t, latents, return_dict=False)[0]
+                progress_bar.update()
+        batch.latents = latents
+        return batch
+
+
 class UnscaleStage(PipelineStage):
     """Latents as the autoencoder made them, after the loop."""
 
@@ -176,6 +199,11 @@ class MediumCombinedPipeline(MediumPipeline):
     denoising_stage = CombinedDenoisingStage
 
 
+class MediumWholePipeline(MediumPipeline):
+    pipeline_name = "ComposedMediumWholePipeline"
+    denoising_stage = WholeDenoisingStage
+
+
 class NoisedPictureStage(LatentPreparationStage):
     """The picture with as much noise as its share of the schedule leaves."""
 
@@ -218,4 +246,4 @@ class MediumEditPipeline(MediumPipeline):
         self.add_stage(NoisedPictureStage(self.get_module("scheduler"), self.get_module("transformer")))
 
 
-EntryClass = [MediumPipeline, MediumCombinedPipeline, MediumEditPipeline]
+EntryClass = [MediumPipeline, MediumCombinedPipeline, MediumWholePipeline, MediumEditPipeline]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from omnimuse.compat.sglang.runtime.layers.attention import USPAttention
 from omnimuse.compat.sglang.runtime.layers.layernorm import RMSNorm
-from omnimuse.compat.sglang.runtime.layers.linear import ReplicatedLinear
+from omnimuse.compat.sglang.runtime.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from omnimuse.compat.sglang.runtime.models.dits.base import CachableDiT
 
 
@@ -127,7 +127,8 @@ class Joint(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.fc_in, self.fc_out = Linear(width, 4 * width), Linear(4 * width, width)
+        self.fc_in = ColumnParallelLinear(width, 4 * width, return_bias=False)
+        self.fc_out = RowParallelLinear(4 * width, width, return_bias=False)
 
     def forward(self, x):
         return self.fc_out(nn.functional.gelu(self.fc_in(x), approximate="tanh"))
@@ -165,6 +166,7 @@ class OneStream(nn.Module):
 
 
 class FluxTransformer2DModel(CachableDiT):
+    _repeated_blocks = ["TwoStreams", "OneStream"]
     param_names_mapping = {
         r"^(.*)\.(ff|ff_context)\.net\.0\.proj\.(.*)$": r"\1.\2.fc_in.\3",
         r"^(.*)\.(ff|ff_context)\.net\.2\.(.*)$": r"\1.\2.fc_out.\3",

@@ -128,6 +128,8 @@ def wanted_of(given: Mapping[str, Any], spec: Spec) -> Wanted:
             raise RequestError(f"{name} cannot be given here: {meaning.refused}; see {TABLE}", name)
         elif meaning.ours == "cache":
             ours |= {"cache": "teacache"} if value else {}
+        elif name == "num_frames" and value == 1 and name not in spec.supported:
+            continue  # what pictures are there: one frame
         elif meaning.ours and value is not None:
             ours[meaning.ours] = value
     if theirs:

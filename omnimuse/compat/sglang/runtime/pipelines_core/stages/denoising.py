@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.compat.composed.names import no_name
+from omnimuse.compat.diffusers.load import bar
 from omnimuse.compat.sglang.runtime.managers.forward_context import set_forward_context
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import Req
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
@@ -205,12 +206,23 @@ class DenoisingStage(PipelineStage):
         batch.latents = server_args.pipeline_config.post_denoising_loop(latents, batch)
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-        """A bar that shows nothing: the engine tells of every step."""
-        from tqdm import tqdm
+        """A bar that shows nothing: the engine tells of every step.
 
-        return tqdm(iterable, total=total, disable=True)
+        In a `forward` of a subclass's own it is where the loop stands still between steps, as often as it is updated.
+        """
+        return bar(iterable, total)
 
     # -- one step, as the engine takes it --------------------------------------------------------------------------
+
+    @property
+    def stock(self) -> bool:
+        """Whether the engine takes its steps one by one: its `forward` is this one."""
+        return not self._has_own("forward")
+
+    @property
+    def parted(self) -> bool:
+        """Whether the two predictions of a guided step are evaluations of their own."""
+        return self.stock and not self._has_own("_predict_noise_with_cfg")
 
     def evaluations(
         self, batch: Req, server_args: ServerArgs, prepared: Variables, index: int
@@ -220,14 +232,14 @@ class DenoisingStage(PipelineStage):
         A subclass with a `_predict_noise_with_cfg` of its own has one call for all, which joins them itself.
         """
         step = self._step(batch, server_args, prepared, index)
-        if self._has_own("_predict_noise_with_cfg"):
+        if not self.parted:
             return {POSITIVE: Evaluation(index, self._predict_noise_with_cfg, step, lambda made: made)}
         return {branch: self._evaluation(branch, step) for branch in branches_of(batch)}
 
     def take_step(self, batch: Req, prepared: Variables, index: int, predictions: Mapping[str, Tensor]) -> None:
         """Move the latents by what was predicted in step `index`."""
         timestep = prepared["timesteps"][index]
-        if self._has_own("_predict_noise_with_cfg"):
+        if not self.parted:
             noise = predictions[POSITIVE]
         else:
             _, scale = self._select_and_manage_model(
