@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -12,3 +13,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.once", "tests.checkpoints.fixtures", "tests.turns", "tests.shows"]
+
+
+def pytest_collection_finish() -> None:
+    """What is there when tests begin stays: a collection of garbage, half a second else, need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """At the end everything may go; libraries complain of what does not."""
+    gc.unfreeze()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 
@@ -141,7 +142,7 @@ def refuse_no_numbers(path: Path, name: str, tensor: Tensor) -> None:
     """ModelError for NaN and infinity. Their sum tells in a fraction of the time of copying them; large numbers may
     have an infinite one, too, so then each is looked at.
     """
-    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
+    if not tensor.is_floating_point() or isfinite(tensor.sum().item()) or bool(tensor.isfinite().all()):
         return
     count = int((~tensor.isfinite()).sum())
     raise ModelError(

@@ -37,7 +37,7 @@ from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, photo
 
 TEXT_WIDTH, IMAGE_WIDTH, IMAGE_SIDE, CHANNELS = 32, 16, 28, 8
-LONG = {"width": 448, "height": 32}
+LONG = {"width": 448, "height": 32, "num_frames": 5}
 """Three tiles of the autoencoder, each of which is decoded in one step."""
 TARGET_SIZE = 64
 """Pictures make videos of so many pixels squared."""
@@ -93,7 +93,7 @@ def image_encoder() -> SiglipVisionModel:
 def vae() -> AutoencoderKLHunyuanVideo15:
     """The published factors."""
     return AutoencoderKLHunyuanVideo15(
-        latent_channels=CHANNELS, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1
+        latent_channels=CHANNELS, block_out_channels=(16, 16, 16, 16, 16), layers_per_block=1
     )
 
 

@@ -8,7 +8,7 @@ equal bit for bit has its own file, `test_tiers.py`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,6 +21,7 @@ from omnimuse.core.machine import cores
 from omnimuse.core.output import Event, Failed, Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
 from omnimuse.media.picture import mask_of
 from omnimuse.models import TABLE
 from omnimuse.pipeline.denoise import Denoise
@@ -33,6 +34,24 @@ from tests.invariants.conftest import Subject, drain, outputs, run, submit, with
 
 Make = Callable[..., Engine]
 EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
+
+
+@pytest.fixture(scope="module")
+def exact(subject: Subject) -> Iterator[Engine]:
+    """One engine per family that shares nothing, whose tests must leave nothing behind for each other."""
+    engine = start(subject.config(schedule=EXACT))
+    yield engine
+    assert not engine.runner.states and not engine.runner.forwards.retries
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def crowded(subject: Subject) -> Iterator[Engine]:
+    """The same with two places."""
+    engine = start(subject.config(schedule=replace(EXACT, max_running=2)))
+    yield engine
+    assert not engine.runner.states and not engine.runner.forwards.retries
+    engine.close()
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -87,11 +106,10 @@ def test_in_company_is_close_to_alone_in_the_fast_tier(subject: Subject, engine_
 
 
 @pytest.mark.shows("exact", wishes=True)
-def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, engine_with: Make) -> None:
-    engine = engine_with(schedule=EXACT)
+def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, exact: Engine) -> None:
     asks = subject.asks()
-    alone = [run(engine, ask)[0] for ask in asks]
-    for expected, found in zip(alone, run(engine, *asks), strict=True):
+    alone = [run(exact, ask)[0] for ask in asks]
+    for expected, found in zip(alone, run(exact, *asks), strict=True):
         assert torch.equal(found, expected)
 
 
@@ -106,18 +124,17 @@ def test_a_small_tick_budget_changes_nothing_but_the_grouping(
 
 @pytest.mark.parametrize("ticks", [0, 1, 4, 6])
 def test_cancelling_frees_the_state_and_leaves_the_others_as_they_were(
-    subject: Subject, engine_with: Make, ticks: int
+    subject: Subject, exact: Engine, ticks: int
 ) -> None:
-    engine = engine_with(schedule=EXACT)
-    [expected] = run(engine, subject.ask(1))
-    stopped, other = submit(engine, subject.ask(0, num_inference_steps=9), subject.ask(1))
-    events = [event for _ in range(ticks) for event in engine.tick()]
-    engine.cancel(stopped)
-    events += engine.tick()
+    [expected] = run(exact, subject.ask(1))
+    stopped, other = submit(exact, subject.ask(0, num_inference_steps=9), subject.ask(1))
+    events = [event for _ in range(ticks) for event in exact.tick()]
+    exact.cancel(stopped)
+    events += exact.tick()
     assert any(isinstance(event, Failed) and event.request_id == stopped for event in events)
-    assert stopped not in engine.runner.jobs
-    assert not any(state.startswith(stopped) for state in engine.runner.states)
-    assert torch.equal(outputs(events + drain(engine), other), expected)
+    assert stopped not in exact.runner.jobs
+    assert not any(state.startswith(stopped) for state in exact.runner.states)
+    assert torch.equal(outputs(events + drain(exact), other), expected)
 
 
 def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, shared: Engine) -> None:
@@ -134,9 +151,9 @@ def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, share
 
 @pytest.mark.parametrize("seed", range(3))
 def test_pausing_resuming_and_cancelling_in_any_order_harms_nobody(
-    subject: Subject, engine_with: Make, seed: int
+    subject: Subject, crowded: Engine, seed: int
 ) -> None:
-    engine, chance = engine_with(schedule=replace(EXACT, max_running=2)), random.Random(seed)
+    engine, chance = crowded, random.Random(seed)
     asks = subject.asks()
     expected = [run(engine, ask)[0] for ask in asks]
     ids = submit(engine, *asks)
@@ -254,13 +271,12 @@ def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shar
 
 
 @pytest.mark.shows("several", "exact")
-def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, engine_with: Make) -> None:
-    engine = engine_with(schedule=EXACT)
+def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, exact: Engine) -> None:
     ask = subject.ask(0)
-    [many] = run(engine, with_params(ask, num_outputs_per_prompt=3))
+    [many] = run(exact, with_params(ask, num_outputs_per_prompt=3))
     seed = ask.params.seed
     assert seed is not None
-    singles = run(engine, *(with_params(ask, seed=seed + i) for i in range(3)))
+    singles = run(exact, *(with_params(ask, seed=seed + i) for i in range(3)))
     for one, single in zip(many, singles, strict=True):
         assert torch.equal(one, single[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ def config(folder: Path) -> Config:
 @pytest.mark.crossed
 @pytest.mark.shows("parity", families=[family.name for family in FAMILIES if not family.apart])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(family: Family, tmp_path: Path) -> None:
-    folder, wish = family.build(tmp_path / "tiny"), family.wishes[0]
+def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(
+    family: Family, tiny: Callable[[str], Path]
+) -> None:
+    folder, wish = tiny(family.name), family.wishes[0]
     if family.apart:
         with pytest.raises(ModelError, match=re.escape(family.apart)):
             parity(config(folder), Ask(wish.asked, wish.params))
@@ -49,8 +52,8 @@ def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(family
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return FAMILIES[0].build(tmp_path_factory.mktemp("compared") / "tiny")
+def folder(tiny: Callable[[str], Path]) -> Path:
+    return tiny(FAMILIES[0].name)
 
 
 def spoilt(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from tests.checkpoints.adapters import (
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family, Wish
 
+Tiny = Callable[[str], Path]
 TOLERANCE = 1e-5
 WITH_ADAPTERS = [family for family in FAMILIES if hasattr(getattr(diffusers, family.arch), "load_lora_weights")]
 
@@ -45,8 +46,8 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 @pytest.fixture(scope="module")
-def folder(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family.build(tmp_path_factory.mktemp("lora") / "tiny")
+def folder(family: Family, tiny: Tiny) -> Path:
+    return tiny(family.name)
 
 
 def ours(folder: Path, wishes: list[Wish], adapters: Mapping[Path, float]) -> list[Tensor]:
@@ -93,10 +94,10 @@ def xlabs(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("layers", "style"), [(ORIGINAL, kohya()), (XLABS, xlabs)], ids=["kohya", "xlabs"])
 def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
-    tmp_path: Path, layers: Layers, style: Style
+    tmp_path: Path, tiny: Tiny, layers: Layers, style: Style
 ) -> None:
     family = next(family for family in WITH_ADAPTERS if family.name == "FluxPipeline-dev")
-    folder = family.build(tmp_path / "tiny")
+    folder = tiny(family.name)
     adapters, wishes = {write(tmp_path / "a.safetensors", layers, style): 1.3}, [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
@@ -104,9 +105,9 @@ def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
     assert apart(found, plain) > 1e-3
 
 
-def test_a_whole_layer_of_four_is_what_its_parts_are(tmp_path: Path) -> None:
+def test_a_whole_layer_of_four_is_what_its_parts_are(tmp_path: Path, tiny: Tiny) -> None:
     family = next(family for family in WITH_ADAPTERS if family.name == "FluxPipeline-dev")
-    folder = family.build(tmp_path / "tiny")
+    folder = tiny(family.name)
     whole = {"single_blocks.1.linear1": (224, 32)}
     [(down, up)] = products(whole).values()
     parts = zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), up.split([32, 32, 32, 128]), strict=True)
@@ -122,9 +123,9 @@ def test_a_whole_layer_of_four_is_what_its_parts_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline-dev", "StableDiffusion3Pipeline-3"])
-def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_path: Path, name: str) -> None:
+def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_path: Path, tiny: Tiny, name: str) -> None:
     family = next(family for family in WITH_ADAPTERS if family.name == name)
-    folder = family.build(tmp_path / "tiny")
+    folder = tiny(family.name)
     layers = {layer: size for layer, size in layers_of(folder, "text_encoder").items() if "self_attn" in layer}
     adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft("text_encoder.")): 0.9}, [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)

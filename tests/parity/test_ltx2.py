@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,9 @@ OF_SOUND = 5e-5
 """Of a waveform: a vocoder with random weights makes errors larger."""
 
 
-@pytest.fixture(scope="module", params=["split", "interleaved"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ltx2.build(tmp_path_factory.mktemp("ltx2") / "tiny", request.param)
+@pytest.fixture(scope="module", params=["LTX2Pipeline", "LTX2Pipeline-interleaved"])
+def folder(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Path:
+    return tiny(request.param)
 
 
 def ours(folder: Path, wishes: list[Wish], output_type: str = "pil") -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +25,8 @@ WISH = FAMILY.wishes[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stable_audio.build(tmp_path_factory.mktemp("stable_audio") / "tiny")
+def folder(tiny: Callable[[str], Path]) -> Path:
+    return tiny(FAMILY.name)
 
 
 def engine(folder: Path, dtype: str = "float32") -> Omni:

@@ -42,18 +42,22 @@ class WholeServer:
         faults: str = "",
         environment: Mapping[str, str] = MappingProxyType({}),
         port: int | None = 0,
+        data: str = "data",
+        source: Path | None = None,
     ) -> None:
+        """With the name of a folder in `folder` for its data; of the code in `source`, else of this one."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._log = (folder / "log").open("a+")
         self._start = self._log.tell()
-        place = [] if port is None else ["--port", str(port)]
-        command = [sys.executable, "-m", "omnimuse", "serve", *place, "--data", str(folder / "data"), *options]
+        place = [*([] if port is None else ["--port", str(port)]), *(["--data", str(folder / data)] if data else [])]
+        command = [sys.executable, "-m", "omnimuse", "serve", *place, *options]
         self.process = subprocess.Popen(
             command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMNIMUSE_FAULT": faults, **environment},
+            cwd=source,
         )
 
     def __enter__(self) -> Self:
@@ -74,8 +78,8 @@ class WholeServer:
 
     @property
     def url(self) -> str:
-        """Where it listens; it says so at once."""
-        return self.wait_for(r"http://127\.0\.0\.1:\d+")
+        """Where this machine reaches it; it says so at once."""
+        return self.wait_for(r"http://(127\.0\.0\.1|0\.0\.0\.0):\d+").replace("0.0.0.0", "127.0.0.1")
 
     def wait_for(self, pattern: str) -> str:
         """What the first match of `pattern` in its output is."""
