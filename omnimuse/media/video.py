@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def encode_video(video: Video, settings: Mapping[str, Any], sound: Sound | None 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings that `save_video` wrote into the file; RequestError without any, ConfigError without PyAV."""
-    av = _pyav()
+    av = pyav()
     try:
         with av.open(str(path)) as container:
             text = container.metadata.get(SETTINGS_KEY, "")
@@ -137,6 +138,21 @@ def _write(video: Video, sound: Sound | None, path: Path, comment: str) -> None:
             track.write_to(None)
 
 
+def recompressed(picture: Image.Image, crf: int) -> Image.Image:
+    """`picture`, an odd last row or column left out, as it looks after H.264 at the quality `crf`."""
+    av, file = _encoder(), BytesIO()
+    even = np.asarray(picture)[: picture.height // 2 * 2, : picture.width // 2 * 2]
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream(CODEC, rate=1, options={"crf": str(crf), "preset": "veryfast"})
+        stream.height, stream.width = even.shape[:2]
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24").reformat(format="yuv420p")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    file.seek(0)
+    with av.open(file) as container:
+        return Image.fromarray(next(container.decode(video=0)).to_ndarray(format="rgb24"))
+
+
 class _Track:
     """The sound of a file that is being written, beside its frames: players want both of a moment close together."""
 
@@ -172,14 +188,15 @@ class _Track:
 
 def _encoder() -> Any:
     """PyAV, with the encoder that is needed."""
-    av = _pyav()
+    av = pyav()
     if CODEC not in av.codecs_available:
         raise ConfigError(f'this PyAV has no encoder {CODEC}; install its wheel: pip install "omnimuse[video]"')
     return av
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """PyAV; ConfigError where it is not installed."""
     try:
         return import_module("av")
     except ImportError:
-        raise ConfigError('MP4 files need PyAV, which is not installed: pip install "omnimuse[video]"') from None
+        raise ConfigError('files of videos need PyAV, which is not installed: pip install "omnimuse[video]"') from None
