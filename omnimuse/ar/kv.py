@@ -51,6 +51,11 @@ class Decoder(Network):
 
     packing: ClassVar[Literal["stack", "pad", "varlen"]] = "varlen"
 
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes in the memory."""
+        return self.memory(1, torch.device("meta")).data.nbytes
+
     @abstractmethod
     def memory(self, room: int, device: torch.device) -> KV:
         """An empty memory with room for so many tokens."""

@@ -53,13 +53,16 @@ class Sampling:
 
 def next_token(logits: Tensor, read: Sequence[int], written: int, how: Sampling, generator: torch.Generator) -> int:
     """The token after those in `read`, the last `written` of which are the model's own; from logits [V] on the CPU."""
+    held = how.ends and written < how.min_tokens
+    if how.temperature == 0 and how.repetition_penalty == 1.0 and not held and not how.suppressed:
+        return int(logits.argmax())
     scores = logits.to(torch.float32, copy=True)[None]  # [1, V]
     if how.repetition_penalty != 1.0:
         known = torch.tensor([list(read)])
         found = scores.gather(1, known)
         found = torch.where(found < 0, found * how.repetition_penalty, found / how.repetition_penalty)
         scores = scores.scatter(1, known, found)
-    if how.ends and written < how.min_tokens:
+    if held:
         scores[:, list(how.ends)] = -torch.inf
     if how.suppressed:
         scores[:, list(how.suppressed)] = -torch.inf

@@ -310,21 +310,23 @@ def _threads(name: str, value: int | None) -> None:
 class ScheduleConfig:
     """Who runs next, and how much at once.
 
-    `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no bound),
-    `max_running` the outputs in progress and `max_queue` the requests waiting. A request that came `patience` seconds
-    ago is late, and half of its tenant's work goes to late ones. A request keeps its place for `slice` seconds at least
-    while others wait for one, and ends after `max_run` seconds in progress (None: no bound). One tenant has at most
-    `tenant_share` (0 to 1) of the places and tokens, also while nobody else wants them, or one request. Requests share
-    ticks as far as sharing their forwards is measured to save time, or `company` "always". `tier` is what company
-    may change in a result (`docs/tiers.md`): nothing in "exact", which never shares a forward, and in "invariant",
-    which does; its last bits in "fast"; "auto" lets the build decide and say why. `memo_bytes` bounds the cache of
-    one-shot stage outputs.
+    `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no
+    bound), `running_bytes` what they may come to remember while they are written (None: half of the memory that is
+    free when the engine starts), `max_running` the outputs in progress and `max_queue` the requests waiting. A
+    request that came `patience` seconds ago is late, and half of its tenant's work goes to late ones. A request
+    keeps its place for `slice` seconds at least while others wait for one, and ends after `max_run` seconds in
+    progress (None: no bound). One tenant has at most `tenant_share` (0 to 1) of the places and tokens, also while
+    nobody else wants them, or one request. Requests share ticks as far as sharing their forwards is measured to
+    save time, or `company` "always". `tier` is what company may change in a result (`docs/tiers.md`): nothing in
+    "exact", which never shares a forward, and in "invariant", which does; its last bits in "fast"; "auto" lets the
+    build decide and say why. `memo_bytes` bounds what is kept of one-shot stages and of beginnings of texts.
     """
 
     max_running: int = 64
     max_queue: int = 256
     tick_tokens: int = 65536
     running_tokens: int | None = None
+    running_bytes: int | None = None
     patience: float = 300.0
     slice: float = 2.0
     max_run: float | None = None
@@ -340,6 +342,9 @@ class ScheduleConfig:
         for name in ("max_running", "max_queue", "tick_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+        for name, most in (("running_tokens", self.running_tokens), ("running_bytes", self.running_bytes)):
+            if most is not None and most < 1:
+                raise ConfigError(f"{name}={most} is not allowed; use at least 1, or leave it out")
         for name, value in (("patience", self.patience), ("slice", self.slice), ("max_run", self.max_run)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}={value} is not allowed; use a number of seconds, at least 0")

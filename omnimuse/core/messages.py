@@ -8,6 +8,7 @@ from typing import Any
 
 from omnimuse.core.bounds import is_text
 from omnimuse.core.errors import RequestError
+from omnimuse.core.params import FamilyParams, GenerationParams
 
 MAX_WRITTEN = 4_000_000
 """Characters of what a model that writes is given to read; how many of their tokens it can, it knows itself."""
@@ -48,6 +49,16 @@ def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[M
     if length > MAX_WRITTEN:
         raise RequestError(f"messages have {length} characters; at most {MAX_WRITTEN} are allowed", "messages")
     return messages
+
+
+def check_length(chosen: FamilyParams, longest: int) -> None:
+    """RequestError where what is to be written has no room beside one token of a prompt, of `longest` in all."""
+    if not isinstance(chosen, GenerationParams):
+        return
+    for name, value in (("max_tokens", chosen.max_tokens), ("min_tokens", chosen.min_tokens)):
+        if (value or 0) >= longest:
+            why = f"this model reads and writes {longest} in all; use at most {longest - 1}"
+            raise RequestError(f"extra.{name}={value} is too long: {why}", f"extra.{name}")
 
 
 def _message(given: Any, name: str) -> Message:

@@ -100,11 +100,15 @@ class PicturesShown:
 
 @dataclass(frozen=True)
 class TextWritten:
-    """The tokens that output number `output` was written in, and why it ended: by a `"stop"`, or at its `"length"`."""
+    """The tokens that output number `output` was written in, and why it ended: by a `"stop"`, or at its `"length"`.
+
+    The first `reused` tokens of the prompt had been read before, for another request.
+    """
 
     output: int
     tokens: tuple[int, ...]
     reason: Literal["stop", "length"]
+    reused: int = 0
 
 
 Note = TextRead | PicturesShown | TextWritten

@@ -21,7 +21,7 @@ from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory as machine_memory
-from omnimuse.core.messages import MAX_WRITTEN, Talk, messages_of
+from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, messages_of
 from omnimuse.core.names import meant
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
 from omnimuse.core.sources import Clip as Clip
@@ -236,6 +236,7 @@ class Door:
         self._check_memory(params, extra)
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
             raise RequestError(why, "extra")
+        check_length(extra, self.limits.max_sequence_length)
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(

@@ -335,7 +335,7 @@ class Worker:
 def spelt(result: Result) -> tuple[MadeText, ...]:
     """The texts that a model wrote; empty for one that makes something else."""
     made = zip(result.texts_written, result.written, strict=True)
-    return tuple(MadeText(text, len(note.tokens), note.reason) for text, note in made)
+    return tuple(MadeText(text, len(note.tokens), note.reason, note.reused) for text, note in made)
 
 
 def build(settings: Settings) -> Engine:

@@ -140,11 +140,15 @@ class Spelt(Message, frozen=True):
 
 
 class MadeText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One output that is a text, whole: of how many `tokens` it was, and whether a stop or its length ended it."""
+    """One output that is a text, whole: of how many `tokens` it was, and whether a stop or its length ended it.
+
+    The first `reused` tokens of the prompt had been read before.
+    """
 
     text: str
     tokens: int
     reason: Literal["stop", "length"]
+    reused: int = 0
 
 
 class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

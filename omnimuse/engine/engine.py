@@ -69,13 +69,23 @@ class Engine:
         return self.door.make_request(ask, self.clock(), secrets.randbelow(2**32))
 
     def submit(self, request: Request) -> str:
-        """Queue a request and return its id; CapacityError when the queue is full."""
+        """Queue a request and return its id; CapacityError when the queue is full.
+
+        RequestError if what it comes to remember can never fit beside the weights.
+        """
         self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
-        tokens = self.runner.tokens(request)
+        tokens, (least, most) = self.runner.tokens(request), self.runner.remembers(request)
+        room = self.runner.config.running_bytes
+        if room is not None and least * request.outputs > room:
+            raise RequestError(
+                f"{request.outputs} x {least} bytes are to be remembered while this is written, and there is room for "
+                f"{room} (running_bytes); ask for fewer tokens or outputs",
+                "max_tokens",
+            )
         with self._lock:
             self._refuse_if_over()
             now = self.clock()
-            self.scheduler.add(request, tokens, now)
+            self.scheduler.add(request, tokens, now, most)
             self._arrived[request.id] = now
         return request.id
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
-from omnimuse.core.config import Config
+from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Part, Result
 from omnimuse.core.params import DiffusionParams
@@ -29,8 +29,11 @@ from omnimuse.media.image import to_image
 from omnimuse.media.sound import to_sound
 from omnimuse.media.video import to_video
 from omnimuse.parallel.agree import agree_on_start
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
+from omnimuse.worker.place import free_bytes
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -50,11 +53,19 @@ def start(config: Config) -> Engine:
         agree_on_start(mesh, error)
         raise
     agree_on_start(mesh, None)
-    runner = Runner(built.pipeline, config.schedule, built.resources)
+    runner = Runner(built.pipeline, bounded(config.schedule, built.pipeline), built.resources)
     if not mesh.is_leader:
         follow(runner, built.governor)
         raise SystemExit(0)
     return Engine(runner, built.door, governor=built.governor)
+
+
+def bounded(schedule: ScheduleConfig, pipeline: Pipeline) -> ScheduleConfig:
+    """`schedule` with what its outputs may remember in all, where nobody chose that and loops that grow remember."""
+    grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.stages)
+    if schedule.running_bytes is not None or not grows:
+        return schedule
+    return replace(schedule, running_bytes=max(1, free_bytes(pipeline.ctx.device) // 2))
 
 
 def present(result: Result, limits: Limits) -> Result:

@@ -36,7 +36,8 @@ Cost = Callable[[str], int | None]
 
 @dataclass(eq=False)
 class Entry:
-    """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts.
+    """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts,
+    `bytes` what one output may come to remember.
 
     `due` is when it counts as late, `left` the work still to do. `active` requests hold a place among those in
     progress, since `placed`; `begun` ones have states, which wait on the CPU while they are not active; `held` ones are
@@ -54,6 +55,7 @@ class Entry:
     held: bool = False
     placed: float = 0.0
     ran: float = 0.0
+    bytes: int = 0
 
     @property
     def deadline(self) -> float:
@@ -102,8 +104,11 @@ class Scheduler:
         """Whether a tick would do something: a request runs or could, or one that is held must be parked."""
         return any(entry.active or not entry.held for entry in self.entries.values())
 
-    def add(self, request: Request, tokens: int, now: float) -> None:
-        """Queue a request whose outputs cost `tokens` a step; CapacityError when the queue is full."""
+    def add(self, request: Request, tokens: int, now: float, bytes: int = 0) -> None:
+        """Queue a request whose outputs cost `tokens` a step each, and may come to remember so many `bytes`.
+
+        CapacityError when the queue is full.
+        """
         if self.waiting >= self.config.max_queue:
             raise CapacityError(
                 f"the queue is full ({self.config.max_queue} requests are waiting); try again later", 1.0
@@ -111,7 +116,7 @@ class Scheduler:
         self._enter(request.tenant)
         live = [f"{request.id}/{output}" for output in range(request.outputs)]
         due, left = now + self.config.patience, tokens * request.evaluations * len(live)
-        self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live)
+        self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live, bytes=bytes)
         self._arrivals += 1
 
     def hold(self, request_id: str, held: bool) -> bool:
@@ -287,8 +292,8 @@ class Room:
     """How much is in progress, in all and of each tenant, and whether something fits beside it."""
 
     def __init__(self, config: ScheduleConfig, entries: Iterable[Entry]) -> None:
-        self._most = Amount(config.max_running, config.running_tokens or FOREVER)
-        self._share = Amount(self._most.outputs * config.tenant_share, self._most.tokens * config.tenant_share)
+        self._most = Amount(config.max_running, config.running_tokens or FOREVER, config.running_bytes or FOREVER)
+        self._share = self._most.part(config.tenant_share)
         self._all = Amount()
         self._tenants: dict[str, Amount] = {}
         for entry in entries:
@@ -321,17 +326,25 @@ class Room:
 
 @dataclass
 class Amount:
-    """Outputs, and the tokens that a step of all of them costs."""
+    """Outputs, the tokens that a step of all of them costs, and the bytes that they may come to remember."""
 
     outputs: float = 0.0
     tokens: float = 0.0
+    bytes: float = 0.0
+
+    def part(self, share: float) -> Amount:
+        """A `share` of it, 0 to 1."""
+        return Amount(self.outputs * share, self.tokens * share, self.bytes * share)
 
     def add(self, entry: Entry, times: int = 1) -> None:
         """Count the outputs of `entry`."""
         self.outputs += times * len(entry.live)
         self.tokens += times * len(entry.live) * entry.tokens
+        self.bytes += times * len(entry.live) * entry.bytes
 
     def has_room(self, entry: Entry, most: Amount) -> bool:
         """Whether `entry` fits in beside what is there, or is the first."""
         outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
-        return not self.outputs or (outputs <= most.outputs and tokens <= most.tokens)
+        held = self.bytes + len(entry.live) * entry.bytes
+        fits = outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes
+        return not self.outputs or fits

@@ -2,22 +2,26 @@
 
 The loop is one like denoising: a state's next step reads up to `CHUNK` tokens that its memory does not have yet, which
 is a piece of the prompt or the token that was written last; rows of both kinds share forwards. So a long prompt is read
-in pieces, between which others go on.
+in pieces, between which others go on. What was read of a whole piece is remembered by all tokens up to its end, and
+prompts that begin alike do not read it again: the rest is read in the same pieces either way, so nothing changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from hashlib import sha256
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from omnimuse.ar.kv import Decoder, Reading
+from omnimuse.ar.kv import KV, Decoder, Reading
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.ar.spelling import Spelling
 from omnimuse.core.errors import RequestError
+from omnimuse.core.messages import Message
 from omnimuse.core.output import TextRead, TextWritten
 from omnimuse.core.params import GenerationParams
 from omnimuse.core.request import Request
@@ -26,8 +30,10 @@ from omnimuse.layers.stack import Memory
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
 from omnimuse.pipeline.state import State
 
-CHUNK = 256
+CHUNK = 128
 """Tokens of a prompt that are read in one step."""
+TEMPLATE = 64
+"""Tokens that a chat template may add to a message."""
 ROOM = 64
 """Tokens that a memory has room for beyond the prompt, at first."""
 
@@ -84,14 +90,30 @@ class Generate(Loop):
         state.working["most"] = left if not isinstance(most, int) else min(most, left)
         state.working["how"] = Sampling.of(chosen, told)
         state.working["spelling"] = Spelling(ctx.components["tokenizer"].decode, chosen.stop)
-        state.working["tokens"], state.working["remembered"] = list(prompt), 0
+        state.working["tokens"] = list(prompt)
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)
         state["kv"] = network.memory(len(prompt) + min(ROOM, state.working["most"]), ctx.device)
-        return [Step(index, network=self.network) for index in range(-(-len(prompt) // CHUNK))]
+        state.working["remembered"] = state.working["reused"] = self._recall(ctx, prompt, state["kv"])
+        left_over = len(prompt) - state.working["reused"]
+        return [Step(index, network=self.network) for index in range(-(-left_over // CHUNK))]
 
     def tokens(self, ctx: Context, request: Request) -> int:
         return 1
+
+    def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
+        chosen, longest = request.extra, ctx.limits.max_sequence_length
+        assert isinstance(chosen, GenerationParams)
+        told = ctx.configs[OPTIONS].get("max_new_tokens")
+        most = chosen.max_tokens or (told if isinstance(told, int) else longest)
+        said = request.messages or (Message("", request.prompt),)
+        # No token is less than a byte; of the template's own words nothing is known here.
+        prompt = sum(len(message.content.encode()) + TEMPLATE for message in said)
+        network = ctx.components.wherever(self.network)
+        assert isinstance(network, Decoder)
+        tokens = 1 + (chosen.max_tokens or chosen.min_tokens), prompt + most
+        least, most = (min(count, longest) * network.token_bytes for count in tokens)
+        return least, most
 
     def cost(self, ctx: Context, state: State) -> int:
         return min(CHUNK, len(state.working["tokens"]) - state.working["remembered"])
@@ -100,7 +122,8 @@ class Generate(Loop):
         start, tokens = state.working["remembered"], state.working["tokens"]
         piece = tokens[start : start + CHUNK]
         if start + len(piece) > state["kv"].room:
-            state["kv"] = state["kv"].with_room(2 * state["kv"].room)
+            most = len(state["prompt_ids"]) + state.working["most"]
+            state["kv"] = state["kv"].with_room(min(2 * state["kv"].room, most))
         return [
             Row(
                 state=state,
@@ -116,7 +139,9 @@ class Generate(Loop):
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         working, prompt = state.working, len(state["prompt_ids"])
         tokens, spelling = working["tokens"], working["spelling"]
+        before = working["remembered"]
         working["remembered"] += self.cost(ctx, state)
+        self._remember(ctx, state, before)
         if working["remembered"] < len(tokens):
             return  # more of the prompt is to be read
         logits, written = predictions["positive"].cpu(), len(tokens) - prompt
@@ -126,13 +151,34 @@ class Generate(Loop):
         if not ended and not spelling.stopped and written + 1 < working["most"]:
             state.plan.append(Step(step.index + 1, network=self.network))
             return
-        stopped = ended or spelling.stopped
-        state.notes[self.name] = TextWritten(state.output, tuple(tokens[prompt:]), "stop" if stopped else "length")
+        reason: Literal["stop", "length"] = "stop" if ended or spelling.stopped else "length"
+        state.notes[self.name] = TextWritten(state.output, tuple(tokens[prompt:]), reason, working["reused"])
 
     def finish(self, ctx: Context, state: State) -> None:
         spelling = state.working["spelling"]
         self._tell(state, spelling.end())
         state["reply"] = spelling.text
+
+    def _recall(self, ctx: Context, prompt: Sequence[int], kv: KV) -> int:
+        """Put what is remembered of the beginning of `prompt` into `kv`; how many tokens. The last is read anyway."""
+        start = 0
+        for end in range(CHUNK, len(prompt), CHUNK):
+            known = ctx.memo.get(self._key(ctx, prompt[:end]))
+            if known is None:
+                break
+            kv.data[:, :, :, start:end] = known[0]
+            start = end
+        return start
+
+    def _remember(self, ctx: Context, state: State, start: int) -> None:
+        """Keep what was read from `start` on, if it is a whole piece of the prompt."""
+        prompt, end = state["prompt_ids"], start + CHUNK
+        if state.working["remembered"] == end <= len(prompt):
+            ctx.memo.put(self._key(ctx, prompt[:end]), (state["kv"].data[:, :, :, start:end].clone(),))
+
+    def _key(self, ctx: Context, tokens: Sequence[int]) -> Hashable:
+        """What promises equal memories of the last piece of `tokens`."""
+        return (type(self), self.network, ctx.version, sha256(array("q", tokens).tobytes()).digest())
 
     def _tell(self, state: State, piece: str) -> None:
         told = state.working.setdefault("told", 0)

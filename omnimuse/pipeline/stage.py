@@ -21,6 +21,7 @@ from omnimuse.lora.adapters import Adapters
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.arrival import Send, send
+from omnimuse.pipeline.memo import Memo
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.tiles import Tiling
 
@@ -74,8 +75,9 @@ class Context:
 
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
     `version` changes when weights change, so that remembered stage outputs are never stale. `adapters` are what its
-    networks wear for some requests. `send` begins to copy a finished tensor to main memory. Pictures are decoded by
-    `tiling`, if there is one; by `narrow`, if there is one, when memory ran out.
+    networks wear for some requests, `memo` what equal inputs gave before. `send` begins to copy a finished tensor
+    to main memory. Pictures are decoded by `tiling`, if there is one; by `narrow`, if there is one, when memory ran
+    out.
     """
 
     spec: Spec
@@ -88,6 +90,7 @@ class Context:
     version: int = 0
     adapters: Adapters = field(default_factory=Adapters.none)
     send: Send = send
+    memo: Memo = field(default_factory=lambda: Memo(0))
     tiling: Tiling | None = None
     narrow: Tiling | None = None
 
@@ -146,6 +149,10 @@ class Loop(Stage):
     def tokens(self, ctx: Context, request: Request) -> int:
         """The row tokens of one step of one output, over all branches, which admission counts."""
         return 1
+
+    def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
+        """The bytes that one output comes to remember in this loop, at least and at most, as far as is known before."""
+        return 0, 0
 
     def cost(self, ctx: Context, state: State) -> int:
         """The row tokens of the step that this state takes next; the budget of a tick and fairness count these."""

@@ -13,14 +13,8 @@ from omnimuse.observe.labels import OTHER, label_of
 
 TASKS = frozenset(
     {
-        "text-to-image",
-        "image-to-image",
-        "text-to-video",
-        "image-to-video",
-        "video-to-video",
-        "text-to-audio",
-        "audio-to-audio",
-        "chat",
+        *("text-to-image", "image-to-image", "text-to-video", "image-to-video", "video-to-video"),
+        *("text-to-audio", "audio-to-audio", "chat", "text-to-text"),
     }
 )
 OUTCOMES = frozenset({"completed", "failed", "cancelled", "refused", "expired"})
@@ -87,12 +81,23 @@ class Metrics:
             "omnimuse_background_failures_total", "Failures of work beside the requests.", ["chore"], registry=registry
         )
         self._pixels = Counter("omnimuse_output_pixels_total", "Pixels drawn, frames included.", registry=registry)
+        self._tokens = Counter(
+            "omnimuse_text_tokens_total",
+            "Tokens of models that write: read, of these known from others that began alike, and written.",
+            ["kind"],
+            registry=registry,
+        )
 
     def ended(self, task: str, outcome: str, seconds: float) -> None:
         """A request that was accepted has ended, `seconds` after it came; `outcome` is one of OUTCOMES."""
         task = _known(task, TASKS)
         self._requests.labels(self._model, task, _known(outcome, OUTCOMES)).inc()
         self._request_seconds.labels(self._model, task).observe(seconds)
+
+    def wrote(self, read: int, reused: int, written: int) -> None:
+        """A text is finished; `reused` of the tokens that were `read` had been read before."""
+        for kind, tokens in (("read", read), ("reused", reused), ("written", written)):
+            self._tokens.labels(kind).inc(tokens)
 
     def drawn(self, pixels: int, timings: dict[str, float], steps: int, memory: int = 0) -> None:
         """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps, and the

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig
+from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig, ScheduleConfig
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.spec import Limits, SoundLimits
 from omnimuse.layers.network import Network
@@ -146,6 +146,19 @@ def _engine_choices(under: Build) -> list[Choice]:
         *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
         *_rank_choices(config.parallel),
         Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
+        *(_writing_choices(config.schedule) if spec.writes else []),
+    ]
+
+
+def _writing_choices(schedule: ScheduleConfig) -> list[Choice]:
+    """What is remembered of texts, and how much of it there may be."""
+    bound = schedule.running_bytes
+    told = ("half of what is free when the engine starts", "default") if bound is None else (_size(bound), "asked for")
+    return [
+        Choice("memory", "texts in progress", *told),
+        Choice(
+            "memory", "beginnings", f"at most {_size(schedule.memo_bytes)}", "prompts that begin alike are read once"
+        ),
     ]
 
 

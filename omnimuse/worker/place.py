@@ -11,6 +11,7 @@ import torch
 
 from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.machine import memory, resident
 from omnimuse.core.spec import Component
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,6 +34,13 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, Choice]:
             f"device={config.device!r} is not here: torch {torch.__version__} sees {have}; use device='cpu'"
         )
     return device, Choice("place", "device", str(device), "asked for")
+
+
+def free_bytes(device: torch.device) -> int:
+    """The memory of `device` that this process may still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return max(0, memory() - resident())
 
 
 def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -> tuple[torch.dtype, Choice]:

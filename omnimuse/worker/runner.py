@@ -37,13 +37,13 @@ from omnimuse.media.image import to_pixels
 from omnimuse.observe.labels import OTHER, label_of
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
+from omnimuse.pipeline.memo import Memo
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards
-from omnimuse.worker.memo import Memo
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
 
@@ -125,7 +125,7 @@ class Runner:
         self.pipeline = pipeline
         self.resources = resources or ExitStack()
         self.config = config
-        self.memo = Memo(config.memo_bytes)
+        self.memo = pipeline.ctx.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
         self.forwards = Forwards(pipeline.ctx, config)
@@ -139,6 +139,12 @@ class Runner:
         """The row tokens of one step of one output of `request`."""
         loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]
         return max((loop.tokens(self.pipeline.ctx, request) for loop in loops), default=1)
+
+    def remembers(self, request: Request) -> tuple[int, int]:
+        """The bytes that one output of `request` comes to remember, at least and at most."""
+        loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]
+        found = [loop.remembers(self.pipeline.ctx, request) for loop in loops]
+        return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
     def cost(self, state_id: str) -> int | None:
         """The work of that state's next step, in row tokens; None where it has no plan yet."""

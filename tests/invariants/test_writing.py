@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from omnimuse.core.config import CacheConfig, Config, ModelConfig, ScheduleConfig
+from omnimuse.ar.kv import Decoder
+from omnimuse.core.config import CacheConfig, Config, ModelConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
@@ -17,6 +18,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from omnimuse.pipeline.generate import CHUNK
+from omnimuse.worker.explain import explain
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
 from tests.invariants.conftest import drain, submit
@@ -164,6 +166,13 @@ def test_n_texts_are_n_requests_with_seeds_in_a_row(writer: Writer, engine: Engi
         ({"prompt": "a"}, {"num_inference_steps": 4}, "use max_tokens"),
         ({"prompt": "a"}, {"temperature": -1.0}, "a number from 0 to 100"),
         ({"prompt": "a"}, {"stop": ("",)}, "an empty text"),
+        (
+            {"prompt": "a"},
+            {"max_tokens": 10**6},
+            r"max_tokens=1000000 is too long: .* at most \d+",
+        ),
+        ({"prompt": "a"}, {"cache": "fast"}, "no step of a text can be skipped"),
+        ({"prompt": "a"}, {"loras": ("night",)}, "what writes wears no adapters"),
         ({"messages": [{"role": "robot", "content": "a"}]}, {}, "use one of system, user, assistant"),
         ({"messages": [{"role": "user", "content": "a"}], "prompt": "b"}, {}, "leave one out"),
     ],
@@ -178,3 +187,64 @@ def test_what_a_model_cannot_write_is_refused(
 def test_a_step_cache_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"writes text, for which cache=teacache is not there"):
         start(config(folder, cache=CacheConfig("teacache", 0.1)))
+
+
+def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing(
+    writer: Writer, folder: Path, engine: Engine
+) -> None:
+    long = max((prompt for prompt in writer.prompts if isinstance(prompt, str)), key=len)
+    choices = {"temperature": 0.9, "max_tokens": 9}
+    prompts = (long, f"{long} and a star", f"another one, {long}")
+    asks = [Ask(prompt, make_params(DiffusionParams(seed=3), choices)) for prompt in prompts]
+    forgetful = start(config(folder, schedule=ScheduleConfig(strict_slots=True, company="always", memo_bytes=0)))
+    expected = [tokens(run(forgetful, each)[0]) for each in asks]
+    assert not any(result.written[0].reused for result in run(forgetful, *asks))
+    forgetful.close()
+    engine.runner.memo.clear()
+    [first] = run(engine, asks[0])
+    assert first.written[0].reused == 0
+    # Again, one that begins alike and one that does not, one of them paused, beside one that is cancelled.
+    ids = submit(engine, *asks, asks[1])
+    engine.tick()
+    engine.pause(ids[1])
+    engine.cancel(ids[3])
+    engine.tick()
+    engine.resume(ids[1])
+    again, alike, other = results(engine, drain(engine), ids[:3])
+    whole = (first.prompt_tokens - 1) // CHUNK * CHUNK
+    assert whole >= CHUNK
+    assert [result.written[0].reused for result in (again, alike, other)] == [whole, whole, 0]
+    assert [tokens(result) for result in (again, alike, other)] == expected
+    assert tokens(first) == expected[0]
+
+
+def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
+    writer: Writer, folder: Path, engine: Engine
+) -> None:
+    asks = [ask(writer, index) for index in range(3)]
+    expected = [tokens(result) for result in run(engine, *asks)]
+    network = engine.runner.pipeline.ctx.components.wherever("model")
+    assert isinstance(network, Decoder)
+    bound = ScheduleConfig(strict_slots=True, company="always", running_bytes=300 * network.token_bytes)
+    narrow = start(config(folder, schedule=bound))
+    ids, events, most = submit(narrow, *asks), list[Event](), 0
+    while not narrow.idle:
+        events += narrow.tick()
+        most = max(most, len(narrow.runner.jobs))
+    assert most < 3, "not all at once"
+    assert [tokens(result) for result in results(narrow, events, ids)] == expected
+    with pytest.raises(RequestError, match=r"3 x \d+ bytes are to be remembered .* room for \d+ \(running_bytes\)"):
+        submit(narrow, ask(writer, 0, max_tokens=150, num_outputs_per_prompt=3))
+    narrow.close()
+
+
+@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(cfg=2)])
+def test_several_ranks_are_refused_before_any_is_started(folder: Path, parallel: ParallelConfig) -> None:
+    with pytest.raises(ConfigError, match="writes text, for which 2 ranks is not there"):
+        explain(config(folder, parallel=parallel))
+
+
+def test_what_is_remembered_of_texts_is_explained(folder: Path) -> None:
+    found = {choice.name: choice.value for choice in explain(config(folder, schedule=ScheduleConfig(memo_bytes=10**6)))}
+    assert found["beginnings"] == "at most 1.00 MB"
+    assert found["texts in progress"].startswith("half of what is free")

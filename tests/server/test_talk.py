@@ -108,6 +108,15 @@ def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(client: openai.OpenAI, 
     assert answer.choices[0].message.content == whole[: whole.index(stop)]
 
 
+def test_usage_and_metrics_tell_what_had_been_read_before(client: openai.OpenAI, server: WholeServer) -> None:
+    prompt = "one two three " * 60
+    for read_before in (False, True):
+        usage = client.completions.create(model="default", prompt=prompt, max_tokens=1).usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        assert bool(usage.prompt_tokens_details.cached_tokens) is read_before
+    assert re.search(rb'omnimuse_text_tokens_total\{kind="reused"\} [1-9]', server.ask("/metrics").content)
+
+
 def test_a_text_goes_on_at_completions_whole_and_in_pieces(client: openai.OpenAI, omni: Omni) -> None:
     expected = written(omni, "a red circle on a", **GREEDY)
     whole = client.completions.create(model="default", prompt="a red circle on a", **GREEDY)
@@ -158,6 +167,7 @@ def test_the_list_of_models_says_that_it_writes(server: WholeServer) -> None:
         ({"stop": ["x"] * 17}, "invalid_value", "stop"),
         ({"temperature": -1}, "invalid_value", "temperature"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 2048}, "invalid_value", "max_completion_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "conflicting_parameters", "max_completion_tokens"),
         ({"max_tokens": 5, "min_tokens": 6}, "invalid_value", "extra"),
         ({"n": 11}, "invalid_value", "n"),

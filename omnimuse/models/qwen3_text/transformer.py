@@ -26,6 +26,8 @@ from omnimuse.layers.rotary import rotary_table
 from omnimuse.layers.stack import Block, BlockStack, Memory
 
 WHERE = "config.json"
+FEWEST = 256
+"""Positions whose rotations are made at first."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Qwen3Decoder(Decoder):
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if tied:
             self.head.weight = self.embed_tokens.weight
+        self._turns: Tensor | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Qwen3Decoder:
@@ -91,19 +94,26 @@ class Qwen3Decoder(Decoder):
         return list(self.head(self.norm(last)).unbind())
 
     def _conditions(self, rows: Sequence[Reading], layout: Layout, dtype: torch.dtype) -> Conditions:
-        device = rows[0].ids.device
-        spans = [torch.arange(row.start, row.start + len(row.ids), device=device) for row in rows]
-        table = rotary_table(torch.cat(spans)[:, None], (self.config.head_dim,), self.config.rope_theta).to(dtype)
-        cos, sin = table[:, :1, :, 0], table[:, 1:, :, 1]  # [T, 1, H/2]
-        cos, sin = (layout.pack(part.split(layout.lengths)) for part in (cos, sin))
-        masks = tuple(_mask(row, span) for row, span in zip(rows, spans, strict=True))
-        return Conditions(layout, cos, sin, tuple(rows), masks)
+        ends = [row.start + len(row.ids) for row in rows]
+        turns = self._turned(max(ends), rows[0].ids.device, dtype)
+        cos, sin = (layout.pack([part[row.start : end] for row, end in zip(rows, ends, strict=True)]) for part in turns)
+        return Conditions(layout, cos, sin, tuple(rows), tuple(map(_mask, rows)))
+
+    def _turned(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The cosines and sines of at least the first `tokens` positions, [2, S, 1, H/2]: made once, not every step."""
+        known = self._turns
+        if known is None or known.shape[1] < tokens or known.device != device or known.dtype != dtype:
+            positions = torch.arange(max(FEWEST, 2 * tokens), device=device)[:, None]
+            table = rotary_table(positions, (self.config.head_dim,), self.config.rope_theta).to(dtype)
+            known = self._turns = torch.stack([table[:, :1, :, 0], table[:, 1:, :, 1]])
+        return known
 
 
-def _mask(row: Reading, span: Tensor) -> Tensor | None:
+def _mask(row: Reading) -> Tensor | None:
     if row.start == 0 or len(row.ids) == 1:
         return None
-    return torch.arange(row.start + len(row.ids), device=span.device)[None, :] <= span[:, None]
+    places = torch.arange(row.start + len(row.ids), device=row.ids.device)
+    return places[None, :] <= places[row.start :, None]
 
 
 class DecoderLayer(Block[Conditions]):

@@ -1,9 +1,9 @@
 """`Admission`: who may come in, judged by the speed that was measured; refused before any work where waiting is vain.
 
 Every route and the job queue `enter` a request and hold the `Ticket` until it has ended. All is counted in cost units
-(megapixels of all frames x evaluations x guidance branches) and in seconds per unit, learnt from finished work, so that
-"how long will this take" has an answer for any mix of sizes. Pure bookkeeping on one event loop: no asyncio, no
-threads, no I/O. It must not know who draws, or how.
+(megapixels of all frames x evaluations x guidance branches, or thousands of tokens) and in seconds per unit, learnt
+from finished work, so that "how long will this take" has an answer for any mix of sizes. Pure bookkeeping on one event
+loop: no asyncio, no threads, no I/O. It must not know who draws, or how.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from omnimuse.core.errors import CapacityError
+from omnimuse.core.params import GenerationParams
 from omnimuse.core.request import Request
 from omnimuse.server.errors import DeadlineUnreachable
 from omnimuse.server.options import ServeOptions
@@ -23,6 +24,8 @@ from omnimuse.server.orders.poison import Poison
 SHORTEST_RETRY, LONGEST_RETRY = 1.0, 120.0
 """Seconds; clients ignore a longer Retry-After and come back at once."""
 FOREVER = float("inf")
+USUAL_TOKENS = 512
+"""What an answer is taken to be long before it is known, where nobody bounds it."""
 FIRST_RETRY = 2.0
 """Seconds, said while no speed has been measured."""
 
@@ -50,12 +53,21 @@ class Share:
     left: float = 0.0
 
 
+def steps(request: Request) -> int:
+    """The steps of one output: evaluations, or the most tokens that are written."""
+    extra = request.extra
+    return (extra.max_tokens or USUAL_TOKENS) if isinstance(extra, GenerationParams) else request.evaluations
+
+
 def cost(request: Request, frame_step: int = 1) -> float:
-    """Megapixels x frames x evaluations x outputs x guidance branches of `request`; above 0.
+    """Megapixels x frames x evaluations x outputs x guidance branches of `request`, or thousands of
+    tokens; above 0.
 
     After the first, `frame_step` frames count as one: as many as the model's autoencoder makes one of.
     """
     p = request.params
+    if isinstance(request.extra, GenerationParams):
+        return steps(request) * request.outputs / 1000
     megapixels = (p.width or 1024) * (p.height or 1024) / 1e6
     frames = 1 + ((p.num_frames or 1) - 1) / frame_step
     return megapixels * frames * request.evaluations * request.outputs * len(request.branches)
@@ -116,7 +128,7 @@ class Ticket:
         self.cost = self.left = admission.cost(request)
         self.stepped = False
         self._admission = admission
-        self._unit = self.cost / (request.outputs * request.evaluations)
+        self._unit = self.cost / (request.outputs * steps(request))
 
     def step(self) -> None:
         """One evaluation for one output is done (steps of other stages need not be told)."""

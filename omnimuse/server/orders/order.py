@@ -26,7 +26,7 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.request import Clip, Picture, Recording, Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
-from omnimuse.observe.fraction import DRAWING
+from omnimuse.observe.fraction import DRAWING, WRITING
 from omnimuse.server.errors import refusal, to_api_error
 from omnimuse.server.http.enclosed import Enclosed
 from omnimuse.server.http.sse import Event, EventStream
@@ -198,7 +198,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                         _count(service, order, update)
                     elif isinstance(update, Stepped):
                         stepped = True
-                        if update.stage == DRAWING:
+                        if update.stage in (DRAWING, WRITING):
                             ticket.step()
                     yield update
     except (PoisonError, WorkerLostError) as error:
@@ -286,3 +286,5 @@ def _count(service: Service, order: Order, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
     steps = order.request.evaluations * order.request.outputs
     service.metrics.drawn(pixels, made.timings, steps, made.memory)
+    for text in made.texts:
+        service.metrics.wrote(made.remarks.prompt_tokens, text.reused, text.tokens)

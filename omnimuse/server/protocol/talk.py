@@ -44,12 +44,19 @@ class Continuation(BaseModel):
     finish_reason: Reason | None = None
 
 
+class PromptDetails(BaseModel):
+    """How many of the prompt's first tokens had been read before, for a request that begins alike."""
+
+    cached_tokens: int
+
+
 class TokenUsage(BaseModel):
     """Tokens that were read of the prompt, its template included, and tokens of all answers together."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 class Spoken(BaseModel):

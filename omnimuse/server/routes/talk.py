@@ -265,6 +265,12 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
 
 def _about(order: Order, made: Finished) -> dict[str, Any]:
     read_, written = made.remarks.prompt_tokens, sum(text.tokens for text in made.texts)
-    usage = protocol.TokenUsage(prompt_tokens=read_, completion_tokens=written, total_tokens=read_ + written)
+    reused = max((text.reused for text in made.texts), default=0)
+    usage = protocol.TokenUsage(
+        prompt_tokens=read_,
+        completion_tokens=written,
+        total_tokens=read_ + written,
+        prompt_tokens_details=protocol.PromptDetails(cached_tokens=reused),
+    )
     warnings = told([*order.wanted.warnings, *made.remarks.warnings])
     return {"usage": usage, "timings": Made.of(made).seconds, "warnings": warnings}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,13 @@ PARAMS = GenerationParams(temperature=0, max_tokens=6)
 
 
 @pytest.fixture(scope="module")
-def omni(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Omni]:
-    with Omni(str(qwen3.build(tmp_path_factory.mktemp("chat") / "tiny")), dtype="float32", device="cpu") as made:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen3.build(tmp_path_factory.mktemp("chat") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def omni(folder: Path) -> Iterator[Omni]:
+    with Omni(str(folder), dtype="float32", device="cpu") as made:
         yield made
 
 
@@ -60,6 +66,13 @@ def test_an_interrupt_ends_the_answer_and_not_the_talk(omni: Omni) -> None:
 def test_a_model_that_draws_is_refused_before_it_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "omnimuse/shapes"]) == 2
     assert "does not write; use `omnimuse generate`" in capsys.readouterr().err
+
+
+def test_who_would_have_a_model_that_writes_draw_is_told_what_it_does(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a red circle", "-m", str(folder)]) == 2
+    assert "writes text and draws nothing; talk to it with `omnimuse chat`" in capsys.readouterr().err
 
 
 def test_one_prompt_and_one_talk_are_one_result_each(omni: Omni) -> None:

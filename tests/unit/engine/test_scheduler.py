@@ -25,9 +25,9 @@ class Queue:
         self.scheduler = Scheduler(ScheduleConfig(**limits))
         self.now = 0.0
 
-    def add(self, name: str, tokens: int = 1, **choices: object) -> None:
+    def add(self, name: str, tokens: int = 1, remembers: int = 0, **choices: object) -> None:
         made = DOOR.make_request(ask(**choices), self.now, 1)
-        self.scheduler.add(replace(made, id=name), tokens, self.now)
+        self.scheduler.add(replace(made, id=name), tokens, self.now, remembers)
 
     def pick(self) -> Pick:
         return self.scheduler.pick(self.now, lambda state_id: None)
@@ -140,6 +140,21 @@ def test_a_request_larger_than_every_bound_runs_alone() -> None:
     assert [r.id for r in queue.pick().admit] == ["huge"]
     queue.add("next")
     assert queue.pick().admit == ()
+
+
+def test_what_is_remembered_bounds_who_is_in_progress() -> None:
+    queue = Queue(running_bytes=100)
+    queue.add("first", remembers=60)
+    queue.add("large", remembers=50)
+    queue.add("small", remembers=10)
+    assert [r.id for r in queue.pick().admit] == ["first"], "and small does not overtake large for ever"
+    queue.scheduler.remove("first")
+    assert [r.id for r in queue.pick().admit] == ["large", "small"]
+    queue.add("larger than all", remembers=101)
+    assert queue.pick().admit == ()
+    for name in ("large", "small"):
+        queue.scheduler.remove(name)
+    assert [r.id for r in queue.pick().admit] == ["larger than all"]
 
 
 def test_a_large_request_is_not_overtaken_for_ever_by_small_ones() -> None:

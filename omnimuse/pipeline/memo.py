@@ -1,7 +1,7 @@
-"""`Memo`: outputs of one-shot stages, remembered by the content of their inputs.
+"""`Memo`: outputs of one-shot stages, remembered by the content of their inputs, and beginnings of texts.
 
-The runner asks it before it runs a stage that has a key. Bounded in bytes; the least recently used goes first. Keys
-carry the weights' version, so nothing stale is ever found.
+The runner asks it before it runs a stage that has a key; a loop that reads a text, for what was read of its like.
+Bounded in bytes; the least recently used goes first. Keys carry the weights' version, so nothing stale is ever found.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from omnimuse.worker.memo import Memo
+from omnimuse.pipeline.memo import Memo
 
 
 def test_what_was_put_is_found_until_it_is_the_oldest_and_there_is_no_room() -> None:
