@@ -38,7 +38,7 @@ from omnimuse.core.config import OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.models import REGISTRY
 from omnimuse.parallel.mesh import Mesh
-from tests.compat.checkpoints import COMPOSED
+from tests.compat.checkpoints import COMPOSED, PLUGIN
 
 TESTS = Path(__file__).resolve().parent.parent.parent
 NATIVE = REGISTRY.spec("FluxPipeline")
@@ -172,6 +172,23 @@ def test_registrations_are_read_from_the_source(tmp_path: Path) -> None:
         Package("own", {"own": odd}).configs_of("P", ("P", "third"))
     with pytest.raises(ModelError, match="EntryClass of own is 'Missing'"):
         list(Package("own", {"own": ast.parse("EntryClass = Missing")}).entries())
+
+
+def test_a_class_is_the_one_that_its_module_imports_and_not_any_of_that_name() -> None:
+    whole = package_of(PLUGIN)  # both guides' pipelines are in it, with classes of the same names
+    found = {each.name: each.module for each in whole.entries()}
+    own = f"{COMPOSED}.medium_pipeline"
+    assert found["MediumEditPipeline"] == own
+    assert whole.values("MediumEditPipeline", own)["pipeline_name"] == "ComposedMediumEditPipeline"
+    assert whole.configs_of("MediumCombinedPipeline", ("x",), own)["pipeline_config_cls"].name == "MediumPipelineConfig"
+    trees = {"p": "from .b import A as B", "p.a": "class A(Base): x = 1", "p.b": "class A: x = 2\nclass C(A): pass"}
+    package = Package("p", {name: ast.parse(text) for name, text in trees.items()})
+    assert (package.values("B", "p"), package.values("A", "p.a"), package.values("C", "p.b")) == (
+        {"x": 2},
+        {"x": 1},
+        {"x": 2},
+    )
+    assert package.meant("A", "p") is None
 
 
 class Encoder(nn.Module):

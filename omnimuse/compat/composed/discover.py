@@ -41,10 +41,10 @@ class Package:
     trees: Mapping[str, ast.Module]
 
     @cached_property
-    def classes(self) -> dict[str, Named]:
-        """Every class at the top of a module, by its name."""
-        found = [Named(module, node) for module, tree in self.trees.items() for node in tree.body if _is_class(node)]  # type: ignore[arg-type]
-        return {each.name: each for each in found}
+    def classes(self) -> dict[tuple[str, str], Named]:
+        """Every class at the top of a module, by that and its name."""
+        tops = [(module, node) for module, tree in self.trees.items() for node in tree.body]
+        return {(module, node.name): Named(module, node) for module, node in tops if isinstance(node, ast.ClassDef)}
 
     def entries(self) -> Iterator[Named]:
         """The classes that modules name in `EntryClass`."""
@@ -53,27 +53,45 @@ class Package:
                 if isinstance(node, ast.Assign) and "EntryClass" in [ast.unparse(each) for each in node.targets]:
                     listed = node.value.elts if isinstance(node.value, ast.List | ast.Tuple) else [node.value]
                     for each in listed:
-                        yield self.named(ast.unparse(each), f"EntryClass of {module}")
+                        yield self.named(ast.unparse(each), module, f"EntryClass of {module}")
 
-    def named(self, name: str, who: str) -> Named:
-        """The class of that name; ModelError where the package has none."""
-        if name not in self.classes:
+    def meant(self, name: str, module: str) -> Named | None:
+        """What `name` is in `module`: its own class, or one that it imports from a module of the package.
+
+        A name that it neither has nor imports is the only class of that name; None where there is none, or several.
+        """
+        if (module, name) in self.classes:
+            return self.classes[module, name]
+        for node in ast.walk(self.trees[module]) if module in self.trees else ():
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
+                        source = self._source(node, module)
+                        return self.meant(alias.name, source) if source in self.trees else None
+        alike = [each for (_, known), each in self.classes.items() if known == name]
+        return alike[0] if len(alike) == 1 else None
+
+    def named(self, name: str, module: str, who: str) -> Named:
+        """The same; ModelError where there is none."""
+        found = self.meant(name, module)
+        if found is None:
             raise ModelError(f"{who} is {name!r}, which no module of {self.name} defines; correct the name")
-        return self.classes[name]
+        return found
 
-    def values(self, name: str) -> dict[str, Any]:
-        """What a class of that name, and its bases in the package, set their attributes to, where that is plain.
+    def values(self, name: str, module: str = "") -> dict[str, Any]:
+        """What the class `name` of `module`, and its bases in the package, set attributes to, where that is plain.
 
         Of an attribute of something else, such as `ModelTaskType.T2I`, the last name.
         """
         found: dict[str, Any] = {}
-        if name not in self.classes:
+        kind = self.meant(name, module)
+        if kind is None:
             return found
-        node = self.classes[name].node
-        for base in reversed(node.bases):
-            if (above := ast.unparse(base).rpartition(".")[2]) != name:
-                found |= self.values(above)
-        for item in node.body:
+        for base in reversed(kind.node.bases):
+            above = self.meant(ast.unparse(base).rpartition(".")[2], kind.module)
+            if above is not None and above is not kind:
+                found |= self.values(above.name, above.module)
+        for item in kind.node.body:
             target, value = _assigned(item)
             if target and value is not None:
                 found.pop(target, None)
@@ -81,23 +99,22 @@ class Package:
                     found[target] = plain
         return found
 
-    def configs_of(self, pipeline: str, paths: tuple[str, ...]) -> dict[str, Named]:
+    def configs_of(self, pipeline: str, paths: tuple[str, ...], module: str = "") -> dict[str, Named]:
         """The classes of configurations of `pipeline`, which a checkpoint of these names has: CONFIG and SAMPLING.
 
         `paths` are the class name and the ids of the checkpoint. A package with one registration needs no match.
         """
-        own = self.values(pipeline)
-        if CONFIG in own or SAMPLING in own:
-            return {kind: self.named(own[kind], f"{kind} of {pipeline}") for kind in (CONFIG, SAMPLING) if kind in own}
+        own, kinds = self.values(pipeline, module), (CONFIG, SAMPLING)
+        if any(kind in own for kind in kinds):
+            return {kind: self.named(own[kind], module, f"{kind} of {pipeline}") for kind in kinds if kind in own}
         calls = list(self._registrations())
-        fitting = [each for each in calls if _fits(each, paths)]
-        chosen = fitting[:1] or (calls if len(calls) == 1 else [])
+        fitting = [each for each in calls if _fits(each[1], paths)]
         found: dict[str, Named] = {}
-        for call in chosen:
+        for place, call in fitting[:1] or (calls if len(calls) == 1 else []):
             for word in call.keywords:
-                kind = SAMPLING if word.arg in (SAMPLING, "sampling_param_cls") else word.arg
-                if kind in (CONFIG, SAMPLING):
-                    found[str(kind)] = self.named(ast.unparse(word.value), f"{word.arg} of a registration")
+                kind = SAMPLING if word.arg in (SAMPLING, "sampling_param_cls") else str(word.arg)
+                if kind in kinds:
+                    found[kind] = self.named(ast.unparse(word.value), place, f"{word.arg} of a registration")
         return found
 
     def words(self) -> frozenset[str]:
@@ -113,11 +130,19 @@ class Package:
                     found.add(name)
         return frozenset(found)
 
-    def _registrations(self) -> Iterator[ast.Call]:
-        for tree in self.trees.values():
+    def _registrations(self) -> Iterator[tuple[str, ast.Call]]:
+        for module, tree in self.trees.items():
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in REGISTERS:
-                    yield node
+                    yield module, node
+
+    def _source(self, node: ast.ImportFrom, module: str) -> str:
+        """The module that `node` of `module` imports from."""
+        if not node.level:
+            return node.module or ""
+        folder = any(each.startswith(f"{module}.") for each in self.trees)
+        parts = module.split(".")[: None if folder and node.level == 1 else int(folder) - node.level]
+        return ".".join([*parts, *([node.module] if node.module else [])])
 
 
 _NOTHING = object()
@@ -141,13 +166,9 @@ def pipelines(plugin: str) -> Iterator[tuple[str, str, str]]:
     """The composed pipelines of a package: what checkpoints call it, its module and its class."""
     package = package_of(plugin)
     for each in package.entries():
-        called = package.values(each.name).get("pipeline_name")
+        called = package.values(each.name, each.module).get("pipeline_name")
         if isinstance(called, str):
             yield called, each.module, each.name
-
-
-def _is_class(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef)
 
 
 def _assigned(item: ast.stmt) -> tuple[str, ast.expr | None]:

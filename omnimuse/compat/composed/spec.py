@@ -65,18 +65,18 @@ class Facts:
     @cached_property
     def required(self) -> tuple[str, ...]:
         """The components that are read."""
-        listed = self.package.values(self.entry.name).get("_required_config_modules", ())
+        listed = self.package.values(self.entry.name, self.entry.module).get("_required_config_modules", ())
         return tuple(listed)
 
     @cached_property
     def sampling(self) -> Mapping[str, Any]:
         """The defaults that the package gives requests."""
-        return self.package.values(self.configs[SAMPLING].name) if SAMPLING in self.configs else {}
+        return self._values(SAMPLING)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The plain facts of its configuration."""
-        return self.package.values(self.configs[CONFIG].name) if CONFIG in self.configs else {}
+        return self._values(CONFIG)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -97,12 +97,16 @@ class Facts:
         stock = {each.name for each in fields(SamplingParams)}
         return tuple(name for name in self.sampling if name not in stock)
 
+    def _values(self, kind: str) -> Mapping[str, Any]:
+        named = self.configs.get(kind)
+        return self.package.values(named.name, named.module) if named is not None else {}
+
 
 def facts_of(entry: Entry, checkpoint: Checkpoint) -> Facts:
     """What the package of `entry` says; ModelError where it does not say what a pipeline needs."""
     package = package_of(entry.package)
     paths = (entry.arch, str(checkpoint.folder), checkpoint.folder.name)
-    found = Facts(entry, package, package.configs_of(entry.name, paths))
+    found = Facts(entry, package, package.configs_of(entry.name, paths, entry.module))
     if CONFIG not in found.configs:
         raise ModelError(
             f"{entry.package} registers no configuration for {entry.name}: call register_configs in it with "
