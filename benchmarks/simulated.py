@@ -22,7 +22,7 @@ from omnimuse.cli.bench import summarize as seen
 from omnimuse.cli.bench_serve import Load, Outcome, Target, find_model, run_load
 from omnimuse.cli.simulate_measure import measure
 from omnimuse.simulate.arrivals import Arrival
-from omnimuse.simulate.figures import summarize
+from omnimuse.simulate.figures import Figures, summarize
 from omnimuse.simulate.fleet import Plan, simulate
 from omnimuse.simulate.fleet import Target as Wanted
 from omnimuse.simulate.table import Table
@@ -49,8 +49,8 @@ def serving(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')}")
 
 
-async def compare(target: Target, table: Table, load: Load, slo: float) -> tuple[float, float]:
-    """Goodput of the server, and of the simulator at the same arrivals."""
+async def compare(target: Target, table: Table, load: Load, slo: float) -> tuple[Figures, Figures]:
+    """What came of a load on the server, and in the simulator at the same arrivals."""
     outcomes: list[Outcome] = []
     await run_load(target, load, outcomes.append)
     real = seen(outcomes, slo)
@@ -58,7 +58,7 @@ async def compare(target: Target, table: Table, load: Load, slo: float) -> tuple
     arrivals = [Arrival(each.due, each.entry.name, target=load.deadline) for each in due]
     run = simulate(Plan(target=Wanted(seconds=load.deadline)), table, arrivals)
     run.outcomes = [replace(each, target=slo) for each in run.outcomes]
-    return float(real["goodput"]), float(summarize(run)["goodput"])
+    return real, summarize(run)
 
 
 async def main_loop(url: str, args: argparse.Namespace) -> int:
@@ -68,15 +68,20 @@ async def main_loop(url: str, args: argparse.Namespace) -> int:
     busy = sum(table.kinds[each.name].busy * each.weight for each in mix) / sum(each.weight for each in mix)
     slo = args.slo * max(kind.alone for kind in table.kinds.values())
     print(f"a request keeps the server busy for {busy:.3f} s; together {table.together:.2f}; in time: {slo:.2f} s")
-    print("load  deadline     real  simulated   simulated / real")
+    print("load  deadline  simulated/real  goodput: real  simulated  all: real  simulated   p50 s: real  simulated")
     apart = 0
     for share in args.loads:
         for deadline in (None, slo):
             load = Load(mix, share / busy, seconds=args.seconds, model=await find_model(target), deadline=deadline)
             real, made = await compare(target, table, load, slo)
-            apart += abs(made - real) > CLOSE * real
+            good = made["goodput"] / real["goodput"] if real["goodput"] else float("inf")
+            apart += abs(good - 1) > CLOSE
             said = "none" if deadline is None else f"{deadline:.2f} s"
-            print(f"{share:4.2f}  {said:8} {real:8.2f} {made:10.2f} {made / real if real else float('nan'):18.2f}")
+            columns = [f"{share:4.2f}  {said:8}", f"{good:13.2f}"]
+            for name in ("goodput", "throughput"):
+                columns += [f"{real[name]:13.2f}", f"{made[name]:10.2f}"]
+            columns += [f"{each['latency']['p50'] or 0.0:13.2f}" for each in (real, made)]
+            print(*columns, flush=True)
     return apart
 
 

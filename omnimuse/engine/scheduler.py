@@ -62,6 +62,11 @@ class Entry:
         """When its result is wanted, at the latest."""
         return FOREVER if self.request.deadline is None else self.request.deadline
 
+    @property
+    def steps(self) -> float:
+        """How many steps of all its outputs are to come."""
+        return self.left / max(1, self.tokens * len(self.live))
+
 
 @dataclass
 class Tenant:
@@ -235,8 +240,8 @@ class Scheduler:
         for entry in self._ordered(self._active(), now):
             queues.setdefault(entry.request.tenant, deque()).extend((entry, state_id) for state_id in entry.live)
         chosen: list[Offer] = []
-        hopeful: list[tuple[Entry, int]] = []
-        budget = self.config.tick_tokens
+        hopeful: list[Entry] = []
+        budget, reckoned = self.config.tick_tokens, 0
         while queues:
             name = min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
@@ -245,20 +250,21 @@ class Scheduler:
                 del queues[name]
             if chosen and price > budget:
                 break
-            if chosen and not (self._targets.allow(hopeful, price, now) and company(chosen, (state_id, price))):
+            welcome = self._targets.allow(hopeful, (reckoned, entry.tokens), now)
+            if chosen and not (welcome and company(chosen, (state_id, price))):
                 continue
             chosen.append((state_id, price))
             if entry.deadline < FOREVER and id(entry) not in self._hopeless:
-                hopeful.append((entry, price))
-            budget -= price
+                hopeful.append(entry)
+            budget, reckoned = budget - price, reckoned + entry.tokens
             self._charge(entry, price, now)
-        self._targets.begin(now, self.config.tick_tokens - budget)
+        self._targets.begin(now, reckoned)
         return [state_id for state_id, _ in chosen]
 
     def _charge(self, entry: Entry, price: int, now: float) -> None:
         tenant = self.tenants[entry.request.tenant]
         tenant.served += price
-        entry.left = max(0, entry.left - price)
+        entry.left = max(0, entry.left - entry.tokens)  # as it was reckoned, for what has not begun is, too
         if entry.due <= now:
             tenant.late += price
         else:

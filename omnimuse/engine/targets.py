@@ -7,10 +7,11 @@ only; nothing is known before a tick has been timed, and then everything is take
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 MARGIN = 1.5
+"""How many times its work left a request must have time for before it shares ticks: what comes later has its own."""
 KEEP = 0.95
 """What is left of older ticks after each: half after fourteen."""
 STALL = 8.0
@@ -27,7 +28,12 @@ class Wanted(Protocol):
 
     @property
     def left(self) -> int:
-        """Row tokens of all its steps to come."""
+        """Row tokens of all its steps to come, as they were reckoned before the first."""
+        ...
+
+    @property
+    def steps(self) -> float:
+        """How many steps are to come."""
         ...
 
 
@@ -75,16 +81,15 @@ class Targets:
                 given_up.add(name)
         return given_up
 
-    def allow(self, others: Sequence[tuple[Wanted, int]], price: int, now: float) -> bool:
-        """Whether each of `others`, who step at a price of so many tokens each, would be in time if every step to come
-        took as long as one of all of them and another of `price`. Who would be late without it, too, is not asked.
+    def allow(self, others: Iterable[Wanted], tokens: tuple[int, int], now: float) -> bool:
+        """Whether each of `others`, who step in a tick of so many tokens, would be in time if every step to come took
+        as long as one of as many and those of somebody else. Who would be late without them, too, is not asked.
         """
-        pace = self.pace
+        pace, (alone, besides) = self.pace, tokens
         if pace is None:
             return True
-        alone = sum(each for _, each in others)
-        for wanted, own in others:
-            steps = MARGIN * wanted.left / own
-            if now + pace * steps * alone <= wanted.deadline < now + pace * steps * (alone + price):
+        for wanted in others:
+            left = MARGIN * pace * wanted.steps
+            if now + left * alone <= wanted.deadline < now + left * (alone + besides):
                 return False
         return True

@@ -1,4 +1,4 @@
-"""Ranks fail together: at a request that fails on all alike, and as an engine when one fails alone, hangs or is gone."""
+"""Ranks fail together: at a request that fails on all alike, and as an engine when one fails alone or hangs."""
 
 from __future__ import annotations
 

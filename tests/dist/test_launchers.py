@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,14 +63,16 @@ class Nodes:
 
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
-    """Ray takes 127.0.0.1 for the machine's address in its network, if it has one; so the nodes have other addresses."""
+    """Ray takes 127.0.0.1 for the machine's address in its network, if it has one; so the nodes have others."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    before = signal.getsignal(signal.SIGTERM)  # a cluster takes it for its own
     head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield Nodes(cluster, cluster.add_node(num_cpus=1, node_ip_address="127.0.0.3"))
     cluster.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_rank_is_an_actor_on_another_node_of_ray_and_on_a_third_one_when_that_is_lost(

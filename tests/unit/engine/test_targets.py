@@ -14,6 +14,10 @@ class Wish:
     deadline: float
     left: int
 
+    @property
+    def steps(self) -> float:
+        return float(self.left)
+
 
 def timed(seconds_per_token: float = 1.0) -> Targets:
     targets = Targets()
@@ -29,7 +33,7 @@ def given_up(wishes: list[Wish], now: float = 0.0) -> list[int]:
 
 def test_before_a_tick_was_timed_everything_is_possible() -> None:
     wish = Wish(-1.0, 100)
-    assert Targets().hopeless([wish], 0.0) == set() and Targets().allow([(wish, 1)], 1, 0.0)
+    assert Targets().hopeless([wish], 0.0) == set() and Targets().allow([wish], (1, 1), 0.0)
 
 
 def test_time_in_which_there_was_nothing_to_do_is_no_measure() -> None:
@@ -71,9 +75,9 @@ def fewest(wishes: list[Wish]) -> int:
 
 def test_company_is_welcome_while_it_makes_nobody_late() -> None:
     wish = Wish(MARGIN * 20.0, 10)
-    assert timed().allow([(wish, 1)], 1, 0.0)
-    assert not timed().allow([(wish, 1)], 2, 0.0)
+    assert timed().allow([wish], (1, 1), 0.0)
+    assert not timed().allow([wish], (1, 2), 0.0)
 
 
 def test_who_is_late_anyway_does_not_keep_company_away() -> None:
-    assert timed().allow([(Wish(5.0, 10), 1)], 100, 0.0)
+    assert timed().allow([Wish(5.0, 10)], (1, 100), 0.0)
