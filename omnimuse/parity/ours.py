@@ -14,6 +14,7 @@ from omnimuse.core.request import Request
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, Conditioning, Memory, StackRunner
 from omnimuse.parity.notes import Evaluation, Trail
+from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.rows import forward
 from omnimuse.pipeline.stage import Loop, Row
@@ -48,9 +49,7 @@ def our_trail(pipeline: Pipeline, request: Request) -> Trail:
     """The first output of `request`, with notes; every row has a forward of its own."""
     begun = perf_counter()
     [state, *_] = pipeline.states(request)
-    pipeline.prepare_encode([state])
-    loop = pipeline.stage_of(state)
-    assert isinstance(loop, Loop)
+    loop = pipeline.come_to(Denoise, state)
     schedule = state.working["schedule"]
     trail = Trail(_texts(state, loop), list(schedule.timesteps))
     while pipeline.stage_of(state) is loop:
@@ -66,7 +65,8 @@ def our_trail(pipeline: Pipeline, request: Request) -> Trail:
 
 def _texts(state: State, loop: Loop) -> dict[str, Tensor]:
     slots = {name: state[name] for name in loop.reads if name in state}
-    return {name: slot.float() for name, slot in slots.items() if isinstance(slot, Tensor) and name != "noise"}
+    found = {name: slot for name, slot in slots.items() if isinstance(slot, Tensor) and name != "noise"}
+    return {name: slot.float() for name, slot in found.items() if slot.is_floating_point()}
 
 
 def _evaluate(pipeline: Pipeline, row: Row) -> Evaluation:

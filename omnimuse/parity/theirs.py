@@ -68,13 +68,15 @@ def their_trail(pipe: Any, request: Request, networks: Sequence[str], spec: Spec
     with quiet("diffusers"), _noting(pipe, networks, evaluations):
         try:
             made = pipe(**given)
-        except (NameError, ImportError, TypeError, ValueError) as problem:
+        except (NameError, ImportError, TypeError, ValueError, RuntimeError) as problem:
             raise ModelError(f"{type(pipe).__name__} of diffusers does not draw this: {problem}") from problem
     trail.seconds = perf_counter() - begun
     if evaluations:  # a pipeline that tells nothing between its steps
         trail.timesteps = [float(timestep) for timestep in pipe.scheduler.timesteps]
         each = max(1, len(evaluations) // len(trail.timesteps))
         trail.steps = [evaluations[start : start + each] for start in range(0, len(evaluations), each)]
+    elif max(trail.timesteps) <= 1 < float(pipe.scheduler.timesteps.max()):  # one that tells levels in their place
+        trail.timesteps = [float(timestep) for timestep in pipe.scheduler.timesteps][-len(trail.timesteps) :]
     trail.result = to_tensor(made[0], spec.medium, latent=request.params.output_type == "latent")
     trail.texts = {
         f"{name} {number}": text
@@ -142,10 +144,19 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
         "audio_start_in_s": extra.get("start"),
         "audio_end_in_s": extra.get("start", 0.0) + params.seconds if params.seconds is not None else None,
     }
-    given = {name: value for name, value in known.items() if name in takes and value is not None}
+    given = {
+        name: _as_taken(value, str(takes[name].annotation))
+        for name, value in known.items()
+        if name in takes and value is not None and value != ()
+    }
     output_type = "latent" if params.output_type == "latent" else "pt"
     seeded = torch.Generator().manual_seed(request.seed(0))
     return {**given, "generator": seeded, "output_type": output_type, "return_dict": False}
+
+
+def _as_taken(value: Any, wanted: str) -> Any:
+    """`value` as a parameter with that annotation takes it: numbers where it wants a tensor as one row of one."""
+    return torch.tensor([value]) if isinstance(value, tuple) and "list" not in wanted and "Tensor" in wanted else value
 
 
 @contextmanager

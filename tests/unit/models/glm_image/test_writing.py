@@ -26,11 +26,20 @@ from omnimuse.pipeline.generate import CHUNK
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import State
 from omnimuse.worker.explain import explain
-from tests.checkpoints.glm_image import CODES, FAMILIES, MARKS, PIXELS, build, read_by_the_reference
+from tests.checkpoints.glm_image import (
+    CODES,
+    FAMILIES,
+    MARKS,
+    PIXELS,
+    SKETCHED,
+    build,
+    read_by_the_reference,
+    reference,
+)
 from tests.checkpoints.wishes import Wish, of_picture, photo
 from tests.invariants.conftest import drain, outputs, submit
 
-EDIT, DRAW = FAMILIES[0].wishes[3:]
+EDIT, DRAW = FAMILIES[0].wishes[3], SKETCHED
 LONG = replace(EDIT, prompt="a circle. " * CHUNK, image=photo(64, 64), others=(photo(32, 32),) * 3)
 """More is read than in one step, and as many pictures as there may be."""
 
@@ -84,7 +93,7 @@ def priors(engine: Engine, *asks: Ask) -> list[Tensor]:
     return [found[id_] for id_ in ids]
 
 
-def reference(folder: Path, wishes: Sequence[Wish]) -> list[Tensor]:
+def expected_priors(folder: Path, wishes: Sequence[Wish]) -> list[Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reference's own
         return read_by_the_reference(folder, wishes)
@@ -93,8 +102,17 @@ def reference(folder: Path, wishes: Sequence[Wish]) -> list[Tensor]:
 def test_all_tokens_are_those_of_the_reference_with_different_requests_in_flight(folder: Path, engine: Engine) -> None:
     wide = replace(DRAW, prompt="two stars", params=of_picture(2, 1.0, 64, 96, 31))
     wishes = [DRAW, EDIT, LONG, wide]
-    for found, expected in zip(priors(engine, *map(ask, wishes)), reference(folder, wishes), strict=True):
+    for found, expected in zip(priors(engine, *map(ask, wishes)), expected_priors(folder, wishes), strict=True):
         assert found.tolist() == expected.tolist()
+
+
+def test_a_picture_from_nothing_but_a_text_is_the_references(folder: Path, engine: Engine) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference's own
+        [expected] = reference(folder, [DRAW], "latent")
+    [id_] = submit(engine, ask(DRAW))
+    found = outputs(drain(engine), id_)[0]
+    assert float((found - expected).norm() / expected.norm()) <= 1e-5
 
 
 def test_what_is_chosen_follows_the_seed_and_what_the_checkpoint_says_of_choosing(folder: Path, engine: Engine) -> None:
@@ -200,7 +218,7 @@ def test_progress_tells_the_two_loops_apart_and_of_how_many_steps_each_is(engine
     loops = [stage.name for stage in engine.runner.pipeline.stages if isinstance(stage, Loop)]
     assert loops == ["write prior", "denoise"]
     steps = {loop: [(event.step, event.steps) for event in events if event.stage == loop] for loop in loops}
-    assert steps == {"write prior": [(i, 4) for i in (1, 2, 3, 4)], "denoise": [(i, 3) for i in (1, 2, 3)]}
+    assert steps == {"write prior": [(i, 9) for i in range(1, 10)], "denoise": [(i, 3) for i in (1, 2, 3)]}
 
 
 def test_what_is_remembered_of_a_token_is_told_with_the_memory(folder: Path, engine: Engine) -> None:
