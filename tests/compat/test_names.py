@@ -257,8 +257,12 @@ def _small_parts_of_published_files() -> None:
     assert isinstance(get_act_fn("gelu_pytorch_tanh")(torch.ones(1)), torch.Tensor)
     assert (maybe_prefix("", "b"), maybe_prefix("a", "b")) == ("b", "a.b")
     assert torch.equal(safe_linalg_solve(2 * torch.eye(2), torch.ones(2, 1)), torch.full((2, 1), 0.5))
-    with pytest.raises(ModelError, match="read the network with from_pretrained"):
-        init_on_device_without_buffers("meta")
+    with init_on_device_without_buffers("meta"):
+        norm = nn.BatchNorm1d(2)
+    assert norm.weight.is_meta
+    assert norm.running_mean is not None
+    assert not norm.running_mean.is_meta
+    assert not nn.Linear(1, 1).weight.is_meta
     with pytest.raises(ModelError, match="quantization='fp8' is not taken"):
         build_quant_config("fp8")
     assert build_quant_config(None) is None  # type: ignore[func-returns-value]

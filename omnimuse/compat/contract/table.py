@@ -409,7 +409,11 @@ KNOWN: tuple[Known, ...] = (
     Known(f"{D}.utils.flow_matching", "safe_linalg_solve", FILES, "that of torch", SMALL),
     Known(f"{L}.models.utils", "maybe_prefix", FILES, "a name below a prefix", SMALL),
     Known(
-        f"{L}.models.transformers.utils", "init_on_device_without_buffers", FILES, "refused when it is called", SMALL
+        f"{L}.models.transformers.utils",
+        "init_on_device_without_buffers",
+        FILES,
+        "parameters that are made meanwhile are on that device",
+        SMALL,
     ),
     Known(f"{L}.layers.activation", "get_act_fn", FILES, "that of transformers", SMALL),
     Known("vllm.triton_utils", "HAS_TRITON", FILES, "false: code uses its torch path", SMALL),
