@@ -66,9 +66,14 @@ class Chaos:
         self._server.__exit__(kind, error, trace)
 
     def run(self, seconds: float) -> None:
-        """Do one thing after the other until the time is over."""
-        self._server.wait_ready()
+        """Round after round, until the time is over."""
         end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.round()
+
+    def round(self) -> None:
+        """Every deed as often as its number says, one after the other, in an order of chance."""
+        self._server.wait_ready()
         deeds = {
             self._submit: 8,
             self._draw: 6,
@@ -78,8 +83,9 @@ class Chaos:
             self._kill_server: 1,
             self._restart: 1,
         }
-        while time.monotonic() < end:
-            [deed] = self._random.choices(list(deeds), list(deeds.values()))
+        order = [deed for deed, count in deeds.items() for _ in range(count)]
+        self._random.shuffle(order)
+        for deed in order:
             self.report.done[deed.__name__] = self.report.done.get(deed.__name__, 0) + 1
             try:
                 deed()
