@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from omnimuse.engine.warm import Warmed
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images` and `sounds`, `mask` and `pad`.
+"""A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images`, `videos`, `sounds`, `mask` and `pad`.
 
-Pictures are Pillow images or names of files, sounds `media.sound.Sound` or names of files. `mask` is a picture over the
+Pictures are Pillow images or names of files, sounds `media.sound.Sound` or names of files, videos whatever
+`media.clip.open_clip` takes: names or bytes of files, lists of pictures, arrays. `mask` is a picture over the
 first of `images`, which is drawn anew where the mask is white or, if that is transparent anywhere, where it is that;
 `pad` (left, above, right, below) is by how many pixels it becomes larger. A model that writes takes `messages`, too,
 dicts with a `role` and a `content`; a list of them is a prompt."""
@@ -221,7 +222,7 @@ class Omni:
         self.close()
 
     def _request(self, ask: Ask) -> Request:
-        return self.engine.make_request(replace(ask, prompt=_with_sources(ask.prompt)))
+        return self.engine.make_request(replace(ask, prompt=_with_sources(ask.prompt, ask.params)))
 
     def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int], events: SimpleQueue[Event]) -> None:
         """Submit what the bounded queue takes; at least one request of ours is in flight afterwards."""
@@ -288,8 +289,8 @@ class AsyncOmni:
         import asyncio  # half the time that importing this package would take
 
         base, engine = ask or Ask(""), self._background.engine
-        opened = await asyncio.to_thread(_with_sources, prompt)
         chosen = make_params(base.params if params is None else params, choices)
+        opened = await asyncio.to_thread(_with_sources, prompt, chosen)
         wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
         wanted, changes = _adjusted(engine.door, wanted) if adjust else (wanted, [])
         request = engine.make_request(wanted)
@@ -388,8 +389,8 @@ def _told(result: Result, changes: list[str]) -> Result:
     return replace(result, said=(*changes, *result.said))
 
 
-def _with_sources(prompt: Prompt) -> str | Mapping[str, Any]:
-    """`prompt` with its pictures and sounds opened; RequestError for what cannot be read."""
+def _with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str, Any]:
+    """`prompt` with its pictures, videos and sounds opened; RequestError for what cannot be read."""
     prompt = _given(prompt)
     if not isinstance(prompt, Mapping):
         return prompt  # what it is if it is no text either, the door says
@@ -406,6 +407,10 @@ def _with_sources(prompt: Prompt) -> str | Mapping[str, Any]:
         from omnimuse.media.recording import open_sound
 
         opened["sounds"] = [open_sound(sound) for sound in prompt["sounds"]]
+    if isinstance(prompt.get("videos") or None, list | tuple):
+        from omnimuse.media.clip import open_clip
+
+        opened["videos"] = [open_clip(video, params.num_frames) for video in prompt["videos"]]
     return opened
 
 

@@ -71,6 +71,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
         raise RequestError(f"{args.source} was drawn from a picture, which is not in it; give it with --image", "image")
     if settings.get("mask") and args.mask is None:
         raise RequestError(f"{args.source} was drawn with a mask, which is not in it; give it with --mask", "mask")
+    if settings.get("videos") and not args.video:
+        raise RequestError(f"{args.source} was made from a video, which is not in it; give it with --video", "video")
     if settings.get("sounds") and not args.audio:
         raise RequestError(f"{args.source} was made from a sound, which is not in it; give it with --audio", "audio")
     if settings.get("loras") and not args.lora:

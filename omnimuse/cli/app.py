@@ -69,6 +69,7 @@ OPTIONS = MappingProxyType(
         "num_outputs_per_prompt": "--number",
         "negative_prompt": "--negative",
         "images": "--image",
+        "videos": "--video",
         "loras": "--lora",
     }
 )

@@ -134,6 +134,21 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--seconds", type=float, metavar="X", help="how long a sound is")
     picture.add_argument("--start", type=float, metavar="X", help="where in the model's whole it begins, in seconds")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
+    _add_source_options(picture)
+    picture.add_argument("--max-sequence-length", type=int, metavar="N", help="text tokens that are read of a prompt")
+    picture.add_argument(
+        "--flow-shift", type=float, metavar="X", help="how far the noise levels move up; 1: not at all"
+    )
+    picture.add_argument("--boundary-ratio", type=float, metavar="X", help="of the noise, above it the first expert")
+    picture.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)}, in place of the checkpoint's")
+    picture.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="an adapter to draw with; or several")
+    picture.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of this model's family"
+    )
+
+
+def _add_source_options(picture: argparse._ArgumentGroup) -> None:
+    """What it starts from."""
     picture.add_argument(
         "--image",
         type=Path,
@@ -141,6 +156,14 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="a picture to start from: of a video the first frame and, given once more, the last, where it may be",
+    )
+    picture.add_argument(
+        "--video",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video to start from, of which as many frames are read as are made; --strength says how much changes",
     )
     picture.add_argument(
         "--audio", type=Path, action="append", default=[], metavar="FILE", help="a sound to start from"
@@ -156,16 +179,6 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         "--pad", metavar="LEFT,TOP,RIGHT,BOTTOM", help="draw on beyond its edges, by so many of its pixels"
     )
     picture.add_argument("--strength", type=float, metavar="X", help="how much of it is drawn anew: 0.01 to 1")
-    picture.add_argument("--max-sequence-length", type=int, metavar="N", help="text tokens that are read of a prompt")
-    picture.add_argument(
-        "--flow-shift", type=float, metavar="X", help="how far the noise levels move up; 1: not at all"
-    )
-    picture.add_argument("--boundary-ratio", type=float, metavar="X", help="of the noise, above it the first expert")
-    picture.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)}, in place of the checkpoint's")
-    picture.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="an adapter to draw with; or several")
-    picture.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of this model's family"
-    )
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:

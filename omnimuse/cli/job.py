@@ -207,6 +207,7 @@ class Job:
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
+    from omnimuse.media.clip import open_clip
     from omnimuse.media.finished import suffixes
     from omnimuse.media.picture import open_mask, open_picture
     from omnimuse.media.recording import open_sound
@@ -224,6 +225,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     if args.pad is not None:
         shared["pad"] = read_pad(args.pad)
     began = [] if args.start is None else [f"start={args.start}"]  # a parameter of the families that know it
+    if args.video:
+        shared["videos"] = [open_clip(path, read_params(args).num_frames) for path in args.video]
     if args.audio:
         shared["sounds"] = [open_sound(path) for path in args.audio]
     said = read_prompts([*args.prompts, *args.prompt], args.file, stdin, needed=not args.image)

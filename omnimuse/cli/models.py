@@ -97,6 +97,7 @@ def about(model: str) -> Row:
         "tasks": list(door.tasks),
         "summary": spec.summary,
         "pictures": [door.limits.min_images, door.limits.max_images],
+        "videos": door.limits.max_videos,
         "sounds": door.limits.sound.max_inputs if door.limits.sound is not None else 0,
         "defaults": defaults,
         "parameters": [_parameter(part) for part in fields(spec.extra)],
@@ -117,6 +118,8 @@ def text_about(row: Row) -> str:
     parts = [f"{row['id']}: {row['summary']} ({', '.join(row['tasks'])})"]
     if most:
         parts.append("pictures with a prompt: " + (f"{least} to {most}" if least != most else str(most)))
+    if row["videos"]:
+        parts.append(f"videos with a prompt: {row['videos']}")
     if row["sounds"]:
         parts.append(f"sounds with a prompt: {row['sounds']}")
     parts += ["", "defaults:", columns((name, str(value)) for name, value in row["defaults"].items())]

@@ -134,7 +134,7 @@ class Outcome:
 
 def told(prompt: Mapping[str, Any]) -> Record:
     """The words of a prompt, and of its pictures and sounds what tells them from others."""
-    sources = {name: [one.digest for one in prompt[name]] for name in ("images", "sounds") if name in prompt}
+    sources = {name: [one.digest for one in prompt[name]] for name in ("images", "videos", "sounds") if name in prompt}
     mask = {"mask": prompt["mask"].digest} if "mask" in prompt else {}
     return {**prompt, **sources, **mask}
 

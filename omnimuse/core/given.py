@@ -1,6 +1,6 @@
-"""What comes with a prompt, checked against what the model takes: pictures, sounds, which part is drawn anew. No torch.
+"""What comes with a prompt, checked against what the model takes: pictures, videos, sounds, which part is drawn anew.
 
-`core/request.py` asks for it, and a request inherits it.
+`core/request.py` asks for it, and a request inherits it. No torch here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.errors import RequestError
-from omnimuse.core.sources import Picture, Recording, Region, region_of
+from omnimuse.core.sources import Clip, Picture, Recording, Region, region_of
 from omnimuse.core.spec import Limits, Size, Spec
 
 
@@ -21,11 +21,12 @@ class Given:
     images: tuple[Picture, ...] = ()
     region: Region | None = None
     sounds: tuple[Recording, ...] = ()
+    videos: tuple[Clip, ...] = ()
 
     @property
     def sizes(self) -> list[Size]:
-        """Those of the pictures, the first one with its margins."""
-        sizes = [(picture.width, picture.height) for picture in self.images]
+        """Those of the videos or, without any, of the pictures, the first one with its margins."""
+        sizes = [(each.width, each.height) for each in self.videos or self.images]
         return sizes if self.region is None else [self.region.size_around(self.images[0]), *sizes[1:]]
 
 
@@ -35,7 +36,8 @@ def given_of(prompt: Mapping[str, Any], spec: Spec, limits: Limits, *, masks: bo
     `masks`: it can draw a part of a picture anew.
     """
     images, sounds = _images(prompt.get("images"), spec, limits), _sounds(prompt.get("sounds"), spec, limits)
-    return Given(images=images, region=_region(prompt, images, spec, masks), sounds=sounds)
+    videos = _videos(prompt.get("videos"), spec, limits)
+    return Given(images=images, region=_region(prompt, images, spec, masks), sounds=sounds, videos=videos)
 
 
 def _region(prompt: Mapping[str, Any], images: Sequence[Picture], spec: Spec, masks: bool) -> Region | None:
@@ -62,6 +64,21 @@ def _sounds(given: Any, spec: Spec, limits: Limits) -> tuple[Recording, ...]:
         if not isinstance(sound, Recording):
             raise RequestError(f"sounds must hold recordings, got {type(sound).__name__}", "sounds")
     return sounds
+
+
+def _videos(given: Any, spec: Spec, limits: Limits) -> tuple[Clip, ...]:
+    if not isinstance(given or (), list | tuple):
+        raise RequestError(f"videos must be a list of videos, got {type(given).__name__}", "videos")
+    videos = tuple(given or ())
+    if videos and not limits.max_videos:
+        raise RequestError(f"this {spec.family} starts from no video; leave out `videos`", "videos")
+    if len(videos) > limits.max_videos:
+        most = limits.max_videos
+        raise RequestError(f"{len(videos)} videos were given; {spec.family} takes at most {most}", "videos")
+    for video in videos:
+        if not isinstance(video, Clip):
+            raise RequestError(f"videos must hold clips, got {type(video).__name__}", "videos")
+    return videos
 
 
 def _images(given: Any, spec: Spec, limits: Limits) -> tuple[Picture, ...]:

@@ -24,6 +24,7 @@ from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.messages import MAX_WRITTEN, Talk, messages_of
 from omnimuse.core.names import meant
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
+from omnimuse.core.sources import Clip as Clip
 from omnimuse.core.sources import Picture as Picture
 from omnimuse.core.sources import Recording as Recording
 from omnimuse.core.sources import Region as Region
@@ -96,9 +97,14 @@ class Request(Talk, Given):
 
     @property
     def skipped_steps(self) -> int:
-        """How many of the first steps are left out, because a picture or a sound stands in for what they would draw."""
+        """How many of the first steps are left out, because what came stands in for what they would draw.
+
+        The reference rounds them down for pictures and sounds; for a video, those that it draws.
+        """
         steps, strength = self.params.num_inference_steps or 0, self.params.strength
-        return 0 if strength is None else int(max(steps - min(steps * strength, steps), 0))
+        if strength is None:
+            return 0
+        return steps - int(steps * strength) if self.videos else int(max(steps - min(steps * strength, steps), 0))
 
     def seed(self, output: int) -> int:
         """The seed of output number `output`."""
@@ -162,14 +168,15 @@ class Door:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What this checkpoint does of what its family does, by the pictures that it must and may be given."""
-        undone = {"text": self.limits.min_images > 0, "image": self.limits.max_images == 0}
+        """What this checkpoint does of what its family does, by what it must and may be given."""
+        limits = self.limits
+        undone = {"text": limits.min_images > 0, "image": not limits.max_images, "video": not limits.max_videos}
         return tuple(task for task in self.spec.tasks if not undone.get(task.partition("-")[0], False))
 
     @property
     def masks(self) -> bool:
         """Whether a part of a picture can be drawn anew and the rest kept: so of flow matching that starts from one."""
-        starts = "strength" in self.spec.supported and self.limits.max_images > 0
+        starts = "strength" in self.spec.supported - self.limits.refuses.keys() and self.limits.max_images > 0
         return self.spec.fills or (starts and self.limits.flow)
 
     @property
@@ -217,6 +224,7 @@ class Door:
         if params.seed is None:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
+        self._check_lasting(params, came)
         params = replace(
             params, scheduler=scheduler_named(params.scheduler), loras=loras_of(params.loras, self.adapters)
         )
@@ -239,6 +247,7 @@ class Door:
             images=came.images,
             region=came.region,
             sounds=came.sounds,
+            videos=came.videos,
             priority=ask.priority,
             deadline=None if ask.timeout is None else now + ask.timeout,
             tenant=ask.tenant,
@@ -256,13 +265,15 @@ class Door:
 
     def _suited(self, chosen: DiffusionParams, came: Given) -> DiffusionParams:
         """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one."""
-        if came.images or came.sounds:
+        if came.images or came.sounds or came.videos:
             suited = self._sized(came.sizes, chosen) if came.sizes else self.defaults
+            suited = self._lasting(suited, came)
             # What lies in the margins of a picture has nothing to start from.
             whole = came.region is not None and came.region.padded and suited.strength is not None
             return chosen.over(replace(suited, strength=1.0) if whole else suited)
         if chosen.strength is not None:
-            what, name = ("sound", "sounds") if self.spec.medium == "audio" else ("picture", "images")
+            what = "sound" if self.spec.medium == "audio" else "video" if self.limits.max_videos else "picture"
+            name = "images" if what == "picture" else f"{what}s"
             why = f"strength says how much of a {what} is drawn anew, and there is no {what}"
             raise RequestError(f"{why}; give one (`{name}`), or leave strength out", "strength")
         return chosen.over(replace(self.defaults, strength=None))
@@ -283,6 +294,30 @@ class Door:
         high = (area / ratio) ** 0.5 if width is None else width / ratio
         return replace(self.defaults, width=self._legal(wide), height=self._legal(high))
 
+    def _lasting(self, suited: DiffusionParams, came: Given) -> DiffusionParams:
+        """`suited` for what is made of a video: as fast as that and, up to the model's own length, as long."""
+        if not came.videos or suited.num_frames is None:
+            return suited
+        [video, *_], step = came.videos, self.limits.frame_step
+        count = min(suited.num_frames, (len(video.frames) - 1) // step * step + 1)
+        return replace(suited, num_frames=max(count, self.limits.min_frames), fps=video.fps or suited.fps)
+
+    def _check_lasting(self, p: DiffusionParams, came: Given) -> None:
+        """What starts from a video has no more frames than that, and draws a step at the least."""
+        for video in came.videos:
+            if (count := len(video.frames)) < (p.num_frames or 1):
+                raise RequestError(
+                    f"num_frames={p.num_frames} is more than the {count} frames of the video; use fewer, or a longer "
+                    "video",
+                    "num_frames",
+                )
+        steps = p.num_inference_steps or 1
+        if came.videos and p.strength is not None and int(steps * p.strength) < 1:
+            least = math.ceil(100 / steps) / 100
+            raise RequestError(
+                f"strength={p.strength:g} of {steps} steps leaves none to draw; use at least {least:g}", "strength"
+            )
+
     def _legal(self, side: float) -> int:
         """The legal side for `side`: the nearest, or the one below or above it, as this model rounds."""
         step = self.limits.size_multiple
@@ -294,7 +329,7 @@ class Door:
     def _prompt(self, given: Mapping[str, Any]) -> tuple[str, str | None]:
         if not isinstance(given, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
-        allowed = ["prompt", "messages", "negative_prompt", "images", "mask", "pad", "sounds"]
+        allowed = ["prompt", "messages", "negative_prompt", "images", "mask", "pad", "sounds", "videos"]
         for name in given:
             if name not in allowed:
                 raise RequestError(

@@ -1,4 +1,4 @@
-"""What people give with a prompt, as plain values: pictures, sounds, and which part of a picture is drawn anew.
+"""What people give with a prompt, as plain values: pictures, videos, sounds, which part of a picture is drawn anew.
 
 `core/request.py` checks them with the rest of a request; files are read in `media/`. No torch here.
 """
@@ -30,6 +30,30 @@ class Picture:
         from hashlib import sha256  # here and not above: what starts everything stays light
 
         return sha256(self.png).hexdigest()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video that somebody gave: `frames` of `width` x `height` pixels, each a PNG file as a `Picture` has it, `fps`
+    of them a second (0: nobody says). Made by `media/clip.py`, so that a request is plain values.
+    """
+
+    width: int
+    height: int
+    frames: tuple[bytes, ...]
+    fps: float = 0.0
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Its frames as pictures."""
+        return tuple(Picture(self.width, self.height, png) for png in self.frames)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this video from others, in hexadecimal; not how fast it plays."""
+        from hashlib import sha256
+
+        return sha256("".join(picture.digest for picture in self.pictures).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,15 @@ class SoundLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """Of a model of videos: it makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`; of others, one."""
+    """Of a model of videos: it makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`; of others, one.
+
+    At most `max_videos` videos come with a prompt.
+    """
 
     frame_step: int = 1
     min_frames: int = 1
     max_frames: int = 1
+    max_videos: int = 0
 
 
 @dataclass(frozen=True)

@@ -119,4 +119,6 @@ def _settings(request: Request, result: Result) -> dict[str, Any]:
         told |= request.region.told
     if request.sounds:
         told["sounds"] = [sound.digest for sound in request.sounds]
+    if request.videos:
+        told["videos"] = [video.digest for video in request.videos]
     return {**told, **{name: value for name, value in chosen.items() if name not in _OF_THE_CALL}}

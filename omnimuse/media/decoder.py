@@ -1,8 +1,9 @@
 """The child that does what `sandbox` asks: one question about one file, and the end.
 
-Run as `python -m omnimuse.media.decoder`. It bounds itself, loads what every work needs by doing it once, locks itself
-in (`confine.py`), says that it is ready and what it lacks, and only then looks at what a stranger sent. Whatever goes
-wrong with that ends it. Standard input and output are the channel; nothing is ever printed.
+Run as `python -m omnimuse.media.decoder`, for videos with the word `clip`. It bounds itself, loads what every work
+needs by doing it once, locks itself in (`confine.py`), says that it is ready and what it lacks, and only then looks at
+what a stranger sent. Whatever goes wrong with that ends it. Standard input and output are the channel; nothing is ever
+printed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,17 +20,21 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa:
 
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Picture
+from omnimuse.media.clip import read_clip
 from omnimuse.media.confine import bound, lock_in
 from omnimuse.media.foreign import PictureLimits, kind_of
+from omnimuse.media.foreign_clip import ClipLimits, written
 from omnimuse.media.foreign_sound import CHANNELS, HEAD, RecordingLimits
 from omnimuse.media.picture import eight_bits, mask_of, picture_of
 from omnimuse.media.sound import Sound, encode_sound, library
 from omnimuse.media.strip import CostlyError, stripped
+from omnimuse.media.video import pyav
 
-MEMORY = 2**30  # bytes of address space
-CPU = 15  # seconds of computation for an answer
+MEMORY, CLIP_MEMORY = 2**30, 3 * 2**30  # bytes of address space
+CPU, CLIP_CPU = 15, 45  # seconds of computation for an answer
 _HEAD = 2**12  # bytes of a question before its content, at most
 _ORIENTATION = 0x0112
+_LEAST = 4  # bytes that a pixel may take in a PNG of ours, at most
 
 
 class TooLargeError(Exception):
@@ -110,31 +116,74 @@ def _try_sound() -> None:
         sound(encode_sound(plain, kind, {}), {})
 
 
+def clip(content: bytes, given: Mapping[str, int]) -> bytes:
+    """The first frames of the video in `content`, with what they are. Any error but TooLargeError means: it is none."""
+    limits = ClipLimits(**given)
+    keep = limits.keep_pixels
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        if width * height > limits.max_pixels:
+            raise TooLargeError
+        scale = min(1.0, (keep / (width * height)) ** 0.5)
+        return max(1, int(width * scale)), max(1, int(height * scale))
+
+    while True:
+        made = read_clip(content, limits.frames, fit)
+        held = sum(len(frame) for frame in made.frames)
+        if held <= limits.keep_bytes:
+            return written(made)
+        if made.width * made.height <= limits.keep_bytes // limits.frames // _LEAST:
+            raise TooLargeError
+        keep = int(made.width * made.height * min(0.9 * limits.keep_bytes / held, 0.9))
+
+
+def _try_clip() -> None:
+    """Read a video; without the library, none can be read."""
+    try:
+        av = pyav()
+    except ConfigError:
+        return
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        stream = out.add_stream("mpeg4", rate=8, options={"threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 16)))))
+        out.mux(stream.encode(None))
+    clip(file.getvalue(), {"keep_pixels": 128})
+
+
 WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
     "picture": (picture, _try_picture),
     "mask": (mask, _try_picture),
     "sound": (sound, _try_sound),
 }
 """All that can be asked: a work, and how it is done once in advance."""
+CLIP_WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
+    "clip": (clip, _try_clip),
+}
+"""All that can be asked of a child for videos."""
 
 
 # -- the channel -----------------------------------------------------------------------------------------------------
 
 
-def prepare() -> dict[str, str]:
+def prepare(works: Mapping[str, Any] = WORKS, memory: int = MEMORY, cpu: int = CPU) -> dict[str, str]:
     """Make this process one that a stranger's file may take over; returns what could not be had for that."""
-    bound(MEMORY)
-    for _, attempt in WORKS.values():
+    bound(memory)
+    for _, attempt in works.values():
         attempt()
-    return lock_in(CPU)
+    return lock_in(cpu)
 
 
 def main() -> None:
     """Answer one question."""
-    _say({"lacking": prepare()})
+    films = sys.argv[1:] == ["clip"]
+    works = CLIP_WORKS if films else WORKS
+    _say({"lacking": prepare(works, CLIP_MEMORY, CLIP_CPU) if films else prepare()})
     if (head := _hear_line()) is None:
         return
-    work, _ = WORKS[head["work"]]
+    work, _ = works[head["work"]]
     content = _hear(head["length"])
     try:
         answer = work(content, head["limits"])

@@ -101,13 +101,13 @@ def _damaged() -> PictureError:
 
 def believed(png: bytes, limits: PictureLimits) -> Picture:
     """The picture that a child made. Who took over a child could say anything: only a plain RGB PNG is believed."""
-    size = _size_of(png)
+    size = size_of(png)
     if size is None or size[0] * size[1] > limits.keep_pixels:
         raise _damaged()
     return Picture(size[0], size[1], png)
 
 
-def _size_of(png: bytes) -> tuple[int, int] | None:
+def size_of(png: bytes) -> tuple[int, int] | None:
     """Width and height of a PNG of 8-bit RGB that holds pixels and nothing else; None for any other bytes."""
     if not png.startswith(_PNG):
         return None

@@ -28,13 +28,15 @@ from omnimuse.core.errors import CapacityError
 from omnimuse.media.channel import Channel
 from omnimuse.media.turns import Turns
 
-Work = Literal["picture", "mask", "sound"]
+Work = Literal["picture", "mask", "sound", "clip"]
 """What a child can be asked to do. A work is a function in `decoder.py`."""
 
 Trouble = Literal["large", "slow", "dead"]
 """Why there is no answer: the file is larger than the limits, took too long, or ended its child."""
 
 COMMAND = (sys.executable, "-P", "-m", "omnimuse.media.decoder")
+CLIPS = (*COMMAND, "clip")
+"""Children that read videos: they need a library, more memory and more time, which others do without."""
 ENVIRONMENT: Mapping[str, str] = {
     "PYTHONPATH": str(Path(__file__).parents[2]),
     "OPENBLAS_NUM_THREADS": "1",

@@ -97,7 +97,7 @@ def encode_video(video: Video, settings: Mapping[str, Any], sound: Sound | None 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings that `save_video` wrote into the file; RequestError without any, ConfigError without PyAV."""
-    av = _pyav()
+    av = pyav()
     try:
         with av.open(str(path)) as container:
             text = container.metadata.get(SETTINGS_KEY, "")
@@ -172,14 +172,15 @@ class _Track:
 
 def _encoder() -> Any:
     """PyAV, with the encoder that is needed."""
-    av = _pyav()
+    av = pyav()
     if CODEC not in av.codecs_available:
         raise ConfigError(f'this PyAV has no encoder {CODEC}; install its wheel: pip install "omnimuse[video]"')
     return av
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """PyAV; ConfigError where it is not installed."""
     try:
         return import_module("av")
     except ImportError:
-        raise ConfigError('MP4 files need PyAV, which is not installed: pip install "omnimuse[video]"') from None
+        raise ConfigError('files of videos need PyAV, which is not installed: pip install "omnimuse[video]"') from None

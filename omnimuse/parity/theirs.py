@@ -125,6 +125,8 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
         negative = spec.guidance.text(negative)
     if negative and "negative_prompt" not in takes:
         raise ModelError(f"{type(pipe).__name__} takes no negative prompt, so this request cannot be compared")
+    if request.videos:
+        raise ModelError("requests with a video to start from cannot be compared yet; tests/parity has them")
     if request.sounds:
         raise ModelError("requests with a sound to start from cannot be compared yet; tests/parity has them")
     known = {

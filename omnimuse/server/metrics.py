@@ -12,7 +12,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from omnimuse.observe.labels import OTHER, label_of
 
 TASKS = frozenset(
-    {"text-to-image", "image-to-image", "text-to-video", "image-to-video", "text-to-audio", "audio-to-audio", "chat"}
+    {
+        "text-to-image",
+        "image-to-image",
+        "text-to-video",
+        "image-to-video",
+        "video-to-video",
+        "text-to-audio",
+        "audio-to-audio",
+        "chat",
+    }
 )
 OUTCOMES = frozenset({"completed", "failed", "cancelled", "refused", "expired"})
 REJECTIONS = frozenset(

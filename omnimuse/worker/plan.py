@@ -1,6 +1,6 @@
 """`TickPlan`: what one tick does, decided by the engine on rank 0 and executed alike by the runner of every rank.
 
-It holds names and numbers, and the pictures and sounds that a request brings; tensors never travel with it.
+It holds names and numbers, and the pictures, videos and sounds that a request brings; tensors never travel with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from omnimuse.core.loras import loras_of
 from omnimuse.core.messages import Message
 from omnimuse.core.params import DiffusionParams, family_params
-from omnimuse.core.request import Picture, Recording, Region, Request
+from omnimuse.core.request import Clip, Picture, Recording, Region, Request
 from omnimuse.core.spec import Spec
 
 
@@ -45,7 +45,7 @@ def fingerprint(states: Iterable[str]) -> int:
 
 
 def encode(plan: TickPlan) -> bytes:
-    """The plan as bytes: a few hundred, and the pictures and sounds of the requests that it admits."""
+    """The plan as bytes: a few hundred, and the pictures, videos and sounds of the requests that it admits."""
     return msgspec.msgpack.encode(asdict(plan))
 
 
@@ -61,10 +61,11 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     """The request that `dataclasses.asdict` turned into plain values; `spec` gives the family's extension."""
     extra, params, images = fields.pop("extra"), fields.pop("params"), fields.pop("images")
-    sounds, region = fields.pop("sounds", ()), fields.pop("region", None)
+    sounds, videos, region = fields.pop("sounds", ()), fields.pop("videos", ()), fields.pop("region", None)
     assert isinstance(extra, dict)
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
+    assert isinstance(videos, list | tuple)
     messages = cast("list[dict[str, str]]", fields.pop("messages", ()))
     known = {
         "params": DiffusionParams(**{**params, "loras": loras_of(params.get("loras"))}),
@@ -72,6 +73,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
         "images": tuple(_picture(image) for image in images),
         "region": _region(region) if region else None,
         "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
+        "videos": tuple(_clip(video) for video in videos),
         "messages": tuple(Message(**message) for message in messages),
         "branches": tuple(cast("list[str]", fields.pop("branches"))),
     }
@@ -80,6 +82,10 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
 
 def _picture(given: Any) -> Picture:
     return Picture(**{**given, "png": _bytes(given["png"])})
+
+
+def _clip(given: Any) -> Clip:
+    return Clip(**{**given, "frames": tuple(_bytes(frame) for frame in given["frames"])})
 
 
 def _region(given: Any) -> Region:

@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVideoToVideoPipeline,
+)
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import encoders, parts
-from tests.checkpoints.wishes import Family, Wish, of_picture, photo
+from tests.checkpoints.wishes import Family, Wish, film, of_picture, photo
 
 TEXT_WIDTH = 24
 DEEP_CHANNELS = 12
@@ -137,16 +143,13 @@ def pipeline(folder: Path, dtype: torch.dtype = torch.float32, *, pictures: bool
 def call(pipe: Any, wish: Wish, output_type: str) -> Tensor:
     """What a reference pipeline makes of a wish: frames [F, 3, H, W], or latents [C, f, h, w].
 
-    The one for pictures reads no text without the library ftfy, so it gets what the other one reads.
+    Those for pictures and videos read no text without the library ftfy, so they get what the other one reads.
     """
+    if wish.video:
+        return call_changing(pipe, wish, output_type)
     asked = {"prompt": wish.prompt, "negative_prompt": wish.negative}
     if wish.image is not None:
-        reader = WanPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.scheduler)
-        guided = max(wish.params.guidance_scale or 0, wish.params.guidance_scale_2 or 0) > 1
-        tokens = wish.params.max_sequence_length
-        embeds = reader.encode_prompt(**asked, do_classifier_free_guidance=guided, max_sequence_length=tokens)
-        named = zip(("prompt_embeds", "negative_prompt_embeds"), embeds, strict=True)
-        asked = {**dict(named), "image": wish.image, "last_image": wish.last}
+        asked = {**read(pipe, wish), "image": wish.image, "last_image": wish.last}
     return pipe(
         **asked,
         height=wish.params.height,
@@ -158,6 +161,34 @@ def call(pipe: Any, wish: Wish, output_type: str) -> Tensor:
         generator=torch.Generator().manual_seed(wish.params.seed or 0),
         output_type=output_type,
         max_sequence_length=wish.params.max_sequence_length,
+    ).frames[0]
+
+
+def read(pipe: Any, wish: Wish) -> dict[str, Any]:
+    """What the text encoder makes of the prompts, as arguments."""
+    reader = WanPipeline(pipe.tokenizer, pipe.text_encoder, pipe.vae, pipe.scheduler)
+    guided = max(wish.params.guidance_scale or 0, wish.params.guidance_scale_2 or 0) > 1
+    asked = {"prompt": wish.prompt, "negative_prompt": wish.negative, "do_classifier_free_guidance": guided}
+    embeds = reader.encode_prompt(**asked, max_sequence_length=wish.params.max_sequence_length)
+    return dict(zip(("prompt_embeds", "negative_prompt_embeds"), embeds, strict=True))
+
+
+def call_changing(pipe: Any, wish: Wish, output_type: str, network: str = "transformer") -> Tensor:
+    """What the reference makes of a wish with a video; it knows one network, so `network` says which draws all."""
+    parts = pipe.tokenizer, pipe.text_encoder, getattr(pipe, network), pipe.vae, pipe.scheduler
+    changing = WanVideoToVideoPipeline(*parts)
+    changing.set_progress_bar_config(disable=True)
+    params = wish.params
+    return changing(
+        **read(pipe, wish),
+        video=list(wish.video[: params.num_frames]),
+        height=params.height,
+        width=params.width,
+        num_inference_steps=params.num_inference_steps,
+        guidance_scale=params.guidance_scale,
+        strength=params.strength,
+        generator=torch.Generator().manual_seed(params.seed or 0),
+        output_type=output_type,
     ).frames[0]
 
 
@@ -180,6 +211,9 @@ def _from_text(kind: str, side: int, second: float | None = None) -> Family:
         _clip(5, 6.0, 9, side, side * 2),
     )
     first = Wish("a star", "grey", replace(_clip(4, 3.0, 9, side * 2, side), seed=10), photo(50, 70))
+    changed = Wish(
+        "a star", "grey", replace(_clip(4, 3.0, 5, side * 2, side * 3), seed=10, strength=0.6), video=film(60, 40, 6)
+    )
     return Family(
         arch="WanPipeline",
         kind=kind,
@@ -192,7 +226,7 @@ def _from_text(kind: str, side: int, second: float | None = None) -> Family:
             ),
             Wish("a story about Them: it goes on and on " * 8, None, replace(clips[1], seed=8, max_sequence_length=24)),
             Wish("a star", None, replace(clips[2], seed=9)),
-            *([first] if kind == "5B" else []),
+            *([first] if kind == "5B" else [changed] if kind == "2.1" else []),
         ),
         reference=reference,
     )

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Recording
+from omnimuse.media.clip import clip_of
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.media.recording import recording_of
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture or a sound to start
-    from.
+    """One request to compare: prompts and parameters, `output_type` left open; perhaps a picture, a sound or a video,
+    frame by frame, to start from.
 
     Of a video that picture is the first frame, and `last` may be its last. `others` are further pictures that a model
     is shown. Where `mask` is white, and in the margins `pad`, the picture is drawn anew.
@@ -40,6 +41,7 @@ class Wish:
     others: tuple[Image.Image, ...] = ()
     mask: Image.Image | None = None
     pad: tuple[int, int, int, int] | None = None
+    video: tuple[Image.Image, ...] = ()
 
     @property
     def images(self) -> list[Image.Image]:
@@ -52,9 +54,10 @@ class Wish:
         images = [picture_of(image) for image in self.images]
         pictures = {"images": images} if images else {}
         sounds = {} if self.sound is None else {"sounds": [self.sound]}
+        videos = {"videos": [clip_of(self.video)]} if self.video else {}
         mask = {} if self.mask is None else {"mask": mask_of(self.mask)}
         pad = {} if self.pad is None else {"pad": list(self.pad)}
-        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **mask, **pad, **sounds}
+        return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **videos, **mask, **pad, **sounds}
 
     @property
     def filled(self) -> dict[str, Image.Image]:
@@ -76,6 +79,11 @@ def photo(width: int, height: int) -> Image.Image:
     generator = torch.Generator().manual_seed(width * 1000 + height)
     small = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(small.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def film(width: int, height: int, frames: int) -> tuple[Image.Image, ...]:
+    """A video in which no two frames are alike."""
+    return tuple(photo(width, height + number).resize((width, height)) for number in range(frames))
 
 
 def halves(width: int, height: int) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
@@ -16,7 +17,7 @@ from omnimuse.core.output import Result
 from omnimuse.loader.components import quiet
 from tests.checkpoints import wan
 from tests.checkpoints.wan import from_pictures
-from tests.checkpoints.wishes import Wish, of_picture, photo
+from tests.checkpoints.wishes import Wish, film, of_picture, photo
 
 CLIP = replace(of_picture(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
 WISH = Wish("a red circle above the blue square", "grey", CLIP)
@@ -58,6 +59,40 @@ def latents(folder: Path, **params: object) -> Tensor:
 def theirs(folder: Path, **params: object) -> Tensor:
     with quiet("diffusers"), quiet("transformers"):
         return wan.reference(folder, [replace(WISH, params=replace(CLIP, **params))], "latent")[0]  # type: ignore[arg-type]
+
+
+CHANGED = [
+    (1.0, 4.0, 5, (32, 48), film(60, 40, 6)),
+    (0.55, 1.0, 9, (32, 32), film(33, 50, 9)),
+    (0.8, 6.0, 1, (48, 32), film(48, 48, 3)),
+]
+"""Strength, guidance, frames, height and width, and the video to start from."""
+
+
+def of_video(strength: float, guidance: float, frames: int, size: tuple[int, int], video: tuple[Image, ...]) -> Wish:
+    params = replace(of_picture(5, guidance, *size, 11), num_frames=frames, max_sequence_length=16, strength=strength)
+    negative = "grey" if guidance > 1 else None
+    return Wish("a red circle", negative, replace(params, output_type="latent"), video=video)
+
+
+def test_videos_of_any_length_and_size_are_changed_together_as_the_reference_changes_each(build: Build) -> None:
+    folder, wishes = build("2.1"), [of_video(*each) for each in CHANGED]
+    with quiet("diffusers"), quiet("transformers"):
+        expected = wan.reference(folder, wishes, "latent")
+    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"))
+    with Omni(str(folder), config=config) as omni:
+        results = omni.generate([wish.asked for wish in wishes], [wish.params for wish in wishes], progress=False)
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.error is None, result.error
+        assert distance(result.output[0], wanted) < 1e-5
+
+
+def test_of_two_experts_the_second_changes_a_video_where_the_steps_are_its_own(build: Build) -> None:
+    """The reference for videos knows one network: at these steps, which are below the boundary, that is the second."""
+    folder, wish = build("A14B", 0.95), of_video(0.4, 4.0, 5, (32, 48), film(60, 40, 6))
+    with quiet("diffusers"), quiet("transformers"):
+        wanted = wan.call_changing(wan.pipeline(folder), wish, "latent", "transformer_2")
+    assert distance(ours(folder, wish).output[0], wanted) < 1e-5
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -46,7 +46,8 @@ def door(least: int = 0, most: int = 0) -> Door:
     configs = {"transformer": {"rope_max_seq_len": 64}, "vae": {}, "options": {}}
     defaults = DiffusionParams(height=32, width=64, num_frames=5, num_inference_steps=STEPS)
     made = Door.of(SPEC, configs, MODEL)
-    limits = replace(made.limits, min_images=least, max_images=most)
+    videos = 0 if most else made.limits.max_videos
+    limits = replace(made.limits, min_images=least, max_images=most, max_videos=videos)
     return replace(made, defaults=defaults.over(made.defaults), limits=limits)
 
 

@@ -1,6 +1,7 @@
-"""Wan as a pipeline, from text or from pictures to video: the declaration, and the few functions that are its own.
+"""Wan as a pipeline, from text, pictures or a video to video: the declaration, and the few functions that are its own.
 
-Source: the reference pipelines of diffusers (WanPipeline, WanImageToVideoPipeline). Each expert is guided where its own
+Source: the reference pipelines of diffusers (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline).
+Each expert is guided where its own
 scale is above 1; the reference looks at the first scale alone, so the two differ where exactly one scale is 1 or less.
 
 Letters: C latent channels, f h w latent frames, height, width.
@@ -25,6 +26,7 @@ from omnimuse.core.spec import OPTIONS, Configs
 from omnimuse.models.wan.pictures import EncodeKnown, PutBackFirst, with_first
 from omnimuse.models.wan.spec import SPEC, boundary_ratio, factors, latent_channels, patch_size
 from omnimuse.models.wan.transformer import WanInputs, WanStatic, WanTransformer
+from omnimuse.models.wan.videos import EncodeClip
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
@@ -101,13 +103,14 @@ def inputs(ctx: Context, static: WanStatic, latents: Tensor, timestep: Tensor) -
 
 
 class Wan(Pipeline):
-    """Text, and perhaps the first and the last frame, to video."""
+    """Text, and perhaps the first and the last frame, or a video to start from, to video."""
 
     spec = SPEC
     stages = (
         *for_both_branches(EncodeText(template=clean, pad=True, zeroed=True)),
         SeePictures(layer=-2),
         EncodeKnown(),
+        EncodeClip(),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
@@ -118,6 +121,7 @@ class Wan(Pipeline):
             expert=expert,
             spacing="scheduler",
             given=("seen", "known"),
+            start="clip_latents",
         ),
         PutBackFirst(),
         DecodeVideo(latents="video_latents"),

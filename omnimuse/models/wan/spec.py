@@ -1,4 +1,4 @@
-"""Facts about Wan 2.1 and 2.2, text and pictures to video, without torch.
+"""Facts about Wan 2.1 and 2.2, text, pictures and videos to video, without torch.
 
 Source: the published checkpoints' `model_index.json` and cards, and the reference pipelines of diffusers. Checkpoints
 differ in what they say of themselves: `boundary_ratio` (two experts: `transformer` above that share of the noise,
@@ -78,6 +78,16 @@ def pictures(configs: Configs) -> tuple[int, int]:
     return (1, 1) if transformer.get("pos_embed_seq_len") is None else (2, 2)
 
 
+def videos(configs: Configs) -> int:
+    """From how many videos it may start: where the network is told of no given frames, as the reference."""
+    return 1 if pictures(configs) == (0, 0) else 0
+
+
+def strength(configs: Configs) -> DiffusionParams:
+    """How much of a video is drawn anew, where it can start from one."""
+    return DiffusionParams(strength=0.8 if videos(configs) else None)
+
+
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: whole patches, and no more of them along a side than it has positions."""
     (temporal, spatial), (_, height, width) = factors(configs), patch_size(configs)
@@ -85,6 +95,9 @@ def limits(configs: Configs) -> Limits:
     multiple = spatial * lcm(height, width)
     least, most = pictures(configs)
     alone = "this checkpoint has one network for all noise levels; leave it out"
+    refuses = {} if boundary_ratio(configs) is not None else dict.fromkeys(EXPERTS, alone)
+    if not videos(configs):
+        refuses["strength"] = "this checkpoint starts from no video, of which it would say how much changes"
     return Limits(
         size_multiple=multiple,
         max_side=positions * spatial * min(height, width),
@@ -92,10 +105,11 @@ def limits(configs: Configs) -> Limits:
         min_images=least,
         max_images=most,
         rounding="down",
-        refuses={} if boundary_ratio(configs) is not None else dict.fromkeys(EXPERTS, alone),
+        refuses=refuses,
         frame_step=temporal,
         min_frames=temporal + 1 if most > 1 else 1,
         max_frames=temporal * (positions - 1) + 1,
+        max_videos=videos(configs),
     )
 
 
@@ -121,6 +135,7 @@ def _transformer(*, optional: bool) -> Component:
         rules="omnimuse.models.wan.weights:RULES",
         keep_float32=FLOAT32,
         optional=optional,
+        tells=strength,
     )
 
 
@@ -139,8 +154,8 @@ DEFAULTS = DiffusionParams(
 SPEC = Spec(
     arch="WanPipeline",
     family="wan",
-    summary="Wan 2.1 and 2.2: videos from text or pictures, by a network, two experts (A14B) or a deeper VAE (TI2V-5B)",
-    tasks=("text-to-video", "image-to-video"),
+    summary="Wan 2.1 and 2.2: videos from text, pictures or videos; one network, two (A14B) or a deeper VAE (5B)",
+    tasks=("text-to-video", "image-to-video", "video-to-video"),
     components={
         "transformer": _transformer(optional=False),
         "transformer_2": _transformer(optional=True),
@@ -156,7 +171,7 @@ SPEC = Spec(
         "scheduler": Component((), built=False),
     },
     defaults=DEFAULTS,
-    supported=frozenset({"guidance_scale", "num_frames", "fps"}) | EXPERTS,
+    supported=frozenset({"guidance_scale", "num_frames", "fps", "strength"}) | EXPERTS,
     limits=limits,
     guidance=Guidance(("guidance_scale", "guidance_scale_2")),
     also=("WanImageToVideoPipeline", "WanVideoToVideoPipeline"),

@@ -1,7 +1,8 @@
-"""What becomes of the pictures and sounds that clients send: counted, fetched where allowed, decoded in a sandbox.
+"""What becomes of the pictures, videos and sounds that clients send: counted, fetched where allowed, decoded apart.
 
-Routes turn what came into `Source`s and get `Picture`s and `Recording`s of our own making back; nobody else in the
-server sees a byte that a client sent as one. The front process itself decodes nothing.
+Routes turn what came into `Source`s and get `Picture`s, `Clip`s and `Recording`s of our own making back, which
+processes in a sandbox made; nobody else in the server sees a byte that a client sent as one. The front process itself
+decodes nothing.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from omnimuse.core.errors import CapacityError
-from omnimuse.core.request import Picture, Recording
+from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.core.spec import Limits
 from omnimuse.deploy.wire import MAX_MESSAGE
 from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
 from omnimuse.media.foreign import Meaning, PictureError, PictureLimits, read_picture
+from omnimuse.media.foreign_clip import ClipError, ClipLimits, read_foreign_clip
 from omnimuse.media.foreign_sound import RecordingLimits, SoundError, read_recording
-from omnimuse.media.sandbox import Sandbox
+from omnimuse.media.sandbox import CLIPS, Sandbox
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.bodies import Upload
 from omnimuse.server.http.strict_json import DataUrl
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 MOST_PIXELS = 8 * 2**20  # bytes of the pictures of a request, before they are compressed
 _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
+FILM_SECONDS = 60.0
+"""Until a video is read; that of the largest frames that are taken takes about half as long."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,13 @@ class Uploads:
         rules: FetchRules | None = None,
         sandbox: Sandbox | None = None,
         sounds: RecordingLimits | None = None,
+        clips: ClipLimits | None = None,
     ) -> None:
         self._limits, self._rules = limits or PictureLimits(), rules or FetchRules()
         self._sounds = sounds or RecordingLimits()
         self._sandbox = sandbox or Sandbox()
+        self._clips = clips or ClipLimits()
+        self._theatre = Sandbox(together=1, seconds=FILM_SECONDS, command=CLIPS)
 
     @staticmethod
     def of(options: ServeOptions, limits: Limits) -> Uploads:
@@ -62,7 +69,9 @@ class Uploads:
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         longest = 0.0 if limits.sound is None else limits.sound.seconds
         sounds = RecordingLimits(milliseconds=int(longest * 1000) + 1, keep_bytes=MAX_MESSAGE - _BESIDE)
-        return Uploads(kept, FetchRules(frozenset(host.lower() for host in options.fetch_hosts)), sounds=sounds)
+        rules = FetchRules(frozenset(host.lower() for host in options.fetch_hosts))
+        clips = ClipLimits(keep_pixels=min(kept.max_pixels, limits.max_side**2), keep_bytes=MAX_MESSAGE - _BESIDE)
+        return Uploads(kept, rules, sounds=sounds, clips=clips)
 
     async def read(
         self,
@@ -98,6 +107,16 @@ class Uploads:
             raise refusal("invalid_value", message, sources[most].name)
         return tuple([await self._read_sound(source, tenant) for source in sources])
 
+    async def read_videos(
+        self, sources: Sequence[Source], most: int, frames: int, tenant: str = ""
+    ) -> tuple[Clip, ...]:
+        """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`."""
+        if len(sources) > most:
+            message = f"{len(sources)} videos came, and this model takes at most {most}; leave the others out"
+            raise refusal("invalid_value", message, sources[most].name)
+        limits = replace(self._clips, frames=frames)
+        return tuple([await self._read_video(source, limits, tenant) for source in sources])
+
     async def tell_lacking(self) -> None:
         """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""
         try:
@@ -109,8 +128,9 @@ class Uploads:
             logger.warning("the processes that read pictures run without %s: %s", name, why)
 
     async def close(self) -> None:
-        """End the process that is kept ready for the next picture."""
+        """End the processes that are kept ready for the next picture, and the next video."""
         await self._sandbox.close()
+        await self._theatre.close()
 
     async def _read(self, source: Source, tenant: str, work: Meaning = "picture") -> Picture:
         try:
@@ -123,6 +143,13 @@ class Uploads:
             return await read_recording(self._sandbox, cast(bytes, source.content), self._sounds, tenant)
         except SoundError as error:
             raise refusal("invalid_audio", f"{source.name}: {error}", source.name) from None
+
+    async def _read_video(self, source: Source, limits: ClipLimits, tenant: str) -> Clip:
+        try:
+            return await read_foreign_clip(self._theatre, await self._content(source), limits, tenant)
+        except (ClipError, FetchError) as error:
+            message = str(error).replace("the picture", "the video").replace("image/png", "video/mp4")
+            raise refusal("invalid_video", f"{source.name}: {message}", source.name) from None
 
     async def _content(self, source: Source) -> bytes:
         if isinstance(source.url, DataUrl):

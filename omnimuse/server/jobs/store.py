@@ -301,7 +301,7 @@ class JobStore:
             raise
 
 
-_SOURCES = ("images", "region", "sounds")  # of a request: what a job starts from, which may be large
+_SOURCES = ("images", "region", "sounds", "videos")  # of a request: what a job starts from, which may be large
 
 
 def _apart(work: Work) -> tuple[Work, dict[str, Any]]:

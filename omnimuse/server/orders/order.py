@@ -24,7 +24,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
     WorkerLostError,
 )
-from omnimuse.core.request import Picture, Recording, Request
+from omnimuse.core.request import Clip, Picture, Recording, Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.observe.fraction import DRAWING
 from omnimuse.server.errors import refusal, to_api_error
@@ -84,7 +84,7 @@ def place_order(
     check_model(service, wanted.model)
     wanted = settled(wanted, service.door)
     looks = wanted.delivery.partial_images
-    request = to_request(wanted, service.door, http.state.tenant, looks, pictures, mask=mask)
+    request = to_request(wanted, service.door, http.state.tenant, looks, {"images": pictures, "mask": mask})
     wanted = doubted(service, wanted, request)
     waits = None if wanted.delivery.stream else patience(http.headers)
     return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, *_known_as(http))
@@ -142,6 +142,19 @@ async def read_mask(service: Service, http: HttpRequest, sources: Sequence[Sourc
     if not sources:
         return None
     reading = service.uploads.read_mask(sources[0], http.state.tenant, http.state.lease.add)
+    return await cancel_on_disconnect(http, reading)
+
+
+async def read_videos(
+    service: Service, http: HttpRequest, sources: Sequence[Source], wanted: Wanted
+) -> tuple[Clip, ...]:
+    """The videos that came with a request, decoded, as many frames of each as can be used; as `read_pictures`."""
+    gate = Gate(service.workers, service.files, service.admission, service.metrics)
+    await gate.check()
+    gate.check_room(http.state.tenant)
+    door = service.door
+    frames = min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
+    reading = service.uploads.read_videos(sources, door.limits.max_videos, frames, http.state.tenant)
     return await cancel_on_disconnect(http, reading)
 
 

@@ -52,6 +52,7 @@ class Poison:
 def _kind(request: Request) -> Kind:
     params = request.params
     pictures = tuple((picture.width, picture.height) for picture in request.images)
+    given = tuple((video.width, video.height, len(video.frames)) for video in request.videos)
     lasting = (params.num_frames, params.seconds, tuple(sound.seconds for sound in request.sounds))
-    shape = (params.width, params.height, lasting, request.evaluations, request.outputs, pictures)
+    shape = (params.width, params.height, lasting, request.evaluations, request.outputs, pictures, given)
     return (request.tenant, *shape, "" if request.tenant else sha256(request.prompt.encode()).digest())

@@ -9,9 +9,9 @@ from pydantic import BaseModel, computed_field
 
 class Bounds(BaseModel):
     """How much a model can be asked for. Sizes in pixels; from `min_images` to `max_images` pictures with a prompt, at
-    most `max_sounds` sounds. A `max_prompt` of 0: it reads no text. If it `masks`, it can draw a part of a picture
-    anew; if it `fills`, it does nothing else. Sound has `sample_rate` samples a second, at most `max_seconds` (0: no
-    bound is known).
+    most `max_sounds` sounds and `max_videos` videos. A `max_prompt` of 0: it reads no text. If it `masks`, it can draw
+    a part of a picture anew; if it `fills`, it does nothing else. Sound has `sample_rate` samples a second, at most
+    `max_seconds` (0: no bound is known).
     """
 
     size_multiple: int
@@ -26,6 +26,7 @@ class Bounds(BaseModel):
     fills: bool = False
     max_outputs: int
     max_sounds: int = 0
+    max_videos: int = 0
     max_seconds: float = 0.0
     sample_rate: int | None = None
 

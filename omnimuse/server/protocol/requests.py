@@ -24,6 +24,7 @@ _TYPES: dict[str, Any] = {
     "list": list[Any],
     "file": bytes,
     "picture": bytes | str | dict[str, str] | list[str | dict[str, str]],
+    "clip": bytes | str | dict[str, str],
     "margins": str | list[int],
     "seed": int,
     "texts": str | list[str],

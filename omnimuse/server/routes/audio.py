@@ -193,7 +193,7 @@ class Sounds:
         recordings = await read_sounds(service, request, sources) if sources else ()
         stream = wanted.delivery.stream
         looks = PREVIEWS if request.url.path == JOBS else 0
-        asked = to_request(wanted, door, request.state.tenant, looks, sounds=recordings)
+        asked = to_request(wanted, door, request.state.tenant, looks, {"sounds": recordings})
         waits = None if stream else patience(request.headers)
         form_ = to_form(wanted, service.options.guard.tell)
         task = FROM_SOUND if recordings else TASK

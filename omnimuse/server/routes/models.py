@@ -31,6 +31,7 @@ _TASK_TYPES = {
     "image-to-image": "I2I",
     "text-to-video": "T2V",
     "image-to-video": "I2V",
+    "video-to-video": "V2V",
     "text-to-audio": "T2A",
 }
 """SGLang's short words for tasks."""
@@ -84,6 +85,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         fills=spec.fills,
         max_outputs=MAX_OUTPUTS if pictures or spec.writes else 1,
         max_sounds=sound.max_inputs if sound is not None else 0,
+        max_videos=limits.max_videos,
         max_seconds=sound.seconds if sound is not None else 0.0,
         sample_rate=sound.rate if sound is not None else None,
         parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),

@@ -33,6 +33,7 @@ from omnimuse.server.orders.order import (
     doubted,
     finished,
     read_pictures,
+    read_videos,
     refuse_key,
     taken,
 )
@@ -41,19 +42,21 @@ from omnimuse.server.routes.absent import Handler, for_tasks
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import Wanted, read
+from omnimuse.server.translate.aliases import Reels, Wanted, read
 from omnimuse.server.translate.answers import Made, told
 from omnimuse.server.translate.asks import patience, settled, to_request, video_form
 
-FROM_TEXT, FROM_PICTURE = "text-to-video", "image-to-video"
+FROM_TEXT, FROM_PICTURE, FROM_VIDEO = "text-to-video", "image-to-video", "video-to-video"
 PATH = "/v1/videos"
 LAST = "last_image"
-"""The upload that is a video's last frame; any other is its first."""
+"""The upload that is a video's last frame; any other picture is its first."""
+FILMS = ("video", "video_reference")
+"""The uploads that are a video to start from."""
 OPERATIONS = (
     Operation(
         "POST",
         "/v1/videos",
-        "Make a video from a text, or from its first frame. The answer is a job that is on disk.",
+        "Make a video from a text, its first frame, or another video. The answer is a job that is on disk.",
         body=protocol.VideoRequest,
         form=True,
         responses={200: protocol.Video},
@@ -108,7 +111,7 @@ def routes(service: Service) -> list[Route]:
         ("GET", "/v1/videos/{id}/events", videos.events),
         ("POST", "/v1/videos/{id}/cancel", videos.cancel),
     ]
-    tasks = (FROM_TEXT, FROM_PICTURE)
+    tasks = (FROM_TEXT, FROM_PICTURE, FROM_VIDEO)
     return [Route(path, for_tasks(service, tasks, handler), methods=[method]) for method, path, handler in paths]
 
 
@@ -212,15 +215,18 @@ class Videos:
         service, door = self._service, self._service.door
         wanted = read(fields, "video", door, form=is_form(request), files=uploads)
         check_model(service, wanted.model)
-        sources = _frames(uploads, wanted)
-        task = FROM_PICTURE if sources else FROM_TEXT
+        films = {name: found for name, found in uploads.items() if name in FILMS}
+        reels = [*uploaded(films, ()), *(Source(wanted.names["videos"], url=url) for url in wanted.reels.video_urls)]
+        sources = _frames({name: found for name, found in uploads.items() if name not in films}, wanted)
+        task = FROM_VIDEO if reels else FROM_PICTURE if sources else FROM_TEXT
         if door.limits.min_images > len(sources):
             raise _lacking(sources)
         check_task(service, task)
         pictures = await read_pictures(service, request, sources) if sources else ()
         wanted = settled(wanted, door)
-        asked = to_request(wanted, door, request.state.tenant, PREVIEWS, pictures)
-        wanted = replace(doubted(service, wanted, asked), urls=(), last_urls=())
+        clips = await read_videos(service, request, reels, wanted) if reels else ()
+        asked = to_request(wanted, door, request.state.tenant, PREVIEWS, {"images": pictures, "videos": clips})
+        wanted = replace(doubted(service, wanted, asked), urls=(), reels=Reels())
         form = video_form(service.options.guard.tell)
         order = Order(
             wanted,
@@ -321,7 +327,7 @@ def _frames(uploads: Mapping[str, Sequence[Upload]], wanted: Wanted) -> list[Sou
     first = uploaded({name: found for name, found in uploads.items() if name != LAST}, ())
     last = uploaded({name: found for name, found in uploads.items() if name == LAST}, ())
     first += [Source(wanted.names["urls"], url=url) for url in wanted.urls]
-    last += [Source(LAST, url=url) for url in wanted.last_urls]
+    last += [Source(LAST, url=url) for url in wanted.reels.last_urls]
     if last and not first:
         raise _lacking(first)
     return [*first, *last]

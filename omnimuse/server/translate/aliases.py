@@ -99,6 +99,14 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Reels:
+    """What a video is made of beside its first frame, if it came as an address: its last frame, and a whole video."""
+
+    last_urls: tuple[str, ...] = ()
+    video_urls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A request in our words; `names` says what the client called each of our parameters. Times in seconds.
 
@@ -116,7 +124,7 @@ class Wanted:
     talk: Talk = Talk()
     part: Part = Part()
     urls: tuple[str, ...] = ()
-    last_urls: tuple[str, ...] = ()
+    reels: Reels = Reels()
     names: Mapping[str, str] = field(default_factory=dict)
     adjust: bool = False
     warnings: tuple[str, ...] = ()
@@ -167,6 +175,8 @@ def read(
             found.names.setdefault("mask", wire)
     for target in {"urls", "last_urls"} & found.values.keys():
         _check_takes_pictures(found.names[target], kind, door)
+    if "videos" in found.values:
+        _check_takes_videos(found.names["videos"], door)
     for target in {"mask", "pad"} & found.values.keys():
         _check_draws_parts(found.names[target], door)
     if (choice := chosen_cache(found.values, found.names)) is not None:
@@ -241,13 +251,16 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
     entry = known.get(wire)
     if entry is None:
         raise _unknown(name, wire, kind, door)
-    if entry.shape not in ("file", "picture"):
+    if entry.shape not in ("file", "picture", "clip"):
         why = f"it is no upload but {entry.note}" if entry.target else entry.note
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
     if entry.target == "sounds":
         if door.limits.sound is None or not door.limits.sound.max_inputs:
             why = "this model starts from no sound; leave it out"
             raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        return wire
+    if entry.target == "videos":
+        _check_takes_videos(name, door)
         return wire
     if entry.target == "mask":
         _check_draws_parts(name, door)
@@ -258,6 +271,12 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
 def _check_draws_parts(name: str, door: Door) -> None:
     if not door.masks:
         why = "this model cannot draw a part of a picture anew; leave it out, and describe what changes"
+        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+
+
+def _check_takes_videos(name: str, door: Door) -> None:
+    if not door.limits.max_videos:
+        why = "this model starts from no video; leave it out"
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
 
 
@@ -331,7 +350,7 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
         talk=Talk(values.get("messages"), values.get("modalities")),
         part=Part(values.get("mask", ()), values.get("pad")),
         urls=values.get("urls", ()),
-        last_urls=values.get("last_urls", ()),
+        reels=Reels(values.get("last_urls", ()), values.get("videos", ())),
         names=names,
         adjust=values.get("adjust", False),
         warnings=tuple(found.warnings),

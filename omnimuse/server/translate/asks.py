@@ -8,43 +8,34 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door, Picture, Recording, Request
+from omnimuse.core.request import Ask, Door, Request
 from omnimuse.deploy.wire import Form
 from omnimuse.server.errors import refusal
 from omnimuse.server.translate.aliases import Wanted
 
+NOTHING: Mapping[str, object] = MappingProxyType({})
 MAX_PATIENCE = 24 * 3600.0
 """Seconds; a client that says it waits longer says nothing."""
 
 
 def to_request(
-    wanted: Wanted,
-    door: Door,
-    tenant: str = "",
-    looks: int = 0,
-    pictures: Sequence[Picture] = (),
-    sounds: Sequence[Recording] = (),
-    mask: Picture | None = None,
+    wanted: Wanted, door: Door, tenant: str = "", looks: int = 0, came: Mapping[str, object] = NOTHING
 ) -> Request:
     """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
 
-    `pictures`, their `mask` and `sounds` are those that came with it. `looks` is how many previews there should be.
-    The deadline is `timeout_s` from now on the monotonic clock.
+    `came` is what came with it, decoded, under a prompt's own names for it: `images`, `mask`, `videos`, `sounds`.
+    `looks` is how many previews there should be. The deadline is `timeout_s` from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
     if wanted.talk.messages is not None:
         prompt = {"messages": wanted.talk.messages}
-    if pictures:
-        prompt["images"] = tuple(pictures)
-    if sounds:
-        prompt["sounds"] = tuple(sounds)
-    if mask is not None:
-        prompt["mask"] = mask
+    prompt |= {name: given for name, given in came.items() if given}
     if wanted.part.pad is not None:
         prompt["pad"] = wanted.part.pad
     if wanted.negative_prompt is not None:
@@ -130,7 +121,8 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
 def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
-    usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image", "sounds": "audio"}
+    usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image"}
+    usual |= {"sounds": "audio", "videos": "video"}
     usual["seconds"] = names.get("length", "seconds")
     if first == "extra" and rest in names:  # a family's own, for which clients have a field
         return RequestError(str(error).replace(f"extra.{rest}", names[rest], 1), names[rest])

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls", "picture", "margins", "seed", "adapters", "texts", "one",
+    "urls", "picture", "clip", "margins", "seed", "adapters", "texts", "one",
 ]  # fmt: skip
-"""What a value looks like; "urls" is one address or several, "picture" an upload or where a picture is, "margins" four
-whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one."""
+"""What a value looks like; "urls" is one address or several, "picture" and "clip" an upload or where it is, "margins"
+four whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one."""
 
 Kind = Literal["image", "edit", "video", "audio", "chat", "talk", "completion"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions of a

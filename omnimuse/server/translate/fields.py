@@ -200,6 +200,10 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("image", "picture", "urls", "as `input_reference`; two as image[] are the first frame and the last"),
         Field("last_image", "picture", "last_urls", "the last frame, where the model takes one (ours)"),
         Field(
+            "video", "clip", "videos", "a video to start from: an upload or a data: URL; mp4, mov, webm, mkv, avi or ts"
+        ),
+        Field("video_reference", "clip", "videos", "as `video` (VO)"),
+        Field(
             "url", "urls", "urls", "as `input_reference`: a data: URL, or an address of a host that is allowed (ours)"
         ),
         Field("video_params", "object", "nested", "width, height, fps and num_frames in an object (VO)"),
@@ -218,7 +222,6 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         *refused("frames are never invented between frames", "frame_interpolation_exp", "frame_interpolation_scale"),
         *refused(_NO_PATHS, "frame_interpolation_model_path"),
         *refused("send a picture as `input_reference`", "reference_url", "image_reference"),
-        *refused("no model here makes videos from videos", "video_reference"),
     ),
     "audio": (
         *SHARED,

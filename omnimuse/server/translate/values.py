@@ -239,9 +239,17 @@ def _picture(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]
     return tuple(urls)
 
 
-def _place(given: Any) -> str | None:
+def _clip(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
+    """Where a video is: a data: URL, or an object that has it; uploads are not read here."""
+    url = _place(value, "video_url")
+    if url is None or not url[:5].lower() == "data:":
+        raise _bad(name, value, 'an upload, a data: URL, or {"video_url": URL} with one')
+    return (url,)
+
+
+def _place(given: Any, key: str = "image_url") -> str | None:
     """The URL in one value, whichever way it is given; None if there is none."""
-    if isinstance(given, dict) and len(given) == 1 and (inner := given.get("image_url", given.get("url"))) is not None:
+    if isinstance(given, dict) and len(given) == 1 and (inner := given.get(key, given.get("url"))) is not None:
         given = inner.get("url") if isinstance(inner, dict) and len(inner) == 1 else inner
     return given if isinstance(given, str) and ":" in given[:10] else None
 
@@ -273,6 +281,7 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "file": _file,
     "urls": _urls,
     "picture": _picture,
+    "clip": _clip,
     "margins": _margins,
     "seed": _seed,
     "adapters": _adapters,

@@ -12,10 +12,11 @@ import pytest
 
 from omnimuse import DiffusionParams, Omni
 from omnimuse.cli import main
+from omnimuse.media.clip import open_clip
 from omnimuse.media.picture import picture_of
-from omnimuse.media.video import read_settings
+from omnimuse.media.video import Video, read_settings, save_video
 from tests.checkpoints import wan
-from tests.checkpoints.wishes import photo
+from tests.checkpoints.wishes import film, photo
 
 SMALL = ["--size", "32x32", "--frames", "5", "--fps", "12", "--steps", "2", "--seed", "3", "--dtype", "float32"]
 
@@ -54,6 +55,25 @@ def test_the_line_that_promises_the_same_video_again_makes_it(
         assert frames("video.mp4") == frames("video-001.mp4")
         assert len(frames("video-002.mp4")) == 5
         assert read_settings(Path("video-002.mp4")) == {**read_settings(Path("video.mp4")), "fps": 24.0}
+
+
+def test_a_video_is_changed_and_its_settings_name_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chdir(tmp_path):
+        save_video(Video(film(64, 32, 7), 10.0), Path("old.mp4"), {})
+        words = ["--video", "old.mp4", "--strength", "0.5", "--steps", "2", "--height", "32", "--dtype", "float32"]
+        assert main(["generate", "a star", "-m", model, *words, "-o", "new.mp4", "--json"]) == 0
+        [result] = json.loads(capsys.readouterr().out)["results"]
+        made = {name: result["settings"][name] for name in ("num_frames", "fps", "width", "strength", "videos")}
+        assert made == {
+            "num_frames": 5, "fps": 10.0, "width": 64, "strength": 0.5, "videos": [open_clip("old.mp4").digest]
+        }  # fmt: skip
+        assert len(frames("new.mp4")) == 5
+        assert main(["generate", "--from", "new.mp4"]) == 2
+        assert "was made from a video, which is not in it; give it with --video" in capsys.readouterr().err
+        assert main(["generate", "a star", "-m", model, "--video", "nowhere.mp4"]) == 2
+        assert "there is no video nowhere.mp4" in capsys.readouterr().err
 
 
 def frames(file: str) -> list[bytes]:

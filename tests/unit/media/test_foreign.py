@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from omnimuse.core.request import Picture
-from omnimuse.media.foreign import PictureError, PictureLimits, _size_of, believed, read_picture
+from omnimuse.media.foreign import PictureError, PictureLimits, believed, read_picture, size_of
 from omnimuse.media.picture import picture_of, pixels_of
 from omnimuse.media.sandbox import Sandbox
 from tests.unit.media.boxes import inside
@@ -101,7 +101,7 @@ def test_what_a_picture_carries_besides_its_pixels_is_left_behind() -> None:
         for kind in ("PNG", "JPEG"):
             picture = await read_picture(box, encoded(noise(16, 16), kind, comment="secret") + secret)
             assert secret not in picture.png and b"secret" not in picture.png
-            assert _size_of(picture.png) == (16, 16)
+            assert size_of(picture.png) == (16, 16)
 
     inside(work)
 

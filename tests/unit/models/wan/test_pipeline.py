@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
@@ -12,7 +14,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door, Request
+from omnimuse.core.request import Ask, Clip, Door, Request
 from omnimuse.core.spec import OPTIONS
 from omnimuse.media.picture import picture_of
 from omnimuse.models.wan.pipeline import clean, is_high_noise, latent_shape, video_tokens
@@ -90,7 +92,7 @@ def test_defaults_are_those_of_the_published_checkpoint() -> None:
     assert (large.num_inference_steps, large.guidance_scale, large.guidance_scale_2) == (40, 4.0, 3.0)
     deep = Door.of(SPEC, configs(), "Wan-AI/Wan2.2-TI2V-5B-Diffusers").defaults
     assert (deep.width, deep.height, deep.num_frames, deep.fps, deep.guidance_scale_2) == (1280, 704, 121, 24.0, None)
-    assert Door.of(SPEC, configs(), "somebody/else").defaults == SPEC.defaults
+    assert Door.of(SPEC, configs(), "somebody/else").defaults == replace(SPEC.defaults, strength=0.8)
 
 
 PUBLISHED = {
@@ -147,7 +149,8 @@ def test_defaults_of_checkpoints_for_pictures_are_the_published_ones(
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_what_a_checkpoint_does_follows_from_the_pictures_that_it_takes(model: str) -> None:
     door, (least, most) = Door.of(SPEC, published(model), model), PUBLISHED[model][2]
-    assert door.tasks == (("text-to-video",) if not least else ()) + (("image-to-video",) if most else ())
+    text, image = ("text-to-video",) if not least else (), ("image-to-video",) if most else ()
+    assert door.tasks == text + image + (("video-to-video",) if not most else ())
     few, many = ([picture_of(photo(32, 32))] * count for count in (least, most + 1))
     assert len(door.make_request(Ask({"prompt": "x", "images": few}), 0.0, 1).images) == least
     with pytest.raises(RequestError, match=r"pictures were given; wan takes at most|works from text only"):
@@ -172,6 +175,67 @@ def test_a_video_has_the_proportions_of_its_picture_by_the_rule_of_the_reference
     width = round((area / aspect) ** 0.5) // step * step
     params = door.make_request(Ask({"prompt": "x", "images": [picture_of(photo(*size))]}), 0.0, 1).params
     assert (params.height, params.width) == (height, width)
+
+
+def filmed(frames: int = 100, fps: float = 0.0) -> Clip:
+    return Clip(64, 32, (photo_of(64, 32),) * frames, fps)
+
+
+def photo_of(width: int, height: int) -> bytes:
+    return picture_of(photo(width, height)).png
+
+
+def from_video(clip: Clip, **params: Any) -> Request:
+    door = Door.of(SPEC, published("Wan-AI/Wan2.1-T2V-14B-Diffusers"), "")
+    return door.make_request(Ask({"prompt": "x", "videos": [clip]}, DiffusionParams(**params)), 0.0, 1)
+
+
+def test_a_changed_video_is_as_fast_and_up_to_the_models_length_as_long_as_the_one_that_was_given() -> None:
+    params = from_video(filmed(24, 25.0)).params
+    assert (params.num_frames, params.fps, params.strength) == (21, 25.0, 0.8)
+    assert (params.width, params.height) == (880, 432)  # the model's own area in the proportions of the video
+    params = from_video(filmed(200)).params
+    assert (params.num_frames, params.fps) == (81, 16.0)
+    params = from_video(filmed(200, 25.0), num_frames=97, fps=8.0).params
+    assert (params.num_frames, params.fps) == (97, 8.0)
+
+
+@pytest.mark.parametrize(("steps", "strength", "drawn"), [(50, 0.8, 40), (4, 0.6, 2), (5, 1.0, 5), (3, 0.4, 1)])
+def test_of_a_video_as_many_whole_steps_are_drawn_as_the_strength_holds(
+    steps: int, strength: float, drawn: int
+) -> None:
+    assert from_video(filmed(5), num_inference_steps=steps, strength=strength).steps == drawn
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"num_frames": 9}, r"num_frames=9 is more than the 5 frames of the video"),
+        (
+            {"num_inference_steps": 3, "strength": 0.3},
+            r"strength=0.3 of 3 steps leaves none to draw; use at least 0.34",
+        ),
+    ],
+)
+def test_what_a_video_cannot_give_is_refused(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        from_video(filmed(5), **params)
+
+
+def test_a_video_is_refused_where_none_is_taken_and_a_strength_without_one() -> None:
+    of_text = Door.of(SPEC, published("Wan-AI/Wan2.1-T2V-14B-Diffusers"), "")
+    with pytest.raises(RequestError, match=r"there is no video; give one \(`videos`\)"):
+        of_text.make_request(Ask("x", DiffusionParams(strength=0.5)), 0.0, 1)
+    with pytest.raises(RequestError, match="2 videos were given; wan takes at most 1"):
+        of_text.make_request(Ask({"prompt": "x", "videos": [filmed(1)] * 2}), 0.0, 1)
+    with pytest.raises(RequestError, match="videos must hold clips, got str"):
+        of_text.make_request(Ask({"prompt": "x", "videos": ["a.mp4"]}), 0.0, 1)
+    timed = Door.of(SPEC, published("Wan-AI/Wan2.2-TI2V-5B-Diffusers"), "")
+    assert timed.defaults.strength is None and not timed.masks
+    with pytest.raises(RequestError, match="this wan starts from no video; leave out `videos`"):
+        timed.make_request(Ask({"prompt": "x", "videos": [filmed(1)]}), 0.0, 1)
+    with pytest.raises(RequestError, match="strength cannot be chosen here: this checkpoint starts from no video"):
+        timed.make_request(Ask("x", DiffusionParams(strength=0.5)), 0.0, 1)
 
 
 def test_a_last_frame_needs_more_than_one_frame() -> None:

@@ -1,0 +1,97 @@
+"""Videos that start from a video, over the wire: how it may be sent, what is made of it, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from omnimuse.media.clip import open_clip
+from omnimuse.media.video import Video, encode_video
+from tests.checkpoints.wishes import film
+from tests.server.test_video_pictures import ONE, WIDE, Parts, run_over_http, text
+from tests.server.test_videos import run
+from tests.server.video_rig import Rig, listening
+
+FILM = encode_video(Video(film(32, 16, 7), 10.0), {})
+WHERE = f"data:video/mp4;base64,{base64.b64encode(FILM).decode()}"
+NO_FILM = b"\0\0\0\x20ftypisom" + bytes(100)
+
+
+def run_with_videos(data: Path, act: Callable[[Rig, httpx2.AsyncClient], Awaitable[None]]) -> None:
+    async def inner(parts: Rig) -> None:
+        async with listening(parts.app) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
+            await act(parts, client)
+
+    run(data, inner)
+
+
+def test_a_video_is_uploaded_and_as_much_of_it_is_decoded_as_is_made_anew(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        form = [text("prompt", "a hill"), text("strength", "0.5"), ("video", ("a.mp4", FILM))]
+        answer = await client.post("/v1/videos/sync", files=form)
+        assert answer.status_code == 200, answer.content
+        [request] = parts.workers.started
+        assert request.videos == (open_clip(FILM, 5),)
+        params = request.params
+        assert (params.num_frames, params.fps, params.strength) == (5, 10.0, 0.5)
+        assert (params.width, params.height) == (64, 32)
+
+    run_with_videos(tmp_path, act)
+
+
+@pytest.mark.parametrize(
+    "given", [{"video": WHERE}, {"video_reference": WHERE}, {"video": {"video_url": WHERE}}, {"video": {"url": WHERE}}]
+)
+def test_a_video_may_come_in_json_and_a_job_starts_from_it(tmp_path: Path, given: dict[str, Any]) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        answer = await client.post("/v1/videos", json={"prompt": "a hill", "num_frames": 1, **given})
+        assert answer.status_code == 200, answer.content
+        async with client.stream("GET", f"/v1/videos/{answer.json()['id']}/events") as events:
+            told = (await events.aread()).decode()
+        assert "video.completed" in told
+        [request] = parts.workers.started
+        assert request.videos == (open_clip(FILM, 1),)
+
+    run_with_videos(tmp_path, act)
+
+
+@pytest.mark.parametrize(
+    ("parts_of_form", "code", "param"),
+    [
+        ([("video", ("a", NO_FILM))], "invalid_video", "video"),
+        ([("video", ("a", WIDE))], "invalid_video", "video"),
+        ([("video[]", ("a", FILM))] * 2, "invalid_value", "video[1]"),
+        ([("video", ("a", FILM)), text("num_frames", "9")], "invalid_value", "num_frames"),
+        ([("video", ("a", FILM)), ("image", ("b", WIDE))], "unsupported_parameter", "image"),
+        ([text("video", "https://example.com/a.mp4")], "invalid_value", "video"),
+        ([text("strength", "0.5")], "invalid_value", "strength"),
+    ],
+)
+def test_what_is_no_video_to_start_from_is_refused(tmp_path: Path, parts_of_form: Parts, code: str, param: str) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        answer = await client.post("/v1/videos", files=[text("prompt", "a hill"), *parts_of_form])
+        assert answer.status_code == 400, answer.content
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == (code, param), error
+
+    run_with_videos(tmp_path, act)
+
+
+def test_a_model_that_starts_from_no_video_says_so(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        for sent in (
+            {"files": [text("prompt", "x"), ("video", ("a", FILM))]},
+            {"json": {"prompt": "x", "video": WHERE}},
+        ):
+            answer = await client.post("/v1/videos", **sent)  # type: ignore[arg-type]
+            assert (
+                answer.json()["error"]["message"]
+                == "video is not supported: this model starts from no video; leave it out"
+            )
+
+    run_over_http(tmp_path, act, ONE)
