@@ -400,9 +400,11 @@ def _with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str,
 
         opened["images"] = [open_picture(image) for image in prompt["images"]]
     if prompt.get("mask") is not None:
+        from omnimuse.media.clip import open_film_mask
         from omnimuse.media.picture import open_mask
 
-        opened["mask"] = open_mask(prompt["mask"])
+        over = prompt.get("videos")
+        opened["mask"] = open_film_mask(prompt["mask"], params.num_frames) if over else open_mask(prompt["mask"])
     if isinstance(prompt.get("sounds") or None, list | tuple):
         from omnimuse.media.recording import open_sound
 

@@ -207,7 +207,7 @@ class Job:
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
-    from omnimuse.media.clip import open_clip
+    from omnimuse.media.clip import open_clip, open_film_mask
     from omnimuse.media.finished import suffixes
     from omnimuse.media.picture import open_mask, open_picture
     from omnimuse.media.recording import open_sound
@@ -221,7 +221,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     if args.image:
         shared["images"] = [open_picture(path) for path in args.image]
     if args.mask is not None:
-        shared["mask"] = open_mask(args.mask)
+        frames = read_params(args).num_frames
+        shared["mask"] = open_film_mask(args.mask, frames) if args.video else open_mask(args.mask)
     if args.pad is not None:
         shared["pad"] = read_pad(args.pad)
     began = [] if args.start is None else [f"start={args.start}"]  # a parameter of the families that know it

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.errors import RequestError
-from omnimuse.core.sources import Clip, Picture, Recording, Region, region_of
+from omnimuse.core.sources import Clip, Picture, Recording, Region, region_of, region_of_video
 from omnimuse.core.spec import Limits, Size, Spec
 
 
@@ -27,7 +27,7 @@ class Given:
     def sizes(self) -> list[Size]:
         """Those of the videos or, without any, of the pictures, the first one with its margins."""
         sizes = [(each.width, each.height) for each in self.videos or self.images]
-        return sizes if self.region is None else [self.region.size_around(self.images[0]), *sizes[1:]]
+        return sizes if self.region is None or self.videos else [self.region.size_around(self.images[0]), *sizes[1:]]
 
 
 def given_of(prompt: Mapping[str, Any], spec: Spec, limits: Limits, *, masks: bool) -> Given:
@@ -37,7 +37,11 @@ def given_of(prompt: Mapping[str, Any], spec: Spec, limits: Limits, *, masks: bo
     """
     images, sounds = _images(prompt.get("images"), spec, limits), _sounds(prompt.get("sounds"), spec, limits)
     videos = _videos(prompt.get("videos"), spec, limits)
-    return Given(images=images, region=_region(prompt, images, spec, masks), sounds=sounds, videos=videos)
+    if limits.masks_videos:
+        region = region_of_video(prompt.get("mask"), prompt.get("pad"), videos)
+    else:
+        region = _region(prompt, images, spec, masks)
+    return Given(images=images, region=region, sounds=sounds, videos=videos)
 
 
 def _region(prompt: Mapping[str, Any], images: Sequence[Picture], spec: Spec, masks: bool) -> Region | None:

@@ -80,6 +80,9 @@ class Recording:
         return sha256(f"{self.rate} {self.channels} ".encode() + self.pcm).hexdigest()
 
 
+SLACK = 0.02
+"""By how much the proportions of a mask may be others than those of its video: sides are whole pixels."""
+
 Pad = tuple[int, int, int, int]
 """Margins on the left, above, on the right and below, in pixels."""
 
@@ -88,9 +91,11 @@ Pad = tuple[int, int, int, int]
 class Region:
     """Which part of a picture is drawn anew: where `mask`, of the picture's size, is white, and the margins `pad`, in
     the picture's pixels, by which it becomes larger. Without a mask, of the picture itself nothing.
+
+    Over a video, the mask is a picture for all of its frames, or a clip with one for each.
     """
 
-    mask: Picture | None = None
+    mask: Picture | Clip | None = None
     pad: Pad = (0, 0, 0, 0)
 
     @property
@@ -128,6 +133,35 @@ def region_of(mask: Any, pad: Any, images: Sequence[Picture]) -> Region | None:
     if mask is None and not any(margins):
         raise RequestError("pad=0,0,0,0 adds nothing to the picture; use margins above 0, or leave it out", "pad")
     return Region(mask, margins)
+
+
+def region_of_video(mask: Any, pad: Any, videos: Sequence[Clip]) -> Region | None:
+    """The region of a video that was asked for, if one was; RequestError for one that cannot be followed there."""
+    if pad is not None:
+        raise RequestError(
+            "pad draws on beyond the edges of a picture, and of a video nothing does; leave it out", "pad"
+        )
+    if mask is None:
+        return None
+    if not videos:
+        raise RequestError("mask says what to draw anew of a video, and there is none; give one (`videos`)", "mask")
+    if not isinstance(mask, Picture | Clip):
+        raise RequestError(f"mask must be a picture or a video, got {type(mask).__name__}", "mask")
+    [video, *_] = videos
+    ratios = mask.width / mask.height, video.width / video.height
+    if abs(ratios[0] / ratios[1] - 1) > SLACK:  # either may have been scaled down on its own
+        raise RequestError(
+            f"the mask has {mask.width}x{mask.height} pixels and the video {video.width}x{video.height}; a mask lies "
+            "over its video: give both the same proportions",
+            "mask",
+        )
+    if isinstance(mask, Clip) and len(mask.frames) != len(video.frames):
+        raise RequestError(
+            f"the mask has {len(mask.frames)} frames and the video {len(video.frames)}; give one for each, or one "
+            "picture for all",
+            "mask",
+        )
+    return Region(mask)
 
 
 def _check_mask(mask: Any, picture: Picture) -> None:

@@ -17,7 +17,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.worker.plan import decode_request
 
-MAX_MESSAGE = 32 * 2**20
+MAX_MESSAGE = 64 * 2**20
 """Bytes; a longer message is refused unread."""
 
 

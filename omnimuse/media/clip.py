@@ -20,7 +20,7 @@ from PIL import Image
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Clip, Picture
 from omnimuse.media.foreign_clip import READ, kind_of
-from omnimuse.media.picture import picture_of
+from omnimuse.media.picture import open_mask, picture_of
 from omnimuse.media.video import Video, pyav
 
 MOST = 241
@@ -61,6 +61,21 @@ def open_clip(given: Any, most: int | None = None) -> Clip:
             return clip_of([_image(frame) for frame in given[:count]])
     kinds = "a Video, a file's name or its bytes, a list of pictures, or an array [F, H, W, 3]"
     raise RequestError(f"a video is {kinds}, got {type(given).__name__}", "videos")
+
+
+def open_film_mask(given: Any, most: int | None = None) -> Clip | Picture:
+    """A mask over a video: a clip of the first `most` frames of what says of each frame what is drawn anew, or one
+    picture (`media.picture.open_mask`) for all of them.
+    """
+    of_file = isinstance(given, str | Path) and Path(given).is_file() and _is_film(Path(given))
+    if of_file or isinstance(given, Clip | Video | bytes | bytearray | list | tuple | np.ndarray):
+        return open_clip(given, most)
+    return open_mask(given)
+
+
+def _is_film(path: Path) -> bool:
+    with path.open("rb") as file:
+        return kind_of(file.read(1024)) is not None
 
 
 def clip_of(frames: Sequence[Image.Image], fps: float = 0.0) -> Clip:

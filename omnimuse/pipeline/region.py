@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnimuse.core.request import Picture, Region, Request
-from omnimuse.core.sources import Pad
+from omnimuse.core.sources import Clip, Pad
 from omnimuse.media.picture import pixels_of
 
 WHITE = 128
@@ -47,6 +47,7 @@ def seen(request: Request, picture: Picture) -> Image.Image:
 def pixels_anew(picture: Picture, region: Region, size: tuple[int, int]) -> Tensor:
     """Which pixels are drawn anew of a picture that is brought to `size`, width and height: bool [H, W]."""
     shape = (picture.height, picture.width, 3)
+    assert not isinstance(region.mask, Clip), "a mask over a picture is a picture"
     mask = np.zeros(shape, np.uint8) if region.mask is None else pixels_of(region.mask)
     whole = Image.fromarray(np.pad(mask, _around(region.pad), constant_values=255))
     shades = np.array(whole.resize(size, Image.Resampling.LANCZOS).convert("L"))

@@ -90,7 +90,9 @@ def _clip(given: Any) -> Clip:
 
 def _region(given: Any) -> Region:
     left, above, right, below = given["pad"]
-    return Region(None if given["mask"] is None else _picture(given["mask"]), (left, above, right, below))
+    mask = given["mask"]
+    kept = None if mask is None else _clip(mask) if "frames" in mask else _picture(mask)
+    return Region(kept, (left, above, right, below))
 
 
 def _bytes(given: bytes | str) -> bytes:

@@ -29,7 +29,8 @@ class Wish:
     frame by frame, to start from.
 
     Of a video that picture is the first frame, and `last` may be its last. `others` are further pictures that a model
-    is shown. Where `mask` is white, and in the margins `pad`, the picture is drawn anew.
+    is shown. Where `mask` is white, and in the margins `pad`, the picture is drawn anew; `masks` are those of every
+    frame of the video.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Wish:
     mask: Image.Image | None = None
     pad: tuple[int, int, int, int] | None = None
     video: tuple[Image.Image, ...] = ()
+    masks: tuple[Image.Image, ...] = ()
 
     @property
     def images(self) -> list[Image.Image]:
@@ -56,6 +58,7 @@ class Wish:
         sounds = {} if self.sound is None else {"sounds": [self.sound]}
         videos = {"videos": [clip_of(self.video)]} if self.video else {}
         mask = {} if self.mask is None else {"mask": mask_of(self.mask)}
+        mask = {"mask": clip_of(self.masks)} if self.masks else mask
         pad = {} if self.pad is None else {"pad": list(self.pad)}
         return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **videos, **mask, **pad, **sounds}
 

@@ -116,7 +116,7 @@ def test_the_first_frame_is_first_and_the_last_is_last_however_they_come(tmp_pat
         (ONE, [("image", ("a", WIDE)), text("strength", "0.5")], "unsupported_parameter", "strength"),
         ((0, 0), [("input_reference", ("a", WIDE))], "unsupported_parameter", "input_reference"),
         ((0, 0), [text("url", data_url(WIDE))], "unsupported_parameter", "url"),
-        (ONE, [("image", ("a", WIDE)), ("mask", ("b", TALL))], "unknown_parameter", "mask"),
+        (ONE, [("image", ("a", WIDE)), ("mask", ("b", TALL))], "unsupported_parameter", "mask"),
     ],
 )
 def test_what_cannot_be_made_of_pictures_is_refused_with_the_reason(

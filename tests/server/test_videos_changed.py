@@ -11,23 +11,27 @@ import httpx2
 import pytest
 
 from omnimuse.media.clip import open_clip
+from omnimuse.media.picture import open_mask
 from omnimuse.media.video import Video, encode_video
-from tests.checkpoints.wishes import film
-from tests.server.test_video_pictures import ONE, WIDE, Parts, run_over_http, text
+from tests.checkpoints.wishes import film, halves
+from tests.server.test_video_pictures import ONE, TALL, WIDE, Parts, run_over_http, text
 from tests.server.test_videos import run
 from tests.server.video_rig import Rig, listening
+from tests.unit.media.hostile import encoded
 
 FILM = encode_video(Video(film(32, 16, 7), 10.0), {})
 WHERE = f"data:video/mp4;base64,{base64.b64encode(FILM).decode()}"
 NO_FILM = b"\0\0\0\x20ftypisom" + bytes(100)
 
 
-def run_with_videos(data: Path, act: Callable[[Rig, httpx2.AsyncClient], Awaitable[None]]) -> None:
+def run_with_videos(
+    data: Path, act: Callable[[Rig, httpx2.AsyncClient], Awaitable[None]], *, masks: bool = False
+) -> None:
     async def inner(parts: Rig) -> None:
         async with listening(parts.app) as url, httpx2.AsyncClient(base_url=url, timeout=60) as client:
             await act(parts, client)
 
-    run(data, inner)
+    run(data, inner, masks=masks)
 
 
 def test_a_video_is_uploaded_and_as_much_of_it_is_decoded_as_is_made_anew(tmp_path: Path) -> None:
@@ -95,3 +99,48 @@ def test_a_model_that_starts_from_no_video_says_so(tmp_path: Path) -> None:
             )
 
     run_over_http(tmp_path, act, ONE)
+
+
+MASK = encoded(halves(32, 16), "PNG")
+MASKS = encode_video(Video(tuple(mask.convert("RGB") for mask in [halves(32, 16)] * 7), 10.0), {})
+
+
+@pytest.mark.parametrize(("name", "content"), [("mask", MASK), ("video_mask", MASKS)])
+def test_what_of_a_video_is_drawn_anew_is_one_mask_for_all_frames_or_one_for_each(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        form = [text("prompt", "a hill"), ("video", ("a.mp4", FILM)), (name, ("m", content))]
+        answer = await client.post("/v1/videos/sync", files=form)
+        assert answer.status_code == 200, answer.content
+        [request] = parts.workers.started
+        assert request.region is not None and request.region.mask is not None
+        expected = open_clip(MASKS, 5) if name == "video_mask" else open_mask(halves(32, 16))
+        assert request.region.mask == expected
+
+    run_with_videos(tmp_path, act, masks=True)
+
+
+@pytest.mark.parametrize(
+    ("masks", "parts_of_form", "code", "param"),
+    [
+        (False, [("video", ("a", FILM)), ("mask", ("m", MASK))], "unsupported_parameter", "mask"),
+        (True, [("mask", ("m", MASK))], "invalid_value", "mask"),
+        (True, [("video", ("a", FILM)), ("mask", ("m", TALL))], "invalid_value", "mask"),
+        (
+            True,
+            [("video", ("a", FILM)), ("mask", ("m", MASK)), ("video_mask", ("n", MASKS))],
+            "conflicting_parameters",
+            "video_mask",
+        ),
+    ],
+)
+def test_a_mask_that_fits_no_video_is_refused(
+    tmp_path: Path, masks: bool, parts_of_form: Parts, code: str, param: str
+) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        answer = await client.post("/v1/videos", files=[text("prompt", "a hill"), *parts_of_form])
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, code, param), error
+
+    run_with_videos(tmp_path, act, masks=masks)

@@ -41,13 +41,17 @@ PARAMS = DiffusionParams(seed=1)
 
 
 @cache
-def door(least: int = 0, most: int = 0) -> Door:
+def door(least: int = 0, most: int = 0, *, masks: bool = False) -> Door:
     """Of a small model of videos, from `least` to `most` pictures: 5 frames of 64x32 by default."""
     configs = {"transformer": {"rope_max_seq_len": 64}, "vae": {}, "options": {}}
     defaults = DiffusionParams(height=32, width=64, num_frames=5, num_inference_steps=STEPS)
     made = Door.of(SPEC, configs, MODEL)
     videos = 0 if most else made.limits.max_videos
-    limits = replace(made.limits, min_images=least, max_images=most, max_videos=videos)
+    refuses = {**made.limits.refuses, **({"strength": "it starts from no video"} if most else {})}
+    made = replace(made, defaults=replace(made.defaults, strength=None if most else made.defaults.strength))
+    limits = replace(
+        made.limits, min_images=least, max_images=most, max_videos=videos, masks_videos=masks, refuses=refuses
+    )
     return replace(made, defaults=defaults.over(made.defaults), limits=limits)
 
 
@@ -124,8 +128,11 @@ async def rig(
     workers: Callable[[Path, float, bool], FakeWorkers] = fake_workers,
     tracer: Tracer | None = None,
     pictures: tuple[int, int] = (0, 0),
+    masks: bool = False,
 ) -> AsyncIterator[Rig]:
-    """A server's parts over the folder `data`, closed in good order at the end; the model takes so many `pictures`."""
+    """A server's parts over the folder `data`, closed in good order at the end; the model takes so many `pictures`, and
+    perhaps `masks` over videos.
+    """
     options = ServeOptions(data=data, model_name=model, keep=3600.0, max_queue=max_queue, key_file=key_file)
     files = Files(data, reserve=reserve)
     store = await JobStore.open(data / "jobs.sqlite", fault)
@@ -135,7 +142,9 @@ async def rig(
     if now is not None:
         rules = replace(rules, now=now)
     jobs = Jobs(store, files, drawing, admission, metrics, rules)
-    service = Service(options, door(*pictures), drawing, admission, files, jobs, keys, metrics, Lifecycle())
+    service = Service(
+        options, door(*pictures, masks=masks), drawing, admission, files, jobs, keys, metrics, Lifecycle()
+    )
     await jobs.start()
     try:
         yield Rig(service, drawing, store, protect(videos.routes(service), Rules(keys)))

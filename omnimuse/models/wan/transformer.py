@@ -150,15 +150,17 @@ class WanCond:
 
     def select(self, rows: Sequence[int]) -> WanCond:
         times = self.time.split(self.spans)
-        return WanCond(
-            self.layout.select(rows),
-            tuple(self.spans[row] for row in rows),
-            self.layout.take(self.rope, rows),
-            torch.cat([times[row] for row in rows]),
-            self.text_layout.take(self.text, rows),
-            self.text_layout.select(rows),
-            None if self.image is None or self.image_layout is None else self.image_layout.take(self.image, rows),
-            None if self.image_layout is None else self.image_layout.select(rows),
+        seen, image = self.image_layout, self.image
+        return replace(
+            self,
+            layout=self.layout.select(rows),
+            spans=tuple(self.spans[row] for row in rows),
+            rope=self.layout.take(self.rope, rows),
+            time=torch.cat([times[row] for row in rows]),
+            text=self.text_layout.take(self.text, rows),
+            text_layout=self.text_layout.select(rows),
+            image=None if image is None or seen is None else seen.take(image, rows),
+            image_layout=None if seen is None else seen.select(rows),
         )
 
     def cut(self, part: Cut) -> WanCond:
@@ -195,12 +197,16 @@ class WanTransformer(Network):
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = WanMLP(config.text_dim, dim, dim)
         self.image_embedder = None if config.image_dim is None else WanImageEmbedder(config, config.image_dim)
-        self.blocks = BlockStack(WanBlock(config) for _ in range(config.num_layers))
+        self.blocks = self.make_blocks(config)
         self.head = WanHead(dim, config.out_channels * prod(patch), config.eps)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanTransformer:
         return cls(WanConfig.from_dict(config))
+
+    def make_blocks(self, config: WanConfig) -> BlockStack:
+        """The blocks, in the order they run."""
+        return BlockStack(WanBlock(config) for _ in range(config.num_layers))
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"blocks": self.blocks}
@@ -242,14 +248,26 @@ class WanTransformer(Network):
         return WanStatic(self.text_embedder(features.to(self.dtype)), rope, image)
 
     def forward(self, rows: Sequence[WanInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
+        embedded = self._embed_time(rows)  # [P, D]
+        cond = self._condition(rows, embedded)
+        hidden = self.blocks(cond.layout.pack(self._embed_patches(rows)), cond, memories)
+        hidden = hidden[..., : self.config.dim]  # a network may carry more beside the video
+        outputs = cond.layout.unpack(self.head(hidden, embedded, cond))  # [S, c * patch] each
+        return [self._unpatchify(x, row.latents.shape) for x, row in zip(outputs, rows, strict=True)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states; some weights stay in float32."""
+        return self.patch_embedding.weight.dtype
+
+    def _condition(self, rows: Sequence[WanInputs], embedded: Tensor) -> WanCond:
         spans = tuple(len(row.t) for row in rows)
         runs = tuple((row.static.tokens // count,) * count for row, count in zip(rows, spans, strict=True))
         layout = Layout(tuple(row.static.tokens for row in rows), runs)
         text_layout = Layout(tuple(len(row.static.text) for row in rows))
         images = [row.static.image for row in rows if row.static.image is not None]
         image_layout = Layout(tuple(len(image) for image in images)) if images else None
-        embedded = self._embed_time(rows)  # [P, D]
-        cond = WanCond(
+        return WanCond(
             layout=layout,
             spans=spans,
             rope=layout.pack([row.static.rope for row in rows]),
@@ -259,14 +277,6 @@ class WanTransformer(Network):
             image=None if image_layout is None else image_layout.pack(images),
             image_layout=image_layout,
         )
-        hidden = self.blocks(layout.pack(self._embed_patches(rows)), cond, memories)
-        outputs = layout.unpack(self.head(hidden, embedded, cond))  # [S, c * patch] each
-        return [self._unpatchify(x, row.latents.shape) for x, row in zip(outputs, rows, strict=True)]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of hidden states; some weights stay in float32."""
-        return self.patch_embedding.weight.dtype
 
     def _embed_time(self, rows: Sequence[WanInputs]) -> Tensor:
         return self.time_embedder(torch.cat([row.t for row in rows])).to(self.dtype)
@@ -274,14 +284,7 @@ class WanTransformer(Network):
     def _embed_patches(self, rows: Sequence[WanInputs]) -> list[Tensor]:
         """The patch convolution as one product over the patches of each row: [S, D] each."""
         weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
-        return [F.linear(self._patchify(row.latents.to(self.dtype)), weight, bias) for row in rows]
-
-    def _patchify(self, latents: Tensor) -> Tensor:
-        """[c, f, h, w] -> [S, c * patch]; within a patch the order is channel, frame, row, column."""
-        c, f, h, w = latents.shape
-        p, q, r = self.config.patch_size
-        x = latents.reshape(c, f // p, p, h // q, q, w // r, r)
-        return x.permute(1, 3, 5, 0, 2, 4, 6).reshape(-1, c * p * q * r)
+        return [F.linear(patchify(row.latents.to(self.dtype), self.config.patch_size), weight, bias) for row in rows]
 
     def _unpatchify(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """[S, patch * c] -> [c, f, h, w]; within a token the order is frame, row, column, channel."""
@@ -302,6 +305,14 @@ class WanTransformer(Network):
                 "knows no more positions; use a smaller size or fewer frames",
                 "size",
             )
+
+
+def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """[c, f, h, w] -> [S, c * patch]; within a patch the order is channel, frame, row, column."""
+    c, f, h, w = latents.shape
+    p, q, r = patch
+    x = latents.reshape(c, f // p, p, h // q, q, w // r, r)
+    return x.permute(1, 3, 5, 0, 2, 4, 6).reshape(-1, c * p * q * r)
 
 
 class WanBlock(Block[WanCond]):

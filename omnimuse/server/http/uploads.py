@@ -16,7 +16,6 @@ from typing import cast
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.core.spec import Limits
-from omnimuse.deploy.wire import MAX_MESSAGE
 from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
 from omnimuse.media.foreign import Meaning, PictureError, PictureLimits, read_picture
 from omnimuse.media.foreign_clip import ClipError, ClipLimits, read_foreign_clip
@@ -30,6 +29,9 @@ from omnimuse.server.options import ServeOptions
 logger = logging.getLogger(__name__)
 
 MOST_PIXELS = 8 * 2**20  # bytes of the pictures of a request, before they are compressed
+MOST_SAMPLES = 31 * 2**20  # bytes of its sound
+MOST_FRAMES = 40 * 2**20  # bytes of its video as PNG files
+MOST_MASKS = 12 * 2**20  # bytes of the masks over that; all fit into one message
 _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
 FILM_SECONDS = 60.0
@@ -68,9 +70,9 @@ class Uploads:
         sent = (MOST_PIXELS - _BESIDE) // (_RGB * max(1, limits.max_images))
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         longest = 0.0 if limits.sound is None else limits.sound.seconds
-        sounds = RecordingLimits(milliseconds=int(longest * 1000) + 1, keep_bytes=MAX_MESSAGE - _BESIDE)
+        sounds = RecordingLimits(milliseconds=int(longest * 1000) + 1, keep_bytes=MOST_SAMPLES)
         rules = FetchRules(frozenset(host.lower() for host in options.fetch_hosts))
-        clips = ClipLimits(keep_pixels=min(kept.max_pixels, limits.max_side**2), keep_bytes=MAX_MESSAGE - _BESIDE)
+        clips = ClipLimits(keep_pixels=min(kept.max_pixels, limits.max_side**2), keep_bytes=MOST_FRAMES)
         return Uploads(kept, rules, sounds=sounds, clips=clips)
 
     async def read(
@@ -108,13 +110,16 @@ class Uploads:
         return tuple([await self._read_sound(source, tenant) for source in sources])
 
     async def read_videos(
-        self, sources: Sequence[Source], most: int, frames: int, tenant: str = ""
+        self, sources: Sequence[Source], most: int, frames: int, tenant: str = "", *, masks: bool = False
     ) -> tuple[Clip, ...]:
-        """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`."""
+        """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`.
+
+        Of `masks`, whose frames are smaller files, less is kept.
+        """
         if len(sources) > most:
             message = f"{len(sources)} videos came, and this model takes at most {most}; leave the others out"
             raise refusal("invalid_value", message, sources[most].name)
-        limits = replace(self._clips, frames=frames)
+        limits = replace(self._clips, frames=frames, keep_bytes=MOST_MASKS if masks else self._clips.keep_bytes)
         return tuple([await self._read_video(source, limits, tenant) for source in sources])
 
     async def tell_lacking(self) -> None:

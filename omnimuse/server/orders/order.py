@@ -146,15 +146,17 @@ async def read_mask(service: Service, http: HttpRequest, sources: Sequence[Sourc
 
 
 async def read_videos(
-    service: Service, http: HttpRequest, sources: Sequence[Source], wanted: Wanted
+    service: Service, http: HttpRequest, sources: Sequence[Source], wanted: Wanted, *, masks: bool = False
 ) -> tuple[Clip, ...]:
-    """The videos that came with a request, decoded, as many frames of each as can be used; as `read_pictures`."""
+    """The videos that came with a request, or `masks` over them, decoded, as many frames of each as can be used; as
+    `read_pictures`.
+    """
     gate = Gate(service.workers, service.files, service.admission, service.metrics)
     await gate.check()
     gate.check_room(http.state.tenant)
     door = service.door
     frames = min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
-    reading = service.uploads.read_videos(sources, door.limits.max_videos, frames, http.state.tenant)
+    reading = service.uploads.read_videos(sources, door.limits.max_videos, frames, http.state.tenant, masks=masks)
     return await cancel_on_disconnect(http, reading)
 
 

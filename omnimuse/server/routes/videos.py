@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from omnimuse.core.request import Clip, Picture
 from omnimuse.deploy.wire import Previewed
 from omnimuse.server.errors import ApiError, refusal, to_json
 from omnimuse.server.http.bodies import Upload, is_form, read_any
@@ -32,6 +33,7 @@ from omnimuse.server.orders.order import (
     check_task,
     doubted,
     finished,
+    read_mask,
     read_pictures,
     read_videos,
     refuse_key,
@@ -42,7 +44,7 @@ from omnimuse.server.routes.absent import Handler, for_tasks
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import Reels, Wanted, read
+from omnimuse.server.translate.aliases import Part, Reels, Wanted, read
 from omnimuse.server.translate.answers import Made, told
 from omnimuse.server.translate.asks import patience, settled, to_request, video_form
 
@@ -50,8 +52,8 @@ FROM_TEXT, FROM_PICTURE, FROM_VIDEO = "text-to-video", "image-to-video", "video-
 PATH = "/v1/videos"
 LAST = "last_image"
 """The upload that is a video's last frame; any other picture is its first."""
-FILMS = ("video", "video_reference")
-"""The uploads that are a video to start from."""
+FILMS, MASK, MASKS = ("video", "video_reference"), "mask", "video_mask"
+"""The uploads that are a video to start from; that are a mask over it, for all frames or for each."""
 OPERATIONS = (
     Operation(
         "POST",
@@ -215,9 +217,10 @@ class Videos:
         service, door = self._service, self._service.door
         wanted = read(fields, "video", door, form=is_form(request), files=uploads)
         check_model(service, wanted.model)
-        films = {name: found for name, found in uploads.items() if name in FILMS}
-        reels = [*uploaded(films, ()), *(Source(wanted.names["videos"], url=url) for url in wanted.reels.video_urls)]
-        sources = _frames({name: found for name, found in uploads.items() if name not in films}, wanted)
+        reels = _named(uploads, FILMS, wanted.reels.video_urls)
+        masks = _named(uploads, (MASKS,), wanted.reels.mask_urls), _named(uploads, (MASK,), wanted.part.mask_urls)
+        besides = (*FILMS, MASK, MASKS)
+        sources = _frames({name: found for name, found in uploads.items() if name not in besides}, wanted)
         task = FROM_VIDEO if reels else FROM_PICTURE if sources else FROM_TEXT
         if door.limits.min_images > len(sources):
             raise _lacking(sources)
@@ -225,8 +228,9 @@ class Videos:
         pictures = await read_pictures(service, request, sources) if sources else ()
         wanted = settled(wanted, door)
         clips = await read_videos(service, request, reels, wanted) if reels else ()
-        asked = to_request(wanted, door, request.state.tenant, PREVIEWS, {"images": pictures, "videos": clips})
-        wanted = replace(doubted(service, wanted, asked), urls=(), reels=Reels())
+        came = {"images": pictures, "videos": clips, "mask": await self._mask(request, wanted, *masks)}
+        asked = to_request(wanted, door, request.state.tenant, PREVIEWS, came)
+        wanted = replace(doubted(service, wanted, asked), urls=(), reels=Reels(), part=Part())
         form = video_form(service.options.guard.tell)
         order = Order(
             wanted,
@@ -238,6 +242,17 @@ class Videos:
             request.headers.get("traceparent"),
         )
         return order, await idempotency_of(request, fields, uploads)
+
+    async def _mask(
+        self, request: Request, wanted: Wanted, films: Sequence[Source], pictures: Sequence[Source]
+    ) -> Clip | Picture | None:
+        """What is drawn anew of a video: one picture for all frames, or one for each."""
+        if films and pictures:
+            message = f"{pictures[0].name} and {films[0].name} are both a mask; leave one of them out"
+            raise refusal("conflicting_parameters", message, films[0].name)
+        if not films:
+            return await read_mask(self._service, request, pictures)
+        return (await read_videos(self._service, request, films, wanted, masks=True))[0]
 
     async def _job(self, request: Request) -> Job:
         job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])
@@ -331,6 +346,12 @@ def _frames(uploads: Mapping[str, Sequence[Upload]], wanted: Wanted) -> list[Sou
     if last and not first:
         raise _lacking(first)
     return [*first, *last]
+
+
+def _named(uploads: Mapping[str, Sequence[Upload]], names: Sequence[str], urls: Sequence[str]) -> list[Source]:
+    """What came under these names, then what came as an address."""
+    found = uploaded({name: parts for name, parts in uploads.items() if name in names}, ())
+    return [*found, *(Source(names[0], url=url) for url in urls)]
 
 
 def _lacking(sources: Sequence[Source]) -> ApiError:

@@ -100,10 +100,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Reels:
-    """What a video is made of beside its first frame, if it came as an address: its last frame, and a whole video."""
+    """What a video is made of beside its first frame, if it came as an address: its last frame, and a whole video, and
+    one of masks over that.
+    """
 
     last_urls: tuple[str, ...] = ()
     video_urls: tuple[str, ...] = ()
+    mask_urls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,8 @@ def read(
         _check_takes_pictures(found.names[target], kind, door)
     if "videos" in found.values:
         _check_takes_videos(found.names["videos"], door)
-    for target in {"mask", "pad"} & found.values.keys():
-        _check_draws_parts(found.names[target], door)
+    for target in {"mask", "masks", "pad"} & found.values.keys():
+        _check_draws_parts(found.names[target], door, kind)
     if (choice := chosen_cache(found.values, found.names)) is not None:
         found.values["cache"], found.names["cache"] = choice
     _refuse_unhonoured(found, door)
@@ -262,15 +265,18 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
     if entry.target == "videos":
         _check_takes_videos(name, door)
         return wire
-    if entry.target == "mask":
-        _check_draws_parts(name, door)
+    if entry.target in ("mask", "masks"):
+        _check_draws_parts(name, door, kind)
+        if kind == "video":
+            return wire
     _check_takes_pictures(name, kind, door)
     return wire
 
 
-def _check_draws_parts(name: str, door: Door) -> None:
-    if not door.masks:
-        why = "this model cannot draw a part of a picture anew; leave it out, and describe what changes"
+def _check_draws_parts(name: str, door: Door, kind: Kind) -> None:
+    what, able = ("video", door.limits.masks_videos) if kind == "video" else ("picture", door.masks)
+    if not able:
+        why = f"this model cannot draw a part of a {what} anew; leave it out, and describe what changes"
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
 
 
@@ -350,7 +356,7 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
         talk=Talk(values.get("messages"), values.get("modalities")),
         part=Part(values.get("mask", ()), values.get("pad")),
         urls=values.get("urls", ()),
-        reels=Reels(values.get("last_urls", ()), values.get("videos", ())),
+        reels=Reels(values.get("last_urls", ()), values.get("videos", ()), values.get("masks", ())),
         names=names,
         adjust=values.get("adjust", False),
         warnings=tuple(found.warnings),

@@ -204,6 +204,13 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         ),
         Field("video_reference", "clip", "videos", "as `video` (VO)"),
         Field(
+            "mask",
+            "picture",
+            "mask",
+            "what is drawn anew of every frame of `video`, whose size it has: where it is white",
+        ),
+        Field("video_mask", "clip", "masks", "the same as a video, which has a mask for every frame (ours)"),
+        Field(
             "url", "urls", "urls", "as `input_reference`: a data: URL, or an address of a host that is allowed (ours)"
         ),
         Field("video_params", "object", "nested", "width, height, fps and num_frames in an object (VO)"),

@@ -1,0 +1,75 @@
+"""Facts about Wan VACE, without torch: a kind of Wan that is given a video, a mask over it, and pictures to show.
+
+Source: the published checkpoints' configurations and cards, and the reference pipeline of diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from omnimuse.core.errors import ModelError
+from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.spec import Component, Configs, Limits, Variant
+from omnimuse.models.wan import spec as wan
+from omnimuse.models.wan.spec import factors, latent_channels
+from omnimuse.models.wan.weights import FLOAT32
+
+MAX_PICTURES = 4
+"""Pictures that are shown; each costs what a latent frame of the video does."""
+
+
+@dataclass(frozen=True)
+class VaceParams(FamilyParams):
+    """The extension: how much what is given counts; 0: not at all."""
+
+    conditioning_scale: float = field(default=1.0, metadata={"low": 0, "high": 10})
+
+
+def limits(configs: Configs) -> Limits:
+    """What a checkpoint can be asked for; ModelError for a network that is not given what this pipeline gives."""
+    transformer = cast(Mapping[str, Any], configs["transformer"])
+    needed = 2 * latent_channels(configs) + factors(configs)[1] ** 2  # what is kept, what is not, which it is
+    if (given := transformer.get("vace_in_channels", 96)) != needed:
+        raise ModelError(
+            f"transformer/config.json: vace_in_channels={given}; with this autoencoder a network is given {needed}: "
+            "use the files of one checkpoint"
+        )
+    plain = wan.limits(configs)
+    refuses = {name: why for name, why in plain.refuses.items() if name != "strength"}
+    return replace(plain, max_images=MAX_PICTURES, max_videos=1, masks_videos=True, refuses=refuses)
+
+
+def _transformer(*, optional: bool) -> Component:
+    return Component(
+        ("WanVACETransformer3DModel",),
+        network="omnimuse.models.wan_vace.transformer:WanVaceTransformer",
+        rules="omnimuse.models.wan_vace.weights:RULES",
+        keep_float32=FLOAT32,
+        optional=optional,
+    )
+
+
+_HIGH = DiffusionParams(height=720, width=1280).over(wan.DEFAULTS)
+
+SPEC = replace(
+    wan.SPEC,
+    arch="WanVACEPipeline",
+    family="wan_vace",
+    summary="Wan VACE: videos from a video, a mask over it, pictures to show, or text alone",
+    tasks=("text-to-video", "image-to-video", "video-to-video"),
+    components={
+        **{name: part for name, part in wan.SPEC.components.items() if not name.startswith("image_")},
+        "transformer": _transformer(optional=False),
+        "transformer_2": _transformer(optional=True),
+    },
+    supported=wan.SPEC.supported - {"strength"},
+    limits=limits,
+    also=(),
+    extra=VaceParams,
+    variants=(
+        Variant("Wan2.1-VACE-1.3B", ("Wan-AI/Wan2.1-VACE-1.3B-diffusers",), wan.DEFAULTS),
+        Variant("Wan2.1-VACE-14B", ("Wan-AI/Wan2.1-VACE-14B-diffusers",), _HIGH),
+    ),
+)
