@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline, LTX2VideoTransformer3DModel
+from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    LTX2ImageToVideoPipeline,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
+)
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from torch import Tensor
@@ -22,7 +28,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
 from tests.checkpoints import lumina2, parts
-from tests.checkpoints.wishes import EULER, Family, Wish
+from tests.checkpoints.wishes import EULER, Family, Wish, photo
 
 WIDTH, LAYERS, CHANNELS, REGISTERS = 24, 2, 8, 8
 SOUND_CHANNELS, BANDS, RATE = 2, 16, 1600
@@ -172,7 +178,11 @@ def both(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[tuple[T
     results = []
     for wish in wishes:
         p = wish.params
-        video, sound = pipe(
+        extra = dict(p.extra or {})  # type: ignore[call-overload]
+        called = pipe if wish.image is None else LTX2ImageToVideoPipeline(**pipe.components)
+        called.set_progress_bar_config(disable=True)
+        video, sound = called(
+            **({} if wish.image is None else {"image": wish.image}),
             prompt=wish.prompt,
             negative_prompt=wish.negative,
             height=p.height,
@@ -187,7 +197,7 @@ def both(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[tuple[T
             output_type=output_type,
             max_sequence_length=p.max_sequence_length,
             return_dict=False,
-            **dict(p.extra or {}),  # type: ignore[call-overload]
+            **extra,
         )
         if output_type == "latent":
             factor = pipe.vae.config.scaling_factor
@@ -226,11 +236,12 @@ WISHES = (
     Wish("a star", None, replace(clip(5, 1.0, 9, (96, 64), 9, audio_guidance_scale=1.0), max_sequence_length=64)),
     Wish("", "grey", clip(4, 2.5, 1, (64, 64), 10, guidance_rescale=0.2, audio_guidance_scale=5.0, modality_scale=1.0)),
 )
+BEGUN = Wish("a star", "grey", clip(4, 3.0, 9, (64, 96), 11), photo(50, 71))
 FAMILIES = (
     Family(
         arch="LTX2Pipeline",
         build=build,
-        wishes=WISHES,
+        wishes=(*WISHES, BEGUN),
         reference=reference,
         least_steps=2,
         unable=EULER,

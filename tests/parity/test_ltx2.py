@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.errors import RequestError
@@ -38,7 +39,7 @@ def ours(folder: Path, wishes: list[Wish], output_type: str = "pil") -> list[Res
 
 @pytest.mark.parametrize(("output_type", "tolerance"), [("latent", 1e-5), ("pt", OF_SOUND)])
 def test_the_sound_of_every_video_in_flight_is_the_references(folder: Path, output_type: str, tolerance: float) -> None:
-    wishes = list(ltx2.WISHES)
+    wishes = [*ltx2.WISHES, ltx2.BEGUN]
     found = ours(folder, wishes, output_type)
     for (_, expected), result in zip(ltx2.both(folder, wishes, output_type), found, strict=True):
         sound = result.tensors["audio"][0]
@@ -63,6 +64,18 @@ def test_every_choice_of_guidance_is_the_references(folder: Path, choice: dict[s
         assert float((found.tensors[medium][0] - expected).norm() / expected.norm()) <= 1e-5
     moved = {medium: float((found.tensors[medium] - plain.tensors[medium]).norm()) for medium in found.tensors}
     assert max(moved.values()) > 1e-3, "a choice that changes nothing would be ignored"
+
+
+@pytest.mark.parametrize("crf", [0, 20])
+def test_how_a_first_frame_is_packed_is_the_references_and_it_stays_as_it_was_given(folder: Path, crf: int) -> None:
+    wish = replace(ltx2.BEGUN, params=replace(ltx2.BEGUN.params, extra={"image_crf": crf}))
+    [plain], [found] = ours(folder, [ltx2.BEGUN], "latent"), ours(folder, [wish], "latent")
+    latents, [(expected, _)] = found.tensors["video"][0], ltx2.both(folder, [wish], "latent")
+    assert float((latents - expected).norm() / expected.norm()) <= 1e-5
+    assert float((latents - plain.tensors["video"][0]).norm()) > 1e-3
+    other = replace(wish, prompt="two squares", params=replace(wish.params, seed=12))
+    [again] = ours(folder, [other], "latent")
+    assert torch.equal(again.tensors["video"][0][:, 0], latents[:, 0])
 
 
 def test_the_file_of_a_video_carries_its_sound(folder: Path, tmp_path: Path) -> None:

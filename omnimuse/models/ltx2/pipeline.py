@@ -1,7 +1,7 @@
-"""LTX-2 as a pipeline, from text to video with sound: the declaration, and what is really its own.
+"""LTX-2 as a pipeline, from text or a first frame to video with sound: the declaration, and what is really its own.
 
-Source: the reference pipeline of diffusers (LTX2Pipeline). The latents of both, laid end to end, are denoised as one.
-Guidance is of what the latents would be without noise, of video and sound each by itself.
+Source: the reference pipelines of diffusers (LTX2Pipeline, LTX2ImageToVideoPipeline). The latents of both, laid end to
+end, are denoised as one. Guidance is of what the latents would be without noise, of video and sound each by itself.
 
 Letters: c f h w channels, frames, height, width of the video's latents; a l m channels, length, bands of the sound's.
 """
@@ -24,8 +24,8 @@ from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
-from omnimuse.diffusion.noise import draw
 from omnimuse.models.ltx2.spec import ISOLATED, SPEC, LTX2Params, count_registers, sound_size, video_size
+from omnimuse.models.ltx2.start import EncodeFirst, InitBoth
 from omnimuse.models.ltx2.transformer import LTX2Inputs, LTX2Static, LTX2Transformer
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
@@ -131,20 +131,6 @@ class Connect(OfText):
         return video[0], sound[0]
 
 
-@dataclass(frozen=True)
-class InitBoth(Stage):
-    """Writes `noise`: float32 Gaussian latents of the video, then of the sound, [c f h w + a l m]."""
-
-    name: str = "init latents"
-    writes: tuple[str, ...] = ("noise",)
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            sizes = (size(ctx.configs, state.request) for size in (video_size, sound_size))
-            drawn = [draw((1, *size), state.generator, torch.float32, ctx.device) for size in sizes]
-            state["noise"] = torch.cat([each.flatten() for each in drawn])
-
-
 def parted(configs: Configs, request: Request, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Latents of both -> [c, f, h, w] and [a, l, m], views."""
     sizes = video_size(configs, request), sound_size(configs, request)
@@ -172,7 +158,10 @@ class DenoiseBoth(Denoise):
         guided = [
             guide({branch: part[index] for branch, part in parts.items()}, *rule) for index, rule in enumerate(rules)
         ]
-        return (latents - torch.cat([each.flatten() for each in guided])) / step.sigma
+        moved = (latents - torch.cat([each.flatten() for each in guided])) / step.sigma
+        if state["first"] is not None:
+            parted(ctx.configs, request, moved)[0][:, :1] = 0  # it stays as it was given
+        return moved
 
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         estimate = state.working.get("estimate")
@@ -252,7 +241,8 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> LTX2Sta
     source = POSITIVE if branch == ISOLATED else branch
     texts = state[f"{source}_video_text"], state[f"{source}_sound_text"]
     sizes = video_size(ctx.configs, request), sound_size(ctx.configs, request)
-    return transformer.prepare(texts, *sizes, request.params.fps, together=branch != ISOLATED)
+    static = transformer.prepare(texts, *sizes, request.params.fps, together=branch != ISOLATED)
+    return static if state["first"] is None else static.begun()
 
 
 def inputs(ctx: Context, static: LTX2Static, latents: Tensor, timestep: Tensor) -> LTX2Inputs:
@@ -261,7 +251,7 @@ def inputs(ctx: Context, static: LTX2Static, latents: Tensor, timestep: Tensor) 
 
 
 class LTX2(Pipeline):
-    """Text to video with sound."""
+    """Text, and perhaps the first frame, to video with sound."""
 
     spec = SPEC
     stages = (
@@ -269,6 +259,7 @@ class LTX2(Pipeline):
         Connect(),
         ReadText(branch=NEGATIVE),
         Connect(branch=NEGATIVE),
+        EncodeFirst(),
         InitBoth(),
         DenoiseBoth(
             conditions=conditions,
@@ -277,6 +268,7 @@ class LTX2(Pipeline):
             preview=partial(preview_middle_alone, least=LEAST),
             spacing="linear64",
             texts=TEXTS,
+            given=("first",),
         ),
         Part(),
         DecodeClip(latents="video_latents", tile=512, stride=448, least=LEAST),

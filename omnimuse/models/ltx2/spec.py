@@ -1,4 +1,4 @@
-"""Facts about LTX-2, text to video with sound, without torch.
+"""Facts about LTX-2, text and perhaps a first frame to video with sound, without torch.
 
 Source: the published checkpoint's `model_index.json` and card, and the reference pipeline of diffusers. Video and sound
 are guided by scales of their own, against a negative prompt and against a network in which the two do not know of each
@@ -34,6 +34,8 @@ SHARE: Mapping[str, float] = {"low": 0.0, "high": 1.0}
 class LTX2Params(FamilyParams):
     """How the sound is guided (`audio_...`; 0: as the video), by how much both are led away from what they would be
     without each other (`modality_scale`; 1: not at all), and how far guidance keeps the spread that there was before.
+    A first frame is packed by H.264 at `image_crf` before it is shown, as those were that the network learned from; 0:
+    it is not.
     """
 
     audio_guidance_scale: float = field(default=7.0, metadata=STRENGTH)
@@ -41,6 +43,7 @@ class LTX2Params(FamilyParams):
     audio_modality_scale: float = field(default=3.0, metadata=STRENGTH)
     guidance_rescale: float = field(default=0.7, metadata=SHARE)
     audio_guidance_rescale: float = field(default=0.7, metadata=SHARE)
+    image_crf: int = field(default=33, metadata={"low": 0, "high": 51})
 
 
 def besides(extra: FamilyParams) -> tuple[str, ...]:
@@ -79,6 +82,7 @@ def limits(configs: Configs) -> Limits:
         size_multiple=side,
         max_side=MAX_SIDE // side * side,
         max_sequence_length=MAX_SEQUENCE_LENGTH,
+        max_images=1,
         frame_step=span,
         max_frames=MAX_SECONDS * 60 // span * span + 1,
         sound=SoundLimits(vocoder.get("output_sampling_rate", 24_000), vocoder.get("out_channels", 2)),
@@ -100,8 +104,8 @@ DEFAULTS = DiffusionParams(
 SPEC = Spec(
     arch="LTX2Pipeline",
     family="ltx2",
-    summary="LTX-2: videos with their sound from text; two parts of a network that attend to each other",
-    tasks=("text-to-video",),
+    summary="LTX-2: videos with their sound from text or a first frame; two parts of a network attend to each other",
+    tasks=("text-to-video", "image-to-video"),
     components={
         "transformer": Component(
             ("LTX2VideoTransformer3DModel",),
@@ -123,5 +127,6 @@ SPEC = Spec(
     limits=limits,
     guidance=Guidance(besides=besides),
     extra=LTX2Params,
+    also=("LTX2ImageToVideoPipeline",),
     variants=(Variant("LTX-2", ("Lightricks/LTX-2",), DEFAULTS),),
 )

@@ -5,14 +5,14 @@ and rotary tables, is computed once per request by `LTX2Transformer.prepare`. A 
 runners of blocks want them: the tokens of the video, then those of the sound, of which several may fill a line. Rows of
 any size share a forward: they are laid end to end.
 
-Letters: R rows, S tokens, L text tokens, D width, N heads, H head dim; c f h w latent channels, frames, height, width;
-a l m channels, length and bands of the sound's latents.
+Letters: R rows, P spans (tokens that share a time), S tokens, L text tokens, D width, N heads, H head dim; c f h w
+latent channels, frames, height, width; a l m channels, length and bands of the sound's latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import pi, prod
 from typing import Any, ClassVar, Literal
 
@@ -115,9 +115,15 @@ class PartStatic:
     """What stays the same over all steps for one of video and sound."""
 
     size: tuple[int, ...]  # (c, f, h, w) or (a, l, m)
+    spans: tuple[int, ...]  # tokens that share a time: all, or those of a first frame that is given, and the others
     text: Tensor  # [L, D]
     rope: Tensor  # [S, 2, D/2, 2], float32
     meeting_rope: Tensor  # [S, 2, C/2, 2], float32, for the attention of one part to the other
+    still: bool = False  # the first span is given
+
+    def times(self, t: Tensor) -> Tensor:
+        """Those of its spans at the time t []: [P]."""
+        return torch.stack([t * 0 if self.still and not index else t for index in range(len(self.spans))])
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,12 @@ class LTX2Static:
     video: PartStatic
     sound: PartStatic
     together: Tensor  # [1]
+
+    def begun(self) -> LTX2Static:
+        """The same for a video whose first frame is given: its tokens have no time."""
+        first = prod(self.video.size[2:])
+        spans = tuple(length for length in (first, len(self.video.rope) - first) if length)
+        return replace(self, video=replace(self.video, spans=spans, still=True))
 
     @property
     def text_tokens(self) -> int:
@@ -152,16 +164,32 @@ class PartCond:
     text: Tensor  # packed by text_layout
     rope: Tensor  # packed
     meeting_rope: Tensor  # packed
-    time: Tensor  # [R, 6 D]
+    spans: tuple[tuple[int, ...], ...]  # tokens that share a time, for every row
+    time: Tensor  # [P, 6 D]
     meeting: Tensor  # [R, 4 D]
     gate: Tensor  # [R, D]
+    even: bool = field(init=False)  # whether every row is one span; stored, as compiled code cannot ask every row
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "even", all(len(row) == 1 for row in self.spans))
+
+    def expand(self, per_span: Tensor) -> Tensor:
+        """One vector per span, [P, D] -> what broadcasts against the packed tokens."""
+        if self.even:
+            return self.layout.expand(per_span)
+        lengths = [length for row in self.spans for length in row]
+        spans = [each.expand(length, -1) for each, length in zip(per_span.split(1), lengths, strict=True)]
+        return torch.cat(spans).unflatten(0, (len(self.spans) if self.layout.dense else 1, -1))
 
     def select(self, rows: Sequence[int]) -> PartCond:
-        time, meeting, gate = (torch.stack([x[row] for row in rows]) for x in (self.time, self.meeting, self.gate))
+        times = self.time.split([len(row) for row in self.spans])
+        time = torch.cat([times[row] for row in rows])
+        meeting, gate = (torch.stack([x[row] for row in rows]) for x in (self.meeting, self.gate))
         rope, meeting_rope = (self.layout.take(table, rows) for table in (self.rope, self.meeting_rope))
         layout, texts = self.layout.select(rows), self.text_layout.select(rows)
         text = self.text_layout.take(self.text, rows)
-        return PartCond(layout, texts, text, rope, meeting_rope, time, meeting, gate)
+        spans = tuple(self.spans[row] for row in rows)
+        return PartCond(layout, texts, text, rope, meeting_rope, spans, time, meeting, gate)
 
 
 @dataclass(frozen=True)
@@ -257,12 +285,13 @@ class LTX2Transformer(Network):
         return LTX2Static(seen, heard, weight.new_full((1,), float(together)))
 
     def forward(self, rows: Sequence[LTX2Inputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
-        times = torch.stack([row.t for row in rows])  # [R]
         tokens = [self._tokens(row) for row in rows]
         videos = [self.video.proj_in(seen) for seen, _ in tokens]  # [f h w, D] each
         sounds = [self.sound.proj_in(heard) for _, heard in tokens]  # [l, D] each
-        video = self.video.condition([row.static.video for row in rows], times)
-        sound = self.sound.condition([row.static.sound for row in rows], times)
+        seeing, hearing = [row.static.video for row in rows], [row.static.sound for row in rows]
+        now = torch.stack([row.t for row in rows])  # [R]
+        times = torch.cat([part.times(row.t) for part, row in zip(seeing, rows, strict=True)])  # [P]
+        video, sound = self.video.condition(seeing, times, now), self.sound.condition(hearing, now, now)
         each = self.config.dim // self.config.sound_dim
         lengths = zip(video.layout.lengths, sound.layout.lengths, strict=True)
         layout = Layout(tuple(seen + -(-heard // each) for seen, heard in lengths))
@@ -270,7 +299,7 @@ class LTX2Transformer(Network):
         hidden = cond.join(video.layout.pack(videos), sound.layout.pack(sounds))
         hidden = self.blocks(hidden, cond, memories)
         last = cond.split(hidden, self.config.sound_dim)
-        seen, heard = self.video.leave(last[0], video.layout, times), self.sound.leave(last[1], sound.layout, times)
+        seen, heard = self.video.leave(last[0], video, times), self.sound.leave(last[1], sound, now)
         bands = [each.unflatten(1, (row.static.sound.size[0], -1)) for row, each in zip(rows, heard, strict=True)]
         parts = zip(seen, bands, strict=True)
         return [torch.cat([one.T.flatten(), other.transpose(0, 1).flatten()]) for one, other in parts]
@@ -329,24 +358,25 @@ class LTX2Part(nn.Module):
     ) -> PartStatic:
         """What all steps share, of tokens at these places."""
         read = self.caption(text.to(self.proj_in.weight))
-        return PartStatic(tuple(size), read, rotary(places, self.dim), rotary(meeting_places, meeting_dim))
+        ropes = rotary(places, self.dim), rotary(meeting_places, meeting_dim)
+        return PartStatic(tuple(size), (len(ropes[0]),), read, *ropes)
 
-    def condition(self, parts: Sequence[PartStatic], times: Tensor) -> PartCond:
-        """What the blocks need at times [R]."""
+    def condition(self, parts: Sequence[PartStatic], times: Tensor, now: Tensor) -> PartCond:
+        """What the blocks need at times [P] of the spans, and [R] of the rows, by which the parts meet."""
         layout, texts = Layout(tuple(len(p.rope) for p in parts)), Layout(tuple(len(p.text) for p in parts))
         text = texts.pack([part.text for part in parts])
         ropes = layout.pack([part.rope for part in parts]), layout.pack([part.meeting_rope for part in parts])
-        mods = (clock(times) for clock in (self.clock, self.meeting_clock, self.gate_clock))
-        return PartCond(layout, texts, text, *ropes, *mods)
+        mods = self.clock(times), self.meeting_clock(now), self.gate_clock(now)
+        return PartCond(layout, texts, text, *ropes, tuple(part.spans for part in parts), *mods)
 
-    def leave(self, x: Tensor, layout: Layout, times: Tensor) -> list[Tensor]:
+    def leave(self, x: Tensor, cond: PartCond, times: Tensor) -> list[Tensor]:
         """Packed tokens -> their numbers, [S, channels] each."""
-        shift, scale = (self.scale_shift_table + self.clock.embedder(times)[:, None]).unbind(1)  # [R, D] each
-        return layout.unpack(self.proj_out(self.norm(x) * (1 + layout.expand(scale)) + layout.expand(shift)))
+        shift, scale = (self.scale_shift_table + self.clock.embedder(times)[:, None]).unbind(1)  # [P, D] each
+        return cond.layout.unpack(self.proj_out(self.norm(x) * (1 + cond.expand(scale)) + cond.expand(shift)))
 
 
 class LTX2Clock(nn.Module):
-    """Times [R] -> `count` vectors for each, [R, count * D]."""
+    """Times [P] or [R] -> `count` vectors for each, [*, count * D]."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
@@ -427,7 +457,7 @@ class LTX2Stream(nn.Module):
 
     def _mods(self, cond: PartCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP."""
-        return cond.layout.expand(self.scale_shift_table.flatten() + cond.time).chunk(6, dim=-1)
+        return cond.expand(self.scale_shift_table.flatten() + cond.time).chunk(6, dim=-1)
 
 
 class LTX2Attention(nn.Module):
