@@ -16,13 +16,13 @@ from torch import Tensor
 
 from omnimuse.core.guidance import BOTH, ONLY_POSITIVE
 from omnimuse.core.params import ScheduleParams
-from omnimuse.core.request import Request
+from omnimuse.core.request import Picture, Region, Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.choice import chosen_config, solver_for
 from omnimuse.diffusion.guidance import combine, elapsed
 from omnimuse.diffusion.schedules import Mu, Spacing
 from omnimuse.diffusion.solvers import Solver, flow_noised
-from omnimuse.pipeline.region import cells_anew
+from omnimuse.pipeline.region import cells_anew, shares_anew
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 
@@ -170,7 +170,7 @@ class Denoise(Loop):
         return None if estimate is None else self.preview(ctx, estimate)
 
     def _anew(self, ctx: Context, state: State, clean: Tensor) -> Tensor | None:
-        """Which cells of latents like `clean` [C, h, w] are drawn anew, bool [h, w]; None: all.
+        """Which cells of latents like `clean` [C, h, w] are drawn anew, as `shares` has them; None: all.
 
         So of a family that fills in: its network sees what is to be kept.
         """
@@ -180,14 +180,18 @@ class Denoise(Loop):
         assert params.width is not None
         assert params.height is not None
         cells = (clean.shape[-2], clean.shape[-1])
-        return cells_anew(state["images"][0], region, (params.width, params.height), cells).to(clean.device)
+        return self.shares(state["images"][0], region, (params.width, params.height), cells).to(clean.device)
+
+    def shares(self, picture: Picture, region: Region, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+        """Which of these cells are drawn anew, bool [h, w], or how much of each, float32."""
+        return cells_anew(picture, region, size, cells)
 
     def _confined(self, state: State, latents: Tensor, sigma: float) -> Tensor:
         """`latents` at the noise level `sigma`, and outside the region what is known of them there."""
         if (anew := state.working.get("anew")) is None or self.start is None:
             return latents
-        known = flow_noised(state[self.start], state["noise"], sigma)
-        return torch.where(anew, latents, known.to(latents.dtype))
+        known = flow_noised(state[self.start], state["noise"], sigma).to(latents.dtype)
+        return torch.where(anew, latents, known) if anew.dtype == torch.bool else (1 - anew) * known + anew * latents
 
     def _step(self, ctx: Context, request: Request, index: int, timestep: float, sigmas: tuple[float, ...]) -> Step:
         network = self.networks[0] if self.expert is None else self.expert(ctx, request, timestep)
@@ -198,3 +202,11 @@ class Denoise(Loop):
         share = (index + 1) / (len(sigmas) - 1)
         branches = rule.branches(request.branches, request.extra, scale, elapsed(timestep), share)
         return Step(index, timestep, sigmas[index], sigmas[index + 1], network, branches, scale)
+
+
+@dataclass(frozen=True)
+class DenoiseBlended(Denoise):
+    """The same, where a cell on the edge of a region is drawn anew in part, as the pixels around its middle say."""
+
+    def shares(self, picture: Picture, region: Region, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+        return shares_anew(picture, region, size, cells)

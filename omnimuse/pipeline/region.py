@@ -60,6 +60,12 @@ def cells_anew(picture: Picture, region: Region, size: tuple[int, int], cells: t
     return F.interpolate(pixels[None, None].float(), size=cells, mode="nearest")[0, 0] > 0
 
 
+def shares_anew(picture: Picture, region: Region, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """How much of each of these cells is drawn anew, by the pixels around its middle: float32 [h, w] in [0, 1]."""
+    pixels = pixels_anew(picture, region, size)
+    return F.interpolate(pixels[None, None].float(), size=cells, mode="bilinear")[0, 0]
+
+
 def _around(pad: Pad) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     left, above, right, below = pad
     return (above, below), (left, right), (0, 0)

@@ -29,7 +29,7 @@ from transformers import (
 
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import parts
-from tests.checkpoints.wishes import BY_SIZE, Family, Wish, photo
+from tests.checkpoints.wishes import BY_SIZE, Family, Wish, halves, photo
 
 TEXT_WIDTH = 32
 CHANNELS = 8
@@ -235,10 +235,34 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Te
     pipe.set_progress_bar_config(disable=True)
     results = []
     for wish in wishes:
+        if "mask_image" in wish.filled:
+            results.append(call_keeping(pipe, wish, output_type))
+            continue
         # The reference takes another negative prompt than an empty one as features only.
         against = {} if wish.negative is None else {"negative_prompt_embeds": features(pipe, wish)}
         results.append(call(pipe, wish, output_type, against))
     return results
+
+
+def call_keeping(pipe: Any, wish: Wish, output_type: str) -> Tensor:
+    """The same where a part of the first picture is kept."""
+    from diffusers import Flux2KleinInpaintPipeline
+
+    p, given = wish.params, wish.filled
+    keeping = Flux2KleinInpaintPipeline.from_pipe(pipe, torch_dtype=torch.float32)
+    keeping.set_progress_bar_config(disable=True)
+    picture = keeping(
+        **given,
+        image_reference=list(wish.others) or None,
+        prompt=wish.prompt,
+        strength=1.0 if p.strength is None else p.strength,
+        num_inference_steps=p.num_inference_steps,
+        guidance_scale=1.0 if p.guidance_scale is None else p.guidance_scale,
+        generator=torch.Generator().manual_seed(p.seed or 0),
+        output_type=output_type,
+        max_sequence_length=p.max_sequence_length,
+    ).images[0]
+    return as_denoised(pipe.vae, picture) if output_type == "latent" else picture
 
 
 def features(pipe: Any, wish: Wish) -> Tensor:
@@ -317,6 +341,21 @@ FAMILIES = (
                 replace(_KLEIN, num_inference_steps=6, width=80, guidance_scale=3.0, seed=10),
                 photo(70, 100),
                 others=(photo(96, 64),),
+            ),
+            Wish(
+                "a star",
+                None,
+                replace(_KLEIN, num_inference_steps=5, width=96, guidance_scale=3.0, strength=0.7, seed=11),
+                photo(96, 64),
+                others=(photo(64, 80),),
+                mask=halves(96, 64),
+            ),
+            Wish(
+                "a wide star",
+                None,
+                replace(_KLEIN, width=96, guidance_scale=2.0, seed=12),
+                photo(64, 48),
+                pad=(0, 16, 32, 0),
             ),
         ),
         reference=reference,

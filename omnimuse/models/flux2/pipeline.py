@@ -1,7 +1,7 @@
 """FLUX.2 Klein as a pipeline: the declaration, and the few functions that are really its own.
 
-Source: the reference pipelines of diffusers (Flux2KleinPipeline, Flux2Pipeline). C latent channels, h w latent sides, S
-text tokens. The autoencoder patches latents, so that C is four times its own channels.
+Source: the reference pipelines of diffusers (Flux2KleinPipeline, Flux2KleinInpaintPipeline, Flux2Pipeline). C
+latent channels, h w latent sides, S text tokens. The autoencoder patches latents, so that C is four times its own.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
-from omnimuse.media.picture import pixels_of
 from omnimuse.models.flux2.spec import LAYERS, SPEC, multiple, shrunk
 from omnimuse.models.flux2.transformer import Flux2Static, Flux2Transformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.encode import ShowPictures, pixels_in
+from omnimuse.pipeline.denoise import DenoiseBlended
+from omnimuse.pipeline.encode import KeepPicture, ShowPictures, pixels_in
 from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.region import seen
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenStates, for_both_branches
@@ -56,8 +56,8 @@ def empirical_mu(tokens: int, steps: int) -> float:
 
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
-    """The middle of a picture, which is shrunk if it is large, in whole tokens: [3, H, W]."""
-    image, step = Image.fromarray(pixels_of(picture)), multiple(configs)
+    """The middle of a picture with its margins, which is shrunk if it is large, in whole tokens: [3, H, W]."""
+    image, step = seen(request, picture), multiple(configs)
     if (size := shrunk(image.size)) != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     width, height = (side // step * step for side in size)
@@ -81,8 +81,9 @@ class Flux2Klein(Pipeline):
     stages = (
         *for_both_branches(EncodeText(take=HiddenStates(LAYERS), template=chat, pad=True)),
         ShowPictures(prepare),
+        KeepPicture(),
         InitLatents(latent_shape),
-        Denoise(
+        DenoiseBlended(
             conditions=conditions,
             inputs=two_stream_inputs,
             token_count=image_tokens,
@@ -90,6 +91,7 @@ class Flux2Klein(Pipeline):
             spacing="linear64",
             mu=empirical_mu,
             given=("shown",),
+            start="image_latents",
         ),
         DecodeImage(),
     )

@@ -7,6 +7,7 @@ checkpoint says so in its `model_index.json`, and takes no guidance; a base one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from math import sqrt
 
@@ -114,6 +115,8 @@ DEFAULTS = DiffusionParams(
     output_type="pil",
 )
 
+KLEIN = replace(DEFAULTS, strength=1.0)
+
 SPEC = Spec(
     arch="Flux2KleinPipeline",
     family="flux2",
@@ -130,8 +133,8 @@ SPEC = Spec(
         "vae": VAE,
         "scheduler": Component((), built=False),
     },
-    defaults=DEFAULTS,
-    supported=frozenset({"guidance_scale"}),
+    defaults=KLEIN,
+    supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,
     guidance=Guidance(),
     also=("Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
@@ -139,13 +142,13 @@ SPEC = Spec(
         Variant(
             "FLUX.2-klein",
             ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-9B"),
-            DiffusionParams(num_inference_steps=4, guidance_scale=1.0).over(DEFAULTS),
+            DiffusionParams(num_inference_steps=4, guidance_scale=1.0).over(KLEIN),
             is_distilled,
         ),
         Variant(
             "FLUX.2-klein-base",
             ("black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-base-9B"),
-            DEFAULTS,
+            KLEIN,
             is_base,
         ),
     ),
