@@ -26,7 +26,9 @@ class Combination:
     `norm_cap` bounds the result's norm to that many times the positive one's (0: no bound). `match_norm` gives every
     token the norm that it has in the positive one, by a factor within `match_within`; a token is `patch` x `patch`
     latents. Instead `per` "line" does so with the line of one channel. Guidance stops once the elapsed share of time
-    passes `truncation`, and after the share `until` of the steps (1: never).
+    passes `truncation`, and after the share `until` of the steps (1: never). A further branch `aside` leads away from
+    itself by the factor `away`, in guided steps before which more than the first share of `while_done` of all are done,
+    and less than the second.
     """
 
     norm_cap: float = 0.0
@@ -36,6 +38,9 @@ class Combination:
     per: Literal["token", "line"] = "token"
     truncation: float = 1.0
     until: float = 1.0
+    aside: str = ""
+    away: float = 0.0
+    while_done: tuple[float, float] = (0.0, 1.0)
 
 
 def plain(extra: FamilyParams) -> Combination:
@@ -81,15 +86,17 @@ class Guidance:
         return BOTH if self.text(negative) is not None and self._most(params) > self.neutral else ONLY_POSITIVE
 
     def branches(
-        self, needed: tuple[str, ...], extra: FamilyParams, scale: float, elapsed: float, steps: float = 0.0
+        self, needed: tuple[str, ...], extra: FamilyParams, scale: float, elapsed: float, step: tuple[int, int] = (0, 1)
     ) -> tuple[str, ...]:
         """What a step at `scale` evaluates: those of the `needed` branches, and further ones.
 
-        `elapsed` is the share of time before it, `steps` that of the steps up to it, itself included.
+        `elapsed` is the share of time before it; `step` is its number, from 0 on, and how many there are.
         """
-        how = self.how(extra)
-        guided = scale > self.neutral and elapsed <= how.truncation and steps <= how.until
-        return (*(needed if guided else ONLY_POSITIVE), *self.besides(extra))
+        how, (index, count) = self.how(extra), step
+        guided = scale > self.neutral and elapsed <= how.truncation and (index + 1) / count <= how.until
+        first, last = (share * count for share in how.while_done)
+        aside = (how.aside,) if how.aside and guided and first < index < last else ()
+        return (*(needed if guided else ONLY_POSITIVE), *self.besides(extra), *aside)
 
     def objection(self, negative: str | None, params: DiffusionParams) -> str | None:
         """Why a negative prompt, or its absence, makes no sense beside the scales; None if it does."""

@@ -199,8 +199,8 @@ class Denoise(Loop):
         if rule is None:
             return Step(index, timestep, sigmas[index], sigmas[index + 1], network, ONLY_POSITIVE)
         scale = rule.scale(request.params, self.networks.index(network))
-        share = (index + 1) / (len(sigmas) - 1)
-        branches = rule.branches(request.branches, request.extra, scale, elapsed(timestep), share)
+        place = (index, len(sigmas) - 1)
+        branches = rule.branches(request.branches, request.extra, scale, elapsed(timestep), place)
         return Step(index, timestep, sigmas[index], sigmas[index + 1], network, branches, scale)
 
 

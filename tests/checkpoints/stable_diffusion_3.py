@@ -123,6 +123,14 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Te
 _reference = reference_of(StableDiffusion3Pipeline, StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline)
 _MEDIUM = replace(of_picture(4, 4.0, 64, 64, 7), max_sequence_length=24)
 
+SKIPPING = {
+    "skip_guidance_layers": [0, 1],
+    "skip_layer_guidance_scale": 2.0,
+    "skip_layer_guidance_start": 0.2,
+    "skip_layer_guidance_stop": 0.7,
+}
+"""Of six steps, those that come third to fifth."""
+
 FAMILIES = (
     Family(
         arch="StableDiffusion3Pipeline",
@@ -144,6 +152,7 @@ FAMILIES = (
                 mask=halves(50, 70),
             ),
             Wish("a cross", "grey", replace(_MEDIUM, num_inference_steps=6, height=48, strength=0.5), photo(50, 70)),
+            Wish("a cross", None, replace(_MEDIUM, num_inference_steps=6, width=48, seed=12, extra=SKIPPING)),
         ),
         reference=reference,
     ),

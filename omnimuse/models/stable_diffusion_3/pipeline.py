@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimuse.models.stable_diffusion_3.spec import SPEC
+from omnimuse.core.guidance import POSITIVE
+from omnimuse.models.stable_diffusion_3.spec import SKIPPED, SPEC, Sd3Params
 from omnimuse.models.stable_diffusion_3.transformer import Sd3Inputs, Sd3Static, Sd3Transformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
@@ -44,16 +45,17 @@ result."""
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> Sd3Static:
     """The text of a branch and the places of patches: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, Sd3Transformer)
-    tokens, pooled = zip(state[f"{branch}_embeds"], state[f"{branch}_embeds_2"], strict=True)
-    clip, t5 = torch.cat(tokens, dim=-1), state[f"{branch}_embeds_3"]  # [77, D of both], [S, D]
+    transformer, extra = ctx.network(network), state.request.extra
+    assert isinstance(transformer, Sd3Transformer) and isinstance(extra, Sd3Params)
+    text, skipped = (POSITIVE, extra.skip_guidance_layers) if branch == SKIPPED else (branch, ())
+    tokens, pooled = zip(state[f"{text}_embeds"], state[f"{text}_embeds_2"], strict=True)
+    clip, t5 = torch.cat(tokens, dim=-1), state[f"{text}_embeds_3"]  # [77, D of both], [S, D]
     if t5 is None:
         limit = state.request.params.max_sequence_length
         assert limit is not None
         t5 = clip.new_zeros(limit, transformer.config.joint_attention_dim)
     features = torch.cat([F.pad(clip, (0, t5.shape[-1] - clip.shape[-1])), t5])  # [77 + S, D]
-    return transformer.prepare(features, torch.cat(pooled), *cells(ctx.configs, state.request))
+    return transformer.prepare(features, torch.cat(pooled), *cells(ctx.configs, state.request), skipped)
 
 
 def inputs(ctx: Context, static: Sd3Static, latents: Tensor, timestep: Tensor) -> Sd3Inputs:

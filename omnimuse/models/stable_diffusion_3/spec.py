@@ -1,19 +1,51 @@
 """Facts about Stable Diffusion 3 and 3.5, without torch.
 
 Source: the published checkpoints' `model_index.json` and cards, and the reference pipelines of diffusers. The third
-text encoder, by far the largest, may be left out of a checkpoint: zeros then stand for what it would say. Guidance by
-skipped layers is not offered.
+text encoder, by far the largest, may be left out of a checkpoint: zeros then stand for what it would say.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from omnimuse.core.autoencoder import factor
-from omnimuse.core.guidance import Guidance
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.guidance import Combination, Guidance
+from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
 PATCH = 2  # latent pixels per token side
 MAX_SEQUENCE_LENGTH = 512  # of the third text encoder
+
+
+SKIPPED = "skipped"
+"""The branch of the prompt in which some blocks of the network are left out."""
+
+
+@dataclass(frozen=True)
+class Sd3Params(FamilyParams):
+    """Guidance away from what the network draws without the blocks `skip_guidance_layers`, by the factor
+    `skip_layer_guidance_scale`, in guided steps that come after the share `skip_layer_guidance_start` of all and before
+    `skip_layer_guidance_stop`.
+    """
+
+    skip_guidance_layers: tuple[int, ...] = ()
+    skip_layer_guidance_scale: float = field(default=2.8, metadata={"low": 0, "high": 100})
+    skip_layer_guidance_start: float = field(default=0.01, metadata={"low": 0, "high": 1})
+    skip_layer_guidance_stop: float = field(default=0.2, metadata={"low": 0, "high": 1})
+
+    def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
+        if self.skip_guidance_layers and (params.guidance_scale or 0.0) <= 1:
+            scale = params.guidance_scale or 0.0
+            return f"skip_guidance_layers does nothing while guidance_scale is {scale:g}; choose a scale above 1"
+        return None
+
+
+def combination(extra: FamilyParams) -> Combination:
+    """Led away from skipped blocks, where some are named."""
+    assert isinstance(extra, Sd3Params)
+    within = (extra.skip_layer_guidance_start, extra.skip_layer_guidance_stop)
+    aside = SKIPPED if extra.skip_guidance_layers else ""
+    return Combination(aside=aside, away=extra.skip_layer_guidance_scale, while_done=within)
 
 
 def limits(configs: Configs) -> Limits:
@@ -77,7 +109,8 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,
-    guidance=Guidance(),
+    guidance=Guidance(how=combination),
+    extra=Sd3Params,
     also=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
     variants=(
         Variant(

@@ -10,7 +10,7 @@ Letters: R rows, B batch, S tokens, D width, N heads, H head dim; c h w latent c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,11 +31,12 @@ from omnimuse.components.two_streams import (
     TwoStreamNetwork,
     TwoStreamStatic,
 )
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.kernels import GatedSum
 from omnimuse.loader.facts import read_facts
+from omnimuse.models.stable_diffusion_3.spec import SKIPPED
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Sd3Static(TwoStreamStatic):
 
     pooled: Tensor  # [D], the text again, as one vector
     places: Tensor  # [S_image, D]
+    skipped: Tensor | None = None  # bool [num_layers], which blocks are left out
 
 
 Sd3Inputs = TwoStreamInputs[Sd3Static]
@@ -115,9 +117,11 @@ class Sd3Transformer(TwoStreamNetwork[Sd3Static]):
     def from_config(cls, config: Mapping[str, Any]) -> Sd3Transformer:
         return cls(Sd3Config.from_dict(config))
 
-    def prepare(self, features: Tensor, pooled: Tensor, height: int, width: int) -> Sd3Static:
-        """Text features [S, joint_attention_dim] and a pooled text [pooled_projection_dim], and height and width of the
-        latents -> what all steps share.
+    def prepare(
+        self, features: Tensor, pooled: Tensor, height: int, width: int, skipped: Sequence[int] = ()
+    ) -> Sd3Static:
+        """Text features [S, joint_attention_dim] and a pooled text [pooled_projection_dim], height and width of the
+        latents, and which blocks are left out -> what all steps share.
         """
         weight, most = self.text_embedder.weight, self.config.pos_embed_max_size
         rows, columns = height // PATCH, width // PATCH
@@ -125,7 +129,28 @@ class Sd3Transformer(TwoStreamNetwork[Sd3Static]):
         middle = self.places.view(most, most, -1)[top : top + rows, left : left + columns]
         places = middle.clone(memory_format=torch.contiguous_format).flatten(0, 1)  # [S_image, D]
         text = self.text_embedder(features.to(weight))  # [S_text, D]
-        return Sd3Static(text, None, self.pooled_embedder(pooled.to(weight)), places)
+        return Sd3Static(
+            text, None, self.pooled_embedder(pooled.to(weight)), places, self._skipped(skipped, text.device)
+        )
+
+    def _skipped(self, layers: Sequence[int], device: torch.device) -> Tensor | None:
+        if not layers:
+            return None
+        count = self.config.num_layers
+        if not all(0 <= layer < count for layer in layers):
+            raise RequestError(
+                f"skip_guidance_layers={list(layers)} are not all blocks of this network; use 0 to {count - 1}",
+                "extra.skip_guidance_layers",
+            )
+        return torch.tensor([layer in layers for layer in range(count)], device=device)
+
+    def _condition(self, rows: Sequence[Sd3Inputs], image: Layout) -> TwoStreamCond:
+        cond = super()._condition(rows, image)
+        named = [row.static.skipped for row in rows]
+        if all(skipped is None for skipped in named):
+            return cond
+        none = cond.vector.new_zeros(self.config.num_layers, dtype=torch.bool)
+        return replace(cond, shared={SKIPPED: torch.stack([none if each is None else each for each in named])})
 
     def plan(self) -> Mapping[str, Cutting]:
         alone: dict[str, Cutting] = {"stack.double_blocks.*.qkv.linear": Columns(queries=1, keys=2)}
@@ -151,16 +176,30 @@ def double_blocks(config: Sd3Config, blocks: Blocks) -> Iterator[DoubleBlock]:
     """The blocks of such a network, in order."""
     for layer in range(config.num_layers):
         if layer == config.num_layers - 1:
-            yield LastBlock(blocks)
+            yield LastBlock(blocks, layer)
         else:
-            yield DualBlock(blocks) if layer in config.dual_attention_layers else DoubleBlock(blocks)
+            yield DualBlock(blocks, layer) if layer in config.dual_attention_layers else Sd3Block(blocks, layer)
 
 
-class LastBlock(DoubleBlock):
+class Sd3Block(DoubleBlock):
+    """Block number `layer`, which some rows may leave out."""
+
+    def __init__(self, blocks: Blocks, layer: int, text: Entrance | None = None, image: Stream | None = None) -> None:
+        super().__init__(blocks, text, image)
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
+        found = super().forward(hidden, cond)
+        if SKIPPED not in cond.shared:
+            return found
+        return torch.where(cond.layout.expand(cond.shared[SKIPPED][:, self.layer : self.layer + 1]), hidden, found)
+
+
+class LastBlock(Sd3Block):
     """A block whose text nobody sees afterwards: it only takes part in the attention."""
 
-    def __init__(self, blocks: Blocks) -> None:
-        super().__init__(blocks, text=LastText(blocks, "text", parts=2))
+    def __init__(self, blocks: Blocks, layer: int) -> None:
+        super().__init__(blocks, layer, text=LastText(blocks, "text", parts=2))
 
 
 class LastText(Entrance):
@@ -171,11 +210,11 @@ class LastText(Entrance):
         return shift, scale
 
 
-class DualBlock(DoubleBlock):
+class DualBlock(Sd3Block):
     """A block whose image also attends to itself alone, from the same norm, modulated in its own way."""
 
-    def __init__(self, blocks: Blocks) -> None:
-        super().__init__(blocks, image=Stream(blocks, "image", parts=9))
+    def __init__(self, blocks: Blocks, layer: int) -> None:
+        super().__init__(blocks, layer, image=Stream(blocks, "image", parts=9))
         self.qkv = Projection(blocks)
         self.alone = Attention(blocks.heads, blocks.dim // blocks.heads, "image", category="self")
         self.to_out = blocks.linear(blocks.dim, blocks.dim)

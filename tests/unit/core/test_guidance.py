@@ -55,8 +55,8 @@ def test_guidance_stops_once_the_truncation_has_passed() -> None:
 
 def test_guidance_stops_after_a_share_of_the_steps() -> None:
     rule = Guidance(how=lambda extra: Combination(until=0.5))
-    assert rule.branches(BOTH, NONE, 5.0, 0.0, steps=0.5) == BOTH
-    assert rule.branches(BOTH, NONE, 5.0, 0.0, steps=0.501) == ONLY_POSITIVE
+    assert rule.branches(BOTH, NONE, 5.0, 0.0, (0, 2)) == BOTH
+    assert rule.branches(BOTH, NONE, 5.0, 0.0, (1, 2)) == ONLY_POSITIVE
 
 
 def test_further_branches_are_evaluated_guided_or_not_and_nothing_is_encoded_for_them() -> None:
