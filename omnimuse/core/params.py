@@ -23,6 +23,11 @@ OutputType = Literal["pil", "pt", "latent"]
 class FamilyParams:
     """Base of the typed extensions that model families declare in their `spec.py`."""
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures an output is."""
+        return 1
+
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         """Why these choices do not fit the others of a request, complete ones, or None. Sides are multiples."""
         return None

@@ -233,6 +233,7 @@ class Door:
         self._check_ask(ask)
         extra = family_params(self.spec.extra, chosen.extra)
         check_family_params(extra)
+        self._check_memory(params, extra)
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
             raise RequestError(why, "extra")
         if isinstance(extra, SoundParams) and params.seconds is not None:
@@ -407,15 +408,16 @@ class Door:
             raise RequestError(
                 f"output_type={p.output_type!r} is not known; use 'pil', 'pt' or 'latent'", "output_type"
             )
-        self._check_memory(p)
 
-    def _check_memory(self, p: DiffusionParams) -> None:
+    def _check_memory(self, p: DiffusionParams, extra: FamilyParams) -> None:
         """Refuse what cannot even be handed over: a bound on the product, whatever the network itself would take."""
-        height, width, frames, outputs = p.height or 1, p.width or 1, p.num_frames or 1, p.num_outputs_per_prompt or 1
+        height, width, outputs = p.height or 1, p.width or 1, p.num_outputs_per_prompt or 1
+        frames = (p.num_frames or 1) * extra.pictures
         needed = height * width * frames * outputs * PIXEL_BYTES
         if needed <= self.memory:
             return
-        asked = [f"{width}x{height}", *([f"{frames} frames"] if frames > 1 else []), f"{outputs} outputs"]
+        what = "frames" if extra.pictures == 1 else "pictures"
+        asked = [f"{width}x{height}", *([f"{frames} {what}"] if frames > 1 else []), f"{outputs} outputs"]
         side = self._legal((self.memory / PIXEL_BYTES / frames / outputs) ** 0.5)
         raise RequestError(
             f"{', '.join(asked)} need at least {needed / 2**30:.3g} GiB of memory, of which there are "

@@ -29,6 +29,10 @@ class LayeredParams(FamilyParams):
     layers: int = field(default=4, metadata={"low": 1, "high": MAX_LAYERS})
     cfg_normalize: bool = False
 
+    @property
+    def pictures(self) -> int:
+        return self.layers
+
 
 def combination(extra: FamilyParams) -> Combination:
     """Tokens keep their norm, if that is asked for."""

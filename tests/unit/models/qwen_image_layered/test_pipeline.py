@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,3 +56,11 @@ def test_what_the_checkpoint_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         made(*sizes, **choices)
+
+
+def test_every_layer_counts_when_memory_is_compared() -> None:
+    small = replace(DOOR, memory=DOOR.defaults.height * DOOR.defaults.width * 24 * 3)  # type: ignore[operator]
+    ask = {"prompt": "a star", "images": [Picture(640, 640, b"png")]}
+    assert small.make_request(Ask(ask, DiffusionParams(extra={"layers": 3})), 0.0, 1)
+    with pytest.raises(RequestError, match="640x640, 4 pictures, 1 outputs need at least"):
+        small.make_request(Ask(ask, DiffusionParams(extra={"layers": 4})), 0.0, 1)
