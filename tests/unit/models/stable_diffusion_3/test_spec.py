@@ -9,7 +9,7 @@ import pytest
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door
-from omnimuse.models.stable_diffusion_3.spec import SPEC
+from omnimuse.models.stable_diffusion_3.spec import SKIPPED, SPEC
 from omnimuse.models.stable_diffusion_3.transformer import Sd3Config
 
 LARGE: dict[str, Any] = {"qk_norm": "rms_norm", "dual_attention_layers": [], "pos_embed_max_size": 192}
@@ -38,10 +38,15 @@ def test_a_picture_has_no_more_patches_a_side_than_there_are_places() -> None:
         door.make_request(Ask("a", DiffusionParams(width=1552, height=64)), 0.0, 1)
 
 
-def test_guidance_by_skipped_layers_is_refused_by_name() -> None:
-    door = Door.of(SPEC, {"transformer": LARGE, "vae": VAE}, "")
-    with pytest.raises(RequestError, match="extra has no field 'skip_guidance_layers' for this model"):
-        door.make_request(Ask("a", DiffusionParams(extra={"skip_guidance_layers": [7, 8, 9]})), 0.0, 1)
+def test_guidance_by_skipped_layers_needs_guidance_and_lasts_for_a_part_of_the_steps() -> None:
+    door, extra = Door.of(SPEC, {"transformer": LARGE, "vae": VAE}, ""), {"skip_guidance_layers": [7, 8, 9]}
+    with pytest.raises(RequestError, match="skip_guidance_layers does nothing while guidance_scale is 1; choose"):
+        door.make_request(Ask("a", DiffusionParams(guidance_scale=1.0, extra=extra)), 0.0, 1)
+    made, rule = door.make_request(Ask("a", DiffusionParams(extra=extra)), 0.0, 1), SPEC.guidance
+    assert rule is not None
+    steps = [rule.branches(made.branches, made.extra, 7.0, 0.0, (index, 28)) for index in range(28)]
+    assert [index for index, branches in enumerate(steps) if SKIPPED in branches] == [1, 2, 3, 4, 5]
+    assert rule.branches(made.branches, made.extra, 1.0, 0.0, (3, 28)) == ("positive",)
 
 
 @pytest.mark.parametrize(
