@@ -212,7 +212,7 @@ def _from_text(kind: str, side: int, second: float | None = None) -> Family:
     )
     first = Wish("a star", "grey", replace(_clip(4, 3.0, 9, side * 2, side), seed=10), photo(50, 70))
     changed = Wish(
-        "a star", "grey", replace(_clip(4, 3.0, 5, side * 2, side * 3), seed=10, strength=0.6), video=film(60, 40, 6)
+        "a star", "grey", replace(_clip(4, 3.0, 5, side * 2, side * 3), seed=10, strength=0.6), video=film(60, 40, 13)
     )
     return Family(
         arch="WanPipeline",

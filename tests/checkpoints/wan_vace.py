@@ -96,7 +96,7 @@ def _clip(
     return replace(params, num_frames=frames, max_sequence_length=32)
 
 
-MOVING = tuple(halves(96, 64).rotate(20 * turn) for turn in range(5))
+MOVING = tuple(halves(96, 64).rotate(20 * turn) for turn in range(13))
 """A mask that is another one for every frame."""
 
 FAMILIES = (
@@ -108,7 +108,7 @@ FAMILIES = (
                 "two green stars",
                 "grey",
                 _clip(4, 4.0, 5, 32, 48, 7),
-                video=film(96, 64, 5),
+                video=film(96, 64, 13),
                 masks=MOVING,
                 others=(photo(70, 50),),
             ),
@@ -118,7 +118,7 @@ FAMILIES = (
                 _clip(3, 1.0, 9, 32, 32, 8, conditioning_scale=0.7),
                 others=(photo(31, 64), photo(40, 40)),
             ),
-            Wish("a star", None, _clip(5, 6.0, 5, 48, 32, 9), video=film(64, 96, 7), mask=halves(64, 96)),
+            Wish("a star", None, _clip(5, 6.0, 5, 48, 32, 9), video=film(64, 96, 13), mask=halves(64, 96)),
             Wish("a star", "grey", _clip(3, 3.0, 1, 32, 32, 10)),
         ),
         reference=reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -53,8 +54,8 @@ class ByKind(PlainRunner):
     def __call__(
         self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, memories: Sequence[Memory] | None = None
     ) -> Tensor:
-        for kind, runner in self.runners.items():
-            hidden = runner([block for block in blocks if type(block) is kind], hidden, cond, memories)
+        for kind, run in groupby(blocks, type):  # kinds may take turns
+            hidden = self.runners[kind](list(run), hidden, cond, memories)
         return hidden
 
 
