@@ -87,6 +87,9 @@ def test_a_shrunk_picture_has_at_most_a_megapixel() -> None:
     assert shrunk((1000, 1048)) == (1000, 1048)
 
 
-def test_pictures_are_not_changed_by_a_strength() -> None:
-    with pytest.raises(RequestError, match="strength means nothing to flux2"):
-        asked(BASE, (64, 64), strength=0.5)
+def test_a_picture_stands_in_for_the_first_steps_if_a_strength_says_so_and_may_be_masked() -> None:
+    assert asked(BASE, (64, 64), strength=0.5, num_inference_steps=10).steps == 5
+    assert asked(BASE, (64, 64), num_inference_steps=10).steps == 10
+    assert asked(BASE).params.strength is None
+    scheduler = {"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}
+    assert Door.of(SPEC, configs(False) | scheduler, "").masks
