@@ -58,6 +58,8 @@ class SteadyActivation(nn.Module):
 def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor:
     """x [..., K] times weight [N, K], plus bias, in tiles of these heights."""
     tokens = x.reshape(-1, x.shape[-1])  # [T, K]
+    if len(tokens) <= heights[-1]:  # one tile, as of a decoder that writes for a few
+        return _small(tokens, weight, bias, heights[-1]).view(*x.shape[:-1], -1)
     cuts = list(cut(len(tokens), heights))
     out = tokens.new_empty(sum(cuts), len(weight))  # [T rounded up, N]
     start = 0
@@ -68,6 +70,16 @@ def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]
         product(tile, weight, bias, out[start : start + height])
         start += height
     return out[: len(tokens)].view(*x.shape[:-1], -1)
+
+
+def _small(tokens: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
+    count = len(tokens)
+    if count < height:
+        tokens = F.pad(tokens, (0, 0, 0, height - count))
+    elif tokens.data_ptr() % ALIGNMENT:
+        tokens = tokens.clone()
+    made = torch.mm(tokens, weight.t()) if bias is None else torch.addmm(bias, tokens, weight.t())
+    return made[:count]
 
 
 def cut(count: int, heights: Sequence[int]) -> Iterator[int]:

@@ -1,0 +1,131 @@
+"""Tokens a second beside transformers' `generate`: `python -m benchmarks.tokens`.
+
+Random language models in the layout of transformers go on from prompts of one length, greedily and without an end, one,
+four and sixteen at a time: ours as so many requests in flight, theirs as a batch. Both sides take turns in one process,
+and both must write the same tokens. Time is processor seconds, which other work on the machine disturbs less than the
+clock; with one thread the two are the same. At width 64 nearly all of it is what is spent beside matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from omnimuse import Ask, Config, DiffusionParams, GenerationParams, ModelConfig
+from omnimuse.core.output import Done, Failed
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.checkpoints import qwen3
+
+SEED = 1
+CASES = {"width 64": (64, 3), "width 512": (512, 8)}
+"""Width and layers."""
+
+
+@dataclass
+class Sides:
+    """The same weights in both engines, and the prompts, of one length."""
+
+    engine: Engine
+    theirs: Any
+    prompts: list[str]
+    ids: torch.Tensor  # [batch, length]
+
+    def ours(self, count: int, tokens: int) -> tuple[float, list[list[int]]]:
+        """Seconds in which `count` requests are written, and what."""
+        extra = GenerationParams(temperature=0, min_tokens=tokens, max_tokens=tokens)
+        began, ids = time.process_time(), []
+        for prompt in self.prompts[:count]:
+            ask = Ask(prompt, DiffusionParams(seed=SEED, extra=extra))
+            ids.append(self.engine.submit(self.engine.make_request(ask)))
+        events = []
+        while not self.engine.idle:
+            events += self.engine.tick()
+        seconds = time.process_time() - began
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+        done = {event.request_id: event.result for event in events if isinstance(event, Done)}
+        return seconds, [list(done[id_].written[0].tokens) for id_ in ids]
+
+    def generate(self, count: int, tokens: int) -> tuple[float, list[list[int]]]:
+        """The same by transformers."""
+        ids = self.ids[:count]
+        began = time.process_time()
+        with torch.inference_mode():
+            made = self.theirs.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                temperature=None,
+                top_k=None,
+                top_p=None,
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+            )
+        return time.process_time() - began, made[:, ids.shape[1] :].tolist()
+
+
+def main() -> None:
+    """Print one line per model and number of requests."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=48, help="written of each answer (default: 48)")
+    parser.add_argument("--rounds", type=int, default=5, help="of both sides in turns (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="CASE")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"| model | at a time | {'ours':>8} | {'generate':>8} | ratio |\n|---|---|---|---|---|")
+    for case in args.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches))
+            for count in args.batches:
+                found = measure(sides, count, args.tokens, args.rounds)
+                written = count * args.tokens
+                ours, theirs = (written / median(each) for each in zip(*found, strict=True))
+                ratio = median(theirs / ours for ours, theirs in found)
+                print(f"| {case} | {count} | {ours:8.0f} | {theirs:8.0f} | {ratio:.2f} |", flush=True)
+            sides.engine.close()
+
+
+def build(folder: Path, width: int, layers: int, count: int) -> Sides:
+    """Both engines over one checkpoint, and `count` prompts that differ and are equally long."""
+    from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+    qwen3.build(folder, width=width, layers=layers)
+    engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu")))
+    theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
+    words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]
+    by_length: dict[int, list[tuple[str, list[int]]]] = {}
+    for prompt in {" ".join(chance.choices(words, k=12)): None for _ in range(20 * count)}:
+        ids = tokenizer(prompt).input_ids
+        by_length.setdefault(len(ids), []).append((prompt, ids))
+    alike = max(by_length.values(), key=len)[:count]
+    prompts, ids = zip(*alike, strict=True)
+    return Sides(engine, theirs.eval(), list(prompts), torch.tensor(ids))
+
+
+def measure(sides: Sides, count: int, tokens: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds of ours and theirs in each round, after one that warms up; both must have written the same."""
+    found = []
+    for number in range(rounds + 1):
+        ours, wrote = sides.ours(count, tokens)
+        theirs, expected = sides.generate(count, tokens)
+        if wrote != expected:
+            raise AssertionError("the two sides write different tokens")
+        found += [(ours, theirs)] if number else []
+    return found
+
+
+if __name__ == "__main__":
+    main()
