@@ -35,13 +35,14 @@ from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import Lora
 from omnimuse.core.request import Ask, Door
+from omnimuse.media.clip import clip_of
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.adapters import obstacle
 from omnimuse.worker.build import SHAPES, begin, run
 from omnimuse.worker.find import find
 from tests.checkpoints.families import FAMILIES
-from tests.checkpoints.wishes import Family, Wish, chord, halves, photo
+from tests.checkpoints.wishes import Family, Wish, chord, film, halves, photo
 from tools.models_page import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,8 +129,16 @@ def with_picture(stand: Stand, prompt: Prompt) -> Prompt:
     return {**from_text(stand, prompt), **kept}
 
 
+def with_video(stand: Stand, prompt: Prompt) -> Prompt:
+    """With the video that a test gives it, else with one of five frames."""
+    given = next((wish.asked for wish in stand.family.wishes if wish.video), {"videos": [clip_of(film(SIDE, SIDE, 5))]})
+    return {**from_text(stand, prompt), **{name: given[name] for name in ("images", "videos", "mask") if name in given}}
+
+
 def with_mask(stand: Stand, prompt: Prompt) -> Prompt:
-    """With a picture, and a mask over it."""
+    """With a picture or, where it lies over that, a video, and a mask over it."""
+    if stand.door.limits.masks_videos:
+        return with_video(stand, prompt)
     prompt = with_picture(stand, prompt)
     first = prompt["images"][0]
     return {**prompt, "mask": mask_of(halves(first.width, first.height))}
@@ -161,8 +170,9 @@ def compared(stand: Stand) -> None:
 FEATURES = (
     Feature("text", "drawn from a prompt alone", give=from_text),
     Feature("picture in", "starts from pictures, or is shown them", give=with_picture),
+    Feature("video in", "starts from a video", give=with_video),
     Feature("sound in", "starts from a sound", give=with_sound),
-    Feature("mask", "a part of a picture is drawn anew, the rest is kept", give=with_mask),
+    Feature("mask", "a part of a picture, or of a video, is drawn anew, the rest is kept", give=with_mask),
     Feature("pad", "a picture goes on beyond its edges", give=with_pad),
     Feature("several", "several outputs of one prompt", params={"num_outputs_per_prompt": 3}),
     Feature("previews", "pictures of what is being drawn", ask={"previews": 1}),
@@ -270,7 +280,14 @@ class Shown:
 
 def requests_of(family: str) -> tuple[frozenset[str], ...]:
     """What the requests of a family's tests have, each."""
-    fields = {"images": "picture in", "sound": "sound in", "mask": "mask", "pad": "pad"}
+    fields = {
+        "images": "picture in",
+        "video": "video in",
+        "sound": "sound in",
+        "mask": "mask",
+        "masks": "mask",
+        "pad": "pad",
+    }
     [wishes] = [each.wishes for each in FAMILIES if each.name == family]
     return tuple(
         frozenset(name for field, name in fields.items() if getattr(wish, field)) or frozenset(["text"])

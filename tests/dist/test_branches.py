@@ -62,7 +62,7 @@ def on_rank(rank: int, jobs: list[Job], meeting: Path) -> None:
             engine = start(job.config(2))
         except SystemExit:
             continue
-        save_file({str(i): tensor for i, tensor in enumerate(drive(engine, job))}, job.results)
+        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(drive(engine, job))}, job.results)
         engine.close()
 
 
