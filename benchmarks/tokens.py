@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from omnimuse import Ask, Config, DiffusionParams, GenerationParams, ModelConfig
+from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.output import Done, Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -82,12 +83,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="CASE")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N")
+    parser.add_argument("--tier", default="auto", choices=["auto", "fast", "invariant"], help="of docs/tiers.md")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"| model | at a time | {'ours':>8} | {'generate':>8} | ratio |\n|---|---|---|---|---|")
     for case in args.cases:
         with tempfile.TemporaryDirectory() as folder:
-            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches))
+            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches), args.tier)
             for count in args.batches:
                 found = measure(sides, count, args.tokens, args.rounds)
                 written = count * args.tokens
@@ -97,12 +99,12 @@ def main() -> None:
             sides.engine.close()
 
 
-def build(folder: Path, width: int, layers: int, count: int) -> Sides:
+def build(folder: Path, width: int, layers: int, count: int, tier: Any = "auto") -> Sides:
     """Both engines over one checkpoint, and `count` prompts that differ and are equally long."""
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     qwen3.build(folder, width=width, layers=layers)
-    engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu")))
+    engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=ScheduleConfig(tier=tier)))
     theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
     words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]
