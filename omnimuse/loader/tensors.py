@@ -90,8 +90,11 @@ class OnDevice:
 
 
 def _memory(like: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Memory of the shape and order of `like`. Of what is on meta, torch takes ten times as long to find the order."""
-    if like.is_contiguous():
+    """Memory of the shape and order of `like`. Of what is on meta, torch takes ten times as long to find the order.
+
+    A tensor of four dimensions may be in both orders by its sizes, and kernels go by its strides.
+    """
+    if like.ndim < 4 and like.is_contiguous():
         return torch.empty(like.shape, dtype=dtype, device=device)
     return torch.empty_like(like, dtype=dtype, device=device)
 

@@ -234,13 +234,11 @@ def whole_product(x: Tensor, weight: Tensor) -> Tensor:
 def _has_units(x: Tensor, weight: Tensor) -> bool:
     if x.device.type == "cuda":
         return x.shape[1] % 8 == 0 and len(weight) % 8 == 0
-    return _processor_has_units()
+    return PROCESSOR_HAS_UNITS
 
 
-@torch.compiler.assume_constant_result  # the compiler cannot ask
-def _processor_has_units() -> bool:
-    known = torch.cpu.get_capabilities()
-    return any(bool(known.get(name)) for name in ("avx512_vnni", "amx_int8"))
+PROCESSOR_HAS_UNITS = any(bool(torch.cpu.get_capabilities().get(name)) for name in ("avx512_vnni", "amx_int8"))
+"""Asked once, since compiled code cannot ask."""
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
