@@ -951,7 +951,8 @@ def test_on_a_phone_open_settings_do_not_push_the_picture_away(browser: Any, sit
     page.get_by_role("button", name="Draw").click()
     assert page.evaluate("document.querySelector('#set-num_inference_steps').matches(':invalid')")
     page.set_viewport_size({"width": 1280, "height": 900})
-    assert page.locator("#settings").bounding_box()["x"] < page.locator("#stage").bounding_box()["x"]
+    left = "document.querySelector('{}').getBoundingClientRect().left"  # the page is laid out anew in its own time
+    page.wait_for_function(f"{left.format('#settings')} < {left.format('#stage')}")
     assert len(site.api.asked) == 2
     context.close()
 
