@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError
-from omnimuse.core.plans import Cut
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.stack import Block, BlockStack, Memory
 from omnimuse.loader.facts import read_facts
@@ -84,36 +83,6 @@ class Placed(Reading):
     turns: Tensor
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What every layer receives beside the hidden states: rotations, packed like these, and the rows' memories.
-
-    A row that reads several tokens after others has a mask; one token, or the first ones, need none.
-    """
-
-    layout: Layout
-    cos: Tensor  # [1, T, 1, P] or [R, S, 1, P], of the angle by which a place turns
-    sin: Tensor
-    rows: tuple[Reading, ...]
-    masks: tuple[Tensor | None, ...]  # [S, start + S], True where a token sees another
-
-    @property
-    def dense(self) -> bool:
-        return False
-
-    def select(self, rows: Sequence[int]) -> Conditions:
-        return Conditions(
-            self.layout.select(rows),
-            self.layout.take(self.cos, rows),
-            self.layout.take(self.sin, rows),
-            tuple(self.rows[row] for row in rows),
-            tuple(self.masks[row] for row in rows),
-        )
-
-    def cut(self, part: Cut) -> Conditions | None:
-        return None  # what a row remembers lies in one place
-
-
 class GlmImageWriter(Decoder):
     """Tokens, their places and what came before them -> logits of the next token of a picture."""
 
@@ -162,17 +131,9 @@ class GlmImageWriter(Decoder):
         layout = Layout(tuple(len(row.ids) for row in rows))
         hidden = self.embed_tokens(layout.pack([row.ids for row in rows]))  # [1, T, D] or [R, S, D]
         cos, sin = layout.pack([row.turns for row in rows]).unsqueeze(3).unbind(2)  # [B, S, 1, P] each
-        cond = Conditions(layout, cos, sin, tuple(rows), tuple(_mask(row) for row in rows))
-        hidden = self.layers(hidden, cond, memories)
+        hidden = self.layers(hidden, Conditions.of(rows, layout, cos, sin), memories)
         last = torch.stack([row[-1] for row in layout.unpack(hidden)])  # [R, D]
         return list(self.head(self.norm(last)).unbind())
-
-
-def _mask(row: Reading) -> Tensor | None:
-    if row.start == 0 or len(row.ids) == 1:
-        return None
-    seen = torch.arange(row.start + len(row.ids), device=row.ids.device)
-    return seen[None, :] <= seen[row.start :, None]
 
 
 class GlmImageLayer(Block[Conditions]):
@@ -214,7 +175,6 @@ class GlmImageAttention(nn.Module):
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.heads = layer, (-1, config.head)
-        self.sharing = config.num_attention_heads // config.num_key_value_heads
         own, shared = config.num_attention_heads * config.head, config.num_key_value_heads * config.head
         self.q_proj = nn.Linear(config.hidden_size, own, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=config.attention_bias)
@@ -223,28 +183,7 @@ class GlmImageAttention(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        parts = (cond.layout.unpack(part) for part in (_turned(q, cond), _turned(k, cond), v))
-        seen = [
-            self._attend(row, q, k, v, mask) for row, q, k, v, mask in zip(cond.rows, *parts, cond.masks, strict=True)
-        ]
-        return self.o_proj(cond.layout.pack(seen))
-
-    def _attend(self, row: Reading, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries, keys and values [S, *, H] of one row -> what it sees, [S, D]."""
-        end = row.start + len(q)
-        remembered = row.kv.data[self.layer]  # [2, N / sharing, room, H]
-        remembered[0, :, row.start : end] = k.transpose(0, 1)
-        remembered[1, :, row.start : end] = v.transpose(0, 1)
-        keys, values = remembered[:, None, :, :end]  # [1, N / sharing, end, H]
-        seen = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],  # [1, N, S, H]
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and len(q) > 1,
-            enable_gqa=self.sharing > 1,
-        )
-        return seen[0].transpose(0, 1).flatten(1)
+        return self.o_proj(cond.attend(self.layer, _turned(q, cond), _turned(k, cond), v))
 
 
 def _turned(x: Tensor, cond: Conditions) -> Tensor:

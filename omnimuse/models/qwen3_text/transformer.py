@@ -9,17 +9,15 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3 import Qwen3Config, Qwen3Heads
-from omnimuse.core.plans import Cut
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
@@ -28,36 +26,6 @@ from omnimuse.layers.stack import Block, BlockStack, Memory
 WHERE = "config.json"
 FEWEST = 256
 """Positions whose rotations are made at first."""
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What every layer receives beside the hidden states: rotations, packed like these, and the rows' memories.
-
-    A row that reads several tokens after others has a mask; one token, or the first ones, need none.
-    """
-
-    layout: Layout
-    cos: Tensor  # [1, T, 1, H/2] or [R, S, 1, H/2], of the angle by which a position turns
-    sin: Tensor
-    rows: tuple[Reading, ...]
-    masks: tuple[Tensor | None, ...]  # [S, start + S], True where a token sees another
-
-    @property
-    def dense(self) -> bool:
-        return False
-
-    def select(self, rows: Sequence[int]) -> Conditions:
-        return Conditions(
-            self.layout.select(rows),
-            self.layout.take(self.cos, rows),
-            self.layout.take(self.sin, rows),
-            tuple(self.rows[row] for row in rows),
-            tuple(self.masks[row] for row in rows),
-        )
-
-    def cut(self, part: Cut) -> Conditions | None:
-        return None  # what a row remembers lies in one place
 
 
 class Qwen3Decoder(Decoder):
@@ -97,7 +65,7 @@ class Qwen3Decoder(Decoder):
         ends = [row.start + len(row.ids) for row in rows]
         turns = self._turned(max(ends), rows[0].ids.device, dtype)
         cos, sin = (layout.pack([part[row.start : end] for row, end in zip(rows, ends, strict=True)]) for part in turns)
-        return Conditions(layout, cos, sin, tuple(rows), tuple(map(_mask, rows)))
+        return Conditions.of(rows, layout, cos, sin)
 
     def _turned(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The cosines and sines of at least the first `tokens` positions, [2, S, 1, H/2]: made once, not every step."""
@@ -107,13 +75,6 @@ class Qwen3Decoder(Decoder):
             table = rotary_table(positions, (self.config.head_dim,), self.config.rope_theta).to(dtype)
             known = self._turns = torch.stack([table[:, :1, :, 0], table[:, 1:, :, 1]])
         return known
-
-
-def _mask(row: Reading) -> Tensor | None:
-    if row.start == 0 or len(row.ids) == 1:
-        return None
-    places = torch.arange(row.start + len(row.ids), device=row.ids.device)
-    return places[None, :] <= places[row.start :, None]
 
 
 class DecoderLayer(Block[Conditions]):
@@ -141,25 +102,4 @@ class RememberingAttention(Qwen3Heads):
         self.layer = layer
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        parts = (cond.layout.unpack(part) for part in self.split(x, cond.cos, cond.sin))
-        seen = [
-            self._attend(row, q, k, v, mask) for row, q, k, v, mask in zip(cond.rows, *parts, cond.masks, strict=True)
-        ]
-        return self.o_proj(cond.layout.pack(seen))
-
-    def _attend(self, row: Reading, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries, keys and values [S, *, H] of one row -> what it sees, [S, D]."""
-        end = row.start + len(q)
-        remembered = row.kv.data[self.layer]  # [2, N / sharing, room, H]
-        remembered[0, :, row.start : end] = k.transpose(0, 1)
-        remembered[1, :, row.start : end] = v.transpose(0, 1)
-        keys, values = remembered[:, None, :, :end]  # [1, N / sharing, end, H]
-        seen = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],  # [1, N, S, H]
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and len(q) > 1,
-            enable_gqa=self.sharing > 1,
-        )
-        return seen[0].transpose(0, 1).flatten(1)
+        return self.o_proj(cond.attend(self.layer, *self.split(x, cond.cos, cond.sin)))
