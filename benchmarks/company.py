@@ -27,6 +27,8 @@ SCHEDULES = {
 }
 MIX = ((1.0, 10), (0.5, 4), (0.75, 8), (0.5, 12))
 """Side as a share of the largest, and steps, in the order of arrival."""
+WARM = 4
+"""Rounds before those that count, in which ours measures what forwards cost alone and in company."""
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
         model = ModelConfig(str(checkpoint), device="cpu")
         engines = {name: start(Config(model, schedule=schedule)) for name, schedule in SCHEDULES.items()}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-        for number in range(-1, args.rounds):  # the first one is for warming up and for measuring
+        for number in range(-WARM, args.rounds):
             for name, engine in engines.items():
                 found = draw(engine, race, race.sizes[kind], number)
                 if number >= 0:
@@ -52,8 +54,8 @@ def main() -> None:
     for name, pairs in times.items():
         ours = [statistics.median(pair[at] for pair in pairs) for at in (0, 1)]
         print(f"{name:22}{ours[0]:10.3f}{ours[0] / last:8.2f}{ours[1]:12.3f}{ours[1] / average:8.2f}")
-    for network, tokens, ratio in engines[OURS].runner.forwards.pace.table():
-        print(f"measured: {network} with about {tokens} tokens a request takes {ratio:.2f} of the time apart")
+    for network, tokens, count, ratio in engines[OURS].runner.forwards.pace.table():
+        print(f"measured: {network}, {count} requests of about {tokens} tokens: {ratio:.2f} of the time apart")
 
 
 def draw(engine: Engine, race: Race, size: tuple[int, int], number: int) -> list[float]:

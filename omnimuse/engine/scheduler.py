@@ -21,11 +21,9 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
 from omnimuse.engine.targets import Targets
+from omnimuse.worker.pace import Offer
 
 FOREVER = float("inf")
-
-Offer = tuple[str, int]
-"""A state that could advance in this tick, and what its step costs."""
 
 Company = Callable[[list[Offer], Offer], bool]
 """(states that advance, one more) -> whether it should advance with them, and not in a tick of its own."""
@@ -251,15 +249,16 @@ class Scheduler:
             if chosen and price > budget:
                 break
             welcome = self._targets.allow(hopeful, (reckoned, entry.tokens), now)
-            if chosen and not (welcome and company(chosen, (state_id, price))):
+            offer = Offer(state_id, price, entry.steps)
+            if chosen and not (welcome and company(chosen, offer)):
                 continue
-            chosen.append((state_id, price))
+            chosen.append(offer)
             if entry.deadline < FOREVER and id(entry) not in self._hopeless:
                 hopeful.append(entry)
             budget, reckoned = budget - price, reckoned + entry.tokens
             self._charge(entry, price, now)
         self._targets.begin(now, reckoned)
-        return [state_id for state_id, _ in chosen]
+        return [offer.state for offer in chosen]
 
     def _charge(self, entry: Entry, price: int, now: float) -> None:
         tenant = self.tenants[entry.request.tenant]

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.request import Request
-from omnimuse.engine.scheduler import Offer, Scheduler
+from omnimuse.engine.scheduler import Scheduler
 from omnimuse.simulate.arrivals import Arrival
 from omnimuse.simulate.table import Kind
-from omnimuse.worker.pace import GAIN, Pace
+from omnimuse.worker.pace import GAIN, Offer, Pace
 
 NETWORK = "network"
 MOST_TOGETHER = 8
@@ -120,7 +120,7 @@ class Ours:
         return self.jobs[state_id.split("/")[0]].kind.work
 
     def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
-        return self._always or self._pace.pays(NETWORK, [tokens for _, tokens in (*others, offer)])
+        return self._always or self._pace.pays(NETWORK, [*others, offer])
 
 
 @dataclass

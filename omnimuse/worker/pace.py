@@ -1,8 +1,9 @@
 """What a forward costs by how much is in it, measured while running, and whether sharing one pays.
 
 On a machine whose products already run at its rate with one row, requests that share forwards all finish late and
-nothing is gained; elsewhere a row costs next to nothing beside another. `Forwards` reports what forwards took, the
-engine asks before it lets a state join others in a tick. Numbers only; no tensors, no clock.
+nothing is gained; elsewhere a row costs next to nothing beside another. In between, company saves work but delays those
+who have little left, which people feel as the average. `Forwards` reports what forwards took, the engine asks before it
+lets a state join others in a tick. Numbers only; no tensors, no clock.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 KEPT = 7  # measurements of a kind; their median is what counts, so that neither a first run nor a hiccup does
 ENOUGH = 3  # measurements of a kind, alone before company is tried, and in company before it is given up
-GAIN = 0.1  # of the time apart that sharing must save
+GAIN = 0.05  # of the time apart that sharing must save
+CHEAP = 0.5  # of its time alone that whoever joins may cost, however little those before it have left
 STALE = 500  # forwards of a network after which a kind is measured anew
 
-Kind = tuple[str, int]
-"""A network, and the binary logarithm of row tokens: sizes within a factor of about 1.4 of one another are alike."""
+Kind = tuple[str, int, int]
+"""A network, and the binary logarithms of row tokens and of the states: what is within a factor of 1.4 is alike."""
+
+
+class Offer(NamedTuple):
+    """A state that could advance in a tick, the row tokens of its step, and how many steps it has left."""
+
+    state: str
+    tokens: int
+    steps: float
 
 
 @dataclass
@@ -47,40 +58,62 @@ class Pace:
     def record(self, network: str, tokens: Sequence[int], seconds: float) -> None:
         """A forward of states with so many row tokens each took `seconds`."""
         for kinds in (self._alone, self._together):
-            for (of, _), measured in kinds.items():
+            for (of, _, _), measured in kinds.items():
                 measured.since += of == network
         if len(tokens) == 1:
-            self._alone.setdefault(kind(network, tokens), Measured()).add(seconds)
+            self._alone.setdefault(kind(network, tokens), Measured()).add(seconds / max(1, *tokens))
             return
-        apart = [self.alone(network, each) for each in tokens]
-        known = [each for each in apart if each is not None]
-        if len(known) == len(apart):
-            self._together.setdefault(kind(network, tokens), Measured()).add(seconds / sum(known))
+        if (apart := self._apart(network, tokens)) is not None:
+            self._together.setdefault(kind(network, tokens), Measured()).add(seconds / sum(apart))
 
     def alone(self, network: str, tokens: int) -> float | None:
-        """The seconds of a forward for one state of about so many row tokens; None until it was measured enough."""
+        """The seconds of a forward for one state of so many row tokens; None until its like was measured enough."""
         found = self._alone.get(kind(network, [tokens]))
-        return None if found is None or len(found.values) < ENOUGH else median(found.values)
+        return None if found is None or len(found.values) < ENOUGH else median(found.values) * max(1, tokens)
 
-    def pays(self, network: str, tokens: Sequence[int]) -> bool:
-        """Whether states with so many row tokens each should share a forward of `network`.
+    def pays(self, network: str, offers: Sequence[Offer]) -> bool:
+        """Whether the last of `offers` should share a forward of `network` with the others, who are there already.
 
         What is not known, or was measured long ago, is measured: each size alone, then in company. A first forward in
-        company is often slow, as a first one alone is: it decides nothing.
+        company is often slow, as a first one alone is: it decides nothing. Then company must save time, and whoever
+        joins must cost little beside what it would alone, or bring its own end nearer by more than it delays theirs
+        (Smith's rule: work first that has most ends for its time).
         """
-        for each in tokens:
-            if self.alone(network, each) is None or self._alone[kind(network, [each])].since > STALE:
-                return False
+        tokens = [each.tokens for each in offers]
+        apart = self._apart(network, tokens)
+        if apart is None or any(self._alone[kind(network, [each])].since > STALE for each in tokens):
+            return False
+        together = self._shared(network, tokens)
+        if together is None:
+            return True
+        if together >= 1 - GAIN:
+            return False
+        before = sum(apart[:-1]) * (self._shared(network, tokens[:-1]) or 1.0)
+        extra = together * sum(apart) - before
+        *ends, own = (1 / (max(1.0, offer.steps) * seconds) for offer, seconds in zip(offers, apart, strict=True))
+        return extra <= CHEAP * apart[-1] or extra * sum(ends) < before * own
+
+    def table(self) -> list[tuple[str, int, int, float]]:
+        """(network, row tokens, states, time together over time apart) for every kind of company that was measured."""
+        return [
+            (network, 2**size, 2**count, median(each.values))
+            for (network, size, count), each in sorted(self._together.items())
+        ]
+
+    def _apart(self, network: str, tokens: Sequence[int]) -> list[float] | None:
+        """The seconds of each state in a forward of its own; None where one is not known."""
+        known = [seconds for each in tokens if (seconds := self.alone(network, each)) is not None]
+        return known if len(known) == len(tokens) else None
+
+    def _shared(self, network: str, tokens: Sequence[int]) -> float | None:
+        """What a forward of all takes of the time apart; None where it is not known, or not any more."""
         found = self._together.get(kind(network, tokens))
         if found is None or found.since > STALE or len(found.values) < ENOUGH:
-            return True
-        return median(found.values) < 1 - GAIN
-
-    def table(self) -> list[tuple[str, int, float]]:
-        """(network, row tokens, time together over time apart) for every kind of company that was measured."""
-        return [(network, 2**size, median(each.values)) for (network, size), each in sorted(self._together.items())]
+            return None
+        return median(found.values)
 
 
 def kind(network: str, tokens: Sequence[int]) -> Kind:
-    """The kind of a forward of states with so many tokens each: their mean decides."""
-    return network, round(math.log2(max(1.0, sum(tokens) / len(tokens))))
+    """The kind of a forward of states with so many tokens each: their mean and their number decide."""
+    count = len(tokens)
+    return network, round(math.log2(max(1.0, sum(tokens) / count))), round(math.log2(count))

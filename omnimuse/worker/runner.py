@@ -44,13 +44,11 @@ from omnimuse.pipeline.state import State
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards
+from omnimuse.worker.pace import Offer
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
 
 log = logging.getLogger(__name__)
-
-Offer = tuple[str, int]
-"""A state that could step in this tick, and the row tokens of its step."""
 
 
 @dataclass
@@ -161,13 +159,13 @@ class Runner:
         """
         if self.config.company == "always" or self.pipeline.ctx.device.type != "cpu":
             return True
-        networks = {self._network(state_id) for state_id, _ in (*others, offer)} - {None}
+        networks = {self._network(each.state) for each in (*others, offer)} - {None}
         first = next((stage for stage in self.pipeline.stages if isinstance(stage, Loop)), None)
         if not networks and first is not None:
             networks = {first.uses[0]}
         if len(networks) != 1 or self.config.exact:
             return False
-        return self.forwards.pace.pays(str(networks.pop()), [tokens for _, tokens in (*others, offer)])
+        return self.forwards.pace.pays(str(networks.pop()), [*others, offer])
 
     def _network(self, state_id: str) -> str | None:
         state = self.states.get(state_id)

@@ -12,7 +12,8 @@ import pytest
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError, ConfigError
 from omnimuse.core.request import Door
-from omnimuse.engine.scheduler import Offer, Pick, Scheduler
+from omnimuse.engine.scheduler import Pick, Scheduler
+from omnimuse.worker.pace import Offer
 from tests.fakes import SPEC, ask
 
 DOOR = Door.of(SPEC, {}, "fake")
@@ -436,8 +437,8 @@ def test_states_in_whose_company_nothing_is_gained_wait_for_the_next_tick() -> N
     asked: list[tuple[list[str], str]] = []
 
     def only_middle(others: list[Offer], offer: Offer) -> bool:
-        asked.append(([state_id for state_id, _ in others], offer[0]))
-        return offer[0] == "middle/0"
+        asked.append(([each.state for each in others], offer.state))
+        return offer.state == "middle/0"
 
     assert queue.scheduler.pick(0.0, lambda state_id: None, only_middle).run == ("short/0", "middle/0")
     assert asked == [(["short/0"], "middle/0"), (["short/0", "middle/0"], "long/0")]
