@@ -1,4 +1,4 @@
-"""Pictures by address: `data:` URLs, and http(s) URLs of hosts that an operator has named. Nothing else is fetched.
+"""Pictures and videos by address: `data:` URLs, and http(s) URLs of hosts that an operator has named; nothing else.
 
 A name is looked up once; unless every address it has is a public one, nothing is dialled, and what is dialled is one of
 those addresses. No redirects, no proxies, no cookies, no credentials, a bound on bytes and on time, and a certificate
@@ -50,7 +50,7 @@ _PIECE = 256 * 1024  # characters of base64, four of which are three bytes
 
 
 class FetchError(RequestError):
-    """A picture that is not fetched; `code` is "url_not_allowed", "invalid_image" or "image_too_large"."""
+    """A picture or video that is not fetched; `code` is "url_not_allowed", "invalid_image" or "image_too_large"."""
 
     def __init__(self, message: str, code: str = "url_not_allowed") -> None:
         super().__init__(message, "url")
@@ -77,6 +77,7 @@ class FetchRules:
     seconds: float = 10.0
     allowed: Callable[[Address], bool] = is_public
     trust: ssl.SSLContext | None = None
+    accept: str = "image/png, image/jpeg, image/webp"
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ async def _get(target: _Target, addresses: Sequence[str], rules: FetchRules) -> 
             target=target.path,
             headers=[
                 ("Host", target.host if usual else f"{target.host}:{target.port}"),
-                ("Accept", "image/png, image/jpeg, image/webp"),
+                ("Accept", rules.accept),
                 ("Accept-Encoding", "identity"),
                 ("Connection", "close"),
             ],

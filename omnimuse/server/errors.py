@@ -54,7 +54,7 @@ CODES: dict[str, Code] = {
     "invalid_audio": Code(400, _BAD, "a sound that was sent is none, or is damaged"),
     "invalid_video": Code(400, _BAD, "a video that was sent is none, or is damaged"),
     "image_too_large": Code(400, _BAD, "a picture that was sent has too many pixels or bytes to be read"),
-    "url_not_allowed": Code(400, _BAD, "the server does not fetch pictures from that address"),
+    "url_not_allowed": Code(400, _BAD, "the server fetches nothing from that address"),
     "invalid_api_key": Code(401, "authentication_error", "no API key, or a wrong one"),
     "host_not_allowed": Code(403, "permission_error", "the Host header names no address of this server"),
     "origin_not_allowed": Code(403, "permission_error", "a page of another site may not change anything here"),

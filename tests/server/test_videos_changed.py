@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ import httpx2
 import pytest
 
 from omnimuse.media.clip import open_clip
+from omnimuse.media.fetch import FetchRules
 from omnimuse.media.picture import open_mask
 from omnimuse.media.video import Video, encode_video
 from tests.checkpoints.wishes import film, halves
 from tests.server.test_video_pictures import ONE, TALL, WIDE, Parts, run_over_http, text
 from tests.server.test_videos import run
-from tests.server.video_rig import Rig, listening
+from tests.server.video_rig import Rig, listening, rig
 from tests.unit.media.hostile import encoded
 
 FILM = encode_video(Video(film(32, 16, 7), 10.0), {})
@@ -72,7 +74,8 @@ def test_a_video_may_come_in_json_and_a_job_starts_from_it(tmp_path: Path, given
         ([("video[]", ("a", FILM))] * 2, "invalid_value", "video[1]"),
         ([("video", ("a", FILM)), text("num_frames", "9")], "invalid_value", "num_frames"),
         ([("video", ("a", FILM)), ("image", ("b", WIDE))], "unsupported_parameter", "image"),
-        ([text("video", "https://example.com/a.mp4")], "invalid_value", "video"),
+        ([text("video", "https://example.com/a.mp4")], "url_not_allowed", "video"),
+        ([text("video", "a.mp4")], "invalid_value", "video"),
         ([text("strength", "0.5")], "invalid_value", "strength"),
     ],
 )
@@ -84,6 +87,36 @@ def test_what_is_no_video_to_start_from_is_refused(tmp_path: Path, parts_of_form
         assert (error["code"], error["param"]) == (code, param), error
 
     run_with_videos(tmp_path, act)
+
+
+@pytest.mark.parametrize(("content", "status"), [(FILM, 200), (NO_FILM, 400)])
+def test_a_video_is_fetched_from_a_host_that_is_allowed(tmp_path: Path, content: bytes, status: int) -> None:
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        rules = FetchRules(frozenset({host}), seconds=20, allowed=lambda address: address.is_loopback)
+        async with server, rig(tmp_path, fetches=rules) as parts, listening(parts.app) as url:
+            async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+                asked = {"prompt": "a hill", "video": {"video_url": f"http://{host}/a.mp4"}}
+                answer = await client.post("/v1/videos/sync", json=asked)
+                elsewhere = {**asked, "video": f"http://{host}1/a.mp4"}
+                refused = await client.post("/v1/videos/sync", json=elsewhere)
+        assert answer.status_code == status, answer.content
+        assert [request.videos for request in parts.workers.started] == [(open_clip(FILM, 5),)] * (status == 200)
+        assert status == 200 or answer.json()["error"]["code"] == "invalid_video"
+        assert refused.json()["error"]["code"] == "url_not_allowed"
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    [question] = heard
+    assert b"Accept: video/mp4" in question
 
 
 def test_a_model_that_starts_from_no_video_says_so(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from starlette.applications import Starlette
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.deploy.wire import Form
+from omnimuse.media.fetch import FetchRules
 from omnimuse.models.wan.spec import SPEC
 from omnimuse.server.http.checks import Rules
 from omnimuse.server.http.connections import Connection
 from omnimuse.server.http.edge import protect
 from omnimuse.server.http.keys import Keys
+from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.jobs.attempt import JobRules
 from omnimuse.server.jobs.book import Jobs
 from omnimuse.server.jobs.files import Files
@@ -129,9 +131,10 @@ async def rig(
     tracer: Tracer | None = None,
     pictures: tuple[int, int] = (0, 0),
     masks: bool = False,
+    fetches: FetchRules | None = None,
 ) -> AsyncIterator[Rig]:
     """A server's parts over the folder `data`, closed in good order at the end; the model takes so many `pictures`, and
-    perhaps `masks` over videos.
+    perhaps `masks` over videos; `fetches` says from where.
     """
     options = ServeOptions(data=data, model_name=model, keep=3600.0, max_queue=max_queue, key_file=key_file)
     files = Files(data, reserve=reserve)
@@ -145,6 +148,8 @@ async def rig(
     service = Service(
         options, door(*pictures, masks=masks), drawing, admission, files, jobs, keys, metrics, Lifecycle()
     )
+    if fetches is not None:
+        service = replace(service, uploads=Uploads(rules=fetches))
     await jobs.start()
     try:
         yield Rig(service, drawing, store, protect(videos.routes(service), Rules(keys)))

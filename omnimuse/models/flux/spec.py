@@ -7,6 +7,7 @@ negative prompt is classifier-free guidance proper, at twice the cost.
 
 from __future__ import annotations
 
+from omnimuse.components.entries import CLIP, T5, latent_model
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.caches import Fits, TeaFit
 from omnimuse.core.errors import ModelError
@@ -75,24 +76,16 @@ SPEC = Spec(
     family="flux",
     summary="FLUX.1 dev and schnell: pictures from text, separate streams of text and image that become one",
     tasks=("text-to-image", "image-to-image"),
-    components={
-        "transformer": Component(
+    components=latent_model(
+        Component(
             ("FluxTransformer2DModel",),
             network="omnimuse.models.flux.transformer:FluxTransformer",
             rules="omnimuse.models.flux.weights:RULES",
             aliases="omnimuse.models.flux.weights:ALIASES",
         ),
-        "text_encoder": Component(("CLIPTextModel",)),
-        "tokenizer": Component(("CLIPTokenizer",)),
-        "text_encoder_2": Component(("T5EncoderModel",)),
-        "tokenizer_2": Component(("T5Tokenizer",)),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
-    },
+        CLIP,
+        T5,
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength", "true_cfg_scale"}),
     limits=limits,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
@@ -103,12 +104,8 @@ SPEC = Spec(
             optional=True,
         ),
         PROCESSOR: Component(("GlmImageProcessor",), part="tokenizer", optional=True),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
+        "vae": AUTOENCODER_KL,
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),

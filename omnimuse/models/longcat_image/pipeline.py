@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.models.longcat_image.spec import SPEC
 from omnimuse.models.longcat_image.transformer import LongCatImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.state import State
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, Tokens, for_both_branches
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
@@ -61,14 +59,6 @@ def tokens(tokenizer: Any, prompt: str, limit: int, beginning: str = BEFORE) -> 
     return Tokens(made, torch.tensor([mask]), first, first + limit, len(read), len(whole))
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
-    """The text of a branch and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, LongCatImageTransformer)
-    _, h, w = packed_shape(ctx.configs, state.request)
-    return transformer.prepare(state[f"{branch}_embeds"], h, w)
-
-
 class LongCatImage(Pipeline):
     """Text to picture."""
 
@@ -77,7 +67,7 @@ class LongCatImage(Pipeline):
         *for_both_branches(EncodeText(tokens=tokens)),
         InitLatents(packed_shape),
         Denoise(
-            conditions=conditions,
+            conditions=prepared(LongCatImageTransformer),
             inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
@@ -62,12 +63,8 @@ SPEC = Spec(
         "text_encoder": Component(("Qwen2_5_VLForConditionalGeneration",), part="model.language_model"),
         "tokenizer": Component(("Qwen2Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
         "text_processor": Component((), built=False, optional=True),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
+        "vae": AUTOENCODER_KL,
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),

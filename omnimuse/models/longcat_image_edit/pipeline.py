@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.core.guidance import NEGATIVE
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs, Size
@@ -22,11 +21,10 @@ from omnimuse.models.longcat_image_edit.spec import SPEC
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import ShowPictures, to_pixels
-from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.reading import PLACE, ReadWithPictures
-from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import Tokens
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
@@ -63,13 +61,6 @@ def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
     return to_pixels(picture, *drawn_size(request))
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
-    """The text of a branch, the picture and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, LongCatImageTransformer)
-    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request), state["shown"])
-
-
 READ = ReadWithPictures(tokens, read_sizes, processor="text_processor")
 
 
@@ -83,7 +74,7 @@ class LongCatImageEdit(Pipeline):
         ShowPictures(prepare),
         InitLatents(packed_shape),
         Denoise(
-            conditions=conditions,
+            conditions=prepared(LongCatImageTransformer, "shown"),
             inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,

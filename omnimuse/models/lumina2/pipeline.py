@@ -15,8 +15,9 @@ from omnimuse.models.lumina2.spec import SPEC, LuminaParams
 from omnimuse.models.lumina2.transformer import LuminaInputs, LuminaStatic, LuminaTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents, cells, latent_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, latent_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState
@@ -30,13 +31,6 @@ class EncodeInstructed(EncodeText):
         extra = state.request.extra
         assert isinstance(extra, LuminaParams)
         return f"{extra.system_prompt} <Prompt Start> {super().words(ctx, state)}"
-
-
-def conditions(ctx: Context, state: State, network: str, branch: str) -> LuminaStatic:
-    """The caption of a branch, embedded and refined, and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, LuminaTransformer)
-    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request))
 
 
 def inputs(ctx: Context, static: LuminaStatic, latents: Tensor, timestep: Tensor) -> LuminaInputs:
@@ -53,7 +47,7 @@ class Lumina2(Pipeline):
         EncodeText(take=HiddenState(-2), branch=NEGATIVE),
         InitLatents(latent_shape),
         Denoise(
-            conditions=conditions,
+            conditions=prepared(LuminaTransformer),
             inputs=inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,

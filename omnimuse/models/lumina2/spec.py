@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from omnimuse.components.entries import GEMMA2, latent_model
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.caches import Fits, TeaFit
 from omnimuse.core.guidance import Combination, Guidance
@@ -71,21 +72,14 @@ SPEC = Spec(
     family="lumina2",
     summary="Lumina-Image 2.0: pictures from text, one stream of caption and image tokens",
     tasks=("text-to-image",),
-    components={
-        "transformer": Component(
+    components=latent_model(
+        Component(
             ("Lumina2Transformer2DModel",),
             network="omnimuse.models.lumina2.transformer:LuminaTransformer",
             rules="omnimuse.models.lumina2.weights:RULES",
         ),
-        "text_encoder": Component(("Gemma2Model",)),
-        "tokenizer": Component(("GemmaTokenizer",)),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
-    },
+        GEMMA2,
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
     limits=limits,

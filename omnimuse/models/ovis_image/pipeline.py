@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.models.ovis_image.spec import SPEC
 from omnimuse.models.ovis_image.transformer import OvisImageTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.state import State
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, for_both_branches
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
@@ -32,14 +30,6 @@ def chat(tokenizer: Any, prompt: str) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
-    """The text of a branch and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, OvisImageTransformer)
-    _, h, w = packed_shape(ctx.configs, state.request)
-    return transformer.prepare(state[f"{branch}_embeds"], h, w)
-
-
 class OvisImage(Pipeline):
     """Text to picture."""
 
@@ -48,7 +38,7 @@ class OvisImage(Pipeline):
         *for_both_branches(EncodeText(template=chat, pad=True, zeroed=True, drop=DROPPED)),
         InitLatents(packed_shape),
         Denoise(
-            conditions=conditions,
+            conditions=prepared(OvisImageTransformer),
             inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,

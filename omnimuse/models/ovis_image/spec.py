@@ -5,6 +5,7 @@ Source: the published checkpoint's `model_index.json` and card, and the referenc
 
 from __future__ import annotations
 
+from omnimuse.components.entries import QWEN3, latent_model
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
@@ -33,25 +34,14 @@ SPEC = Spec(
     family="ovis_image",
     summary="Ovis-Image: pictures with text in them, separate streams of text and image that become one",
     tasks=("text-to-image",),
-    components={
-        "transformer": Component(
+    components=latent_model(
+        Component(
             ("OvisImageTransformer2DModel",),
             network="omnimuse.models.ovis_image.transformer:OvisImageTransformer",
             rules="omnimuse.models.ovis_image.weights:RULES",
         ),
-        "text_encoder": Component(
-            ("Qwen3Model",),
-            network="omnimuse.components.qwen3:Qwen3Encoder",
-            rules="omnimuse.components.qwen3:RULES",
-        ),
-        "tokenizer": Component(("Qwen2Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
-    },
+        QWEN3,
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
     limits=limits,

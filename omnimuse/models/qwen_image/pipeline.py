@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.models.qwen_image.spec import SPEC
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.state import State
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
@@ -35,13 +33,6 @@ def described(tokenizer: Any, prompt: str) -> str:
     return f"{BEFORE}{prompt}{AFTER}"
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
-    """The text of a branch and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, QwenTransformer)
-    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request))
-
-
 class QwenImage(Pipeline):
     """Text, and perhaps a picture, to picture."""
 
@@ -52,7 +43,7 @@ class QwenImage(Pipeline):
         DrawImageLatents(),
         InitLatents(packed_shape),
         Denoise(
-            conditions=conditions,
+            conditions=prepared(QwenTransformer),
             inputs=two_stream_inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.core.guidance import NEGATIVE
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.sizes import of_area
@@ -23,12 +22,11 @@ from omnimuse.models.qwen_image_edit.spec import SPEC, EditParams
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import KeepPicture, ShowPictures, pixels_in, resized
-from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.reading import PLACE, Framed, ReadWithPictures
 from omnimuse.pipeline.region import seen, seen_size
-from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.state import State
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
 BEFORE = (
@@ -63,20 +61,13 @@ def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
     return pixels_in(resized(seen(request, picture), shown_size(request, picture)))
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> TwoStreamStatic:
-    """The text of a branch, the pictures and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, QwenTransformer)
-    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request), state["shown"])
-
-
 READ = ReadWithPictures(Framed(framed, DROPPED), read_sizes)
 AFTER_READING = (
     ShowPictures(prepare),
     KeepPicture(),
     InitLatents(packed_shape),
     Denoise(
-        conditions=conditions,
+        conditions=prepared(QwenTransformer, "shown"),
         inputs=two_stream_inputs,
         token_count=packed_tokens,
         preview=preview_by_decoding,

@@ -6,8 +6,9 @@ text encoder, by far the largest, may be left out of a checkpoint: zeros then st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from omnimuse.components.entries import CLIP_PROJECTED, T5, Reader, latent_model
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
@@ -82,30 +83,24 @@ DEFAULTS = DiffusionParams(
     output_type="pil",
 )
 
+OPTIONAL_T5 = Reader(*(replace(part, optional=True) for part in T5))
+"""Checkpoints may come without it: then its place is filled with zeros."""
+
 SPEC = Spec(
     arch="StableDiffusion3Pipeline",
     family="stable_diffusion_3",
     summary="Stable Diffusion 3 and 3.5: pictures from text, two streams, three text encoders",
     tasks=("text-to-image", "image-to-image"),
-    components={
-        "transformer": Component(
+    components=latent_model(
+        Component(
             ("SD3Transformer2DModel",),
             network="omnimuse.models.stable_diffusion_3.transformer:Sd3Transformer",
             rules="omnimuse.models.stable_diffusion_3.weights:RULES",
         ),
-        "text_encoder": Component(("CLIPTextModelWithProjection",)),
-        "tokenizer": Component(("CLIPTokenizer",)),
-        "text_encoder_2": Component(("CLIPTextModelWithProjection",)),
-        "tokenizer_2": Component(("CLIPTokenizer",)),
-        "text_encoder_3": Component(("T5EncoderModel",), optional=True),
-        "tokenizer_3": Component(("T5Tokenizer",), optional=True),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
-    },
+        CLIP_PROJECTED,
+        CLIP_PROJECTED,
+        OPTIONAL_T5,
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,

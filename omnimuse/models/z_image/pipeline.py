@@ -14,10 +14,10 @@ from omnimuse.models.z_image.transformer import ZImageInputs, ZImageStatic, ZIma
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, cells, latent_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, latent_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.stage import Context
-from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
 
 
@@ -25,13 +25,6 @@ def chat(tokenizer: Any, prompt: str) -> str:
     """The prompt as the one user message of a chat, the answer opened; what the text encoder was trained on."""
     messages = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-
-
-def conditions(ctx: Context, state: State, network: str, branch: str) -> ZImageStatic:
-    """The caption of a branch, embedded and refined, and the positions: the same at every step."""
-    transformer = ctx.network(network)
-    assert isinstance(transformer, ZImageTransformer)
-    return transformer.prepare(state[f"{branch}_embeds"], *cells(ctx.configs, state.request))
 
 
 def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, timestep: Tensor) -> ZImageInputs:
@@ -49,7 +42,7 @@ class ZImage(Pipeline):
         DrawImageLatents(),
         InitLatents(latent_shape),
         Denoise(
-            conditions=conditions,
+            conditions=prepared(ZImageTransformer),
             inputs=inputs,
             token_count=packed_tokens,
             preview=preview_by_decoding,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from omnimuse.components.entries import QWEN3, latent_model
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
@@ -64,25 +65,14 @@ SPEC = Spec(
     family="z_image",
     summary="Z-Image and Z-Image-Turbo: pictures from text, one stream of image and caption tokens",
     tasks=("text-to-image", "image-to-image"),
-    components={
-        "transformer": Component(
+    components=latent_model(
+        Component(
             ("ZImageTransformer2DModel",),
             network="omnimuse.models.z_image.transformer:ZImageTransformer",
             rules="omnimuse.models.z_image.weights:RULES",
         ),
-        "text_encoder": Component(
-            ("Qwen3Model", "Qwen3ForCausalLM"),
-            network="omnimuse.components.qwen3:Qwen3Encoder",
-            rules="omnimuse.components.qwen3:RULES",
-        ),
-        "tokenizer": Component(("Qwen2Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
-        "vae": Component(
-            ("AutoencoderKL",),
-            network="omnimuse.components.autoencoder_kl:AutoencoderKL",
-            rules="omnimuse.components.autoencoder_kl:RULES",
-        ),
-        "scheduler": Component((), built=False),
-    },
+        QWEN3,
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,

@@ -34,6 +34,8 @@ MOST_FRAMES = 40 * 2**20  # bytes of its video as PNG files
 MOST_MASKS = 12 * 2**20  # bytes of the masks over that; all fit into one message
 _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
+VIDEOS = "video/mp4, video/webm, video/*"
+"""What is asked of an address that a video is fetched from."""
 FILM_SECONDS = 60.0
 """Until a video is read; that of the largest frames that are taken takes about half as long."""
 
@@ -110,7 +112,14 @@ class Uploads:
         return tuple([await self._read_sound(source, tenant) for source in sources])
 
     async def read_videos(
-        self, sources: Sequence[Source], most: int, frames: int, tenant: str = "", *, masks: bool = False
+        self,
+        sources: Sequence[Source],
+        most: int,
+        frames: int,
+        tenant: str = "",
+        hold: Callable[[int], None] = lambda size: None,
+        *,
+        masks: bool = False,
     ) -> tuple[Clip, ...]:
         """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`.
 
@@ -119,6 +128,8 @@ class Uploads:
         if len(sources) > most:
             message = f"{len(sources)} videos came, and this model takes at most {most}; leave the others out"
             raise refusal("invalid_value", message, sources[most].name)
+        if any(_is_elsewhere(source) for source in sources):
+            hold(self._rules.max_bytes)
         limits = replace(self._clips, frames=frames, keep_bytes=MOST_MASKS if masks else self._clips.keep_bytes)
         return tuple([await self._read_video(source, limits, tenant) for source in sources])
 
@@ -151,15 +162,19 @@ class Uploads:
 
     async def _read_video(self, source: Source, limits: ClipLimits, tenant: str) -> Clip:
         try:
-            return await read_foreign_clip(self._theatre, await self._content(source), limits, tenant)
+            content = await self._content(source, replace(self._rules, accept=VIDEOS))
+            return await read_foreign_clip(self._theatre, content, limits, tenant)
         except (ClipError, FetchError) as error:
             message = str(error).replace("the picture", "the video").replace("image/png", "video/mp4")
-            raise refusal("invalid_video", f"{source.name}: {message}", source.name) from None
+            refused = isinstance(error, FetchError) and error.code == "url_not_allowed"
+            raise refusal(
+                "url_not_allowed" if refused else "invalid_video", f"{source.name}: {message}", source.name
+            ) from None
 
-    async def _content(self, source: Source) -> bytes:
+    async def _content(self, source: Source, rules: FetchRules | None = None) -> bytes:
         if isinstance(source.url, DataUrl):
             return await asyncio.to_thread(from_data_url, source.url.content, self._rules.max_bytes)
-        return cast(bytes, source.content) if source.url is None else await fetch(source.url, self._rules)
+        return cast(bytes, source.content) if source.url is None else await fetch(source.url, rules or self._rules)
 
 
 def _is_elsewhere(source: Source) -> bool:

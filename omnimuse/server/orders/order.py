@@ -156,7 +156,8 @@ async def read_videos(
     gate.check_room(http.state.tenant)
     door = service.door
     frames = min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
-    reading = service.uploads.read_videos(sources, door.limits.max_videos, frames, http.state.tenant, masks=masks)
+    most, lease = door.limits.max_videos, http.state.lease
+    reading = service.uploads.read_videos(sources, most, frames, http.state.tenant, lease.add, masks=masks)
     return await cancel_on_disconnect(http, reading)
 
 

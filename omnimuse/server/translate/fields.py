@@ -200,7 +200,11 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("image", "picture", "urls", "as `input_reference`; two as image[] are the first frame and the last"),
         Field("last_image", "picture", "last_urls", "the last frame, where the model takes one (ours)"),
         Field(
-            "video", "clip", "videos", "a video to start from: an upload or a data: URL; mp4, mov, webm, mkv, avi or ts"
+            "video",
+            "clip",
+            "videos",
+            "a video to start from: an upload, a data: URL, or an address of a host that is allowed; mp4, mov, webm, "
+            "mkv, avi or ts",
         ),
         Field("video_reference", "clip", "videos", "as `video` (VO)"),
         Field(

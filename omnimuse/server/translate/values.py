@@ -240,10 +240,10 @@ def _picture(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]
 
 
 def _clip(field: Field, value: Any, name: str, form: bool) -> tuple[str, ...]:
-    """Where a video is: a data: URL, or an object that has it; uploads are not read here."""
+    """Where a video is: a URL, or an object that has it; uploads are not read here."""
     url = _place(value, "video_url")
-    if url is None or not url[:5].lower() == "data:":
-        raise _bad(name, value, 'an upload, a data: URL, or {"video_url": URL} with one')
+    if url is None:
+        raise _bad(name, value, 'an upload, a URL, or {"video_url": URL}')
     return (url,)
 
 
