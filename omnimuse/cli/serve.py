@@ -4,6 +4,7 @@ examples:
   omnimuse serve
   omnimuse serve /models/Z-Image-Turbo --dtype bfloat16 --port 9000
   omnimuse serve --host 0.0.0.0 --api-key-file keys.txt --replicas 2
+  omnimuse serve --replicas 1 --max-replicas 4 --grow-after 5 --shrink-after 300
   omnimuse serve --config serve.toml
 
 Every option can also be set in a file (max-queue = 64 for --max-queue 64) and in the environment
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from omnimuse.cli.engine import add_engine_options, add_launch_options, read_config, with_launch
 from omnimuse.cli.job import DEFAULT_MODEL
+from omnimuse.cli.scale import add_scale_options, read_scale
 from omnimuse.core.config import LoraConfig
 from omnimuse.core.errors import ConfigError
 
@@ -55,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     reach.add_argument("--fetch-host", action="append", default=[], metavar="NAME", help="a host; may be repeated")
     much = parser.add_argument_group("how much it takes on (times in seconds)")
     much.add_argument("--replicas", type=int, default=1, metavar="N", help="worker processes, each with the model")
+    add_scale_options(much)
     much.add_argument(
         "--warm-up",
         default="small",
@@ -138,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         data=folder,
         model_name=name,
         reach=_read_reach(args),
-        replicas=args.replicas,
+        scale=read_scale(args),
         key_file=args.api_key_file,
         insecure=args.insecure_no_auth,
         max_queue=args.max_queue,

@@ -5,6 +5,7 @@ What work takes is read from a table (`TABLE`, a file of JSON), which --measure 
   goodput     those, a second, until the last answer
   latency     from when a request came to its last byte
   utilisation the part of all replicas' time in which they worked
+  replica-seconds  how long replicas were there, those that were being started included
   refused     by admission, at once; late: given up at their target; lost: their replica failed twice
   deciding    what a decision of admission, routing and the scheduler took this machine
 
@@ -13,6 +14,7 @@ examples:
   omnimuse simulate times.json --rate 20 --replicas 4 --target 2
   omnimuse simulate times.json --rate 20 --target 3x --enough 0.99
   omnimuse simulate times.json --rate 20 --replicas 4 --target 3x --compare
+  omnimuse simulate times.json --trace day.jsonl --replicas 1 --max-replicas 4 --target 3x
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from pathlib import Path
 
 from omnimuse.cli.bench import read_mix
 from omnimuse.cli.bench_serve import Target as Server
+from omnimuse.cli.scale import add_scale_options, read_scale
 from omnimuse.cli.table import columns
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.deploy.scale import Scale
 from omnimuse.simulate.arrivals import Arrival, Mix, bursts, poisson, trace
 from omnimuse.simulate.figures import Figures, enough, summarize
 from omnimuse.simulate.fleet import Failures, Plan, Target, simulate
@@ -52,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn at random (default: 0)")
     fleet = parser.add_argument_group("the fleet")
     fleet.add_argument("--replicas", type=int, default=1, metavar="N", help="engines (default: 1)")
+    add_scale_options(fleet)
+    fleet.add_argument("--start", type=float, default=30, metavar="S", help="until one that is added is ready (30)")
     fleet.add_argument("--ranks", type=int, default=1, metavar="N", help="of each; the table says how fast they are")
     fleet.add_argument("--max-queue", type=int, default=256, metavar="N", help="as of serve (default: 256)")
     fleet.add_argument("--max-wait", type=float, default=600, metavar="S", help="as of serve (default: 600)")
@@ -78,11 +84,15 @@ def run(args: argparse.Namespace) -> int:
         return _measure(args)
     table = read_table(args.table)
     plan, load = read_plan(args), Load(args, table)
+    if plan.scale.moves and (args.compare or args.enough is not None):
+        raise ConfigError("--max-replicas is compared with fixed numbers of replicas; leave --compare and --enough out")
     if args.enough is not None:
         found = find_enough(plan, table, load, args.enough)
         print(f"replicas    {found} serve {args.enough:.1%} in time, and one less does not")
-        plan = replace(plan, replicas=found)
+        plan = replace(plan, scale=Scale.fixed(found))
     plans = [plan, replace(plan, policy="fifo")] if args.compare else [plan]
+    if plan.scale.moves:
+        plans += [replace(plan, scale=Scale.fixed(count)) for count in (plan.scale.least, plan.scale.most)]
     figures = [summarize(simulate(each, table, load.arrivals())) for each in plans]
     print(text(figures))
     if args.json is not None:
@@ -112,7 +122,7 @@ class Load:
     def __init__(self, args: argparse.Namespace, table: Table) -> None:
         if (args.rate is None) == (args.trace is None):
             raise ConfigError("--rate R says how many come, --trace FILE which; give one of them")
-        for name in ("rate", "burst", "duration", "away"):
+        for name in ("rate", "burst", "duration", "away", "start"):
             value = getattr(args, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"--{name} {value:g} is not allowed; use a number above 0")
@@ -162,13 +172,14 @@ def read_plan(args: argparse.Namespace) -> Plan:
     if args.fail_every is not None and not 0 < args.fail_every < math.inf:
         raise ConfigError(f"--fail-every {args.fail_every:g} is not allowed; use a number of seconds above 0")
     return Plan(
-        args.replicas,
+        read_scale(args),
         args.ranks,
         target=read_target(args.target),
         failures=Failures(args.fail_every, args.away, args.seed),
         schedule=ScheduleConfig(max_queue=args.max_queue),
         max_queue=args.max_queue,
         max_wait=args.max_wait,
+        start=args.start,
     )
 
 
@@ -179,7 +190,9 @@ def find_enough(plan: Plan, table: Table, load: Load, wanted: float) -> int:
     if not 0 < wanted <= 1:
         raise ConfigError(f"--enough {wanted:g} is not allowed; use a part above 0, at most 1, such as 0.99")
     return enough(
-        lambda count: float(summarize(simulate(replace(plan, replicas=count), table, load.arrivals()))["within"]),
+        lambda count: float(
+            summarize(simulate(replace(plan, scale=Scale.fixed(count)), table, load.arrivals()))["within"]
+        ),
         wanted,
     )
 
@@ -189,9 +202,14 @@ def text(figures: Sequence[Figures]) -> str:
     first = figures[0]
     names = sorted(first["within_of"])
     head = ["", "within", *names, "goodput", "p50 s", "p90 s", "p99 s", "utilisation", "refused", "late", "lost"]
-    rows = [[each["policy"], *_row(each, names)] for each in figures]
+    head.append("replica-seconds")
+    rows = [[f"{each['policy']}, {_fleet(each)}", *_row(each, names)] for each in figures]
     facts = [
-        ("fleet", f"{first['replicas']} replicas of {first['ranks']} ranks; {first['failed_replicas']} failures"),
+        (
+            "fleet",
+            f"{_fleet(first)} replicas of {first['ranks']} ranks, {first['most_replicas']} at once; "
+            f"{first['failed_replicas']} failures",
+        ),
         ("requests", f"{first['sent']} in {first['seconds']:.1f} s"),
         *((f"deciding, {name}", _decided(told)) for name, told in first["deciding"].items() if told["count"]),
     ]
@@ -211,7 +229,13 @@ def _row(figures: Figures, names: Sequence[str]) -> list[str]:
         *("-" if latency[part] is None else f"{latency[part]:.3g}" for part in ("p50", "p90", "p99")),
         f"{figures['utilisation']:.1%}",
         *(str(figures[end]) for end in ("refused", "late", "lost")),
+        f"{figures['replica_seconds']:.0f}",
     ]
+
+
+def _fleet(figures: Figures) -> str:
+    least, most = figures["replicas"], figures["max_replicas"]
+    return f"{least}" if most == least else f"{least} to {most}"
 
 
 def _decided(told: Figures) -> str:

@@ -1,15 +1,18 @@
 """The workers behind one front process: who draws which request, and what happens to it when a worker dies.
 
 The server's routes and jobs call `Pool.run`. A request that loses its worker is tried once more, alone on a worker, so
-that a second death shows who is to blame. No torch.
+that a second death shows who is to blame. There are more workers while requests wait, and fewer when some are idle for
+long (`deploy/scale.py`). No torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -28,14 +31,18 @@ from omnimuse.core.request import Request
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.launch import Launcher, Local
 from omnimuse.deploy.launchers import opened
-from omnimuse.deploy.replica import Attempt, Lost, PoolPlan, Replica, State
+from omnimuse.deploy.replica import Attempt, Lost, Moved, PoolPlan, Replica, State
 from omnimuse.deploy.routing import least_loaded
+from omnimuse.deploy.scale import GRACE, LOOK, Scaler, Seen, to_move
 from omnimuse.deploy.wire import Finished, Form, Update
 
 __all__ = ["Pool", "PoolPlan", "ReplicaStatus"]
 
+logger = logging.getLogger(__name__)
+
 OVERTIME = 1.0  # seconds past its deadline in which the engine itself says that a request is late
 LAST = 2.0  # seconds in which killed processes are gone
+COMING = ("starting", "restarting")
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,10 @@ class Pool:
         self.folder: PrivateFolder | None = None
         self.launcher: Launcher = Local(plan.command)
         self._replicas: list[Replica] = []
-        self._lives: list[asyncio.Task[None]] = []
+        self._lives: dict[Replica, asyncio.Task[None]] = {}  # of those that are sent away, too, until they have ended
+        self._scaler = Scaler(plan.scale)
+        self._scaling: asyncio.Task[None] | None = None
+        self._waiting: dict[str, float] = {}
         self._context: zmq.asyncio.Context | None = None
         self._news = asyncio.Event()
         self._draw = Random()
@@ -73,12 +83,10 @@ class Pool:
         self.launcher = await opened(self.plan.config, self.plan.command)
         self.folder = PrivateFolder()
         self._context = zmq.asyncio.Context()
-        self._replicas = [
-            Replica(i, self.plan, self.folder.path, self._tell, self.launcher) for i in range(self.plan.replicas)
-        ]
-        self._lives = [asyncio.create_task(replica.supervise(self._context)) for replica in self._replicas]
-        for life in self._lives:
-            life.add_done_callback(lambda _: self._tell())
+        self._hire(self.plan.scale.least)
+        if self.plan.scale.moves:
+            self._scaling = asyncio.create_task(self._scale())
+            self._scaling.add_done_callback(_tell_failure)
 
     async def wait_ready(self) -> None:
         """Return when a worker is ready; the ModelError or ConfigError for which none can be, or EngineDeadError.
@@ -97,7 +105,7 @@ class Pool:
     @property
     def broken(self) -> str:
         """Why no worker will ever be ready; empty while there is hope."""
-        for life in self._lives:
+        for life in self._lives.values():
             if life.done() and not life.cancelled() and (error := life.exception()) is not None:
                 return f"a worker is no longer looked after: {error}"
         if not self._replicas or any(replica.state != "broken" for replica in self._replicas):
@@ -118,9 +126,10 @@ class Pool:
 
     async def profile(self, index: int, seconds: float) -> Path:
         """Where a recording of `seconds` of a worker's work is (`Replica.profile`); ConfigError without that worker."""
-        if not 0 <= index < len(self._replicas):
-            raise ConfigError(f"there is no worker {index}; the last one is {len(self._replicas) - 1}")
-        return await self._replicas[index].profile(seconds)
+        replica = next((each for each in self._replicas if each.index == index), None)
+        if replica is None:
+            raise ConfigError(f"there is no worker {index}; the last one is {self._replicas[-1].index}")
+        return await replica.profile(seconds)
 
     @property
     def asleep(self) -> bool:
@@ -136,15 +145,16 @@ class Pool:
 
         Leaving the iterator early cancels the request at its next step. The files of Finished are the caller's.
         """
+        kills, since = 0, time.monotonic()
         try:
-            for kills in range(2):
-                replica, attempt = await self._place(request, form, alone=kills > 0)
-                lost: Lost | None = None
+            while True:
+                replica, attempt = await self._place(request, form, since, alone=kills > 0)
+                left: Lost | Moved | None = None
                 try:
-                    while lost is None:
+                    while left is None:
                         update = await self._next(attempt)
-                        if isinstance(update, Lost):
-                            lost = update
+                        if isinstance(update, Lost | Moved):
+                            left = update
                         elif isinstance(update, Exception):
                             raise update
                         else:
@@ -153,23 +163,33 @@ class Pool:
                                 return
                 finally:
                     replica.leave(attempt)
-                self._refuse_retry(request, kills, lost)
+                if isinstance(left, Lost):
+                    self._refuse_retry(request, kills, left)
+                    kills += 1
         finally:
             self._release(request)
+
+    def missed(self) -> None:
+        """A request was refused that more workers would have served."""
+        self._scaler.missed(time.monotonic())
 
     async def close(self, grace: float) -> None:
         """End the workers within `grace` seconds, else kill them; requests in them fail. Leaves nothing behind."""
         self._closed = True
         self._tell()
-        for replica in self._replicas:
+        if self._scaling is not None:
+            self._scaling.cancel()
+            await asyncio.gather(self._scaling, return_exceptions=True)
+        lives = dict(self._lives)
+        for replica in lives:
             replica.close()
-        if self._lives and grace > 0:
-            await asyncio.wait(self._lives, timeout=grace)
-        while not all(life.done() for life in self._lives):
-            for replica in self._replicas:
+        if lives and grace > 0:
+            await asyncio.wait(lives.values(), timeout=grace)
+        while not all(life.done() for life in lives.values()):
+            for replica in lives:
                 replica.kill()
-            await asyncio.wait(self._lives, timeout=LAST)
-        await asyncio.gather(*self._lives)
+            await asyncio.wait(lives.values(), timeout=LAST)
+        await asyncio.gather(*lives.values())
         await self.launcher.close()
         if self._context is not None:
             self._context.destroy(linger=0)
@@ -177,18 +197,27 @@ class Pool:
             self.folder.close()
             self.folder = None
 
-    async def _place(self, request: Request, form: Form, alone: bool) -> tuple[Replica, Attempt]:
+    async def _place(self, request: Request, form: Form, since: float, alone: bool) -> tuple[Replica, Attempt]:
         """Wait for room on a worker, until the deadline; `alone` waits for one without other work."""
+        self._waiting[request.id] = since
         try:
             async with asyncio.timeout(_left(request)):
                 while True:
                     self._refuse_if_hopeless(once_started=True)
                     replica = self._choose_alone(request) if alone else self._choose()
                     if replica is not None:
-                        return replica, replica.take(request, form)
+                        return replica, self._take(replica, request, form)
                     await self._news.wait()
         except TimeoutError:
             raise DeadlineError("the deadline of the request passed before a worker was free") from None
+        finally:
+            self._waiting.pop(request.id, None)
+
+    def _take(self, replica: Replica, request: Request, form: Form) -> Attempt:
+        attempt = replica.take(request, form, self._waiting[request.id])
+        if all(each.load for each in self._replicas if each.open):
+            self._scaler.busy()
+        return attempt
 
     def _choose(self) -> Replica | None:
         return least_loaded(self._replicas, self._draw)
@@ -228,7 +257,7 @@ class Pool:
     def _refuse_if_hopeless(self, once_started: bool = False) -> None:
         if self._closed:
             raise EngineClosedError("the workers are being closed; try again in a moment")
-        for life in self._lives:
+        for life in self._lives.values():
             if life.done():
                 life.result()  # a fault in the supervision is not waited for
         reason = self.broken if self._replicas else "the pool was not started"
@@ -241,8 +270,80 @@ class Pool:
 
     def _tell(self) -> None:
         """Wake everybody who waits for a change, once."""
+        ready = sum(replica.open for replica in self._replicas)
+        self.plan.staffed(ready, sum(replica.state in COMING for replica in self._replicas))
         self._news.set()
         self._news = asyncio.Event()
+
+    # -- more of them, and fewer -----------------------------------------------------------------------------------
+
+    async def _scale(self) -> None:
+        """Keep as many workers as there should be, and their work even."""
+        while True:
+            await asyncio.sleep(LOOK)
+            if self.asleep:
+                continue
+            self._give_up_broken()
+            now, before = time.monotonic(), len(self._replicas)
+            wanted = self._scaler.wanted(now, self._seen())
+            if wanted > before:
+                logger.info("requests wait: %d worker(s) are added to the %d", wanted - before, before)
+                self._hire(wanted)
+            elif wanted < before:
+                self._dismiss()
+            for attempt in to_move(self._replicas, lambda replica: replica.waiting):
+                attempt.updates.put_nowait(Moved())
+
+    def _seen(self) -> Seen:
+        waiting = [attempt.since for replica in self._replicas for attempt in replica.waiting]
+        idle = sum(replica.open and not replica.load for replica in self._replicas)
+        coming = sum(replica.state in COMING for replica in self._replicas)
+        return Seen(len(self._replicas), coming, idle, [*waiting, *self._waiting.values()])
+
+    def _hire(self, wanted: int) -> None:
+        """Start workers until there are `wanted`; each has the lowest number that is free."""
+        assert self.folder is not None and self._context is not None
+        while len(self._replicas) < wanted:
+            taken = {replica.index for replica in self._lives}
+            index = next(number for number in range(len(taken) + 1) if number not in taken)
+            replica = Replica(index, self.plan, self.folder.path, self._tell, self.launcher)
+            self._replicas.append(replica)
+            life = self._lives[replica] = asyncio.create_task(replica.supervise(self._context))
+            life.add_done_callback(partial(self._ended, replica))
+        self._tell()
+
+    def _dismiss(self) -> None:
+        """Send a worker away that is not ready, or else the last one without work."""
+        free = [each for each in self._replicas if not each.open or (not each.load and each.holder is None)]
+        if not free:
+            return
+        replica = max(free, key=lambda each: (not each.open, each.index))
+        wait = GRACE if replica.open else 0.0
+        self._replicas.remove(replica)
+        logger.info("worker %d had nothing to do and ends; %d are left", replica.index, len(self._replicas))
+        replica.close()
+        asyncio.get_running_loop().call_later(wait, replica.kill)
+        self._tell()
+
+    def _give_up_broken(self) -> None:
+        """Forget workers that were added and cannot be started, while others work."""
+        broken = [replica for replica in self._replicas if replica.state == "broken"]
+        for replica in broken[: max(0, len(self._replicas) - self.plan.scale.least)]:
+            if len(self._replicas) > len(broken):
+                self._replicas.remove(replica)
+                self._lives.pop(replica, None)
+                self._scaler.failed(time.monotonic())
+
+    def _ended(self, replica: Replica, life: asyncio.Task[None]) -> None:
+        if replica not in self._replicas and not life.cancelled() and life.exception() is None:
+            self._lives.pop(replica, None)
+        self._tell()
+
+
+def _tell_failure(scaling: asyncio.Task[None]) -> None:
+    """Log why the number of workers is looked after no longer; those that are there go on."""
+    if not scaling.cancelled() and (error := scaling.exception()) is not None:
+        logger.error("the number of workers is fixed from now on", exc_info=error)
 
 
 def _left(request: Request, overtime: float = 0.0) -> float | None:

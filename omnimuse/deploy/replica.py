@@ -27,6 +27,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.launch import Launcher, Local, Started, free_port
 from omnimuse.deploy.process import COMMAND, Settings
+from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import (
     MAX_MESSAGE,
     Beat,
@@ -47,6 +48,8 @@ from omnimuse.deploy.wire import (
     Told,
     Update,
     encode,
+    error_of,
+    of_ended,
     pack,
     read_report,
 )
@@ -77,22 +80,12 @@ class End(NamedTuple):
     reason: str
 
 
-KINDS = (
-    errors.ConfigError,
-    errors.RequestCancelled,
-    errors.DeadlineError,
-    errors.ModelError,
-    errors.EngineDeadError,
-    errors.EngineClosedError,
-    errors.MemoryShortageError,
-    errors.NumericalError,
-    errors.StorageError,
-)
-BY_NAME = {kind.__name__: kind for kind in KINDS}
-
-
 class Lost(Exception):
     """The life that worked on a request ended; the message says how."""
+
+
+class Moved(Exception):
+    """A request that has not begun is to be placed anew: another worker has nothing to do."""
 
 
 FILE = "file://"
@@ -102,29 +95,36 @@ FILE = "file://"
 class PoolPlan:
     """What the workers hold and where they write.
 
-    `hang` is how many seconds an engine with work may stand still, `faults` what `deploy/faults.py` reads. `restarted`
-    is called with the cause whenever a worker is replaced, `retried` with how many forwards failed and were tried
-    again. `warm_up` is what a worker draws before it is ready (`worker/warm_up.py`). `command` starts a worker; tests
+    `scale` says how many there are. `hang` is how many seconds an engine with work may stand still, `faults` what
+    `deploy/faults.py` reads. `restarted` is called with the cause whenever a worker is replaced, `retried` with how
+    many forwards failed and were tried again, `staffed` with how many workers are ready, and coming, when that may have
+    changed. `warm_up` is what a worker draws before it is ready (`worker/warm_up.py`). `command` starts a worker; tests
     have one without a model.
     """
 
     config: Config
     spec: Spec
     spool: Path
-    replicas: int = 1
+    scale: Scale = Scale()
     hang: float = 300.0
     faults: str = ""
     restarted: Callable[[Cause], None] = lambda cause: None
     retried: Callable[[int], None] = lambda forwards: None
+    staffed: Callable[[int, int], None] = lambda ready, coming: None
     warm_up: str = SMALL
     command: tuple[str, ...] = COMMAND
 
 
 @dataclass(eq=False)
 class Attempt:
-    """One try of a request on one life; `updates` ends with Finished, an error, or Lost."""
+    """One try of a request on one life; `updates` ends with Finished, an error, Lost, or Moved.
+
+    It waits `since` its request came, until it has `begun`.
+    """
 
     request: Request
+    since: float
+    begun: bool = False
     updates: asyncio.Queue[Update | Exception] = field(default_factory=asyncio.Queue)
     abandoned: bool = False
 
@@ -281,17 +281,23 @@ class Replica:
     @property
     def open(self) -> bool:
         """Whether it can take a request now."""
-        return self.state == "ready" and self._life is not None and not self._life.ended
+        alive = self._life is not None and not self._life.ended
+        return self.state == "ready" and alive and not self._closing.is_set()
 
     @property
     def load(self) -> int:
         """How many requests are in it."""
         return len(self.running)
 
-    def take(self, request: Request, form: Form) -> Attempt:
-        """Start work on `request`; only when open."""
+    @property
+    def waiting(self) -> list[Attempt]:
+        """What has not begun here, the last to come last."""
+        return [attempt for attempt in self.running.values() if not attempt.begun and not attempt.abandoned]
+
+    def take(self, request: Request, form: Form, since: float) -> Attempt:
+        """Start work on `request`, which waits `since` it came; only when open."""
         assert self.open and self._life is not None
-        attempt = self.running[request.id] = Attempt(request)
+        attempt = self.running[request.id] = Attempt(request, since)
         self._life.send(Submit(pack(request), form))
         return attempt
 
@@ -399,7 +405,7 @@ class Replica:
             spool=plan.spool,
             name=name,
             replica=self.index,
-            replicas=plan.replicas,
+            replicas=plan.scale.most,
             ranks=plan.config.parallel.ranks,
             meeting=f"tcp://{meeting}:{free_port(meeting)}" if meeting else f"{FILE}{self._folder}/{name}.meet",
             faults=plan.faults,
@@ -430,7 +436,7 @@ class Replica:
             case NotStarted():
                 self._told = report.message
                 if report.kind and not self.place:  # what has worked before may work again
-                    self.refusal = to_error(report.kind, report.message)
+                    self.refusal = error_of(report.kind, report.message)
             case _:
                 self._deliver(report)
 
@@ -439,6 +445,8 @@ class Replica:
         attempt = self.running.pop(report.request_id, None) if ends else self.running.get(report.request_id)
         if ends:
             self._changed()
+        elif attempt is not None:
+            attempt.begun = True
         if attempt is None or attempt.abandoned:
             self._remove(report)
         elif ends or attempt.updates.qsize() < MOST_UNREAD:
@@ -466,17 +474,3 @@ class Replica:
     def _remove(self, report: object) -> None:
         for file in report.files if isinstance(report, Finished) else ():
             (self.plan.spool / file.name).unlink(missing_ok=True)
-
-
-def of_ended(report: Ended) -> Exception:
-    """The error that ended a request."""
-    if report.kind == errors.RequestError.__name__:
-        return errors.RequestError(report.message, report.param)
-    if report.kind == errors.CapacityError.__name__:
-        return errors.CapacityError(report.message, report.retry_after)
-    return to_error(report.kind, report.message)
-
-
-def to_error(kind: str, message: str) -> Exception:
-    """The error of a class that a worker names: one of `core.errors`, or MemoryError."""
-    return MemoryError(message) if kind == "MemoryError" else BY_NAME.get(kind, errors.ModelError)(message)

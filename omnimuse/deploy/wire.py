@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from omnimuse.core import errors
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
@@ -19,6 +20,19 @@ from omnimuse.worker.plan import decode_request
 
 MAX_MESSAGE = 64 * 2**20
 """Bytes; a longer message is refused unread."""
+
+KINDS = (
+    errors.ConfigError,
+    errors.RequestCancelled,
+    errors.DeadlineError,
+    errors.ModelError,
+    errors.EngineDeadError,
+    errors.EngineClosedError,
+    errors.MemoryShortageError,
+    errors.NumericalError,
+    errors.StorageError,
+)
+BY_NAME = {kind.__name__: kind for kind in KINDS}
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -256,3 +270,17 @@ def _read(payload: bytes, kind: Any) -> Message:
         return msgspec.msgpack.decode(payload, type=kind)
     except msgspec.MsgspecError as error:
         raise EngineDeadError(f"a message between processes makes no sense: {error}") from None
+
+
+def of_ended(report: Ended) -> Exception:
+    """The error that ended a request."""
+    if report.kind == errors.RequestError.__name__:
+        return errors.RequestError(report.message, report.param)
+    if report.kind == errors.CapacityError.__name__:
+        return errors.CapacityError(report.message, report.retry_after)
+    return error_of(report.kind, report.message)
+
+
+def error_of(kind: str, message: str) -> Exception:
+    """The error of a class that a worker names: one of `core.errors`, or MemoryError."""
+    return MemoryError(message) if kind == "MemoryError" else BY_NAME.get(kind, errors.ModelError)(message)

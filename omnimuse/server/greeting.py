@@ -27,13 +27,18 @@ def greeting(
     """The page, a curl line and Python lines for a model that does `task`; `place` has its dtype and device."""
     where = f"{place.get('dtype', '')} on {place.get('device', '')}"
     page = "" if isinstance(address, Path) else f"\n  page    {url_of(address)}/"
-    return f"""omnimuse: ready in {seconds:.1f} s ({where}), {options.replicas} worker(s)
+    return f"""omnimuse: ready in {seconds:.1f} s ({where}), {_workers(options)}
 {page}
   curl    {_curl(address, options, task)}
   python  from openai import OpenAI
           {_python(address, options, task)}
 
 Ctrl-C stops it."""
+
+
+def _workers(options: ServeOptions) -> str:
+    scale = options.scale
+    return f"{scale.least} to {scale.most} workers" if scale.moves else f"{scale.least} worker(s)"
 
 
 def _curl(address: Address, options: ServeOptions, task: str) -> str:

@@ -69,6 +69,7 @@ class Metrics:
         self._restarts = Counter(
             "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
         )
+        self._workers = Gauge("omnimuse_workers", "Workers, ready and coming.", ["state"], registry=registry)
         self._retries = Counter(
             "omnimuse_forward_retries_total", "Forwards that failed and were tried again.", registry=registry
         )
@@ -128,6 +129,11 @@ class Metrics:
     def restarted(self, cause: str) -> None:
         """A worker was replaced; `cause` is one of CAUSES."""
         self._restarts.labels(_known(cause, CAUSES)).inc()
+
+    def staffed(self, ready: int, coming: int) -> None:
+        """So many workers can take requests, and so many more are being started."""
+        self._workers.labels("ready").set(ready)
+        self._workers.labels("coming").set(coming)
 
     def retried(self, forwards: int) -> None:
         """So many forwards failed and were tried again, output by output: rare, or the model is slow for ever."""

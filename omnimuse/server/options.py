@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.deploy.scale import Scale
 from omnimuse.media.fetch import checked_host
 
 _HOST = re.compile(r"[a-z0-9.-]{1,253}|[0-9a-f:]{2,45}")
@@ -107,15 +108,16 @@ class Clients:
 class ServeOptions:
     """Where to listen, what to keep, how much to take on; times in seconds.
 
-    `data` is the folder of jobs and finished files, `model_name` what clients call the model. `max_queue` bounds the
-    requests accepted and unfinished, `max_wait` their work ahead of a new one. `keep` is how long finished files stay.
-    Pictures may be fetched from `fetch_hosts` (NAME or NAME:PORT) and from nowhere else. Spans go to the `collector`.
+    `data` is the folder of jobs and finished files, `model_name` what clients call the model, `scale` how many workers
+    draw. `max_queue` bounds the requests accepted and unfinished, `max_wait` their work ahead of a new one. `keep` is
+    how long finished files stay. Pictures may be fetched from `fetch_hosts` (NAME or NAME:PORT) and from nowhere else.
+    Spans go to the `collector`.
     """
 
     data: Path
     model_name: str
     reach: Reach = Reach()
-    replicas: int = 1
+    scale: Scale = Scale()
     key_file: Path | None = None
     insecure: bool = False
     max_queue: int = 256
@@ -150,9 +152,8 @@ class ServeOptions:
             raise ConfigError("--max-rate counts the requests of each key, and there are none; give --api-key-file")
         if self.guard.tenant_share < 1 and self.key_file is None:
             raise ConfigError("--tenant-share parts the work between keys, and there are none; give --api-key-file")
-        for name in ("replicas", "max_queue"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+        if self.max_queue < 1:
+            raise ConfigError(f"max_queue={self.max_queue} is not allowed; use at least 1")
         for host in self.fetch_hosts:
             try:
                 checked_host(host)

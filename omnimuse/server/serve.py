@@ -138,16 +138,17 @@ async def open_parts(
 
     files, keys = Files(options.data), Keys.load(options.key_file)
     metrics, step = Metrics(options.model_name), found.door.limits.frame_step
-    admission = Admission(options, width=options.replicas, frame_step=step)
+    admission = Admission(options, width=options.scale.least, frame_step=step)
     plan = PoolPlan(
         found.config,
         found.spec,
         files.spool,
-        options.replicas,
+        options.scale,
         options.hang,
         asked,
         metrics.restarted,
         metrics.retried,
+        partial(_staffed, admission, metrics, options.scale.least),
         warm_up=warm_up,
     )
     store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
@@ -156,9 +157,10 @@ async def open_parts(
     closings.push_async_callback(closed, uploads.close)
     closings.push_async_callback(closed, partial(stop, asyncio.create_task(uploads.tell_lacking())))
     pool = Pool(plan)
+    admission.missed = pool.missed
     closings.push_async_callback(closed, partial(pool.close, LAST_WORDS))
     together = PICTURE_JOBS if found.spec.medium == "image" else 1
-    limit = options.replicas * together
+    limit = options.scale.most * together
     rules = JobRules(
         found.spec,
         options.keep,
@@ -176,6 +178,12 @@ async def open_parts(
     return Service(
         options, door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught, shelf
     ), pool
+
+
+def _staffed(admission: Admission, metrics: Metrics, least: int, ready: int, coming: int) -> None:
+    """So many workers are ready now, and coming."""
+    admission.width = max(least, ready)
+    metrics.staffed(ready, coming)
 
 
 def allowed_faults(asked: str, options: ServeOptions) -> str:

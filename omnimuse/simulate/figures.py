@@ -30,7 +30,10 @@ def summarize(run: Run) -> Figures:
     names = sorted({each.arrival.kind for each in outcomes})
     return {
         "policy": run.plan.policy,
-        "replicas": run.plan.replicas,
+        "replicas": run.plan.scale.least,
+        "max_replicas": run.plan.scale.most,
+        "most_replicas": run.most,
+        "replica_seconds": run.there,
         "ranks": run.plan.ranks,
         "seconds": window,
         "sent": len(outcomes),
@@ -41,7 +44,7 @@ def summarize(run: Run) -> Figures:
         "within_of": {name: _within([each for each in outcomes if each.arrival.kind == name]) for name in names},
         "throughput": len(good) / window if window else 0.0,
         "goodput": len(within) / window if window else 0.0,
-        "utilisation": run.busy / (run.plan.replicas * window) if window else 0.0,
+        "utilisation": run.busy / run.there if run.there else 0.0,
         "latency": spread([each.latency for each in good]),
         "latency_of": {name: spread([each.latency for each in good if each.arrival.kind == name]) for name in names},
         "deciding": {

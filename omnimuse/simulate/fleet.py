@@ -20,6 +20,7 @@ from omnimuse.core.errors import CapacityError, ConfigError, DeadlineError
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.request import Request
 from omnimuse.deploy.routing import least_loaded
+from omnimuse.deploy.scale import LOOK, Scale, Scaler, Seen, to_move
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.orders.admission import Admission, Ticket
 from omnimuse.simulate.arrivals import Arrival
@@ -59,10 +60,11 @@ class Failures:
 class Plan:
     """What serves: so many replicas of so many ranks, who runs next (`policy`), and what is taken on.
 
-    `max_queue` and `max_wait` are those of `omnimuse serve`. As first in, first out is run elsewhere, it refuses none.
+    A replica that is added is ready after `start` seconds. `max_queue` and `max_wait` are those of `omnimuse serve`. As
+    first in, first out is run elsewhere, it refuses none.
     """
 
-    replicas: int = 1
+    scale: Scale = Scale()
     ranks: int = 1
     policy: Policy = "ours"
     target: Target = Target()
@@ -70,9 +72,10 @@ class Plan:
     schedule: ScheduleConfig = ScheduleConfig()
     max_queue: int = 256
     max_wait: float = 600.0
+    start: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "ranks", "max_queue"):
+        for name in ("ranks", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
 
@@ -99,12 +102,14 @@ class Outcome:
 
 @dataclass
 class Run:
-    """What was seen: every outcome, seconds that replicas were busy, replicas that failed, and the real seconds of
-    every decision.
+    """What was seen: every outcome, seconds that replicas were there, and busy, the most of them at once, those that
+    failed, and the real seconds of every decision.
     """
 
     plan: Plan
     outcomes: list[Outcome] = field(default_factory=list)
+    there: float = 0.0
+    most: int = 0
     busy: float = 0.0
     failed: int = 0
     admitting: list[float] = field(default_factory=list)
@@ -114,13 +119,24 @@ class Run:
 
 @dataclass(eq=False)
 class Replica:
-    """One replica. `life` counts its lives: what was planned for an earlier one is void."""
+    """One replica, there since `since`. `life` counts its lives: what was planned for an earlier one is void."""
 
     chooser: Chooser
+    since: float = 0.0
     open: bool = True
     holder: str | None = None
-    ticking: bool = False
+    turn: Turn = Turn()
     life: int = 0
+
+    @property
+    def ticking(self) -> bool:
+        """Whether it is at work."""
+        return bool(self.turn.jobs)
+
+    @property
+    def waiting(self) -> list[Job]:
+        """What has not begun here, the last to come last."""
+        return [job for job in self.chooser.jobs.values() if not job.done and job not in self.turn.jobs]
 
     @property
     def load(self) -> int:
@@ -141,10 +157,12 @@ class Fleet:
         self._new: Callable[[], Chooser] = partial(Fifo, costs)
         if plan.policy == "ours":
             self._new = partial(Ours, costs, plan.schedule, self.run.scheduling)
-        self._replicas = [Replica(self._new()) for _ in range(plan.replicas)]
+        self._replicas: list[Replica] = []
+        self._scaler = Scaler(plan.scale)
         options = ServeOptions(Path(), table.model, max_queue=plan.max_queue, max_wait=plan.max_wait)
         most, step = plan.schedule.max_running, table.frame_step
-        self._admission = Admission(options, plan.replicas, lambda: self._now, most, step)
+        self._admission = Admission(options, plan.scale.least, lambda: self._now, most, step)
+        self._admission.missed = lambda: self._scaler.missed(self._now)
         self._tickets: dict[str, Ticket] = {}
         self._waiting: list[Job] = []
         self._coming = self._unfinished = self._arrived = 0
@@ -153,11 +171,14 @@ class Fleet:
         """Everything until the last request has ended."""
         coming = iter(arrivals)
         self._expect(coming)
-        for replica in self._replicas:
-            self._doom(replica)
+        for _ in range(self._plan.scale.least):
+            self._hire(start=0.0)
+        if self._plan.scale.moves:
+            self._at(LOOK, self._look)
         while self._events and (self._coming or self._unfinished):
             self._now, _, happen = heapq.heappop(self._events)
             happen()
+        self.run.there += sum(self._now - replica.since for replica in self._replicas)
         return self.run
 
     def _at(self, when: float, happen: Callable[[], None]) -> None:
@@ -203,6 +224,8 @@ class Fleet:
             return
         if not replica.ticking:
             self._tick(replica)
+        if self._plan.scale.moves and all(each.load for each in self._replicas if each.open):
+            self._scaler.busy()
 
     def _end(self, job: Job, end: End) -> None:
         self._unfinished -= 1
@@ -218,13 +241,14 @@ class Fleet:
         turn = replica.chooser.turn(self._now)
         for job in turn.late:
             self._end(job, "late")
-        replica.ticking = bool(turn.jobs)
+        replica.turn = turn
         if turn.jobs:
             self._at(self._now + turn.seconds, partial(self._tock, replica, replica.life, turn))
 
     def _tock(self, replica: Replica, life: int, turn: Turn) -> None:
         if replica.life != life:
             return
+        replica.turn = Turn()
         self.run.busy += turn.seconds
         for job in turn.jobs:
             job.done += 1
@@ -242,9 +266,11 @@ class Fleet:
             self._at(self._now + self._chance.expovariate(rate), partial(self._fail, replica))
 
     def _fail(self, replica: Replica) -> None:
+        if replica not in self._replicas:
+            return
         self.run.failed += 1
         lost = list(replica.chooser.jobs.values())
-        replica.chooser, replica.open, replica.ticking, replica.life = self._new(), False, False, replica.life + 1
+        replica.chooser, replica.open, replica.turn, replica.life = self._new(), False, Turn(), replica.life + 1
         self._at(self._now + self._plan.failures.away, partial(self._return, replica))
         for job in lost:
             job.done, job.losses = 0, job.losses + 1
@@ -254,11 +280,50 @@ class Fleet:
                 self._place(job)
 
     def _return(self, replica: Replica) -> None:
+        if replica not in self._replicas:
+            return
         replica.open = True
+        self._staffed()
         self._doom(replica)
         waiting, self._waiting = self._waiting, []
         for job in waiting:
             self._place(job)
+
+    # -- more of them, and fewer -----------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """As `Pool` looks, as often."""
+        self._at(self._now + LOOK, self._look)
+        idle = [replica for replica in self._replicas if replica.open and not replica.load]
+        waiting = [job.arrival.at for replica in self._replicas for job in replica.waiting]
+        waiting += [job.arrival.at for job in self._waiting]
+        coming = sum(not replica.open for replica in self._replicas)
+        before = len(self._replicas)
+        wanted = self._scaler.wanted(self._now, Seen(before, coming, len(idle), waiting))
+        for _ in range(wanted - before):
+            self._hire(self._plan.start)
+        if wanted < before:
+            self._dismiss(next((each for each in self._replicas if not each.open), idle[-1]))
+        for job in to_move(self._replicas, lambda replica: replica.waiting):
+            next(replica for replica in self._replicas if job.request.id in replica.chooser.jobs).chooser.finish(job)
+            self._place(job)
+
+    def _hire(self, start: float) -> None:
+        replica = Replica(self._new(), self._now, open=not start)
+        self._replicas.append(replica)
+        self.run.most = max(self.run.most, len(self._replicas))
+        if start:
+            self._at(self._now + start, partial(self._return, replica))
+        else:
+            self._doom(replica)
+
+    def _dismiss(self, replica: Replica) -> None:
+        self._replicas.remove(replica)
+        self.run.there += self._now - replica.since
+        self._staffed()
+
+    def _staffed(self) -> None:
+        self._admission.width = max(self._plan.scale.least, sum(replica.open for replica in self._replicas))
 
 
 def request_of(arrival: Arrival, kind: Kind, number: int, target: float | None) -> Request:

@@ -80,7 +80,7 @@ class Chooser(Protocol):
         ...
 
     def finish(self, job: Job) -> None:
-        """All steps of `job` are done."""
+        """All steps of `job` are done, or it goes elsewhere before its first."""
         ...
 
 
@@ -150,5 +150,5 @@ class Fifo:
 
     def finish(self, job: Job) -> None:
         """Forget a request."""
-        self._running.remove(job)
+        (self._running if job in self._running else self._queue).remove(job)
         del self.jobs[job.request.id]

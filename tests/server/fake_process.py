@@ -1,6 +1,7 @@
 """A worker without torch: speaks to the front process as `deploy/process.py` does and "draws" a few bytes.
 
-Run by a `Pool` in tests, as `python tests/server/fake_process.py`. Every step takes 20 ms; each request has a thread.
+Run by a `Pool` in tests, as `python tests/server/fake_process.py`. Every step takes 20 ms; each request has a thread,
+and as many run at once as the configuration says.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class FakeWorker:
         self.faults = Faults.read(settings.faults, settings.first)
         self.spec = find(settings.config).spec
         self.ticks = 0
+        self.places = threading.Semaphore(settings.config.schedule.max_running)
         self.live: set[str] = set()
         self.cancelled: set[str] = set()
 
@@ -71,6 +73,10 @@ class FakeWorker:
         return Beat(self.ticks, bool(self.live), 2**20)
 
     def draw(self, request: Request, form: Form) -> None:
+        with self.places:
+            self.work(request, form)
+
+    def work(self, request: Request, form: Form) -> None:
         steps = request.params.num_inference_steps or 1
         for step in range(1, steps + 1):
             time.sleep(PACE)

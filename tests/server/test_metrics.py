@@ -32,6 +32,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics.rejected("queue_full")
     metrics.cancelled("disconnect")
     metrics.restarted("hang")
+    metrics.staffed(3, 1)
     metrics.retried(2)
     metrics.recovered(3)
     metrics.level(5, asleep=True)
@@ -49,6 +50,8 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     assert found["omnimuse_admission_rejections_total", (("reason", "queue_full"),)] == 1
     assert found["omnimuse_cancelled_total", (("where", "disconnect"),)] == 1
     assert found["omnimuse_worker_restarts_total", (("cause", "hang"),)] == 1
+    assert found["omnimuse_workers", (("state", "ready"),)] == 3
+    assert found["omnimuse_workers", (("state", "coming"),)] == 1
     assert found["omnimuse_forward_retries_total", ()] == 2
     assert found["omnimuse_jobs_recovered_total", ()] == 3
     assert found["omnimuse_output_pixels_total", ()] == 16384

@@ -30,6 +30,7 @@ def measured() -> dict[str, set[str]]:
     metrics.rejected("queue_full")
     metrics.cancelled("queued")
     metrics.restarted("exit")
+    metrics.staffed(1, 0)
     metrics.failed("tidying up")
     metrics.level(1, keys_stale=True)
     text, _ = metrics.render()

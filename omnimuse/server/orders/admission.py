@@ -153,7 +153,8 @@ class Admission:
 
     `width` is how many requests run without sharing a replica (the replicas; it may be changed while some are
     away), `together` how many a replica works on at once: those share its time, the rest waits. `clock` is the
-    clock of deadlines, in seconds, and `frame_step` the model's.
+    clock of deadlines, in seconds, and `frame_step` the model's. `missed` is called when a request is refused for the
+    work of others: with more replicas it would have been served.
 
     The engine does first what is wanted first (`engine/scheduler.py`). So a deadline waits for those of its tenant that
     are nearer, and nothing is taken on at the price of a deadline that was accepted.
@@ -178,6 +179,7 @@ class Admission:
         self._speed = Speed()
         self._now = self._measured = clock()
         self.poison = Poison(clock)
+        self.missed: Callable[[], None] = lambda: None
 
     def enter(self, request: Request, patience: float | None = None) -> Ticket:
         """Take `request` on, whose client waits `patience` seconds at most (None: as long as the deadline allows).
@@ -191,10 +193,15 @@ class Admission:
         self.check_room(request.tenant)
         own = self.cost(request)
         wait, run = self._expect(own, request)
-        self._check_wait(wait)
-        if self._tickets or self._now - self._measured < self.STALE:
-            self._check_time(request, patience, wait, run)
-            self._check_promises(request, own)
+        try:
+            self._check_wait(wait)
+            if self._tickets or self._now - self._measured < self.STALE:
+                self._check_time(request, patience, wait, run)
+                self._check_promises(request, own)
+        except (CapacityError, DeadlineUnreachable):
+            if run <= self._given(request, patience):
+                self.missed()
+            raise
         return self._admit(request)
 
     def cost(self, request: Request) -> float:
@@ -292,13 +299,17 @@ class Admission:
             )
 
     def _check_time(self, request: Request, patience: float | None, wait: float, run: float) -> None:
-        deadline = None if request.deadline is None else request.deadline - self._now
-        given = [seconds for seconds in (deadline, patience) if seconds is not None]
-        if given and wait + run > min(given):
+        given = self._given(request, patience)
+        if wait + run > given:
             raise DeadlineUnreachable(
                 f"this would take about {wait + run:.1f} s ({wait:.1f} s of them waiting), and there are only "
-                f"{max(0.0, min(given)):.1f} s; ask for less, allow more time, or try again later"
+                f"{max(0.0, given):.1f} s; ask for less, allow more time, or try again later"
             )
+
+    def _given(self, request: Request, patience: float | None) -> float:
+        """Seconds in which an answer is wanted."""
+        deadline = FOREVER if request.deadline is None else request.deadline - self._now
+        return deadline if patience is None else min(deadline, patience)
 
     def _check_promises(self, request: Request, own: float) -> None:
         """Refuse what would make another request of its tenant late, whose deadline is further off."""

@@ -48,6 +48,24 @@ def measured(clock: Clock, pace: float, max_queue: int = 256, max_wait: float = 
     return made
 
 
+def test_a_refusal_for_the_work_of_others_is_told_and_one_for_the_own_is_not() -> None:
+    clock = Clock()
+    desk, missed = measured(clock, 1.0), list[str]()
+    desk.missed = lambda: missed.append("one")
+    with desk.enter(ask(steps=10, deadline=clock.now + 11.0)):
+        with pytest.raises(DeadlineError):  # those before it take too long
+            desk.enter(ask(steps=10, deadline=clock.now + 12.0))
+        with pytest.raises(DeadlineError):  # it would make the other late
+            desk.enter(ask(steps=5, deadline=clock.now + 6.0))
+        assert len(missed) == 2
+        with pytest.raises(DeadlineError):
+            desk.enter(ask(steps=10, deadline=clock.now + 9.0))
+        clock.now += 10.0
+    with pytest.raises(DeadlineError):
+        desk.enter(ask(steps=10, deadline=clock.now + 9.0))
+    assert len(missed) == 2
+
+
 # -- cost ----------------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,15 @@ def test_how_many_replicas_are_enough_is_looked_for(capsys: pytest.CaptureFixtur
     assert "serve 95.0% in time, and one less does not" in capsys.readouterr().out
 
 
+def test_a_fleet_that_grows_stands_beside_fixed_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--rate", "4", "--duration", "60", "--target", "3x", "--max-replicas", "4", "--grow-after", "1"]
+    assert main(["simulate", FLEET, *words, "--mix", "512x512", "--json", str(tmp_path / "figures.json")]) == 0
+    assert "ours, 1 to 4" in (said := capsys.readouterr().out) and "replica-seconds" in said
+    moving, least, most = json.loads((tmp_path / "figures.json").read_text())
+    assert least["replicas"] == least["most_replicas"] == 1 and most["most_replicas"] == 4
+    assert least["replica_seconds"] < moving["replica_seconds"] < most["replica_seconds"]
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -40,6 +49,11 @@ def test_how_many_replicas_are_enough_is_looked_for(capsys: pytest.CaptureFixtur
         (["--rate", "1", "--target", "soon"], "--target soon is not understood"),
         (["--rate", "1", "--enough", "0.9"], "--enough wants to know what is in time"),
         (["--rate", "0"], "--rate 0 is not allowed"),
+        (["--rate", "1", "--max-replicas", "4", "--compare"], "--max-replicas is compared with fixed numbers"),
+        (
+            ["--rate", "1", "--replicas", "4", "--max-replicas", "2"],
+            "--max-replicas 2 is fewer than the 4 of --replicas",
+        ),
         (["--measure"], "--measure wants to know of what"),
     ],
 )

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.folder import PrivateFolder, sweep
 from omnimuse.deploy.pool import Pool, PoolPlan
+from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.worker.find import Found, find
 from tests.processes import alive, children, wait_gone
@@ -225,7 +227,7 @@ def test_a_lost_request_whose_deadline_has_passed_is_not_drawn_again(found: Foun
 
 def test_two_workers_share_the_work_and_survive_each_other(found: Found, plan: PoolPlan) -> None:
     async def main() -> None:
-        async with opened(replace(plan, replicas=2)) as pool:
+        async with opened(replace(plan, scale=Scale.fixed(2))) as pool:
             await until(lambda: all(status.state == "ready" for status in pool.status()))
             drawing = [asyncio.create_task(draw(pool, ask(found, steps=60))) for _ in range(4)]
             await until(lambda: [status.running for status in pool.status()] == [2, 2])
@@ -288,7 +290,7 @@ def test_when_one_of_a_group_dies_the_group_is_rebuilt(found: Found, plan: PoolP
 
 def test_closing_leaves_no_process_no_file_and_nobody_waiting(found: Found, plan: PoolPlan) -> None:
     async def main() -> None:
-        async with opened(replace(plan, replicas=2, faults="worker.step:2:hang:stuck")) as pool:
+        async with opened(replace(plan, scale=Scale.fixed(2), faults="worker.step:2:hang:stuck")) as pool:
             await until(lambda: all(status.state == "ready" for status in pool.status()))
             pids = [status.pid or 0 for status in pool.status()]
             assert pool.folder is not None
@@ -303,6 +305,59 @@ def test_closing_leaves_no_process_no_file_and_nobody_waiting(found: Found, plan
             with pytest.raises(EngineDeadError):
                 await draw(pool, ask(found))
             assert not any(map(alive, pids)) and not folder.exists() and spooled(plan) == []
+
+    asyncio.run(main())
+
+
+def growing(plan: PoolPlan, **changes: Any) -> PoolPlan:
+    """One worker that draws one request at a time, or two while requests wait."""
+    config = replace(plan.config, schedule=replace(plan.config.schedule, max_running=1))
+    return replace(plan, config=config, scale=Scale(1, 2, grow_after=0.3, shrink_after=0.6), **changes)
+
+
+def test_a_worker_is_added_while_requests_wait_takes_some_of_them_over_and_ends_when_it_is_idle(
+    found: Found, plan: PoolPlan
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        async with opened(growing(plan, staffed=lambda ready, coming: told.append((ready, coming)))) as pool:
+            await pool.wait_ready()
+            drawing = [asyncio.create_task(draw(pool, ask(found, steps=150))) for _ in range(4)]
+            await until(lambda: [status.running > 0 for status in pool.status()] == [True, True])
+            second = pool.status()[1].pid or 0
+            updates = await asyncio.gather(*drawing)
+            assert all(made(each).seed == 7 for each in updates)
+            assert [[update.step for update in each if isinstance(update, Stepped)] for each in updates] == [
+                list(range(1, 151))
+            ] * 4
+            assert len({made(each).name.split("-")[-3] for each in updates}) == 2
+            await until(lambda: len(pool.status()) == 1)
+            assert pool.status()[0].restarts == 0
+            await asyncio.to_thread(wait_gone, [second], PATIENCE)
+            assert made(await draw(pool, ask(found))).seed == 7
+
+    asyncio.run(main())
+    changes = [one for one, before in zip(told, [None, *told], strict=False) if one != before]
+    assert changes[:5] == [(0, 1), (1, 0), (1, 1), (2, 0), (1, 0)]
+
+
+def test_a_worker_that_was_added_and_cannot_be_started_is_given_up_and_the_others_go_on(
+    found: Found, plan: PoolPlan, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    command = ("sh", "-c", f"test ! -e {full} && exec {' '.join(FAKE)}")
+
+    async def main() -> None:
+        async with opened(growing(plan, command=command)) as pool:
+            await pool.wait_ready()
+            full.touch()
+            drawing = [asyncio.create_task(draw(pool, ask(found, steps=200))) for _ in range(2)]
+            await until(lambda: len(pool.status()) == 2)
+            await until(lambda: len(pool.status()) == 1)
+            assert [status.state for status in pool.status()] == ["ready"]
+            assert all(made(updates).seed == 7 for updates in await asyncio.gather(*drawing))
+            assert len(pool.status()) == 1
 
     asyncio.run(main())
 

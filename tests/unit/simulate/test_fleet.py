@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.deploy.scale import Scale
 from omnimuse.simulate.arrivals import Arrival, Mix, bursts, poisson, trace
 from omnimuse.simulate.figures import enough, summarize
 from omnimuse.simulate.fleet import Failures, Outcome, Plan, Target, simulate
@@ -91,13 +93,43 @@ def test_on_mixed_sizes_three_tenths_more_are_in_time_than_first_in_first_out(ra
 
 
 def test_on_pictures_and_videos_near_what_a_fleet_can_do_nearly_half_as_many_again_are_in_time() -> None:
-    ours = Plan(replicas=4, target=THREE_TIMES)
+    ours = Plan(Scale.fixed(4), target=THREE_TIMES)
     fifo = replace(ours, policy="fifo")
     assert within(ours, 1.2, small=10, large=4, video=1) >= 1.44 * within(fifo, 1.2, small=10, large=4, video=1)
 
 
+def test_replicas_come_while_requests_wait_and_go_when_some_are_idle() -> None:
+    rush = list(poisson(4.0, 120.0, Mix({"small": 1.0, "large": 1.0})))
+    later = [Arrival(900.0, "small")]
+    scale = Scale(1, 6, grow_after=2.0, shrink_after=60.0)
+    run = simulate(Plan(scale, start=5.0), TABLE, [*rush, *later])
+    assert 3 < run.most <= 6
+    assert run.there < 900 + 5 * (120 + 6 * 60)  # all are gone but one long before the last request comes
+    least, most = (simulate(Plan(Scale.fixed(count)), TABLE, [*rush, *later]) for count in (1, 6))
+    assert least.there == pytest.approx(900.5) and most.there == pytest.approx(6 * 900.5)
+
+
+def test_replicas_between_bounds_serve_nearly_what_the_most_do_with_fewer_replica_seconds() -> None:
+    def figures(scale: Scale) -> dict[str, float]:
+        load = poisson(2.0, 600.0, Mix({"small": 1.0, "large": 1.0}))
+        return summarize(simulate(Plan(scale, target=THREE_TIMES, start=10.0), TABLE, load))
+
+    moving, least, most = figures(Scale(1, 8, 2.0, 120.0)), figures(Scale.fixed(1)), figures(Scale.fixed(8))
+    assert moving["goodput"] > 0.9 * most["goodput"] > 2 * least["goodput"]
+    assert moving["replica_seconds"] < 0.7 * most["replica_seconds"]
+
+
+def test_a_request_that_waits_moves_to_a_replica_that_comes() -> None:
+    arrivals = [Arrival(0.0, "video"), Arrival(0.0, "video")]
+    one = Plan(schedule=ScheduleConfig(max_running=1), start=2.0)
+    fixed = simulate(one, TABLE, arrivals)
+    moved = simulate(replace(one, scale=Scale(1, 2, grow_after=1.0)), TABLE, arrivals)
+    assert max(each.ended for each in fixed.outcomes) == pytest.approx(2 * VIDEO.busy)
+    assert max(each.ended for each in moved.outcomes) == pytest.approx(VIDEO.busy + 3.0, abs=1.0)
+
+
 def test_what_is_enough_is_enough_and_one_less_is_not() -> None:
     plan = Plan(target=THREE_TIMES)
-    found = enough(lambda count: within(replace(plan, replicas=count), 4.0, 60.0, small=1, large=1), 0.95)
-    assert within(replace(plan, replicas=found), 4.0, 60.0, small=1, large=1) >= 0.95
-    assert within(replace(plan, replicas=found - 1), 4.0, 60.0, small=1, large=1) < 0.95
+    found = enough(lambda count: within(replace(plan, scale=Scale.fixed(count)), 4.0, 60.0, small=1, large=1), 0.95)
+    assert within(replace(plan, scale=Scale.fixed(found)), 4.0, 60.0, small=1, large=1) >= 0.95
+    assert within(replace(plan, scale=Scale.fixed(found - 1)), 4.0, 60.0, small=1, large=1) < 0.95
