@@ -22,10 +22,17 @@ Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 
 class CompiledRunner:
     """Runs blocks compiled. Rows that are alike share a run; others run one after the other, so that one form of the
-    code serves all requests. `backend` makes the code.
+    code serves all requests. `backend` makes the code. While `changed` says so, blocks do something else than what was
+    compiled, and run as they are.
     """
 
-    def __init__(self, blocks: Sequence[Block[Any]], backend: str | Backend = "inductor") -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block[Any]],
+        backend: str | Backend = "inductor",
+        changed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.changed = changed
         self._compiled: dict[Block[Any], Callable[[Tensor, Any], Tensor]] = {
             block: torch.compile(block, dynamic=True, fullgraph=True, backend=backend) for block in blocks
         }
@@ -33,6 +40,10 @@ class CompiledRunner:
     def __call__(
         self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, memories: Sequence[Memory] | None = None
     ) -> Tensor:
+        if self.changed():
+            for block in blocks:
+                hidden = block(hidden, cond)
+            return hidden
         if cond.dense:
             _tell_sizes(vars(cond).values())
             for block in blocks:

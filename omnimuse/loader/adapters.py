@@ -138,16 +138,26 @@ class Reader:
         for outputs in bound.outputs:
             rows = slice(start, start + outputs.count)
             start += outputs.count
-            dtype = self._sites[bound.component].dtype(outputs.path)
-            yield (
-                (bound.component, outputs.path),
-                Product(
-                    down=self._placed(tensors["down"], dtype),
-                    up=self._placed(up[rows], dtype),
-                    start=outputs.start,
-                    bias=None if bias is None else self._placed(bias[rows], dtype),
-                ),
-            )
+            sites = self._sites[bound.component]
+            dtype, share = sites.dtype(outputs.path), sites.share(outputs.path)
+            down = tensors["down"]
+            if share is not None and share.dim == 1:
+                down = torch.cat([down[:, first:last] for first, last in share.spans], 1)
+            if share is None or share.dim == 1:
+                parts = [((0, outputs.count), outputs.start)]
+            else:
+                parts = list(share.meet(outputs.start, outputs.stop))
+            down, mine, own = self._placed(down, dtype), up[rows], None if bias is None else bias[rows]
+            for (first, last), place in parts:
+                yield (
+                    (bound.component, outputs.path),
+                    Product(
+                        down=down,
+                        up=self._placed(mine[first:last], dtype),
+                        start=place,
+                        bias=None if own is None else self._placed(own[first:last], dtype),
+                    ),
+                )
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self._device, dtype).contiguous()

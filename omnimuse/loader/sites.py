@@ -41,7 +41,8 @@ class Outputs:
 class Sites:
     """The linear layers of one component by the names that its checkpoint in `folder` has for them.
 
-    `cuts` says of which tensors `module` has a share. Files are looked at when an adapter first asks.
+    `cuts` says of which tensors `module` has a share, `shares` of which layers it computes with one: some of the inputs
+    or outputs. Files are looked at when an adapter first asks.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Sites:
         rules: Callable[[], Sequence[Rule]],
         cuts: Mapping[str, Slices],
         aliases: Sequence[Alias] = (),
+        shares: Mapping[str, Slices] | None = None,
     ) -> None:
         stored = slots(module)
-        self.cuts = cuts
+        self._shares = shares or {}
         self._folder = folder
         self._rules = rules
         self._aliases = aliases
@@ -67,6 +69,10 @@ class Sites:
     def dtype(self, path: str) -> torch.dtype:
         """What the layer at `path` computes in."""
         return self._dtypes[f"{path}.weight"]
+
+    def share(self, path: str) -> Slices | None:
+        """What of the inputs (dimension 1) or outputs (0) of the layer at `path` is here; None for all of them."""
+        return self._shares.get(path)
 
     def find(self, name: str, *, flat: bool) -> tuple[Outputs, ...]:
         """What the layer that an adapter calls `name` makes, in the order of its outputs; nothing if there is none.

@@ -7,7 +7,7 @@ Letters: R rank, K inputs, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -29,10 +29,15 @@ class Product:
     start: int = 0
     bias: Tensor | None = None
 
-    def add(self, out: Tensor, x: Tensor, scale: float) -> None:
-        """Add to `out` [..., outputs of the layer] what this makes of `x` [..., K]."""
+    def add(self, out: Tensor, x: Tensor, scale: float, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Add to `out` [..., outputs of the layer] what this makes of `x` [..., K]. Of which every rank has a part, if
+        there is a `total` of what all ranks make of theirs.
+        """
+        low = F.linear(x, self.down)
+        if total is not None:
+            low = total(low)
         part = out.narrow(-1, self.start, len(self.up))
-        part.add_(F.linear(F.linear(x, self.down), self.up, self.bias), alpha=scale)
+        part.add_(F.linear(low, self.up, self.bias), alpha=scale)
 
     @property
     def nbytes(self) -> int:

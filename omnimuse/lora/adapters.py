@@ -15,7 +15,7 @@ from torch import nn
 
 from omnimuse.core.errors import CapacityError, RequestError
 from omnimuse.core.loras import Lora
-from omnimuse.lora.adapter import Adapter, Worn
+from omnimuse.lora.adapter import Adapter, Site, Worn
 from omnimuse.lora.linear import Adapted, Rack
 
 Read = Callable[[str], Adapter]
@@ -29,7 +29,8 @@ class Adapters:
     """Adapters by source, over the networks of one pipeline by component; at most `limit` bytes of them.
 
     Those that no request in progress wears make room for others, the one that was not asked for the longest first.
-    `alone`: rows with adapters share no forward. `obstacle` says why there can be none.
+    `alone`: rows with adapters share no forward. `obstacle` says why there can be none. Whoever has to know whether
+    something is worn gives the `rack` that it looks at.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Adapters:
         limit: int,
         alone: bool = False,
         obstacle: str = "",
+        rack: Rack | None = None,
     ) -> None:
         self.alone = alone
         self.limit = limit
@@ -48,7 +50,7 @@ class Adapters:
         self._read = read
         self._stamp = stamp
         self._obstacle = obstacle
-        self._rack = Rack()
+        self._rack = rack or Rack()
         self._known: dict[str, tuple[str, Adapter]] = {}  # the one asked for last is last
         self._living: WeakSet[Adapter] = WeakSet()
 
@@ -115,18 +117,19 @@ class Adapters:
                 "when they are done",
                 retry_after=1.0,
             )
-        for component, path in adapter.products:
-            self._adapt(component, path)
+        for site in adapter.products:
+            adapt(self._networks[site[0]], site, self._rack)
         self._living.add(adapter)
         return adapter
 
-    def _adapt(self, component: str, path: str) -> None:
-        """Let the layer at `path` wear what is on the rack."""
-        network = self._networks[component]
-        layer = network.get_submodule(path)
-        if not isinstance(layer, Adapted):
-            owner, _, name = path.rpartition(".")
-            setattr(network.get_submodule(owner), name, Adapted(layer, (component, path), self._rack))
+
+def adapt(network: nn.Module, site: Site, rack: Rack) -> None:
+    """Let the layer at `site` in `network` wear what is on the rack."""
+    _, path = site
+    layer = network.get_submodule(path)
+    if not isinstance(layer, Adapted):
+        owner, _, name = path.rpartition(".")
+        setattr(network.get_submodule(owner), name, Adapted(layer, site, rack))
 
 
 def _refuse(source: str) -> NoReturn:

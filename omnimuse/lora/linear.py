@@ -6,7 +6,7 @@ alone does, to the bit; the layer's weights are never touched.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,6 +18,19 @@ class Rack:
 
     def __init__(self) -> None:
         self.worn: tuple[Worn, ...] = ()
+
+    def full(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.worn)
+
+
+@runtime_checkable
+class Summing(Protocol):
+    """A layer that has some of the inputs only, as ranks may."""
+
+    def total(self, part: Tensor) -> Tensor:
+        """What all ranks made of their inputs, added up."""
+        ...
 
 
 class Adapted(nn.Module):
@@ -43,7 +56,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
+        total = self.base.total if isinstance(self.base, Summing) else None
         for worn in self.rack.worn:
             for product in worn.adapter.products.get(self.site, ()):
-                product.add(out, x, worn.scale)
+                product.add(out, x, worn.scale, total)
         return out

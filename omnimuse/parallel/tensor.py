@@ -46,8 +46,12 @@ class SummedLinear(nn.Module):
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
-        out = summed(self.axis, F.linear(x, self.weight))
+        out = self.total(F.linear(x, self.weight))
         return out if self.bias is None else out + self.bias
+
+    def total(self, part: Tensor) -> Tensor:
+        """What all ranks made of their inputs, added up."""
+        return summed(self.axis, part)
 
 
 class SummedNorm(nn.Module):

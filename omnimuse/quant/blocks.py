@@ -15,7 +15,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from omnimuse.quant.grids import half, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, shifted, words
 from omnimuse.quant.schemes import Parts, Product
+
+LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What four bits stand for where they are no even steps: closer to one another near zero."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,6 @@ class Blocks:
 
     def _blocks(self, parts: Parts) -> Tensor:
         return parts["weight"].reshape(-1, self.size)
-
-
-def half(blocks: Tensor, start: int) -> Tensor:
-    """The float16 that begins at byte `start` of every block, as float32 [B, 1]."""
-    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
 
 
 def nibbles(packed: Tensor) -> Tensor:
@@ -102,6 +101,41 @@ def q8_0(blocks: Tensor) -> Tensor:
     return half(blocks, 0) * blocks[:, 2:].contiguous().view(torch.int8)
 
 
+def q2_k(blocks: Tensor) -> Tensor:
+    """Sixteen groups of 16 numbers from 0 to 3; scales and floors of 4 bits in units of the block's own two."""
+    whole = bits(blocks[:, 16:80].unflatten(1, (2, 32)), 4, 3).flatten(1).view(len(blocks), 16, 16)
+    scale, floor = half(blocks, 80) * (blocks[:, :16] & 15), half(blocks, 82) * (blocks[:, :16] >> 4)
+    return (scale.unsqueeze(2) * whole - floor.unsqueeze(2)).flatten(1)
+
+
+def q3_k(blocks: Tensor) -> Tensor:
+    """Sixteen groups of 16 numbers from -4 to 3, whose third bits are apart; scales of 6 bits, from -32 to 31."""
+    low = bits(blocks[:, 32:96].unflatten(1, (2, 32)), 4, 3).flatten(1)
+    top = bits(blocks[:, :32].unsqueeze(1), 8, 1).flatten(1)
+    whole = (low.to(torch.int8) - ((top ^ 1) << 2).to(torch.int8)).view(len(blocks), 16, 16)
+    first = nibbles(blocks[:, 96:104].unsqueeze(1)).flatten(1)
+    second = bits(blocks[:, 104:108].unsqueeze(1), 4, 3).flatten(1)
+    scale = half(blocks, 108) * ((first | (second << 4)).to(torch.int8) - 32)
+    return (scale.unsqueeze(2) * whole).flatten(1)
+
+
+def iq4_nl(blocks: Tensor) -> Tensor:
+    """A scale, and 32 numbers that are `LEVELS`."""
+    return half(blocks, 0) * _level(nibbles(blocks[:, 2:].unsqueeze(1)).flatten(1))
+
+
+def iq4_xs(blocks: Tensor) -> Tensor:
+    """Eight groups of 32 numbers that are `LEVELS`; scales of 6 bits, from -32 to 31."""
+    high = shifted(words(blocks[:, 2:4]), tuple(range(0, 16, 2)), 3).flatten(1)
+    low = shifted(blocks[:, 4:8], (0, 4), 15).flatten(1).long()
+    scale = half(blocks, 0) * ((low | (high << 4)) - 32)
+    return (scale.unsqueeze(2) * _level(nibbles(blocks[:, 8:].unflatten(1, (8, 16))).flatten(2))).flatten(1)
+
+
+def _level(places: Tensor) -> Tensor:
+    return torch.tensor(LEVELS, dtype=torch.float32, device=places.device)[places.long()]
+
+
 def q4_k(blocks: Tensor) -> Tensor:
     """Eight groups of 32 numbers from 0 to 15; scales and floors of 6 bits in units of the block's own two."""
     scale, floor = _groups(blocks)
@@ -140,9 +174,19 @@ BLOCKS: Mapping[str, Blocks] = MappingProxyType(
         "Q5_0": Blocks(32, 22, q5_0, (0,)),
         "Q5_1": Blocks(32, 24, q5_1, (0, 2)),
         "Q8_0": Blocks(32, 34, q8_0, (0,)),
+        "Q2_K": Blocks(256, 84, q2_k, (80, 82)),
+        "Q3_K": Blocks(256, 110, q3_k, (108,)),
         "Q4_K": Blocks(256, 144, q4_k, (0, 2)),
         "Q5_K": Blocks(256, 176, q5_k, (0, 2)),
         "Q6_K": Blocks(256, 210, q6_k, (208,)),
+        "IQ1_S": Blocks(256, 50, iq1_s, (0,)),
+        "IQ2_XXS": Blocks(256, 66, iq2_xxs, (0,)),
+        "IQ2_XS": Blocks(256, 74, iq2_xs, (0,)),
+        "IQ2_S": Blocks(256, 82, iq2_s, (0,)),
+        "IQ3_XXS": Blocks(256, 98, iq3_xxs, (0,)),
+        "IQ3_S": Blocks(256, 110, iq3_s, (0,)),
+        "IQ4_NL": Blocks(32, 18, iq4_nl, (0,)),
+        "IQ4_XS": Blocks(256, 136, iq4_xs, (0,)),
     }
 )
 """Every format that is read, by its name in GGUF."""

@@ -8,15 +8,23 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.adapter_file import stamp
 from omnimuse.loader.adapters import Reader
 from omnimuse.loader.sites import Sites
-from omnimuse.lora.adapters import Adapters
+from omnimuse.lora.adapters import Adapters, adapt
+from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
+from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.named import import_named, rules_of
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
+
+
+LINEAR = (nn.Linear, QuantizedLinear, GatheredLinear, SummedLinear)
 
 
 def obstacle(under: Build) -> str:
@@ -26,10 +34,6 @@ def obstacle(under: Build) -> str:
         return f"{under.found.spec.library} runs this pipeline, and its networks are not ours to change"
     if config.model.load == "dummy":
         return "they are found by the names in a checkpoint's files, and load=dummy reads none; use load=weights"
-    if config.compile.mode != "none":
-        return "blocks are compiled as they are; start the engine without compile"
-    if config.parallel.tensor > 1:
-        return "layers are cut by parallel tensor; share out tokens instead (ulysses, ring)"
     return ""
 
 
@@ -41,11 +45,14 @@ def adapters_of(under: Build) -> Adapters:
             module,
             found.checkpoint.path(name),
             partial(rules_of, found.spec.components[name], found.checkpoint, name, module),
-            under.cuts.get(name, {}),
+            under.held.cuts.get(name, {}),
             import_named(aliases) if (aliases := found.spec.components[name].aliases) else (),
+            _shares(under, name),
         )
         for name, module in under.modules.items()
     }
+    if under.compiles and not obstacle(under):
+        _dress(under)
     main = [name for name, module in under.modules.items() if isinstance(module, Network)]
     invariant = any((choice.name, choice.value) == ("tier", "invariant") for choice in under.choices)
     return Adapters(
@@ -55,4 +62,27 @@ def adapters_of(under: Build) -> Adapters:
         limit=config.lora.memory,
         alone=invariant,
         obstacle=obstacle(under),
+        rack=under.rack,
     )
+
+
+def _shares(under: Build, name: str) -> dict[str, Slices]:
+    """Which inputs or outputs a layer of a component computes with here, where not all.
+
+    A layer whose outputs every rank is given has all of them.
+    """
+    whole = {path for path, part in under.modules[name].named_modules() if isinstance(part, GatheredLinear)}
+    found = {tensor.removesuffix(".weight"): share for tensor, share in under.held.shares.get(name, {}).items()}
+    return {path: share for path, share in found.items() if path not in whole}
+
+
+def _dress(under: Build) -> None:
+    """Every linear layer of compiled blocks can wear adapters from the start: what is compiled would be compiled once
+    more where its layers change.
+    """
+    for name, network in under.drawing.items():
+        blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
+        inside = {part for block in blocks for part in block.modules()}
+        layers = [path for path, part in network.named_modules() if isinstance(part, LINEAR) and part in inside]
+        for path in layers:
+            adapt(network, (name, path), under.rack)

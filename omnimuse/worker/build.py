@@ -37,6 +37,7 @@ from omnimuse.loader.components import (
 from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_tensors
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import load_weights, randomise
+from omnimuse.lora.linear import Rack
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
@@ -72,11 +73,22 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
+class Held:
+    """What one rank has of networks, by component: of which tensors a share (`cuts`), with which of these shares it
+    computes as they are (`shares`), and which blocks of a stack (`spans`).
+    """
+
+    cuts: dict[str, dict[str, Slices]] = field(default_factory=dict)
+    shares: dict[str, dict[str, Slices]] = field(default_factory=dict)
+    spans: dict[str, dict[str, Span]] = field(default_factory=dict)
+
+
+@dataclass
 class Build:
     """A model under construction: its networks, their number formats and homes, and all components.
 
-    `cuts` says of which of a network's tensors this rank holds a share, `spans` which blocks of a stack. `parcels` are
-    the weights that networks bring to the device when it is their turn. `resources` close with the engine.
+    `held` is what this rank has of them. `parcels` are the weights that networks bring to the device when it is their
+    turn. `rack` has what networks wear while they compute. `resources` close with the engine.
     """
 
     found: Found
@@ -87,11 +99,11 @@ class Build:
     waiting: Choice
     modules: dict[str, nn.Module] = field(default_factory=dict)
     formats: dict[str, DtypePolicy] = field(default_factory=dict)
-    cuts: dict[str, dict[str, Slices]] = field(default_factory=dict)
-    spans: dict[str, dict[str, Span]] = field(default_factory=dict)
+    held: Held = field(default_factory=Held)
     homes: dict[str, Home] = field(default_factory=dict)
     parcels: dict[str, Parcel] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
+    rack: Rack = field(default_factory=Rack)
     choices: list[Choice] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)
 
@@ -273,7 +285,7 @@ def offload(under: Build) -> None:
         home = Away(module, stored_tensors(module), under.device, store, blocks)
         under.homes[name], under.parcels[name] = home, home.rest
         for label, stack in stacks.items():
-            held = stack.blocks()[slice(*under.spans.get(name, {}).get(label, (None, None)))]
+            held = stack.blocks()[slice(*under.held.spans.get(name, {}).get(label, (None, None)))]
             stack.runner = LayerwiseOffload({block: home.blocks[block] for block in held})
         how = f"components, and {len(blocks)} blocks one at a time" if blocks else "components"
         under.choices.append(Choice("offload", name, how, "asked for"))
@@ -306,7 +318,7 @@ def compile_blocks(under: Build) -> None:
     keep_apart()  # for networks of a library, too, which its door has told to be compiled
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
-            stack.runner = CompiledRunner(stack.blocks())
+            stack.runner = CompiledRunner(stack.blocks(), changed=under.rack.full)
             under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
     for name, module in under.modules.items():
         decoder = dict(module.named_children()).get("decoder")
@@ -392,10 +404,10 @@ def _fill(under: Build, name: str) -> None:
     checkpoint, module, component = under.found.checkpoint, under.modules[name], under.found.spec.components[name]
     policy, home = under.formats[name], under.homes[name]
     if under.found.config.model.load == "dummy":
-        randomise(module, 0, name, policy, home, under.cuts.get(name, {}))
+        randomise(module, 0, name, policy, home, under.held.cuts.get(name, {}))
         return
     rules = rules_of(component, checkpoint, name, module)
-    load_weights(module, checkpoint.path(name), rules, policy, home, under.cuts.get(name, {}))
+    load_weights(module, checkpoint.path(name), rules, policy, home, under.held.cuts.get(name, {}))
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:

@@ -80,7 +80,7 @@ def _as_packed(under: Build) -> dict[str, str]:
             continue
         policy, count = under.formats[name], Counter[str]()
         alike: dict[Packing, dict[str, nn.Linear]] = defaultdict(dict)
-        cut = bool(under.cuts.get(name)) or under.found.config.parallel.shard > 1
+        cut = bool(under.held.cuts.get(name)) or under.found.config.parallel.shard > 1
         for path, layer in packable(module, policy).items():
             bands = stored.get(f"{path}.weight", [])
             if (packing := _packing(bands, cut=cut)) is not None:

@@ -66,9 +66,9 @@ def tensor_parallel(under: Build) -> None:
         return
     for name, network in under.drawing.items():
         whole = sum(each.numel() for each in network.parameters())
-        under.cuts[name] = share_weights(network, axis)
+        under.held.cuts[name] = under.held.shares[name] = share_weights(network, axis)
         here = sum(each.numel() for each in network.parameters())
-        alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.cuts[name].items())
+        alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.held.cuts[name].items())
         shared = f"{here / whole:.2f} of the weights on rank {under.mesh.rank}, {alike / whole:.2f} on every rank alike"
         under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
 
@@ -79,8 +79,8 @@ def pipe(under: Build) -> None:
     if axis.size == 1:
         return
     for name, network in under.drawing.items():
-        under.spans[name], under.cuts[name] = share_out(network, axis, under.cuts.get(name, {}))
-        for label, (start, stop) in under.spans[name].items():
+        under.held.spans[name], under.held.cuts[name] = share_out(network, axis, under.held.cuts.get(name, {}))
+        for label, (start, stop) in under.held.spans[name].items():
             count = len(network.stacks()[label].blocks())
             held = f"blocks {start} to {stop - 1} of {count} on rank {under.mesh.rank}"
             under.choices.append(Choice("ranks", f"{name}.{label}, pipe", held, "asked for"))
@@ -92,7 +92,7 @@ def shard(under: Build) -> None:
     if config.parallel.shard == 1:
         return
     for name, network in under.drawing.items():
-        shards, under.cuts[name] = keep_parts(network, axis, under.cuts.get(name, {}))
+        shards, under.held.cuts[name] = keep_parts(network, axis, under.held.cuts.get(name, {}))
         for label, stack in network.stacks().items():
             stack.runner = ShardRunner(shards, axis)
             how = f"1/{axis.size} of every block, put together while it runs"
@@ -104,7 +104,7 @@ def rank_runners(under: Build) -> None:
     pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
-            if span := under.spans.get(name, {}).get(label):
+            if span := under.held.spans.get(name, {}).get(label):
                 stack.runner = PipeRunner(stack.runner, pipes, stack.blocks()[slice(*span)])
             if tokens.size > 1:
                 stack.runner = SequenceRunner(stack.runner, tokens)

@@ -69,6 +69,7 @@ WORN = Feature("LoRA", adapters=True)
 EXACT = Feature("exact", tier="exact")
 COMPILED = Feature("compile", compile=CompileConfig("blocks"))
 PACKED = Feature("int8", quantize=QuantConfig({"": "int8"}))
+PACKED_AND_WORN = Feature("int8 and LoRA", quantize=QuantConfig({"": "int8"}), adapters=True)
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
@@ -179,7 +180,7 @@ def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     for name, parallel, feature in asked:
         axes = [axis for axis in AXES if getattr(parallel, axis) > 1]
         named = ["tiles on ranks" if axis == "vae_tiles" else axis for axis in axes]
-        also = [feature.name] if feature.name in known else []
+        also = [each for each in feature.name.split(" and ") if each in known]
         found.append(pytest.mark.shows(*named, *also, "company", families=[name], wishes=True))
     return found
 
@@ -209,6 +210,9 @@ BESIDES: list[Asked] = [
     (Z, ParallelConfig(pipe=2), WORN),
     (Z, ParallelConfig(ulysses=2, shard=2), WORN),
     (QWEN, ParallelConfig(cfg=2), WORN),
+    *((name, ParallelConfig(tensor=2), WORN) for name in (Z, FLUX, FLUX2, WAN, QWEN, "StableAudioPipeline")),
+    (Z, ParallelConfig(ulysses=2), PACKED_AND_WORN),
+    (FLUX, ParallelConfig(pipe=2), PACKED_AND_WORN),
     (FLUX, ParallelConfig(ulysses=2), PACKED),
     (Z, ParallelConfig(ring=2), PACKED),
     (Z, ParallelConfig(pipe=2), PACKED),

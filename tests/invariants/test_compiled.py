@@ -17,27 +17,15 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, Memory, PlainRunner
 from omnimuse.pipeline.state import State
 from tests.checkpoints.families import FAMILIES
+from tests.compiling import OWN_BLOCKS, Counter
 from tests.invariants.conftest import Subject
 
 pytestmark = pytest.mark.crossed
 
-OWN_BLOCKS = ("", "dev", "2.1", "2.1-I2V", "5B", "3.5-medium")
-"""The other kinds of checkpoints have the blocks of one of these."""
 MOST = 3
 """Graphs per kind of block: for several rows, for one, and for one whose parts have times of their own."""
 ROWS = (2, *range(1, 13))
 """Two first: then there are as many rows as prompts, as spans of two pictures, as of one short video."""
-
-
-class Counter:
-    """A backend that leaves the graphs as they are, and counts them."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        self.graphs += 1
-        return graph.forward
 
 
 class ByKind(PlainRunner):

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.config import CompileConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
+from omnimuse.layers.compiled import CompiledRunner
+from omnimuse.layers.network import Network
 from tests.checkpoints.adapters import layers_of, write
+from tests.checkpoints.families import FAMILIES
+from tests.compiling import OWN_BLOCKS, Counter
 from tests.invariants.conftest import Subject, outputs, run, submit, with_params
 
 pytestmark = pytest.mark.crossed
@@ -88,12 +93,38 @@ def test_adapters_are_worn_by_weights_that_wait_elsewhere(
         assert torch.equal(found, expected)
 
 
-def test_compiled_blocks_are_told_to_wear_nothing(
-    subject: Subject, engine_with: Make, adapters: tuple[Path, Path]
+@pytest.mark.shows("LoRA", "compile", "company", families=[each.name for each in FAMILIES if each.kind in OWN_BLOCKS])
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+def test_requests_with_adapters_go_past_compiled_blocks_and_nothing_is_compiled_once_more_for_them(
+    subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path]
 ) -> None:
-    engine = engine_with(compile=CompileConfig("blocks"))
-    with pytest.raises(RequestError, match="loras cannot be worn: blocks are compiled as they are"):
-        run(engine, all_kinds(subject, adapters)[1])
+    if subject.family.kind not in OWN_BLOCKS:
+        pytest.skip("its blocks are those of another kind of checkpoint here")
+    torch._dynamo.reset()
+    counter = Counter()
+    engine = engine_with(compile=CompileConfig("blocks"), schedule=ScheduleConfig(company="always"))
+    compile_with(engine, counter)
+    plain, one, *_ = all_kinds(subject, adapters)
+    run(engine, plain)
+    graphs = counter.graphs
+    assert graphs
+    for found, expected in zip(run(engine, plain, one), run(shared, plain, one), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    run(engine, plain)
+    assert counter.graphs == graphs
+
+
+def compile_with(engine: Engine, backend: Counter) -> None:
+    """Have the engine's compiled blocks made by `backend`."""
+    components = engine.runner.pipeline.ctx.components
+    for network in map(components.wherever, components):
+        for stack in network.stacks().values() if isinstance(network, Network) else ():
+            if isinstance(stack.runner, StepCache):
+                assert isinstance(stack.runner.inner, CompiledRunner)
+                stack.runner.inner = CompiledRunner(stack.blocks(), backend, stack.runner.inner.changed)
+            elif isinstance(stack.runner, CompiledRunner):
+                stack.runner = CompiledRunner(stack.blocks(), backend, stack.runner.changed)
 
 
 def test_an_adapter_of_another_model_is_refused_with_the_names_that_were_expected(

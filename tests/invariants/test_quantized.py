@@ -16,9 +16,9 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
 from omnimuse.quant.linear import QuantizedLinear
 from tests.checkpoints.families import FAMILIES
+from tests.compiling import OWN_BLOCKS
 from tests.invariants.conftest import Subject, run, with_params
 from tests.invariants.test_caches import OFF, asks_of
-from tests.invariants.test_compiled import OWN_BLOCKS
 from tests.invariants.test_tiers import strangers
 
 pytestmark = pytest.mark.crossed

@@ -47,6 +47,21 @@ def test_blocks_stand_for_what_gguf_says_to_the_bit(kind: str) -> None:
     assert found.shape == (5, 512) and np.array_equal(found.numpy(), expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+@pytest.mark.parametrize("kind", ["Q3_K", "IQ4_XS", "IQ3_S", "IQ2_XXS"])
+def test_layers_of_few_bits_are_compiled_whole(kind: str) -> None:
+    blocks, x = BLOCKS[kind], torch.randn(3, 512, generator=torch.Generator().manual_seed(0))
+    parts = {"weight": torch.from_numpy(random_blocks(kind, 5, 512))}
+
+    def multiplied(x: Tensor) -> Tensor:
+        return blocks.multiply(x, parts, torch.nn.functional.linear)
+
+    torch._dynamo.reset()
+    found = torch.compile(multiplied, backend="eager", fullgraph=True)(x)
+    expected = gguf.quants.dequantize(parts["weight"].numpy(), GGMLQuantizationType[kind])
+    assert torch.equal(found, torch.nn.functional.linear(x, torch.from_numpy(expected)))
+
+
 def usual(name: str, tensor: Tensor) -> str:
     """As such files are: what has no whole blocks, or is no matrix, in floats; several formats side by side."""
     if tensor.ndim != 2 or tensor.shape[1] % 32 or "pad_token" in name:
@@ -214,12 +229,12 @@ def test_formats_that_are_not_read_and_damaged_files_are_refused(tmp_path: Path)
     with pytest.raises(ModelError, match="cannot be read"):
         kind_of(file)
     writer = gguf.GGUFWriter(file, "tiny")
-    writer.add_tensor("a.weight", np.zeros((1, 84), np.uint8), raw_dtype=GGMLQuantizationType.Q2_K)
+    writer.add_tensor("a.weight", np.zeros((1, 56), np.uint8), raw_dtype=GGMLQuantizationType.IQ1_M)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match=r"a.weight is packed as Q2_K, which is not read; use a file of F32, .*Q4_K"):
+    with pytest.raises(ModelError, match=r"a.weight is packed as IQ1_M, which is not read; use a file of F32, .*Q4_K"):
         read_file(file)
 
 
