@@ -1,9 +1,10 @@
 """What a decoder remembers of the tokens it has read, and what it is given to read next.
 
-A `KV` is a slot of one state, so it is parked, woken and let go of like all others. Networks write behind the length
-that the loop has committed; who reads again after a failure writes the same again.
+A `KV` is a slot of one state, so it is parked, woken and let go of like all others. What it remembers lies beside that
+of other rows, in a `Slab`, so that all that write at the same time can attend in one call. Networks write behind the
+length that the loop has committed; who reads again after a failure writes the same again.
 
-Letters: L layers, N heads of keys and values, H head dim, S tokens of one row, V words of the vocabulary.
+Letters: L layers, R places for rows, N heads of keys and values, H head dim, S tokens of one row, V words.
 """
 
 from __future__ import annotations
@@ -17,24 +18,130 @@ from torch import Tensor
 
 from omnimuse.layers.network import Network
 
+LEAST = 64
+"""Tokens that any memory has room for."""
+
 
 @dataclass(frozen=True)
-class KV:
-    """Keys and values, [L, 2, N, room, H]."""
+class Sizes:
+    """What a token takes in the memory of a network: [L, 2, *, N, *, H], and where it is."""
 
-    data: Tensor
+    layers: int
+    heads: int
+    dim: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token of one row."""
+        return self.layers * 2 * self.heads * self.dim * self.dtype.itemsize
+
+    def empty(self, places: int, room: int, device: torch.device) -> Tensor:
+        """Zeros, [L, 2, places, N, room, H]: what was never written is masked, but looked at, so these are numbers."""
+        shape = (self.layers, 2, places, self.heads, room, self.dim)
+        return torch.zeros(shape, dtype=self.dtype, device=device)
+
+
+class Slab:
+    """One memory for all rows that need about as much of it. Places for rows double when they run out; when the last
+    row has gone, so has the memory.
+    """
+
+    def __init__(self, sizes: Sizes, room: int, device: torch.device) -> None:
+        self.sizes, self.room, self.device = sizes, room, device
+        self.data = sizes.empty(0, room, device)  # [L, 2, R, N, room, H]
+        self._taken: list[bool] = []
+
+    @property
+    def places(self) -> int:
+        return len(self._taken)
+
+    def take(self) -> Place:
+        """The first free place; what the row before left there is gone."""
+        if False not in self._taken:
+            data = self.sizes.empty(max(1, 2 * self.places), self.room, self.device)
+            data[:, :, : self.places] = self.data
+            self.data = data
+            self._taken += [False] * (data.shape[2] - self.places)
+        else:
+            # Numbers that are none would reach the next row through its mask.
+            self.data[:, :, self._taken.index(False)] = 0
+        index = self._taken.index(False)
+        self._taken[index] = True
+        return Place(self, index)
+
+    def give(self, index: int) -> None:
+        """The row at this place has gone."""
+        self._taken[index] = False
+        if True not in self._taken:
+            self.data, self._taken = self.sizes.empty(0, self.room, self.device), []
+
+
+class Place:
+    """Where a row lies in a slab: it is free again when nobody has this any more, as memory of a tensor is."""
+
+    def __init__(self, slab: Slab, index: int) -> None:
+        self.slab, self.index = slab, index
+
+    def __del__(self) -> None:
+        self.slab.give(self.index)
+
+
+class Slabs:
+    """The memory of all rows of a network: a slab for each room, which is a power of two, on each device."""
+
+    def __init__(self) -> None:
+        self._slabs: dict[tuple[Sizes, int, torch.device], Slab] = {}
+
+    def take(self, sizes: Sizes, tokens: int, device: torch.device) -> Place:
+        """A place with room for so many tokens."""
+        room = max(LEAST, 1 << (tokens - 1).bit_length())
+        key = sizes, room, device
+        if key not in self._slabs:
+            self._slabs[key] = Slab(sizes, room, device)
+        return self._slabs[key].take()
+
+
+class KV:
+    """Keys and values of one row: at a place in a slab, or, where it was moved away from there, in a tensor `own`."""
+
+    def __init__(self, slabs: Slabs, place: Place | None, own: Tensor | None = None) -> None:
+        self._slabs, self.place, self._own = slabs, place, own
+
+    @property
+    def slab(self) -> tuple[Tensor, int]:
+        """The memory [L, 2, R, N, room, H] that this row is in, and where among the R."""
+        if self.place is not None:
+            return self.place.slab.data, self.place.index
+        assert self._own is not None
+        return self._own, 0
+
+    @property
+    def data(self) -> Tensor:
+        """Of this row alone, [L, 2, N, room, H]."""
+        data, index = self.slab
+        return data[:, :, index]
 
     @property
     def room(self) -> int:
         """How many tokens there is room for."""
-        return self.data.shape[3]
+        return self.slab[0].shape[4]
+
+    @property
+    def device(self) -> torch.device:
+        return self.slab[0].device
 
     def with_room(self, tokens: int) -> KV:
-        """The same with room for so many `tokens`."""
-        layers, two, heads, room, dim = self.data.shape
-        data = self.data.new_empty(layers, two, heads, tokens, dim)
-        data[:, :, :, :room] = self.data
-        return KV(data)
+        """The same with room for so many `tokens`, and perhaps for more."""
+        old = self.data
+        layers, _, heads, room, dim = old.shape
+        kv = KV(self._slabs, self._slabs.take(Sizes(layers, heads, dim, old.dtype), tokens, old.device))
+        kv.data[:, :, :, :room] = old
+        return kv
+
+    def to(self, device: torch.device) -> KV:
+        """The same on another device, where it lies alone."""
+        return KV(self._slabs, None, self.data.unsqueeze(2).to(device, copy=True))
 
 
 @dataclass(frozen=True)
@@ -47,15 +154,23 @@ class Reading:
 
 
 class Decoder(Network):
-    """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V]."""
+    """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V].
 
-    packing: ClassVar[Literal["stack", "pad", "varlen"]] = "varlen"
+    Rows that read one token share forwards, and so do those that read more, but not with one another: a token is
+    written by other code than a prompt is read by.
+    """
+
+    packing: ClassVar[Literal["stack", "pad", "varlen", "tokens"]] = "tokens"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slabs = Slabs()
 
     @property
-    def token_bytes(self) -> int:
-        """What one token of one row takes in the memory."""
-        return self.memory(1, torch.device("meta")).data.nbytes
-
     @abstractmethod
+    def sizes(self) -> Sizes:
+        """What a token takes in the memory."""
+
     def memory(self, room: int, device: torch.device) -> KV:
-        """An empty memory with room for so many tokens."""
+        """An empty memory with room for so many tokens, and perhaps for more."""
+        return KV(self.slabs, self.slabs.take(self.sizes, room, device))

@@ -1,39 +1,75 @@
 """Attention of decoders: each row sees its own memory, and what is read now, which it then has, too.
 
-Letters: R rows, S tokens of a row, T of all rows, N heads, H head dim, P pairs of a head that turn, L layers.
+Rows that read one token attend together, in one call for all that lie in one slab and are about equally long. How much
+of the memory a call looks at depends on a row's own length alone, and the rest is masked, so company changes no bit.
+
+Letters: R rows, S tokens of a row, T of all rows, N heads, H head dim, P pairs of a head that turn, L layers, G heads
+that share one of keys and values, W tokens that a call looks at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimuse.ar.kv import Reading
+from omnimuse.ar.kv import LEAST, Reading
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
+
+GAP = 2
+"""Places of others between two rows that still share a call."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Rows of one token that attend in one call: they lie in the places from `first` to `end` of the slab `data`.
+
+    Other rows may lie between them; what these would see is thrown away.
+    """
+
+    data: Tensor  # [L, 2, places, heads of keys, room, H]
+    first: int
+    end: int
+    window: int
+    written: Tensor  # where their keys and values go in a layer of `data`, seen as vectors: [rows * 2 * heads of keys]
+    mask: Tensor  # [end - first, 1, 1, W], 0 where a token is seen, else -inf
+    rows: Tensor | None  # which of the R these are; None: all, in order
+    by_place: Tensor | None  # which of `rows` lies in each place from `first` to `end`, or any; None: they are in order
+    places: Tensor | None  # where each of `rows` lies from `first` on; None: they are in order
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """Queries [R, N, H], keys and values [R, 2, heads of keys, H] -> what these rows see, [rows, N, H]."""
+        if self.rows is not None:
+            q, kv = q[self.rows], kv[self.rows]
+        memory, heads, dim = self.data[layer], kv.shape[2], q.shape[2]
+        memory.view(-1, dim).index_copy_(0, self.written, kv.reshape(-1, dim))
+        keys, values = memory[:, self.first : self.end, :, : self.window].unbind()
+        if self.by_place is not None:
+            q = q[self.by_place]
+        # Heads that share keys are as so many tokens: none of them has to be copied for that.
+        shared = q.view(len(q), heads, -1, dim)  # [places, heads of keys, G, H]
+        seen = F.scaled_dot_product_attention(shared, keys, values, attn_mask=self.mask).reshape(len(q), -1, dim)
+        return seen if self.places is None else seen[self.places]
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every layer receives beside the hidden states: rotations, packed like these, and the rows' memories.
-
-    A row that reads several tokens after others has a mask; one token, or the first ones, need none.
-    """
+    """What every layer receives beside the hidden states: rotations, packed like these, and the rows' memories."""
 
     layout: Layout
     cos: Tensor  # [1, T, 1, P] or [R, S, 1, P], of the angle by which a place turns
     sin: Tensor
     rows: tuple[Reading, ...]
-    masks: tuple[Tensor | None, ...]  # [S, start + S], True where a token sees another
 
     @staticmethod
     def of(rows: Sequence[Reading], layout: Layout, cos: Tensor, sin: Tensor) -> Conditions:
         """Those of `rows`, which `layout` packs."""
-        return Conditions(layout, cos, sin, tuple(rows), tuple(map(_mask, rows)))
+        return Conditions(layout, cos, sin, tuple(rows))
 
     @property
     def dense(self) -> bool:
@@ -45,19 +81,105 @@ class Conditions:
             self.layout.take(self.cos, rows),
             self.layout.take(self.sin, rows),
             tuple(self.rows[row] for row in rows),
-            tuple(self.masks[row] for row in rows),
         )
 
     def cut(self, part: Cut) -> Conditions | None:
         return None  # what a row remembers lies in one place
 
+    @cached_property
+    def masks(self) -> tuple[Tensor | None, ...]:
+        """[S, start + S], True where a token sees another; the first tokens of all need none."""
+        return tuple(map(_mask, self.rows))
+
+    @cached_property
+    def together(self) -> tuple[Together, ...]:
+        """How rows of one token share calls."""
+        return tuple(_together(self.rows))
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """Where each row is among those that `together` has one after the other; None: in order."""
+        if len(self.together) == 1:
+            return None
+        rows = torch.cat([each.rows for each in self.together if each.rows is not None])
+        return rows.argsort()
+
+    @cached_property
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """By what both numbers of every pair are multiplied, and their partners, [*, 1, 2 P] each."""
+        return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Heads [B, S, *, 2 P], each pair (x[i], x[i + P]) turned by its angle; rounded where the reference rounds."""
+        own, other = self._pairs
+        return x * own + x.roll(self.cos.shape[-1], -1) * other
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries [B, S, N, H], keys and values of as many heads or fewer, packed -> what is seen, [B, S, N H]."""
+        if self.layout.length == 1:
+            return self.attend_ones(layer, q[:, 0], torch.stack([k[:, 0], v[:, 0]], 1))
         parts = (self.layout.unpack(part) for part in (q, k, v))
         seen = [
             _attend(row, layer, q, k, v, mask) for row, q, k, v, mask in zip(self.rows, *parts, self.masks, strict=True)
         ]
         return self.layout.pack(seen)
+
+    def attend_ones(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H]."""
+        seen = [each.attend(layer, q, kv) for each in self.together]
+        whole = seen[0] if self.order is None else torch.cat(seen)[self.order]
+        return whole.reshape(len(q), 1, -1)
+
+
+def window(length: int) -> int:
+    """How much of the memory a row of so many tokens looks at: a function of its length, at most a quarter more."""
+    step = max(LEAST, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
+
+
+def _together(rows: Sequence[Reading]) -> list[Together]:
+    """One for all rows that lie near one another in one slab and look at as much of it."""
+    alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for number, row in enumerate(rows):
+        data, place = row.kv.slab
+        alike.setdefault((id(data), min(window(row.start + 1), data.shape[4])), []).append((place, number))
+    found: list[tuple[int, list[int]]] = []
+    for (_, wide), there in alike.items():
+        before = -GAP - 2
+        for place, number in sorted(there):
+            if place - before > GAP + 1:
+                found.append((wide, []))
+            found[-1][1].append(number)
+            before = place
+    return [_one(rows, sorted(numbers), wide, alone=len(found) == 1) for wide, numbers in found]
+
+
+def _one(rows: Sequence[Reading], numbers: list[int], wide: int, alone: bool) -> Together:
+    data, _ = rows[numbers[0]].kv.slab
+    _, _, many, heads, room, _ = data.shape
+    device = data.device
+    at = [rows[number].kv.slab[1] for number in numbers]
+    first, end = min(at), max(at) + 1
+    starts = [rows[number].start for number in numbers]
+    lengths, which = [1] * (end - first), [0] * (end - first)  # a place between sees one token, of whoever it is
+    for index, (place, start) in enumerate(zip(at, starts, strict=True)):
+        lengths[place - first], which[place - first] = start + 1, index
+    vectors = torch.tensor([place * heads * room + start for place, start in zip(at, starts, strict=True)])
+    parts = torch.arange(2)[:, None] * (many * heads * room) + torch.arange(heads) * room  # [2, heads of keys]
+    seen = torch.arange(wide) < torch.tensor(lengths)[:, None]  # [places, W]
+    mask = torch.zeros(seen.shape, dtype=data.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+    in_order = at == list(range(first, end))
+    return Together(
+        data,
+        first,
+        end,
+        wide,
+        (vectors[:, None, None] + parts).view(-1).to(device),
+        mask.to(device),
+        None if alone else torch.tensor(numbers, device=device),
+        None if in_order else torch.tensor(which, device=device),
+        None if in_order else torch.tensor([place - first for place in at], device=device),
+    )
 
 
 def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,14 +194,14 @@ def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Ten
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None and len(q) > 1,
+        is_causal=mask is None,
         enable_gqa=q.shape[1] > k.shape[1],
     )
     return seen[0].transpose(0, 1).flatten(1)
 
 
 def _mask(row: Reading) -> Tensor | None:
-    if row.start == 0 or len(row.ids) == 1:
+    if row.start == 0:
         return None
     places = torch.arange(row.start + len(row.ids), device=row.ids.device)
     return places[None, :] <= places[row.start :, None]

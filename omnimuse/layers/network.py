@@ -20,10 +20,11 @@ class Network(nn.Module, ABC):
     """A network that evaluates several rows in one forward.
 
     `packing` says which rows may share it: "stack" those of equal shape, "pad" any (short ones are padded and
-    masked), "varlen" any (tokens are laid end to end). A row is the model's own frozen dataclass of inputs.
+    masked), "varlen" any (tokens are laid end to end), "tokens" the same, but rows of one token apart from others. A
+    row is the model's own frozen dataclass of inputs.
     """
 
-    packing: ClassVar[Literal["stack", "pad", "varlen"]]
+    packing: ClassVar[Literal["stack", "pad", "varlen", "tokens"]]
 
     @classmethod
     @abstractmethod

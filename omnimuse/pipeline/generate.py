@@ -112,7 +112,7 @@ class Generate(Loop):
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)
         tokens = 1 + (chosen.max_tokens or chosen.min_tokens), prompt + most
-        least, most = (min(count, longest) * network.token_bytes for count in tokens)
+        least, most = (min(count, longest) * network.sizes.token_bytes for count in tokens)
         return least, most
 
     def cost(self, ctx: Context, state: State) -> int:
@@ -122,8 +122,7 @@ class Generate(Loop):
         start, tokens = state.working["remembered"], state.working["tokens"]
         piece = tokens[start : start + CHUNK]
         if start + len(piece) > state["kv"].room:
-            most = len(state["prompt_ids"]) + state.working["most"]
-            state["kv"] = state["kv"].with_room(min(2 * state["kv"].room, most))
+            state["kv"] = state["kv"].with_room(start + len(piece))
         return [
             Row(
                 state=state,

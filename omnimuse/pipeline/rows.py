@@ -50,4 +50,7 @@ def evaluate(ctx: Context, rows: Sequence[Row]) -> list[Tensor]:
 
 def _shape_bucket(ctx: Context, row: Row) -> Hashable:
     """Rows of different lengths share a forward only where the network can separate them."""
-    return None if ctx.packing(row.network) == "varlen" else (row.tokens, row.shape)
+    packing = ctx.packing(row.network)
+    if packing == "tokens":
+        return row.tokens == 1
+    return None if packing == "varlen" else (row.tokens, row.shape)

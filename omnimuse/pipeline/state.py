@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from omnimuse.ar.kv import KV
 from omnimuse.core.output import Note
 from omnimuse.core.request import Request
 from omnimuse.diffusion.solvers import SolverMemory
@@ -141,9 +142,9 @@ class State:
 
 @dataclass(frozen=True)
 class Parked:
-    """A tensor that waits on the CPU, and where it belongs."""
+    """A tensor, or what a row remembers, that waits on the CPU, and where it belongs."""
 
-    tensor: torch.Tensor
+    tensor: torch.Tensor | KV
     home: torch.device
 
 
@@ -159,7 +160,7 @@ def wake(value: Any) -> Any:
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with every tensor (parked ones, too) inside it replaced by what `change` makes of it."""
-    if isinstance(value, torch.Tensor | Parked):
+    if isinstance(value, torch.Tensor | KV | Parked):
         return change(value)
     if isinstance(value, dict):
         return {key: _changed(item, change) for key, item in value.items()}

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
@@ -95,7 +94,7 @@ def _memory_choices(under: Build) -> list[Choice]:
         value = " + ".join(f"{_size(size)} {dtype}" for dtype, size in sizes.most_common())
         found.append(Choice("memory", name, value, _where(under, module)))
         if isinstance(module, Decoder):
-            token = module.memory(1, torch.device("meta")).data.nbytes
+            token = module.sizes.token_bytes
             kept = "keys and values of what an output has it read and write, gone when it has written all"
             found.append(Choice("memory", f"{name}, remembered", f"{_size(token)} a token", kept))
     total = sum(tensor.nbytes for module in under.modules.values() for tensor, _ in stored_tensors(module).values())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.kv import Decoder, Reading, Sizes
 from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ModelError
@@ -106,10 +106,10 @@ class GlmImageWriter(Decoder):
     def stacks(self) -> dict[str, BlockStack]:
         return {"layers": self.layers}
 
-    def memory(self, room: int, device: torch.device) -> KV:
+    @property
+    def sizes(self) -> Sizes:
         c = self.config
-        shape = (c.num_hidden_layers, 2, c.num_key_value_heads, room, c.head)
-        return KV(torch.empty(shape, dtype=self.norm.weight.dtype, device=device))
+        return Sizes(c.num_hidden_layers, c.num_key_value_heads, c.head, self.norm.weight.dtype)
 
     def see(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         """The tokens of a picture, int64 [rows * columns], from its patches, row by row, [rows * columns, *]."""

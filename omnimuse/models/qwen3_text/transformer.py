@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.kv import Decoder, Reading, Sizes
 from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
-from omnimuse.components.qwen3 import Qwen3Config, Qwen3Heads
-from omnimuse.layers.mlp import GatedMLP
+from omnimuse.components.qwen3 import Qwen3Config
+from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.layers.stack import Block, BlockStack, Memory
@@ -49,10 +49,10 @@ class Qwen3Decoder(Decoder):
     def stacks(self) -> dict[str, BlockStack]:
         return {"layers": self.layers}
 
-    def memory(self, room: int, device: torch.device) -> KV:
+    @property
+    def sizes(self) -> Sizes:
         c = self.config
-        shape = (c.num_hidden_layers, 2, c.num_key_value_heads, room, c.head_dim)
-        return KV(torch.empty(shape, dtype=self.norm.weight.dtype, device=device))
+        return Sizes(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, self.norm.weight.dtype)
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(len(row.ids) for row in rows))
@@ -64,7 +64,12 @@ class Qwen3Decoder(Decoder):
     def _conditions(self, rows: Sequence[Reading], layout: Layout, dtype: torch.dtype) -> Conditions:
         ends = [row.start + len(row.ids) for row in rows]
         turns = self._turned(max(ends), rows[0].ids.device, dtype)
-        cos, sin = (layout.pack([part[row.start : end] for row, end in zip(rows, ends, strict=True)]) for part in turns)
+        if layout.length == 1:
+            places = torch.tensor([[row.start] for row in rows], device=turns.device)
+            cos, sin = turns[:, places].unbind()  # [R, 1, 1, H/2] each
+        else:
+            spans = [slice(row.start, end) for row, end in zip(rows, ends, strict=True)]
+            cos, sin = (layout.pack([part[span] for span in spans]) for part in turns)
         return Conditions.of(rows, layout, cos, sin)
 
     def _turned(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -87,19 +92,44 @@ class DecoderLayer(Block[Conditions]):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = RememberingAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = JoinedMLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class RememberingAttention(Qwen3Heads):
-    """Causal attention to what the memory of a row has, and to the tokens that are read now, which it then has, too."""
+class RememberingAttention(nn.Module):
+    """Causal attention to what the memory of a row has, and to the tokens that are read now, which it then has, too.
+
+    Queries, keys and values are made by one product: few rows take the time of reading the weights, and of the call.
+    """
 
     def __init__(self, config: Qwen3Config, layer: int) -> None:
-        super().__init__(config)
-        self.layer = layer
+        super().__init__()
+        self.layer, self.dim = layer, config.head_dim
+        self.own, self.shared = config.num_attention_heads, config.num_key_value_heads
+        self.qkv = nn.Linear(config.hidden_size, (self.own + 2 * self.shared) * self.dim, bias=False)
+        self.o_proj = nn.Linear(self.own * self.dim, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        return self.o_proj(cond.attend(self.layer, *self.split(x, cond.cos, cond.sin)))
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split([self.own, self.shared, self.shared], dim=-2)
+        turned = cond.turn(torch.cat([self.q_norm(q), self.k_norm(k)], dim=-2))  # [B, S, N + heads of keys, H]
+        q, k = turned.split([self.own, self.shared], dim=-2)
+        return self.o_proj(cond.attend(self.layer, q, k, v))
+
+
+class JoinedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up in one layer."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+        self.gated = Gated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.gated(gate, up))

@@ -1,0 +1,118 @@
+"""What rows of a decoder remember: places in slabs that come and go, and attention of all rows in a few calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnimuse.ar.kv import KV, LEAST, Reading, Sizes, Slabs
+from omnimuse.ar.remembering import Conditions, window
+from omnimuse.attention.layout import Layout
+
+CPU = torch.device("cpu")
+SIZES = Sizes(layers=2, heads=2, dim=16, dtype=torch.float32)
+QUERIES = 4
+LENGTHS = (1, 7, 64, 65, 70, 128, 129, 300, 300, 9)
+"""Tokens that the rows of a test have read before."""
+
+
+def filled(slabs: Slabs, length: int) -> KV:
+    """The memory of a row that has read so many tokens, which are known by their number."""
+    kv = KV(slabs, slabs.take(SIZES, length + 1, CPU))
+    chance = torch.Generator().manual_seed(length)
+    kv.data[:, :, :, :length] = torch.randn(SIZES.layers, 2, SIZES.heads, length, SIZES.dim, generator=chance)
+    return kv
+
+
+def said(length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [1, N, H], and keys and values [1, heads of keys, H], of the token that follows."""
+    chance = torch.Generator().manual_seed(1000 + length)
+    return tuple(torch.randn(1, heads, SIZES.dim, generator=chance) for heads in (QUERIES, SIZES.heads, SIZES.heads))  # type: ignore[return-value]
+
+
+def seen(memories: Sequence[KV], lengths: Sequence[int], layer: int = 1) -> Tensor:
+    """What rows of one token each see, all in one forward, [R, N H]."""
+    rows = [
+        Reading(torch.zeros(1, dtype=torch.int64), length, kv) for kv, length in zip(memories, lengths, strict=True)
+    ]
+    q, k, v = (torch.stack(parts) for parts in zip(*map(said, lengths), strict=True))
+    cond = Conditions.of(rows, Layout((1,) * len(rows)), torch.ones(1), torch.zeros(1))
+    return cond.attend(layer, q, k, v)[:, 0]
+
+
+def expected(kv: KV, length: int, layer: int = 1) -> Tensor:
+    """The same of one row, by attention to exactly what it has read."""
+    q, k, v = said(length)
+    keys, values = (
+        torch.cat([old[:, :length], new.transpose(0, 1)], 1)[None]
+        for old, new in zip(kv.data[layer], (k, v), strict=True)
+    )
+    return F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, enable_gqa=True).flatten()
+
+
+def test_rows_that_attend_together_see_what_each_would_see_alone_to_the_bit() -> None:
+    slabs = Slabs()
+    memories = [filled(slabs, length) for length in LENGTHS]
+    alone = [seen([filled(Slabs(), length)], [length])[0] for length in LENGTHS]
+    for order in (range(10), (9, 3, 1, 4), (0, 8, 7), (5,), (2, 6, 9, 0, 1)):
+        found = seen([memories[i] for i in order], [LENGTHS[i] for i in order])
+        for number, row in zip(order, found, strict=True):
+            assert torch.equal(row, alone[number]), f"the row of {LENGTHS[number]} tokens among {tuple(order)}"
+
+
+def test_attention_to_a_part_of_a_slab_is_attention_to_what_was_read() -> None:
+    for length in LENGTHS:
+        kv = filled(Slabs(), length)
+        torch.testing.assert_close(seen([kv], [length])[0], expected(filled(Slabs(), length), length))
+        _, key, value = said(length)
+        assert torch.equal(kv.data[1, :, :, length], torch.cat([key, value])), "it remembers this token, too"
+
+
+def test_a_row_that_was_moved_or_has_more_room_sees_the_same() -> None:
+    slabs = Slabs()
+    for length in (7, 300):
+        kv = filled(slabs, length)
+        whole = seen([kv], [length])
+        assert torch.equal(seen([kv.to(CPU)], [length]), whole)
+        assert torch.equal(seen([kv.with_room(2000), filled(slabs, 9)], [length, 9])[:1], whole)
+        assert torch.equal(seen([kv.to(CPU).with_room(2000)], [length]), whole)
+
+
+def test_a_place_is_free_when_its_row_has_gone_and_the_memory_when_all_have() -> None:
+    slabs = Slabs()
+    rows = [filled(slabs, 9) for _ in range(3)]
+    slab = rows[0].place.slab if rows[0].place is not None else None
+    assert slab is not None
+    assert [row.slab[1] for row in rows] == [0, 1, 2]
+    assert slab.places == 4, "they double"
+    rows[1] = rows[1].to(CPU)
+    assert filled(slabs, 5).slab[1] == 1
+    rows.clear()
+    assert slab.places == 0
+    assert slab.data.nbytes == 0
+
+
+def test_numbers_that_are_none_do_not_reach_the_next_row_at_their_place() -> None:
+    slabs = Slabs()
+    first, stays = filled(slabs, 9), filled(slabs, 9)
+    assert stays.slab[1] == 1
+    first.data.fill_(torch.nan)
+    del first
+    row = filled(slabs, 9)
+    assert row.slab[1] == 0
+    assert torch.equal(seen([row], [9]), seen([filled(Slabs(), 9)], [9]))
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 256, 257, 1000, 1025, 5000, 40_000])
+def test_a_row_looks_at_all_it_has_read_and_at_little_more(length: int) -> None:
+    assert length <= window(length) < max(length + LEAST, 1.25 * length)
+    room = Slabs().take(SIZES, length, CPU).slab.room
+    assert window(length) <= room < max(LEAST + 1, 2 * length)
+
+
+def test_what_a_token_takes_is_what_the_memory_of_a_token_takes() -> None:
+    assert SIZES.empty(1, 1, torch.device("meta")).nbytes == SIZES.token_bytes
