@@ -1,4 +1,4 @@
-"""What tests of compiled blocks share: whose blocks are compiled, and a compiler that only counts."""
+"""What tests of compiled blocks share: a compiler that only counts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-OWN_BLOCKS = ("", "dev", "2.1", "2.1-I2V", "5B", "3.5-medium")
-"""The other kinds of checkpoints have the blocks of one of these."""
 
 
 class Counter:

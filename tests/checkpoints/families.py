@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterator
 from importlib import import_module
 
 import tests.checkpoints
+from omnimuse.models import REGISTRY
 from tests.checkpoints.wishes import Family, Writer
 
 _MODULES = sorted(module.name for module in pkgutil.iter_modules(tests.checkpoints.__path__))
@@ -22,3 +24,24 @@ WRITERS: tuple[Writer, ...] = tuple(
 FAMILIES: tuple[Family, ...] = tuple(
     family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "FAMILIES", ())
 )
+
+
+def _network(family: Family) -> frozenset[str]:
+    """Where the code of what it evaluates at every step is."""
+    components = REGISTRY.spec(family.arch).components.items()
+    return frozenset(each.network for name, each in components if each.network and name.startswith("transformer"))
+
+
+def _one_of_each_network() -> Iterator[Family]:
+    whole = [family for family in FAMILIES if family.kind in ("", "dev", "2.1", "3.5-medium")]
+    known = set[frozenset[str]]()
+    for family in (*whole, *FAMILIES):
+        if (network := _network(family)) not in known:
+            known.add(network)
+            yield family
+
+
+NETWORKS: tuple[Family, ...] = tuple(_one_of_each_network())
+"""One checkpoint of every network: for what takes long and depends on nothing but the code of its blocks."""
+BLOCKS: tuple[Family, ...] = (*NETWORKS, *(family for family in FAMILIES if family.kind in ("2.1-I2V", "5B")))
+"""The same, and those that have blocks which the first of their network does not have."""

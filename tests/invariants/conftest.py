@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,6 +83,11 @@ def with_params(ask: Ask, **choices: object) -> Ask:
 def subject(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Subject:
     family: Family = request.param
     return Subject(family, tiny(family.name))
+
+
+def of(families: Sequence[Family]) -> pytest.MarkDecorator:
+    """A mark of tests that need not run with all of the families."""
+    return pytest.mark.parametrize("subject", families, ids=[family.name for family in families], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, Memory, PlainRunner
 from omnimuse.pipeline.state import State
-from tests.checkpoints.families import FAMILIES
-from tests.compiling import OWN_BLOCKS, Counter
-from tests.invariants.conftest import Subject
+from tests.checkpoints.families import BLOCKS
+from tests.compiling import Counter
+from tests.invariants.conftest import Subject, of
 
 pytestmark = pytest.mark.crossed
 
@@ -56,13 +56,12 @@ def begun(engine: Engine, subject: Subject, wishes: Sequence[int]) -> list[State
     return states
 
 
-@pytest.mark.shows("compile", "company", families=[each.name for each in FAMILIES if each.kind in OWN_BLOCKS])
+@pytest.mark.shows("compile", "company")
+@of(BLOCKS)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_a_kind_of_block_is_compiled_at_most_three_times(subject: Subject, engine_with: Callable[..., Engine]) -> None:
-    if subject.family.kind not in OWN_BLOCKS:
-        pytest.skip("its blocks are those of another kind of checkpoint here")
     torch._dynamo.reset()
     engine = engine_with(schedule=ScheduleConfig(tier="fast", company="always"))
     pipeline, most = engine.runner.pipeline, max(ROWS)

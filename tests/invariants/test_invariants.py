@@ -29,8 +29,8 @@ from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
 from omnimuse.worker.governor import Teams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
-from tests.checkpoints.families import FAMILIES, WRITERS
-from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+from tests.checkpoints.families import FAMILIES, NETWORKS, WRITERS
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, with_params
 
 Make = Callable[..., Engine]
 EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
@@ -74,6 +74,7 @@ def test_step_by_step_is_run_to_completion(subject: Subject, shared: Engine) -> 
     assert torch.equal(pipeline.forward(request)[0], expected[0])
 
 
+@pytest.mark.crossed
 def test_the_smallest_legal_request_is_drawn_so_that_a_worker_can_warm_up(shared: Engine) -> None:
     ask = warm_up_ask(SMALL, shared.door)
     assert ask is not None
@@ -82,6 +83,7 @@ def test_the_smallest_legal_request_is_drawn_so_that_a_worker_can_warm_up(shared
     assert shared.door.spec.medium == "audio" or drawn.shape[-1] == shared.door.limits.size_multiple
 
 
+@pytest.mark.crossed
 def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
     subject: Subject, engine_with: Make, shared: Engine
 ) -> None:
@@ -113,6 +115,7 @@ def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, exa
         assert torch.equal(found, expected)
 
 
+@pytest.mark.crossed
 def test_a_small_tick_budget_changes_nothing_but_the_grouping(
     subject: Subject, engine_with: Make, shared: Engine
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_small_tick_budget_changes_nothing_but_the_grouping(
         assert close(found, expected)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("ticks", [0, 1, 4, 6])
 def test_cancelling_frees_the_state_and_leaves_the_others_as_they_were(
     subject: Subject, exact: Engine, ticks: int
@@ -149,6 +153,7 @@ def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, share
     assert torch.equal(outputs(drain(shared), id_), expected)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("seed", range(3))
 def test_pausing_resuming_and_cancelling_in_any_order_harms_nobody(
     subject: Subject, crowded: Engine, seed: int
@@ -200,6 +205,7 @@ def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
         assert preview.image.std() > 0
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("scheduler", [None, "heun"])
 def test_as_many_steps_are_told_of_as_a_request_counts_evaluations(
     subject: Subject, shared: Engine, scheduler: str | None
@@ -212,6 +218,7 @@ def test_as_many_steps_are_told_of_as_a_request_counts_evaluations(
     assert len(steps) == request.evaluations == (2 * request.steps - 1 if scheduler else request.steps)
 
 
+@pytest.mark.crossed
 def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_denoising(
     subject: Subject, shared: Engine
 ) -> None:
@@ -232,6 +239,7 @@ def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_deno
     assert all(0 < cost <= max(denoising) for each in costs.values() for cost in each)
 
 
+@pytest.mark.crossed
 def test_previews_do_not_change_the_result(subject: Subject, shared: Engine) -> None:
     [expected], [found] = run(shared, subject.ask(0)), run(shared, subject.ask(0, previews=1))
     assert torch.equal(found, expected)
@@ -248,12 +256,11 @@ def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: E
 
 
 @pytest.mark.crossed
+@of(NETWORKS)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, shared: Engine, engine_with: Make) -> None:
-    if subject.family.kind not in ("", "dev", "2.1"):
-        pytest.skip("one checkpoint per architecture: compiling takes long")
     asks = subject.asks()
     engine = engine_with(compile=CompileConfig("blocks"))
     first, again = run(engine, *asks), run(engine, *asks)
@@ -262,6 +269,7 @@ def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, sha
         assert torch.equal(found, repeated)
 
 
+@pytest.mark.crossed
 def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shared: Engine, engine_with: Make) -> None:
     asks = subject.asks()
     expected = run(shared, *asks)
@@ -270,6 +278,7 @@ def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shar
             assert close(found, plain)
 
 
+@pytest.mark.crossed
 @pytest.mark.shows("several", "exact")
 def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, exact: Engine) -> None:
     ask = subject.ask(0)
@@ -281,6 +290,7 @@ def test_n_outputs_are_n_requests_with_seeds_in_a_row(subject: Subject, exact: E
         assert torch.equal(one, single[0])
 
 
+@pytest.mark.crossed
 @pytest.mark.filterwarnings(  # diffusers' own, of a scheduler
     "ignore:__array__ implementation:DeprecationWarning", "ignore:__array_wrap__:DeprecationWarning"
 )
@@ -330,6 +340,7 @@ def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) 
     shared.runner.forwards.retries.clear()
 
 
+@pytest.mark.crossed
 def test_what_is_made_is_in_range_and_seeds_make_it_differ(subject: Subject, shared: Engine) -> None:
     first, second = run(shared, subject.ask(0, output_type="pt"), subject.ask(0, output_type="pt", seed=99))
     assert first.dtype == torch.float32

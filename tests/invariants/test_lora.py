@@ -16,9 +16,9 @@ from omnimuse.engine.engine import Engine
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from tests.checkpoints.adapters import layers_of, write
-from tests.checkpoints.families import FAMILIES
-from tests.compiling import OWN_BLOCKS, Counter
-from tests.invariants.conftest import Subject, outputs, run, submit, with_params
+from tests.checkpoints.families import BLOCKS
+from tests.compiling import Counter
+from tests.invariants.conftest import Subject, of, outputs, run, submit, with_params
 
 pytestmark = pytest.mark.crossed
 
@@ -93,14 +93,13 @@ def test_adapters_are_worn_by_weights_that_wait_elsewhere(
         assert torch.equal(found, expected)
 
 
-@pytest.mark.shows("LoRA", "compile", "company", families=[each.name for each in FAMILIES if each.kind in OWN_BLOCKS])
+@pytest.mark.shows("LoRA", "compile", "company")
+@of(BLOCKS)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_requests_with_adapters_go_past_compiled_blocks_and_nothing_is_compiled_once_more_for_them(
     subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path]
 ) -> None:
-    if subject.family.kind not in OWN_BLOCKS:
-        pytest.skip("its blocks are those of another kind of checkpoint here")
     torch._dynamo.reset()
     counter = Counter()
     engine = engine_with(compile=CompileConfig("blocks"), schedule=ScheduleConfig(company="always"))

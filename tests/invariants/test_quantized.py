@@ -15,9 +15,8 @@ from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
 from omnimuse.quant.linear import QuantizedLinear
-from tests.checkpoints.families import FAMILIES
-from tests.compiling import OWN_BLOCKS
-from tests.invariants.conftest import Subject, run, with_params
+from tests.checkpoints.families import BLOCKS
+from tests.invariants.conftest import Subject, of, run, with_params
 from tests.invariants.test_caches import OFF, asks_of
 from tests.invariants.test_tiers import strangers
 
@@ -103,14 +102,13 @@ def test_packed_weights_draw_the_same_with_step_caches_that_never_skip(
         assert torch.equal(found, expected)
 
 
-@pytest.mark.shows("compile", "int8", families=[each.name for each in FAMILIES if each.kind in OWN_BLOCKS])
+@pytest.mark.shows("compile", "int8")
+@of(BLOCKS)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
 def test_blocks_with_packed_weights_are_compiled_whole(subject: Subject, engine_with: Make, scheme: str) -> None:
-    if subject.family.kind not in OWN_BLOCKS:
-        pytest.skip("its blocks are those of another kind of checkpoint here")
     torch._dynamo.reset()
     fast = ScheduleConfig(tier="fast", company="always")
     engine = engine_with(quantize=asked(subject, scheme), schedule=fast)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from tests.checkpoints.parts import with_scheduler
 from tests.checkpoints.wishes import Family, Wish
 
 Expected = Callable[[str], list[Tensor]]
+Ours = Callable[[list[Wish], str], list[Tensor]]
 TOLERANCE = 1e-5
 NO_FLOW = "its noise levels are no flow's: a shift and a scheduler are refused"
 OF_SOUND = 5e-5
@@ -51,16 +52,19 @@ def expected(family: Family, folder: Path) -> Expected:
     return cache(lambda output_type: reference(family, folder, list(family.wishes), output_type))
 
 
-def ours(folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
-    """All wishes in flight together."""
-    prompts = [wish.asked for wish in wishes]
-    params = [replace(wish.params, output_type=output_type) for wish in wishes]  # type: ignore[arg-type]
-    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"))
-    with Omni(str(folder), config=config) as omni:
-        results = omni.generate(prompts, params, progress=False)
-    for result in results:
-        assert result.error is None, result.error
-    return [result.output[0] for result in results]
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Iterator[Ours]:
+    """What our engine makes of wishes, all in flight together: one engine for all tests of a family."""
+    with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:
+
+        def draw(wishes: list[Wish], output_type: str) -> list[Tensor]:
+            params = [replace(wish.params, output_type=output_type) for wish in wishes]  # type: ignore[arg-type]
+            results = omni.generate([wish.asked for wish in wishes], params, progress=False)
+            for result in results:
+                assert result.error is None, result.error
+            return [result.output[0] for result in results]
+
+        yield draw
 
 
 def reference(family: Family, folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
@@ -69,10 +73,11 @@ def reference(family: Family, folder: Path, wishes: list[Wish], output_type: str
         return family.reference(folder, wishes, output_type)
 
 
+@pytest.mark.crossed
 def test_different_requests_in_flight_give_the_references_latents(
-    family: Family, folder: Path, expected: Expected
+    family: Family, ours: Ours, expected: Expected
 ) -> None:
-    for wanted, found in zip(expected("latent"), ours(folder, list(family.wishes), "latent"), strict=True):
+    for wanted, found in zip(expected("latent"), ours(list(family.wishes), "latent"), strict=True):
         assert found.shape == wanted.shape
         assert float((found - wanted).norm() / wanted.norm()) <= TOLERANCE
 
@@ -83,19 +88,20 @@ def tolerance(family: Family) -> float:
 
 @pytest.mark.shows("company", wishes=True)
 def test_different_requests_in_flight_give_what_the_reference_makes(
-    family: Family, folder: Path, expected: Expected
+    family: Family, ours: Ours, expected: Expected
 ) -> None:
-    for wanted, found in zip(expected("pt"), ours(folder, list(family.wishes), "pt"), strict=True):
+    for wanted, found in zip(expected("pt"), ours(list(family.wishes), "pt"), strict=True):
         assert found.shape == wanted.shape
         assert family.far(found, wanted) <= tolerance(family)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("index", [0, 1, 2, -1])
 def test_one_request_alone_gives_what_the_reference_makes(
-    family: Family, folder: Path, expected: Expected, index: int
+    family: Family, folder: Path, ours: Ours, expected: Expected, index: int
 ) -> None:
     wish = family.wishes[index]
-    [found] = ours(folder, [wish], "pt")
+    [found] = ours([wish], "pt")
     assert family.far(found, expected("pt")[index]) <= tolerance(family), where_it_parts(folder, wish)
 
 
@@ -108,14 +114,15 @@ def where_it_parts(folder: Path, wish: Wish) -> str:
     return verdict(outcome, TOLERANCE)
 
 
-def test_a_wrong_guidance_scale_would_be_noticed(family: Family, folder: Path, expected: Expected) -> None:
+@pytest.mark.crossed
+def test_a_wrong_guidance_scale_would_be_noticed(family: Family, ours: Ours, expected: Expected) -> None:
     wish = family.wishes[0]
     scales = {name: getattr(wish.params, name) for name in ("guidance_scale", "true_cfg_scale")}
     off = replace(wish, params=replace(wish.params, **{name: scale * 1.1 for name, scale in scales.items() if scale}))
     if off == wish:
         assert family.kind == "distilled", "its wishes have no scale that could be wrong"
         pytest.skip("this checkpoint takes no guidance")
-    [found] = ours(folder, [off], "pt")
+    [found] = ours([off], "pt")
     assert family.far(found, expected("pt")[0]) > 100 * tolerance(family)
     assert torch.isfinite(found).all()
 
@@ -138,14 +145,14 @@ def shifted(scheduler: Any) -> Any:
 
 @pytest.mark.crossed
 def test_a_flow_shift_for_one_request_is_a_scheduler_built_with_it(
-    family: Family, folder: Path, tmp_path: Path
+    family: Family, folder: Path, ours: Ours, tmp_path: Path
 ) -> None:
     if family.sounds:
         pytest.skip(NO_FLOW)
     changed = with_scheduler(folder, tmp_path / "changed", shifted)
     wishes = list(family.wishes)
     asked = [replace(wish, params=replace(wish.params, flow_shift=SHIFT)) for wish in wishes]
-    found, plain = ours(folder, [*asked, wishes[0]], "latent"), ours(folder, [wishes[0]], "latent")
+    found, plain = ours([*asked, wishes[0]], "latent"), ours([wishes[0]], "latent")
     for expected, mine in zip(reference(family, changed, wishes, "latent"), found, strict=False):
         assert float((mine - expected).norm() / expected.norm()) <= TOLERANCE
     assert float((found[-1] - plain[0]).norm() / plain[0].norm()) <= TOLERANCE, "its neighbours have their own"
@@ -155,7 +162,7 @@ def test_a_flow_shift_for_one_request_is_a_scheduler_built_with_it(
 @pytest.mark.crossed
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_given(
-    family: Family, folder: Path, tmp_path: Path, name: str
+    family: Family, folder: Path, ours: Ours, tmp_path: Path, name: str
 ) -> None:
     kind, flow = CHOSEN[name]
 
@@ -175,19 +182,19 @@ def test_a_scheduler_for_one_request_is_the_one_that_the_reference_would_be_give
     wishes = [wish for wish in family.wishes if wish.image is None]
     asked = [replace(wish, params=replace(wish.params, flow_shift=SHIFT, scheduler=name)) for wish in wishes]
     expected = reference(family, changed, wishes, "latent")
-    for wanted, mine in zip(expected, ours(folder, asked, "latent"), strict=True):
+    for wanted, mine in zip(expected, ours(asked, "latent"), strict=True):
         assert float((mine - wanted).norm() / wanted.norm()) <= TOLERANCE
 
 
 @pytest.mark.crossed
 @pytest.mark.parametrize("name", ["euler", "heun", "unipc", "dpm++"])
 @pytest.mark.shows("scheduler", "company", wishes=True)
-def test_every_scheduler_draws_in_any_number_of_steps(family: Family, folder: Path, name: str) -> None:
+def test_every_scheduler_draws_in_any_number_of_steps(family: Family, ours: Ours, name: str) -> None:
     if family.sounds:
         pytest.skip(NO_FLOW)
     asked = []
     for steps, wish in zip((family.least_steps, 2, 3, 7), (*family.wishes, family.wishes[-1]), strict=False):
         params = replace(wish.params, num_inference_steps=steps, scheduler=name)
         asked.append(replace(wish, params=params))
-    for found in ours(folder, asked, "latent"):
+    for found in ours(asked, "latent"):
         assert torch.isfinite(found).all()
