@@ -151,35 +151,42 @@ def _together(rows: Sequence[Reading]) -> list[Together]:
                 found.append((wide, []))
             found[-1][1].append(number)
             before = place
-    return [_one(rows, sorted(numbers), wide, alone=len(found) == 1) for wide, numbers in found]
+    return [_one(rows, sorted(together), wide, alone=len(found) == 1) for wide, together in found]
 
 
-def _one(rows: Sequence[Reading], numbers: list[int], wide: int, alone: bool) -> Together:
-    data, _ = rows[numbers[0]].kv.slab
+def _one(rows: Sequence[Reading], places: list[int], wide: int, alone: bool) -> Together:
+    data, _ = rows[places[0]].kv.slab
     _, _, many, heads, room, _ = data.shape
     device = data.device
-    at = [rows[number].kv.slab[1] for number in numbers]
+    at = [rows[number].kv.slab[1] for number in places]
     first, end = min(at), max(at) + 1
-    starts = [rows[number].start for number in numbers]
+    starts = [rows[number].start for number in places]
     lengths, which = [1] * (end - first), [0] * (end - first)  # a place between sees one token, of whoever it is
     for index, (place, start) in enumerate(zip(at, starts, strict=True)):
         lengths[place - first], which[place - first] = start + 1, index
-    vectors = torch.tensor([place * heads * room + start for place, start in zip(at, starts, strict=True)])
-    parts = torch.arange(2)[:, None] * (many * heads * room) + torch.arange(heads) * room  # [2, heads of keys]
-    seen = torch.arange(wide) < torch.tensor(lengths)[:, None]  # [places, W]
-    mask = torch.zeros(seen.shape, dtype=data.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+    vectors = numbers([place * heads * room + start for place, start in zip(at, starts, strict=True)], device)
+    parts = torch.arange(2, device=device)[:, None] * (many * heads * room) + torch.arange(heads, device=device) * room
+    seen = torch.arange(wide, device=device) < numbers(lengths, device)[:, None]  # [places, W]
+    mask = torch.zeros(seen.shape, dtype=data.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]
     in_order = at == list(range(first, end))
     return Together(
         data,
         first,
         end,
         wide,
-        (vectors[:, None, None] + parts).view(-1).to(device),
-        mask.to(device),
-        None if alone else torch.tensor(numbers, device=device),
-        None if in_order else torch.tensor(which, device=device),
-        None if in_order else torch.tensor([place - first for place in at], device=device),
+        (vectors[:, None, None] + parts).view(-1),  # [rows * 2 * heads of keys]
+        mask,
+        None if alone else numbers(places, device),
+        None if in_order else numbers(which, device),
+        None if in_order else numbers([place - first for place in at], device),
     )
+
+
+def numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [n] on `device`; elsewhere than on a CPU made there number by number, as an upload makes the host wait."""
+    if device.type == "cpu":
+        return torch.tensor(values)
+    return torch.cat([torch.full((1,), value, device=device) for value in values])
 
 
 def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

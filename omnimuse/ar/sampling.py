@@ -54,8 +54,10 @@ class Sampling:
 def next_token(logits: Tensor, read: Sequence[int], written: int, how: Sampling, generator: torch.Generator) -> int:
     """The token after those in `read`, the last `written` of which are the model's own; from logits [V] on the CPU."""
     held = how.ends and written < how.min_tokens
-    if how.temperature == 0 and how.repetition_penalty == 1.0 and not held and not how.suppressed:
-        return int(logits.argmax())
+    if how.temperature == 0 and how.repetition_penalty == 1.0:
+        best = int(logits.argmax())
+        if best not in how.suppressed and not (held and best in how.ends):
+            return best  # whatever is forbidden is not the likeliest
     scores = logits.to(torch.float32, copy=True)[None]  # [1, V]
     if how.repetition_penalty != 1.0:
         known = torch.tensor([list(read)])

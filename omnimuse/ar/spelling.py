@@ -9,10 +9,14 @@ HALF = "\ufffd"
 
 
 class Spelling:
-    """The text of tokens that come one by one; `text` is what of it is sure, `stopped` whether a stop text has come."""
+    """The text of tokens that come one by one; `text` is what of it is sure, `stopped` whether a stop text has come.
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    Where nobody listens and no text stops it, nothing is sure before the end.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), *, heard: bool = True) -> None:
         self._decode, self._stop = decode, tuple(stop)
+        self._heard = heard or bool(stop)
         self._ids: list[int] = []
         self._known = self._spelt = (
             0  # the tokens before them are told; those between are looked at again with what comes
@@ -24,6 +28,8 @@ class Spelling:
     def add(self, token: int) -> str:
         """One more token; what is sure of the text beyond what was told."""
         self._ids.append(token)
+        if not self._heard:
+            return ""
         before, now = self._decode(self._ids[self._known : self._spelt]), self._decode(self._ids[self._known :])
         if len(now) <= len(before) or now.endswith(HALF):
             return ""

@@ -76,8 +76,8 @@ class Plain:
         return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, scale: Tensor | None) -> Tensor:
-        mean_square = x.float().pow(2).mean(-1, keepdim=True)  # [..., 1]
-        x = x * torch.rsqrt(mean_square + eps)  # float32, also for half-precision x
+        mean_square = x.float().square().mean(-1, keepdim=True)  # [..., 1]
+        x = x * mean_square.add_(eps).rsqrt_()  # float32, also for half-precision x
         if weight.dtype in (torch.float16, torch.bfloat16):
             x = x.to(weight.dtype)
         return x * weight if scale is None else x * weight * (1 + scale)

@@ -10,7 +10,7 @@ Letters: T tokens of all rows together, K inputs, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]
 def _small(tokens: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
     count = len(tokens)
     if count < height:
-        tokens = F.pad(tokens, (0, 0, 0, height - count))
+        tokens = torch.cat([tokens] * -(-height // count))[:height]
     elif tokens.data_ptr() % ALIGNMENT:
         tokens = tokens.clone()
     made = torch.mm(tokens, weight.t()) if bias is None else torch.addmm(bias, tokens, weight.t())
@@ -112,24 +112,34 @@ def whole_vectors(count: int, threads: int) -> int:
 
 
 def steady_heights(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    """Those of `HEIGHTS` at which products with `weight` give equal rows equal bits, wherever they lie.
+    """Those of `HEIGHTS` at which products with `weight` give equal rows equal bits, wherever they lie."""
+
+    def multiply(tile: Tensor) -> Tensor:
+        out = tile.new_empty(len(tile), len(weight))
+        product(tile, weight, bias, out)
+        return out
+
+    return agreeing(weight, HEIGHTS, multiply)
+
+
+def agreeing(weight: Tensor, heights: Sequence[int], multiply: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
+    """Those of `heights` at which `multiply` with `weight` gives equal rows equal bits.
 
     Tried here and now: a tile of equal rows must have equal rows for an outcome, and the same ones at every height.
     The largest set of heights that agree is kept, of equal sets the taller one.
     """
-    agreeing: list[tuple[Tensor, list[int]]] = []
+    found: list[tuple[Tensor, list[int]]] = []
     row = trial(1, weight.shape[1]).to(weight)
-    for height in HEIGHTS:
-        out = row.new_empty(height, len(weight))
-        product(row.expand(height, -1).contiguous(), weight, bias, out)
+    for height in heights:
+        out = multiply(row.expand(height, -1).contiguous())
         if not bool((out == out[0]).all()):
             continue
-        known = next((heights for first, heights in agreeing if torch.equal(first, out[0])), None)
+        known = next((together for first, together in found if torch.equal(first, out[0])), None)
         if known is None:
-            agreeing.append((out[0].clone(), [height]))
+            found.append((out[0].clone(), [height]))
         else:
             known.append(height)
-    return max((tuple(heights) for _, heights in agreeing), key=len, default=())
+    return max((tuple(together) for _, together in found), key=len, default=())
 
 
 def trial(rows: int, columns: int) -> Tensor:

@@ -89,7 +89,8 @@ class Generate(Loop):
         most = told.get("max_new_tokens") if chosen.max_tokens is None else chosen.max_tokens
         state.working["most"] = left if not isinstance(most, int) else min(most, left)
         state.working["how"] = Sampling.of(chosen, told)
-        state.working["spelling"] = Spelling(ctx.components["tokenizer"].decode, chosen.stop)
+        decode, heard = ctx.components["tokenizer"].decode, state.request.chunks
+        state.working["spelling"] = Spelling(decode, chosen.stop, heard=heard)
         state.working["tokens"] = list(prompt)
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)

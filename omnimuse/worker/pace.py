@@ -81,7 +81,7 @@ class Pace:
         """
         tokens = [each.tokens for each in offers]
         apart = self._apart(network, tokens)
-        if apart is None or any(self._alone[kind(network, [each])].since > STALE for each in tokens):
+        if apart is None or any(self._alone[kind(network, [each])].since > STALE for each in set(tokens)):
             return False
         together = self._shared(network, tokens)
         if together is None:
@@ -102,7 +102,8 @@ class Pace:
 
     def _apart(self, network: str, tokens: Sequence[int]) -> list[float] | None:
         """The seconds of each state in a forward of its own; None where one is not known."""
-        known = [seconds for each in tokens if (seconds := self.alone(network, each)) is not None]
+        alike = {each: self.alone(network, each) for each in set(tokens)}  # many that write are of one size
+        known = [seconds for each in tokens if (seconds := alike[each]) is not None]
         return known if len(known) == len(tokens) else None
 
     def _shared(self, network: str, tokens: Sequence[int]) -> float | None:

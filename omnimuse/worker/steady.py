@@ -7,23 +7,31 @@ the default is "fast" with the reason. `docs/tiers.md` says what each tier promi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
+from omnimuse.ar.kv import Decoder
 from omnimuse.attention.backends.one_by_one import OneByOne
 from omnimuse.attention.layer import Attention
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
+from omnimuse.layers.few import LARGE, Few, FewLinear, few_rows
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyActivation, SteadyLinear, steady_heights, trial
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.quant.linear import QuantizedLinear
+from omnimuse.worker.place import free_bytes
 
 SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
 
-Heights = dict[tuple[int, int, bool, torch.dtype], tuple[int, ...]]
+Key = tuple[int, int, bool, torch.dtype]
+"""A kind of product: outputs, inputs, whether there is a bias, and the format."""
+Heights = dict[Key, tuple[int, ...]]
+FewRows = dict[Key, Few]
+
+SHARE_FOR_PACKING = 0.25  # of the memory that is free at the start
 
 
 def obstacle(config: Config, device: torch.device) -> str | None:
@@ -55,13 +63,16 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
         if tier == "invariant":
             raise ConfigError(f"tier=invariant cannot be: {why}; use tier=exact (own forwards) or tier=fast")
         return _choice("fast", f"default, not invariant: {why}")
+    few = _few([network for network in networks if isinstance(network, Decoder)], networks, config, device)
     for network, policy in networks.items():
-        make_steady(network, policy, heights)
+        make_steady(network, policy, heights, few if isinstance(network, Decoder) else {})
     how = f"products in tiles of {_spoken(heights)} rows, tried on this machine"
+    if any(each.packed for each in few.values()):
+        how += "; large weights are there a second time, packed for tokens that are written"
     return _choice("invariant", f"{'default on a CPU' if tier == 'auto' else 'asked for'}: {how}")
 
 
-def make_steady(network: Network, policy: DtypePolicy, heights: Heights) -> None:
+def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: FewRows) -> None:
     """Put steady parts in the place of the network's own; names of weights stay."""
     for path, module in list(network.named_modules()):
         if isinstance(module, Attention):
@@ -69,9 +80,30 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights) -> None
         elif isinstance(module, QuantizedLinear):
             module.heights = heights[_key(path, module, policy)]
         elif isinstance(module, nn.Linear):
-            _replace(network, path, SteadyLinear(module, heights[_key(path, module, policy)]))
+            key = _key(path, module, policy)
+            quick = key in few and few[key].heights
+            steady = FewLinear(module, heights[key], few[key]) if quick else SteadyLinear(module, heights[key])
+            _replace(network, path, steady)
         elif isinstance(module, (nn.SiLU, nn.GELU)):
             _replace(network, path, SteadyActivation(module))
+
+
+def _few(
+    networks: Iterable[Decoder], formats: Mapping[Network, DtypePolicy], config: Config, device: torch.device
+) -> FewRows:
+    """How every kind of product in networks that write is computed for tokens that are written.
+
+    Weights are packed beside those that are there, so only where these stay and memory is left.
+    """
+    writers: dict[Network, DtypePolicy] = {network: formats[network] for network in networks}
+    size = sum(
+        weight.numel() * 4
+        for network in writers
+        for module in network.modules()
+        if isinstance(module, nn.Linear) and (weight := module.weight).numel() >= LARGE
+    )
+    may_pack = config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device)
+    return {key: few_rows(*_trial_weights(key, device), may_pack=may_pack) for key in _keys(writers)}
 
 
 def _replace(network: nn.Module, path: str, part: nn.Module) -> None:

@@ -125,11 +125,14 @@ def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine)
 
 
 def test_what_is_streamed_is_the_whole_and_nobody_says_of_how_many_steps_one_is(writer: Writer, engine: Engine) -> None:
-    ids = submit(engine, *(ask(writer, index) for index in range(3)))
+    asks = [ask(writer, index) for index in range(3)]
+    whole = run(engine, *(replace(each, chunks=False) for each in asks))
+    ids = submit(engine, *asks)
     events = drain(engine)
     for id_, result in zip(ids, results(engine, events, ids), strict=True):
         pieces = [event for event in events if isinstance(event, Chunk) and event.request_id == id_]
         assert "".join(piece.data for piece in pieces) == result.text
+        assert result.text == whole[ids.index(id_)].text, "nobody listened to it, and it is the same"
         assert [piece.start for piece in pieces] == [
             len("".join(p.data for p in pieces[:i])) for i in range(len(pieces))
         ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions
+from omnimuse.ar.remembering import Conditions, numbers
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3 import Qwen3Config
 from omnimuse.layers.kernels import Gated
@@ -58,15 +58,15 @@ class Qwen3Decoder(Decoder):
         layout = Layout(tuple(len(row.ids) for row in rows))
         hidden = self.embed_tokens(layout.pack([row.ids for row in rows]))  # [1, T, D] or [R, S, D]
         hidden = self.layers(hidden, self._conditions(rows, layout, hidden.dtype), memories)
-        last = torch.stack([row[-1] for row in layout.unpack(hidden)])  # [R, D]
-        return list(self.head(self.norm(last)).unbind())
+        last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])  # [R, 1, D]
+        return list(self.head(self.norm(last))[:, 0].unbind())
 
     def _conditions(self, rows: Sequence[Reading], layout: Layout, dtype: torch.dtype) -> Conditions:
         ends = [row.start + len(row.ids) for row in rows]
         turns = self._turned(max(ends), rows[0].ids.device, dtype)
         if layout.length == 1:
-            places = torch.tensor([[row.start] for row in rows], device=turns.device)
-            cos, sin = turns[:, places].unbind()  # [R, 1, 1, H/2] each
+            places = numbers([row.start for row in rows], turns.device)
+            cos, sin = turns[:, places, None].unbind()  # [R, 1, 1, H/2] each
         else:
             spans = [slice(row.start, end) for row, end in zip(rows, ends, strict=True)]
             cos, sin = (layout.pack([part[span] for span in spans]) for part in turns)
