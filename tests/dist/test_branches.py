@@ -31,7 +31,7 @@ pytestmark = pytest.mark.dist
 Tier = Literal["fast", "invariant"]
 SHOWN = (
     pytest.param("fast", marks=pytest.mark.shows("cfg", "company")),
-    pytest.param("invariant", marks=[pytest.mark.crossed, pytest.mark.shows("cfg", "company", "invariant")]),
+    pytest.param("invariant", marks=pytest.mark.shows("cfg", "company", "invariant")),
 )
 
 
@@ -83,27 +83,33 @@ def drive(engine: Engine, job: Job) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def jobs(request: pytest.FixtureRequest, once: Once, tiny: Callable[[str], Path]) -> dict[tuple[int, Tier], Job]:
-    """What two ranks gave for every family and tier that this run has tests of, in one start of the two."""
+def job_of(request: pytest.FixtureRequest, once: Once, tiny: Callable[[str], Path]) -> Callable[[int, Tier], Job]:
+    """What two ranks gave for a family in a tier: one start of the two for all tiers that this run has tests of."""
     here = (item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path)
-    asked = [(each.callspec.params["family"], each.callspec.params["tier"]) for each in here]
-    folders = {family: tiny(FAMILIES[family].name) for family, _ in asked}
+    tiers: dict[int, list[Tier]] = {}
+    for item in here:
+        tiers.setdefault(item.callspec.params["family"], []).append(item.callspec.params["tier"])
 
-    def to_go(home: Path) -> list[Job]:
-        return [Job(family, tier, folders[family], home / f"{family}-{tier}.safetensors") for family, tier in asked]
+    def job(family: int, tier: Tier) -> Job:
+        folder = tiny(FAMILIES[family].name)
 
-    def make(home: Path) -> None:
-        home.mkdir()
-        play(on_rank, to_go(home), home / "meeting", ranks=2)
+        def to_go(home: Path) -> dict[Tier, Job]:
+            return {each: Job(family, each, folder, home / f"{each}.safetensors") for each in tiers[family]}
 
-    return {(job.family, job.tier): job for job in to_go(once.folder("branches", make))}
+        def make(home: Path) -> None:
+            home.mkdir()
+            play(on_rank, list(to_go(home).values()), home / "meeting", ranks=2)
+
+        return to_go(once.folder(f"branches-{FAMILIES[family].name}", make))[tier]
+
+    return job
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.crossed
 @pytest.mark.parametrize("tier", SHOWN)
 @pytest.mark.parametrize("family", range(len(FAMILIES)), ids=lambda index: FAMILIES[index].name)
-def test_guidance_over_two_ranks_is_one_rank(family: int, tier: Tier, jobs: dict[tuple[int, Tier], Job]) -> None:
-    job = jobs[family, tier]
+def test_guidance_over_two_ranks_is_one_rank(family: int, tier: Tier, job_of: Callable[[int, Tier], Job]) -> None:
+    job = job_of(family, tier)
     found = load_file(job.results)
     engine = start(job.config(1))
     subject = Subject(FAMILIES[family], job.folder)

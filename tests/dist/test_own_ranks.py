@@ -60,6 +60,7 @@ def test_a_script_starts_its_ranks_and_they_end_with_the_engine() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr
 
+
 UNDER_TORCHRUN = """
 from omnimuse import Omni, ParallelConfig
 

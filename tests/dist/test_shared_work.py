@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
 NAMES = [family.name for family in FAMILIES]
 EVERYWHERE = ParallelConfig(tensor=2)
-"""What every family is run with at every turn: its plan of how weights are cut is the family's own."""
+"""What every family is run with: its plan of how weights are cut is the family's own."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,13 @@ TILING = [family.name for family in FAMILIES if "AutoencoderKL" in REGISTRY.spec
 
 
 def asked_of(ranks: int, name: str) -> list[Asked]:
-    """Everything that is tried of a family with so many ranks, at every turn."""
+    """Everything that is tried of a family with so many ranks."""
     everywhere: list[Asked] = [(name, EVERYWHERE, PLAIN)] if ranks == EVERYWHERE.ranks else []
     return [*everywhere, *(asked for asked in SOME[ranks] if asked[0] == name)]
 
 
 def otherwise(name: str) -> list[Asked]:
-    """What two ranks share in ways that a family is tried with when it is its turn. Along a ring, layouts are cut as
+    """What two ranks share in ways that a family is tried with besides. Along a ring, layouts are cut as
     they are for Ulysses, and only attention differs.
     """
     tiles = name in TILING
@@ -221,7 +221,7 @@ BESIDES: list[Asked] = [
     (Z, ParallelConfig(tensor=2), COMPILED),
     (Z, ParallelConfig(pipe=2), COMPILED),
 ]
-ALWAYS = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
+TRIED = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 
 
 def on_rank(rank: int, ranks: int, jobs: list[Job], meeting: Path) -> None:
@@ -275,7 +275,8 @@ def alone() -> Iterator[Callable[[Job], list[Tensor]]]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("asked", [pytest.param(asked, id=id_, marks=shown(asked)) for id_, asked in ALWAYS.items()])
+@pytest.mark.crossed
+@pytest.mark.parametrize("asked", [pytest.param(asked, id=id_, marks=shown(asked)) for id_, asked in TRIED.items()])
 def test_shared_work_is_the_work_of_one(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
@@ -283,7 +284,9 @@ def test_shared_work_is_the_work_of_one(
 
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("asked", [pytest.param(otherwise(name), id=name, marks=shown(otherwise(name))) for name in NAMES])
+@pytest.mark.parametrize(
+    "asked", [pytest.param(otherwise(name), id=name, marks=shown(otherwise(name))) for name in NAMES]
+)
 def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:

@@ -1,21 +1,25 @@
-"""Tests that take turns: each has exactly one, and who names tests gets all of them."""
+"""Tests that take turns: each has exactly one but for a few families', and who names tests gets all of them."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from omnimuse.models import REGISTRY
 from tests import turns
-from tests.turns import TURNS, has_its_turn, turn_of
+from tests.checkpoints.families import FAMILIES
+from tests.turns import ALWAYS, TURNS, has_its_turn, never_waits, turn_of
 
 SETTINGS = """
 [tool.pytest.ini_options]
 testpaths = ["some"]
-markers = ["crossed: takes turns"]
+markers = ["crossed: takes turns", "slow: takes long"]
 """
 TESTS = """
 import pytest
@@ -25,6 +29,17 @@ def test_always(): pass
 @pytest.mark.crossed
 @pytest.mark.parametrize("x", range(30))
 def test_crossed(x): pass
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("y", range(30))
+@pytest.mark.parametrize("family", ["ZImagePipeline"])
+def test_never_waits(family, y): pass
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.parametrize("y", range(30))
+@pytest.mark.parametrize("family", ["ZImagePipeline"])
+def test_slow(family, y): pass
 """
 
 
@@ -42,16 +57,30 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def collected(project: Path, *args: str) -> int:
+def test_a_family_of_each_medium_never_waits_and_no_other_is_taken_for_it() -> None:
+    names = [family.name for family in FAMILIES]
+    assert [name for name in names if never_waits(f"a::b[{name}]")] == [name for name in names if name in ALWAYS]
+    assert set(ALWAYS) <= set(names)
+    assert {REGISTRY.spec(family.arch).medium for family in FAMILIES if family.name in ALWAYS} == {
+        REGISTRY.spec(family.arch).medium for family in FAMILIES
+    }
+
+
+def collected(project: Path, *args: str) -> dict[str, int]:
+    """How many of each test there are."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.turns", "--collect-only", "-q", "-p", "no:cacheprovider"]
     home = str(Path(turns.__file__).parents[1])
     found = subprocess.run(
         [*command, *args], cwd=project, env={**os.environ, "PYTHONPATH": home}, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout
-    return found.stdout.count("::test_")
+    return Counter(re.findall(r"::(test_\w+)", found.stdout))
 
 
 def test_a_run_of_everything_takes_a_part_of_them_and_any_other_takes_all(project: Path) -> None:
-    assert 1 < collected(project) < 31
-    assert collected(project, "--all") == collected(project, "some/test_some.py") == 31
+    taken = collected(project)
+    assert taken["test_always"] == 1
+    assert 0 < taken["test_crossed"] < 30 and 0 < taken["test_slow"] < 30
+    assert taken["test_never_waits"] == 30
+    everything = {"test_always": 1, "test_crossed": 30, "test_never_waits": 30, "test_slow": 30}
+    assert collected(project, "--all") == collected(project, "some/test_some.py") == everything
