@@ -81,6 +81,13 @@ class Request(Talk, Given):
     more: int = 0
 
     @property
+    def size(self) -> Size:
+        """Width and height of what is made, if that can be seen."""
+        assert self.params.width is not None
+        assert self.params.height is not None
+        return self.params.width, self.params.height
+
+    @property
     def outputs(self) -> int:
         """How many outputs (states) this request makes."""
         return int(self.params.num_outputs_per_prompt or 1)

@@ -23,9 +23,10 @@ Sigmas = npt.NDArray[np.floating[Any]]
 
 ShiftKind = Literal["exponential", "linear"]
 
-Spacing = Literal["linear", "linear64", "scheduler", "whole"]
+Spacing = Literal["linear", "linear64", "scheduler", "whole", "trained"]
 """Who chooses a flow solver's levels before shifting: we (1 down to 1/steps, spaced in float32 or in float64), or the
-scheduler that the checkpoint names. "whole": whole timesteps from the first down towards 1, which no shift moves."""
+scheduler that the checkpoint names. "whole": whole timesteps from the first down towards 1, which no shift moves.
+"trained": some of the levels of training, from the first to the last; where a shift follows the size, as linear64."""
 
 Mu = Callable[[int, int], float]
 """(latent tokens, steps) -> how far a dynamic shift moves the levels, for models with a rule of their own."""
@@ -79,6 +80,12 @@ def linear_sigmas(steps: int, double: bool = False) -> Sigmas:
     if double:
         return np.linspace(1.0, 1 / steps, steps).astype(np.float32)
     return torch.linspace(1.0, 1 / steps, steps, dtype=torch.float32, device="cpu").numpy()
+
+
+def trained_sigmas(steps: int, trained: int) -> Sigmas:
+    """`steps` of the levels 1, ..., 1/trained of training, as evenly as they lie, in float32."""
+    picked = np.linspace(0, trained - 1, steps).astype(np.int64)
+    return (trained - picked).astype(np.float32) / trained
 
 
 def shift_static(sigmas: Sigmas, shift: float) -> Sigmas:
@@ -159,8 +166,10 @@ class FlowSchedule:
         """`steps` levels before shifting. The scheduler's own lie, in float64, between the ends of those that it was
         trained with, which a static shift has moved once already.
         """
-        if spacing in ("linear", "linear64"):
-            return linear_sigmas(steps, spacing == "linear64")
+        if spacing == "trained" and not self.dynamic:
+            return trained_sigmas(steps, self.train_timesteps)
+        if spacing in ("linear", "linear64", "trained"):
+            return linear_sigmas(steps, spacing != "linear")
         if spacing == "whole":
             whole = np.linspace(self.train_timesteps, 1.0, steps + 1)[:-1].astype(np.int64)
             return whole.astype(np.float32) / self.train_timesteps

@@ -134,8 +134,10 @@ class DiffusersSolver:
             mu = FlowSchedule.from_config(scheduler.config, self.mu).mu(tokens, steps)
             options["mu"] = math.log(mu) if self._translated else mu
         if "sigmas" in accepted and self.spacing != "scheduler" and self._is_flow():
-            levels = FlowSchedule().levels(steps, self.spacing).astype(np.float64)
-            levels = np.linspace(1.0, 1 / steps, steps) if self.spacing == "linear64" else levels
+            moves = self.spacing == "trained" and scheduler.config.get("use_dynamic_shifting")
+            trained = FlowSchedule(int(scheduler.config.get("num_train_timesteps") or 1000))
+            levels = trained.levels(steps, self.spacing).astype(np.float64)
+            levels = np.linspace(1.0, 1 / steps, steps) if moves or self.spacing == "linear64" else levels
             scheduler.set_timesteps(sigmas=levels, **options)
         else:
             scheduler.set_timesteps(steps, **options)

@@ -15,6 +15,7 @@ TABLE = {
     "LongCatImagePipeline": "omnimuse.models.longcat_image",
     "QwenImageLayeredPipeline": "omnimuse.models.qwen_image_layered",
     "LongCatImageEditPipeline": "omnimuse.models.longcat_image_edit",
+    "BriaPipeline": "omnimuse.models.bria",
     "OvisImagePipeline": "omnimuse.models.ovis_image",
     "QwenImagePipeline": "omnimuse.models.qwen_image",
     "QwenImageEditPipeline": "omnimuse.models.qwen_image_edit",

@@ -174,13 +174,11 @@ class Denoise(Loop):
 
         So of a family that fills in: its network sees what is to be kept.
         """
-        region, params = state["region"], state.request.params
+        region = state["region"]
         if region is None or ctx.spec.fills:
             return None
-        assert params.width is not None
-        assert params.height is not None
         cells = (clean.shape[-2], clean.shape[-1])
-        return self.shares(state["images"][0], region, (params.width, params.height), cells).to(clean.device)
+        return self.shares(state["images"][0], region, state.request.size, cells).to(clean.device)
 
     def shares(self, picture: Picture, region: Region, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
         """Which of these cells are drawn anew, bool [h, w], or how much of each, float32."""

@@ -48,10 +48,7 @@ class EncodeImage(Stage):
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            images, params = state["images"], state.request.params
-            assert params.width is not None
-            assert params.height is not None
-            size = params.width, params.height
+            images, size = state["images"], state.request.size
             pixels = pixels_in(resized(canvas(images[0], state["region"]), size)) if images else None
             state["image_moments"] = None if pixels is None else encode(ctx, self.vae, pixels)
 
@@ -104,11 +101,8 @@ class KeepPicture(Stage):
         for state in states:
             request, latents = state.request, None
             if state["images"] and (state["region"] is not None or request.skipped_steps):
-                params = request.params
-                assert params.width is not None
-                assert params.height is not None
                 whole = canvas(state["images"][0], state["region"])
-                moments = encode(ctx, self.vae, pixels_in(resized(whole, (params.width, params.height))))
+                moments = encode(ctx, self.vae, pixels_in(resized(whole, request.size)))
                 known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
                 latents = scaled(*known, moments.chunk(2)[0])
             state["image_latents"] = latents

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from omnimuse.core.autoencoder import factor
+from omnimuse.core.autoencoder import factor, factors
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.noise import draw
@@ -21,10 +21,15 @@ from omnimuse.pipeline.state import State
 
 def cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, int]:
     """Rows and columns of the latents of one picture in the size that was asked for."""
-    height, width, pixels = request.params.height, request.params.width, factor(configs[vae])
-    assert height is not None
-    assert width is not None
+    (width, height), pixels = request.size, factor(configs[vae])
     return height // pixels, width // pixels
+
+
+def clip_cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, int, int]:
+    """Frames, rows and columns of the latents of one video as long and as large as was asked for."""
+    (temporal, spatial), (width, height), frames = factors(configs[vae]), request.size, request.params.num_frames
+    assert frames is not None
+    return (frames - 1) // temporal + 1, height // spatial, width // spatial
 
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from omnimuse.parity.ours import our_trail
 from omnimuse.parity.report import rows, verdict
 from omnimuse.parity.run import Outcome, parity
 from omnimuse.parity.theirs import load_theirs, their_trail
+from tests.checkpoints import flux
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family
 
@@ -53,7 +54,7 @@ def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(
 
 @pytest.fixture(scope="module")
 def folder(tiny: Callable[[str], Path]) -> Path:
-    return tiny(FAMILIES[0].name)
+    return tiny(flux.FAMILIES[0].name)
 
 
 def spoilt(module: nn.Module) -> None:
@@ -65,7 +66,7 @@ def spoilt(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_wrong_block_is_found_at_its_block(folder: Path, number: int) -> None:
-    wish = FAMILIES[0].wishes[0]
+    wish = flux.FAMILIES[0].wishes[0]
     engine = start(config(folder))
     pipeline, request = engine.runner.pipeline, engine.make_request(Ask(wish.asked, wish.params))
     network = pipeline.ctx.network("transformer")

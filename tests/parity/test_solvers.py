@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import schedulers
+from diffusers.pipelines.bria.pipeline_bria import get_original_sigmas
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
@@ -126,6 +127,21 @@ def test_levels_spaced_in_float64_are_those_of_pipelines_that_use_numpy(name: st
             assert plan.timesteps == tuple(expected.timesteps.tolist()), steps
         differ += plan.sigmas != FlowSchedule.from_config(config).plan(steps, 1024).sigmas
     assert differ > 20, "float32 spacing would be noticed"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_levels_of_training_are_picked_where_no_shift_follows_the_size(name: str) -> None:
+    config = PUBLISHED[name]
+    ours, _ = solver_for(FLOW_EULER, config, "trained")
+    wrapped, _ = solver_for(FLOW_EULER, {**config, "stochastic_sampling": True}, "trained")
+    assert isinstance(ours, FlowEuler) and isinstance(wrapped, DiffusersSolver)
+    for steps in range(2, 60):
+        follows = config.get("use_dynamic_shifting")
+        trained = get_original_sigmas(config.get("num_train_timesteps", 1000), steps)
+        levels = np.linspace(1.0, 1 / steps, steps) if follows else trained
+        expected = theirs(FLOW_EULER, config, steps, 1024, levels=levels)
+        for solver in (ours, wrapped):
+            assert solver.plan(steps, 1024).sigmas == tuple(expected.sigmas.tolist()), steps
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

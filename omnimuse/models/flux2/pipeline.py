@@ -35,9 +35,9 @@ def chat(tokenizer: Any, prompt: str) -> str:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture."""
-    channels, step, params = configs["transformer"]["in_channels"], multiple(configs), request.params
-    assert isinstance(channels, int) and params.height and params.width
-    return channels, params.height // step, params.width // step
+    channels, step, (width, height) = configs["transformer"]["in_channels"], multiple(configs), request.size
+    assert isinstance(channels, int)
+    return channels, height // step, width // step
 
 
 def image_tokens(configs: Configs, request: Request) -> int:

@@ -32,13 +32,6 @@ from omnimuse.pipeline.two_streams import two_stream_inputs
 VAE = "vae"
 
 
-def size_of(request: Request) -> tuple[int, int]:
-    """Width and height of what is drawn."""
-    assert request.params.width is not None
-    assert request.params.height is not None
-    return request.params.width, request.params.height
-
-
 @dataclass(frozen=True)
 class EncodeKept(Stage):
     """Writes `kept_moments` [2C, h, w]: what the VAE makes of the picture, grey where it is drawn anew."""
@@ -49,11 +42,11 @@ class EncodeKept(Stage):
     uses: tuple[str, ...] = (VAE,)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
-        return (self, size_of(state.request), state["region"].key, state["images"][0].digest)
+        return (self, state.request.size, state["region"].key, state["images"][0].digest)
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            picture, region, size = state["images"][0], state["region"], size_of(state.request)
+            picture, region, size = state["images"][0], state["region"], state.request.size
             kept = ~pixels_anew(picture, region, size)
             state["kept_moments"] = encode(ctx, VAE, pixels_in(resized(canvas(picture, region), size)) * kept)
 
@@ -72,7 +65,7 @@ class DrawKept(Stage):
         for state in states:
             latents = drawn(state["kept_moments"], state.generator)
             latents = scaled(ctx.components.wherever(VAE), ctx.configs[VAE], latents)  # [C, h, w]
-            anew = pixels_anew(state["images"][0], state["region"], size_of(state.request))
+            anew = pixels_anew(state["images"][0], state["region"], state.request.size)
             blocks = F.pixel_unshuffle(anew[None].to(latents), factor(ctx.configs[VAE]))  # [p * p, h, w]
             state["beside"] = torch.cat([latents, blocks])
 

@@ -191,9 +191,7 @@ class ReadBrief(Stage):
 
 def wanted_grids(request: Request, size_multiple: int) -> list[Grid]:
     """The grid of what is drawn and, where it starts from nothing, that of a sketch of it, which is written first."""
-    assert request.params.height is not None
-    assert request.params.width is not None
-    rows, columns = request.params.height // size_multiple, request.params.width // size_multiple
+    columns, rows = (length // size_multiple for length in request.size)
     if request.images:
         return [(rows, columns)]
     ratio = rows / columns

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omnimuse.core.autoencoder import factors
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
 from omnimuse.media.picture import pixels_of
@@ -30,7 +29,7 @@ from omnimuse.models.hunyuan_video15.transformer import (
 )
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import pixels_in
-from omnimuse.pipeline.latents import InitLatents
+from omnimuse.pipeline.latents import InitLatents, clip_cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Stage
@@ -69,7 +68,7 @@ def glyphs(prompt: str) -> str | None:
 
 def filled(configs: Configs, request: Request, picture: Picture) -> Image.Image:
     """The middle of `picture` in the size of the video."""
-    image, (width, height) = Image.fromarray(pixels_of(picture)), (request.params.width, request.params.height)
+    image, (width, height) = Image.fromarray(pixels_of(picture)), request.size
     assert width and height
     taller = width / height > image.width / image.height
     wide = width if taller else image.width * height // image.height
@@ -82,9 +81,9 @@ def filled(configs: Configs, request: Request, picture: Picture) -> Image.Image:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, f, h, w] of the noise of one video."""
-    params, (span, side), channels = request.params, factors(configs["vae"]), configs["vae"]["latent_channels"]
-    assert isinstance(channels, int) and params.num_frames and params.height and params.width
-    return channels, (params.num_frames - 1) // span + 1, params.height // side, params.width // side
+    channels = configs["vae"]["latent_channels"]
+    assert isinstance(channels, int)
+    return channels, *clip_cells(configs, request)
 
 
 def video_tokens(configs: Configs, request: Request) -> int:

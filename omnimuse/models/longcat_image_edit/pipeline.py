@@ -43,22 +43,15 @@ def tokens(tokenizer: Any, prompt: str, limit: int, pieces: Sequence[int]) -> To
     return replace(made, first=len(tokenizer(BEFORE).input_ids[0]))
 
 
-def drawn_size(request: Request) -> Size:
-    """The size of what is drawn, and of what is shown."""
-    width, height = request.params.width, request.params.height
-    assert width is not None and height is not None
-    return width, height
-
-
 def read_sizes(request: Request, picture: Picture) -> Sequence[Size]:
     """The sizes through which a picture goes before it is read: that of what is drawn, then half its sides."""
-    width, height = drawn_size(request)
+    width, height = request.size
     return (width, height), (width // 2, height // 2)
 
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
     """A picture in the size in which it is shown: [3, H, W]."""
-    return to_pixels(picture, *drawn_size(request))
+    return to_pixels(picture, *request.size)
 
 
 READ = ReadWithPictures(tokens, read_sizes, processor="text_processor")

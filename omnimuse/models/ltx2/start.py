@@ -48,11 +48,10 @@ class EncodeFirst(Stage):
 
     def _encode(self, ctx: Context, request: Request) -> Tensor:
         vae: Any = ctx.network("vae")
-        params, crf = request.params, cast(LTX2Params, request.extra).image_crf
-        assert params.width and params.height
+        crf = cast(LTX2Params, request.extra).image_crf
         picture = canvas(request.images[0], None)
         picture = recompressed(picture, crf) if crf else picture
-        pixels = pixels_in(picture.resize((params.width, params.height), Image.Resampling.BILINEAR))
+        pixels = pixels_in(picture.resize(request.size, Image.Resampling.BILINEAR))
         means = vae.encode(pixels[None, :, None].to(ctx.device, vae.dtype)).latent_dist.mode()[0]  # [c, 1, h, w]
         return scaled(vae, vae.config, means.float())
 

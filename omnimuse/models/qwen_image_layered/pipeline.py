@@ -50,9 +50,7 @@ def shift(tokens: int, steps: int) -> float:
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
     """A picture in the size of what is drawn, nothing of which can be seen through: [4, H, W]."""
-    width, height = request.params.width, request.params.height
-    assert width is not None and height is not None
-    pixels = to_pixels(picture, width, height)
+    pixels = to_pixels(picture, *request.size)
     return torch.cat([pixels, torch.ones_like(pixels[:1])])
 
 

@@ -70,8 +70,8 @@ def encode(ctx: Context, request: Request) -> Tensor:
     """What the network is told of the pictures of `request`: the first frame of the video, and perhaps the last."""
     vae, params, (span, _) = ctx.network("vae"), request.params, factors(ctx.configs)
     assert isinstance(vae, WanAutoencoder)
-    assert params.width and params.height and params.num_frames
-    pictures = [to_pixels(picture, params.width, params.height) for picture in request.images]  # [3, H, W] each
+    assert params.num_frames
+    pictures = [to_pixels(picture, *request.size) for picture in request.images]  # [3, H, W] each
     if ctx.configs[OPTIONS].get("expand_timesteps"):
         return vae.scaled(vae.means([pictures[0][:, None]]))  # [C, 1, h, w]
     latents = vae.scaled(vae.means(clips(pictures, params.num_frames, span)))  # [C, f, h, w]

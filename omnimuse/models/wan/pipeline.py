@@ -24,11 +24,11 @@ from torch import Tensor
 from omnimuse.core.request import Request
 from omnimuse.core.spec import OPTIONS, Configs
 from omnimuse.models.wan.pictures import EncodeKnown, PutBackFirst, with_first
-from omnimuse.models.wan.spec import SPEC, boundary_ratio, factors, latent_channels, patch_size
+from omnimuse.models.wan.spec import SPEC, boundary_ratio, latent_channels, patch_size
 from omnimuse.models.wan.transformer import WanInputs, WanStatic, WanTransformer
 from omnimuse.models.wan.videos import EncodeClip
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents
+from omnimuse.pipeline.latents import InitLatents, clip_cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -64,14 +64,7 @@ def expert(ctx: Context, request: Request, timestep: float) -> str:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, f, h, w] of the noise of one video."""
-    params, (temporal, spatial) = request.params, factors(configs)
-    assert params.num_frames and params.height and params.width
-    return (
-        latent_channels(configs),
-        (params.num_frames - 1) // temporal + 1,
-        params.height // spatial,
-        params.width // spatial,
-    )
+    return latent_channels(configs), *clip_cells(configs, request)
 
 
 def video_tokens(configs: Configs, request: Request) -> int:

@@ -48,10 +48,9 @@ class EncodeClip(Stage):
 
 def pieces(request: Request, video: Clip, span: int) -> Iterator[Tensor]:
     """As many frames of `video` as are made, in their size: one frame [3, 1, H, W], then `span` each [3, T, H, W]."""
-    params = request.params
-    assert params.width and params.height and params.num_frames
-    frames = islice(video.pictures, params.num_frames)
-    counts = [1, *[span] * ((params.num_frames - 1) // span)]
-    for count in counts:
-        piece = [to_pixels(picture, params.width, params.height) for picture in islice(frames, count)]
+    length = request.params.num_frames
+    assert length
+    frames = islice(video.pictures, length)
+    for count in (1, *[span] * ((length - 1) // span)):
+        piece = [to_pixels(picture, *request.size) for picture in islice(frames, count)]
         yield torch.stack(piece, dim=1)

@@ -108,7 +108,7 @@ def given(request: Request, counts: Sequence[int]) -> Iterator[tuple[Tensor, Ten
     """The video in pieces of so many frames: pixels [3, T, H, W], grey without a video, and 1 where they are drawn
     anew, [1, T, H, W].
     """
-    width, height, frames = *size(request), count(request)
+    width, height, frames = *request.size, count(request)
     pictures = request.videos[0].pictures if request.videos else (None,) * frames
     pairs = zip(pictures[:frames], masks(request, frames), strict=True)
     for number in counts:
@@ -121,7 +121,7 @@ def given(request: Request, counts: Sequence[int]) -> Iterator[tuple[Tensor, Ten
 
 def masks(request: Request, frames: int) -> Iterator[Tensor]:
     """How much of every pixel of a frame is drawn anew, [H, W] in [0, 1]: all without a mask."""
-    width, height = size(request)
+    width, height = request.size
     mask = None if request.region is None else request.region.mask
     pictures = mask.pictures[:frames] if isinstance(mask, Clip) else (mask,) * frames
     made: dict[bytes, Tensor] = {}  # of one that holds for every frame, only one
@@ -139,7 +139,7 @@ def shown(vae: WanAutoencoder, request: Request, side: int) -> Tensor:
     found = [
         vae.scaled(vae.means([fitted(request, each, side)[:, None]])) for each in reversed(request.images)
     ]  # [C, 1, h, w]
-    width, height = size(request)
+    width, height = request.size
     rows, columns, channels = height // side, width // side, int(vae.config.z_dim)
     latents = torch.cat(found, dim=1) if found else torch.zeros(channels, 0, rows, columns, device=vae.device)
     return torch.cat([latents, latents.new_zeros(channels + side**2, *latents.shape[1:])])
@@ -147,7 +147,7 @@ def shown(vae: WanAutoencoder, request: Request, side: int) -> Tensor:
 
 def fitted(request: Request, picture: Picture, side: int) -> Tensor:
     """A picture in the middle of a white one of the video's size, as large as it can be there: [3, H, W]."""
-    width, height = size(request)
+    width, height = request.size
     wide, high = (max(length // side, 1) * side for length in (picture.width, picture.height))
     pixels = to_pixels(picture, wide, high)
     scale = min(height / pixels.shape[1], width / pixels.shape[2])
@@ -157,12 +157,6 @@ def fitted(request: Request, picture: Picture, side: int) -> Tensor:
     top, left = (height - high) // 2, (width - wide) // 2
     made[:, top : top + high, left : left + wide] = inner
     return made
-
-
-def size(request: Request) -> tuple[int, int]:
-    """Width and height of the video."""
-    assert request.params.width and request.params.height
-    return request.params.width, request.params.height
 
 
 def count(request: Request) -> int:
