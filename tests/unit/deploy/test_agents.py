@@ -23,6 +23,7 @@ from omnimuse.core.request import Ask
 from omnimuse.deploy.agents import Agent, Agents, Hello, read_key
 from omnimuse.deploy.pool import Pool, PoolPlan
 from omnimuse.deploy.process import Settings
+from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import Finished, Form
 from omnimuse.worker.find import Found, find
 from tests.processes import children
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
 PATIENCE = 30.0
 KEY = "an agent's key of some length"
+ONE = Scale()
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +41,16 @@ def found() -> Found:
 
 
 @asynccontextmanager
-async def pool_of_agents(found: Found, spool: Path) -> AsyncIterator[tuple[Pool, int]]:
-    """A pool whose second ranks are run by agents, and the port where they join."""
+async def pool_of_agents(found: Found, spool: Path, scale: Scale = ONE) -> AsyncIterator[tuple[Pool, int]]:
+    """A pool whose second ranks are run by agents, and the port where they join; a group draws one at a time."""
     key = spool.parent / "key"
     key.write_text(KEY)
     launch = LaunchConfig("agent", "127.0.0.1:0", key)
     spool.mkdir()
-    config = replace(found.config, parallel=ParallelConfig(cfg=2, wait=PATIENCE, launch=launch))
-    pool = Pool(PoolPlan(config, found.spec, spool, command=FAKE))
+    schedule = replace(found.config.schedule, max_running=1)
+    parallel = ParallelConfig(cfg=2, wait=PATIENCE, launch=launch)
+    config = replace(found.config, parallel=parallel, schedule=schedule)
+    pool = Pool(PoolPlan(config, found.spec, spool, scale, command=FAKE))
     await pool.start()
     try:
         assert isinstance(pool.launcher, Agents)
@@ -73,8 +77,8 @@ async def until(what: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def draw(pool: Pool, found: Found) -> Finished:
-    params = DiffusionParams(num_inference_steps=3, seed=7)
+async def draw(pool: Pool, found: Found, steps: int = 3) -> Finished:
+    params = DiffusionParams(num_inference_steps=steps, seed=7)
     request = found.door.make_request(Ask("a ring", params, timeout=PATIENCE), time.monotonic(), 0)
     updates = [update async for update in pool.run(request, Form("PNG"))]
     assert isinstance(updates[-1], Finished)
@@ -98,6 +102,22 @@ def test_the_other_ranks_run_at_agents_and_are_started_at_another_one_when_their
             await until(lambda: pool.status()[0].restarts == 2)
             async with agent(port):
                 assert (await draw(pool, found)).files
+
+    asyncio.run(main())
+
+
+def test_a_group_is_added_while_requests_wait_as_soon_as_there_is_a_seat_for_it(found: Found, tmp_path: Path) -> None:
+    async def main() -> None:
+        scale = Scale(1, 2, grow_after=0.3, shrink_after=0.6)
+        async with pool_of_agents(found, tmp_path / "spool", scale) as (pool, port), agent(port):
+            await until(lambda: pool.ready)
+            drawing = [asyncio.create_task(draw(pool, found, steps=150)) for _ in range(4)]
+            await until(lambda: [status.state for status in pool.status()] == ["ready", "starting"])
+            async with agent(port):
+                await until(lambda: [status.running > 0 for status in pool.status()] == [True, True])
+                assert all(made.files for made in await asyncio.gather(*drawing))
+                await until(lambda: len(pool.status()) == 1)
+                assert pool.status()[0].restarts == 0
 
     asyncio.run(main())
 
