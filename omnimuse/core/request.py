@@ -19,7 +19,7 @@ from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
 from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
-from omnimuse.core.loras import loras_of
+from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, messages_of
 from omnimuse.core.names import meant
@@ -140,7 +140,7 @@ class Ask:
 class Door:
     """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, what the
     checkpoint's scheduler is configured to, and what step caches know of it. `adapters` are the files
-    of those that may be worn, by name; None: any.
+    of those that may be worn, by name; None: any. `worn` are those of requests that do not say what they wear.
     """
 
     spec: Spec
@@ -150,6 +150,7 @@ class Door:
     scheduler: Mapping[str, object] = field(default_factory=dict)
     fits: Fits = Fits()
     adapters: Mapping[str, str] | None = None
+    worn: Sequence[Lora] = ()
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
@@ -232,9 +233,8 @@ class Door:
             params = DiffusionParams(seed=fresh_seed).over(params)
         self._check(params)
         self._check_lasting(params, came)
-        params = replace(
-            params, scheduler=scheduler_named(params.scheduler), loras=loras_of(params.loras, self.adapters)
-        )
+        loras = list(self.worn) if params.loras is None else params.loras
+        params = replace(params, scheduler=scheduler_named(params.scheduler), loras=loras_of(loras, self.adapters))
         if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
         self._check_ask(ask)
@@ -368,7 +368,7 @@ class Door:
         honoured = self.honoured | {"extra"}
         for name in (each.name for each in fields(chosen)):
             value, only = getattr(chosen, name), getattr(self.limits.fixed, name)
-            if value is None:
+            if value is None or (name == "loras" and not value):  # nobody needs to be told to wear nothing
                 continue
             if name not in honoured:
                 raise RequestError(
@@ -426,10 +426,12 @@ class Door:
             return
         what = "frames" if extra.pictures == 1 else "pictures"
         asked = [f"{width}x{height}", *([f"{frames} {what}"] if frames > 1 else []), f"{outputs} outputs"]
-        side = self._legal((self.memory / PIXEL_BYTES / frames / outputs) ** 0.5)
+        smaller = (self.memory / needed) ** 0.5
+        step = self.limits.size_multiple
+        near = [max(1, int(side * smaller) // step) * step for side in (width, height)]
         raise RequestError(
             f"{', '.join(asked)} need at least {needed / 2**30:.3g} GiB of memory, of which there are "
-            f"{self.memory / 2**30:.3g}; ask for fewer, or for at most {side} a side",
+            f"{self.memory / 2**30:.3g}; ask for fewer, or for at most {near[0]}x{near[1]}",
             "height",
         )
 

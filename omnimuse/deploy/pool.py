@@ -117,6 +117,11 @@ class Pool:
         """The dtype and the device the workers compute with; empty until one is ready."""
         return next((replica.place for replica in self._replicas if replica.place), {})
 
+    @property
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """What the components of a worker take, as `Ready` has it; empty until one is ready."""
+        return next((replica.weights for replica in self._replicas if replica.weights), {})
+
     def status(self) -> list[ReplicaStatus]:
         """How every worker is."""
         return [

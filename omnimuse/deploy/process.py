@@ -144,7 +144,7 @@ class Worker:
         except OmnimuseError as error:
             self._give_up(type(error).__name__, str(error))
             return
-        self._line.send(Ready(time.monotonic() - began, background.engine.place))
+        self._line.send(Ready(time.monotonic() - began, background.engine.place, dict(background.engine.space.weights)))
 
     def _begin(self) -> Background:
         find(self.settings.config)  # what is missing is told before torch is imported

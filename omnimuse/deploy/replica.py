@@ -253,6 +253,7 @@ class Replica:
         self.index, self.plan = index, plan
         self.state: State = "starting"
         self.place: dict[str, str] = {}
+        self.weights: dict[str, tuple[int, int]] = {}
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
         self.restarts = 0
@@ -422,7 +423,7 @@ class Replica:
                     self.plan.retried(report.retries - self._retries)
                 self._retries = report.retries
             case Ready():
-                self.state, self.place = "ready", report.place
+                self.state, self.place, self.weights = "ready", report.place, report.weights
                 logger.info("worker %d is ready after %.1f s", self.index, report.seconds)
                 if self.asleep and self._life is not None:  # the one before it slept
                     self._life.send(Sleep(True))

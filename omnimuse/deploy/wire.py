@@ -80,10 +80,13 @@ class Stop(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The engine is loaded and warm; `place` has its dtype and device."""
+    """The engine is loaded and warm; `place` has its dtype and device, `weights` the bytes of every component and of
+    its largest block that comes in by itself.
+    """
 
     seconds: float
     place: dict[str, str]
+    weights: dict[str, tuple[int, int]] = {}
 
 
 class NotStarted(Message, frozen=True):

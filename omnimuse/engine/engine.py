@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,16 +28,19 @@ from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import Recorder, part_of
+from omnimuse.parallel.agree import words_of_all
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
 from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
+from omnimuse.worker.room import Space, nearest_size
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One engine over one runner; `clock` gives seconds and is replaced in tests.
+    """One engine over one runner; `clock` gives seconds and is replaced in tests. `space` says
+    what memory there is beside the weights, and what these take.
 
     `dead` says why nothing more will come of it, once a tick has failed as a whole.
     """
@@ -47,8 +51,10 @@ class Engine:
         door: Door,
         clock: Callable[[], float] = time.monotonic,
         governor: Governor | None = None,
+        space: Space | None = None,
     ) -> None:
         self.runner = runner
+        self.space = space or Space()
         self.governor = governor
         self.door = door
         self.clock = clock
@@ -71,8 +77,9 @@ class Engine:
     def submit(self, request: Request) -> str:
         """Queue a request and return its id; CapacityError when the queue is full.
 
-        RequestError if what it comes to remember can never fit beside the weights.
+        RequestError if what it takes, or comes to remember, can never fit beside the weights.
         """
+        self._refuse_too_large(request)
         self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
         tokens, (least, most) = self.runner.tokens(request), self.runner.remembers(request)
         room = self.runner.config.running_bytes
@@ -88,6 +95,25 @@ class Engine:
             self.scheduler.add(request, tokens, now, most)
             self._arrived[request.id] = now
         return request.id
+
+    def _refuse_too_large(self, request: Request) -> None:
+        """RequestError for what no forward has room for, with the nearest size that has."""
+        p, room = request.params, self.space.room
+        if room is None or (needed := self.runner.working(request, self.space.tokens)) <= room:
+            return
+        least, most = needed / 2**30, room / 2**30
+        said = f"{least:.3g} GiB at the least beside the weights, of which there are {most:.3g}"
+        if p.width is None or p.height is None:
+            raise RequestError(f"this request takes {said}; ask for less", "seconds" if p.seconds else None)
+
+        def fits(size: tuple[int, int]) -> bool:
+            smaller = replace(request, params=replace(p, width=size[0], height=size[1]))
+            return self.runner.working(smaller, self.space.tokens) <= room
+
+        near = nearest_size((p.width, p.height), self.door.limits.size_multiple, fits)
+        frames = f" with {p.num_frames} frames" if (p.num_frames or 1) > 1 else ""
+        hint = f"the nearest size that may fit is {near[0]}x{near[1]}" if near else "ask for fewer frames"
+        raise RequestError(f"{p.width}x{p.height}{frames} takes {said}; {hint}", "height")
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step boundary; unknown or finished ids are ignored."""
@@ -174,21 +200,17 @@ class Engine:
     def sleep(self) -> int:
         """Let every weight leave the device; comes between two ticks. How many bytes wait elsewhere on this rank.
 
-        Requests, also those in progress, wait until `wake_up`; their deadlines pass. ConfigError without room for the
-        weights, or with several ranks.
+        Requests, also those in progress, wait until `wake_up`; their deadlines pass. ConfigError, and all stay awake,
+        where a rank has no room for its weights.
         """
         self._refuse_if_over()
-        if self.mesh.size > 1:
-            raise ConfigError(
-                f"{self.mesh.size} ranks cannot sleep: one that finds no room for its weights would be awake alone; "
-                "end the workers, and start them when they are wanted"
-            )
-        self.runner.memo.clear()
-        return self.runner.rest.begin()
+        self._tell(TickPlan(rest=True))
+        return begin_rest(self.runner)
 
     def wake_up(self) -> None:
         """Bring every weight back; comes between two ticks. Nothing where none is away."""
         self._refuse_if_over()
+        self._tell(TickPlan(rest=False))
         self.runner.rest.end()
 
     def close(self) -> None:
@@ -276,6 +298,30 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
         elif plan.write:
             recorder.try_to(partial(recorder.write, part_of(Path(plan.write), mesh.rank)))
             meet(mesh)
+        elif plan.rest:
+            with suppress(ConfigError):  # rank 0 tells it
+                begin_rest(runner)
+        elif plan.rest is False:
+            runner.rest.end()
         else:
             execute(runner, plan, [], governor)
     runner.close()
+
+
+def begin_rest(runner: Runner) -> int:
+    """Let the weights of all ranks go; how many bytes left this one. ConfigError if any rank cannot, and all stay."""
+    failure, size = None, 0
+    try:
+        runner.memo.clear()
+        size = runner.rest.begin()
+    except (ConfigError, OSError, RuntimeError) as error:
+        failure = error
+    try:
+        every = words_of_all(runner.pipeline.ctx.mesh, failure)
+    except RuntimeError as error:
+        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
+    wrong = [f"rank {rank}: {text}" if len(every) > 1 else text for rank, text in enumerate(every) if text]
+    if wrong:
+        runner.rest.end()
+        raise ConfigError(f"the weights cannot leave: {'; '.join(wrong)}") from failure
+    return size

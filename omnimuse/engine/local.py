@@ -34,6 +34,7 @@ from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.place import free_bytes
+from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ def start(config: Config) -> Engine:
     if not mesh.is_leader:
         follow(runner, built.governor)
         raise SystemExit(0)
-    return Engine(runner, built.door, governor=built.governor)
+    ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
+    parts = {name: ctx.components.wherever(name) for name in ctx.components}
+    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise)
+    return Engine(runner, built.door, governor=built.governor, space=space)
 
 
 def bounded(schedule: ScheduleConfig, pipeline: Pipeline) -> ScheduleConfig:

@@ -34,14 +34,8 @@ def agree_on_stage(mesh: Mesh, what: str, failure: Exception) -> None:
 
 def agree_on_start(mesh: Mesh, failure: Exception | None) -> None:
     """Every rank says whether it could be built. EngineDeadError if another one could not, with its words."""
-    if mesh.size == 1:
-        return
-    words = b"" if failure is None else f"{type(failure).__name__}: {failure}".encode()[:WORDS]
-    here = torch.zeros(WORDS, dtype=torch.uint8)
-    here[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else here[:0]
-    every = [torch.empty_like(here) for _ in range(mesh.size)]
     try:
-        dist.all_gather(every, here, group=mesh.axis(ALL).control)
+        every = words_of_all(mesh, failure)
     except RuntimeError as error:
         if failure is not None:
             return  # whoever calls tells it; the others ended for the same reason, perhaps
@@ -49,10 +43,23 @@ def agree_on_start(mesh: Mesh, failure: Exception | None) -> None:
             f"a rank is gone before the engine started, or takes longer to load than ranks wait ({error}); look at "
             "what it said, or allow more: ParallelConfig(wait=SECONDS), --rank-wait"
         ) from error
-    for rank, said in enumerate(every):
-        text = bytes(said.tolist()).rstrip(b"\0").decode(errors="replace")
+    for rank, text in enumerate(every):
         if text and failure is None:
             raise EngineDeadError(f"rank {rank} could not start: {text}")
+
+
+def words_of_all(mesh: Mesh, failure: Exception | None) -> list[str]:
+    """What failed on every rank, in words, empty where nothing did; on one rank nobody is asked. RuntimeError if one
+    does not answer.
+    """
+    if mesh.size == 1:
+        return ["" if failure is None else str(failure)]
+    words = b"" if failure is None else f"{type(failure).__name__}: {failure}".encode()[:WORDS]
+    here = torch.zeros(WORDS, dtype=torch.uint8)
+    here[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else here[:0]
+    every = [torch.empty_like(here) for _ in range(mesh.size)]
+    dist.all_gather(every, here, group=mesh.axis(ALL).control)
+    return [bytes(said.tolist()).rstrip(b"\0").decode(errors="replace") for said in every]
 
 
 def _agree(group: dist.ProcessGroup | None, size: int, what: str, failure: Exception) -> None:

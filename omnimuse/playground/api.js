@@ -151,7 +151,10 @@ export async function* talk(model, messages, signal) {
 function postForm(fields, sources, key, { mask = null, name = sources.length > 1 ? "image[]" : "image" } = {}) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
-  for (const [field, value] of Object.entries(plain)) form.append(field, String(value));
+  for (const [field, value] of Object.entries(plain)) {
+    if (Array.isArray(value)) for (const each of value) form.append(`${field}[]`, each);
+    else form.append(field, String(value));
+  }
   for (const [field, value] of Object.entries(extra)) {
     form.append(`extra_params[${field}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   }

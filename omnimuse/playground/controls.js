@@ -12,6 +12,7 @@ const NUMBERS = [
   ["fps", "Frames per second", 0.01, 1000, "any"],
 ];
 const LIKE = "like";
+const MOST_ADAPTERS = 12; // that have a field of their own here
 const UNSAID = 1024; // pixels a side, for a model that does not say its own size
 const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
 
@@ -23,6 +24,7 @@ export class Controls {
     this.can = model.capabilities;
     this.inputs = new Map();
     this.extra = new Map();
+    this.worn = new Map();
     root.replaceChildren(...this.build().filter(Boolean));
     byId("strength").replaceChildren(...this.strength(), ...this.margins());
     byId("strength").oninput = root.oninput = ({ target }) => {
@@ -48,7 +50,7 @@ export class Controls {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
     const sizes = isSound(this.kind) ? [] : this.sizes();
-    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras()];
+    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras(), ...this.adapters()];
   }
 
   has(name) {
@@ -178,6 +180,21 @@ export class Controls {
     });
   }
 
+  /** A field for every adapter: how strongly it is worn, or nothing. */
+  adapters() {
+    const names = this.can.adapters ?? [];
+    const fields = names.slice(0, MOST_ADAPTERS).map((name, number) => {
+      const input = h("input", { type: "number", min: -100, max: 100, step: "any", placeholder: "not worn" });
+      input.id = `adapter-${number}`;
+      this.worn.set(name, input);
+      return field(input, name);
+    });
+    if (!fields.length) return [];
+    const more = names.length > MOST_ADAPTERS ? ` ${names.length - MOST_ADAPTERS} more can be named over the API.` : "";
+    const hint = `Adapters: 1 is as trained, less is weaker, empty is without.${more}`;
+    return [h("p", { className: "hint wide" }, hint), ...fields];
+  }
+
   number(name, label, props) {
     const input = h("input", { type: "number", required: props.value !== "", ...props });
     const only = this.can.fixed?.[name] ?? null;
@@ -215,6 +232,9 @@ export class Controls {
     }
     // What lies beyond the edges has nothing to start from: the strength is left to the server, unless one is chosen.
     if (fields.pad && fields.strength === this.can.defaults.strength) delete fields.strength;
+    const worn = [...this.worn].filter(([, input]) => input.value.trim() !== "")
+      .map(([name, input]) => `${name}:${Number(input.value)}`);
+    if (worn.length) fields.lora = worn;
     const extra = [...this.extra].filter(([name, input]) => this.differs(name, input))
       .map(([name, input]) => [name, valueOf(input, typeof this.can.extra[name] !== "string")]);
     return extra.length ? { ...fields, extra_params: Object.fromEntries(extra) } : fields;
@@ -244,6 +264,11 @@ export class Controls {
       if (input.type === "checkbox") input.checked = value;
       else input.value = textOf(value);
     }
+    const worn = new Map((fields.lora ?? []).map((text) => {
+      const at = text.lastIndexOf(":");
+      return [text.slice(0, at), text.slice(at + 1)];
+    }));
+    for (const [name, input] of this.worn) input.value = worn.get(name) ?? "";
     if (this.shape && fields.size) this.matchShape();
   }
 

@@ -13,7 +13,8 @@ export function curl({ kind, fields, sources = [], mask = null }) {
     : isSound(kind) ? ` \\\n  -o sound.${fields.output_format ?? "wav"}` : save(fields);
   if (startsFrom(kind)) {
     const { extra_params: extra = {}, ...plain } = fields;
-    const named = [...Object.entries(plain), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
+    const each = ([k, v]) => (Array.isArray(v) ? v.map((one) => [`${k}[]`, one]) : [[k, v]]);
+    const named = [...Object.entries(plain).flatMap(each), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
     const files = namesOf(kind, sources).map((name) => `${fieldOf(kind, sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
     if (mask) files.push(`mask=@"${mask.name}"`);
     const parts = [
@@ -105,5 +106,6 @@ function literal(value) {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (value === null) return "None";
   if (typeof value !== "object") return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
   return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${literal(item)}`).join(", ")}}`;
 }

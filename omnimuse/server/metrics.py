@@ -6,6 +6,8 @@ is counted as "other", so the number of series is bounded whatever comes in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -53,6 +55,12 @@ class Metrics:
             "omnimuse_stage_seconds", "One stage of one request.", ["model", "stage"], buckets=_WAITS, registry=registry
         )
         self._asleep = Gauge("omnimuse_asleep", "1 while the weights are away.", registry=registry)
+        self._weights = Gauge(
+            "omnimuse_weights_bytes",
+            "Weights of one worker: a whole component, or the largest of its blocks that come in one at a time.",
+            ["model", "component", "part"],
+            registry=registry,
+        )
         self._memory = Histogram(
             "omnimuse_request_peak_bytes",
             "The most that a worker held while it worked on a request.",
@@ -117,6 +125,13 @@ class Metrics:
             self._queue_seconds.labels(self._model).observe(timings["queue"])
         if "denoise" in timings and steps > 0:
             self._step_seconds.labels(self._model).observe(timings["denoise"] / steps)
+
+    def weigh(self, weights: Mapping[str, tuple[int, int]]) -> None:
+        """What each component of a worker takes, and the largest of its blocks where these come in one at a time."""
+        for component, (whole, block) in weights.items():
+            self._weights.labels(self._model, component, "whole").set(whole)
+            if block:
+                self._weights.labels(self._model, component, "block").set(block)
 
     def rejected(self, reason: str) -> None:
         """A request was refused before any work; `reason` is one of REJECTIONS, the code of the error."""

@@ -1,14 +1,18 @@
 """The adapters that clients may name: files of one folder that the operator chose, registered by name.
 
-At the start every file in the folder is registered by its name; more names come and go while the server runs. Whether
-an adapter fits the model the workers find out, who read it when a request first names it. No torch.
+At the start every file in the folder is registered by its name; more names come and go while the server runs. Some may
+be set for all requests that do not say what they wear. Whether an adapter fits the model the workers find out, who read
+it when a request first names it. No torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import Lora, loras_of
 from omnimuse.loader.adapter_file import find_file
 
 MOST = 1000
@@ -16,12 +20,17 @@ LONGEST = 256
 
 
 class Shelf:
-    """Names of adapters -> files in `folder`, by what they are called there. Without a folder there are none."""
+    """Names of adapters -> files in `folder`, by what they are called there. Without a folder there are none.
+
+    `chosen` were set for everybody, by name; `worn` is what requests wear of them now: all, or nothing.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         there = [] if folder is None else sorted(folder.glob("*.safetensors"))
         self.files: dict[str, str] = {file.stem: file.name for file in there[:MOST]}
+        self.chosen: tuple[Lora, ...] = ()
+        self.worn: list[Lora] = []
 
     def load(self, name: str, path: str) -> None:
         """Register `path`, a file or folder in the folder of adapters, as `name`; RequestError says what is wrong."""
@@ -45,3 +54,25 @@ class Shelf:
         """Forget `name`: requests that come can no longer wear it, those in progress do."""
         if self.files.pop(name, None) is None:
             raise RequestError(f"there is no adapter {name!r:.80} to unload", "lora_name")
+        self.chosen = tuple(lora for lora in self.chosen if lora.source != name)
+        self.worn[:] = [lora for lora in self.worn if lora.source != name]
+
+    def choose(self, loras: Sequence[Lora]) -> None:
+        """Have requests that do not say what they wear wear these; RequestError for names that are not registered."""
+        loras_of(list(loras), self.files)
+        self.chosen = tuple(loras)
+        self.wear()
+
+    def wear(self, strength: float | None = None) -> None:
+        """Have what was chosen be worn, at another strength if there is one; RequestError if nothing was chosen."""
+        if not self.chosen:
+            raise RequestError("no adapter was set; POST /v1/set_lora sets one", "lora_nickname")
+        if strength is not None:
+            changed = [replace(lora, scale=strength) for lora in self.chosen]
+            loras_of(changed, self.files)
+            self.chosen = tuple(changed)
+        self.worn[:] = self.chosen
+
+    def take_off(self) -> None:
+        """Requests that do not say what they wear wear nothing; what was chosen is remembered."""
+        self.worn.clear()

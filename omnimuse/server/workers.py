@@ -28,6 +28,11 @@ class Workers(Protocol):
         ...
 
     @property
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """The bytes of every component, and of its largest block where these come in one at a time."""
+        ...
+
+    @property
     def place(self) -> dict[str, str]:
         """The dtype and the device the workers compute with; empty until one is ready."""
         ...

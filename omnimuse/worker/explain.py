@@ -25,6 +25,7 @@ from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.allocator import kept_memory
 from omnimuse.worker.build import SHAPES, Build, begin, run
 from omnimuse.worker.find import Found, pipeline_for
+from omnimuse.worker.room import blocks_of, held, token_bytes
 
 
 def explain(config: Config) -> list[Choice]:
@@ -93,11 +94,14 @@ def _memory_choices(under: Build) -> list[Choice]:
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
         value = " + ".join(f"{_size(size)} {dtype}" for dtype, size in sizes.most_common())
         found.append(Choice("memory", name, value, _where(under, module)))
+        if token := token_bytes(module, under.dtype):
+            why = "at the least, while the widest layer runs; requests that can never fit are refused"
+            found.append(Choice("memory", f"{name}, a token of a row", _size(token), why))
         if isinstance(module, Decoder):
             token = module.sizes.token_bytes
             kept = "keys and values of what an output has it read and write, gone when it has written all"
             found.append(Choice("memory", f"{name}, remembered", f"{_size(token)} a token", kept))
-    total = sum(tensor.nbytes for module in under.modules.values() for tensor, _ in stored_tensors(module).values())
+    total = sum(map(held, under.modules.values()))
     return [*found, Choice("memory", "all weights", _size(total), "without what requests need")]
 
 
@@ -117,10 +121,8 @@ def _where(under: Build, module: nn.Module) -> str:
     waits = f"waits in a file in {folder}" if under.device.type == "cpu" else "waits in pinned host memory"
     if mode == "components" or not isinstance(module, Network):
         return f"{waits}, on {under.device} when it is its turn"
-    blocks = [block for stack in module.stacks().values() for block in stack.blocks()]
-    largest = max(sum(tensor.nbytes for tensor, _ in stored_tensors(block).values()) for block in blocks)
-    inside = sum(tensor.nbytes for block in blocks for tensor, _ in stored_tensors(block).values())
-    rest = sum(tensor.nbytes for tensor, _ in stored_tensors(module).values()) - inside
+    blocks = [held(block) for block in blocks_of(module)]
+    largest, rest = max(blocks), held(module) - sum(blocks)
     how = "one at a time" if under.device.type == "cpu" else "two at a time"
     return f"{waits}; on {under.device} {_size(rest)} in its turn, and blocks of at most {_size(largest)} {how}"
 

@@ -24,7 +24,8 @@ from omnimuse.core.spec import Spec
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    `record` begins a recording, `write` ends it and names the file. `stop` ends the loop. `alive` stands for the states
+    `record` begins a recording, `write` ends it and names the file. With `rest` weights leave, or come back (None:
+    neither). `stop` ends the loop. `alive` stands for the states
     that rank 0 had before, which every rank must have.
     """
 
@@ -35,6 +36,7 @@ class TickPlan:
     run: tuple[str, ...] = ()
     record: bool = False
     write: str = ""
+    rest: bool | None = None
     stop: bool = False
     alive: int = 0
 
@@ -54,7 +56,7 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names: dict[str, Any] = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    marks: dict[str, Any] = {field: raw[field] for field in ("record", "write", "stop", "alive")}
+    marks: dict[str, Any] = {field: raw[field] for field in ("record", "write", "rest", "stop", "alive")}
     return TickPlan(admit=admit, **names, **marks)
 
 

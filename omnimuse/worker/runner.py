@@ -138,6 +138,14 @@ class Runner:
         loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]
         return max((loop.tokens(self.pipeline.ctx, request) for loop in loops), default=1)
 
+    def working(self, request: Request, token_bytes: Mapping[str, int]) -> int:
+        """The bytes that one row of `request` takes at the least, if a token takes so many in each network."""
+        most = 0
+        for loop in (stage for stage in self.pipeline.stages if isinstance(stage, Loop)):
+            tokens = loop.tokens(self.pipeline.ctx, request) // max(1, len(request.branches))
+            most = max(most, tokens * max((token_bytes.get(name, 0) for name in loop.uses), default=0))
+        return most
+
     def remembers(self, request: Request) -> tuple[int, int]:
         """The bytes that one output of `request` comes to remember, at least and at most."""
         loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]

@@ -66,7 +66,10 @@ def test_an_adapter_is_worn_until_it_is_taken_off(tmp_path: Path) -> None:
         made["half"] = generator.generate("a star", save_output=False, **small)["samples"]
         generator.unmerge_lora_weights()
         made["plain"] = generator.generate("a star", save_output=False, **small)["samples"]
-        generator.set_lora("style", str(file))
+        assert generator.list_loras()["active"] == {}
+        generator.set_lora("style")
+        [told] = generator.list_loras()["active"]["all"]
+        assert told == {"nickname": "style", "path": str(file), "merged": False, "strength": 1.0}
         made["again"] = generator.generate("a star", save_output=False, **small)["samples"]
         with pytest.raises(RequestError, match="target='transformer_2' is not taken here"):
             generator.set_lora("style", str(file), target="transformer_2")

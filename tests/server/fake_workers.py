@@ -33,6 +33,7 @@ class FakeWorkers:
     broken: str = ""
     asleep: bool = False
     place: dict[str, str] = field(default_factory=lambda: {"dtype": "float32", "device": "cpu"})
+    weights: dict[str, tuple[int, int]] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     started: list[Request] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)

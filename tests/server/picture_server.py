@@ -157,7 +157,7 @@ async def service_in(
     """The whole app on the event loop of the test, to be called without a socket."""
     shelf = shelf or Shelf(None)
     options, opened = change(ServeOptions(data=data, model_name=MODEL)), door or shapes()
-    opened = replace(opened, adapters=shelf.files)
+    opened = replace(opened, adapters=shelf.files, worn=shelf.worn)
     async with serving(options, opened, Uploads.of(options, opened.limits)) as service:
         service = replace(service, taught=taught, shelf=shelf)
         yield build_app(service), service

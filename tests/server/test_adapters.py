@@ -97,7 +97,7 @@ def test_without_a_folder_there_are_none_to_name_or_to_load(tmp_path: Path, fold
         assert error["code"] == "invalid_value" and "none is registered" in error["message"]
         body = {"lora_name": "ink", "lora_path": str(folder / "ink.safetensors")}
         assert "--lora-dir" in (await client.post("/v1/load_lora_adapter", json=body)).json()["error"]["message"]
-        assert (await client.get("/v1/list_loras")).json() == {"loaded_adapters": []}
+        assert (await client.get("/v1/list_loras")).json() == {"loaded_adapters": [], "active": {}}
 
     with_app(tmp_path / "data", None, act)
 
@@ -169,10 +169,59 @@ def test_where_others_can_connect_only_the_operator_registers_adapters(tmp_path:
     with_app(tmp_path / "data", folder, act, public)
 
 
-def test_nothing_is_set_for_everybody(tmp_path: Path, folder: Path) -> None:
+def test_what_is_set_is_worn_by_requests_that_do_not_say_what_they_wear(tmp_path: Path, folder: Path) -> None:
     async def act(client: httpx2.AsyncClient, service: Service) -> None:
-        for path in ("/v1/set_lora", "/v1/merge_lora_weights", "/v1/unmerge_lora_weights"):
-            error = (await client.post(path, json={})).json()["error"]
-            assert "each request says with `lora`" in error["message"]
+        async def worn(**fields: Any) -> Any:
+            assert (await draw(client, **fields)).status_code == 200
+            return cast(FakeWorkers, service.workers).started[-1].params.loras
+
+        async def post(path: str, **body: Any) -> None:
+            answer = await client.post(f"/v1/{path}", json=body)
+            assert answer.status_code == 200 and answer.json()["status"] == "ok", answer.text
+
+        await post("set_lora", lora_nickname="ink", strength=0.5)
+        assert await worn() == (Lora("ink.safetensors", 0.5),)
+        assert await worn(lora="night") == (Lora("night.safetensors"),)
+        assert await worn(loras=[]) is None
+        deep = {"nickname": "deep", "path": "more/deep.safetensors", "merged": False, "strength": 0.25}
+        await post(
+            "set_lora", lora_nickname=["ink", "deep"], lora_path=[None, "more/deep.safetensors"], strength=[1, 0.25]
+        )
+        told = (await client.get("/v1/list_loras")).json()
+        assert told["active"]["all"][1] == deep
+        assert await worn() == (Lora("ink.safetensors"), Lora("more/deep.safetensors", 0.25))
+        await post("unmerge_lora_weights", target="all")
+        assert await worn() is None
+        assert (await client.get("/v1/list_loras")).json()["active"] == {}
+        await post("merge_lora_weights", strength=0.75)
+        assert await worn() == (Lora("ink.safetensors", 0.75), Lora("more/deep.safetensors", 0.75))
+        await client.post("/v1/unload_lora_adapter", json={"lora_name": "deep"})
+        assert await worn() == (Lora("ink.safetensors", 0.75),)
+
+    with_app(tmp_path / "data", folder, act)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("set_lora", {}, "lora_nickname"),
+        ("set_lora", {"lora_nickname": "gone"}, "lora_nickname"),
+        ("set_lora", {"lora_nickname": "x", "lora_path": "../secret.safetensors"}, "lora_path"),
+        ("set_lora", {"lora_nickname": ["ink", "night"], "strength": [1]}, "strength"),
+        ("set_lora", {"lora_nickname": "ink", "strength": "much"}, "strength"),
+        ("set_lora", {"lora_nickname": "ink", "strength": 1e9}, "lora_nickname"),
+        ("set_lora", {"lora_nickname": "ink", "target": "transformer_2"}, "target"),
+        ("set_lora", {"lora_nickname": "ink", "scale": 1}, "scale"),
+        ("merge_lora_weights", {}, "lora_nickname"),
+        ("unmerge_lora_weights", {"strength": 1}, "strength"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_and_nothing_is_worn(
+    tmp_path: Path, folder: Path, path: str, body: dict[str, Any], param: str
+) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        answer = await client.post(f"/v1/{path}", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+        assert not service.shelf.worn
 
     with_app(tmp_path / "data", folder, act)

@@ -36,6 +36,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics.retried(2)
     metrics.recovered(3)
     metrics.level(5, asleep=True)
+    metrics.weigh({"transformer": (4000, 500), "vae": (300, 0)})
     found = samples(metrics)
     ours = (("model", "demo"), ("task", "text-to-image"))
     assert found["omnimuse_requests_total", (ours[0], ("outcome", "completed"), ours[1])] == 1
@@ -47,6 +48,9 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
         assert found["omnimuse_stage_seconds_sum", (ours[0], ("stage", stage))] == seconds
     assert found["omnimuse_request_peak_bytes_sum", ours[:1]] == 2**30
     assert found["omnimuse_asleep", ()] == 1
+    weights = {labels: bytes_ for (name, labels), bytes_ in found.items() if name == "omnimuse_weights_bytes"}
+    parts = {("transformer", "whole"): 4000, ("transformer", "block"): 500, ("vae", "whole"): 300}
+    assert weights == {(("component", name), ours[0], ("part", part)): size for (name, part), size in parts.items()}
     assert found["omnimuse_admission_rejections_total", (("reason", "queue_full"),)] == 1
     assert found["omnimuse_cancelled_total", (("where", "disconnect"),)] == 1
     assert found["omnimuse_worker_restarts_total", (("cause", "hang"),)] == 1

@@ -31,6 +31,7 @@ def measured() -> dict[str, set[str]]:
     metrics.cancelled("queued")
     metrics.restarted("exit")
     metrics.staffed(1, 0)
+    metrics.weigh({"transformer": (2, 1)})
     metrics.failed("tidying up")
     metrics.level(1, keys_stale=True)
     text, _ = metrics.render()

@@ -446,6 +446,21 @@ def test_use_settings_puts_everything_back_into_the_form(page: Any, site: Runnin
 
 
 @browser_only
+def test_adapters_are_worn_at_the_strength_that_is_put_in(page: Any, site: Running) -> None:
+    site.api.capabilities = EDITS | {"adapters": ["ink", "night: blue"]}
+    page.reload()
+    page.get_by_label("ink").fill("0.5")
+    page.get_by_label("night: blue").fill("-1")
+    draw(page, "a ring")
+    expect_picture(page)
+    assert site.api.asked[0]["lora"] == ["ink:0.5", "night: blue:-1"]
+    page.get_by_label("ink").fill("")
+    page.get_by_role("button", name="Use settings").click()
+    assert page.get_by_label("ink").input_value() == "0.5"
+    assert page.get_by_label("night: blue").input_value() == "-1"
+
+
+@browser_only
 def test_limits_and_defaults_are_the_models_own(page: Any, site: Running) -> None:
     width = page.get_by_label("Width")
     assert (width.get_attribute("min"), width.get_attribute("max"), width.get_attribute("step")) == ("16", "1024", "16")

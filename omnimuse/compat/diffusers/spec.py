@@ -30,6 +30,11 @@ LIBRARY = "diffusers"
 MAX_SIDE = 8192
 MAX_TOKENS = 4096
 MAX_FRAMES = 10_000
+CACHE_DIT = (
+    "the library cache-dit keeps what it remembers beside the network, which outputs here share and call in turns, so "
+    "each would skip by what another did"
+)
+"""Why a library that has step caches for such pipelines is not used."""
 USUAL_FPS = 24.0
 """Frames per second where neither the class nor its example says how fast its videos are."""
 
@@ -77,9 +82,10 @@ def refuse_features(config: Config) -> None:
     }
     for name, (wanted, what) in asked.items():
         if wanted:
+            also = f"; {CACHE_DIT}" if name == "cache" else ""
             raise ConfigError(
                 f"{name} cannot be chosen for this model: it runs through {LIBRARY}, and {what} need a network of "
-                "ours. Leave it out; `omnimuse models` lists the families that have it"
+                f"ours{also}. Leave it out; `omnimuse models` lists the families that have it"
             )
 
 

@@ -41,8 +41,9 @@ class Capabilities(Bounds):
     """What a model can be asked for; `extra` are the family's own parameters and their defaults.
 
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
-    each word of `quality`. A model that runs through a `library` has `notes` on what that means. A model that says what
-    it learned has its words by topic in `draws`, and in `only_side` the one side in pixels of what it was shown.
+    each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
+    means. A model that says what it learned has its words by topic in `draws`, and in `only_side` the one side in
+    pixels of what it was shown.
     """
 
     medium: str
@@ -54,6 +55,7 @@ class Capabilities(Bounds):
     formats: list[str]
     qualities: dict[str, int]
     extra: dict[str, Any]
+    adapters: list[str]
     library: str
     notes: dict[str, str]
     draws: dict[str, list[str]]

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from omnimuse.server.errors import refusal
-from omnimuse.server.routes.adapters import ELSEWHERE, LOAD, UNLOAD
+from omnimuse.server.routes.adapters import ELSEWHERE, LOAD, MERGE, SET, UNLOAD, UNMERGE
 from omnimuse.server.service import Service
 
 METHODS = ["GET", "POST", "PUT", "DELETE"]
@@ -34,7 +34,6 @@ WHERE = MappingProxyType(
 _TEXT = "{instead}"
 _OPERATOR = "it is chosen when the server starts, and a running one is not changed"
 _ADMIN = "it is on the admin plane (`--admin-address`), for the server's operator"
-_EACH = "adapters are nothing that is set for everybody: each request says with `lora` which it wears"
 ABSENT = MappingProxyType(
     {
         "/v1/audio/speech": "no text is spoken here; {instead}",
@@ -59,9 +58,9 @@ ABSENT = MappingProxyType(
         "/generate": "it is the path of another server; {instead}",
         LOAD: ELSEWHERE,
         UNLOAD: ELSEWHERE,
-        "/v1/set_lora": _EACH,
-        "/v1/merge_lora_weights": _EACH,
-        "/v1/unmerge_lora_weights": _EACH,
+        SET: ELSEWHERE,
+        MERGE: ELSEWHERE,
+        UNMERGE: ELSEWHERE,
         "/update_weights_from_disk": _OPERATOR,
         "/sleep": _ADMIN,
         "/wake_up": _ADMIN,

@@ -59,6 +59,7 @@ def measurements(service: Service) -> Route:
     async def metrics(request: Request) -> Response:
         asleep = service.workers.asleep
         service.metrics.level(service.admission.load().count, bool(service.keys.trouble), asleep)
+        service.metrics.weigh(service.workers.weights)
         content, kind = service.metrics.render()
         return Response(content, media_type=kind)
 

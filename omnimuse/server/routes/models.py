@@ -96,6 +96,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         if door.defaults.num_inference_steps is None
         else {level: steps_of(level, door) for level in EFFORT},
         extra=extra,
+        adapters=sorted(door.adapters or ()),
         library=spec.library,
         notes=dict(spec.notes),
         draws={} if taught is None else {topic: list(words) for topic, words in taught.words.items()},

@@ -206,11 +206,13 @@ def _one(field: Field, value: Any, name: str, form: bool) -> str:
 
 
 def _adapters(field: Field, value: Any, name: str, form: bool) -> list[Any] | None:
-    """Adapters by their registered names; what stands for none is None. In a form scales come as text."""
-    listed = value if isinstance(value, list) else [value] if value else []
+    """Adapters by their registered names; an empty list is to wear none. In a form scales come as text."""
+    if not value and not isinstance(value, list):
+        return None
+    listed = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str | dict) for each in listed) or len(listed) > MOST_LORAS:
         raise _bad(name, value, f"a name, {{name, scale}}, or a list of at most {MOST_LORAS}")
-    return [_scaled(name, each) if form and isinstance(each, dict) else each for each in listed] or None
+    return [_scaled(name, each) if form and isinstance(each, dict) else each for each in listed]
 
 
 def _scaled(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_what_cannot_even_be_handed_over_is_refused_with_what_fits() -> None:
     wide = replace(DOOR.limits, max_side=16384, max_frames=4093)
     spec = replace(SPEC, limits=lambda configs: wide, supported=frozenset({"num_frames"}))
     door = replace(Door.of(spec, {}, "fake"), memory=2 * 2**30)
-    with pytest.raises(RequestError, match=r"16384x16384, 4093 frames, 64 outputs need at least .* at most 16 a side"):
+    with pytest.raises(RequestError, match=r"16384x16384, 4093 frames, 64 outputs need at least .* at most 16x16"):
         door.make_request(ask(height=16384, width=16384, num_frames=4093, num_outputs_per_prompt=64), 0.0, 1)
     assert door.make_request(ask(height=8192, width=8192), 0.0, 1)
     assert Door.of(SPEC, {}, "fake").memory > 2**28

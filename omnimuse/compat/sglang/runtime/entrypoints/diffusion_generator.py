@@ -33,7 +33,9 @@ class DiffGenerator:
 
     def __init__(self, config: Config) -> None:
         self._ours = api.Omni(config.model.model, config=config)
-        self._worn: tuple[Lora, ...] = ()
+        self._files: dict[str, str] = {}
+        self._chosen: dict[str, float] = {}
+        self._on = False
 
     @classmethod
     def from_pretrained(cls, local_mode: bool = True, **kwargs: Any) -> Self:
@@ -76,20 +78,49 @@ class DiffGenerator:
         return found[0] if len(found) == 1 else found
 
     def set_lora(
-        self, lora_nickname: str, lora_path: str | None = None, target: str = "all", strength: float = 1.0
+        self,
+        lora_nickname: str | Sequence[str],
+        lora_path: str | Sequence[str | None] | None = None,
+        target: str | Sequence[str] = "all",
+        strength: float | Sequence[float] = 1.0,
     ) -> None:
-        """Wear an adapter in every request from now on; `lora_nickname` alone names its file."""
-        if target != "all":
-            raise RequestError(f"target={target!r} is not taken here; an adapter says itself which networks it changes")
-        self._worn = (Lora(lora_path or lora_nickname, strength),)
+        """Wear adapters in every request from now on; a nickname alone is one that was given before, or its file."""
+        names = [lora_nickname] if isinstance(lora_nickname, str) else list(lora_nickname)
+        paths = [lora_path] * len(names) if lora_path is None or isinstance(lora_path, str) else list(lora_path)
+        scales = [float(each) for each in strength] if isinstance(strength, Sequence) else [strength] * len(names)
+        _check_target(target)
+        if not len(names) == len(paths) == len(scales):
+            raise RequestError(
+                f"{len(names)} nicknames have {len(paths)} paths and {len(scales)} strengths; give one for each", "lora"
+            )
+        self._files |= {name: path for name, path in zip(names, paths, strict=True) if path is not None}
+        self._chosen = dict(zip(names, scales, strict=True))
+        self._on = True
 
     def merge_lora_weights(self, target: str = "all", strength: float = 1.0) -> None:
-        """Wear it at another strength; weights are never merged, so that nothing is left of it afterwards."""
-        self._worn = tuple(replace(each, scale=strength) for each in self._worn)
+        """Wear what was set, at another strength; weights are never merged, so that nothing is left of it after."""
+        _check_target(target)
+        self._chosen = dict.fromkeys(self._chosen, strength)
+        self._on = True
 
     def unmerge_lora_weights(self, target: str = "all") -> None:
-        """Wear nothing."""
-        self._worn = ()
+        """Wear nothing, until adapters are set or merged again."""
+        _check_target(target)
+        self._on = False
+
+    def list_loras(self) -> dict[str, Any]:
+        """The adapters that were given, and those that are worn."""
+        given = [{"nickname": name, "path": path} for name, path in self._files.items()]
+        worn = [
+            {"nickname": name, "path": self._files.get(name, name), "merged": False, "strength": scale}
+            for name, scale in (self._chosen.items() if self._on else ())
+        ]
+        return {"loaded_adapters": given, "active": {"all": worn} if worn else {}}
+
+    @property
+    def _worn(self) -> tuple[Lora, ...]:
+        found = self._chosen.items() if self._on else ()
+        return tuple(Lora(self._files.get(name, name), scale) for name, scale in found)
 
     def shutdown(self) -> None:
         """Free the weights."""
@@ -131,6 +162,11 @@ class DiffGenerator:
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)
+
+
+def _check_target(target: str | Sequence[str]) -> None:
+    if target not in ("all", ["all"]):
+        raise RequestError(f"target={target!r} is not taken here; an adapter says itself which networks it changes")
 
 
 def frames_of(parts: Sequence[Part]) -> list[Any]:

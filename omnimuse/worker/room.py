@@ -1,0 +1,82 @@
+"""What memory there is: what weights take, and what one forward takes beside them at the least.
+
+Bounds from below, of the widest layer alone: what is refused by them never fits, and what they let in may still be too
+much. Asked by the engine when a request comes, and by what tells people where memory goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from omnimuse.core.machine import memory, resident
+from omnimuse.layers.network import Network
+from omnimuse.layers.steady import SteadyLinear
+from omnimuse.loader.tensors import stored_tensors
+from omnimuse.quant.linear import QuantizedLinear
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The bytes that there are beside the weights (None: nobody knows), and by component what weights take: the whole,
+    and the largest of the blocks that come in one at a time (0: none do). `tokens` is what a row's token takes.
+    """
+
+    room: int | None = None
+    weights: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        components: Mapping[str, Any], device: torch.device, dtype: torch.dtype, *, layerwise: bool = False
+    ) -> Space:
+        """What there is now, when all weights are where they wait or work."""
+        modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+        blocks = {name: list(blocks_of(part)) if layerwise else [] for name, part in modules.items()}
+        weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
+        return Space(most_bytes(device), weights, {name: token_bytes(part, dtype) for name, part in modules.items()})
+
+
+def held(module: nn.Module) -> int:
+    """The bytes of its weights."""
+    return sum(tensor.nbytes for tensor, _ in stored_tensors(module).values())
+
+
+def blocks_of(module: nn.Module) -> Iterable[nn.Module]:
+    """The blocks of a network that runs at every step; of another, none."""
+    stacks = module.stacks().values() if isinstance(module, Network) else ()
+    return [block for stack in stacks for block in stack.blocks()]
+
+
+def token_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """What a token takes at the least while blocks of `module` run: the inputs and outputs of the widest layer."""
+    parts = [part for block in blocks_of(module) for part in block.modules()]
+    shapes = [
+        (part.inputs, part.like().shape[0]) if isinstance(part, QuantizedLinear) else part.weight.shape
+        for part in parts
+        if isinstance(part, QuantizedLinear | nn.Linear | SteadyLinear)
+    ]
+    return max(map(sum, shapes), default=0) * dtype.itemsize
+
+
+def most_bytes(device: torch.device) -> int:
+    """All that requests can have of `device`, once nobody else has any: what this process does not hold already."""
+    if device.type == "cuda":
+        return max(0, torch.cuda.mem_get_info(device)[1] - torch.cuda.memory_allocated(device))
+    return max(0, memory() - resident())
+
+
+def nearest_size(size: Size, step: int, fits: Callable[[Size], bool]) -> Size | None:
+    """The largest size of these proportions that fits, its sides multiples of `step`; None if none does."""
+    longest = max(size) // step
+    for count in range(longest, 0, -1):
+        width, height = (max(1, round(side * count / max(size))) * step for side in size)
+        if fits((width, height)):
+            return width, height
+    return None

@@ -1,0 +1,73 @@
+"""What weights and forwards take, and requests that never fit: refused with figures and the nearest size that does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from omnimuse.core.config import OffloadConfig
+from omnimuse.core.errors import RequestError
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.worker.room import nearest_size
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, with_params
+
+
+@pytest.fixture
+def subject(tiny: Callable[[str], Path]) -> Subject:
+    [family] = [family for family in FAMILIES if family.name == "ZImagePipeline"]
+    return Subject(family, tiny(family.name))
+
+
+def test_the_nearest_size_keeps_proportions_and_the_grid() -> None:
+    assert nearest_size((2048, 1024), 16, lambda size: size[0] * size[1] <= 1024 * 512) == (1024, 512)
+    assert nearest_size((2048, 1024), 64, lambda size: size[0] * size[1] <= 1000 * 500) == (960, 512)
+    assert nearest_size((256, 256), 16, lambda size: False) is None
+
+
+def limited(subject: Subject, room: int) -> Engine:
+    engine = start(subject.config())
+    engine.space = replace(engine.space, room=room)
+    return engine
+
+
+def test_a_request_that_never_fits_is_told_how_much_it_takes_and_which_size_is_nearest(subject: Subject) -> None:
+    engine = limited(subject, 2**40)
+    asked = with_params(subject.ask(0), width=512, height=256)
+    needed = engine.runner.working(engine.make_request(asked), engine.space.tokens)
+    assert needed > 0
+    engine.space = replace(engine.space, room=needed // 4)
+    with pytest.raises(RequestError, match=r"512x256 takes .* GiB at the least beside the weights, of which") as caught:
+        engine.submit(engine.make_request(asked))
+    found = re.search(r"nearest size that may fit is (\d+)x(\d+)", str(caught.value))
+    assert found
+    width, height = map(int, found.groups())
+    assert 128 <= width < 512 and abs(width - 2 * height) <= 2 * engine.door.limits.size_multiple
+    engine.submit(engine.make_request(with_params(asked, width=width, height=height)))
+    larger = with_params(asked, width=width + 2 * engine.door.limits.size_multiple, height=height)
+    with pytest.raises(RequestError):
+        engine.submit(engine.make_request(replace(larger, params=replace(larger.params, height=height * 2))))
+    engine.close()
+
+
+def test_what_weights_take_is_told_by_component_and_by_block_where_blocks_come_in(
+    subject: Subject, tmp_path: Path
+) -> None:
+    plain = start(subject.config())
+    networks = {name: plain.runner.pipeline.ctx.components[name] for name in plain.space.weights}
+    for name, (whole, block) in plain.space.weights.items():
+        assert isinstance(networks[name], nn.Module)
+        assert whole == sum(each.nbytes for each in {*networks[name].parameters(), *networks[name].buffers()}), name
+        assert block == 0
+    layers = start(subject.config(offload=OffloadConfig("layers", tmp_path)))
+    for name, (whole, block) in layers.space.weights.items():
+        assert whole == plain.space.weights[name][0]
+        assert (0 < block < whole) == (name == "transformer")
+    plain.close()
+    layers.close()
