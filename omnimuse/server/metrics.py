@@ -54,32 +54,11 @@ class Metrics:
         self._stage_seconds = Histogram(
             "omnimuse_stage_seconds", "One stage of one request.", ["model", "stage"], buckets=_WAITS, registry=registry
         )
-        self._asleep = Gauge("omnimuse_asleep", "1 while the weights are away.", registry=registry)
-        self._weights = Gauge(
-            "omnimuse_weights_bytes",
-            "Weights of one worker: a whole component, or the largest of its blocks that come in one at a time.",
-            ["model", "component", "part"],
-            registry=registry,
-        )
-        self._memory = Histogram(
-            "omnimuse_request_peak_bytes",
-            "The most that a worker held while it worked on a request.",
-            ["model"],
-            buckets=_BYTES,
-            registry=registry,
-        )
         self._unfinished = Gauge(
             "omnimuse_requests_unfinished", "Requests accepted and not ended.", ["model"], registry=registry
         )
         self._rejections = Counter(
             "omnimuse_admission_rejections_total", "Requests refused before any work.", ["reason"], registry=registry
-        )
-        self._restarts = Counter(
-            "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
-        )
-        self._workers = Gauge("omnimuse_workers", "Workers, ready and coming.", ["state"], registry=registry)
-        self._retries = Counter(
-            "omnimuse_forward_retries_total", "Forwards that failed and were tried again.", registry=registry
         )
         self._cancelled = Counter("omnimuse_cancelled_total", "Requests given up.", ["where"], registry=registry)
         self._recovered = Counter("omnimuse_jobs_recovered_total", "Jobs found unfinished at start.", registry=registry)
@@ -95,6 +74,31 @@ class Metrics:
             "Tokens of models that write: read, of these known from others that began alike, and written.",
             ["kind"],
             registry=registry,
+        )
+        self._of_workers(registry)
+
+    def _of_workers(self, registry: CollectorRegistry) -> None:
+        """What workers tell of themselves."""
+        self._asleep = Gauge("omnimuse_asleep", "1 while the weights are away.", registry=registry)
+        self._weights = Gauge(
+            "omnimuse_weights_bytes",
+            "Weights of one worker: a whole component, or the largest of its blocks that come in one at a time.",
+            ["model", "component", "part"],
+            registry=registry,
+        )
+        self._memory = Histogram(
+            "omnimuse_request_peak_bytes",
+            "The most that a worker held while it worked on a request.",
+            ["model"],
+            buckets=_BYTES,
+            registry=registry,
+        )
+        self._restarts = Counter(
+            "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
+        )
+        self._workers = Gauge("omnimuse_workers", "Workers, ready and coming.", ["state"], registry=registry)
+        self._retries = Counter(
+            "omnimuse_forward_retries_total", "Forwards that failed and were tried again.", registry=registry
         )
 
     def ended(self, task: str, outcome: str, seconds: float) -> None:
