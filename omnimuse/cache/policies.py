@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 
 from omnimuse.cache.row import Row
 from omnimuse.core.caches import CacheConfig, Fits
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.plugins import CACHES, brought, loaded
 from omnimuse.layers.stack import Memory
 
 Watch = Literal["probe", "first", ""]
@@ -134,6 +136,14 @@ def nearest(ratios: tuple[float, ...], step: int, steps: int) -> float:
 
 
 def policy_for(choice: CacheConfig, fits: Fits) -> Policy | None:
-    """What carries out a complete `choice`; None where nothing is ever skipped."""
+    """What carries out a complete `choice`; None where nothing is ever skipped. ConfigError for a package's that is
+    no policy.
+    """
     kinds: dict[str, type[Policy]] = {"teacache": TeaCache, "dbcache": DualBlockCache, "magcache": MagCache}
-    return None if choice.off else kinds[choice.kind](choice, fits)
+    if choice.off or choice.kind in kinds:
+        return None if choice.off else kinds[choice.kind](choice, fits)
+    point = brought(CACHES)[choice.kind]
+    own = loaded(point)
+    if not (isinstance(own, type) and issubclass(own, Policy)):
+        raise ConfigError(f"{point.value}, the cache {choice.kind!r}, is no omnimuse.cache.policies.Policy; derive it")
+    return own(choice, fits)

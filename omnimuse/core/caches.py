@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.names import meant
+from omnimuse.core.plugins import CACHES, brought
 from omnimuse.core.step_masks import MASKS, step_mask
 
-Kind = Literal["none", "auto", "careful", "balanced", "fast", "teacache", "dbcache", "magcache"]
+KINDS = ("none", "auto", "careful", "balanced", "fast", "teacache", "dbcache", "magcache")
 MOST_ORDER = 4
 """A forecast of a higher order is noise: differences of differences of rounded numbers."""
 
@@ -37,10 +38,10 @@ class CacheConfig:
     blocks are always computed. No step is skipped before `warm_up` ones were computed, no more than `most` altogether
     and `in_a_row`. What skipped blocks would have added is continued by a Taylor series of that `order`; 0 repeats
     it. `mask` has a 1 for every step that is computed in any case, or is one of `MASKS`; with `forced` every other one
-    is skipped.
+    is skipped. A `kind` that a package brings has what the "dbcache" has.
     """
 
-    kind: Kind = "none"
+    kind: str = "none"
     threshold: float | None = None
     first: int | None = None
     last: int | None = None
@@ -52,8 +53,8 @@ class CacheConfig:
     forced: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ConfigError(f"cache kind={self.kind!r} is not known; use one of {', '.join(get_args(Kind))}")
+        if self.kind not in KINDS and self.kind not in (others := brought(CACHES, KINDS)):
+            raise ConfigError(f"cache kind={self.kind!r} is not known; use one of {', '.join((*KINDS, *others))}")
         if self.threshold is not None and not (_is_number(self.threshold) and 0 <= self.threshold < math.inf):
             raise ConfigError(f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)")
         least = {"first": 0, "last": 0, "warm_up": 0, "most": 0, "in_a_row": 1}
@@ -78,8 +79,9 @@ class CacheConfig:
     def _check_belonging(self) -> None:
         """Nothing is accepted that the kind does not honour."""
         own = [part.name for part in fields(self) if getattr(self, part.name) != part.default and part.name != "kind"]
-        kinds = {"dbcache": [], "teacache": ["first", "last"], "magcache": ["first", "last"]}
-        foreign = [name for name in own if name in kinds.get(self.kind, own)]
+        kinds = {"teacache": ["first", "last"], "magcache": ["first", "last"]}
+        without = own if self.kind in KINDS and self.kind != "dbcache" else []
+        foreign = [name for name in own if name in kinds.get(self.kind, without)]
         if foreign:
             raise ConfigError(f"cache {foreign[0]} means nothing to {self.kind!r}; leave it out, or use 'dbcache'")
 
@@ -103,11 +105,11 @@ demo model makes of them is in `docs/quality.md`. The one that changes least is 
 """
 BY_NAME: Mapping[str, CacheConfig] = MappingProxyType(
     {
-        **{kind: CacheConfig(kind) for kind in get_args(Kind)},
+        **{kind: CacheConfig(kind) for kind in KINDS},
         "taylorseer": CacheConfig("dbcache", order=1),
     }
 )
-"""What a choice may begin with."""
+"""What a choice may begin with, besides the kinds that packages bring."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,10 @@ class Fits:
 def cache_named(text: str) -> CacheConfig:
     """The choice that a text such as `fast` or `dbcache,threshold=0.1,first=2` makes; ConfigError for any other."""
     name, *pairs = [part.strip() for part in text.split(",")]
-    if name not in BY_NAME:
-        near = meant(name, list(BY_NAME))
-        hint = f"; did you mean {near!r}?" if near else f"; use one of {', '.join(BY_NAME)}"
+    others = {} if name in BY_NAME else brought(CACHES, BY_NAME)
+    if name not in BY_NAME and name not in others:
+        near = meant(name, [*BY_NAME, *others])
+        hint = f"; did you mean {near!r}?" if near else f"; use one of {', '.join((*BY_NAME, *others))}"
         raise ConfigError(f"cache={name!r:.80} is not known{hint}")
     chosen: dict[str, Any] = {}
     for pair in pairs:
@@ -156,7 +159,7 @@ def cache_named(text: str) -> CacheConfig:
         if field in chosen:
             raise ConfigError(f"cache {field} is there twice; leave one out")
         chosen[field] = _read(field, value)
-    return replace(BY_NAME[name], **chosen)
+    return replace(BY_NAME[name] if name in BY_NAME else CacheConfig(name), **chosen)
 
 
 def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -> CacheConfig:
@@ -178,12 +181,13 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
             "cache='magcache' needs to know how this model's residuals grow; measure it once with "
             "`omnimuse calibrate MODEL`, or use 'dbcache'"
         )
-    usual: Mapping[Kind, dict[str, Any]] = {
+    usual: dict[str, dict[str, Any]] = {
+        "none": {},
         "teacache": {"threshold": fits.tea.threshold, "warm_up": 1},
-        "dbcache": {"threshold": 0.24, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3},
         "magcache": {"threshold": 0.06, "in_a_row": 3},
     }
-    open_ones = {name: value for name, value in usual.get(choice.kind, {}).items() if getattr(choice, name) is None}
+    found = usual.get(choice.kind, {"threshold": 0.24, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3})
+    open_ones = {name: value for name, value in found.items() if getattr(choice, name) is None}
     if choice.mask and evaluations is not None:
         open_ones["mask"] = step_mask(choice.mask, evaluations)
     return replace(choice, **open_ones)

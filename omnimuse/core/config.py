@@ -275,13 +275,15 @@ class ContractConfig:
 
     `steps`: whether the engine owns its loop (None: where it has the four methods for that). `remote_code` lets parts
     of it run code that came with a checkpoint, `profile` has it time its own parts, and with `slicing` its autoencoder
-    decodes pictures one at a time. A family of ours has or needs none of these: `steps` false is refused there.
+    decodes pictures one at a time. `encoder` is the folder of an encoder that its checkpoint lacks. A family of ours
+    has or needs none of these: `steps` false and an `encoder` are refused there.
     """
 
     steps: bool | None = None
     remote_code: bool = False
     profile: bool = False
     slicing: bool = False
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ FAMILIES = "omnimuse.families"
 """Packages with pipelines of the contract (docs/compat.md)."""
 ATTENTION = "omnimuse.attention"
 """Attention backends, by the name that a configuration has for them."""
+CACHES = "omnimuse.caches"
+"""Kinds of step caches, by the name that a choice begins with: policies behind the contract in `cache/policies.py`."""
 SOLVERS = "omnimuse.solvers"
 """Solvers, by the class name of the scheduler in a checkpoint that they stand for."""
 

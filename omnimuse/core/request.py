@@ -370,13 +370,13 @@ class Door:
             value, only = getattr(chosen, name), getattr(self.limits.fixed, name)
             if value is None or (name == "loras" and not value):  # nobody needs to be told to wear nothing
                 continue
+            if name in self.limits.refuses:
+                raise RequestError(f"{name} cannot be chosen here: {self.limits.refuses[name]}", name)
             if name not in honoured:
                 raise RequestError(
                     f"{name} means nothing to {self.spec.family}; it honours {sorted(honoured - {'extra'})}",
                     name,
                 )
-            if name in self.limits.refuses:
-                raise RequestError(f"{name} cannot be chosen here: {self.limits.refuses[name]}", name)
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 

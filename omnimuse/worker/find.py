@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnimuse.compat.composed.spec import spec_of as composed_spec_of
 from omnimuse.compat.contract import entries
+from omnimuse.compat.contract.spec import LIBRARY as CONTRACT
 from omnimuse.compat.contract.spec import spec_of as contract_spec_of
 from omnimuse.compat.diffusers.spec import spec_of
 from omnimuse.compat.door import door_of
@@ -70,6 +71,11 @@ def find(config: Config) -> Found:
     elif config.contract.steps is False:
         raise ConfigError(
             f"contract steps=False cannot be: {spec.arch} is a family whose loop is the engine's; leave it out"
+        )
+    if config.contract.encoder is not None and spec.library != CONTRACT:
+        raise ConfigError(
+            f"auxiliary_text_encoder={config.contract.encoder!r} cannot be: {spec.arch} reads the encoders of its own "
+            "checkpoint; leave it out"
         )
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}

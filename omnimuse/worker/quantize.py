@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 
 def quantize(under: Build) -> None:
-    """Layers with packed weights in the place of linear ones, as asked for."""
+    """Layers with packed weights in the place of linear ones, as asked for; a door does its own."""
     config = under.found.config
+    if under.found.spec.library:
+        return
     packed = _as_packed(under)
     if not config.quantize.schemes and not packed:
         return

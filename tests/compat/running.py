@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omnimuse import Config, ModelConfig
 from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Done, Failed
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -34,6 +35,17 @@ def running(chosen: Config) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
+
+
+def refusal(engine: Engine, wish: Wish, **changed: Any) -> str:
+    """Why the engine does not draw that wish, with some parameters `changed`."""
+    try:
+        engine.submit(engine.make_request(Ask(wish.asked, replace(wish.params, **changed))))
+        events = [event for _ in range(99) if not engine.idle for event in engine.tick()]
+    except RequestError as refused:
+        return str(refused)
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    return str(failed.error)
 
 
 def drawn(engine: Engine, wishes: Sequence[Wish], **changed: Any) -> list[Tensor]:

@@ -20,10 +20,11 @@ from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, Para
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.layers.stack import Memory
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
-from tests.compat.running import config, drawn, running
+from tests.compat.running import config, drawn, refusal, running
 
 WISHES = next(each for each in FAMILIES if each.kind == "3").wishes[:2]
 STEPPED = "DocumentedStepPipeline"
@@ -67,6 +68,9 @@ def test_a_cache_that_skips_draws_the_same_first_and_later_and_in_any_company(
     folder: Path, plain: list[Tensor]
 ) -> None:
     with running(config(folder, STEPPED, cache=ALWAYS)) as engine:
+        assert "nobody knows which of an adapter's layers are where" in refusal(
+            engine, WISHES[0], loras=["a.safetensors"]
+        )
         first, second, together = (drawn(engine, WISHES[:count], **FOUR) for count in (1, 1, 2))
         assert torch.equal(first[0], second[0])
         torch.testing.assert_close(together[0], first[0], atol=1e-5, rtol=0)
@@ -79,13 +83,41 @@ def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
         (STEPPED, {"cache": CacheConfig("teacache")}, "use cache_dit"),
         (STEPPED, {"cache": ALWAYS, "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
         ("DocumentedPipeline", {"offload": OffloadConfig("components")}, "use offload layers"),
-        ("DocumentedPipeline", {"quantize": QuantConfig({"": "int8"})}, "its layers are its own"),
         ("DocumentedPipeline", {"parallel": ParallelConfig(pipe=2)}, "not ours to share"),
         ("DocumentedPipeline", {"compile": CompileConfig("blocks"), "parallel": ParallelConfig(tensor=2)}, "not been"),
     ]
     for arch, parts, why in refused:
         with pytest.raises(ConfigError, match=why):
             find(config(folder, arch, **parts))
+
+
+def test_weights_in_fewer_bits_draw_what_the_weights_that_they_stand_for_draw(
+    folder: Path, plain: list[Tensor], tmp_path: Path
+) -> None:
+    with running(config(folder, STEPPED, quantize=QuantConfig({"": "int8"}, skip=("*.ff.*",)))) as engine:
+        [found] = drawn(engine, WISHES[:1], **FOUR)
+        network = engine.runner.pipeline.ctx.components["pipeline"].pipe.transformer
+        packed = {path: layer.scheme.unpack(layer.packed) for path, layer in quantized_layers(network).items()}
+    assert len(packed) > 9
+    assert not any(".ff." in path for path in packed)
+    assert (found - plain[0]).abs().max() > 1e-4
+    with running(config(folder, STEPPED)) as engine:
+        pipe = engine.runner.pipeline.ctx.components["pipeline"].pipe
+        for path, weights in packed.items():
+            pipe.transformer.get_submodule(path.removesuffix(".packed")).weight.copy_(weights)
+        torch.testing.assert_close(drawn(engine, WISHES[:1], **FOUR)[0], found, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_packed_is_refused_with_what_can(folder: Path) -> None:
+    for chosen, why in (
+        (QuantConfig({"": "int8"}, skip=("nowhere",)), "skip=nowhere fits no layer"),
+        (
+            QuantConfig({"text": "int8"}),
+            "text=int8 cannot be: packed are linear layers in lists of blocks, which",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            build_engine(config(folder, "DocumentedPipeline", quantize=chosen))
 
 
 def test_a_pipeline_without_blocks_is_refused_what_needs_them(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from omnimuse.compat.contract import entries
 from omnimuse.compat.contract.entries import Entry
-from omnimuse.compat.contract.names import MANY, UnknownAttributeError, UnknownModuleError, UnknownNameError
+from omnimuse.compat.contract.names import UnknownAttributeError, UnknownModuleError, UnknownNameError
 from omnimuse.compat.contract.source import read_class
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.table import KNOWN, REFUSED, Known, Refused
@@ -35,6 +36,7 @@ from omnimuse.compat.vllm_omni.diffusion import forward_context, registry
 from omnimuse.compat.vllm_omni.diffusion.cache.base import CachedTransformer
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput
 from omnimuse.compat.vllm_omni.diffusion.distributed import parallel_state
+from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.hsdp_utils import is_transformer_block_module
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
 from omnimuse.compat.vllm_omni.diffusion.layers import fused_qk_norm_rope, fused_qk_rope
@@ -48,6 +50,7 @@ from omnimuse.compat.vllm_omni.diffusion.model_loader.utils import download_weig
 from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsComponentDiscovery
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.diffusion.utils.flow_matching import safe_linalg_solve
+from omnimuse.compat.vllm_omni.diffusion.utils.prompt_utils import validate_prompt_sequence_lengths
 from omnimuse.compat.vllm_omni.diffusion.utils.size_utils import normalize_min_aligned_size
 from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import (
     DiffusionRequestBatch,
@@ -218,6 +221,19 @@ def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records] == ["say it"]
 
 
+def test_a_network_may_give_the_record_of_diffusers() -> None:
+    class Guided(CFGParallelMixin):
+        def __init__(self, network: nn.Module) -> None:
+            self.transformer = network
+
+    class Network(nn.Module):
+        def forward(self, x: float) -> Transformer2DModelOutput:
+            return Transformer2DModelOutput(sample=torch.tensor([x]))
+
+    found = Guided(Network()).predict_noise_maybe_with_cfg(True, 3.0, {"x": 2.0}, {"x": 1.0}, cfg_normalize=False)
+    assert found.tolist() == [4.0]  # type: ignore[union-attr]
+
+
 def test_a_batch_of_requests_puts_together_what_they_chose() -> None:
     generators = [torch.Generator(), torch.Generator()]
     prompts = [{"prompt": "a", "embeds": torch.zeros(3)}, {"additional_information": {"other": [torch.ones(3)]}}]
@@ -244,6 +260,28 @@ def test_a_batch_of_requests_puts_together_what_they_chose() -> None:
     assert not batch.requests[0].is_dummy_run()
 
 
+def _what_is_there_under_many_names() -> None:
+    two = import_module("omnimuse.compat.vllm_omni.diffusion.layers.some_select01_modulation")
+    params = torch.arange(12.0).reshape(2, 6)  # of one row: shifts 0 1, scales 2 3, gates 4 5, and others
+    scale, shift, gate = two.select01_modulation_native(params, torch.tensor([[0, 1]]))
+    assert [each.tolist() for each in (scale, shift, gate)] == [
+        [[[2, 3], [8, 9]]],
+        [[[0, 1], [6, 7]]],
+        [[[4, 5], [10, 11]]],
+    ]
+    assert not two.can_use_some_select01_triton(params)
+    with pytest.raises(ModelError, match="call them only where"):
+        two.fused_residual_layernorm_select01()
+    mixin = import_module("omnimuse.compat.vllm_omni.diffusion.lora.loader").SomeLoraLoaderMixin
+    with pytest.raises(ModelError, match="requests ask for them"):
+        mixin().load_lora_weights("x")
+    mask, chat = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]), torch.ones(1, 2, dtype=torch.long)
+    longest = {"supported_max_sequence_length": 9, "baseline_attention_mask": chat, "error_context": "with its chat"}
+    validate_prompt_sequence_lengths(mask, max_sequence_length=3, **longest)
+    with pytest.raises(ValueError, match=r"prompt has 3 tokens with its chat, and max_sequence_length=2; .* up to 9"):
+        validate_prompt_sequence_lengths(mask, max_sequence_length=2, **longest)
+
+
 def _small_parts_of_published_files() -> None:
     assert normalize_min_aligned_size(40, 7, 16) == (32, 16)
     assert fused_qk_norm_rope.fused_qk_norm_rope_min_tokens(512) == 512
@@ -252,8 +290,10 @@ def _small_parts_of_published_files() -> None:
         with pytest.raises(ModelError, match="a kernel that is not here"):
             kernel()
     for name in ("", "Wan", "QwenImage"):
-        module = import_module(f"omnimuse.compat.{MANY}" + (f"_{name.lower()}" if name else ""))
+        place = "omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl"
+        module = import_module(place + (f"_{name.lower()}" if name else ""))
         assert getattr(module, f"DistributedAutoencoderKL{name}") is getattr(diffusers, f"AutoencoderKL{name}")
+    _what_is_there_under_many_names()
     assert isinstance(get_act_fn("gelu_pytorch_tanh")(torch.ones(1)), torch.Tensor)
     assert (maybe_prefix("", "b"), maybe_prefix("a", "b")) == ("b", "a.b")
     assert torch.equal(safe_linalg_solve(2 * torch.eye(2), torch.ones(2, 1)), torch.full((2, 1), 0.5))

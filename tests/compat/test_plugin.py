@@ -1,4 +1,4 @@
-"""The package in `examples/plugin`, installed: its pipeline, its attention backend and its solver are found by name."""
+"""The package in `examples/plugin`, installed: all that it brings is found by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.attention.backends.reference import Reference
 from omnimuse.attention.layout import Layout
+from omnimuse.cache.policies import policy_for
 from omnimuse.compat.contract import entries
+from omnimuse.core.caches import CacheConfig, Fits, cache_named, completed
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plugins import ATTENTION, SOLVERS, brought, loaded
@@ -99,9 +102,31 @@ def test_its_solver_stands_for_the_scheduler_of_its_name(site: Path) -> None:
     assert far[0] < far[1] / 10
 
 
+def test_its_step_cache_is_a_choice_of_an_engine_and_of_a_request(site: Path) -> None:
+    choice = cache_named("example_alternate,warm_up=1")
+    assert str(choice) == "example_alternate,warm_up=1"
+    whole = CacheConfig("dbcache", 0.24, first=1, last=0, warm_up=1, in_a_row=3)
+    assert completed(choice, Fits()) == replace(whole, kind="example_alternate")
+    asked = {"num_inference_steps": 5, "seed": 3, "output_type": "pt", "progress": False}
+    found = []
+    for own, cache in ((choice, None), (CacheConfig(), str(choice)), (CacheConfig(), None)):
+        config = Config(ModelConfig("omnimuse/shapes", "float32", "cpu"), cache=own)
+        with Omni("omnimuse/shapes", config=config) as omni:
+            [result] = omni.generate(["a red circle"], cache=cache, **asked)
+        assert result.error is None
+        found.append(result.tensors["image"][0])
+    torch.testing.assert_close(found[0], found[1])
+    assert (found[0] - found[2]).abs().max() > 1e-4
+
+
 def test_a_name_that_is_taken_and_one_that_cannot_be_imported_are_refused(site: Path) -> None:
     with pytest.raises(ConfigError, match=r"named 'example_chunks' .* which is omnimuse's own"):
         brought(ATTENTION, ["example_chunks"])
     (site / "omnimuse_example" / "two_step.py").write_text('"""Empty."""\n')
+    with pytest.raises(ConfigError, match=r"cache='example_alternat' is not known; did you mean 'example_alternate'"):
+        cache_named("example_alternat")
+    (site / "omnimuse_example" / "alternate.py").write_text("Alternate = 1\n")
+    with pytest.raises(ConfigError, match=r"alternate:Alternate, .* is no omnimuse.cache.policies.Policy"):
+        policy_for(completed(cache_named("example_alternate"), Fits()), Fits())
     with pytest.raises(ConfigError, match=r"two_step:two_step, .* cannot be imported"):
         loaded(next(iter(brought(SOLVERS).values())))

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.cli import main
 from omnimuse.compat.contract.entries import entry_of
-from omnimuse.compat.vllm_omni.errors import OmniClientError
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
@@ -24,6 +23,7 @@ from omnimuse.worker.build import build as build_engine
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish, photo, reference_of
 from tests.compat.checkpoints import PLUGIN, customised, renamed
+from tests.compat.running import config, drawn, refusal, running
 
 FAMILY = next(each for each in FAMILIES if each.kind == "3")
 SMALL = DiffusionParams(num_inference_steps=2, guidance_scale=3.0, height=32, width=48, max_sequence_length=16, seed=3)
@@ -98,15 +98,17 @@ def test_a_weight_that_its_checkpoint_lacks_ends_the_start_with_its_name(folder:
         build_engine(Config(ModelConfig(str(own), "float32", "cpu", plugins=(PLUGIN,))))
 
 
-def test_a_picture_goes_through_the_function_before_it(tmp_path: Path) -> None:
+def test_a_picture_goes_through_the_function_before_it_whole_and_in_steps(tmp_path: Path) -> None:
     folder = build(tmp_path / "edit", kind="3")
     wish = Wish("a star", "grey", replace(SMALL, num_inference_steps=5, strength=0.6), photo(50, 70))
+    other = replace(wish, prompt="a heart", params=replace(wish.params, strength=0.9, seed=4), image=photo(64, 40))
     draw = reference_of(
         StableDiffusion3Pipeline, StableDiffusion3Img2ImgPipeline, absent=("text_encoder_3", "tokenizer_3")
     )
-    [expected] = draw(folder, [wish], "pt")
-    with Omni(str(renamed(folder, "DocumentedEditPipeline")), plugin=PLUGIN, dtype="float32", device="cpu") as omni:
-        [found] = omni.generate([wish.asked], wish.params, output_type="pt", progress=False)
-        torch.testing.assert_close(found.tensors["image"][0], expected, atol=1e-5, rtol=0)
-        with pytest.raises(OmniClientError, match="edits a picture, and none was given"):
-            omni.generate("a star", SMALL, progress=False)
+    expected = draw(folder, [wish, other], "pt")
+    for arch in ("DocumentedEditPipeline", "DocumentedEditStepPipeline"):
+        with running(config(folder, arch)) as engine:
+            for found in (drawn(engine, [wish, other]), [drawn(engine, [each])[0] for each in (wish, other)]):
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, msg=arch)
+            assert "edits a picture, and none was given" in refusal(engine, replace(wish, image=None), strength=None)
+            assert not engine.runner.forwards.retries

@@ -49,6 +49,7 @@ CHOSEN: dict[str, tuple[Any, Any]] = {
     "trust_remote_code": (False, True),
     "step_execution": (None, True),
     "enable_diffusion_pipeline_profiler": (False, True),
+    "auxiliary_text_encoder": (None, "some/folder"),
     "max_num_seqs": (Config(ModelConfig("m")).schedule.max_running, 2),
     "diffusion_attention_backend": ("AUTO", "TORCH_SDPA"),
 }
@@ -134,14 +135,23 @@ def test_a_pipeline_is_told_what_was_chosen(folder: Path) -> None:
     model = ModelConfig(str(folder), plugins=(PLUGIN,))
     usual = told(Config(model))
     assert not (usual.trust_remote_code or usual.enable_diffusion_pipeline_profiler or usual.step_execution)
-    chosen = ContractConfig(remote_code=True, profile=True, slicing=True)
+    assert usual.extras["auxiliary_text_encoder"] is None
+    with pytest.raises(ModelError, match=r"has no 'default_model' here; .*auxiliary_text_encoder=FOLDER"):
+        usual.extras["default_model"]
+    chosen = ContractConfig(remote_code=True, profile=True, slicing=True, encoder="elsewhere")
     other = told(Config(model, contract=chosen, decode=DecodeConfig(tiling=True)))
     assert other.trust_remote_code
     assert other.enable_diffusion_pipeline_profiler
     assert other.vae_use_slicing
     assert other.vae_use_tiling
+    assert other.extras["auxiliary_text_encoder"] == "elsewhere"
     assert told(Config(ModelConfig(str(renamed(folder, "DocumentedStepPipeline")), plugins=(PLUGIN,)))).step_execution
     renamed(folder, "DocumentedPipeline")
+
+
+def test_a_family_of_ours_is_refused_an_encoder_from_elsewhere() -> None:
+    with pytest.raises(ConfigError, match="auxiliary_text_encoder='elsewhere' cannot be"):
+        find(Config(ModelConfig("omnimuse/shapes"), contract=ContractConfig(encoder="elsewhere")))
 
 
 def test_what_is_fixed_is_what_the_contract_has_at_first(folder: Path) -> None:

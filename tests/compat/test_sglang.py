@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.compat.sglang import DiffGenerator
-from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.config import CacheConfig, CompileConfig, ParallelConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.worker.find import find
 from tests.checkpoints.flux import FAMILIES, build
 from tests.checkpoints.wishes import Wish, of_picture
 from tests.compat.checkpoints import COMPOSED, renamed
+from tests.compat.running import refusal
 
 FAMILY = FAMILIES[0]
 WISHES = (
@@ -78,6 +81,7 @@ def test_alone_and_in_company_it_draws_what_diffusers_draws(engine: Engine, expe
 
 
 def test_outputs_of_one_size_share_every_call_of_the_network(engine: Engine, expected: list[torch.Tensor]) -> None:
+    assert "nobody knows which of an adapter's layers are where" in refusal(engine, WISHES[0], loras=["a.safetensors"])
     before = engine.runner.forwards.count
     places = [submit(engine, replace(WISHES[0], params=replace(WISHES[0].params, seed=seed))) for seed in (7, 1, 2)]
     found = pictures(drain(engine))
@@ -167,7 +171,39 @@ def test_blocks_come_one_at_a_time_where_the_network_says_what_they_are(
     torch.testing.assert_close(made["samples"][:, 0], expected[0], atol=1e-5, rtol=0)
 
 
+def drawn_with(folder: Path, wish: Wish, **parts: Any) -> torch.Tensor:
+    model = ModelConfig(str(renamed(folder, "ComposedSmallPipeline")), "float32", "cpu", plugins=(COMPOSED,))
+    engine = start(Config(model, **parts))
+    try:
+        submit(engine, wish)
+        [picture] = pictures(drain(engine)).values()
+    finally:
+        engine.close()
+    return picture
+
+
+def test_a_step_cache_goes_around_its_blocks(folder: Path, expected: list[torch.Tensor]) -> None:
+    always = CacheConfig("dbcache", 1e9, first=1, last=0, warm_up=1)
+    torch.testing.assert_close(
+        drawn_with(folder, WISHES[1], cache=replace(always, threshold=0.0)), expected[1], atol=1e-5, rtol=0
+    )
+    assert (drawn_with(folder, WISHES[0], cache=always) - expected[0]).abs().max() > 1e-4
+
+
+def test_weights_in_fewer_bits_draw_nearly_the_same(folder: Path, expected: list[torch.Tensor]) -> None:
+    found = drawn_with(folder, WISHES[0], quantize=QuantConfig({"": "int8"}))
+    assert 1e-5 < (found - expected[0]).abs().max() < 0.1
+
+
 def test_what_is_not_translated_is_refused_when_the_engine_starts(folder: Path) -> None:
     path = str(renamed(folder, "ComposedSmallPipeline"))
     with pytest.raises(ConfigError, match="offload cannot be chosen for this model"):
         DiffGenerator.from_pretrained(model_path=path, plugin=COMPOSED, dit_cpu_offload=True)
+    model = ModelConfig(path, "float32", "cpu", plugins=(COMPOSED,))
+    for parts, why in (
+        ({"cache": CacheConfig("teacache")}, "use dbcache"),
+        ({"parallel": ParallelConfig(ulysses=2)}, "says nowhere where ranks may cut its tokens"),
+        ({"compile": CompileConfig("blocks"), "parallel": ParallelConfig(tensor=2)}, "have not been tried"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            find(Config(model, **parts))  # type: ignore[arg-type]

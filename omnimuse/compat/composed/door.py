@@ -20,24 +20,36 @@ def refuse_features(spec: Spec, config: Config) -> None:
     """ConfigError for what the translation cannot give a composed pipeline.
 
     Ranks may share the two branches of guidance, which the engine deals out, and weights, which its layers share.
-    Blocks may come one at a time, where its network says what they are.
+    Where its network says what its blocks are, they may come one at a time, be compiled, and have a step cache.
     """
-    chosen = config.parallel
+    chosen, cached = config.parallel, config.cache.kind
     taken = ParallelConfig(tensor=chosen.tensor, cfg=chosen.cfg)
     asked = {
-        "cache": (config.cache.kind != "none", "step caches"),
-        "quantize": (bool(config.quantize.schemes), "packed weights"),
-        "offload": (config.offload.mode == "components", "parts that take turns (use offload layers)"),
-        "compile": (config.compile.mode != "none", "compiled blocks"),
-        "kernels": (config.kernels.mode == "triton", "fused kernels"),
-        "parallel": (chosen != taken, "axes of ranks besides tensor and cfg"),
-        "load": (config.model.load != "weights", "random weights"),
+        f"cache={cached}": (
+            cached == "teacache",
+            "nothing says what its first block makes of the step; use dbcache",
+        ),
+        "offload": (
+            config.offload.mode == "components",
+            "its stages call their networks themselves, and nobody knows when it is a part's turn; use offload layers",
+        ),
+        "compile with shared weights": (
+            config.compile.mode != "none" and chosen.tensor > 1,
+            "compiled blocks have not been tried with what ranks send each other; leave one of them out",
+        ),
+        "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own; leave it out"),
+        "parallel": (
+            chosen != taken,
+            f"of {chosen}, its network says nowhere where ranks may cut its tokens, and its loop over blocks and its "
+            "autoencoder are not ours to share; use tensor or cfg",
+        ),
+        "load": (config.model.load != "weights", "the library reads its weights itself; use load=weights"),
     }
-    for name, (wanted, what) in asked.items():
+    for name, (wanted, why) in asked.items():
         if wanted:
             raise ConfigError(
-                f"{name} cannot be chosen for this model: its pipeline is composed as {LIBRARY} has it, and {what} "
-                "are not translated yet (docs/compat.md). Leave it out"
+                f"{name} cannot be chosen for this model, whose pipeline is composed as {LIBRARY} has it: {why} "
+                "(docs/compat.md)"
             )
 
 
@@ -52,7 +64,8 @@ def make(place: Place) -> Made:
     from omnimuse.compat.composed.stages import Denoiser
 
     live, modules, passed = made(ENTRIES[place.spec.arch], place)
-    return Made({**modules, PIPELINE: live, NETWORK: Denoiser(live)}, passed.choices, passed.closes)
+    denoiser = Denoiser(live, place.config.cache.kind != "none")
+    return Made({**modules, PIPELINE: live, NETWORK: denoiser}, passed.choices, passed.closes)
 
 
 def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:

@@ -17,6 +17,7 @@ from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package
 from omnimuse.compat.composed.spec import PIPELINE, facts_of
 from omnimuse.compat.composed.weights import network_of
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.packed import NETWORKS, pack
 from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.diffusers.read import read_component
@@ -33,9 +34,6 @@ from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import quiet
-
-NETWORKS = ("transformer", "transformer_2", "dit")
-"""The components that a denoising loop calls."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,14 @@ def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], Passed]:
         _take_architectures(config, place.checkpoint, facts.required)
         modules = {name: _module(name, facts.package, config, place) for name in facts.required}
         networks = {name: each for name, each in modules.items() if name in NETWORKS}
+        packed = pack({name: each for name, each in modules.items() if isinstance(each, nn.Module)}, place.config)
         passed = transform(nn.ModuleDict(networks), place)
+        passed.choices += packed
         pipe = cls(str(place.checkpoint.folder), args, modules)
     if not pipe.stages:
         raise ModelError(f"create_pipeline_stages of {entry.name} adds no stage; call add_stage in it")
     refuse_ranks(entry.name, pipe.stages, modules, place)
+    refuse_cache(entry.name, pipe.stages, place)
     passed.choices += _attention(modules, place)
     sampling = _class(facts.configs[SAMPLING], SamplingParams) if SAMPLING in facts.configs else SamplingParams
     return Live(pipe.named_stages, sampling, surroundings), modules, passed
@@ -111,6 +112,16 @@ def refuse_ranks(name: str, stages: list[PipelineStage], modules: Mapping[str, A
         raise ConfigError(
             f"tensor={parallel.tensor} cannot be: no network of {name} has layers that ranks share; build it of the "
             "guide's linear layers, or leave it out"
+        )
+
+
+def refuse_cache(name: str, stages: list[PipelineStage], place: Place) -> None:
+    """ConfigError for a step cache in a loop whose steps are not the engine's."""
+    cached = place.config.cache.kind
+    if cached != "none" and not all(stage.stock for stage in stages if isinstance(stage, DenoisingStage)):
+        raise ConfigError(
+            f"cache={cached} cannot be: the denoising stage of {name} has a forward of its own, and a step cache must "
+            "know the step; leave it out"
         )
 
 

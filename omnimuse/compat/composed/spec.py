@@ -9,6 +9,7 @@ from typing import Any
 
 from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package, package_of
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.spec import AT_WORK
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams
@@ -189,7 +190,7 @@ def _limits(facts: Facts, configs: Configs, video: bool) -> Limits:
         max_sequence_length=MAX_TOKENS,
         min_images=1 if pictures and not texts else 0,
         max_images=MAX_PICTURES if pictures else 0,
-        refuses={name: why for name in ALWAYS & {"max_sequence_length"} if not reads},
+        refuses={name: why for name in ALWAYS & {"max_sequence_length"} if not reads} | AT_WORK,
         max_frames=MAX_FRAMES if video else 1,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from omnimuse.compat.composed.make import Live
 from omnimuse.compat.composed.requests import finished, packed, request_of, unpacked
 from omnimuse.compat.composed.spec import NETWORK, PIPELINE
+from omnimuse.compat.contract.blocks import Calls
 from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.diffusers.call import Call
 from omnimuse.compat.sglang.runtime.managers.forward_context import set_forward_context
@@ -53,13 +54,17 @@ TOKEN = 16 * 16
 
 
 class Denoiser(Network):
-    """The networks of a pipeline's loop: a row is one `Evaluation`. Calls of one network with alike shapes are one."""
+    """The networks of a pipeline's loop: a row is one `Evaluation`. Calls of one network with alike shapes are one.
+
+    Where they are `cached`, each row is a call of its own: which rows of a network's are whose, only that knows.
+    """
 
     packing: ClassVar = "pad"
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, cached: bool = False) -> None:
         super().__init__()
         self._live = (live,)  # in a tuple, so that its networks are not counted as parts of this one
+        self.cached = cached
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -67,12 +72,14 @@ class Denoiser(Network):
 
     def forward(self, rows: Sequence[Evaluation], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         [live] = self._live
+        alone = self.cached and memories is not None
         groups: dict[Hashable, list[int]] = {}
         for place, row in enumerate(rows):
-            groups.setdefault(place if row.kind is None else row.kind, []).append(place)
+            groups.setdefault(place if alone or row.kind is None else row.kind, []).append(place)
         found: dict[int, Tensor] = {}
-        with within(live.surroundings):
+        with within(live.surroundings) as here:
             for places in groups.values():
+                here.calls = Calls(memories[places[0]]) if alone and memories is not None else None
                 found |= zip(places, predicted([rows[place] for place in places]), strict=True)
         return [found[place] for place in range(len(rows))]
 

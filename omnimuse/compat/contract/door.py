@@ -21,10 +21,6 @@ def refuse_features(spec: Spec, config: Config) -> None:
     assert spec.foreign is not None
     parallel, cached = config.parallel, config.cache.kind
     asked = {
-        "quantize": (
-            bool(config.quantize.schemes),
-            "its layers are its own, which our packed ones cannot stand in for",
-        ),
         "offload": (
             config.offload.mode == "components",
             "it calls its parts itself, and nobody knows when it is a part's turn; use offload layers",

@@ -14,6 +14,7 @@ from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.packed import pack
 from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
@@ -21,6 +22,7 @@ from omnimuse.compat.contract.weights import fill
 from omnimuse.compat.door import Place
 from omnimuse.compat.vllm_omni.diffusion.data import (
     DiffusionParallelConfig,
+    Extras,
     OmniDiffusionConfig,
     TransformerConfig,
 )
@@ -69,8 +71,9 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed]:
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
     pipe.eval().requires_grad_(False)
+    packed = pack(dict(pipe.named_children()), place.config)
     passed = transform(pipe, place)
-    passed.choices += [*_decoding(pipe, place), *_attention(pipe, place)]
+    passed.choices += [*packed, *_decoding(pipe, place), *_attention(pipe, place)]
     return Live(pipe, before, after, surroundings), passed
 
 
@@ -88,6 +91,7 @@ def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
         boundary_ratio=options.get("boundary_ratio"),
         parallel_config=parallel_of(place.config.parallel),
         vae_use_tiling=place.config.decode.tiling,
+        extras=Extras(auxiliary_text_encoder=place.config.contract.encoder),
         step_execution=place.spec.foreign is not None and place.spec.foreign.shares,
         **_running(place.config),
     )

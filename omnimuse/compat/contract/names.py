@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,8 +14,11 @@ from omnimuse.compat.contract.table import REFUSED
 TABLE = "docs/compat.md"
 ROOT = "omnimuse.compat."
 ROOTS = ("vllm_omni", "vllm", "sglang")
-MANY = "vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl"
-"""Published model files know a module of that name, and one for each of many autoencoders, `MANY_NAME`."""
+MANY = (
+    re.compile(r"(vllm_omni\.diffusion\.distributed\.autoencoders\.autoencoder_kl)_\w+()"),
+    re.compile(r"(vllm_omni\.diffusion\.layers\.)\w+_(select01_modulation)"),
+)
+"""Modules that published files know under the names of many families; each is one here, of what is in the groups."""
 
 
 class UnknownNameError(ImportError):
@@ -56,10 +60,11 @@ class Unfound(MetaPathFinder):
     """
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
-        """The spec of a module of autoencoders; UnknownModuleError for any other of the contract."""
-        if fullname.startswith(f"{ROOT}{MANY}_"):
-            same = find_spec(f"{ROOT}{MANY}")
-            return spec_from_file_location(fullname, same.origin) if same and same.origin else None
+        """The spec of a module that is there under many names; UnknownModuleError for any other of the contract."""
+        for many in MANY:
+            if (found := many.fullmatch(fullname.removeprefix(ROOT))) is not None:
+                same = find_spec(ROOT + "".join(found.groups()))
+                return spec_from_file_location(fullname, same.origin) if same and same.origin else None
         if fullname.startswith(tuple(f"{ROOT}{root}." for root in ROOTS)):
             where = fullname.removeprefix(ROOT)
             refused = [row for row in REFUSED if row.module == where]

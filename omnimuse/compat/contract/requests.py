@@ -63,10 +63,15 @@ def sampling_of(state: State) -> OmniDiffusionSamplingParams:
                 chosen[name] = value
     chosen |= {"seed": request.seed(state.output), "generator": state.generator, "num_outputs_per_prompt": 1}
     if isinstance(request.extra, ContractParams):
-        chosen["extra_args"] = dict(request.extra.extra_args)
+        chosen["extra_args"] = _lengths(request.params.seconds) | dict(request.extra.extra_args)
     sampling = OmniDiffusionSamplingParams(**chosen)
     sampling.guidance_scale_provided = bool(sampling.guidance_scale)
     return sampling
+
+
+def _lengths(seconds: float | None) -> dict[str, float]:
+    """How long a sound is to be, where newer pipelines look for it: among their own choices."""
+    return {} if seconds is None else {name: seconds for name in THEIRS["seconds"] if name != "seconds"}
 
 
 def note_times(state: State, made: Any) -> None:

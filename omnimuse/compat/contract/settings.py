@@ -40,6 +40,9 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("trust_remote_code", "is told to a pipeline of the contract; ours run no code of a checkpoint"),
     Setting("step_execution", "`True` wants the four methods; `False` runs `forward`; left out, steps where they are"),
     Setting("enable_diffusion_pipeline_profiler", "parts of a pipeline are timed, by its mixin; ours always are"),
+    Setting(
+        "auxiliary_text_encoder", "the folder of an encoder that a pipeline of the contract wants and its own lacks"
+    ),
     Setting("max_num_seqs", "how many outputs are made at a time"),
     Setting("diffusion_attention_backend", "the backend of every attention site"),
 )
@@ -100,6 +103,7 @@ TOLD: tuple[Setting, ...] = (
     Setting("vae_use_tiling", "as was chosen; the engine has told the autoencoder"),
     Setting("step_execution", "whether the engine owns the loop"),
     Setting("enable_diffusion_pipeline_profiler", "as was chosen"),
+    Setting("extras", "`auxiliary_text_encoder` as was chosen"),
     Setting("cache_config", "empty: step caches are the engine's, and keep their settings", fixed=True),
     Setting("quantization_config", "None: weights are packed by the engine", fixed=True),
     Setting("enable_cpu_offload", "False: such a pipeline is refused it", fixed=True),

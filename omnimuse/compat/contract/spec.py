@@ -28,6 +28,13 @@ MAX_PICTURES = 16
 USUAL_STEPS = 50
 USUAL_FPS = 24.0
 
+AT_WORK: Mapping[str, str] = {
+    "cache": "one step cache goes around the blocks of all requests; choose it when the engine starts",
+    "loras": "the pipeline puts weights into its layers itself, so that nobody knows which of an adapter's layers are "
+    "where; put the adapter into the checkpoint",
+}
+"""Why a request of such a pipeline has no choice of how its networks work."""
+
 THEIRS: Mapping[str, tuple[str, ...]] = {"seconds": ("seconds", "audio_end_in_s", "audio_length"), "fps": ("fps",)}
 """What the contract calls parameters that are not called so here; any other has our name."""
 
@@ -120,7 +127,7 @@ def _limits(entry: Entry, source: ClassSource, tasks: tuple[str, ...], configs: 
         max_sequence_length=MAX_TOKENS,
         min_images=1 if pictures and not any(task.startswith("text") for task in tasks) else 0,
         max_images=MAX_PICTURES if pictures else 0,
-        refuses=dict.fromkeys(always, f"{source.name} never reads it; leave it out"),
+        refuses=dict.fromkeys(always, f"{source.name} never reads it; leave it out") | AT_WORK,
         max_frames=MAX_FRAMES if source.reads("num_frames") else 1,
         sound=SoundLimits(rate, max_inputs=int(source.takes_sounds)) if rate else None,
     )

@@ -379,6 +379,21 @@ KNOWN: tuple[Known, ...] = (
         "that of diffusers, and so in every `autoencoder_kl_NAME`; each rank has all of it",
         SMALL,
     ),
+    Known(
+        f"{D}.layers.select01_modulation",
+        "select01_modulation_native",
+        FILES,
+        "one of two modulations for each token, in every `NAME_select01_modulation`; its kernels are not here",
+        SMALL,
+    ),
+    Known(
+        f"{D}.lora.loader",
+        "LoraLoaderMixin",
+        FILES,
+        "a mark, and so every `NAMELoraLoaderMixin`: adapters come with requests",
+        SMALL,
+    ),
+    Known(f"{D}.utils.prompt_utils", "validate_prompt_sequence_lengths", FILES, "refuses a prompt too long", SMALL),
     Known(f"{D}.utils.size_utils", "normalize_min_aligned_size", FILES, "sides rounded down, not to nothing", SMALL),
     *(
         Known(f"{D}.layers.{file}", name, FILES, "no such kernel: code that asks writes it out", SMALL)

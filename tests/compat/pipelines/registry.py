@@ -6,6 +6,7 @@ _DIFFUSION_MODELS = {
     "DocumentedPipeline": ("medium", "pipeline_medium", "MediumPipeline"),
     "DocumentedStepPipeline": ("medium", "pipeline_medium", "MediumStepPipeline"),
     "DocumentedEditPipeline": ("medium", "pipeline_medium", "MediumEditPipeline"),
+    "DocumentedEditStepPipeline": ("medium", "pipeline_medium", "MediumEditStepPipeline"),
     "DocumentedCustomPipeline": ("medium", "pipeline_medium", "CustomMediumPipeline"),
     "BarePipeline": ("medium", "pipeline_medium", "BareMediumPipeline"),
     "TwoListsPipeline": ("double", "pipeline_double", "DoublePipeline"),
@@ -19,6 +20,7 @@ _DIFFUSION_MODELS = {
 
 _DIFFUSION_PRE_PROCESS_FUNCS = {
     "DocumentedEditPipeline": "get_medium_edit_pre_process_func",
+    "DocumentedEditStepPipeline": "get_medium_edit_pre_process_func",
 }
 
 _DIFFUSION_POST_PROCESS_FUNCS = {

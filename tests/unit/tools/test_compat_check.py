@@ -8,8 +8,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.vllm_omni.diffusion.data import OmniDiffusionConfig, TransformerConfig
+from omnimuse.parallel.mesh import Mesh
 from tools import compat_check
+from tools.compat_trace import parting, traced
 
 FILES = {
     "vllm_omni/diffusion/registry.py": (
@@ -24,7 +30,13 @@ FILES = {
         "from vllm.logger import init_logger\n"
         "from vllm_omni.diffusion.models.interface import SupportImageInput\n"
         "from vllm_omni.diffusion.models.own.beside import HERE\n"
-        "class OwnPipeline(SupportImageInput):\n    pass\n"
+        "from vllm_omni.diffusion.models.own.net import Net\n"
+        "class OwnPipeline(SupportImageInput):\n"
+        "    def __init__(self):\n"
+        "        self.transformer = Net(layers=3)\n"
+    ),
+    "vllm_omni/diffusion/models/own/net.py": (
+        "class Net:\n    def __init__(self, width=4096, layers=60):\n        self.sizes = width, layers\n"
     ),
     "vllm_omni/diffusion/models/own/pipeline_lost.py": "from vllm_omni.diffusion.nowhere import Thing\n",
 }
@@ -48,15 +60,20 @@ def test_what_is_borrowed_imports_through_the_door_or_says_why_not(
     try:
         compat_check.imports(tables["_DIFFUSION_MODELS"])  # type: ignore[arg-type]
         own = sys.modules["borrowed.own.pipeline_own"]
+        told = OmniDiffusionConfig(model="m", model_class_name="Own", dtype=torch.float32)
+        told.tf_model_config = TransformerConfig({"width": 8, "layers": 1, "other": 2})
+        with within(Surroundings(torch.device("cpu"), torch.float32, Mesh.single(), told)):
+            network = own.OwnPipeline().transformer
     finally:
         for name in [each for each in sys.modules if each.partition(".")[0] == "borrowed"]:
             del sys.modules[name]
     assert own.HERE == 1
+    assert (network.sizes, type(network).__name__) == ((8, 3), "Net")  # what was not told is the checkpoint's
     assert own.SupportImageInput.__module__ == "omnimuse.compat.vllm_omni.diffusion.models.interface"
-    told = {line["arch"]: line["imports"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert told["OwnPipeline"] == ""
-    assert "there is no vllm_omni.diffusion.nowhere here" in told["LostPipeline"]
-    assert told["BarePipeline"] == "there is no Bare"
+    said = {line["arch"]: line["imports"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert said["OwnPipeline"] == ""
+    assert "there is no vllm_omni.diffusion.nowhere here" in said["LostPipeline"]
+    assert said["BarePipeline"] == "there is no Bare"
 
 
 def test_a_folder_is_borrowed_alike_and_one_without_a_registry_is_refused(tmp_path: Path) -> None:
@@ -69,3 +86,38 @@ def test_a_folder_is_borrowed_alike_and_one_without_a_registry_is_refused(tmp_pa
     assert "from borrowed.own.beside import HERE" in made
     with pytest.raises(SystemExit, match="name a wheel of vLLM-Omni"):
         compat_check.borrow(tmp_path / "place", tmp_path / "other")
+
+
+def test_outputs_agree_by_their_numbers_or_by_the_levels_of_8_bits() -> None:
+    exact = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    levels = (exact * 255).round() / 255
+    near = (exact + 5e-5).clamp(max=1)
+    assert compat_check.parted(near, exact) == compat_check.parted(levels, near) == ""
+    assert compat_check.parted(exact, exact[:, :32]) == "shapes (3, 64, 64) and (3, 32, 64)"
+    assert compat_check.parted(exact + 1e-3, exact).startswith("by up to 0.001")
+    assert compat_check.parted(levels, exact + 1e-3).endswith("on average")
+    assert compat_check.parted(exact + 1e-3, exact, 2e-3) == ""
+
+
+class Net(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Identity(), nn.ReLU()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.second(self.first(x) * self.factor),)
+
+
+def test_the_first_module_that_parts_is_named() -> None:
+    runs = []
+    for factor in (1.0, 1.5):
+        with traced("Net") as seen:
+            Net(factor)(torch.ones(2))
+        runs.append(seen)
+    assert list(runs[0]) == ["Net.first", "Net.second", "Net, call 1"]
+    assert parting(runs[1], runs[0]) == "first at Net.second, by 0.5 of its largest number"
+    assert parting(runs[0], runs[0]) == ""
+    with traced("Net") as later:
+        nn.Identity()(torch.ones(1))
+    assert later == {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from omnimuse.compat.contract.names import no_attribute, no_name
+from omnimuse.core.errors import ModelError
 
 
 @dataclass
@@ -87,6 +88,16 @@ class TransformerConfig(Mapping[str, Any]):
         return dict(self.params)
 
 
+class Extras(dict[str, Any]):
+    """What a pipeline is told besides: `auxiliary_text_encoder`, the folder of an encoder that its checkpoint lacks."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ModelError(
+            f"od_config.extras has no {name!r} here; where a pipeline wants the name of a model to download instead of "
+            "an encoder, start the engine with auxiliary_text_encoder=FOLDER"
+        )
+
+
 @dataclass(kw_only=True)
 class _Running:
     """What was chosen of how it runs. Those features are ours, outside of the pipeline; it may look."""
@@ -125,6 +136,7 @@ class OmniDiffusionConfig(_Running):
     flow_shift: float | None = None
     lora_path: str | None = None
     custom_pipeline_args: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=lambda: Extras(auxiliary_text_encoder=None))
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name)

@@ -62,6 +62,7 @@ class EngineOptions(_Sharing, _Memory, total=False):
     trust_remote_code: bool
     step_execution: bool
     enable_diffusion_pipeline_profiler: bool
+    auxiliary_text_encoder: str
     max_num_seqs: int
     diffusion_attention_backend: str
 
@@ -100,6 +101,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
             remote_code=options.get("trust_remote_code", False),
             profile=options.get("enable_diffusion_pipeline_profiler", False),
             slicing=options.get("vae_use_slicing", False),
+            encoder=options.get("auxiliary_text_encoder"),
         ),
         schedule=schedule,
     )

@@ -257,6 +257,22 @@ class MediumEditPipeline(MediumPipeline, SupportImageInput):
         return super().forward(req)
 
 
+class MediumEditStepPipeline(MediumStepPipeline, SupportImageInput):
+    """The same in four methods: a state begins with the noised picture, at a later step."""
+
+    def prepare_encode(self, state: StepRequestState, **kwargs) -> StepRequestState:
+        pixels = state.prompt["additional_information"]["pixels"].to(self.device, self.od_config.dtype)
+        clean = self.vae.encode(pixels).latent_dist.sample(state.sampling.generator)
+        clean = (clean - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        state = super().prepare_encode(state, **kwargs)
+        steps = len(state.timesteps)
+        first = int(max(steps - min(steps * (state.sampling.strength or 0.6), steps), 0))
+        state.scheduler.set_begin_index(first)
+        state.timesteps = state.timesteps[first:]
+        state.latents = state.scheduler.scale_noise(clean, state.timesteps[:1], state.latents)
+        return state
+
+
 class CustomMediumPipeline(MediumPipeline):
     """A checkpoint of its own kind: weights at the root under other names, and the network's widths in the index."""
 

@@ -68,6 +68,10 @@ class SoundPipeline(nn.Module):
         embeds = torch.cat([negative[:-1], embeds[-1:]])
         return self.projection_model(text_hidden_states=embeds).text_hidden_states * keep
 
+    def length(self, sampling) -> float | None:
+        """How long it is to be, as the guide has it."""
+        return sampling.audio_end_in_s
+
     def prepare(self, prompt, sampling) -> dict:
         """All that the loop needs."""
         words = {"prompt": prompt} if isinstance(prompt, str) else prompt
@@ -76,7 +80,7 @@ class SoundPipeline(nn.Module):
         start = float(sampling.extra_args.get("audio_start_in_s", 0.0))
         rate = self.vae.config.sampling_rate
         longest = self.transformer.config.sample_size * self.vae.hop_length / rate
-        end = start + (sampling.audio_end_in_s or longest)
+        end = start + (self.length(sampling) or longest)
         times = self.projection_model(
             start_seconds=torch.tensor([start] * len(texts), device=self.device),
             end_seconds=torch.tensor([end] * len(texts), device=self.device),
@@ -130,6 +134,10 @@ class SoundPipeline(nn.Module):
 
 class SoundStepPipeline(SoundPipeline, SupportsStepExecution):
     """The same in four methods, one request at a time as an older guide has it: `denoise_step(state)`."""
+
+    def length(self, sampling) -> float | None:
+        """The same, as published model files have it: among the pipeline's own choices."""
+        return sampling.extra_args.get("audio_end_in_s")
 
     def prepare_encode(self, state: StepRequestState, **kwargs) -> StepRequestState:
         state.extra["found"] = found = self.prepare(state.prompt, state.sampling)

@@ -38,8 +38,8 @@ class LayerOptions(TypedDict, total=False):
 class LinearBase(nn.Linear):
     """What all have: the output alone, or with the bias that is still to be added (`skip_bias_add`).
 
-    `return_bias` false gives the output alone. `quant_config` is None: weights are quantized by our own passes.
-    With `disable_tp` every rank has all of it.
+    `return_bias` false gives the output alone. `quant_config` is None: weights are quantized by our own passes, which
+    put what multiplies by them into `packed` and leave no `weight`. With `disable_tp` every rank has all of it.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class LinearBase(nn.Linear):
         self.skip_bias_add = options.get("skip_bias_add", False)
         self.return_bias = options.get("return_bias", True)
         self.prefix = options.get("prefix", "")
+        self.packed: nn.Module | None = None
         for parameter in self.parameters():
             parameter.weight_loader = self.weight_loader  # type: ignore[attr-defined]
 
@@ -72,6 +73,13 @@ class LinearBase(nn.Linear):
         """Put a tensor of a checkpoint into `param`."""
         default_weight_loader(param, loaded_weight)
 
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [*, K] times the weights, and `bias` added."""
+        if self.packed is None:
+            return F.linear(x, self.weight, bias)
+        out: Tensor = self.packed(x)
+        return out if bias is None else out + bias
+
     def given(self, out: Tensor) -> Out:
         """What `forward` returns, where the bias has been added."""
         if not self.return_bias:
@@ -88,7 +96,7 @@ class ReplicatedLinear(LinearBase):
     """Every rank has all of it."""
 
     def forward(self, x: Tensor) -> Out:  # type: ignore[override]
-        return self.given(F.linear(x, self.weight, self.added))
+        return self.given(self.product(x, self.added))
 
 
 class ColumnParallelLinear(LinearBase):
@@ -116,7 +124,7 @@ class ColumnParallelLinear(LinearBase):
         return self.ranks.size
 
     def forward(self, x: Tensor) -> Out:  # type: ignore[override]
-        out = F.linear(x, self.weight, self.added)
+        out = self.product(x, self.added)
         if self.gather_output and self.ranks.size > 1:
             counts = [self.out_features] * self.ranks.size
             out = torch.cat(gathered(self.ranks, out.movedim(-1, 0), counts)).movedim(0, -1)
@@ -235,10 +243,10 @@ class RowParallelLinear(LinearBase):
 
     def forward(self, x: Tensor) -> Out:  # type: ignore[override]
         if self.ranks.size == 1:
-            return self.given(F.linear(x, self.weight, self.added))
+            return self.given(self.product(x, self.added))
         if not self.input_is_parallel:
             x = x.narrow(-1, self.ranks.index * self.in_features, self.in_features)
-        out = F.linear(x, self.weight)
+        out = self.product(x, None)
         out = summed(self.ranks, out) if self.reduce_results else out
         return self.given(out if self.added is None else out + self.added)
 

@@ -95,11 +95,11 @@ class CFGParallelMixin:
         return alone or (true_cfg_scale > 1 and has_neg_prompt)
 
     def predict_noise(self, *args: Any, **kwargs: Any) -> Prediction:
-        """One prediction; a transformer that returns a tuple of one is asked for that."""
-        made = self.transformer(*args, **kwargs)
-        if isinstance(made, tuple):
-            return made[0] if len(made) == 1 else made
-        found: Tensor = made
+        """One prediction; of a transformer that returns a tuple of one, or diffusers' record of one, that."""
+        made: Any = self.transformer(*args, **kwargs)
+        if isinstance(made, Mapping):
+            made = tuple(made.values())
+        found: Prediction = made[0] if isinstance(made, tuple) and len(made) == 1 else made
         return found
 
     def combine_cfg_noise(

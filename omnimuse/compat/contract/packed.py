@@ -1,0 +1,86 @@
+"""Weights in fewer bits for pipelines from elsewhere: linear layers in blocks of their networks, once they are read.
+
+Which layers and how is as in `worker/quantize.py`, but that a network is whole in memory before it is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from omnimuse.compat.vllm.model_executor.layers.linear import LinearBase
+from omnimuse.core.config import Choice, Config
+from omnimuse.core.errors import ConfigError
+from omnimuse.loader.tensors import matches
+from omnimuse.quant.linear import PackedRows, QuantizedLinear
+from omnimuse.quant.schemes import SCHEMES, Scheme
+
+NETWORKS = ("transformer", "transformer_2", "dit")
+"""Parts of a pipeline that run at every step, which are packed if nobody says what else."""
+
+
+def pack(parts: Mapping[str, nn.Module], config: Config) -> list[Choice]:
+    """Pack what was asked for, of the `parts` of a pipeline by their names; what was packed.
+
+    ConfigError for a name that is not there or has no linear layers in blocks, and for ranks that share weights.
+    """
+    if not config.quantize.schemes:
+        return []
+    if config.parallel.tensor > 1:
+        raise ConfigError(
+            f"quantize cannot be with parallel tensor={config.parallel.tensor}: a scale belongs to whole rows of "
+            "weights, of which ranks would have parts; leave one of them out"
+        )
+    able = {name: layers for name, part in parts.items() if (layers := _packable(part))}
+    asked = dict(config.quantize.schemes)
+    every = asked.pop("", None)
+    chosen = {name: every for name in NETWORKS if every and name in able} | asked
+    if not chosen or (unknown := sorted(chosen.keys() - able.keys())):
+        what = ", ".join(f"{name}={chosen[name]}" for name in unknown) if chosen else every
+        raise ConfigError(
+            f"quantize {what} cannot be: packed are linear layers in lists of blocks, which here "
+            f"{' and '.join(able) or 'no part'} has"
+        )
+    choices, unused = [], set(config.quantize.skip)
+    for name, scheme in chosen.items():
+        skipped = {pattern for pattern in config.quantize.skip if any(matches(path, pattern) for path in able[name])}
+        unused -= skipped
+        layers = {
+            path: layer for path, layer in able[name].items() if not any(matches(path, pattern) for pattern in skipped)
+        }
+        for path, layer in layers.items():
+            _pack(parts[name], path, layer, SCHEMES[scheme])
+        choices.append(Choice("quantize", name, scheme, f"asked for: {len(layers)} layers, once they are read"))
+    if unused:
+        raise ConfigError(f"quantize skip={', '.join(sorted(unused))} fits no layer that would be quantized")
+    return choices
+
+
+def _packable(part: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers in the lists of blocks of a network, by their paths, whose weights are their own."""
+    blocks = [block for each in part.modules() if isinstance(each, nn.ModuleList) for block in each]
+    inside = {id(each) for block in blocks for each in block.modules()}
+    return {
+        path: layer
+        for path, layer in part.named_modules()
+        if (type(layer) is nn.Linear or isinstance(layer, LinearBase)) and id(layer) in inside
+    }
+
+
+def _pack(part: nn.Module, path: str, layer: nn.Linear, scheme: Scheme) -> None:
+    with torch.device("meta"):
+        shape = nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=layer.weight.dtype)
+    packed = QuantizedLinear(shape, scheme, layer.weight.dtype)
+    for name, each in packed.packed.items():
+        empty = torch.empty_like(each, device=layer.weight.device)
+        packed.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+    PackedRows(scheme, packed.packed, layer.in_features).copy_(layer.weight.detach())
+    if isinstance(layer, LinearBase):
+        layer.packed = packed
+        del layer.weight
+    else:
+        packed.bias = layer.bias
+        owner, _, name = path.rpartition(".")
+        setattr(part.get_submodule(owner), name, packed)
