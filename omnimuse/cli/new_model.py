@@ -53,5 +53,7 @@ def run(args: argparse.Namespace) -> int:
     line = f'    "{facts.arch}": "omnimuse.models.{args.name}",\n'
     table.write_text(known.replace("\n}\n", f"\n{line}}}\n", 1), encoding="utf-8")
     print(f"a line in {TABLE}")
+    if facts.without:
+        print(f"left out, for {facts.arch} does without: {', '.join(facts.without)}")
     print(f"next: pytest tests/parity/test_pipelines.py -k {facts.arch}, and docs/add-a-model.md")
     return 0

@@ -180,10 +180,10 @@ export async function* makeSound(fields, sources, signal) {
   throw new ApiError("The connection ended before the sound was finished.");
 }
 
-/** One video, from text or (with `sources`, files) from its first frame and perhaps its last; a job under `key` as
- *  above. Aborting `signal` cancels it. */
-export async function* makeVideo(fields, sources, key, signal) {
-  const asked = () => (sources.length ? postForm(fields, sources, key) : post(fields, key));
+/** One video, from text or (with `sources`, files that are sent under `name`) from its first frame and perhaps its last,
+ *  or from a video; a job under `key` as above. Aborting `signal` cancels it. */
+export async function* makeVideo(fields, { sources, name }, key, signal) {
+  const asked = () => (sources.length ? postForm(fields, sources, key, { name }) : post(fields, key));
   const begin = async (more) => (await call("v1/videos", { ...asked(), ...more })).json();
   let id;
   try {

@@ -7,7 +7,7 @@ import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { asForm, settingsInside } from "./inside.js";
 import { Jobs, keepForm, newKey, readForm as keptForm } from "./keeping.js";
-import { hears, isRecording, isSound, isVideo, kindsOf, startsFrom } from "./kinds.js";
+import { fieldOf, isSound, isVideo, kindsOf, makes, mediumOf, startsFrom, takes } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -98,10 +98,10 @@ function draws({ draws: words = {}, only_side: side }) {
 
 function chooseKind() {
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
-  const { max_images, max_sounds = 0, masks = false, fills = false } = page.model.capabilities;
-  const most = hears(kind()) ? max_sounds : max_images;
-  if (startsFrom(kind())) sources.listen(hears(kind()) ? "sound" : "picture");
-  sources.ask(startsFrom(kind()), most, { frames: isVideo(kind()), masks, fills });
+  const { max_images, max_sounds = 0, max_videos = 0, masks = false, fills = false } = page.model.capabilities;
+  const most = { sound: max_sounds, video: max_videos }[takes(kind())] ?? max_images;
+  if (startsFrom(kind())) sources.listen(takes(kind()));
+  sources.ask(startsFrom(kind()), most, { frames: kind() === "film", masks, fills });
   refresh();
 }
 
@@ -129,19 +129,18 @@ async function restoreFrom(file) {
 
 /** Whether files that were dropped, pasted or picked in the gallery can be started from; the form is for that then. */
 function start(files) {
-  const sound = files.every(isRecording);
-  if (!canStart(sound)) return false;
-  if (!startsFrom(kind()) || hears(kind()) !== sound) {
-    [byId("task").value] = starting(sound)[0];
+  const medium = mediumOf(files[0]);
+  if (!canStart(medium) || files.some((file) => mediumOf(file) !== medium)) return false;
+  if (takes(kind()) !== medium) {
+    [byId("task").value] = starting(medium)[0];
     chooseKind();
   }
   return true;
 }
 
-/** What can be made from a picture, or from a `sound`. */
-const starting = (sound) =>
-  (page.model ? kindsOf(page.model).filter(([name]) => startsFrom(name) && hears(name) === sound) : []);
-const canStart = (sound = false) => starting(sound).length > 0;
+/** What can be made from a `medium`: "picture", "video" or "sound". */
+const starting = (medium) => (page.model ? kindsOf(page.model).filter(([name]) => takes(name) === medium) : []);
+const canStart = (medium = "picture") => starting(medium).length > 0;
 
 async function watchReady() {
   const ready = await call("readyz").then(() => true, () => false);
@@ -212,7 +211,8 @@ async function draw(job) {
 async function follow(job, run, put) {
   const { signal } = run.abort;
   const { kind: how, fields, sources: from = [], mask = null, key } = job;
-  const steps = isVideo(how) ? makeVideo(fields, from, key, signal)
+  const name = fieldOf(how, from.length);
+  const steps = isVideo(how) ? makeVideo(fields, { sources: from, name }, key, signal)
     : isSound(how) ? makeSound(fields, from, signal) : drawPictures(fields, { sources: from, mask }, key, signal);
   const made = [];
   for await (const event of steps) {
@@ -326,7 +326,7 @@ function offer(text, label = "", act = null) {
 /** Puts a record on the stage; with none, an empty frame. */
 function choose(record) {
   page.chosen = page.gallery.records.includes(record) ? record : null;
-  if (page.chosen) showRecord(byId("stage"), record, actions, canStart(isSound(record.kind)));
+  if (page.chosen) showRecord(byId("stage"), record, actions, canStart(makes(record.kind)));
   else showNothing(byId("stage"), page.controls?.size ?? sources.size ?? "1x1");
   showGallery();
 }

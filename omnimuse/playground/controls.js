@@ -1,7 +1,7 @@
 // The settings of a model, made from what /v1/models says of it: its parameters, defaults and limits.
 
 import { byId, h } from "./dom.js";
-import { hears, isSound, isVideo, startsFrom } from "./kinds.js";
+import { isSound, isVideo, startsFrom, takes } from "./kinds.js";
 
 const NUMBERS = [
   // name on the wire, label, smallest, largest, step
@@ -64,8 +64,7 @@ export class Controls {
     input.value = value;
     const slider = this.keep("strength", "Strength", input, "slider");
     slider.append(h("output", { htmlFor: input.id }, String(value)));
-    const what = hears(this.kind) ? "sound" : "picture";
-    return [slider, h("p", { className: "hint" }, `Lower keeps more of the ${what}, 1 keeps nothing.`)];
+    return [slider, h("p", { className: "hint" }, `Lower keeps more of the ${takes(this.kind)}, 1 keeps nothing.`)];
   }
 
   /** By how much the picture grows: left, above, right, below. */
@@ -82,7 +81,7 @@ export class Controls {
     const side = { min: step, max, step };
     const options = this.shapes().map(([label, width, height]) =>
       h("option", { value: `${width}x${height}` }, `${label} ${width} × ${height}`));
-    if (startsFrom(this.kind)) options.unshift(h("option", { value: LIKE }, "Like the picture"));
+    if (startsFrom(this.kind)) options.unshift(h("option", { value: LIKE }, `Like the ${takes(this.kind)}`));
     this.shape = h("select", { id: "shape" }, ...options, h("option", { value: "" }, "Custom"));
     this.sides = [
       this.number("width", "Width", { ...side, value: defaults.width ?? UNSAID }),

@@ -1,26 +1,35 @@
 // What can be made, and of what: "image", "video" and "audio" (a sound) of words, "edit" (a picture) and "film" (a video)
-// of pictures, "cover" (a sound) of a sound.
+// of pictures, "reel" (a video) of a video, "cover" (a sound) of a sound.
 
 /** Whether a video comes out. */
-export const isVideo = (kind) => kind === "video" || kind === "film";
+export const isVideo = (kind) => kind === "video" || kind === "film" || kind === "reel";
 
 /** Whether a sound comes out. */
 export const isSound = (kind) => kind === "audio" || kind === "cover";
 
-/** Whether a sound goes in. */
-export const hears = (kind) => kind === "cover";
+/** What goes in: "picture", "video" or "sound"; empty where words are all. */
+export const takes = (kind) => ({ edit: "picture", film: "picture", reel: "video", cover: "sound" })[kind] ?? "";
 
-/** Whether a picture or a sound goes in. */
-export const startsFrom = (kind) => kind === "edit" || kind === "film" || hears(kind);
+/** Whether anything goes in beside words. */
+export const startsFrom = (kind) => takes(kind) !== "";
 
-/** Whether a file is a sound. */
-export const isRecording = ({ type }) => type.startsWith("audio/");
+/** What of these comes out. */
+export const makes = (kind) => (isVideo(kind) ? "video" : isSound(kind) ? "sound" : "picture");
+
+/** What of these a file is. */
+export const mediumOf = ({ type }) =>
+  type.startsWith("audio/") ? "sound" : type.startsWith("video/") ? "video" : "picture";
+
+/** The field of a request that `count` files are sent in, to make something of that kind. */
+export const fieldOf = (kind, count) =>
+  ({ sound: "audio", video: "video" })[takes(kind)] ?? (count > 1 ? "image[]" : "image");
 
 const TASKS = [
   ["image", "Picture", "text-to-image"],
   ["edit", "Picture from a picture", "image-to-image"],
   ["video", "Video", "text-to-video"],
   ["film", "Video from a picture", "image-to-video"],
+  ["reel", "Video from a video", "video-to-video"],
   ["audio", "Sound", "text-to-audio"],
   ["cover", "Sound from a sound", "audio-to-audio"],
 ];

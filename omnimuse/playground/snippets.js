@@ -1,7 +1,7 @@
 // The request as a person would write it: a curl line and a Python program that work as pasted.
 
 import { address, encode, hasKey } from "./api.js";
-import { hears, isSound, isVideo, startsFrom } from "./kinds.js";
+import { fieldOf, isSound, isVideo, startsFrom, takes } from "./kinds.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_KEY"' : "");
@@ -15,13 +15,13 @@ export function curl({ kind, fields, sources = [], mask = null }) {
     const { extra_params: extra = {}, ...plain } = fields;
     const each = ([k, v]) => (Array.isArray(v) ? v.map((one) => [`${k}[]`, one]) : [[k, v]]);
     const named = [...Object.entries(plain).flatMap(each), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
-    const files = namesOf(kind, sources).map((name) => `${fieldOf(kind, sources)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
+    const files = namesOf(kind, sources).map((name) => `${fieldOf(kind, sources.length)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
     if (mask) files.push(`mask=@"${mask.name}"`);
     const parts = [
       ...files.map((text) => ` \\\n  -F ${quoted(text)}`),
       ...named.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`),
     ];
-    const path = isVideo(kind) ? "v1/videos/sync" : hears(kind) ? "v1/audio/generate" : "v1/images/edits";
+    const path = isVideo(kind) ? "v1/videos/sync" : isSound(kind) ? "v1/audio/generate" : "v1/images/edits";
     return `curl -sS ${address(path)}${auth()}${parts.join("")}${end}`;
   }
   const path = isVideo(kind) ? "v1/videos/sync" : isSound(kind) ? "v1/audio/generate" : "v1/images/generations";
@@ -29,10 +29,11 @@ export function curl({ kind, fields, sources = [], mask = null }) {
   return `curl -sS ${address(path)}${auth()} \\\n  -H 'Content-Type: application/json' \\\n  -d ${body}${end}`;
 }
 
+const PLACES = { picture: "input.png", video: "input.mp4", sound: "input.wav" };
+
 // What is started from, under the names it had where it was chosen.
 const namesOf = (kind, sources) =>
-  (sources.length ? sources.map(({ name }) => name) : [hears(kind) ? "input.wav" : "input.png"]);
-const fieldOf = (kind, sources) => (hears(kind) ? "audio" : sources.length > 1 ? "image[]" : "image");
+  (sources.length ? sources.map(({ name }) => name) : [PLACES[takes(kind)]]);
 
 function save(fields) {
   if (fields.n > 1) return " \\\n  -o answer.json";
@@ -44,7 +45,7 @@ const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
 
 /** A Python program for the official client. */
 export function python({ kind, fields, sources = [], mask = null }) {
-  if (isSound(kind)) return soundCall(kind, fields, sources);
+  if (isSound(kind) || kind === "reel") return fileCall(kind, fields, sources);
   const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
@@ -84,16 +85,18 @@ function pictureCall(kind, lines, fields) {
 }
 
 // The official client has no such call; its own way to make any is as good.
-function soundCall(kind, fields, sources) {
+function fileCall(kind, fields, sources) {
+  const [path, made, file] = isVideo(kind) ? ["videos/sync", "video", "video.mp4"]
+    : ["audio/generate", "sound", `sound.${fields.output_format ?? "wav"}`];
   const body = Object.entries(fields).map(([name, value]) =>
     `    "${name}": ${name === "seed" ? value : literal(value)},`);
   const form = 'options={"headers": {"Content-Type": "multipart/form-data"}}';
-  const from = hears(kind) ? `, files={"audio": ${opened(kind, sources)}}, ${form}` : "";
+  const from = takes(kind) ? `, files={"${fieldOf(kind, sources.length)}": ${opened(kind, sources)}}, ${form}` : "";
   const key = hasKey() ? 'os.environ["OMNIMUSE_API_KEY"]' : '"none"';
   return `${hasKey() ? "import os\n\n" : ""}from openai import HttpxBinaryResponseContent, OpenAI\n\n` +
     `client = OpenAI(base_url="${address("v1")}", api_key=${key})\n` +
-    `sound = client.post("/audio/generate", cast_to=HttpxBinaryResponseContent, body={\n${body.join("\n")}\n}${from})\n` +
-    `sound.write_to_file("sound.${fields.output_format ?? "wav"}")\n`;
+    `${made} = client.post("/${path}", cast_to=HttpxBinaryResponseContent, body={\n${body.join("\n")}\n}${from})\n` +
+    `${made}.write_to_file("${file}")\n`;
 }
 
 function videoCall(lines) {

@@ -1,11 +1,12 @@
-// The pictures, or the sound, to start from: chosen, dropped, pasted, or taken from the gallery. The file input holds them, so the
-// browser itself says when one is missing. Over one picture there may be a brush, for a mask.
+// The pictures, the video or the sound to start from: chosen, dropped, pasted, or taken from the gallery. The file input
+// holds them, so the browser itself says when one is missing. Over one picture there may be a brush, for a mask.
 
 import { Brush } from "./brush.js";
 import { byId, h } from "./dom.js";
-import { isRecording } from "./kinds.js";
+import { mediumOf } from "./kinds.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/webp"];
+const ACCEPT = { picture: PICTURES.join(","), video: "video/*,.mkv,.ts", sound: "audio/*" };
 
 /** `accept(files)` is asked before dropped or pasted pictures are used; `onchange` is told when others are chosen.
  *  `restore(file)` is asked first about a file that is dropped anywhere but on the field: does it tell its settings? */
@@ -18,6 +19,7 @@ export class Sources {
     this.masks = this.fills = false;
     this.brush = null;
     this.size = null;
+    this.medium = "picture";
     this.input = byId("sources");
     this.input.onchange = () => this.show();
     document.ondragover = (event) => this.over(event, true);
@@ -30,12 +32,12 @@ export class Sources {
     return [...this.input.files];
   }
 
-  /** What files are to be: "picture" or "sound"; those that are not go. */
+  /** What files are to be: "picture", "video" or "sound"; those that are not go. */
   listen(medium) {
-    const hears = medium === "sound";
+    this.medium = medium;
     byId("sources-label").textContent = `Start from a ${medium}`;
-    this.input.accept = hears ? "audio/*" : PICTURES.join(",");
-    if (this.files.some((file) => isRecording(file) !== hears)) this.use([]);
+    this.input.accept = ACCEPT[medium];
+    if (this.files.some((file) => file.type && mediumOf(file) !== medium)) this.use([]);
   }
 
   /** Which part of the picture is drawn anew, as a file; null where all of it is. */
@@ -67,18 +69,22 @@ export class Sources {
   }
 
   async show() {
-    for (const shown of byId("chosen").querySelectorAll("img, audio")) URL.revokeObjectURL(shown.src);
+    for (const shown of byId("chosen").querySelectorAll("img, video, audio")) URL.revokeObjectURL(shown.src);
     this.brush = null;
     const shown = this.files.map((file) => {
       const src = URL.createObjectURL(file);
-      return isRecording(file) ? h("audio", { src, controls: true, title: file.name }) : h("img", { src, alt: file.name });
+      if (this.medium === "sound") return h("audio", { src, controls: true, title: file.name });
+      if (this.medium === "video") return h("video", { src, controls: true, muted: true, title: file.name });
+      return h("img", { src, alt: file.name });
     });
     byId("chosen").replaceChildren(...shown);
     const pictures = shown.filter((node) => node.tagName === "IMG");
     // What the browser cannot read, the server may refuse with a reason.
     await pictures[0]?.decode().catch(() => {});
-    if (!pictures.every((picture) => picture.isConnected)) return; // others were chosen meanwhile
-    this.size = pictures[0]?.naturalWidth ? `${pictures[0].naturalWidth}x${pictures[0].naturalHeight}` : null;
+    if (this.medium === "video" && shown.length) await begun(shown[0]);
+    if (!shown.every((node) => node.isConnected)) return; // others were chosen meanwhile
+    const [width, height] = sizeOf(shown[0]);
+    this.size = width ? `${width}x${height}` : null;
     if (this.masks && pictures.length === 1 && this.size) {
       this.brush = new Brush(pictures[0], this.onchange, this.fills);
       byId("chosen").replaceChildren(this.brush.box);
@@ -93,7 +99,7 @@ export class Sources {
   }
 
   take(event, data) {
-    const files = [...(data?.files ?? [])].filter((file) => PICTURES.includes(file.type) || isRecording(file));
+    const files = [...(data?.files ?? [])].filter((file) => PICTURES.includes(file.type) || mediumOf(file) !== "picture");
     if (event.type === "drop" && data?.files.length) event.preventDefault();
     if (!files.length) return;
     const onField = byId("drop").contains(event.target);
@@ -102,6 +108,15 @@ export class Sources {
   }
 
   async offer(files) {
-    if (!(await this.restore(files[0])) && this.accept(files)) this.use(files);
+    const told = mediumOf(files[0]) === "picture" && (await this.restore(files[0]));
+    if (!told && this.accept(files)) this.use(files);
   }
 }
+
+/** Of a picture or a video that is shown; nothing of a sound. */
+const sizeOf = (node) => [node?.naturalWidth ?? node?.videoWidth, node?.naturalHeight ?? node?.videoHeight];
+
+/** Resolves once a video's size is known, or that it cannot be. */
+const begun = (video) => new Promise((resolve) => {
+  video.onloadedmetadata = video.onerror = resolve;
+});

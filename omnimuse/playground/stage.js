@@ -1,7 +1,7 @@
 // The large view: frames that fill while drawing, or one finished record with its settings and actions.
 
 import { copy, duration, h } from "./dom.js";
-import { isSound, isVideo, startsFrom } from "./kinds.js";
+import { isSound, isVideo, makes, startsFrom } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { zoom } from "./zoom.js";
 
@@ -126,8 +126,7 @@ export function showRecord(stage, record, act, starts) {
         button("quiet", () => act.another(record), "Another one"),
         button("quiet", () => act.again(record), "Run again"),
         button("quiet", () => act.use(record), "Use settings"),
-        starts && !isVideo(kind)
-          ? button("quiet", () => act.start(record), isSound(kind) ? "Use this sound" : "Use this picture") : null),
+        starts ? button("quiet", () => act.start(record), `Use this ${makes(kind)}`) : null),
       h("div", { className: "together links" },
         h("a", { className: "link", href: record.url, download: nameOf(record) }, "Download"),
         button("link", (event) => copy(curl(request), event.target), "Copy curl"),

@@ -1,6 +1,7 @@
 """A tiny random checkpoint of Wan VACE, in the layout that diffusers saves, and what the reference makes of it.
 
-Everything as Wan 2.1's, but for the transformer: three blocks, and hints behind the first and the last.
+Everything as Wan's, but for the transformers: three blocks, and hints behind the first and the last. There are two
+experts, as in 2.2; `build(folder, experts=False)` writes one network, as in 2.1.
 """
 
 from __future__ import annotations
@@ -36,25 +37,28 @@ def transformer() -> WanVACETransformer3DModel:
     )
 
 
-def build(folder: Path, seed: int = 0) -> Path:
+def build(folder: Path, seed: int = 0, *, experts: bool = True) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = encoders.t5_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
-    parts.save_module(folder, "transformer", seed, transformer)
+    networks = ("transformer", "transformer_2") if experts else ("transformer",)
+    for name in networks:
+        parts.save_module(folder, name, seed, transformer)
     parts.save_module(folder, "text_encoder", seed, lambda: encoders.umt5_encoder(len(tokenizer)))
     parts.save_module(folder, "vae", seed, wan.vae)
-    solver = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    shift = wan.FLOW_SHIFT["A14B" if experts else "2.1"]
+    solver = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     parts.write_scheduler(folder, "UniPCMultistepScheduler", solver)
     components: dict[str, tuple[str, str] | None] = {
         "scheduler": ("diffusers", "UniPCMultistepScheduler"),
         "text_encoder": ("transformers", "UMT5EncoderModel"),
         "tokenizer": ("transformers", "T5TokenizerFast"),
-        "transformer": ("diffusers", "WanVACETransformer3DModel"),
         "transformer_2": None,
         "vae": ("diffusers", "AutoencoderKLWan"),
+        **dict.fromkeys(networks, ("diffusers", "WanVACETransformer3DModel")),
     }
-    parts.write_index(folder, "WanVACEPipeline", components, {"boundary_ratio": None})
+    parts.write_index(folder, "WanVACEPipeline", components, {"boundary_ratio": 0.875 if experts else None})
     return folder
 
 
@@ -75,6 +79,7 @@ def call(pipe: Any, wish: Wish, output_type: str) -> Tensor:
         num_frames=params.num_frames,
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale,
+        guidance_scale_2=params.guidance_scale_2,
         generator=torch.Generator().manual_seed(params.seed or 0),
         output_type=output_type,
     ).frames[0]
@@ -107,7 +112,7 @@ FAMILIES = (
             Wish(
                 "two green stars",
                 "grey",
-                _clip(4, 4.0, 5, 32, 48, 7),
+                replace(_clip(4, 4.0, 5, 32, 48, 7), guidance_scale_2=2.0),
                 video=film(96, 64, 13),
                 masks=MOVING,
                 others=(photo(70, 50),),
@@ -122,6 +127,6 @@ FAMILIES = (
             Wish("a star", "grey", _clip(3, 3.0, 1, 32, 32, 10)),
         ),
         reference=reference,
-        apart="does not draw this: name 'ftfy' is not defined",
+        apart="no pipeline beside WanVACEPipeline that starts from a picture",
     ),
 )

@@ -73,14 +73,15 @@ PACKED_AND_WORN = Feature("int8 and LoRA", quantize=QuantConfig({"": "int8"}), a
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
+VACE = "WanVACEPipeline"
 SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
     2: (
-        *((name, ParallelConfig(ring=2), PLAIN) for name in (Z, FLUX, WAN, "StableAudioPipeline")),
+        *((name, ParallelConfig(ring=2), PLAIN) for name in (Z, FLUX, WAN, VACE, "StableAudioPipeline")),
         *(
             (name, ParallelConfig(pipe=2), PLAIN)
-            for name in (Z, FLUX, FLUX2, WAN, "StableAudioPipeline", "GlmImagePipeline")
+            for name in (Z, FLUX, FLUX2, WAN, VACE, "StableAudioPipeline", "GlmImagePipeline")
         ),
-        *((name, ParallelConfig(ulysses=2, shard=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN)),
+        *((name, ParallelConfig(ulysses=2, shard=2), PLAIN) for name in (Z, FLUX, FLUX2, WAN, VACE)),
         (Z, ParallelConfig(tensor=2), CACHED),
         (FLUX, ParallelConfig(ulysses=2), CACHED),
         (WAN, ParallelConfig(pipe=2), CACHED),

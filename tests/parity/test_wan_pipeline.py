@@ -87,6 +87,14 @@ def test_videos_of_any_length_and_size_are_changed_together_as_the_reference_cha
         assert distance(result.output[0], wanted) < 1e-5
 
 
+def test_a_checkpoint_with_a_time_per_token_starts_from_no_video_for_the_reference_cannot(build: Build) -> None:
+    folder, wish = build("5B"), of_video(0.8, 1.0, 5, (64, 64), film(64, 64, 5))
+    with quiet("diffusers"), quiet("transformers"), pytest.raises(RuntimeError, match="size of tensor"):
+        wan.reference(folder, [wish], "latent")  # it draws noise for an autoencoder of factor 8
+    with pytest.raises(RequestError, match="video"):
+        ours(folder, wish)
+
+
 def test_of_two_experts_the_second_changes_a_video_where_the_steps_are_its_own(build: Build) -> None:
     """The reference for videos knows one network: at these steps, which are below the boundary, that is the second."""
     folder, wish = build("A14B", 0.95), of_video(0.4, 4.0, 5, (32, 48), film(60, 40, 6))

@@ -40,6 +40,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is no
 PATIENCE = 60_000  # milliseconds: other work may have both cores
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 browser_only = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+MADE = b"\0\0\0\x18ftypisom"
+"""The video that this server makes."""
 BIG_SEED = 2**62 + 1
 """A seed that a JavaScript number cannot hold."""
 
@@ -80,6 +82,12 @@ FILMS = VIDEOS | {
     "takes_images": True,
     "max_images": 2,
     "min_frames": 5,
+}
+REELS = VIDEOS | {
+    "tasks": ["text-to-video", "video-to-video"],
+    "max_videos": 1,
+    "parameters": [*cast(list[str], VIDEOS["parameters"]), "strength"],
+    "defaults": cast(dict[str, object], VIDEOS["defaults"]) | {"strength": 0.8},
 }
 
 SOUNDS = PICTURES | {
@@ -123,6 +131,7 @@ class FakeApi:
     asked: list[dict[str, Any]] = field(default_factory=list)
     sources: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
     recordings: list[tuple[str, bytes]] = field(default_factory=list)
+    films: list[bytes] = field(default_factory=list)
     masks: list[np.ndarray] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     jobs: set[str] = field(default_factory=set)
@@ -167,6 +176,9 @@ class FakeApi:
         if (sound := form.get("audio")) is not None:
             assert not isinstance(sound, str)
             self.recordings.append((sound.filename or "", await sound.read()))
+        if (video := form.get("video")) is not None:
+            assert not isinstance(video, str)
+            self.films.append(await video.read())
         for name in ("image", "image[]", "input_reference"):
             for source in form.getlist(name):
                 assert not isinstance(source, str)
@@ -288,7 +300,7 @@ class FakeApi:
         return StreamingResponse(steps(), media_type="text/event-stream")
 
     async def video_content(self, request: Request) -> Response:
-        return Response(b"\0\0\0\x18ftypisom", media_type="video/mp4")
+        return Response(MADE, media_type="video/mp4")
 
     async def cancel_video(self, request: Request) -> Response:
         self.cancelled.set()
@@ -894,22 +906,72 @@ def test_a_video_is_made_between_two_pictures_and_again(page: Any, site: Running
     assert page.locator("#sources").is_hidden()
 
 
-@browser_only
-def test_the_copied_code_of_a_video_from_pictures_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
-    filming(page, site, tmp_path)
-    page.get_by_label("Prompt", exact=True).fill("a ball")
+def run_copied(page: Any, folder: Path) -> None:
+    """Runs in `folder` what the page copies for a video, as curl and as Python: each leaves the video there."""
     for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-W", "ignore", "-c"])):
         page.get_by_role("button", name=f"Copy as {kind}").click()
         page.get_by_text("Copied").wait_for()
         text = page.evaluate("navigator.clipboard.readText()")
-        done = subprocess.run(
-            [*program, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ
-        )
+        done = subprocess.run([*program, text], cwd=folder, capture_output=True, text=True, timeout=60, env=os.environ)
         assert done.returncode == 0, done.stderr + text
-        assert (tmp_path / "video.mp4").read_bytes().endswith(b"ftypisom")
-        (tmp_path / "video.mp4").unlink()
+        assert (folder / "video.mp4").read_bytes() == MADE
+        (folder / "video.mp4").unlink()
         page.get_by_text("Copied").wait_for(state="hidden")
+
+
+@browser_only
+def test_the_copied_code_of_a_video_from_pictures_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
+    filming(page, site, tmp_path)
+    page.get_by_label("Prompt", exact=True).fill("a ball")
+    run_copied(page, tmp_path)
     assert [size for _, size in site.api.sources] == [(96, 48), (40, 20)] * 2
+
+
+REEL = b"\0\0\0\x18ftypmp42a reel"
+"""What no browser shows, and every page can send."""
+
+
+@browser_only
+def test_a_video_is_made_of_a_video_that_was_dropped_or_of_one_from_the_gallery(page: Any, site: Running) -> None:
+    site.api.capabilities = REELS
+    page.reload()
+    page.get_by_label("Prompt", exact=True).wait_for()
+    page.evaluate(
+        """(bytes) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "waves.mp4", { type: "video/mp4" }));
+          const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+          document.querySelector("#prompt").dispatchEvent(drop);
+        }""",
+        list(REEL),
+    )
+    page.locator("#chosen video[title='waves.mp4']").wait_for()
+    assert page.get_by_label("Make", exact=True).input_value() == "reel"
+    assert page.get_by_text("Lower keeps more of the video").is_visible()
+    draw(page, "waves of gold")
+    page.locator("#stage figure video").wait_for(state="attached")
+    assert site.api.films == [REEL] and site.api.asked[0]["strength"] == "0.8"
+    page.get_by_role("button", name="Run again").click()
+    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    page.get_by_role("button", name="Use this video").click()
+    page.locator("#chosen video").wait_for()
+    draw(page, "waves of silver")
+    playwright.expect(page.locator("#thumbs li")).to_have_count(3)
+    assert site.api.films == [REEL, REEL, MADE]
+    page.get_by_label("Make", exact=True).select_option("video")
+    assert page.locator("#sources").is_hidden()
+
+
+@browser_only
+def test_the_copied_code_of_a_video_from_a_video_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
+    site.api.capabilities = REELS
+    page.reload()
+    page.get_by_label("Make", exact=True).select_option("reel")
+    (tmp_path / "waves.mp4").write_bytes(REEL)
+    page.get_by_label("Start from a video").set_input_files(tmp_path / "waves.mp4")
+    page.get_by_label("Prompt", exact=True).fill("waves of gold")
+    run_copied(page, tmp_path)
+    assert site.api.films == [REEL, REEL]
 
 
 @browser_only

@@ -22,12 +22,15 @@ from omnimuse.loader.headers import stored_in
 
 NETWORKS = ("transformer", "unet", "dit", "denoiser")
 """What the component is called that draws, in the order in which it is looked for."""
+NEEDED = (*NETWORKS, "vae", "text_encoder", "tokenizer")
+"""What no model draws without, although a class may say so: its own pipelines are put together in parts."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
     """A model as others have it: its pipeline class, the library and class of every component, and of its network the
-    name, the configuration and the shape of every tensor.
+    name, the configuration and the shape of every tensor. `without` are components that the class can do without, and
+    begins without.
     """
 
     source: PipelineSource
@@ -35,6 +38,7 @@ class ModelFacts:
     network: str
     config: Mapping[str, Any]
     weights: Mapping[str, tuple[int, ...]]
+    without: tuple[str, ...] = ()
 
     @property
     def arch(self) -> str:
@@ -63,12 +67,16 @@ def _of_folder(folder: Path) -> ModelFacts:
 
 def _of_class(arch: str) -> ModelFacts:
     source = read_source(arch)
-    components = {}
-    for argument in source.bodies["__init__"].args.args[1:]:
+    components, without, arguments = {}, [], source.bodies["__init__"].args
+    least = len(arguments.args) - len(arguments.defaults)
+    for place, argument in enumerate(arguments.args[1:], 1):
         names = re.findall(r"\b[A-Z]\w+", "" if argument.annotation is None else unparse(argument.annotation))
         found = [(library, name) for name in names for library in ("diffusers", "transformers") if _has(library, name)]
-        if found:
-            components[argument.arg] = found[0]
+        name, optional = argument.arg, source.attributes.get("_optional_components", ())
+        if place >= least and name in optional and name.removesuffix("_2") not in NEEDED:
+            without.append(name)
+        elif found:
+            components[name] = found[0]
     network = _network(components, arch)
     library, name = components[network]
     cls = getattr(import_module(library), name)
@@ -76,7 +84,7 @@ def _of_class(arch: str) -> ModelFacts:
     config = {each.name: each.default for each in parameters if each.default is not each.empty}
     with torch.device("meta"), quiet("diffusers"):
         weights = {key: tuple(tensor.shape) for key, tensor in cls().state_dict().items()}
-    return ModelFacts(source, components, network, config, weights)
+    return ModelFacts(source, components, network, config, weights, tuple(without))
 
 
 def _has(library: str, name: str) -> bool:

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omnimuse.compat.draft.facts import ModelFacts
+from omnimuse.components.two_stream_names import RULES as TWO_STREAMS
+from omnimuse.loader.rules import apply_rules
 
-OURS = {
-    "Qwen3Model": "qwen3:Qwen3Encoder",
-    "AutoencoderKL": "autoencoder_kl:AutoencoderKL",
-}
-"""Components that are computed here, and where: module and class in `omnimuse/components/`."""
+ENTRIES = {"scheduler": "SCHEDULER", "AutoencoderKL": "AUTOENCODER_KL", "Qwen3Model": "QWEN3.encoder"}
+"""Components, or their classes, whose entry `omnimuse/components/entries.py` has."""
 
 TINY = {
     "T5EncoderModel": "encoders.t5_encoder(len({tokenizer}))",
@@ -66,22 +65,24 @@ def _guidance(facts: ModelFacts) -> tuple[str, str]:
     return "guidance_scale", "Guidance()"
 
 
+def _entry(component: str, cls: str) -> str:
+    """What is imported for a component that many families have; empty for others."""
+    return ENTRIES.get(component, ENTRIES.get(cls, ""))
+
+
 def _components(name: str, camel: str, facts: ModelFacts) -> str:
     lines = []
     for component, (_, cls) in facts.components.items():
-        module = f"omnimuse.models.{name}.transformer:{camel}Transformer" if component == facts.network else ""
-        if component == "scheduler":
-            lines.append(f'        "{component}": Component((), built=False),')
-        elif module or cls in OURS:
-            module = module or f"omnimuse.components.{OURS[cls]}"
-            rules = f"omnimuse.models.{name}.weights" if component == facts.network else module.split(":")[0]
+        if component == facts.network:
             lines += [
                 f'        "{component}": Component(',
                 f'            ("{cls}",),',
-                f'            network="{module}",',
-                f'            rules="{rules}:RULES",',
+                f'            network="omnimuse.models.{name}.transformer:{camel}Transformer",',
+                f'            rules="omnimuse.models.{name}.weights:RULES",',
                 "        ),",
             ]
+        elif entry := _entry(component, cls):
+            lines.append(f'        "{component}": {entry},')
         else:
             lines.append(f'        "{component}": Component(("{cls}",)),')
     return "\n".join(lines)
@@ -90,6 +91,7 @@ def _components(name: str, camel: str, facts: ModelFacts) -> str:
 def _spec(name: str, camel: str, facts: ModelFacts) -> str:
     scale, guidance = _guidance(facts)
     longest = _default(facts, "max_sequence_length", 256)
+    entries = {_entry(component, cls).split(".")[0] for component, (_, cls) in facts.components.items()} - {""}
     return f'''"""Facts about {camel}, without torch.
 
 Source: the published checkpoint's `model_index.json` and card, and the reference pipeline of diffusers.
@@ -97,6 +99,7 @@ Source: the published checkpoint's `model_index.json` and card, and the referenc
 
 from __future__ import annotations
 
+from omnimuse.components.entries import {", ".join(sorted(entries))}
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
@@ -151,6 +154,11 @@ def _typed(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"    {key}: Any = {value!r}"
 
 
+def _written(facts: ModelFacts) -> str:
+    """Out of what the network is made."""
+    return "a TwoStreamNetwork" if of_two_streams(facts) else "weights.py lists the names of the weights"
+
+
 def _transformer(camel: str, facts: ModelFacts) -> str:
     return f'''"""The {camel} transformer. The arithmetic is that of diffusers' `{facts.network_class}`.
 
@@ -199,7 +207,7 @@ class {camel}Transformer(Network):
 
     def __init__(self, config: {camel}Config) -> None:
         super().__init__()
-        self.config, self.blocks = config, BlockStack()  # to be written: weights.py lists the names of the weights
+        self.config, self.blocks = config, BlockStack()  # to be written: {_written(facts)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> {camel}Transformer:
@@ -213,20 +221,30 @@ class {camel}Transformer(Network):
 '''
 
 
+def of_two_streams(facts: ModelFacts) -> bool:
+    """Whether blocks have the names of those in `components/two_streams.py`."""
+    return any(key.startswith("transformer_blocks.0.attn.add_q_proj.") for key in facts.weights)
+
+
 def _weights(camel: str, facts: ModelFacts) -> str:
+    known = TWO_STREAMS if of_two_streams(facts) else ()
     groups: dict[str, tuple[int, ...]] = {}
     for key, shape in facts.weights.items():
-        groups.setdefault(re.sub(r"\.\d+(?=\.)", ".*", key), shape)
+        if apply_rules(key, known).name == key:
+            groups.setdefault(re.sub(r"\.\d+(?=\.)", ".*", key), shape)
     listed = "\n".join(f"#   {key} {list(shape)}" for key, shape in groups.items())
+    blocks = "from omnimuse.components.two_stream_names import RULES as BLOCKS\n" if known else ""
+    left = ", less those whose names BLOCKS knows" if known else ""
+    rules = "(*BLOCKS,)" if known else "()"
     return f'''"""How names in a published {camel} checkpoint (diffusers layout) become ours. A table for the loader."""
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+{blocks}from omnimuse.loader.rules import Fuse, Rename
 
-# The {len(facts.weights)} tensors of the checkpoint, by kind, with the shape of the first:
+# The {len(facts.weights)} tensors of the checkpoint{left}, by kind, with the shape of the first:
 {listed}
-RULES: tuple[Rename | Fuse, ...] = ()
+RULES: tuple[Rename | Fuse, ...] = {rules}
 '''
 
 
@@ -318,7 +336,9 @@ def _saved(facts: ModelFacts) -> str:
 
 def _checkpoint(name: str, camel: str, facts: ModelFacts) -> str:
     width = 24 if any("T5" in cls for _, cls in facts.components.values()) else 64
-    told = "\n".join(f'        "{part}": ("{library}", "{cls}"),' for part, (library, cls) in facts.components.items())
+    told = [f'        "{part}": ("{library}", "{cls}"),' for part, (library, cls) in facts.components.items()]
+    told += [f'        "{part}": None,' for part in facts.without]
+    kind = ": dict[str, tuple[str, str] | None]" if facts.without else ""
     return f'''"""A tiny random checkpoint of the {camel} kind, in the layout that diffusers saves: `build(folder)`."""
 
 from __future__ import annotations
@@ -345,8 +365,8 @@ def build(folder: Path, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
 {_saved(facts)}
-    components = {{
-{told}
+    components{kind} = {{
+{chr(10).join(told)}
     }}
     parts.write_index(folder, "{facts.arch}", components)
     return folder

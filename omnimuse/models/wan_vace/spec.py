@@ -13,8 +13,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Variant
 from omnimuse.models.wan import spec as wan
-from omnimuse.models.wan.spec import factors, latent_channels
-from omnimuse.models.wan.weights import FLOAT32
+from omnimuse.models.wan.spec import boundary_ratio, factors, latent_channels
 
 MAX_PICTURES = 4
 """Pictures that are shown; each costs what a latent frame of the video does."""
@@ -41,14 +40,20 @@ def limits(configs: Configs) -> Limits:
     return replace(plain, max_images=MAX_PICTURES, max_videos=1, masks_videos=True, refuses=refuses)
 
 
-def _transformer(*, optional: bool) -> Component:
-    return Component(
-        ("WanVACETransformer3DModel",),
+def _of_vace(transformer: Component) -> Component:
+    """That entry for networks of this kind."""
+    return replace(
+        transformer,
+        classes=("WanVACETransformer3DModel",),
         network="omnimuse.models.wan_vace.transformer:WanVaceTransformer",
         rules="omnimuse.models.wan_vace.weights:RULES",
-        keep_float32=FLOAT32,
-        optional=optional,
+        tells=None,
     )
+
+
+def two_experts(configs: Configs) -> str:
+    """A reason for the checkpoint of 2.2."""
+    return "it has two experts" if boundary_ratio(configs) is not None else ""
 
 
 _HIGH = DiffusionParams(height=720, width=1280).over(wan.DEFAULTS)
@@ -61,8 +66,7 @@ SPEC = replace(
     tasks=("text-to-video", "image-to-video", "video-to-video"),
     components={
         **{name: part for name, part in wan.SPEC.components.items() if not name.startswith("image_")},
-        "transformer": _transformer(optional=False),
-        "transformer_2": _transformer(optional=True),
+        **{name: _of_vace(wan.SPEC.components[name]) for name in ("transformer", "transformer_2")},
     },
     supported=wan.SPEC.supported - {"strength"},
     limits=limits,
@@ -71,5 +75,6 @@ SPEC = replace(
     variants=(
         Variant("Wan2.1-VACE-1.3B", ("Wan-AI/Wan2.1-VACE-1.3B-diffusers",), wan.DEFAULTS),
         Variant("Wan2.1-VACE-14B", ("Wan-AI/Wan2.1-VACE-14B-diffusers",), _HIGH),
+        Variant("Wan2.2-VACE-Fun-A14B", ("linoyts/Wan2.2-VACE-Fun-14B-diffusers",), _HIGH, two_experts),
     ),
 )

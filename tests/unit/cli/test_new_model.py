@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import omnimuse
 from omnimuse.cli.app import main
 from omnimuse.compat.draft.facts import read_facts_of
+from omnimuse.compat.draft.texts import files
 
 ARCH = "AuraFlowPipeline"
 ROOT = Path(omnimuse.__file__).parents[1]
@@ -57,6 +59,31 @@ def test_a_checkpoint_tells_more_than_its_class(tmp_path: Path, z_image_folder: 
     assert facts.arch == "ZImagePipeline"
     assert facts.config["dim"] == 96
     assert facts.weights["layers.0.attention.to_q.weight"] == (96, 96)
+
+
+def test_a_draft_leaves_out_what_is_optional_and_begins_with_the_rules_of_blocks_that_are_known() -> None:
+    facts = read_facts_of("BriaPipeline")
+    assert facts.without == ("image_encoder", "feature_extractor")
+    texts = files("another", facts)
+    assert "image_encoder" not in texts["omnimuse/models/another/spec.py"]
+    assert '"image_encoder": None,' in texts["tests/checkpoints/another.py"]
+    weights = texts["omnimuse/models/another/weights.py"]
+    assert "(*BLOCKS,)" in weights and "#   x_embedder.weight" in weights
+    assert "#   transformer_blocks" not in weights and "#   single_transformer_blocks" not in weights
+
+
+def test_a_network_is_kept_although_its_class_calls_it_optional() -> None:
+    facts = read_facts_of("WanVACEPipeline")
+    assert facts.network == "transformer" and not facts.without
+
+
+def test_the_worked_example_has_as_many_lines_as_the_page_says() -> None:
+    page = (ROOT / "docs/add-a-model.md").read_text()
+    told = re.search(r"(\d+) lines that\s+are not empty, and (\d+) of a builder", page)
+    assert told is not None
+    written = sorted((ROOT / "omnimuse/models/bria").glob("*.py")), [ROOT / "tests/checkpoints/bria.py"]
+    lines = [sum(bool(line.strip()) for path in paths for line in path.read_text().splitlines()) for paths in written]
+    assert list(map(int, told.groups())) == lines
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
+from omnimuse.loader.components import quiet
 from omnimuse.media.clip import clip_of
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.models.wan_vace.pipeline import fitted, masks
@@ -83,6 +84,15 @@ def test_a_picture_that_is_shown_lies_whole_in_the_middle_of_white(width: int, h
     rows, columns = (inside.any(dim=side).nonzero()[:, 0] for side in (1, 0))
     assert abs((int(rows[0]) + int(rows[-1]) + 1) - 48) <= 2 and abs((int(columns[0]) + int(columns[-1]) + 1) - 64) <= 2
     assert max(len(rows) / 48, len(columns) / 64) > 0.95
+
+
+def test_a_checkpoint_with_one_network_gives_the_references_video(tmp_path: Path) -> None:
+    folder, wish = wan_vace.build(tmp_path / "tiny", experts=False), wan_vace.FAMILIES[0].wishes[2]
+    with quiet("diffusers"), quiet("transformers"):
+        [expected] = wan_vace.reference(folder, [wish], "latent")
+    with Omni(str(folder), config=Config(ModelConfig(str(folder), dtype="float32", device="cpu"))) as omni:
+        [made] = omni.generate(wish.asked, replace(wish.params, output_type="latent"), progress=False)
+    assert float((made.output[0] - expected).abs().max()) <= 1e-5
 
 
 def test_with_a_scale_of_nothing_what_is_given_does_nothing(tmp_path: Path) -> None:
