@@ -78,9 +78,7 @@ class Metrics:
             "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
         )
         self._workers = Gauge("omnimuse_workers", "Workers, ready and coming.", ["state"], registry=registry)
-        self._retries = Counter(
-            "omnimuse_forward_retries_total", "Forwards that failed and were tried again.", registry=registry
-        )
+        self._retries = Counter("omnimuse_forward_retries_total", "Forwards that were tried again.", registry=registry)
         self._cancelled = Counter("omnimuse_cancelled_total", "Requests given up.", ["where"], registry=registry)
         self._recovered = Counter("omnimuse_jobs_recovered_total", "Jobs found unfinished at start.", registry=registry)
         self._keys_stale = Gauge(
