@@ -190,7 +190,7 @@ def _limits(facts: Facts, configs: Configs, video: bool) -> Limits:
         max_sequence_length=MAX_TOKENS,
         min_images=1 if pictures and not texts else 0,
         max_images=MAX_PICTURES if pictures else 0,
-        refuses={name: why for name in ALWAYS & {"max_sequence_length"} if not reads} | AT_WORK,
+        refuses={name: why for name in ALWAYS & {"max_sequence_length"} if not reads} | dict(AT_WORK),
         max_frames=MAX_FRAMES if video else 1,
     )
 

@@ -127,7 +127,7 @@ def _limits(entry: Entry, source: ClassSource, tasks: tuple[str, ...], configs: 
         max_sequence_length=MAX_TOKENS,
         min_images=1 if pictures and not any(task.startswith("text") for task in tasks) else 0,
         max_images=MAX_PICTURES if pictures else 0,
-        refuses=dict.fromkeys(always, f"{source.name} never reads it; leave it out") | AT_WORK,
+        refuses=dict.fromkeys(always, f"{source.name} never reads it; leave it out") | dict(AT_WORK),
         max_frames=MAX_FRAMES if source.reads("num_frames") else 1,
         sound=SoundLimits(rate, max_inputs=int(source.takes_sounds)) if rate else None,
     )
