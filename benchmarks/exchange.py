@@ -1,8 +1,9 @@
 """What ranks say to each other: `python -m benchmarks.exchange tensor=2 ulysses=2 ring=2 pipe=2 cfg=2`.
 
 Bytes are those that the first rank has sent, as the system counts them, for each step more of a request; beside them
-stands what the textbook says for one row (Linux only, gloo). Then what a plan costs that rank 0 sends at every tick,
-from writing it down to its last byte, with so many states alive, beside a barrier of the same ranks.
+stands what the textbook says for one row (Linux only, gloo). Then what a plan costs that rank 0 sends at every tick
+with so many states alive: from writing it down until every rank has said that it has it, at a barrier of gloo; beside
+that, the same for a broadcast of gloo that says nothing.
 """
 
 from __future__ import annotations
@@ -88,25 +89,37 @@ def expected(model: str, parallel: ParallelConfig, tokens: int) -> float:
 
 
 def plans(rank: int, ranks: int, folder: Path) -> None:
-    """Rank 0 sends plans and the others take them; prints the median beside that of a barrier."""
+    """Rank 0 sends plans and the others take them; prints medians beside those of an empty broadcast."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/{ranks}", rank=rank, world_size=ranks)
     torch.set_num_threads(1)
     mesh = Mesh.from_process_group(ParallelConfig(tensor=ranks))
     for states in (1, 16):
         names = tuple(f"{number:032x}/0" for number in range(states))
-        seconds: dict[str, list[float]] = {"plan": [], "barrier": []}
+        nothing = torch.zeros(1)
+        seconds: dict[str, list[float]] = {"sent": [], "plan": [], "broadcast": [], "barrier": []}
         for _ in range(TICKS):
             meet(mesh)
             began = time.perf_counter()
             payload = encode(TickPlan(run=names, alive=fingerprint({}))) if rank == 0 else None
             broadcast_bytes(mesh, payload)
+            seconds["sent"].append(time.perf_counter() - began)
+            meet(mesh)
             seconds["plan"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            dist.broadcast(nothing, src=0, group=mesh.control)
+            meet(mesh)
+            seconds["broadcast"].append(time.perf_counter() - began)
             began = time.perf_counter()
             meet(mesh)
             seconds["barrier"].append(time.perf_counter() - began)
         if rank == 0:
-            plan, barrier = (1000 * statistics.median(found) for found in seconds.values())
-            print(f"{ranks} ranks, {states:2} states: a plan {plan:.3f} ms, a barrier {barrier:.3f} ms", flush=True)
+            sent_, plan, empty, barrier = (1000 * statistics.median(found) for found in seconds.values())
+            print(
+                f"{ranks} ranks, {states:2} states: a plan is sent in {sent_:.3f} ms, and had by all in {plan:.3f} ms, "
+                f"an empty broadcast {empty:.3f} ms, a barrier alone {barrier:.3f} ms; ratio {plan / empty:.2f}",
+                flush=True,
+            )
+    mesh.close()
     os._exit(0)
 
 

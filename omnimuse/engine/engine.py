@@ -221,6 +221,7 @@ class Engine:
             self._closed = True
         if self.dead is None:
             self._tell(TickPlan(stop=True))
+        self.mesh.close()
         self.runner.close()
 
     def _tell(self, plan: TickPlan) -> None:
@@ -305,6 +306,7 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
             runner.rest.end()
         else:
             execute(runner, plan, [], governor)
+    mesh.close()
     runner.close()
 
 

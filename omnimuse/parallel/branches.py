@@ -1,9 +1,9 @@
 """The branches axis: each rank evaluates some rows, and afterwards every rank holds every row's outcome.
 
-The runner calls `share` once per tick. Three exchanges: do we speak of the same rows; how did each row go and what
-does its tensor look like; the bytes. The first two are between the CPUs, so that no host waits for its device in order
-to read them; the bytes go from device to device. A failure is an outcome like any other, so no rank waits for a tensor
-that will never come, and all ranks go on from the same bits.
+The runner calls `share` once per tick. Two exchanges: do we speak of the same rows, how did each row go and what does
+its tensor look like; and the bytes. The first is between the CPUs, so that no host waits for its device in order to
+read it; the bytes go from device to device. A failure is an outcome like any other, so no rank waits for a tensor that
+will never come, and all ranks go on from the same bits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omnimuse.core.errors import EngineDeadError, ModelError
+from omnimuse.parallel.collectives import gathered
 from omnimuse.parallel.mesh import BRANCHES, Axis, Mesh
 
 Outcome = Tensor | Exception
@@ -25,6 +26,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_DIMS = 6
 _TENSOR, _FAILURE = 1, 2
 _FIELDS = 4 + _MAX_DIMS  # kind, bytes, dtype, dims, shape...
+MOST = 32
+"""Rows of a rank of which the first exchange tells; of more, another one tells the rest."""
 
 
 def share(
@@ -42,8 +45,7 @@ def share(
         return [mine[i] for i in range(len(owners))]
     parts = {i: _packed(outcome, axis.device) for i, outcome in mine.items()}
     try:
-        _agree(axis, owners)
-        headers = _headers(axis, {i: header for i, (header, _) in parts.items()}, len(owners))
+        headers = _headers(axis, [header for header, _ in parts.values()], owners)
         bodies = _bodies(axis, {i: body for i, (_, body) in parts.items()}, headers, owners)
     except RuntimeError as error:
         raise EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again") from error
@@ -63,41 +65,56 @@ def _outcome(owned: Mapping[int, Outcome], row: int, owner: int) -> Outcome:
     return outcome
 
 
-def _agree(axis: Axis, owners: Sequence[int]) -> None:
-    """Everybody has the same rows in the same order, or everybody raises: later exchanges would hang."""
-    here = torch.tensor([len(owners), zlib.crc32(bytes(owners))], device="cpu")  # [2]
+def _headers(axis: Axis, mine: Sequence[Sequence[int]], owners: Sequence[int]) -> list[list[int]]:
+    """The header of every row, of which `mine` are those of this rank's, in order.
+
+    Everybody has the same rows in the same order, or everybody raises: later exchanges would hang.
+    """
+    here = [len(owners), zlib.crc32(bytes(owners))]
+    told = _told(axis, [*here, *_flat(mine[:MOST], MOST)])
+    if any(each[:2] != here for each in told):
+        counts = ", ".join(str(each[0]) for each in told)
+        raise EngineDeadError(f"the ranks disagree about the rows of this tick ({counts}); start the engine again")
+    tables = [each[2:] for each in told]
+    longest = max((owners.count(index) for index in range(axis.size)), default=0)
+    if longest > MOST:
+        rest = _told(axis, _flat(mine[MOST:], longest - MOST))
+        tables = [one + two for one, two in zip(tables, rest, strict=True)]
+    found, taken = [], [0] * axis.size
+    for owner in owners:
+        start = taken[owner] * _FIELDS
+        found.append(tables[owner][start : start + _FIELDS])
+        taken[owner] += 1
+    return found
+
+
+def _flat(headers: Sequence[Sequence[int]], places: int) -> list[int]:
+    numbers = [number for header in headers for number in header]
+    return numbers + [0] * (places * _FIELDS - len(numbers))
+
+
+def _told(axis: Axis, numbers: Sequence[int]) -> list[list[int]]:
+    """What every rank says in as many numbers."""
+    here = torch.tensor(numbers, device="cpu")
     seen = [torch.empty_like(here) for _ in range(axis.size)]
     dist.all_gather(seen, here, group=axis.control)
-    if any(not torch.equal(each, here) for each in seen):
-        counts = ", ".join(str(int(each[0])) for each in seen)
-        raise EngineDeadError(f"the ranks disagree about the rows of this tick ({counts}); start the engine again")
-
-
-def _headers(axis: Axis, mine: Mapping[int, Sequence[int]], rows: int) -> list[list[int]]:
-    table = torch.zeros(rows, _FIELDS, dtype=torch.int64, device="cpu")  # a row is zero but at its owner
-    for i, header in mine.items():
-        table[i] = torch.tensor(header, device="cpu")
-    dist.all_reduce(table, op=dist.ReduceOp.SUM, group=axis.control)
-    return [[int(value) for value in row] for row in table.tolist()]
+    return [each.tolist() for each in seen]
 
 
 def _bodies(
     axis: Axis, mine: Mapping[int, Tensor], headers: Sequence[Sequence[int]], owners: Sequence[int]
 ) -> list[Tensor]:
-    """The bytes of every row: each owner sends all of its rows at once."""
+    """The bytes of every row: each rank sends all of its rows at once."""
+    rows = [[i for i, owner in enumerate(owners) if owner == index] for index in range(axis.size)]
+    sizes = [[headers[i][1] for i in theirs] for theirs in rows]
+    totals = [sum(each) for each in sizes]
+    if not max(totals):
+        return [torch.empty(0, dtype=torch.uint8, device=axis.device) for _ in owners]
+    joined = [mine[i] for i in rows[axis.index]]
+    flat = torch.cat(joined) if joined else torch.empty(0, dtype=torch.uint8, device=axis.device)  # [bytes]
     bodies: dict[int, Tensor] = {}
-    for index, rank in enumerate(axis.ranks):
-        rows = [i for i, owner in enumerate(owners) if owner == index]
-        sizes = [headers[i][1] for i in rows]
-        if not sum(sizes):
-            joined = torch.empty(0, dtype=torch.uint8, device=axis.device)
-        elif index == axis.index:
-            joined = torch.cat([mine[i] for i in rows])  # [bytes]
-        else:
-            joined = torch.empty(sum(sizes), dtype=torch.uint8, device=axis.device)
-        if len(joined):
-            dist.broadcast(joined, src=rank, group=axis.group)
-        bodies.update(zip(rows, joined.split(sizes), strict=True))
+    for theirs, lengths, every in zip(rows, sizes, gathered(axis, flat, totals), strict=True):
+        bodies.update(zip(theirs, every.split(lengths), strict=True))
     return [bodies[i] for i in range(len(owners))]
 
 

@@ -25,18 +25,46 @@ def broadcast_bytes(mesh: Mesh, payload: bytes | None) -> bytes:
     if mesh.size == 1:
         assert payload is not None
         return payload
+    if mesh.line is not None:
+        if payload is None:
+            return mesh.line.hear()
+        mesh.line.tell(payload)
+        return payload
+    return _sent(mesh.control, 0, payload)
+
+
+def told(mesh: Mesh, source: int, payload: bytes | None) -> bytes:
+    """What rank `source` passes as `payload`, on every rank; the others pass None. EngineDeadError if one is gone.
+
+    Unlike a plan, it is waited for no longer than ranks wait for one another.
+    """
+    return _sent(mesh.axis(ALL).control, source, payload)
+
+
+def told_tensor(mesh: Mesh, source: int, tensor: Tensor) -> Tensor:
+    """The `tensor` of rank `source`, on every rank; the others pass an empty one like it, which is overwritten."""
+    axis = mesh.axis(ALL)
+    here = tensor.to(axis.device)
+    try:
+        dist.broadcast(here, src=source, group=axis.group)
+    except RuntimeError as error:
+        raise _silent(error) from error
+    return here.to(tensor.device)
+
+
+def _sent(group: dist.ProcessGroup | None, source: int, payload: bytes | None) -> bytes:
     letter = bytearray(LETTER)
     if payload is not None:
         start = len(payload).to_bytes(PREFIX, "little") + payload[: LETTER - PREFIX]
         letter[: len(start)] = start
     try:
-        dist.broadcast(torch.frombuffer(letter, dtype=torch.uint8), src=0, group=mesh.control)
+        dist.broadcast(torch.frombuffer(letter, dtype=torch.uint8), src=source, group=group)
         length = int.from_bytes(letter[:PREFIX], "little")
         rest = bytearray(length - (LETTER - PREFIX)) if length > LETTER - PREFIX else bytearray()
         if rest:
             if payload is not None:
                 rest[:] = payload[LETTER - PREFIX :]
-            dist.broadcast(torch.frombuffer(rest, dtype=torch.uint8), src=0, group=mesh.control)
+            dist.broadcast(torch.frombuffer(rest, dtype=torch.uint8), src=source, group=group)
     except RuntimeError as error:
         raise _silent(error) from error
     return bytes(letter[PREFIX : PREFIX + length] + rest)

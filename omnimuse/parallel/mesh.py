@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.parallel.line import Line, opened
 
 BRANCHES = "branches"
 PIPE = "pipe"
@@ -59,8 +60,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """All ranks, seen from this one. `control` carries plans and messages between the CPUs of all ranks, `alarm` what
-    they tell each other when something went wrong.
+    """All ranks, seen from this one. `control` carries plans and messages between the CPUs of all ranks, or `line` does
+    where they are on one machine, and `alarm` what they tell each other when something went wrong.
     """
 
     rank: int = 0
@@ -68,6 +69,7 @@ class Mesh:
     axes: Mapping[str, Axis] = field(default_factory=lambda: {name: Axis() for name in PARTS})
     control: dist.ProcessGroup | None = None
     alarm: dist.ProcessGroup | None = None
+    line: Line | None = None
 
     @staticmethod
     def single() -> Mesh:
@@ -101,7 +103,12 @@ class Mesh:
         axes = {name: _connected(name, axis, lines(config, name), device, wait) for name, axis in planned.axes.items()}
         control = dist.new_group(backend="gloo", timeout=IDLE)
         alarm = dist.new_group(backend="gloo", timeout=min(wait, PROMPT))
-        return Mesh(rank, size, axes, control, alarm)
+        return Mesh(rank, size, axes, control, alarm, opened(rank, size, control, config.wait) if size > 1 else None)
+
+    def close(self) -> None:
+        """This rank hears and tells no more; the groups are torch's to end."""
+        if self.line is not None:
+            self.line.close()
 
     @property
     def is_leader(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 from zlib import crc32
 
@@ -48,7 +48,7 @@ def fingerprint(states: Iterable[str]) -> int:
 
 def encode(plan: TickPlan) -> bytes:
     """The plan as bytes: a few hundred, and the pictures, videos and sounds of the requests that it admits."""
-    return msgspec.msgpack.encode(asdict(plan))
+    return msgspec.msgpack.encode(plan)
 
 
 def decode(payload: bytes, spec: Spec) -> TickPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError, ModelError
-from omnimuse.parallel.branches import Outcome, share
+from omnimuse.parallel.branches import MOST, Outcome, share
 from omnimuse.parallel.collectives import LETTER, PREFIX, broadcast_bytes
+from omnimuse.parallel.line import PATH, opened
 from omnimuse.parallel.mesh import Mesh
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(90)]
@@ -56,6 +58,13 @@ def other_divisions_of_the_work_arrive(mesh: Mesh) -> None:
     assert torch.equal(outcome, only)
 
 
+def more_rows_than_one_exchange_tells_of_arrive(mesh: Mesh) -> None:
+    owners = [0] * (MOST + 3) + [1] * 2
+    rows = {i: torch.full((2,), float(i)) for i, owner in enumerate(owners) if owner == mesh.rank}
+    for i, outcome in enumerate(share(mesh, rows, owners)):
+        assert isinstance(outcome, Tensor) and outcome.tolist() == [i, i]
+
+
 def failing_rows_are_known_to_all(mesh: Mesh) -> None:
     rows = owned(mesh)
     if mesh.rank == 1:
@@ -71,8 +80,20 @@ def failing_rows_are_known_to_all(mesh: Mesh) -> None:
 
 def the_leaders_bytes_arrive(mesh: Mesh) -> None:
     whole = bytes(range(256)) * (LETTER // 256)
-    for payload in (b"plan", b"", whole[PREFIX:], whole[PREFIX - 1 :], 100 * whole):
-        assert broadcast_bytes(mesh, payload if mesh.is_leader else None) == payload
+    assert mesh.line is not None
+    for way in (mesh, replace(mesh, line=None)):  # as ranks of one machine talk, and as those of several
+        for payload in (b"plan", b"", whole[PREFIX:], whole[PREFIX - 1 :], 100 * whole):
+            assert broadcast_bytes(way, payload if mesh.is_leader else None) == payload
+
+
+def a_place_that_a_rank_does_not_find_is_no_line(mesh: Mesh) -> None:
+    """As on another machine: rank 0's place is not there."""
+    assert mesh.control is not None
+    if mesh.is_leader:
+        assert opened(0, 2, mesh.control, 5.0) is None
+        return
+    dist.broadcast(torch.zeros(PATH, dtype=torch.uint8), src=0, group=mesh.control)
+    dist.all_reduce(torch.tensor([0]), group=mesh.control)
 
 
 def the_mesh_knows_its_ranks(mesh: Mesh) -> None:
@@ -96,8 +117,9 @@ def a_rank_that_dies_is_noticed(mesh: Mesh) -> None:
         os._exit(0)
     with pytest.raises(EngineDeadError, match="can no longer talk"):
         share(mesh, owned(mesh), OWNERS)
-    with pytest.raises(EngineDeadError, match="can no longer talk"):
-        keep_sending(mesh)
+    for way in (mesh, replace(mesh, line=None)):
+        with pytest.raises(EngineDeadError, match="can no longer talk"):
+            keep_sending(way)
     os._exit(0)
 
 
@@ -107,11 +129,21 @@ def keep_sending(mesh: Mesh) -> None:
         broadcast_bytes(mesh, bytes(100_000))
 
 
+def a_leader_that_dies_is_noticed(mesh: Mesh) -> None:
+    if mesh.is_leader:
+        os._exit(0)
+    with pytest.raises(EngineDeadError, match="rank 0 has closed the line"):
+        broadcast_bytes(mesh, None)
+    os._exit(0)
+
+
 SCENES: list[Callable[[Mesh], None]] = [
     the_mesh_knows_its_ranks,
     the_leaders_bytes_arrive,
+    a_place_that_a_rank_does_not_find_is_no_line,
     all_rows_arrive,
     other_divisions_of_the_work_arrive,
+    more_rows_than_one_exchange_tells_of_arrive,
     failing_rows_are_known_to_all,
     ranks_that_disagree_stop,
 ]
@@ -123,6 +155,7 @@ def _play(rank: int, meeting: str, scenes: list[Callable[[Mesh], None]]) -> None
     mesh = Mesh.from_process_group(ParallelConfig(cfg=2))
     for scene in scenes:
         scene(mesh)
+    mesh.close()
     dist.destroy_process_group()
 
 
@@ -130,5 +163,6 @@ def test_two_ranks_tell_one_another_everything(tmp_path: Path) -> None:
     mp.spawn(_play, args=(str(tmp_path / "meeting"), SCENES), nprocs=2)
 
 
-def test_a_rank_that_dies_is_noticed_by_the_other(tmp_path: Path) -> None:
-    mp.spawn(_play, args=(str(tmp_path / "meeting"), [a_rank_that_dies_is_noticed]), nprocs=2)
+@pytest.mark.parametrize("scene", [a_rank_that_dies_is_noticed, a_leader_that_dies_is_noticed])
+def test_a_rank_that_dies_is_noticed_by_the_other(tmp_path: Path, scene: Callable[[Mesh], None]) -> None:
+    mp.spawn(_play, args=(str(tmp_path / "meeting"), [scene]), nprocs=2)
