@@ -23,7 +23,7 @@ Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 class CompiledRunner:
     """Runs blocks compiled. Rows that are alike share a run; others run one after the other, so that one form of the
     code serves all requests. `backend` makes the code. While `changed` says so, blocks do something else than what was
-    compiled, and run as they are.
+    compiled, and run as they are. They are compiled `whole`, or else in parts around what says that it is not compiled.
     """
 
     def __init__(
@@ -31,10 +31,11 @@ class CompiledRunner:
         blocks: Sequence[Block[Any]],
         backend: str | Backend = "inductor",
         changed: Callable[[], bool] = lambda: False,
+        whole: bool = True,
     ) -> None:
         self.changed = changed
         self._compiled: dict[Block[Any], Callable[[Tensor, Any], Tensor]] = {
-            block: torch.compile(block, dynamic=True, fullgraph=True, backend=backend) for block in blocks
+            block: torch.compile(block, dynamic=True, fullgraph=whole, backend=backend) for block in blocks
         }
 
     def __call__(

@@ -58,6 +58,7 @@ class Usp:
         self.ulysses = mesh.axis(ULYSSES)
         self.ring = mesh.axis(RING)
 
+    @torch.compiler.disable  # what is exchanged depends on the size of every row
     def __call__(self, backend: Backend, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """q, k, v [*, S, N, H], packed by a layout that was cut -> like q."""
         wide = self.ulysses.size

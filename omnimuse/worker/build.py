@@ -43,7 +43,7 @@ from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
-from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.adapters import adapters_of
@@ -316,10 +316,12 @@ def compile_blocks(under: Build) -> None:
     if not under.compiles:
         return
     keep_apart()  # for networks of a library, too, which its door has told to be compiled
+    whole = under.mesh.axis(SEQUENCE).size == 1
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
-            stack.runner = CompiledRunner(stack.blocks(), changed=under.rack.full)
-            under.choices.append(Choice("compile", f"{name}.{label}", "blocks", "asked for"))
+            stack.runner = CompiledRunner(stack.blocks(), changed=under.rack.full, whole=whole)
+            how = "blocks" if whole else "blocks, but for attention across ranks"
+            under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))
     for name, module in under.modules.items():
         decoder = dict(module.named_children()).get("decoder")
         if under.device.type == "cuda" and decoder is not None and _has_flat_convolutions(module):

@@ -35,16 +35,15 @@ TILE = 512
 
 def check_ranks(under: Build) -> None:
     """Choices that several ranks exclude."""
-    config, offload, mesh = under.found.config, under.found.config.offload, under.mesh
-    tokens = mesh.axis(SEQUENCE).size > 1
+    config, offload = under.found.config, under.found.config.offload
     if config.parallel.shard > 1 and offload.mode != "none":
         raise ConfigError(
             f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"
         )
-    if tokens and config.compile.mode != "none":
+    if config.parallel.shard > 1 and config.compile.mode != "none":
         raise ConfigError(
-            f"parallel {config.parallel} cannot be with compiled blocks: what ranks exchange of a row's tokens depends "
-            "on its size, and every size would be compiled; use tensor or pipe, or leave one of them out"
+            f"compiled blocks keep their weights in place, parallel shard={config.parallel.shard} takes them away; "
+            "choose one of them"
         )
 
 

@@ -221,6 +221,8 @@ BESIDES: list[Asked] = [
     (QWEN, ParallelConfig(cfg=2), PACKED),
     (Z, ParallelConfig(tensor=2), COMPILED),
     (Z, ParallelConfig(pipe=2), COMPILED),
+    (Z, ParallelConfig(ulysses=2), COMPILED),
+    (FLUX, ParallelConfig(ring=2), COMPILED),
 ]
 TRIED = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 

@@ -225,9 +225,11 @@ def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_f
 
 def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z_image_folder: Path) -> None:
     chosen = asked(z_image_folder, ParallelConfig(ulysses=2))
-    with pytest.raises(ConfigError, match="every size would be compiled; use tensor or pipe"):
-        explain(replace(chosen, compile=CompileConfig("blocks")))
     kept = replace(chosen, parallel=ParallelConfig(ulysses=2, shard=2))
+    with pytest.raises(
+        ConfigError, match="compiled blocks keep their weights in place, parallel shard=2 takes them away"
+    ):
+        explain(replace(kept, compile=CompileConfig("blocks")))
     with pytest.raises(ConfigError, match="both say where blocks wait"):
         explain(replace(kept, offload=OffloadConfig("layers")))
     with pytest.raises(ConfigError, match="tier=invariant cannot be"):

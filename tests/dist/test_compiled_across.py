@@ -1,0 +1,96 @@
+"""Compiled blocks whose tokens ranks share: the same numbers, and no more code for more rows or other sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
+from omnimuse.layers.compiled import CompiledRunner
+from omnimuse.layers.network import Network
+from omnimuse.parallel.mesh import SEQUENCE
+from omnimuse.parallel.sequence import SequenceRunner
+from omnimuse.worker.build import build
+from omnimuse.worker.connect import connect
+from tests.checkpoints.families import FAMILIES
+from tests.compiling import Counter
+from tests.invariants.conftest import Subject
+from tests.ranks import play
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+
+ROUNDS = (((0,), (0, 0), (1, 0), (1, 1, 1)), ((2,), (2, 2), (0,) * 4, (1,) * 5, (0, 1, 2, 0, 1, 2)))
+"""Wishes in flight together: of two sizes, alone and in company, and then of another one, and in larger company."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A family shared out, where its checkpoint is, and where ranks meet and leave what they found."""
+
+    family: str
+    parallel: ParallelConfig
+    checkpoint: Path
+    folder: Path
+
+    def config(self) -> Config:
+        return Config(
+            ModelConfig(str(self.checkpoint), dtype="float32", device="cpu"),
+            parallel=self.parallel,
+            schedule=ScheduleConfig(company="always"),
+            host=HostConfig(threads=1),
+        )
+
+
+def compiled_twice(rank: int, scene: Scene) -> None:
+    """On every rank: a step by plain blocks and by compiled ones, and how many graphs there were after each round."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{scene.folder}/meeting", rank=rank, world_size=2)
+    mesh = connect(scene.parallel)
+    built = build(scene.config(), mesh)
+    [family] = [family for family in FAMILIES if family.name == scene.family]
+    subject, pipeline = Subject(family, scene.checkpoint), built.pipeline
+    counter, graphs, worst = Counter(), [], 0.0
+
+    def step(wishes: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
+        asks = [subject.ask(wish, seed=seed) for seed, wish in enumerate(wishes)]
+        states = [state for ask in asks for state in pipeline.states(built.door.make_request(ask, 0.0, 0))]
+        pipeline.prepare_encode(states)
+        return pipeline.denoise_step(states)
+
+    expected = {wishes: step(wishes) for wishes in (each for round in ROUNDS for each in round)}
+    for network in pipeline.ctx.components.values():
+        for stack in network.stacks().values() if isinstance(network, Network) else ():
+            stack.runner = SequenceRunner(CompiledRunner(stack.blocks(), counter, whole=False), mesh.axis(SEQUENCE))
+    for round in ROUNDS:
+        for wishes in round:
+            for plain, found in zip(expected[wishes], step(wishes), strict=True):
+                for branch, prediction in plain.items():
+                    worst = max(worst, float((found[branch] - prediction).norm() / prediction.norm()))
+        graphs.append(counter.graphs)
+    (scene.folder / f"found-{rank}").write_text(json.dumps({"graphs": graphs, "worst": worst}))
+    mesh.close()
+    built.resources.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "parallel"),
+    [("ZImagePipeline", ParallelConfig(ulysses=2)), ("FluxPipeline-dev", ParallelConfig(ring=2))],
+    ids=["ulysses", "ring"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+def test_blocks_are_compiled_between_exchanges_and_once_for_all_rows_and_sizes(
+    family: str, parallel: ParallelConfig, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    play(compiled_twice, Scene(family, parallel, tiny(family), tmp_path), ranks=2)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"found-{rank}").read_text())
+        assert found["worst"] <= 1e-5
+        some, all_sizes = found["graphs"]
+        assert 0 < some == all_sizes, found
