@@ -410,6 +410,32 @@ def test_omp_num_threads_is_what_workers_share(tmp_path: Path) -> None:
         assert "warming up" not in server.text
 
 
+@pytest.mark.timeout(240)
+def test_a_worker_is_added_while_requests_find_no_place_and_ends_when_it_has_nothing_to_do(tmp_path: Path) -> None:
+    options = ("--max-replicas", "2", "--grow-after", "0.5", "--shrink-after", "2", "--warm-up", "none")
+    enough, statuses = threading.Event(), list[int]()
+
+    def crowd() -> None:  # eight of these have 80 outputs in progress, and a worker has 64 places
+        while not enough.is_set():
+            statuses.append(server.draw(n=10, num_inference_steps=4, size="64x64").status)
+
+    with WholeServer(tmp_path, *options) as server:
+        server.wait_for("1 to 2 workers")
+        working = [threading.Thread(target=crowd) for _ in range(8)]
+        for each in working:
+            each.start()
+        try:
+            server.wait_for("worker 1 is ready")
+            assert 'omnimuse_workers{state="ready"} 2.0' in _metrics(server)
+        finally:
+            enough.set()
+        for each in working:
+            each.join(110)
+        server.wait_for("worker 1 had nothing to do and ends; 1 are left")
+        assert 'omnimuse_workers{state="ready"} 1.0' in _metrics(server)
+        assert set(statuses) == {200}
+
+
 def test_a_second_server_on_the_same_folder_is_refused(server: WholeServer) -> None:
     with WholeServer(server.folder) as second:
         assert second.process.wait(60) in (1, 2)
