@@ -53,7 +53,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of norms, rotations and gated sums: torch's, or fused ones on a GPU (default: auto)",
     )
     _add_cache_options(engine)
-    engine.add_argument("--vae-tiling", action="store_true", help="decode pictures in tiles: less memory, faint seams")
+    engine.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory, faint seams")
     _add_weight_options(parser)
     _add_rank_options(parser)
     _add_schedule_options(parser)

@@ -1,8 +1,8 @@
 """Decoding in tiles: a picture is decoded in squares that overlap and are blended, so that memory is that of one.
 Videos have tiles of their own (`video.py`), which are blended alike.
 
-The squares, and the arithmetic where they meet, are those of diffusers' `AutoencoderKL` with `enable_tiling`. Decoded
-they may be by several ranks (`parallel/tiles.py`): how is what `run` says.
+The squares, and the arithmetic where they meet, are those of diffusers with `enable_tiling`. Decoded they may be by
+several ranks (`parallel/tiles.py`): how is what `run` says.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ from torch import Tensor
 Decode = Callable[[Tensor], Tensor]
 """Latents [1, C, h, w] -> pixels [1, 3, H, W]."""
 
-Run = Callable[[Decode, Sequence[Tensor]], list[Tensor]]
-"""How several squares are decoded; in order."""
+Run = Callable[[Decode, Sequence[Tensor], Sequence[Sequence[int]]], list[Tensor]]
+"""How several squares are decoded, in order; told are the shapes of what is made of them."""
 
 OVERLAP = 0.25
 """The part of a tile that the next one has, too."""
 
 
-def in_turn(decode: Decode, tiles: Sequence[Tensor]) -> list[Tensor]:
+def in_turn(decode: Decode, tiles: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """One after the other."""
     return [decode(tile) for tile in tiles]
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of `cells` latent cells a side, which are `pixels` pixels; a smaller picture is decoded as a whole."""
+    """Tiles of `cells` latent cells a side, which are `pixels` pixels; a smaller picture is decoded as a whole.
+
+    So many `ranks` decode them.
+    """
 
     cells: int
     pixels: int
     run: Run = in_turn
+    ranks: int = 1
 
     def decode(self, decode: Decode, latents: Tensor) -> Tensor:
         """Latents [1, C, h, w] -> pixels [1, 3, H, W], by tiles where a side is longer than one."""
@@ -44,7 +48,9 @@ class Tiling:
         step = int(self.cells * (1 - OVERLAP))
         tops, lefts = range(0, height, step), range(0, width, step)
         squares = [latents[..., top : top + self.cells, left : left + self.cells] for top in tops for left in lefts]
-        decoded = self.run(decode, squares)
+        scale = self.pixels // self.cells
+        shapes = [(1, 3, square.shape[-2] * scale, square.shape[-1] * scale) for square in squares]
+        decoded = self.run(decode, squares, shapes)
         blended = int(self.pixels * OVERLAP)
         rows: list[list[Tensor]] = []
         for number in range(len(tops)):

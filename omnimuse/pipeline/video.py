@@ -23,10 +23,12 @@ from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.tiles import blend
+from omnimuse.pipeline.tiles import Run, blend, in_turn
 
 TILE_ABOVE = 1280 * 720
-"""Frames of more pixels than this are decoded in tiles. Blended seams change the result a little, so others are not."""
+"""Frames of more pixels than this are decoded in tiles, and others only where tiles are asked for: blended seams change
+the result a little.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Grid:
 
     @staticmethod
     def of(vae: Any, height: int, width: int, tile_above: int) -> Grid:
-        """The grid that diffusers' `tiled_decode` uses, or one tile for frames of at most `tile_above` pixels."""
+        """The grid that diffusers' `tiled_decode` uses, or one tile: for frames of at most `tile_above` pixels, and
+        for those that are no larger than a tile.
+        """
         ratio, patch = vae.config.scale_factor_spatial, vae.config.patch_size or 1
-        if height * width * ratio**2 <= tile_above:
-            return Grid((height, width), (height, width), (height, width), (0, 0), ratio // patch, patch)
         tile = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        if height * width * ratio**2 <= tile_above or (height <= tile[0] // ratio and width <= tile[1] // ratio):
+            return Grid((height, width), (height, width), (height, width), (0, 0), ratio // patch, patch)
         stride = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
         return Grid(
             size=(height, width),
@@ -78,6 +82,32 @@ class Decoding:
     cache: list[Any] = field(default_factory=list)
     below: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     right: dict[int, Tensor] = field(default_factory=dict)
+    run: Run = in_turn
+    ranks: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How often every rank decodes a tile, or has none to decode."""
+        return -(-len(self.grid.corners) // self.ranks)
+
+    @property
+    def span(self) -> int:
+        """How many frames are made of a latent frame, but of the first one."""
+        return (self.video.tensor.shape[0] - 1) // max(1, self.latents.shape[2] - 1)
+
+    def corners(self, turn: int) -> list[tuple[int, int]]:
+        """Those of the tiles that are decoded in that round."""
+        return self.grid.corners[turn * self.ranks : (turn + 1) * self.ranks]
+
+    def cut(self, corner: tuple[int, int], frames: slice) -> Tensor:
+        """The latents of a tile: [1, C, f, h, w]."""
+        (row, column), (height, width) = corner, self.grid.tile
+        return self.latents[:, :, frames, row : row + height, column : column + width]
+
+    def shape(self, part: Tensor, frames: int) -> tuple[int, ...]:
+        """That of what is made of latents [1, C, f, h, w]: so many frames, still packed."""
+        grid = self.grid
+        return (3 * grid.patch**2, frames, part.shape[3] * grid.scale, part.shape[4] * grid.scale)
 
 
 @dataclass(frozen=True)
@@ -104,15 +134,22 @@ class DecodeVideo(Loop):
             return [Step(0)]  # they are handed over as they are
         vae, latents = ctx.components[self.vae], state[self.latents]
         (_, f, h, w), (span, ratio) = latents.shape, factors(vae.config)
-        grid = self.grid(vae, h, w)
+        grid = self.grid(vae, h, w, ctx.tiling is not None)
         video = Collected((1 + (f - 1) * span, 3, h * ratio, w * ratio), ctx.send)
         frames = 1 if self.by_frame else f
-        state.working["decode"] = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
-        return [Step(index) for index in range(len(grid.corners) * f // frames)]
+        decoding = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
+        if ctx.tiling is not None:
+            decoding.run, decoding.ranks = ctx.tiling.run, ctx.tiling.ranks
+        state.working["decode"] = decoding
+        return [Step(index) for index in range(decoding.rounds * f // frames)]
 
-    def grid(self, vae: Any, height: int, width: int) -> Grid:
-        """How a frame of so many latents is cut into tiles."""
-        return Grid.of(vae, height, width, self.tile_above)
+    def grid(self, vae: Any, height: int, width: int, tiled: bool = False) -> Grid:
+        """How a frame of so many latents is cut into tiles; `tiled` if they are asked for."""
+        return Grid.of(vae, height, width, 0 if tiled else self.tile_above)
+
+    def side(self, vae: Any) -> int:
+        """The pixels of a side of a tile."""
+        return int(vae.tile_sample_min_height)
 
     def cost(self, ctx: Context, state: State) -> int:
         """A piece of latents counts as many tokens as it has cells: a convolution sees them one by one."""
@@ -151,7 +188,10 @@ class DecodeClip(DecodeVideo):
     least: int = 1
     by_frame: ClassVar[bool] = False
 
-    def grid(self, vae: Any, height: int, width: int) -> Grid:
+    def side(self, vae: Any) -> int:
+        return self.tile
+
+    def grid(self, vae: Any, height: int, width: int, tiled: bool = False) -> Grid:
         _, ratio = factors(vae.config)
         tile, stride, overlap = self.tile // ratio, self.stride // ratio, self.tile - self.stride
         if max(height, width) <= tile:
@@ -159,23 +199,26 @@ class DecodeClip(DecodeVideo):
         return Grid((height, width), (tile, tile), (stride, stride), (overlap, overlap), ratio, 1)
 
     def decode(self, vae: Any, decoding: Decoding, index: int) -> None:
-        row, column = decoding.grid.corners[index]
-        height, width = decoding.grid.tile
-        part = decoding.latents[:, :, :, row : row + height, column : column + width]
-        put_piece(decoding, (row, column), 0, decode_clip(vae, part, self.least), 0)
+        corners, frames = decoding.corners(index), decoding.video.tensor.shape[0]
+        parts = [decoding.cut(corner, slice(None)) for corner in corners]
+        shapes = [decoding.shape(part, frames) for part in parts]
+        for corner, piece in zip(
+            corners, decoding.run(lambda part: decode_clip(vae, part, self.least), parts, shapes), strict=True
+        ):
+            put_piece(decoding, corner, 0, piece, 0)
 
 
 def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
-    """Decode latent frame `index % f` of tile `index // f` into the video."""
-    grid, frames = decoding.grid, decoding.latents.shape[2]
-    tile, frame = divmod(index, frames)
-    row, column = grid.corners[tile]
+    """Decode latent frame `index % f` of the tiles of round `index // f` into the video."""
+    turn, frame = divmod(index, decoding.latents.shape[2])
+    corners, count = decoding.corners(turn), decoding.span if frame else 1
     if frame == 0:
         decoding.cache = fresh_cache(vae)
-    latents = decoding.latents[:, :, frame : frame + 1, row : row + grid.tile[0], column : column + grid.tile[1]]
-    piece = decode_frames(vae, latents, decoding.cache)[0]  # [c, t, y, x]
-    start = decoding.video.tensor.shape[0] - (frames - frame) * piece.shape[1] if frame else 0
-    put_piece(decoding, (row, column), frame, piece, start)
+    parts = [decoding.cut(corner, slice(frame, frame + 1)) for corner in corners]
+    shapes = [decoding.shape(part, count) for part in parts]
+    pieces = decoding.run(lambda part: decode_frames(vae, part, decoding.cache)[0], parts, shapes)  # [c, t, y, x] each
+    for corner, piece in zip(corners, pieces, strict=True):
+        put_piece(decoding, corner, frame, piece, 1 + (frame - 1) * count if frame else 0)
 
 
 def decode_clip(vae: Any, latents: Tensor, least: int = 1) -> Tensor:

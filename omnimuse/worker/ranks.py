@@ -7,11 +7,12 @@ alike. On one rank they do nothing.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from omnimuse.components.autoencoder_kl import AutoencoderKL
+from omnimuse.core.autoencoder import factor
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices
@@ -24,7 +25,10 @@ from omnimuse.parallel.shard import ShardRunner
 from omnimuse.parallel.shard import share_blocks as keep_parts
 from omnimuse.parallel.tensor import share_weights
 from omnimuse.parallel.tiles import TileRunner
+from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.tiles import Tiling
+from omnimuse.pipeline.video import DecodeVideo
+from omnimuse.worker.find import pipeline_for
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
@@ -119,7 +123,9 @@ def tiles(under: Build) -> None:
 
 
 def tiling_of(under: Build) -> Tiling | None:
-    """Tiles as large as the pictures that the autoencoder was trained on; ConfigError for one that knows none."""
+    """Tiles as large as the pictures that the autoencoder was trained on, or as diffusers has it; ConfigError for a
+    model that decodes neither pictures nor videos.
+    """
     config = under.found.config
     shared = config.parallel.vae_tiles > 1
     if under.found.spec.library:
@@ -129,20 +135,23 @@ def tiling_of(under: Build) -> Tiling | None:
     found = usual_tiles(under)
     if found is None:
         asked = f"parallel vae_tiles={config.parallel.vae_tiles}" if shared else "decode tiling"
-        raise ConfigError(
-            f"{asked} cannot be: tiles are there for autoencoders of pictures of the kind AutoencoderKL, and this "
-            "model has another one; leave it out"
-        )
-    return replace(found, run=TileRunner(under.mesh.axis(ALL), found.pixels // found.cells)) if shared else found
+        raise ConfigError(f"{asked} cannot be: this model has no autoencoder of pictures or videos; leave it out")
+    return replace(found, run=TileRunner(under.mesh.axis(ALL)), ranks=under.mesh.size) if shared else found
 
 
 def usual_tiles(under: Build) -> Tiling | None:
-    """Those tiles, decoded one at a time; None for an autoencoder that knows none."""
-    vae = under.modules.get("vae")
-    if not isinstance(vae, AutoencoderKL):
-        return None
-    side = int(under.found.checkpoint.config("vae").get("sample_size") or TILE)
-    return Tiling(side // vae.scale, side)
+    """Those tiles, decoded one at a time; None where there is no autoencoder of pictures or videos."""
+    vae: Any = under.modules.get("vae")
+    config = under.found.checkpoint.config("vae") if vae is not None else {}
+    if isinstance(vae, AutoencoderKL):
+        side = int(config.get("sample_size") or TILE)
+        return Tiling(side // vae.scale, side)
+    for stage in pipeline_for(under.found.spec).stages:
+        if isinstance(stage, DecodeVideo):
+            return Tiling(stage.side(vae) // factor(config), stage.side(vae))
+        if isinstance(stage, DecodeImage):
+            return Tiling(vae.tile_sample_min_height // factor(config), vae.tile_sample_min_height)
+    return None
 
 
 def _places(held: Tensor, cut: Slices) -> int:

@@ -186,7 +186,7 @@ def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     return found
 
 
-TILING = [family.name for family in FAMILIES if "AutoencoderKL" in REGISTRY.spec(family.arch).components["vae"].classes]
+TILING = [family.name for family in FAMILIES if REGISTRY.spec(family.arch).medium in ("image", "video")]
 
 
 def asked_of(ranks: int, name: str) -> list[Asked]:

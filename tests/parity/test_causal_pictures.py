@@ -12,6 +12,7 @@ from diffusers.models.autoencoders import autoencoder_kl_qwenimage, autoencoder_
 from omnimuse.components.causal_video import decode_picture, encode_picture, lighten
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.loader.weights import randomise
+from omnimuse.pipeline.tiles import Tiling
 
 PARTS = {
     AutoencoderKLWan: (
@@ -50,3 +51,13 @@ def test_latents_of_one_frame_are_decoded_to_its_picture(pair: tuple[Any, Any]) 
     latents = torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(2))
     expected = reference.decode(latents[:, :, None]).sample[:, :, 0]
     assert torch.allclose(decode_picture(ours, latents).clamp(-1, 1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 4), (3, 8), (7, 10)])
+def test_a_picture_in_tiles_is_the_references_picture_in_tiles(pair: tuple[Any, Any], size: tuple[int, int]) -> None:
+    reference, ours = pair
+    reference.enable_tiling(32, 32, 24, 24)
+    latents = torch.randn(1, 16, *size, generator=torch.Generator().manual_seed(2))
+    expected = reference.decode(latents[:, :, None]).sample[:, :, 0].clamp(-1, 1)
+    found = Tiling(4, 32).decode(lambda tile: decode_picture(ours, tile), latents).clamp(-1, 1)
+    assert torch.allclose(found, expected, atol=1e-5)

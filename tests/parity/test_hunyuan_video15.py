@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
-from omnimuse.core.request import Door
-from omnimuse.loader.components import quiet
-from omnimuse.loader.tensors import construct_unfilled
 from omnimuse.media.video import read_settings, save_video
-from omnimuse.offload.residency import Residency
-from omnimuse.pipeline.state import State
 from omnimuse.pipeline.video import DecodeClip
-from tests.checkpoints import hunyuan_video15, parts
+from tests.checkpoints import hunyuan_video15
 from tests.checkpoints.wishes import Wish
-from tests.fakes import SPEC, ask, context
+from tests.decoding import around, filled, fresh, stepped
 
 WISH = Wish('a red "circle"', None, replace(hunyuan_video15.clip(3, 6.0, 5, 32, 48, 3), guidance_scale=None))
 
@@ -65,8 +59,7 @@ def test_a_video_becomes_a_file_that_plays_with_its_settings(folder: Path, tmp_p
 
 @pytest.fixture(scope="module")
 def vae() -> Any:
-    with quiet("diffusers"):
-        return parts.filled("vae", 0, construct_unfilled(hunyuan_video15.vae))
+    return filled(hunyuan_video15.vae)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 4), (3, 8), (7, 10)])
@@ -76,17 +69,5 @@ def test_tiles_of_clips_are_the_references_tiles(vae: Any, size: tuple[int, int]
     with torch.inference_mode():
         tiled = vae.decode(latents[None] / vae.config.scaling_factor, return_dict=False)[0][0].transpose(0, 1)
         vae.use_tiling = False
-        found = decoded(DecodeClip(tile=64, stride=48), vae, latents)
+        found = stepped(DecodeClip(tile=64, stride=48), around(vae), fresh(latents))
     assert float((found - (tiled * 0.5 + 0.5).clamp(0, 1)).abs().max()) <= 1e-6
-
-
-def decoded(loop: DecodeClip, vae: Any, latents: Tensor) -> Tensor:
-    """What the runner does with the loop."""
-    ctx = replace(context(), components=Residency({"vae": vae}))
-    state = State(Door.of(SPEC, {}, "fake").make_request(ask(output_type="pt"), 0.0, 1), 0, strict=True)
-    state["latents"] = latents
-    with state.opened_for(loop):
-        for step in loop.begin(ctx, state):
-            loop.apply(ctx, state, step, {})
-        loop.finish(ctx, state)
-    return state["video"]

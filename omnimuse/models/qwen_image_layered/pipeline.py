@@ -76,7 +76,9 @@ class DecodeLayers(DecodeImage):
             latents = state["latents"]
             wants_latents = state.request.params.output_type == "latent"
             layers = latents.unbind(1)[1:]
-            state["image"] = latents if wants_latents else torch.stack([decode(ctx, self.vae, each) for each in layers])
+            state["image"] = (
+                latents if wants_latents else torch.stack([decode(ctx, self.vae, each, ctx.tiling) for each in layers])
+            )
 
 
 class QwenImageLayered(Pipeline):

@@ -14,19 +14,16 @@ from torch import Tensor
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door
+from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.loader.components import quiet
-from omnimuse.loader.tensors import construct_unfilled
-from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.scaling import unscaled
-from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.stage import Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.tiles import blend
+from omnimuse.pipeline.tiles import Tiling, blend
 from omnimuse.pipeline.video import DecodeVideo, Grid, preview_middle_frame
-from tests.checkpoints import parts, wan
-from tests.fakes import SPEC, ask, context
+from tests.checkpoints import wan
+from tests.decoding import around, filled, fresh, random_latents, stepped
 
 CPU = torch.device("cpu")
 MAKERS: dict[str, Callable[[], Any]] = {"flat": wan.vae, "patched": wan.deep_vae}
@@ -36,8 +33,7 @@ CLIP = DiffusionParams(num_inference_steps=2, height=32, width=32, max_sequence_
 
 @pytest.fixture(scope="module", params=MAKERS)
 def vae(request: pytest.FixtureRequest) -> Any:
-    with quiet("diffusers"):
-        return parts.filled("vae", 0, construct_unfilled(MAKERS[request.param])).requires_grad_(False)
+    return filled(MAKERS[request.param])
 
 
 @pytest.fixture(autouse=True)
@@ -47,31 +43,7 @@ def _without_gradients() -> Iterator[None]:
 
 
 def latents_for(vae: Any, frames: int, height: int, width: int, seed: int = 3) -> Tensor:
-    return torch.randn(vae.config.z_dim, frames, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def around(vae: Any) -> Context:
-    return replace(context(), components=Residency({"vae": vae}))
-
-
-def fresh(latents: Tensor, output_type: str = "pt") -> State:
-    request = Door.of(SPEC, {}, "fake").make_request(ask(output_type=output_type), 0.0, 1)
-    state = State(request, 0, strict=True)
-    state["latents"] = latents
-    return state
-
-
-def stepped(loop: DecodeVideo, ctx: Context, state: State, between: Callable[[State], None] | None = None) -> Tensor:
-    """What the runner does with a loop."""
-    with state.opened_for(loop):
-        steps = loop.begin(ctx, state)
-        for step in steps:
-            assert loop.rows(ctx, state, step) == []
-            loop.apply(ctx, state, step, {})
-            if between is not None:
-                between(state)
-        loop.finish(ctx, state)
-    return state["video"]
+    return random_latents(vae.config.z_dim, frames, height, width, seed=seed)
 
 
 def theirs(vae: Any, latents: Tensor) -> Tensor:
@@ -107,9 +79,9 @@ def test_frame_by_frame_is_the_whole_video_bit_for_bit(vae: Any, frames: int) ->
 @pytest.mark.parametrize("size", [(4, 4), (5, 4), (3, 8), (7, 10)])
 def test_tiles_are_the_references_tiles_bit_for_bit(tiles: Any, size: tuple[int, int]) -> None:
     latents = latents_for(tiles, 2, *size)
-    tiled = size != (4, 4)  # the reference compares sides with a tile's, we pixels with a number
-    found = stepped(DecodeVideo(tile_above=0 if tiled else 10**9), around(tiles), fresh(latents))
-    assert torch.equal(found, theirs(tiles, latents))
+    expected = theirs(tiles, latents)
+    assert torch.equal(stepped(DecodeVideo(tile_above=0), around(tiles), fresh(latents)), expected)
+    assert torch.equal(stepped(DecodeVideo(), around(tiles, Tiling(4, 4)), fresh(latents)), expected)  # asked for
 
 
 def test_tiles_are_another_result_so_small_frames_are_not_cut(tiles: Any) -> None:
