@@ -29,6 +29,7 @@ BROAD_EXCEPT = {
     "omnimuse/cli/app.py": frozenset({"main"}),
     "omnimuse/worker/runner.py": frozenset({"_isolated", "_preview"}),
     "omnimuse/worker/forwards.py": frozenset({"_try"}),
+    "omnimuse/pipeline/lent.py": frozenset({"_tell"}),
     "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""

@@ -59,7 +59,8 @@ def start(config: Config) -> Engine:
         follow(runner, built.governor)
         raise SystemExit(0)
     ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
-    parts = {name: ctx.components.wherever(name) for name in ctx.components}
+    here = [name for name in ctx.components if ctx.lent.get(name, mesh.rank) == mesh.rank]
+    parts = {name: ctx.components.wherever(name) for name in here}
     space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise)
     return Engine(runner, built.door, governor=built.governor, space=space)
 

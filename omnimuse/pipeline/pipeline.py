@@ -17,6 +17,7 @@ from torch import Tensor
 from omnimuse.core.loras import loras_of
 from omnimuse.core.request import Request
 from omnimuse.core.spec import MEDIA, Spec
+from omnimuse.pipeline import lent
 from omnimuse.pipeline.rows import evaluate
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import REQUEST_FIELDS, State
@@ -63,7 +64,7 @@ class Pipeline:
     def run_stage(self, stage: Stage, state: State, ctx: Context | None = None) -> None:
         """Run a one-shot stage for one state and move on; `ctx` may be another than the pipeline's own."""
         with self.opened(stage, state):
-            stage.run(ctx or self.ctx, [state])
+            lent.run(stage, ctx or self.ctx, state)
         self.advance(state)
 
     @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -134,6 +134,7 @@ class ReadWithPictures(Stage):
     encoder: str = "text_encoder"
     tokenizer: str = "tokenizer"
     processor: str = "processor"
+    lendable: ClassVar[bool] = True
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:

@@ -76,8 +76,8 @@ class Context:
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
     `version` changes when weights change, so that remembered stage outputs are never stale. `adapters` are what its
     networks wear for some requests, `memo` what equal inputs gave before. `send` begins to copy a finished tensor
-    to main memory. Pictures are decoded by `tiling`, if there is one; by `narrow`, if there is one, when memory ran
-    out.
+    to main memory. What is `lent` lies on that rank alone (`lent.py`). Pictures are decoded by `tiling`, if there is
+    one; by `narrow`, if there is one, when memory ran out.
     """
 
     spec: Spec
@@ -93,6 +93,7 @@ class Context:
     memo: Memo = field(default_factory=lambda: Memo(0))
     tiling: Tiling | None = None
     narrow: Tiling | None = None
+    lent: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lean(self) -> Context:
@@ -116,7 +117,7 @@ class Stage:
     """One named transformation of states.
 
     `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
-    made.
+    made. One that is `lendable` does nothing but write its slots and its note: one rank may run it for all.
     """
 
     reads: tuple[str, ...] = ()
@@ -124,6 +125,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     name: str = ""
     batches: ClassVar[bool] = False
+    lendable: ClassVar[bool] = False
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         """Transform the states in place. Called with one state, or with several when `batches` is set."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -105,6 +105,7 @@ class EncodeText(Stage):
     tokens: Callable[[Any, str, int], Tokens] | None = None
     of: Callable[[str], str | None] | None = None
     optional: bool = False
+    lendable: ClassVar[bool] = True
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:

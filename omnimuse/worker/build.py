@@ -57,6 +57,7 @@ from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.quantize import quantize
 from omnimuse.worker.ranks import (
     check_ranks,
+    lend,
     pipe,
     rank_runners,
     sequence,
@@ -75,12 +76,13 @@ logger = logging.getLogger(__name__)
 @dataclass
 class Held:
     """What one rank has of networks, by component: of which tensors a share (`cuts`), with which of these shares it
-    computes as they are (`shares`), and which blocks of a stack (`spans`).
+    computes as they are (`shares`), and which blocks of a stack (`spans`). What is `lent` that rank alone has.
     """
 
     cuts: dict[str, dict[str, Slices]] = field(default_factory=dict)
     shares: dict[str, dict[str, Slices]] = field(default_factory=dict)
     spans: dict[str, dict[str, Span]] = field(default_factory=dict)
+    lent: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,6 +108,12 @@ class Build:
     rack: Rack = field(default_factory=Rack)
     choices: list[Choice] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def here(self) -> dict[str, nn.Module]:
+        """The modules whose weights are on this rank: all but those that another one alone has."""
+        rank = self.mesh.rank
+        return {name: module for name, module in self.modules.items() if self.held.lent.get(name, rank) == rank}
 
     @property
     def compiles(self) -> bool:
@@ -275,11 +283,11 @@ def offload(under: Build) -> None:
     """Where every network's weights go: to the device, or to a store from which they come when they are wanted."""
     config = under.found.config.offload
     if config.mode == "none":
-        under.homes = {name: OnDevice(under.device) for name in under.modules}
+        under.homes = {name: OnDevice(under.device) for name in under.here}
         return
     store: Store = FileStore(config.folder) if under.device.type == "cpu" else HostStore(DeviceLanes(under.device))
     under.resources.callback(store.close)
-    for name, module in under.modules.items():
+    for name, module in under.here.items():
         stacks = module.stacks() if isinstance(module, Network) and config.mode == "layers" else {}
         blocks = [block for stack in stacks.values() for block in stack.blocks()]
         home = Away(module, stored_tensors(module), under.device, store, blocks)
@@ -305,7 +313,8 @@ def load(under: Build) -> None:
         return
     for name, component in under.found.spec.components.items():
         if name in under.modules:
-            _fill(under, name)
+            if name in under.here:
+                _fill(under, name)
             under.components[name] = under.modules[name]
         elif name in checkpoint.components and component.built:
             under.components[name] = load_tokenizer(checkpoint, name, component.part)
@@ -344,6 +353,7 @@ SHAPES: tuple[Pass, ...] = (
     check,
     construct,
     formats,
+    lend,
     sequence,
     tensor_parallel,
     pipe,
@@ -392,6 +402,7 @@ def _assemble(under: Build) -> Built:
         adapters=adapters_of(under),
         tiling=tiling_of(under),
         narrow=usual_tiles(under),
+        lent=under.held.lent,
     )
     pipeline = pipeline_for(found.spec, under.components)(ctx)
     governor = govern(under.waiting, int(under.threads.value))

@@ -89,6 +89,9 @@ def _memory_choices(under: Build) -> list[Choice]:
             else [Choice("memory", "all weights", _size(_stored(under.found)), "in files; without what requests need")]
         )
     for name, module in under.modules.items():
+        if name not in under.here:
+            found.append(Choice("memory", name, "none", f"it is on rank {under.held.lent[name]}"))
+            continue
         sizes: Counter[str] = Counter()
         for tensor, _ in stored_tensors(module).values():
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
@@ -101,7 +104,7 @@ def _memory_choices(under: Build) -> list[Choice]:
             token = module.sizes.token_bytes
             kept = "keys and values of what an output has it read and write, gone when it has written all"
             found.append(Choice("memory", f"{name}, remembered", f"{_size(token)} a token", kept))
-    total = sum(map(held, under.modules.values()))
+    total = sum(map(held, under.here.values()))
     return [*found, Choice("memory", "all weights", _size(total), "without what requests need")]
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.components.autoencoder_kl import AutoencoderKL
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices
+from omnimuse.layers.network import Network
+from omnimuse.loader.tensors import stored_tensors
 from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR
 from omnimuse.parallel.pipe import PipeRunner
 from omnimuse.parallel.pipe import share_blocks as share_out
@@ -49,6 +51,43 @@ def check_ranks(under: Build) -> None:
             f"compiled blocks keep their weights in place, parallel shard={config.parallel.shard} takes them away; "
             "choose one of them"
         )
+
+
+def lend(under: Build) -> None:
+    """Libraries' networks that read prompts: one rank alone has each and runs it, and tells the others what it found.
+
+    Those of one stage stay together; the largest come first, to the rank that has least.
+    """
+    size = under.mesh.size
+    if size == 1 or under.found.spec.library:
+        return
+    weights = {name: sum(each.nbytes for each, _ in stored_tensors(part).values()) for name, part in _lendable(under)}
+    held = [0] * size
+    for names in sorted(_together(under, set(weights)), key=lambda names: -sum(map(weights.__getitem__, names))):
+        rank = min(range(size), key=lambda each: (held[each], -each))
+        held[rank] += sum(map(weights.__getitem__, names))
+        for name in names:
+            under.held.lent[name] = rank
+            under.choices.append(Choice("ranks", name, f"on rank {rank}", "it tells the others what it found"))
+
+
+def _lendable(under: Build) -> list[tuple[str, nn.Module]]:
+    """Modules that no stage uses but such as can be told, and that run once for a prompt."""
+    stages = pipeline_for(under.found.spec).stages
+    used = {name for stage in stages if stage.lendable for name in stage.uses}
+    used -= {name for stage in stages if not stage.lendable for name in stage.uses}
+    found = under.modules.items()
+    return [(name, module) for name, module in found if name in used and not isinstance(module, Network)]
+
+
+def _together(under: Build, names: set[str]) -> list[list[str]]:
+    """`names` by who of them is used by one stage; what is used by none stands alone."""
+    groups = [{name} for name in sorted(names)]
+    for stage in pipeline_for(under.found.spec).stages:
+        mine = names & set(stage.uses)
+        joined = set().union(*(group for group in groups if group & mine))
+        groups = [group for group in groups if not group & mine] + ([joined] if joined else [])
+    return [sorted(group) for group in groups]
 
 
 def sequence(under: Build) -> None:

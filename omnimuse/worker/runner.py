@@ -37,6 +37,7 @@ from omnimuse.media.image import to_pixels
 from omnimuse.observe.labels import OTHER, label_of
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
+from omnimuse.pipeline import lent
 from omnimuse.pipeline.memo import Memo
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
@@ -337,7 +338,7 @@ class Runner:
         known = self.memo.get(key)
         with self.pipeline.opened(stage, state):
             if known is None:
-                stage.run(ctx, [state])
+                lent.run(stage, ctx, state)
                 slots = [state[slot] for slot in stage.writes]
                 self.memo.put(key, (*slots, state.notes.get(stage.name)))
             else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ class ReadText(OfText):
     """
 
     uses: tuple[str, ...] = ("text_encoder", "tokenizer")
+    lendable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:  # type: ignore[override]
