@@ -1,97 +1,300 @@
-"""What step caches cost and save on the demo model: `python -m benchmarks.quality --write docs/quality.md`.
+"""What every approximation costs and saves: `python -m benchmarks.quality`, which writes `docs/quality.md`.
 
-The grader of `tools/train_shapes` gives its prompts, which are drawn with every choice, several at a time, and judges
-the pictures. Time is processor seconds, of some of them drawn alone and up to the finished latents, as a ratio to exact
-drawing in turns with it; other work on the machine disturbs it less than the clock.
+The demo model draws the prompts of the grader in `tools/train_shapes`, several at a time, and the grader judges the
+pictures. A stand-in for models of videos, random weights of Wan's layout, draws a few videos, of which no grader knows
+what is right: they are compared with exact ones. Time is processor seconds, of some prompts drawn alone and up to the
+finished latents, as a ratio to exact drawing in turns with it; other work on the machine disturbs it less than the
+clock. Figures are kept in `docs/quality.json`, where a run replaces those that it measured (`--only int8`).
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import nn
 
+from benchmarks.frontier import Panel, Point, write_svg
+from benchmarks.standin import film_folder
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
+from omnimuse.cache.row import Row
 from omnimuse.core.caches import PRESETS
+from omnimuse.core.config import QUANT, CompileConfig, QuantConfig
 from omnimuse.core.output import Done, Failed, Result
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
+from omnimuse.loader.tensors import stored_tensors
 from tools.train_shapes.data import SIZE
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
+from tools.train_shapes.lora import STYLES
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
-OTHERS = ("dbcache", "taylorseer", "teacache", "dbcache,mask=fast,forced=true")
-"""Choices that are graded beside the presets."""
+EXACT = "exact"
+SUBJECTS = {"demo": "demo model", "film": "stand-in for videos"}
+STEPS, FILM_STEPS = 20, 10
+FILMS = ("a red circle on a table", "a fox in the snow")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to draw: how the engine is started, and what requests ask for. `adapter` is one that comes with the demo
+    model; its pictures are judged as its style has them.
+    """
+
+    group: str
+    quantize: str = ""
+    compiled: bool = False
+    dtype: str = "float32"
+    cache: str = "none"
+    steps: int | None = None
+    adapter: str = ""
+
+    def config(self, model: str) -> Config:
+        """The engine's configuration."""
+        return Config(
+            ModelConfig(model, dtype=self.dtype, device="cpu"),
+            compile=CompileConfig("blocks" if self.compiled else "none"),
+            quantize=QuantConfig.of(self.quantize),
+        )
+
+    def asked(self, exact: DiffusionParams) -> DiffusionParams:
+        """`exact` with what this changes."""
+        steps = self.steps or exact.num_inference_steps
+        loras = [f"omnimuse/shapes/{self.adapter}"] if self.adapter else None
+        return replace(exact, cache=self.cache, num_inference_steps=steps, loras=loras)
+
+
+def choices() -> dict[str, Choice]:
+    """Every choice by its name: `exact` first, each approximation alone, common pairs, what is compiled last."""
+    caches = (*PRESETS, "dbcache", "taylorseer", "dbcache,mask=fast,forced=true")
+    found = {EXACT: Choice("exact")}
+    found |= {f"{steps} steps": Choice("steps", steps=steps) for steps in (14, 10, 7)}
+    found |= {f"`{cache}`": Choice("caches", cache=cache) for cache in caches}
+    found |= {f"`{scheme}`": Choice("weights", quantize=scheme) for scheme in QUANT}
+    found |= {
+        **{f"`{style}`, rank 4": Choice("adapters", adapter=style) for style in STYLES},
+        "`int8` and 10 steps": Choice("pairs", quantize="int8", steps=10),
+        "`int8` and `careful`": Choice("pairs", quantize="int8", cache="careful"),
+        "`int4` and `careful`": Choice("pairs", quantize="int4", cache="careful"),
+        "`night` and `int8`": Choice("pairs", adapter="night", quantize="int8"),
+        "compiled": Choice("compiled", compiled=True),
+        "compiled and `int8`": Choice("pairs", quantize="int8", compiled=True),
+    }
+    return found
+
+
+@dataclass
+class Figures:
+    """What was found of one choice on one model: the speed-up and the memory, as ratios to exact drawing.
+
+    `score` is the share of right pictures, in percent, or of videos the likeness to exact ones in dB (None: equal);
+    `pixels` how far they are from exact ones, of 255 (None: nothing that was to be equal).
+    """
+
+    speed: float
+    memory: float
+    score: float | None
+    pixels: float | None
+    count: int
+    timed: int
 
 
 @dataclass
 class Tally:
-    """What was found of one choice: right pictures, seconds, and by how much pixels differ from exact ones."""
+    """What comes together of one choice while it is measured."""
 
-    right: list[bool] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    weights: int = 0
+    kept: int = 0
+    scores: list[float | None] = field(default_factory=list)
     pixels: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured: its folder, exact parameters, and what is asked of it."""
+
+    model: str
+    exact: DiffusionParams
+    tasks: Sequence[Task | str]
+    timed: int
+
+    def ask(self, task: Task | str, params: DiffusionParams, number: int) -> Ask:
+        """What is asked for the task of that number."""
+        prompt, seed = (task, 100 + number) if isinstance(task, str) else (task.prompt, task.seed)
+        return Ask(prompt, replace(params, seed=seed))
+
+
 def main() -> None:
-    """Print the table, and put it into a page."""
+    """Measure what is asked for, keep it with what is known, and write the page and its picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="prompts (default: 200)")
+    parser.add_argument("--count", type=int, default=200, help="prompts for the demo model (default: 200)")
     parser.add_argument("--timed", type=int, default=8, help="of these are timed, too (default: 8)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--caches", nargs="+", default=[*PRESETS, *OTHERS], metavar="CHOICE")
-    parser.add_argument("--fewer", type=int, nargs="*", default=[10], metavar="STEPS", help="fewer steps, exact")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="choices whose name or group is one of these; "
+                        "none: only write the page from what is known")  # fmt: skip
+    parser.add_argument("--missing", action="store_true", help="only choices of which there are no figures yet")
+    parser.add_argument(
+        "--kept", type=Path, metavar="FOLDER", help="exact pictures are kept here, for a run that goes on"
+    )
+    parser.add_argument("--subject", choices=SUBJECTS, help="only this model")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="the folder of the page and the figures")
     args = parser.parse_args()
-    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
-    exact = DiffusionParams(args.steps, args.guidance, width=SIZE, height=SIZE, cache="none")
-    choices = {"exact": exact}
-    choices |= {f"`{choice}`": replace(exact, cache=choice) for choice in args.caches}
-    choices |= {f"{steps} steps": replace(exact, num_inference_steps=steps) for steps in args.fewer}
-    tasks = draw_tasks(args.count)
-    found = {name: Tally() for name in choices}
-    draw(engine, tasks[:1], replace(exact, output_type="latent"))  # the first warms up
-    for task in tasks[: args.timed]:
-        for name, params in choices.items():
+    file = args.docs / "quality.json"
+    known: Known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    wanted = {name: it for name, it in choices().items() if _chosen(name, it, args.only)}
+    with TemporaryDirectory() as folder:
+        for subject, make in subjects(args.count, args.timed).items():
+            there = known.setdefault(subject, {})
+            some = suited(wanted, subject)
+            left = {name: it for name, it in some.items() if not (args.missing and name in there)}
+            if args.subject in (None, subject) and left:
+                for name, figures in measure(make(Path(folder)), left, args.kept and args.kept / f"{subject}.npy"):
+                    there[name] = asdict(figures)
+                    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_page(args.docs)
+
+
+Known = dict[str, dict[str, dict[str, Any]]]
+
+
+def write_page(docs: Path) -> None:
+    """The tables and their picture, from the figures beside them."""
+    figures, page = read_figures(docs / "quality.json"), docs / "quality.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{tables(figures)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    write_svg(docs / "images" / "quality.svg", panels(figures))
+
+
+def subjects(count: int, timed: int) -> dict[str, Callable[[Path], Subject]]:
+    """What is measured, by the name that the figures have for it; made when it is wanted."""
+
+    def demo(folder: Path) -> Subject:
+        exact = DiffusionParams(STEPS, 3.0, width=SIZE, height=SIZE, cache="none")
+        return Subject("omnimuse/shapes", exact, draw_tasks(count), timed)
+
+    def film(folder: Path) -> Subject:
+        exact = DiffusionParams(FILM_STEPS, 4.0, width=64, height=64, num_frames=5, cache="none")
+        return Subject(str(film_folder(folder / "film")), exact, FILMS, 2)
+
+    return {"demo": demo, "film": film}
+
+
+def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
+    return only is None or name.replace("`", "") in only or choice.group in only
+
+
+def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
+    """Those of a subject: adapters are the demo model's, and fewer steps are fewer than its own."""
+    if subject == "demo":
+        return dict(wanted)
+    return {name: it for name, it in wanted.items() if not it.adapter and (it.steps or 0) < FILM_STEPS}
+
+
+def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
+    """Every wanted choice beside exact drawing, one after the other; what is drawn exactly is `kept`."""
+    base = Choice("exact")
+    exact = start(base.config(subject.model))
+    known = kept is not None and kept.exists()
+    reference = list(np.load(kept)) if kept is not None and known else drawn(exact, subject, subject.exact)
+    if kept is not None and not known:
+        np.save(kept, np.stack(reference))
+    for name, choice in wanted.items():
+        engine = exact if choice == base else start(choice.config(subject.model))
+        base_tally = Tally(weights=held(exact))
+        tally = timed(exact, engine, subject, choice, base_tally)
+        asked = choice.asked(subject.exact)
+        judged(subject, choice, reference, reference if choice == base else drawn(engine, subject, asked), tally)
+        ratio = median(a / b for a, b in zip(base_tally.seconds, tally.seconds, strict=True))
+        size = (tally.weights + tally.kept) / base_tally.weights
+        scores = [score for score in tally.scores if score is not None]
+        found = Figures(
+            round(ratio, 3),
+            round(size, 3),
+            round(mean(scores), 2) if scores else None,
+            round(mean(tally.pixels), 3) if tally.pixels else None,
+            len(subject.tasks),
+            len(tally.seconds),
+        )
+        print(name, found, flush=True)
+        yield name, found
+        if engine is not exact:
+            engine.close()
+    exact.close()
+
+
+def timed(exact: Engine, engine: Engine, subject: Subject, choice: Choice, known: Tally) -> Tally:
+    """Some prompts alone, up to their latents, in turns with exact drawing, whose seconds go to `known`."""
+    tally = Tally(weights=held(engine))
+    before = replace(subject.exact, output_type="latent")
+    after = replace(choice.asked(subject.exact), output_type="latent")
+    for number, task in enumerate([subject.tasks[0], *subject.tasks[: subject.timed]]):
+        for here, params, into in ((exact, before, known), (engine, after, tally)):
             began = time.process_time()
-            draw(engine, [task], replace(params, output_type="latent"))
-            found[name].seconds.append(time.process_time() - began)
-    for first in range(0, len(tasks), TOGETHER):
-        measure(engine, tasks[first : first + TOGETHER], choices, found)
-    engine.close()
-    table = rows(found)
-    print(table)
-    if args.write is not None:
-        said = f"`python -m benchmarks.quality {' '.join(sys.argv[1:])}`, float32 on a CPU:"
-        before, _, rest = args.write.read_text(encoding="utf-8").partition(BEGIN)
-        args.write.write_text(f"{before}{BEGIN}\n{said}\n\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+            draw(here, [subject.ask(task, params, number)], into)
+            if number:  # the first warms up
+                into.seconds.append(time.process_time() - began)
+    return tally
 
 
-def measure(
-    engine: Engine, tasks: Sequence[Task], choices: Mapping[str, DiffusionParams], found: Mapping[str, Tally]
+def drawn(engine: Engine, subject: Subject, params: DiffusionParams) -> list[np.ndarray]:
+    """What every task gives: a picture, or the frames of a video."""
+    made: list[np.ndarray] = []
+    for first in range(0, len(subject.tasks), TOGETHER):
+        some = subject.tasks[first : first + TOGETHER]
+        asks = [subject.ask(task, params, first + number) for number, task in enumerate(some)]
+        for result in draw(engine, asks, Tally()):
+            shown = present(result, engine.door.limits)
+            frames = shown.images or shown.videos[0].frames
+            made.append(np.squeeze(np.stack([np.asarray(frame) for frame in frames])))  # [h, w, 3], or [F, h, w, 3]
+    return made
+
+
+def judged(
+    subject: Subject, choice: Choice, exact: Sequence[np.ndarray], made: Sequence[np.ndarray], tally: Tally
 ) -> None:
-    """Some prompts with every choice."""
-    exact: list[np.ndarray] = []
-    for name, params in choices.items():
-        pictures = [present(result, engine.door.limits).images[0] for result in draw(engine, tasks, params)]
-        pixels = [np.asarray(picture, dtype=np.float32) for picture in pictures]
-        exact = exact or pixels
-        found[name].right += [judge_task(picture, task).right for picture, task in zip(pictures, tasks, strict=True)]
-        found[name].pixels += [float(np.abs(new - old).mean()) for new, old in zip(pixels, exact, strict=True)]
+    """The scores of what was `made`, and how far it is from what was drawn exactly."""
+    for task, new, old in zip(subject.tasks, made, exact, strict=True):
+        apart = new.astype(np.float32) - old.astype(np.float32)
+        if not choice.adapter:
+            tally.pixels.append(float(np.abs(apart).mean()))
+        if isinstance(task, str):
+            tally.scores.append(likeness(float(np.square(apart).mean())))
+        else:
+            tally.scores.append(100.0 * judge_task(Image.fromarray(new), _styled(task, choice.adapter)).right)
 
 
-def draw(engine: Engine, tasks: Sequence[Task], params: DiffusionParams) -> list[Result]:
-    """All tasks together, in order."""
-    asks = [Ask(task.prompt, replace(params, seed=task.seed)) for task in tasks]
+def _styled(task: Task, adapter: str) -> Task:
+    """What a style makes of a task; what it changes is asked for."""
+    if not adapter:
+        return task
+    return replace(task, scene=STYLES[adapter](task.scene), background_asked=True)
+
+
+def likeness(square: float) -> float | None:
+    """The peak signal over a mean square error of pixels of 255, in dB; None where they are equal."""
+    return float(10 * np.log10(255**2 / square)) if square else None
+
+
+def held(engine: Engine) -> int:
+    """The bytes of all weights."""
+    components = engine.runner.pipeline.ctx.components
+    modules = [part for name in components if isinstance(part := components.wherever(name), nn.Module)]
+    return sum(tensor.nbytes for module in modules for tensor, _ in stored_tensors(module).values())
+
+
+def draw(engine: Engine, asks: Sequence[Ask], into: Tally) -> list[Result]:
+    """All of them together, in order; `into` hears what step caches and adapters came to keep at most."""
     ids = [engine.submit(engine.make_request(ask)) for ask in asks]
     done: dict[str, Result] = {}
     while len(done) < len(ids):
@@ -100,17 +303,62 @@ def draw(engine: Engine, tasks: Sequence[Task], params: DiffusionParams) -> list
                 raise event.error
             if isinstance(event, Done):
                 done[event.request_id] = event.result
+        memories = [it for state in engine.runner.states.values() for it in state.memories.values()]
+        rows = [value for memory in memories for value in memory.data.values() if isinstance(value, Row)]
+        kept = sum(row.nbytes for row in rows) + engine.runner.pipeline.ctx.adapters.nbytes
+        into.kept = max(into.kept, kept)
     return [done[each] for each in ids]
 
 
-def rows(found: Mapping[str, Tally]) -> str:
-    """The table, in Markdown."""
-    exact = found["exact"]
-    lines = ["| choice | speed-up | right pictures | pixels differ, of 255 |", "|---|---|---|---|"]
-    for name, tally in found.items():
-        ratio = median(a / b for a, b in zip(exact.seconds, tally.seconds, strict=True))
-        lines.append(f"| {name} | {ratio:.2f} | {mean(tally.right):.1%} | {mean(tally.pixels):.1f} |")
+def read_figures(file: Path) -> dict[str, dict[str, Figures]]:
+    """Subject -> choice -> figures, in the order of `choices`."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    return {
+        subject: {name: Figures(**stored[subject][name]) for name in choices() if name in stored.get(subject, {})}
+        for subject in SUBJECTS
+    }
+
+
+def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
+    """Both tables, in Markdown."""
+    demo, film = figures["demo"], figures["film"]
+    counts = ", ".join(f"{count} prompts" for count in sorted({each.count for each in demo.values()}))
+    lines = [
+        "`python -m benchmarks.quality`, float32 on a CPU where nothing else is said:",
+        "",
+        f"| the {SUBJECTS['demo']}, {STEPS} steps, {counts} | speed-up | memory | right | pixels differ, of 255 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, each in demo.items():
+        pixels = "" if each.pixels is None else f"{each.pixels:.1f}"
+        lines.append(f"| {name} | {each.speed:.2f} | {each.memory:.2f} | {each.score:.1f}% | {pixels} |")
+    lines += ["", f"| the {SUBJECTS['film']}, {FILM_STEPS} steps, {len(FILMS)} videos | speed-up | memory | "
+              "likeness to exact, dB | pixels differ, of 255 |", "|---|---|---|---|---|"]  # fmt: skip
+    for name, each in film.items():
+        score = "equal" if each.score is None else f"{each.score:.1f}"
+        lines.append(f"| {name} | {each.speed:.2f} | {each.memory:.2f} | {score} | {each.pixels:.2f} |")
+    for subject, found in figures.items():
+        if left := [name for name in suited(choices(), subject) if name not in found]:
+            lines += ["", f"Not measured yet on the {SUBJECTS[subject]}: {'; '.join(left)}."]
     return "\n".join(lines)
+
+
+def panels(figures: Mapping[str, Mapping[str, Figures]]) -> list[Panel]:
+    """What is plotted: speed to the right, score upwards. Adapters are no approximation, and are left out."""
+    every = choices()
+    return [
+        Panel(f"the {SUBJECTS['demo']}", "right pictures, %", _points(figures["demo"], every)),
+        Panel(f"the {SUBJECTS['film']}", "likeness to exact, dB", _points(figures["film"], every)),
+    ]
+
+
+def _points(figures: Mapping[str, Figures], every: Mapping[str, Choice]) -> list[Point]:
+    rows: Iterable[tuple[str, Figures]] = figures.items()
+    return [
+        Point(name.replace("`", ""), every[name].group, each.speed, each.score)
+        for name, each in rows
+        if each.score is not None and not every[name].adapter
+    ]
 
 
 if __name__ == "__main__":

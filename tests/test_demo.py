@@ -99,18 +99,3 @@ def test_the_command_writes_a_picture_with_its_settings_inside(tmp_path: Path) -
     with Image.open(file) as picture:
         assert picture.size == (128, 128)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.png"], "nothing else is left behind"
-
-
-def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_picture_together(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "omnimuse", "generate", PROMPT, "--seed", "3", "--quiet"]
-    together = ["--cache", "balanced", "--quantize", "int8", "--cfg-parallel-size", "2", "--lora", f"{MODEL}/night"]
-    for name, options in (("plain.png", []), ("night.png", together)):
-        subprocess.run([*command, *options, "-o", str(tmp_path / name)], capture_output=True, text=True, check=True)
-    plain, night = (Image.open(tmp_path / name).convert("RGB").load() for name in ("plain.png", "night.png"))
-    assert plain and night
-    for picture in (plain, night):
-        red, green, blue = picture[64, 64]
-        assert red > 2 * max(green, blue), "a red circle"
-        red, green, blue = picture[8, 100]
-        assert blue > 2 * max(red, green), "on a blue background"
-    assert sum(night[64, 4]) < sum(plain[64, 4]) / 2, "the adapter's night begins at the top"

@@ -53,6 +53,11 @@ class Row:
     computed: int = 0
     skipped: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes."""
+        return sum(each.nbytes for each in (self.seen, *self.added.terms) if each is not None)
+
     def to(self, device: torch.device) -> Row:
         """Called when a request is paused, and when it goes on."""
         seen = None if self.seen is None else self.seen.to(device)

@@ -1,0 +1,110 @@
+"""The page of quality: every choice is measured, no default is worse than exact drawing, and the page says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.frontier import Panel, Point, frontier, write_svg
+from benchmarks.quality import (
+    BEGIN,
+    END,
+    EXACT,
+    SUBJECTS,
+    Choice,
+    Figures,
+    choices,
+    likeness,
+    panels,
+    read_figures,
+    suited,
+    tables,
+)
+from omnimuse.core.caches import PRESETS
+from omnimuse.core.config import QUANT, Config, ModelConfig
+
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+FIGURES = read_figures(DOCS / "quality.json")
+WITHIN = 1.0
+"""Points of a hundred that a default may lie below exact drawing."""
+
+
+def default() -> Choice:
+    """What an engine does that nobody has told anything, on the machine that was measured."""
+    config = Config(ModelConfig("omnimuse/shapes"))
+    schemes = config.quantize.schemes
+    return Choice(
+        "defaults",
+        quantize=",".join(f"{name}={scheme}" if name else scheme for name, scheme in schemes.items()),
+        compiled=config.compile.mode != "none",
+        cache=str(config.cache),
+    )
+
+
+def test_no_default_approximation_lies_more_than_a_point_below_exact_drawing() -> None:
+    measured = FIGURES["demo"]
+    exact = measured[EXACT].score
+    assert exact is not None
+    [name] = [name for name, choice in choices().items() if replace(choice, group="defaults") == default()]
+    score = measured[name].score
+    assert score is not None
+    assert score >= exact - WITHIN, f"{name} is a default and {exact - score:.1f} points below exact drawing"
+
+
+def test_every_preset_is_graded_and_weights_of_8_and_4_bits() -> None:
+    graded = [choices()[name] for name in FIGURES["demo"]]
+    assert {*PRESETS, "dbcache", "taylorseer"} <= {choice.cache for choice in graded}
+    assert {"", "int8", "int8-dynamic", "int4", "fp8"} <= {choice.quantize for choice in graded}
+
+
+def test_what_is_not_measured_is_named_on_the_page() -> None:
+    lines = (DOCS / "quality.md").read_text(encoding="utf-8").splitlines()
+    for subject, found in FIGURES.items():
+        left = [line for line in lines if line.startswith(f"Not measured yet on the {SUBJECTS[subject]}: ")]
+        told = left[0].removesuffix(".").partition(": ")[2].split("; ") if left else []
+        assert {*found, *told} == set(suited(choices(), subject))
+
+
+def test_there_are_choices_of_every_kind() -> None:
+    every = choices().values()
+    assert {*PRESETS, "dbcache", "taylorseer"} <= {choice.cache for choice in every}
+    assert {choice.quantize for choice in every} == {"", *QUANT}
+    assert {"steps", "adapters", "compiled", "pairs"} <= {choice.group for choice in every}
+
+
+def test_the_page_and_its_picture_are_made_from_the_figures() -> None:
+    page = (DOCS / "quality.md").read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[2].partition(END)[0].strip() == tables(FIGURES)
+    assert "(images/quality.svg)" in page
+
+
+def test_the_picture_on_the_page_is_of_these_figures(tmp_path: Path) -> None:
+    write_svg(tmp_path / "again.svg", panels(FIGURES))
+    assert (tmp_path / "again.svg").read_bytes() == (DOCS / "images" / "quality.svg").read_bytes()
+
+
+def test_the_frontier_has_what_no_other_choice_beats() -> None:
+    slow, even, worse, fast = (
+        Point("slow", "exact", 1.0, 90.0),
+        Point("even", "steps", 1.5, 90.0),
+        Point("worse", "caches", 1.4, 80.0),
+        Point("fast", "steps", 2.0, 70.0),
+    )
+    assert frontier([slow, even, worse, fast]) == [even, fast]
+
+
+def test_a_picture_names_every_point_and_can_be_read(tmp_path: Path) -> None:
+    points = [Point("a < b", "exact", 1.0, 90.0), Point("other", "pairs", 2.3, 41.0)]
+    write_svg(tmp_path / "one.svg", [Panel("title", "score", points)])
+    told = {each.text for each in ElementTree.parse(tmp_path / "one.svg").iter() if each.text}
+    assert {"a < b", "other", "title", "score"} <= told
+
+
+def test_equal_videos_have_no_likeness_in_dB_and_noise_has_little() -> None:
+    assert likeness(0.0) is None
+    assert likeness(1.0) == pytest.approx(48.13, abs=0.01)
+    assert Figures(1.0, 1.0, None, 0.0, 1, 1).score is None
