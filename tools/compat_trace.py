@@ -20,6 +20,9 @@ DECODER = re.compile(r"\w*Decoder(3d)?")
 FAR = 1e-3
 """How far a module's output may be from the other's, of its largest number."""
 
+FAR_IN_HALF = 0.03
+"""The same, of numbers in bfloat16."""
+
 
 @contextmanager
 def traced(kind: str) -> Iterator[dict[str, Tensor]]:
@@ -51,14 +54,14 @@ def traced(kind: str) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
-def parting(theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+def parting(theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor], half: bool = False) -> str:
     """The first module by whose output the two are apart, and by how much of its largest number; empty if none is."""
     for name, tensor in expected.items():
         other = theirs.get(name)
         if other is None or other.numel() != tensor.numel():
             continue
         far = float((other.reshape(-1) - tensor.reshape(-1)).abs().max() / tensor.abs().max().clamp(min=1e-6))
-        if not far <= FAR:
+        if not far <= (FAR_IN_HALF if half else FAR):
             return f"first at {name}, by {far:.2g} of its largest number"
     return ""
 

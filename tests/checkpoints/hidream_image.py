@@ -142,7 +142,7 @@ OTHERS = (
     Family(
         arch="HiDreamImagePipeline",
         build=build,
-        wishes=(Wish("a red circle", "grey", of_picture(2, 4.0, 64, 64, 7)),),
+        wishes=(Wish("a red circle", "grey", of_picture(1, 4.0, 64, 64, 7)),),
         reference=reference,
     ),
 )
