@@ -1,9 +1,10 @@
 """Tokens a second beside transformers' `generate`: `python -m benchmarks.tokens`.
 
 Random language models in the layout of transformers go on from prompts of one length, greedily and without an end, one,
-four and sixteen at a time: ours as so many requests in flight, theirs as a batch. Both sides take turns in one process,
-and both must write the same tokens. Time is processor seconds, which other work on the machine disturbs less than the
-clock; with one thread the two are the same. At width 64 nearly all of it is what is spent beside matrix products.
+four and sixteen at a time: ours as so many requests in flight, in each of `--tiers`, theirs as a batch. All take turns
+in one process, and must write the same tokens. Time is processor seconds, which other work on the machine disturbs less
+than the clock; with one thread the two are the same. At width 64 nearly all of it is what is spent beside matrix
+products.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,23 +35,24 @@ CASES = {"width 64": (64, 3), "width 512": (512, 8)}
 
 @dataclass
 class Sides:
-    """The same weights in both engines, and the prompts, of one length."""
+    """The same weights in all engines, ours by their tiers, and the prompts, of one length."""
 
-    engine: Engine
+    engines: dict[str, Engine]
     theirs: Any
     prompts: list[str]
     ids: torch.Tensor  # [batch, length]
 
-    def ours(self, count: int, tokens: int) -> tuple[float, list[list[int]]]:
+    def ours(self, tier: str, count: int, tokens: int) -> tuple[float, list[list[int]]]:
         """Seconds in which `count` requests are written, and what."""
+        engine = self.engines[tier]
         extra = GenerationParams(temperature=0, min_tokens=tokens, max_tokens=tokens)
         began, ids = time.process_time(), []
         for prompt in self.prompts[:count]:
             ask = Ask(prompt, DiffusionParams(seed=SEED, extra=extra))
-            ids.append(self.engine.submit(self.engine.make_request(ask)))
+            ids.append(engine.submit(engine.make_request(ask)))
         events = []
-        while not self.engine.idle:
-            events += self.engine.tick()
+        while not engine.idle:
+            events += engine.tick()
         seconds = time.process_time() - began
         for event in events:
             if isinstance(event, Failed):
@@ -83,28 +86,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="CASE")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N")
-    parser.add_argument("--tier", default="auto", choices=["auto", "fast", "invariant"], help="of docs/tiers.md")
+    parser.add_argument("--tiers", nargs="+", default=["invariant", "fast"], choices=["invariant", "fast", "exact"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"| model | at a time | {'ours':>8} | {'generate':>8} | ratio |\n|---|---|---|---|---|")
+    print(f"| model | at a time | tier | {'ours':>8} | {'generate':>8} | ratio |\n|---|---|---|---|---|---|")
     for case in args.cases:
         with tempfile.TemporaryDirectory() as folder:
-            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches), args.tier)
+            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches), args.tiers)
             for count in args.batches:
-                found = measure(sides, count, args.tokens, args.rounds)
+                theirs, *found = measure(sides, count, args.tokens, args.rounds)
                 written = count * args.tokens
-                ours, theirs = (written / median(each) for each in zip(*found, strict=True))
-                ratio = median(theirs / ours for ours, theirs in found)
-                print(f"| {case} | {count} | {ours:8.0f} | {theirs:8.0f} | {ratio:.2f} |", flush=True)
-            sides.engine.close()
+                for tier, ours in zip(args.tiers, found, strict=True):
+                    rates = f"{written / median(ours):8.0f} | {written / median(theirs):8.0f}"
+                    ratio = median(their / our for our, their in zip(ours, theirs, strict=True))
+                    print(f"| {case} | {count} | {tier} | {rates} | {ratio:.2f} |", flush=True)
+            for engine in sides.engines.values():
+                engine.close()
 
 
-def build(folder: Path, width: int, layers: int, count: int, tier: Any = "auto") -> Sides:
-    """Both engines over one checkpoint, and `count` prompts that differ and are equally long."""
+def build(folder: Path, width: int, layers: int, count: int, tiers: Sequence[Any]) -> Sides:
+    """All engines over one checkpoint, and `count` prompts that differ and are equally long."""
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     qwen3.build(folder, width=width, layers=layers)
-    engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=ScheduleConfig(tier=tier)))
+    model = ModelConfig(str(folder), dtype="float32", device="cpu")
+    engines = {tier: start(Config(model, schedule=ScheduleConfig(tier=tier))) for tier in tiers}
     theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
     words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]
@@ -114,18 +120,20 @@ def build(folder: Path, width: int, layers: int, count: int, tier: Any = "auto")
         by_length.setdefault(len(ids), []).append((prompt, ids))
     alike = max(by_length.values(), key=len)[:count]
     prompts, ids = zip(*alike, strict=True)
-    return Sides(engine, theirs.eval(), list(prompts), torch.tensor(ids))
+    return Sides(engines, theirs.eval(), list(prompts), torch.tensor(ids))
 
 
-def measure(sides: Sides, count: int, tokens: int, rounds: int) -> list[tuple[float, float]]:
-    """Seconds of ours and theirs in each round, after one that warms up; both must have written the same."""
-    found = []
+def measure(sides: Sides, count: int, tokens: int, rounds: int) -> list[list[float]]:
+    """Seconds of theirs, and of ours in each tier, by round, after one that warms up; all must write the same."""
+    found: list[list[float]] = [[] for _ in range(1 + len(sides.engines))]
     for number in range(rounds + 1):
-        ours, wrote = sides.ours(count, tokens)
         theirs, expected = sides.generate(count, tokens)
-        if wrote != expected:
+        ours = [sides.ours(tier, count, tokens) for tier in sides.engines]
+        if any(wrote != expected for _, wrote in ours):
             raise AssertionError("the two sides write different tokens")
-        found += [(ours, theirs)] if number else []
+        if number:
+            for each, seconds in zip(found, [theirs, *(seconds for seconds, _ in ours)], strict=True):
+                each.append(seconds)
     return found
 
 

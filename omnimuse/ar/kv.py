@@ -157,8 +157,11 @@ class Decoder(Network):
     """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V].
 
     Rows that read one token share forwards, and so do those that read more, but not with one another: a token is
-    written by other code than a prompt is read by.
+    written by other code than a prompt is read by. Products of fewer than `fewest` rows would be filled up, each by
+    itself; a network may do so once.
     """
+
+    fewest: int = 1
 
     packing: ClassVar[Literal["stack", "pad", "varlen", "tokens"]] = "tokens"
 

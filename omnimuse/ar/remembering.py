@@ -42,13 +42,20 @@ class Together:
     by_place: Tensor | None  # which of `rows` lies in each place from `first` to `end`, or any; None: they are in order
     places: Tensor | None  # where each of `rows` lies from `first` on; None: they are in order
 
+    @cached_property
+    def layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The memory of each layer: as vectors, [*, H], and the keys and values that are looked at."""
+        seen = self.data[:, :, self.first : self.end, :, : self.window]
+        vectors = self.data.view(len(self.data), -1, self.data.shape[-1])
+        return list(zip(vectors.unbind(), seen[:, 0].unbind(), seen[:, 1].unbind(), strict=True))
+
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] -> what these rows see, [rows, N, H]."""
         if self.rows is not None:
             q, kv = q[self.rows], kv[self.rows]
-        memory, heads, dim = self.data[layer], kv.shape[2], q.shape[2]
-        memory.view(-1, dim).index_copy_(0, self.written, kv.reshape(-1, dim))
-        keys, values = memory[:, self.first : self.end, :, : self.window].unbind()
+        memory, keys, values = self.layers[layer]
+        _, _, heads, dim = kv.shape
+        memory.index_copy_(0, self.written, kv.reshape(-1, dim))
         if self.by_place is not None:
             q = q[self.by_place]
         # Heads that share keys are as so many tokens: none of them has to be copied for that.
@@ -125,9 +132,14 @@ class Conditions:
         return self.layout.pack(seen)
 
     def attend_ones(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H]."""
-        seen = [each.attend(layer, q, kv) for each in self.together]
+        """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H].
+
+        There may be more than rows; they see something.
+        """
+        seen = [each.attend(layer, q[: len(self.rows)], kv[: len(self.rows)]) for each in self.together]
         whole = seen[0] if self.order is None else torch.cat(seen)[self.order]
+        if len(whole) < len(q):
+            whole = torch.cat([whole, whole[:1].expand(len(q) - len(whole), -1, -1)])
         return whole.reshape(len(q), 1, -1)
 
 
@@ -165,9 +177,10 @@ def _one(rows: Sequence[Reading], places: list[int], wide: int, alone: bool) -> 
     for index, (place, start) in enumerate(zip(at, starts, strict=True)):
         lengths[place - first], which[place - first] = start + 1, index
     vectors = numbers([place * heads * room + start for place, start in zip(at, starts, strict=True)], device)
-    parts = torch.arange(2, device=device)[:, None] * (many * heads * room) + torch.arange(heads, device=device) * room
-    seen = torch.arange(wide, device=device) < numbers(lengths, device)[:, None]  # [places, W]
-    mask = torch.zeros(seen.shape, dtype=data.dtype, device=device).masked_fill_(~seen, -torch.inf)[:, None, None]
+    parts = torch.arange(0, 2 * many * heads * room, many * heads * room, device=device)[:, None]
+    parts = parts + torch.arange(0, heads * room, room, device=device)  # [2, heads of keys]
+    unseen = torch.arange(wide, device=device) >= numbers(lengths, device)[:, None]  # [places, W]
+    mask = torch.zeros(unseen.shape, dtype=data.dtype, device=device).masked_fill_(unseen, -torch.inf)[:, None, None]
     in_order = at == list(range(first, end))
     return Together(
         data,

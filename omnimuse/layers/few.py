@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, agreeing, cut, tiled
@@ -39,14 +40,21 @@ class FewLinear(SteadyLinear):
     def __init__(self, linear: nn.Linear, heights: Sequence[int], few: Few) -> None:
         super().__init__(linear, heights)
         self.few = few
+        self._whole = frozenset(few.heights)
         self._packed: tuple[int, Tensor] | None = None  # made of what lay there
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3 or x.shape[1] != 1:
             return super().forward(x)
         if not self.few.packed:
+            if len(x) in self._whole:
+                return _plain(x, self.weight, self.bias)
             return tiled(x, self.weight, self.bias, self.few.heights)
         return multiplied(x[:, 0], self._weights(), self.bias, self.few)[:, None]
+
+    def unpack(self) -> None:
+        """Let go of the packed weights, until they are asked for."""
+        self._packed = None
 
     def _weights(self) -> Tensor:
         """The packed weights; made when they are first asked for, and again when the weights lie elsewhere."""
@@ -83,7 +91,12 @@ def few_rows(weight: Tensor, bias: Tensor | None, *, may_pack: bool) -> Few:
         heights = agreeing(weight, HEIGHTS, lambda x: _product(x, packed, bias))
         if heights and heights[-1] == 1:
             return Few(heights, True)
-    return Few(agreeing(weight, HEIGHTS, lambda x: tiled(x, weight, bias, (len(x),))), False)
+    return Few(agreeing(weight, HEIGHTS, lambda x: _plain(x[:, None], weight, bias)[:, 0]), False)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [R, 1, K] times weight [N, K], plus bias, in one call."""
+    return F.linear(x if x.data_ptr() % ALIGNMENT == 0 else x.clone(), weight, bias)
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ inside of `wearing`; the networks know nothing of it. Used by the engine's threa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 from weakref import WeakSet
 
@@ -83,9 +83,12 @@ class Adapters:
         """Let go of the adapter from `source`, once no request wears it any more; whether it was remembered."""
         return self._known.pop(source, None) is not None
 
-    @contextmanager
-    def wearing(self, worn: tuple[Worn, ...]) -> Iterator[None]:
+    def wearing(self, worn: tuple[Worn, ...]) -> AbstractContextManager[None]:
         """For the length of a `with` block all layers wear `worn`."""
+        return nullcontext() if worn == self._rack.worn else self._wearing(worn)
+
+    @contextmanager
+    def _wearing(self, worn: tuple[Worn, ...]) -> Iterator[None]:
         before, self._rack.worn = self._rack.worn, worn
         try:
             yield

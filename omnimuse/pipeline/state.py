@@ -7,7 +7,7 @@ refuses slots that the running stage did not declare. Nothing here knows about n
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +88,12 @@ class State:
         """Empty a slot after its last reader."""
         self._slots.pop(name, None)
 
-    @contextmanager
-    def opened_for(self, stage: Stage) -> Iterator[None]:
+    def opened_for(self, stage: Stage) -> AbstractContextManager[None]:
         """While this context lasts, only the slots that `stage` declares may be touched (strict mode)."""
+        return self._opened_for(stage) if self._strict else nullcontext()
+
+    @contextmanager
+    def _opened_for(self, stage: Stage) -> Iterator[None]:
         previous, self._open = self._open, (frozenset(stage.reads), frozenset(stage.writes))
         try:
             yield

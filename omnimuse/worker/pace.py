@@ -90,8 +90,10 @@ class Pace:
             return False
         before = sum(apart[:-1]) * (self._shared(network, tokens[:-1]) or 1.0)
         extra = together * sum(apart) - before
+        if extra <= CHEAP * apart[-1]:
+            return True
         *ends, own = (1 / (max(1.0, offer.steps) * seconds) for offer, seconds in zip(offers, apart, strict=True))
-        return extra <= CHEAP * apart[-1] or extra * sum(ends) < before * own
+        return extra * sum(ends) < before * own
 
     def table(self) -> list[tuple[str, int, int, float]]:
         """(network, row tokens, states, time together over time apart) for every kind of company that was measured."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from omnimuse.layers.few import FewLinear
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.parcels import Parcel
@@ -51,6 +52,8 @@ class Rest:
             raise
         for parcel in self._parcels:
             parcel.leave()
+        for part in (part for module in self._modules() for part in module.modules() if isinstance(part, FewLinear)):
+            part.unpack()
         self._store = store
         give_back(self._device)
         return sum(parcel.size for parcel in self._parcels)

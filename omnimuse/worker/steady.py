@@ -55,15 +55,22 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
         return _choice(tier, "asked for: every row has its own forward")
     if tier == "fast":
         return _choice(tier, "asked for: rows share forwards, and company may change the last bits")
-    why, heights = obstacle(config, device), Heights()
+    why, heights, few = obstacle(config, device), Heights(), FewRows()
     if why is None:
-        heights = {key: steady_heights(*_trial_weights(key, device)) for key in _keys(networks)}
+        writers: dict[Network, DtypePolicy] = {
+            network: networks[network] for network in networks if isinstance(network, Decoder)
+        }
+        written, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
+        for key in _keys(networks):
+            weight, bias = _trial_weights(key, device)
+            heights[key] = steady_heights(weight, bias)
+            if key in written:
+                few[key] = few_rows(weight, bias, may_pack=may_pack)
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
     if why is not None:
         if tier == "invariant":
             raise ConfigError(f"tier=invariant cannot be: {why}; use tier=exact (own forwards) or tier=fast")
         return _choice("fast", f"default, not invariant: {why}")
-    few = _few([network for network in networks if isinstance(network, Decoder)], networks, config, device)
     for network, policy in networks.items():
         make_steady(network, policy, heights, few if isinstance(network, Decoder) else {})
     how = f"products in tiles of {_spoken(heights)} rows, tried on this machine"
@@ -86,24 +93,15 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
             _replace(network, path, steady)
         elif isinstance(module, (nn.SiLU, nn.GELU)):
             _replace(network, path, SteadyActivation(module))
+    if isinstance(network, Decoder) and few and not any(each.packed for each in few.values()):
+        network.fewest = max((each.heights[-1] for each in few.values() if each.heights), default=1)
 
 
-def _few(
-    networks: Iterable[Decoder], formats: Mapping[Network, DtypePolicy], config: Config, device: torch.device
-) -> FewRows:
-    """How every kind of product in networks that write is computed for tokens that are written.
-
-    Weights are packed beside those that are there, so only where these stay and memory is left.
-    """
-    writers: dict[Network, DtypePolicy] = {network: formats[network] for network in networks}
-    size = sum(
-        weight.numel() * 4
-        for network in writers
-        for module in network.modules()
-        if isinstance(module, nn.Linear) and (weight := module.weight).numel() >= LARGE
-    )
-    may_pack = config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device)
-    return {key: few_rows(*_trial_weights(key, device), may_pack=may_pack) for key in _keys(writers)}
+def _may_pack(networks: Iterable[Network], config: Config, device: torch.device) -> bool:
+    """Whether the large weights of these may be there twice: they stay on the device, and it has memory left."""
+    linears = (module for network in networks for module in network.modules() if isinstance(module, nn.Linear))
+    size = sum(4 * linear.weight.numel() for linear in linears if linear.weight.numel() >= LARGE)
+    return config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device)
 
 
 def _replace(network: nn.Module, path: str, part: nn.Module) -> None:
@@ -111,7 +109,7 @@ def _replace(network: nn.Module, path: str, part: nn.Module) -> None:
     setattr(network.get_submodule(owner), name, part)
 
 
-def _keys(networks: dict[Network, DtypePolicy]) -> Iterator[tuple[int, int, bool, torch.dtype]]:
+def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:
     """Every kind of product in the networks, once."""
     kinds = {
         _key(path, module, policy): None
@@ -122,15 +120,13 @@ def _keys(networks: dict[Network, DtypePolicy]) -> Iterator[tuple[int, int, bool
     return iter(kinds)
 
 
-def _key(path: str, linear: nn.Linear | QuantizedLinear, policy: DtypePolicy) -> tuple[int, int, bool, torch.dtype]:
+def _key(path: str, linear: nn.Linear | QuantizedLinear, policy: DtypePolicy) -> Key:
     if isinstance(linear, QuantizedLinear):
         return (*linear.like().shape, False, linear.arithmetic)
     return linear.out_features, linear.in_features, linear.bias is not None, policy.of(f"{path}.weight")
 
 
-def _trial_weights(
-    key: tuple[int, int, bool, torch.dtype], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _trial_weights(key: Key, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
     rows, columns, has_bias, dtype = key
     return trial(rows, columns).to(device, dtype), trial(1, rows)[0].to(device, dtype) if has_bias else None
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from omnimuse.ar.kv import KV, Decoder, Slabs
-from omnimuse.core.config import CacheConfig, Config, ModelConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.config import (
+    CacheConfig,
+    CompileConfig,
+    Config,
+    ModelConfig,
+    OffloadConfig,
+    ParallelConfig,
+    QuantConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
@@ -18,6 +27,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from omnimuse.pipeline.generate import CHUNK
+from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
@@ -187,9 +197,38 @@ def test_what_a_model_cannot_write_is_refused(
         run(engine, Ask(prompt, make_params(None, choices)))
 
 
-def test_a_step_cache_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"writes text, for which cache=teacache is not there"):
-        start(config(folder, cache=CacheConfig("teacache", 0.1)))
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"cache": CacheConfig("teacache", 0.1)}, "cache=teacache"),
+        ({"compile": CompileConfig("blocks")}, "compile=blocks"),
+    ],
+)
+def test_what_is_not_there_for_texts_is_refused_at_the_start(folder: Path, chosen: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"writes text, for which {name} is not there"):
+        start(config(folder, **chosen))
+
+
+@pytest.mark.parametrize("mode", ["layers", "components"])
+def test_weights_that_wait_elsewhere_write_the_same(
+    writer: Writer, folder: Path, engine: Engine, mode: Literal["layers", "components"]
+) -> None:
+    asks = [ask(writer, index, max_tokens=4) for index in (0, 1)]
+    expected = [tokens(result) for result in run(engine, *asks)]
+    away = start(config(folder, offload=OffloadConfig(mode)))
+    assert [tokens(result) for result in run(away, *asks)] == expected
+    away.close()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_packed_weights_write_the_same_in_any_company(writer: Writer, folder: Path, scheme: str) -> None:
+    packed = start(config(folder, quantize=QuantConfig({"model": scheme})))
+    network = packed.runner.pipeline.ctx.network("model")
+    assert quantized_layers(network)
+    asks = [ask(writer, index, max_tokens=6) for index in (0, 1, 4)]
+    alone = [tokens(run(packed, each)[0]) for each in asks]
+    assert [tokens(result) for result in run(packed, *asks)] == alone
+    packed.close()
 
 
 def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
@@ -56,16 +57,20 @@ class Qwen3Decoder(Decoder):
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(len(row.ids) for row in rows))
-        hidden = self.embed_tokens(layout.pack([row.ids for row in rows]))  # [1, T, D] or [R, S, D]
+        ids = layout.pack([row.ids for row in rows])
+        if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
+            ids = torch.cat([ids, ids[:1].expand(self.fewest - len(rows), 1)])
+        hidden = self.embed_tokens(ids)  # [1, T, D] or [R, S, D]
         hidden = self.layers(hidden, self._conditions(rows, layout, hidden.dtype), memories)
         last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])  # [R, 1, D]
-        return list(self.head(self.norm(last))[:, 0].unbind())
+        return list(self.head(self.norm(last))[: len(rows), 0].unbind())
 
     def _conditions(self, rows: Sequence[Reading], layout: Layout, dtype: torch.dtype) -> Conditions:
         ends = [row.start + len(row.ids) for row in rows]
         turns = self._turned(max(ends), rows[0].ids.device, dtype)
         if layout.length == 1:
-            places = numbers([row.start for row in rows], turns.device)
+            more = [rows[0].start] * (self.fewest - len(rows))
+            places = numbers([*(row.start for row in rows), *more], turns.device)
             cos, sin = turns[:, places, None].unbind()  # [R, 1, 1, H/2] each
         else:
             spans = [slice(row.start, end) for row, end in zip(rows, ends, strict=True)]
@@ -115,9 +120,10 @@ class RememberingAttention(nn.Module):
         self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split([self.own, self.shared, self.shared], dim=-2)
-        turned = cond.turn(torch.cat([self.q_norm(q), self.k_norm(k)], dim=-2))  # [B, S, N + heads of keys, H]
-        q, k = turned.split([self.own, self.shared], dim=-2)
+        qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split([self.own + self.shared, self.shared], dim=-2)
+        parts = (self.q_norm.weight.expand(self.own, -1), self.k_norm.weight.expand(self.shared, -1))
+        normed = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps) * torch.cat(parts)  # [B, S, N + heads of keys, H]
+        q, k = cond.turn(normed).split([self.own, self.shared], dim=-2)
         return self.o_proj(cond.attend(self.layer, q, k, v))
 
 

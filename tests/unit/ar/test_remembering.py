@@ -72,6 +72,15 @@ def test_attention_to_a_part_of_a_slab_is_attention_to_what_was_read() -> None:
         assert torch.equal(kv.data[1, :, :, length], torch.cat([key, value])), "it remembers this token, too"
 
 
+def test_a_product_that_is_filled_up_is_so_once_for_all_layers() -> None:
+    kv, (q, k, v) = filled(Slabs(), 9), said(9)
+    rows = [Reading(torch.zeros(1, dtype=torch.int64), 9, kv)]
+    cond = Conditions.of(rows, Layout((1,)), torch.ones(1), torch.zeros(1))
+    found = cond.attend(1, *(part.expand(4, 1, -1, -1) for part in (q, k, v)))
+    assert found.shape[:2] == (4, 1)
+    assert torch.equal(found[0, 0], seen([filled(Slabs(), 9)], [9])[0])
+
+
 def test_a_row_that_was_moved_or_has_more_room_sees_the_same() -> None:
     slabs = Slabs()
     for length in (7, 300):

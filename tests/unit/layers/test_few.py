@@ -44,6 +44,8 @@ def test_rows_of_several_tokens_are_multiplied_as_elsewhere() -> None:
 def test_weights_that_lie_elsewhere_are_packed_anew() -> None:
     linear, few = made(*SHAPES["large"], bias=False, may_pack=True)
     x = trial(1, linear.in_features)[None]
-    few(x)
+    once = few(x)
+    few.unpack()
+    assert torch.equal(few(x), once)
     few.weight = nn.Parameter(2 * linear.weight, requires_grad=False)
     assert torch.equal(few(x), 2 * FewLinear(linear, few.heights, few.few)(x))
