@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Done, Event, Failed, Result
-from omnimuse.core.params import Choices, DiffusionParams, GenerationParams, make_params
+from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_params
 from omnimuse.core.request import Ask, Door, Request
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ first of `images`, which is drawn anew where the mask is white or, if that is tr
 `pad` (left, above, right, below) is by how many pixels it becomes larger. A model that writes takes `messages`, too,
 dicts with a `role` and a `content`; a list of them is a prompt."""
 
-Params = DiffusionParams | GenerationParams | Mapping[str, Any]
+Params = DiffusionParams | TokenParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""
 
 Listener = Callable[[Event], None]

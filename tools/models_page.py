@@ -63,7 +63,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def family(spec: Spec) -> list[str]:
     """The family's row."""
     size, also = parameters(spec), ", ".join(f"`{name}`" for name in spec.also) or "–"
-    names = sorted(spec.supported) or ([f"{part.name}" for part in fields(spec.extra)] if spec.writes else [])
+    names = sorted(spec.supported) or ([f"{part.name}" for part in fields(spec.extra)] if spec.by_token else [])
     choices = ", ".join(f"`{name}`" for name in names)
     network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB" if size else "of many sizes"
     return [f"`{spec.arch}`", spec.summary, ", ".join(spec.tasks), network, choices, also]

@@ -146,7 +146,10 @@ class KV:
 
 @dataclass(frozen=True)
 class Reading:
-    """A row of a decoder: the tokens `ids` [S] that come after `start` others, which `kv` remembers."""
+    """A row of a decoder: the tokens `ids` [S] that come after `start` others, which `kv` remembers.
+
+    A decoder may read what stands for its tokens, [S, D], in their place.
+    """
 
     ids: Tensor
     start: int

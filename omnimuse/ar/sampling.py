@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnimuse.core.params import GenerationParams
+from omnimuse.core.params import GenerationParams, TokenParams
 
 TOP_K = 50
 """What transformers samples from where nobody says."""
@@ -31,13 +31,14 @@ class Sampling:
     ends: tuple[int, ...]
 
     @staticmethod
-    def of(chosen: GenerationParams, told: Mapping[str, Any]) -> Sampling:
+    def of(chosen: TokenParams, told: Mapping[str, Any]) -> Sampling:
         """What a request chose, and else what the checkpoint's generation_config.json, `told`, has."""
         usual = float(told.get("temperature") or 1.0) if told.get("do_sample") else 0.0
         temperature = usual if chosen.temperature is None else chosen.temperature
         top_k, top_p = told.get("top_k"), told.get("top_p")
         penalty = told.get("repetition_penalty")
         ends = told.get("eos_token_id")
+        own = chosen.suppressed if isinstance(chosen, GenerationParams) else ()
         return Sampling(
             temperature=temperature,
             top_k=int(TOP_K if top_k is None else top_k) if chosen.top_k is None else chosen.top_k,
@@ -46,7 +47,7 @@ class Sampling:
             if chosen.repetition_penalty is None
             else chosen.repetition_penalty,
             min_tokens=max(chosen.min_tokens, int(told.get("min_new_tokens") or 0)),
-            suppressed=(*chosen.suppressed, *(told.get("suppress_tokens") or ())),
+            suppressed=(*own, *(told.get("suppress_tokens") or ())),
             ends=() if ends is None else tuple(ends) if isinstance(ends, list) else (int(ends),),
         )
 
@@ -60,7 +61,7 @@ def next_token(logits: Tensor, read: Sequence[int], written: int, how: Sampling,
             return best  # whatever is forbidden is not the likeliest
     scores = logits.to(torch.float32, copy=True)[None]  # [1, V]
     if how.repetition_penalty != 1.0:
-        known = torch.tensor([list(read)])
+        known = torch.tensor([list(read)], dtype=torch.int64)
         found = scores.gather(1, known)
         found = torch.where(found < 0, found * how.repetition_penalty, found / how.repetition_penalty)
         scores = scores.scatter(1, known, found)

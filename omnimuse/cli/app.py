@@ -27,6 +27,7 @@ COMMANDS = MappingProxyType(
     {
         "generate": "draw pictures, or make videos, from prompts",
         "chat": "talk to a model that writes",
+        "speak": "say a text aloud with a model that speaks",
         "models": "what is supported, and what is on this machine",
         "warm": "compile a model's blocks now, so that engines with --compile start fast",
         "explain": "what would be chosen for a model, and why",

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.core.errors import ModelError
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
@@ -102,7 +103,7 @@ class SpeechCodec(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SpeechCodec:
-        """The decoder that the codec's config.json describes; ModelError for one that it cannot be."""
+        """The decoder that the codec's config.json, whole, describes; ModelError for one that it cannot be."""
         fixed = {
             "hidden_act": ("silu",),
             "num_semantic_quantizers": (1,),
@@ -110,7 +111,10 @@ class SpeechCodec(nn.Module):
             "attention_bias": (False,),
             "rope_theta": (THETA,),
         }
-        return cls(read_facts(SpeechCodecConfig, config, "config.json, decoder_config", fixed, IGNORED))
+        facts = config.get("decoder_config")
+        if not isinstance(facts, Mapping):
+            raise ModelError("the codec's config.json has no decoder_config; use a complete checkpoint")
+        return cls(read_facts(SpeechCodecConfig, facts, "config.json, decoder_config", fixed, IGNORED))
 
     def forward(self, codes: Tensor, past: Past | None = None) -> Tensor:
         """The waveform of these frames; with a `past`, which is then theirs, too, of what comes behind it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from omnimuse.core.bounds import is_text
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import FamilyParams, GenerationParams
+from omnimuse.core.params import FamilyParams, TokenParams
 
 MAX_WRITTEN = 4_000_000
 """Characters of what a model that writes is given to read; how many of their tokens it can, it knows itself."""
@@ -53,7 +53,7 @@ def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[M
 
 def check_length(chosen: FamilyParams, longest: int) -> None:
     """RequestError where what is to be written has no room beside one token of a prompt, of `longest` in all."""
-    if not isinstance(chosen, GenerationParams):
+    if not isinstance(chosen, TokenParams):
         return
     for name, value in (("max_tokens", chosen.max_tokens), ("min_tokens", chosen.min_tokens)):
         if (value or 0) >= longest:

@@ -75,14 +75,14 @@ class SoundParams(FamilyParams):
 
 
 @dataclass(frozen=True)
-class GenerationParams(FamilyParams):
-    """The extension of a model that writes; what is left at None is as the checkpoint's generation_config.json has it.
+class TokenParams(FamilyParams):
+    """Of models that make one token after the other; what is left at None is as the checkpoint's
+    generation_config.json has it.
 
-    At most `max_tokens` are written (without any bound: as many as the model can read), at least `min_tokens` before
+    At most `max_tokens` are made (without any bound: as many as the model can read), at least `min_tokens` before
     it may end by itself. A `temperature` of 0 takes the likeliest token every time; else one is drawn of the `top_k`
     likeliest (0: of all) and, of these, of those that make up `top_p`. A `repetition_penalty` above 1 makes what was
-    read or written less likely. A text of `stop` ends the answer and is not part of it; `suppressed` are ids of tokens
-    that are never written.
+    read or made less likely.
     """
 
     max_tokens: int | None = field(default=None, metadata={"low": 1})
@@ -91,8 +91,6 @@ class GenerationParams(FamilyParams):
     top_k: int | None = field(default=None, metadata={"low": 0})
     top_p: float | None = field(default=None, metadata={"low": 0, "high": 1})
     repetition_penalty: float | None = field(default=None, metadata={"low": 0.01, "high": 100})
-    stop: tuple[str, ...] = ()
-    suppressed: tuple[int, ...] = ()
 
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
@@ -101,7 +99,40 @@ class GenerationParams(FamilyParams):
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             return f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; use at most that"
-        return "stop holds an empty text, which ends nothing; leave it out" if "" in self.stop else None
+        return None
+
+
+@dataclass(frozen=True)
+class GenerationParams(TokenParams):
+    """The extension of a model that writes.
+
+    A text of `stop` ends the answer and is not part of it; `suppressed` are ids of tokens that are never written.
+    """
+
+    stop: tuple[str, ...] = ()
+    suppressed: tuple[int, ...] = ()
+
+    def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
+        if "" in self.stop:
+            return "stop holds an empty text, which ends nothing; leave it out"
+        return super().objection(params, size_multiple)
+
+
+@dataclass(frozen=True)
+class SpeechParams(TokenParams):
+    """The extension of a model that speaks: its tokens are frames of sound.
+
+    `voice` and `language` are of those that the checkpoint has (None: its first voice; the language of the text), and
+    `instructions` say in words how it is spoken. A frame is several codes: the `code_` choices are for all but the
+    first of them.
+    """
+
+    voice: str | None = None
+    language: str | None = None
+    instructions: str | None = None
+    code_temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
+    code_top_k: int | None = field(default=None, metadata={"low": 0})
+    code_top_p: float | None = field(default=None, metadata={"low": 0, "high": 1})
 
 
 @dataclass(frozen=True)
@@ -169,8 +200,19 @@ class GenerationChoices(TypedDict, total=False):
     suppressed: tuple[int, ...]
 
 
-class Choices(WorkChoices, GenerationChoices, total=False):
-    """The fields of `DiffusionParams`, and of `GenerationParams` for models that write, as keywords."""
+class SpeechChoices(TypedDict, total=False):
+    """The fields of `SpeechParams` that models which write do not have, as keywords."""
+
+    voice: str | None
+    language: str | None
+    instructions: str | None
+    code_temperature: float | None
+    code_top_k: int | None
+    code_top_p: float | None
+
+
+class Choices(WorkChoices, GenerationChoices, SpeechChoices, total=False):
+    """The fields of `DiffusionParams`, and those of models that write or speak, as keywords."""
 
     num_inference_steps: int | None
     guidance_scale: float | None
@@ -190,13 +232,13 @@ class Choices(WorkChoices, GenerationChoices, total=False):
 
 
 def make_params(
-    given: DiffusionParams | GenerationParams | Mapping[str, Any] | None, choices: Mapping[str, Any]
+    given: DiffusionParams | TokenParams | Mapping[str, Any] | None, choices: Mapping[str, Any]
 ) -> DiffusionParams:
     """`given`, a dict of fields as well, with `choices` over it; RequestError names a field that does not exist.
 
-    What a model that writes knows besides goes into `extra`.
+    What a model that writes or speaks knows besides goes into `extra`.
     """
-    if isinstance(given, GenerationParams):
+    if isinstance(given, TokenParams):
         given = DiffusionParams(extra=given)
     if given is not None and not isinstance(given, DiffusionParams | Mapping):
         raise RequestError(
@@ -205,7 +247,7 @@ def make_params(
     base = given if isinstance(given, DiffusionParams) else DiffusionParams()
     wanted = {**(given if isinstance(given, Mapping) else {}), **choices}
     names = [part.name for part in fields(DiffusionParams)]
-    writing = [part.name for part in fields(GenerationParams)]
+    writing = list(dict.fromkeys(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind)))
     written = {name: wanted.pop(name) for name in writing if name in wanted}
     for name in wanted:
         if name not in names:
@@ -219,12 +261,12 @@ def make_params(
 def _with(
     extra: FamilyParams | Mapping[str, Any] | None, written: Mapping[str, Any]
 ) -> FamilyParams | Mapping[str, Any]:
-    """`extra` with choices of a model that writes over it."""
-    if isinstance(extra, GenerationParams):
-        return replace(extra, **written)
+    """`extra` with choices of a model that writes or speaks over it."""
     if isinstance(extra, FamilyParams):
-        why = f"means nothing beside {type(extra).__name__}; it is for models that write"
-        raise RequestError(f"{min(written)} {why}", min(written))
+        if strange := sorted(written.keys() - {part.name for part in fields(extra)}):
+            why = f"means nothing beside {type(extra).__name__}; it is for other models that write or speak"
+            raise RequestError(f"{strange[0]} {why}", strange[0])
+        return replace(extra, **written)
     return {**(extra or {}), **written}
 
 

@@ -23,7 +23,15 @@ from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.machine import memory as machine_memory
 from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, messages_of
 from omnimuse.core.names import meant
-from omnimuse.core.params import WORK, DiffusionParams, FamilyParams, SoundParams, check_family_params, family_params
+from omnimuse.core.params import (
+    WORK,
+    DiffusionParams,
+    FamilyParams,
+    SoundParams,
+    SpeechParams,
+    check_family_params,
+    family_params,
+)
 from omnimuse.core.sources import Clip as Clip
 from omnimuse.core.sources import Picture as Picture
 from omnimuse.core.sources import Recording as Recording
@@ -244,6 +252,8 @@ class Door:
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
             raise RequestError(why, "extra")
         check_length(extra, self.limits.max_sequence_length)
+        if isinstance(extra, SpeechParams) and self.limits.sound is not None and self.limits.sound.speech is not None:
+            self.limits.sound.speech.check(extra, len(came.sounds))
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(

@@ -12,7 +12,8 @@ from typing import Literal
 
 from omnimuse.core.caches import Fits
 from omnimuse.core.guidance import Guidance
-from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.params import DiffusionParams, FamilyParams, TokenParams
+from omnimuse.core.speech import Speech
 
 Configs = Mapping[str, Mapping[str, object]]
 """The configuration of every component of a checkpoint, by component name; under `OPTIONS` what it says besides."""
@@ -22,6 +23,11 @@ OPTIONS = "options"
 
 GENERATION = "generation_config.json"
 """How a language model writes; `Configs` has that of a component under the name of both, with a slash between."""
+
+
+def always(config: Mapping[str, object]) -> bool:
+    """Whatever is said."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Component:
     import path of our network's weight-name rules, `aliases` of other names that adapters have for its layers,
     `keep_float32` name patterns that stay in float32; `dtype` is what the whole of it computes in, whatever the
     engine's is (empty: that). Of a component that is not `built` only the configuration is read; no classes means any
-    class. `tells` are the defaults of a request that it names.
+    class. `tells` are the defaults of a request that it names. What is `inside` another component has its folder, its
+    class and its files, of which it is a part; it is there only `where` that one's configuration says so.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +54,8 @@ class Component:
     optional: bool = False
     built: bool = True
     tells: Callable[[Configs], DiffusionParams] | None = None
+    inside: str = ""
+    where: Callable[[Mapping[str, object]], bool] = always
 
 
 Size = tuple[int, int]
@@ -59,13 +68,14 @@ Sizing = Callable[[Sequence[Size]], Size]
 @dataclass(frozen=True)
 class SoundLimits:
     """Of a model that makes sound: `rate` samples a second in `channels`, at most `seconds` of them (0: it does not
-    say), and from how many sounds it can start.
+    say), and from how many sounds it can start; of one that speaks, what of its `speech` can be chosen.
     """
 
     rate: int
     channels: int = 2
     seconds: float = 0.0
     max_inputs: int = 0
+    speech: Speech | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +243,11 @@ class Spec:
     def writes(self) -> bool:
         """Whether text comes out, and a conversation can go in."""
         return self.medium == "text"
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it makes one token after the other from the first to the last, text or speech."""
+        return issubclass(self.extra, TokenParams)
 
     @property
     def makes_video(self) -> bool:

@@ -317,7 +317,8 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown)
+            tokens = sum(len(note.tokens) for note in result.written)
+            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens)
             self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
 
     def _end(self, request_id: str, error: BaseException) -> None:
@@ -334,6 +335,8 @@ class Worker:
 
 def spelt(result: Result) -> tuple[MadeText, ...]:
     """The texts that a model wrote; empty for one that makes something else."""
+    if not result.texts_written:
+        return ()
     made = zip(result.texts_written, result.written, strict=True)
     return tuple(MadeText(text, len(note.tokens), note.reason, note.reused) for text, note in made)
 

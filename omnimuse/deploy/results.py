@@ -26,7 +26,7 @@ from omnimuse.media.destination import write_whole
 from omnimuse.media.finished import encode, files
 from omnimuse.media.formats import FORMATS, TEXT
 from omnimuse.media.image import from_pixels
-from omnimuse.media.sound import PEAK, Sound, library
+from omnimuse.media.sound import PEAK, PLAIN, Sound, library
 from omnimuse.media.video import Video
 
 PREVIEW_QUALITY = 80
@@ -44,7 +44,7 @@ def check_form(request: Request, form: Form, media: str) -> None:
         )
     if form.quality is not None and form.format not in ("PNG", "JPEG", "WEBP"):
         raise RequestError(f"quality={form.quality} cannot be chosen for {form.format} files; leave it out", "quality")
-    if media == "audio" and form.format != "WAV":
+    if media == "audio" and form.format not in PLAIN:
         try:
             library()
         except ConfigError as error:

@@ -23,6 +23,8 @@ from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 INDEX = "model_index.json"
 MODEL, TOKENIZER = "model", "tokenizer"
 """The components of a folder in the layout of transformers."""
+BESIDE = ("speech_tokenizer",)
+"""Folders in it that are components of their own."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIGS = (
     "config.json",
@@ -71,15 +73,18 @@ class Checkpoint:
     def _take_flat(self) -> str:
         """The class of the model in a folder of transformers' layout: its components are `MODEL` and `TOKENIZER`."""
         path = self.folder / CONFIGS[0]
-        named = read_json(path).get("architectures") if path.is_file() else None
-        inside = (self.folder.parent / INDEX).is_file()
-        if inside or not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        named = _architectures(path) if path.is_file() else []
+        if (self.folder.parent / INDEX).is_file() or not named:
             raise ModelError(_not_a_checkpoint(self.folder))
         self.components[MODEL] = ("transformers", named[0])
         settings = self.folder / TOKENIZER_CONFIG
         if settings.is_file() or (self.folder / "tokenizer.json").is_file():
             kind = read_json(settings).get("tokenizer_class") if settings.is_file() else None
             self.components[TOKENIZER] = ("transformers", str(kind or "TokenizersBackend"))
+        for name in BESIDE:
+            if (self.folder / name / CONFIGS[0]).is_file():
+                [kind] = _architectures(self.folder / name / CONFIGS[0]) or ["a network without a class"]
+                self.components[name] = ("transformers", kind)
         if (self.folder / GENERATION).is_file():
             self.options.update(read_json(self.folder / GENERATION))
         return named[0]
@@ -97,6 +102,10 @@ class Checkpoint:
             case _:
                 self.options[name] = value
 
+    def divide(self, name: str, whole: str) -> None:
+        """What is called `name` is a part of the component `whole`, in its files."""
+        self.components[name] = self.components[whole]
+
     def only(self, names: Collection[str]) -> None:
         """Forget the components that are not in `names`: nobody will ask for them, so they need not be there."""
         self.components = {name: kind for name, kind in self.components.items() if name in names}
@@ -107,7 +116,7 @@ class Checkpoint:
             raise ModelError(
                 f"{self.folder} has no component {component!r}; {INDEX} names {few(sorted(self.components), 20)}"
             )
-        return self.folder if self.flat else self.folder / component
+        return self.folder if self.flat and component not in BESIDE else self.folder / component
 
     def has_weights(self, component: str) -> bool:
         """Whether `component` is a network (and not a scheduler, tokenizer or processor)."""
@@ -117,7 +126,7 @@ class Checkpoint:
         """The configuration of `component`; empty for a tokenizer or processor that stores none."""
         folder = self.path(component)
         names: tuple[str, ...] = CONFIGS
-        if self.flat:  # several have theirs in this folder
+        if folder == self.folder:  # several have theirs in this folder
             names = (CONFIGS[0],) if self.has_weights(component) else (TOKENIZER_CONFIG,)
         for name in names:
             if (folder / name).is_file():
@@ -130,8 +139,8 @@ class Checkpoint:
         """The files that say what this checkpoint is, by name, with what they say."""
         if self.flat:
             yield CONFIGS[0], read_json(self.folder / CONFIGS[0])
-            return
-        yield INDEX, read_json(self.folder / INDEX)
+        else:
+            yield INDEX, read_json(self.folder / INDEX)
         for name in sorted(self.components):
             if (self.folder / name / CONFIGS[0]).is_file():
                 yield f"{name}/{CONFIGS[0]}", read_json(self.folder / name / CONFIGS[0])
@@ -193,6 +202,12 @@ class Checkpoint:
             about = path.stat()
             lines.append(f"{path.relative_to(self.folder).as_posix()} {about.st_size} {about.st_mtime_ns}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _architectures(path: Path) -> list[str]:
+    """The one class that a config.json of transformers names; none where it names none, or several."""
+    named = read_json(path).get("architectures")
+    return named if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str) else []
 
 
 def plain_class(name: str) -> str:

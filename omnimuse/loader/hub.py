@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.checkpoint import CONFIGS, GENERATION, INDEX, Checkpoint
+from omnimuse.loader.checkpoint import BESIDE, CONFIGS, GENERATION, INDEX, Checkpoint
 from omnimuse.loader.files import PICKLES, few
 from omnimuse.media.destination import write_whole
 
@@ -131,7 +131,7 @@ def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
     """Those of a repository's `files` that a model needs; ModelError if it is not one that can be read.
 
     Of a pipeline, weights beside `model_index.json` (single-file copies) and variants of weights that exist plain are
-    left out; of a language model, all that is in folders (copies for other libraries).
+    left out; of a language model, what is in folders that are no components (copies for other libraries).
     """
     names = sorted(files)
     flat = INDEX not in names
@@ -141,8 +141,8 @@ def wanted_files(repo: str, files: Iterable[str]) -> list[str]:
             f"(it holds {few(names)}), and no {CONFIGS[0]} beside {GENERATION}, which a language model has; look for a "
             "repository of the same model whose name ends in -Diffusers, or convert it with diffusers"
         )
-    names = [name for name in names if "/" not in name] if flat else names
-    weights = [name for name in names if ("/" in name) is not flat and name.endswith(".safetensors")]
+    names = [name for name in names if not flat or "/" not in name or name.partition("/")[0] in BESIDE]
+    weights = [name for name in names if (flat or "/" in name) and name.endswith(".safetensors")]
     if not weights:
         pickles = [name for name in names if name.endswith(PICKLES)]
         raise ModelError(

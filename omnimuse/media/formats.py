@@ -10,7 +10,9 @@ from types import MappingProxyType
 
 PICTURES: Mapping[str, str] = MappingProxyType({".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"})
 VIDEOS: Mapping[str, str] = MappingProxyType({".mp4": "MP4"})
-SOUNDS: Mapping[str, str] = MappingProxyType({".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"})
+SOUNDS: Mapping[str, str] = MappingProxyType(
+    {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".opus": "OPUS", ".pcm": "PCM"}
+)
 TEXT = "TEXT"
 """The format of what is a text: it becomes no file."""
 FORMATS: Mapping[str, Mapping[str, str]] = MappingProxyType({"image": PICTURES, "video": VIDEOS, "audio": SOUNDS})

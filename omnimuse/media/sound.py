@@ -2,7 +2,8 @@
 
 Called by the engine, the Python API and the command line. WAV files are written with the standard library, 16 bits a
 sample, as players expect; settings travel as JSON in an `omni` chunk of the RIFF file, which players skip. FLAC, OGG
-(Vorbis) and MP3 files are written by soundfile, an optional library, with the settings in the comment.
+(Vorbis), MP3 and OPUS files are written by soundfile, an optional library, with the settings in the comment. PCM is the
+samples of a WAV file and nothing else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ BLOCK = 65_536
 """Samples that are handed to an encoder at once: one of OGG overflowed its stack on more."""
 PEAK = 32767  # of a sample of 16 bits
 CHUNK = b"omni"
+PLAIN = ("WAV", "PCM")
+"""Formats that need no library."""
+SUBTYPES = {"OPUS": ("OGG", "OPUS")}
+"""Formats that soundfile knows as a container and what is in it."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,10 @@ def to_sound(values: Tensor, rate: int) -> Sound:
 def check_sound_destination(path: Path) -> None:
     """To be asked before any work: RequestError unless a sound can be written at `path`, ConfigError without soundfile.
 
-    (A WAV file needs no library.)
+    (Those in `PLAIN` need no library.)
     """
     check_destination(path, FORMATS)
-    if FORMATS[path.suffix.lower()] != "WAV":
+    if FORMATS[path.suffix.lower()] not in PLAIN:
         library()
 
 
@@ -86,17 +91,20 @@ def save_sound(sound: Sound, path: Path, settings: Mapping[str, Any], *, replace
 
 
 def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> bytes:
-    """The bytes of `sound` as WAV, FLAC (16 bits), OGG or MP3, with `settings` inside.
+    """The bytes of `sound` in one of `FORMATS`, 16 bits a sample where it has bits, with `settings` inside.
 
     Samples outside [-1, 1] are clipped. RequestError for a rate or a number of channels that the format does not have.
     """
     if format == "WAV":
         return _wav(sound, settings)
+    if format == "PCM":
+        return _pcm(sound)
+    container, subtype = SUBTYPES.get(format, (format, None))
     buffer = io.BytesIO()
     encoder, channels = library(), len(sound.samples)
     samples = sound.samples.clip(-1, 1).T  # [n, channels]
     try:
-        with encoder.SoundFile(buffer, "w", sound.rate, channels, format=format) as file:
+        with encoder.SoundFile(buffer, "w", sound.rate, channels, subtype, format=container) as file:
             file.comment = json.dumps(settings, sort_keys=True)
             for start in range(0, len(samples), BLOCK):
                 file.write(samples[start : start + BLOCK])
@@ -108,13 +116,18 @@ def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> byte
     return buffer.getvalue()
 
 
+def _pcm(sound: Sound) -> bytes:
+    """Samples of 16 bits, low byte first, those of the channels in turn."""
+    return (sound.samples.clip(-1, 1) * PEAK).round().astype("<i2").T.tobytes()  # [n, channels]
+
+
 def _wav(sound: Sound, settings: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(sound.samples.shape[0])
         file.setsampwidth(2)
         file.setframerate(sound.rate)
-        file.writeframes((sound.samples.clip(-1, 1) * PEAK).round().astype("<i2").T.tobytes())  # [n, channels]
+        file.writeframes(_pcm(sound))
     return _with_chunk(buffer.getvalue(), json.dumps(settings, sort_keys=True).encode())
 
 

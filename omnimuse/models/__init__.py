@@ -28,6 +28,7 @@ TABLE = {
     "Lumina2Pipeline": "omnimuse.models.lumina2",
     "GlmImagePipeline": "omnimuse.models.glm_image",
     "Qwen3ForCausalLM": "omnimuse.models.qwen3_text",
+    "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
 }
 """The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
 

@@ -5,7 +5,7 @@ No torch; `observe/progress.py` and `server/jobs/live.py` use it.
 
 from __future__ import annotations
 
-DRAWING, WRITING = "denoise", "generate"
+DRAWING, WRITING, TALKING = "denoise", "generate", "talk"
 """The loop that most of the time goes into."""
 BEFORE, DRAWN = 0.3, 0.9
 """The part of the work that is done when a loop ends that comes before the drawing (a language model writes what is to

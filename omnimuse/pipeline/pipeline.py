@@ -6,8 +6,10 @@ know (`prepare_encode`, `denoise_step`, `step_scheduler`, `post_decode`, `forwar
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -34,18 +36,28 @@ class Pipeline:
 
     `results` says what a finished output is: by medium (`"image"`, `"video"`, `"audio"`, `"text"`) the slot that holds
     it, the one that the spec names first. A slot that is None then is a part that this request does without.
+
+    A pipeline of several `tracks` declares those in the place of its stages: chains of stages with a cursor of their
+    own, of which each goes on whenever it can. They are joined by the slots that a stage `streams`.
     """
 
     spec: ClassVar[Spec]
     stages: ClassVar[tuple[Stage, ...]] = ()
+    tracks: ClassVar[tuple[tuple[Stage, ...], ...]] = ()
     results: ClassVar[Mapping[str, str]] = MappingProxyType({"image": "image"})
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if cls.tracks:
+            cls.stages = tuple(chain.from_iterable(cls.tracks))
+        cls._ends = tuple(accumulate(map(len, cls.tracks or (cls.stages,))))
         check_declaration(cls.__name__, cls.stages, cls.results, cls.spec)
-        cls._last_reader = last_readers(cls.stages, cls.results.values())
+        cls._joints = joints(cls.__name__, cls.stages, cls._ends)
+        cls._touching = touching(cls.stages, cls.results.values())
 
-    _last_reader: ClassVar[dict[str, int]] = {}
+    _ends: ClassVar[tuple[int, ...]] = (0,)
+    _joints: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    _touching: ClassVar[Mapping[str, frozenset[int]]] = MappingProxyType({})
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
@@ -55,11 +67,34 @@ class Pipeline:
     def states(self, request: Request, *, strict: bool = False) -> list[State]:
         """One fresh state per output of `request`."""
         worn = self.ctx.adapters.fetch(loras_of(request.params.loras))
-        return [State(request, output, strict=strict, worn=worn) for output in range(request.outputs)]
+        starts = (0, *self._ends[:-1])
+        outputs = range(request.outputs)
+        return [State(request, output, strict=strict, worn=worn, starts=starts) for output in outputs]
 
     def stage_of(self, state: State) -> Stage | None:
-        """The stage this state needs next, or None when it is finished."""
-        return self.stages[state.stage] if state.stage < len(self.stages) else None
+        """The stage this state needs next in the track whose turn it is, or None at the end of that."""
+        return self.stages[state.stage] if state.stage < self._ends[state.track] else None
+
+    def finished(self, state: State) -> bool:
+        """Whether every track is at its end."""
+        return len(state.done) == len(self.stages)
+
+    def turns(self, state: State) -> Iterator[int]:
+        """Every track that is not at its end, while it is its turn."""
+        for track in range(len(self._ends)):
+            state.turn(track)
+            if self.stage_of(state) is not None:
+                yield track
+
+    def ready(self, state: State) -> bool:
+        """Whether the track whose turn it is has something to do, and need not wait for another."""
+        stage = self.stage_of(state)
+        if stage is None or not all(slot in state for slot in self._joints[state.stage]):
+            return False
+        if not isinstance(stage, Loop):
+            return True
+        with state.opened_for(stage):
+            return stage.ready(self.ctx, state)
 
     def run_stage(self, stage: Stage, state: State, ctx: Context | None = None) -> None:
         """Run a one-shot stage for one state and move on; `ctx` may be another than the pipeline's own."""
@@ -84,6 +119,11 @@ class Pipeline:
         with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
             return loop.rows(self.ctx, state, state.plan[state.position])
 
+    def more(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> list[Row]:
+        """The evaluations that this step needs besides those that gave `predictions`."""
+        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
+            return loop.more(self.ctx, state, state.plan[state.position], predictions)
+
     def apply(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         """Finish the step: predictions by branch move the state; after the last one the loop ends."""
         with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
@@ -98,10 +138,11 @@ class Pipeline:
 
     def advance(self, state: State) -> None:
         """Move to the next stage and free every slot that nobody reads any more."""
-        done = state.stage
+        ended = state.stage
+        state.done.add(ended)
         state.stage += 1
-        for slot, reader in self._last_reader.items():
-            if reader == done:
+        for slot, stages in self._touching.items():
+            if ended in stages and stages <= state.done:
                 state.free(slot)
 
     def _wanted_after(self, state: State) -> Sequence[str]:
@@ -109,7 +150,7 @@ class Pipeline:
         following = state.plan[state.position + 1 : state.position + 2]
         if following:
             return [step.network for step in following]
-        return self.stages[state.stage + 1].uses if state.stage + 1 < len(self.stages) else ()
+        return self.stages[state.stage + 1].uses if state.stage + 1 < self._ends[state.track] else ()
 
     # -- verbs that other engines know ---------------------------------------------------------------------------
 
@@ -127,8 +168,13 @@ class Pipeline:
         """The predictions, by branch, of the step each state takes next; states share forwards where they can."""
         rows = [row for state in states for row in self.rows(self._loop(state), state)]
         predictions: dict[str, dict[str, Tensor]] = {state.id: {} for state in states}
-        for row, prediction in zip(rows, evaluate(self.ctx, rows), strict=True):
-            predictions[row.state.id][row.branch] = prediction
+        while rows:
+            found: dict[str, dict[str, Tensor]] = {}
+            for row, prediction in zip(rows, evaluate(self.ctx, rows), strict=True):
+                found.setdefault(row.state.id, {})[row.branch] = prediction
+            predictions |= found
+            again = [state for state in states if state.id in found]
+            rows = [row for state in again for row in self.more(self._loop(state), state, found[state.id])]
         return [predictions[state.id] for state in states]
 
     @torch.inference_mode()
@@ -144,11 +190,9 @@ class Pipeline:
         Of several media that is the one that the model is there for; `made` has all.
         """
         for state in states:
-            while (stage := self.stage_of(state)) is not None:
-                if isinstance(stage, Loop):
-                    self._run_loop(stage, state)
-                else:
-                    self.run_stage(stage, state)
+            while not self.finished(state):
+                for _ in self.turns(state):
+                    self._go_on(state)
         return [state[self.results[self.spec.medium]] for state in states]
 
     def made(self, state: State) -> dict[str, Any]:
@@ -175,13 +219,17 @@ class Pipeline:
             self.prepare_encode([state])
         return loop
 
-    def _run_loop(self, loop: Loop, state: State) -> None:
-        """Every step of a loop, for one state."""
-        self.begin(loop, state)
-        while self.stage_of(state) is loop:
-            rows = self.rows(loop, state)
-            predictions = evaluate(self.ctx, rows)
-            self.apply(loop, state, {row.branch: found for row, found in zip(rows, predictions, strict=True)})
+    def _go_on(self, state: State) -> None:
+        """What the track whose turn it is can do at once: its next stage, or a step of a loop."""
+        stage = self.stage_of(state)
+        if stage is None or not self.ready(state):
+            return
+        if not isinstance(stage, Loop):
+            self.run_stage(stage, state)
+            return
+        if not state.plan:
+            self.begin(stage, state)
+        self.step_scheduler([state], self.denoise_step([state]))
 
     def _loop(self, state: State) -> Loop:
         stage = self.stage_of(state)
@@ -216,11 +264,32 @@ def check_declaration(name: str, stages: Sequence[Stage], results: Mapping[str, 
         raise PipelineError(f"{name}: results must begin with {spec.medium!r}, which its spec says it makes")
 
 
-def last_readers(stages: Sequence[Stage], results: Collection[str]) -> dict[str, int]:
-    """For every slot but the results, the index of the last stage that touches it."""
-    last: dict[str, Any] = {}
+def touching(stages: Sequence[Stage], results: Collection[str]) -> dict[str, frozenset[int]]:
+    """For every slot but the results, the indices of the stages that touch it."""
+    found: dict[str, frozenset[int]] = {}
     for index, stage in enumerate(stages):
         for slot in (*stage.reads, *stage.writes):
             if slot not in REQUEST_FIELDS and slot not in results:
-                last[slot] = index
-    return last
+                found[slot] = found.get(slot, frozenset()) | {index}
+    return found
+
+
+def joints(name: str, stages: Sequence[Stage], ends: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """For every stage, what it reads that another track writes; PipelineError unless that is a stream."""
+    writers = {slot: (index, stage) for index, stage in enumerate(stages) for slot in stage.writes}
+    found = []
+    for index, stage in enumerate(stages):
+        if strange := set(stage.streams) - set(stage.writes):
+            raise PipelineError(f"{name}: stage {stage.name} streams {min(strange)!r}, which it does not write")
+        track = bisect_right(ends, index)
+        across = tuple(
+            slot for slot in stage.reads if slot in writers and bisect_right(ends, writers[slot][0]) != track
+        )
+        for slot in across:
+            if slot not in writers[slot][1].streams:
+                raise PipelineError(
+                    f"{name}: stage {stage.name} reads {slot!r} of another track, which stage {writers[slot][1].name} "
+                    "does not stream"
+                )
+        found.append(across)
+    return tuple(found)

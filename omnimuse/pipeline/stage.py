@@ -117,12 +117,14 @@ class Stage:
     """One named transformation of states.
 
     `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
-    made. One that is `lendable` does nothing but write its slots and its note: one rank may run it for all.
+    made. Of what it writes, `streams` are there as soon as it begins and grow: other tracks may read them meanwhile. One
+    that is `lendable` does nothing but write its slots and its note: one rank may run it for all.
     """
 
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
     name: str = ""
     batches: ClassVar[bool] = False
     lendable: ClassVar[bool] = False
@@ -160,12 +162,24 @@ class Loop(Stage):
         """The row tokens of the step that this state takes next; the budget of a tick and fairness count these."""
         return self.tokens(ctx, state.request)
 
+    def ready(self, ctx: Context, state: State) -> bool:
+        """Whether there is something to do for its next step, or for its first one; what it waits for, another track
+        of the state makes.
+        """
+        return True
+
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         """The evaluations that this step needs; none if the step does its work in `apply` (tiles of a decoder, say)."""
         raise NotImplementedError
 
+    def more(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> list[Row]:
+        """Evaluations that this step needs besides, which depend on `predictions`, the last ones: asked for again after
+        each round of them, until there are none. They share forwards with those of other states.
+        """
+        return []
+
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        """Guidance, solver, slot update; `predictions` by branch."""
+        """Guidance, solver, slot update; `predictions` by branch, of the last round."""
         raise NotImplementedError
 
     def finish(self, ctx: Context, state: State) -> None:

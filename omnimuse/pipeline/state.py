@@ -6,9 +6,9 @@ refuses slots that the running stage did not declare. Nothing here knows about n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,24 +33,48 @@ class SlotError(Exception):
     """A stage touched a slot that it did not declare, or that is empty: a bug in a pipeline, never in a request."""
 
 
+@dataclass
+class Cursor:
+    """Where a track is that waits for its turn; the fields are those of `State`."""
+
+    stage: int
+    plan: list[Step] = field(default_factory=list)
+    position: int = 0
+    solver: SolverMemory | None = None
+    memories: dict[tuple[str, str], Memory] = field(default_factory=dict)
+    working: dict[str, Any] = field(default_factory=dict)
+
+
 class State:
     """One output in the making: slots, random generator, plan, position, solver and cache memory.
 
     Networks wear the adapters `worn` for it. `stage` is the index of the stage to run next and `position` the step to
-    take next within a loop. `working` belongs to the running loop alone and is emptied when it finishes. `notes` is
+    take next within a loop. `working` belongs to the running loop alone and is emptied when it finishes. All these are
+    of the `track` whose turn it is; `done` are the stages behind it in any. `notes` is
     what stages, by name, have to tell people, `said` what a library warned of that runs the whole pipeline, `timed` how
     many seconds parts of a stage took that somebody else has timed, by name. `grown` are
     pieces of the output that are finished and not yet told to who waits for it: medium, where the piece begins, and
     what it is.
     """
 
-    def __init__(self, request: Request, output: int, *, strict: bool = False, worn: tuple[Worn, ...] = ()) -> None:
+    def __init__(
+        self,
+        request: Request,
+        output: int,
+        *,
+        strict: bool = False,
+        worn: tuple[Worn, ...] = (),
+        starts: Sequence[int] = (0,),
+    ) -> None:
         self.id = f"{request.id}/{output}"
         self.request = request
         self.output = output
         self.worn = worn
         self.generator = torch.Generator("cpu").manual_seed(request.seed(output))
-        self.stage = 0
+        self.track = 0
+        self.done: set[int] = set()
+        self._waiting = [Cursor(start) for start in starts]
+        self.stage = starts[0]
         self.plan: list[Step] = []
         self.position = 0
         self.solver: SolverMemory | None = None
@@ -78,6 +102,17 @@ class State:
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots
+
+    def turn(self, track: int) -> None:
+        """Go on with that track."""
+        if track == self.track:
+            return
+        self._waiting[self.track] = Cursor(
+            self.stage, self.plan, self.position, self.solver, self.memories, self.working
+        )
+        self.track, there = track, self._waiting[track]
+        self.stage, self.plan, self.position = there.stage, there.plan, there.position
+        self.solver, self.memories, self.working = there.solver, there.memories, there.working
 
     def grow(self, medium: str, start: int, piece: Any) -> None:
         """A piece of what this output will hold of `medium` is finished; nobody changes it any more."""
@@ -114,17 +149,24 @@ class State:
 
     def park(self) -> None:
         """Move every tensor of this state to the CPU; `wake` brings back those that were elsewhere."""
-        self._slots, self.working = park(self._slots), park(self.working)
-        self._move_memories(CPU)
+        self._slots = park(self._slots)
+        for track in range(len(self._waiting)):
+            self.turn(track)
+            self.working = park(self.working)
+            self._move_memories(CPU)
 
     def wake(self, device: torch.device) -> None:
         """The reverse of `park`; `device` is where the state is worked on."""
-        self._slots, self.working = wake(self._slots), wake(self.working)
-        self._move_memories(device)
+        self._slots = wake(self._slots)
+        for track in range(len(self._waiting)):
+            self.turn(track)
+            self.working = wake(self.working)
+            self._move_memories(device)
 
     def clear(self) -> None:
         """Let go of everything that takes memory."""
         self._slots, self.working, self.memories, self.solver, self.plan = {}, {}, {}, None, []
+        self._waiting = [Cursor(cursor.stage) for cursor in self._waiting]
         self.worn = ()
 
     def _move_memories(self, device: torch.device) -> None:

@@ -5,7 +5,7 @@
 
 const KEY = "omnimuse-api-key";
 const PREVIEWS = 3;
-const SOUNDS = { wav: "audio/wav", flac: "audio/flac", ogg: "audio/ogg", mp3: "audio/mpeg" };
+const SOUNDS = { wav: "audio/wav", flac: "audio/flac", ogg: "audio/ogg", mp3: "audio/mpeg", opus: "audio/ogg" };
 
 export const address = (path) => new URL(path, document.baseURI).href;
 export const hasKey = () => Boolean(sessionStorage.getItem(KEY));

@@ -157,7 +157,8 @@ export class Controls {
 
   formats() {
     if (isVideo(this.kind)) return null;
-    const options = this.can.formats.map((name) => h("option", { value: name }, name.toUpperCase()));
+    const heard = this.can.formats.filter((name) => name !== "pcm"); // which no browser plays
+    const options = heard.map((name) => h("option", { value: name }, name.toUpperCase()));
     return this.keep("output_format", "Format", h("select", {}, ...options));
   }
 
@@ -169,7 +170,9 @@ export class Controls {
 
   extras() {
     return Object.entries(this.can.extra ?? {}).map(([name, value]) => {
-      const input = typeof value === "boolean" ? h("input", { type: "checkbox", checked: value })
+      const among = this.can.choices?.[name];
+      const input = among?.length ? h("select", {}, ...["", ...among].map((one) => h("option", { value: one }, one || "—")))
+        : typeof value === "boolean" ? h("input", { type: "checkbox", checked: value })
         : typeof value === "number" ? h("input", { type: "number", step: "any", value })
         : h("input", { value: textOf(value) });
       input.id = `extra-${name}`;

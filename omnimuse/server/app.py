@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,6 +28,7 @@ from omnimuse.server.routes import (
     images,
     models,
     playground,
+    speech,
     talk,
     videos,
 )
@@ -34,17 +37,23 @@ from omnimuse.server.service import Service
 DESCRIBED = (health, models, adapters, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
 
+SPEAKING = (health, models, adapters, images, videos, speech, audio, chat, files)
+"""The same where it speaks."""
+
 WRITING = (health, models, adapters, images, videos, audio, talk, files)
 """The same where the model writes: a chat is another thing then."""
 
-PICTURED = frozenset({chat.PATH, images.EDITS, videos.PATH, f"{videos.PATH}/sync"})
-"""The paths whose JSON may have pictures in it."""
+PICTURED = frozenset({chat.PATH, images.EDITS, speech.PATH, videos.PATH, f"{videos.PATH}/sync"})
+"""The paths whose JSON may have pictures or sounds in it."""
 
 
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
     elsewhere = {"/metrics"} if service.options.reach.metrics is not None else set()
-    groups = WRITING if service.door.spec.writes else DESCRIBED
+    sound = service.door.limits.sound
+    groups: Sequence[ModuleType] = WRITING if service.door.spec.writes else DESCRIBED
+    if sound is not None and sound.speech is not None:
+        groups = SPEAKING
     operations = [made for group in groups for made in group.OPERATIONS if made.path not in elsewhere]
     described = document(operations, __version__)
     guard = service.options.guard

@@ -186,9 +186,9 @@ def check(under: Build) -> None:
 
 
 def check_writing(under: Build) -> None:
-    """What a model that writes one token at a time cannot be given, whatever else it is."""
+    """What a model that makes one token at a time cannot be given, whatever else it is."""
     config, family = under.found.config, under.found.spec.family
-    if not under.found.spec.writes:
+    if not under.found.spec.by_token:
         return
     chosen = {
         f"cache={config.cache.kind}": config.cache.kind != "none",
@@ -196,7 +196,8 @@ def check_writing(under: Build) -> None:
         f"{under.mesh.size} ranks": under.mesh.size > 1,
     }
     if wrong := [name for name, given in chosen.items() if given]:
-        raise ConfigError(f"{family} writes text, for which {wrong[0]} is not there; leave it out")
+        what = "writes text" if under.found.spec.writes else "speaks"
+        raise ConfigError(f"{family} {what}, for which {wrong[0]} is not there; leave it out")
 
 
 def construct(under: Build) -> None:

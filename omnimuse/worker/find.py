@@ -77,6 +77,9 @@ def find(config: Config) -> Found:
             f"auxiliary_text_encoder={config.contract.encoder!r} cannot be: {spec.arch} reads the encoders of its own "
             "checkpoint; leave it out"
         )
+    for name, part in spec.components.items():
+        if part.inside in checkpoint.components and part.where(checkpoint.config(part.inside)):
+            checkpoint.divide(name, part.inside)
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}
     optional = {name for name, part in spec.components.items() if part.optional}

@@ -44,7 +44,7 @@ from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.failures import free_memory, is_shortage, settle
-from omnimuse.worker.forwards import Forwards
+from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.pace import Offer
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
@@ -155,7 +155,7 @@ class Runner:
 
     def cost(self, state_id: str) -> int | None:
         """The work of that state's next step, in row tokens; None where it has no plan yet."""
-        state = self.states.get(state_id)
+        state = self._leading(state_id)
         stage = None if state is None else self.pipeline.stage_of(state)
         if state is None or not state.plan or not isinstance(stage, Loop):
             return None
@@ -177,8 +177,15 @@ class Runner:
         return self.forwards.pace.pays(str(networks.pop()), [*others, offer])
 
     def _network(self, state_id: str) -> str | None:
-        state = self.states.get(state_id)
+        state = self._leading(state_id)
         return state.plan[state.position].network if state and state.plan else None
+
+    def _leading(self, state_id: str) -> State | None:
+        """That state, when it is the turn of the first of its tracks that is not at its end."""
+        state = self.states.get(state_id)
+        if state is not None:
+            next(self.pipeline.turns(state), None)
+        return state
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
@@ -193,10 +200,13 @@ class Runner:
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
-        self._run_stages(chosen)
-        alive = [state for state in chosen if state.id in self.states]
-        self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
-        self._run_stages(chosen)
+        for track in range(max(1, len(self.pipeline.tracks))):
+            for state in chosen:
+                state.turn(track)
+            self._run_stages(chosen)
+            alive = [state for state in chosen if state.id in self.states and self.pipeline.ready(state)]
+            self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
+            self._run_stages(chosen)
         self._reap(chosen)
 
     @torch.inference_mode()  # a library's call that is unwound puts back the modes that it found, which were these
@@ -234,7 +244,7 @@ class Runner:
 
     def _reap(self, states: Sequence[State]) -> None:
         for state in states:
-            if state.id not in self.states or self.pipeline.stage_of(state) is not None:
+            if state.id not in self.states or not self.pipeline.finished(state):
                 continue
             job = self.jobs[state.request.id]
             with self._isolated(job.request.id, "handing over"):
@@ -291,8 +301,9 @@ class Runner:
         Not one stage a tick: beside long steps of others, a tick is long.
         """
         for state in states:
-            while state.id in self.states and (stage := self.pipeline.stage_of(state)) is not None:
-                if isinstance(stage, Loop):
+            while state.id in self.states and self.pipeline.ready(state):
+                stage = self.pipeline.stage_of(state)
+                if stage is None or isinstance(stage, Loop):
                     break
                 self._run_stage(stage, state)
 
@@ -362,7 +373,7 @@ class Runner:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
         with record_function(" and ".join(sorted(names)) or OTHER):
-            predictions, failures = self.forwards.evaluate([row for row in rows if row.state.id in self.states])
+            predictions, failures = self._evaluate(rows)
         shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
         for state in states:
@@ -375,6 +386,21 @@ class Runner:
             self._step(loop, state, predictions.get(state.id, {}))
             if job := self.jobs.get(state.request.id):  # loops without rows do all their work in the step
                 job.spend(state, loop, *([shared] if state.id in evaluated else []), self.clock.since(began))
+
+    def _evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
+        """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""
+        predictions: Predictions = {}
+        failures: dict[str, OmnimuseError] = {}
+        while rows := [row for row in rows if row.state.id in self.states]:
+            found, failed = self.forwards.evaluate(rows)
+            predictions, failures = predictions | found, failures | failed
+            states = {row.state.id: row.state for row in rows if row.state.id not in failed}
+            rows = []
+            for state in states.values():
+                loop = self._loop(state)
+                with self._isolated(state.request.id, loop.name):
+                    rows.extend(self.pipeline.more(loop, state, found.get(state.id, {})))
+        return predictions, failures
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, None if loop.grows else len(state.plan)

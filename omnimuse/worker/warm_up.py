@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.params import DiffusionParams, GenerationParams
-from omnimuse.core.request import Ask, Door, Picture
+from omnimuse.core.params import DiffusionParams, SpeechParams, TokenParams
+from omnimuse.core.request import Ask, Door, Picture, Recording
 
 NONE, SMALL = "none", "small"
 LIBRARY_SIDE = 256
@@ -46,6 +46,12 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
         prompt["pad"] = (LIBRARY_SIDE, 0, 0, 0)
     params = DiffusionParams(**chosen)
     params = replace(params, extra=door.spec.extra.made_up(params.over(door.defaults), limits.size_multiple))
+    if isinstance(params.extra, SpeechParams) and limits.sound is not None and limits.sound.speech is not None:
+        speech = limits.sound.speech
+        params = replace(
+            params, extra=replace(params.extra, instructions=text if speech.instructions == "must" else None)
+        )
+        prompt["sounds"] = [_silence(limits.sound.rate)] if speech.clones else []
     ask = Ask(prompt, params)
     try:
         door.make_request(ask, 0.0, 0)
@@ -68,10 +74,18 @@ def _blanks(count: int) -> list[Picture]:
     return [picture_of(Image.new("RGB", (LIBRARY_SIDE, LIBRARY_SIDE)))] * count
 
 
+def _silence(rate: int) -> Recording:
+    import numpy as np
+
+    from omnimuse.media.recording import recording_of
+
+    return recording_of(np.zeros((1, rate), np.float32), rate)
+
+
 def describe(ask: Ask) -> str:
     """What is drawn, in a few words."""
     params = ask.params
-    if isinstance(params.extra, GenerationParams):
+    if isinstance(params.extra, TokenParams):
         return f"{params.extra.max_tokens} tokens"
     if params.width is None:
         return "its own size"

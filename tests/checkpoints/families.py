@@ -11,7 +11,7 @@ from importlib import import_module
 
 import tests.checkpoints
 from omnimuse.models import REGISTRY
-from tests.checkpoints.wishes import Family, Writer
+from tests.checkpoints.wishes import Family, Speaker, Writer
 
 _MODULES = sorted(module.name for module in pkgutil.iter_modules(tests.checkpoints.__path__))
 _DECLARING = [name for name in _MODULES if not name.startswith("test_") and name not in ("conftest", "families")]
@@ -20,6 +20,11 @@ WRITERS: tuple[Writer, ...] = tuple(
     writer for name in _DECLARING for writer in getattr(import_module(f"tests.checkpoints.{name}"), "WRITERS", ())
 )
 """Those that write text, which have invariants of their own."""
+
+SPEAKERS: tuple[Speaker, ...] = tuple(
+    speaker for name in _DECLARING for speaker in getattr(import_module(f"tests.checkpoints.{name}"), "SPEAKERS", ())
+)
+"""Those that speak, likewise."""
 
 FAMILIES: tuple[Family, ...] = tuple(
     family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "FAMILIES", ())

@@ -161,6 +161,26 @@ class Writer:
         return f"{self.arch}-{self.kind}" if self.kind else self.arch
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """A tiny checkpoint of a model that speaks; `wishes` are texts with fields of `SpeechParams` and a seed, one of a
+    kind longer than what is read in one step, `sound` is one with whose voice they are said. `kept` gives for each the
+    codes [Q, T] and the waveform [n] that the reference implementation makes.
+    """
+
+    arch: str
+    build: Callable[[Path], Path]
+    wishes: tuple[tuple[str, Mapping[str, Any], int], ...]
+    kept: Callable[[], list[tuple[Tensor, Tensor]]]
+    kind: str = ""
+    sound: Recording | None = None
+
+    @property
+    def name(self) -> str:
+        """What tests call it."""
+        return f"{self.arch}-{self.kind}" if self.kind else self.arch
+
+
 def drawn(pipe: Any, wish: Wish, output_type: str, **besides: Any) -> Tensor:
     """What a reference pipeline makes of a wish: a picture [3, H, W], or latents [C, h, w].
 

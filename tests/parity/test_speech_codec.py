@@ -96,7 +96,7 @@ def filled(name: str, shape: tuple[int, ...]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def codec() -> SpeechCodec:
-    made = SpeechCodec.from_config(CONFIG).requires_grad_(False)
+    made = SpeechCodec.from_config({"decoder_config": CONFIG}).requires_grad_(False)
     for name, parameter in made.named_parameters():
         parameter.copy_(filled(published(name).removeprefix("decoder."), tuple(parameter.shape)))
     return made
@@ -140,4 +140,4 @@ def test_what_is_kept_of_a_long_sound_does_not_grow(codec: SpeechCodec, codes: T
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu"}, {"num_semantic_quantizers": 2}, {"unheard_of": 1}])
 def test_another_codec_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ModelError, match=next(iter(change))):
-        SpeechCodec.from_config({**CONFIG, **change})
+        SpeechCodec.from_config({"decoder_config": {**CONFIG, **change}})

@@ -26,6 +26,8 @@ MEDIA = {
     "flac": "audio/flac",
     "ogg": "audio/ogg",
     "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "pcm": "audio/pcm",
 }
 """Suffix of a result (its format in small letters) -> its media type."""
 CHUNK = 256 * 1024

@@ -1,14 +1,15 @@
 """Answers as server-sent events: progress, previews and results while the work goes on.
 
-Routes give an iterator of events; `EventStream` is the response. It pulls one event at a time, so a slow reader holds
-back the iterator and nothing piles up here, and it closes the iterator as soon as the client goes. A client that takes
-nothing for long is the edge's business: it ends every response that stalls.
+Routes give an iterator of events; `EventStream` is the response, or of bytes, which `ByteStream` sends as they are. It
+pulls one event at a time, so a slow reader holds back the iterator and nothing piles up here, and it closes it as soon
+as the client goes. A client that takes nothing for long is the edge's business: it ends every response that
+stalls.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -28,6 +29,28 @@ def frame(name: str | None, value: Any) -> bytes:
     """One event as it goes over the wire; `value` becomes one line of JSON."""
     head = b"" if name is None else b"event: " + name.encode("ascii") + b"\n"
     return head + b"data: " + to_json(value) + b"\n\n"
+
+
+class ByteStream(Response):
+    """A response of pieces as they come, of which nobody knows how many; an error of `source` cuts it off."""
+
+    def __init__(self, source: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers})
+        del self.headers["content-length"]
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send pieces until the source ends or the client goes; the source is closed in any case."""
+        try:
+            await until_gone(receive, self._flow(send))
+        finally:
+            await self._source.aclose()
+
+    async def _flow(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self._source:
+            await _write(send, piece)
+        await send({"type": "http.response.body", "body": b""})
 
 
 class EventStream(Response):
@@ -56,15 +79,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the source ends or the client goes; the source is closed in any case."""
         self._name = f"request {scope.get('state', {}).get('request_id', '')}"
-        gone = asyncio.ensure_future(until_disconnect(receive))
-        flow = asyncio.ensure_future(self._flow(send))
         try:
-            await asyncio.wait({gone, flow}, return_when=asyncio.FIRST_COMPLETED)
-            if flow.done():
-                flow.result()
+            await until_gone(receive, self._flow(send))
         finally:
-            await stop(gone)
-            await stop(flow)
             if isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
 
@@ -108,6 +125,18 @@ class EventStream(Response):
 
         await on_unexpected_error(pull, tell, self._name)
         return found[0]
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, as long as the client is there."""
+    gone, flow = asyncio.ensure_future(until_disconnect(receive)), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({gone, flow}, return_when=asyncio.FIRST_COMPLETED)
+        if flow.done():
+            flow.result()
+    finally:
+        await stop(gone)
+        await stop(flow)
 
 
 async def _write(send: Send, data: bytes) -> None:

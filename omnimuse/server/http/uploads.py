@@ -36,6 +36,8 @@ _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
 VIDEOS = "video/mp4, video/webm, video/*"
 """What is asked of an address that a video is fetched from."""
+SOUNDS = "audio/wav, audio/flac, audio/*"
+"""The same of a sound."""
 FILM_SECONDS = 60.0
 """Until a video is read; that of the largest frames that are taken takes about half as long."""
 
@@ -72,7 +74,9 @@ class Uploads:
         sent = (MOST_PIXELS - _BESIDE) // (_RGB * max(1, limits.max_images))
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         longest = 0.0 if limits.sound is None else limits.sound.seconds
-        sounds = RecordingLimits(milliseconds=int(longest * 1000) + 1, keep_bytes=MOST_SAMPLES)
+        sounds = RecordingLimits(keep_bytes=MOST_SAMPLES)
+        if longest:  # of a model that says no bound, as much is heard as is usual
+            sounds = replace(sounds, milliseconds=int(longest * 1000) + 1)
         rules = FetchRules(frozenset(host.lower() for host in options.fetch_hosts))
         clips = ClipLimits(keep_pixels=min(kept.max_pixels, limits.max_side**2), keep_bytes=MOST_FRAMES)
         return Uploads(kept, rules, sounds=sounds, clips=clips)
@@ -156,9 +160,14 @@ class Uploads:
 
     async def _read_sound(self, source: Source, tenant: str) -> Recording:
         try:
-            return await read_recording(self._sandbox, cast(bytes, source.content), self._sounds, tenant)
-        except SoundError as error:
-            raise refusal("invalid_audio", f"{source.name}: {error}", source.name) from None
+            content = await self._content(source, replace(self._rules, accept=SOUNDS))
+            return await read_recording(self._sandbox, content, self._sounds, tenant)
+        except (SoundError, FetchError) as error:
+            message = str(error).replace("the picture", "the sound").replace("image/png", "audio/wav")
+            refused = isinstance(error, FetchError) and error.code == "url_not_allowed"
+            raise refusal(
+                "url_not_allowed" if refused else "invalid_audio", f"{source.name}: {message}", source.name
+            ) from None
 
     async def _read_video(self, source: Source, limits: ClipLimits, tenant: str) -> Clip:
         try:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from omnimuse.core.errors import CapacityError
-from omnimuse.core.params import GenerationParams
+from omnimuse.core.params import TokenParams
 from omnimuse.core.request import Request
 from omnimuse.server.errors import DeadlineUnreachable
 from omnimuse.server.options import ServeOptions
@@ -54,9 +54,9 @@ class Share:
 
 
 def steps(request: Request) -> int:
-    """The steps of one output: evaluations, or the most tokens that are written."""
+    """The steps of one output: evaluations, or the most tokens that are made."""
     extra = request.extra
-    return (extra.max_tokens or USUAL_TOKENS) if isinstance(extra, GenerationParams) else request.evaluations
+    return (extra.max_tokens or USUAL_TOKENS) if isinstance(extra, TokenParams) else request.evaluations
 
 
 def cost(request: Request, frame_step: int = 1) -> float:
@@ -66,7 +66,7 @@ def cost(request: Request, frame_step: int = 1) -> float:
     After the first, `frame_step` frames count as one: as many as the model's autoencoder makes one of.
     """
     p = request.params
-    if isinstance(request.extra, GenerationParams):
+    if isinstance(request.extra, TokenParams):
         return steps(request) * request.outputs / 1000
     megapixels = (p.width or 1024) * (p.height or 1024) / 1e6
     frames = 1 + ((p.num_frames or 1) - 1) / frame_step

@@ -26,7 +26,7 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.request import Clip, Picture, Recording, Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
-from omnimuse.observe.fraction import DRAWING, WRITING
+from omnimuse.observe.fraction import DRAWING, TALKING, WRITING
 from omnimuse.server.errors import refusal, to_api_error
 from omnimuse.server.http.enclosed import Enclosed
 from omnimuse.server.http.sse import Event, EventStream
@@ -76,6 +76,7 @@ def place_order(
     task: str,
     pictures: Sequence[Picture] = (),
     mask: Picture | None = None,
+    sounds: Sequence[Recording] = (),
 ) -> Order:
     """The order for `wanted`, checked against the model. ApiError 404 for another model, RequestError for the rest.
 
@@ -84,7 +85,8 @@ def place_order(
     check_model(service, wanted.model)
     wanted = settled(wanted, service.door)
     looks = wanted.delivery.partial_images
-    request = to_request(wanted, service.door, http.state.tenant, looks, {"images": pictures, "mask": mask})
+    came = {"images": pictures, "mask": mask, "sounds": sounds}
+    request = to_request(wanted, service.door, http.state.tenant, looks, came)
     wanted = doubted(service, wanted, request)
     waits = None if wanted.delivery.stream else patience(http.headers)
     return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, *_known_as(http))
@@ -199,7 +201,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                         _count(service, order, update)
                     elif isinstance(update, Stepped):
                         stepped = True
-                        if update.stage in (DRAWING, WRITING):
+                        if update.stage in (DRAWING, WRITING, TALKING):
                             ticket.step()
                     yield update
     except (PoisonError, WorkerLostError) as error:

@@ -43,7 +43,7 @@ class Capabilities(Bounds):
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
     each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
     means. A model that says what it learned has its words by topic in `draws`, and in `only_side` the one side in
-    pixels of what it was shown.
+    pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them.
     """
 
     medium: str
@@ -56,6 +56,7 @@ class Capabilities(Bounds):
     qualities: dict[str, int]
     extra: dict[str, Any]
     adapters: list[str]
+    choices: dict[str, list[str]] = {}
     library: str
     notes: dict[str, str]
     draws: dict[str, list[str]]

@@ -32,7 +32,7 @@ _TYPES: dict[str, Any] = {
     "adapters": str | dict[str, Any] | list[str | dict[str, Any]],
 }
 _REQUIRED = frozenset({"prompt", "messages"})
-_EITHER = frozenset({"audio"})
+_EITHER = frozenset({"audio", "speech"})
 """Kinds whose prompt has two names, of which either will do."""
 
 

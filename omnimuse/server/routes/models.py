@@ -97,6 +97,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         else {level: steps_of(level, door) for level in EFFORT},
         extra=extra,
         adapters=sorted(door.adapters or ()),
+        choices={} if sound is None or sound.speech is None else sound.speech.choices,
         library=spec.library,
         notes=dict(spec.notes),
         draws={} if taught is None else {topic: list(words) for topic, words in taught.words.items()},

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from omnimuse.core.names import absent, meant
-from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams
+from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams, SpeechParams
 from omnimuse.core.request import Door
 from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import ApiError, refusal
@@ -25,12 +25,14 @@ from omnimuse.server.translate.values import ADJUST, is_neutral, read_value, sho
 FORMATS = {
     "png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP",
     "wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3",
+    "opus": "OPUS", "pcm": "PCM",
 }  # fmt: skip
 USUAL: Mapping[Kind, str] = {
     "image": "PNG",
     "edit": "PNG",
     "video": "MP4",
     "audio": "WAV",
+    "speech": "WAV",
     "chat": "PNG",
     "talk": TEXT,
     "completion": TEXT,
@@ -47,7 +49,7 @@ ANY_MODEL = ("", "default")
 """Names by which clients mean whatever model there is."""
 
 _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
-_WRITING = frozenset(part.name for part in fields(GenerationParams))
+_WRITING = frozenset(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind))
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ class Delivery:
     """How the answer travels: as a stream (with so many previews, with an event per step), or as a durable job.
 
     `safety_identifier` travels back with it. `split` is set when a chat asked for `n` choices, `usage` when it asked
-    for the usage at the end of a stream.
+    for the usage at the end of a stream. `flow` says how speech is sent while it is made, as "audio" or "sse".
     """
 
     stream: bool = False
+    flow: str = ""
     partial_images: int = 0
     progress: bool = False
     durable: bool = False
@@ -177,7 +180,10 @@ def read(
         if known[wire := _upload(name, known, kind, door)].target == "mask":
             found.names.setdefault("mask", wire)
     for target in {"urls", "last_urls"} & found.values.keys():
-        _check_takes_pictures(found.names[target], kind, door)
+        if kind == "speech":
+            _check_takes_sounds(found.names[target], door)
+        else:
+            _check_takes_pictures(found.names[target], kind, door)
     if "videos" in found.values:
         _check_takes_videos(found.names["videos"], door)
     for target in {"mask", "masks", "pad"} & found.values.keys():
@@ -258,9 +264,7 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
         why = f"it is no upload but {entry.note}" if entry.target else entry.note
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
     if entry.target == "sounds":
-        if door.limits.sound is None or not door.limits.sound.max_inputs:
-            why = "this model starts from no sound; leave it out"
-            raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        _check_takes_sounds(name, door)
         return wire
     if entry.target == "videos":
         _check_takes_videos(name, door)
@@ -277,6 +281,12 @@ def _check_draws_parts(name: str, door: Door, kind: Kind) -> None:
     what, able = ("video", door.limits.masks_videos) if kind == "video" else ("picture", door.masks)
     if not able:
         why = f"this model cannot draw a part of a {what} anew; leave it out, and describe what changes"
+        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+
+
+def _check_takes_sounds(name: str, door: Door) -> None:
+    if door.limits.sound is None or not door.limits.sound.max_inputs:
+        why = "this model starts from no sound; leave it out"
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
 
 
@@ -432,6 +442,7 @@ def _delivery(found: _Found) -> Delivery:
             raise refusal("invalid_value", message, f"stream_options.{name}"[:80])
     return Delivery(
         stream=values.get("stream", False),
+        flow=values.get("flow", ""),
         partial_images=values.get("partial_images", 0),
         progress=values.get("progress", False),
         durable=values.get("durable", False),

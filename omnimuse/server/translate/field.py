@@ -15,9 +15,9 @@ Shape = Literal[
 """What a value looks like; "urls" is one address or several, "picture" and "clip" an upload or where it is, "margins"
 four whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one."""
 
-Kind = Literal["image", "edit", "video", "audio", "chat", "talk", "completion"]
-"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/chat/completions of a
-model that draws and of one that writes, /v1/completions."""
+Kind = Literal["image", "edit", "video", "audio", "speech", "chat", "talk", "completion"]
+"""Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/audio/speech,
+/v1/chat/completions of a model that draws and of one that writes, /v1/completions."""
 
 HARMLESS = "harmless"
 """The target of fields that are checked and then change nothing, for the reason in `note`."""

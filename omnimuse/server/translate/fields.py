@@ -13,6 +13,7 @@ from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.server.translate.field import HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
+from omnimuse.server.translate.speaking import SPEECH
 from omnimuse.server.translate.talking import COMPLETION, TALK
 
 
@@ -241,8 +242,20 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("audio_length", "seconds", "length", "how many seconds (VO)"),
         Field("seconds", "seconds", "length", "as `audio_length` (ours)"),
         Field("audio_start", "real", "start", "where in the model's whole the sound begins, in seconds (VO)"),
-        Field("response_format", "choice", "format", "the file's format", allowed=("wav", "flac", "ogg", "mp3")),
-        Field("output_format", "choice", "format", "as `response_format`", allowed=("wav", "flac", "ogg", "mp3")),
+        Field(
+            "response_format",
+            "choice",
+            "format",
+            "the file's format",
+            allowed=("wav", "flac", "ogg", "mp3", "opus", "pcm"),
+        ),
+        Field(
+            "output_format",
+            "choice",
+            "format",
+            "as `response_format`",
+            allowed=("wav", "flac", "ogg", "mp3", "opus", "pcm"),
+        ),
         Field(
             "stream_format",
             "choice",
@@ -254,7 +267,8 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         *refused("say how fast it is in the prompt", "speed", neutral=(1, 1.0)),
         *refused("one request makes one sound", "n", "num_outputs_per_prompt", neutral=(1,)),
         *refused("choose `stream_format`", "stream", neutral=(False,)),
-        *refused("this model speaks no text; it has no voices", "voice", "instructions", "ref_audio", "ref_text"),
+        *refused("texts are spoken at /v1/audio/speech, by models that speak", "voice", "instructions"),
+        *refused("texts are spoken at /v1/audio/speech, by models that speak", "ref_audio", "ref_text"),
     ),
     "chat": (
         *SHARED,
@@ -297,6 +311,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         *refused("this model searches nothing", "web_search_options"),
         *refused(_FLAT, "layers", "num_frames", "fps", neutral=(1,)),
     ),
+    "speech": SPEECH,
     "talk": TALK,
     "completion": COMPLETION,
 }

@@ -42,6 +42,21 @@ def test_flac_keeps_the_samples_and_the_others_their_number(tmp_path: Path) -> N
             assert np.abs(samples.T - sound.samples.clip(-1, 1)).max() < 1e-4
 
 
+def test_speech_fits_opus_and_pcm_is_the_samples_of_a_wav_file(tmp_path: Path) -> None:
+    sound = to_sound(torch.sin(torch.arange(24_000) / 20)[None] / 2, 24_000)
+    save_sound(sound, tmp_path / "a.opus", {"prompt": "rain"})
+    assert read_settings(tmp_path / "a.opus") == {"prompt": "rain"}
+    assert (soundfile.info(tmp_path / "a.opus").subtype, soundfile.info(tmp_path / "a.opus").samplerate) == (
+        "OPUS",
+        24_000,
+    )
+    with pytest.raises(RequestError, match="OPUS cannot hold 1 channels of 44100 samples a second"):
+        encode_sound(Sound(sound.samples, 44_100), "OPUS", {})
+    save_sound(sound, tmp_path / "a.wav", {})
+    with wave.open(str(tmp_path / "a.wav"), "rb") as file:
+        assert encode_sound(sound, "PCM", {}) == file.readframes(24_000)
+
+
 def test_a_wav_file_says_how_long_it_is(tmp_path: Path) -> None:
     save_sound(Sound(np.zeros((1, 5), np.float32), 44100), tmp_path / "a.wav", {"prompt": "rain"})
     content = (tmp_path / "a.wav").read_bytes()
@@ -58,7 +73,7 @@ def test_a_file_without_settings_says_so(tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"use one of .flac, .mp3, .ogg, .wav"):
+    with pytest.raises(RequestError, match=r"use one of .flac, .mp3, .ogg, .opus, .pcm, .wav"):
         save_sound(Sound(np.zeros((1, 1), np.float32), 8000), tmp_path / "a.aiff", {})
 
 

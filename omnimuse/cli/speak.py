@@ -1,0 +1,106 @@
+"""Say a text aloud with a model that speaks, into a sound file.
+
+examples:
+  omnimuse speak "Good morning." -m ./Qwen3-TTS-CustomVoice -o hello.wav
+  omnimuse speak "Good morning." -m OWNER/NAME --voice vivian --language english -o hello.flac
+  omnimuse speak "Good morning." -m ./Qwen3-TTS-VoiceDesign --instructions "an old man, tired" -o hello.wav
+  omnimuse speak "Good morning." -m ./Qwen3-TTS-Base --like me.wav -o hello.wav
+  omnimuse speak - -m ./Qwen3-TTS-CustomVoice -o page.mp3 < page.txt
+
+No file is ever replaced unless --overwrite says so: a name that is taken gets the next free number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.core.config import Config
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.output import Chunk, Event
+from omnimuse.core.params import DiffusionParams, SpeechParams
+from omnimuse.core.request import Ask
+from omnimuse.media.destination import free_names
+from omnimuse.media.formats import SOUNDS
+
+OPTIONS = ("voice", "language", "instructions", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `omnimuse speak`."""
+    parser.add_argument("text", metavar="TEXT", help="what is said; - reads it from stdin")
+    parser.add_argument(
+        "-m", "--model", required=True, metavar="MODEL", help="a model that speaks: a folder, or a hub id"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("speech.wav"),
+        metavar="FILE",
+        help=f"where it goes, {', '.join(SOUNDS)} (default: speech.wav)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+    parser.add_argument("--voice", metavar="NAME", help="one of the checkpoint's (default: its first)")
+    parser.add_argument("--language", metavar="NAME", help="one of the checkpoint's (default: that of the text)")
+    parser.add_argument("--instructions", metavar="TEXT", help="how it is spoken, or what the voice is like")
+    parser.add_argument("--like", type=Path, metavar="FILE", help="a sound with whose voice it is spoken")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="frames of sound, at most")
+    parser.add_argument("--temperature", type=float, metavar="X", help="0: always the likeliest sound")
+    parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many sounds; 0: all")
+    parser.add_argument("--top-p", type=float, metavar="X", help="choose among the sounds that make up so much")
+    parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: sound less like before")
+    add_engine_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Say it; the exit code."""
+    from omnimuse.media.finished import check_file
+    from omnimuse.media.recording import open_sound
+    from omnimuse.worker.find import find
+
+    config = read_config(args)
+    found = find(config)
+    sound = found.door.limits.sound
+    if sound is None or sound.speech is None:
+        raise ConfigError(f"{args.model} is {found.spec.family}, which does not speak; use `omnimuse generate` with it")
+    text = sys.stdin.read().strip() if args.text == "-" else args.text
+    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    params = DiffusionParams(seed=seed, extra=SpeechParams(**{name: getattr(args, name) for name in OPTIONS}))
+    prompt = {"prompt": text, "sounds": [] if args.like is None else [open_sound(args.like)]}
+    found.door.make_request(Ask(prompt, params), now=0.0, fresh_seed=0)  # refused before anything is loaded
+    check_file(args.output, "audio")
+    [file] = [args.output] if args.overwrite else free_names(args.output, 1)
+    print(_say(args.model, config, prompt, params, file))
+    return 0
+
+
+def _say(model: str, config: Config, prompt: Mapping[str, Any], params: DiffusionParams, file: Path) -> str:
+    """Make the sound and save it with its settings inside; a line about it."""
+    from omnimuse.api import Omni
+    from omnimuse.cli.outcome import settings_of, told
+    from omnimuse.media.finished import save
+
+    first: list[float] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Chunk) and not first:
+            first.append(time.perf_counter() - began)
+
+    with Omni(model, config=config) as engine:
+        began = time.perf_counter()
+        [result] = engine.generate(prompt, params, progress=listen, chunks=True)
+        took = time.perf_counter() - began
+        settings = {"model": model, **told(prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
+        [parts] = result.parts
+        save(parts, file, settings)
+    [spoken] = parts
+    soon = f", the first sound after {first[0]:.2f} s" if first else ""
+    return f"{file}  {spoken.data.seconds:.2f} s of speech, made in {took:.2f} s{soon}, seed {result.seeds[0]}"

@@ -1,0 +1,66 @@
+"""What a model that speaks can be asked for, and the check of a request against it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omnimuse.core.bounds import is_text
+from omnimuse.core.errors import RequestError
+from omnimuse.core.names import meant
+from omnimuse.core.params import SpeechParams
+
+MAX_INSTRUCTIONS = 4_000
+"""Characters that say how something is spoken."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """The `voices` and `languages` that a checkpoint has; whether `instructions` in words may or must be given, or why
+    they cannot be (any other text). One that `clones` speaks with the voice of a sound, which it must be given.
+    """
+
+    voices: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    instructions: Literal["may", "must"] | str = "may"
+    clones: bool = False
+
+    @property
+    def choices(self) -> dict[str, list[str]]:
+        """The words that may be chosen, by parameter."""
+        return {"voice": list(self.voices), "language": list(self.languages)}
+
+    def check(self, chosen: SpeechParams, sounds: int) -> None:
+        """RequestError for a voice or a language that is not there, for instructions that are not taken, and without
+        the sound whose voice it is.
+        """
+        if self.clones and not sounds:
+            why = "this checkpoint has no voice of its own, and speaks with that of a sound; give one (`sounds`)"
+            raise RequestError(why, "sounds")
+        self._known("voice", chosen.voice, self.voices)
+        self._known("language", chosen.language, self.languages)
+        said = chosen.instructions
+        if said is None or not said.strip():
+            if self.instructions == "must":
+                why = "this checkpoint makes up the voice that they describe"
+                raise RequestError(f"instructions are missing: {why}; say how it sounds", "extra.instructions")
+            return
+        if self.instructions not in ("may", "must"):
+            raise RequestError(f"instructions cannot be chosen here: {self.instructions}", "extra.instructions")
+        if len(said) > MAX_INSTRUCTIONS:
+            raise RequestError(
+                f"instructions have {len(said)} characters; at most {MAX_INSTRUCTIONS} are allowed",
+                "extra.instructions",
+            )
+        if not is_text(said):
+            why = "hold half a surrogate pair, which is no character; take it out"
+            raise RequestError(f"instructions {why}", "extra.instructions")
+
+    def _known(self, name: str, value: str | None, known: tuple[str, ...]) -> None:
+        if value is None or value.lower() in known:
+            return
+        if not known:
+            raise RequestError(f"{name}={value!r:.80} cannot be chosen: this checkpoint has none", f"extra.{name}")
+        near = meant(value.lower()[:80], known)
+        hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(known)}"
+        raise RequestError(f"{name}={value!r:.80} is not known to this checkpoint; {hint}", f"extra.{name}")

@@ -1,0 +1,194 @@
+"""The talking loop: the talker says the first code of a frame, the predictor its others, all in one step.
+
+Every step reads up to `CHUNK` places of the script, or the frame that was said last. The codes of a frame are asked
+for one after the other (`more`), in forwards that all states share which talk in this tick.
+
+Letters: S places, D width, V codes, G codes of a frame, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.sampling import Sampling, next_token
+from omnimuse.core.output import TextWritten
+from omnimuse.core.params import SpeechParams, TokenParams
+from omnimuse.core.request import Request
+from omnimuse.core.spec import OPTIONS
+from omnimuse.layers.stack import Memory
+from omnimuse.models.qwen3_tts.marks import Marks, marks_of
+from omnimuse.models.qwen3_tts.transformer import Predictor, Talker
+from omnimuse.pipeline.generate import CHUNK, ROOM
+from omnimuse.pipeline.stage import Context, Loop, Row, Step
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.stream import Stream
+
+USUAL: Mapping[str, Any] = {
+    "do_sample": True,
+    "temperature": 0.9,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.05,
+    "max_new_tokens": 2048,
+    "subtalker_dosample": True,
+    "subtalker_temperature": 0.9,
+    "subtalker_top_k": 50,
+    "subtalker_top_p": 1.0,
+}
+"""How the published code talks where generation_config.json does not say."""
+FEWEST = 2
+"""Codes that the talker says before it may end."""
+UNSAID = 1024
+"""The last so many codes of the talker are marks, of which it says the end alone."""
+HEADER = 32
+"""Places of a script that are no text, at most."""
+
+
+@dataclass
+class Talking:
+    """What the loop remembers of one state: what is read next [S, D], the places before it, and what was said.
+
+    `codes` are those of the frame that is being said; its predictor remembers them in `kv`.
+    """
+
+    ahead: Tensor
+    read: int
+    most: int
+    first: Sampling
+    others: Sampling
+    kv: KV
+    said: list[int]
+    codes: list[int]
+    ended: Literal["", "stop", "length"] = ""
+
+
+@dataclass(frozen=True)
+class Talk(Loop):
+    """From `script` and `beside` to `codes`, a stream of frames of G codes; `kv` is what the talker remembers."""
+
+    grows: ClassVar[bool] = True
+    name: str = "talk"
+    talker: str = "model"
+    predictor: str = "predictor"
+    reads: tuple[str, ...] = ("script", "beside")
+    writes: tuple[str, ...] = ("kv", "codes")
+    streams: tuple[str, ...] = ("codes",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.talker, self.predictor)
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        script, chosen = state["script"], state.request.extra
+        assert isinstance(chosen, SpeechParams)
+        marks, told = marks_of(ctx.configs["model"]), {**USUAL, **ctx.configs[OPTIONS]}
+        most = min(chosen.max_tokens or told["max_new_tokens"], ctx.limits.max_sequence_length - len(script))
+        state["codes"] = Stream()
+        state["kv"] = _decoder(ctx, self.talker).memory(len(script) + min(ROOM, most), ctx.device)
+        kv = _decoder(ctx, self.predictor).memory(marks.num_code_groups, ctx.device)
+        first, others = sampling(chosen, told, marks)
+        state.working["talk"] = Talking(script, 0, most, first, others, kv, [], [])
+        return [Step(index, network=self.talker) for index in range(-(-len(script) // CHUNK))]
+
+    def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
+        chosen, longest = request.extra, ctx.limits.max_sequence_length
+        assert isinstance(chosen, SpeechParams)
+        most = chosen.max_tokens or {**USUAL, **ctx.configs[OPTIONS]}["max_new_tokens"]
+        read = len((request.prompt + (chosen.instructions or "")).encode()) + HEADER
+        each = _decoder(ctx, self.talker).sizes.token_bytes
+        return each * (1 + max(FEWEST, chosen.min_tokens)), each * min(read + most, longest)
+
+    def cost(self, ctx: Context, state: State) -> int:
+        return min(CHUNK, len(state.working["talk"].ahead))
+
+    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        talking: Talking = state.working["talk"]
+        piece = talking.ahead[:CHUNK]
+        if talking.read + len(piece) > state["kv"].room:
+            state["kv"] = state["kv"].with_room(talking.read + len(piece))
+        return [_row(state, self.talker, Reading(piece, talking.read, state["kv"]))]
+
+    def more(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> list[Row]:
+        talking: Talking = state.working["talk"]
+        if len(talking.ahead) > CHUNK:
+            return []  # more of the script is to be read
+        if talking.codes:
+            return self._code(ctx, state, talking, predictions["positive"])
+        talker = ctx.network(self.talker)
+        assert isinstance(talker, Talker)
+        thought = predictions["positive"]
+        logits, hidden = thought.split([talker.config.vocab_size, talker.config.hidden_size])
+        code = next_token(logits.cpu(), talking.said, len(talking.said), talking.first, state.generator)
+        talking.said.append(code)
+        if code in talking.first.ends or len(talking.said) == talking.most:
+            talking.ended = "stop" if code in talking.first.ends else "length"
+            return []
+        talking.codes.append(code)
+        heard = talker.heard(torch.tensor([code], device=hidden.device))
+        return [_row(state, self.predictor, Reading(torch.cat([hidden[None], heard]), 0, talking.kv))]
+
+    def _code(self, ctx: Context, state: State, talking: Talking, logits: Tensor) -> list[Row]:
+        """Take one more code of the frame; what the predictor reads next, if there are others to come."""
+        predictor, number = ctx.network(self.predictor), len(talking.codes)
+        assert isinstance(predictor, Predictor)
+        talking.codes.append(next_token(logits.cpu(), (), number, talking.others, state.generator))
+        if number == len(predictor.heads):
+            return []
+        code = torch.tensor([talking.codes[-1]], device=logits.device)
+        return [_row(state, self.predictor, Reading(predictor.heard(number, code), number + 1, talking.kv))]
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        talking: Talking = state.working["talk"]
+        talking.read += self.cost(ctx, state)
+        if len(talking.ahead) > CHUNK:
+            talking.ahead = talking.ahead[CHUNK:]
+            return
+        if talking.ended:
+            state.notes[self.name] = TextWritten(state.output, tuple(talking.said), talking.ended)
+            return
+        state["codes"].put(tuple(talking.codes))
+        beside: Tensor = state["beside"]
+        text = beside[min(len(talking.said), len(beside)) - 1]
+        talking.ahead = (self._heard(ctx, talking.codes) + text)[None]
+        talking.codes = []
+        state.plan.append(Step(step.index + 1, network=self.talker))
+
+    def finish(self, ctx: Context, state: State) -> None:
+        state["codes"].close()
+
+    def _heard(self, ctx: Context, codes: list[int]) -> Tensor:
+        """What stands for a whole frame, [D]."""
+        each, talker = torch.tensor(codes, device=ctx.device), ctx.network(self.talker)
+        assert isinstance(talker, Talker)
+        first = talker.heard(each[:1])  # before the other network is asked for, whose turn it then is on the device
+        predictor = ctx.network(self.predictor)
+        assert isinstance(predictor, Predictor)
+        others = [predictor.heard(number, each[number : number + 1]) for number in range(1, len(codes))]
+        return torch.cat([first, *others]).sum(0)
+
+
+def sampling(chosen: SpeechParams, told: Mapping[str, Any], marks: Marks) -> tuple[Sampling, Sampling]:
+    """How the first code of a frame is chosen, and how the others are."""
+    end, codes = marks.codec_eos_token_id, range(marks.vocab_size - UNSAID, marks.vocab_size)
+    unsaid = [code for code in codes if code != end]
+    first = Sampling.of(chosen, {**told, "eos_token_id": end, "min_new_tokens": FEWEST, "suppress_tokens": unsaid})
+    names = ("temperature", "top_k", "top_p")
+    besides = {name: told[f"subtalker_{name}"] for name in names} | {"do_sample": told["subtalker_dosample"]}
+    own = TokenParams(temperature=chosen.code_temperature, top_k=chosen.code_top_k, top_p=chosen.code_top_p)
+    return first, replace(Sampling.of(own, besides), ends=())
+
+
+def _decoder(ctx: Context, name: str) -> Decoder:
+    network = ctx.components.wherever(name)
+    assert isinstance(network, Decoder)
+    return network
+
+
+def _row(state: State, network: str, inputs: Reading) -> Row:
+    return Row(state, "positive", network, inputs, len(inputs.ids), (), Memory())

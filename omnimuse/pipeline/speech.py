@@ -1,0 +1,101 @@
+"""The stock stage of speech: codes of frames become a waveform while they are said, exactly what the whole would be.
+
+It is a track of its own behind one that streams codes. For codecs with the contract of `components/speech_codec.py`.
+Letters: Q codebooks, T frames, n samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from omnimuse.components.speech_codec import Past, SpeechCodec
+from omnimuse.pipeline.arrival import Arrival
+from omnimuse.pipeline.stage import Context, Loop, Row, Step
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.stream import Stream
+
+FIRST, PIECE = 4, 25
+"""Frames that are decoded at once: at first few, so that a sound begins soon, then more."""
+
+
+@dataclass
+class Decoding:
+    """What decoding remembers of one state: what the codec saw last, and the pieces of the sound, [1, n] each."""
+
+    past: Past = field(default_factory=Past)
+    pieces: list[Arrival] = field(default_factory=list)
+
+    @property
+    def piece(self) -> int:
+        """Frames of the next piece, if there are as many."""
+        return PIECE if self.past.frames else FIRST
+
+
+@dataclass(frozen=True)
+class DecodeSpeech(Loop):
+    """From `codes`, a stream of frames of Q codes, to `sound`: float32 [1, n]; for output "latent" int64 [Q, T]."""
+
+    grows: ClassVar[bool] = True
+    codec: str
+    name: str = "decode"
+    reads: tuple[str, ...] = ("codes",)
+    writes: tuple[str, ...] = ("sound",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.codec,)
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        state.working["decode"] = Decoding()
+        return [Step(0)]
+
+    def ready(self, ctx: Context, state: State) -> bool:
+        codes: Stream = state["codes"]
+        if codes.closed or state.request.params.output_type == "latent":
+            return codes.closed
+        decoding: Decoding = state.working.get("decode") or Decoding()
+        return len(codes.items) >= decoding.past.frames + decoding.piece
+
+    def cost(self, ctx: Context, state: State) -> int:
+        """A piece counts as many tokens as it has frames."""
+        return PIECE
+
+    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        return []
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        decoding, codes = state.working["decode"], state["codes"].items
+        if state.request.params.output_type == "latent":
+            return  # they are handed over as they are
+        at = decoding.past.frames
+        end = min(at + decoding.piece, len(codes))
+        if end > at:
+            codec = ctx.network(self.codec)
+            assert isinstance(codec, SpeechCodec)
+            piece = codec(_frames(ctx, codes[at:end]), decoding.past)[None]  # [1, n]
+            decoding.pieces.append(ctx.send(piece))
+            state.grow("audio", at * codec.config.hop, piece)
+        if end < len(codes) or not state["codes"].closed:
+            state.plan.append(Step(step.index + 1))
+
+    def finish(self, ctx: Context, state: State) -> None:
+        pieces = [piece.wait() for piece in state.working["decode"].pieces]
+        if state.request.params.output_type == "latent":
+            state["sound"] = _frames(ctx, state["codes"].items)
+        else:
+            state["sound"] = torch.cat([torch.zeros(1, 0), *pieces], dim=1)
+
+
+def _frames(ctx: Context, codes: list[tuple[int, ...]]) -> Tensor:
+    """The codes of frames as the codec takes them, int64 [Q, T]."""
+    return torch.tensor(codes, dtype=torch.int64, device=ctx.device).view(len(codes), -1).T if codes else _none(ctx)
+
+
+def _none(ctx: Context) -> Tensor:
+    """No frames."""
+    return torch.zeros(0, 0, dtype=torch.int64, device=ctx.device)

@@ -1,0 +1,40 @@
+"""The bodies of the speech endpoints, in the shapes of OpenAI's; voices in those of vLLM-Omni's, with languages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from omnimuse.server.protocol.requests import request_model
+
+SpeechRequest = request_model("SpeechRequest", "speech")
+
+
+class Voices(BaseModel):
+    """Who the model can speak as, and in which languages."""
+
+    voices: list[str]
+    languages: list[str]
+
+
+class SpeechDeltaEvent(BaseModel):
+    """A piece of the sound that is finished, base64 of the bytes of the file that was asked for."""
+
+    type: Literal["speech.audio.delta"] = "speech.audio.delta"
+    audio: str
+
+
+class SpeechUsage(BaseModel):
+    """Tokens that were read of the text, and frames that were said."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class SpeechDoneEvent(BaseModel):
+    """The last event."""
+
+    type: Literal["speech.audio.done"] = "speech.audio.done"
+    usage: SpeechUsage

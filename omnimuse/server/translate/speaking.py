@@ -1,0 +1,55 @@
+"""The fields of requests to a model that speaks. Read with `fields.py`'s table."""
+
+from __future__ import annotations
+
+from omnimuse.core.request import MAX_PROMPT
+from omnimuse.core.speech import MAX_INSTRUCTIONS
+from omnimuse.server.translate.field import HARMLESS, MAX_WORD, Field, refused
+
+_ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
+_NO_TEXT = "of a sound, the voice alone is taken: send it as `ref_audio`"
+_FIRST = "the first piece of sound is of four frames, those behind it of 25"
+
+SPEECH: tuple[Field, ...] = (
+    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
+    Field("input", "text", "prompt", "what is said", longest=MAX_PROMPT),
+    Field("prompt", "text", "prompt", "as `input` (ours)", longest=MAX_PROMPT),
+    Field("voice", "text", "voice", "one of /v1/audio/voices; without it, the first", longest=MAX_WORD),
+    Field("language", "text", "language", "one of /v1/audio/voices; without it, that of the text", longest=MAX_WORD),
+    Field(
+        "instructions", "text", "instructions", "how it is spoken, or what the voice is like", longest=MAX_INSTRUCTIONS
+    ),
+    Field(
+        "response_format",
+        "choice",
+        "format",
+        "the file's format; pcm is samples of 16 bits, low byte first, and nothing else",
+        allowed=("wav", "flac", "mp3", "opus", "ogg", "pcm"),
+    ),
+    Field(
+        "stream_format",
+        "choice",
+        "flow",
+        "audio sends wav or pcm as it is made, sse the same in events; without it, the answer is the whole file",
+        allowed=("audio", "sse"),
+    ),
+    Field("seed", "seed", "seed", "the same seed says it the same way; chosen at random when absent or -1"),
+    Field("max_new_tokens", "whole", "max_tokens", "frames of sound, at most (VO)", low=1),
+    Field("max_tokens", "whole", "max_tokens", "as `max_new_tokens`", low=1),
+    Field("temperature", "real", "temperature", "0: the likeliest sound every time", low=0, high=100),
+    Field("top_p", "real", "top_p", "draw from the sounds that make up so much", low=0, high=1),
+    Field("top_k", "whole", "top_k", "draw from so many sounds; 0 and -1: from all", low=-1),
+    Field("repetition_penalty", "real", "repetition_penalty", "above 1: sound less like before", low=0.01),
+    Field("timeout_s", "real", "timeout", "give up after so many seconds (ours)"),
+    Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
+    Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
+    *refused("the model decides how fast it speaks; say it in `instructions`", "speed", neutral=(1, 1.0)),
+    *refused("choose `stream_format`", "stream", neutral=(False,)),
+    *refused("the checkpoint decides what it does", "task_type"),
+    Field("ref_audio", "urls", "urls", "a sound whose voice it is, where a model takes one: a data: URL or an address"),
+    *refused(_NO_TEXT, "x_vector_only_mode", neutral=(True,)),
+    *refused(_NO_TEXT, "ref_text", "speaker_embedding"),
+    *refused(_FIRST, "initial_codec_chunk_frames"),
+    *refused("one request makes one sound", "n", neutral=(1,)),
+)
+"""/v1/audio/speech."""

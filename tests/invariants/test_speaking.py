@@ -1,0 +1,181 @@
+"""The promises of the house for models that speak, with tiny random weights: codes are equal, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnimuse.core.config import CacheConfig, Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
+from omnimuse.core.params import DiffusionParams, make_params
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import present, start
+from omnimuse.pipeline.speech import FIRST, PIECE
+from omnimuse.worker.explain import explain
+from omnimuse.worker.warm_up import SMALL, warm_up_ask
+from tests.checkpoints.families import SPEAKERS
+from tests.checkpoints.wishes import Speaker
+from tests.invariants.conftest import drain, submit
+
+
+@pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
+def speaker(request: pytest.FixtureRequest) -> Speaker:
+    found: Speaker = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(speaker: Speaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaker.build(tmp_path_factory.mktemp("speaker") / "tiny")
+
+
+def config(folder: Path, **parts: Any) -> Config:
+    chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
+    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"), **chosen)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    made = start(config(folder))
+    yield made
+    assert not made.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
+    made.close()
+
+
+def asks(speaker: Speaker, output: str = "pt", **choices: Any) -> list[Ask]:
+    heard = [] if speaker.sound is None else [speaker.sound]
+    return [
+        Ask(
+            {"prompt": text, "sounds": heard},
+            make_params(DiffusionParams(seed=seed, output_type=output), {**wish, **choices}),
+            chunks=True,
+        )
+        for text, wish, seed in speaker.wishes
+    ]
+
+
+def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]:
+    for event in events:
+        if isinstance(event, Failed) and event.request_id in ids:
+            raise event.error
+    done = {event.request_id: event.result for event in events if isinstance(event, Done)}
+    return [present(done[id_], engine.door.limits) for id_ in ids]
+
+
+def spoken(engine: Engine, *wanted: Ask) -> list[Tensor]:
+    """What all asks give, in flight together."""
+    ids = submit(engine, *wanted)
+    return [result.tensors["audio"][0] for result in results(engine, drain(engine), ids)]
+
+
+def far(found: Tensor, expected: Tensor) -> float:
+    """The norm of what is between them, relatively."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_codes_in_company_are_those_that_the_reference_says_alone(speaker: Speaker, engine: Engine) -> None:
+    found = spoken(engine, *asks(speaker, "latent"))
+    for codes, (expected, _) in zip(found, speaker.kept(), strict=True):
+        assert torch.equal(codes.long(), expected)
+
+
+def test_the_waveform_is_that_of_the_reference(speaker: Speaker, engine: Engine) -> None:
+    for sound, (_, expected) in zip(spoken(engine, *asks(speaker)), speaker.kept(), strict=True):
+        assert sound.shape == (1, len(expected))
+        assert far(sound[0], expected) < 1e-5
+
+
+def test_pieces_that_are_told_while_it_is_made_are_the_whole(speaker: Speaker, engine: Engine) -> None:
+    ids = submit(engine, *asks(speaker))
+    events = drain(engine)
+    for id_, result in zip(ids, results(engine, events, ids), strict=True):
+        pieces = [event for event in events if isinstance(event, Chunk) and event.request_id == id_]
+        whole = torch.cat([torch.from_numpy(piece.data) for piece in pieces], dim=1)
+        assert torch.equal(whole, result.tensors["audio"][0])
+        starts = [0, *torch.tensor([piece.data.shape[1] for piece in pieces]).cumsum(0).tolist()][:-1]
+        assert [piece.start for piece in pieces] == starts
+
+
+def test_who_is_cancelled_is_gone_and_the_others_say_what_they_would_have(speaker: Speaker, engine: Engine) -> None:
+    wanted = asks(speaker, "latent")
+    ids = submit(engine, *wanted, wanted[0])
+    events: list[Event] = []
+    while sum(isinstance(event, Progress) and event.stage == "talk" for event in events) < 8:
+        events += engine.tick()
+    engine.cancel(ids[-1])
+    events += drain(engine)
+    for result, (expected, _) in zip(results(engine, events, ids[:-1]), speaker.kept(), strict=True):
+        assert torch.equal(result.tensors["audio"][0].long(), expected)
+    assert not engine.runner.states
+
+
+def test_who_waits_in_mid_word_says_what_it_would_have(speaker: Speaker, engine: Engine) -> None:
+    [id_] = submit(engine, asks(speaker)[0])
+    events: list[Event] = []
+    for _ in range(4):
+        events += engine.tick()
+    engine.pause(id_)
+    events += engine.tick()
+    assert not any(isinstance(event, Done) for event in events)
+    engine.resume(id_)
+    events += drain(engine)
+    [result] = results(engine, events, [id_])
+    codes, wave = speaker.kept()[0]
+    assert far(result.tensors["audio"][0][0], wave) < 1e-5
+    assert len(result.written[0].tokens) == codes.shape[1] + 1
+
+
+@pytest.mark.parametrize("mode", ["components", "layers"])
+def test_weights_that_wait_elsewhere_say_the_same(speaker: Speaker, folder: Path, mode: Any, tmp_path: Path) -> None:
+    engine = start(config(folder, offload=OffloadConfig(mode=mode, folder=tmp_path)))
+    try:
+        [found] = spoken(engine, asks(speaker, "latent")[0])
+    finally:
+        engine.close()
+    assert torch.equal(found.long(), speaker.kept()[0][0])
+
+
+def test_what_cannot_be_had_is_refused_by_name(speaker: Speaker, folder: Path, engine: Engine) -> None:
+    for choices, message in (
+        ({"voice": "nobody"}, "voice='nobody'"),
+        ({"language": "klingon"}, "language='klingon' is not known to this checkpoint"),
+        ({"stop": ("a",)}, "extra has no field 'stop'"),
+        ({"max_tokens": 1, "min_tokens": 2}, "min_tokens=2 is more"),
+        ({"height": 64}, "a sound has no sides"),
+        ({"num_inference_steps": 4}, "as many steps as frames"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            submit(engine, asks(speaker, **choices)[0])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="speaks, for which cache=teacache is not there"):
+        start(config(folder, cache=CacheConfig(kind="teacache")))
+    with pytest.raises(ConfigError, match="speaks, for which 2 ranks is not there"):
+        explain(config(folder, parallel=ParallelConfig(tensor=2)))
+
+
+def test_a_warm_up_is_something_that_the_model_can_say(speaker: Speaker, engine: Engine) -> None:
+    wanted = warm_up_ask(SMALL, engine.door)
+    assert wanted is not None
+    ids = submit(engine, wanted)
+    assert results(engine, drain(engine), ids)
+
+
+def test_the_sound_begins_while_the_model_still_talks(speaker: Speaker, engine: Engine) -> None:
+    [id_] = submit(engine, asks(speaker)[-1])
+    events = drain(engine)
+    talked = [number for number, event in enumerate(events) if isinstance(event, Progress) and event.stage == "talk"]
+    heard = [number for number, event in enumerate(events) if isinstance(event, Chunk)]
+    codes, _ = speaker.kept()[-1]
+    frames = [event.data.shape[1] for event in events if isinstance(event, Chunk)]
+    assert heard[0] < talked[-1]
+    whole, hop = codes.shape[1], sum(frames) // codes.shape[1]
+    ends = [*range(FIRST, whole, PIECE), whole] if whole > FIRST else [whole]
+    assert [count // hop for count in frames] == [end - start for start, end in pairwise([0, *ends])]
+    results(engine, events, [id_])

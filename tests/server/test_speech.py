@@ -1,0 +1,162 @@
+"""/v1/audio/speech over the wire, with workers that speak with a tiny checkpoint: files, streams, voices, refusals."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import struct
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from omnimuse.deploy.wire import Grown
+from omnimuse.media.recording import samples_of
+from omnimuse.media.sound import encode_sound, to_sound
+from omnimuse.server.routes.speech import following
+from tests.checkpoints import qwen3_tts
+from tests.checkpoints.wishes import chord
+from tests.server.whole_server import WholeServer
+
+SPEECH = "/v1/audio/speech"
+ASKED = {"input": "two yellow stars", "voice": "vivian", "seed": 5, "max_new_tokens": 40, "temperature": 0}
+FRAMES, HOP, RATE = 39, 24, 2400
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
+    folder = qwen3_tts.build(tmp_path_factory.mktemp("speaking") / "tiny")
+    home, options = tmp_path_factory.mktemp("speech-server"), ("--dtype", "float32", "--device", "cpu")
+    with WholeServer(home, str(folder), *options) as started:
+        started.wait_ready()
+        yield started
+
+
+def samples(server: WholeServer) -> bytes:
+    """What the text sounds like, whole."""
+    answer = server.ask(SPEECH, {**ASKED, "response_format": "pcm"})
+    assert answer.status == 200, answer.json
+    assert answer.headers["content-type"] == "audio/pcm"
+    return answer.content
+
+
+def deltas(content: bytes) -> list[dict[str, Any]]:
+    found = [line.removeprefix(b"data: ") for line in content.split(b"\n") if line.startswith(b"data: ")]
+    assert found.pop() == b"[DONE]"
+    return [json.loads(one) for one in found]
+
+
+def test_a_text_is_a_whole_file_in_the_format_that_was_asked_for(server: WholeServer) -> None:
+    expected = samples(server)
+    assert len(expected) == 2 * FRAMES * HOP
+    answer = server.ask(SPEECH, ASKED)
+    assert (answer.headers["content-type"], answer.headers["x-seed"]) == ("audio/wav", "5")
+    with wave.open(io.BytesIO(answer.content), "rb") as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
+        assert file.readframes(file.getnframes()) == expected
+    flac = server.ask(SPEECH, {**ASKED, "response_format": "flac"})
+    assert flac.headers["content-type"] == "audio/flac"
+    read, rate = soundfile.read(io.BytesIO(flac.content), dtype="int16")
+    assert rate == RATE
+    assert np.abs(read.astype(int) - np.frombuffer(expected, "<i2")).max() <= 1
+
+
+@pytest.mark.parametrize("format_", ["pcm", "wav"])
+def test_a_stream_is_the_whole_byte_for_byte(server: WholeServer, format_: str) -> None:
+    expected = samples(server)
+    answer = server.ask(SPEECH, {**ASKED, "response_format": format_, "stream_format": "audio"})
+    assert answer.headers["content-type"] == f"audio/{format_}"
+    assert "content-length" not in answer.headers
+    head = 44 if format_ == "wav" else 0
+    assert answer.content[head:] == expected
+    if head:
+        assert answer.content[:4] + answer.content[8:16] == b"RIFFWAVEfmt "
+        assert struct.unpack("<I", answer.content[24:28]) == (RATE,)
+
+
+def test_events_carry_the_whole_in_pieces_and_end_with_the_usage(server: WholeServer) -> None:
+    expected = samples(server)
+    told = deltas(server.ask(SPEECH, {**ASKED, "response_format": "pcm", "stream_format": "sse"}).content)
+    assert [event["type"] for event in told] == ["speech.audio.delta"] * (len(told) - 1) + ["speech.audio.done"]
+    assert b"".join(base64.b64decode(event["audio"]) for event in told[:-1]) == expected
+    usage = told[-1]["usage"]
+    assert usage["output_tokens"] == FRAMES + 1
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_a_stream_goes_on_where_it_ended_and_the_whole_fills_what_was_missed() -> None:
+    whole, sent = bytes(range(200)), b""
+    for start, end in ((0, 40), (0, 40), (20, 60), (80, 100)):  # the second comes twice, the last behind a gap
+        piece = Grown("a", 0, start, RATE, 1, whole[2 * start : 2 * end])
+        sent += following(piece, len(sent))
+    assert sent == whole[:120]
+
+
+def test_voices_and_languages_are_told(server: WholeServer) -> None:
+    assert server.ask("/v1/audio/voices").json == {
+        "voices": ["vivian", "eric"],
+        "languages": ["auto", "english", "chinese"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"voice": "vivien"}, "did you mean 'vivian'?"),
+        ({"language": "klingon"}, "use one of auto, english, chinese"),
+        ({"speed": 2}, "speed is not supported: the model decides how fast it speaks"),
+        (
+            {"response_format": "mp3", "stream_format": "audio"},
+            "response_format=mp3 is made whole; a stream is pcm or wav",
+        ),
+        ({"response_format": "aac"}, "aac"),
+        ({"ref_audio": "data:audio/wav;base64,AA=="}, "this model starts from no sound"),
+        ({"ref_text": "a star"}, "the voice alone is taken"),
+        ({"input": " "}, "empty"),
+        ({"num_inference_steps": 3}, "num_inference_steps"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(server: WholeServer, choice: dict[str, Any], message: str) -> None:
+    answer = server.ask(SPEECH, {**ASKED, **choice})
+    assert answer.status == 400
+    assert message in answer.json["error"]["message"]
+
+
+def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: WholeServer) -> None:
+    body = json.dumps({**ASKED, "max_new_tokens": 1900, "response_format": "pcm", "stream_format": "audio"}).encode()
+    where = urlsplit(server.url)
+    head = f"POST {SPEECH} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((where.hostname or "", where.port or 0), timeout=60) as client:
+        client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    while server.ask("/load").json["requests"]:
+        time.sleep(0.05)
+    assert samples(server), "others are served"
+
+
+def test_a_voice_is_taken_from_a_sound_in_the_request(tmp_path: Path) -> None:
+    folder = qwen3_tts.build(tmp_path / "base", kind="base")
+    sound = encode_sound(to_sound(torch.from_numpy(samples_of(chord(24_000, 1.5, 1), 24_000, 1)), 24_000), "WAV", {})
+    heard = f"data:audio/wav;base64,{base64.b64encode(sound).decode()}"
+    asked = {"input": "a star", "seed": 8, "max_new_tokens": 12, "language": "english", "response_format": "pcm"}
+    (_, _), (codes, _), _ = qwen3_tts.kept("base")
+    with WholeServer(tmp_path / "home", str(folder), "--dtype", "float32", "--device", "cpu") as server:
+        server.wait_ready()
+        answer = server.ask(SPEECH, {**asked, "ref_audio": heard})
+        assert answer.status == 200, answer.json
+        assert len(answer.content) == 2 * HOP * codes.shape[1]
+        for choice, message in (
+            ({}, "has no voice of its own"),
+            ({"ref_audio": "data:audio/wav;base64,AAAA"}, "ref_audio"),
+        ):
+            refused = server.ask(SPEECH, {**asked, **choice})
+            assert refused.status == 400 and message in refused.json["error"]["message"]

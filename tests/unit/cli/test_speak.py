@@ -1,0 +1,71 @@
+"""`omnimuse speak`: a text becomes a sound file, with a tiny model."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from omnimuse import Omni
+from omnimuse.cli.app import main
+from omnimuse.media.recording import open_sound, samples_of
+from omnimuse.media.sound import read_settings
+from tests.checkpoints import qwen3_tts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen3_tts.build(tmp_path_factory.mktemp("speak") / "tiny")
+
+
+def speak(folder: Path, text: str, *options: str) -> int:
+    fixed = ("--dtype", "float32", "--device", "cpu", "--max-tokens", "12", "--seed", "2")
+    return main(["speak", text, "-m", str(folder), *fixed, *options])
+
+
+def test_a_text_becomes_a_file_that_knows_how_it_was_made(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "hello.wav"
+    assert speak(folder, "two yellow stars", "--voice", "eric", "-o", str(file)) == 0
+    assert "0.11 s of speech" in capsys.readouterr().out, "eleven frames of 24 samples, 2400 a second"
+    settings = read_settings(file)
+    assert (settings["prompt"], settings["seed"], settings["extra"]["voice"]) == ("two yellow stars", 2, "eric")
+    assert samples_of(open_sound(file), 2400, 1).shape == (1, 11 * 24)
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        [again] = omni.generate(settings["prompt"], voice="eric", max_tokens=12, seed=2, progress=False)
+        again.audios[0].save(tmp_path / "again.wav")
+    assert (samples_of(open_sound(tmp_path / "again.wav"), 2400, 1) == samples_of(open_sound(file), 2400, 1)).all()
+
+
+def test_a_text_comes_from_stdin_and_no_file_is_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hello.wav"
+    file.write_bytes(b"mine")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a star\n"))
+    assert speak(folder, "-", "-o", str(file)) == 0
+    assert file.read_bytes() == b"mine"
+    [made] = set(tmp_path.iterdir()) - {file}
+    assert read_settings(made)["prompt"] == "a star"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--voice", "vivien"), "voice='vivien' is not known to this checkpoint; did you mean 'vivian'?"),
+        (("--language", "klingon"), "use one of auto, english, chinese"),
+        (("-o", "hello.txt"), ".txt"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(
+    folder: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert speak(folder, "a star", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_draws_does_not_speak(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["speak", "a star", "-m", "omnimuse/shapes"]) == 2
+    assert "does not speak; use `omnimuse generate`" in capsys.readouterr().err
