@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from omnimuse.core.config import ParallelConfig
@@ -17,8 +16,9 @@ from omnimuse.core.errors import ConfigError, EngineDeadError, ModelError
 from omnimuse.parallel.branches import Outcome, share
 from omnimuse.parallel.collectives import LETTER, PREFIX, broadcast_bytes
 from omnimuse.parallel.mesh import Mesh
+from tests.ranks import play
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
 
 OWNERS = [0, 1, 1, 0, 1]
 
@@ -127,8 +127,8 @@ def _play(rank: int, meeting: str, scenes: list[Callable[[Mesh], None]]) -> None
 
 
 def test_two_ranks_tell_one_another_everything(tmp_path: Path) -> None:
-    mp.spawn(_play, args=(str(tmp_path / "meeting"), SCENES), nprocs=2)
+    play(_play, str(tmp_path / "meeting"), SCENES, ranks=2)
 
 
 def test_a_rank_that_dies_is_noticed_by_the_other(tmp_path: Path) -> None:
-    mp.spawn(_play, args=(str(tmp_path / "meeting"), [a_rank_that_dies_is_noticed]), nprocs=2)
+    play(_play, str(tmp_path / "meeting"), [a_rank_that_dies_is_noticed], ranks=2)
