@@ -317,7 +317,7 @@ FAMILIES = (
                 None,
                 replace(_KLEIN, height=96, max_sequence_length=40, guidance_scale=1.0, seed=9),
                 photo(64, 90),
-                others=(photo(1200, 1000), photo(130, 65)),
+                others=(photo(120, 100), photo(130, 65)),
             ),
         ),
         reference=reference,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.parallel.meeting import join
+from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
 
@@ -32,7 +32,7 @@ def come(rank: int, late: float, meeting: Path) -> None:
 
 
 def test_a_rank_that_is_late_is_waited_for(tmp_path: Path) -> None:
-    mp.spawn(come, args=(2.0, tmp_path / "meeting"), nprocs=2)  # type: ignore[no-untyped-call]
+    play(come, 0.5, tmp_path / "meeting", ranks=2)
 
 
 def test_a_rank_that_never_comes_is_named_and_one_that_comes_too_late_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from omnimuse.cli import main
 from omnimuse.compat.opening import PLACE, is_file, opened
 from omnimuse.compat.single_file import convert, kind_of
 from omnimuse.core.errors import ModelError
@@ -47,8 +48,10 @@ def test_a_file_is_drawn_with_as_the_checkpoint_it_is_told_to_be_of_and_converte
     file = tmp_path / "mine.safetensors"
     save_file({f"model.diffusion_model.{k}": v for k, v in weights(z_image_folder / "transformer").items()}, file)
     convert(file, Checkpoint(like), tmp_path / "by hand")
-    for model, name in ((tmp_path / "by hand", "expected"), (file, "first"), (file, "again")):
-        done = generate(tmp_path, model, tmp_path / f"{name}.png")
+    words = ["generate", "a red circle", "-m", str(tmp_path / "by hand"), *SMALL, "-o", str(tmp_path / "expected.png")]
+    assert main(words) == 0, "a folder asks no hub, and can be drawn with in this process"
+    for name in ("first", "again"):
+        done = generate(tmp_path, file, tmp_path / f"{name}.png")
         assert done.returncode == 0, done.stderr
     expected, first, again = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("expected", "first", "again"))
     assert np.array_equal(first, expected) and np.array_equal(again, expected)

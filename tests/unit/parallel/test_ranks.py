@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from omnimuse.core.config import ParallelConfig
@@ -19,8 +18,9 @@ from omnimuse.parallel.branches import MOST, Outcome, share
 from omnimuse.parallel.collectives import LETTER, PREFIX, broadcast_bytes
 from omnimuse.parallel.line import PATH, opened
 from omnimuse.parallel.mesh import Mesh
+from tests.ranks import play
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
 
 OWNERS = [0, 1, 1, 0, 1]
 
@@ -160,9 +160,9 @@ def _play(rank: int, meeting: str, scenes: list[Callable[[Mesh], None]]) -> None
 
 
 def test_two_ranks_tell_one_another_everything(tmp_path: Path) -> None:
-    mp.spawn(_play, args=(str(tmp_path / "meeting"), SCENES), nprocs=2)
+    play(_play, str(tmp_path / "meeting"), SCENES, ranks=2)
 
 
 @pytest.mark.parametrize("scene", [a_rank_that_dies_is_noticed, a_leader_that_dies_is_noticed])
 def test_a_rank_that_dies_is_noticed_by_the_other(tmp_path: Path, scene: Callable[[Mesh], None]) -> None:
-    mp.spawn(_play, args=(str(tmp_path / "meeting"), [scene]), nprocs=2)
+    play(_play, str(tmp_path / "meeting"), [scene], ranks=2)

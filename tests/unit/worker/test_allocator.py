@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ thread.join()
 """
 
 
+@cache
 def new_pages(how: str) -> int:
     """Pages that a process was given while it used and freed the same memory again and again."""
     command = [sys.executable, "-c", PROGRAM, how]
