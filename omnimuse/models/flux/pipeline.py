@@ -30,7 +30,7 @@ ENCODERS = (
 """The one vector of CLIP, and the tokens of T5. Pads are attended to, so their number is part of the result."""
 
 
-def prepared(ctx: Context, state: State, network: str, branch: str, shown: Sequence[Tensor]) -> FluxStatic:
+def static_of(ctx: Context, state: State, network: str, branch: str, shown: Sequence[Tensor]) -> FluxStatic:
     """The text of a branch, the latents of pictures that are shown and the positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, FluxTransformer)
@@ -41,7 +41,7 @@ def prepared(ctx: Context, state: State, network: str, branch: str, shown: Seque
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
     """What the network is told of a request that it is shown no pictures for."""
-    return prepared(ctx, state, network, branch, ())
+    return static_of(ctx, state, network, branch, ())
 
 
 class Flux(Pipeline):

@@ -5,81 +5,26 @@ Source: the reference pipeline of diffusers (FluxFillPipeline). C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
-
-from omnimuse.core.autoencoder import factor
-from omnimuse.core.request import Request
-from omnimuse.core.spec import Configs
-from omnimuse.models.flux.pipeline import ENCODERS, prepared
+from omnimuse.models.flux.pipeline import ENCODERS, static_of
 from omnimuse.models.flux.transformer import FluxStatic
 from omnimuse.models.flux_fill.spec import SPEC
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage, drawn, encode, pixels_in, resized
-from omnimuse.pipeline.latents import InitLatents, cells, packed_tokens
+from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
+from omnimuse.pipeline.filling import DrawKept, EncodeKept, kept_shape
+from omnimuse.pipeline.latents import InitLatents, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.region import canvas, pixels_anew
-from omnimuse.pipeline.scaling import scaled
-from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import for_both_branches
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
-VAE = "vae"
-
-
-@dataclass(frozen=True)
-class EncodeKept(Stage):
-    """Writes `kept_moments` [2C, h, w]: what the VAE makes of the picture, grey where it is drawn anew."""
-
-    name: str = "encode what is kept"
-    reads: tuple[str, ...] = ("images", "region")
-    writes: tuple[str, ...] = ("kept_moments",)
-    uses: tuple[str, ...] = (VAE,)
-
-    def key(self, ctx: Context, state: State) -> Hashable | None:
-        return (self, state.request.size, state["region"].key, state["images"][0].digest)
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            picture, region, size = state["images"][0], state["region"], state.request.size
-            kept = ~pixels_anew(picture, region, size)
-            state["kept_moments"] = encode(ctx, VAE, pixels_in(resized(canvas(picture, region), size)) * kept)
-
-
-@dataclass(frozen=True)
-class DrawKept(Stage):
-    """Writes `beside` [C + p * p, h, w]: scaled latents drawn from `kept_moments`, then for each of the p x p pixels of
-    a latent whether it is drawn anew. By the state's own generator, after the noise is.
-    """
-
-    name: str = "draw what is kept"
-    reads: tuple[str, ...] = ("kept_moments", "images", "region")
-    writes: tuple[str, ...] = ("beside",)
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            latents = drawn(state["kept_moments"], state.generator)
-            latents = scaled(ctx.components.wherever(VAE), ctx.configs[VAE], latents)  # [C, h, w]
-            anew = pixels_anew(state["images"][0], state["region"], state.request.size)
-            blocks = F.pixel_unshuffle(anew[None].to(latents), factor(ctx.configs[VAE]))  # [p * p, h, w]
-            state["beside"] = torch.cat([latents, blocks])
-
-
-def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
-    """[C, h, w] of the noise of one picture."""
-    channels = configs[VAE]["latent_channels"]
-    assert isinstance(channels, int)
-    return channels, *cells(configs, request)
-
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
     """The text of a branch, what is kept of the picture and the positions: the same at every step."""
-    return replace(prepared(ctx, state, network, branch, ()), beside=state["beside"])
+    return replace(static_of(ctx, state, network, branch, ()), beside=state["beside"])
 
 
 class FluxFill(Pipeline):
@@ -91,7 +36,7 @@ class FluxFill(Pipeline):
         EncodeImage(),
         EncodeKept(),
         DrawImageLatents(),
-        InitLatents(latent_shape),
+        InitLatents(kept_shape),
         DrawKept(),
         Denoise(
             conditions=conditions,

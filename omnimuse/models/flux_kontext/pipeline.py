@@ -10,7 +10,7 @@ from torch import Tensor
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
-from omnimuse.models.flux.pipeline import ENCODERS, prepared
+from omnimuse.models.flux.pipeline import ENCODERS, static_of
 from omnimuse.models.flux.spec import PATCH
 from omnimuse.models.flux.transformer import FluxStatic
 from omnimuse.models.flux_kontext.spec import SPEC, KontextParams, shown_size
@@ -35,7 +35,7 @@ def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
     """The text of a branch, the picture and the positions: the same at every step."""
-    return prepared(ctx, state, network, branch, state["shown"])
+    return static_of(ctx, state, network, branch, state["shown"])
 
 
 class FluxKontext(Pipeline):
