@@ -18,13 +18,13 @@ from omnimuse.core.output import TextRead
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.request import Request
 from omnimuse.models import REGISTRY
-from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline import lent
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.build import SHAPES, begin, run
 from omnimuse.worker.explain import explain
+from tests.fakes import context
 from tests.ranks import play
 
 NOTE = TextRead("prompt", "reader", 3, 2, "all that it takes")
@@ -72,8 +72,7 @@ def two_ranks(rank: int, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     mesh = Mesh.from_process_group(ParallelConfig(tensor=2))
-    spec = REGISTRY.spec("ZImagePipeline")
-    ctx = Context(spec, spec.limits, {}, Residency({}), torch.device("cpu"), torch.float32, mesh)
+    ctx = replace(context(), mesh=mesh)
     request = Request("a", "a circle", None, DiffusionParams(seed=1), FamilyParams())
     for owner in (0, 1):
         ctx = replace(ctx, lent={"reader": owner})
