@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import time
+import urllib.request
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,9 +138,14 @@ def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: Whol
     head = f"POST {SPEECH} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n"
     with socket.create_connection((where.hostname or "", where.port or 0), timeout=60) as client:
         client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        heard = b""
+        while not heard.partition(b"\r\n\r\n")[2]:
+            heard += client.recv(1000)
+        assert heard.startswith(b"HTTP/1.1 200")
     while server.ask("/load").json["requests"]:
         time.sleep(0.05)
+    with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
+        assert b'omnimuse_cancelled_total{where="running"} 1.0' in answer.read()
     assert samples(server), "others are served"
 
 
