@@ -117,8 +117,8 @@ class Stage:
     """One named transformation of states.
 
     `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
-    made. Of what it writes, `streams` are there as soon as it begins and grow: other tracks may read them meanwhile. One
-    that is `lendable` does nothing but write its slots and its note: one rank may run it for all.
+    made. Of what it writes, `streams` are there as soon as it begins and grow: other tracks may read them meanwhile.
+    One that is `lendable` does nothing but write its slots and its note: one rank may run it for all.
     """
 
     reads: tuple[str, ...] = ()
