@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from omnimuse import Omni, ParallelConfig
+from omnimuse import Config, Omni, ParallelConfig
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput
@@ -18,6 +21,9 @@ from tests.checkpoints import flux
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import PLUGIN, renamed
+from tests.compat.running import config, running
+from tests.compat.running import drawn as drawn_by
+from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 WISH = next(each for each in FAMILIES if each.kind == "3").wishes[0]
@@ -30,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(folder: Path, arch: str, parallel: ParallelConfig | None = None, wish: Wish = WISH) -> torch.Tensor:
+    """By an engine that starts its ranks itself."""
     name = str(renamed(folder, arch))
     with Omni(name, plugin=PLUGIN, dtype="float32", device="cpu", parallel=parallel) as omni:
         [found] = omni.generate([wish.asked], wish.params, output_type="pt", progress=False)
@@ -38,17 +45,30 @@ def drawn(folder: Path, arch: str, parallel: ParallelConfig | None = None, wish:
     return picture
 
 
-@pytest.mark.parametrize(
-    ("arch", "axis"),
-    [
-        ("DocumentedPipeline", "tensor"),
-        ("DocumentedPipeline", "cfg"),
-        ("DocumentedStepPipeline", "tensor"),
-        ("DocumentedStepPipeline", "cfg"),
-    ],
-)
-def test_two_ranks_draw_what_one_draws(folder: Path, arch: str, axis: str) -> None:
-    found = drawn(folder, arch, ParallelConfig(**{axis: 2}))
+def on_rank(rank: int, chosen: Config, wish: Wish, meeting: Path) -> None:
+    """Rank 0 draws, and rank 1 follows it until it closes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    with suppress(SystemExit), running(chosen) as engine:
+        [found] = drawn_by(engine, [wish])
+        save_file({"picture": found.contiguous()}, meeting.with_name("found"))
+
+
+def on_two_ranks(folder: Path, arch: str, parallel: ParallelConfig, wish: Wish, meeting: Path) -> torch.Tensor:
+    """By an engine on ranks that are forked, which takes a small part of the time."""
+    play(on_rank, config(folder, arch, parallel=parallel), wish, meeting, ranks=2)
+    return load_file(meeting.with_name("found"))["picture"]
+
+
+def test_two_processes_of_its_own_draw_what_one_draws(folder: Path) -> None:
+    found = drawn(folder, "DocumentedPipeline", ParallelConfig(tensor=2))
+    torch.testing.assert_close(found, drawn(folder, "DocumentedPipeline"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("axis", ["tensor", "cfg"])
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", "DocumentedStepPipeline"])
+def test_two_ranks_draw_what_one_draws(folder: Path, tmp_path: Path, arch: str, axis: str) -> None:
+    found = on_two_ranks(folder, arch, ParallelConfig(**{axis: 2}), WISH, tmp_path / "meeting")  # type: ignore[arg-type]
     torch.testing.assert_close(found, drawn(folder, arch), atol=1e-5, rtol=0)
 
 
@@ -69,10 +89,11 @@ def two_lists(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Ten
     ids=["ulysses", "ring", "shard"],
 )
 def test_tokens_are_shared_as_the_plan_says(
-    two_lists: tuple[Path, torch.Tensor], arch: str, parallel: ParallelConfig
+    two_lists: tuple[Path, torch.Tensor], tmp_path: Path, arch: str, parallel: ParallelConfig
 ) -> None:
     folder, expected = two_lists
-    torch.testing.assert_close(drawn(folder, arch, parallel, GUIDED), expected, atol=1e-5, rtol=0)
+    found = on_two_ranks(folder, arch, parallel, GUIDED, tmp_path / "meeting")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_a_pipeline_without_a_plan_is_refused_the_axis(folder: Path) -> None:
