@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from omnimuse.components.speech_codec import SpeechCodec
 from omnimuse.loader.tensors import construct_unfilled
+from omnimuse.models.qwen3_text.transformer import DenseDecoder
 from omnimuse.models.qwen3_tts.speaker import SpeakerEncoder
-from omnimuse.models.qwen3_tts.transformer import Predictor, Talker, Voice
+from omnimuse.models.qwen3_tts.transformer import Predictor, Talker
 from tests.checkpoints import parts
 from tests.checkpoints.wishes import Speaker, chord
 
@@ -151,7 +152,7 @@ def _parts(module: nn.Module, name: str, shape: tuple[int, ...]) -> list[tuple[s
     if name.endswith(".gate_up.weight"):
         return [(name.replace("gate_up", part), (shape[0] // 2, shape[1])) for part in ("gate", "up")]
     if name.endswith(".qkv.weight"):
-        assert isinstance(module, Voice)
+        assert isinstance(module, DenseDecoder)
         c = module.config
         heads = {"q": c.num_attention_heads, "k": c.num_key_value_heads, "v": c.num_key_value_heads}
         return [(name.replace("qkv", f"{part}_proj"), (count * c.head_dim, shape[1])) for part, count in heads.items()]

@@ -13,23 +13,9 @@ from torch import Tensor
 from omnimuse.components.speech_codec import RULES, Past, SpeechCodec
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.rules import apply_rules
+from tests.checkpoints.qwen3_tts import CODEC
 
-CONFIG = {
-    "codebook_size": 16,
-    "codebook_dim": 8,
-    "num_quantizers": 4,
-    "latent_dim": 16,
-    "hidden_size": 12,
-    "intermediate_size": 20,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "sliding_window": 5,
-    "upsample_rates": [3, 2],
-    "upsampling_ratios": [2, 2],
-    "decoder_dim": 16,
-}
+CONFIG = {**CODEC, "codebook_size": 16}
 EVERY = 23
 WAVE: Sequence[float] = (
     -0.052185,

@@ -8,6 +8,7 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,23 +30,15 @@ FEWEST = 256
 """Positions whose rotations are made at first."""
 
 
-class Qwen3Decoder(Decoder):
-    """Tokens and what came before them -> logits of the next one."""
+class DenseDecoder(Decoder):
+    """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end."""
 
-    def __init__(self, config: Qwen3Config, tied: bool) -> None:
+    def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = BlockStack(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if tied:
-            self.head.weight = self.embed_tokens.weight
         self._turns: Tensor | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Qwen3Decoder:
-        return cls(Qwen3Config.from_dict(config, WHERE), bool(config.get("tie_word_embeddings", False)))
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"layers": self.layers}
@@ -57,13 +50,23 @@ class Qwen3Decoder(Decoder):
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(len(row.ids) for row in rows))
-        ids = layout.pack([row.ids for row in rows])
+        given = layout.pack([row.ids for row in rows])
         if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
-            ids = torch.cat([ids, ids[:1].expand(self.fewest - len(rows), 1)])
-        hidden = self.embed_tokens(ids)  # [1, T, D] or [R, S, D]
+            given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
+        hidden = self.enter(given)  # [1, T, D] or [R, S, D]
         hidden = self.layers(hidden, self._conditions(rows, layout, hidden.dtype), memories)
-        last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])  # [R, 1, D]
-        return list(self.head(self.norm(last))[: len(rows), 0].unbind())
+        last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
+        return list(self.say(rows, self.norm(last))[: len(rows), 0].unbind())
+
+    @abstractmethod
+    def enter(self, given: Tensor) -> Tensor:
+        """What stands for tokens, [*, D], of what rows are given."""
+
+    @abstractmethod
+    def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
+        """Predictions [R, 1, V] of the normed hidden state of the last token of each row, [R, 1, D]; R may be more than
+        there are rows.
+        """
 
     def _conditions(self, rows: Sequence[Reading], layout: Layout, dtype: torch.dtype) -> Conditions:
         ends = [row.start + len(row.ids) for row in rows]
@@ -85,6 +88,27 @@ class Qwen3Decoder(Decoder):
             table = rotary_table(positions, (self.config.head_dim,), self.config.rope_theta).to(dtype)
             known = self._turns = torch.stack([table[:, :1, :, 0], table[:, 1:, :, 1]])
         return known
+
+
+class Qwen3Decoder(DenseDecoder):
+    """Tokens and what came before them -> logits of the next one."""
+
+    def __init__(self, config: Qwen3Config, tied: bool) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if tied:
+            self.head.weight = self.embed_tokens.weight
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Qwen3Decoder:
+        return cls(Qwen3Config.from_dict(config, WHERE), bool(config.get("tie_word_embeddings", False)))
+
+    def enter(self, given: Tensor) -> Tensor:
+        return self.embed_tokens(given)
+
+    def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
+        return self.head(last)
 
 
 class DecoderLayer(Block[Conditions]):
