@@ -333,7 +333,7 @@ class Entrance(nn.Module):
         super().__init__()
         self.kind = kind
         self.parts = parts
-        self.modulation = None if blocks.shared else blocks.linear(blocks.dim, parts * blocks.dim)
+        self.modulation: nn.Module | None = None if blocks.shared else blocks.linear(blocks.dim, parts * blocks.dim)
         self.norm = ModulatedNorm(EPS)
         self.qkv = Projection(blocks)
 
@@ -383,7 +383,7 @@ class SingleBlock(Block[TwoStreamCond]):
     def __init__(self, blocks: Blocks) -> None:
         super().__init__()
         dim = blocks.dim
-        self.modulation = None if blocks.shared else blocks.linear(dim, 3 * dim)
+        self.modulation: nn.Module | None = None if blocks.shared else blocks.linear(dim, 3 * dim)
         self.norm = ModulatedNorm(EPS)
         self.qkv = Projection(blocks, beside=blocks.entering)
         self.core = Attention(blocks.heads, dim // blocks.heads, "single", category="self")
@@ -448,7 +448,7 @@ class Head(nn.Module):
     def __init__(self, blocks: Blocks, patch_dim: int) -> None:
         super().__init__()
         self.norm = ModulatedNorm(blocks.eps)
-        self.modulation = blocks.linear(blocks.vector or blocks.dim, 2 * blocks.dim)
+        self.modulation: nn.Module = blocks.linear(blocks.vector or blocks.dim, 2 * blocks.dim)
         self.linear = blocks.linear(blocks.dim, patch_dim)
 
     def forward(self, image: Tensor, cond: TwoStreamCond) -> Tensor:

@@ -11,6 +11,7 @@ TABLE = {
     "LTX2Pipeline": "omnimuse.models.ltx2",
     "ZImagePipeline": "omnimuse.models.z_image",
     "FluxPipeline": "omnimuse.models.flux",
+    "ChromaPipeline": "omnimuse.models.chroma",
     "StableAudioPipeline": "omnimuse.models.stable_audio",
     "LongCatImagePipeline": "omnimuse.models.longcat_image",
     "QwenImageLayeredPipeline": "omnimuse.models.qwen_image_layered",

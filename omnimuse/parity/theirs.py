@@ -193,6 +193,7 @@ def _network_hook(name: str, blocks: dict[str, list[list[Tensor]]], evaluations:
         made = made[0] if isinstance(made, tuple) else made if isinstance(made, Tensor | list) else made["sample"]
         predictions = list(made)  # of a tensor [B, ...] or a list, one by item
         told = signature(network.forward).bind_partial(*args, **given).arguments
+        _hides(told.get("attention_mask"))
         for item, prediction in enumerate(predictions):
             mine = {kind: [[t[item] for t in block] for block in each] for kind, each in blocks.items()}
             beside = {
@@ -202,6 +203,16 @@ def _network_hook(name: str, blocks: dict[str, list[list[Tensor]]], evaluations:
         blocks.clear()
 
     return note
+
+
+def _hides(mask: Any) -> None:
+    """ModelError for a mask that is there to hide pads, and does not: attention adds floats to its scores."""
+    if isinstance(mask, Tensor) and mask.is_floating_point() and bool(mask.max() > 0) and not bool(mask.all()):
+        raise ModelError(
+            "the pads of this prompt are to be hidden by a mask of floats, ones and zeros, which the attention of "
+            "diffusers adds, so it hides none, and cannot be compared; tests/parity has it with a mask that does, and "
+            "a prompt and a negative prompt that fill max_sequence_length have no pads"
+        )
 
 
 def _item(value: Any, item: int, items: int) -> Tensor | None:

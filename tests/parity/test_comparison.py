@@ -23,7 +23,7 @@ from omnimuse.parity.ours import our_trail
 from omnimuse.parity.report import rows, verdict
 from omnimuse.parity.run import Outcome, parity
 from omnimuse.parity.theirs import load_theirs, their_trail
-from tests.checkpoints import flux
+from tests.checkpoints import chroma, flux
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family
 
@@ -78,6 +78,13 @@ def test_a_wrong_block_is_found_at_its_block(folder: Path, number: int) -> None:
     part = first_apart(compare(ours, theirs))
     assert part is not None
     assert part.where.startswith("step 1, ") and f"block {number} of" in part.where
+
+
+def test_a_reference_whose_mask_hides_nothing_is_not_compared(tiny: Callable[[str], Path]) -> None:
+    family = chroma.FAMILIES[0]
+    padded = family.wishes[1]
+    with pytest.raises(ModelError, match="hidden by a mask of floats"):
+        parity(config(tiny(family.name)), Ask(padded.asked, padded.params))
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ TINY = {
 """What the suite has small ones of, and how to make them."""
 
 SMALL: tuple[tuple[str, object], ...] = (
-    (r"num_\w*layers|n_\w*layers|num_blocks|depth", 2),
+    (r"\w+_layers|num_blocks|depth", 2),
     (r"num_attention_heads|num_heads|n_heads|num_kv_heads|num_key_value_heads|n_kv_heads", 2),
     (r"attention_head_dim|head_dim", 16),
-    (r"hidden_size|inner_dim|dim|width|caption_projection_dim|pooled_projection_dim", 32),
+    (r"hidden_size|inner_dim|\w*hidden_dim|dim|width|caption_projection_dim|pooled_projection_dim", 32),
     (r"joint_attention_dim|cross_attention_dim|caption_channels|text_dim|cap_feat_dim", "TEXT_WIDTH"),
 )
 """Facts of a network by name, and how small they are in a tiny one."""
