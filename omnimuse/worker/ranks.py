@@ -185,6 +185,8 @@ def usual_tiles(under: Build) -> Tiling | None:
     if isinstance(vae, AutoencoderKL):
         side = int(config.get("sample_size") or TILE)
         return Tiling(side // vae.scale, side)
+    if under.found.spec.library:
+        return None
     for stage in pipeline_for(under.found.spec).stages:
         if isinstance(stage, DecodeVideo):
             return Tiling(stage.side(vae) // factor(config), stage.side(vae))
