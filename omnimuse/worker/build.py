@@ -191,13 +191,14 @@ def check_writing(under: Build) -> None:
     if not under.found.spec.by_token:
         return
     chosen = {
-        f"cache={config.cache.kind}": config.cache.kind != "none",
-        f"compile={config.compile.mode}": config.compile.mode != "none",
-        f"{under.mesh.size} ranks": under.mesh.size > 1,
+        f"cache={config.cache.kind}": (config.cache.kind != "none", "no step is like the one before"),
+        f"compile={config.compile.mode}": (config.compile.mode != "none", "what it remembers is longer at every step"),
+        f"{under.mesh.size} ranks": (under.mesh.size > 1, "its memory is not shared out; use replicas"),
     }
-    if wrong := [name for name, given in chosen.items() if given]:
-        what = "writes text" if under.found.spec.writes else "speaks"
-        raise ConfigError(f"{family} {what}, for which {wrong[0]} is not there; leave it out")
+    for name, (given, why) in chosen.items():
+        if given:
+            what = "writes text" if under.found.spec.writes else "speaks"
+            raise ConfigError(f"{family} {what}, for which {name} is not there ({why}); leave it out")
 
 
 def construct(under: Build) -> None:
