@@ -39,7 +39,7 @@ def test_a_wrong_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureF
     assert main(["generat", "a"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    start = "omnimuse: unknown command 'generat'. Did you mean generate? The commands are generate, chat, models"
+    start = "omnimuse: unknown command 'generat'. Did you mean generate? The commands are generate, chat, speak, models"
     assert said.err.startswith(start)
     assert said.err.count("\n") == 1
 
