@@ -20,7 +20,6 @@ EIGHT = tuple(range(8))
 SEVENS = (0, 7, 14, 21)
 
 
-@torch.compiler.assume_constant_result
 def grid(kind: str, device: torch.device) -> Tensor:
     """The table of a format, float32 [rows, 4 or 8], on `device`."""
     own = getattr(_quants(kind), kind)
@@ -29,10 +28,15 @@ def grid(kind: str, device: torch.device) -> Tensor:
     return found
 
 
-@torch.compiler.assume_constant_result
 def even_signs(device: torch.device) -> Tensor:
     """Seven bits -> the eight that have an even number of ones, uint8 [128]."""
     return torch.frombuffer(bytearray(_quants("IQ2_XXS").IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
+
+
+def hold_still() -> None:
+    """Tell torch's compiler that the tables never change. Before blocks are compiled: it takes a second to import."""
+    for table in (grid, even_signs):
+        torch.compiler.assume_constant_result(table)
 
 
 def _quants(kind: str) -> Any:

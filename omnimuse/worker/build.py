@@ -48,7 +48,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.adapters import adapters_of
 from omnimuse.worker.allocator import keep_memory
-from omnimuse.worker.compiler import keep_apart
+from omnimuse.worker.compiler import prepare
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
@@ -326,7 +326,7 @@ def compile_blocks(under: Build) -> None:
     """Blocks that are compiled when they first run."""
     if not under.compiles:
         return
-    keep_apart()  # for networks of a library, too, which its door has told to be compiled
+    prepare()  # for networks of a library, too, which its door has told to be compiled
     whole = under.mesh.axis(SEQUENCE).size == 1
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():

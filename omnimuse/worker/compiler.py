@@ -15,12 +15,14 @@ import torch
 
 from omnimuse.core.config import Environment
 from omnimuse.core.machine import processor
+from omnimuse.quant.grids import hold_still
 
 
-def keep_apart() -> None:
-    """Have torch compile into a folder that only this kind of machine uses."""
+def prepare() -> None:
+    """Have torch compile into a folder that only this kind of machine uses, and know what never changes."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+    hold_still()
     Environment.keep_compiled(default_cache_dir(), kind())
 
 

@@ -159,7 +159,10 @@ def test_a_negative_prompt_goes_with_every_prompt() -> None:
         (["a", "--size", "64x64", "--width", "64"], "--size 64x64 and --width 64 both choose the width"),
         (["a", "--negativ", "b"], r"unknown option --negativ\. Did you mean --negative\?"),
         (["a", "--sampler-steps", "3"], r"unknown option --sampler-steps\. Did you mean --steps\?"),
-        (["a", "-o", "a.gif"], r"'\.gif'; use one of \.flac, \.jpeg, \.jpg, \.mp3, \.mp4, \.ogg, \.opus, \.pcm, \.png, \.wav, \.webp"),
+        (
+            ["a", "-o", "a.gif"],
+            r"'\.gif'; use one of \.flac, \.jpeg, \.jpg, \.mp3, \.mp4, \.ogg, \.opus, \.pcm, \.png, \.wav, \.webp",
+        ),
         (["a", "-o", "/proc/x/a.png"], "cannot write /proc/x/a.png"),
     ],
 )

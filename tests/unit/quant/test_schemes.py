@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
+from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.quant.schemes import SCHEMES, Int4, Int8, Scheme, whole_product
@@ -134,6 +135,7 @@ def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
         blocks = torch.from_numpy(random_blocks(packing, 32, 512))
         made.scheme, made.parts, made.weight = PACKINGS[packing], ("weight",), nn.Parameter(blocks, requires_grad=False)
     torch._dynamo.reset()
+    hold_still()
     compiled = torch.compile(made, dynamic=True, fullgraph=True, backend="aot_eager")
     assert error(compiled(x), made(x)) < 1e-5
 

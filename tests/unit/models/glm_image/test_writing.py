@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 
+from omnimuse.ar.kv import KV, Slabs
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Failed, Progress
@@ -187,7 +188,7 @@ def test_a_token_that_cannot_be_computed_ends_its_own_request(engine: Engine) ->
     [expected] = priors(engine, ask(DRAW))
     [bad, good] = submit(engine, ask(DRAW, seed=1), ask(DRAW))
     [broken, _] = until(engine, "write prior", bad, good)
-    broken["kv"] = replace(broken["kv"], data=broken["kv"].data[:1])  # layers are missing
+    broken["kv"] = KV(Slabs(), None, broken["kv"].data[:1, :, None])  # layers are missing
     events = engine.tick()
     assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
     [state] = until(engine, "denoise", good)
