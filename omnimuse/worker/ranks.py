@@ -21,8 +21,6 @@ from omnimuse.loader.tensors import stored_tensors
 from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR
 from omnimuse.parallel.pipe import PipeRunner
 from omnimuse.parallel.pipe import share_blocks as share_out
-from omnimuse.parallel.sequence import SequenceRunner
-from omnimuse.parallel.sequence import bind as bind_across
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.parallel.shard import share_blocks as keep_parts
 from omnimuse.parallel.tensor import share_weights
@@ -95,6 +93,8 @@ def sequence(under: Build) -> None:
     axis, parallel = under.mesh.axis(SEQUENCE), under.found.config.parallel
     if axis.size == 1:
         return
+    from omnimuse.parallel.sequence import bind as bind_across  # it imports torch's compiler, which takes a second
+
     for name, network in under.drawing.items():
         bind_across(network, under.mesh, name)
         how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
@@ -149,6 +149,8 @@ def rank_runners(under: Build) -> None:
             if span := under.held.spans.get(name, {}).get(label):
                 stack.runner = PipeRunner(stack.runner, pipes, stack.blocks()[slice(*span)])
             if tokens.size > 1:
+                from omnimuse.parallel.sequence import SequenceRunner
+
                 stack.runner = SequenceRunner(stack.runner, tokens)
 
 
