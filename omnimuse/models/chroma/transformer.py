@@ -27,7 +27,7 @@ from omnimuse.components.two_streams import (
     TwoStreamStatic,
     check_axes,
 )
-from omnimuse.core.plans import Cutting
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import sinusoid
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.facts import read_facts
@@ -84,8 +84,10 @@ class ChromaTransformer(TwoStreamNetwork[TwoStreamStatic]):
         return self.modulator(self.times(rows))
 
     def plan(self) -> Mapping[str, Cutting]:
-        """No block has a layer that modulates it."""
-        return {name: cutting for name, cutting in super().plan().items() if not name.endswith(".modulation")}
+        """No block has a layer that modulates it; what makes all modulations is shared out as an MLP is."""
+        blocks = {name: cutting for name, cutting in super().plan().items() if not name.endswith(".modulation")}
+        layer = "modulator.layers.*"
+        return blocks | {f"{layer}.linear_1": Columns(others=1), f"{layer}.linear_2": Rows(others=1)}
 
     def _share(self, dim: int) -> int:
         """Gives every block and the head their parts of the modulations; how many these are.

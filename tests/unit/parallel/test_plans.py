@@ -59,7 +59,7 @@ def test_a_rank_holds_little_more_than_its_share_of_a_published_network(place: s
         pytest.skip("it does not run at every step, or writes, and is whole on every rank")
     whole = size(network)
     cuts = share_weights(network, Mesh.planned(ParallelConfig(tensor=ranks), ranks - 1).axis("tensor"))
-    assert size(network) / whole < 1 / ranks + 0.03  # what makes modulations is on every rank alike: Chroma has most
+    assert size(network) / whole < 1 / ranks + 0.02
     assert all(network.get_parameter(name).shape[cut.dim] == cut.held for name, cut in cuts.items())
 
 
