@@ -78,7 +78,7 @@ SPEC = Spec(
         "model": Component(
             ("Qwen3TTSForConditionalGeneration",),
             network="omnimuse.models.qwen3_tts.transformer:Talker",
-            rules="omnimuse.models.qwen3_tts.weights:TALKER",
+            rules="omnimuse.models.qwen3_tts.weights:RULES",
         ),
         "predictor": Component(
             ("Qwen3TTSForConditionalGeneration",),

@@ -13,7 +13,7 @@ _LAYERS = (
     Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),
 )
 
-TALKER: tuple[Rename | Drop | Fuse, ...] = (
+RULES: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^talker\.code_predictor\."),
     Drop(r"^speaker_encoder\."),
     Rename(r"^talker\.(model\.)?", ""),
