@@ -28,6 +28,7 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.headers import opened, stored_in
 from omnimuse.loader.sources import Source
 from omnimuse.quant.blocks import BLOCKS
+from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.quant.packings import Rows
 from omnimuse.worker.find import our_networks
@@ -57,6 +58,7 @@ def test_layers_of_few_bits_are_compiled_whole(kind: str) -> None:
         return blocks.multiply(x, parts, torch.nn.functional.linear)
 
     torch._dynamo.reset()
+    hold_still()
     found = torch.compile(multiplied, backend="eager", fullgraph=True)(x)
     expected = gguf.quants.dequantize(parts["weight"].numpy(), GGMLQuantizationType[kind])
     assert torch.equal(found, torch.nn.functional.linear(x, torch.from_numpy(expected)))
