@@ -1,7 +1,6 @@
 """The bodies of the sound endpoints: the request in the words of vLLM-Omni and ours, jobs in the shape of videos.
 
-Routes build these from jobs; the OpenAPI document describes them. A cancelled sound is a failed one whose error has the
-code `cancelled`, as with videos.
+Routes build these from jobs; the OpenAPI document describes them.
 """
 
 from __future__ import annotations
@@ -11,24 +10,16 @@ from typing import Literal
 from pydantic import BaseModel
 
 from omnimuse.server.protocol.images import JobError
+from omnimuse.server.protocol.kept import Deleted, Ended, Kept, Listed, Looked, Progressed
 from omnimuse.server.protocol.requests import request_model
 
 AudioRequest = request_model("AudioRequest", "audio")
-Status = Literal["queued", "in_progress", "completed", "failed"]
 
 
-class AudioJob(BaseModel):
+class AudioJob(Kept):
     """A sound that is made as a job. Dates in seconds since 1970; `progress` 0 to 100."""
 
-    id: str
     object: Literal["audio"] = "audio"
-    model: str
-    status: Status
-    progress: int
-    created_at: int
-    completed_at: int | None = None
-    expires_at: int | None = None
-    prompt: str
     error: JobError | None = None
 
 
@@ -47,45 +38,36 @@ class Audio(AudioJob):
     warnings: list[str] | None = None
 
 
-class AudioList(BaseModel):
+class AudioList(Listed[Audio]):
     """A page of sounds; the next one begins behind `last_id`."""
 
-    object: Literal["list"] = "list"
-    data: list[Audio]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
-
-class AudioDeleted(BaseModel):
+class AudioDeleted(Deleted):
     """A sound that is gone."""
 
-    id: str
     object: Literal["audio.deleted"] = "audio.deleted"
-    deleted: Literal[True] = True
 
 
-class AudioProgressEvent(BaseModel):
-    """How far a sound is. Of a job, the first event tells its state and has no step."""
+class AudioProgressEvent(Progressed):
+    """How far a sound is. The first event of a stream tells its state and has no step."""
 
     type: Literal["audio.progress"] = "audio.progress"
-    id: str | None = None
-    status: Status
-    progress: int | None = None
-    stage: str | None = None
-    step: int | None = None
-    steps: int | None = None
-    eta_seconds: float | None = None
 
 
-class AudioPreviewEvent(BaseModel):
+class AudioStepEvent(BaseModel):
+    """How far a sound is that is made at once, and so is no job."""
+
+    type: Literal["audio.progress"] = "audio.progress"
+    status: Literal["in_progress"] = "in_progress"
+    stage: str
+    step: int
+    steps: int | None
+
+
+class AudioPreviewEvent(Looked):
     """A look at an unfinished sound, after `step` denoising steps: a JPEG, time to the right."""
 
     type: Literal["audio.preview"] = "audio.preview"
-    id: str
-    step: int
-    b64_json: str
-    output_format: Literal["jpeg"] = "jpeg"
 
 
 class AudioDeltaEvent(BaseModel):
@@ -113,7 +95,7 @@ class AudioDoneEvent(BaseModel):
     timings: dict[str, float]
 
 
-class AudioEndedEvent(BaseModel):
+class AudioEndedEvent(Ended):
     """The last event of a job: the sound as it ended."""
 
     type: Literal["audio.completed", "audio.failed"]

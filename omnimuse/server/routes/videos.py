@@ -1,27 +1,22 @@
 """/v1/videos: videos as durable jobs, to be polled, watched, cancelled, fetched and removed; and one at once.
 
-A job that failed is an answer, not an error: it is read with status 200. What belongs to another key does not exist. A
-model that makes no videos answers every path here with the reason.
+A model that makes no videos answers every path here with the reason.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from omnimuse.core.request import Clip, Picture
-from omnimuse.deploy.wire import Previewed
 from omnimuse.server.errors import ApiError, refusal, to_json
 from omnimuse.server.http.bodies import Upload, is_form, read_any
 from omnimuse.server.http.download import MEDIA, Sent, download
-from omnimuse.server.http.sse import Event, EventStream
 from omnimuse.server.http.uploads import Source, uploaded
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.jobs.row import Idempotency, Job
@@ -42,7 +37,7 @@ from omnimuse.server.orders.order import (
 from omnimuse.server.protocol import videos as protocol
 from omnimuse.server.routes.absent import Handler, for_tasks
 from omnimuse.server.routes.image_jobs import idempotency_of
-from omnimuse.server.routes.kept import PAGES, PREVIEWS, asked_page, job_error, poll_after, rounded
+from omnimuse.server.routes.kept import PAGES, PREVIEWS, KeptJobs, Kind
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Part, Reels, Wanted, read
 from omnimuse.server.translate.answers import Made, told
@@ -107,11 +102,11 @@ def routes(service: Service) -> list[Route]:
         ("POST", "/v1/videos", videos.create),
         ("GET", "/v1/videos", videos.list),
         ("POST", "/v1/videos/sync", videos.at_once),
-        ("GET", "/v1/videos/{id}", videos.show),
-        ("DELETE", "/v1/videos/{id}", videos.delete),
+        ("GET", "/v1/videos/{id}", videos.kept.show),
+        ("DELETE", "/v1/videos/{id}", videos.kept.delete),
         ("GET", "/v1/videos/{id}/content", videos.content),
-        ("GET", "/v1/videos/{id}/events", videos.events),
-        ("POST", "/v1/videos/{id}/cancel", videos.cancel),
+        ("GET", "/v1/videos/{id}/events", videos.kept.events),
+        ("POST", "/v1/videos/{id}/cancel", videos.kept.cancel),
     ]
     tasks = (FROM_TEXT, FROM_PICTURE, FROM_VIDEO)
     return [Route(path, for_tasks(service, tasks, handler), methods=[method]) for method, path, handler in paths]
@@ -123,16 +118,25 @@ class Videos:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._stills = Stills(service.files)
+        self.kept = KeptJobs(
+            service,
+            Kind(
+                "video",
+                "video",
+                PATH,
+                self._video,
+                protocol.VideoDeleted,
+                protocol.VideoProgressEvent,
+                protocol.VideoPreviewEvent,
+                self._ended,
+            ),
+        )
 
     async def create(self, request: Request) -> Response:
         """POST /v1/videos: accept a job."""
         order, idem = await self._read(request)
         request.state.lease.close()  # of what came, only the order is left
-        jobs, asked = self._service.jobs, order.request
-        detail = remembered(order)
-        job = await jobs.submit(request.state.tenant, asked, order.form, "video", detail, idem)
-        replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
-        return self._answer(job, {"location": f"/v1/videos/{job.id}", **replayed})
+        return await self.kept.accept(request, order, remembered(order), idem)
 
     async def at_once(self, request: Request) -> Response:
         """POST /v1/videos/sync: the file itself; the work stops when the client goes."""
@@ -152,14 +156,8 @@ class Videos:
 
     async def list(self, request: Request) -> Response:
         """GET /v1/videos: a page of them."""
-        jobs, more = await self._service.jobs.page(request.state.tenant, "video", asked_page(request))
-        page = protocol.VideoList(
-            data=[],
-            first_id=jobs[0].id if jobs else None,
-            last_id=jobs[-1].id if jobs else None,
-            has_more=more,
-        )
-        return StreamingResponse(self._listed(page, jobs), media_type="application/json")
+        jobs, ends = await self.kept.page(request)
+        return StreamingResponse(self._listed(protocol.VideoList(data=[], **ends), jobs), media_type="application/json")
 
     async def _listed(self, page: protocol.VideoList, jobs: Sequence[Job]) -> AsyncGenerator[bytes, None]:
         """The page with its videos, one after the other: a hundred long prompts at once keep everybody waiting."""
@@ -169,47 +167,21 @@ class Videos:
             yield b"," * (index > 0) + to_json(self._video(job).model_dump())
         yield b"]" + tail
 
-    async def show(self, request: Request) -> Response:
-        """GET /v1/videos/{id}."""
-        return self._answer(await self._job(request))
-
     async def content(self, request: Request) -> Response:
         """GET or HEAD /v1/videos/{id}/content."""
-        job = await self._job(request)
+        job = await self.kept.job(request)
         variant = request.query_params.get("variant", "video")
         if variant != "video" and variant not in KINDS:
             allowed = f"use video, {' or '.join(KINDS)}"
             raise refusal("invalid_value", f"variant={variant[:40]!r} is not known; {allowed}", "variant")
-        if job.state != "completed":
-            why = f"failed: {job.error.message}" if job.error else f"is {job.state.replace('_', ' ')}"
-            raise refusal("video_not_ready", f"the video {why}; only a completed one has content", "id")
-        [file] = job.files
+        file = self.kept.file(job)
         try:
             if variant == "video":
                 return await download(request, self._service.files.path(file.name), f"{job.id}.mp4", file.sha256)
             still = await self._stills.find(file.name, variant, request.state.tenant)
             return await download(request, still, f"{job.id}{still.suffix}", f"{file.sha256}-{variant}")
         except FileNotFoundError:
-            raise _unknown(request) from None
-
-    async def events(self, request: Request) -> Response:
-        """GET /v1/videos/{id}/events."""
-        return EventStream(self._events(await self._job(request)), done=True)
-
-    async def cancel(self, request: Request) -> Response:
-        """POST /v1/videos/{id}/cancel; a video that has ended stays as it is."""
-        await self._job(request)
-        job = await self._service.jobs.cancel(request.state.tenant, request.path_params["id"])
-        if job is None:
-            raise _unknown(request)
-        return self._answer(job)
-
-    async def delete(self, request: Request) -> Response:
-        """DELETE /v1/videos/{id}, stopping it if it runs."""
-        job = await self._job(request)
-        if not await self._service.jobs.delete(request.state.tenant, job.id):
-            raise _unknown(request)
-        return JSONResponse(protocol.VideoDeleted(id=job.id).model_dump())
+            raise self.kept.unknown(request) from None
 
     async def _read(self, request: Request) -> tuple[Order, Idempotency | None]:
         """What is asked of the model. The bytes that came are in nobody's hands when this returns."""
@@ -254,78 +226,23 @@ class Videos:
             return await read_mask(self._service, request, pictures)
         return (await read_videos(self._service, request, films, wanted, masks=True))[0]
 
-    async def _job(self, request: Request) -> Job:
-        job = await self._service.jobs.get(request.state.tenant, request.path_params["id"])
-        if job is None or job.kind != "video":
-            raise _unknown(request)
-        return job
-
-    async def _events(self, job: Job) -> AsyncGenerator[Event, None]:
-        """The state, then what happens, then the end. A server that shuts down ends the stream with the state."""
-        async with aclosing(self._service.jobs.subscribe(job)) as news:
-            if not job.ended:
-                yield self._progress(job)
-            async for item in news:
-                if isinstance(item, Job):
-                    yield self._ended(item) if item.ended else self._progress(item)
-                elif isinstance(item, Previewed):
-                    picture = base64.b64encode(item.picture).decode()
-                    event = protocol.VideoPreviewEvent(id=job.id, step=item.step, b64_json=picture)
-                    yield event.type, event.model_dump()
-                else:
-                    running = self._service.jobs.current(replace(job, state="in_progress"))
-                    yield self._progress(running, item.stage, item.step, item.steps)
-
-    def _progress(self, job: Job, stage: str | None = None, step: int | None = None, steps: int | None = None) -> Event:
-        event = protocol.VideoProgressEvent(
-            id=job.id,
-            status=job.state,
-            progress=job.progress,
-            stage=stage,
-            step=step,
-            steps=steps,
-            eta_seconds=rounded(self._service.jobs.eta(job)),
-        )
-        return event.type, event.model_dump(exclude_none=True)
-
-    def _ended(self, job: Job) -> Event:
-        event = protocol.VideoEndedEvent(
-            type="video.completed" if job.state == "completed" else "video.failed", video=self._video(job)
-        )
-        return event.type, event.model_dump()
-
-    def _answer(self, job: Job, headers: dict[str, str] | None = None) -> Response:
-        """A video as JSON, with the time after which it makes sense to ask again."""
-        video, headers = self._video(job), dict(headers or {})
-        if not job.ended:
-            headers["openai-poll-after-ms"] = poll_after(video.eta_seconds)
-        return JSONResponse(video.model_dump(), headers=headers)
+    def _ended(self, job: Job) -> protocol.VideoEndedEvent:
+        completed = job.state == "completed"
+        return protocol.VideoEndedEvent(type="video.completed" if completed else "video.failed", video=self._video(job))
 
     def _video(self, job: Job) -> protocol.Video:
-        params, times = job.work.request["params"], job.times
+        params, made, detail = job.work.request["params"], Made.of(job), job.work.detail
         sides = params["width"], params["height"]
         frames, fps = int(params["num_frames"] or 1), float(params["fps"] or 1.0)
-        length, made, detail = f"{round(frames / fps, 3):.10g}", Made.of(job), job.work.detail
-        done = job.state == "completed"
+        length, done = f"{round(frames / fps, 3):.10g}", job.state == "completed"
         return protocol.Video(
-            id=job.id,
-            model=job.work.model,
-            status=job.state,
-            progress=job.progress,
-            created_at=int(times.created),
-            completed_at=int(times.finished) if times.finished and done else None,
-            expires_at=int(times.expires) if times.expires else None,
-            prompt=job.work.request["prompt"],
+            **self.kept.described(job),
             seconds=detail.get("seconds") or length,
             duration_s=float(length),
             file_name=f"{job.id}.mp4" if done else None,
             size="auto" if None in sides else f"{sides[0]}x{sides[1]}",
-            error=job_error(job),
-            seed=params["seed"],
             num_frames=frames,
             fps=fps,
-            eta_seconds=rounded(self._service.jobs.eta(job)),
-            timings=job.timings or None,
             stage_durations=job.timings or None,
             inference_time_s=made.work_seconds if done else None,
             peak_memory_mb=made.memory_mb,
@@ -364,8 +281,3 @@ def remembered(order: Order) -> dict[str, Any]:
     seconds = order.wanted.seconds
     asked = {} if seconds is None else {"seconds": f"{seconds:.10g}"}
     return {"request": order.request.id, "warnings": list(order.wanted.warnings), **asked}
-
-
-def _unknown(request: Request) -> ApiError:
-    name = request.path_params["id"][:80]
-    return refusal("video_not_found", f"there is no video {name!r}; it never was, was removed, or has expired", "id")
