@@ -10,13 +10,14 @@ import pytest
 from torch import Tensor
 
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
-from omnimuse.core.output import Done, Event, Failed
+from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
+from omnimuse.engine.local import present, start
 from tests.checkpoints.families import FAMILIES
-from tests.checkpoints.wishes import Family, Wish
+from tests.checkpoints.wishes import Family, Speaker, Wish, Writer
+from tests.once import Once
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,14 @@ class Subject:
         return [self.ask(index) for index in range(len(self.family.wishes))]
 
     def config(self, **parts: object) -> Config:
-        """A float32 configuration that refuses undeclared slots; `parts` replace whole topics."""
-        chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
-        return Config(ModelConfig(str(self.folder), dtype="float32", device="cpu"), **chosen)  # type: ignore[arg-type]
+        """Of an engine over its checkpoint."""
+        return config(self.folder, **parts)
+
+
+def config(folder: Path, **parts: object) -> Config:
+    """A float32 configuration that refuses undeclared slots; `parts` replace whole topics."""
+    chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
+    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"), **chosen)  # type: ignore[arg-type]
 
 
 def drain(engine: Engine, ticks: int = 500) -> list[Event]:
@@ -65,6 +71,15 @@ def outputs(events: list[Event], request_id: str) -> Tensor:
         if isinstance(event, Done) and event.request_id == request_id:
             return event.result.output
     raise AssertionError(f"request {request_id} neither finished nor failed")
+
+
+def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]:
+    """What people get of finished requests; the failure of one is raised."""
+    for event in events:
+        if isinstance(event, Failed) and event.request_id in ids:
+            raise event.error
+    done = {event.request_id: event.result for event in events if isinstance(event, Done)}
+    return [present(done[id_], engine.door.limits) for id_ in ids]
 
 
 def run(engine: Engine, *asks: Ask) -> list[Tensor]:
@@ -112,3 +127,18 @@ def engine_with(subject: Subject) -> Iterator[Callable[..., Engine]]:
     for engine in made:
         assert not engine.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def folder(teller: Writer | Speaker, once: Once) -> Path:
+    """The tiny checkpoint of what writes or speaks: the module has a fixture `teller`, which is that."""
+    return once.folder(teller.name, teller.build)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    """One plain engine over it."""
+    made = start(config(folder))
+    yield made
+    assert not made.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
+    made.close()

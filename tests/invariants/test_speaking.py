@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.core.config import CacheConfig, Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.config import CacheConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
+from omnimuse.core.output import Chunk, Done, Event, Progress
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import present, start
+from omnimuse.engine.local import start
 from omnimuse.pipeline.speech import FIRST, PIECE
 from omnimuse.worker.explain import explain
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
-from tests.invariants.conftest import drain, submit
+from tests.invariants.conftest import config, drain, results, submit
 
 
 @pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
@@ -33,21 +32,9 @@ def speaker(request: pytest.FixtureRequest) -> Speaker:
 
 
 @pytest.fixture(scope="module")
-def folder(speaker: Speaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaker.build(tmp_path_factory.mktemp("speaker") / "tiny")
-
-
-def config(folder: Path, **parts: Any) -> Config:
-    chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
-    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"), **chosen)
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
-    made = start(config(folder))
-    yield made
-    assert not made.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
-    made.close()
+def teller(speaker: Speaker) -> Speaker:
+    """Whose folder and engine there are."""
+    return speaker
 
 
 def asks(speaker: Speaker, output: str = "pt", **choices: Any) -> list[Ask]:
@@ -60,14 +47,6 @@ def asks(speaker: Speaker, output: str = "pt", **choices: Any) -> list[Ask]:
         )
         for text, wish, seed in speaker.wishes
     ]
-
-
-def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]:
-    for event in events:
-        if isinstance(event, Failed) and event.request_id in ids:
-            raise event.error
-    done = {event.request_id: event.result for event in events if isinstance(event, Done)}
-    return [present(done[id_], engine.door.limits) for id_ in ids]
 
 
 def spoken(engine: Engine, *wanted: Ask) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,25 +12,23 @@ from omnimuse.ar.kv import KV, Decoder, Slabs
 from omnimuse.core.config import (
     CacheConfig,
     CompileConfig,
-    Config,
-    ModelConfig,
     OffloadConfig,
     ParallelConfig,
     QuantConfig,
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
+from omnimuse.core.output import Chunk, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import present, start
+from omnimuse.engine.local import start
 from omnimuse.pipeline.generate import CHUNK
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
-from tests.invariants.conftest import drain, submit
+from tests.invariants.conftest import config, drain, results, submit
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
@@ -41,21 +38,9 @@ def writer(request: pytest.FixtureRequest) -> Writer:
 
 
 @pytest.fixture(scope="module")
-def folder(writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writer.build(tmp_path_factory.mktemp(writer.name) / "tiny")
-
-
-def config(folder: Path, **parts: Any) -> Config:
-    chosen = {"schedule": ScheduleConfig(strict_slots=True, company="always"), **parts}
-    return Config(ModelConfig(str(folder), dtype="float32", device="cpu"), **chosen)
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
-    made = start(config(folder))
-    yield made
-    assert not made.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
-    made.close()
+def teller(writer: Writer) -> Writer:
+    """Whose folder and engine there are."""
+    return writer
 
 
 def ask(writer: Writer, index: int, seed: int = 7, **choices: Any) -> Ask:
@@ -63,14 +48,6 @@ def ask(writer: Writer, index: int, seed: int = 7, **choices: Any) -> Ask:
     given = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
     wanted = dict(writer.choices[index % len(writer.choices)]) | choices
     return Ask(given, make_params(DiffusionParams(seed=seed + index), wanted), chunks=True)
-
-
-def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]:
-    for event in events:
-        if isinstance(event, Failed) and event.request_id in ids:
-            raise event.error
-    done = {event.request_id: event.result for event in events if isinstance(event, Done)}
-    return [present(done[id_], engine.door.limits) for id_ in ids]
 
 
 def run(engine: Engine, *asks: Ask) -> list[Result]:

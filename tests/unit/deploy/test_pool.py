@@ -325,7 +325,7 @@ def test_a_worker_is_added_while_requests_wait_takes_some_of_them_over_and_ends_
             await pool.wait_ready()
             drawing = [asyncio.create_task(draw(pool, ask(found, steps=150))) for _ in range(4)]
             await until(lambda: [status.running > 0 for status in pool.status()] == [True, True])
-            second = pool.status()[1].pid or 0
+            both = [status.pid or 0 for status in pool.status()]
             updates = await asyncio.gather(*drawing)
             assert all(made(each).seed == 7 for each in updates)
             assert [[update.step for update in each if isinstance(update, Stepped)] for each in updates] == [
@@ -334,7 +334,8 @@ def test_a_worker_is_added_while_requests_wait_takes_some_of_them_over_and_ends_
             assert len({made(each).name.split("-")[-3] for each in updates}) == 2
             await until(lambda: len(pool.status()) == 1)
             assert pool.status()[0].restarts == 0
-            await asyncio.to_thread(wait_gone, [second], PATIENCE)
+            gone = [pid for pid in both if pid != pool.status()[0].pid]
+            assert await asyncio.to_thread(wait_gone, gone, PATIENCE)
             assert made(await draw(pool, ask(found))).seed == 7
 
     asyncio.run(main())

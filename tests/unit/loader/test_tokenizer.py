@@ -210,7 +210,7 @@ def test_templates_cannot_reach_python(folder: Path) -> None:
         "{% generation %}{{ messages[-1].content }}{% endgeneration %}",
     ],
 )
-def test_a_tokenizer_of_transformers_writes_chats_within_bounds(
+def test_a_tokenizer_of_transformers_writes_chats_as_they_are_written_there(
     folder: Path, source: str, thinking: dict[str, Any]
 ) -> None:
     (folder / "chat_template.jinja").write_text(source)
@@ -220,6 +220,10 @@ def test_a_tokenizer_of_transformers_writes_chats_within_bounds(
         MESSAGES, tokenize=False, **how
     )
     assert torch.equal(ours("a red circle").input_ids, theirs(folder)("a red circle", return_tensors="pt").input_ids)
+
+
+def test_a_chat_that_a_tokenizer_of_transformers_would_write_for_ever_is_ended(tmp_path: Path) -> None:
+    folder = save_plain(tmp_path / "tokenizer")
     template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")(folder)
     endless = LibraryTokenizer(theirs(folder), folder)
     with pytest.raises(ModelError, match=r"takes more than 5 s"):
