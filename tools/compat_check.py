@@ -65,7 +65,8 @@ CLOSE = 1e-4
 
 @dataclass(frozen=True)
 class Known:
-    """How a pipeline is to be asked for what the reference of its tiny checkpoint draws, and why (`but`).
+    """How a pipeline is to be asked for what the reference of its tiny checkpoint draws, and why (`but`): `otherwise`
+    says that for people.
 
     `own` are choices of its own, `usual` parameters that it does not use, of which both sides are given none, and it
     takes `steps` more. One that computes in bfloat16 alone (`half`) must be no further from the reference in bfloat16
@@ -73,6 +74,7 @@ class Known:
     """
 
     but: str = ""
+    otherwise: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
     usual: tuple[str, ...] = ()
     steps: int = 0
@@ -81,15 +83,28 @@ class Known:
 
 KNOWN: Mapping[str, Known] = {
     "HiDreamImagePipeline": Known(
-        "it computes in bfloat16 whatever is asked, and its levels are others from two steps on", half=True
+        "it computes in bfloat16 whatever is asked, and its levels are others from two steps on",
+        "one step, in bfloat16, its format whatever is asked: no further from diffusers in bfloat16 than these "
+        "are from themselves in float32; from two steps on its levels are others",
+        half=True,
     ),
-    "LongCatImagePipeline": Known(own={"enable_prompt_rewrite": False}),
+    "LongCatImagePipeline": Known(
+        otherwise="not to write its prompt anew (`enable_prompt_rewrite`)", own={"enable_prompt_rewrite": False}
+    ),
     "OvisImagePipeline": Known(
-        "a line break in what it says to its encoder, and 256 tokens whatever is asked", usual=("max_sequence_length",)
+        "a line break in what it says to its encoder, and 256 tokens whatever is asked",
+        "no `max_sequence_length`, which it does not use; what it says to its encoder has a line break where diffusers "
+        "have a blank, which the tiny tokenizer takes for the same",
+        usual=("max_sequence_length",),
     ),
-    "ZImagePipeline": Known("its last step stands still", steps=1),
+    "ZImagePipeline": Known(
+        "its last step stands still", "one step more: its last one stands still, as diffusers' did before", steps=1
+    ),
 }
 """By architecture."""
+
+Row = tuple[str, dict[str, str]]
+"""An architecture, and how far it came."""
 
 TROUBLE = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError, OSError, OmnimuseError)
 
@@ -317,17 +332,21 @@ def inside() -> None:
         imports(json.load(sys.stdin))
 
 
-def report(source: Path, only: list[str]) -> list[tuple[str, dict[str, str]]]:
-    """Of every architecture, stage by stage: `yes`, or why not; stages that were not reached are left out."""
+def report(source: Path, only: list[str], kept: Path | None = None) -> list[Row]:
+    """Of every architecture, stage by stage: `yes`, or why not; stages that were not reached are left out.
+
+    What is `kept` in a file is not tried again, and what is found is added to it.
+    """
+    before = dict(map(json.loads, kept.read_text(encoding="utf-8").splitlines())) if kept and kept.is_file() else {}
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for family in families():
         kinds[family.arch].append(family.kind)
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
         models = {arch: row for arch, row in borrow(source, place)[TABLES[0]].items() if not only or arch in only}
-        lines = child(place, given=json.dumps(models)).stdout.splitlines()
-        found = []
-        for line in map(json.loads, lines):
+        found = [(arch, before[arch]) for arch in models if arch in before]
+        models = {arch: row for arch, row in models.items() if arch not in before}
+        for line in map(json.loads, child(place, given=json.dumps(models)).stdout.splitlines() if models else ()):
             stages = {"imports": line["imports"] or "yes"}
             if not line["imports"]:
                 tried = [drawn(place, line["arch"], kind) for kind in kinds[line["arch"]]]
@@ -335,6 +354,9 @@ def report(source: Path, only: list[str]) -> list[tuple[str, dict[str, str]]]:
                 stages |= best
             found.append((line["arch"], stages))
             print(told(*found[-1]), flush=True)
+            if kept is not None:
+                with kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found[-1]) + "\n")
     return found
 
 
@@ -360,15 +382,27 @@ def told(arch: str, stages: Mapping[str, str]) -> str:
     return f"{arch}: " + "; ".join(f"{stage} {how}" for stage, how in stages.items())
 
 
+def table(found: Sequence[Row]) -> str:
+    """Those that agree as `docs/compat.md` shows them."""
+    lines = ["| pipeline | agrees | what it was asked otherwise |", "|---|---|---|"]
+    for arch, stages in found:
+        if "agrees" in stages:
+            how = "yes" if stages["agrees"].startswith("yes") else stages["agrees"]
+            lines.append(f"| `{arch}` | {how} | {KNOWN.get(arch, Known()).otherwise} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="WHEEL_OR_FOLDER")
     parser.add_argument("only", nargs="*", metavar="ARCH", help="only these (default: all of the registry)")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="go on from what this file has, and add to it")
     args = parser.parse_args()
-    found = report(args.source, args.only)
+    found = report(args.source, args.only, args.kept)
     for stage in STAGES:
         print(f"{stage}: {sum(stages.get(stage, '').startswith('yes') for _, stages in found)} of {len(found)}")
+    print(f"\n{table(found)}", end="")
 
 
 if __name__ == "__main__":

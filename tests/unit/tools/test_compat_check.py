@@ -121,3 +121,31 @@ def test_the_first_module_that_parts_is_named() -> None:
     with traced("Net") as later:
         nn.Identity()(torch.ones(1))
     assert later == {}
+
+
+def test_it_goes_on_from_what_was_kept_and_prints_the_table_of_the_page(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agreeing = {"imports": "yes", "builds": "yes", "draws": "yes", "agrees": "yes, but for a trifle"}
+    kept = {
+        "OwnPipeline": agreeing,
+        "LostPipeline": {"imports": "no"},
+        "BarePipeline": {**agreeing, "agrees": "differs"},
+    }
+    (tmp_path / "kept").write_text("".join(f"{json.dumps(row)}\n" for row in kept.items()))
+    monkeypatch.setattr(sys, "argv", ["compat_check", str(wheel), "--kept", str(tmp_path / "kept")])
+    compat_check.main()
+    assert capsys.readouterr().out.splitlines() == [
+        *("imports: 2 of 3", "builds: 2 of 3", "draws: 2 of 3", "agrees: 1 of 3", ""),
+        "| pipeline | agrees | what it was asked otherwise |",
+        "|---|---|---|",
+        *("| `OwnPipeline` | yes | |", "| `BarePipeline` | differs | |"),
+    ]
+
+
+def test_the_page_tells_of_every_pipeline_that_is_asked_otherwise_as_the_check_prints_it() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "compat.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if line.startswith("| `") and "Pipeline` | yes |" in line]
+    named = [line.split("`")[1] for line in shown]
+    assert set(named) >= compat_check.KNOWN.keys()
+    assert shown == compat_check.table([(name, {"agrees": "yes"}) for name in named]).splitlines()[2:]
