@@ -7,6 +7,7 @@ client asks again when it has its picture; one that got none first waits for Ret
   throughput     pictures a second, from the first request due at 0 s to the last answer
   goodput        the same, counting only pictures within --slo (all of them if it is not given)
   first preview  like latency, to the first partial picture of a stream (--stream)
+  in STAGE       how long each stage took, as the server tells it (`queue`: until a worker had it)
   refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
   failed         every other answer without a picture, a broken connection, and --timeout
   wasted         work that was taken on but failed or came after --slo: its part of all that was taken on and not
@@ -202,10 +203,17 @@ def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
         "latency_of": {name: spread([o.latency for o in good if o.entry.name == name]) for name in names},
         "first_preview": spread([o.previewed - o.due for o in good if o.previewed is not None]),
         "rejection": spread([o.ended - o.sent for o in refused]),
+        "stages": {name: spread([o.stages[name] for o in good if name in o.stages]) for name in _stages(good)},
+        "held_mb": max((o.held for o in good if o.held is not None), default=None),
         "sent_late": spread([o.sent - o.due for o in outcomes]),
         "errors": dict(Counter(o.code for o in outcomes if o.code).most_common()),
         "wasted": _wasted([o for o in outcomes if o.kind != "rejected"], within),
     }
+
+
+def _stages(good: Sequence[Outcome]) -> list[str]:
+    """All that answers tell of, in the order of the first that does."""
+    return list(dict.fromkeys(name for outcome in good for name in outcome.stages))
 
 
 def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:
@@ -249,6 +257,8 @@ def text(figures: Figures) -> str:
         ("goodput", f"{figures['goodput']:.2f} pictures a second{within}"),
         ("wasted", f"{wasted['share']:.1%} of the work taken on ({wasted['requests']} requests)"),
     ]
+    if figures["held_mb"] is not None:
+        facts.append(("memory", f"up to {figures['held_mb']:.0f} MiB held by the worker"))
     if figures["errors"]:
         facts.append(("errors", ", ".join(f"{code} {times}" for code, times in figures["errors"].items())))
     parts = [columns(facts, indent=0), columns(_table(figures), indent=0)]
@@ -260,6 +270,7 @@ def text(figures: Figures) -> str:
 def _table(figures: Figures) -> list[Sequence[str]]:
     kinds = figures["latency_of"].items()
     rows = [("latency", figures["latency"]), *((f"  {name}", one) for name, one in kinds if len(kinds) > 1)]
+    rows += [(f"  in {name}", one) for name, one in figures["stages"].items()]
     rows += [("first preview", figures["first_preview"]), ("refused", figures["rejection"])]
     cells = [
         [name, str(one["count"]), *(_milliseconds(one[part]) for part in ("p50", "p90", "p99", "max"))]

@@ -12,9 +12,9 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from urllib.parse import urlsplit
 
@@ -100,7 +100,8 @@ class Load:
 class Outcome:
     """How one request went. Times are seconds since the load began; `previewed` is when the first preview came.
 
-    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture.
+    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture. `stages` are the
+    seconds of each, and `held` the most MiB that the worker held, as far as the server tells them.
     """
 
     entry: Entry
@@ -111,6 +112,8 @@ class Outcome:
     status: int = 0
     code: str = ""
     retry_after: float = 1.0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    held: float | None = None
 
     @property
     def kind(self) -> str:
@@ -213,7 +216,7 @@ class Client:
                     outcome = await self._follow(outcome, a)
                 else:
                     content = await a.read()
-                    outcome = replace(outcome, ended=self.now(), code=_judge(a.status, content))
+                    outcome = _told(replace(outcome, ended=self.now(), code=_judge(a.status, content)), content)
         except TimeoutError:
             outcome = replace(outcome, code="timeout")
         except (OSError, EOFError):
@@ -248,7 +251,7 @@ class Client:
             if kind.endswith(".partial_image") and outcome.previewed is None:
                 outcome = replace(outcome, previewed=self.now())
             elif kind.endswith(".completed"):
-                outcome, code = replace(outcome, ended=self.now()), ""
+                outcome, code = _told(replace(outcome, ended=self.now()), data), ""
             elif isinstance(event, dict) and event.get("error"):
                 return replace(outcome, ended=self.now(), code=_code(event, "stream_error"))
         return replace(outcome, ended=self.now(), code=code)
@@ -265,6 +268,16 @@ def _judge(status: int, content: bytes) -> str:
     data = body.get("data") if isinstance(body, dict) else None
     first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
     return "" if first.get("b64_json") or first.get("url") else "invalid_answer"
+
+
+def _told(outcome: Outcome, content: bytes) -> Outcome:
+    """`outcome` with what an answer with a picture says of where its time and memory went."""
+    body = {} if outcome.code else json.loads(content)
+    timings = body.get("timings")
+    found = timings.items() if isinstance(timings, dict) else ()
+    stages = {str(name).removesuffix("_s"): float(took) for name, took in found if isinstance(took, int | float)}
+    held = body.get("peak_memory_mb")
+    return replace(outcome, stages=stages, held=held if isinstance(held, int | float) else None)
 
 
 def _code(body: object, otherwise: str) -> str:

@@ -45,6 +45,8 @@ class Outcome:
             row["timings"][stage] = max(row["timings"].get(stage, 0.0), round(seconds, 4))
         for stage, steps in result.steps.items():
             row["steps"][stage] = [round(seconds, 5) for seconds in steps]
+        for stage, held in result.held.items():
+            row["bytes"][stage] = list(held)
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
@@ -104,6 +106,7 @@ class Outcome:
                 "settings": settings,
                 "timings": {},
                 "steps": {},
+                "bytes": {},
                 "texts": [],
                 "shown": [],
                 "warnings": list(self.job.doubts.get(number, ())),

@@ -1,4 +1,5 @@
-"""Where the time of a job went, as a picture: a bar for the command, and one for every prompt, by stages and steps.
+"""Where the time of a job went, as a picture: a bar for the command, and one for every prompt, by stages and steps,
+with a line in it for the memory that was held.
 
 Made from the record that the outcome prints, by Pillow alone. Called by `generate --plot`.
 """
@@ -19,8 +20,9 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp")
 MOST = 40
 """Bars in one picture; of more prompts the first are shown."""
 
-Bar = tuple[str, Mapping[str, float], Mapping[str, Sequence[float]]]
-"""What is written above a bar, seconds by part, and those of every step of a part that has some."""
+Bar = tuple[str, Mapping[str, float], Mapping[str, Sequence[float]], Mapping[str, Sequence[int]]]
+"""What is written above a bar, seconds by part, and those of every step of a part that has some; bytes that were held
+at the end of each."""
 
 
 def check_place(option: str, path: Path, suffixes: Collection[str], overwrite: bool) -> None:
@@ -33,8 +35,9 @@ def check_place(option: str, path: Path, suffixes: Collection[str], overwrite: b
 def bars_of(record: Mapping[str, Any]) -> list[Bar]:
     """The command as a whole, then every prompt."""
     whole = {name: seconds for name, seconds in record["seconds"].items() if name != "total"}
-    rows = [(str(row["prompt"]), row["timings"], row["steps"]) for row in record["results"] if row["timings"]]
-    return [("the command", whole, {}), *rows[:MOST]]
+    there = [row for row in record["results"] if row["timings"]]
+    rows = [(str(row["prompt"]), row["timings"], row["steps"], row["bytes"]) for row in there]
+    return [("the command", whole, {}, {}), *rows[:MOST]]
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
@@ -44,28 +47,48 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
     bars = bars_of(record)
     picture = Image.new("RGB", (WIDTH, 2 * EDGE + GAP * 2 * len(bars)), "white")
     pen = ImageDraw.Draw(picture)
-    longest = max(sum(parts.values()) for _, parts, _ in bars) or 1.0
-    for number, (name, parts, steps) in enumerate(bars):
+    longest = max(sum(parts.values()) for _, parts, *_ in bars) or 1.0
+    most = max((count for *_, held in bars for every in held.values() for count in every), default=0)
+    for number, (name, parts, steps, held) in enumerate(bars):
         top = EDGE + GAP * 2 * number
         total = sum(parts.values())
-        pen.text((EDGE, top), f"{_plain(name):.100}: {total:.3g} s", fill="black")
+        line = line_of(parts, steps, held)
+        told = f", up to {max(found for _, found in line) / 2**20:.0f} MiB held" if line else ""
+        pen.text((EDGE, top), f"{_plain(name):.100}: {total:.3g} s{told}", fill="black")
         wide = (WIDTH - 2 * EDGE) / longest
         places = spans(list(parts.values()), wide)
         for part, (left, right), colour in zip(parts, places, _endless(), strict=False):
             pen.rectangle((EDGE + left, top + 16, EDGE + right, top + 16 + BAR), fill=colour)
             for _, end in spans(steps.get(part, ()), wide)[:-1]:  # a line where a step ends
                 pen.line((EDGE + left + end, top + 16, EDGE + left + end, top + 16 + BAR), fill="white")
-        at, line = EDGE, top + 46
+        points = [(EDGE + at * wide, top + 16 + BAR - 2 - (BAR - 4) * found / most) for at, found in line]
+        if len(points) > 1:
+            pen.line(points, fill="black", width=2)
+        at, below = EDGE, top + 46
         for (part, seconds), colour in zip(parts.items(), _endless(), strict=False):
             label = f"{part} {seconds:.3g} s"
             width = 24 + int(pen.textlength(label))
             if at + width > WIDTH:
-                at, line = EDGE, line + LINE
-            pen.rectangle((at, line + 2, at + 8, line + 10), fill=colour)
-            pen.text((at + 12, line), label, fill="black")
+                at, below = EDGE, below + LINE
+            pen.rectangle((at, below + 2, at + 8, below + 10), fill=colour)
+            pen.text((at + 12, below), label, fill="black")
             at += width
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
+
+
+def line_of(
+    parts: Mapping[str, float], steps: Mapping[str, Sequence[float]], held: Mapping[str, Sequence[int]]
+) -> list[tuple[float, int]]:
+    """When, in seconds from the beginning of the bar, how many bytes were held: at the end of every run and step."""
+    found, began = list[tuple[float, int]](), 0.0
+    for part, seconds in parts.items():
+        at = began
+        for took, count in zip(steps.get(part, (seconds,)), held.get(part, ()), strict=False):
+            at += took
+            found.append((at, count))
+        began += seconds
+    return found
 
 
 def spans(parts: Sequence[float], wide: float) -> list[tuple[int, int]]:

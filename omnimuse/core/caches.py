@@ -132,6 +132,7 @@ class Fits:
     """What step caches know of one model: published with a method, or measured by `omnimuse calibrate`.
 
     `ratios` are MagCache's: by how much what the blocks add grows from one step to the next, over any number of steps.
+    `only` are the kinds that there are for this model, where there are not all.
     `auto` is the choice that `auto` stands for. `blocks` are those of the stack that a cache is around, the fewest of
     several networks; 0 before the network is built.
     """
@@ -140,6 +141,7 @@ class Fits:
     ratios: tuple[float, ...] = ()
     auto: str = ""
     blocks: int = 0
+    only: tuple[str, ...] = ()
 
 
 def cache_named(text: str) -> CacheConfig:
@@ -167,6 +169,8 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
 
     ConfigError where the model lacks what the kind needs, or the mask is of another length.
     """
+    if fits.only and choice.kind not in ("none", *fits.only):
+        raise ConfigError(f"cache={choice.kind!r} is not there for this model; use one of {', '.join(fits.only)}")
     if choice.kind == "auto":
         if not fits.auto:
             raise ConfigError(

@@ -47,6 +47,10 @@ class Residency(Mapping[str, Any]):
             if parcel.inside:
                 parcel.leave()
 
+    def stays(self, name: str) -> bool:
+        """Whether the component is on the device all the time."""
+        return name not in self._parcels
+
     def wherever(self, name: str) -> Any:
         """The component without its weights, perhaps: for what it says of itself."""
         return self._components[name]

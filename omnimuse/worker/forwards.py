@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import MemoryShortageError, OmnimuseError
+from omnimuse.core.errors import ConfigError, MemoryShortageError, OmnimuseError
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
+from omnimuse.worker.aside import can_wait, waiting
 from omnimuse.worker.failures import free_memory, settle
 from omnimuse.worker.pace import Pace
 
@@ -30,7 +31,8 @@ Predictions = dict[str, dict[str, Tensor]]
 
 
 class Forwards:
-    """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed.
+    """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed, and
+    `asides` of these with their network's blocks outside of the device.
 
     `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them.
     """
@@ -40,6 +42,7 @@ class Forwards:
         self.config = config
         self.count = 0
         self.retries: Counter[str] = Counter()
+        self.asides: Counter[str] = Counter()
         self.pace = Pace()
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
@@ -58,7 +61,9 @@ class Forwards:
         return predictions, {row.state.id: failures[id(row)] for row in rows if id(row) in failures}
 
     def _forward(self, rows: Sequence[Row], found: dict[int, Tensor], failures: dict[int, OmnimuseError]) -> None:
-        """One forward; when it fails, smaller ones: only the guilty fail, and what was too much together fits."""
+        """One forward; when it fails, smaller ones: only the guilty fail, and what was too much together fits. What is
+        too much alone has one more try, with the network's blocks outside of the device.
+        """
         failure = self._try(rows, found)
         if failure is None:
             return
@@ -74,6 +79,8 @@ class Forwards:
             if len(part) > 1:
                 self._forward(part, found, failures)
             elif (failure := self._try(part, found)) is not None:
+                failure = self._try_aside(part, found, failure)
+            if len(part) == 1 and failure is not None:
                 failures[id(part[0])] = failure
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
@@ -95,14 +102,35 @@ class Forwards:
         agree_on_forward(self.ctx.mesh, f"forward {self.count} {names}", failure)
         return failure
 
-    def _note(self, rows: Sequence[Row], failure: OmnimuseError, parts: int) -> None:
+    def _try_aside(self, rows: Sequence[Row], found: dict[int, Tensor], failure: OmnimuseError) -> OmnimuseError | None:
+        """Once more while blocks wait outside of the device, if memory ran out and they can. Ranks do not: the others
+        would go on without this one.
+        """
+        name, components = rows[0].network, self.ctx.components
+        if self.ctx.mesh.size > 1 or not isinstance(failure, MemoryShortageError) or not can_wait(components, name):
+            return failure
+        self._note(rows, failure, 1, ", with its blocks outside of the device")
+        self.asides[name] += 1
+        free_memory(self.ctx.device)
+        try:
+            with waiting(components.wherever(name), self.ctx.device):
+                again = self._try(rows, found)
+        except (OSError, MemoryError, RuntimeError, ConfigError) as problem:  # no room where blocks would wait
+            log.warning("blocks of %s cannot wait outside of the device: %s", name, problem)
+            return failure
+        told = f"memory ran out in a step of {name}, which was done with its blocks outside of the device"
+        if again is None and told not in rows[0].state.said:
+            rows[0].state.said.append(told)
+        return again
+
+    def _note(self, rows: Sequence[Row], failure: OmnimuseError, parts: int, how: str = "") -> None:
         """A retry makes everybody slower, so it is counted, and told the first time."""
         network = rows[0].network
-        if not self.retries[network]:
+        if not (self.asides if how else self.retries)[network]:
             log.warning(
-                "a forward of %s with %d rows failed and is tried again as %d: %s "
+                "a forward of %s with %d rows failed and is tried again as %d%s: %s "
                 "(told once; the metric of retries counts them)",
-                *(network, len(rows), parts, failure),
+                *(network, len(rows), parts, how, failure),
             )
         self.retries[network] += 1
 

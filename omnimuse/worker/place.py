@@ -43,6 +43,11 @@ def free_bytes(device: torch.device) -> int:
     return max(0, memory() - resident())
 
 
+def held_bytes(device: torch.device) -> int:
+    """The memory of `device` that this process holds: that of tensors on a GPU, all that is resident elsewhere."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
+
+
 def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -> tuple[torch.dtype, Choice]:
     """The number format of the networks: bfloat16 where it is computed natively, float32 otherwise.
 

@@ -46,7 +46,7 @@ class Rest:
         store = FileStore(self._folder) if self._device.type == "cpu" else HostStore(DeviceLanes(self._device))
         self._components.leave()
         try:
-            self._parcels = [self._written(module, store) for module in self._modules() if _here(module)]
+            self._parcels = [written(module, store) for module in self._modules() if _here(module)]
         except BaseException:
             store.close()
             raise
@@ -78,15 +78,16 @@ class Rest:
         found = [self._components.wherever(name) for name in self._components]
         return list(dict.fromkeys(part for part in found if isinstance(part, nn.Module)))
 
-    def _written(self, module: nn.Module, store: Store) -> Parcel:
-        """What `module` has on the device, copied to the store."""
-        here = _here(module)
-        absent = {name: (_absent(tensor), names) for name, (tensor, names) in here.items()}
-        parcel = Parcel(module, absent, store, lent=False)
-        content = store.content(parcel.arena)
-        for name, entry in parcel.entries.items():
-            entry.of(content).copy_(here[name][0])
-        return parcel
+
+def written(module: nn.Module, store: Store, *, lent: bool = False) -> Parcel:
+    """What `module` has on the device, copied to the store; it is still there, until the parcel leaves."""
+    here = _here(module)
+    absent = {name: (_absent(tensor), names) for name, (tensor, names) in here.items()}
+    parcel = Parcel(module, absent, store, lent=lent)
+    content = store.content(parcel.arena)
+    for name, entry in parcel.entries.items():
+        entry.of(content).copy_(here[name][0])
+    return parcel
 
 
 def _here(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:

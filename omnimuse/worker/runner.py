@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.pace import Offer
+from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
 
@@ -60,14 +62,18 @@ class Job:
     states: dict[str, State]
     made: dict[str, Any] = field(default_factory=dict)
     spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
+    holds: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     timed: dict[str, float] = field(default_factory=dict)
 
-    def spend(self, state: State, stage: Stage, *spans: Span) -> None:
-        """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here."""
+    def spend(self, state: State, stage: Stage, held: int, *spans: Span) -> None:
+        """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here, and how many
+        bytes were `held` when it was done.
+        """
         self.spans.setdefault((stage.name, state.id), []).append(spans)
+        self.holds.setdefault((stage.name, state.id), []).append(held)
 
     def timings(self) -> dict[str, tuple[float, ...]]:
         """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
@@ -75,6 +81,13 @@ class Job:
         for (stage, _), runs in self.spans.items():
             seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
             found[stage] = max(found.get(stage, ()), seconds, key=sum)
+        return found
+
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """Bytes by stage, after one run or every step: the most of all outputs."""
+        found: dict[str, tuple[int, ...]] = {}
+        for (stage, _), held in self.holds.items():
+            found[stage] = tuple(map(max, zip_longest(found.get(stage, ()), held, fillvalue=0)))
         return found
 
     def take(self, state: State, made: Mapping[str, Any]) -> None:
@@ -269,6 +282,7 @@ class Runner:
             seeds=seeds,
             timings={stage: sum(seconds) for stage, seconds in timings.items()},
             steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
+            held=job.held(),
             texts=tuple(note for note in job.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in job.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(job.written[index] for index in sorted(job.written)),
@@ -311,7 +325,7 @@ class Runner:
         began = self.clock.mark()
         with self._isolated(state.request.id, stage.name), record_function(label_of(stage.name)):
             self._run_or_retry(stage, state)
-            self.jobs[state.request.id].spend(state, stage, self.clock.since(began))
+            self.jobs[state.request.id].spend(state, stage, self._held(), self.clock.since(began))
             self._tell_grown(state)
             self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
@@ -385,7 +399,11 @@ class Runner:
             loop, began = self._loop(state), self.clock.mark()
             self._step(loop, state, predictions.get(state.id, {}))
             if job := self.jobs.get(state.request.id):  # loops without rows do all their work in the step
-                job.spend(state, loop, *([shared] if state.id in evaluated else []), self.clock.since(began))
+                own = self.clock.since(began)
+                job.spend(state, loop, self._held(), *([shared] if state.id in evaluated else []), own)
+
+    def _held(self) -> int:
+        return held_bytes(self.pipeline.ctx.device)
 
     def _evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
         """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from omnimuse.compat.diffusers import spec as features
+from omnimuse.compat.diffusers.stepcache import CHOICE
 from omnimuse.compat.door import Made, Place
+from omnimuse.core.caches import OFF
 from omnimuse.core.config import Config
 from omnimuse.core.spec import Spec
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def refuse_features(spec: Spec, config: Config) -> None:
     """ConfigError for a feature that works on our own networks only."""
-    features.refuse_features(config)
+    features.refuse_features(spec.arch, config)
 
 
 def preload(spec: Spec) -> None:
@@ -30,11 +32,12 @@ def make(place: Place) -> Made:
     """The components that the checkpoint names, read as the library reads them."""
     from omnimuse.compat.diffusers.read import read_components
 
-    return Made(read_components(place.checkpoint, place.dtype, place.device, place.config.model.load))
+    found = read_components(place.checkpoint, place.dtype, place.device, place.config.model.load)
+    return Made(found | {CHOICE: place.config.cache})
 
 
 def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:
     """Two loops over one call of the library's pipeline."""
     from omnimuse.compat.diffusers.pipeline import pipeline_of as made
 
-    return made(spec)
+    return made(spec, components.get(CHOICE, OFF))

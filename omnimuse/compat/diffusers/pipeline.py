@@ -23,6 +23,8 @@ from omnimuse.compat.diffusers.call import Call, park
 from omnimuse.compat.diffusers.load import listening, make_pipeline, pipeline_class
 from omnimuse.compat.diffusers.params import MANY, core_parameters, extra_parameters, picture_parameters
 from omnimuse.compat.diffusers.source import PipelineSource, read_source
+from omnimuse.compat.diffusers.stepcache import apart, chosen, put_on
+from omnimuse.core.caches import OFF, CacheConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
@@ -44,6 +46,7 @@ class CallSteps(Loop):
 
     source: PipelineSource
     uses: tuple[str, ...] = ()
+    cache: CacheConfig = OFF
     name: str = "denoise"
     reads: tuple[str, ...] = ("prompt", "negative_prompt", "images")
     writes: tuple[str, ...] = ("call",)
@@ -55,12 +58,12 @@ class CallSteps(Loop):
         return max(1, pixels // TOKEN) * branches
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        pipe = make_pipeline(self._class, ctx.components, ctx.configs)
-        chosen = arguments(self.source, state)
-        call = state["call"] = Call(lambda: pipe(**chosen))
+        pipe = self._pipeline(ctx, chosen(state.request.params.cache, self.cache))
+        given = arguments(self.source, state)
+        call = state["call"] = Call(lambda: pipe(**given))
         try:
             go_on(call, state)
-        except (ValueError, TypeError) as problem:
+        except (ValueError, TypeError, AssertionError) as problem:
             raise RequestError(f"{self.source.arch} refuses this request: {problem}") from problem
         return [Step(index) for index in range(max(1, call.total))]
 
@@ -77,6 +80,14 @@ class CallSteps(Loop):
     def peek(self, ctx: Context, state: State) -> Tensor | None:
         latents, vae = state["call"].latents, ctx.components.get("vae")
         return None if latents is None or vae is None else preview(vae, latents)
+
+    def _pipeline(self, ctx: Context, cache: CacheConfig) -> Any:
+        if cache.off:
+            return make_pipeline(self._class, ctx.components, ctx.configs)
+        cls, components = apart(self._class, ctx.components)
+        pipe = make_pipeline(cls, components, ctx.configs)
+        put_on(pipe, cache)
+        return pipe
 
     @cached_property
     def _class(self) -> Any:
@@ -119,10 +130,10 @@ class CallEnd(Loop):
             state[medium] = to_tensor(made[field], medium, latent=latent) if there else None
 
 
-def pipeline_of(spec: Spec) -> type[Pipeline]:
-    """The pipeline of a spec that `spec_of` made."""
+def pipeline_of(spec: Spec, cache: CacheConfig = OFF) -> type[Pipeline]:
+    """The pipeline of a spec that `spec_of` made, and the step cache of requests that choose none."""
     source, uses = read_source(spec.arch), tuple(spec.components)
-    stages = (CallSteps(source, uses), CallEnd(tuple(source.media.items()), uses))
+    stages = (CallSteps(source, uses, cache), CallEnd(tuple(source.media.items()), uses))
     results = {medium: medium for medium in source.media}
     return type(spec.arch, (Pipeline,), {"spec": spec, "stages": stages, "results": results})
 

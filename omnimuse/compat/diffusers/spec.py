@@ -19,6 +19,7 @@ from omnimuse.compat.diffusers.params import (
 )
 from omnimuse.compat.diffusers.sizes import default_side, size_multiple
 from omnimuse.compat.diffusers.source import PipelineSource, read_source
+from omnimuse.compat.diffusers.stepcache import FITS, check, obstacle
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams
@@ -30,11 +31,6 @@ LIBRARY = "diffusers"
 MAX_SIDE = 8192
 MAX_TOKENS = 4096
 MAX_FRAMES = 10_000
-CACHE_DIT = (
-    "the library cache-dit keeps what it remembers beside the network, which outputs here share and call in turns, so "
-    "each would skip by what another did"
-)
-"""Why a library that has step caches for such pipelines is not used."""
 USUAL_FPS = 24.0
 """Frames per second where neither the class nor its example says how fast its videos are."""
 
@@ -54,7 +50,8 @@ def spec_of(checkpoint: Checkpoint) -> Spec:
         tasks=_tasks(source, medium),
         components=_components(source, checkpoint),
         defaults=_defaults(source, medium, configs),
-        supported=frozenset(core_parameters(source).values()) | ({"fps"} if medium == "video" else set()),
+        supported=frozenset(core_parameters(source).values()) | _beside(source, medium),
+        fits=FITS,
         limits=lambda configs: _limits(source, configs),
         extra=extra_type(source),
         foreign=Foreign(
@@ -67,11 +64,11 @@ def spec_of(checkpoint: Checkpoint) -> Spec:
     )
 
 
-def refuse_features(config: Config) -> None:
+def refuse_features(arch: str, config: Config) -> None:
     """ConfigError for a feature that works on our own networks only."""
+    check(arch, config.cache)
     asked = {
         "attention": (config.attention.default != "auto" or bool(config.attention.per_role), "attention backends"),
-        "cache": (config.cache.kind != "none", "step caches"),
         "quantize": (bool(config.quantize.schemes), "packed weights"),
         "offload": (config.offload.mode != "none", "offload"),
         "compile": (config.compile.mode != "none", "compiled blocks"),
@@ -82,10 +79,9 @@ def refuse_features(config: Config) -> None:
     }
     for name, (wanted, what) in asked.items():
         if wanted:
-            also = f"; {CACHE_DIT}" if name == "cache" else ""
             raise ConfigError(
                 f"{name} cannot be chosen for this model: it runs through {LIBRARY}, and {what} need a network of "
-                f"ours{also}. Leave it out; `omnimuse models` lists the families that have it"
+                f"ours. Leave it out; `omnimuse models` lists the families that have it"
             )
 
 
@@ -98,7 +94,8 @@ def notes(source: PipelineSource, medium: str) -> dict[str, str]:
         **silent,
         "runs through": f"{LIBRARY}: as one call per output, since no family here covers {source.arch}",
         "shared forwards": "no: the library calls its networks itself, for one output at a time",
-        "caches, offload, compile, ranks": "no: they work on networks of ours",
+        "step caches": "no: " + why if (why := obstacle(source.arch)) else "dbcache: through cache-dit",
+        "offload, compile, ranks": "no: they work on networks of ours",
         "progress, cancel": f"between steps: its {how} hands control back after each",
         "previews": "yes: unfinished latents decoded small, where its autoencoder takes them as they are"
         if shown
@@ -128,6 +125,11 @@ def _medium(source: PipelineSource) -> str:
     if "prompt" not in source.parameters and not any(each.needed for each in picture_parameters(source)):
         raise ModelError(f"{source.arch} takes neither a prompt nor a picture; run it with {LIBRARY} itself")
     return medium
+
+
+def _beside(source: PipelineSource, medium: str) -> set[str]:
+    """Parameters of ours that a request may have besides those that the class has."""
+    return ({"fps"} if medium == "video" else set()) | (set() if obstacle(source.arch) else {"cache"})
 
 
 def _tasks(source: PipelineSource, medium: str) -> tuple[str, ...]:
@@ -173,7 +175,7 @@ def _limits(source: PipelineSource, configs: Configs) -> Limits:
         max_sequence_length=MAX_TOKENS,
         min_images=sum(parameter.needed for parameter in pictures),
         max_images=MAX_FRAMES if many else len(pictures),
-        refuses=dict.fromkeys(ALWAYS - given - ours, own),
+        refuses=dict.fromkeys(ALWAYS - given - ours, own) | ({"cache": why} if (why := obstacle(source.arch)) else {}),
         max_frames=MAX_FRAMES if "num_frames" in ours else 1,
         sound=_sound(configs) if "audio" in source.media else None,
     )

@@ -92,7 +92,8 @@ class FakeServer:
                 await asyncio.sleep(0.01)
         finally:
             self.open -= 1
-        return JSONResponse({"data": [{"b64_json": "A" * 200_000}]})
+        told = {"timings": {"queue_s": 0.001, "denoise_s": 0.5}, "peak_memory_mb": 321.0}
+        return JSONResponse({"data": [{"b64_json": "A" * 200_000}], **told})
 
     async def _stream(self, steps: object) -> AsyncIterator[str]:
         yield ": keep-alive\n\n"
@@ -148,6 +149,8 @@ def test_a_closed_loop_measures_each_kind_by_itself(server: FakeServer) -> None:
     assert min(one.latency for one in outcomes) >= FAST
     assert slow["p50"] >= SLOW
     assert figures["throughput"] == pytest.approx(24 / figures["seconds"])
+    assert (figures["stages"]["denoise"]["p50"], figures["stages"]["queue"]["count"]) == (0.5, 24)
+    assert figures["held_mb"] == 321
     assert all(asked.get("num_inference_steps") == 2 for asked in server.asked if asked["size"] == "64x64")
     assert all("num_inference_steps" not in asked for asked in server.asked if asked["size"] == "128x128")
     assert {asked["model"] for asked in server.asked} == {"the model"}

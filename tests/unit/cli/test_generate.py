@@ -19,7 +19,7 @@ from PIL import Image
 from omnimuse.cli.app import parser_of
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
-from omnimuse.cli.plot import GAP, bars_of, spans
+from omnimuse.cli.plot import GAP, bars_of, line_of, spans
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
 from omnimuse.core.output import Event, Preview, Progress
@@ -504,8 +504,8 @@ def test_the_parts_of_a_bar_are_as_long_as_they_took_and_one_after_the_other() -
     record = {
         "seconds": {"import": 1.0, "load": 1.0, "draw": 2.0, "total": 4.0},
         "results": [
-            {"prompt": "a", "timings": timings, "steps": steps},
-            {"prompt": "failed", "timings": {}, "steps": {}},
+            {"prompt": "a", "timings": timings, "steps": steps, "bytes": {"denoise": [7, 9]}},
+            {"prompt": "failed", "timings": {}, "steps": {}, "bytes": {}},
         ],
     }
     bars = bars_of(record)
@@ -513,6 +513,7 @@ def test_the_parts_of_a_bar_are_as_long_as_they_took_and_one_after_the_other() -
     assert spans(list(bars[0][1].values()), 100) == [(0, 99), (100, 199), (200, 399)]
     assert spans(list(bars[1][1].values()), 100) == [(0, 0), (0, 149)]
     assert spans(bars[1][2]["denoise"], 100) == [(0, 49), (50, 149)]
+    assert line_of(*bars[1][1:]) == [(0.5, 7), (1.5, 9)], "the memory that was held when each step was done"
 
 
 def test_a_recording_is_of_the_drawing_and_replaces_nothing(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_a_request_runs_to_its_result_with_one_event_per_step() -> None:
     assert done.result.seeds == [3]
     assert set(done.result.timings) == {"queue", "encode", "add", "decode"}
     assert list(done.result.steps) == ["add"]
+    assert {stage: len(held) for stage, held in done.result.held.items()} == {"encode": 1, "add": 4, "decode": 1}
+    assert min(min(held) for held in done.result.held.values()) > 2**20, "bytes of this process"
     assert sum(done.result.steps["add"]) == pytest.approx(done.result.timings["add"])
 
 

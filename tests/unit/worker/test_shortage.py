@@ -16,6 +16,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.layers.network import Network
 from omnimuse.offload.residency import Residency
 from omnimuse.worker.failures import settle
 from omnimuse.worker.runner import Runner
@@ -53,8 +54,8 @@ def engine(room: int | None = None, *, tiling: bool = False) -> Engine:
     return Engine(Runner(type(made.runner.pipeline)(short), made.runner.config), made.door)
 
 
-def draw(subject: Engine, said: tuple[str, ...] = ()) -> Tensor | MemoryShortageError:
-    subject.submit(subject.make_request(ASK))
+def draw(subject: Engine, said: tuple[str, ...] = (), ask: Ask = ASK) -> Tensor | MemoryShortageError:
+    subject.submit(subject.make_request(ask))
     while not subject.idle:
         for event in subject.tick():
             if isinstance(event, Done):
@@ -103,6 +104,51 @@ def test_branches_that_do_not_fit_together_are_computed_one_after_the_other() ->
     assert isinstance(expected, Tensor) and isinstance(found, Tensor)
     assert torch.equal(found, expected)
     assert short.runner.forwards.retries == {"transformer": 1}
+
+
+def weights(subject: Engine) -> dict[str, Tensor]:
+    return dict(subject.runner.pipeline.ctx.components["transformer"].state_dict())
+
+
+@pytest.mark.parametrize("cache", ["none", "dbcache,threshold=9,warm_up=1"])
+def test_a_row_that_does_not_fit_beside_its_network_is_computed_while_blocks_wait_elsewhere(
+    caplog: pytest.LogCaptureFixture, cache: str
+) -> None:
+    whole, short, told = engine(), engine(), []
+
+    def refuse(network: Network, given: tuple[Sequence[object], ...]) -> None:
+        told.append(all(not part.is_meta for part in network.parameters()))
+        if told[-1]:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    network = short.runner.pipeline.ctx.network("transformer")
+    network.register_forward_pre_hook(refuse)
+    before = weights(short)
+    ask = replace(ASK, params=replace(ASK.params, num_inference_steps=3, width=64, height=64, cache=cache))
+    said = ("memory ran out in a step of transformer, which was done with its blocks outside of the device",)
+    expected, found = draw(whole, ask=ask), draw(short, said, ask=ask)
+    assert isinstance(expected, Tensor) and isinstance(found, Tensor)
+    assert torch.equal(found, expected)
+    assert short.runner.forwards.asides["transformer"] == told.count(False) == 6
+    assert caplog.text.count("with its blocks outside of the device: transformer ran out of memory: CUDA out of") == 1
+    assert all(torch.equal(each, before[name]) for name, each in weights(short).items())
+
+
+def test_a_row_that_fits_in_no_way_is_refused_with_the_figures_and_the_weights_are_back() -> None:
+    subject, full = engine(), [True]
+
+    def refuse(network: Network, given: tuple[Sequence[object], ...]) -> None:
+        if full[0]:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    subject.runner.pipeline.ctx.network("transformer").register_forward_pre_hook(refuse)
+    error = draw(subject)
+    assert isinstance(error, MemoryShortageError)
+    assert "transformer ran out of memory: CUDA out of memory. Tried to allocate 20.00 GiB" in str(error)
+    full[0] = False
+    found, expected = draw(subject), draw(engine())
+    assert isinstance(found, Tensor) and isinstance(expected, Tensor)
+    assert torch.equal(found, expected)
 
 
 def test_a_shortage_is_told_with_what_was_wanted_and_what_there_is() -> None:

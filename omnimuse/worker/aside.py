@@ -1,0 +1,79 @@
+"""Blocks of a network that wait outside of the device for one forward: the last thing to try where memory ran out.
+
+Used by `forwards.py` when a single row does not fit beside the whole network. The weights of blocks go where those of
+offloaded ones wait, come in one block at a time, and are back afterwards, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from omnimuse.cache.stepcache import StepCache
+from omnimuse.layers.few import FewLinear
+from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block, BlockStack, PlainRunner
+from omnimuse.offload.host import DeviceLanes, HostStore
+from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.offload.parcels import Parcel
+from omnimuse.offload.residency import Residency
+from omnimuse.offload.stores import FileStore
+from omnimuse.worker.rest import give_back, written
+
+
+def can_wait(components: Residency, name: str) -> bool:
+    """Whether blocks of that network can wait: those on one device, that nobody has compiled or offloaded."""
+    network = components.wherever(name)
+    return (
+        isinstance(network, Network)
+        and components.stays(name)
+        and not any(isinstance(part, FewLinear) for part in network.modules())  # keeps its weights in another form
+        and all(type(_innermost(stack)[1]) is PlainRunner for stack in network.stacks().values())
+    )
+
+
+@contextmanager
+def waiting(network: Network, device: torch.device) -> Iterator[None]:
+    """For the length of a `with` block the blocks of `network` are on the device only while they run."""
+    store = FileStore() if device.type == "cpu" else HostStore(DeviceLanes(device))
+    with ExitStack() as after:
+        after.callback(store.close)
+        parcels = dict[Block[Any], Parcel]()
+        for stack in network.stacks().values():
+            for block in stack.blocks():
+                parcels[block] = written(block, store, lent=True)
+                after.callback(_back, parcels[block], device)
+                parcels[block].leave()
+        give_back(device)
+        for stack in network.stacks().values():
+            owner, _ = _innermost(stack)
+            runner = LayerwiseOffload({block: parcels[block] for block in stack.blocks()})
+            after.callback(_set, owner, PlainRunner())
+            _set(owner, runner)
+        yield
+
+
+def _back(parcel: Parcel, device: torch.device) -> None:
+    """The weights in memory of their own, as they were before they waited."""
+    content = parcel.store.content(parcel.arena)
+    for entry in parcel.entries.values():
+        like = entry.absent
+        tensor = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
+        tensor.copy_(entry.of(content))
+        entry.put(nn.Parameter(tensor, requires_grad=False) if isinstance(like, nn.Parameter) else tensor)
+
+
+def _innermost(stack: BlockStack) -> tuple[BlockStack | StepCache, Any]:
+    """Who has the runner that runs the blocks themselves, and that."""
+    return (stack.runner, stack.runner.inner) if isinstance(stack.runner, StepCache) else (stack, stack.runner)
+
+
+def _set(owner: BlockStack | StepCache, runner: LayerwiseOffload | PlainRunner) -> None:
+    if isinstance(owner, StepCache):
+        owner.inner = runner
+    else:
+        owner.runner = runner
