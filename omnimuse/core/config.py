@@ -135,9 +135,10 @@ LAUNCHERS = ("local", "agent", "ray")
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Who starts the ranks of a server's groups that are not the first, and where (docs/parallel.md).
+    """Who starts what a server has elsewhere, and where: the ranks of its groups that are not the first, and groups of
+    one rank whole (docs/parallel.md).
 
-    `"local"` starts them on the front's machine. Agents join at `address` (HOST:PORT), if they know the key in
+    `"local"` starts all on the front's machine. Agents join at `address` (HOST:PORT), if they know the key in
     `key_file`. Of Ray, `address` is the cluster's; empty, it is looked for.
     """
 
@@ -219,15 +220,10 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel wait={self.wait} is not allowed; use a number of seconds above 0, at most {MOST_WAIT:.0f}"
             )
-        if self.wait != RANK_WAIT and self.ranks == 1:
+        if self.wait != RANK_WAIT and self.ranks == 1 and self.launch == LaunchConfig():
             raise ConfigError(
                 f"parallel wait={self.wait:g} does nothing on one rank, which waits for nobody; leave it out, or ask "
                 "for ranks (tensor=2)"
-            )
-        if self.launch != LaunchConfig() and self.ranks == 1:
-            raise ConfigError(
-                f"--launcher {self.launch.launcher} starts all ranks of a group but the first elsewhere, and there is "
-                "only one; ask for more (--tensor-parallel-size 2), or leave it out"
             )
 
     @property

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from omnimuse import __version__
 from omnimuse.core.errors import ConfigError, EngineDeadError
@@ -237,6 +238,7 @@ class Agent:
         self._key, self._seats = key, seats
         self._local = Local(command)
         self._ranks: dict[int, Started] = {}
+        self._taken: dict[int, int] = {}
         self._waits: set[asyncio.Task[None]] = set()
 
     async def join(self, host: str, port: int) -> None:
@@ -277,9 +279,10 @@ class Agent:
 
     async def _start(self, asked: Start, writer: asyncio.StreamWriter) -> None:
         try:
-            settings = read_settings(asked.settings.encode())
+            settings = replace(read_settings(asked.settings.encode()), seat=self._seat(asked.rank), seats=self._seats)
             rank = self._ranks[asked.rank] = await self._local.start(settings)
         except (OSError, msgspec.MsgspecError, ConfigError) as error:
+            self._taken.pop(asked.rank, None)
             await tell(writer, Over(asked.rank, f"could not be started: {error}"))
             return
         print(
@@ -291,9 +294,14 @@ class Agent:
         self._waits.add(wait)
         wait.add_done_callback(self._waits.discard)
 
+    def _seat(self, number: int) -> int:
+        """The first seat that is free, from now on that rank's: it says which device is its own."""
+        seat = self._taken[number] = min(set(range(len(self._taken) + 1)) - set(self._taken.values()))
+        return seat
+
     async def _wait(self, number: int, rank: Started, writer: asyncio.StreamWriter) -> None:
         ended = await rank.wait()
-        del self._ranks[number]
+        del self._ranks[number], self._taken[number]
         await tell(writer, Over(number, ended))
 
 

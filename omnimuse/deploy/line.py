@@ -1,4 +1,4 @@
-"""The worker's end of the socket to the front process.
+"""The worker's end of the socket to the front process, and how that listens for it.
 
 Any thread of a worker may `send`; the main thread alone touches ZeroMQ. It also beats: the front process takes a
 worker that says nothing for long for dead. No torch.
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import zmq
 
@@ -18,12 +19,28 @@ from omnimuse.deploy.wire import MAX_MESSAGE, Beat, Command, Message, encode, re
 _LAST_WORDS = 2000  # milliseconds that messages may take to leave when the process ends
 
 
-class Line:
-    """A socket connected to `address`, and the queue of what is to be sent."""
+def listen(socket: zmq.Socket[Any], address: str, secret: bool) -> tuple[str, str]:
+    """Have the front's `socket` bound to `address`: where it is, and the key without which nobody is heard there."""
+    key = b""
+    if secret:
+        key, socket.curve_secretkey = zmq.curve_keypair()
+        socket.curve_server = True
+    socket.bind(address)
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT), key.decode()
 
-    def __init__(self, address: str) -> None:
+
+class Line:
+    """A socket connected to `address`, and the queue of what is to be sent.
+
+    With the front's `key`, who talks and what is said are nobody else's (CurveZMQ): so it is on other machines.
+    """
+
+    def __init__(self, address: str, key: str = "") -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        if key:
+            self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
+            self._socket.curve_serverkey = key.encode()
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, _LAST_WORDS)
         self._socket.connect(address)

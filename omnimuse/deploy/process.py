@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,9 @@ from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, Omn
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.request import Request
+from omnimuse.deploy.carry import carry
 from omnimuse.deploy.faults import ALWAYS, Faults
+from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.line import Line
 from omnimuse.deploy.ranks import Rank, die_with_parent, follow, watch_parent
 from omnimuse.deploy.wire import (
@@ -77,15 +79,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the parent says first, as one line of JSON.
 
     `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is
-    where the ranks of a group find each other (`Rank`). `period` is seconds between beats.
+    where the ranks of a group find each other, `seat` one of those of its machine (`Rank`). `period` is seconds between
+    beats. Where rank 0 is not on the front's machine, there is the `key` of the front's socket, and files go that way.
     """
 
     config: Config
     address: str
     spool: Path
     name: str
-    replica: int = 0
-    replicas: int = 1
+    seat: int = 0
+    seats: int = 1
     rank: int = 0
     ranks: int = 1
     meeting: str = ""
@@ -93,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: bool = True
     period: float = 0.5
     warm_up: str = SMALL
+    key: str = ""
 
 
 def write_settings(settings: Settings) -> bytes:
@@ -230,7 +234,13 @@ class Worker:
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
             self._line.send(Profiled("", f"{type(error).__name__}: {error}"))
             return
+        self._carry(path, "")
         self._line.send(Profiled(path.name))
+
+    def _carry(self, path: Path, request_id: str) -> None:
+        """Where the front has no such disk, send it the file."""
+        if self.settings.key:
+            carry(path, request_id, self._line.send)
 
     def _sleep(self, asleep: bool, background: Background) -> None:
         """Have the weights leave, or come back, and report it."""
@@ -314,6 +324,8 @@ class Worker:
             self._faults.reach("worker.encode", number + 1, request.prompt)
             files += [] if texts else self._spool.write(number, request, shown, job.form)
             self._ticks += 1
+        for file in files:
+            self._carry(self._spool.folder / file.name, request.id)
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
@@ -348,7 +360,7 @@ def build(settings: Settings) -> Engine:
 
 def rank_of(settings: Settings) -> Rank:
     """Which rank of which group this process is."""
-    return Rank(settings.config, settings.rank, settings.ranks, settings.meeting, settings.replica, settings.replicas)
+    return Rank(settings.config, settings.rank, settings.ranks, settings.meeting, settings.seat, settings.seats)
 
 
 class Tell(logging.Handler):
@@ -417,7 +429,15 @@ def model_name(config: Config) -> str:
 
 def lead(settings: Settings) -> int:
     """Rank 0: talk until the end; the exit status."""
-    line = Line(settings.address)
+    if settings.key:
+        with closing(PrivateFolder()) as folder:
+            return talk(msgspec.structs.replace(settings, spool=folder.path))
+    return talk(settings)
+
+
+def talk(settings: Settings) -> int:
+    """What `lead` does, with a spool that is here."""
+    line = Line(settings.address, settings.key)
     ours = logging.getLogger("omnimuse")
     ours.setLevel(logging.INFO)
     ours.addHandler(Tell(line))

@@ -32,7 +32,7 @@ COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.ranks")  # -P: as for wo
 
 
 class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What makes a process rank number `rank` of `ranks`; replica and replicas where several groups share a machine.
+    """What makes a process rank number `rank` of `ranks`, on number `seat` of the `seats` of its machine.
 
     `meeting` is where the ranks find each other: file:// and a file that does not exist yet, or tcp://HOST:PORT, where
     rank 0 listens.
@@ -42,8 +42,8 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rank: int = 0
     ranks: int = 1
     meeting: str = ""
-    replica: int = 0
-    replicas: int = 1
+    seat: int = 0
+    seats: int = 1
 
     def encode(self) -> bytes:
         """This as one line of JSON."""
@@ -63,9 +63,9 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         from omnimuse.parallel.meeting import join, store_at
 
         config, backend = self.config, "gloo"
-        config = replace(config, host=replace(config.host, processes=self.replicas * self.ranks))
+        config = replace(config, host=replace(config.host, processes=self.seats))
         if torch.cuda.is_available() and config.model.device in ("auto", "cuda"):
-            index = (self.replica * self.ranks + self.rank) % torch.cuda.device_count()
+            index = self.seat % torch.cuda.device_count()
             torch.cuda.set_device(index)
             config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
         if self.ranks > 1:
@@ -80,6 +80,11 @@ def start_ranks(config: Config) -> Engine:
     """
     from omnimuse.engine.local import start
 
+    if config.parallel.launch != LaunchConfig():
+        raise ConfigError(
+            f"launcher={config.parallel.launch.launcher} is for servers (omnimuse serve): a script starts its ranks on "
+            "its own machine, or is started by torchrun on several; leave it out"
+        )
     if config.parallel.ranks == 1 or Environment.read().world_size > 1:
         return start(config)
     find(config)  # what is missing is told before torch is imported
@@ -88,11 +93,6 @@ def start_ranks(config: Config) -> Engine:
     from omnimuse.parallel.mesh import Mesh
     from omnimuse.worker.build import SHAPES, begin, run
 
-    if config.parallel.launch != LaunchConfig():
-        raise ConfigError(
-            f"launcher={config.parallel.launch.launcher} is for servers (omnimuse serve): a script starts its ranks on "
-            "its own machine, or is started by torchrun on several; leave it out"
-        )
     if dist.is_initialized():
         raise ConfigError(
             f"parallel {config.parallel} cannot be: this process is already one of several ranks; close the engine "
@@ -102,10 +102,11 @@ def start_ranks(config: Config) -> Engine:
     Environment.meet_here()
     with ExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="omnimuse-ranks-"))
-        first = Rank(config, ranks=config.parallel.ranks, meeting=f"file://{folder}/meeting")
+        ranks = config.parallel.ranks
+        first = Rank(config, ranks=ranks, meeting=f"file://{folder}/meeting", seats=ranks)
         opened.callback(_leave)
         for number in range(1, first.ranks):
-            opened.callback(_end, _started(msgspec.structs.replace(first, rank=number)))
+            opened.callback(_end, _started(msgspec.structs.replace(first, rank=number, seat=number)))
         engine = first.build()
         engine.runner.resources.callback(opened.pop_all().close)
         return engine

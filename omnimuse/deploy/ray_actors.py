@@ -1,4 +1,4 @@
-"""Ranks as actors of Ray: a placement group for every life of a worker, an actor for each rank but the first.
+"""Ranks as actors of Ray: a placement group for every life of a worker, an actor for each rank that is elsewhere.
 
 An actor only starts the process that every rank is, waits for it and ends it. When its node is gone the actor is, too;
 then the life is over, and the next one is placed where there is room. ray is imported here only. No torch.
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import subprocess
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,9 @@ from omnimuse.deploy.launch import Started, how
 from omnimuse.deploy.process import COMMAND, Settings, write_settings
 
 logger = logging.getLogger(__name__)
+
+LOOK = 0.5
+"""Seconds between two looks at whether there is room, so that nobody waits for long who does not want it any more."""
 
 
 class RankActor:
@@ -111,19 +115,23 @@ class RayActors:
 
     async def start(self, settings: Settings) -> Started:
         """An actor for this rank, in the placement group of its life; OSError if there is no room in time."""
-        work = asyncio.ensure_future(asyncio.to_thread(self._start, settings, asyncio.get_running_loop()))
+        group = self._groups.get(settings.name) or await self._reserved(max(1, settings.ranks - 1))
+        with self._lock:
+            self._groups[settings.name] = group
+            group.open += 1
+        work = asyncio.ensure_future(asyncio.to_thread(self._start, settings, group, asyncio.get_running_loop()))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(_end_if_started)
             raise
 
-    def _start(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> Started:
+    def _start(self, settings: Settings, group: Group, loop: asyncio.AbstractEventLoop) -> Started:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = self._group(settings.name, settings.ranks - 1)
-        where = PlacementGroupSchedulingStrategy(group.placed, placement_group_bundle_index=settings.rank - 1)
+        bundle = max(0, settings.rank - 1)
+        where = PlacementGroupSchedulingStrategy(group.placed, placement_group_bundle_index=bundle)
         kind = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(RankActor)
         placed = kind.options(scheduling_strategy=where, max_concurrency=2)
         actor: Any = placed.remote(list(self.command), write_settings(settings))
@@ -140,24 +148,25 @@ class RayActors:
         ).start()
         return rank
 
-    def _group(self, name: str, ranks: int) -> Group:
-        """The placement group of the life `name`, with room for its ranks, as few nodes apart as there can be."""
+    async def _reserved(self, ranks: int) -> Group:
+        """A placement group with room for so many ranks, as few nodes apart as there can be; nothing if cancelled."""
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
 
-        if name not in self._groups:
-            bundle = {"CPU": 1.0, **({"GPU": float(self.gpus)} if self.gpus else {})}
-            placed = placement_group([bundle] * ranks, strategy="PACK")
-            if not placed.wait(self.patience):
-                remove_placement_group(placed)
-                raise OSError(
-                    f"Ray has no room for {ranks} ranks of {bundle} after {self.patience:g} s; it has "
-                    f"{ray.available_resources()}"
-                )
-            self._groups[name] = Group(placed)
-        with self._lock:
-            self._groups[name].open += 1
-        return self._groups[name]
+        bundle = {"CPU": 1.0, **({"GPU": float(self.gpus)} if self.gpus else {})}
+        placed = await asyncio.to_thread(placement_group, [bundle] * ranks, strategy="PACK")
+        end = time.monotonic() + self.patience
+        try:
+            while not await asyncio.to_thread(placed.wait, min(LOOK, max(0.0, end - time.monotonic()))):
+                if time.monotonic() >= end:
+                    raise OSError(
+                        f"Ray has no room for {ranks} ranks of {bundle} after {self.patience:g} s; it has "
+                        f"{ray.available_resources()}"
+                    )
+        except BaseException:
+            remove_placement_group(placed)
+            raise
+        return Group(placed)
 
     def _leave(self, name: str) -> None:
         from ray.util.placement_group import remove_placement_group

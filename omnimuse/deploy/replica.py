@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import gethostbyname
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -25,13 +26,16 @@ from omnimuse.core import errors
 from omnimuse.core.config import Config
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
+from omnimuse.deploy.carry import lay
 from omnimuse.deploy.launch import Launcher, Local, Started, free_port
+from omnimuse.deploy.line import listen
 from omnimuse.deploy.process import COMMAND, Settings
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import (
     MAX_MESSAGE,
     Beat,
     Cancel,
+    Carried,
     Ended,
     Finished,
     Form,
@@ -140,6 +144,7 @@ class Life:
         self._plan = plan
         self._hear = hear
         self._launcher = launcher
+        self._away = bool(launcher.meeting) and settings.ranks == 1
         self._killed = asyncio.Event()
         self._ranks: list[Started] = []
         self._socket: zmq.asyncio.Socket | None = None
@@ -161,12 +166,14 @@ class Life:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.bind(self.settings.address)
+        address, key = listen(socket, self.settings.address, secret=self._away)
+        self.settings = msgspec.structs.replace(self.settings, address=address, key=key)
         tasks: list[asyncio.Task[End]] = []
         try:
             for number in range(self.settings.ranks):
-                launcher = self._launcher if number else Local(self._plan.command)
-                await self._start(launcher, msgspec.structs.replace(self.settings, rank=number))
+                launcher = self._launcher if number or self._away else Local(self._plan.command)
+                seat = self.settings.seat + number
+                await self._start(launcher, msgspec.structs.replace(self.settings, rank=number, seat=seat))
             tasks = [asyncio.create_task(work) for work in (self._listen(socket), self._watch())]
             tasks += [asyncio.create_task(self._wait(number, rank)) for number, rank in enumerate(self._ranks)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -216,6 +223,10 @@ class Life:
                 return End("exit", str(error))
             if isinstance(report, Beat):
                 self._feel(report)
+            if isinstance(report, Carried):
+                if (trouble := await asyncio.to_thread(lay, self._plan.spool, report)) is not None:
+                    self._hear(trouble)
+                continue
             self.ready = self.ready or isinstance(report, Ready)
             self._hear(report)
 
@@ -400,14 +411,18 @@ class Replica:
 
     def _new_life(self, number: int) -> Life:
         name, plan, meeting = f"{self.index}-{number}", self.plan, self._launcher.meeting
+        ranks = plan.config.parallel.ranks
+        here = 1 if meeting else ranks  # of a group, on the front's machine
         settings = Settings(
             config=plan.config,
-            address=f"ipc://{self._folder}/{name}.sock",
+            address=f"tcp://{gethostbyname(meeting)}:*"
+            if meeting and ranks == 1
+            else f"ipc://{self._folder}/{name}.sock",
             spool=plan.spool,
             name=name,
-            replica=self.index,
-            replicas=plan.scale.most,
-            ranks=plan.config.parallel.ranks,
+            seat=self.index * here,
+            seats=plan.scale.most * here,
+            ranks=ranks,
             meeting=f"tcp://{meeting}:{free_port(meeting)}" if meeting else f"{FILE}{self._folder}/{name}.meet",
             faults=plan.faults,
             first=(self.index, number) == (0, 1),

@@ -1,7 +1,7 @@
 """What a front process and its workers say to each other: msgspec structs, nothing that runs code.
 
 One closed union per direction. What was made travels as files in a folder both sides know (`MadeFile.name` is a bare
-name in it); only previews and texts ride in the message. No torch.
+name in it); only previews and texts ride in the message, and files of workers elsewhere (`deploy/carry.py`). No torch.
 """
 
 from __future__ import annotations
@@ -212,6 +212,19 @@ class Finished(Message, frozen=True):
     texts: tuple[MadeText, ...] = ()
 
 
+class Carried(Message, frozen=True):
+    """A piece of a file that was made where the front has no disk: what follows its first `start` bytes, of `whole`.
+
+    It belongs to a request, or to a recording (`request_id` is empty then), whose report follows its last piece.
+    """
+
+    request_id: str
+    name: str
+    start: int
+    whole: int
+    data: bytes
+
+
 class Profiled(Message, frozen=True):
     """A recording is in the spool under `name`, or `trouble` says why there is none."""
 
@@ -262,9 +275,9 @@ def read_command(payload: bytes) -> Command:
     return _read(payload, Command)  # type: ignore[return-value]
 
 
-def read_report(payload: bytes) -> Report:
-    """The report in `payload`; EngineDeadError if it is none or too long."""
-    return _read(payload, Report)  # type: ignore[return-value]
+def read_report(payload: bytes) -> Report | Carried:
+    """The report, or piece of a file, in `payload`; EngineDeadError if it is none or too long."""
+    return _read(payload, Report | Carried)  # type: ignore[return-value]
 
 
 def _read(payload: bytes, kind: Any) -> Message:

@@ -11,10 +11,15 @@ import os
 import sys
 import threading
 import time
+from contextlib import closing
+
+import msgspec
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
+from omnimuse.deploy.carry import carry
 from omnimuse.deploy.faults import ALWAYS, Faults
+from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.line import Line
 from omnimuse.deploy.process import Settings, die_with_parent, read_settings, watch_parent
 from omnimuse.deploy.wire import (
@@ -103,6 +108,8 @@ class FakeWorker:
         part.write_bytes(content)
         self.faults.reach("worker.encode", 1, request.prompt)
         part.replace(self.settings.spool / made.name)
+        if self.settings.key:
+            carry(self.settings.spool / made.name, request.id, self.line.send)
         return self.end(request, Finished(request.id, [made], {"denoise": PACE * steps}))
 
     def end(self, request: Request, report: Finished | Ended) -> None:
@@ -116,12 +123,20 @@ def main() -> None:
     threading.Thread(target=watch_parent, daemon=True).start()
     if settings.rank:
         threading.Event().wait()
-    line = Line(settings.address)
+    if settings.key:  # as on another machine, which knows no folder of the front's
+        with closing(PrivateFolder()) as folder:
+            talk(msgspec.structs.replace(settings, spool=folder.path))
+    else:
+        talk(settings)
+    os._exit(0)
+
+
+def talk(settings: Settings) -> None:
+    line = Line(settings.address, settings.key)
     worker = FakeWorker(settings, line)
     worker.load()
     line.talk(worker.obey, worker.beat, 0.05)
     line.close()
-    os._exit(0)
 
 
 if __name__ == "__main__":
