@@ -25,7 +25,9 @@ from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_par
 from omnimuse.core.request import Ask, Door, Request
 
 if TYPE_CHECKING:
+    from omnimuse.deploy.pools import Pools
     from omnimuse.engine.engine import Engine
+    from omnimuse.engine.local import Background
     from omnimuse.engine.warm import Warmed
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -50,7 +52,8 @@ class Short(TypedDict, total=False):
     """Short ways to choose parts of a `Config`; what is None or left out stays as it is there.
 
     `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
-    `plugin` bring pipelines of their own.
+    `plugin` bring pipelines of their own, and `deploy` is a file that spreads the model over
+    processes (docs/deploy.md).
     """
 
     dtype: str | None
@@ -59,6 +62,7 @@ class Short(TypedDict, total=False):
     quantize: str | None
     parallel: ParallelConfig | None
     plugin: str | Sequence[str]
+    deploy: str | Path | None
 
 
 def configure(model: str, config: Config | None, short: Short) -> Config:
@@ -80,7 +84,28 @@ def configure(model: str, config: Config | None, short: Short) -> Config:
         host = replace(host, threads=count)
     if (scheme := short.get("quantize")) is not None:
         packed = QuantConfig.of(scheme)
-    return replace(base, model=part, host=host, quantize=packed, parallel=short.get("parallel") or base.parallel)
+    base = replace(base, model=part, host=host, quantize=packed, parallel=short.get("parallel") or base.parallel)
+    if (placed := short.get("deploy")) is not None:
+        from omnimuse.deploy.placing import read_deploy
+
+        base = replace(base, deploy=read_deploy(Path(placed)))
+    return base
+
+
+def _driven(config: Config) -> Background | Pools:
+    """An engine on a thread of its own, or the front of several processes."""
+    if config.deploy.pools:
+        try:
+            from omnimuse.deploy.pools import Pools
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f'a model in pools needs {error.name}, which is not installed: pip install "omnimuse[serve]"'
+            ) from None
+        return Pools(config)
+    from omnimuse.deploy.ranks import start_ranks
+    from omnimuse.engine.local import Background
+
+    return Background(partial(start_ranks, config))
 
 
 class Omni:
@@ -98,11 +123,8 @@ class Omni:
         config: Config | None = None,
         **short: Unpack[Short],
     ) -> None:
-        from omnimuse.deploy.ranks import start_ranks
-        from omnimuse.engine.local import Background
-
         self.config = configure(model, config, short)
-        self._background = Background(partial(start_ranks, self.config))
+        self._background = _driven(self.config)
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
     def generate(
@@ -155,7 +177,7 @@ class Omni:
         changes: list[list[str]] = [[] for _ in asks]
         if adjust:
             for place, ask in enumerate(asks):
-                asks[place], changes[place] = _adjusted(self.engine.door, ask)
+                asks[place], changes[place] = _adjusted(self._background.door, ask)
         events: SimpleQueue[Event] = SimpleQueue()
         waiting: deque[tuple[int, Request]] = deque()
         places: dict[str, int] = {}
@@ -185,7 +207,7 @@ class Omni:
     @property
     def place(self) -> dict[str, str]:
         """The dtype and the device that this engine computes with."""
-        return self.engine.place
+        return self._background.place
 
     @contextmanager
     def recording(self, path: Path | str) -> Iterator[None]:
@@ -222,7 +244,7 @@ class Omni:
         self.close()
 
     def _request(self, ask: Ask) -> Request:
-        return self.engine.make_request(replace(ask, prompt=_with_sources(ask.prompt, ask.params)))
+        return self._background.make_request(replace(ask, prompt=_with_sources(ask.prompt, ask.params)))
 
     def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int], events: SimpleQueue[Event]) -> None:
         """Submit what the bounded queue takes; at least one request of ours is in flight afterwards."""
@@ -244,7 +266,7 @@ class Omni:
         if isinstance(event, Failed):
             return _failure(event.request_id, ask, event.error)
         try:
-            return _told(present(event.result, self.engine.door.limits), changes)
+            return _told(present(event.result, self._background.door.limits), changes)
         except OmnimuseError as error:
             return _failure(event.request_id, ask, error)
 
@@ -264,11 +286,8 @@ class AsyncOmni:
         config: Config | None = None,
         **short: Unpack[Short],
     ) -> None:
-        from omnimuse.deploy.ranks import start_ranks
-        from omnimuse.engine.local import Background
-
         self.config = configure(model, config, short)
-        self._background = Background(partial(start_ranks, self.config))
+        self._background = _driven(self.config)
 
     async def generate(
         self,
@@ -288,12 +307,12 @@ class AsyncOmni:
         """
         import asyncio  # half the time that importing this package would take
 
-        base, engine = ask or Ask(""), self._background.engine
+        base, driven = ask or Ask(""), self._background
         chosen = make_params(base.params if params is None else params, choices)
         opened = await asyncio.to_thread(_with_sources, prompt, chosen)
         wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
-        wanted, changes = _adjusted(engine.door, wanted) if adjust else (wanted, [])
-        request = engine.make_request(wanted)
+        wanted, changes = _adjusted(driven.door, wanted) if adjust else (wanted, [])
+        request = driven.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def deliver(event: Event) -> None:
@@ -334,7 +353,7 @@ class AsyncOmni:
     def _presented(self, event: Done, changes: list[str]) -> Done:
         from omnimuse.engine.local import present
 
-        return Done(event.request_id, _told(present(event.result, self._background.engine.door.limits), changes))
+        return Done(event.request_id, _told(present(event.result, self._background.door.limits), changes))
 
 
 def explain(

@@ -5,6 +5,7 @@ examples:
   omnimuse serve /models/Z-Image-Turbo --dtype bfloat16 --port 9000
   omnimuse serve --host 0.0.0.0 --api-key-file keys.txt --replicas 2
   omnimuse serve --replicas 1 --max-replicas 4 --grow-after 5 --shrink-after 300
+  omnimuse serve --deploy pools.yaml
   omnimuse serve --config serve.toml
 
 Every option can also be set in a file (max-queue = 64 for --max-queue 64) and in the environment
@@ -96,6 +97,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
     )
+    parser.add_argument(
+        "--deploy", type=Path, metavar="FILE", help="YAML that spreads the stages over processes (docs/deploy.md)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
     parser.add_argument(
         "--model-name",
@@ -126,6 +130,10 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
+    if args.deploy is not None:
+        from omnimuse.deploy.placing import read_deploy
+
+        config = replace(config, deploy=read_deploy(args.deploy))
     config = replace(config, lora=LoraConfig(int(args.lora_memory * 2**30), args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,

@@ -16,6 +16,7 @@ from typing import Literal
 
 from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.pools import DeployConfig
 
 MOST_THREADS = 1024
 """More than any machine is better for; the OpenMP library ends a process that it can give no more threads."""
@@ -375,6 +376,7 @@ class Config:
     lora: LoraConfig = LoraConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     host: HostConfig = HostConfig()
+    deploy: DeployConfig = DeployConfig()
 
 
 @dataclass(frozen=True)

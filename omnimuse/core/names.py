@@ -48,6 +48,7 @@ _OURS: dict[str, str] = {
     "compile": "enable_torch_compile torch_compile",
     "replicas": "dp_size data_parallel_size num_replicas",
     "model_name": "served_model_name served_model_names",
+    "deploy": "stage_configs_path stage_config deploy_config",
     "file": "prompt_file prompts_file prompt_path prompt_file_path from_file",
 }
 
@@ -72,7 +73,6 @@ _ABSENT: dict[str, str] = {
     "weights are quantized by omnimuse's own schemes: --quantize int8": "quantization",
     "weights are used in the format that --dtype and --quantize choose": "load_format kv_cache_dtype",
     "every model is served so, without a word for it": "omni",
-    "what runs where is chosen with options, and no file says it": "stage_configs_path",
     "a pipeline that can be run in steps is run in steps": "step_execution",
     "as many outputs are made at a time as memory allows": "max_num_seqs",
     "blocks are compiled with --compile, and not otherwise": "enforce_eager",

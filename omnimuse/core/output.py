@@ -65,7 +65,17 @@ class Failed:
     error: OmnimuseError
 
 
-Event = Progress | Preview | Chunk | Done | Failed
+@dataclass(frozen=True)
+class Handed:
+    """A request goes on in another pool: piece `number` of what it takes along (`worker/handover.py`)."""
+
+    request_id: str
+    number: int
+    handover: Any
+    last: bool
+
+
+Event = Progress | Preview | Chunk | Done | Failed | Handed
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ CACHES = "omnimuse.caches"
 SOLVERS = "omnimuse.solvers"
 """Solvers, by the class name of the scheduler in a checkpoint that they stand for."""
 
+CONNECTORS = "omnimuse.connectors"
+"""What carries requests between pools, by the name that a deploy file has for it (`deploy/connectors.py`)."""
+
 
 def brought(group: str, taken: Collection[str] = ()) -> dict[str, EntryPoint]:
     """What packages bring in that group, by name; ConfigError for a name of ours, or one that two packages have."""

@@ -63,6 +63,7 @@ from omnimuse.worker.find import find
 from omnimuse.worker.warm_up import SMALL, describe, warm_up_ask
 
 if TYPE_CHECKING:
+    from omnimuse.deploy.pools import Pools
     from omnimuse.deploy.results import Spool
     from omnimuse.engine.engine import Engine
     from omnimuse.engine.local import Background
@@ -75,12 +76,22 @@ FINISHERS = 2
 PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
 
+class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a process of a pool finds the front of its group (`deploy/connectors.py`), and as who it comes."""
+
+    kind: str
+    address: str
+    key: str
+    name: str
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the parent says first, as one line of JSON.
 
     `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is
     where the ranks of a group find each other, `seat` one of those of its machine (`Rank`). `period` is seconds between
-    beats. Where rank 0 is not on the front's machine, there is the `key` of the front's socket, and files go that way.
+    beats. Where rank 0 is not on the front's machine, there is the `key` of the front's socket, and files go that way. A
+    process of a pool has an `edge`.
     """
 
     config: Config
@@ -97,6 +108,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     period: float = 0.5
     warm_up: str = SMALL
     key: str = ""
+    edge: EdgeSettings | None = None
 
 
 def write_settings(settings: Settings) -> bytes:
@@ -132,7 +144,7 @@ class Worker:
         self._faults = Faults.read(settings.faults, settings.first)
         self._jobs: dict[str, Job] = {}
         self._ticks = 0
-        self._background: Background | None = None
+        self._background: Background | Pools | None = None
         self._spool: Spool | None = None
         self._previewer = ThreadPoolExecutor(1, "omnimuse-preview")
         self._finishers = ThreadPoolExecutor(FINISHERS, "omnimuse-finish")
@@ -148,19 +160,29 @@ class Worker:
         except OmnimuseError as error:
             self._give_up(type(error).__name__, str(error))
             return
-        self._line.send(Ready(time.monotonic() - began, background.engine.place, dict(background.engine.space.weights)))
+        self._line.send(Ready(time.monotonic() - began, background.place, background.weights))
 
-    def _begin(self) -> Background:
+    def _begin(self) -> Background | Pools:
         find(self.settings.config)  # what is missing is told before torch is imported
         from omnimuse.deploy.results import Spool
-        from omnimuse.engine.local import Background
 
-        background = Background(partial(build, self.settings), self._on_engine_death)
-        about = {"model": model_name(self.settings.config), **background.engine.place}
+        background = self._engine()
+        about = {"model": model_name(self.settings.config), **background.place}
         self._spool = Spool(self.settings.spool, self.settings.name, about)
         warm_up(background, self.settings.warm_up)
         self._background = background
         return background
+
+    def _engine(self) -> Background | Pools:
+        if self.settings.config.deploy.pools:
+            from omnimuse.deploy.pools import Pools
+
+            config = self.settings.config
+            config = replace(config, host=replace(config.host, processes=self.settings.replicas))
+            return Pools(config, self._on_engine_death, self.settings.faults)
+        from omnimuse.engine.local import Background
+
+        return Background(partial(build, self.settings), self._on_engine_death)
 
     def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
         """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""
@@ -199,8 +221,8 @@ class Worker:
     def beat(self) -> Beat:
         """How this worker is; loading counts as being busy."""
         background = self._background
-        retries = 0 if background is None else background.engine.runner.forwards.retries.total()
-        busy = background is None or (bool(self._jobs) and not background.engine.asleep)
+        retries = 0 if background is None else background.retries
+        busy = background is None or (bool(self._jobs) and not background.asleep)
         return Beat(self._ticks, busy, resident(), retries)
 
     def close(self) -> None:
@@ -208,26 +230,26 @@ class Worker:
         if self._background is not None:
             self._background.close()
 
-    def _submit(self, command: Submit, background: Background) -> None:
+    def _submit(self, command: Submit, background: Background | Pools) -> None:
         from omnimuse.deploy.results import check_form
 
-        engine = background.engine
-        request = unpack(command.request, engine.door.spec)
+        request = unpack(command.request, background.door.spec)
         job = self._jobs[request.id] = Job(request, command.form)
         try:
-            check_form(request, command.form, engine.door.spec.medium)
+            check_form(request, command.form, background.door.spec.medium)
             background.submit(request, partial(self._hear, job))
         except OmnimuseError as error:
             self._end(request.id, error)
 
     # -- a thread that waits ---------------------------------------------------------------------------------------
 
-    def _profile(self, seconds: float, background: Background) -> None:
+    def _profile(self, seconds: float, background: Background | Pools) -> None:
         """Record what every rank computes for a while, and report where the recording is."""
         from omnimuse.observe.profile import merge
 
-        engine, path = background.engine, self.settings.spool / f"profile-{self.settings.name}.json.gz"
+        path = self.settings.spool / f"profile-{self.settings.name}.json.gz"
         try:
+            engine = background.engine
             background.between_ticks(engine.record).result()
             time.sleep(seconds)
             merge(background.between_ticks(partial(engine.end_recording, path)).result(), path)
@@ -242,10 +264,11 @@ class Worker:
         if self.settings.key:
             carry(path, request_id, self._line.send)
 
-    def _sleep(self, asleep: bool, background: Background) -> None:
+    def _sleep(self, asleep: bool, background: Background | Pools) -> None:
         """Have the weights leave, or come back, and report it."""
-        engine, size = background.engine, 0
+        size = 0
         try:
+            engine = background.engine
             if asleep:
                 size = background.between_ticks(engine.sleep).result()
             else:
@@ -306,7 +329,7 @@ class Worker:
         from omnimuse.deploy.results import pcm
 
         assert self._background is not None
-        sound, samples = self._background.engine.door.limits.sound, event.data
+        sound, samples = self._background.door.limits.sound, event.data
         assert sound is not None
         grown = Grown(event.request_id, event.output, event.start, sound.rate, len(samples), pcm(samples))
         self._line.send(grown)
@@ -318,7 +341,7 @@ class Worker:
         began, request = time.perf_counter(), job.request
         if job.nan:
             result = replace(result, tensors={name: made * float("nan") for name, made in result.tensors.items()})
-        shown = present(result, self._background.engine.door.limits)
+        shown = present(result, self._background.door.limits)
         files, texts = list[MadeFile](), spelt(shown)
         for number in range(request.outputs):
             self._faults.reach("worker.encode", number + 1, request.prompt)
@@ -375,16 +398,16 @@ class Tell(logging.Handler):
         self._line.send(Told("warning" if record.levelno >= logging.WARNING else "info", record.getMessage()))
 
 
-def warm_up(background: Background, wanted: str, patience: float = PATIENCE) -> None:
+def warm_up(background: Background | Pools, wanted: str, patience: float = PATIENCE) -> None:
     """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
 
     What goes wrong is logged and ends nothing: a request of another size may well be drawn.
     """
-    ask = warm_up_ask(wanted, background.engine.door)
+    ask = warm_up_ask(wanted, background.door)
     if ask is None:
         return
     events: SimpleQueue[Event] = SimpleQueue()
-    began, request = time.monotonic(), background.engine.make_request(ask)
+    began, request = time.monotonic(), background.make_request(ask)
     background.submit(request, events.put)
     last, what = _last(events, began + patience), describe(ask)
     seconds = time.monotonic() - began

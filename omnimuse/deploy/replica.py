@@ -29,7 +29,7 @@ from omnimuse.core.spec import Spec
 from omnimuse.deploy.carry import lay
 from omnimuse.deploy.launch import Launcher, Local, Started, free_port
 from omnimuse.deploy.line import listen
-from omnimuse.deploy.process import COMMAND, Settings
+from omnimuse.deploy.process import COMMAND, EdgeSettings, Settings
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import (
     MAX_MESSAGE,
@@ -103,7 +103,7 @@ class PoolPlan:
     `deploy/faults.py` reads. `restarted` is called with the cause whenever a worker is replaced, `retried` with how
     many forwards failed and were tried again, `staffed` with how many workers are ready, and coming, when that may have
     changed. `warm_up` is what a worker draws before it is ready (`worker/warm_up.py`). `command` starts a worker; tests
-    have one without a model.
+    have one without a model. Processes of a pool (`deploy/pools.py`) have an `edge`.
     """
 
     config: Config
@@ -117,6 +117,7 @@ class PoolPlan:
     staffed: Callable[[int, int], None] = lambda ready, coming: None
     warm_up: str = SMALL
     command: tuple[str, ...] = COMMAND
+    edge: EdgeSettings | None = None
 
 
 @dataclass(eq=False)
@@ -262,6 +263,7 @@ class Replica:
         self, index: int, plan: PoolPlan, folder: Path, changed: Callable[[], None], launcher: Launcher
     ) -> None:
         self.index, self.plan = index, plan
+        self.name = f"worker {index}" if plan.edge is None else f"pool {plan.edge.name}"
         self.state: State = "starting"
         self.place: dict[str, str] = {}
         self.weights: dict[str, tuple[int, int]] = {}
@@ -389,11 +391,11 @@ class Replica:
             if self.refusal is not None or stillborn >= MOST_STILLBORN:
                 self.state = "broken"
                 self._changed()
-                logger.error("worker %d cannot be started: %s", self.index, self.refusal or self.reason)
+                logger.error("%s cannot be started: %s", self.name, self.refusal or self.reason)
                 return
             self.state, self.restarts = "restarting", self.restarts + 1
             self.plan.restarted(end.cause)
-            logger.warning("worker %d is started again in %.1f s: %s", self.index, pause, self.reason)
+            logger.warning("%s is started again in %.1f s: %s", self.name, pause, self.reason)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -428,6 +430,7 @@ class Replica:
             first=(self.index, number) == (0, 1),
             period=PERIOD,
             warm_up=plan.warm_up,
+            edge=plan.edge,
         )
         return Life(settings, plan, self._hear, self._launcher)
 
@@ -439,12 +442,12 @@ class Replica:
                 self._retries = report.retries
             case Ready():
                 self.state, self.place, self.weights = "ready", report.place, report.weights
-                logger.info("worker %d is ready after %.1f s", self.index, report.seconds)
+                logger.info("%s is ready after %.1f s", self.name, report.seconds)
                 if self.asleep and self._life is not None:  # the one before it slept
                     self._life.send(Sleep(True))
                 self._changed()
             case Told():
-                logger.log(LEVELS[report.level], "worker %d: %s", self.index, report.text)
+                logger.log(LEVELS[report.level], "%s: %s", self.name, report.text)
             case Profiled():
                 self._tell_profile(report)
             case Slept():

@@ -24,13 +24,14 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
-from omnimuse.core.output import Done, Event, Failed
+from omnimuse.core.output import Done, Event, Failed, Handed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.agree import words_of_all
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
+from omnimuse.worker.handover import Handover
 from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
 from omnimuse.worker.room import Space, nearest_size
 from omnimuse.worker.runner import Runner
@@ -66,6 +67,7 @@ class Engine:
         self._arrived: dict[str, float] = {}
         self._waited: dict[str, float] = {}
         self._closed = False
+        self._news, self._starved = 0, False
         self._recorder = Recorder()
 
     # -- from any thread -----------------------------------------------------------------------------------------
@@ -94,7 +96,21 @@ class Engine:
             now = self.clock()
             self.scheduler.add(request, tokens, now, most)
             self._arrived[request.id] = now
+            self._hear_news()
         return request.id
+
+    def hear(self, request_id: str, piece: Handover) -> None:
+        """More of a request has come from the pool before this one; comes between two ticks."""
+        job = self.runner.jobs.get(request_id)
+        self.runner.hand.hear(request_id, piece, () if job is None else job.states.values())
+        with self._lock:
+            self._hear_news()
+
+    def taken(self, request_id: str) -> None:
+        """The pool behind this one has taken a piece of a request; comes between two ticks."""
+        self.runner.hand.taken(request_id)
+        with self._lock:
+            self._hear_news()
 
     def _refuse_too_large(self, request: Request) -> None:
         """RequestError for what no forward has room for, with the nearest size that has."""
@@ -120,6 +136,11 @@ class Engine:
         with self._lock:
             if request_id in self.scheduler.entries:
                 self._cancelled.setdefault(request_id, RequestCancelled("the request was cancelled"))
+
+    def _hear_news(self) -> None:
+        """Something has changed that those who have nothing to do may wait for."""
+        self._news += 1
+        self._starved = False
 
     def pause(self, request_id: str) -> None:
         """Hold a request between steps: it gives up its place, and its states move to the CPU."""
@@ -148,7 +169,7 @@ class Engine:
     def rest(self) -> float | None:
         """The seconds for which there is nothing to do: 0 if there is, None if only somebody's call can change it."""
         with self._lock:
-            if self._cancelled or (self.scheduler.busy and not self.asleep):
+            if self._cancelled or (self.scheduler.busy and not self.asleep and not self._starved):
                 return 0.0
             deadline = self.scheduler.next_deadline()
             return None if deadline is None else max(0.0, deadline - self.clock())
@@ -165,8 +186,10 @@ class Engine:
         events: list[Event] = []  # what ended before a failure is told all the same
         try:
             with self._lock:
-                plan = self._plan(events)
+                plan, news = self._plan(events), self._news
             self._execute(plan, events)
+            with self._lock:  # in a pool, who has nothing to do waits for another
+                self._starved = plan == TickPlan() and self._news == news
         except Exception as error:  # the worker loop: nobody is left waiting
             log.exception("the engine has died")
             self.dead = EngineDeadError(f"the engine has died ({type(error).__name__}: {error}); start a new one")
@@ -244,7 +267,7 @@ class Engine:
             self._forget(request_id)
         if self.asleep:
             return TickPlan(tuple(dropped))
-        pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins)
+        pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)
@@ -261,7 +284,7 @@ class Engine:
         if isinstance(event, Done):
             timings = {"queue": self._waited.get(event.request_id, 0.0), **event.result.timings}
             event = Done(event.request_id, replace(event.result, timings=timings))
-        if isinstance(event, Done | Failed):
+        if isinstance(event, Done | Failed) or (isinstance(event, Handed) and event.last):
             self._forget(event.request_id)
         return event
 
@@ -272,6 +295,7 @@ class Engine:
 
     def _hold(self, request_id: str, held: bool) -> None:
         with self._lock:
+            self._hear_news()
             if not self.scheduler.hold(request_id, held):
                 raise RequestError(f"there is no request {request_id}; it is unknown or has ended", "request_id")
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
-from omnimuse.core.output import Done, Event, Failed, Part, Result
+from omnimuse.core.output import Done, Event, Failed, Handed, Part, Result
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Request
+from omnimuse.core.request import Ask, Door, Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
@@ -67,7 +67,7 @@ def start(config: Config) -> Engine:
 
 def bounded(schedule: ScheduleConfig, pipeline: Pipeline) -> ScheduleConfig:
     """`schedule` with what its outputs may remember in all, where nobody chose that and loops that grow remember."""
-    grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.stages)
+    grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
     return replace(schedule, running_bytes=max(1, free_bytes(pipeline.ctx.device) // 2))
@@ -162,6 +162,35 @@ class Background:
         self._thread.start()
         self.engine = made.result()
 
+    @property
+    def door(self) -> Door:
+        """What checks requests."""
+        return self.engine.door
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device that the engine computes with."""
+        return self.engine.place
+
+    @property
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """The bytes of every component, and of its largest block that comes in by itself."""
+        return dict(self.engine.space.weights)
+
+    @property
+    def retries(self) -> int:
+        """How many forwards failed and were tried again."""
+        return self.engine.runner.forwards.retries.total()
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the weights are away."""
+        return self.engine.asleep
+
+    def make_request(self, ask: Ask) -> Request:
+        """`ask`, checked and completed; nothing is queued yet."""
+        return self.engine.make_request(ask)
+
     def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
         """Queue `request`; its events, the last of which is Done or Failed, go to `listener`, unless this raises."""
         with self._lock:
@@ -242,7 +271,7 @@ class Background:
             self._deliver(event)
 
     def _deliver(self, event: Event) -> None:
-        ended = isinstance(event, Done | Failed)
+        ended = isinstance(event, Done | Failed) or (isinstance(event, Handed) and event.last)
         with self._lock:
             listener = self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
         if listener is None:

@@ -31,6 +31,9 @@ Company = Callable[[list[Offer], Offer], bool]
 Cost = Callable[[str], int | None]
 """(state id) -> the work of that state's next step, in tokens; None if it is not known yet."""
 
+Waits = Callable[[str], bool]
+"""(state id) -> whether it has nothing to do until something comes from another pool."""
+
 
 @dataclass(eq=False)
 class Entry:
@@ -156,7 +159,13 @@ class Scheduler:
         deadlines = [e.request.deadline for e in self.entries.values() if e.request.deadline is not None]
         return min(deadlines, default=None)
 
-    def pick(self, now: float, cost: Cost, company: Company = lambda others, offer: True) -> Pick:
+    def pick(
+        self,
+        now: float,
+        cost: Cost,
+        company: Company = lambda others, offer: True,
+        waits: Waits = lambda state_id: False,
+    ) -> Pick:
         """What happens in the next tick."""
         self._pass_time(now)
         wanted = [entry for entry in self.entries.values() if entry.deadline < FOREVER and not entry.held]
@@ -173,7 +182,7 @@ class Scheduler:
             admit=tuple(entry.request for entry in admitted),
             wake=tuple(entry.request.id for entry in woken),
             park=tuple(entry.request.id for entry in parked),
-            run=tuple(self._advancing(now, cost, company)),
+            run=tuple(self._advancing(now, cost, company, waits)),
         )
 
     # -- places ----------------------------------------------------------------------------------------------------
@@ -229,14 +238,16 @@ class Scheduler:
 
     # -- order -----------------------------------------------------------------------------------------------------
 
-    def _advancing(self, now: float, cost: Cost, company: Company) -> list[str]:
+    def _advancing(self, now: float, cost: Cost, company: Company, waits: Waits) -> list[str]:
         """States for one tick: the first in order, then those in whose company it gains, while the budget lasts.
 
         All of them are charged.
         """
         queues: dict[str, deque[tuple[Entry, str]]] = {}
         for entry in self._ordered(self._active(), now):
-            queues.setdefault(entry.request.tenant, deque()).extend((entry, state_id) for state_id in entry.live)
+            able = [(entry, state_id) for state_id in entry.live if not waits(state_id)]
+            if able:
+                queues.setdefault(entry.request.tenant, deque()).extend(able)
         chosen: list[Offer] = []
         hopeful: list[Entry] = []
         budget, reckoned = self.config.tick_tokens, 0

@@ -75,6 +75,7 @@ class Denoise(Loop):
     given: tuple[str, ...] = ()
     start: str | None = None
     scheduler: ClassVar[str] = "scheduler"
+    looks: ClassVar[tuple[str, ...]] = ("vae",)
     name: str = "denoise"
     writes: tuple[str, ...] = ("latents",)
 

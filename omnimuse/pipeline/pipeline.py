@@ -39,6 +39,9 @@ class Pipeline:
 
     A pipeline of several `tracks` declares those in the place of its stages: chains of stages with a cursor of their
     own, of which each goes on whenever it can. They are joined by the slots that a stage `streams`.
+
+    Of a pipeline that is spread over pools, `part` are the stages that run here: a state begins with the first of them,
+    and is finished here behind the last.
     """
 
     spec: ClassVar[Spec]
@@ -59,25 +62,47 @@ class Pipeline:
     _joints: ClassVar[tuple[tuple[str, ...], ...]] = ()
     _touching: ClassVar[Mapping[str, frozenset[int]]] = MappingProxyType({})
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, part: range | None = None) -> None:
         self.ctx = ctx
+        self.part = range(len(self.stages)) if part is None else part
+        self.leaving = crossing(self.stages, self.part.stop)
 
     # -- verbs of the runner -------------------------------------------------------------------------------------
 
     def states(self, request: Request, *, strict: bool = False) -> list[State]:
         """One fresh state per output of `request`."""
         worn = self.ctx.adapters.fetch(loras_of(request.params.loras))
-        starts = (0, *self._ends[:-1])
+        starts = tuple(max(start, self.part.start) for start in (0, *self._ends[:-1]))
         outputs = range(request.outputs)
-        return [State(request, output, strict=strict, worn=worn, starts=starts) for output in outputs]
+        states = [State(request, output, strict=strict, worn=worn, starts=starts) for output in outputs]
+        for state in states:
+            state.done.update(range(self.part.start))
+        return states
 
     def stage_of(self, state: State) -> Stage | None:
         """The stage this state needs next in the track whose turn it is, or None at the end of that."""
-        return self.stages[state.stage] if state.stage < self._ends[state.track] else None
+        return self.stages[state.stage] if state.stage < self._end(state.track) else None
 
     def finished(self, state: State) -> bool:
         """Whether every track is at its end."""
-        return len(state.done) == len(self.stages)
+        return len(state.done) == self.part.stop
+
+    @property
+    def own(self) -> tuple[Stage, ...]:
+        """The stages that run here."""
+        return self.stages[self.part.start : self.part.stop]
+
+    def leaves(self, state: State) -> bool:
+        """Whether the stages behind this part have what they need of `state` to begin: what they read is finished, or
+        grows from now on.
+        """
+        for slot, writer in self.leaving.items():
+            if slot not in state or (writer not in state.done and slot not in self.stages[writer].streams):
+                return False
+        return True
+
+    def _end(self, track: int) -> int:
+        return min(self._ends[track], self.part.stop)
 
     def turns(self, state: State) -> Iterator[int]:
         """Every track that is not at its end, while it is its turn."""
@@ -150,7 +175,7 @@ class Pipeline:
         following = state.plan[state.position + 1 : state.position + 2]
         if following:
             return [step.network for step in following]
-        return self.stages[state.stage + 1].uses if state.stage + 1 < self._ends[state.track] else ()
+        return self.stages[state.stage + 1].uses if state.stage + 1 < self._end(state.track) else ()
 
     # -- verbs that other engines know ---------------------------------------------------------------------------
 
@@ -293,3 +318,10 @@ def joints(name: str, stages: Sequence[Stage], ends: Sequence[int]) -> tuple[tup
                 )
         found.append(across)
     return tuple(found)
+
+
+def crossing(stages: Sequence[Stage], end: int) -> dict[str, int]:
+    """The slots that stages from number `end` on read and earlier ones write, and which stage that is."""
+    writers = {slot: index for index, stage in enumerate(stages) for slot in stage.writes}
+    read = (slot for stage in stages[end:] for slot in stage.reads)
+    return {slot: writers[slot] for slot in read if writers.get(slot, end) < end}

@@ -117,13 +117,15 @@ class Stage:
     """One named transformation of states.
 
     `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
-    made. Of what it writes, `streams` are there as soon as it begins and grow: other tracks may read them meanwhile.
-    One that is `lendable` does nothing but write its slots and its note: one rank may run it for all.
+    made. A look at an unfinished output takes the components that it `looks` by, too. Of what it writes, `streams` are
+    there as soon as it begins and grow: other tracks may read them meanwhile. One that is `lendable` does nothing but
+    write its slots and its note: one rank may run it for all.
     """
 
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    looks: ClassVar[tuple[str, ...]] = ()
     streams: tuple[str, ...] = ()
     name: str = ""
     batches: ClassVar[bool] = False

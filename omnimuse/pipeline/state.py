@@ -103,6 +103,11 @@ class State:
     def __contains__(self, name: str) -> bool:
         return name in self._slots
 
+    @property
+    def names(self) -> list[str]:
+        """The slots that are full."""
+        return list(self._slots)
+
     def turn(self, track: int) -> None:
         """Go on with that track."""
         if track == self.track:

@@ -53,6 +53,7 @@ from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.named import import_named, rules_of
+from omnimuse.worker.part import keep_part, part_of
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from omnimuse.worker.quantize import quantize
 from omnimuse.worker.ranks import (
@@ -355,6 +356,7 @@ SHAPES: tuple[Pass, ...] = (
     check,
     construct,
     formats,
+    keep_part,
     lend,
     sequence,
     tensor_parallel,
@@ -406,7 +408,7 @@ def _assemble(under: Build) -> Built:
         narrow=usual_tiles(under),
         lent=under.held.lent,
     )
-    pipeline = pipeline_for(found.spec, under.components)(ctx)
+    pipeline = pipeline_for(found.spec, under.components)(ctx, part_of(found.config, found.spec))
     governor = govern(under.waiting, int(under.threads.value))
     if governor is not None:
         under.resources.callback(governor.close)

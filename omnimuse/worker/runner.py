@@ -46,6 +46,7 @@ from omnimuse.pipeline.state import State
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
+from omnimuse.worker.handover import Carried, Hand
 from omnimuse.worker.pace import Offer
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
@@ -67,6 +68,7 @@ class Job:
     written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     timed: dict[str, float] = field(default_factory=dict)
+    carried: dict[int, Carried] = field(default_factory=dict)
 
     def spend(self, state: State, stage: Stage, held: int, *spans: Span) -> None:
         """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here, and how many
@@ -100,6 +102,24 @@ class Job:
         self.timed |= {name: max(seconds, self.timed.get(name, 0.0)) for name, seconds in state.timed.items()}
         del self.states[state.id]
 
+    def result(self, pipeline: Pipeline, timings: Mapping[str, tuple[float, ...]]) -> Result:
+        """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
+        request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
+        return Result(
+            request.id,
+            request.prompt,
+            replace(request.params, extra=request.extra),
+            tensors={medium: self.made[medium] for medium in pipeline.results if medium in self.made},
+            seeds=[request.seed(index) for index in range(request.outputs)],
+            timings={stage: sum(seconds) for stage, seconds in timings.items()},
+            steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
+            held=self.held(),
+            texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
+            shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
+            written=tuple(self.written[index] for index in sorted(self.written)),
+            said=tuple(dict.fromkeys(self.said)),
+        )
+
 
 def placed(there: Any, value: Any, index: int, count: int) -> Any:
     """`there` (None at first) with `value` as number `index` of `count`: a tensor [count, ...] while all that came are
@@ -124,7 +144,8 @@ class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
     `lost_previews` counts previews that could not be made, and `retried_stages`, by name, stages that ran out of memory
-    and then did with less; their requests went on. `rest` is where weights are while nobody draws.
+    and then did with less; their requests went on. `rest` is where weights are while nobody draws. By its `hand`
+    a pool takes over requests and hands them over.
     """
 
     def __init__(
@@ -143,26 +164,27 @@ class Runner:
         self.forwards = Forwards(pipeline.ctx, config)
         self.clock = clock or clock_for(pipeline.ctx.device)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
+        self.hand = Hand(pipeline)
         self.lost_previews = 0
         self.retried_stages: Counter[str] = Counter()
         self._events: list[Event] = []
 
     def tokens(self, request: Request) -> int:
         """The row tokens of one step of one output of `request`."""
-        loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]
+        loops = [stage for stage in self.pipeline.own if isinstance(stage, Loop)]
         return max((loop.tokens(self.pipeline.ctx, request) for loop in loops), default=1)
 
     def working(self, request: Request, token_bytes: Mapping[str, int]) -> int:
         """The bytes that one row of `request` takes at the least, if a token takes so many in each network."""
         most = 0
-        for loop in (stage for stage in self.pipeline.stages if isinstance(stage, Loop)):
+        for loop in (stage for stage in self.pipeline.own if isinstance(stage, Loop)):
             tokens = loop.tokens(self.pipeline.ctx, request) // max(1, len(request.branches))
             most = max(most, tokens * max((token_bytes.get(name, 0) for name in loop.uses), default=0))
         return most
 
     def remembers(self, request: Request) -> tuple[int, int]:
         """The bytes that one output of `request` comes to remember, at least and at most."""
-        loops = [stage for stage in self.pipeline.stages if isinstance(stage, Loop)]
+        loops = [stage for stage in self.pipeline.own if isinstance(stage, Loop)]
         found = [loop.remembers(self.pipeline.ctx, request) for loop in loops]
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
@@ -174,6 +196,13 @@ class Runner:
             return None
         return stage.cost(self.pipeline.ctx, state)
 
+    def waits(self, state_id: str) -> bool:
+        """Whether that state has nothing to do before more of it comes from another pool."""
+        state = self.states.get(state_id)
+        if state is None or not self.hand.awaits(state.request.id):
+            return False
+        return not any(self.pipeline.ready(state) for _ in self.pipeline.turns(state))
+
     def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
         """Whether that state should step in one tick with the others: they share a forward, and it saves time.
 
@@ -182,7 +211,7 @@ class Runner:
         if self.config.company == "always" or self.pipeline.ctx.device.type != "cpu":
             return True
         networks = {self._network(each.state) for each in (*others, offer)} - {None}
-        first = next((stage for stage in self.pipeline.stages if isinstance(stage, Loop)), None)
+        first = next((stage for stage in self.pipeline.own if isinstance(stage, Loop)), None)
         if not networks and first is not None:
             networks = {first.uses[0]}
         if len(networks) != 1 or self.config.exact:
@@ -221,6 +250,7 @@ class Runner:
             self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
             self._run_stages(chosen)
         self._reap(chosen)
+        self._hand_over()
 
     @torch.inference_mode()  # a library's call that is unwound puts back the modes that it found, which were these
     def close(self) -> None:
@@ -239,8 +269,10 @@ class Runner:
         with self._isolated(request.id, "starting"):
             job.states = {state.id: state for state in self.pipeline.states(request, strict=self.config.strict_slots)}
             self.states.update(job.states)
+            self.hand.begin(job.states.values())
 
     def _drop(self, request_id: str) -> None:
+        self.hand.forget(request_id)
         job = self.jobs.pop(request_id, None)
         for state in job.states.values() if job else ():
             self.states.pop(state.id, None)
@@ -259,36 +291,34 @@ class Runner:
         for state in states:
             if state.id not in self.states or not self.pipeline.finished(state):
                 continue
+            if self.hand.awaits(state.request.id):
+                continue
             job = self.jobs[state.request.id]
             with self._isolated(job.request.id, "handing over"):
-                job.take(state, self.pipeline.made(state))
+                self.hand.complete(state)
+                if not self.hand.last:
+                    job.carried[state.output] = self.hand.whole(state)
+                job.take(state, self.pipeline.made(state) if self.hand.last else {})
                 del self.states[state.id]
                 state.clear()
                 if not job.states:
                     self._finish(job)
 
+    def _hand_over(self) -> None:
+        """Where the next pool can begin, or go on, with what slots have grown by."""
+        for job in () if self.hand.last else list(self.jobs.values()):
+            with self._isolated(job.request.id, "handing over"):
+                if (piece := self.hand.piece(job.request, job.states.values())) is not None:
+                    self._events.append(piece)
+
     def _finish(self, job: Job) -> None:
-        request = job.request
-        del self.jobs[request.id]
-        seeds = [request.seed(index) for index in range(request.outputs)]
-        params = replace(request.params, extra=request.extra)
-        timings = job.timings()
-        loops = {stage.name for stage in self.pipeline.stages if isinstance(stage, Loop)}
-        result = Result(
-            request.id,
-            request.prompt,
-            params,
-            tensors={medium: job.made[medium] for medium in self.pipeline.results if medium in job.made},
-            seeds=seeds,
-            timings={stage: sum(seconds) for stage, seconds in timings.items()},
-            steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
-            held=job.held(),
-            texts=tuple(note for note in job.notes.values() if isinstance(note, TextRead)),
-            shown=tuple(size for note in job.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
-            written=tuple(job.written[index] for index in sorted(job.written)),
-            said=tuple(dict.fromkeys(job.said)),
-        )
-        self._events.append(Done(request.id, result))
+        del self.jobs[job.request.id]
+        spent = {**self.hand.spent(job.request.id), **job.timings()}
+        if self.hand.last:
+            self._events.append(Done(job.request.id, job.result(self.pipeline, spent)))
+        else:
+            self._events.append(self.hand.final(job.request.id, job.carried, spent))
+        self.hand.forget(job.request.id)
 
     @contextmanager
     def _isolated(self, request_id: str, where: str) -> Iterator[None]:
@@ -377,8 +407,7 @@ class Runner:
     # -- loops ---------------------------------------------------------------------------------------------------
 
     def _run_loops(self, states: Sequence[State]) -> None:
-        began = self.clock.mark()
-        rows: list[Row] = []
+        began, rows = self.clock.mark(), list[Row]()
         names = {label_of(self._loop(state).name) for state in states}
         for state in states:
             loop = self._loop(state)

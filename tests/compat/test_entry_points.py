@@ -112,8 +112,15 @@ def test_options_mean_what_they_mean_there() -> None:
 
 
 def test_an_option_that_is_not_known_names_the_table() -> None:
-    with pytest.raises(ConfigError, match=r"stage_configs_path is no option here: .*; docs/compat.md"):
-        config_of("m", {"stage_configs_path": "x.yaml"})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(ConfigError, match=r"ray_address is no option here: .*; docs/compat.md"):
+        config_of("m", {"ray_address": "x"})  # type: ignore[typeddict-unknown-key]
+
+
+def test_a_file_of_stages_places_them_in_pools(tmp_path: Path) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text("stage_args: [{stage_id: 0}, {stage_id: 1, runtime: {devices: '1'}}]")
+    deploy = config_of("m", {"stage_configs_path": str(file)}).deploy
+    assert [(pool.tracks, pool.device) for pool in deploy.pools] == [((0,), ""), ((1,), "cuda:1")]
 
 
 def test_pictures_come_out_of_multi_modal_data() -> None:

@@ -52,6 +52,7 @@ CHOSEN: dict[str, tuple[Any, Any]] = {
     "auxiliary_text_encoder": (None, "some/folder"),
     "max_num_seqs": (Config(ModelConfig("m")).schedule.max_running, 2),
     "diffusion_attention_backend": ("AUTO", "TORCH_SDPA"),
+    "stage_configs_path": (None, "examples/pools.yaml"),
 }
 """Of every option its default, and another value."""
 

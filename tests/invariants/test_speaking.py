@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -14,7 +19,9 @@ from omnimuse.core.config import CacheConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Chunk, Done, Event, Progress
 from omnimuse.core.params import DiffusionParams, make_params
+from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
+from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.pipeline.speech import FIRST, PIECE
@@ -158,3 +165,68 @@ def test_the_sound_begins_while_the_model_still_talks(speaker: Speaker, engine: 
     ends = [*range(FIRST, whole, PIECE), whole] if whole > FIRST else [whole]
     assert [count // hop for count in frames] == [end - start for start, end in pairwise([0, *ends])]
     results(engine, events, [id_])
+
+
+@pytest.fixture(scope="module")
+def pools(folder: Path) -> Iterator[Pools]:
+    """The talker in one pool and its codec in a process of another."""
+    talk, decode = PoolConfig("talk", tracks=(0,), connector="local"), PoolConfig("sound", tracks=(1,))
+    made = Pools(config(folder, deploy=DeployConfig((talk, decode))))
+    yield made
+    made.close()
+
+
+def told(pools: Pools, *wanted: Ask) -> list[list[Event]]:
+    """The events of all asks, in flight together."""
+    found: list[list[Event]] = [[] for _ in wanted]
+    queue: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+    for place, ask in enumerate(wanted):
+        pools.submit(pools.make_request(ask), partial(lambda place, event: queue.put((place, event)), place))
+    left = len(wanted)
+    while left:
+        place, event = queue.get(timeout=120)
+        found[place].append(event)
+        left -= isinstance(event, Done | Failed)
+    return found
+
+
+def test_the_tracks_of_a_model_in_two_pools_say_the_same_samples_piece_by_piece(
+    speaker: Speaker, engine: Engine, pools: Pools
+) -> None:
+    wanted = asks(speaker)
+    alone = spoken(engine, *wanted)
+    for expected, events in zip(alone, told(pools, *wanted), strict=True):
+        end = events[-1]
+        assert isinstance(end, Done), end
+        assert torch.equal(end.result.tensors["audio"][0], expected)
+        assert end.result.written and {"talk", "decode"} <= set(end.result.steps)
+        pieces = [event for event in events if isinstance(event, Chunk)]
+        assert torch.equal(torch.cat([torch.from_numpy(piece.data) for piece in pieces], dim=1), expected)
+        order = [event.stage for event in events if isinstance(event, Progress)]
+        if order.count("decode") > 1:
+            assert order.index("decode") < len(order) - 1 - order[::-1].index("talk"), "it is heard before all is said"
+
+
+def test_a_codec_that_is_killed_in_mid_speech_is_started_again_and_nothing_is_told_twice(
+    speaker: Speaker, engine: Engine, pools: Pools
+) -> None:
+    [wanted] = [max(asks(speaker), key=lambda ask: len(str(ask.prompt)))]
+    [expected] = spoken(engine, wanted)
+    [seat] = pools.group.seats[1]
+    queue: SimpleQueue[Event] = SimpleQueue()
+    killed: list[int] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Chunk) and not killed:
+            assert seat.replica is not None and seat.replica.pid is not None
+            killed.append(seat.replica.pid)
+            os.kill(seat.replica.pid, signal.SIGKILL)
+        queue.put(event)
+
+    pools.submit(pools.make_request(wanted), hear)
+    pieces: list[Chunk] = []
+    while not isinstance(event := queue.get(timeout=120), Done | Failed):
+        pieces += [event] if isinstance(event, Chunk) else []
+    assert isinstance(event, Done), event
+    assert torch.equal(event.result.tensors["audio"][0], expected)
+    assert torch.equal(torch.cat([torch.from_numpy(piece.data) for piece in pieces], dim=1), expected)

@@ -47,7 +47,7 @@ from omnimuse.worker.find import find
 from tests.processes import alive, children, has_torch, wait_gone
 from tests.server.asgi import call, scope
 from tests.server.picture_server import service_in
-from tests.server.whole_server import Answer, WholeServer
+from tests.server.whole_server import Answer, WholeServer, pixels
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -57,12 +57,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
     with WholeServer(tmp_path_factory.mktemp("serve")) as found:
         found.wait_ready()
         yield found
-
-
-def pixels(answer: Answer) -> bytes:
-    assert answer.status == 200, answer.json
-    with Image.open(io.BytesIO(base64.b64decode(answer.json["data"][0]["b64_json"]))) as picture:
-        return picture.tobytes()
 
 
 def test_the_printed_curl_line_draws_a_picture(server: WholeServer, tmp_path: Path) -> None:

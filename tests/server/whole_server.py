@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
+
+from PIL import Image
 
 from tests.processes import children
 
@@ -123,3 +127,10 @@ class WholeServer:
     def workers(self) -> list[int]:
         """The process ids of its children."""
         return children(self.process.pid)
+
+
+def pixels(answer: Answer) -> bytes:
+    """Of the first picture in an answer."""
+    assert answer.status == 200, answer.json
+    with Image.open(io.BytesIO(base64.b64decode(answer.json["data"][0]["b64_json"]))) as picture:
+        return picture.tobytes()

@@ -45,18 +45,21 @@ OPTIONS: tuple[Setting, ...] = (
     ),
     Setting("max_num_seqs", "how many outputs are made at a time"),
     Setting("diffusion_attention_backend", "the backend of every attention site"),
+    Setting("stage_configs_path", "a file of `stage_args`, or of ours, that spreads a model over processes"),
 )
 """Options of `Omni` and `AsyncOmni`, which are all that they take."""
 
-_PLACED = "what runs where is chosen with the options of this table, and no file says it"
 _WAITS = "nothing is waited for so: a start that fails says so, and a long one may be read about in the log"
 
 NOT_OPTIONS: tuple[Setting, ...] = (
-    Setting("stage_configs_path", _PLACED, refused=True),
     Setting("stage_init_timeout", _WAITS, refused=True),
     Setting("init_timeout", _WAITS, refused=True),
     Setting("batch_timeout", "requests share a step whenever they are there, and nothing waits for more", refused=True),
-    Setting("shm_threshold_bytes", "tensors of one engine stay in its process", refused=True),
+    Setting(
+        "shm_threshold_bytes",
+        "tensors from 64 KiB on lie in shared memory where pools of a model are several processes",
+        refused=True,
+    ),
     Setting(
         "worker_backend", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True
     ),
@@ -127,7 +130,7 @@ FLAGS: tuple[Setting, ...] = (
     Setting("--diffusion-attention-backend sdpa", "`--attention`, which has names of its own"),
     Setting("--diffusion-attention-config.per_role.self.backend sdpa", "`--attention-role self=sdpa`"),
     Setting("--omni", "every model is served so", refused=True),
-    Setting("--stage-configs-path x", "what runs where is chosen with options", refused=True),
+    Setting("--stage-configs-path x", "`--deploy x`"),
     Setting("--usp 2", "`--ulysses-degree`", refused=True),
     Setting("--step-execution", "a pipeline with the four methods is run in steps", refused=True),
     Setting("--max-num-seqs 4", "as many outputs are made at a time as memory allows", refused=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, TypedDict
 
 from omnimuse.compat.contract.names import TABLE
@@ -26,7 +27,9 @@ from omnimuse.core.config import (
 )
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
+from omnimuse.core.pools import DeployConfig
 from omnimuse.core.spec import Spec
+from omnimuse.deploy.placing import read_deploy
 
 
 class _Sharing(TypedDict, total=False):
@@ -65,6 +68,7 @@ class EngineOptions(_Sharing, _Memory, total=False):
     auxiliary_text_encoder: str
     max_num_seqs: int
     diffusion_attention_backend: str
+    stage_configs_path: str
 
 
 BACKENDS: Mapping[str, str] = {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "AUTO": "auto"}
@@ -104,6 +108,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
             encoder=options.get("auxiliary_text_encoder"),
         ),
         schedule=schedule,
+        deploy=read_deploy(Path(placed)) if (placed := options.get("stage_configs_path")) else DeployConfig(),
     )
 
 

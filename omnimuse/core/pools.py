@@ -1,0 +1,108 @@
+"""Pools: the processes that the stages of a pipeline live in, as a deploy file places them (docs/deploy.md).
+
+Frozen and checked when made; which stages there are, the model says (`parts_of`). No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import accumulate, chain
+
+from omnimuse.core.errors import ConfigError
+
+WINDOW = 8
+"""Requests that a pool takes on before it has handed over earlier ones, unless somebody chose."""
+MOST_REPLICAS = 256
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """A pool: some stages of a pipeline that follow one another, or whole `tracks` by their numbers.
+
+    There are `replicas` processes with them. `device` is where they compute; empty: where the engine would. What comes
+    in is carried by `connector`, and at most `window` requests are in one replica that have not left it.
+    """
+
+    name: str
+    stages: tuple[str, ...] = ()
+    tracks: tuple[int, ...] = ()
+    replicas: int = 1
+    device: str = ""
+    connector: str = "shared_memory"
+    window: int = WINDOW
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(letter.isalnum() or letter in "-_" for letter in self.name):
+            raise ConfigError(f"pool name {self.name!r} is not allowed; use letters, digits, - and _")
+        if bool(self.stages) == bool(self.tracks):
+            raise ConfigError(
+                f"pool {self.name} has to say which stages it holds, or which tracks; give one of the two"
+            )
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise ConfigError(f"pool {self.name}: replicas={self.replicas} is not allowed; use 1 to {MOST_REPLICAS}")
+        if self.window < 1:
+            raise ConfigError(f"pool {self.name}: window={self.window} is not allowed; use at least 1")
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """All pools, in the order in which a request goes through them; none: everything in one process.
+
+    In a process of one of them, `pool` is its name. `void` are keys of a file of another engine's that mean nothing
+    here, which the log lists.
+    """
+
+    pools: tuple[PoolConfig, ...] = ()
+    pool: str = ""
+    void: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [pool.name for pool in self.pools]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"two pools are called {twice[0]!r}; give each a name of its own")
+        if self.pool and self.pool not in names:
+            raise ConfigError(f"there is no pool {self.pool!r}; the pools are {', '.join(names)}")
+
+    @property
+    def here(self) -> PoolConfig | None:
+        """The pool that this process is of."""
+        return next((pool for pool in self.pools if pool.name == self.pool), None)
+
+
+def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> list[range]:
+    """Which stages each pool holds, by their numbers, of a pipeline whose tracks have stages of these names.
+
+    ConfigError unless every stage is in one pool, in the order of the pipeline.
+    """
+    names = list(chain.from_iterable(tracks))
+    ends = [0, *accumulate(map(len, tracks))]
+    order = ", ".join(repr(name) for name in names)
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"this pipeline cannot be cut into pools: two of its stages are called {doubled[0]!r}")
+    parts: list[range] = []
+    at = 0
+    for pool in pools:
+        for number in pool.tracks:
+            if not 0 <= number < len(tracks):
+                raise ConfigError(
+                    f"pool {pool.name}: there is no track {number}; the tracks are 0 to {len(tracks) - 1}"
+                )
+        held = pool.stages or [name for number in pool.tracks for name in names[ends[number] : ends[number + 1]]]
+        for offset, name in enumerate(held):
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ConfigError(f"pool {pool.name}: there is no stage {name!r}; {hint}the stages are {order}")
+            if names.index(name) != at + offset:
+                expected = repr(names[at + offset]) if at + offset < len(names) else "nothing more"
+                raise ConfigError(
+                    f"pool {pool.name}: {name!r} stands where {expected} is to come; pools hold every stage once, in "
+                    f"the order {order}"
+                )
+        parts.append(range(at, at + len(held)))
+        at += len(held)
+    if at < len(names):
+        raise ConfigError(f"no pool holds the stage {names[at]!r}; the stages are {order}")
+    return parts

@@ -1,0 +1,410 @@
+"""Connectors: what carries requests, and what they take along, between the front of a group of pools and each of them.
+
+Both ends speak in frames (`Open`, `Put`, `Credit`, `Close` ...); the tensors of a frame lie beside it in a `Blob`.
+Kinds: `shared_memory` (a unix socket; what is large lies in memory without a name, whose descriptor travels, so that
+nothing is left behind whoever dies), `tcp` (both ends prove that they know the key, and every frame is signed), `local`
+(two ends in one process), and what packages bring in the entry points `omnimuse.connectors`. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import mmap
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import msgspec
+
+from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.core.plugins import CONNECTORS, brought, loaded
+
+LARGE = 64 * 2**10
+"""Bytes of tensors from which on they lie in shared memory."""
+MOST_HEAD, MOST_BLOB = 2**28, 2**40
+"""Bytes of a frame and of its tensors, at most: a request brings its pictures in its frame."""
+GREETING = 10.0
+"""Seconds in which whoever connects has to show that it knows the key."""
+STUCK = 60.0
+"""Seconds after which an end that takes nothing counts as gone."""
+PREFIX = struct.Struct("!IQB")
+SIGNATURE = 32
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Something about one stream: one try of one request."""
+
+    stream: str
+
+
+class Open(Frame, frozen=True):
+    """A stream begins; its request."""
+
+    request: dict[str, Any]
+
+
+class Put(Frame, frozen=True):
+    """Piece `number` of what a request takes along (`worker/packing.py`); after the `last` there is none."""
+
+    number: int
+    last: bool
+    head: bytes
+
+
+class Credit(Frame, frozen=True):
+    """A piece was taken: there is room for one more."""
+
+
+class Close(Frame, frozen=True):
+    """The stream is over; with an error, if it has a `kind`, a class of `core.errors`."""
+
+    kind: str = ""
+    message: str = ""
+    param: str | None = None
+    retry_after: float | None = None
+
+
+class Hold(Frame, frozen=True):
+    """Pause, or go on."""
+
+    held: bool
+
+
+class Said(Frame, frozen=True):
+    """An event on the way."""
+
+    head: bytes
+
+
+AnyFrame = Open | Put | Credit | Close | Hold | Said
+
+
+class Blob:
+    """The bytes of tensors, in memory of this process or in memory without a name that others can map, too.
+
+    It is filled once, through `fill`; `view` gives whoever reads a copy of its own, made page by page when it writes.
+    """
+
+    def __init__(self, size: int, *, shared: bool = False, fd: int = -1) -> None:
+        self.size = size
+        self.fd = os.memfd_create("omnimuse", os.MFD_CLOEXEC) if shared and fd < 0 else fd
+        if shared and fd < 0:
+            os.truncate(self.fd, size)
+        self.fill: memoryview = memoryview(mmap.mmap(self.fd, size))
+
+    def view(self) -> memoryview:
+        """The bytes, to be read and, without an effect on others, written to."""
+        if self.fd >= 0:
+            return memoryview(mmap.mmap(self.fd, self.size, access=mmap.ACCESS_COPY))
+        copy = mmap.mmap(-1, self.size)
+        copy[:] = self.fill
+        return memoryview(copy)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+Hear = Callable[[AnyFrame, Blob | None], None]
+
+
+class Connector(Protocol):
+    """One end of an edge. The verbs never block; `start` names who hears frames, and who hears once that it is gone."""
+
+    def start(self, hear: Hear, lost: Callable[[], None]) -> None: ...
+
+    def send(self, frame: AnyFrame, blob: Blob | None = None) -> None: ...
+
+    def room(self, size: int) -> Blob | None:
+        """Where that many bytes of tensors can be written, to be sent; None for none."""
+        ...
+
+    def end(self) -> None: ...
+
+
+class Listening(Protocol):
+    """Where ends are met."""
+
+    address: str
+
+    def close(self) -> None: ...
+
+
+Met = Callable[[str, Connector], None]
+"""(the name that somebody gave, the end of an edge to it)"""
+
+
+class Kind(Protocol):
+    """A way to carry frames: `listen` at the front, `connect` in a pool. Both know the `key`."""
+
+    def listen(self, folder: Path, key: bytes, met: Met) -> Listening: ...
+
+    def connect(self, address: str, key: bytes, name: str) -> Connector: ...
+
+
+class Local:
+    """An end in the process where the other is, too."""
+
+    def __init__(self) -> None:
+        self.other: Local | None = None
+        self._frames: SimpleQueue[tuple[AnyFrame, Blob | None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @staticmethod
+    def pair() -> tuple[Local, Local]:
+        """Two ends of one edge."""
+        here, there = Local(), Local()
+        here.other, there.other = there, here
+        return here, there
+
+    def start(self, hear: Hear, lost: Callable[[], None]) -> None:
+        def listen() -> None:
+            while (said := self._frames.get()) is not None:
+                hear(*said)
+            lost()
+
+        self._thread = threading.Thread(target=listen, name="omnimuse-edge", daemon=True)
+        self._thread.start()
+
+    def send(self, frame: AnyFrame, blob: Blob | None = None) -> None:
+        assert self.other is not None
+        self.other._frames.put((frame, blob))
+
+    def room(self, size: int) -> Blob | None:
+        return Blob(size) if size else None
+
+    def end(self) -> None:
+        for each in (self, self.other):
+            assert each is not None
+            each._frames.put(None)
+
+
+class Wire:
+    """An end that is a socket, with a thread that reads and one that writes.
+
+    With a `seal`, every frame is signed with that and its number; else the other end is in this machine, and what is
+    large lies in shared memory.
+    """
+
+    def __init__(self, stream: socket.socket, seal: bytes = b"", outwards: bool = True) -> None:
+        self._socket, self._seal, self._outwards = stream, seal, outwards
+        stream.settimeout(None)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STUCK), 0))
+        self._frames: SimpleQueue[tuple[AnyFrame, Blob | None] | None] = SimpleQueue()
+        self._ended, self._started = threading.Event(), False
+
+    def start(self, hear: Hear, lost: Callable[[], None]) -> None:
+        def read() -> None:
+            with suppress(OSError, EOFError, EngineDeadError, msgspec.MsgspecError, struct.error):
+                number = 0
+                while True:
+                    hear(*self._read(number))
+                    number += 1
+            self.end()
+            writer.join()
+            self._socket.close()
+            lost()
+
+        self._started = True
+        writer = threading.Thread(target=self._write, name="omnimuse-edge", daemon=True)
+        writer.start()
+        threading.Thread(target=read, name="omnimuse-edge", daemon=True).start()
+
+    def send(self, frame: AnyFrame, blob: Blob | None = None) -> None:
+        self._frames.put((frame, blob))
+
+    def room(self, size: int) -> Blob | None:
+        return Blob(size, shared=size >= LARGE and not self._seal) if size else None
+
+    def end(self) -> None:
+        if not self._ended.is_set():
+            self._ended.set()
+            self._frames.put(None)
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            if not self._started:
+                self._socket.close()
+
+    def _write(self) -> None:
+        number = 0
+        with suppress(OSError):  # the reader notices
+            while (said := self._frames.get()) is not None:
+                self._send(*said, number)
+                number += 1
+                del said  # the memory is the reader's now
+        self.end()
+
+    def _send(self, frame: AnyFrame, blob: Blob | None, number: int) -> None:
+        head = msgspec.msgpack.encode(frame)
+        apart = blob is not None and blob.fd >= 0 and not self._seal
+        prefix = PREFIX.pack(len(head), 0 if blob is None else blob.size, apart)
+        data = b"" if blob is None or apart else blob.fill
+        if self._seal:
+            head += self._signed(number, self._outwards, prefix, head, data)
+        if apart:
+            assert blob is not None
+            socket.send_fds(self._socket, [prefix], [blob.fd])
+        else:
+            self._socket.sendall(prefix)
+        self._socket.sendall(head)
+        self._socket.sendall(data)
+
+    def _read(self, number: int) -> tuple[AnyFrame, Blob | None]:
+        prefix, fds = (b"", []) if self._seal else socket.recv_fds(self._socket, PREFIX.size, 1)[:2]
+        if not prefix and not self._seal:
+            raise EOFError
+        prefix = bytes(prefix) + received(self._socket, PREFIX.size - len(prefix))
+        length, size, apart = PREFIX.unpack(prefix)
+        if length > MOST_HEAD or size > MOST_BLOB or (apart and not fds):
+            raise EngineDeadError(f"a frame of {length} and {size} bytes came; at most {MOST_HEAD} are read")
+        head = received(self._socket, length)
+        signature = received(self._socket, SIGNATURE) if self._seal else b""
+        blob = Blob(size, fd=fds[0] if apart else -1) if size else None
+        if blob is not None and not apart:
+            fill(self._socket, blob.fill)
+        if self._seal:
+            data = b"" if blob is None else blob.fill
+            if not hmac.compare_digest(signature, self._signed(number, not self._outwards, prefix, head, data)):
+                raise EngineDeadError("a frame came that is not signed with the key of the pools")
+        return msgspec.msgpack.decode(head, type=AnyFrame), blob
+
+    def _signed(self, number: int, outwards: bool, *parts: bytes | memoryview) -> bytes:
+        signed = hashlib.blake2b(struct.pack("!Q?", number, outwards), key=self._seal, digest_size=SIGNATURE)
+        for part in parts:
+            signed.update(part)
+        return signed.digest()
+
+
+def received(stream: socket.socket, count: int) -> bytes:
+    """So many bytes; EOFError if the other end is gone before."""
+    data = bytearray(count)
+    fill(stream, memoryview(data))
+    return bytes(data)
+
+
+def fill(stream: socket.socket, into: memoryview) -> None:
+    """Read until `into` is full."""
+    at = 0
+    while at < len(into):
+        if not (count := stream.recv_into(into[at:])):
+            raise EOFError
+        at += count
+
+
+class Door:
+    """Where a kind of sockets is met: everybody who connects has to show that it knows the key, and says its name."""
+
+    def __init__(self, listener: socket.socket, address: str, key: bytes, met: Met, sealed: bool) -> None:
+        self.address = address
+        self._listener, self._key, self._met, self._sealed = listener, key, met, sealed
+        threading.Thread(target=self._accept, name="omnimuse-edges", daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                stream, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._greet, args=(stream,), name="omnimuse-greet", daemon=True).start()
+
+    def _greet(self, stream: socket.socket) -> None:
+        try:
+            stream.settimeout(GREETING)
+            ours = secrets.token_bytes(SIGNATURE)
+            stream.sendall(ours)
+            theirs, shown = received(stream, SIGNATURE), received(stream, SIGNATURE)
+            name = received(stream, received(stream, 1)[0])
+            if not hmac.compare_digest(shown, proof(self._key, b"pool", ours, theirs, name)):
+                stream.close()
+                return
+            stream.sendall(proof(self._key, b"front", ours, theirs, name))
+        except (OSError, EOFError):
+            stream.close()
+            return
+        seal = proof(self._key, b"seal", ours, theirs, name) if self._sealed else b""
+        self._met(name.decode(), Wire(stream, seal, outwards=True))
+
+
+def proof(key: bytes, what: bytes, *parts: bytes) -> bytes:
+    """What only who knows the key can say of `parts`."""
+    return hmac.new(key, b"|".join((what, *parts)), hashlib.sha256).digest()
+
+
+def joined(stream: socket.socket, key: bytes, name: str, sealed: bool) -> Wire:
+    """The end of an edge to the front at the other end of `stream`. EngineDeadError if that does not know the key."""
+    said = name.encode()
+    try:
+        stream.settimeout(GREETING)
+        theirs, ours = received(stream, SIGNATURE), secrets.token_bytes(SIGNATURE)
+        stream.sendall(ours + proof(key, b"pool", theirs, ours, said) + bytes([len(said)]) + said)
+        shown = received(stream, SIGNATURE)
+    except (OSError, EOFError) as error:
+        stream.close()
+        why = str(error) or "it has another key"
+        raise EngineDeadError(f"the front of the pools did not let this one in: {why}") from None
+    if not hmac.compare_digest(shown, proof(key, b"front", theirs, ours, said)):
+        stream.close()
+        raise EngineDeadError("what answers is not the front of the pools: it does not know their key")
+    return Wire(stream, proof(key, b"seal", theirs, ours, said) if sealed else b"", outwards=False)
+
+
+class SharedMemory:
+    """Processes of one machine."""
+
+    def listen(self, folder: Path, key: bytes, met: Met) -> Listening:
+        if not hasattr(os, "memfd_create"):
+            raise ConfigError("connector shared_memory needs Linux; use connector: tcp")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(folder / "edges"))
+        listener.listen()
+        return Door(listener, str(folder / "edges"), key, met, sealed=False)
+
+    def connect(self, address: str, key: bytes, name: str) -> Connector:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(GREETING)
+        stream.connect(address)
+        return joined(stream, key, name, sealed=False)
+
+
+class Tcp:
+    """Processes that share no memory; on the loopback interface."""
+
+    def listen(self, folder: Path, key: bytes, met: Met) -> Listening:
+        listener = socket.create_server(("127.0.0.1", 0))
+        host, port = listener.getsockname()[:2]
+        return Door(listener, f"{host}:{port}", key, met, sealed=True)
+
+    def connect(self, address: str, key: bytes, name: str) -> Connector:
+        host, _, port = address.rpartition(":")
+        stream = socket.create_connection((host, int(port)), GREETING)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return joined(stream, key, name, sealed=True)
+
+
+OURS = ("local", "shared_memory", "tcp")
+
+
+def kind_of(name: str) -> Kind:
+    """The connector of that name; ConfigError if there is none."""
+    if name == "shared_memory":
+        return SharedMemory()
+    if name == "tcp":
+        return Tcp()
+    found = brought(CONNECTORS, OURS)
+    if name not in found:
+        raise ConfigError(f"connector {name!r} is not known; use one of {', '.join((*OURS, *found))}")
+    kind: Kind = loaded(found[name])()
+    return kind

@@ -1,0 +1,234 @@
+"""The replicas of all pools of a group: who starts them, how they join, and who hears when they are gone.
+
+Driven by `deploy/pools.py` on its event loop. A replica is a process that `deploy/replica.py` starts again whenever it
+ends, or, with the connector `local`, an engine on a thread of this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import zmq.asyncio
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import EngineDeadError
+from omnimuse.core.pools import PoolConfig
+from omnimuse.core.spec import Spec
+from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Listening, Local, kind_of
+from omnimuse.deploy.faults import Faults
+from omnimuse.deploy.folder import PrivateFolder
+from omnimuse.deploy.launch import Local as LocalLauncher
+from omnimuse.deploy.process import EdgeSettings
+from omnimuse.deploy.replica import PoolPlan, Replica
+from omnimuse.deploy.scale import Scale
+from omnimuse.deploy.station import COMMAND, Station
+from omnimuse.engine.local import Background, start
+
+LAST = 5.0
+"""Seconds in which processes end that were told to; then they are killed."""
+LOCAL = "local"
+
+
+@dataclass(eq=False)
+class Seat:
+    """One replica of a pool, by its number and `name`, and by stream the requests that are in it."""
+
+    pool: int
+    name: str
+    window: int
+    link: Connector | None = None
+    replica: Replica | None = None
+    streams: dict[str, Any] = field(default_factory=dict)
+    holder: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it can take one more."""
+        return self.link is not None and len(self.streams) < self.window
+
+    @property
+    def load(self) -> int:
+        """How many requests are in it."""
+        return len(self.streams)
+
+
+@dataclass(frozen=True)
+class Ears:
+    """Who hears of it, all on the event loop: a frame that a seat sent, that one is gone, that one may take requests,
+    that a pool will never come back, and how many forwards were tried again.
+    """
+
+    frame: Callable[[Seat, AnyFrame, Blob | None], None]
+    lost: Callable[[Seat], None]
+    joined: Callable[[Seat], None]
+    broken: Callable[[Exception], None]
+    retried: Callable[[int], None]
+
+
+class Group:
+    """All seats, by pool. `faults` is what `deploy/faults.py` reads."""
+
+    def __init__(self, config: Config, spec: Spec, ears: Ears, faults: str = "") -> None:
+        self.config, self.spec, self.faults = config, spec, faults
+        self.seats: list[list[Seat]] = []
+        self._ears = ears
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Condition()
+        self._key = secrets.token_bytes(32)
+        self._folder = PrivateFolder()
+        self._context = zmq.asyncio.Context()
+        self._listening: dict[str, Listening] = {}
+        self._lives: list[asyncio.Task[None]] = []
+        self._engines: list[Background] = []
+        self._refusal: Exception | None = None
+
+    async def start(self) -> None:
+        """Return when every replica has joined; the error for which one cannot be."""
+        for number, pool in enumerate(self.config.deploy.pools):
+            names = [f"{pool.name}-{replica}" for replica in range(pool.replicas)]
+            self.seats.append([Seat(number, name, pool.window) for name in names])
+        index = 0
+        for pool, seats in zip(self.config.deploy.pools, self.seats, strict=True):
+            for seat in seats:
+                if pool.connector == LOCAL:
+                    await asyncio.to_thread(self._make, pool, seat)
+                else:
+                    self._begin(pool, seat, index)
+                index += 1
+        async with self._news:
+            await self._news.wait_for(lambda: self._refusal is not None or all(s.link for s in self._all))
+        if self._refusal is not None:
+            raise self._refusal
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtypes and devices that the pools compute with."""
+        places = [seat.replica.place for seat in self._all if seat.replica is not None]
+        places += [engine.place for engine in self._engines]
+        names = ("dtype", "device")
+        return {name: "+".join(dict.fromkeys(place[name] for place in places if place)) for name in names}
+
+    @property
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """What the components of all pools take."""
+        found: dict[str, tuple[int, int]] = {}
+        for seat in self._all:
+            found |= seat.replica.weights if seat.replica is not None else {}
+        for engine in self._engines:
+            found |= engine.weights
+        return found
+
+    async def close(self) -> None:
+        """End every replica, in good order or else by force; leaves nothing behind."""
+        replicas = [seat.replica for seat in self._all if seat.replica is not None]
+        for replica in replicas:
+            replica.close()
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=LAST)
+        while not all(life.done() for life in self._lives):
+            for replica in replicas:
+                replica.kill()
+            await asyncio.wait(self._lives, timeout=LAST)
+        for seat in self._all:
+            if seat.link is not None:
+                seat.link.end()
+        for engine in self._engines:
+            await asyncio.to_thread(engine.close)
+        for each in self._listening.values():
+            each.close()
+        self._context.destroy(linger=0)
+        self._folder.close()
+
+    @property
+    def _all(self) -> list[Seat]:
+        return [seat for seats in self.seats for seat in seats]
+
+    # -- a process ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, pool: PoolConfig, seat: Seat, index: int) -> None:
+        if pool.connector not in self._listening:
+            kind = kind_of(pool.connector)
+            self._listening[pool.connector] = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
+        address = self._listening[pool.connector].address
+        plan = PoolPlan(
+            self._config_of(pool),
+            self.spec,
+            self._folder.path,
+            scale=Scale.fixed(self.config.host.processes),  # threads are shared with other groups, not among pools
+            faults=self.faults,
+            retried=self._ears.retried,
+            command=COMMAND,
+            edge=EdgeSettings(pool.connector, address, self._key.hex(), seat.name),
+        )
+        seat.replica = Replica(index, plan, self._folder.path, partial(self._changed, seat), LocalLauncher(COMMAND))
+        self._lives.append(asyncio.create_task(seat.replica.supervise(self._context)))
+
+    def _changed(self, seat: Seat) -> None:
+        replica = seat.replica
+        assert replica is not None
+        if replica.state == "broken":
+            pool = self.config.deploy.pools[seat.pool].name
+            why = replica.refusal or EngineDeadError(f"pool {pool} cannot be started: {replica.reason}")
+            if all(s.replica is not None and s.replica.state == "broken" for s in self.seats[seat.pool]):
+                self._refusal = why
+                self._ears.broken(why)
+        self._tell()
+
+    def _config_of(self, pool: PoolConfig) -> Config:
+        """The configuration of a process of `pool`."""
+        deploy = replace(self.config.deploy, pool=pool.name)
+        model = replace(self.config.model, device=pool.device or self.config.model.device)
+        return replace(self.config, deploy=deploy, model=model)
+
+    # -- an engine of this process -----------------------------------------------------------------------------------
+
+    def _make(self, pool: PoolConfig, seat: Seat) -> None:
+        """Called on a thread."""
+        background = Background(partial(start, self._config_of(pool)), partial(self._soon, self._ears.broken))
+        self._engines.append(background)
+        ours, theirs = Local.pair()
+        Station(background, theirs, Faults(), lambda: None)
+        self._soon(self._join, seat.name, ours)
+
+    # -- edges -------------------------------------------------------------------------------------------------------
+
+    def _join(self, name: str, link: Connector) -> None:
+        seat = next((seat for seat in self._all if seat.name == name), None)
+        if seat is None or seat.link is not None:
+            link.end()  # it knows the key, and is nobody that is awaited
+            return
+        seat.link = link
+        link.start(partial(self._soon, self._hear, seat, link), partial(self._soon, self._lose, seat, link))
+        self._ears.joined(seat)
+        self._tell()
+
+    def _soon(self, work: Callable[..., None], *given: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(work, *given)
+
+    def _hear(self, seat: Seat, link: Connector, frame: AnyFrame, blob: Blob | None) -> None:
+        if seat.link is link:
+            self._ears.frame(seat, frame, blob)
+
+    def _lose(self, seat: Seat, link: Connector) -> None:
+        if seat.link is link:
+            seat.link = None
+            self._ears.lost(seat)
+
+    def _tell(self) -> None:
+        async def notify() -> None:
+            async with self._news:
+                self._news.notify_all()
+
+        self._told = self._loop.create_task(notify())
+
+
+def deadline_in(request_deadline: float | None) -> float | None:
+    """Seconds from now to a deadline; None: there is none."""
+    return None if request_deadline is None else max(0.0, request_deadline - time.monotonic())

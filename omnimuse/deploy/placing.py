@@ -1,0 +1,211 @@
+"""Deploy files: YAML that says which stages of a model live in which pool (docs/deploy.md).
+
+Ours has `pools`; the files of vLLM-Omni have `stage_args`, or `stages` in the newer ones, and what those say is
+translated as far as it means something here. What cannot be honoured is refused by its name; what has no meaning where
+our pipelines say it themselves is listed as void. No torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.pools import DeployConfig, PoolConfig
+
+log = logging.getLogger(__name__)
+
+LARGEST = 2**20
+"""Bytes of a file, at most."""
+OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window")
+CARRIERS = {"SharedMemoryConnector": "shared_memory", "TcpConnector": "tcp"}
+SCHEMAS = ("pools", "stage_args", "stages")
+
+VOID = {
+    "stage_type": "the pipeline knows what its stages are",
+    "final_output": "the pipeline knows what its results are",
+    "final_output_type": "the pipeline knows what its results are",
+    "input_sources": "edges come from what stages read and write",
+    "engine_input_source": "edges come from what stages read and write",
+    "custom_process_input_func": "edges come from what stages read and write",
+    "output_connectors": "edges come from what stages read and write",
+    "input_connectors": "edges come from what stages read and write",
+    "is_comprehension": "the pipeline knows what its stages are",
+    "default_sampling_params": "a request says these, or the checkpoint",
+}
+"""Keys of a stage that say what our pipelines say themselves."""
+ENGINE_VOID = {
+    "model_stage": "the pipeline knows what its stages are",
+    "model_arch": "the checkpoint says so",
+    "hf_config_name": "the checkpoint says so",
+    "engine_output_type": "edges come from what stages read and write",
+    "worker_cls": "there is one kind of worker",
+    "scheduler_cls": "there is one scheduler",
+    "enforce_eager": "nothing is captured",
+    "gpu_memory_utilization": "memory is taken as it is needed",
+    "distributed_executor_backend": "a pool has one process for each replica",
+    "trust_remote_code": "no code of a checkpoint is run",
+}
+
+
+def read_deploy(path: Path) -> DeployConfig:
+    """The pools of a deploy file; ConfigError says what is wrong with it, and where."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path} is larger than {LARGEST} bytes, which no deploy file is")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the deploy file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the deploy file {path} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"the deploy file {path} has no keys; write `pools:`, and a list below it (docs/deploy.md)")
+    try:
+        deploy = read(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for void in deploy.void:
+        log.warning("%s says what means nothing here: %s", path.name, void)
+    return deploy
+
+
+def read(content: Mapping[str, Any]) -> DeployConfig:
+    """The pools that the content of a file places."""
+    schema = next((name for name in SCHEMAS if name in content), None)
+    if schema is None:
+        raise ConfigError(f"there is none of {', '.join(SCHEMAS)} at the top; write `pools:` (docs/deploy.md)")
+    entries = content[schema]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
+        raise ConfigError(f"{schema} is no list of mappings; write one for every pool, each with a `name`")
+    if schema == "pools":
+        _refuse_unknown(content, ("pools",), "")
+        return DeployConfig(tuple(_pool(entry) for entry in entries))
+    void: list[str] = []
+    return DeployConfig(tuple(_foreign(content, schema, entries, void)), void=tuple(dict.fromkeys(void)))
+
+
+def _pool(entry: Mapping[str, Any]) -> PoolConfig:
+    name = _text(entry, "name", "")
+    where = f"pool {name or '?'}: "
+    _refuse_unknown(entry, OURS, where)
+    if "device" in entry and "devices" in entry:
+        raise ConfigError(f"{where}device and devices say the same; leave one out")
+    stages, tracks = _several(entry, "stages", str, where), _several(entry, "tracks", int, where)
+    return PoolConfig(
+        name,
+        stages,
+        tracks,
+        replicas=_number(entry, "replicas", 1, where),
+        device=device_of(entry.get("device", entry.get("devices")), where),
+        connector=_text(entry, "connector", "shared_memory", where),
+        window=_number(entry, "window", PoolConfig.window, where),
+    )
+
+
+def device_of(given: Any, where: str) -> str:
+    """`0`, `"0"`, `[0]`, `cpu` or `cuda:1`, as torch has it; empty for None."""
+    given = given[0] if isinstance(given, list) and len(given) == 1 else given
+    text = "" if given is None else str(given)
+    if text.isdecimal():
+        return f"cuda:{text}"
+    if not all(letter.isalnum() or letter == ":" for letter in text):
+        raise ConfigError(f"{where}devices {given!r} is more than one; a pool computes on one: use `replicas` for more")
+    return text
+
+
+# -- files of another engine -------------------------------------------------------------------------------------------
+
+
+def _foreign(
+    content: Mapping[str, Any], schema: str, entries: list[dict[str, Any]], void: list[str]
+) -> list[PoolConfig]:
+    """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others."""
+    _refuse_unknown(content, (schema, "runtime", "connectors", "async_chunk", "pipeline"), "")
+    runtime = content.get("runtime") or {}
+    _refuse_unknown(runtime, ("connectors", "enabled", "defaults", "edges"), "runtime: ")
+    carriers = {**(runtime.get("connectors") or {}), **(content.get("connectors") or {})}
+    void += [f"{key}: edges come from what stages read and write" for key in ("defaults", "edges") if key in runtime]
+    void += [f"{key}: pipelines with tracks always go on piece by piece" for key in ("async_chunk",) if key in content]
+    void += [f"{key}: the checkpoint says so" for key in ("pipeline",) if key in content]
+    pools = []
+    for number, entry in enumerate(entries):
+        where = f"stage {entry.get('stage_id', number)}: "
+        if entry.get("stage_id", number) != number:
+            raise ConfigError(f"{where}stages have the numbers 0, 1, ... in their order; this is number {number}")
+        placed = ("stage_id", "runtime", "engine_args", "devices", "num_replicas", "replicas")
+        _note_void(entry, VOID, placed, where, void)
+        engine, place = entry.get("engine_args") or {}, entry.get("runtime") or {}
+        _note_void(engine, ENGINE_VOID, ("max_num_seqs",), f"{where}engine_args: ", void)
+        _refuse_unknown(place, ("process", "devices", "max_batch_size", "num_replicas"), f"{where}runtime: ")
+        if place.get("process", True) is not True:
+            raise ConfigError(f"{where}runtime: process={place['process']} is not honoured; leave `process: true`")
+        if "max_batch_size" in place:
+            void.append("max_batch_size: the engine shares forwards as far as that saves time (--company)")
+        window = _number(engine, "max_num_seqs", PoolConfig.window, where)
+        replicas = _number({**place, **entry}, "num_replicas", _number(entry, "replicas", 1, where), where)
+        device = device_of(entry.get("devices", place.get("devices")), where)
+        carrier = _carrier(entry, carriers, where)
+        pools.append(PoolConfig(f"stage{number}", (), (number,), replicas, device, carrier, window))
+    return pools
+
+
+def _carrier(entry: Mapping[str, Any], carriers: Mapping[str, Any], where: str) -> str:
+    """The connector by which a stage of theirs is reached."""
+    named = set((entry.get("input_connectors") or {}).values())
+    if not named:
+        return "shared_memory"
+    name = sorted(named)[0]
+    said = (carriers.get(name) or {}).get("name", name)
+    if len(named) > 1 or said not in CARRIERS:
+        raise ConfigError(f"{where}connector {said!r} is not there; use one of {', '.join(CARRIERS)}")
+    return CARRIERS[said]
+
+
+def _note_void(
+    entry: Mapping[str, Any], void: Mapping[str, str], honoured: tuple[str, ...], where: str, noted: list[str]
+) -> None:
+    for key in entry:
+        if key in void:
+            noted.append(f"{key}: {void[key]}")
+    _refuse_unknown(entry, (*honoured, *void), where)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_unknown(entry: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in entry:
+        if key not in allowed:
+            near = get_close_matches(str(key), allowed, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{where}{key!r} is not honoured; {hint}allowed are {', '.join(allowed)}")
+
+
+def _text(entry: Mapping[str, Any], key: str, usual: str, where: str = "") -> str:
+    return _checked(entry, key, usual, str, where)
+
+
+def _number(entry: Mapping[str, Any], key: str, usual: int, where: str) -> int:
+    return _checked(entry, key, usual, int, where)
+
+
+def _checked(entry: Mapping[str, Any], key: str, usual: Any, kind: type, where: str) -> Any:
+    value = entry.get(key, usual)
+    if type(value) is not kind:
+        what = {str: "a text", int: "a whole number"}[kind]
+        raise ConfigError(f"{where}{key}={value!r} is not allowed; use {what}")
+    return value
+
+
+def _several(entry: Mapping[str, Any], key: str, kind: type, where: str) -> tuple[Any, ...]:
+    given = entry.get(key, [])
+    values = given if isinstance(given, list) else [given]
+    if not all(type(value) is kind for value in values):
+        example = 0 if kind is int else "decode"
+        raise ConfigError(f"{where}{key}={given!r} is not allowed; use a list, such as [{example}]")
+    return tuple(values)

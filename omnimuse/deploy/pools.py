@@ -1,0 +1,356 @@
+"""The front of a group of pools: the face of one engine before several that each run some stages of a pipeline.
+
+`Pools` has the face of `engine/local.py` (`Background`): the Python API and a server's worker drive either. All edges
+meet here: what a request takes along comes from one pool and goes to the replica with the least to do of the next, and
+is kept until that has handed on what it made of it. So a pool that dies costs what it was doing, and that is done once
+more. A pool takes on no more than its window, and the pools before it no more than that leaves room for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import torch
+
+from omnimuse.core.config import Config
+from omnimuse.core.errors import (
+    CapacityError,
+    ConfigError,
+    DeadlineError,
+    EngineClosedError,
+    EngineDeadError,
+    OmnimuseError,
+    PoisonError,
+    RequestCancelled,
+    RequestError,
+)
+from omnimuse.core.output import Chunk, Done, Event, Failed, Result
+from omnimuse.core.request import Ask, Request
+from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Credit, Hold, Open, Put, Said
+from omnimuse.deploy.group import Ears, Group, Seat, deadline_in
+from omnimuse.deploy.routing import least_loaded
+from omnimuse.deploy.wire import Ended, of_ended, pack
+from omnimuse.worker.find import find
+from omnimuse.worker.packing import unpack
+from omnimuse.worker.part import parts
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+RETRY = 1.0
+"""Seconds after which who found the queue full may try again."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way. `stream` names this try of it; `seats` is where it is, by pool, `kept` what went over the
+    edge into each, and `base` the pool whose edge was the last to close. `told` is how far its outputs were told.
+    """
+
+    request: Request
+    listener: Callable[[Event], None]
+    came: float
+    stream: str
+    begun: float | None = None
+    base: int = 0
+    seats: dict[int, Seat] = field(default_factory=dict)
+    kept: dict[int, list[tuple[Put, Blob | None]]] = field(default_factory=dict)
+    told: dict[tuple[int, str], int] = field(default_factory=dict)
+    held: bool = False
+    replays: int = 0
+    late: asyncio.TimerHandle | None = None
+
+    @property
+    def order(self) -> tuple[float, float, float]:
+        """Who comes first: the higher priority, then the nearer deadline, then who came first."""
+        request = self.request
+        return (-request.priority, request.deadline or float("inf"), self.came)
+
+
+class Pools:
+    """All pools that `config` places. What cannot be is raised here; takes as long as the slowest pool loads.
+
+    `faults` is what `deploy/faults.py` reads.
+    """
+
+    def __init__(
+        self, config: Config, on_death: Callable[[EngineDeadError], None] | None = None, faults: str = ""
+    ) -> None:
+        found = find(config)
+        self.door, self.config = found.door, config
+        self.retries, self.asleep = 0, False
+        self._last = len(parts(config, found.spec)) - 1
+        self._spec, self._on_death, self._faults = found.spec, on_death, faults
+        self._jobs: dict[str, Job] = {}
+        self._waiting: list[list[Job]] = [[] for _ in config.deploy.pools]
+        self._lock = threading.Lock()
+        self._over: EngineDeadError | None = None
+        self._draw = Random()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="omnimuse-pools", daemon=True)
+        self._thread.start()
+        self._group: Group | None = None
+        try:
+            asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- from any thread ---------------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device that the pools compute with."""
+        return self.group.place
+
+    @property
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """The bytes of every component, and of its largest block."""
+        return self.group.weights
+
+    @property
+    def group(self) -> Group:
+        """The processes."""
+        assert self._group is not None
+        return self._group
+
+    def make_request(self, ask: Ask) -> Request:
+        """`ask`, checked and completed; nothing is queued yet."""
+        return self.door.make_request(ask, time.monotonic(), secrets.randbelow(2**32))
+
+    def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
+        """Queue `request`; its events, the last of which is Done or Failed, go to `listener`, unless this raises."""
+        self.door.with_cache(request)
+        with self._lock:
+            if self._over is not None:
+                raise type(self._over)(str(self._over))
+            limit, waiting = self.config.schedule.max_queue, sum(job.begun is None for job in self._jobs.values())
+            if waiting >= limit:
+                raise CapacityError(f"the queue is full ({limit} requests are waiting); try again later", RETRY)
+            job = self._jobs[request.id] = Job(request, listener, time.monotonic(), request.id)
+        self._loop.call_soon_threadsafe(self._enter, job)
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request at the next step boundary."""
+        self._soon(request_id, lambda job: self._fail(job, RequestCancelled("the request was cancelled")))
+
+    def pause(self, request_id: str) -> None:
+        """Hold a request between steps; RequestError for one that is unknown or has ended."""
+        self._hold(request_id, True)
+
+    def resume(self, request_id: str) -> None:
+        """Let a paused request go on; RequestError for one that is unknown or has ended."""
+        self._hold(request_id, False)
+
+    def between_ticks(self, work: Callable[[], Any]) -> Any:
+        """ConfigError: what one engine does between its ticks, several processes do not do together."""
+        raise ConfigError("a model in pools cannot be recorded or put to sleep; leave the deploy file out for that")
+
+    @property
+    def engine(self) -> Any:
+        """ConfigError: there are several."""
+        raise ConfigError("a model in pools has no one engine to look into; leave the deploy file out for that")
+
+    def close(self) -> None:
+        """End all pools; requests in flight fail. Safe to call twice."""
+        if self._loop.is_closed():
+            return
+        self._end_all(EngineClosedError("the engine was closed before the request was done; try again in a moment"))
+        if self._group is not None:
+            asyncio.run_coroutine_threadsafe(self._group.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _soon(self, request_id: str, work: Callable[[Job], None]) -> bool:
+        with self._lock:
+            job = self._jobs.get(request_id)
+        if job is not None:
+            self._loop.call_soon_threadsafe(work, job)
+        return job is not None
+
+    def _hold(self, request_id: str, held: bool) -> None:
+        def hold(job: Job) -> None:
+            job.held = held
+            for seat in job.seats.values():
+                if seat.link is not None:
+                    seat.link.send(Hold(job.stream, held))
+            self._feed()
+
+        if not self._soon(request_id, hold):
+            raise RequestError(f"there is no request {request_id}; it is unknown or has ended", "request_id")
+
+    # -- on the event loop -------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        ears = Ears(self._hear, self._lost, lambda seat: self._feed(), self._break, self._retried)
+        self._group = Group(self.config, self._spec, ears, self._faults)
+        await self._group.start()
+
+    def _retried(self, forwards: int) -> None:
+        self.retries += forwards
+
+    def _enter(self, job: Job) -> None:
+        if (left := deadline_in(job.request.deadline)) is not None:
+            why = DeadlineError("the deadline of the request has passed")
+            job.late = self._loop.call_later(left, self._fail, job, why)
+        self._waiting[0].append(job)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Give to every pool what waits for it, as far as there is room; the last one first, which makes room."""
+        for pool in range(self._last, -1, -1):
+            for job in sorted(self._waiting[pool], key=lambda job: job.order):
+                seat = None if job.held else least_loaded(self.group.seats[pool], self._draw)
+                if seat is not None:
+                    self._waiting[pool].remove(job)
+                    self._sit(job, seat)
+
+    def _sit(self, job: Job, seat: Seat) -> None:
+        assert seat.link is not None
+        pool = seat.pool
+        job.begun = job.begun or time.monotonic()
+        job.seats[pool], seat.streams[job.stream] = seat, job
+        seat.link.send(Open(job.stream, pack(job.request)))
+        for put, blob in job.kept.get(pool, ()):
+            seat.link.send(put, blob)
+        if job.base == pool:
+            self._leave(job, pool - 1)
+
+    def _leave(self, job: Job, pool: int) -> None:
+        if (seat := job.seats.pop(pool, None)) is not None:
+            seat.streams.pop(job.stream, None)
+
+    def _hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
+        job: Job | None = seat.streams.get(frame.stream)
+        if job is None:
+            return  # it ended meanwhile
+        try:
+            match frame:
+                case Put() if seat.pool == self._last:
+                    self._finish(job, frame, blob)
+                case Put():
+                    self._take(job, seat.pool + 1, frame, blob)
+                case Credit():
+                    if (before := job.seats.get(seat.pool - 1)) is not None and before.link is not None:
+                        before.link.send(frame)
+                case Said():
+                    self._tell(job, unpack(frame.head, memoryview(b"") if blob is None else blob.view(), CPU))
+                case Close():
+                    ended = Ended(job.request.id, frame.kind, frame.message, frame.param, frame.retry_after)
+                    self._fail(job, of_ended(ended))
+        except EngineDeadError as error:  # what came makes no sense
+            self._fail(job, error)
+
+    def _take(self, job: Job, pool: int, put: Put, blob: Blob | None) -> None:
+        """A piece comes over the edge into `pool`."""
+        job.kept.setdefault(pool, []).append((put, blob))
+        if put.last:
+            job.base = pool
+            job.kept = {pool: job.kept[pool]}
+        if (seat := job.seats.get(pool)) is not None:
+            assert seat.link is not None
+            seat.link.send(put, blob)
+            if put.last:
+                self._leave(job, pool - 1)
+        elif put.number == 0:
+            self._waiting[pool].append(job)
+        self._feed()
+
+    def _tell(self, job: Job, event: Event) -> None:
+        """Deliver an event of a pool; of an output that was begun anew, only what was not told before."""
+        event = replace(event, request_id=job.request.id)
+        if isinstance(event, Chunk):
+            told = job.told.get((event.output, event.medium), 0)
+            sound = event.medium == "audio"
+            end = event.start + (event.data.shape[-1] if sound else len(event.data))
+            if end <= told:
+                return
+            if event.start < told:
+                cut = told - event.start
+                event = replace(event, start=told, data=event.data[..., cut:] if sound else event.data[cut:])
+            job.told[event.output, event.medium] = end
+        self._deliver(job, event)
+
+    def _finish(self, job: Job, put: Put, blob: Blob | None) -> None:
+        told = unpack(put.head, memoryview(b"") if blob is None else blob.view(), CPU)
+        request = job.request
+        told["timings"]["queue"] = (job.begun or job.came) - job.came
+        told["written"], told["texts"] = tuple(told["written"]), tuple(told["texts"])
+        seeds = [request.seed(index) for index in range(request.outputs)]
+        params = replace(request.params, extra=request.extra)
+        self._end(job, Done(request.id, Result(request.id, request.prompt, params, seeds=seeds, **told)))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, OmnimuseError):
+            error = EngineDeadError(str(error))
+        self._end(job, Failed(job.request.id, error))
+
+    def _end(self, job: Job, event: Done | Failed) -> None:
+        with self._lock:
+            if self._jobs.pop(job.request.id, None) is None:
+                return
+        if job.late is not None:
+            job.late.cancel()
+        self._withdraw(job)
+        self._deliver(job, event)
+        self._feed()
+
+    def _withdraw(self, job: Job) -> None:
+        """Take a try of a request back from wherever it is."""
+        for seat in job.seats.values():
+            seat.streams.pop(job.stream, None)
+            if seat.link is not None:
+                seat.link.send(Close(job.stream))
+        job.seats = {}
+        for waiting in self._waiting:
+            if job in waiting:
+                waiting.remove(job)
+
+    def _deliver(self, job: Job, event: Event) -> None:
+        """By the loop, which logs what a listener fails with: it must not take everybody's pools with it."""
+        self._loop.call_soon(job.listener, event)
+
+    # -- when a pool is gone -----------------------------------------------------------------------------------------
+
+    def _lost(self, seat: Seat) -> None:
+        """What was in it goes on from the last edge that has closed; what had left it goes on as it is."""
+        jobs: list[Job] = list(seat.streams.values())
+        seat.streams = {}
+        for job in jobs:
+            if job.base > seat.pool:
+                job.seats.pop(seat.pool, None)
+            elif job.replays:
+                why = f"the request ended its pool twice ({seat.name}); it is not tried again"
+                self._fail(job, PoisonError(why))
+            else:
+                self._replay(job)
+        self._feed()
+
+    def _replay(self, job: Job) -> None:
+        self._withdraw(job)
+        job.replays += 1
+        job.stream = f"{job.request.id}~{job.replays}"
+        job.kept = {job.base: job.kept.get(job.base, [])}
+        log.warning("request %s goes on in a new process of its pool, from where it came to that", job.request.id)
+        self._waiting[job.base].append(job)
+
+    def _break(self, error: Exception) -> None:
+        self._end_all(EngineDeadError(f"a pool is gone for good: {error}"))
+
+    def _end_all(self, error: EngineDeadError) -> None:
+        with self._lock:
+            first, self._over = self._over is None, self._over or error
+            jobs = list(self._jobs.values())
+        if first and self._on_death is not None and not isinstance(error, EngineClosedError):
+            self._on_death(error)
+        for job in jobs:
+            self._loop.call_soon_threadsafe(self._fail, job, error)

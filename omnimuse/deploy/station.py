@@ -1,0 +1,235 @@
+"""A station: one engine that runs the stages of one pool, and obeys what comes over its edge to the front.
+
+`deploy/pools.py` starts it as a process, `python -m omnimuse.deploy.station`, whose life is that of a worker's process:
+settings on its standard input, beats over a line; or makes one in its own process (connector `local`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from omnimuse.core.errors import CapacityError, EngineDeadError, OmnimuseError, RequestError
+from omnimuse.core.machine import resident
+from omnimuse.core.output import Done, Event, Failed, Handed, Progress, Result
+from omnimuse.core.request import Request
+from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Connector, Credit, Frame, Hold, Open, Put, Said, kind_of
+from omnimuse.deploy.faults import ALWAYS, Faults
+from omnimuse.deploy.line import Line
+from omnimuse.deploy.process import Settings, Tell, build, read_settings, warm_up
+from omnimuse.deploy.process import kind_of as error_kind
+from omnimuse.deploy.ranks import die_with_parent, watch_parent
+from omnimuse.deploy.wire import Beat, Command, NotStarted, Ready, unpack
+from omnimuse.worker.find import find
+
+if TYPE_CHECKING:
+    from omnimuse.engine.local import Background
+
+COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.station")
+
+
+class Station:
+    """Serves one edge with one engine. Frames are heard on the edge's thread, and obeyed between two ticks, in order.
+
+    `gone` is called when the front is.
+    """
+
+    def __init__(self, background: Background, edge: Connector, faults: Faults, gone: Callable[[], None]) -> None:
+        self._background, self._edge, self._faults = background, edge, faults
+        self._first = background.engine.runner.hand.first
+        self._requests: dict[str, Request] = {}
+        self.ticks = 0
+        edge.start(self._hear, gone)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has requests that it could work on."""
+        return bool(self._requests) and not self._background.engine.idle
+
+    def _hear(self, frame: AnyFrame, blob: Blob | None) -> None:
+        try:
+            done = self._background.between_ticks(partial(self._obey, frame, blob))
+        except EngineDeadError:
+            return  # it is being closed
+        done.add_done_callback(partial(self._tell_failure, frame))
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    def _obey(self, frame: AnyFrame, blob: Blob | None) -> None:
+        engine, stream = self._background.engine, frame.stream
+        if isinstance(frame, Open):
+            self._requests[stream] = replace(unpack(frame.request, engine.door.spec), id=stream)
+            if self._first:
+                self._submit(stream)
+        elif stream not in self._requests:
+            return  # it has ended here, and the front learns that soon
+        elif isinstance(frame, Put):
+            self._take(frame, blob)
+        elif isinstance(frame, Credit):
+            engine.taken(stream)
+        elif isinstance(frame, Hold):
+            (engine.pause if frame.held else engine.resume)(stream)
+        elif isinstance(frame, Close):
+            del self._requests[stream]
+            engine.cancel(stream)
+
+    def _submit(self, stream: str) -> None:
+        self._background.submit(self._requests[stream], self._listen)
+
+    def _take(self, frame: Put, blob: Blob | None) -> None:
+        from omnimuse.worker.handover import Handover
+        from omnimuse.worker.packing import unpack as unpacked
+
+        device = self._background.engine.runner.pipeline.ctx.device
+        handover = Handover.of(unpacked(frame.head, memoryview(b"") if blob is None else blob.view(), device))
+        self._background.engine.hear(frame.stream, handover)
+        if frame.number == 0:
+            self._submit(frame.stream)
+        self._edge.send(Credit(frame.stream))
+
+    def _listen(self, event: Event) -> None:
+        self.ticks += 1
+        request = self._requests.get(event.request_id)
+        if request is None:
+            return
+        if isinstance(event, Failed):
+            self._end(event.request_id, event.error)
+        elif isinstance(event, Handed):
+            self._put(event.request_id, event.number, event.last, event.handover.plain())
+        elif isinstance(event, Done):
+            self._put(event.request_id, 0, True, told(event.result))
+        else:
+            self._send(partial(Said, event.request_id), event)
+            if isinstance(event, Progress) and (event.steps is None or event.steps > 1):
+                self._reach(request, event)
+
+    def _reach(self, request: Request, event: Progress) -> None:
+        try:
+            self._faults.reach("worker.step", event.step, request.prompt)
+        except (OmnimuseError, MemoryError) as error:
+            self._end(request.id, error)
+            self._background.cancel(request.id)
+
+    def _put(self, stream: str, number: int, last: bool, value: Any) -> None:
+        if last:
+            del self._requests[stream]
+        self._send(partial(Put, stream, number, last), value)
+
+    def _send(self, frame: Callable[[bytes], Frame], value: Any) -> None:
+        from omnimuse.worker.packing import Packer
+
+        packer = Packer()
+        head = packer.pack(value)
+        blob = self._edge.room(packer.size)
+        if blob is not None:
+            packer.write(blob.fill)
+        self._edge.send(frame(head), blob)  # type: ignore[arg-type]
+
+    def _tell_failure(self, frame: AnyFrame, done: Future[None]) -> None:
+        if (error := done.exception()) is not None:
+            self._background.engine.runner.hand.forget(frame.stream)
+            self._end(frame.stream, error)
+
+    def _end(self, stream: str, error: BaseException) -> None:
+        if self._requests.pop(stream, None) is not None:
+            kind, message = error_kind(error)
+            param = error.param if isinstance(error, RequestError) else None
+            wait = error.retry_after if isinstance(error, CapacityError) else None
+            self._edge.send(Close(stream, kind, message, param, wait))
+
+
+def told(result: Result) -> dict[str, Any]:
+    """What the front cannot know of a result."""
+    names = ("tensors", "timings", "steps", "texts", "shown", "written", "said")
+    return {name: getattr(result, name) for name in names}
+
+
+# -- a process of its own ----------------------------------------------------------------------------------------------
+
+
+class Process:
+    """What the threads of a station's process share."""
+
+    def __init__(self, settings: Settings, line: Line) -> None:
+        self.settings, self.failed = settings, False
+        self._line = line
+        self._station: Station | None = None
+
+    def load(self) -> None:
+        """Build the engine, join the front, and say that this pool is ready; or why it cannot be."""
+        began, settings = time.monotonic(), self.settings
+        faults = Faults.read(settings.faults, settings.first)
+        try:
+            faults.reach("worker.start", 1, ALWAYS)
+            find(settings.config)  # what is missing is told before torch is imported
+            from omnimuse.engine.local import Background
+
+            background = Background(partial(build, settings), self._die)
+            if background.engine.runner.hand.first and background.engine.runner.hand.last:
+                warm_up(background, settings.warm_up)
+            assert settings.edge is not None
+            edge = kind_of(settings.edge.kind).connect(
+                settings.edge.address, bytes.fromhex(settings.edge.key), settings.edge.name
+            )
+            self._station = Station(background, edge, faults, self._line.end)
+        except (OmnimuseError, OSError) as error:
+            kind = type(error).__name__ if isinstance(error, OmnimuseError) else ""
+            self._give_up(NotStarted(kind, str(error)))
+            return
+        engine = background.engine
+        self._line.send(Ready(time.monotonic() - began, engine.place, dict(engine.space.weights)))
+
+    def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
+        """A thread ended by what nobody expected: the process ends, and another is started."""
+        sys.__excepthook__(died.exc_type, died.exc_value or died.exc_type(), died.exc_traceback)
+        self._give_up(NotStarted("", f"{died.exc_type.__name__}: {died.exc_value}"))
+
+    def obey(self, command: Command) -> None:
+        """The only word from the line is that this is over."""
+        self._line.end()
+
+    def beat(self) -> Beat:
+        """How this station is; loading counts as being busy."""
+        station = self._station
+        return Beat(station.ticks if station else 0, station is None or station.busy, resident())
+
+    def _die(self, error: EngineDeadError) -> None:
+        self._give_up(NotStarted("", str(error)))
+
+    def _give_up(self, why: NotStarted) -> None:
+        self.failed = True
+        self._line.send(why)
+        self._line.end()
+
+
+def main() -> None:
+    """Be a station until told to end, or until the front is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent()
+    settings = read_settings(sys.stdin.buffer.readline())
+    threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
+    line = Line(settings.address)
+    ours = logging.getLogger("omnimuse")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(Tell(line))
+    process = Process(settings, line)
+    threading.excepthook = process.on_thread_death
+    threading.Thread(target=process.load, name="omnimuse-load", daemon=True).start()
+    line.talk(process.obey, process.beat, settings.period)
+    line.close()
+    sys.stderr.flush()
+    os._exit(int(process.failed))  # threads in the midst of something have nothing that must be kept
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Edges between pools: what is sent arrives, by every kind; who has no key is not let in; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+
+from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.deploy.connectors import (
+    LARGE,
+    AnyFrame,
+    Blob,
+    Close,
+    Connector,
+    Credit,
+    Local,
+    Open,
+    Put,
+    SharedMemory,
+    Tcp,
+    kind_of,
+)
+
+KEY = bytes(range(32))
+SOON = 20.0
+LOST = "lost"
+
+
+class Ear:
+    """Hears what comes over one end."""
+
+    def __init__(self, end: Connector) -> None:
+        self.heard: SimpleQueue[Any] = SimpleQueue()
+        self.end = end
+        end.start(lambda frame, blob: self.heard.put((frame, blob)), lambda: self.heard.put(LOST))
+
+    def next(self) -> tuple[AnyFrame, Blob | None]:
+        found: tuple[AnyFrame, Blob | None] = self.heard.get(timeout=SOON)
+        return found
+
+
+@pytest.fixture(params=["local", "shared_memory", "tcp"])
+def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Ear, Ear]]:
+    """The two ends of an edge: at the front, and in a pool."""
+    if request.param == "local":
+        front, pool = Local.pair()
+        yield Ear(front), Ear(pool)
+        front.end()
+        return
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    kind = kind_of(request.param)
+    with closing(kind.listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        pool_end = kind.connect(door.address, KEY, "draw-0")
+        name, front_end = met.get(timeout=SOON)
+        assert name == "draw-0"
+        yield Ear(front_end), Ear(pool_end)
+        front_end.end()
+        pool_end.end()
+
+
+def sent(end: Connector, data: bytes, number: int = 0) -> None:
+    blob = end.room(len(data))
+    if blob is not None:
+        blob.fill[:] = data
+    end.send(Put("s", number, False, b"head"), blob)
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE - 1, LARGE, 3 * LARGE + 5])
+def test_what_is_put_arrives_in_either_direction_and_may_be_sent_on(ends: tuple[Ear, Ear], size: int) -> None:
+    front, pool = ends
+    data = os.urandom(size)
+    sent(pool.end, data)
+    frame, blob = front.next()
+    assert frame == Put("s", 0, False, b"head")
+    assert (b"" if blob is None else bytes(blob.view())) == data
+    front.end.send(frame, blob)
+    _, back = pool.next()
+    assert (b"" if back is None else bytes(back.view())) == data
+
+
+def test_frames_arrive_in_their_order_and_the_end_is_noticed(ends: tuple[Ear, Ear]) -> None:
+    front, pool = ends
+    frames = [Open("s", {"prompt": "a"}), Credit("s"), Close("s", "ModelError", "why", "prompt", 2.0)]
+    for frame in frames:
+        front.end.send(frame)
+    assert [pool.next()[0] for _ in frames] == frames
+    pool.end.end()
+    assert front.next() == LOST
+
+
+def test_a_reader_that_writes_to_what_it_was_given_changes_nothing_for_others(ends: tuple[Ear, Ear]) -> None:
+    front, pool = ends
+    for size in (100, 2 * LARGE):
+        sent(pool.end, bytes(size))
+        _, blob = front.next()
+        assert blob is not None
+        view = blob.view()
+        view[:4] = b"mine"
+        assert bytes(blob.view()[:4]) == bytes(4)
+
+
+@pytest.mark.parametrize("kind", [SharedMemory(), Tcp()])
+def test_who_does_not_know_the_key_is_not_let_in_and_lets_nobody_in(kind: Any, tmp_path: Path) -> None:
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    with closing(kind.listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        with pytest.raises(EngineDeadError, match="another key"):
+            kind.connect(door.address, bytes(32), "draw-0")
+        with pytest.raises(Empty):
+            met.get(timeout=0.1)
+
+
+def test_a_frame_that_is_not_signed_ends_its_edge(tmp_path: Path) -> None:
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    with closing(Tcp().listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        pool = Tcp().connect(door.address, KEY, "draw-0")
+        front = Ear(met.get(timeout=SOON)[1])
+        pool._socket.sendall(bytes(64))  # type: ignore[attr-defined]
+        assert front.next() == LOST
+        pool.end()
+
+
+def test_what_died_with_a_frame_on_its_way_leaves_no_memory_behind(tmp_path: Path) -> None:
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    with closing(SharedMemory().listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        before = set(os.listdir("/dev/shm"))
+        opened = len(os.listdir("/proc/self/fd"))
+        pool = SharedMemory().connect(door.address, KEY, "draw-0")
+        _, front = met.get(timeout=SOON)  # never started: it reads nothing
+        for number in range(8):
+            sent(pool, bytes(LARGE), number)
+        heard = Ear(pool)
+        front.end()
+        assert heard.next() == LOST
+        assert set(os.listdir("/dev/shm")) == before
+    del pool, front, heard
+    assert len(os.listdir("/proc/self/fd")) <= opened + 2
+
+
+def test_a_kind_that_nobody_brings_is_refused_by_its_name() -> None:
+    with pytest.raises(ConfigError, match="'pigeon' is not known; use one of local, shared_memory, tcp"):
+        kind_of("pigeon")
+
+
+def test_a_stranger_who_says_nothing_is_not_waited_for_by_others(tmp_path: Path) -> None:
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    with closing(Tcp().listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        host, _, port = door.address.rpartition(":")
+        with socket.create_connection((host, int(port))):
+            Tcp().connect(door.address, KEY, "draw-0").end()
+            name, end = met.get(timeout=SOON)
+            assert name == "draw-0"
+            end.end()

@@ -1,0 +1,151 @@
+"""Deploy files: ours, those of another engine, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.pools import DeployConfig, PoolConfig, parts_of
+from omnimuse.deploy.placing import read, read_deploy
+
+OURS = """
+pools:
+  - name: read
+    stages: [text, noise]
+    device: cpu
+  - {name: draw, stages: [denoise], replicas: 2, devices: [1], window: 32}
+  - {name: show, stages: decode, connector: tcp}
+"""
+
+OLDER = """
+stage_args:
+  - stage_id: 0
+    stage_type: ar
+    runtime: {process: true, devices: "0", max_batch_size: 1}
+    engine_args: {model_stage: talker, max_num_seqs: 4}
+    output_connectors: {to_stage_1: carrier}
+  - stage_id: 1
+    final_output: true
+    final_output_type: audio
+    runtime: {devices: "1"}
+    input_connectors: {from_stage_0: carrier}
+runtime:
+  connectors:
+    carrier: {name: SharedMemoryConnector, extra: {shm_threshold_bytes: 65536}}
+"""
+
+NEWER = """
+async_chunk: true
+stages:
+  - {stage_id: 0, devices: "0", num_replicas: 2, engine_args: {max_num_seqs: 16}}
+  - {stage_id: 1, devices: "1", input_connectors: {from_stage_0: wire}}
+connectors:
+  wire: {name: TcpConnector}
+"""
+
+
+def of(text: str) -> DeployConfig:
+    return read(yaml.safe_load(text))
+
+
+def test_a_file_of_ours_places_every_pool() -> None:
+    assert of(OURS).pools == (
+        PoolConfig("read", ("text", "noise"), device="cpu"),
+        PoolConfig("draw", ("denoise",), replicas=2, device="cuda:1", window=32),
+        PoolConfig("show", ("decode",), connector="tcp"),
+    )
+
+
+def test_stage_args_of_another_engine_become_tracks_and_what_means_nothing_here_is_listed() -> None:
+    deploy = of(OLDER)
+    assert deploy.pools == (
+        PoolConfig("stage0", tracks=(0,), device="cuda:0", window=4),
+        PoolConfig("stage1", tracks=(1,), device="cuda:1"),
+    )
+    told = " ".join(deploy.void)
+    for key in ("stage_type", "max_batch_size", "model_stage", "output_connectors", "final_output_type"):
+        assert key in told
+
+
+def test_newer_files_of_another_engine_do_too() -> None:
+    deploy = of(NEWER)
+    assert deploy.pools == (
+        PoolConfig("stage0", tracks=(0,), replicas=2, device="cuda:0", window=16),
+        PoolConfig("stage1", tracks=(1,), device="cuda:1", connector="tcp"),
+    )
+    assert "async_chunk" in " ".join(deploy.void)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "none of pools, stage_args, stages"),
+        ("pools: []", "list of mappings"),
+        ("pools: {name: a}", "list of mappings"),
+        ("pools: [{name: a, stages: [x], replica: 2}]", "'replica' is not honoured; did you mean 'replicas'"),
+        ("pools: [{name: a, stages: [x], replicas: 0}]", "replicas=0"),
+        ("pools: [{name: a, stages: [x], replicas: two}]", "replicas='two'"),
+        ("pools: [{name: a, stages: [x], replicas: true}]", "replicas=True"),
+        ("pools: [{name: a, stages: [x], window: 0}]", "window=0"),
+        ("pools: [{name: a}]", "which stages it holds"),
+        ("pools: [{name: a, stages: [x], tracks: [0]}]", "which stages it holds"),
+        ("pools: [{name: a, tracks: [x]}]", "tracks=['x']"),
+        ("pools: [{name: a/b, stages: [x]}]", "'a/b'"),
+        ("pools: [{stages: [x]}]", "pool name ''"),
+        ("pools: [{name: a, stages: [x], devices: [0, 1]}]", "more than one"),
+        ("pools: [{name: a, stages: [x], devices: '0,1'}]", "more than one"),
+        ("pools: [{name: a, stages: [x]}, {name: a, stages: [y]}]", "two pools are called 'a'"),
+        ("{pools: [{name: a, stages: [x]}], runtime: {}}", "'runtime' is not honoured"),
+        ("stage_args: [{stage_id: 1}]", "stages have the numbers"),
+        ("stage_args: [{stage_id: 0, engine_args: {max_model_len: 9}}]", "'max_model_len' is not honoured"),
+        ("stage_args: [{stage_id: 0, runtime: {process: false}}]", "process=False"),
+        ("{stages: [{stage_id: 0, input_connectors: {a: Pigeon}}]}", "'Pigeon' is not there"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_its_name(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        of(text)
+    assert said in str(refused.value)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    for name, content in {
+        "none": None,
+        "broken": "pools: [",
+        "text": "pools",
+        "code": "!!python/name:os.system",
+    }.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(ConfigError, match=name):
+            read_deploy(path)
+
+
+TRACKS = (("hear", "read", "talk"), ("decode",))
+
+
+def test_pools_hold_every_stage_once_and_in_order() -> None:
+    whole = [PoolConfig("a", tracks=(0,)), PoolConfig("b", tracks=(1,))]
+    assert parts_of(whole, TRACKS) == [range(3), range(3, 4)]
+    cut = [PoolConfig("a", ("hear",)), PoolConfig("b", ("read", "talk", "decode"))]
+    assert parts_of(cut, TRACKS) == [range(1), range(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("pools", "said"),
+    [
+        ([PoolConfig("a", ("hear", "raed"))], "did you mean 'read'"),
+        ([PoolConfig("a", ("hear", "talk"))], "'talk' stands where 'read' is to come"),
+        ([PoolConfig("a", ("hear", "read"))], "no pool holds the stage 'talk'"),
+        ([PoolConfig("a", tracks=(0, 1)), PoolConfig("b", ("decode",))], "where nothing more is to come"),
+        ([PoolConfig("a", tracks=(2,))], "there is no track 2"),
+    ],
+)
+def test_a_cut_that_does_not_fit_the_pipeline_is_refused(pools: list[PoolConfig], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parts_of(pools, TRACKS)
+    assert said in str(refused.value)
