@@ -11,12 +11,16 @@ Letters: T tokens of all rows together, K inputs, N outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEIGHTS = (512, 256, 128, 64, 32, 16, 8)  # tall tiles are fast, short ones leave little to pad
+BETWEEN = (448, 384, 320, 224, 192, 160, 112, 96, 80, 56, 48, 40, 24)
+"""Heights for small weights besides: most products are one call then, whose overhead large ones do not feel."""
+SMALL = 2**20  # numbers in weights
 ALIGNMENT = 64  # bytes; matrix libraries round as the alignment has it
 SHARE = 32768  # elements that torch gives a thread at least (at::internal::GRAIN_SIZE)
 LANES = 64  # elements; a multiple of what every kernel takes at once
@@ -58,9 +62,9 @@ class SteadyActivation(nn.Module):
 def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor:
     """x [..., K] times weight [N, K], plus bias, in tiles of these heights."""
     tokens = x.reshape(-1, x.shape[-1])  # [T, K]
-    if len(tokens) <= heights[-1]:  # one tile, as of a decoder that writes for a few
-        return _small(tokens, weight, bias, heights[-1]).view(*x.shape[:-1], -1)
-    cuts = list(cut(len(tokens), heights))
+    cuts = places(len(tokens), tuple(heights))
+    if len(cuts) == 1:
+        return _whole(tokens, weight, bias, cuts[0]).view(*x.shape[:-1], -1)
     out = tokens.new_empty(sum(cuts), len(weight))  # [T rounded up, N]
     start = 0
     for height in cuts:
@@ -72,24 +76,30 @@ def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]
     return out[: len(tokens)].view(*x.shape[:-1], -1)
 
 
-def _small(tokens: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
+def _whole(tokens: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:
+    """The products of all tokens, in one tile."""
     count = len(tokens)
     if count < height:
-        tokens = torch.cat([tokens] * -(-height // count))[:height]
+        tokens = F.pad(tokens, (0, 0, 0, height - count))
     elif tokens.data_ptr() % ALIGNMENT:
         tokens = tokens.clone()
     made = torch.mm(tokens, weight.t()) if bias is None else torch.addmm(bias, tokens, weight.t())
     return made[:count]
 
 
+@lru_cache(maxsize=4096)
+def places(count: int, heights: tuple[int, ...]) -> tuple[int, ...]:
+    """The heights of the tiles of `count` rows; remembered, as networks ask for the same again and again."""
+    return tuple(cut(count, heights))
+
+
 def cut(count: int, heights: Sequence[int]) -> Iterator[int]:
-    """Heights of tiles, tallest first, that cover `count` rows; only the last one may reach beyond them."""
-    for height in heights:
-        while count >= height:
-            yield height
-            count -= height
-    if count > 0:
-        yield heights[-1]
+    """Heights of tiles, tallest first, that cover `count` rows; only the last one reaches beyond them, by few rows."""
+    while count > 0:
+        beyond = [height for height in heights if 0 <= height - count < heights[-1]]
+        height = beyond[-1] if beyond else next(height for height in heights if height < count)
+        yield height
+        count -= height
 
 
 def product(tile: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -112,14 +122,15 @@ def whole_vectors(count: int, threads: int) -> int:
 
 
 def steady_heights(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    """Those of `HEIGHTS` at which products with `weight` give equal rows equal bits, wherever they lie."""
+    """Those of our heights at which products with `weight` give equal rows equal bits, wherever they lie."""
+    tried = HEIGHTS if weight.numel() > SMALL else sorted((*HEIGHTS, *BETWEEN), reverse=True)
+    return agreeing(weight, tried, lambda tile: _made(tile, weight, bias))
 
-    def multiply(tile: Tensor) -> Tensor:
-        out = tile.new_empty(len(tile), len(weight))
-        product(tile, weight, bias, out)
-        return out
 
-    return agreeing(weight, HEIGHTS, multiply)
+def _made(tile: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = tile.new_empty(len(tile), len(weight))
+    product(tile, weight, bias, out)
+    return out
 
 
 def agreeing(weight: Tensor, heights: Sequence[int], multiply: Callable[[Tensor], Tensor]) -> tuple[int, ...]:

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from omnimuse.layers.steady import (
+    BETWEEN,
     HEIGHTS,
     LANES,
     SHARE,
     SteadyActivation,
     SteadyLinear,
     cut,
+    places,
     steady_heights,
     trial,
     whole_vectors,
@@ -26,6 +28,20 @@ def test_rows_are_cut_into_tall_tiles_first_and_only_the_last_reaches_beyond() -
     assert list(cut(0, (8,))) == []
     for count in range(1, 700):
         assert 0 <= sum(cut(count, HEIGHTS)) - count < HEIGHTS[-1]
+
+
+def test_with_heights_between_the_usual_ones_most_products_are_one_call() -> None:
+    heights = tuple(sorted((*HEIGHTS, *BETWEEN), reverse=True))
+    assert [places(count, heights) for count in (2, 60, 96, 100, 187, 192)] == [
+        (8,),
+        (64,),
+        (96,),
+        (96, 8),
+        (192,),
+        (192,),
+    ]
+    for count in range(1, 700):
+        assert 0 <= sum(places(count, heights)) - count < heights[-1]
 
 
 @pytest.mark.parametrize("bias", [True, False])
