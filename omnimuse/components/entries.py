@@ -1,10 +1,18 @@
-"""What many families have in their table of components, for their `spec.py` to name. No torch."""
+"""What many families have in their facts, for their `spec.py` to name: components, limits, defaults. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from omnimuse.core.spec import Component
+from omnimuse.core.autoencoder import factor
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.spec import Component, Configs, Limits
+
+SQUARE = DiffusionParams(height=1024, width=1024, num_outputs_per_prompt=1, output_type="pil")
+"""What a model of pictures is asked for by default, besides what its family says."""
+MAX_SIDE = 4096
+"""For positions that know no bound: beyond this no model was seen to draw."""
 
 
 class Reader(NamedTuple):
@@ -36,6 +44,24 @@ QWEN3 = Reader(
     ),
     QWEN_TOKENIZER,
 )
+
+
+def own_transformer(family: str, network: str, *classes: str) -> Component:
+    """The entry of a network of ours, in the files that every family has."""
+    package = f"omnimuse.models.{family}"
+    return Component(classes, network=f"{package}.transformer:{network}", rules=f"{package}.weights:RULES")
+
+
+def patched(tokens: int, images: int = 0) -> Callable[[Configs], Limits]:
+    """What a checkpoint can be asked for whose latents are patched 2 x 2, so that sides are multiples of twice the
+    VAE's factor: texts of `tokens`, and so many `images` with a prompt.
+    """
+
+    def limits(configs: Configs) -> Limits:
+        multiple = 2 * factor(configs["vae"])
+        return Limits(size_multiple=multiple, max_side=MAX_SIDE, max_images=images, max_sequence_length=tokens)
+
+    return limits
 
 
 def latent_model(transformer: Component, *readers: Reader, vae: Component = AUTOENCODER_KL) -> dict[str, Component]:

@@ -1,6 +1,6 @@
-"""Latents as tokens: the patches of a picture, row by row, and back. Networks of one and of two streams use it.
+"""Latents as tokens: the patches of a picture or a video, row by row, and back.
 
-Letters: S patches; c h w latent channels, height, width; p latents a side of a patch.
+Letters: S patches; c f h w latent channels, frames, height, width; p q r latents of a patch along these.
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ from torch import Tensor
 PATCH = 2  # latent pixels per token side
 
 
-def patchify(latents: Tensor, patch: int = PATCH, *, last: bool = False) -> Tensor:
-    """[c, h, w] -> [S, p * p * c]; within a patch the order is channel, row, column, or channels come `last`.
+Patch = int | tuple[int, int, int]
+"""Latents a side of a patch, of one frame, or those along frames, height and width."""
 
-    Of a video [c, f, h, w] the frames follow each other.
+
+def patchify(latents: Tensor, patch: Patch = PATCH, *, last: bool = False) -> Tensor:
+    """[c, h, w] or [c, f, h, w] -> [S, c * p * q * r]; within a patch the order is channel, frame, row, column, or
+    channels come `last`.
     """
-    c, h, w = latents.flatten(1, -2).shape
-    x = latents.reshape(c, h // patch, patch, w // patch, patch)
-    return x.permute(*((1, 3, 2, 4, 0) if last else (1, 3, 0, 2, 4))).reshape(-1, c * patch * patch)
+    (p, q, r), (c, *_, h, w) = _sides(patch), latents.shape
+    x = latents.reshape(c, -1, p, h // q, q, w // r, r)
+    return x.permute(*((1, 3, 5, 2, 4, 6, 0) if last else (1, 3, 5, 0, 2, 4, 6))).reshape(-1, c * p * q * r)
 
 
-def unpatchify(x: Tensor, size: Sequence[int], patch: int = PATCH, *, last: bool = False) -> Tensor:
+def unpatchify(x: Tensor, size: Sequence[int], patch: Patch = PATCH, *, last: bool = False) -> Tensor:
     """The reverse of `patchify`, to `size` = (c, h, w) or (c, f, h, w), of the first patches of `x`."""
-    c, rows, columns = size[0], prod(size[1:-1]) // patch, size[-1] // patch
-    x = x[: rows * columns]
+    (p, q, r), (c, *frames, h, w) = _sides(patch), size
+    cells = (prod(frames) // p, h // q, w // r)
+    x = x[: prod(cells)]
     if last:
-        return x.reshape(rows, columns, patch, patch, c).permute(4, 0, 2, 1, 3).reshape(tuple(size))
-    return x.reshape(rows, columns, c, patch, patch).permute(2, 0, 3, 1, 4).reshape(tuple(size))
+        return x.reshape(*cells, p, q, r, c).permute(6, 0, 3, 1, 4, 2, 5).reshape(tuple(size))
+    return x.reshape(*cells, c, p, q, r).permute(3, 0, 4, 1, 5, 2, 6).reshape(tuple(size))
+
+
+def _sides(patch: Patch) -> tuple[int, int, int]:
+    return (1, patch, patch) if isinstance(patch, int) else patch

@@ -79,6 +79,11 @@ def _videos(given: Any, spec: Spec, limits: Limits) -> tuple[Clip, ...]:
     if len(videos) > limits.max_videos:
         most = limits.max_videos
         raise RequestError(f"{len(videos)} videos were given; {spec.family} takes at most {most}", "videos")
+    if len(videos) < limits.min_videos:
+        least = limits.min_videos
+        raise RequestError(
+            f"{len(videos)} videos were given; {spec.family} needs at least {least} (`videos`)", "videos"
+        )
     for video in videos:
         if not isinstance(video, Clip):
             raise RequestError(f"videos must hold clips, got {type(video).__name__}", "videos")

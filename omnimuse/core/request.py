@@ -185,8 +185,8 @@ class Door:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What this checkpoint does of what its family does, by what it must and may be given."""
-        limits = self.limits
-        undone = {"text": limits.min_images > 0, "image": not limits.max_images, "video": not limits.max_videos}
+        limits, needs = self.limits, self.limits.min_images + self.limits.min_videos > 0
+        undone = {"text": needs, "image": not limits.max_images, "video": not limits.max_videos}
         return tuple(task for task in self.spec.tasks if not undone.get(task.partition("-")[0], False))
 
     @property

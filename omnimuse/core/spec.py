@@ -82,12 +82,13 @@ class SoundLimits:
 class Frames:
     """Of a model of videos: it makes 1 + k * `frame_step` frames, from `min_frames` to `max_frames`; of others, one.
 
-    At most `max_videos` videos come with a prompt; if it `masks_videos`, a part of one can be drawn anew.
+    From `min_videos` to `max_videos` videos come with a prompt; if it `masks_videos`, a part of one can be drawn anew.
     """
 
     frame_step: int = 1
     min_frames: int = 1
     max_frames: int = 1
+    min_videos: int = 0
     max_videos: int = 0
     masks_videos: bool = False
 

@@ -39,7 +39,11 @@ class DecodeImage(Stage):
         for state in states:
             latents = state["latents"]
             wants_latents = state.request.params.output_type == "latent"
-            state["image"] = latents if wants_latents else decode(ctx, self.vae, latents, ctx.tiling)
+            state["image"] = latents if wants_latents else self.decode(ctx, latents)
+
+    def decode(self, ctx: Context, latents: Tensor) -> Tensor:
+        """What finished latents stand for."""
+        return decode(ctx, self.vae, latents, ctx.tiling)
 
 
 def decode(ctx: Context, vae: str, latents: Tensor, tiling: Tiling | None = None) -> Tensor:

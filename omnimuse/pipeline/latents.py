@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -27,9 +28,19 @@ def cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, in
 
 def clip_cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, int, int]:
     """Frames, rows and columns of the latents of one video as long and as large as was asked for."""
-    (temporal, spatial), (width, height), frames = factors(configs[vae]), request.size, request.params.num_frames
-    assert frames is not None
-    return (frames - 1) // temporal + 1, height // spatial, width // spatial
+    (temporal, spatial), (width, height) = factors(configs[vae]), request.size
+    return (frames_of(request) - 1) // temporal + 1, height // spatial, width // spatial
+
+
+def frames_of(request: Request) -> int:
+    """How many frames a video is to have."""
+    assert request.params.num_frames is not None
+    return request.params.num_frames
+
+
+def clip_tokens(configs: Configs, request: Request) -> int:
+    """The latents of one video, for a network whose every token is one."""
+    return prod(clip_cells(configs, request))
 
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:

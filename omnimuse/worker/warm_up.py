@@ -11,7 +11,7 @@ from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams, SpeechParams, TokenParams
-from omnimuse.core.request import Ask, Door, Picture, Recording
+from omnimuse.core.request import Ask, Clip, Door, Picture, Recording
 
 NONE, SMALL = "none", "small"
 LIBRARY_SIDE = 256
@@ -42,6 +42,8 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
         chosen = {name: value for name, value in chosen.items() if name not in limits.refuses}
     text = "a warm-up" if door.spec.prompted else ""
     prompt: dict[str, Any] = {"prompt": text, "images": _blanks(limits.min_images)}
+    if limits.min_videos:
+        prompt["videos"] = [_film(chosen["num_frames"] or 1)] * limits.min_videos
     if door.spec.fills:
         prompt["pad"] = (LIBRARY_SIDE, 0, 0, 0)
     params = DiffusionParams(**chosen)
@@ -64,6 +66,14 @@ def _small_side(door: Door) -> int:
     """The smallest legal side; a library's pipeline may not say what is too small for it, so for one a usual side."""
     step = door.limits.size_multiple
     return -(-LIBRARY_SIDE // step) * step if door.spec.library else step
+
+
+def _film(frames: int) -> Clip:
+    from PIL import Image
+
+    from omnimuse.media.clip import clip_of
+
+    return clip_of([Image.new("RGB", (LIBRARY_SIDE, LIBRARY_SIDE))] * frames)
 
 
 def _blanks(count: int) -> list[Picture]:

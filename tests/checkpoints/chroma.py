@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ChromaPipeline, ChromaTransformer2DModel
+from diffusers import ChromaImg2ImgPipeline, ChromaInpaintPipeline, ChromaPipeline, ChromaTransformer2DModel
 from torch import Tensor
 
 from tests.checkpoints import encoders, parts
-from tests.checkpoints.wishes import EULER, Family, Wish, of_picture, reference_of
+from tests.checkpoints.wishes import EULER, Family, Wish, halves, of_picture, photo, reference_of
 
 LONG = "Two squares, and a long story about them. " * 12
 
@@ -59,19 +59,30 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-class MaskedChroma(ChromaPipeline):
-    """The reference with the mask that it means (huggingface/diffusers#12116): its mask of ones and zeros is of floats,
-    which attention adds to the scores, and so hides no pad; one of bools does.
+def corrected(kind: Any) -> Any:
+    """A reference with the mask that it means (huggingface/diffusers#12116): its mask of ones and zeros is of floats,
+    which attention adds to the scores, and so hides no pad; one of bools does. That which draws a part of a picture
+    anew asks its network for an option of FLUX.1's, which is told that it has not.
     """
 
-    def _prepare_attention_mask(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        mask = super()._prepare_attention_mask(*args, **kwargs)
-        return None if mask is None else mask.to(torch.bool)
+    class Corrected(kind):  # type: ignore[misc]
+        def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+            self.transformer.register_to_config(guidance_embeds=False)
+            super().check_inputs(*args, **kwargs)
+
+        def _prepare_attention_mask(self, *args: Any, **kwargs: Any) -> Tensor | None:
+            mask = super()._prepare_attention_mask(*args, **kwargs)
+            return None if mask is None else mask.to(torch.bool)
+
+    return Corrected
 
 
-def _wish(prompt: str, negative: str | None, sizes: Sequence[int], guidance: float, seed: int, limit: int) -> Wish:
-    steps, height, width = sizes
-    return Wish(prompt, negative, replace(of_picture(steps, guidance, height, width, seed), max_sequence_length=limit))
+def _wish(
+    prompt: str, negative: str | None, sizes: Sequence[int], guidance: float, seed: int, limit: int, **given: Any
+) -> Wish:
+    (steps, height, width), strength = sizes, given.pop("strength", None)
+    params = replace(of_picture(steps, guidance, height, width, seed), max_sequence_length=limit, strength=strength)
+    return Wish(prompt, negative, params, **given)
 
 
 FAMILIES = (
@@ -83,8 +94,10 @@ FAMILIES = (
             _wish("a red circle", None, (3, 96, 64), 1.0, 8, 32),
             _wish("a star", None, (5, 32, 48), 5.0, 9, 24),
             _wish("a heart", "blurry, grey", (4, 48, 64), 3.0, 10, 16),
+            _wish("a cross", "grey", (6, 48, 64), 3.0, 11, 24, image=photo(50, 70), strength=0.5),
+            _wish("a moon", "", (5, 64, 48), 2.0, 12, 24, image=photo(50, 70), mask=halves(50, 70), strength=0.8),
         ),
-        reference=reference_of(MaskedChroma),
+        reference=reference_of(*map(corrected, (ChromaPipeline, ChromaImg2ImgPipeline, ChromaInpaintPipeline))),
         unable=EULER,
     ),
 )

@@ -13,13 +13,12 @@ from omnimuse.components.two_streams import TwoStreamInputs, TwoStreamStatic
 from omnimuse.core.guidance import NEGATIVE
 from omnimuse.models.bria.spec import SPEC
 from omnimuse.models.bria.transformer import BriaTransformer
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, limit_of
+from omnimuse.pipeline.two_streams import drawing
 
 
 def something(prompt: str) -> str | None:
@@ -52,15 +51,7 @@ class Bria(Pipeline):
     stages = (
         READ,
         replace(READ, branch=NEGATIVE, of=something),
-        InitLatents(packed_shape),
-        Denoise(
-            conditions=conditions,
-            inputs=inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            spacing="trained",
-        ),
-        DecodeImage(),
+        *drawing(conditions, inputs=inputs, spacing="trained"),
     )
 
 

@@ -1,6 +1,6 @@
 """Chroma as a pipeline: the declaration, and the one function that is really its own.
 
-Source: the reference pipeline of diffusers (ChromaPipeline).
+Source: the reference pipelines of diffusers (ChromaPipeline, ChromaImg2ImgPipeline, ChromaInpaintPipeline).
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from typing import Any
 
 from omnimuse.models.chroma.spec import SPEC
 from omnimuse.models.chroma.transformer import ChromaTransformer
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, Tokens, for_both_branches
-from omnimuse.pipeline.two_streams import two_stream_inputs
+from omnimuse.pipeline.two_streams import drawing
 
 
 def tokens(tokenizer: Any, prompt: str, limit: int) -> Tokens:
@@ -30,20 +28,14 @@ def tokens(tokenizer: Any, prompt: str, limit: int) -> Tokens:
 
 
 class Chroma(Pipeline):
-    """Text to picture."""
+    """Text, and perhaps a picture, to picture."""
 
     spec = SPEC
     stages = (
         *for_both_branches(EncodeText(tokens=tokens)),
-        InitLatents(packed_shape),
-        Denoise(
-            conditions=prepared(ChromaTransformer),
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            spacing="linear64",
-        ),
-        DecodeImage(),
+        EncodeImage(),
+        DrawImageLatents(),
+        *drawing(prepared(ChromaTransformer), start="image_latents"),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER
+from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER, SQUARE, own_transformer
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
@@ -74,15 +74,7 @@ def limits(configs: Configs) -> Limits:
     )
 
 
-DEFAULTS = DiffusionParams(
-    num_inference_steps=50,
-    guidance_scale=1.5,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=2048,
-    output_type="pil",
-)
+DEFAULTS = DiffusionParams(num_inference_steps=50, guidance_scale=1.5, max_sequence_length=2048).over(SQUARE)
 
 SPEC = Spec(
     arch="GlmImagePipeline",
@@ -90,11 +82,7 @@ SPEC = Spec(
     summary="GLM-Image: pictures from a text, and others changed by one; a language model says first what is in them",
     tasks=("text-to-image", "image-to-image"),
     components={
-        "transformer": Component(
-            ("GlmImageTransformer2DModel",),
-            network="omnimuse.models.glm_image.transformer:GlmImageTransformer",
-            rules="omnimuse.models.glm_image.weights:RULES",
-        ),
+        "transformer": own_transformer("glm_image", "GlmImageTransformer", "GlmImageTransformer2DModel"),
         "text_encoder": Component(("T5EncoderModel",)),
         "tokenizer": Component(("ByT5Tokenizer",)),
         LANGUAGE: Component(

@@ -8,9 +8,7 @@ Letters: C latent channels, f h w latent frames, height, width; H W those of the
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,12 +25,13 @@ from omnimuse.models.hunyuan_video15.transformer import (
     HunyuanVideoStatic,
     HunyuanVideoTransformer,
 )
+from omnimuse.pipeline.clips import first_latents
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.derive import EncodeGiven
 from omnimuse.pipeline.encode import pixels_in
-from omnimuse.pipeline.latents import InitLatents, clip_cells
+from omnimuse.pipeline.latents import InitLatents, clip_cells, clip_tokens
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.scaling import scaled
-from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
 from omnimuse.pipeline.video import DecodeClip, preview_middle_alone
@@ -86,47 +85,21 @@ def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     return channels, *clip_cells(configs, request)
 
 
-def video_tokens(configs: Configs, request: Request) -> int:
-    """Cells of latents."""
-    return prod(latent_shape(configs, request)[1:])
-
-
-@dataclass(frozen=True)
-class EncodeFirst(Stage):
-    """Writes `known`: latents whose first frame is that of the picture, and a mask that says so, float32.
-
-    [C + 1, f, h, w]; None without a picture. Encoded once for all outputs.
+def encode_first(ctx: Context, request: Request) -> Tensor:
+    """What the network is told of the first frame, float32 [C + 1, f, h, w]: latents that begin with those of the
+    picture, and a mask that says so.
     """
-
-    name: str = "encode picture"
-    reads: tuple[str, ...] = ("images",)
-    writes: tuple[str, ...] = ("known",)
-    uses: tuple[str, ...] = ("vae",)
-
-    def key(self, ctx: Context, state: State) -> Hashable | None:
-        params = state.request.params
-        size = (params.width, params.height, params.num_frames)
-        return (self, *size, *(picture.digest for picture in state["images"]))
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            state["known"] = self._encode(ctx, state.request) if state["images"] else None
-
-    def _encode(self, ctx: Context, request: Request) -> Tensor:
-        vae: Any = ctx.network("vae")
-        pixels = pixels_in(filled(ctx.configs, request, request.images[0]))[None, :, None]  # [1, 3, 1, H, W]
-        moments = vae.encode(pixels.to(ctx.device, vae.dtype), return_dict=False)[0]
-        first = scaled(vae, vae.config, moments.mode()[0]).float()  # [C, 1, h, w]
-        known = first.new_zeros(len(first) + 1, *latent_shape(ctx.configs, request)[1:])
-        known[:-1, :1], known[-1, 0] = first, 1.0
-        return known
+    first = first_latents(ctx, pixels_in(filled(ctx.configs, request, request.images[0])), exact=False)
+    known = first.new_zeros(len(first) + 1, *clip_cells(ctx.configs, request))
+    known[:-1, :1], known[-1, 0] = first, 1.0
+    return known
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> HunyuanVideoStatic:
     """The texts of a branch, the picture and the positions: the same at every step."""
     transformer = ctx.network(network)
     assert isinstance(transformer, HunyuanVideoTransformer)
-    size = latent_shape(ctx.configs, state.request)[1:]
+    size = clip_cells(ctx.configs, state.request)
     texts = state[f"{branch}_embeds"], state[f"{branch}_glyphs"]
     static = transformer.prepare(*texts, state["seen"], size, state["known"])
     told = transformer.config.use_meanflow and state["known"] is not None  # from text the reference tells it nothing
@@ -154,12 +127,12 @@ class HunyuanVideo(Pipeline):
             EncodeText(text="glyphs", of=glyphs, encoder="text_encoder_2", tokenizer="tokenizer_2", length=MAX_GLYPHS),
         ),
         SeePictures(fit=filled, processor="feature_extractor"),
-        EncodeFirst(),
+        EncodeGiven("known", encode_first, "encode picture"),
         InitLatents(latent_shape),
         Denoise(
             conditions=conditions,
             inputs=inputs,
-            token_count=video_tokens,
+            token_count=clip_tokens,
             preview=preview_middle_alone,
             spacing="linear64",
             texts=("embeds", "glyphs"),

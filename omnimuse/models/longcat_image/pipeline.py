@@ -12,13 +12,10 @@ import torch
 
 from omnimuse.models.longcat_image.spec import SPEC
 from omnimuse.models.longcat_image.transformer import LongCatImageTransformer
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, Tokens, for_both_branches
-from omnimuse.pipeline.two_streams import two_stream_inputs
+from omnimuse.pipeline.two_streams import drawing
 
 BEFORE = (
     "<|im_start|>system\nAs an image captioning expert, generate a descriptive text prompt based on an image content, "
@@ -65,15 +62,7 @@ class LongCatImage(Pipeline):
     spec = SPEC
     stages = (
         *for_both_branches(EncodeText(tokens=tokens)),
-        InitLatents(packed_shape),
-        Denoise(
-            conditions=prepared(LongCatImageTransformer),
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            spacing="linear64",
-        ),
-        DecodeImage(),
+        *drawing(prepared(LongCatImageTransformer)),
     )
 
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER
-from omnimuse.core.autoencoder import factor
+from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER, SQUARE, own_transformer, patched
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
 PATCH = 2  # latent pixels per token side
 MAX_TOKENS = 512
-MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never seen to draw
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class LongCatImageParams(FamilyParams):
 
 
 def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for. Latents are patched 2 x 2: sides are multiples of twice the VAE's factor."""
-    return Limits(size_multiple=PATCH * factor(configs["vae"]), max_side=MAX_SIDE, max_sequence_length=MAX_TOKENS)
+    """What a checkpoint can be asked for."""
+    return patched(MAX_TOKENS)(configs)
 
 
 def combination(extra: FamilyParams) -> Combination:
@@ -39,15 +37,7 @@ def combination(extra: FamilyParams) -> Combination:
     return Combination(match_norm=extra.enable_cfg_renorm, match_within=(extra.cfg_renorm_min, 1.0), patch=PATCH)
 
 
-DEFAULTS = DiffusionParams(
-    num_inference_steps=50,
-    guidance_scale=4.5,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=MAX_TOKENS,
-    output_type="pil",
-)
+DEFAULTS = DiffusionParams(num_inference_steps=50, guidance_scale=4.5, max_sequence_length=MAX_TOKENS).over(SQUARE)
 
 SPEC = Spec(
     arch="LongCatImagePipeline",
@@ -55,11 +45,7 @@ SPEC = Spec(
     summary="LongCat-Image: pictures with English and Chinese text in them; prompts are not rewritten",
     tasks=("text-to-image",),
     components={
-        "transformer": Component(
-            ("LongCatImageTransformer2DModel",),
-            network="omnimuse.models.longcat_image.transformer:LongCatImageTransformer",
-            rules="omnimuse.models.longcat_image.weights:RULES",
-        ),
+        "transformer": own_transformer("longcat_image", "LongCatImageTransformer", "LongCatImageTransformer2DModel"),
         "text_encoder": Component(("Qwen2_5_VLForConditionalGeneration",), part="model.language_model"),
         "tokenizer": Component(("Qwen2Tokenizer", "TokenizersBackend", "PreTrainedTokenizerFast")),
         "text_processor": Component((), built=False, optional=True),

@@ -18,15 +18,12 @@ from omnimuse.core.spec import Configs, Size
 from omnimuse.models.longcat_image import pipeline as longcat
 from omnimuse.models.longcat_image.transformer import LongCatImageTransformer
 from omnimuse.models.longcat_image_edit.spec import SPEC
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import ShowPictures, to_pixels
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.reading import PLACE, ReadWithPictures
 from omnimuse.pipeline.text import Tokens
-from omnimuse.pipeline.two_streams import two_stream_inputs
+from omnimuse.pipeline.two_streams import drawing
 
 BEFORE = (
     "<|im_start|>system\nAs an image editing expert, first analyze the content and attributes of the input image(s). "
@@ -65,16 +62,7 @@ class LongCatImageEdit(Pipeline):
         READ,
         replace(READ, branch=NEGATIVE),
         ShowPictures(prepare),
-        InitLatents(packed_shape),
-        Denoise(
-            conditions=prepared(LongCatImageTransformer, "shown"),
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            spacing="linear64",
-            given=("shown",),
-        ),
-        DecodeImage(),
+        *drawing(prepared(LongCatImageTransformer, "shown"), given=("shown",)),
     )
 
 

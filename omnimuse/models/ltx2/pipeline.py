@@ -8,13 +8,12 @@ Letters: c f h w channels, frames, height, width of the video's latents; a l m c
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from types import MappingProxyType
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,73 +24,32 @@ from omnimuse.core.output import TextRead
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.models.ltx2.spec import ISOLATED, SPEC, LTX2Params, count_registers, sound_size, video_size
-from omnimuse.models.ltx2.start import EncodeFirst, InitBoth
+from omnimuse.models.ltx2.start import encode_first, start_noise
 from omnimuse.models.ltx2.transformer import LTX2Inputs, LTX2Static, LTX2Transformer
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.derive import Derive, EncodeGiven
+from omnimuse.pipeline.latents import clip_tokens
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context, Stage, Step
+from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.text import text_of
+from omnimuse.pipeline.text import EncodeText
 from omnimuse.pipeline.video import DecodeClip, preview_middle_alone
 
-TEXTS = ("video_text", "sound_text")
 LEAST = 2
 """Latents a side that the decoder of videos needs: it mirrors them at the edges."""
 
 
 @dataclass(frozen=True)
-class OfText(Stage):
-    """A stage for the prompt of `branch`, whose slots hold None where a request does not need it."""
-
-    branch: str = POSITIVE
-
-    @property
-    def source(self) -> str:
-        """The field of a request that is read."""
-        return "prompt" if self.branch == POSITIVE else "negative_prompt"
-
-    def key(self, ctx: Context, state: State) -> Hashable | None:
-        if self.branch not in state.request.branches:
-            return "not needed"
-        return (self, text_of(ctx, state, self.source), state.request.params.max_sequence_length)
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            needed = self.branch in state.request.branches
-            made = self.make(ctx, state) if needed else (None,) * len(self.writes)
-            for slot, value in zip(self.writes, made, strict=True):
-                state[slot] = value
-
-    @abstractmethod
-    def make(self, ctx: Context, state: State) -> Sequence[Any]:
-        """What the slots hold."""
-
-
-@dataclass(frozen=True)
-class ReadText(OfText):
-    """Writes every hidden state of the text encoder, side by side, and which tokens are no pads: [1, L, *] and [1, L].
+class ReadText(EncodeText):
+    """Takes every hidden state of the text encoder, side by side, and which tokens are no pads: [1, L, *] and [1, L].
 
     A text is filled up with pads on the left, whatever side its tokenizer has them on.
     """
 
-    uses: tuple[str, ...] = ("text_encoder", "tokenizer")
-    lendable: ClassVar[bool] = True
+    text: str = "states"
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"read {self.source.replace('_', ' ')}"
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.source,)
-
-    @property
-    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (f"{self.branch}_states",)
-
-    def make(self, ctx: Context, state: State) -> Sequence[Any]:
-        limit = state.request.params.max_sequence_length or ctx.limits.max_sequence_length
-        text, tokenizer = text_of(ctx, state, self.source).strip(), ctx.components["tokenizer"]
+    def encode(self, ctx: Context, text: str, limit: int) -> tuple[tuple[Tensor, Tensor], TextRead]:
+        tokenizer, text = ctx.components[self.tokenizer], text.strip()
         if limit % (registers := count_registers(ctx.configs)):
             near = limit // registers * registers or registers
             raise RequestError(
@@ -100,36 +58,25 @@ class ReadText(OfText):
         tokens = tokenizer(text, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
         count = int(tokens.attention_mask.sum())
         whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] if count == limit else count
-        why = f"max_sequence_length={limit}" if whole > count else ""
-        state.notes[self.name] = TextRead(self.source, "text_encoder", count, whole - count, why)
         order = tokens.attention_mask[0].argsort(stable=True)  # pads first
         ids, mask = (each[:, order].to(ctx.device) for each in (tokens.input_ids, tokens.attention_mask))
-        output = ctx.network("text_encoder")(ids, attention_mask=mask, output_hidden_states=True)
-        return [(torch.stack(output.hidden_states, dim=-1).flatten(2, 3), mask)]
+        output = ctx.network(self.encoder)(ids, attention_mask=mask, output_hidden_states=True)
+        states = torch.stack(output.hidden_states, dim=-1).flatten(2, 3)
+        return (states, mask), self.told(count, whole, limit)
 
 
-@dataclass(frozen=True)
-class Connect(OfText):
-    """Writes what the network reads of a prompt, for video and for sound: [L, D] each."""
+def connected(read: ReadText) -> Derive:
+    """What the network reads of a prompt, for video and for sound: [L, D] each; None where it is not needed."""
+    [states] = read.writes
 
-    uses: tuple[str, ...] = ("connectors",)
+    def make(ctx: Context, state: State) -> Sequence[tuple[Tensor, Tensor] | None]:
+        if state[states] is None:
+            return [None]
+        video, sound, _ = ctx.network("connectors")(*state[states], padding_side="left")
+        return [(video[0], sound[0])]
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"connect {self.source.replace('_', ' ')}"
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.source, f"{self.branch}_states")
-
-    @property
-    def writes(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"{self.branch}_{text}" for text in TEXTS)
-
-    def make(self, ctx: Context, state: State) -> Sequence[Any]:
-        states, mask = state[f"{self.branch}_states"]
-        video, sound, _ = ctx.network("connectors")(states, mask, padding_side="left")
-        return video[0], sound[0]
+    name, reads = f"connect {read.source.replace('_', ' ')}", (read.source, states)
+    return Derive(make, name, reads, (f"{read.branch}_texts",), ("connectors",), same=read.key)
 
 
 def parted(configs: Configs, request: Request, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,60 +126,27 @@ def guide(clean: Mapping[str, Tensor], scale: float, modality_scale: float, resc
     return rescale * (found * (plain.std() / found.std())) + (1 - rescale) * found if rescale else found
 
 
-@dataclass(frozen=True)
-class Part(Stage):
-    """From `latents` to `video_latents` [c, f, h, w] and `sound_latents` [a, l, m]."""
-
-    name: str = "part"
-    reads: tuple[str, ...] = ("latents",)
-    writes: tuple[str, ...] = ("video_latents", "sound_latents")
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            both = parted(ctx.configs, state.request, state["latents"])
-            state["video_latents"], state["sound_latents"] = both
+def part(ctx: Context, state: State) -> Sequence[Tensor]:
+    """Finished latents of both as [c, f, h, w] and [a, l, m]."""
+    return parted(ctx.configs, state.request, state["latents"])
 
 
-@dataclass(frozen=True)
-class DecodeBands(Stage):
-    """From `sound_latents` to `bands` of a sound, [1, channels, frames, bands]; None for output "latent"."""
-
-    name: str = "decode bands"
-    reads: tuple[str, ...] = ("sound_latents",)
-    writes: tuple[str, ...] = ("bands",)
-    uses: tuple[str, ...] = ("audio_vae",)
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            wanted = state.request.params.output_type == "latent"
-            state["bands"] = None if wanted else self._decode(ctx, state["sound_latents"])
-
-    def _decode(self, ctx: Context, latents: Tensor) -> Tensor:
-        vae: Any = ctx.network("audio_vae")
-        tokens = latents.transpose(0, 1).flatten(1)  # [l, a m]: statistics are of these
-        tokens = tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens)
-        scaled = tokens.unflatten(1, (len(latents), -1)).transpose(0, 1)[None]  # [1, a, l, m]
-        return vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+def decode_bands(ctx: Context, state: State) -> Sequence[Tensor | None]:
+    """The bands of a sound, [1, channels, frames, bands]; None for output "latent"."""
+    if state.request.params.output_type == "latent":
+        return [None]
+    vae: Any = ctx.network("audio_vae")
+    latents = state["sound_latents"]
+    tokens = latents.transpose(0, 1).flatten(1)  # [l, a m]: statistics are of these
+    tokens = tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens)
+    scaled = tokens.unflatten(1, (len(latents), -1)).transpose(0, 1)[None]  # [1, a, l, m]
+    return [vae.decode(scaled.to(vae.dtype), return_dict=False)[0]]
 
 
-@dataclass(frozen=True)
-class Sound(Stage):
-    """From `bands` to `sound`: float32 [channels, samples]; `sound_latents` themselves where there are none."""
-
-    name: str = "sound"
-    reads: tuple[str, ...] = ("bands", "sound_latents")
-    writes: tuple[str, ...] = ("sound",)
-    uses: tuple[str, ...] = ("vocoder",)
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            bands, latents = state["bands"], state["sound_latents"]
-            state["sound"] = latents if bands is None else ctx.network("vocoder")(bands)[0].float()
-
-
-def video_tokens(configs: Configs, request: Request) -> int:
-    """Those of the video, which alone move the shift."""
-    return prod(video_size(configs, request)[1:])
+def sound(ctx: Context, state: State) -> Sequence[Tensor]:
+    """What bands sound like: float32 [channels, samples]; the latents themselves where there are none."""
+    bands, latents = state["bands"], state["sound_latents"]
+    return [latents if bands is None else ctx.network("vocoder")(bands)[0].float()]
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> LTX2Static:
@@ -240,9 +154,8 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> LTX2Sta
     transformer, request = ctx.network(network), state.request
     assert isinstance(transformer, LTX2Transformer) and request.params.fps
     source = POSITIVE if branch == ISOLATED else branch
-    texts = state[f"{source}_video_text"], state[f"{source}_sound_text"]
     sizes = video_size(ctx.configs, request), sound_size(ctx.configs, request)
-    static = transformer.prepare(texts, *sizes, request.params.fps, together=branch != ISOLATED)
+    static = transformer.prepare(state[f"{source}_texts"], *sizes, request.params.fps, together=branch != ISOLATED)
     return static if state["first"] is None else static.begun()
 
 
@@ -251,30 +164,31 @@ def inputs(ctx: Context, static: LTX2Static, latents: Tensor, timestep: Tensor) 
     return LTX2Inputs(latents, timestep, static)
 
 
+READ = (ReadText(), ReadText(branch=NEGATIVE))
+
+
 class LTX2(Pipeline):
     """Text, and perhaps the first frame, to video with sound."""
 
     spec = SPEC
     stages = (
-        ReadText(),
-        Connect(),
-        ReadText(branch=NEGATIVE),
-        Connect(branch=NEGATIVE),
-        EncodeFirst(),
-        InitBoth(),
+        *READ,
+        *(connected(read) for read in READ),
+        EncodeGiven("first", encode_first, "encode first frame"),
+        Derive(start_noise, "init latents", ("first",), ("noise",)),
         DenoiseBoth(
             conditions=conditions,
             inputs=inputs,
-            token_count=video_tokens,
+            token_count=clip_tokens,  # sound does not move the shift
             preview=partial(preview_middle_alone, least=LEAST),
             spacing="linear64",
-            texts=TEXTS,
+            texts=("texts",),
             given=("first",),
         ),
-        Part(),
+        Derive(part, "part", ("latents",), ("video_latents", "sound_latents")),
         DecodeClip(latents="video_latents", tile=512, stride=448, least=LEAST),
-        DecodeBands(),
-        Sound(),
+        Derive(decode_bands, "decode bands", ("sound_latents",), ("bands",), uses=("audio_vae",)),
+        Derive(sound, "sound", ("bands", "sound_latents"), ("sound",), uses=("vocoder",)),
     )
     results = MappingProxyType({"video": "video", "audio": "sound"})
 

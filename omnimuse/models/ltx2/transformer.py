@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.components.wide_attention import WideAttention
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
 from omnimuse.layers.embedding import TimestepEmbedding
@@ -406,8 +406,8 @@ class LTX2Block(Block[LTX2Cond]):
         told, asked, sound_gate = self.sound.meet(sound, cond.sound, cond.together)
         v, s = cond.video, cond.sound
         ropes = v.meeting_rope, s.meeting_rope
-        video = video + gate * self.to_video(asking, v.layout, told, s.layout, ropes)
-        sound = sound + sound_gate * self.to_sound(asked, s.layout, telling, v.layout, ropes[::-1])
+        video = video + gate * self.to_video.turning(asking, v.layout, told, s.layout, ropes)
+        sound = sound + sound_gate * self.to_sound.turning(asked, s.layout, telling, v.layout, ropes[::-1])
         return cond.join(self.video.finish(video, v), self.sound.finish(sound, s))
 
     def probe(self, hidden: Tensor, cond: LTX2Cond) -> Tensor:
@@ -424,7 +424,7 @@ class LTX2Stream(nn.Module):
         self.dim = dim
         self.norm = nn.RMSNorm(dim, EPS, elementwise_affine=False)
         self.attention = LTX2Attention(dim, dim, dim, heads, "self", split)
-        self.text_attention = LTX2Attention(dim, dim, dim, heads, "cross", split)
+        self.text_attention = WideAttention(dim, dim, dim, heads, "cross", EPS)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
         self.meeting_table = nn.Parameter(torch.zeros(5, dim))
@@ -438,7 +438,7 @@ class LTX2Stream(nn.Module):
         """Tokens after the attention among them and the one to the text."""
         gate, layout = self._mods(cond)[2], cond.layout
         seen = self.enter(x, cond)
-        x = x + self.attention(seen, layout, seen, layout, (cond.rope, cond.rope)) * gate
+        x = x + self.attention.turning(seen, layout, seen, layout, (cond.rope, cond.rope)) * gate
         return x + self.text_attention(self.norm(x), layout, cond.text, cond.text_layout)
 
     def meet(self, x: Tensor, cond: PartCond, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -460,32 +460,19 @@ class LTX2Stream(nn.Module):
         return cond.expand(self.scale_shift_table.flatten() + cond.time).chunk(6, dim=-1)
 
 
-class LTX2Attention(nn.Module):
-    """Attention of tokens to others, or to themselves; queries and keys are normed over all heads together."""
+class LTX2Attention(WideAttention):
+    """The same, of tokens that turn by where they stand."""
 
     def __init__(self, dim: int, other: int, inner: int, heads: int, role: str, split: bool) -> None:
-        super().__init__()
+        super().__init__(dim, other, inner, heads, role, EPS)
         self.split = split
-        self.to_q = nn.Linear(dim, inner)
-        self.to_kv = nn.Linear(other, 2 * inner)
-        self.norm_q = nn.RMSNorm(inner, EPS)
-        self.norm_k = nn.RMSNorm(inner, EPS)
-        self.core = Attention(heads, inner // heads, role, category="self" if role == "self" else "cross")
-        self.to_out = nn.Linear(inner, dim)
 
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        others: Tensor,
-        other_layout: Layout,
-        ropes: tuple[Tensor, Tensor] | None = None,
+    def turning(
+        self, x: Tensor, layout: Layout, others: Tensor, other_layout: Layout, ropes: tuple[Tensor, Tensor]
     ) -> Tensor:
-        k, v = self.to_kv(others).chunk(2, dim=-1)
-        q, k, v = (y.unflatten(-1, (self.core.num_heads, -1)) for y in (self.norm_q(self.to_q(x)), self.norm_k(k), v))
-        if ropes is not None:
-            q, k = self._turn(q, ropes[0]), self._turn(k, ropes[1])
-        return self.to_out(self.core(q, k, v, layout, kv_layout=other_layout).flatten(-2))  # [B, S, D]
+        q, k, v = self.enter(x, others)
+        q, k = self._turn(q, ropes[0]), self._turn(k, ropes[1])
+        return self.to_out(self.core(q, k, v, layout, kv_layout=other_layout).flatten(-2))  # [B, S, dim]
 
     def _turn(self, x: Tensor, rope: Tensor) -> Tensor:
         """[B, S, N, H], every head by angles of its own. Numbers half a head apart are made neighbours first, in

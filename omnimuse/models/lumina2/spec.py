@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omnimuse.components.entries import GEMMA2, latent_model
+from omnimuse.components.entries import GEMMA2, SQUARE, latent_model, own_transformer
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.caches import Fits, TeaFit
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+from omnimuse.core.spec import Configs, Limits, Spec, Variant
 
 SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
@@ -49,15 +49,7 @@ def combination(extra: FamilyParams) -> Combination:
     return Combination(match_norm=extra.cfg_normalization, per="line", until=extra.cfg_trunc_ratio)
 
 
-DEFAULTS = DiffusionParams(
-    num_inference_steps=30,
-    guidance_scale=4.0,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=256,
-    output_type="pil",
-)
+DEFAULTS = DiffusionParams(num_inference_steps=30, guidance_scale=4.0, max_sequence_length=256).over(SQUARE)
 
 # Fitted to Lumina-Image 2.0 by the method's authors (github.com/ali-vilab/TeaCache, TeaCache4Lumina2, version 2).
 FITS = Fits(
@@ -72,14 +64,7 @@ SPEC = Spec(
     family="lumina2",
     summary="Lumina-Image 2.0: pictures from text, one stream of caption and image tokens",
     tasks=("text-to-image",),
-    components=latent_model(
-        Component(
-            ("Lumina2Transformer2DModel",),
-            network="omnimuse.models.lumina2.transformer:LuminaTransformer",
-            rules="omnimuse.models.lumina2.weights:RULES",
-        ),
-        GEMMA2,
-    ),
+    components=latent_model(own_transformer("lumina2", "LuminaTransformer", "Lumina2Transformer2DModel"), GEMMA2),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
     limits=limits,

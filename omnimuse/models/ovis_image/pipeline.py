@@ -9,13 +9,10 @@ from typing import Any
 
 from omnimuse.models.ovis_image.spec import SPEC
 from omnimuse.models.ovis_image.transformer import OvisImageTransformer
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, for_both_branches
-from omnimuse.pipeline.two_streams import two_stream_inputs
+from omnimuse.pipeline.two_streams import drawing
 
 SYSTEM = (
     "Describe the image by detailing the color, quantity, text, shape, size, texture, spatial relationships of the "
@@ -36,15 +33,7 @@ class OvisImage(Pipeline):
     spec = SPEC
     stages = (
         *for_both_branches(EncodeText(template=chat, pad=True, zeroed=True, drop=DROPPED)),
-        InitLatents(packed_shape),
-        Denoise(
-            conditions=prepared(OvisImageTransformer),
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            spacing="linear64",
-        ),
-        DecodeImage(),
+        *drawing(prepared(OvisImageTransformer)),
     )
 
 

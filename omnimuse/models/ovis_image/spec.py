@@ -5,29 +5,12 @@ Source: the published checkpoint's `model_index.json` and card, and the referenc
 
 from __future__ import annotations
 
-from omnimuse.components.entries import QWEN3, latent_model
-from omnimuse.core.autoencoder import factor
+from omnimuse.components.entries import QWEN3, SQUARE, latent_model, own_transformer, patched
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+from omnimuse.core.spec import Spec, Variant
 
-MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never seen to draw
-
-
-def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for. Latents are patched 2 x 2: sides are multiples of twice the VAE's factor."""
-    return Limits(size_multiple=2 * factor(configs["vae"]), max_side=MAX_SIDE, max_sequence_length=256)
-
-
-DEFAULTS = DiffusionParams(
-    num_inference_steps=50,
-    guidance_scale=5.0,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=256,
-    output_type="pil",
-)
+DEFAULTS = DiffusionParams(num_inference_steps=50, guidance_scale=5.0, max_sequence_length=256).over(SQUARE)
 
 SPEC = Spec(
     arch="OvisImagePipeline",
@@ -35,16 +18,11 @@ SPEC = Spec(
     summary="Ovis-Image: pictures with text in them, separate streams of text and image that become one",
     tasks=("text-to-image",),
     components=latent_model(
-        Component(
-            ("OvisImageTransformer2DModel",),
-            network="omnimuse.models.ovis_image.transformer:OvisImageTransformer",
-            rules="omnimuse.models.ovis_image.weights:RULES",
-        ),
-        QWEN3,
+        own_transformer("ovis_image", "OvisImageTransformer", "OvisImageTransformer2DModel"), QWEN3
     ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
-    limits=limits,
+    limits=patched(256),
     guidance=Guidance(),
     variants=(Variant("Ovis-Image-7B", ("AIDC-AI/Ovis-Image-7B",), DEFAULTS),),
 )

@@ -10,14 +10,11 @@ from typing import Any
 
 from omnimuse.models.qwen_image.spec import SPEC
 from omnimuse.models.qwen_image.transformer import QwenTransformer
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
-from omnimuse.pipeline.two_streams import two_stream_inputs
+from omnimuse.pipeline.two_streams import drawing
 
 BEFORE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -41,16 +38,7 @@ class QwenImage(Pipeline):
         *for_both_branches(EncodeText(template=described, take=HiddenState(-1), drop=DROPPED)),
         EncodeImage(),
         DrawImageLatents(),
-        InitLatents(packed_shape),
-        Denoise(
-            conditions=prepared(QwenTransformer),
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            start="image_latents",
-            spacing="linear64",
-        ),
-        DecodeImage(),
+        *drawing(prepared(QwenTransformer), start="image_latents"),
     )
 
 

@@ -7,24 +7,18 @@ leave blank. The reference draws without guidance where nobody gives one; here t
 
 from __future__ import annotations
 
-from omnimuse.core.autoencoder import factor
+from omnimuse.components.entries import SCHEDULER, SQUARE, own_transformer, patched
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
 PATCH = 2  # latent pixels per token side
-MAX_SIDE = 4096  # the positions end far beyond; the model was never seen to draw there
 MAX_SEQUENCE_LENGTH = 1024
 
 
 def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for: sides are whole patches of latents."""
-    return Limits(
-        size_multiple=PATCH * factor(configs["vae"]),
-        max_side=MAX_SIDE,
-        max_images=1,
-        max_sequence_length=MAX_SEQUENCE_LENGTH,
-    )
+    """What a checkpoint can be asked for."""
+    return patched(MAX_SEQUENCE_LENGTH, images=1)(configs)
 
 
 def combination(extra: FamilyParams) -> Combination:
@@ -32,15 +26,8 @@ def combination(extra: FamilyParams) -> Combination:
     return Combination(match_norm=True, patch=PATCH)
 
 
-DEFAULTS = DiffusionParams(
-    num_inference_steps=50,
-    true_cfg_scale=4.0,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=512,
-    strength=0.6,
-    output_type="pil",
+DEFAULTS = DiffusionParams(num_inference_steps=50, true_cfg_scale=4.0, max_sequence_length=512, strength=0.6).over(
+    SQUARE
 )
 
 SPEC = Spec(
@@ -49,15 +36,11 @@ SPEC = Spec(
     summary="Qwen-Image: pictures from text, with words in them; two streams, and a language model reads the prompt",
     tasks=("text-to-image", "image-to-image"),
     components={
-        "transformer": Component(
-            ("QwenImageTransformer2DModel",),
-            network="omnimuse.models.qwen_image.transformer:QwenTransformer",
-            rules="omnimuse.models.qwen_image.weights:RULES",
-        ),
+        "transformer": own_transformer("qwen_image", "QwenTransformer", "QwenImageTransformer2DModel"),
         "text_encoder": Component(("Qwen2_5_VLForConditionalGeneration",), part="model.language_model"),
         "tokenizer": Component(("Qwen2Tokenizer",)),
         "vae": Component(("AutoencoderKLQwenImage",), network="omnimuse.models.qwen_image.autoencoder:QwenAutoencoder"),
-        "scheduler": Component((), built=False),
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"true_cfg_scale", "strength"}),

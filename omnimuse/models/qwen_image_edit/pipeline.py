@@ -19,15 +19,12 @@ from omnimuse.core.spec import Configs, Size
 from omnimuse.models.qwen_image.pipeline import AFTER
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.models.qwen_image_edit.spec import SPEC, EditParams
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import KeepPicture, ShowPictures, pixels_in, resized
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.prepared import prepared
 from omnimuse.pipeline.reading import PLACE, Framed, ReadWithPictures
 from omnimuse.pipeline.region import seen, seen_size
-from omnimuse.pipeline.two_streams import two_stream_inputs
+from omnimuse.pipeline.two_streams import drawing
 
 BEFORE = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
@@ -65,17 +62,7 @@ READ = ReadWithPictures(Framed(framed, DROPPED), read_sizes)
 AFTER_READING = (
     ShowPictures(prepare),
     KeepPicture(),
-    InitLatents(packed_shape),
-    Denoise(
-        conditions=prepared(QwenTransformer, "shown"),
-        inputs=two_stream_inputs,
-        token_count=packed_tokens,
-        preview=preview_by_decoding,
-        start="image_latents",
-        spacing="linear64",
-        given=("shown",),
-    ),
-    DecodeImage(),
+    *drawing(prepared(QwenTransformer, "shown"), given=("shown",), start="image_latents"),
 )
 
 

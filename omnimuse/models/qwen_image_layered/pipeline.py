@@ -7,7 +7,6 @@ channel, what can be seen through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from omnimuse.core.spec import Configs
 from omnimuse.models.qwen_image.pipeline import DROPPED, described
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.models.qwen_image_layered.spec import SPEC, LayeredParams
-from omnimuse.pipeline.decode import DecodeImage, decode, preview_by_decoding
+from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import ShowPictures, to_pixels
 from omnimuse.pipeline.latents import InitLatents, cells, packed_shape, packed_tokens
@@ -71,14 +70,8 @@ def preview(ctx: Context, latents: Tensor) -> Tensor:
 class DecodeLayers(DecodeImage):
     """From `latents` [C, F, h, w] to `image`: float32 [layers, 4, H, W] in [0, 1]; or the latents themselves."""
 
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            latents = state["latents"]
-            wants_latents = state.request.params.output_type == "latent"
-            layers = latents.unbind(1)[1:]
-            state["image"] = (
-                latents if wants_latents else torch.stack([decode(ctx, self.vae, each, ctx.tiling) for each in layers])
-            )
+    def decode(self, ctx: Context, latents: Tensor) -> Tensor:
+        return torch.stack([super(DecodeLayers, self).decode(ctx, each) for each in latents.unbind(1)[1:]])
 
 
 class QwenImageLayered(Pipeline):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from omnimuse.components.entries import CLIP_PROJECTED, T5, Reader, latent_model
+from omnimuse.components.entries import CLIP_PROJECTED, SQUARE, T5, Reader, latent_model, own_transformer
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+from omnimuse.core.spec import Configs, Limits, Spec, Variant
 
 PATCH = 2  # latent pixels per token side
 MAX_SEQUENCE_LENGTH = 512  # of the third text encoder
@@ -72,15 +72,8 @@ def first(configs: Configs) -> str:
     return "" if configs["transformer"].get("qk_norm") else "its transformer does not norm queries and keys"
 
 
-DEFAULTS = DiffusionParams(
-    num_inference_steps=28,
-    guidance_scale=7.0,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=256,
-    strength=0.6,
-    output_type="pil",
+DEFAULTS = DiffusionParams(num_inference_steps=28, guidance_scale=7.0, max_sequence_length=256, strength=0.6).over(
+    SQUARE
 )
 
 OPTIONAL_T5 = Reader(*(replace(part, optional=True) for part in T5))
@@ -92,11 +85,7 @@ SPEC = Spec(
     summary="Stable Diffusion 3 and 3.5: pictures from text, two streams, three text encoders",
     tasks=("text-to-image", "image-to-image"),
     components=latent_model(
-        Component(
-            ("SD3Transformer2DModel",),
-            network="omnimuse.models.stable_diffusion_3.transformer:Sd3Transformer",
-            rules="omnimuse.models.stable_diffusion_3.weights:RULES",
-        ),
+        own_transformer("stable_diffusion_3", "Sd3Transformer", "SD3Transformer2DModel"),
         CLIP_PROJECTED,
         CLIP_PROJECTED,
         OPTIONAL_T5,

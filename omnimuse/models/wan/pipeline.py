@@ -1,8 +1,8 @@
 """Wan as a pipeline, from text, pictures or a video to video: the declaration, and the few functions that are its own.
 
-Source: the reference pipelines of diffusers (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline).
-Each expert is guided where its own
-scale is above 1; the reference looks at the first scale alone, so the two differ where exactly one scale is 1 or less.
+Source: the reference pipelines of diffusers (WanPipeline, WanImageToVideoPipeline, WanVideoToVideoPipeline). Each
+expert is guided where its own scale is above 1; the reference looks at the first scale alone, so the two differ where
+exactly one scale is 1 or less.
 
 Letters: C latent channels, f h w latent frames, height, width.
 """
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.request import Request
-from omnimuse.core.spec import OPTIONS, Configs
-from omnimuse.models.wan.pictures import EncodeKnown, PutBackFirst, with_first
-from omnimuse.models.wan.spec import SPEC, boundary_ratio, latent_channels, patch_size
+from omnimuse.core.spec import Configs
+from omnimuse.models.wan.given import encode_frames, encode_video, put_back, with_first
+from omnimuse.models.wan.spec import SPEC, boundary_ratio, is_timed, latent_channels, patch_size
 from omnimuse.models.wan.transformer import WanInputs, WanStatic, WanTransformer
-from omnimuse.models.wan.videos import EncodeClip
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.derive import Derive, EncodeGiven
 from omnimuse.pipeline.latents import InitLatents, clip_cells
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
@@ -72,27 +72,46 @@ def video_tokens(configs: Configs, request: Request) -> int:
     return prod(latent_shape(configs, request)[1:]) // prod(patch_size(configs))
 
 
-def conditions(ctx: Context, state: State, network: str, branch: str) -> WanStatic:
-    """The prompt of a branch and the pictures as that network embeds them, and positions: the same at every step."""
+def static_of(ctx: Context, state: State, network: str, branch: str, seen: Tensor | None = None) -> WanStatic:
+    """The prompt of a branch and what is `seen` in pictures as that network embeds them, and positions."""
     transformer = ctx.network(network)
     assert isinstance(transformer, WanTransformer)
-    _, f, h, w = latent_shape(ctx.configs, state.request)
-    static = transformer.prepare(state[f"{branch}_embeds"], f, h, w, seen=state["seen"])
-    return replace(static, known=state["known"])
+    return transformer.prepare(state[f"{branch}_embeds"], *clip_cells(ctx.configs, state.request), seen=seen)
+
+
+def conditions(ctx: Context, state: State, network: str, branch: str) -> WanStatic:
+    """The same with the pictures themselves: what does not change from step to step."""
+    return replace(static_of(ctx, state, network, branch, state["seen"]), known=state["known"])
+
+
+def times_of(ctx: Context, latents: Tensor, timestep: Tensor) -> Tensor:
+    """The time of a row, or with `expand_timesteps` that of every token, which those of a frame share: [P]."""
+    return timestep.expand(latents.shape[1] // patch_size(ctx.configs)[0] if is_timed(ctx.configs) else 1)
 
 
 def inputs(ctx: Context, static: WanStatic, latents: Tensor, timestep: Tensor) -> WanInputs:
-    """One row. Checkpoints with `expand_timesteps` are told the time of every token; those of a frame share it, and
-    those of a frame that is given have none.
-    """
-    timed = ctx.configs[OPTIONS].get("expand_timesteps")
-    times = timestep.expand(latents.shape[1] // patch_size(ctx.configs)[0] if timed else 1)
+    """One row. Tokens of a frame that is given have no time."""
+    times = times_of(ctx, latents, timestep)
     match static:
-        case WanStatic(known=Tensor() as first) if timed:
+        case WanStatic(known=Tensor() as first) if is_timed(ctx.configs):
             latents, times = with_first(latents, first), torch.cat([torch.zeros_like(times[:1]), times[1:]])
         case WanStatic(known=Tensor() as told):
             latents = torch.cat([latents, told])
     return WanInputs(latents, times, static)
+
+
+READ = for_both_branches(EncodeText(template=clean, pad=True, zeroed=True))
+DENOISE = Denoise(
+    conditions=conditions,
+    inputs=inputs,
+    token_count=video_tokens,
+    preview=preview_middle_frame,
+    networks=(HIGH_NOISE, LOW_NOISE),
+    expert=expert,
+    spacing="scheduler",
+    given=("seen", "known"),
+    start="clip_latents",
+)
 
 
 class Wan(Pipeline):
@@ -100,23 +119,13 @@ class Wan(Pipeline):
 
     spec = SPEC
     stages = (
-        *for_both_branches(EncodeText(template=clean, pad=True, zeroed=True)),
+        *READ,
         SeePictures(layer=-2),
-        EncodeKnown(),
-        EncodeClip(),
+        EncodeGiven("known", encode_frames),
+        EncodeGiven("clip_latents", encode_video, "encode video", reads=("videos",)),
         InitLatents(latent_shape),
-        Denoise(
-            conditions=conditions,
-            inputs=inputs,
-            token_count=video_tokens,
-            preview=preview_middle_frame,
-            networks=(HIGH_NOISE, LOW_NOISE),
-            expert=expert,
-            spacing="scheduler",
-            given=("seen", "known"),
-            start="clip_latents",
-        ),
-        PutBackFirst(),
+        DENOISE,
+        Derive(put_back, "put back the first frame", ("latents", "known"), ("video_latents",)),
         DecodeVideo(latents="video_latents"),
     )
     results = MappingProxyType({"video": "video"})

@@ -8,6 +8,7 @@ differ in what they say of themselves: `boundary_ratio` (two experts: `transform
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import lcm
 from typing import Any, cast
 
@@ -50,6 +51,11 @@ def boundary_ratio(configs: Configs) -> float | None:
     return None if ratio is None else float(cast(float, ratio))
 
 
+def is_timed(configs: Configs) -> bool:
+    """Whether the network is told a time for every token."""
+    return bool(configs[OPTIONS].get("expand_timesteps"))
+
+
 def latent_channels(configs: Configs) -> int:
     """Channels of the latents that are drawn: those that come out of the network."""
     transformer = cast(Mapping[str, Any], configs["transformer"])
@@ -62,7 +68,7 @@ def pictures(configs: Configs) -> tuple[int, int]:
     A network with a time for every token may be shown the first frame. Others need channels for frames that are given;
     one that sees pictures by an image encoder has places for one or for two. ModelError for other channels.
     """
-    if configs[OPTIONS].get("expand_timesteps"):
+    if is_timed(configs):
         return 0, 1
     transformer, drawn = cast(Mapping[str, Any], configs["transformer"]), latent_channels(configs)
     taken = int(transformer.get("in_channels") or drawn)
@@ -89,14 +95,23 @@ def strength(configs: Configs) -> DiffusionParams:
 
 
 def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for: whole patches, and no more of them along a side than it has positions."""
+    """What a checkpoint can be asked for: a video with a last frame has others before it."""
+    images = pictures(configs)
+    found = bounds(configs, images=images, videos=(0, videos(configs)))
+    return replace(found, min_frames=found.frame_step + 1) if images[1] > 1 else found
+
+
+def bounds(configs: Configs, *, images: tuple[int, int], videos: tuple[int, int]) -> Limits:
+    """The same of a network that must and may be given so many of each: whole patches, and no more of them along a side
+    than it has positions.
+    """
     (temporal, spatial), (_, height, width) = factors(configs), patch_size(configs)
     positions = int(cast(Mapping[str, Any], configs["transformer"]).get("rope_max_seq_len") or 1024)
     multiple = spatial * lcm(height, width)
-    least, most = pictures(configs)
+    (least, most), (least_videos, most_videos) = images, videos
     alone = "this checkpoint has one network for all noise levels; leave it out"
     refuses = {} if boundary_ratio(configs) is not None else dict.fromkeys(EXPERTS, alone)
-    if not videos(configs):
+    if not most_videos:
         refuses["strength"] = "this checkpoint starts from no video, of which it would say how much changes"
     return Limits(
         size_multiple=multiple,
@@ -107,9 +122,9 @@ def limits(configs: Configs) -> Limits:
         rounding="down",
         refuses=refuses,
         frame_step=temporal,
-        min_frames=temporal + 1 if most > 1 else 1,
         max_frames=temporal * (positions - 1) + 1,
-        max_videos=videos(configs),
+        min_videos=least_videos,
+        max_videos=most_videos,
     )
 
 
@@ -117,7 +132,7 @@ def is_kind(experts: bool, timed: bool, images: tuple[int, int]) -> Callable[[Co
     """A reason for a checkpoint with two experts or one, a time for every token or for all, and so many pictures."""
 
     def reason(configs: Configs) -> str:
-        found = (boundary_ratio(configs) is not None, bool(configs[OPTIONS].get("expand_timesteps")), pictures(configs))
+        found = (boundary_ratio(configs) is not None, is_timed(configs), pictures(configs))
         if found != (experts, timed, images):
             return ""
         networks, times = "two experts" if experts else "one network", "each token" if timed else "all tokens"

@@ -12,7 +12,7 @@ H head dim; c f h w latent channels, frames, height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.components.patches import patchify, unpatchify
+from omnimuse.components.spans import Spans
+from omnimuse.components.wide_attention import WideAttention
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
 from omnimuse.layers.embedding import TimestepEmbedding
@@ -123,40 +126,35 @@ class WanInputs:
 
 @dataclass(frozen=True)
 class WanCond:
-    """What every block receives beside the hidden states.
-
-    A span is a run of tokens that share a time: a whole row, or the tokens of one latent frame of it. `spans` counts
-    those of every row; within a row they are equally long.
+    """What every block receives beside the hidden states. Tokens of a span share a time: those of a whole row, or of
+    one latent frame of it.
     """
 
-    layout: Layout
-    spans: tuple[int, ...]
+    spans: Spans
     rope: Tensor  # packed, [R, S, 2, H/2, 2] or [1, T, 2, H/2, 2]
     time: Tensor  # [P, 6 D], float32
     text: Tensor  # packed by text_layout, [R, L, D] or [1, T', D]
     text_layout: Layout
     image: Tensor | None  # [R, I, D]
     image_layout: Layout | None
-    even: bool = field(init=False)
-    """Whether the rows have equally many tokens and spans. Stored, as compiled code cannot ask `spans` of every row."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "even", self.layout.dense and len(set(self.spans)) == 1)
+    @property
+    def layout(self) -> Layout:
+        """That of the video tokens."""
+        return self.spans.layout
 
     @property
     def dense(self) -> bool:
         """Whether the rows are even, and their prompts equally long, too."""
-        return self.even and self.text_layout.dense
+        return self.spans.even and self.text_layout.dense
 
     def select(self, rows: Sequence[int]) -> WanCond:
-        times = self.time.split(self.spans)
         seen, image = self.image_layout, self.image
         return replace(
             self,
-            layout=self.layout.select(rows),
-            spans=tuple(self.spans[row] for row in rows),
+            spans=self.spans.select(rows),
             rope=self.layout.take(self.rope, rows),
-            time=torch.cat([times[row] for row in rows]),
+            time=self.spans.take(self.time, rows),
             text=self.text_layout.take(self.text, rows),
             text_layout=self.text_layout.select(rows),
             image=None if image is None or seen is None else seen.take(image, rows),
@@ -164,22 +162,7 @@ class WanCond:
         )
 
     def cut(self, part: Cut) -> WanCond:
-        return replace(self, layout=self.layout.cut(part), rope=self.layout.share(self.rope, part))
-
-    def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """x (1 + scale) + shift; x is packed, scale and shift [P, 1, D] hold for every token of a span."""
-        return self._affine(x, 1 + scale, shift)
-
-    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
-        """x times the gate [P, 1, D] of each token's span; x is packed."""
-        return self._affine(x, gate, None)
-
-    def _affine(self, x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
-        if self.even:
-            return _affine(x, factor, offset)
-        factors = factor.split(self.spans)
-        offsets = [None] * len(factors) if offset is None else offset.split(self.spans)
-        return self.layout.pack([_affine(*each) for each in zip(self.layout.unpack(x), factors, offsets, strict=True)])
+        return replace(self, spans=self.spans.cut(part), rope=self.layout.share(self.rope, part))
 
 
 class WanTransformer(Network):
@@ -253,7 +236,9 @@ class WanTransformer(Network):
         hidden = self.blocks(cond.layout.pack(self._embed_patches(rows)), cond, memories)
         hidden = hidden[..., : self.config.dim]  # a network may carry more beside the video
         outputs = cond.layout.unpack(self.head(hidden, embedded, cond))  # [S, c * patch] each
-        return [self._unpatchify(x, row.latents.shape) for x, row in zip(outputs, rows, strict=True)]
+        sizes = [(self.config.out_channels, *row.latents.shape[1:]) for row in rows]
+        patch = self.config.patch_size
+        return [unpatchify(x, size, patch, last=True) for x, size in zip(outputs, sizes, strict=True)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -268,8 +253,7 @@ class WanTransformer(Network):
         images = [row.static.image for row in rows if row.static.image is not None]
         image_layout = Layout(tuple(len(image) for image in images)) if images else None
         return WanCond(
-            layout=layout,
-            spans=spans,
+            spans=Spans(layout, spans),
             rope=layout.pack([row.static.rope for row in rows]),
             time=self.time_proj(self.activation(embedded)).float(),
             text=text_layout.pack([row.static.text for row in rows]),
@@ -286,13 +270,6 @@ class WanTransformer(Network):
         weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
         return [F.linear(patchify(row.latents.to(self.dtype), self.config.patch_size), weight, bias) for row in rows]
 
-    def _unpatchify(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """[S, patch * c] -> [c, f, h, w]; within a token the order is frame, row, column, channel."""
-        _, f, h, w = size
-        p, q, r = self.config.patch_size
-        x = x.reshape(f // p, h // q, w // r, p, q, r, self.config.out_channels)
-        return x.permute(6, 0, 3, 1, 4, 2, 5).reshape(self.config.out_channels, f, h, w)
-
     def _check_size(self, frames: int, height: int, width: int) -> None:
         size, patch, most = (frames, height, width), self.config.patch_size, self.config.rope_max_seq_len
         if any(length < side or length % side for length, side in zip(size, patch, strict=True)):
@@ -305,14 +282,6 @@ class WanTransformer(Network):
                 "knows no more positions; use a smaller size or fewer frames",
                 "size",
             )
-
-
-def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """[c, f, h, w] -> [S, c * patch]; within a patch the order is channel, frame, row, column."""
-    c, f, h, w = latents.shape
-    p, q, r = patch
-    x = latents.reshape(c, f // p, p, h // q, q, w // r, r)
-    return x.permute(1, 3, 5, 0, 2, 4, 6).reshape(-1, c * p * q * r)
 
 
 class WanBlock(Block[WanCond]):
@@ -333,16 +302,16 @@ class WanBlock(Block[WanCond]):
         dtype = hidden.dtype
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self._modulation(cond)
         exact = hidden.float()
-        x = cond.modulate(self.norm1(exact), scale, shift).to(dtype)
-        hidden = (exact + cond.gate(self.self_attention(x, cond), gate)).to(dtype)
+        x = cond.spans.modulate(self.norm1(exact), scale, shift).to(dtype)
+        hidden = (exact + cond.spans.gate(self.self_attention(x, cond), gate)).to(dtype)
         x = self.norm2(hidden.float()).to(dtype)
-        exact = (hidden + self.cross_attention(x, cond)).float()
-        x = cond.modulate(self.norm3(exact), mlp_scale, mlp_shift).to(dtype)
-        return (exact + cond.gate(self.ffn(x), mlp_gate)).to(dtype)
+        exact = (hidden + self.cross_attention.read(x, cond)).float()
+        x = cond.spans.modulate(self.norm3(exact), mlp_scale, mlp_shift).to(dtype)
+        return (exact + cond.spans.gate(self.ffn(x), mlp_gate)).to(dtype)
 
     def probe(self, hidden: Tensor, cond: WanCond) -> Tensor:
         shift, scale, *_ = self._modulation(cond)
-        return cond.modulate(self.norm1(hidden.float()), scale, shift).to(hidden.dtype)
+        return cond.spans.modulate(self.norm1(hidden.float()), scale, shift).to(hidden.dtype)
 
     def _modulation(self, cond: WanCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the self attention, then of the MLP: [P, 1, D] each, float32."""
@@ -368,35 +337,26 @@ class WanSelfAttention(nn.Module):
         return self.to_out(x.flatten(-2))  # [B, S, D]
 
 
-class WanCrossAttention(nn.Module):
+class WanCrossAttention(WideAttention):
     """Attention of the video tokens of a row to its prompt, pads included: the model was trained to see them.
 
     Where it `sees` pictures, the same queries attend to these beside it, with keys and values of their own.
     """
 
     def __init__(self, dim: int, heads: int, eps: float, sees: bool = False) -> None:
-        super().__init__()
-        self.to_q = nn.Linear(dim, dim)
-        self.to_kv = nn.Linear(dim, 2 * dim)
-        self.norm_q = nn.RMSNorm(dim, eps)
-        self.norm_k = nn.RMSNorm(dim, eps)
-        self.core = Attention(heads, dim // heads, "cross")
-        self.to_out = nn.Linear(dim, dim)
+        super().__init__(dim, dim, dim, heads, "cross", eps)
         self.to_image_kv = nn.Linear(dim, 2 * dim) if sees else None
         self.norm_image_k = nn.RMSNorm(dim, eps) if sees else None
 
-    def forward(self, x: Tensor, cond: WanCond) -> Tensor:
-        k, v = self.to_kv(cond.text).chunk(2, dim=-1)
-        q, k, v = (self._heads(y) for y in (self.norm_q(self.to_q(x)), self.norm_k(k), v))
+    def read(self, x: Tensor, cond: WanCond) -> Tensor:
+        """What the tokens read, [B, S, D]."""
+        q, k, v = self.enter(x, cond.text)
         x = self.core(q, k, v, cond.layout, kv_layout=cond.text_layout)  # [B, S, N, H]
         if self.to_image_kv is not None and self.norm_image_k is not None:
             k, v = self.to_image_kv(cond.image).chunk(2, dim=-1)
-            k, v = self._heads(self.norm_image_k(k)), self._heads(v)
+            k, v = self.by_head(self.norm_image_k(k)), self.by_head(v)
             x = x + self.core(q, k, v, cond.layout, kv_layout=cond.image_layout)
-        return self.to_out(x.flatten(-2))  # [B, S, D]
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.core.num_heads, -1))  # [B, *, N, H]
+        return self.to_out(x.flatten(-2))
 
 
 class WanMLP(nn.Module):
@@ -444,15 +404,4 @@ class WanHead(nn.Module):
     def forward(self, hidden: Tensor, time: Tensor, cond: WanCond) -> Tensor:
         """Packed hidden states and the embedded times [P, D] -> packed patches."""
         shift, scale = (self.scale_shift_table + time[:, None]).split(1, dim=1)  # [P, 1, D] each, float32
-        return self.proj_out(cond.modulate(self.norm(hidden.float()), scale, shift).to(hidden.dtype))
-
-
-def _affine(x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
-    """x [R, S, D] times factor [P, 1, D] plus offset [P, 1, D], each of them for the P-th part of the tokens.
-
-    By way of [T, D], since compiled code that turned rows into spans would be other code where there are as many.
-    """
-    if not x.numel():  # a rank may have no token of a short row
-        return x
-    spans = x.flatten(0, -2).unflatten(0, (len(factor), -1)) * factor  # [P, T/P, D]
-    return (spans if offset is None else spans + offset).flatten(0, 1).view(x.shape)
+        return self.proj_out(cond.spans.modulate(self.norm(hidden.float()), scale, shift).to(hidden.dtype))

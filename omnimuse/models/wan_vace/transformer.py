@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.components.patches import patchify
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Cutting
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack
-from omnimuse.models.wan.transformer import WanBlock, WanCond, WanConfig, WanInputs, WanStatic, WanTransformer, patchify
+from omnimuse.models.wan.transformer import WanBlock, WanCond, WanConfig, WanInputs, WanStatic, WanTransformer
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class VaceCond(WanCond):
     scale: Tensor  # [P, 1]
 
     def select(self, rows: Sequence[int]) -> VaceCond:
-        scales = self.scale.split(self.spans)
-        return replace(cast(VaceCond, super().select(rows)), scale=torch.cat([scales[row] for row in rows]))
+        return replace(cast(VaceCond, super().select(rows)), scale=self.spans.take(self.scale, rows))
 
 
 class WanVaceTransformer(WanTransformer):
@@ -100,7 +100,7 @@ class WanVaceTransformer(WanTransformer):
     def _condition(self, rows: Sequence[WanInputs], embedded: Tensor) -> VaceCond:
         plain = super()._condition(rows, embedded)
         scale = torch.cat([_static(row).scale.expand(len(row.t)) for row in rows]).to(self.dtype)
-        known = {each.name: getattr(plain, each.name) for each in fields(WanCond) if each.init}
+        known = {each.name: getattr(plain, each.name) for each in fields(WanCond)}
         return VaceCond(**known, scale=scale[:, None])
 
 
@@ -147,7 +147,7 @@ class ControlBlock(WanBlock):
         assert isinstance(cond, VaceCond)
         video, control = hidden.chunk(2, dim=-1)
         control = super().forward(control, cond)
-        return torch.cat([video + cond.gate(self.proj_out(control), cond.scale[:, None]), control], dim=-1)
+        return torch.cat([video + cond.spans.gate(self.proj_out(control), cond.scale[:, None]), control], dim=-1)
 
     def probe(self, hidden: Tensor, cond: WanCond) -> Tensor:
         return super().probe(hidden.chunk(2, dim=-1)[1], cond)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-from omnimuse.components.entries import QWEN3, latent_model
+from omnimuse.components.entries import QWEN3, SQUARE, latent_model, own_transformer
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+from omnimuse.core.spec import Configs, Limits, Spec, Variant
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,8 @@ def combination(extra: FamilyParams) -> Combination:
     return Combination(norm_cap=extra.cfg_normalization, truncation=extra.cfg_truncation)
 
 
-DEFAULTS = DiffusionParams(
-    num_inference_steps=50,
-    guidance_scale=5.0,
-    height=1024,
-    width=1024,
-    num_outputs_per_prompt=1,
-    max_sequence_length=512,
-    strength=0.6,
-    output_type="pil",
+DEFAULTS = DiffusionParams(num_inference_steps=50, guidance_scale=5.0, max_sequence_length=512, strength=0.6).over(
+    SQUARE
 )
 
 SPEC = Spec(
@@ -65,14 +58,7 @@ SPEC = Spec(
     family="z_image",
     summary="Z-Image and Z-Image-Turbo: pictures from text, one stream of image and caption tokens",
     tasks=("text-to-image", "image-to-image"),
-    components=latent_model(
-        Component(
-            ("ZImageTransformer2DModel",),
-            network="omnimuse.models.z_image.transformer:ZImageTransformer",
-            rules="omnimuse.models.z_image.weights:RULES",
-        ),
-        QWEN3,
-    ),
+    components=latent_model(own_transformer("z_image", "ZImageTransformer", "ZImageTransformer2DModel"), QWEN3),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,

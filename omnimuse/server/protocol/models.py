@@ -7,11 +7,31 @@ from typing import Any, Literal
 from pydantic import BaseModel, computed_field
 
 
-class Bounds(BaseModel):
-    """How much a model can be asked for. Sizes in pixels; from `min_images` to `max_images` pictures with a prompt, at
-    most `max_sounds` sounds and `max_videos` videos. A `max_prompt` of 0: it reads no text. If it `masks`, it can draw
-    a part of a picture anew; if it `fills`, it does nothing else. Sound has `sample_rate` samples a second, at most
-    `max_seconds` (0: no bound is known).
+class Given(BaseModel):
+    """What may come with a prompt: from `min_images` to `max_images` pictures, from `min_videos` to `max_videos`
+    videos, at most `max_sounds` sounds. If it `masks`, a model can draw a part of a picture anew, if it `masks_videos`,
+    of a video; if it `fills`, it does nothing else.
+    """
+
+    min_images: int
+    max_images: int
+    masks: bool = False
+    fills: bool = False
+    max_sounds: int = 0
+    min_videos: int = 0
+    max_videos: int = 0
+    masks_videos: bool = False
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def takes_images(self) -> bool:
+        """Whether a picture may come with a prompt."""
+        return self.max_images > 0
+
+
+class Bounds(Given):
+    """How much a model can be asked for. Sizes in pixels. A `max_prompt` of 0: it reads no text. Sound has
+    `sample_rate` samples a second, at most `max_seconds` (0: no bound is known).
     """
 
     size_multiple: int
@@ -20,21 +40,9 @@ class Bounds(BaseModel):
     max_frames: int
     frame_step: int
     max_prompt: int
-    min_images: int
-    max_images: int
-    masks: bool = False
-    fills: bool = False
     max_outputs: int
-    max_sounds: int = 0
-    max_videos: int = 0
     max_seconds: float = 0.0
     sample_rate: int | None = None
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def takes_images(self) -> bool:
-        """Whether a picture may come with a prompt."""
-        return self.max_images > 0
 
 
 class Capabilities(Bounds):

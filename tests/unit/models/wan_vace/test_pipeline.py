@@ -69,11 +69,11 @@ def test_a_network_that_is_given_something_else_is_refused() -> None:
 
 
 def test_one_mask_holds_for_all_frames_and_none_for_everything() -> None:
-    made = request({"videos": [FILM], "mask": mask_of(halves(32, 16))}, width=32, height=16)
-    each = list(masks(made, 5))
+    made = request({"videos": [FILM], "mask": mask_of(halves(32, 16))}, width=32, height=16, num_frames=5)
+    each = list(masks(made))
     assert len(each) == 5 and all(torch.equal(mask, each[0]) for mask in each)
     assert (each[0][0, 0], each[0][0, -1]) == (0, 1)
-    assert all(bool((mask == 1).all()) for mask in masks(replace(made, region=None), 5))
+    assert all(bool((mask == 1).all()) for mask in masks(replace(made, region=None)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (9, 64)])
