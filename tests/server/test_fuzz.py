@@ -26,6 +26,7 @@ BY_HAND = settings(
 )
 
 
+@pytest.mark.costly  # what is made up is the same every time
 @pytest.mark.filterwarnings("default")  # of the libraries that make up requests
 def test_no_request_makes_the_server_fail(tmp_path: Path) -> None:
     import schemathesis  # takes seconds, of which all processes that collect this file would have their own
