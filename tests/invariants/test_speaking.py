@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.config import CacheConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.output import Chunk, Done, Event, Progress
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
