@@ -14,5 +14,16 @@ def play(part: Callable[..., None], *arguments: Any, ranks: int) -> None:
 
     The process that they are forked from starts with the first ranks of a run and computes nothing itself.
     """
+    begin(part, *arguments, ranks=ranks)()
+
+
+def begin(part: Callable[..., None], *arguments: Any, ranks: int) -> Callable[[], None]:
+    """The same for groups of which several wait at once: what this returns waits for the end, and raises."""
     set_forkserver_preload(["tests.checkpoints.families", "omnimuse.engine.local"])
-    mp.start_processes(part, args=arguments, nprocs=ranks, start_method="forkserver")  # type: ignore[no-untyped-call]
+    group = mp.start_processes(part, args=arguments, nprocs=ranks, join=False, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+    def end() -> None:
+        while not group.join():
+            pass
+
+    return end

@@ -1,8 +1,9 @@
 """Tests that are crossed with every family take turns: of those marked `crossed` a commit runs one in `TURNS`.
 
 Of one family of each medium (`ALWAYS`) it runs them all, but for those that are `slow`, which take turns there, too.
-Which turn it is follows from the commit, so that the same commit always runs the same. Who names files or tests gets
-all of them, and so does `make test-all`.
+So does what is `costly`: a quarter of a minute and more for one narrow thing. Tests that share what takes long to start
+have their turn together: `costly("memory")`. Which turn it is follows from the commit, so that the same commit always
+runs the same. Who names files or tests gets all of them, and so does `make test-all`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from zlib import crc32
 
 import pytest
 
-TURNS = 5
+TURNS = 8
 ALWAYS = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
 """Families by the names in the ids of their tests; no other family's name goes on where one of these ends. What writes
 text is crossed with nothing.
@@ -26,9 +27,9 @@ def turn_of(commit: str) -> int:
     return crc32(commit.encode()) % TURNS
 
 
-def has_its_turn(test: str, turn: int) -> bool:
-    """Whether a test, named by its node id, runs when it is that turn."""
-    return crc32(test.encode()) % TURNS == turn
+def has_its_turn(name: str, turn: int) -> bool:
+    """Whether what has this name, a test its node id, runs when it is that turn."""
+    return crc32(name.encode()) % TURNS == turn
 
 
 def never_waits(test: str) -> bool:
@@ -39,9 +40,11 @@ def never_waits(test: str) -> bool:
 
 def waits(item: pytest.Item, turn: int) -> bool:
     """Whether a test does not run when it is that turn."""
-    if not item.get_closest_marker("crossed") or has_its_turn(item.nodeid, turn):
+    costly = item.get_closest_marker("costly")
+    takes_turns = costly or item.get_closest_marker("crossed")
+    if takes_turns is None or has_its_turn(next(iter(takes_turns.args), item.nodeid), turn):
         return False
-    return bool(item.get_closest_marker("slow")) or not never_waits(item.nodeid)
+    return bool(costly or item.get_closest_marker("slow")) or not never_waits(item.nodeid)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_KEY] = given["turn"] if "turn" in given else _turn(config)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: object) -> None:
     """A process of pytest-xdist does what the first one has decided."""
     node.workerinput["turn"] = node.config.stash[_KEY]  # type: ignore[attr-defined]

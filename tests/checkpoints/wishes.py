@@ -57,7 +57,7 @@ class Wish:
         pictures = {"images": images} if images else {}
         sounds = {} if self.sound is None else {"sounds": [self.sound]}
         videos = {"videos": [clip_of(self.video)]} if self.video else {}
-        mask = {} if self.mask is None else {"mask": mask_of(self.mask)}
+        mask: dict[str, object] = {} if self.mask is None else {"mask": mask_of(self.mask)}
         mask = {"mask": clip_of(self.masks)} if self.masks else mask
         pad = {} if self.pad is None else {"pad": list(self.pad)}
         return {"prompt": self.prompt, "negative_prompt": self.negative, **pictures, **videos, **mask, **pad, **sounds}

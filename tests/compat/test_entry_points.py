@@ -70,6 +70,7 @@ def script(name: str, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.costly
 def test_the_scripts_of_the_guides_run(tmp_path: Path) -> None:
     sizes = ["--height", "32", "--width", "48", "--num-inference-steps", "2", "--guidance-scale", "2.5"]
     told = script("text_to_image.py", "--model", "omnimuse/shapes", "--output-dir", str(tmp_path / "made"), *sizes)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from omnimuse import Config, Omni, ParallelConfig
+from omnimuse import Omni, ParallelConfig
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput
@@ -21,9 +18,7 @@ from tests.checkpoints import flux
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import PLUGIN, renamed
-from tests.compat.running import config, running
-from tests.compat.running import drawn as drawn_by
-from tests.ranks import play
+from tests.compat.running import config, on_two_ranks
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 WISH = next(each for each in FAMILIES if each.kind == "3").wishes[0]
@@ -45,21 +40,7 @@ def drawn(folder: Path, arch: str, parallel: ParallelConfig | None = None, wish:
     return picture
 
 
-def on_rank(rank: int, chosen: Config, wish: Wish, meeting: Path) -> None:
-    """Rank 0 draws, and rank 1 follows it until it closes."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    with suppress(SystemExit), running(chosen) as engine:
-        [found] = drawn_by(engine, [wish])
-        save_file({"picture": found.contiguous()}, meeting.with_name("found"))
-
-
-def on_two_ranks(folder: Path, arch: str, parallel: ParallelConfig, wish: Wish, meeting: Path) -> torch.Tensor:
-    """By an engine on ranks that are forked, which takes a small part of the time."""
-    play(on_rank, config(folder, arch, parallel=parallel), wish, meeting, ranks=2)
-    return load_file(meeting.with_name("found"))["picture"]
-
-
+@pytest.mark.costly
 def test_two_processes_of_its_own_draw_what_one_draws(folder: Path) -> None:
     found = drawn(folder, "DocumentedPipeline", ParallelConfig(tensor=2))
     torch.testing.assert_close(found, drawn(folder, "DocumentedPipeline"), atol=1e-5, rtol=0)
@@ -68,7 +49,7 @@ def test_two_processes_of_its_own_draw_what_one_draws(folder: Path) -> None:
 @pytest.mark.parametrize("axis", ["tensor", "cfg"])
 @pytest.mark.parametrize("arch", ["DocumentedPipeline", "DocumentedStepPipeline"])
 def test_two_ranks_draw_what_one_draws(folder: Path, tmp_path: Path, arch: str, axis: str) -> None:
-    found = on_two_ranks(folder, arch, ParallelConfig(**{axis: 2}), WISH, tmp_path / "meeting")  # type: ignore[arg-type]
+    found = on_two_ranks(config(folder, arch, parallel=ParallelConfig(**{axis: 2})), WISH, tmp_path / "meeting")  # type: ignore[arg-type]
     torch.testing.assert_close(found, drawn(folder, arch), atol=1e-5, rtol=0)
 
 
@@ -92,7 +73,7 @@ def test_tokens_are_shared_as_the_plan_says(
     two_lists: tuple[Path, torch.Tensor], tmp_path: Path, arch: str, parallel: ParallelConfig
 ) -> None:
     folder, expected = two_lists
-    found = on_two_ranks(folder, arch, parallel, GUIDED, tmp_path / "meeting")
+    found = on_two_ranks(config(folder, arch, parallel=parallel), GUIDED, tmp_path / "meeting")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

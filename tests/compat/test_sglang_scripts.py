@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.parallel.mesh import Mesh
 from tests.checkpoints import adapters, flux
 from tests.compat.checkpoints import COMPOSED, renamed
+from tests.compat.running import drawn, on_two_ranks, running
 from tests.compat.test_sglang import WISHES
 
 SMALL = ("--num-inference-steps", "2", "--height", "32", "--width", "32", "--device", "cpu")
@@ -109,14 +111,12 @@ def test_a_command_line_that_cannot_be_is_refused_with_the_reason(capsys: pytest
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("axis", ["cfg", "tensor"])
 def test_two_ranks_draw_what_one_draws(axis: str, tmp_path: Path) -> None:
-    folder = renamed(flux.build(tmp_path / "tiny"), "ComposedSmallPipeline")
-    wish, made = WISHES[1], []
-    for parallel in (ParallelConfig(), ParallelConfig(**{axis: 2})):
-        with Omni(str(folder), plugin=COMPOSED, dtype="float32", device="cpu", parallel=parallel) as omni:
-            [found] = omni.generate([wish.asked], wish.params, output_type="pt", progress=False)
-            assert found.error is None
-            made.append(found.tensors["image"][0])
-    torch.testing.assert_close(made[1], made[0], atol=1e-5, rtol=0)
+    folder, wish = renamed(flux.build(tmp_path / "tiny"), "ComposedSmallPipeline"), WISHES[1]
+    alone = Config(ModelConfig(str(folder), "float32", "cpu", plugins=(COMPOSED,)))
+    with running(alone) as engine:
+        [expected] = drawn(engine, [wish])
+    found = on_two_ranks(replace(alone, parallel=ParallelConfig(**{axis: 2})), wish, tmp_path / "meeting")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 class Own(DenoisingStage):

@@ -78,7 +78,7 @@ def compiled_twice(rank: int, scene: Scene) -> None:
     built.resources.close()
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("family", "parallel"),
     [("ZImagePipeline", ParallelConfig(ulysses=2)), ("FluxPipeline-dev", ParallelConfig(ring=2))],

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException
 
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import EngineDeadError, ModelError
@@ -25,7 +26,7 @@ from omnimuse.worker.connect import connect
 from omnimuse.worker.runner import Runner
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, submit
-from tests.ranks import play
+from tests.ranks import begin, play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 
@@ -69,7 +70,7 @@ def die() -> None:
 
 def hang() -> None:
     """Stand still for longer than ranks wait, and then be gone."""
-    time.sleep(5 * HASTY.wait)
+    time.sleep(3 * HASTY.wait)
     os._exit(0)
 
 
@@ -186,23 +187,27 @@ def could_not_start(rank: int, folder: Path) -> None:
         start(config(folder, TWO))
 
 
-SCENES: dict[str, tuple[Callable[[int, Path], None], ...]] = {
+Scene = tuple[Callable[[int, Path], None], ...]
+"""What is played in one start of two ranks: after the last part, they cannot talk any more or have ended."""
+QUICK: dict[str, Scene] = {
     "one could not start, and in the next engine both failed alike": (could_not_start, failed_alike),
+    "one was killed": (was_killed,),
+}
+IN_VAIN: dict[str, Scene] = {
     "one failed alone": (failed_alone,),
     "one failed alone before the loop": (failed_alone_before_the_loop,),
-    "one was killed": (was_killed,),
     "one hung in a forward": (hung_in_a_forward,),
     "one hung before the loop": (hung_before_the_loop,),
     "one hung while it loaded": (hung_while_it_loaded,),
 }
-"""What is played in one start of two ranks: after the last scene, they cannot talk any more or have ended."""
+"""Those in which a rank waits for as long as it may."""
 
 
-def on_rank(rank: int, scene: str, folder: Path, meeting: Path) -> None:
+def on_rank(rank: int, scene: Scene, folder: Path, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        for part in SCENES[scene]:
+        for part in scene:
             part(rank, folder)
     except SystemExit:
         pass
@@ -214,6 +219,21 @@ def folder(tiny: Callable[[str], Path]) -> Path:
     return tiny(FAMILY.name)
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", QUICK)
 def test_ranks_fail_together(scene: str, folder: Path, tmp_path: Path) -> None:
-    play(on_rank, scene, folder, tmp_path / "meeting", ranks=2)
+    play(on_rank, QUICK[scene], folder, tmp_path / "meeting", ranks=2)
+
+
+@pytest.mark.slow
+def test_ranks_fail_together_where_one_waits_in_vain(folder: Path, tmp_path: Path) -> None:
+    """All of them at once: they wait, and compute next to nothing."""
+    ends = {name: begin(on_rank, scene, folder, tmp_path / name, ranks=2) for name, scene in IN_VAIN.items()}
+    wrong = list[Exception]()
+    for name, end in ends.items():
+        try:
+            end()
+        except ProcessException as error:
+            error.add_note(name)
+            wrong.append(error)
+    if wrong:
+        raise ExceptionGroup("not all ranks failed together", wrong)

@@ -18,7 +18,7 @@ import pytest
 from tests.server.whole_server import WholeServer
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(240)]
 TWO = ("--tensor-parallel-size", "2", "--device", "cpu", "--warm-up", "none", "--threads", "2")
 
 
@@ -60,6 +60,7 @@ def test_a_server_draws_with_a_rank_at_an_agent(tmp_path: Path) -> None:
         assert "rank 1 of 2 runs as process" in said and "is gone; its ranks here were ended" in said
 
 
+@pytest.mark.costly
 def test_what_an_agent_was_drawing_when_it_vanished_is_drawn_by_another_one_to_the_byte(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("a key that both of them know\n")
@@ -126,6 +127,7 @@ def nodes(cluster: Nodes) -> Nodes:
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
+@pytest.mark.costly("Ray")
 def test_a_rank_is_an_actor_on_another_node_of_ray_and_on_a_third_one_when_that_is_lost(
     nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_rank_is_an_actor_on_another_node_of_ray_and_on_a_third_one_when_that_
         assert server.end() == 0
 
 
+@pytest.mark.costly("Ray")
 def test_groups_of_one_rank_are_added_on_ray_while_requests_wait_and_one_that_is_lost_comes_back_on_another_node(
     nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from omnimuse.core.config import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SCRIPT = """
 import signal
@@ -26,18 +26,17 @@ def others():
 
 with Omni("omnimuse/shapes", dtype="float32", device="cpu") as omni:
     expected = omni.generate("a red circle", **ask)[0].output
-for axes in ({"ulysses": 2}, {"tensor": 2}):
-    with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(**axes)) as omni:
-        assert len(others()) == 1
-        found = omni.generate("a red circle", **ask)[0].output
-        assert (found - expected).norm() <= 1e-4 * expected.norm(), axes
-        try:
-            Omni("omnimuse/shapes", parallel=ParallelConfig(ring=2))
-        except ConfigError as error:
-            assert "close the engine" in str(error)
-        else:
-            raise AssertionError("two groups in one process")
-    assert not others()
+with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(tensor=2)) as omni:
+    assert len(others()) == 1
+    found = omni.generate("a red circle", **ask)[0].output
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+    try:
+        Omni("omnimuse/shapes", parallel=ParallelConfig(ring=2))
+    except ConfigError as error:
+        assert "close the engine" in str(error)
+    else:
+        raise AssertionError("two groups in one process")
+assert not others()
 with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2)) as omni:
     others()[0].send_signal(signal.SIGKILL)
     try:
@@ -70,6 +69,7 @@ print("drawn")
 """
 
 
+@pytest.mark.costly
 def test_ranks_that_torchrun_started_are_taken_as_they_are_and_the_first_goes_on(tmp_path: Path) -> None:
     script = tmp_path / "draw.py"
     script.write_text(UNDER_TORCHRUN)

@@ -219,11 +219,14 @@ BESIDES: list[Asked] = [
     (Z, ParallelConfig(pipe=2), PACKED),
     (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
     (QWEN, ParallelConfig(cfg=2), PACKED),
+]
+TO_MACHINE_CODE: list[Asked] = [
     (Z, ParallelConfig(tensor=2), COMPILED),
     (Z, ParallelConfig(pipe=2), COMPILED),
     (Z, ParallelConfig(ulysses=2), COMPILED),
     (FLUX, ParallelConfig(ring=2), COMPILED),
 ]
+"""What takes half a minute each, most of it the compiler's."""
 TRIED = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 
 
@@ -279,6 +282,7 @@ def alone() -> Iterator[Callable[[Job], list[Tensor]]]:
 
 
 @pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [pytest.param(asked, id=id_, marks=shown(asked)) for id_, asked in TRIED.items()])
 def test_shared_work_is_the_work_of_one(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
@@ -287,10 +291,23 @@ def test_shared_work_is_the_work_of_one(
 
 
 @pytest.mark.crossed
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked", [pytest.param(otherwise(name), id=name, marks=shown(otherwise(name))) for name in NAMES]
 )
 def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
+    asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+) -> None:
+    assert not wrong_of(asked, tiny, alone, tmp_path)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked",
+    [pytest.param([asked], id=f"{asked[0]}-{asked[1]}", marks=shown([asked])) for asked in TO_MACHINE_CODE],
+)
+def test_work_shared_by_compiled_blocks_is_the_work_of_one(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
     assert not wrong_of(asked, tiny, alone, tmp_path)

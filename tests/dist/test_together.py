@@ -19,7 +19,7 @@ from tools.train_shapes.data import Scene, Thing
 from tools.train_shapes.grade import Task, judge_task
 from tools.train_shapes.lora import night
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODEL = "omnimuse/shapes"
 ENGINE = ["--quantize", "int8", "--cfg-parallel-size", "2"]
@@ -63,7 +63,14 @@ def by_server(folder: Path) -> Image.Image:
 
 
 @pytest.mark.shows("LoRA", "int8", "TeaCache", "cfg", families=["ZImagePipeline"])
-@pytest.mark.parametrize("draw", [by_command, by_script, by_server])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        pytest.param(by_command, marks=pytest.mark.costly),
+        pytest.param(by_script, marks=pytest.mark.costly),
+        by_server,
+    ],
+)
 def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_picture_together(
     draw: Callable[[Path], Image.Image], tmp_path: Path
 ) -> None:

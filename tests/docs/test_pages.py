@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import wan
-from tests.docs.blocks import FILES, PAGES, ROOT, RUN, blocks
+from tests.docs.blocks import FILES, PAGES, ROOT, RUN, Block, blocks
 from tests.docs.clone import Shell, commands, make_clone, python
 
+FIRST = "README.md"
 EXAMPLES = ("draw", "many", "from_picture", "service")
 
 
@@ -23,17 +24,31 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clone(tmp_path_factory.mktemp("fresh") / "omnimuse")
 
 
+def run_of(page: str) -> list[Block]:
+    """The blocks of a page that are run."""
+    return [block for block in blocks(page) if block.language in RUN and not block.excuse]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", PAGES)
+def test_what_the_first_page_says_to_type_works_as_pasted(clone: Path) -> None:
+    as_pasted(FIRST, Shell(clone, activated=False))
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != FIRST and run_of(page)])
 def test_what_a_page_says_to_type_works_as_pasted(page: str, clone: Path) -> None:
-    shell = Shell(clone, activated=page != "README.md")
-    run = [block for block in blocks(page) if block.language in RUN and not block.excuse]
+    as_pasted(page, Shell(clone))
+
+
+def as_pasted(page: str, shell: Shell) -> None:
+    run = run_of(page)
     for block in run:
         if block.language == "sh":
             shell.run(block.text)
     if programs := [block.text for block in run if block.language == "python"]:
-        python(programs, clone, shell)
+        python(programs, shell.clone, shell)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,13 +80,13 @@ def test_an_example_runs_as_it_is(name: str, clone: Path) -> None:
     Shell(clone).run(f"{sys.executable} -W error examples/{name}.py")
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_the_example_of_a_video_runs_with_a_model_of_videos(clone: Path, tmp_path: Path) -> None:
     model = wan.build(tmp_path / "tiny", "2.1")
     Shell(clone).run(f"{sys.executable} -W error examples/video.py {model} 5 32")
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_the_cells_of_the_notebook_run_in_order(clone: Path) -> None:
     cells = json.loads((ROOT / "examples/notebook.ipynb").read_text())["cells"]
     python(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"], clone, Shell(clone))

@@ -9,6 +9,7 @@ import pytest
 from tests.server.chaos import Chaos
 
 
+@pytest.mark.costly
 @pytest.mark.timeout(600)
 def test_no_job_is_lost_in_a_spell_of_bad_luck(tmp_path: Path) -> None:
     with Chaos(tmp_path, seed=2026) as chaos:

@@ -73,6 +73,7 @@ def test_what_the_class_does_not_take_is_refused_by_name(
     assert message in answer.json["error"]["message"]
 
 
+@pytest.mark.costly
 def test_a_video_whose_size_is_left_to_the_class_is_told_as_such(foreign_folder: Folder, tmp_path: Path) -> None:
     options, folder = ("--dtype", "float32", "--device", "cpu", "--warm-up", "none"), tmp_path / "model"
     shutil.copytree(foreign_folder("CogVideoXPipeline"), folder)
@@ -86,6 +87,7 @@ def test_a_video_whose_size_is_left_to_the_class_is_told_as_such(foreign_folder:
     assert told == ["96x64", "auto"]
 
 
+@pytest.mark.costly
 def test_a_sound_over_http_is_what_the_library_gives(foreign_folder: Folder, tmp_path: Path) -> None:
     arch = "LongCatAudioDiTPipeline"
     entry, folder = foreign(arch), foreign_folder(arch)

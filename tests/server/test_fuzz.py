@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.server.picture_server import picture_server
+
+if TYPE_CHECKING:
+    import schemathesis
 
 EXAMPLES = 25  # of each operation
 LATE = {"deadline_exceeded", "deadline_unreachable"}
@@ -23,8 +26,11 @@ BY_HAND = settings(
 )
 
 
+@pytest.mark.costly  # what is made up is the same every time
 @pytest.mark.filterwarnings("default")  # of the libraries that make up requests
 def test_no_request_makes_the_server_fail(tmp_path: Path) -> None:
+    import schemathesis  # takes seconds, of which all processes that collect this file would have their own
+
     with picture_server(tmp_path) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]

@@ -17,6 +17,7 @@ from tests.checkpoints import qwen_image_layered
 from tests.checkpoints.wishes import photo
 from tests.server.whole_server import WholeServer
 
+pytestmark = pytest.mark.costly("layers over HTTP")
 CHOSEN = {"num_inference_steps": 2, "true_cfg_scale": 1.0, "seed": 7, "extra_params": {"layers": 3}}
 
 

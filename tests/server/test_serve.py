@@ -111,9 +111,9 @@ def test_the_page_draws_a_picture_in_a_real_browser(server: WholeServer) -> None
 
 
 def test_a_killed_worker_is_replaced_and_its_request_drawn_again(server: WholeServer) -> None:
-    wanted = pixels(server.draw(seed=5, num_inference_steps=300))
+    wanted = pixels(server.draw(seed=5, num_inference_steps=100))
     answers: list[Answer] = []
-    drawing = threading.Thread(target=lambda: answers.append(server.draw(seed=5, num_inference_steps=300)))
+    drawing = threading.Thread(target=lambda: answers.append(server.draw(seed=5, num_inference_steps=100)))
     drawing.start()
     end = time.monotonic() + 30
     while not server.ask("/load").json["requests"] and time.monotonic() < end:
@@ -255,14 +255,6 @@ def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) 
         assert wait_gone(workers)
 
 
-def test_an_idle_server_ends_without_the_time_that_what_is_in_progress_would_get(tmp_path: Path) -> None:
-    with WholeServer(tmp_path, "--drain-timeout", "100000") as server:
-        server.wait_ready()
-        workers = server.workers()
-        assert server.end() == 0
-        assert wait_gone(workers)
-
-
 HELD = (
     b"",
     b"GET /livez HTTP/1.1\r\nHost: local",
@@ -273,15 +265,18 @@ HELD = (
 """Nothing, half a head, a request that was answered, half a body."""
 
 
-def test_connections_that_are_held_open_are_closed_when_the_server_ends(tmp_path: Path) -> None:
-    with WholeServer(tmp_path) as server, ExitStack() as held:
+def test_an_idle_server_ends_at_once_and_closes_connections_that_are_held_open(tmp_path: Path) -> None:
+    """Without the time that what is in progress would get."""
+    with WholeServer(tmp_path, "--drain-timeout", "100000") as server, ExitStack() as held:
         server.wait_ready()
+        workers = server.workers()
         place = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         sockets = [held.enter_context(socket.create_connection(place, timeout=30)) for _ in HELD]
         for connection, sent in zip(sockets, HELD, strict=True):
             connection.sendall(sent)
         sockets[2].recv(4096)
         assert server.end() == 0
+        assert wait_gone(workers)
         for connection in sockets:
             with suppress(ConnectionResetError):
                 while connection.recv(4096):  # a last answer; a connection that stays open ends this by a timeout
@@ -297,10 +292,11 @@ def test_an_interrupt_while_a_worker_starts_waits_for_no_start_and_leaves_nothin
         assert wait_gone(workers)
 
 
+@pytest.mark.slow
 def test_accepted_jobs_survive_the_death_of_everything(tmp_path: Path) -> None:
     with WholeServer(tmp_path) as server:
         server.wait_ready()
-        jobs = [server.draw(background=True, seed=seed, num_inference_steps=60).json["id"] for seed in range(4)]
+        jobs = [server.draw(background=True, seed=seed, num_inference_steps=30).json["id"] for seed in range(4)]
         workers = server.workers()
         server.process.kill()
         server.process.wait()
@@ -404,6 +400,7 @@ def test_omp_num_threads_is_what_workers_share(tmp_path: Path) -> None:
         assert "warming up" not in server.text
 
 
+@pytest.mark.costly
 @pytest.mark.timeout(240)
 def test_a_worker_is_added_while_requests_find_no_place_and_ends_when_it_has_nothing_to_do(tmp_path: Path) -> None:
     options = ("--max-replicas", "2", "--grow-after", "0.5", "--shrink-after", "2", "--warm-up", "none")

@@ -149,6 +149,7 @@ def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: Whol
     assert samples(server), "others are served"
 
 
+@pytest.mark.costly
 def test_a_voice_is_taken_from_a_sound_in_the_request(tmp_path: Path) -> None:
     folder = qwen3_tts.build(tmp_path / "base", kind="base")
     sound = encode_sound(to_sound(torch.from_numpy(samples_of(chord(24_000, 1.5, 1), 24_000, 1)), 24_000), "WAV", {})

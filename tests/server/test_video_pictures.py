@@ -164,6 +164,7 @@ def test_a_job_keeps_its_picture_over_a_restart(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+@pytest.mark.costly
 def test_a_server_as_operators_start_it_makes_a_video_from_a_picture(tmp_path: Path) -> None:
     model = wan.build(tmp_path / "tiny", "2.1-I2V")
     with WholeServer(tmp_path / "home", str(model), "--dtype", "float32", "--warm-up", "none") as server:

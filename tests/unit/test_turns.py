@@ -19,7 +19,7 @@ from tests.turns import ALWAYS, TURNS, has_its_turn, never_waits, turn_of
 SETTINGS = """
 [tool.pytest.ini_options]
 testpaths = ["some"]
-markers = ["crossed: takes turns", "slow: takes long"]
+markers = ["crossed: takes turns", "costly: takes turns", "slow: takes long"]
 """
 TESTS = """
 import pytest
@@ -29,6 +29,15 @@ def test_always(): pass
 @pytest.mark.crossed
 @pytest.mark.parametrize("x", range(30))
 def test_crossed(x): pass
+
+@pytest.mark.costly("together")
+@pytest.mark.parametrize("x", range(30))
+def test_together(x): pass
+
+@pytest.mark.costly
+@pytest.mark.parametrize("x", range(30))
+@pytest.mark.parametrize("family", ["ZImagePipeline"])
+def test_costly(family, x): pass
 
 @pytest.mark.crossed
 @pytest.mark.parametrize("y", range(30))
@@ -70,9 +79,8 @@ def collected(project: Path, *args: str) -> dict[str, int]:
     """How many of each test there are."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.turns", "--collect-only", "-q", "-p", "no:cacheprovider"]
     home = str(Path(turns.__file__).parents[1])
-    found = subprocess.run(
-        [*command, *args], cwd=project, env={**os.environ, "PYTHONPATH": home}, capture_output=True, text=True
-    )
+    alone = {"PYTHONPATH": home, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # libraries' plugins take seconds to import
+    found = subprocess.run([*command, *args], cwd=project, env={**os.environ, **alone}, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
     return Counter(re.findall(r"::(test_\w+)", found.stdout))
 
@@ -81,6 +89,8 @@ def test_a_run_of_everything_takes_a_part_of_them_and_any_other_takes_all(projec
     taken = collected(project)
     assert taken["test_always"] == 1
     assert 0 < taken["test_crossed"] < 30 and 0 < taken["test_slow"] < 30
+    assert taken["test_together"] in (0, 30) and 0 < taken["test_costly"] < 30
     assert taken["test_never_waits"] == 30
-    everything = {"test_always": 1, "test_crossed": 30, "test_never_waits": 30, "test_slow": 30}
+    many = ["test_crossed", "test_together", "test_costly", "test_never_waits", "test_slow"]
+    everything = {"test_always": 1} | dict.fromkeys(many, 30)
     assert collected(project, "--all") == collected(project, "some/test_some.py") == everything

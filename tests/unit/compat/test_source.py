@@ -24,6 +24,7 @@ EXPORTED = [
 ]
 
 
+@pytest.mark.costly
 def test_every_pipeline_that_the_library_exports_can_be_read() -> None:
     assert len(EXPORTED) > 200
     for arch in EXPORTED:

@@ -26,7 +26,7 @@ def warmed(folder: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 @pytest.mark.timeout(600)
 def test_a_warmed_model_is_compiled_for_one_row_and_for_several_and_never_again(tmp_path: Path) -> None:
     first = warmed(tmp_path)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, which `.[test]` installs on Linux")
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_the_interpreter_computes_what_the_plain_kernels_compute() -> None:
     """In a process of its own: Triton asks for its interpreter when kernels are defined."""
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu/test_fused_kernels.py"]

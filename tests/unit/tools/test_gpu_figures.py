@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.costly
 def test_the_figures_of_a_gpu_are_measured_at_tiny_size_without_one(tmp_path: Path) -> None:
     figures, page = tmp_path / "gpu.json", tmp_path / "gpu.md"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--json", str(figures)]

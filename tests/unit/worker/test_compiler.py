@@ -37,6 +37,7 @@ def where(**environment: str) -> tuple[str, Path]:
     return capability, Path(folder)
 
 
+@pytest.mark.costly
 @pytest.mark.timeout(300)
 def test_other_instructions_over_the_same_cache_have_another_folder(tmp_path: Path) -> None:
     chosen = str(tmp_path / "cache")

@@ -1,7 +1,7 @@
 """How much memory of its own a process takes to load a model and to run it, measured in a process that does only that.
 
 Weights that wait in files, and pages of the checkpoint, are memory that the system can have back at any time; what
-counts here is the rest (`Anonymous` in /proc).
+counts here is the rest (`RssAnon` in /proc).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from omnimuse.engine.local import start
 from omnimuse.loader.tensors import stored_tensors
 
 def own():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
 class Watch:
     def __enter__(self):
@@ -121,9 +121,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
 
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.costly("memory"),
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell"),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell"),
     pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what was freed cannot be told from what is used"),
 ]
 
