@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig
@@ -19,6 +22,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import PLUGIN, renamed
+from tests.ranks import play
 
 
 def config(folder: Path, arch: str, **parts: Any) -> Config:
@@ -60,3 +64,18 @@ def drawn(engine: Engine, wishes: Sequence[Wish], **changed: Any) -> list[Tensor
                 [made] = event.result.tensors.values()
                 found[event.request_id] = made[0]
     return [found[place] for place in places]
+
+
+def on_two_ranks(chosen: Config, wish: Wish, meeting: Path) -> Tensor:
+    """What an engine on ranks that are forked makes of `wish`, which takes a small part of the time."""
+    play(_on_rank, chosen, wish, meeting, ranks=2)
+    return load_file(meeting.with_name("found"))["picture"]
+
+
+def _on_rank(rank: int, chosen: Config, wish: Wish, meeting: Path) -> None:
+    """Rank 0 draws, and rank 1 follows it until it closes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    with suppress(SystemExit), running(chosen) as engine:
+        [found] = drawn(engine, [wish])
+        save_file({"picture": found.contiguous()}, meeting.with_name("found"))

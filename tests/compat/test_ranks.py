@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from omnimuse import Config, Omni, ParallelConfig
+from omnimuse import Omni, ParallelConfig
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput
@@ -21,9 +18,8 @@ from tests.checkpoints import flux
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import PLUGIN, renamed
-from tests.compat.running import config, running
-from tests.compat.running import drawn as drawn_by
-from tests.ranks import play
+from tests.compat.running import config
+from tests.compat.running import on_two_ranks as on_two_ranks_by
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 WISH = next(each for each in FAMILIES if each.kind == "3").wishes[0]
@@ -45,19 +41,9 @@ def drawn(folder: Path, arch: str, parallel: ParallelConfig | None = None, wish:
     return picture
 
 
-def on_rank(rank: int, chosen: Config, wish: Wish, meeting: Path) -> None:
-    """Rank 0 draws, and rank 1 follows it until it closes."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    with suppress(SystemExit), running(chosen) as engine:
-        [found] = drawn_by(engine, [wish])
-        save_file({"picture": found.contiguous()}, meeting.with_name("found"))
-
-
 def on_two_ranks(folder: Path, arch: str, parallel: ParallelConfig, wish: Wish, meeting: Path) -> torch.Tensor:
-    """By an engine on ranks that are forked, which takes a small part of the time."""
-    play(on_rank, config(folder, arch, parallel=parallel), wish, meeting, ranks=2)
-    return load_file(meeting.with_name("found"))["picture"]
+    """By an engine on ranks that are forked."""
+    return on_two_ranks_by(config(folder, arch, parallel=parallel), wish, meeting)
 
 
 def test_two_processes_of_its_own_draw_what_one_draws(folder: Path) -> None:

@@ -24,6 +24,9 @@ CHANGED = f"{OWN}::test_it_draws_what_diffusers_draws_alone_and_in_company"
 SMALL = f"{NAMES}::test_small_parts_do_what_they_say"
 READ = f"{NAMES}::test_registrations_are_read_from_the_source"
 FIELDS = f"{NAMES}::test_every_documented_sampling_field_is_mapped_or_refused"
+WORN = "tests/compat/test_adapters.py::test_the_generator_of_the_guide_sets_them"
+APART = "tests/compat/test_sglang_scripts.py::test_sites_say_which_tokens_all_ranks_have"
+RANKS = "tests/compat/test_sglang_scripts.py::test_two_ranks_draw_what_one_draws"
 OPTION = f"{NAMES}::test_options_mean_what_they_mean_there"
 
 
@@ -59,8 +62,8 @@ KNOWN: tuple[Known, ...] = (
         (f"{CORE}.lora_pipeline", CORE, OLD),
         ("LoRAPipeline",),
         FILES,
-        "a mark; adapters on such a pipeline are refused",
-        DRAWS,
+        "a mark: networks of every composed pipeline wear adapters",
+        WORN,
     ),
     Known(
         f"{STAGES}.base",
@@ -180,8 +183,15 @@ KNOWN: tuple[Known, ...] = (
         "a denoising network of a plugin's own; `param_names_mapping` names its weights",
         DRAWS,
     ),
-    Known(f"{R}.layers.attention", "USPAttention", FILES, "an attention site of ours", DRAWS),
-    *_same((f"{R}.layers.attention",), ("LocalAttention", "UlyssesAttention"), FILES, "the same", SMALL),
+    Known(
+        f"{R}.layers.attention",
+        "USPAttention",
+        FILES,
+        "an attention site of ours whose tokens ranks share, but for `num_replicated_prefix` or `_suffix`",
+        RANKS,
+    ),
+    Known(f"{R}.layers.attention", "UlyssesAttention", FILES, "the same, but for `replicated_q` and its like", APART),
+    Known(f"{R}.layers.attention", "LocalAttention", FILES, "one whose tokens are never shared", SMALL),
     *_same(
         (f"{R}.layers.linear",),
         (
@@ -195,10 +205,17 @@ KNOWN: tuple[Known, ...] = (
     Known(f"{R}.layers.layernorm", "RMSNorm", FILES, "the one of `vllm`", DRAWS),
     *_same(
         (f"{R}.distributed",),
-        ("get_local_torch_device", "get_sp_world_size", "get_tp_world_size", "get_tp_rank"),
+        ("get_local_torch_device", "get_tp_world_size", "get_tp_rank"),
         FILES,
         "the device, and the ranks, within a call",
         SMALL,
+    ),
+    *_same(
+        (f"{R}.distributed",),
+        ("get_sp_world_size", "get_sp_parallel_rank", "sequence_model_parallel_all_gather"),
+        FILES,
+        "the ranks that share tokens, and what all of them have",
+        RANKS,
     ),
     *_same(
         (f"{R}.managers.forward_context",),
