@@ -13,7 +13,8 @@ from omnimuse.compat.composed import table as sglang
 from omnimuse.compat.composed.sampling import OPTIONS as SGLANG_OPTIONS
 from omnimuse.compat.composed.sampling import SAMPLING, Meaning
 from omnimuse.compat.contract.settings import ENVIRONMENT, FLAGS, METHODS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
-from omnimuse.compat.contract.table import KNOWN, REFUSED, Known, Refused
+from omnimuse.compat.contract.table import NAMES
+from omnimuse.compat.tables import Argument, Known, Refused
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "compat.md"
 MARK = "<!-- what follows is made by `make compat`; do not change it by hand -->\n"
@@ -31,11 +32,13 @@ def page(written: str) -> str:
         ("Environment variables", ENVIRONMENT),
     )
     tables = [
-        known("Names", KNOWN),
-        refused("Names that are refused", REFUSED),
+        known("Names", NAMES.known),
+        refused("Names that are refused", NAMES.refused),
+        arguments("Arguments that the documents give", NAMES.arguments),
         *(chosen(title, rows) for title, rows in settings),
-        known("Names of SGLang Diffusion", sglang.KNOWN),
-        refused("Names of SGLang Diffusion that are refused", sglang.REFUSED),
+        known("Names of SGLang Diffusion", sglang.NAMES.known),
+        refused("Names of SGLang Diffusion that are refused", sglang.NAMES.refused),
+        arguments("Arguments that SGLang Diffusion's pipelines give", sglang.NAMES.arguments),
         meanings("Sampling parameters of SGLang Diffusion", SAMPLING.items()),
         meanings("Options of SGLang Diffusion", SGLANG_OPTIONS.items()),
     ]
@@ -62,6 +65,17 @@ def refused(title: str, rows: Sequence[Refused]) -> str:
     for row in rows:
         name = "all of it" if row.name == "*" else f"`{row.name}`"
         lines.append(f"| `{row.module}` | {name} | {row.where} | {row.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments(title: str, rows: Sequence[Argument]) -> str:
+    """Every argument, and what it does."""
+    lines = [f"## {title}", "", "| of | arguments | documented in | what ours does |", "|---|---|---|---|"]
+    for (module, owner, where, does), alike in groupby(
+        rows, key=lambda row: (row.module, row.owner, row.where, row.does)
+    ):
+        names = ", ".join(f"`{row.name}`" for row in alike)
+        lines.append(f"| `{module}.{owner}` | {names} | {where} | {does} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ none by a module that is such a door until a function is called that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,13 +18,19 @@ from omnimuse.loader.checkpoint import Checkpoint
 if TYPE_CHECKING:
     import torch
 
+    from omnimuse.loader.sites import Linears
+    from omnimuse.lora.adapters import Dress
+    from omnimuse.lora.linear import Rack
     from omnimuse.parallel.mesh import Mesh
     from omnimuse.pipeline.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
 class Place:
-    """A model that is to be made, and where: what it is, what was chosen, on which device, in which number format."""
+    """A model that is to be made, and where: what it is, what was chosen, on which device, in which number format.
+
+    The `rack` has what its networks wear while they compute.
+    """
 
     spec: Spec
     checkpoint: Checkpoint
@@ -32,15 +38,33 @@ class Place:
     device: torch.device
     dtype: torch.dtype
     mesh: Mesh
+    rack: Rack
+
+
+@dataclass(frozen=True)
+class Wardrobe:
+    """The layers that can wear adapters, by component; those of `main` draw. `dress` lets one wear them.
+
+    All of it is computed by components of ours that it is `within`.
+    """
+
+    sites: Mapping[str, Linears]
+    main: Sequence[str]
+    dress: Dress
+    within: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Made:
-    """The live components by name, what was chosen on the way, and what is to be closed with the engine."""
+    """The live components by name, what was chosen on the way, and what is to be closed with the engine.
+
+    With a `wardrobe` requests may have adapters.
+    """
 
     components: dict[str, Any]
     choices: list[Choice] = field(default_factory=list)
     closes: list[Callable[[], None]] = field(default_factory=list)
+    wardrobe: Wardrobe | None = None
 
 
 class ForeignDoor(Protocol):

@@ -20,7 +20,7 @@ from omnimuse.loader.adapter_names import Layer, Role, layer_of, named, other_ki
 from omnimuse.loader.adapter_settings import Strength, strengths
 from omnimuse.loader.differences import listed
 from omnimuse.loader.headers import opened
-from omnimuse.loader.sites import Outputs, Sites
+from omnimuse.loader.sites import Linears, Outputs
 from omnimuse.loader.weights import refuse_no_numbers
 from omnimuse.lora.adapter import Adapter, Product, Site
 
@@ -40,13 +40,19 @@ class Bound:
 class Reader:
     """Makes adapters of files for a pipeline whose components have these `sites`; `main` are those that draw.
 
-    With a `folder` only files in it are read.
+    With a `folder` only files in it are read. The components are parts of those that they are `within`.
     """
 
     def __init__(
-        self, sites: Mapping[str, Sites], main: Sequence[str], device: torch.device, folder: Path | None = None
+        self,
+        sites: Mapping[str, Linears],
+        main: Sequence[str],
+        device: torch.device,
+        folder: Path | None = None,
+        within: frozenset[str] = frozenset(),
     ) -> None:
         self._sites = sites
+        self._within = within
         self._main = tuple(main)
         self._device = device
         self._folder = folder
@@ -70,7 +76,7 @@ class Reader:
         except (ModelError, OSError) as problem:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
             raise refusal(source, f"cannot be read: {why}") from problem
-        return Adapter(stamp(source, self._folder), products)
+        return Adapter(stamp(source, self._folder), products, self._within)
 
     # -- names -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -36,6 +37,27 @@ class Outputs:
     def count(self) -> int:
         """How many they are."""
         return self.stop - self.start
+
+
+class Linears(Protocol):
+    """The linear layers of one component, by the names that adapters have for them."""
+
+    @property
+    def known(self) -> Mapping[str, object]:
+        """All of them, by the checkpoint's names."""
+        ...
+
+    def dtype(self, path: str) -> torch.dtype:
+        """What the layer at `path` computes in."""
+        ...
+
+    def share(self, path: str) -> Slices | None:
+        """What of its inputs (dimension 1) or outputs (0) is here; None for all of them."""
+        ...
+
+    def find(self, name: str, *, flat: bool) -> tuple[Outputs, ...]:
+        """What the layer that an adapter calls `name` makes; `flat`: with underscores for dots."""
+        ...
 
 
 class Sites:

@@ -47,10 +47,13 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The products of one file, by site. `id` tells it from all others, also from the same file changed."""
+    """The products of one file, by site. `id` tells it from all others, also from the same file changed. `within` are
+    components that the sites' are parts of, where another pipeline has them.
+    """
 
     id: str
     products: Mapping[Site, tuple[Product, ...]]
+    within: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +63,7 @@ class Adapter:
     @property
     def components(self) -> frozenset[str]:
         """The components that it changes something in."""
-        return frozenset(component for component, _ in self.products)
+        return frozenset(component for component, _ in self.products) | self.within
 
 
 @dataclass(frozen=True)

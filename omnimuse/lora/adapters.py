@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NoReturn
 from weakref import WeakSet
 
@@ -25,8 +26,22 @@ Stamp = Callable[[str], str]
 """(source) -> what tells its content of now from any other; RequestError where there is nothing."""
 
 
+Dress = Callable[[Site, Rack], None]
+"""(site, rack): from now on the layer at that site wears what is on the rack."""
+
+
+def adapt(networks: Mapping[str, nn.Module], site: Site, rack: Rack) -> None:
+    """Let the layer at `site` in the networks of a pipeline, by component, wear what is on the rack."""
+    component, path = site
+    network = networks[component]
+    layer = network.get_submodule(path)
+    if not isinstance(layer, Adapted):
+        owner, _, name = path.rpartition(".")
+        setattr(network.get_submodule(owner), name, Adapted(layer, site, rack))
+
+
 class Adapters:
-    """Adapters by source, over the networks of one pipeline by component; at most `limit` bytes of them.
+    """Adapters by source, for layers that are dressed when one is for them; at most `limit` bytes of them.
 
     Those that no request in progress wears make room for others, the one that was not asked for the longest first.
     `alone`: rows with adapters share no forward. `obstacle` says why there can be none. Whoever has to know whether
@@ -35,7 +50,7 @@ class Adapters:
 
     def __init__(
         self,
-        networks: Mapping[str, nn.Module],
+        dress: Dress,
         read: Read,
         stamp: Stamp,
         *,
@@ -46,7 +61,7 @@ class Adapters:
     ) -> None:
         self.alone = alone
         self.limit = limit
-        self._networks = networks
+        self._dress = dress
         self._read = read
         self._stamp = stamp
         self._obstacle = obstacle
@@ -57,7 +72,7 @@ class Adapters:
     @staticmethod
     def none(why: str = "this pipeline has no networks of ours") -> Adapters:
         """For a pipeline whose layers wear nothing."""
-        return Adapters({}, _refuse, _refuse, limit=0, obstacle=why)
+        return Adapters(partial(adapt, {}), _refuse, _refuse, limit=0, obstacle=why)
 
     @property
     def nbytes(self) -> int:
@@ -121,18 +136,9 @@ class Adapters:
                 retry_after=1.0,
             )
         for site in adapter.products:
-            adapt(self._networks[site[0]], site, self._rack)
+            self._dress(site, self._rack)
         self._living.add(adapter)
         return adapter
-
-
-def adapt(network: nn.Module, site: Site, rack: Rack) -> None:
-    """Let the layer at `site` in `network` wear what is on the rack."""
-    _, path = site
-    layer = network.get_submodule(path)
-    if not isinstance(layer, Adapted):
-        owner, _, name = path.rpartition(".")
-        setattr(network.get_submodule(owner), name, Adapted(layer, site, rack))
 
 
 def _refuse(source: str) -> NoReturn:

@@ -6,6 +6,8 @@ alone does, to the bit; the layer's weights are never touched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -22,6 +24,22 @@ class Rack:
     def full(self) -> bool:
         """Whether there is anything."""
         return bool(self.worn)
+
+
+@dataclass(frozen=True)
+class Peg:
+    """The place on the `rack` of the layer at `site`: what hangs there is added to what the layer makes."""
+
+    site: Site
+    rack: Rack
+
+    def add(
+        self, out: Tensor, x: Tensor, total: Callable[[Tensor], Tensor] | None = None, *, bias: bool = True
+    ) -> None:
+        """Add it to `out`, which the layer made of `x`; `total` as in `Product.add`. Without a `bias` only products."""
+        for worn in self.rack.worn:
+            for product in worn.adapter.products.get(self.site, ()):
+                (product if bias else replace(product, bias=None)).add(out, x, worn.scale, total)
 
 
 @runtime_checkable
@@ -41,8 +59,7 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Module, site: Site, rack: Rack) -> None:
         super().__init__()
         self.base = base
-        self.site = site
-        self.rack = rack
+        self.peg = Peg(site, rack)
 
     @property
     def weight(self) -> Any:
@@ -57,7 +74,5 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
         total = self.base.total if isinstance(self.base, Summing) else None
-        for worn in self.rack.worn:
-            for product in worn.adapter.products.get(self.site, ()):
-                product.add(out, x, worn.scale, total)
+        self.peg.add(out, x, total)
         return out

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from omnimuse.compat.door import Wardrobe
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.adapter_file import stamp
@@ -27,9 +28,17 @@ if TYPE_CHECKING:
 LINEAR = (nn.Linear, QuantizedLinear, GatheredLinear, SummedLinear)
 
 
+OWN_READING = (
+    "the pipeline reads its weights itself, so that nobody knows what its checkpoint calls its layers; let it have "
+    "`weights_sources` and `load_weights`"
+)
+
+
 def obstacle(under: Build) -> str:
     """Why no network of this build can wear adapters; empty if they can."""
     config = under.found.config
+    if under.wearing.wardrobe is not None:
+        return "" if under.wearing.wardrobe.sites else OWN_READING
     if under.found.spec.library:
         return f"{under.found.spec.library} runs this pipeline, and its networks are not ours to change"
     if config.model.load == "dummy":
@@ -40,6 +49,8 @@ def obstacle(under: Build) -> str:
 def adapters_of(under: Build) -> Adapters:
     """What requests may have their networks wear."""
     found, config = under.found, under.found.config
+    if under.wearing.wardrobe is not None:
+        return _of_others(under, under.wearing.wardrobe)
     sites = {
         name: Sites(
             module,
@@ -56,13 +67,26 @@ def adapters_of(under: Build) -> Adapters:
     main = [name for name, module in under.modules.items() if isinstance(module, Network)]
     invariant = any((choice.name, choice.value) == ("tier", "invariant") for choice in under.choices)
     return Adapters(
-        under.modules,
+        partial(adapt, under.modules),
         Reader(sites, main, under.device, config.lora.folder),
         partial(stamp, folder=config.lora.folder),
         limit=config.lora.memory,
         alone=invariant,
         obstacle=obstacle(under),
-        rack=under.rack,
+        rack=under.wearing.rack,
+    )
+
+
+def _of_others(under: Build, wardrobe: Wardrobe) -> Adapters:
+    """The same for a pipeline from elsewhere."""
+    folder = under.found.config.lora.folder
+    return Adapters(
+        wardrobe.dress,
+        Reader(wardrobe.sites, wardrobe.main, under.device, folder, wardrobe.within),
+        partial(stamp, folder=folder),
+        limit=under.found.config.lora.memory,
+        obstacle=obstacle(under),
+        rack=under.wearing.rack,
     )
 
 
@@ -85,4 +109,4 @@ def _dress(under: Build) -> None:
         inside = {part for block in blocks for part in block.modules()}
         layers = [path for path, part in network.named_modules() if isinstance(part, LINEAR) and part in inside]
         for path in layers:
-            adapt(network, (name, path), under.rack)
+            adapt(under.modules, (name, path), under.wearing.rack)

@@ -20,7 +20,7 @@ from torch import nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.selection import bind
 from omnimuse.cache.stepcache import StepCache
-from omnimuse.compat.door import Place, door_of
+from omnimuse.compat.door import Place, Wardrobe, door_of
 from omnimuse.core.caches import too_few
 from omnimuse.core.config import Choice, Config, Environment
 from omnimuse.core.errors import ConfigError
@@ -87,11 +87,19 @@ class Held:
 
 
 @dataclass
+class Wearing:
+    """What networks wear is on the `rack` while they compute; what a door says of its layers is its `wardrobe`."""
+
+    rack: Rack = field(default_factory=Rack)
+    wardrobe: Wardrobe | None = None
+
+
+@dataclass
 class Build:
     """A model under construction: its networks, their number formats and homes, and all components.
 
     `held` is what this rank has of them. `parcels` are the weights that networks bring to the device when it is their
-    turn. `rack` has what networks wear while they compute. `resources` close with the engine.
+    turn. `resources` close with the engine.
     """
 
     found: Found
@@ -106,7 +114,7 @@ class Build:
     homes: dict[str, Home] = field(default_factory=dict)
     parcels: dict[str, Parcel] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
-    rack: Rack = field(default_factory=Rack)
+    wearing: Wearing = field(default_factory=Wearing)
     choices: list[Choice] = field(default_factory=list)
     resources: ExitStack = field(default_factory=ExitStack)
 
@@ -307,9 +315,9 @@ def load(under: Build) -> None:
     checkpoint = under.found.checkpoint
     if under.found.spec.library:
         found = under.found
-        place = Place(found.spec, checkpoint, found.config, under.device, under.dtype, under.mesh)
+        place = Place(found.spec, checkpoint, found.config, under.device, under.dtype, under.mesh, under.wearing.rack)
         made = door_of(found.spec).make(place)
-        under.components = made.components
+        under.components, under.wearing.wardrobe = made.components, made.wardrobe
         under.choices += made.choices
         for close in made.closes:
             under.resources.callback(close)
@@ -331,7 +339,7 @@ def compile_blocks(under: Build) -> None:
     whole = under.mesh.axis(SEQUENCE).size == 1
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
-            stack.runner = CompiledRunner(stack.blocks(), changed=under.rack.full, whole=whole)
+            stack.runner = CompiledRunner(stack.blocks(), changed=under.wearing.rack.full, whole=whole)
             how = "blocks" if whole else "blocks, but for attention across ranks"
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))
     for name, module in under.modules.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -64,6 +66,20 @@ def drawn(engine: Engine, wishes: Sequence[Wish], **changed: Any) -> list[Tensor
                 [made] = event.result.tensors.values()
                 found[event.request_id] = made[0]
     return [found[place] for place in places]
+
+
+def taken(module: ModuleType, owner: str) -> set[str]:
+    """The names of the arguments that a class, a function or a method of `module` takes."""
+    found: Any = module
+    for part in owner.split("."):
+        found = getattr(found, part)
+    takes = signature(found).parameters
+    own = {name for name, each in takes.items() if each.kind is not Parameter.VAR_KEYWORD}
+    hints = get_type_hints(found.__init__ if isinstance(found, type) else found)
+    for name, each in takes.items():
+        if each.kind is Parameter.VAR_KEYWORD and (names := get_args(hints.get(name))):
+            own |= names[0].__annotations__.keys()
+    return own
 
 
 def on_two_ranks(chosen: Config, wish: Wish, meeting: Path) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +63,33 @@ def test_an_asyncio_program_gets_the_same() -> None:
     assert [output.images[0].size for output in asyncio.run(run())] == [(32, 32)]
 
 
-def script(name: str, *words: str) -> str:
-    program = Path(__file__).parent / "scripts" / name
-    done = subprocess.run([sys.executable, str(program), *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+SCRIPTS = Path(__file__).parent / "scripts"
+SIZES = ("--height", "32", "--width", "48", "--num-inference-steps", "2", "--guidance-scale", "2.5")
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "text_to_image": ("--model", "omnimuse/shapes", "--output-dir", "made", *SIZES),
+    "quick_start": ("omnimuse/shapes", "coffee.png"),
+    **dict.fromkeys(("functional", "visual_quality", "benchmark", "cached"), ("omnimuse/shapes",)),
+}
+"""What each script is called with."""
+
+RUN = """import runpy, sys
+for path, words in {runs}:
+    sys.argv = [path, *words]
+    runpy.run_path(path, run_name="__main__")
+"""
 
 
 @pytest.mark.costly
+@pytest.mark.timeout(300)
 def test_the_scripts_of_the_guides_run(tmp_path: Path) -> None:
-    sizes = ["--height", "32", "--width", "48", "--num-inference-steps", "2", "--guidance-scale", "2.5"]
-    told = script("text_to_image.py", "--model", "omnimuse/shapes", "--output-dir", str(tmp_path / "made"), *sizes)
-    assert f"Saved image to: {tmp_path / 'made' / 'generated_0.png'}" in told
-    script("quick_start.py", "omnimuse/shapes", str(tmp_path / "coffee.png"))
+    assert set(WORDS) == {path.stem for path in SCRIPTS.glob("*.py")} - {"__init__"}
+    program = RUN.format(runs=[(str(SCRIPTS / f"{name}.py"), words) for name, words in WORDS.items()])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert f"Saved image to: {Path('made') / 'generated_0.png'}" in told
+    assert "Generated: a cute puppy playing in grass" in told and told[-1] == "3"
+    assert {path.name for path in tmp_path.glob("*.png")} == {"coffee.png", *(f"test_output_{i}.png" for i in range(4))}
     with Image.open(tmp_path / "made" / "generated_0.png") as first, Image.open(tmp_path / "coffee.png") as second:
         assert first.size == (48, 32)
         assert second.width > 0
@@ -84,6 +98,8 @@ def test_the_scripts_of_the_guides_run(tmp_path: Path) -> None:
 def test_what_is_chosen_when_an_engine_starts_is_refused_later(omni: Omni) -> None:
     with pytest.raises(RequestError, match=r"max_num_seqs=2 is chosen when the engine starts"):
         omni.generate("a star", SMALL, max_num_seqs=2)
+    with pytest.raises(RequestError, match=r"max_batch_size=2 is chosen when .* write Omni\(..., max_num_seqs=...\)"):
+        omni.generate("a star", SMALL, max_batch_size=2)
     with pytest.raises(RequestError, match=r"use_tqdm=.* is not allowed; use True or False"):
         omni.generate("a star", SMALL, use_tqdm=list)  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match=r"Omni has no 'start_profile' here: .*docs/compat.md"):
@@ -115,6 +131,8 @@ def test_options_mean_what_they_mean_there() -> None:
 def test_an_option_that_is_not_known_names_the_table() -> None:
     with pytest.raises(ConfigError, match=r"ray_address is no option here: .*; docs/compat.md"):
         config_of("m", {"ray_address": "x"})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(ConfigError, match=r"device_map is no option here: .*enable_cpu_offload"):
+        config_of("m", {"device_map": "auto"})  # type: ignore[typeddict-unknown-key]
 
 
 def test_a_file_of_stages_places_them_in_pools(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -21,12 +23,14 @@ from omnimuse.cache.policies import policy_for
 from omnimuse.compat.contract import entries
 from omnimuse.core.caches import CacheConfig, Fits, cache_named, completed
 from omnimuse.core.config import AttentionConfig
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.plugins import ATTENTION, SOLVERS, brought, loaded
+from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Put, kind_of
 from omnimuse.diffusion.choice import solver_for
 from omnimuse.diffusion.schedules import Schedule
 from omnimuse.worker.build import build as build_engine
 
+SOON = 20.0
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "plugin"
 
 
@@ -117,6 +121,28 @@ def test_its_step_cache_is_a_choice_of_an_engine_and_of_a_request(site: Path) ->
         found.append(result.tensors["image"][0])
     torch.testing.assert_close(found[0], found[1])
     assert (found[0] - found[2]).abs().max() > 1e-4
+
+
+def test_its_connector_carries_frames_and_tensors_both_ways_for_who_has_the_key(site: Path, tmp_path: Path) -> None:
+    kind, key, data = kind_of("example_copies"), bytes(range(32)), bytes(range(256)) * 999
+    met: SimpleQueue[Connector] = SimpleQueue()
+    with closing(kind.listen(tmp_path, key, lambda name, end: met.put(end))) as door:
+        with pytest.raises(EngineDeadError, match="did not let this one in"):
+            kind.connect(door.address, bytes(32), "draw-0")
+        ends = kind.connect(door.address, key, "draw-0"), met.get(timeout=SOON)
+        heard: list[SimpleQueue[tuple[AnyFrame, Blob | None]]] = [SimpleQueue(), SimpleQueue()]
+        for end, ear in zip(ends, heard, strict=True):
+            end.start(lambda frame, blob, ear=ear: ear.put((frame, blob)), lambda: None)  # type: ignore[misc]
+        for end, ear in zip(ends, reversed(heard), strict=True):
+            blob = end.room(len(data))
+            assert blob is not None and blob.fd < 0, "no memory is shared"
+            blob.fill[:] = data
+            end.send(Put("s", 0, True, b"head"), blob)
+            frame, came = ear.get(timeout=SOON)
+            assert frame == Put("s", 0, True, b"head")
+            assert came is not None and bytes(came.view()) == data
+        for end in ends:
+            end.end()
 
 
 def test_a_name_that_is_taken_and_one_that_cannot_be_imported_are_refused(site: Path) -> None:

@@ -20,6 +20,7 @@ from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfil
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
 from omnimuse.core.config import ContractConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
@@ -128,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(config: Config) -> OmniDiffusionConfig:
     found = find(config)
-    place = Place(found.spec, found.checkpoint, config, torch.device("cpu"), torch.float32, Mesh.single())
+    place = Place(found.spec, found.checkpoint, config, torch.device("cpu"), torch.float32, Mesh.single(), Rack())
     return told_to(ENTRIES[found.spec.arch], place)
 
 

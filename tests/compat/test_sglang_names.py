@@ -15,11 +15,10 @@ from omnimuse.compat.composed.discover import Package, package_of
 from omnimuse.compat.composed.names import HERE
 from omnimuse.compat.composed.sampling import OPTIONS, SAMPLING
 from omnimuse.compat.composed.spec import ComposedParams
-from omnimuse.compat.composed.table import KNOWN, REFUSED, ROOT
+from omnimuse.compat.composed.table import NAMES, ROOT
 from omnimuse.compat.composed.weights import renamed
 from omnimuse.compat.contract.names import UnknownAttributeError, UnknownNameError
 from omnimuse.compat.contract.surroundings import Surroundings, within
-from omnimuse.compat.contract.table import Known, Refused
 from omnimuse.compat.sglang.configs.models.encoders.base import EncoderConfig
 from omnimuse.compat.sglang.configs.models.vaes.base import VAEConfig
 from omnimuse.compat.sglang.configs.pipeline_configs.base import ModelTaskType, PipelineConfig, postprocess_text
@@ -34,11 +33,13 @@ from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import StageVerif
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.validators import StageValidators, VerificationResult
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs, get_global_server_args
 from omnimuse.compat.sglang.utils import PRECISION_TO_TYPE
+from omnimuse.compat.tables import Argument, Known, Refused
 from omnimuse.core.config import OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.models import REGISTRY
 from omnimuse.parallel.mesh import Mesh
 from tests.compat.checkpoints import COMPOSED, PLUGIN
+from tests.compat.running import taken
 
 TESTS = Path(__file__).resolve().parent.parent.parent
 NATIVE = REGISTRY.spec("FluxPipeline")
@@ -49,7 +50,7 @@ def here(module: str) -> str:
     return HERE + module.removeprefix(ROOT)
 
 
-@pytest.mark.parametrize("row", KNOWN, ids=lambda row: f"{row.module}.{row.name}")
+@pytest.mark.parametrize("row", NAMES.known, ids=lambda row: f"{row.module}.{row.name}")
 def test_every_name_is_there_and_its_test_exists(row: Known) -> None:
     assert hasattr(import_module(here(row.module)), row.name)
     assert row.where and row.does
@@ -58,12 +59,17 @@ def test_every_name_is_there_and_its_test_exists(row: Known) -> None:
     assert name in tests
 
 
-@pytest.mark.parametrize("row", REFUSED, ids=lambda row: f"{row.module}.{row.name}")
+@pytest.mark.parametrize("row", NAMES.refused, ids=lambda row: f"{row.module}.{row.name}")
 def test_every_refused_name_says_why(row: Refused) -> None:
     name = "Anything" if row.name == "*" else row.name
     with pytest.raises(UnknownNameError) as caught:
         getattr(import_module(here(row.module)), name)
     assert row.why in str(caught.value)
+
+
+@pytest.mark.parametrize("row", NAMES.arguments, ids=lambda row: f"{row.owner}.{row.name}")
+def test_every_argument_is_taken(row: Argument) -> None:
+    assert row.name in taken(import_module(here(row.module)), row.owner)
 
 
 def test_every_module_refuses_a_name_that_it_has_not() -> None:
@@ -75,7 +81,7 @@ def test_every_module_refuses_a_name_that_it_has_not() -> None:
 
 
 def test_every_class_that_the_guide_names_is_in_a_table() -> None:
-    named = {row.name for row in (*KNOWN, *REFUSED)}
+    named = {row.name for row in (*NAMES.known, *NAMES.refused)}
     guide = {
         *("ComposedPipelineBase", "PipelineStage", "PipelineConfig", "SamplingParams", "ServerArgs"),
         *("InputValidationStage", "TextEncodingStage", "ImageEncodingStage", "ImageVAEEncodingStage"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,15 +14,19 @@ from PIL import Image
 from torch import nn
 
 from omnimuse import Config, ModelConfig, Omni, ParallelConfig
+from omnimuse.attention.selection import bind
 from omnimuse.compat.composed.make import refuse_ranks
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.sglang import DiffGenerator, SamplingParams
-from omnimuse.compat.sglang.configs.pipeline_configs.base import PipelineConfig
+from omnimuse.compat.sglang.configs.pipeline_configs.base import ModelTaskType, PipelineConfig
 from omnimuse.compat.sglang.runtime.entrypoints.command import generate, main, read, serving, value_of
+from omnimuse.compat.sglang.runtime.layers.attention import LocalAttention, UlyssesAttention, USPAttention
 from omnimuse.compat.sglang.runtime.layers.linear import RowParallelLinear
+from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import Req
 from omnimuse.compat.sglang.runtime.pipelines_core.stages import DenoisingStage
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.config import AttentionConfig
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.parallel.mesh import Mesh
 from tests.checkpoints import adapters, flux
 from tests.compat.checkpoints import COMPOSED, renamed
@@ -107,15 +111,22 @@ def test_a_command_line_that_cannot_be_is_refused_with_the_reason(capsys: pytest
     assert [value_of(text) for text in ("1", "1.5", "true", "null", "x")] == [1, 1.5, True, None, "x"]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A composed pipeline's checkpoint, and what one rank draws of it."""
+    folder = renamed(flux.build(tmp_path_factory.mktemp("ranks") / "tiny"), "ComposedSmallPipeline")
+    with running(Config(ModelConfig(str(folder), "float32", "cpu", plugins=(COMPOSED,)))) as engine:
+        return folder, drawn(engine, [WISHES[1]])[0]
+
+
 @pytest.mark.dist
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("axis", ["cfg", "tensor"])
-def test_two_ranks_draw_what_one_draws(axis: str, tmp_path: Path) -> None:
-    folder, wish = renamed(flux.build(tmp_path / "tiny"), "ComposedSmallPipeline"), WISHES[1]
-    alone = Config(ModelConfig(str(folder), "float32", "cpu", plugins=(COMPOSED,)))
-    with running(alone) as engine:
-        [expected] = drawn(engine, [wish])
-    found = on_two_ranks(replace(alone, parallel=ParallelConfig(**{axis: 2})), wish, tmp_path / "meeting")
+@pytest.mark.parametrize("axis", ["cfg", "tensor", "ulysses", "ring"])
+def test_two_ranks_draw_what_one_draws(axis: str, small: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    folder, expected = small
+    parallel = ParallelConfig(**{axis: 2})  # type: ignore[arg-type]
+    model = ModelConfig(str(folder), "float32", "cpu", plugins=(COMPOSED,))
+    found = on_two_ranks(Config(model, parallel=parallel), WISHES[1], tmp_path / "meeting")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -136,6 +147,57 @@ def test_ranks_that_would_share_nothing_are_refused() -> None:
     for words, (parallel, stages, modules) in refused.items():
         place = SimpleNamespace(config=Config(ModelConfig("m"), parallel=parallel))
         with pytest.raises(ConfigError, match=words):
-            refuse_ranks("P", stages, modules, place)  # type: ignore[arg-type]
+            refuse_ranks("P", stages, modules, PipelineConfig(), place)  # type: ignore[arg-type]
     both = SimpleNamespace(config=Config(ModelConfig("m"), parallel=ParallelConfig(tensor=2, cfg=2)))
-    refuse_ranks("P", [stock], layers, both)  # type: ignore[arg-type]
+    refuse_ranks("P", [stock], layers, PipelineConfig(), both)  # type: ignore[arg-type]
+
+
+def test_sites_say_which_tokens_all_ranks_have() -> None:
+    own, alike = (torch.randn(3, 1, count, 2, 4) for count in (6, 5))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.cat([a, b], dim=1).transpose(1, 2) for a, b in zip(own, alike, strict=True))
+    ).transpose(1, 2)
+    with within(Surroundings(torch.device("cpu"), torch.float32, Mesh.single(), None)):
+        sites = {kind: kind(2, 4) for kind in (USPAttention, UlyssesAttention)}
+        for site in sites.values():
+            bind(site, AttentionConfig(), torch.device("cpu"), torch.float32)
+        whole = [torch.cat([a, b], dim=1) for a, b in zip(own, alike, strict=True)]
+        torch.testing.assert_close(sites[USPAttention](*whole, num_replicated_suffix=5), expected)
+        found = sites[UlyssesAttention](*own, *alike)
+        torch.testing.assert_close(torch.cat(found, dim=1), expected)
+        assert sites[UlyssesAttention](*own)[1] is None
+        with pytest.raises(ModelError, match="give one of the numbers"):
+            sites[USPAttention](*whole, num_replicated_prefix=1, num_replicated_suffix=5)
+
+
+class Whole(DenoisingStage):
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        raise AssertionError("nobody calls it")
+
+
+@dataclass
+class Sharing(PipelineConfig):
+    def shard_latents_for_sp(self, batch: object, latents: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        raise AssertionError("nobody calls it")
+
+
+def test_tokens_that_nobody_says_how_to_share_are_refused() -> None:
+    args = ServerArgs(model_path="m", pipeline_config=PipelineConfig())
+    with within(Surroundings(torch.device("cpu"), torch.float32, Mesh.single(), args)):
+        stock, whole = DenoisingStage(None, None), Whole(None, None)
+        usp, local = ({"transformer": kind(2, 4)} for kind in (USPAttention, LocalAttention))
+    refused = {
+        "PipelineConfig does not say which latents are each rank's": (
+            stock,
+            usp,
+            PipelineConfig(task_type=ModelTaskType.T2I),
+        ),
+        "has a forward of its own, which calls its network with all": (whole, usp, Sharing()),
+        "no network of P attends to other ranks' tokens": (stock, local, Sharing()),
+    }
+    place = SimpleNamespace(config=Config(ModelConfig("m"), parallel=ParallelConfig(ring=2)))
+    for words, (stage, modules, config) in refused.items():
+        with pytest.raises(ConfigError, match=words):
+            refuse_ranks("P", [stage], modules, config, place)  # type: ignore[arg-type]
+    refuse_ranks("P", [stock], usp, Sharing(), place)  # type: ignore[arg-type]
+    refuse_ranks("P", [stock], usp, PipelineConfig(task_type=ModelTaskType.T2V), place)  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from omnimuse.compat.composed.spec import LIBRARY, NETWORK, PIPELINE
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.door import Made, Place
-from omnimuse.core.config import Config, ParallelConfig
+from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.spec import Spec
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 def refuse_features(spec: Spec, config: Config) -> None:
     """ConfigError for what the translation cannot give a composed pipeline.
 
-    Ranks may share the two branches of guidance, which the engine deals out, and weights, which its layers share.
+    Ranks may share the two branches of guidance, which the engine deals out, weights, which its layers share, and
+    tokens, as its configuration says.
     Where its network says what its blocks are, they may come one at a time, be compiled, and have a step cache.
     """
     chosen, cached = config.parallel, config.cache.kind
-    taken = ParallelConfig(tensor=chosen.tensor, cfg=chosen.cfg)
+    taken = replace(chosen, pipe=1, shard=1, vae_tiles=1)
     asked = {
         f"cache={cached}": (
             cached == "teacache",
@@ -33,15 +35,19 @@ def refuse_features(spec: Spec, config: Config) -> None:
             config.offload.mode == "components",
             "its stages call their networks themselves, and nobody knows when it is a part's turn; use offload layers",
         ),
-        "compile with shared weights": (
-            config.compile.mode != "none" and chosen.tensor > 1,
+        f"cache={cached} with ulysses or ring": (
+            cached != "none" and chosen.sequence > 1,
+            "every rank would decide by its own tokens; leave one of them out",
+        ),
+        "compile with shared weights or tokens": (
+            config.compile.mode != "none" and chosen.tensor * chosen.sequence > 1,
             "compiled blocks have not been tried with what ranks send each other; leave one of them out",
         ),
         "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own; leave it out"),
         "parallel": (
             chosen != taken,
-            f"of {chosen}, its network says nowhere where ranks may cut its tokens, and its loop over blocks and its "
-            "autoencoder are not ours to share; use tensor or cfg",
+            f"of {chosen}, its loop over blocks (pipe), the blocks' weights (shard) and its autoencoder (vae_tiles) "
+            "are not ours to share; use tensor, cfg, ulysses or ring",
         ),
         "load": (config.model.load != "weights", "the library reads its weights itself; use load=weights"),
     }
@@ -63,9 +69,10 @@ def make(place: Place) -> Made:
     from omnimuse.compat.composed.make import make as made
     from omnimuse.compat.composed.stages import Denoiser
 
-    live, modules, passed = made(ENTRIES[place.spec.arch], place)
-    denoiser = Denoiser(live, place.config.cache.kind != "none")
-    return Made({**modules, PIPELINE: live, NETWORK: denoiser}, passed.choices, passed.closes)
+    found = made(ENTRIES[place.spec.arch], place)
+    denoiser = Denoiser(found.live, place.config.cache.kind != "none")
+    components = {**found.modules, PIPELINE: found.live, NETWORK: denoiser}
+    return Made(components, found.passed.choices, found.passed.closes, found.wardrobe)
 
 
 def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:

@@ -14,16 +14,21 @@ from torch import nn
 
 from omnimuse.attention.selection import bind
 from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package
-from omnimuse.compat.composed.spec import PIPELINE, facts_of
+from omnimuse.compat.composed.spec import NETWORK, PIPELINE, facts_of
 from omnimuse.compat.composed.weights import network_of
+from omnimuse.compat.contract.adapters import Renaming, dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.origins import Origins
 from omnimuse.compat.contract.packed import NETWORKS, pack
 from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.surroundings import Surroundings, within
+from omnimuse.compat.contract.tokens import attend_across
 from omnimuse.compat.diffusers.read import read_component
-from omnimuse.compat.door import Place
+from omnimuse.compat.door import Place, Wardrobe
+from omnimuse.compat.sglang.configs.models.dits.base import DiTArchConfig, DiTConfig
 from omnimuse.compat.sglang.configs.pipeline_configs.base import PipelineConfig
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
+from omnimuse.compat.sglang.runtime.layers.attention import UlyssesAttention, USPAttention
 from omnimuse.compat.sglang.runtime.pipelines_core.composed_pipeline_base import ComposedPipelineBase
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import DenoisingStage
@@ -34,6 +39,7 @@ from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import quiet
+from omnimuse.parallel.mesh import SEQUENCE, Mesh
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,18 @@ class Live:
         return found
 
 
-def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], Passed]:
-    """The pipeline that `entry` names, its components by name, and what was chosen on the way."""
+@dataclass(frozen=True)
+class Composed:
+    """What became of a class: its pipeline, its components by name, what was chosen, which layers wear adapters."""
+
+    live: Live
+    modules: dict[str, Any]
+    passed: Passed
+    wardrobe: Wardrobe
+
+
+def make(entry: Entry, place: Place) -> Composed:
+    """The pipeline that `entry` names."""
     facts = facts_of(entry, place.checkpoint)
     config = _class(facts.configs[CONFIG], PipelineConfig)()
     args = args_of(config, place)
@@ -83,25 +99,35 @@ def make(entry: Entry, place: Place) -> tuple[Live, dict[str, Any], Passed]:
         raise ModelError(f"{entry.module}:{entry.name} is no ComposedPipelineBase; derive it from that")
     with within(surroundings), quiet("diffusers"), quiet("transformers"):
         _take_architectures(config, place.checkpoint, facts.required)
-        modules = {name: _module(name, facts.package, config, place) for name in facts.required}
-        networks = {name: each for name, each in modules.items() if name in NETWORKS}
-        packed = pack({name: each for name, each in modules.items() if isinstance(each, nn.Module)}, place.config)
-        passed = transform(nn.ModuleDict(networks), place)
+        origins: list[Origins] = []
+        modules = {name: _module(name, facts.package, config, place, origins) for name in facts.required}
+        networks = nn.ModuleDict({name: each for name, each in modules.items() if name in NETWORKS})
+        parts = nn.ModuleDict({name: each for name, each in modules.items() if isinstance(each, nn.Module)})
+        told = dict.fromkeys(networks, renaming_of(config.dit_config))
+        wearing = wardrobe(parts, place.checkpoint, origins, frozenset((PIPELINE, NETWORK)), told)
+        packed = pack(dict(parts), place.config)
+        passed = transform(networks, place, share_latents)
+        if place.config.compile.mode != "none":
+            dress_all(wearing, place.rack)
         passed.choices += packed
         pipe = cls(str(place.checkpoint.folder), args, modules)
     if not pipe.stages:
         raise ModelError(f"create_pipeline_stages of {entry.name} adds no stage; call add_stage in it")
-    refuse_ranks(entry.name, pipe.stages, modules, place)
+    refuse_ranks(entry.name, pipe.stages, modules, config, place)
     refuse_cache(entry.name, pipe.stages, place)
     passed.choices += _attention(modules, place)
     sampling = _class(facts.configs[SAMPLING], SamplingParams) if SAMPLING in facts.configs else SamplingParams
-    return Live(pipe.named_stages, sampling, surroundings), modules, passed
+    return Composed(Live(pipe.named_stages, sampling, surroundings), modules, passed, wearing)
 
 
-def refuse_ranks(name: str, stages: list[PipelineStage], modules: Mapping[str, Any], place: Place) -> None:
+def refuse_ranks(
+    name: str, stages: list[PipelineStage], modules: Mapping[str, Any], config: PipelineConfig, place: Place
+) -> None:
     """ConfigError for ranks that would have nothing to share."""
     parallel = place.config.parallel
     loops = [stage for stage in stages if isinstance(stage, DenoisingStage)]
+    if parallel.sequence > 1:
+        refuse_shared_tokens(name, loops, modules, config)
     if parallel.cfg > 1 and not all(stage.parted for stage in loops):
         raise ConfigError(
             f"cfg={parallel.cfg} cannot be: the denoising stage of {name} puts both predictions together itself; leave "
@@ -115,6 +141,30 @@ def refuse_ranks(name: str, stages: list[PipelineStage], modules: Mapping[str, A
         )
 
 
+def refuse_shared_tokens(
+    name: str, loops: list[DenoisingStage], modules: Mapping[str, Any], config: PipelineConfig
+) -> None:
+    """ConfigError where nobody says what each rank's tokens are, or no site would attend to those of the others."""
+    kind, sites = (
+        type(config),
+        (part for each in modules.values() if isinstance(each, nn.Module) for part in each.modules()),
+    )
+    own = kind.shard_latents_for_sp is not PipelineConfig.shard_latents_for_sp
+    why = ""
+    pictures = config.is_image_gen if config.task_type is None else config.task_type.is_image_gen()
+    if not own and pictures:
+        why = (
+            f"{kind.__name__} does not say which latents are each rank's; give it shard_latents_for_sp and "
+            "gather_latents_for_sp"
+        )
+    elif not all(stage.stock for stage in loops):
+        why = f"the denoising stage of {name} has a forward of its own, which calls its network with all of them"
+    elif not any(isinstance(part, USPAttention | UlyssesAttention) for part in sites):
+        why = f"no network of {name} attends to other ranks' tokens; build it with USPAttention or UlyssesAttention"
+    if why:
+        raise ConfigError(f"ulysses_degree and ring_degree cannot be: {why}, or leave them out")
+
+
 def refuse_cache(name: str, stages: list[PipelineStage], place: Place) -> None:
     """ConfigError for a step cache in a loop whose steps are not the engine's."""
     cached = place.config.cache.kind
@@ -123,6 +173,14 @@ def refuse_cache(name: str, stages: list[PipelineStage], place: Place) -> None:
             f"cache={cached} cannot be: the denoising stage of {name} has a forward of its own, and a step cache must "
             "know the step; leave it out"
         )
+
+
+def share_latents(networks: nn.Module, mesh: Mesh) -> list[Choice]:
+    """Sites that attend across ranks; which latents each has, the pipeline's configuration says."""
+    for name, network in networks.named_children():
+        attend_across(name, network, mesh)
+    count = mesh.axis(SEQUENCE).size
+    return [Choice("ranks", "tokens", f"{count} shares", "asked for: as its shard_latents_for_sp says")]
 
 
 def args_of(config: PipelineConfig, place: Place) -> ServerArgs:
@@ -136,6 +194,9 @@ def args_of(config: PipelineConfig, place: Place) -> ServerArgs:
         pipeline_config=config,
         num_gpus=place.mesh.size,
         tp_size=parallel.tensor,
+        sp_degree=parallel.sequence,
+        ulysses_degree=parallel.ulysses,
+        ring_degree=parallel.ring,
         enable_cfg_parallel=parallel.cfg > 1,
     )
 
@@ -158,7 +219,15 @@ def _take_architectures(config: PipelineConfig, checkpoint: Checkpoint, required
             model.update_model_arch({key: value for key, value in said.items() if not key.startswith("_")})
 
 
-def _module(name: str, package: Package, config: PipelineConfig, place: Place) -> Any:
+def renaming_of(config: DiTConfig) -> Renaming:
+    """What its network's configuration says of adapters."""
+    arch = config.arch_config
+    if not isinstance(arch, DiTArchConfig):
+        return Renaming()
+    return Renaming(arch.lora_param_names_mapping, tuple(arch.exclude_lora_layers))
+
+
+def _module(name: str, package: Package, config: PipelineConfig, place: Place, origins: list[Origins]) -> Any:
     """A component: a network of the package where it has a class of that name, else the library's."""
     if name not in place.checkpoint.components:
         raise ModelError(f"{place.checkpoint.folder} has no component {name!r}, which this pipeline requires")
@@ -167,7 +236,9 @@ def _module(name: str, package: Package, config: PipelineConfig, place: Place) -
     device = room_for(place) if name in NETWORKS else place.device
     if kind in networks and name in NETWORKS:
         cls = getattr(import_module(networks[kind].module), kind)
-        return network_of(cls, config.dit_config, place.checkpoint, name, (device, dtype))
+        network, seen = network_of(cls, config.dit_config, place.checkpoint, name, (device, dtype))
+        origins.append(seen)
+        return network
     return read_component(place.checkpoint, name, dtype, device, place.config.model.load)
 
 
@@ -193,7 +264,8 @@ def _attention(modules: Mapping[str, Any], place: Place) -> list[Choice]:
     found = []
     for name, module in modules.items():
         if isinstance(module, nn.Module):
-            bindings = bind(module, place.config.attention, place.device, place.dtype)
+            ring = place.config.parallel.ring > 1
+            bindings = bind(module, place.config.attention, place.device, place.dtype, weighing=ring)
             alike = Counter((each.role, each.backend, each.reason) for each in bindings)
             found += [
                 Choice("attention", f"{name} of {PIPELINE}, {role} ({sites} sites)", backend, reason)

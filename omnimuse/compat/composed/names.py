@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnimuse.compat.composed.table import REFUSED, ROOT
+from omnimuse.compat.composed.table import NAMES, ROOT
 from omnimuse.compat.contract.names import TABLE, UnknownAttributeError, UnknownNameError, is_module
 
 HERE = "omnimuse.compat.sglang"
@@ -13,10 +13,10 @@ def no_name(module: str, name: str) -> Exception:
     if name.startswith("__") or is_module(module, name):
         return AttributeError(name)  # Python itself asks for such
     where = ROOT + module.removeprefix(HERE)
-    for row in REFUSED:
-        if row.module == where and row.name in (name, "*"):
-            return UnknownNameError(f"{where} has no {name!r} here: {row.why}; see {TABLE}")
-    return UnknownNameError(f"{where} has no {name!r} here; {TABLE} lists every name of the guide and what it does")
+    why = NAMES.why(where, name)
+    return UnknownNameError(
+        f"{where} has no {name!r} here{why}; {TABLE} lists every name of the guide and what it does"
+    )
 
 
 def no_attribute(owner: object, name: str) -> UnknownAttributeError:

@@ -169,7 +169,7 @@ def _defaults(facts: Facts, video: bool) -> DiffusionParams:
 
 
 def _supported(facts: Facts, video: bool) -> frozenset[str]:
-    found = {"guidance_scale", "true_cfg_scale"}
+    found = {"guidance_scale", "true_cfg_scale", "loras"}
     ours = {each.name for each in fields(DiffusionParams)} - {"extra", "scheduler"} - WORK - ALWAYS
     found |= ours & set(facts.own)
     if video:

@@ -20,7 +20,6 @@ from omnimuse.compat.composed.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.blocks import Calls
 from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.diffusers.call import Call
-from omnimuse.compat.sglang.runtime.managers.forward_context import set_forward_context
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import OutputBatch, Req
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import (
@@ -28,7 +27,6 @@ from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import (
     DenoisingStage,
     Evaluation,
     branches_of,
-    tensor_of,
 )
 from omnimuse.core.errors import ModelError
 from omnimuse.core.request import Request
@@ -93,8 +91,7 @@ def predicted(rows: Sequence[Evaluation]) -> list[Tensor]:
         return [rows[0].alone()]
     given = {name: _stacked([row.given[name] for row in rows]) for name in rows[0].given}
     steps = {row.step for row in rows}
-    with set_forward_context(current_timestep=steps.pop() if len(steps) == 1 else -1):
-        made = tensor_of(rows[0].call(**given))
+    made = rows[0].called(given, steps.pop() if len(steps) == 1 else -1)
     return [row.done(each) for row, each in zip(rows, made.split(1), strict=True)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnimuse.compat.contract.origins import Origins
 from omnimuse.compat.contract.weights import read
 from omnimuse.compat.sglang.configs.models.dits.base import DiTConfig
 from omnimuse.compat.vllm.model_executor.model_loader.weight_utils import default_weight_loader
@@ -20,8 +21,9 @@ from omnimuse.loader.files import few
 
 def network_of(
     cls: Any, config: DiTConfig, checkpoint: Checkpoint, name: str, home: tuple[torch.device, torch.dtype]
-) -> nn.Module:
+) -> tuple[nn.Module, Origins]:
     """`cls(config=..., hf_config=...)` with the weights of component `name`; `home` is where, and in which format.
+    Also which weights went where.
 
     ModelError names weights that the network lacks, or that its table sends nowhere.
     """
@@ -36,17 +38,18 @@ def network_of(
         torch.set_default_dtype(before)
     table: Any = made.param_names_mapping if hasattr(made, "param_names_mapping") else {}
     mapping: Mapping[str, Any] = table or config.arch_config.param_names_mapping
-    parameters, filled = dict(made.named_parameters()), set[str]()
-    stored = read(ComponentSource(str(checkpoint.folder), name, None, ""))
-    for key, tensor in renamed(mapping, stored):
-        if key not in parameters:
-            raise ModelError(f"{name} of {checkpoint.folder} has {key!r}, which {cls.__name__} has not; map its name")
-        load = vars(parameters[key]).get("weight_loader", default_weight_loader)
-        load(parameters[key], tensor)
-        filled.add(key)
+    parameters, filled, origins = dict(made.named_parameters()), set[str](), Origins()
+    stored = read(ComponentSource(str(checkpoint.folder), name, None, ""), origins)
+    with origins:
+        for key, tensor in renamed(mapping, stored):
+            if key not in parameters:
+                raise ModelError(f"{name} of {checkpoint.folder} has {key!r}, which {cls.__name__} has not; map it")
+            load = vars(parameters[key]).get("weight_loader", default_weight_loader)
+            load(parameters[key], tensor)
+            filled.add(key)
     if missing := sorted(set(parameters) - filled):
         raise ModelError(f"{name} of {checkpoint.folder} fills nothing into {few(missing)} of {cls.__name__}")
-    return made.eval().requires_grad_(False)
+    return made.eval().requires_grad_(False), origins
 
 
 def renamed(mapping: Mapping[str, Any], stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

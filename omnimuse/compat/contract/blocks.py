@@ -11,7 +11,7 @@ Letters: B rows, S tokens of all streams that are carried from block to block, D
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import BoundArguments
@@ -85,18 +85,23 @@ class Rest:
 
 
 class ContractBlock(Block[Any]):
-    """A block as runners see it: called with what its network gave it, or with what is carried, packed."""
+    """A block as runners see it: called with what its network gave it, or with what is carried, packed.
+
+    While it is `changed`, what was compiled of it is not what it does, and it runs as it is.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.changed: Callable[[], bool] = lambda: False
 
     def forward(self, hidden: Any, cond: Any) -> Any:
+        inner = self.inner.forward if self.changed() else self.inner
         if cond is None:
-            return self.inner(*hidden.args, **hidden.kwargs)
+            return inner(*hidden.args, **hidden.kwargs)
         given = BoundArguments(cond.given.signature, dict(cond.given.arguments))
         given.arguments.update(zip(cond.carried.names, cond.unpack(hidden), strict=True))
-        return cond.pack(cond.carried.of(self.inner(*given.args, **given.kwargs)))
+        return cond.pack(cond.carried.of(inner(*given.args, **given.kwargs)))
 
 
 class Turn(StandIn):
@@ -118,14 +123,14 @@ class ContractStack(BlockStack):
         super().__init__()
         self.label = label
         self.whole = False
-        self._blocks = tuple(map(ContractBlock, blocks))
+        self.each = tuple(map(ContractBlock, blocks))
         self._carried: Carried | None = None
         self._trail: list[tuple[BoundArguments, Any]] = []
         for index, block in enumerate(blocks):
             self.append(Turn(self, index, block))
 
     def blocks(self) -> list[Block[Any]]:
-        return list(self._blocks)
+        return list(self.each)
 
     def called(self, index: int, given: BoundArguments) -> Any:
         """What the network gets for the block `index`."""
@@ -138,7 +143,7 @@ class ContractStack(BlockStack):
         self._trail.append((given, self._one(index, given)))
         if len(self._trail) != index + 1:
             raise self._refusal(f"it runs the block {index} after {len(self._trail) - 1} others")
-        if index + 1 < len(self._blocks):
+        if index + 1 < len(self.each):
             return self._trail[-1][1]
         try:
             self._carried = carried_along(self._trail)
@@ -147,7 +152,7 @@ class ContractStack(BlockStack):
         return self._all(self._trail[0][0])  # once more, so that the first forward remembers what later ones do
 
     def _one(self, index: int, given: BoundArguments) -> Any:
-        return self.runner([self._blocks[index]], given, None)  # type: ignore[arg-type]
+        return self.runner([self.each[index]], given, None)  # type: ignore[arg-type]
 
     def _all(self, given: BoundArguments) -> Any:
         assert self._carried is not None
@@ -170,7 +175,7 @@ class ContractStack(BlockStack):
         for name, out in zip(self._carried.names, self._carried.of(made), strict=True):
             if given.arguments.get(name) is not out:
                 raise self._refusal(f"before its block {index} it changes {name}, as it did not at first")
-        if index + 1 == len(self._blocks):
+        if index + 1 == len(self.each):
             self._trail = []
         return made
 

@@ -67,10 +67,10 @@ def make(place: Place) -> Made:
     from omnimuse.compat.contract.steps import StepNetwork
 
     entry = ENTRIES[place.spec.arch]
-    live, passed = made(entry, place)
+    live, passed, wearing = made(entry, place)
     assert place.spec.foreign is not None
     step = {NETWORK: StepNetwork(live, place.config.cache.kind != "none")} if place.spec.foreign.shares else {}
-    return Made({PIPELINE: live, **step}, passed.choices, passed.closes)
+    return Made({PIPELINE: live, **step}, passed.choices, passed.closes, wearing)
 
 
 def pipeline_of(spec: Spec, components: Mapping[str, Any]) -> type[Pipeline]:

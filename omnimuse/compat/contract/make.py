@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from omnimuse.attention.selection import bind
+from omnimuse.compat.contract.adapters import dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.packed import pack
 from omnimuse.compat.contract.passes import Passed, room_for, transform
-from omnimuse.compat.contract.spec import PIPELINE
+from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
-from omnimuse.compat.door import Place
+from omnimuse.compat.door import Place, Wardrobe
 from omnimuse.compat.vllm_omni.diffusion.data import (
     DiffusionParallelConfig,
     Extras,
@@ -56,8 +57,8 @@ class Live(nn.Module):
         return "DiffusionRequestBatch" in str(first.annotation)
 
 
-def make(entry: Entry, place: Place) -> tuple[Live, Passed]:
-    """The pipeline that `entry` names, in one piece, and what was chosen on the way."""
+def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
+    """The pipeline that `entry` names, in one piece, what was chosen on the way, and which layers wear adapters."""
     config = config_of(entry, place)
     surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
     cls = entry.imported(entry.name)
@@ -66,15 +67,18 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed]:
             pipe = cls(od_config=config, prefix="")
         if not isinstance(pipe, nn.Module):
             raise ModelError(f"{entry.module}:{entry.name} makes a {type(pipe).__name__}, and no torch module")
-        fill(pipe, entry.name)
+        origins = fill(pipe, entry.name)
         before, after = (
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
     pipe.eval().requires_grad_(False)
+    wearing = wardrobe(pipe, place.checkpoint, [origins], frozenset((PIPELINE, NETWORK)))
     packed = pack(dict(pipe.named_children()), place.config)
     passed = transform(pipe, place)
+    if place.config.compile.mode != "none":
+        dress_all(wearing, place.rack)
     passed.choices += [*packed, *_decoding(pipe, place), *_attention(pipe, place)]
-    return Live(pipe, before, after, surroundings), passed
+    return Live(pipe, before, after, surroundings), passed, wearing
 
 
 def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:

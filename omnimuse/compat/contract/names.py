@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 
 from omnimuse.compat.contract.settings import METHODS
-from omnimuse.compat.contract.table import REFUSED
+from omnimuse.compat.contract.table import NAMES
 
 TABLE = "docs/compat.md"
 ROOT = "omnimuse.compat."
@@ -34,10 +34,10 @@ def no_name(module: str, name: str) -> Exception:
     if name.startswith("__") or is_module(module, name):
         return AttributeError(name)  # Python itself asks for such
     where = module.removeprefix(ROOT)
-    for row in REFUSED:
-        if row.module == where and row.name in (name, "*"):
-            return UnknownNameError(f"{where} has no {name!r} here: {row.why}; see {TABLE}")
-    return UnknownNameError(f"{where} has no {name!r} here; {TABLE} lists every name of the contract and what it does")
+    why = NAMES.why(where, name)
+    return UnknownNameError(
+        f"{where} has no {name!r} here{why}; {TABLE} lists every name of the contract and what it does"
+    )
 
 
 def no_attribute(owner: object, name: str) -> UnknownAttributeError:
@@ -67,10 +67,8 @@ class Unfound(MetaPathFinder):
                 return spec_from_file_location(fullname, same.origin) if same and same.origin else None
         if fullname.startswith(tuple(f"{ROOT}{root}." for root in ROOTS)):
             where = fullname.removeprefix(ROOT)
-            refused = [row for row in REFUSED if row.module == where]
-            why = f": {refused[0].why}" if refused else ""
             raise UnknownModuleError(
-                f"there is no {where} here{why}; {TABLE} lists every name of the contract", name=fullname
+                f"there is no {where} here{NAMES.why(where)}; {TABLE} lists every name of the contract", name=fullname
             )
         return None
 

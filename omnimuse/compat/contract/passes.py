@@ -22,11 +22,12 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Cut
 from omnimuse.layers.compiled import Backend
 from omnimuse.loader.tensors import stored_tensors
+from omnimuse.lora.linear import Rack
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away
 from omnimuse.offload.stores import FileStore, Store
-from omnimuse.parallel.mesh import SEQUENCE, Axis
+from omnimuse.parallel.mesh import SEQUENCE, Axis, Mesh
 from omnimuse.parallel.shard import Shard, ShardRunner
 
 CONDITIONS = "_hsdp_shard_conditions"
@@ -40,7 +41,11 @@ class Passed:
     closes: list[Callable[[], None]] = field(default_factory=list)
 
 
-def transform(pipe: nn.Module, place: Place) -> Passed:
+Sharing = Callable[[nn.Module, Mesh], list[Choice]]
+"""(pipeline, mesh): its networks share tokens among ranks from now on."""
+
+
+def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens) -> Passed:
     """All of it; on the way everything of `pipe` that stays on the device gets there."""
     config, passed = place.config, Passed()
     sharded, away = config.parallel.shard > 1, config.offload.mode == "layers"
@@ -63,12 +68,12 @@ def transform(pipe: nn.Module, place: Place) -> Passed:
         if sharded:
             keep_parts(pipe, stacks, place, passed)
         if config.compile.mode != "none":
-            compile_blocks(stacks, passed)
+            compile_blocks(stacks, passed, place.rack)
         if config.cache.kind != "none":
             step_cache(stacks, place, passed)
     pipe._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place.device))
     if place.mesh.axis(SEQUENCE).size > 1:
-        passed.choices += share_tokens(pipe, place.mesh)
+        passed.choices += sharing(pipe, place.mesh)
     return passed
 
 
@@ -133,11 +138,16 @@ def _in_parts(block: nn.Module, axis: Axis) -> list[Shard]:
     return shards
 
 
-def compile_blocks(stacks: Mapping[str, ContractStack], passed: Passed, backend: str | Backend = "inductor") -> None:
-    """Every block is compiled when it first runs; blocks of one kind share their code, which `backend` makes."""
+def compile_blocks(
+    stacks: Mapping[str, ContractStack], passed: Passed, rack: Rack, backend: str | Backend = "inductor"
+) -> None:
+    """Every block is compiled when it first runs; blocks of one kind share their code, which `backend` makes. With
+    something on the `rack` they run as they are.
+    """
     for label, stack in stacks.items():
-        for block in stack.blocks():
-            block.get_submodule("inner").compile(dynamic=True, backend=backend)
+        for block in stack.each:
+            block.inner.compile(dynamic=True, backend=backend)
+            block.changed = rack.full
         passed.choices.append(Choice("compile", label, "blocks", "asked for"))
 
 

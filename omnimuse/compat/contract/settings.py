@@ -64,13 +64,22 @@ NOT_OPTIONS: tuple[Setting, ...] = (
         "worker_backend", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True
     ),
     Setting("ray_address", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True),
+    Setting(
+        "device_map",
+        "one device has all of it; `enable_cpu_offload` and `enable_layerwise_offload` save memory",
+        refused=True,
+    ),
     Setting("log_stats", "every result has its `stage_durations`", refused=True),
 )
 """Options of theirs that are not taken, and why."""
 
 METHODS: tuple[Setting, ...] = (
-    Setting("generate", "prompts, `sampling_params_list` or `sampling_params`, `negative_prompts`, `py_generator`"),
+    Setting(
+        "generate",
+        "prompts, `sampling_params_list` or `sampling_params`, `negative_prompts`, `py_generator`, `use_tqdm`",
+    ),
     Setting("close", "frees the weights; a `with` does it, too"),
+    Setting("generate(max_num_seqs=, max_batch_size=)", "`Omni(max_num_seqs=)`, when the engine starts", refused=True),
     Setting("start_profile", "`omnimuse bench` and the contract's profiler measure", refused=True),
     Setting("stop_profile", "`omnimuse bench` and the contract's profiler measure", refused=True),
 )
@@ -146,7 +155,10 @@ FLAGS: tuple[Setting, ...] = (
 """Options of `vllm serve --omni`, on the command line of `omnimuse serve`; a refusal says what there is instead."""
 
 ENVIRONMENT: tuple[Setting, ...] = (
-    Setting("DIFFUSION_ATTENTION_BACKEND", "the backend of every site, where `Omni` is given none"),
+    Setting(
+        "DIFFUSION_ATTENTION_BACKEND",
+        "the backend of every site, where `Omni` is given none: `TORCH_SDPA`, `FLASH_ATTN`, `SAGE_ATTN` or `AUTO`",
+    ),
     Setting("VLLM_LOGGING_LEVEL", "not read: loggers are those of Python's `logging`", refused=True),
     Setting("VLLM_TRACE_FUNCTION", "not read: `--debug` shows where an error came from", refused=True),
 )

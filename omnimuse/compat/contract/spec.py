@@ -30,8 +30,6 @@ USUAL_FPS = 24.0
 
 AT_WORK: Mapping[str, str] = {
     "cache": "one step cache goes around the blocks of all requests; choose it when the engine starts",
-    "loras": "the pipeline puts weights into its layers itself, so that nobody knows which of an adapter's layers are "
-    "where; put the adapter into the checkpoint",
 }
 """Why a request of such a pipeline has no choice of how its networks work."""
 
@@ -74,7 +72,7 @@ def spec_of(entry: Entry, checkpoint: Checkpoint, steps: bool | None = None) -> 
         tasks=tasks,
         components={**own, **made},
         defaults=_defaults(medium),
-        supported=frozenset(_read(source) - ALWAYS),
+        supported=frozenset(_read(source) - ALWAYS | {"loras"}),
         limits=lambda configs: _limits(entry, source, tasks, configs, rate),
         extra=ContractParams if source.reads("extra_args") else FamilyParams,
         foreign=Foreign(

@@ -95,7 +95,7 @@ def share_tokens(pipe: nn.Module, mesh: Mesh) -> list[Choice]:
             continue
         for name in sorted(plan, reverse=True):  # parts before the network itself
             _stand_in(pipe, f"{path}.{name}" if name else path, plan[name], axis)
-        _attend_across(path, network, mesh)
+        attend_across(path, network, mesh)
         choices.append(Choice("ranks", f"{path}, tokens", f"{axis.size} shares", f"asked for: as its {PLAN} says"))
     if not choices:
         raise ConfigError(
@@ -115,7 +115,8 @@ def _stand_in(pipe: nn.Module, path: str, entry: Any, axis: Axis) -> None:
     setattr(owner, key, Shared(path, part, entry, axis))
 
 
-def _attend_across(path: str, network: nn.Module, mesh: Mesh) -> None:
+def attend_across(path: str, network: nn.Module, mesh: Mesh) -> None:
+    """Let the sites of `network` attend across ranks; ConfigError for fewer heads than ranks."""
     for site in network.modules():
         if isinstance(site, Site):
             if site.num_heads < mesh.axis(ULYSSES).size:

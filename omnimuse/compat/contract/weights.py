@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from omnimuse.compat.contract.origins import Origins
 from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader
 from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import ComponentSource
 from omnimuse.core.errors import ModelError
@@ -16,20 +17,25 @@ from omnimuse.loader.headers import opened, stored_in
 from omnimuse.loader.resolve import resolve
 from omnimuse.loader.weights import refuse_no_numbers
 
+NETWORK = "transformer"
+"""The component that weights are of which lie at the root of a checkpoint."""
 
-def fill(pipe: nn.Module, name: str) -> None:
-    """Read what `weights_sources` of `pipe` names; without any, it has read all of it itself.
+
+def fill(pipe: nn.Module, name: str) -> Origins:
+    """Read what `weights_sources` of `pipe` names; without any, it has read all of it itself. What went where.
 
     ModelError names parameters of those parts that `load_weights` says it did not fill.
     """
     sources: Sequence[ComponentSource] = vars(pipe).get("weights_sources") or ()
+    origins = Origins()
     if not sources:
-        return
-    given = (each for source in sources for each in read(source))
+        return origins
+    given = (each for source in sources for each in read(source, origins))
     load: Any = pipe.load_weights if hasattr(pipe, "load_weights") else AutoWeightsLoader(pipe).load_weights
-    loaded: Iterable[str] | None = load(given)
+    with origins:
+        loaded: Iterable[str] | None = load(given)
     if loaded is None:
-        return
+        return origins
     filled = set(loaded)
     parts = {source.prefix for source in sources if source.prefix}
     if any(not source.prefix for source in sources):
@@ -40,10 +46,13 @@ def fill(pipe: nn.Module, name: str) -> None:
             f"the weights of {name} are not complete: nothing filled {few(missing)}; its checkpoint or its "
             "`load_weights` lacks them (which returns the names of all that it filled)"
         )
+    return origins
 
 
-def read(source: ComponentSource) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a source, by its prefix and its name in the files; one is in memory at a time."""
+def read(source: ComponentSource, origins: Origins) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a source, by its prefix and its name in the files, of which `origins` is told; one is in
+    memory at a time.
+    """
     root = Path(source.model_or_path)
     folder = (root if root.is_dir() else resolve(source.model_or_path).path) / (source.subfolder or "")
     stored = stored_in(folder)
@@ -54,4 +63,4 @@ def read(source: ComponentSource) -> Iterator[tuple[str, Tensor]]:
             for name in (name for name, each in stored.items() if each.path == path):
                 tensor = handle.get_tensor(name)
                 refuse_no_numbers(path, name, tensor)
-                yield source.prefix + name, tensor
+                yield source.prefix + name, origins.stored((source.subfolder or NETWORK, name), tensor)

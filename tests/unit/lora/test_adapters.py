@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from omnimuse.core.errors import CapacityError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.lora.adapter import Adapter, Product
-from omnimuse.lora.adapters import Adapters
+from omnimuse.lora.adapters import Adapters, adapt
 from omnimuse.lora.linear import Adapted
 
 SIZE = 2 * 4 * 8 * 4
@@ -58,7 +59,7 @@ Make = Callable[[int], Adapters]
 @pytest.fixture
 def room_for(shelf: Shelf, net: Net) -> Make:
     """Adapters of which so many have room."""
-    return lambda count: Adapters({"transformer": net}, shelf.read, shelf.stamp, limit=count * SIZE)
+    return lambda count: Adapters(partial(adapt, {"transformer": net}), shelf.read, shelf.stamp, limit=count * SIZE)
 
 
 def test_a_layer_wears_an_adapter_only_inside_of_wearing(room_for: Make, net: Net) -> None:
@@ -124,7 +125,9 @@ def test_at_scale_0_an_adapter_is_not_even_read(room_for: Make, shelf: Shelf, ne
 
 
 def test_where_nothing_can_be_worn_the_reason_is_told(net: Net, shelf: Shelf) -> None:
-    adapters = Adapters({"transformer": net}, shelf.read, shelf.stamp, limit=SIZE, obstacle="blocks are compiled")
+    adapters = Adapters(
+        partial(adapt, {"transformer": net}), shelf.read, shelf.stamp, limit=SIZE, obstacle="blocks are compiled"
+    )
     assert adapters.fetch(None) == ()
     with pytest.raises(RequestError, match="loras cannot be worn: blocks are compiled"):
         adapters.fetch([Lora("a")])

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from omnimuse import api
-from omnimuse.compat.contract.names import no_attribute
+from omnimuse.compat.contract.names import TABLE, no_attribute, no_name
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of, params_of, prompt_of
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.errors import RequestError
 
 Sampling = OmniDiffusionSamplingParams | Sequence[OmniDiffusionSamplingParams] | None
+
+
+class TooLate(TypedDict, total=False):
+    """What is chosen when the engine starts, under both of its names."""
+
+    max_num_seqs: int
+    max_batch_size: int
 
 
 class Omni:
@@ -31,17 +38,18 @@ class Omni:
         negative_prompts: Sequence[str] | None = None,
         py_generator: bool = False,
         use_tqdm: bool = True,
-        max_num_seqs: int | None = None,
+        **later: Unpack[TooLate],
     ) -> list[OmniRequestOutput] | Iterator[OmniRequestOutput]:
         """One output per prompt, in order; as they are finished, in an iterator, with `py_generator`.
 
         `sampling_params` is one for all prompts, or one for each. A single prompt's error is raised; of several, an
         output has its own.
         """
-        if max_num_seqs is not None:
+        for name, value in later.items():
+            if name not in TooLate.__annotations__:
+                raise RequestError(f"{name} cannot be given to generate; {TABLE} lists what can", "prompt")
             raise RequestError(
-                f"max_num_seqs={max_num_seqs} is chosen when the engine starts; write Omni(..., max_num_seqs=...)",
-                "prompt",
+                f"{name}={value} is chosen when the engine starts; write Omni(..., max_num_seqs=...)", "prompt"
             )
         if not isinstance(use_tqdm, bool):
             raise RequestError(f"use_tqdm={use_tqdm!r} is not allowed; use True or False", "prompt")
@@ -79,3 +87,7 @@ class Omni:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

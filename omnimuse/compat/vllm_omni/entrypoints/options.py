@@ -71,7 +71,13 @@ class EngineOptions(_Sharing, _Memory, total=False):
     stage_configs_path: str
 
 
-BACKENDS: Mapping[str, str] = {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "AUTO": "auto"}
+BACKENDS: Mapping[str, str] = {
+    "TORCH_SDPA": "sdpa",
+    "SDPA": "sdpa",
+    "FLASH_ATTN": "flash",
+    "SAGE_ATTN": "sage",
+    "AUTO": "auto",
+}
 
 
 def config_of(model: str, options: EngineOptions) -> Config:

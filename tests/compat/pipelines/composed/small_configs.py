@@ -13,6 +13,11 @@ from omnimuse.compat.sglang.configs.models.dits.base import DiTArchConfig
 from omnimuse.compat.sglang.configs.models.encoders.base import BaseEncoderOutput, TextEncoderArchConfig
 from omnimuse.compat.sglang.configs.pipeline_configs.base import ModelTaskType, PipelineConfig, preprocess_text
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
+from omnimuse.compat.sglang.runtime.distributed import (
+    get_sp_parallel_rank,
+    get_sp_world_size,
+    sequence_model_parallel_all_gather,
+)
 
 
 @dataclass
@@ -97,6 +102,15 @@ class SmallPipelineConfig(PipelineConfig):
         latents = latents.view(batch_size, -1, height, 2, width, 2).permute(0, 2, 4, 1, 3, 5)
         return latents.reshape(batch_size, height * width, self.dit_config.in_channels)
 
+    def shard_latents_for_sp(self, batch, latents):
+        ranks = get_sp_world_size()
+        if ranks == 1:
+            return latents, False
+        return latents.chunk(ranks, dim=1)[get_sp_parallel_rank()], True
+
+    def gather_latents_for_sp(self, latents):
+        return sequence_model_parallel_all_gather(latents.contiguous(), dim=1)
+
     def post_denoising_loop(self, latents, batch):
         height, width = self._cells(batch)
         latents = latents.view(latents.shape[0], height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
@@ -113,7 +127,10 @@ class SmallPipelineConfig(PipelineConfig):
         picture = torch.zeros(height, width, 3, device=device)
         picture[..., 1] += torch.arange(height, device=device)[:, None]
         picture[..., 2] += torch.arange(width, device=device)[None, :]
-        ids = torch.cat([torch.zeros(embeds.shape[1], 3, device=device), picture.view(-1, 3)])
+        picture = picture.view(-1, 3)
+        if batch.did_sp_shard_latents:
+            picture = picture.chunk(get_sp_world_size())[get_sp_parallel_rank()]
+        ids = torch.cat([torch.zeros(embeds.shape[1], 3, device=device), picture])
         return rotary_emb(ids)
 
     def prepare_pos_cond_kwargs(self, batch, device, rotary_emb, dtype):

@@ -110,15 +110,16 @@ class Joint(nn.Module):
         q, k, v = (each(x).unflatten(-1, (self.heads, -1)) for each in (q, k, v))
         return norm_q(q), norm_k(k), v
 
-    def forward(self, x, freqs, text=None):
+    def forward(self, x, freqs, text=None, prefix=0):
         parts = self._parts(x, self.to_q, self.to_k, self.to_v, self.norm_q, self.norm_k)
         if text is not None:
             first = self._parts(
                 text, self.add_q_proj, self.add_k_proj, self.add_v_proj, self.norm_added_q, self.norm_added_k
             )
             parts = [torch.cat(pair, dim=1) for pair in zip(first, parts, strict=True)]
+            prefix = text.shape[1]
         q, k, v = parts
-        found = self.attn(rotated(q, freqs), rotated(k, freqs), v).flatten(2)
+        found = self.attn(rotated(q, freqs), rotated(k, freqs), v, num_replicated_prefix=prefix).flatten(2)
         if text is None:
             return found
         return self.to_out[0](found[:, text.shape[1] :]), self.to_add_out(found[:, : text.shape[1]])
@@ -158,11 +159,11 @@ class OneStream(nn.Module):
         self.norm, self.attn = Shift(width, 3), Joint(heads, head, two=False)
         self.proj_mlp, self.proj_out = Linear(width, 4 * width), Linear(5 * width, width)
 
-    def forward(self, x, temb, freqs):
+    def forward(self, x, temb, freqs, prefix):
         shift, scale, gate = self.norm(temb)
         inner = normed(x, scale, shift)
         mlp = nn.functional.gelu(self.proj_mlp(inner), approximate="tanh")
-        return x + gate * self.proj_out(torch.cat([self.attn(inner, freqs), mlp], dim=2))
+        return x + gate * self.proj_out(torch.cat([self.attn(inner, freqs, prefix=prefix), mlp], dim=2))
 
 
 class FluxTransformer2DModel(CachableDiT):
@@ -201,7 +202,7 @@ class FluxTransformer2DModel(CachableDiT):
             x, text = block(x, text, temb, freqs_cis)
         x = torch.cat([text, x], dim=1)
         for block in self.single_transformer_blocks:
-            x = block(x, temb, freqs_cis)
+            x = block(x, temb, freqs_cis, text.shape[1])
         scale, shift = self.norm_out(temb)
         return self.proj_out(normed(x[:, text.shape[1] :], scale, shift))
 

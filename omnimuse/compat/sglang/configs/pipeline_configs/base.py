@@ -14,6 +14,12 @@ from omnimuse.compat.composed.names import no_attribute, no_name
 from omnimuse.compat.sglang.configs.models.dits.base import DiTConfig
 from omnimuse.compat.sglang.configs.models.encoders.base import EncoderConfig
 from omnimuse.compat.sglang.configs.models.vaes.base import VAEConfig
+from omnimuse.compat.sglang.runtime.distributed import (
+    get_sp_parallel_rank,
+    get_sp_world_size,
+    sequence_model_parallel_all_gather,
+)
+from omnimuse.core.errors import ModelError
 
 
 class ModelTaskType(Enum):
@@ -163,6 +169,25 @@ class PipelineConfig(_Kind, _Networks, _Encoders):
     def slice_noise_pred(self, noise: Tensor, latents: Tensor) -> Tensor:
         """The part of a prediction that belongs to the latents."""
         return noise
+
+    def shard_latents_for_sp(self, batch: Any, latents: Tensor) -> tuple[Tensor, bool]:
+        """This rank's part of the latents as the network is given them, and whether it is only a part.
+
+        Here frames [B, C, F, h, w] are shared out; of other latents a configuration of its own says what a part is.
+        """
+        ranks = get_sp_world_size()
+        if ranks == 1 or latents.ndim != 5:
+            return latents, False
+        if latents.shape[2] % ranks:
+            raise ModelError(
+                f"{latents.shape[2]} frames of latents cannot be shared evenly by {ranks} ranks; use another number of "
+                "frames, or fewer ranks"
+            )
+        return latents.chunk(ranks, 2)[get_sp_parallel_rank()].contiguous(), True
+
+    def gather_latents_for_sp(self, latents: Tensor) -> Tensor:
+        """The parts of all ranks together: of frames [B, C, F, h, w], or of tokens [B, S, D]."""
+        return sequence_model_parallel_all_gather(latents, 2 if latents.ndim == 5 else 1)
 
     def post_denoising_loop(self, latents: Tensor, batch: Any) -> Tensor:
         """Finished latents as the autoencoder takes them."""

@@ -9,7 +9,7 @@ from omnimuse.compat.sglang.runtime.pipelines_core.composed_pipeline_base import
 
 
 class LoRAPipeline(ComposedPipelineBase):
-    """A pipeline whose network may wear adapters. The name is here; adapters on such a pipeline are refused."""
+    """A mark: networks of every composed pipeline wear adapters."""
 
 
 def __getattr__(name: str) -> Any:

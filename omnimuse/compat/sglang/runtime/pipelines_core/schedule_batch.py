@@ -62,7 +62,7 @@ class _Texts:
 
 @dataclass(kw_only=True)
 class _Sizes:
-    """How large it is, in pixels and frames."""
+    """How large it is, in pixels and frames, and whether networks are given a part of it on each rank."""
 
     height: int | None = None
     width: int | None = None
@@ -73,6 +73,7 @@ class _Sizes:
     num_frames_round_down: bool = False
     height_latents: int | None = None
     width_latents: int | None = None
+    did_sp_shard_latents: bool = False
 
 
 @dataclass(kw_only=True)

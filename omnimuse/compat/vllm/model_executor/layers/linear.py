@@ -18,6 +18,7 @@ from omnimuse.compat.contract.surroundings import axis
 from omnimuse.compat.vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from omnimuse.compat.vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from omnimuse.core.errors import ModelError
+from omnimuse.lora.linear import Peg
 from omnimuse.parallel.collectives import gathered, summed
 from omnimuse.parallel.mesh import TENSOR, Axis
 
@@ -39,7 +40,8 @@ class LinearBase(nn.Linear):
     """What all have: the output alone, or with the bias that is still to be added (`skip_bias_add`).
 
     `return_bias` false gives the output alone. `quant_config` is None: weights are quantized by our own passes, which
-    put what multiplies by them into `packed` and leave no `weight`. With `disable_tp` every rank has all of it.
+    put what multiplies by them into `packed` and leave no `weight`. With `disable_tp` every rank has all of it. What
+    hangs on its `peg` is added to the product.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LinearBase(nn.Linear):
         self.return_bias = options.get("return_bias", True)
         self.prefix = options.get("prefix", "")
         self.packed: nn.Module | None = None
+        self.peg: Peg | None = None
         for parameter in self.parameters():
             parameter.weight_loader = self.weight_loader  # type: ignore[attr-defined]
 
@@ -76,9 +79,18 @@ class LinearBase(nn.Linear):
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [*, K] times the weights, and `bias` added."""
         if self.packed is None:
-            return F.linear(x, self.weight, bias)
-        out: Tensor = self.packed(x)
-        return out if bias is None else out + bias
+            out = F.linear(x, self.weight, bias)
+        else:
+            out = self.packed(x)
+            out = out if bias is None else out + bias
+        if self.peg is not None:
+            self.peg.add(out, x, bias=self.first)
+        return out
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank adds what is added once, however many products are added up."""
+        return True
 
     def given(self, out: Tensor) -> Out:
         """What `forward` returns, where the bias has been added."""
@@ -240,6 +252,10 @@ class RowParallelLinear(LinearBase):
     def tp_size(self) -> int:
         """How many ranks share it."""
         return self.ranks.size
+
+    @property
+    def first(self) -> bool:
+        return self.ranks.index == 0
 
     def forward(self, x: Tensor) -> Out:  # type: ignore[override]
         if self.ranks.size == 1:

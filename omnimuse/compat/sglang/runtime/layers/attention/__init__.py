@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from omnimuse.compat.composed.names import no_name
 from omnimuse.compat.vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata
-from omnimuse.compat.vllm_omni.diffusion.attention.layer import Attention
+from omnimuse.compat.vllm_omni.diffusion.attention.layer import Attention, SiteOptions
+from omnimuse.core.errors import ModelError
 
 
 class LocalAttention(nn.Module):
-    """One attention site. Its backend is chosen where the engine starts, by its `role`: `prefix`, or "self".
+    """One attention site, which attends to what it is given, also where ranks share tokens.
 
-    `supported_attention_backends` are theirs and choose nothing here.
+    Its backend is chosen where the engine starts, by its `role`: `prefix`, or "self". `supported_attention_backends`
+    are theirs and choose nothing here.
     """
+
+    local = True
 
     def __init__(
         self,
@@ -32,9 +36,9 @@ class LocalAttention(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.attn = Attention(
-            num_heads, head_size, causal, softmax_scale, num_kv_heads, role=prefix or "self", prefix=prefix
-        )
+        role = prefix or "self"
+        site = SiteOptions(role=role, prefix=prefix, skip_sequence_parallel=self.local)
+        self.attn = Attention(num_heads, head_size, causal, softmax_scale, num_kv_heads, **site)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """[B, S, N, H], [B, K, N, H] twice -> [B, S, N, H]; a mask is true where to attend."""
@@ -43,11 +47,64 @@ class LocalAttention(nn.Module):
 
 
 class USPAttention(LocalAttention):
-    """The same: ranks that share tokens are refused."""
+    """A site whose tokens ranks may share. Of each row the first `num_replicated_prefix` tokens, or the last
+    `num_replicated_suffix`, are the same on all of them.
+    """
+
+    local = False
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        num_replicated_prefix: int = 0,
+        num_replicated_suffix: int = 0,
+        skip_sequence_parallel_override: bool = False,
+    ) -> Tensor:
+        """The same."""
+        if num_replicated_prefix and num_replicated_suffix:
+            raise ModelError("tokens that all ranks have are first or last in a row, not both; give one of the numbers")
+        alike = num_replicated_prefix or num_replicated_suffix
+        if self.attn.spread and skip_sequence_parallel_override:
+            raise ModelError(
+                "skip_sequence_parallel_override is not taken where ranks share tokens: use LocalAttention"
+            )
+        if not self.attn.spread or not alike:
+            return super().forward(q, k, v, attn_mask)
+        front, rest = bool(num_replicated_prefix), q.shape[1] - alike
+        sizes = [alike, rest] if front else [rest, alike]
+        parts = [x.split(sizes, dim=1) for x in (q, k, v)]
+        own, others = ([part[at] for part in parts] for at in ((1, 0) if front else (0, 1)))
+        meta = AttentionMetadata(attn_mask, joint_strategy="front" if front else "rear")
+        meta.joint_query, meta.joint_key, meta.joint_value = others
+        found: Tensor = self.attn(*own, meta)
+        return found
 
 
 class UlyssesAttention(LocalAttention):
-    """The same."""
+    """A site whose tokens ranks may share, with others that all of them have, which follow in every row."""
+
+    local = False
+
+    def forward(  # type: ignore[override]
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        replicated_q: Tensor | None = None,
+        replicated_k: Tensor | None = None,
+        replicated_v: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The outcome of the tokens, and of those that all ranks have."""
+        meta = AttentionMetadata(attn_mask, None, replicated_q, replicated_k, replicated_v, "rear")
+        found: Tensor = self.attn(q, k, v, meta)
+        if replicated_q is None:
+            return found, None
+        own, alike = found.split([q.shape[1], replicated_q.shape[1]], dim=1)
+        return own, alike
 
 
 def __getattr__(name: str) -> Any:

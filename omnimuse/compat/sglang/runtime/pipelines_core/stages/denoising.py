@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.compat.composed.names import no_name
+from omnimuse.compat.contract.surroundings import here, inside
 from omnimuse.compat.diffusers.load import bar
 from omnimuse.compat.sglang.runtime.managers.forward_context import set_forward_context
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import Req
@@ -33,6 +35,7 @@ class Evaluation:
     """One prediction of one branch: `call(**given)`, and what is then done to it.
 
     Those that stack are calls of a network with tensors of one output each: several of one `kind` can be one call.
+    What is `spread` is given this rank's part of the tokens.
     """
 
     step: int
@@ -40,11 +43,18 @@ class Evaluation:
     given: Mapping[str, Any]
     done: Callable[[Tensor], Tensor]
     kind: Hashable = None
+    spread: bool = False
 
     def alone(self) -> Tensor:
         """The prediction by a call of its own."""
-        with set_forward_context(current_timestep=self.step):
-            return self.done(tensor_of(self.call(**self.given)))
+        return self.done(self.called(self.given, self.step))
+
+    def called(self, given: Mapping[str, Any], step: int) -> Tensor:
+        """What `call` makes of what one output, or several, give it."""
+        if inside():
+            here("a denoising loop").spread = self.spread
+        with set_forward_context(current_timestep=step):
+            return tensor_of(self.call(**given))
 
 
 def kind_of(value: Any) -> Hashable:
@@ -113,6 +123,7 @@ class DenoisingStage(PipelineStage):
             )
         shared = batch.do_classifier_free_guidance and batch.true_cfg_scale is None
         self.guidance = None if shared else batch.guidance_scale
+        _, batch.did_sp_shard_latents = config.shard_latents_for_sp(batch, latents)
         dtype = self._network_dtype()
         ratio = batch.boundary_ratio
         if ratio is None:
@@ -233,7 +244,10 @@ class DenoisingStage(PipelineStage):
         """
         step = self._step(batch, server_args, prepared, index)
         if not self.parted:
-            return {POSITIVE: Evaluation(index, self._predict_noise_with_cfg, step, lambda made: made)}
+            done = partial(self._whole, batch, prepared["latents"])
+            return {
+                POSITIVE: Evaluation(index, self._predict_noise_with_cfg, step, done, spread=batch.did_sp_shard_latents)
+            }
         return {branch: self._evaluation(branch, step) for branch in branches_of(batch)}
 
     def take_step(self, batch: Req, prepared: Variables, index: int, predictions: Mapping[str, Tensor]) -> None:
@@ -322,9 +336,10 @@ class DenoisingStage(PipelineStage):
         model, scale = self._select_and_manage_model(
             t_int=int(timestep), boundary_timestep=prepared["boundary_timestep"], server_args=server_args, batch=batch
         )
+        latents = self._part(batch, latents)
         seen = latents.to(dtype)
         if batch.image_latent is not None:
-            seen = torch.cat([seen, batch.image_latent.to(dtype)], dim=1)
+            seen = torch.cat([seen, self._part(batch, batch.image_latent.to(dtype))], dim=1)
         if hasattr(self.scheduler, "scale_model_input"):
             seen = self.scheduler.scale_model_input(seen, timestep)
         return {
@@ -336,7 +351,9 @@ class DenoisingStage(PipelineStage):
             "attn_metadata": self._build_attn_metadata(index, batch, server_args),
             "current_guidance_scale": scale,
             "server_args": server_args,
-            **{name: prepared[name] for name in ("target_dtype", "guidance", "latents")},
+            "latents": latents,
+            "whole": prepared["latents"],
+            **{name: prepared[name] for name in ("target_dtype", "guidance")},
             **{name: prepared[name] for name in ("image_kwargs", "pos_cond_kwargs", "neg_cond_kwargs")},
         }
 
@@ -345,19 +362,37 @@ class DenoisingStage(PipelineStage):
         prompt = (config.get_neg_prompt_embeds if negative else config.get_pos_prompt_embeds)(step["batch"])
         besides = {**step["image_kwargs"], **step["neg_cond_kwargs" if negative else "pos_cond_kwargs"]}
 
+        batch: Req = step["batch"]
+        spread = batch.did_sp_shard_latents
+
         def sliced(made: Tensor) -> Tensor:
-            found: Tensor = config.slice_noise_pred(made, step["latents"])
-            return found
+            return self._whole(batch, step["whole"], config.slice_noise_pred(made, step["latents"]))
 
         names = ("current_model", "latent_model_input", "t_expand", "target_dtype", "guidance")
         if self._has_own("_predict_noise"):
             given = {**{name: step[name] for name in names}, "prompt_embeds": prompt, **besides}
-            return Evaluation(step["timestep_index"], self._predict_noise, given, sliced)
+            return Evaluation(step["timestep_index"], self._predict_noise, given, sliced, spread=spread)
         given = self._inputs(
             step["current_model"], step["latent_model_input"], step["t_expand"], prompt, step["guidance"]
         )
-        kind = (id(step["current_model"]), kind_of(given), self._kind(branch, besides))
-        return Evaluation(step["timestep_index"], step["current_model"], {**given, **besides}, sliced, kind)
+        sizes = (batch.height, batch.width, batch.num_frames) if spread else ()  # all ranks must find the same alike
+        kind = (id(step["current_model"]), kind_of(given), self._kind(branch, besides), sizes)
+        return Evaluation(step["timestep_index"], step["current_model"], {**given, **besides}, sliced, kind, spread)
+
+    def _part(self, batch: Req, latents: Tensor) -> Tensor:
+        """What of the latents the network is given on this rank. Between steps every rank has all of them."""
+        if not batch.did_sp_shard_latents:
+            return latents
+        found: Tensor = self.server_args.pipeline_config.shard_latents_for_sp(batch, latents)[0]
+        return found
+
+    def _whole(self, batch: Req, latents: Tensor, made: Tensor) -> Tensor:
+        """The reverse, of a prediction for `latents`; what a configuration filled up is left out."""
+        if not batch.did_sp_shard_latents or made.shape == latents.shape:
+            return made
+        gather = self.server_args.pipeline_config.gather_latents_for_sp
+        found: Tensor = gather(made, **self.prepare_extra_func_kwargs(gather, {"batch": batch}))
+        return found[tuple(slice(size) for size in latents.shape)]
 
     def _kind(self, branch: str, besides: Mapping[str, Any]) -> Hashable:
         """`kind_of` of what is the same at every step, found once: it may have to look at every number."""
