@@ -156,6 +156,11 @@ class LaunchConfig:
             raise ConfigError("--agent-key-file is what agents must know; leave it out with --launcher ray")
         if self.launcher == "agent":
             host, _ = host_and_port(self.address, "--launch-address")
+            if host in ("0.0.0.0", "::"):
+                raise ConfigError(
+                    f"--launch-address {self.address} names no machine, and ranks elsewhere find this one by it; write "
+                    "the address of the interface that they reach"
+                )
             if self.key_file is None and host not in ("127.0.0.1", "localhost", "::1"):
                 raise ConfigError(f"anybody who reaches {host} could join as an agent; give --agent-key-file")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -20,7 +21,7 @@ from omnimuse.core.spec import Limits, SoundLimits
 from omnimuse.layers.network import Network
 from omnimuse.loader.files import weight_files
 from omnimuse.loader.tensors import stored_tensors
-from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.mesh import BRANCHES, ORDER, Mesh, lines
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.allocator import kept_memory
 from omnimuse.worker.build import SHAPES, Build, begin, run
@@ -30,12 +31,12 @@ from omnimuse.worker.room import blocks_of, held, token_bytes
 
 def explain(config: Config) -> list[Choice]:
     """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
-    under = run(begin(config, Mesh.planned(config.parallel)), SHAPES)
-    under.resources.close()  # the threads are as many as before
+    under = _shapes(config, 0)
     found, kept = under.found, kept_memory(under.device)
     return [
         *_model_choices(found),
         *under.choices,
+        *_share_choices(under),
         *((kept,) if kept else ()),
         *_memory_choices(under),
         *_engine_choices(under),
@@ -164,6 +165,36 @@ def _writing_choices(schedule: ScheduleConfig) -> list[Choice]:
             "memory", "beginnings", f"at most {_size(schedule.memo_bytes)}", "prompts that begin alike are read once"
         ),
     ]
+
+
+def _share_choices(under: Build) -> list[Choice]:
+    """Which ranks work together along every axis, and what each holds of every component, and of all of one rank."""
+    config = under.found.config
+    parallel = config.parallel
+    if parallel.ranks == 1:
+        return []
+    shared = {axis: lines(parallel, axis) for axis in ORDER if len(lines(parallel, axis)[0]) > 1}
+    names = {axis: "cfg" if axis == BRANCHES else axis for axis in shared}
+    asked = " x ".join(f"{names[axis]}={len(groups[0])}" for axis, groups in shared.items())
+    found = [Choice("ranks", "mesh", f"{parallel.ranks} ranks", asked)]
+    for axis, groups in shared.items():
+        together = ", ".join(" ".join(map(str, ranks)) for ranks in groups)
+        found.append(Choice("ranks", f"along {names[axis]}", together, "ranks that share what this axis shares out"))
+    one = replace(config, parallel=ParallelConfig())
+    whole = {name: held(module) for name, module in _shapes(one, 0).here.items()}
+    for rank in range(parallel.ranks):
+        here = (under if rank == under.mesh.rank else _shapes(config, rank)).here
+        parts = {name: held(module) for name, module in here.items()}
+        told = ", ".join(f"{size / max(1, whole[name]):.2f} of {name}" for name, size in parts.items())
+        found.append(Choice("memory", f"weights of rank {rank}", _size(sum(parts.values())), told))
+    return found
+
+
+def _shapes(config: Config, rank: int) -> Build:
+    """What `rank` would build, without memory."""
+    under = run(begin(config, Mesh.planned(config.parallel, rank)), SHAPES)
+    under.resources.close()  # the threads are as many as before
+    return under
 
 
 def _rank_choices(parallel: ParallelConfig) -> list[Choice]:

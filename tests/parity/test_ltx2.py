@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import LTX2Pipeline
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Result
 from omnimuse.media.finished import read_settings, save
+from omnimuse.models.ltx2.pipeline import LEAST
+from omnimuse.pipeline.tiles import Tiling
+from omnimuse.pipeline.video import DecodeClip
 from tests.checkpoints import ltx2
 from tests.checkpoints.wishes import Wish
+from tests.decoding import around, filled, fresh, random_latents, stepped
 
 OF_SOUND = 5e-5
 """Of a waveform: a vocoder with random weights makes errors larger."""
@@ -105,3 +111,28 @@ def test_a_text_that_does_not_fill_whole_registers_is_refused(folder: Path) -> N
     wish = replace(ltx2.WISHES[0], params=replace(ltx2.WISHES[0].params, max_sequence_length=30))
     with pytest.raises(RequestError, match="max_sequence_length=30 is not a multiple of 8; use 24"):
         ours(folder, [wish])
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    """An autoencoder with a mean and a deviation of its own for every channel."""
+    vae = filled(ltx2.vae)
+    vae.latents_mean.copy_(random_latents(ltx2.CHANNELS, seed=1))
+    vae.latents_std.copy_(0.5 + random_latents(ltx2.CHANNELS, seed=2).abs())
+    return vae
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 5), (3, 8), (8, 2), (5, 11)])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_tiles_of_its_videos_are_the_references_tiles(vae: Any, size: tuple[int, int], ranks: int) -> None:
+    latents = random_latents(ltx2.CHANNELS, 2, *size)
+    whole = LTX2Pipeline._denormalize_latents(
+        latents[None], vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+    )
+    with torch.inference_mode():
+        vae.enable_tiling(128, 128, None, 96, 96)
+        tiled = vae.decode(whole, return_dict=False)[0][0].transpose(0, 1)
+        vae.use_tiling = False
+        loop = DecodeClip(tile=128, stride=96, least=LEAST)
+        found = stepped(loop, around(vae, Tiling(4, 128, ranks=ranks)), fresh(latents))
+    assert float((found - (tiled * 0.5 + 0.5).clamp(0, 1)).abs().max()) <= 1e-5

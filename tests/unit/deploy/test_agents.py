@@ -300,9 +300,11 @@ def test_what_makes_no_sense_about_launchers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="starts processes here"):
         LaunchConfig("local", "127.0.0.1:1")
     with pytest.raises(ConfigError, match="launcher=ray is for servers"):
-        start_ranks(Config(parallel=ParallelConfig(launch=LaunchConfig("ray"))))
+        start_ranks(Config(ModelConfig("omnimuse/shapes"), parallel=ParallelConfig(launch=LaunchConfig("ray"))))
     with pytest.raises(ConfigError, match=r"anybody who reaches 10\.0\.0\.1 could join"):
         LaunchConfig("agent", "10.0.0.1:7000")
+    with pytest.raises(ConfigError, match=r"--launch-address 0\.0\.0\.0:7000 names no machine"):
+        LaunchConfig("agent", "0.0.0.0:7000", tmp_path / "key")
     with pytest.raises(ConfigError, match="is no address; write HOST:PORT"):
         LaunchConfig("agent", "here")
     short = tmp_path / "key"

@@ -223,6 +223,22 @@ def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_f
     assert choices["batching", "tier"].value == "fast" and "tensor=2 x ring=2" in choices["batching", "tier"].reason
 
 
+def test_explain_tells_who_works_together_and_what_every_rank_holds_of_what(z_image_folder: Path) -> None:
+    parallel = ParallelConfig(tensor=2, pipe=2)
+    told = {choice.name: choice for choice in explain(asked(z_image_folder, parallel))}
+    assert (told["mesh"].value, told["mesh"].reason) == ("4 ranks", "pipe=2 x tensor=2")
+    assert told["along pipe"].value == "0 2, 1 3" and told["along tensor"].value == "0 1, 2 3"
+    assert "along ring" not in told
+    shares = [told[f"weights of rank {rank}"].reason for rank in range(4)]
+    held = [dict(reversed(part.split(" of ")) for part in share.split(", ")) for share in shares]
+    assert all(float(each["transformer"]) < 0.75 for each in held)  # refiners and embeddings of a tiny one weigh much
+    assert sum(float(each["transformer"]) for each in held) >= 1.0
+    assert told["weights of rank 0"].value == told["all weights"].value
+    assert [each["vae"] for each in held] == ["1.00"] * 4
+    assert [each.get("text_encoder") for each in held].count("1.00") == 1
+    assert not [choice for choice in explain(asked(z_image_folder, ParallelConfig())) if choice.name == "mesh"]
+
+
 def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z_image_folder: Path) -> None:
     chosen = asked(z_image_folder, ParallelConfig(ulysses=2))
     kept = replace(chosen, parallel=ParallelConfig(ulysses=2, shard=2))
