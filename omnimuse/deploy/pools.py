@@ -35,7 +35,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Chunk, Done, Event, Failed, Result
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Credit, Hold, Open, Put, Said
-from omnimuse.deploy.group import Ears, Group, Seat, deadline_in
+from omnimuse.deploy.group import Ears, Group, Seat
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Ended, of_ended, pack
 from omnimuse.worker.find import find
@@ -199,9 +199,9 @@ class Pools:
         self.retries += forwards
 
     def _enter(self, job: Job) -> None:
-        if (left := deadline_in(job.request.deadline)) is not None:
+        if (deadline := job.request.deadline) is not None:
             why = DeadlineError("the deadline of the request has passed")
-            job.late = self._loop.call_later(left, self._fail, job, why)
+            job.late = self._loop.call_later(deadline - time.monotonic(), self._fail, job, why)
         self._waiting[0].append(job)
         self._feed()
 
