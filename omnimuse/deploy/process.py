@@ -178,7 +178,7 @@ class Worker:
             from omnimuse.deploy.pools import Pools
 
             config = self.settings.config
-            config = replace(config, host=replace(config.host, processes=self.settings.replicas))
+            config = replace(config, host=replace(config.host, processes=self.settings.seats))
             return Pools(config, self._on_engine_death, self.settings.faults)
         from omnimuse.engine.local import Background
 
