@@ -90,8 +90,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is
     where the ranks of a group find each other, `seat` one of those of its machine (`Rank`). `period` is seconds between
-    beats. Where rank 0 is not on the front's machine, there is the `key` of the front's socket, and files go that way. A
-    process of a pool has an `edge`.
+    beats. Where rank 0 is not on the front's machine, there is the `key` of the front's socket, and files go that way.
+    A process of a pool has an `edge`.
     """
 
     config: Config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.config import CacheConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.output import Chunk, Done, Event, Progress
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
