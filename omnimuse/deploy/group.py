@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,6 +45,11 @@ class Seat:
     replica: Replica | None = None
     streams: dict[str, Any] = field(default_factory=dict)
     holder: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has loaded and joined."""
+        return self.link is not None and (self.replica is None or self.replica.state == "ready")
 
     @property
     def open(self) -> bool:
@@ -102,7 +106,7 @@ class Group:
                     self._begin(pool, seat, index)
                 index += 1
         async with self._news:
-            await self._news.wait_for(lambda: self._refusal is not None or all(s.link for s in self._all))
+            await self._news.wait_for(lambda: self._refusal is not None or all(seat.ready for seat in self._all))
         if self._refusal is not None:
             raise self._refusal
 
@@ -227,8 +231,3 @@ class Group:
                 self._news.notify_all()
 
         self._told = self._loop.create_task(notify())
-
-
-def deadline_in(request_deadline: float | None) -> float | None:
-    """Seconds from now to a deadline; None: there is none."""
-    return None if request_deadline is None else max(0.0, request_deadline - time.monotonic())

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+import msgspec
 import torch
 
 from omnimuse.core.config import Config
@@ -35,7 +36,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Chunk, Done, Event, Failed, Result
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Credit, Hold, Open, Put, Said
-from omnimuse.deploy.group import Ears, Group, Seat, deadline_in
+from omnimuse.deploy.group import Ears, Group, Seat
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Ended, of_ended, pack
 from omnimuse.worker.find import find
@@ -53,6 +54,7 @@ RETRY = 1.0
 class Job:
     """A request on its way. `stream` names this try of it; `seats` is where it is, by pool, `kept` what went over the
     edge into each, and `base` the pool whose edge was the last to close. `told` is how far its outputs were told.
+    Through pools that were lost with it, it goes `alone`, so that a second loss shows who is to blame.
     """
 
     request: Request
@@ -65,7 +67,7 @@ class Job:
     kept: dict[int, list[tuple[Put, Blob | None]]] = field(default_factory=dict)
     told: dict[tuple[int, str], int] = field(default_factory=dict)
     held: bool = False
-    replays: int = 0
+    alone: set[int] = field(default_factory=set)
     late: asyncio.TimerHandle | None = None
 
     @property
@@ -199,9 +201,9 @@ class Pools:
         self.retries += forwards
 
     def _enter(self, job: Job) -> None:
-        if (left := deadline_in(job.request.deadline)) is not None:
+        if (deadline := job.request.deadline) is not None:
             why = DeadlineError("the deadline of the request has passed")
-            job.late = self._loop.call_later(left, self._fail, job, why)
+            job.late = self._loop.call_later(deadline - time.monotonic(), self._fail, job, why)
         self._waiting[0].append(job)
         self._feed()
 
@@ -209,10 +211,24 @@ class Pools:
         """Give to every pool what waits for it, as far as there is room; the last one first, which makes room."""
         for pool in range(self._last, -1, -1):
             for job in sorted(self._waiting[pool], key=lambda job: job.order):
-                seat = None if job.held else least_loaded(self.group.seats[pool], self._draw)
+                seat = None if job.held else self._chosen(job, pool)
                 if seat is not None:
                     self._waiting[pool].remove(job)
                     self._sit(job, seat)
+
+    def _chosen(self, job: Job, pool: int) -> Seat | None:
+        """A seat with room; for who is to be alone, one that is kept free of others and is empty."""
+        seats = self.group.seats[pool]
+        if pool not in job.alone:
+            return least_loaded(seats, self._draw)
+        kept = next((seat for seat in seats if seat.holder == job.request.id), None)
+        if kept is None:
+            free = [seat for seat in seats if seat.holder is None and seat.link is not None]
+            if not free:
+                return None
+            kept = min(free, key=lambda seat: seat.load)
+            kept.holder = job.request.id
+        return kept if kept.open and not kept.streams else None
 
     def _sit(self, job: Job, seat: Seat) -> None:
         assert seat.link is not None
@@ -221,13 +237,19 @@ class Pools:
         job.seats[pool], seat.streams[job.stream] = seat, job
         seat.link.send(Open(job.stream, pack(job.request)))
         for put, blob in job.kept.get(pool, ()):
-            seat.link.send(put, blob)
+            seat.link.send(msgspec.structs.replace(put, stream=job.stream), blob)
         if job.base == pool:
             self._leave(job, pool - 1)
 
     def _leave(self, job: Job, pool: int) -> None:
         if (seat := job.seats.pop(pool, None)) is not None:
             seat.streams.pop(job.stream, None)
+            self._release(job)
+
+    def _release(self, job: Job) -> None:
+        for seats in self.group.seats:
+            for seat in seats:
+                seat.holder = None if seat.holder == job.request.id else seat.holder
 
     def _hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
         job: Job | None = seat.streams.get(frame.stream)
@@ -311,6 +333,7 @@ class Pools:
             if seat.link is not None:
                 seat.link.send(Close(job.stream))
         job.seats = {}
+        self._release(job)
         for waiting in self._waiting:
             if job in waiting:
                 waiting.remove(job)
@@ -324,21 +347,21 @@ class Pools:
     def _lost(self, seat: Seat) -> None:
         """What was in it goes on from the last edge that has closed; what had left it goes on as it is."""
         jobs: list[Job] = list(seat.streams.values())
-        seat.streams = {}
+        seat.streams, seat.holder = {}, None
         for job in jobs:
             if job.base > seat.pool:
                 job.seats.pop(seat.pool, None)
-            elif job.replays:
+            elif seat.pool in job.alone:
                 why = f"the request ended its pool twice ({seat.name}); it is not tried again"
                 self._fail(job, PoisonError(why))
             else:
-                self._replay(job)
+                self._replay(job, seat.pool)
         self._feed()
 
-    def _replay(self, job: Job) -> None:
+    def _replay(self, job: Job, lost: int) -> None:
         self._withdraw(job)
-        job.replays += 1
-        job.stream = f"{job.request.id}~{job.replays}"
+        job.alone.add(lost)
+        job.stream += "~"
         job.kept = {job.base: job.kept.get(job.base, [])}
         log.warning("request %s goes on in a new process of its pool, from where it came to that", job.request.id)
         self._waiting[job.base].append(job)

@@ -187,11 +187,7 @@ def test_a_request_that_kills_its_pool_twice_is_not_tried_again_and_others_are_d
     good = Told(group, ask("a red circle"))
     end = bad.end()
     assert isinstance(end, Failed) and isinstance(end.error, PoisonError)
-    try:
-        drawn = good.drawn()
-    except PoisonError:  # it was in that pool both times
-        drawn = Told(group, ask("a red circle")).drawn()
-    assert torch.equal(drawn, expected(whole, ask("a red circle")))
+    assert torch.equal(good.drawn(), expected(whole, ask("a red circle"))), "it is not blamed for its company"
 
 
 def test_no_pool_takes_on_more_than_its_window_however_many_wait(group: Pools) -> None:
@@ -209,8 +205,7 @@ def test_requests_go_to_the_replica_with_the_least_to_do(group: Pools) -> None:
     told = [Told(group, ask("a red circle", n), lambda event: seen.append([s.load for s in seats])) for n in range(7)]
     for each in told:
         each.drawn()
-    assert len(seats) == 2 and all(max(loads) - min(loads) <= 2 for loads in seen)
-    assert any(min(loads) >= 1 for loads in seen), "both had some"
+    assert any(min(loads) >= 2 for loads in seen), "one of two does not have all"
 
 
 def test_pools_that_cannot_be_are_refused_before_anything_is_loaded() -> None:

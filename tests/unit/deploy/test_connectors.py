@@ -148,6 +148,27 @@ def test_a_kind_that_nobody_brings_is_refused_by_its_name() -> None:
         kind_of("pigeon")
 
 
+def test_a_package_brings_a_kind_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "pigeons.py": "from omnimuse.deploy.connectors import Tcp\n\nclass Pigeon(Tcp):\n    pass\n",
+        "pigeons-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: pigeons\nVersion: 1\n",
+        "pigeons-1.dist-info/entry_points.txt": "[omnimuse.connectors]\npigeon = pigeons:Pigeon\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    kind = kind_of("pigeon")
+    with closing(kind.listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        pool, front = Ear(kind.connect(door.address, KEY, "draw-0")), Ear(met.get(timeout=SOON)[1])
+        sent(pool.end, b"coo")
+        _, blob = front.next()
+        assert blob is not None and bytes(blob.view()) == b"coo"
+        pool.end.end()
+        assert front.next() == LOST and pool.heard.get(timeout=SOON) == LOST
+
+
 def test_a_stranger_who_says_nothing_is_not_waited_for_by_others(tmp_path: Path) -> None:
     met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
     with closing(Tcp().listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
