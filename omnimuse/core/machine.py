@@ -81,6 +81,21 @@ def waited() -> float | None:
     return total / 1e9 if told else None
 
 
+def waited_here() -> float:
+    """Those of the calling thread alone; zero where nobody tells. One file: quickly asked."""
+    lines = _lines(Path("/proc/thread-self/schedstat"))
+    return int(lines[0].split()[1]) / 1e9 if lines else 0.0
+
+
+def idle() -> float:
+    """Seconds that the cores of this process have had nothing to do, all together; zero where nobody tells."""
+    if sys.platform != "linux":
+        return 0.0
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    told = (line.split() for line in _lines(Path("/proc/stat")) if line.startswith("cpu"))
+    return sum(int(words[4]) for words in told if words[0] in ours) / os.sysconf("SC_CLK_TCK")
+
+
 # -- control groups ------------------------------------------------------------------------------------------------
 
 

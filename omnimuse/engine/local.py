@@ -54,7 +54,7 @@ def start(config: Config) -> Engine:
         agree_on_start(mesh, error)
         raise
     agree_on_start(mesh, None)
-    runner = Runner(built.pipeline, bounded(config.schedule, built.pipeline), built.resources)
+    runner = Runner(built.pipeline, bounded(config.schedule, built.pipeline), built.resources, crew=built.crew)
     if not mesh.is_leader:
         follow(runner, built.governor)
         raise SystemExit(0)

@@ -127,6 +127,19 @@ def steady_heights(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
     return agreeing(weight, tried, lambda tile: _made(tile, weight, bias))
 
 
+def steady_row(weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor | None:
+    """What every row is that products with `weight` make of tiles of equal rows, at all of `heights`; None if any row
+    differs.
+    """
+    row, first = trial(1, weight.shape[1]).to(weight), None
+    for height in heights:
+        out = _made(row.expand(height, -1).contiguous(), weight, bias)
+        first = out[0].clone() if first is None else first
+        if not bool((out == first).all()):
+            return None
+    return first
+
+
 def _made(tile: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = tile.new_empty(len(tile), len(weight))
     product(tile, weight, bias, out)

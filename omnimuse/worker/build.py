@@ -49,8 +49,9 @@ from omnimuse.pipeline.stage import Context
 from omnimuse.worker.adapters import adapters_of
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import prepare
+from omnimuse.worker.crew import Crew, choose_crew
 from omnimuse.worker.find import Found, find, pipeline_for
-from omnimuse.worker.governor import Governor, choose_waiting, govern
+from omnimuse.worker.governor import WATCHED, Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.part import keep_part, part_of
@@ -95,6 +96,19 @@ class Wearing:
 
 
 @dataclass
+class Hands:
+    """How many threads compute, how they wait for each other, and the crew that can spare one, if there may be one."""
+
+    threads: Choice
+    waiting: Choice
+    crew: Crew | None = None
+
+    @property
+    def count(self) -> int:
+        return int(self.threads.value)
+
+
+@dataclass
 class Build:
     """A model under construction: its networks, their number formats and homes, and all components.
 
@@ -106,8 +120,7 @@ class Build:
     mesh: Mesh
     device: torch.device
     dtype: torch.dtype
-    threads: Choice
-    waiting: Choice
+    hands: Hands
     modules: dict[str, nn.Module] = field(default_factory=dict)
     formats: dict[str, DtypePolicy] = field(default_factory=dict)
     held: Held = field(default_factory=Held)
@@ -152,6 +165,7 @@ class Built:
     choices: tuple[Choice, ...]
     resources: ExitStack
     governor: Governor | None
+    crew: Crew | None = None
 
 
 Pass = Callable[[Build], None]
@@ -246,8 +260,8 @@ def formats(under: Build) -> None:
 def threads(under: Build) -> None:
     """As many threads as were chosen, until the engine closes."""
     under.resources.callback(torch.set_num_threads, torch.get_num_threads())
-    torch.set_num_threads(int(under.threads.value))
-    logger.info("threads: %s, %s", under.threads.value, under.threads.reason)
+    torch.set_num_threads(under.hands.count)
+    logger.info("threads: %s, %s", under.hands.count, under.hands.threads.reason)
 
 
 def attention(under: Build) -> None:
@@ -284,7 +298,11 @@ def tier(under: Build) -> None:
         under.choices.append(Choice("batching", "tier", tier, reason))
         return
     policies = {network: under.formats[name] for name, network in under.networks.items()}
-    under.choices.append(choose_tier(under.found.config, under.device, policies))
+    chosen = choose_tier(under.found.config, under.device, policies)
+    under.choices.append(chosen)
+    if under.hands.waiting.value == WATCHED:
+        under.hands.crew, spare = choose_crew(under.found.config, under.hands.count, chosen.value, policies)
+        under.choices.append(spare)
 
 
 # -- then those that take memory ---------------------------------------------------------------------------------------
@@ -387,7 +405,9 @@ def begin(config: Config, mesh: Mesh) -> Build:
     dtype, dtype_choice = choose_dtype(config.model, device, Environment.read().dtype)
     count, threads = choose_threads(config.host, Room.here(torch.get_num_threads()))
     waiting = choose_waiting(device, count, Environment.read().omp_wait_policy)
-    return Build(found, mesh, device, dtype, threads, waiting, choices=[device_choice, dtype_choice, threads, waiting])
+    return Build(
+        found, mesh, device, dtype, Hands(threads, waiting), choices=[device_choice, dtype_choice, threads, waiting]
+    )
 
 
 def run(under: Build, passes: tuple[Pass, ...]) -> Build:
@@ -417,12 +437,12 @@ def _assemble(under: Build) -> Built:
         lent=under.held.lent,
     )
     pipeline = pipeline_for(found.spec, under.components)(ctx, part_of(found.config, found.spec))
-    governor = govern(under.waiting, int(under.threads.value))
+    governor = govern(under.hands.waiting, under.hands.count, under.hands.crew)
     if governor is not None:
         under.resources.callback(governor.close)
     blocks = min((len(list(each.stacks().values())[-1].blocks()) for each in under.drawing.values()), default=0)
     door = replace(found.door, fits=replace(found.door.fits, blocks=blocks))
-    return Built(pipeline, door, tuple(under.choices), under.resources, governor)
+    return Built(pipeline, door, tuple(under.choices), under.resources, governor, under.hands.crew)
 
 
 def _fill(under: Build, name: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
 from omnimuse.worker.aside import can_wait, waiting
+from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, settle
 from omnimuse.worker.pace import Pace
 
@@ -37,9 +39,10 @@ class Forwards:
     `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them.
     """
 
-    def __init__(self, ctx: Context, config: ScheduleConfig) -> None:
+    def __init__(self, ctx: Context, config: ScheduleConfig, crew: Crew | None = None) -> None:
         self.ctx = ctx
         self.config = config
+        self.at_work: Callable[[], AbstractContextManager[None]] = nullcontext if crew is None else crew.at_work
         self.count = 0
         self.retries: Counter[str] = Counter()
         self.asides: Counter[str] = Counter()
@@ -87,7 +90,8 @@ class Forwards:
         self.count += 1
         began = time.perf_counter()
         try:
-            outputs = forward(self.ctx, rows)
+            with self.at_work():
+                outputs = forward(self.ctx, rows)
             if self.ctx.device.type == "cpu":
                 tokens: Counter[str] = Counter()
                 for row in rows:

@@ -3,8 +3,8 @@
 OpenMP's threads meet after every operation. libgomp lets the first one there spin, which is quickest on cores of one's
 own; but where another process has one of the cores, the thread that is waited for waits itself, and a whole slice of
 time is spun away at a meeting. libgomp does not spin when there are more OpenMP threads than cores (GOMP_SPINCOUNT in
-its manual): the governor keeps a few idle ones while it is crowded. The number of threads that compute, and with it
-every bit of a result, stays as it is.
+its manual): the governor keeps a few idle ones while it is crowded. Where one thread fewer changes no bit of a result
+(`worker/crew.py`), a forward does with one fewer then.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Protocol
 
 import torch
 
 from omnimuse.core.config import Choice
-from omnimuse.core.machine import cores, waited
+from omnimuse.core.machine import cores, idle, waited
 
 logger = logging.getLogger(__name__)
 
 LOOK = 0.08  # seconds of work between looks, which take about half a millisecond
 CROWDED = 0.3  # seconds that threads waited for a core, in a second of work: above it they sleep at meetings
 PATIENCE, LONGEST = 2.0, 32.0  # seconds of work asleep before they try it awake; twice as long each time it is too soon
+FREE = 0.5  # seconds in a second that a core has nothing to do: the neighbour has gone, and they try it `EARLY`
+EARLY = 0.25
+LONG_LOOK, LEFT_WAITING = 0.4, 0.2  # seconds of forwards, and of waiting in a second: one thread fewer is no help
 WATCHED = "watched"
 GRAIN = 32768  # numbers that torch gives to one thread at least
 
@@ -39,52 +43,93 @@ class Idlers(Protocol):
         """End; also when it was not held."""
 
 
+class Spares(Protocol):
+    """What can do with one thread fewer while the network computes (`worker/crew.py`)."""
+
+    spared: bool
+    seconds: float
+    waiting: float
+
+    def spare(self) -> None:
+        """From now on, and count `seconds` with one thread fewer, and of those `waiting` for a core, from zero."""
+
+    def recall(self) -> None:
+        """Not any more, and count nothing."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What the governor sees: seconds up to now for which all threads of this process together were ready and had no
+    core, and for which this process's cores had nothing to do; and a clock.
+    """
+
+    waited: Callable[[], float] = lambda: waited() or 0.0
+    idle: Callable[[], float] = idle
+    clock: Callable[[], float] = time.perf_counter
+
+
 class Governor:
     """Watches how long threads wait for a core, and holds `idlers` while they wait too long.
 
     Asleep, threads that wake each other on one core wait for it, too, so that a crowd cannot be seen: from time to time
-    they try it awake. `waited` gives the seconds up to now, of all threads of this process together. One
-    thread drives it.
+    they try it awake. Where there is a `crew`, it spares a thread while they sleep, unless those that are left wait
+    as well; a core that has nothing to do by then calls all back. One thread drives it.
     """
 
-    def __init__(
-        self, idlers: Idlers, waited: Callable[[], float], clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, idlers: Idlers, crew: Spares | None = None, signs: Signs | None = None) -> None:
         self.asleep = False
-        self._idlers, self._waited, self._clock = idlers, waited, clock
-        self._before = waited()
+        self.crew = crew
+        self._idlers, self._signs = idlers, signs or Signs()
+        self._before = self._signs.waited()
+        self._free = 0.0  # seconds that cores had nothing to do, since the last look
         self._unseen = 0.0  # seconds of work since the last look
         self._spent = float("inf")  # seconds of work since the last turn
         self._patience = PATIENCE
 
     def watch(self, work: Callable[[], None]) -> None:
         """Do `work`, and look at how it went."""
-        began = self._clock()
+        signs, spared = self._signs, self.crew is not None and self.crew.spared
+        free, began = signs.idle() if spared else 0.0, signs.clock()
         work()
-        self._unseen += self._clock() - began
+        self._unseen += signs.clock() - began
+        self._free += signs.idle() - free if spared else 0.0
         if self._unseen >= LOOK:
-            now, seconds = self._waited(), self._unseen
-            self._judge((now - self._before) / seconds, seconds)
-            self._before, self._unseen = now, 0.0
+            now, seconds = signs.waited(), self._unseen
+            self._judge((now - self._before) / seconds, self._free / seconds, seconds)
+            self._before, self._unseen, self._free = now, 0.0, 0.0
 
     def close(self) -> None:
         """Let the idle threads go."""
         self._idlers.release()
 
-    def _judge(self, share: float, seconds: float) -> None:
+    def _judge(self, share: float, free: float, seconds: float) -> None:
         self._spent += seconds
-        if self.asleep:
-            if self._spent >= self._patience:
-                self._turn(False, "to see whether the cores are free")
-        elif share > CROWDED:
-            too_soon = self._spent < self._patience
-            self._patience = min(2 * self._patience, LONGEST) if too_soon else PATIENCE
-            self._turn(True, f"since others want the cores (threads waited {share:.2f} s in a second)")
+        if not self.asleep:
+            if share > CROWDED:
+                too_soon = self._spent < self._patience
+                self._patience = min(2 * self._patience, LONGEST) if too_soon else PATIENCE
+                self._turn(True, f"since others want the cores (threads waited {share:.2f} s in a second)")
+        elif self._spent >= self._patience * (EARLY if free > FREE else 1):
+            self._turn(False, "to see whether the cores are free")
+        elif self.crew is not None and self.crew.seconds >= LONG_LOOK:
+            self._look_back(self.crew)
+
+    def _look_back(self, crew: Spares) -> None:
+        """Take the thread back that `crew` has spared if those that are left had to wait as well."""
+        waiting = crew.waiting / crew.seconds
+        if waiting > LEFT_WAITING:
+            crew.recall()
+            logger.info("forwards have all threads again, since fewer wait, too (%.2f s in a second)", waiting)
+        else:
+            crew.spare()
 
     def _turn(self, asleep: bool, why: str) -> None:
         self.asleep, self._spent = asleep, 0.0
         (self._idlers.hold if asleep else self._idlers.release)()
         logger.info("threads wait for each other %s, %s", "asleep" if asleep else "awake", why)
+        if self.crew is not None:
+            (self.crew.spare if asleep else self.crew.recall)()
+            logger.info("forwards have %s", "one thread fewer" if self.crew.spared else "all threads")
 
 
 class Teams:
@@ -133,8 +178,6 @@ def choose_waiting(device: torch.device, threads: int, policy: str) -> Choice:
     return Choice("place", name, WATCHED, "awake; asleep while others want the cores, too")
 
 
-def govern(choice: Choice, threads: int) -> Governor | None:
+def govern(choice: Choice, threads: int, crew: Spares | None = None) -> Governor | None:
     """The governor that `choice` asks for, if it does."""
-    if choice.value != WATCHED:
-        return None
-    return Governor(Teams(threads, cores()), lambda: waited() or 0.0)
+    return Governor(Teams(threads, cores()), crew) if choice.value == WATCHED else None

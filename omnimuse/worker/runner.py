@@ -44,6 +44,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.clock import Clock, Span, clock_for
+from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.handover import Carried, Hand
@@ -154,6 +155,7 @@ class Runner:
         config: ScheduleConfig,
         resources: ExitStack | None = None,
         clock: Clock | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.resources = resources or ExitStack()
@@ -161,7 +163,7 @@ class Runner:
         self.memo = pipeline.ctx.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
-        self.forwards = Forwards(pipeline.ctx, config)
+        self.forwards = Forwards(pipeline.ctx, config, crew)
         self.clock = clock or clock_for(pipeline.ctx.device)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)

@@ -62,7 +62,7 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
         }
         written, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
         for key in _keys(networks):
-            weight, bias = _trial_weights(key, device)
+            weight, bias = trial_weights(key, device)
             heights[key] = steady_heights(weight, bias)
             if key in written:
                 few[key] = few_rows(weight, bias, may_pack=may_pack)
@@ -83,11 +83,11 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
     """Put steady parts in the place of the network's own; names of weights stay."""
     for path, module in list(network.named_modules()):
         if isinstance(module, Attention):
-            module.backend = OneByOne(module.backend)
+            module.backend = OneByOne(module.backend, fills=not isinstance(network, Decoder))
         elif isinstance(module, QuantizedLinear):
-            module.heights = heights[_key(path, module, policy)]
+            module.heights = heights[key_of(path, module, policy)]
         elif isinstance(module, nn.Linear):
-            key = _key(path, module, policy)
+            key = key_of(path, module, policy)
             quick = key in few and few[key].heights
             steady = FewLinear(module, heights[key], few[key]) if quick else SteadyLinear(module, heights[key])
             _replace(network, path, steady)
@@ -112,7 +112,7 @@ def _replace(network: nn.Module, path: str, part: nn.Module) -> None:
 def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:
     """Every kind of product in the networks, once."""
     kinds = {
-        _key(path, module, policy): None
+        key_of(path, module, policy): None
         for network, policy in networks.items()
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear | QuantizedLinear)
@@ -120,13 +120,15 @@ def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:
     return iter(kinds)
 
 
-def _key(path: str, linear: nn.Linear | QuantizedLinear, policy: DtypePolicy) -> Key:
+def key_of(path: str, linear: nn.Linear | SteadyLinear | QuantizedLinear, policy: DtypePolicy) -> Key:
+    """The kind of products of a module that is at `path` in its network."""
     if isinstance(linear, QuantizedLinear):
         return (*linear.like().shape, False, linear.arithmetic)
-    return linear.out_features, linear.in_features, linear.bias is not None, policy.of(f"{path}.weight")
+    return linear.weight.shape[0], linear.weight.shape[1], linear.bias is not None, policy.of(f"{path}.weight")
 
 
-def _trial_weights(key: Key, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+def trial_weights(key: Key, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights and bias of that kind, to try it with."""
     rows, columns, has_bias, dtype = key
     return trial(rows, columns).to(device, dtype), trial(1, rows)[0].to(device, dtype) if has_bias else None
 

@@ -1,7 +1,7 @@
 """How many threads an engine computes with, and why. Decided here and nowhere else; no torch.
 
-Asked by the build, whose engine then computes with them, and by `doctor`. An engine keeps its number: products and sums
-are split by it, so another number gives other last bits (`docs/performance.md`).
+Asked by the build, whose engine then computes with them, and by `doctor`. An engine keeps its number, but
+where one fewer changes no bit (`crew.py`): products and sums are split by it (`docs/performance.md`).
 """
 
 from __future__ import annotations

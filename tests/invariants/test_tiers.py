@@ -5,6 +5,7 @@ Everything here is compared to the bit, while forwards are shared.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -69,6 +70,28 @@ def test_in_company_is_alone_bit_for_bit_while_forwards_are_shared(subject: Subj
     found = strangers(engine, subject.asks())
     engine.close()
     assert not found
+
+
+def test_a_thread_that_is_spared_half_way_changes_no_bit(
+    subject: Subject, engine_with: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    engine = engine_with(schedule=INVARIANT, host=HostConfig(threads=2))
+    assert engine.governor is not None
+    crew, engine.governor = engine.governor.crew, None
+    assert crew is not None
+    crew.spare()
+    if not crew.spared:
+        pytest.skip("products depend on the number of threads on this machine")
+    crew.recall()
+    [expected] = run(engine, subject.ask(0))
+    [id_], events = submit(engine, subject.ask(0)), []
+    for turn in itertools.count():
+        if engine.idle:
+            break
+        (crew.recall if turn % 3 == 2 else crew.spare)()
+        events += engine.tick()
+    assert torch.equal(outputs(events, id_), expected)
 
 
 @pytest.mark.parametrize(

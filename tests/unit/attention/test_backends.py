@@ -165,6 +165,23 @@ def test_rows_that_must_be_alone_stay_alone_in_packed_calls() -> None:
     assert library.calls == ["dense"] * 3
 
 
+@pytest.mark.parametrize(("queries", "keys", "heads"), [(3, 60, 2), (13, 13, 3), (6, 40, 1), (32, 75, 1), (40, 6, 2)])
+@pytest.mark.parametrize("mask", ["none", "keys", "both"])
+def test_few_queries_that_are_filled_up_see_the_same_with_any_number_of_threads(
+    queries: int, keys: int, heads: int, mask: str
+) -> None:
+    q, k, v = (draw(1, length, heads, 8, seed=seed) for seed, length in enumerate((queries, keys, keys)))
+    shape = {"none": None, "keys": (1, 1, 1, keys), "both": (1, 1, queries, keys)}[mask]
+    seen = None if shape is None else (draw(*shape, seed=3) > 0) | (torch.arange(keys) == 0)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(OneByOne(Sdpa())(q, k, v, seen))
+    torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
+    torch.testing.assert_close(found[0], Sdpa()(q, k, v, seen))
+
+
 def test_a_layout_makes_the_ends_of_its_rows_once() -> None:
     layout = Layout((3, 5, 2))
     assert layout.ends(CPU).tolist() == [0, 3, 8, 10] and layout.ends(CPU).dtype == torch.int32

@@ -11,22 +11,34 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from omnimuse.core.machine import waited
-from omnimuse.worker.governor import LONGEST, PATIENCE, Governor, choose_waiting, govern
+from omnimuse.core.machine import idle, waited, waited_here
+from omnimuse.worker.governor import EARLY, LONG_LOOK, LONGEST, PATIENCE, Governor, Signs, choose_waiting, govern
 from tests.fakes import Clock, ask, engine
 
 
 @dataclass
 class Machine:
-    """Work that takes a while on a machine where threads wait for a core `share` of the time, when they are awake."""
+    """Work that takes a while on a machine where threads wait for a core `share` of the time, when they are awake.
+
+    It may have a crew: with a thread fewer, those that are left wait `left` of the time, and `idle` cores do nothing.
+    """
 
     share: float = 0.0
+    left: float = 0.0
+    idle: float = 0.0
+    has_crew: bool = False
+    spared: bool = False
+    seconds: float = 0.0
+    waiting: float = 0.0
+    free: float = 0.0
+    spares: list[bool] = field(default_factory=list)
     held: list[bool] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
     waited: float = 0.0
 
     def __post_init__(self) -> None:
-        self.governor = Governor(self, lambda: self.waited, self.clock)
+        signs = Signs(lambda: self.waited, lambda: self.free, self.clock)
+        self.governor = Governor(self, self if self.has_crew else None, signs)
 
     def hold(self) -> None:
         self.held.append(True)
@@ -34,8 +46,20 @@ class Machine:
     def release(self) -> None:
         self.held.append(False)
 
+    def spare(self) -> None:
+        self.spared, self.seconds, self.waiting = True, 0.0, 0.0
+        self.spares.append(True)
+
+    def recall(self) -> None:
+        self.spared, self.seconds, self.waiting = False, 0.0, 0.0
+        self.spares.append(False)
+
     def step(self, seconds: float = 0.1) -> None:
         self.clock.now += seconds
+        self.free += seconds * self.idle
+        if self.spared:
+            self.seconds += seconds
+            self.waiting += seconds * self.left
         self.waited += seconds * (0.5 if self.governor.asleep else self.share)  # asleep they wake each other on a core
 
     def work(self, seconds: float, a_step: float = 0.1) -> None:
@@ -113,6 +137,40 @@ def test_each_turn_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_beside_a_neighbour_a_thread_is_spared_and_stays_so_while_nothing_is_free() -> None:
+    machine = Machine(share=0.5, has_crew=True)
+    machine.work(0.1)
+    assert machine.spared and machine.governor.asleep
+    machine.work(PATIENCE - 0.2)
+    assert machine.spared and machine.spares == [True] * len(machine.spares)
+    machine.work(1000)
+    assert machine.spares.count(False) <= 1000 / LONGEST + 6, "it tries with all of them ever more seldom"
+
+
+def test_where_those_that_are_left_wait_as_well_all_threads_are_called_back() -> None:
+    machine = Machine(share=0.5, left=0.4, has_crew=True)
+    machine.work(0.1)
+    assert machine.spared
+    machine.work(LONG_LOOK)
+    assert not machine.spared and machine.governor.asleep
+
+
+def test_a_core_that_has_become_free_calls_them_back_soon() -> None:
+    machine = Machine(share=0.5, has_crew=True)
+    machine.work(0.1)
+    machine.share, machine.idle = 0.0, 1.0
+    machine.work(PATIENCE * EARLY + 0.1)
+    assert not machine.spared and not machine.governor.asleep
+    machine.work(100)
+    assert machine.held == [True, False]
+
+
+def test_a_neighbour_that_comes_and_goes_does_not_make_them_come_and_go() -> None:
+    machine = Machine(share=0.5, idle=0.6, has_crew=True)
+    machine.work(1000)
+    assert machine.spares.count(False) <= 1000 / (EARLY * LONGEST) + 6
+
+
 def test_an_engine_works_under_its_governor_and_gives_what_it_gives_without() -> None:
     machine, outputs = Machine(share=1.0), []
     for governor in (None, machine.governor):
@@ -174,3 +232,9 @@ def test_idle_teams_make_threads_sleep_at_meetings_and_leave_their_number_alone(
 def test_the_kernel_is_asked_how_long_threads_waited() -> None:
     first, second = waited(), waited()
     assert first is None or (second is not None and second >= first >= 0)
+
+
+def test_the_kernel_is_asked_how_long_a_thread_waited_and_cores_were_idle() -> None:
+    assert waited_here() <= (waited() or 0.0) + 1e-9
+    first = idle()
+    assert 0 <= first <= idle()
