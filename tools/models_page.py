@@ -6,10 +6,12 @@ configuration, built without memory; a checkpoint whose configuration says other
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,14 +33,20 @@ compiled blocks, guidance over several processes. `tests/parity` compares each w
 ## Families
 
 `network` is what is evaluated at every step, with the defaults of its configuration: billions of parameters, and
-gigabytes of its weights in bfloat16. The published FLUX.2 Klein are smaller than the defaults of their class. `also`
-are pipelines whose folders load as this one.
+gigabytes of its weights in bfloat16. The published FLUX.2 Klein and Bria 3.2 (4 billion) are smaller than the defaults
+of their class. `also` are pipelines whose folders load as this one.
 """
 VARIANTS = """
 ## Published checkpoints, and what they are asked for by default
 
 A checkpoint is recognised by its id, by its folder, or by what its configuration says. A dash: the model has no such
 choice.
+"""
+THROUGH = """
+## Other pipelines of diffusers around these networks
+
+What they do around the network is not written here (a control network, conditions of another kind), so they run through
+diffusers itself, with what that means: [diffusers.md](diffusers.md).
 """
 
 
@@ -89,6 +97,28 @@ def published(spec: Spec) -> list[list[str]]:
     return rows
 
 
+def through() -> list[list[str]]:
+    """A row for each pipeline of diffusers around a network of ours that no family runs. Its files are only read."""
+    specs = REGISTRY.specs()
+    ours = {name for spec in specs for part in spec.components.values() if part.network for name in part.classes}
+    known = {name for spec in specs for name in (spec.arch, *spec.also)}
+    found = find_spec("diffusers")
+    assert found is not None and found.origin is not None
+    rows = []
+    for path in (Path(found.origin).parent / "pipelines").rglob("pipeline_*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline") and node.name not in known:
+                rows += [[f"`{node.name}`", f"`{name}`"] for name in sorted(_networks(node) & ours)]
+    return sorted(rows)
+
+
+def _networks(pipeline: ast.ClassDef) -> set[str]:
+    """The classes that may be given as `transformer`."""
+    makers = [node for node in pipeline.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    arguments = [each for maker in makers for each in maker.args.args if each.arg == "transformer" and each.annotation]
+    return {name.id for each in arguments for name in ast.walk(each) if isinstance(name, ast.Name)}
+
+
 def page() -> str:
     """The whole text of `docs/models.md`."""
     specs = sorted(REGISTRY.specs(), key=lambda spec: spec.arch)
@@ -98,6 +128,7 @@ def page() -> str:
         [
             f"{BEGIN}\n{table(head, map(family, specs))}",
             f"{VARIANTS}\n{table(('checkpoint', 'pipeline', 'steps', 'guidance', 'size'), rows)}",
+            f"{THROUGH}\n{table(('pipeline', 'network'), through())}",
         ]
     )
 

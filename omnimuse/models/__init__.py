@@ -22,6 +22,7 @@ TABLE = {
     "QwenImageEditPipeline": "omnimuse.models.qwen_image_edit",
     "QwenImageEditPlusPipeline": "omnimuse.models.qwen_image_edit_plus",
     "FluxKontextPipeline": "omnimuse.models.flux_kontext",
+    "FluxControlPipeline": "omnimuse.models.flux_control",
     "FluxFillPipeline": "omnimuse.models.flux_fill",
     "Flux2KleinPipeline": "omnimuse.models.flux2",
     "Flux2Pipeline": "omnimuse.models.flux2_dev",

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from omnimuse.compat.diffusers.pipeline import to_tensor
 from omnimuse.core.errors import ModelError
-from omnimuse.core.request import Request
+from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Spec
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.parity.notes import Evaluation, Trail
 
+PICTURE = ("image", "control_image")
+"""What the library calls a picture to start from, or to follow."""
 CHANGING = ("Img2ImgPipeline", "ImageToVideoPipeline")
 """How the library calls the pipelines that start from a picture, beside those that do not."""
 
@@ -103,7 +105,7 @@ def _listening(pipe: Any, note: Callable[[Any, Tensor], None]) -> dict[str, Any]
 
 def suited(pipe: Any, request: Request) -> Any:
     """`pipe`, or of the same components the pipeline that starts from a picture, where the request has one."""
-    if not request.images or "image" in signature(pipe.__call__).parameters:
+    if not request.images or not signature(pipe.__call__).parameters.keys().isdisjoint(PICTURE):
         return pipe
     library, name = import_module("diffusers"), type(pipe).__name__.removesuffix("Pipeline")
     for other in CHANGING:
@@ -118,7 +120,7 @@ def suited(pipe: Any, request: Request) -> Any:
 def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
     """What the reference is called with: every value of the request that it has a parameter for."""
     takes = signature(pipe.__call__).parameters
-    pictures = [Image.open(BytesIO(picture.png), formats=("PNG",)) for picture in request.images]
+    pictures = [_opened(picture) for picture in request.images]
     last = pictures.pop() if len(pictures) > 1 and "last_image" in takes else None
     extra = asdict(request.extra)
     params = request.params
@@ -127,8 +129,10 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
         negative = spec.guidance.text(negative)
     if negative and "negative_prompt" not in takes:
         raise ModelError(f"{type(pipe).__name__} takes no negative prompt, so this request cannot be compared")
-    if request.videos:
-        raise ModelError("requests with a video to start from cannot be compared yet; tests/parity has them")
+    if request.videos and "video" not in takes:
+        raise ModelError(
+            f"{type(pipe).__name__} takes no video, so this request cannot be compared; tests/parity has it"
+        )
     if request.sounds:
         raise ModelError("requests with a sound to start from cannot be compared yet; tests/parity has them")
     known = {
@@ -137,7 +141,8 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
         **{f"_{name}": value for name, value in extra.items()},
         "prompt": request.prompt,
         "negative_prompt": negative,
-        "image": pictures[0] if len(pictures) == 1 else pictures or None,
+        **dict.fromkeys(PICTURE, pictures[0] if len(pictures) == 1 else pictures or None),
+        "video": [_opened(frame) for video in request.videos for frame in video.pictures[: params.num_frames]] or None,
         "last_image": last,
         "max_area": (params.height or 0) * (params.width or 0) or None,
         "enable_prompt_rewrite": False,
@@ -152,6 +157,10 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
     output_type = "latent" if params.output_type == "latent" else "pt"
     seeded = torch.Generator().manual_seed(request.seed(0))
     return {**given, "generator": seeded, "output_type": output_type, "return_dict": False}
+
+
+def _opened(picture: Picture) -> Image.Image:
+    return Image.open(BytesIO(picture.png), formats=("PNG",))
 
 
 def _as_taken(value: Any, wanted: str) -> Any:

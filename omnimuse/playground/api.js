@@ -97,10 +97,10 @@ const seedOf = (text) => /"seed": ?(\d+)/.exec(text)?.[1] ?? "";
 
 /** Pictures, from text or (with `sources`, files, and perhaps the `mask` of one) from pictures. They are a job under `key`: who asks again with the
  *  same key sees the rest of it, and so it outlives this page. Aborting `signal` stops the work on the server. */
-export async function* drawPictures(fields, { sources, mask }, key, signal) {
+export async function* drawPictures(fields, { sources, names, mask }, key, signal) {
   const asked = { ...fields, stream: true, partial_images: PREVIEWS, progress: true };
   const ask = (more) => sources.length
-    ? call("v1/images/edits", { ...postForm(asked, sources, key, { mask }), ...more })
+    ? call("v1/images/edits", { ...postForm(asked, sources, key, { names, mask }), ...more })
     : call("v1/images/generations", { ...post(asked, key), ...more });
   let answer;
   let made = 0;
@@ -148,7 +148,7 @@ export async function* talk(model, messages, signal) {
   if (!ended) throw new ApiError("The connection ended before the answer was finished.");
 }
 
-function postForm(fields, sources, key, { mask = null, name = sources.length > 1 ? "image[]" : "image" } = {}) {
+function postForm(fields, sources, key, { mask = null, names }) {
   const form = new FormData();
   const { extra_params: extra = {}, ...plain } = fields;
   for (const [field, value] of Object.entries(plain)) {
@@ -158,7 +158,7 @@ function postForm(fields, sources, key, { mask = null, name = sources.length > 1
   for (const [field, value] of Object.entries(extra)) {
     form.append(`extra_params[${field}]`, typeof value === "object" ? JSON.stringify(value) : String(value));
   }
-  for (const source of sources) form.append(name, source, source.name);
+  sources.forEach((source, index) => form.append(names[index], source, source.name));
   if (mask) form.append("mask", mask, mask.name);
   return { method: "POST", body: form, headers: key ? { "Idempotency-Key": key } : {} };
 }
@@ -168,7 +168,7 @@ function postForm(fields, sources, key, { mask = null, name = sources.length > 1
 export async function* makeSound(fields, sources, signal) {
   const { output_format: format = "wav", ...rest } = fields;
   const asked = { ...rest, response_format: format, stream_format: "sse" };
-  const body = sources.length ? postForm(asked, sources, "", { name: "audio" }) : post(asked);
+  const body = sources.length ? postForm(asked, sources, "", { names: ["audio"] }) : post(asked);
   for await (const { text, data } of events(await call("v1/audio/generate", { ...body, signal }))) {
     if (data.type === "audio.progress") yield { ...data, type: "progress", output: 0 };
     if (data.type === "audio.done") {
@@ -180,10 +180,11 @@ export async function* makeSound(fields, sources, signal) {
   throw new ApiError("The connection ended before the sound was finished.");
 }
 
-/** One video, from text or (with `sources`, files that are sent under `name`) from its first frame and perhaps its last,
- *  or from a video; a job under `key` as above. Aborting `signal` cancels it. */
-export async function* makeVideo(fields, { sources, name }, key, signal) {
-  const asked = () => (sources.length ? postForm(fields, sources, key, { name }) : post(fields, key));
+/** One video, from text or (with `sources`, files that are sent under `names`) from its first frame and perhaps its
+ *  last, or from a video, of which a `mask` may say what is drawn anew; a job under `key` as above. Aborting `signal`
+ *  cancels it. */
+export async function* makeVideo(fields, { sources, names, mask }, key, signal) {
+  const asked = () => (sources.length ? postForm(fields, sources, key, { names, mask }) : post(fields, key));
   const begin = async (more) => (await call("v1/videos", { ...asked(), ...more })).json();
   let id;
   try {

@@ -7,7 +7,7 @@ import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { asForm, settingsInside } from "./inside.js";
 import { Jobs, keepForm, newKey, readForm as keptForm } from "./keeping.js";
-import { fieldOf, isSound, isVideo, kindsOf, makes, mediumOf, startsFrom, takes } from "./kinds.js";
+import { besides, fieldsOf, isSound, isVideo, kindsOf, makes, mediumOf, startsFrom, takes } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -98,10 +98,13 @@ function draws({ draws: words = {}, only_side: side }) {
 
 function chooseKind() {
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
-  const { max_images, max_sounds = 0, max_videos = 0, masks = false, fills = false } = page.model.capabilities;
-  const most = { sound: max_sounds, video: max_videos }[takes(kind())] ?? max_images;
-  if (startsFrom(kind())) sources.listen(takes(kind()));
-  sources.ask(startsFrom(kind()), most, { frames: kind() === "film", masks, fills });
+  const { max_images, max_sounds = 0, max_videos = 0, masks = false, masks_videos = false, fills = false } =
+    page.model.capabilities;
+  const medium = takes(kind()), also = besides(kind(), page.model.capabilities);
+  const most = ({ sound: max_sounds, video: max_videos }[medium] ?? max_images) + (also ? max_images : 0);
+  if (medium) sources.listen(medium, also);
+  sources.ask(Boolean(medium), most, {
+    frames: kind() === "film", masks: medium === "video" ? masks_videos : medium === "picture" && masks, fills });
   refresh();
 }
 
@@ -121,7 +124,7 @@ async function restoreFrom(file) {
   const { images, ...form } = asForm(said);
   fillForm({ ...form, kind: images ? "edit" : "image" });
   const missing = images ? " Choose the picture that it was drawn from." : "";
-  const from = canStart() && (() => start([file]) && sources.use([file]));
+  const from = canStart() && (() => start([file]) && sources.add([file]));
   offer(`The settings of ${file.name}.${missing}`, from ? "Start from it instead" : "", from);
   byId("prompt").focus();
   return true;
@@ -130,6 +133,8 @@ async function restoreFrom(file) {
 /** Whether files that were dropped, pasted or picked in the gallery can be started from; the form is for that then. */
 function start(files) {
   const medium = mediumOf(files[0]);
+  const taken = page.model ? [takes(kind()), besides(kind(), page.model.capabilities)] : [];
+  if (files.every((file) => taken.includes(mediumOf(file)))) return true;
   if (!canStart(medium) || files.some((file) => mediumOf(file) !== medium)) return false;
   if (takes(kind()) !== medium) {
     [byId("task").value] = starting(medium)[0];
@@ -211,9 +216,9 @@ async function draw(job) {
 async function follow(job, run, put) {
   const { signal } = run.abort;
   const { kind: how, fields, sources: from = [], mask = null, key } = job;
-  const name = fieldOf(how, from.length);
-  const steps = isVideo(how) ? makeVideo(fields, { sources: from, name }, key, signal)
-    : isSound(how) ? makeSound(fields, from, signal) : drawPictures(fields, { sources: from, mask }, key, signal);
+  const given = { sources: from, names: fieldsOf(how, from), mask };
+  const steps = isVideo(how) ? makeVideo(fields, given, key, signal)
+    : isSound(how) ? makeSound(fields, from, signal) : drawPictures(fields, given, key, signal);
   const made = [];
   for await (const event of steps) {
     if (event.type === "progress") showProgress(run, event);
@@ -293,7 +298,7 @@ const actions = {
   start: (record) => {
     const file = new File([record.blob], nameOf(record), { type: record.blob.type });
     if (!start([file])) return;
-    sources.use([file]);
+    sources.add([file]);
     byId("prompt").focus();
     byId("prompt").select();
   },

@@ -6,15 +6,16 @@ import { h } from "./dom.js";
 const NAME = "mask.png";
 const PAINT = "#4650c4"; // how it looks is the style's business; any colour will do here
 
-/** A picture (an `img` that has loaded) with a brush; `onchange` is told after every stroke. A model that `fills` draws
- *  nothing but what is painted over. */
+/** A picture, or the first frame of a video (a node that has loaded, of `width` and `height`), with a brush; `onchange`
+ *  is told after every stroke. A model that `fills` draws nothing but what is painted over. */
 export class Brush {
-  constructor(picture, onchange, fills) {
+  constructor(picture, [width, height], onchange, fills) {
     this.onchange = onchange;
     this.painted = false;
-    this.canvas = h("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
+    this.canvas = h("canvas", { width, height });
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", "Paint over what is to be drawn anew");
+    picture.controls = false; // of a video they would lie under the brush
     this.pen = this.canvas.getContext("2d");
     this.size = h("input", { type: "range", id: "brush-size", min: 2, max: 40, value: 14 });
     this.erase = h("button", { type: "button", className: "link", disabled: true }, "Start over");

@@ -1,5 +1,5 @@
 // What can be made, and of what: "image", "video" and "audio" (a sound) of words, "edit" (a picture) and "film" (a video)
-// of pictures, "reel" (a video) of a video, "cover" (a sound) of a sound.
+// of pictures, "reel" (a video) of a video, perhaps with pictures to show beside it, "cover" (a sound) of a sound.
 
 /** Whether a video comes out. */
 export const isVideo = (kind) => kind === "video" || kind === "film" || kind === "reel";
@@ -20,9 +20,16 @@ export const makes = (kind) => (isVideo(kind) ? "video" : isSound(kind) ? "sound
 export const mediumOf = ({ type }) =>
   type.startsWith("audio/") ? "sound" : type.startsWith("video/") ? "video" : "picture";
 
-/** The field of a request that `count` files are sent in, to make something of that kind. */
-export const fieldOf = (kind, count) =>
-  ({ sound: "audio", video: "video" })[takes(kind)] ?? (count > 1 ? "image[]" : "image");
+/** What of these may come besides, to make something of that kind with a model that can do so much. */
+export const besides = (kind, { max_images = 0 }) => (kind === "reel" && max_images ? "picture" : "");
+
+/** The fields of a request that files are sent in, to make something of that kind. */
+export function fieldsOf(kind, files) {
+  // A file whose type nobody knows is what is asked for.
+  const media = files.map((file) => (file.type ? mediumOf(file) : takes(kind)));
+  const several = media.filter((medium) => medium === "picture").length > 1;
+  return media.map((medium) => ({ sound: "audio", video: "video" })[medium] ?? (several ? "image[]" : "image"));
+}
 
 const TASKS = [
   ["image", "Picture", "text-to-image"],

@@ -1,7 +1,7 @@
 // The request as a person would write it: a curl line and a Python program that work as pasted.
 
 import { address, encode, hasKey } from "./api.js";
-import { fieldOf, isSound, isVideo, startsFrom, takes } from "./kinds.js";
+import { fieldsOf, isSound, isVideo, startsFrom, takes } from "./kinds.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const auth = () => (hasKey() ? ' \\\n  -H "Authorization: Bearer $OMNIMUSE_API_KEY"' : "");
@@ -15,7 +15,7 @@ export function curl({ kind, fields, sources = [], mask = null }) {
     const { extra_params: extra = {}, ...plain } = fields;
     const each = ([k, v]) => (Array.isArray(v) ? v.map((one) => [`${k}[]`, one]) : [[k, v]]);
     const named = [...Object.entries(plain).flatMap(each), ...Object.entries(extra).map(([k, v]) => [`extra_params[${k}]`, v])];
-    const files = namesOf(kind, sources).map((name) => `${fieldOf(kind, sources.length)}=@"${name.replace(/["\\]/g, "\\$&")}"`);
+    const files = filesOf(kind, sources).map(([field, name]) => `${field}=@"${name.replace(/["\\]/g, "\\$&")}"`);
     if (mask) files.push(`mask=@"${mask.name}"`);
     const parts = [
       ...files.map((text) => ` \\\n  -F ${quoted(text)}`),
@@ -35,6 +35,12 @@ const PLACES = { picture: "input.png", video: "input.mp4", sound: "input.wav" };
 const namesOf = (kind, sources) =>
   (sources.length ? sources.map(({ name }) => name) : [PLACES[takes(kind)]]);
 
+// The same with the fields that it is sent in.
+function filesOf(kind, sources) {
+  const fields = fieldsOf(kind, sources.length ? sources : [{ type: "" }]);
+  return namesOf(kind, sources).map((name, index) => [fields[index], name]);
+}
+
 function save(fields) {
   if (fields.n > 1) return " \\\n  -o answer.json";
   const cut = `sed 's/.*"b64_json": *"\\([^"]*\\)".*/\\1/'`;
@@ -45,7 +51,7 @@ const OFFICIAL = new Set(["model", "prompt", "n", "size", "output_format"]);
 
 /** A Python program for the official client. */
 export function python({ kind, fields, sources = [], mask = null }) {
-  if (isSound(kind) || kind === "reel") return fileCall(kind, fields, sources);
+  if (isSound(kind) || kind === "reel") return fileCall(kind, fields, sources, mask);
   const known = Object.entries(fields).filter(([name]) => OFFICIAL.has(name));
   const own = Object.entries(fields).filter(([name]) => !OFFICIAL.has(name));
   const lines = known.map(([name, value]) => `    ${name}=${literal(value)},`);
@@ -85,13 +91,15 @@ function pictureCall(kind, lines, fields) {
 }
 
 // The official client has no such call; its own way to make any is as good.
-function fileCall(kind, fields, sources) {
+function fileCall(kind, fields, sources, mask) {
   const [path, made, file] = isVideo(kind) ? ["videos/sync", "video", "video.mp4"]
     : ["audio/generate", "sound", `sound.${fields.output_format ?? "wav"}`];
   const body = Object.entries(fields).map(([name, value]) =>
     `    "${name}": ${name === "seed" ? value : literal(value)},`);
   const form = 'options={"headers": {"Content-Type": "multipart/form-data"}}';
-  const from = takes(kind) ? `, files={"${fieldOf(kind, sources.length)}": ${opened(kind, sources)}}, ${form}` : "";
+  const files = takes(kind) ? [...filesOf(kind, sources), ...(mask ? [["mask", mask.name]] : [])] : [];
+  const named = files.map(([field, name]) => `("${field}", open(${literal(name)}, "rb"))`);
+  const from = files.length ? `, files=[${named.join(", ")}], ${form}` : "";
   const key = hasKey() ? 'os.environ["OMNIMUSE_API_KEY"]' : '"none"';
   return `${hasKey() ? "import os\n\n" : ""}from openai import HttpxBinaryResponseContent, OpenAI\n\n` +
     `client = OpenAI(base_url="${address("v1")}", api_key=${key})\n` +

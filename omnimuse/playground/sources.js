@@ -20,6 +20,7 @@ export class Sources {
     this.brush = null;
     this.size = null;
     this.medium = "picture";
+    this.also = "";
     this.input = byId("sources");
     this.input.onchange = () => this.show();
     document.ondragover = (event) => this.over(event, true);
@@ -32,12 +33,18 @@ export class Sources {
     return [...this.input.files];
   }
 
-  /** What files are to be: "picture", "video" or "sound"; those that are not go. */
-  listen(medium) {
-    this.medium = medium;
+  /** What files are to be: "picture", "video" or "sound", and what some may be `also`; if others are there, all go. */
+  listen(medium, also = "") {
+    [this.medium, this.also] = [medium, also];
     byId("sources-label").textContent = `Start from a ${medium}`;
-    this.input.accept = ACCEPT[medium];
-    if (this.files.some((file) => file.type && mediumOf(file) !== medium)) this.use([]);
+    byId("also-hint").hidden = !also;
+    this.input.accept = [medium, also].filter(Boolean).map((each) => ACCEPT[each]).join(",");
+    if (this.files.some((file) => ![medium, also].includes(this.of(file)))) this.use([]);
+  }
+
+  /** What a file is taken for: what is asked for, where nobody knows its type. */
+  of(file) {
+    return file.type ? mediumOf(file) : this.medium;
   }
 
   /** Which part of the picture is drawn anew, as a file; null where all of it is. */
@@ -73,21 +80,23 @@ export class Sources {
     this.brush = null;
     const shown = this.files.map((file) => {
       const src = URL.createObjectURL(file);
-      if (this.medium === "sound") return h("audio", { src, controls: true, title: file.name });
-      if (this.medium === "video") return h("video", { src, controls: true, muted: true, title: file.name });
+      if (this.of(file) === "sound") return h("audio", { src, controls: true, title: file.name });
+      if (this.of(file) === "video") return h("video", { src, controls: true, muted: true, title: file.name });
       return h("img", { src, alt: file.name });
     });
     byId("chosen").replaceChildren(...shown);
     const pictures = shown.filter((node) => node.tagName === "IMG");
+    const films = shown.filter((node) => node.tagName === "VIDEO");
     // What the browser cannot read, the server may refuse with a reason.
     await pictures[0]?.decode().catch(() => {});
-    if (this.medium === "video" && shown.length) await begun(shown[0]);
+    if (films.length) await begun(films[0]);
     if (!shown.every((node) => node.isConnected)) return; // others were chosen meanwhile
-    const [width, height] = sizeOf(shown[0]);
+    const under = this.medium === "video" ? films : pictures;
+    const [width, height] = sizeOf(under[0] ?? shown[0]);
     this.size = width ? `${width}x${height}` : null;
-    if (this.masks && pictures.length === 1 && this.size) {
-      this.brush = new Brush(pictures[0], this.onchange, this.fills);
-      byId("chosen").replaceChildren(this.brush.box);
+    if (this.masks && under.length === 1 && this.size) {
+      this.brush = new Brush(under[0], [width, height], this.onchange, this.fills);
+      byId("chosen").replaceChildren(this.brush.box, ...shown.filter((node) => node !== under[0]));
     }
     this.onchange();
   }
@@ -104,12 +113,18 @@ export class Sources {
     if (!files.length) return;
     const onField = byId("drop").contains(event.target);
     if (event.type === "drop" && !onField) this.offer(files);
-    else if (this.accept(files)) event.preventDefault(), this.use(files);
+    else if (this.accept(files)) event.preventDefault(), this.add(files);
+  }
+
+  /** Starts from `files`; those that may come besides join what is there. */
+  add(files) {
+    const beside = this.also && files.every((file) => this.of(file) === this.also);
+    return this.use(beside ? [...this.files, ...files] : files);
   }
 
   async offer(files) {
     const told = mediumOf(files[0]) === "picture" && (await this.restore(files[0]));
-    if (!told && this.accept(files)) this.use(files);
+    if (!told && this.accept(files)) this.add(files);
   }
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    FluxControlPipeline,
     FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
@@ -27,7 +28,9 @@ from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import BY_SIZE, EULER, Family, Wish, drawn, halves, of_picture, photo, reference_of
 
-FILL = "FluxFillPipeline"
+FILL, CONTROL = "FluxFillPipeline", "FluxControlPipeline"
+SEEN = {FILL: 384, CONTROL: 128}
+"""Channels of the tokens of a network that sees more than it draws."""
 
 
 def transformer(guidance: bool = True, channels: int = 64) -> FluxTransformer2DModel:
@@ -56,7 +59,7 @@ def build(folder: Path, *, schnell: bool = False, seed: int = 0, arch: str = "Fl
     clip, t5 = encoders.clip_tokenizer(), encoders.t5_tokenizer()
     clip.save_pretrained(folder / "tokenizer")
     t5.save_pretrained(folder / "tokenizer_2")
-    parts.save_module(folder, "transformer", seed, lambda: transformer(not schnell, 384 if arch == FILL else 64))
+    parts.save_module(folder, "transformer", seed, lambda: transformer(not schnell, SEEN.get(arch, 64)))
     parts.save_module(folder, "text_encoder", seed, lambda: encoders.clip_encoder(len(clip)))
     parts.save_module(folder, "text_encoder_2", seed, lambda: encoders.t5_encoder(len(t5)))
     parts.save_module(folder, "vae", seed, parts.kl_autoencoder)
@@ -94,9 +97,16 @@ def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) ->
     return results
 
 
+def control_reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+    """What FluxControlPipeline makes of every wish, whose picture it calls another name."""
+    pipe = FluxControlPipeline.from_pretrained(folder, dtype=torch.float32)
+    return [drawn(pipe, wish, output_type, control_image=wish.image) for wish in wishes]
+
+
 _reference = reference_of(FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline)
 _KONTEXT = replace(of_picture(4, 3.5, 64, 64, 0), max_sequence_length=24, extra={"auto_resize": False})
 _FILL = replace(of_picture(4, 30.0, 64, 64, 0), strength=1.0, max_sequence_length=24)
+_CONTROL = replace(of_picture(4, 10.0, 64, 64, 0), max_sequence_length=24)
 _SCHNELL = DiffusionParams(num_inference_steps=3, height=64, width=64, max_sequence_length=24)
 
 FAMILIES = (
@@ -195,5 +205,21 @@ FAMILIES = (
         reference=reference_of(FluxPipeline, keeping=FluxFillPipeline),
         unable=BY_SIZE,
         apart="does not draw this: Please provide `mask_image`",
+    ),
+    Family(
+        arch=CONTROL,
+        build=partial(build, arch=CONTROL),
+        wishes=(
+            Wish("a red circle", None, replace(_CONTROL, seed=7), photo(70, 50)),
+            Wish(
+                "Two squares, and a long story about them. " * 12,
+                None,
+                replace(_CONTROL, num_inference_steps=3, height=96, guidance_scale=2.0, seed=8),
+                photo(40, 60),
+            ),
+            Wish("a star", None, replace(_CONTROL, num_inference_steps=5, width=48, seed=9), photo(64, 90)),
+        ),
+        reference=control_reference,
+        unable=BY_SIZE,
     ),
 )

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import av
 import numpy as np
 import pytest
 import uvicorn
@@ -972,6 +973,53 @@ def test_the_copied_code_of_a_video_from_a_video_works_as_pasted(page: Any, site
     page.get_by_label("Prompt", exact=True).fill("waves of gold")
     run_copied(page, tmp_path)
     assert site.api.films == [REEL, REEL]
+
+
+def waves(path: Path, size: tuple[int, int]) -> bytes:
+    """Writes a video that a browser shows."""
+    with av.open(str(path), "w", format="webm") as container:
+        stream = container.add_stream("libvpx", rate=8)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(3):
+            picture = Image.new("RGB", size, (40 * number, 90, 200))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
+@browser_only
+def test_a_video_is_sent_with_pictures_beside_it_and_what_is_painted_over_it(
+    page: Any, site: Running, tmp_path: Path
+) -> None:
+    site.api.capabilities = REELS | {"max_images": 4, "takes_images": True, "masks_videos": True}
+    page.reload()
+    page.get_by_label("Make", exact=True).select_option("reel")
+    page.get_by_text("the model is shown them").wait_for()
+    film = waves(tmp_path / "waves.webm", (96, 48))
+    for name, size in (("cat.png", (40, 20)), ("hat.png", (20, 40))):
+        Image.new("RGB", size, "green").save(tmp_path / name)
+    files = [tmp_path / name for name in ("waves.webm", "cat.png", "hat.png")]
+    page.get_by_label("Start from a video").set_input_files(files)
+    canvas = page.get_by_label("Paint over what is to be drawn anew")
+    canvas.wait_for()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 10, box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 40, box["y"] + 20)
+    page.mouse.up()
+    draw(page, "a cat in the waves")
+    page.locator("#stage figure video").wait_for(state="attached")
+    assert site.api.films == [film]
+    assert site.api.sources == [("cat.png", (40, 20)), ("hat.png", (20, 40))]
+    [mask] = site.api.masks
+    assert mask.shape == (48, 96) and mask.min() == 0 and mask.max() == 255
+    page.get_by_role("button", name="Save mask").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save mask").click()
+    download.value.save_as(tmp_path / "mask.png")
+    run_copied(page, tmp_path)
+    assert site.api.films == [film] * 3 and len(site.api.masks) == 3
+    assert site.api.sources == [("cat.png", (40, 20)), ("hat.png", (20, 40))] * 3
 
 
 @browser_only

@@ -44,6 +44,17 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxSta
     return static_of(ctx, state, network, branch, ())
 
 
+DENOISE = Denoise(
+    conditions=conditions,
+    inputs=two_stream_inputs,
+    token_count=packed_tokens,
+    preview=preview_by_decoding,
+    start="image_latents",
+    spacing="linear64",
+    texts=("embeds", "pooled"),
+)
+
+
 class Flux(Pipeline):
     """Text, and perhaps a picture, to picture."""
 
@@ -53,15 +64,7 @@ class Flux(Pipeline):
         EncodeImage(),
         DrawImageLatents(),
         InitLatents(packed_shape),
-        Denoise(
-            conditions=conditions,
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            start="image_latents",
-            spacing="linear64",
-            texts=("embeds", "pooled"),
-        ),
+        DENOISE,
         DecodeImage(),
     )
 

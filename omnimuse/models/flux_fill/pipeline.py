@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from omnimuse.models.flux.pipeline import ENCODERS, static_of
+from omnimuse.models.flux.pipeline import DENOISE, ENCODERS, static_of
 from omnimuse.models.flux.transformer import FluxStatic
 from omnimuse.models.flux_fill.spec import SPEC
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.encode import DrawImageLatents, EncodeImage
 from omnimuse.pipeline.filling import DrawKept, EncodeKept, kept_shape
-from omnimuse.pipeline.latents import InitLatents, packed_tokens
+from omnimuse.pipeline.latents import InitLatents
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import for_both_branches
-from omnimuse.pipeline.two_streams import two_stream_inputs
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> FluxStatic:
@@ -38,16 +36,7 @@ class FluxFill(Pipeline):
         DrawImageLatents(),
         InitLatents(kept_shape),
         DrawKept(),
-        Denoise(
-            conditions=conditions,
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            start="image_latents",
-            spacing="linear64",
-            texts=("embeds", "pooled"),
-            given=("beside",),
-        ),
+        replace(DENOISE, conditions=conditions, given=("beside",)),
         DecodeImage(),
     )
 

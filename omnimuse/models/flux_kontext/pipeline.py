@@ -5,25 +5,25 @@ Source: the reference pipelines of diffusers (FluxKontextPipeline, FluxKontextIn
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
-from omnimuse.models.flux.pipeline import ENCODERS, static_of
+from omnimuse.models.flux.pipeline import DENOISE, ENCODERS, static_of
 from omnimuse.models.flux.spec import PATCH
 from omnimuse.models.flux.transformer import FluxStatic
 from omnimuse.models.flux_kontext.spec import SPEC, KontextParams, shown_size
-from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
-from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.encode import KeepPicture, ShowPictures, pixels_in, resized
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import InitLatents, packed_shape
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.region import seen
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import for_both_branches
-from omnimuse.pipeline.two_streams import two_stream_inputs
 
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
@@ -47,16 +47,7 @@ class FluxKontext(Pipeline):
         ShowPictures(prepare),
         KeepPicture(),
         InitLatents(packed_shape),
-        Denoise(
-            conditions=conditions,
-            inputs=two_stream_inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            start="image_latents",
-            spacing="linear64",
-            texts=("embeds", "pooled"),
-            given=("shown",),
-        ),
+        replace(DENOISE, conditions=conditions, given=("shown",)),
         DecodeImage(),
     )
 
