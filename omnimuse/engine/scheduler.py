@@ -21,15 +21,15 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
 from omnimuse.engine.targets import Targets
-from omnimuse.worker.pace import Offer
+from omnimuse.worker.pace import Offer, Price
 
 FOREVER = float("inf")
 
 Company = Callable[[list[Offer], Offer], bool]
 """(states that advance, one more) -> whether it should advance with them, and not in a tick of its own."""
 
-Cost = Callable[[str], int | None]
-"""(state id) -> the work of that state's next step, in tokens; None if it is not known yet."""
+Cost = Callable[[str], Price | None]
+"""(state id) -> the work of that state's next step; None if it is not known yet."""
 
 Waits = Callable[[str], bool]
 """(state id) -> whether it has nothing to do until something comes from another pool."""
@@ -254,13 +254,13 @@ class Scheduler:
         while queues:
             name = min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
-            price = cost(state_id) or entry.tokens
+            price, network = cost(state_id) or (entry.tokens, None)
             if not queues[name]:
                 del queues[name]
             if chosen and price > budget:
                 break
             welcome = self._targets.allow(hopeful, (reckoned, entry.tokens), now)
-            offer = Offer(state_id, price, entry.steps)
+            offer = Offer(state_id, price, entry.steps, network)
             if chosen and not (welcome and company(chosen, offer)):
                 continue
             chosen.append(offer)

@@ -17,7 +17,7 @@ from omnimuse.core.request import Request
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.simulate.arrivals import Arrival
 from omnimuse.simulate.table import Kind
-from omnimuse.worker.pace import GAIN, Offer, Pace
+from omnimuse.worker.pace import GAIN, Offer, Pace, Price
 
 NETWORK = "network"
 MOST_TOGETHER = 8
@@ -116,8 +116,8 @@ class Ours:
         self._scheduler.remove(job.request.id)
         del self.jobs[job.request.id]
 
-    def _cost(self, state_id: str) -> int:
-        return self.jobs[state_id.split("/")[0]].kind.work
+    def _cost(self, state_id: str) -> Price:
+        return Price(self.jobs[state_id.split("/")[0]].kind.work, NETWORK)
 
     def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
         return self._always or self._pace.pays(NETWORK, [*others, offer])

@@ -26,11 +26,21 @@ Kind = tuple[str, int, int]
 
 
 class Offer(NamedTuple):
-    """A state that could advance in a tick, the row tokens of its step, and how many steps it has left."""
+    """A state that could advance in a tick, the row tokens of its step, how many steps it has left, and the network
+    that its step asks, where that is known.
+    """
 
     state: str
     tokens: int
     steps: float
+    network: str | None = None
+
+
+class Price(NamedTuple):
+    """What a state's next step costs, in row tokens, and the network that it asks, where there is one."""
+
+    tokens: int
+    network: str | None
 
 
 @dataclass

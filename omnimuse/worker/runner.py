@@ -48,7 +48,7 @@ from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.handover import Carried, Hand
-from omnimuse.worker.pace import Offer
+from omnimuse.worker.pace import Offer, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
@@ -190,13 +190,16 @@ class Runner:
         found = [loop.remembers(self.pipeline.ctx, request) for loop in loops]
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
-    def cost(self, state_id: str) -> int | None:
-        """The work of that state's next step, in row tokens; None where it has no plan yet."""
-        state = self._leading(state_id)
-        stage = None if state is None else self.pipeline.stage_of(state)
-        if state is None or not state.plan or not isinstance(stage, Loop):
+    def cost(self, state_id: str) -> Price | None:
+        """The work of that state's next step; None where it has no plan yet."""
+        state = self.states.get(state_id)
+        if state is None:
             return None
-        return stage.cost(self.pipeline.ctx, state)
+        next(self.pipeline.turns(state), None)  # the first of its tracks that is not at its end
+        stage = self.pipeline.stage_of(state)
+        if not state.plan or not isinstance(stage, Loop):
+            return None
+        return Price(stage.cost(self.pipeline.ctx, state), state.plan[state.position].network)
 
     def waits(self, state_id: str) -> bool:
         """Whether that state has nothing to do before more of it comes from another pool."""
@@ -212,24 +215,13 @@ class Runner:
         """
         if self.config.company == "always" or self.pipeline.ctx.device.type != "cpu":
             return True
-        networks = {self._network(each.state) for each in (*others, offer)} - {None}
+        networks = {each.network for each in (*others, offer)} - {None}
         first = next((stage for stage in self.pipeline.own if isinstance(stage, Loop)), None)
         if not networks and first is not None:
             networks = {first.uses[0]}
         if len(networks) != 1 or self.config.exact:
             return False
         return self.forwards.pace.pays(str(networks.pop()), [*others, offer])
-
-    def _network(self, state_id: str) -> str | None:
-        state = self._leading(state_id)
-        return state.plan[state.position].network if state and state.plan else None
-
-    def _leading(self, state_id: str) -> State | None:
-        """That state, when it is the turn of the first of its tracks that is not at its end."""
-        state = self.states.get(state_id)
-        if state is not None:
-            next(self.pipeline.turns(state), None)
-        return state
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
