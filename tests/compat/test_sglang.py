@@ -202,7 +202,8 @@ def test_what_is_not_translated_is_refused_when_the_engine_starts(folder: Path) 
     model = ModelConfig(path, "float32", "cpu", plugins=(COMPOSED,))
     for parts, why in (
         ({"cache": CacheConfig("teacache")}, "use dbcache"),
-        ({"parallel": ParallelConfig(ulysses=2)}, "says nowhere where ranks may cut its tokens"),
+        ({"parallel": ParallelConfig(pipe=2)}, "use tensor, cfg, ulysses or ring"),
+        ({"cache": CacheConfig("dbcache"), "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
         ({"compile": CompileConfig("blocks"), "parallel": ParallelConfig(tensor=2)}, "have not been tried"),
     ):
         with pytest.raises(ConfigError, match=why):

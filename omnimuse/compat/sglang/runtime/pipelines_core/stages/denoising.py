@@ -248,7 +248,7 @@ class DenoisingStage(PipelineStage):
             return {
                 POSITIVE: Evaluation(index, self._predict_noise_with_cfg, step, done, spread=batch.did_sp_shard_latents)
             }
-        return {branch: self._evaluation(branch, step) for branch in branches_of(batch)}
+        return {branch: self._evaluation(branch, step, prepared["latents"]) for branch in branches_of(batch)}
 
     def take_step(self, batch: Req, prepared: Variables, index: int, predictions: Mapping[str, Tensor]) -> None:
         """Move the latents by what was predicted in step `index`."""
@@ -352,21 +352,20 @@ class DenoisingStage(PipelineStage):
             "current_guidance_scale": scale,
             "server_args": server_args,
             "latents": latents,
-            "whole": prepared["latents"],
             **{name: prepared[name] for name in ("target_dtype", "guidance")},
             **{name: prepared[name] for name in ("image_kwargs", "pos_cond_kwargs", "neg_cond_kwargs")},
         }
 
-    def _evaluation(self, branch: str, step: Variables) -> Evaluation:
-        config, negative = step["server_args"].pipeline_config, branch == NEGATIVE
-        prompt = (config.get_neg_prompt_embeds if negative else config.get_pos_prompt_embeds)(step["batch"])
+    def _evaluation(self, branch: str, step: Variables, latents: Tensor | None = None) -> Evaluation:
+        """One branch of a step; its prediction is that for all `latents`, or without them this rank's part of it."""
+        config, negative, batch = step["server_args"].pipeline_config, branch == NEGATIVE, step["batch"]
+        prompt = (config.get_neg_prompt_embeds if negative else config.get_pos_prompt_embeds)(batch)
         besides = {**step["image_kwargs"], **step["neg_cond_kwargs" if negative else "pos_cond_kwargs"]}
-
-        batch: Req = step["batch"]
-        spread = batch.did_sp_shard_latents
+        spread: bool = batch.did_sp_shard_latents
 
         def sliced(made: Tensor) -> Tensor:
-            return self._whole(batch, step["whole"], config.slice_noise_pred(made, step["latents"]))
+            found: Tensor = config.slice_noise_pred(made, step["latents"])
+            return found if latents is None else self._whole(batch, latents, found)
 
         names = ("current_model", "latent_model_input", "t_expand", "target_dtype", "guidance")
         if self._has_own("_predict_noise"):
@@ -388,7 +387,7 @@ class DenoisingStage(PipelineStage):
 
     def _whole(self, batch: Req, latents: Tensor, made: Tensor) -> Tensor:
         """The reverse, of a prediction for `latents`; what a configuration filled up is left out."""
-        if not batch.did_sp_shard_latents or made.shape == latents.shape:
+        if not batch.did_sp_shard_latents:
             return made
         gather = self.server_args.pipeline_config.gather_latents_for_sp
         found: Tensor = gather(made, **self.prepare_extra_func_kwargs(gather, {"batch": batch}))
