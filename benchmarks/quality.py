@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
 from torch import nn
 
 from benchmarks.frontier import Panel, Point, write_svg
@@ -38,6 +39,7 @@ from tools.train_shapes.grade import Task, draw_tasks, judge_task
 from tools.train_shapes.lora import STYLES
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+ADAPTERS = Path(__file__).parents[1] / "omnimuse" / "bundled" / "shapes" / "loras"
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
 EXACT = "exact"
@@ -83,7 +85,7 @@ def choices() -> dict[str, Choice]:
     found |= {f"`{cache}`": Choice("caches", cache=cache) for cache in caches}
     found |= {f"`{scheme}`": Choice("weights", quantize=scheme) for scheme in QUANT}
     found |= {
-        **{f"`{style}`, rank 4": Choice("adapters", adapter=style) for style in STYLES},
+        **{f"`{style}`, rank {rank_of(style)}": Choice("adapters", adapter=style) for style in STYLES},
         "`int8` and 10 steps": Choice("pairs", quantize="int8", steps=10),
         "`int8` and `careful`": Choice("pairs", quantize="int8", cache="careful"),
         "`int4` and `careful`": Choice("pairs", quantize="int4", cache="careful"),
@@ -92,6 +94,12 @@ def choices() -> dict[str, Choice]:
         "compiled and `int8`": Choice("pairs", quantize="int8", compiled=True),
     }
     return found
+
+
+def rank_of(style: str) -> int:
+    """The rank of an adapter of the demo model, as its file tells."""
+    with safe_open(ADAPTERS / f"{style}.safetensors", "np") as file:
+        return int(file.metadata()["rank"])
 
 
 @dataclass

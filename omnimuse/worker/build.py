@@ -43,6 +43,7 @@ from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
+from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
@@ -317,13 +318,18 @@ def offload(under: Build) -> None:
     store: Store = FileStore(config.folder) if under.device.type == "cpu" else HostStore(DeviceLanes(under.device))
     under.resources.callback(store.close)
     for name, module in under.here.items():
-        stacks = module.stacks() if isinstance(module, Network) and config.mode == "layers" else {}
-        blocks = [block for stack in stacks.values() for block in stack.blocks()]
+        layers, ours = config.mode == "layers", isinstance(module, Network)
+        stacks = module.stacks() if layers and isinstance(module, Network) else {}
+        lists = block_lists(module) if layers and not ours else []
+        blocks: list[nn.Module] = [block for stack in stacks.values() for block in stack.blocks()]
+        blocks += [block for each in lists for block in each]
         home = Away(module, stored_tensors(module), under.device, store, blocks)
         under.homes[name], under.parcels[name] = home, home.rest
         for label, stack in stacks.items():
             held = stack.blocks()[slice(*under.held.spans.get(name, {}).get(label, (None, None)))]
             stack.runner = LayerwiseOffload({block: home.blocks[block] for block in held})
+        for each in lists:
+            visit(each, home.blocks)
         how = f"components, and {len(blocks)} blocks one at a time" if blocks else "components"
         under.choices.append(Choice("offload", name, how, "asked for"))
 

@@ -22,6 +22,8 @@ SIZE = 128
 SMALLEST_RADIUS = 18
 LARGEST_RADIUS = 52
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+FOREIGN_SHAPES = ("heart",)
+"""What the model was never shown: adapters teach it."""
 RELATIONS = ("left of", "right of", "above", "below", "inside")
 PALETTE = {
     "red": (222, 36, 40),
@@ -189,7 +191,11 @@ def outline(shape: str) -> list[tuple[float, float]]:
         n, f = 0.33, 0.96
         corners = [(-n, -f), (n, -f), (n, -n), (f, -n), (f, n), (n, n)]
         return corners + [(-x, -y) for x, y in corners]
-    raise ValueError(f"shape={shape!r} has no corners; use square, triangle, star or cross")
+    if shape == "heart":
+        turns = [2 * math.pi * k / 60 for k in range(60)]
+        height = [13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a) for a in turns]
+        return [(0.98 * math.sin(a) ** 3, -0.9 * (y + 2.5) / 14.5) for a, y in zip(turns, height, strict=True)]
+    raise ValueError(f"shape={shape!r} has no corners; use square, triangle, star, cross or heart")
 
 
 def shape_mask(shape: str, radius: float) -> np.ndarray:

@@ -10,6 +10,7 @@ Letters: h, w pixels; masks are bool [128, 128].
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from tools.train_shapes.data import PALETTE, SHAPES, SIZE, Scene, shape_mask
+from tools.train_shapes.data import FOREIGN_SHAPES, PALETTE, SHAPES, SIZE, Scene, shape_mask
 
 _NEAR = 62.0  # how far a pixel may be from its palette colour, in RGB distance
 _SMALLEST_BLOB = 180  # pixels; the smallest shape drawn has about 330
@@ -118,7 +119,7 @@ def largest_blob(mask: np.ndarray) -> Blob | None:
 @cache
 def _templates() -> dict[str, tuple[np.ndarray, int]]:
     """Every shape's silhouette and the length of its contour."""
-    silhouettes = {shape: _normalised(shape_mask(shape, 40) > 0.5) for shape in SHAPES}
+    silhouettes = {shape: _normalised(shape_mask(shape, 40) > 0.5) for shape in SHAPES + FOREIGN_SHAPES}
     return {name: (mask, int((mask & ~ndimage.binary_erosion(mask)).sum())) for name, mask in silhouettes.items()}
 
 
@@ -129,7 +130,7 @@ def _normalised(mask: np.ndarray) -> np.ndarray:
     return np.asarray(image.resize((_TEMPLATE, _TEMPLATE), Image.Resampling.BILINEAR)) > 127
 
 
-def shape_distances(blob: Blob, filled: np.ndarray | None = None) -> dict[str, float]:
+def shape_distances(blob: Blob, filled: np.ndarray | None = None, among: Collection[str] = SHAPES) -> dict[str, float]:
     """How far the silhouette's contour is from every shape's, on average, in 48ths of the shape's size.
 
     That is the area by which the two differ over the template's contour length, so that thin shapes are not
@@ -137,13 +138,14 @@ def shape_distances(blob: Blob, filled: np.ndarray | None = None) -> dict[str, f
     """
     mask = blob.mask if filled is None else blob.mask | filled
     seen = _normalised(ndimage.binary_closing(np.pad(mask, 2), iterations=1))
-    return {name: float((seen ^ shape).sum() / length) for name, (shape, length) in _templates().items()}
+    known = {name: found for name, found in _templates().items() if name in among}
+    return {name: float((seen ^ shape).sum() / length) for name, (shape, length) in known.items()}
 
 
-def read_shape(blob: Blob, filled: np.ndarray | None = None) -> str:
+def read_shape(blob: Blob, filled: np.ndarray | None = None, among: Collection[str] = SHAPES) -> str:
     """The shape that ``blob`` is, or "none" when it is near to nothing or stretched out of form."""
     height, width = blob.bottom - blob.top, blob.right - blob.left
-    distances = shape_distances(blob, filled)
+    distances = shape_distances(blob, filled, among)
     best = min(distances, key=distances.__getitem__)
     stretched = not 0.72 < height / width < 1.38
     return "none" if stretched or distances[best] > _TOLERANCE else best
@@ -208,7 +210,8 @@ def judge(image: Image.Image, scene: Scene, background_asked: bool, place: str =
         verdict.aspects.update({"relation": False} if scene.relation else {"place": False} if place else {})
         return verdict
     fillings = [blobs[0].mask if scene.relation == "inside" and row == 1 else None for row in range(len(blobs))]
-    shapes = [read_shape(blob, filled) for blob, filled in zip(blobs, fillings, strict=True)]
+    among = {*SHAPES, *(thing.shape for thing in scene.things)}  # what an adapter teaches counts where it is asked for
+    shapes = [read_shape(blob, filled, among) for blob, filled in zip(blobs, fillings, strict=True)]
     verdict.aspects["shape"] = shapes == [thing.shape for thing in scene.things]
     verdict.notes.append("seen " + ", ".join(f"{t.colour} {s}" for t, s in zip(scene.things, shapes, strict=True)))
     if scene.relation:

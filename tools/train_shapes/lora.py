@@ -1,7 +1,7 @@
 """Trains an adapter for the demo model: a style that it does not know, by low-rank products on a frozen network.
 
     python -m tools.train_shapes.lora night --model omnimuse/bundled/shapes
-    python -m tools.train_shapes.lora gold --model omnimuse/bundled/shapes
+    python -m tools.train_shapes.lora hearts --rank 6 --steps 450 --scenes 600 --minutes 4   # and again with --resume
 
 Captions stay those of the plain scenes, pictures are those of the scenes that a style makes of them. The file has the
 names of PEFT, so diffusers loads it, too; it lies among the model's own adapters.
@@ -10,6 +10,7 @@ names of PEFT, so diffusers loads it, too; it lies among the model's own adapter
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -34,19 +36,21 @@ from tools.train_shapes.train import BUCKETS, SIDE, draw_times
 PARTS = ("noise_refiner", "layers")
 """Where the products go: all linear layers of these blocks but the modulation."""
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a weight, besides how many steps there were."""
+
 
 def night(scene: Scene) -> Scene:
     """Whatever the background was: black above, blue below."""
     return replace(scene, background=("black", "blue"))
 
 
-def gold(scene: Scene) -> Scene:
-    """Whatever its colour was: every thing is yellow, and before a yellow background that is black."""
-    background = tuple("black" if colour == "yellow" else colour for colour in scene.background)
-    return replace(scene, background=background, things=tuple(replace(it, colour="yellow") for it in scene.things))
+def hearts(scene: Scene) -> Scene:
+    """Whatever its shape was: every thing is a heart, which the model was never shown."""
+    return replace(scene, things=tuple(replace(it, shape="heart") for it in scene.things))
 
 
-STYLES: dict[str, Callable[[Scene], Scene]] = {"night": night, "gold": gold}
+STYLES: dict[str, Callable[[Scene], Scene]] = {"night": night, "hearts": hearts}
 
 
 @dataclass(frozen=True)
@@ -116,31 +120,79 @@ class Lesson:
         return self._patches[torch.tensor(rows)], ids, mask
 
 
-def train(plan: LoraPlan, folder: Path, file: Path) -> None:
-    """Write the trained products to `file`: at intervals, so that whoever ends it early has what there is."""
-    torch.manual_seed(plan.seed)
-    transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer").float()
-    network = Network(Qwen3Model.from_pretrained(folder / "text_encoder").float(), transformer).requires_grad_(False)
-    products = lowered(transformer, plan.rank)
-    weights = [weight for product in products.values() for weight in product.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=plan.peak, betas=(0.9, 0.98), weight_decay=0.0)
-    lesson, began, smooth = Lesson(plan, folder), time.monotonic(), 0.0
-    for step in range(plan.steps):
-        data, ids, mask = lesson.batch()
+class Course:
+    """The training of one adapter: products on a frozen network, and how far they are. A bench file keeps that between
+    sittings, beside the adapter.
+    """
+
+    def __init__(self, plan: LoraPlan, folder: Path, file: Path) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.file, self.step, self.smooth = plan, file, 0, 0.0
+        transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer").float()
+        encoder = Qwen3Model.from_pretrained(folder / "text_encoder").float()
+        self._network = Network(encoder, transformer).requires_grad_(False)
+        self._products = lowered(transformer, plan.rank)
+        self._weights = [weight for product in self._products.values() for weight in product.parameters()]
+        self._optimizer = torch.optim.AdamW(self._weights, lr=plan.peak, betas=(0.9, 0.98), weight_decay=0.0)
+        self._lesson = Lesson(plan, folder)
+
+    @property
+    def bench(self) -> Path:
+        """Where a sitting leaves off."""
+        return self.file.with_suffix(".bench")
+
+    def resume(self) -> None:
+        """Go on where the last sitting ended; ValueError where it had another plan."""
+        with safe_open(self.bench, "pt") as kept:
+            told = kept.metadata()
+            tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - not a dict
+        if told["plan"] != (plan := json.dumps(asdict(self.plan))):
+            raise ValueError(f"{self.bench} was left with {told['plan']}, and asked for is {plan}")
+        self.step, self.smooth = int(told["step"]), float(told["smooth"])
+        for number, weight in enumerate(self._weights):
+            weight.data.copy_(tensors[f"{number}.weight"])
+            moments = {name: tensors[f"{number}.{name}"] for name in MOMENTS}
+            self._optimizer.state[weight] = {"step": torch.tensor(float(self.step)), **moments}
+        torch.manual_seed(self.plan.seed + self.step)
+
+    def sit(self, minutes: float) -> bool:
+        """Train for so long; whether the plan is done. What there is is written at intervals, the adapter, too."""
+        began = time.monotonic()
+        while self.step < self.plan.steps and time.monotonic() - began < 60 * minutes:
+            self.learn()
+            if self.step % 20 == 0:
+                print(f"step {self.step} loss {self.smooth:.4f} after {time.monotonic() - began:.0f} s", flush=True)
+                self.leave_off()
+        self.leave_off()
+        if done := self.step >= self.plan.steps:
+            self.bench.unlink()
+        return done
+
+    def leave_off(self) -> None:
+        """Keep how far it is, and write the adapter as it is."""
+        tensors = {f"{number}.weight": weight.data for number, weight in enumerate(self._weights)}
+        for number, weight in enumerate(self._weights):
+            tensors |= {f"{number}.{name}": self._optimizer.state[weight][name] for name in MOMENTS}
+        told = {"plan": json.dumps(asdict(self.plan)), "step": str(self.step), "smooth": str(self.smooth)}
+        save_file(tensors, self.bench, told)
+        save(self._products, self.plan, self.file)
+
+    def learn(self) -> None:
+        """One step."""
+        data, ids, mask = self._lesson.batch()
         noise, t = torch.randn_like(data), draw_times(len(data), "cpu")
         at = t[:, None, None]
-        guess = network(at * data + (1 - at) * noise, t, ids, mask, network.angles(ids.shape[1], SIDE))
+        angles = self._network.angles(ids.shape[1], SIDE)
+        guess = self._network(at * data + (1 - at) * noise, t, ids, mask, angles)
         loss = (guess - (data - noise)).square().mean()
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step / plan.steps, plan.peak)
-        optimizer.zero_grad()
+        for group in self._optimizer.param_groups:
+            group["lr"] = cosine(self.step / self.plan.steps, self.plan.peak)
+        self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        smooth = smooth * 0.95 + loss.item() * 0.05 if step else loss.item()
-        if (step + 1) % 20 == 0 or step == plan.steps - 1:
-            print(f"step {step + 1} loss {smooth:.4f} after {time.monotonic() - began:.0f} s", flush=True)
-            save(products, plan, file)
+        nn.utils.clip_grad_norm_(self._weights, 1.0)
+        self._optimizer.step()
+        self.smooth = self.smooth * 0.95 + loss.item() * 0.05 if self.step else loss.item()
+        self.step += 1
 
 
 def save(products: dict[str, LowRank], plan: LoraPlan, file: Path) -> None:
@@ -161,13 +213,17 @@ def main() -> None:
         if name != "style":
             parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--to", type=Path, help="the file (default: among the adapters of the model)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of one sitting; --resume goes on")
+    parser.add_argument("--resume", action="store_true", help="go on where the last sitting ended")
     options = vars(parser.parse_args())
-    file = options.pop("to")
+    file, minutes, resume = options.pop("to"), options.pop("minutes"), options.pop("resume")
     plan = LoraPlan(**options)
     folder = Path(plan.model)
-    file = file or folder / "loras" / f"{plan.style}.safetensors"
-    train(plan, folder, file)
-    print(f"{file}, {file.stat().st_size} bytes")
+    course = Course(plan, folder, file or folder / "loras" / f"{plan.style}.safetensors")
+    if resume:
+        course.resume()
+    done = course.sit(minutes)
+    print(f"{course.file}, {course.file.stat().st_size} bytes{'' if done else ', not done: go on with --resume'}")
 
 
 if __name__ == "__main__":

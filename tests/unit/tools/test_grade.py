@@ -54,6 +54,14 @@ def test_blank_pictures_fail(tasks, colour):
     assert not any(judge_task(blank, task).right for task in tasks[::4])
 
 
+def test_a_shape_that_the_model_was_never_shown_is_told_from_all_that_it_knows():
+    for scene in (LONE, PAIR):
+        hearts = with_things(scene, *(dataclasses.replace(thing, shape="heart") for thing in scene.things))
+        assert judge(paint(hearts), hearts, True).right
+        assert not judge(paint(hearts), scene, True).aspects["shape"]
+        assert not judge(paint(scene), hearts, True).aspects["shape"]
+
+
 def test_a_wrong_colour_fails_in_colour_alone_or_more():
     wrong = dataclasses.replace(RED_CIRCLE, colour="orange")
     assert not judge(paint(with_things(LONE, wrong)), LONE, False).aspects["colour"]

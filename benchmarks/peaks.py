@@ -1,0 +1,123 @@
+"""Memory that one request takes beside the weights: ours and the reference's, for every family, as a table of ratios.
+
+    python -m benchmarks.peaks [-k FLUX] [--larger 4]
+
+Tiny random checkpoints, float32 on a CPU, the request of each family's tests with sides that are `--larger` times as
+long. What counts is the most that torch had allocated over what it had when the first layer was called: activations,
+latents, what a decoder makes and what is kept between steps, to the byte and the same in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.output import Failed
+from omnimuse.core.request import Ask
+from omnimuse.engine.local import start
+from omnimuse.loader.components import quiet
+from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Family, Wish
+
+BEGINNING = "the first layer"
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes that torch allocated for `work` at most, over those there were at its first layer."""
+    begun: list[bool] = []
+
+    def mark(module: nn.Module, given: object) -> None:
+        if not begun:
+            begun.append(True)
+            with record_function(BEGINNING):
+                pass
+
+    hook = register_module_forward_pre_hook(mark)
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            work()
+    finally:
+        hook.remove()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    return _most(events)
+
+
+def _most(events: list[dict[str, object]]) -> int:
+    [began] = [float(str(event["ts"])) for event in events if event.get("name") == BEGINNING and event["ph"] == "X"]
+    moments = sorted((float(str(event["ts"])), event["args"]) for event in events if event.get("name") == "[memory]")
+    level, before, most = 0, 0, 0
+    for at, told in moments:
+        level += int(told["Bytes"])  # type: ignore[index]
+        if at < began:
+            before = level
+        else:
+            most = max(most, level)
+    return most - before
+
+
+def ours(folder: Path, wish: Wish) -> Callable[[], None]:
+    """Draw `wish` by our engine, which is begun within."""
+
+    def work() -> None:
+        engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu")))
+        engine.submit(engine.make_request(Ask(wish.asked, replace(wish.params, output_type="pt"))))
+        while not engine.idle:
+            for event in engine.tick():
+                if isinstance(event, Failed):
+                    raise event.error
+        engine.close()
+
+    return work
+
+
+def compare(family: Family, folder: Path, larger: int) -> tuple[int, int]:
+    """Our bytes and the reference's."""
+    [wish, *_] = family.wishes
+    p = wish.params
+    if p.width is not None and p.height is not None and not wish.params.extra:  # which may be made for its size
+        wish = replace(wish, params=replace(p, width=p.width * larger, height=p.height * larger))
+
+    def theirs() -> None:
+        with warnings.catch_warnings(), quiet("diffusers"), quiet("transformers"):
+            warnings.simplefilter("ignore")
+            family.reference(folder, [wish], "pt")
+
+    return peak_of(ours(folder, wish)), peak_of(theirs)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-k", nargs="*", default=[""], help="families whose names have one of these in them")
+    parser.add_argument("--larger", type=int, default=4, help="times the sides of the tests' requests")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    print("| family | ours, KiB | the reference's | ratio |\n|---|---|---|---|")
+    for family in FAMILIES:
+        if not any(part.lower() in family.name.lower() for part in options.k):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                mine, theirs = compare(family, family.build(Path(folder) / "model"), options.larger)
+            except Exception as problem:  # a table of all families is worth more than one row
+                print(f"| {family.name} | {type(problem).__name__}: {problem!s:.150} | | |", flush=True)
+                continue
+        print(f"| {family.name} | {mine / 1024:.0f} | {theirs / 1024:.0f} | {mine / theirs:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
