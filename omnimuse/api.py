@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
+from omnimuse.core.messages import SHOWN
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_params
 from omnimuse.core.request import Ask, Door, Request
@@ -37,7 +38,9 @@ Pictures are Pillow images or names of files, sounds `media.sound.Sound` or name
 `media.clip.open_clip` takes: names or bytes of files, lists of pictures, arrays. `mask` is a picture over the
 first of `images`, which is drawn anew where the mask is white or, if that is transparent anywhere, where it is that;
 `pad` (left, above, right, below) is by how many pixels it becomes larger. A model that writes takes `messages`, too,
-dicts with a `role` and a `content`; a list of them is a prompt."""
+dicts with a `role` and a `content`; a list of them is a prompt. A content is a text or, where the model is shown
+something, a list of parts: `{"type": "text", "text": ...}`, `{"type": "image", "image": ...}`, and `audio` and `video`
+likewise."""
 
 Params = DiffusionParams | TokenParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""
@@ -413,6 +416,7 @@ def _with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str,
     prompt = _given(prompt)
     if not isinstance(prompt, Mapping):
         return prompt  # what it is if it is no text either, the door says
+    prompt = _apart(prompt)
     opened: dict[str, Any] = dict(prompt)
     if isinstance(prompt.get("images") or None, list | tuple):  # what is wrong with anything else, the door says
         from omnimuse.media.picture import open_picture
@@ -433,6 +437,29 @@ def _with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str,
 
         opened["videos"] = [open_clip(video, params.num_frames) for video in prompt["videos"]]
     return opened
+
+
+def _apart(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`prompt` with what its messages show (`{"type": "image", "image": ...}`) in lists of their own."""
+    messages = prompt.get("messages")
+    if not isinstance(messages, list | tuple):
+        return prompt
+    shown: dict[str, list[Any]] = {name: list(prompt.get(name) or ()) for name in SHOWN.values()}
+    said = [_one_apart(message, shown) for message in messages]
+    return {**prompt, "messages": said, **{name: given for name, given in shown.items() if given}}
+
+
+def _one_apart(message: Any, shown: Mapping[str, list[Any]]) -> Any:
+    if not isinstance(message, Mapping) or not isinstance(content := message.get("content"), list | tuple):
+        return message
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in SHOWN and kind in part:
+            shown[SHOWN[kind]].append(part[kind])
+            part = {name: value for name, value in part.items() if name != kind}
+        parts.append(part)
+    return {**message, "content": parts}
 
 
 def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:

@@ -155,6 +155,11 @@ class Reading:
     start: int
     kv: KV
 
+    @property
+    def place(self) -> int:
+        """Where the first of them is, for what turns by its place."""
+        return self.start
+
 
 class Decoder(Network):
     """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V].

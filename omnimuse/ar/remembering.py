@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -73,17 +74,17 @@ class Conditions:
     sin: Tensor
     rows: tuple[Reading, ...]
 
-    @staticmethod
-    def of(rows: Sequence[Reading], layout: Layout, cos: Tensor, sin: Tensor) -> Conditions:
+    @classmethod
+    def of(cls, rows: Sequence[Reading], layout: Layout, cos: Tensor, sin: Tensor) -> Self:
         """Those of `rows`, which `layout` packs."""
-        return Conditions(layout, cos, sin, tuple(rows))
+        return cls(layout, cos, sin, tuple(rows))
 
     @property
     def dense(self) -> bool:
         return False
 
-    def select(self, rows: Sequence[int]) -> Conditions:
-        return Conditions(
+    def select(self, rows: Sequence[int]) -> Self:
+        return type(self)(
             self.layout.select(rows),
             self.layout.take(self.cos, rows),
             self.layout.take(self.sin, rows),

@@ -5,6 +5,8 @@ examples:
   omnimuse chat OWNER/NAME
   omnimuse chat ./Qwen3-0.6B --system "Answer in one sentence." --temperature 0
   echo "What is a heron?" | omnimuse chat ./Qwen3-0.6B
+  omnimuse chat ./Qwen3-Omni --picture heron.png --sound call.wav
+  echo "Good morning." | omnimuse chat ./Qwen3-Omni -o reply.wav
 
 /new forgets what was said, /exit ends (so does the end of the input). Ctrl-C ends the answer that is being made, and
 what came of it stays; where none is being made, it ends the talk.
@@ -16,14 +18,34 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Chunk, Event, Result
-from omnimuse.core.params import GenerationParams
+from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
+from omnimuse.core.request import Ask
+from omnimuse.core.spec import Spec
+from omnimuse.media.destination import free_names
 
 OPTIONS = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty")
+SHOWN = {"picture": "image", "sound": "audio", "video": "video"}
+"""What a person calls what can be shown, and what a part of a message does."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a talk is had: what the model is told before it, the seed of every answer, what stands before a line, what is
+    shown with the first one (parts of a message), and the file that a spoken answer goes to.
+    """
+
+    system: str | None = None
+    seed: int | None = None
+    prompt: str = ""
+    shown: Sequence[Mapping[str, Any]] = field(default=())
+    reply: Path | None = None
 
 
 class Engine(Protocol):
@@ -47,69 +69,125 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many words; 0: all")
     parser.add_argument("--top-p", type=float, metavar="X", help="choose among the words that make up so much")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: say less often what was said")
+    for name in SHOWN:
+        what = f"a {name} that is shown with the first line, where the model takes such; may be repeated"
+        parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=what)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="have answers spoken, too, by a model that can: reply.wav"
+    )
+    parser.add_argument("--voice", metavar="NAME", help="of a spoken answer; one that the checkpoint has")
     add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the person ends it."""
     from omnimuse.api import Omni
+    from omnimuse.media.finished import check_file
     from omnimuse.worker.find import find
 
     config = read_config(args)
-    spec = find(config).spec
-    if not spec.writes:
-        raise ConfigError(f"{args.model} is {spec.family}, which does not write; use `omnimuse generate` with it")
-    params = GenerationParams(**{name: getattr(args, name) for name in OPTIONS})
+    found = find(config)
+    if not found.spec.writes:
+        raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse generate` with it")
+    params = _params(args, found.spec)
+    shown = [{"type": kind, kind: _opened(name, file)} for name, kind in SHOWN.items() for file in getattr(args, name)]
+    came = {"images": "image", "sounds": "audio", "videos": "video"}
+    given = {name: [part[kind] for part in shown if part["type"] == kind] for name, kind in came.items()}
+    content = [*({"type": part["type"]} for part in shown), {"type": "text", "text": "what is said"}]
+    tried = {"messages": [{"role": "user", "content": content}], **given}
+    found.door.make_request(Ask(tried, params), now=0.0, fresh_seed=0)  # refused before anything is loaded
+    if args.output is not None:
+        check_file(args.output, "audio")
+    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     with Omni(args.model, config=config) as engine:
-        prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-        return talk(engine, params, sys.stdin, sys.stdout, system=args.system, seed=args.seed, prompt=prompt)
+        setting = Setting(args.system, args.seed, prompt, shown, args.output)
+        return talk(engine, params, sys.stdin, sys.stdout, setting)
+
+
+def _params(args: argparse.Namespace, spec: Spec) -> DiffusionParams:
+    """What was chosen of how it writes, and speaks; RequestError for a voice of a model that does not speak."""
+    chosen = {name: getattr(args, name) for name in OPTIONS}
+    if args.output is None and args.voice is None:
+        return DiffusionParams(extra=GenerationParams(**chosen))
+    if not issubclass(spec.extra, AnswerParams):
+        name = "--output" if args.output is not None else "--voice"
+        raise ConfigError(f"{args.model} answers in text alone, and {name} is for one that speaks; leave it out")
+    modalities = ("text",) if args.output is None else ("text", "audio")
+    return DiffusionParams(extra=AnswerParams(**chosen, voice=args.voice, modalities=modalities))
+
+
+def _opened(name: str, file: str) -> Any:
+    """What is in a file that is shown."""
+    from omnimuse.media.clip import open_clip
+    from omnimuse.media.picture import open_picture
+    from omnimuse.media.recording import open_sound
+
+    read: Mapping[str, Callable[[Any], Any]] = {"picture": open_picture, "sound": open_sound, "video": open_clip}
+    return read[name](file)
 
 
 def talk(
     engine: Engine,
-    params: GenerationParams,
+    params: DiffusionParams | GenerationParams,
     lines: TextIO,
     out: TextIO,
-    *,
-    system: str | None = None,
-    seed: int | None = None,
-    prompt: str = "",
+    setting: Setting = Setting(),
 ) -> int:
     """Answer every line of `lines` on `out`, with all that was said before it; the exit code."""
-    begun: list[Mapping[str, str]] = [{"role": "system", "content": system}] if system else []
-    said = list(begun)
+    begun: list[Mapping[str, Any]] = [{"role": "system", "content": setting.system}] if setting.system else []
+    said, shown = list(begun), setting.shown
     while True:
-        out.write(prompt)
+        out.write(setting.prompt)
         out.flush()
         line = lines.readline()
         if not line or line.strip() == "/exit":
             return 0
         if line.strip() == "/new":
-            said = list(begun)
+            said, shown = list(begun), setting.shown
         elif line.strip():
-            said.append({"role": "user", "content": line.strip()})
-            said.append({"role": "assistant", "content": _answer(engine, said, params, seed, out)})
+            text: Any = line.strip()
+            said.append({"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text})
+            shown = ()
+            said.append({"role": "assistant", "content": _answer(engine, said, params, setting, out)})
 
 
 def _answer(
-    engine: Engine, said: Sequence[Mapping[str, str]], params: GenerationParams, seed: int | None, out: TextIO
+    engine: Engine,
+    said: Sequence[Mapping[str, Any]],
+    params: DiffusionParams | GenerationParams,
+    setting: Setting,
+    out: TextIO,
 ) -> str:
-    """What the model says next; shown as it comes. Of an answer that was interrupted, what there was."""
+    """What the model says next; shown as it comes, and kept in a file where it is spoken. Of an answer that was
+    interrupted, what there was.
+    """
     pieces: list[str] = []
 
     def show(event: Event) -> None:
-        if isinstance(event, Chunk):
+        if isinstance(event, Chunk) and event.medium == "text":
             pieces.append(event.data)
             out.write(event.data)
             out.flush()
 
-    answers = engine.stream([said], params, listen=show, chunks=True, seed=seed)
+    answers = engine.stream([said], params, listen=show, chunks=True, seed=setting.seed)
     try:
         with closing(answers):  # type: ignore[type-var]
             for _, result in answers:
                 if result.error is not None:
                     raise result.error
+                if setting.reply is not None:
+                    out.write(_kept(result, setting.reply))
     except KeyboardInterrupt:
         out.write(" [stopped]")
     out.write("\n")
     return "".join(pieces)
+
+
+def _kept(result: Result, asked: Path) -> str:
+    """Write the sound of an answer into a file that is free; a word about it."""
+    from omnimuse.media.finished import save
+
+    [file] = free_names(asked, 1)
+    spoken = [part for part in result.parts[0] if part.medium == "audio"]
+    save(spoken, file, {"prompt": result.prompt, "seed": result.seeds[0]})
+    return f"\n[{file}  {spoken[0].data.seconds:.2f} s]"

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     sound = found.door.limits.sound
     if sound is None or sound.speech is None:
         raise ConfigError(f"{args.model} is {found.spec.family}, which does not speak; use `omnimuse generate` with it")
+    if found.spec.writes:
+        raise ConfigError(f"{args.model} answers what it is told; use `omnimuse chat {args.model} -o reply.wav`")
     text = sys.stdin.read().strip() if args.text == "-" else args.text
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     params = DiffusionParams(seed=seed, extra=SpeechParams(**{name: getattr(args, name) for name in OPTIONS}))

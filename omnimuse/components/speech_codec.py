@@ -9,6 +9,7 @@ Letters: Q codebooks, T frames, C channels, n samples, S places, N heads, H head
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -82,12 +83,24 @@ class Past:
         return joined
 
 
-class SpeechCodec(nn.Module):
+class Codec(nn.Module):
+    """What makes a waveform of codes, whole or piece by piece; a frame is `hop` samples."""
+
+    hop: int
+
+    @abstractmethod
+    def forward(self, codes: Tensor, past: Past | None = None) -> Tensor:
+        """The waveform [n] in [-1, 1] of frames, int64 [Q, T]; with a `past`, which is then theirs, too, of what comes
+        behind it.
+        """
+
+
+class SpeechCodec(Codec):
     """Codes of frames, int64 [Q, T], to a waveform in [-1, 1], [n] with n = `hop` * T."""
 
     def __init__(self, config: SpeechCodecConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.hop = config, config.hop
         c, rates = config, config.upsample_rates
         widths = [c.decoder_dim // 2**level for level in range(len(rates) + 1)]
         self.quantizer = Codebooks(config)
@@ -117,7 +130,6 @@ class SpeechCodec(nn.Module):
         return cls(read_facts(SpeechCodecConfig, facts, "config.json, decoder_config", fixed, IGNORED))
 
     def forward(self, codes: Tensor, past: Past | None = None) -> Tensor:
-        """The waveform of these frames; with a `past`, which is then theirs, too, of what comes behind it."""
         past = past or Past()
         hidden = self.pre_conv(self.quantizer(codes)[None], past)  # [1, C, T]
         hidden = self.pre_transformer(hidden[0].T, past).T[None]
@@ -167,13 +179,17 @@ class Book(nn.Module):
 
 
 class Windowed(nn.Module):
-    """A transformer over frames [T, D], each of which sees `sliding_window` of them, itself the last."""
+    """A transformer over frames [T, D], each of which sees `sliding_window` of them, itself the last.
 
-    def __init__(self, config: SpeechCodecConfig) -> None:
+    They are as wide as it is, or `other`: then they are made so, and back.
+    """
+
+    def __init__(self, config: SpeechCodecConfig, *, other: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.input_proj = nn.Linear(config.latent_dim, config.hidden_size)
-        self.output_proj = nn.Linear(config.hidden_size, config.latent_dim)
+        width, inside = config.latent_dim, config.hidden_size
+        self.input_proj = nn.Linear(width, inside) if other else nn.Identity()
+        self.output_proj = nn.Linear(inside, width) if other else nn.Identity()
         self.layers = nn.ModuleList(WindowedLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -262,10 +278,14 @@ class CausalConv(nn.Module):
 
 
 class CausalUp(nn.Module):
-    """Every place becomes `rate` of them, from it and, of a wider kernel, from the one before."""
+    """Every place becomes `rate` of them, from it and, of a wider kernel, from the one before.
 
-    def __init__(self, width: int, out: int, kernel: int, rate: int) -> None:
+    Of a `late` one, what is made without one before is left out at the beginning, too.
+    """
+
+    def __init__(self, width: int, out: int, kernel: int, rate: int, *, late: bool = False) -> None:
         super().__init__()
+        self.late = late
         self.conv = nn.ConvTranspose1d(width, out, kernel, stride=rate)
         self.rate, self.behind = rate, kernel // rate - 1
 
@@ -273,6 +293,8 @@ class CausalUp(nn.Module):
         made = x.shape[-1] * self.rate
         whole = self.conv(past.join(self, x, self.behind) if self.behind else x)
         ended = whole[..., : whole.shape[-1] - self.behind * self.rate]
+        if self.late:
+            return ended[..., self.behind * self.rate :]
         return ended[..., ended.shape[-1] - made :]
 
 
@@ -295,10 +317,10 @@ class Mixing(nn.Module):
 class Level(nn.Module):
     """More samples of fewer channels, then three residual units."""
 
-    def __init__(self, width: int, out: int, rate: int) -> None:
+    def __init__(self, width: int, out: int, rate: int, *, late: bool = False) -> None:
         super().__init__()
         units = [Unit(out, dilation) for dilation in DILATIONS]
-        self.block = nn.ModuleList([Snake(width), CausalUp(width, out, 2 * rate, rate), *units])
+        self.block = nn.ModuleList([Snake(width), CausalUp(width, out, 2 * rate, rate, late=late), *units])
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         for part in self.block:

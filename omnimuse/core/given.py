@@ -24,6 +24,11 @@ class Given:
     videos: tuple[Clip, ...] = ()
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of each."""
+        return {"images": len(self.images), "sounds": len(self.sounds), "videos": len(self.videos)}
+
+    @property
     def sizes(self) -> list[Size]:
         """Those of the videos or, without any, of the pictures, the first one with its margins."""
         sizes = [(each.width, each.height) for each in self.videos or self.images]

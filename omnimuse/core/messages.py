@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,25 @@ from omnimuse.core.params import FamilyParams, TokenParams
 MAX_WRITTEN = 4_000_000
 """Characters of what a model that writes is given to read; how many of their tokens it can, it knows itself."""
 ROLES = ("system", "user", "assistant")
+SHOWN = {"image": "images", "audio": "sounds", "video": "videos"}
+"""What a part of a message can be beside text, and what a prompt calls a list of these."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one of `ROLES` said."""
+    """What one of `ROLES` said: a text and, if something is shown in it, its `parts` in order: (kind, text), where a
+    kind is "text" or one of `SHOWN`. Which picture it is, the order in the whole conversation says.
+    """
 
     role: str
     content: str
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        shown = [{"type": kind, **({"text": text} if kind == "text" else {})} for kind, text in self.parts]
+        return {"role": self.role, "content": shown or self.content}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,18 @@ def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[M
     return messages
 
 
+def check_shown(messages: Sequence[Message], counts: Mapping[str, int]) -> None:
+    """RequestError unless the messages show as many pictures, sounds and videos as came with them, `counts` of each."""
+    for kind, name in SHOWN.items():
+        shown = sum(part == kind for message in messages for part, _ in message.parts)
+        if messages and shown != counts[name]:
+            raise RequestError(
+                f"the messages show {shown} of {name}, and {counts[name]} came with them; give a message a part "
+                f'{{"type": "{kind}"}} for each',
+                name,
+            )
+
+
 def check_length(chosen: FamilyParams, longest: int) -> None:
     """RequestError where what is to be written has no room beside one token of a prompt, of `longest` in all."""
     if not isinstance(chosen, TokenParams):
@@ -63,14 +86,29 @@ def check_length(chosen: FamilyParams, longest: int) -> None:
 
 def _message(given: Any, name: str) -> Message:
     if isinstance(given, Message):
-        given = {"role": given.role, "content": given.content}
+        given = given.said
     if not isinstance(given, Mapping) or set(given) != {"role", "content"}:
         raise RequestError(f"{name} must be a dict with a role and a content, and nothing else", name)
-    role, content = given["role"], given["content"]
+    role, content, where = given["role"], given["content"], f"the content of {name}"
     if role not in ROLES:
         raise RequestError(f"{name} has the role {role!r:.80}; use one of {', '.join(ROLES)}", f"{name}.role")
-    if not isinstance(content, str):
-        raise RequestError(f"the content of {name} must be a string, got {type(content).__name__}", f"{name}.content")
-    if not is_text(content):
-        raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", f"{name}.content")
-    return Message(role, content)
+    if not isinstance(content, str | list | tuple):
+        raise RequestError(f"{where} must be a string, got {type(content).__name__}", f"{name}.content")
+    parts = () if isinstance(content, str) else tuple(_part(each, f"{name}.content") for each in content)
+    text = content if isinstance(content, str) else "\n".join(text for kind, text in parts if kind == "text")
+    if not is_text(text):
+        raise RequestError(
+            f"{where} holds half a surrogate pair, which is no character; take it out", f"{name}.content"
+        )
+    shows = any(kind != "text" for kind, _ in parts)  # templates of models that see nothing know no parts
+    return Message(role, text, parts if shows else ())
+
+
+def _part(given: Any, name: str) -> tuple[str, str]:
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if kind == "text" and set(given) == {"type", "text"} and isinstance(given["text"], str):
+        return "text", given["text"]
+    if kind in SHOWN and set(given) == {"type"}:
+        return str(kind), ""
+    kinds = ", ".join(f'{{"type": "{kind}"}}' for kind in SHOWN)
+    raise RequestError(f'{name} has a part that is no {{"type": "text", "text": ...}} and none of {kinds}', name)

@@ -119,6 +119,32 @@ class GenerationParams(TokenParams):
 
 
 @dataclass(frozen=True)
+class AnswerParams(GenerationParams):
+    """The extension of a model that answers in text and, where "audio" is among the `modalities`, aloud as well.
+
+    `voice` is one that the checkpoint has (None: its first), `voice_temperature` that of all codes of the sound (0: the
+    likeliest every time; None: as the model talks). Text is always among what is made.
+    """
+
+    modalities: tuple[str, ...] = ("text",)
+    voice: str | None = None
+    voice_temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
+
+    @property
+    def aloud(self) -> bool:
+        """Whether it is spoken, too."""
+        return "audio" in self.modalities
+
+    def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
+        if not {"text"} <= set(self.modalities) <= {"text", "audio"}:
+            return f'modalities={list(self.modalities)} cannot be; use ["text"] or ["text", "audio"]'
+        for name, value in (("voice", self.voice), ("voice_temperature", self.voice_temperature)):
+            if value is not None and not self.aloud:
+                return f'{name}={value!r} says how it sounds, and no sound is wanted; use modalities ["text", "audio"]'
+        return super().objection(params, size_multiple)
+
+
+@dataclass(frozen=True)
 class SpeechParams(TokenParams):
     """The extension of a model that speaks: its tokens are frames of sound.
 
@@ -211,7 +237,14 @@ class SpeechChoices(TypedDict, total=False):
     code_top_p: float | None
 
 
-class Choices(WorkChoices, GenerationChoices, SpeechChoices, total=False):
+class AnswerChoices(TypedDict, total=False):
+    """The fields of `AnswerParams` that others which write or speak do not have, as keywords."""
+
+    modalities: tuple[str, ...]
+    voice_temperature: float | None
+
+
+class Choices(WorkChoices, GenerationChoices, SpeechChoices, AnswerChoices, total=False):
     """The fields of `DiffusionParams`, and those of models that write or speak, as keywords."""
 
     num_inference_steps: int | None
@@ -247,7 +280,8 @@ def make_params(
     base = given if isinstance(given, DiffusionParams) else DiffusionParams()
     wanted = {**(given if isinstance(given, Mapping) else {}), **choices}
     names = [part.name for part in fields(DiffusionParams)]
-    writing = list(dict.fromkeys(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind)))
+    kinds = (GenerationParams, AnswerParams, SpeechParams)
+    writing = list(dict.fromkeys(part.name for kind in kinds for part in fields(kind)))
     written = {name: wanted.pop(name) for name in writing if name in wanted}
     for name in wanted:
         if name not in names:
@@ -276,6 +310,8 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
         return kind()
     if isinstance(given, kind):
         return given
+    if isinstance(given, TokenParams) and issubclass(kind, type(given)):  # of one that knows less: the rest is open
+        return kind(**{part.name: getattr(given, part.name) for part in fields(given)})
     allowed = [part.name for part in fields(kind)]
     if not isinstance(given, Mapping):
         raise RequestError(

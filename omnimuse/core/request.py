@@ -21,14 +21,13 @@ from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.machine import memory as machine_memory
-from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, messages_of
+from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, check_shown, messages_of
 from omnimuse.core.names import meant
 from omnimuse.core.params import (
     WORK,
     DiffusionParams,
     FamilyParams,
     SoundParams,
-    SpeechParams,
     check_family_params,
     family_params,
 )
@@ -37,6 +36,7 @@ from omnimuse.core.sources import Picture as Picture
 from omnimuse.core.sources import Recording as Recording
 from omnimuse.core.sources import Region as Region
 from omnimuse.core.spec import Configs, Limits, Size, Spec, Variant
+from omnimuse.core.speech import check_speech
 
 MAX_SEED = 2**64 - 1
 MAX_OUTPUTS = 64
@@ -232,6 +232,7 @@ class Door:
         prompt, negative = self._prompt(given)
         messages = messages_of(given, self.spec.family, self.spec.writes)
         came = given_of(given, self.spec, self.limits, masks=self.masks)
+        check_shown(messages, came.counts)
         chosen = ask.params
         if not isinstance(chosen, DiffusionParams):
             raise RequestError(f"params must be DiffusionParams, got {type(chosen).__name__}", "params")
@@ -252,8 +253,7 @@ class Door:
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
             raise RequestError(why, "extra")
         check_length(extra, self.limits.max_sequence_length)
-        if isinstance(extra, SpeechParams) and self.limits.sound is not None and self.limits.sound.speech is not None:
-            self.limits.sound.speech.check(extra, len(came.sounds))
+        check_speech(extra, None if self.limits.sound is None else self.limits.sound.speech, len(came.sounds))
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(

@@ -8,10 +8,21 @@ from typing import Literal
 from omnimuse.core.bounds import is_text
 from omnimuse.core.errors import RequestError
 from omnimuse.core.names import meant
-from omnimuse.core.params import SpeechParams
+from omnimuse.core.params import AnswerParams, FamilyParams, SpeechParams
 
 MAX_INSTRUCTIONS = 4_000
 """Characters that say how something is spoken."""
+
+
+def check_speech(chosen: FamilyParams, speech: Speech | None, sounds: int) -> None:
+    """RequestError for what cannot be spoken so, by a model that speaks or answers aloud: of what it has, `speech`."""
+    if isinstance(chosen, SpeechParams) and speech is not None:
+        speech.check(chosen, sounds)
+    if isinstance(chosen, AnswerParams) and chosen.aloud:
+        if speech is None:
+            why = 'this checkpoint has no talker, and answers in text alone; use modalities ["text"]'
+            raise RequestError(f"modalities={list(chosen.modalities)} cannot be: {why}", "extra.modalities")
+        speech.known("voice", chosen.voice, speech.voices)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,8 @@ class Speech:
         if self.clones and not sounds:
             why = "this checkpoint has no voice of its own, and speaks with that of a sound; give one (`sounds`)"
             raise RequestError(why, "sounds")
-        self._known("voice", chosen.voice, self.voices)
-        self._known("language", chosen.language, self.languages)
+        self.known("voice", chosen.voice, self.voices)
+        self.known("language", chosen.language, self.languages)
         said = chosen.instructions
         if said is None or not said.strip():
             if self.instructions == "must":
@@ -56,7 +67,8 @@ class Speech:
             why = "hold half a surrogate pair, which is no character; take it out"
             raise RequestError(f"instructions {why}", "extra.instructions")
 
-    def _known(self, name: str, value: str | None, known: tuple[str, ...]) -> None:
+    def known(self, name: str, value: str | None, known: tuple[str, ...]) -> None:
+        """RequestError unless `value` is left open, or one of those `known`."""
         if value is None or value.lower() in known:
             return
         if not known:

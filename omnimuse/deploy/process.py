@@ -345,7 +345,7 @@ class Worker:
         files, texts = list[MadeFile](), spelt(shown)
         for number in range(request.outputs):
             self._faults.reach("worker.encode", number + 1, request.prompt)
-            files += [] if texts else self._spool.write(number, request, shown, job.form)
+            files += self._spool.write(number, request, shown, job.form)
             self._ticks += 1
         for file in files:
             self._carry(self._spool.folder / file.name, request.id)

@@ -20,6 +20,7 @@ from omnimuse.core.errors import ConfigError, RequestError, StorageError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
 from omnimuse.core.output import Part, Result
+from omnimuse.core.params import AnswerParams
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
@@ -35,7 +36,11 @@ _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # n
 
 
 def check_form(request: Request, form: Form, media: str) -> None:
-    """RequestError unless a result whose first part is of `media` can become a file of `form`."""
+    """RequestError unless a result whose first part is of `media` can become a file of `form`; of an answer that is
+    spoken, the sound does.
+    """
+    if isinstance(request.extra, AnswerParams) and request.extra.aloud:
+        media = "audio"
     formats = (TEXT,) if media == "text" else tuple(dict.fromkeys(FORMATS[media].values()))
     if form.format not in formats:
         raise RequestError(
@@ -70,7 +75,8 @@ class Spool:
         settings = told if form.tell else {}
         if form.format in ("JPEG", "WEBP") and len(json.dumps(settings)) > _ROOM:
             settings = {name: value for name, value in settings.items() if "prompt" not in name}
-        name, made = f"{request.id}-{self.name}-{number}", files(result.parts[number])
+        told_apart = [part for part in result.parts[number] if part.medium != "text"]  # which is no file
+        name, made = f"{request.id}-{self.name}-{number}", files(told_apart) if told_apart else []
         names = [name if place == 0 else f"{name}-{place}" for place in range(len(made))]
         seed = result.seeds[number]
         return [self._write(each, parts, form, settings, seed) for each, parts in zip(names, made, strict=True)]

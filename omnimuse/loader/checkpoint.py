@@ -21,16 +21,17 @@ from omnimuse.core.spec import GENERATION, OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 
 INDEX = "model_index.json"
-MODEL, TOKENIZER = "model", "tokenizer"
+MODEL, TOKENIZER, PROCESSOR = "model", "tokenizer", "processor"
 """The components of a folder in the layout of transformers."""
 BESIDE = ("speech_tokenizer",)
 """Folders in it that are components of their own."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PREPARING = "preprocessor_config.json"
 CONFIGS = (
     "config.json",
     "scheduler_config.json",
     "guider_config.json",
-    "preprocessor_config.json",
+    PREPARING,
     "processor_config.json",
     TOKENIZER_CONFIG,
 )
@@ -71,7 +72,9 @@ class Checkpoint:
             self._take(name, value)
 
     def _take_flat(self) -> str:
-        """The class of the model in a folder of transformers' layout: its components are `MODEL` and `TOKENIZER`."""
+        """The class of the model in a folder of transformers' layout: its components are `MODEL`, `TOKENIZER` and,
+        where there are pictures or sounds to prepare, `PROCESSOR`.
+        """
         path = self.folder / CONFIGS[0]
         named = _architectures(path) if path.is_file() else []
         if (self.folder.parent / INDEX).is_file() or not named:
@@ -81,6 +84,9 @@ class Checkpoint:
         if settings.is_file() or (self.folder / "tokenizer.json").is_file():
             kind = read_json(settings).get("tokenizer_class") if settings.is_file() else None
             self.components[TOKENIZER] = ("transformers", str(kind or "TokenizersBackend"))
+        if (self.folder / PREPARING).is_file():
+            kind = read_json(self.folder / PREPARING).get("processor_class")
+            self.components[PROCESSOR] = ("transformers", str(kind or "Processor"))
         for name in BESIDE:
             if (self.folder / name / CONFIGS[0]).is_file():
                 [kind] = _architectures(self.folder / name / CONFIGS[0]) or ["a network without a class"]
@@ -127,7 +133,8 @@ class Checkpoint:
         folder = self.path(component)
         names: tuple[str, ...] = CONFIGS
         if folder == self.folder:  # several have theirs in this folder
-            names = (CONFIGS[0],) if self.has_weights(component) else (TOKENIZER_CONFIG,)
+            own = {TOKENIZER: TOKENIZER_CONFIG, PROCESSOR: PREPARING}
+            names = (own.get(component, CONFIGS[0]),)
         for name in names:
             if (folder / name).is_file():
                 return read_json(folder / name)

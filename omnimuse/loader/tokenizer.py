@@ -26,6 +26,8 @@ KINDS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 CONTENT, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
+OLD_TEMPLATE = "chat_template.json"
+
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
 
@@ -115,7 +117,7 @@ class LibraryTokenizer:
 
     def __init__(self, inner: Any, folder: Path) -> None:
         self.inner, self._folder = inner, folder
-        self.chat_template: str | None = inner.get_chat_template() if inner.chat_template else None
+        self.chat_template: str | None = inner.get_chat_template() if inner.chat_template else _beside(folder)
         self._chat = None if self.chat_template is None else Chat(self.chat_template, str(folder))
 
     def __call__(
@@ -152,6 +154,10 @@ class LibraryTokenizer:
         if not isinstance(found := getattr(self.inner, name, None), str):
             raise ModelError(f"{self._folder / CONFIG} names no {name}; this model needs one")
         return found
+
+    def token(self, id_: int) -> str:
+        """The token with this number, as texts have it; empty where there is none."""
+        return str(self.inner.convert_ids_to_tokens(id_) or "") if id_ < len(self.inner) else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
@@ -237,6 +243,13 @@ def _is_renderable(folder: Path) -> bool:
     except (TemplateSyntaxError, RecursionError):
         return False
     return meta.find_undeclared_variables(tree) <= VARIABLES
+
+
+def _beside(folder: Path) -> str | None:
+    """The template in a file of its own, as processors of transformers had it before version 5; None without."""
+    path = folder / OLD_TEMPLATE
+    found = read_json(path).get("chat_template") if path.is_file() else None
+    return found if isinstance(found, str) else None
 
 
 def _source(folder: Path) -> str | None:

@@ -31,6 +31,7 @@ TABLE = {
     "GlmImagePipeline": "omnimuse.models.glm_image",
     "Qwen3ForCausalLM": "omnimuse.models.qwen3_text",
     "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
+    "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
 }
 """The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
 

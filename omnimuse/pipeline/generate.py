@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.kv import Decoder, Reading
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.ar.spelling import Spelling
 from omnimuse.core.errors import RequestError
@@ -52,8 +52,7 @@ class ReadTalk(Stage):
         for state in states:
             messages, text = state["messages"], state["prompt"]
             if messages:
-                said = [asdict(message) for message in messages]
-                text = tokenizer.apply_chat_template(said, add_generation_prompt=True)
+                text = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
             tokens = tokenizer(text, add_special_tokens=not messages).input_ids[0].tolist() if text else []
             most = ctx.limits.max_sequence_length
             if not tokens:
@@ -84,7 +83,7 @@ class Generate(Loop):
     def begin(self, ctx: Context, state: State) -> list[Step]:
         prompt, chosen = state["prompt_ids"], state.request.extra
         assert isinstance(chosen, GenerationParams)
-        told = ctx.configs[OPTIONS]
+        told = self.told(ctx)
         left = ctx.limits.max_sequence_length - len(prompt)
         most = told.get("max_new_tokens") if chosen.max_tokens is None else chosen.max_tokens
         state.working["most"] = left if not isinstance(most, int) else min(most, left)
@@ -95,7 +94,7 @@ class Generate(Loop):
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)
         state["kv"] = network.memory(len(prompt) + min(ROOM, state.working["most"]), ctx.device)
-        state.working["remembered"] = state.working["reused"] = self._recall(ctx, prompt, state["kv"])
+        state.working["remembered"] = state.working["reused"] = self._recall(ctx, state, prompt)
         left_over = len(prompt) - state.working["reused"]
         return [Step(index, network=self.network) for index in range(-(-left_over // CHUNK))]
 
@@ -105,11 +104,12 @@ class Generate(Loop):
     def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
         chosen, longest = request.extra, ctx.limits.max_sequence_length
         assert isinstance(chosen, GenerationParams)
-        told = ctx.configs[OPTIONS].get("max_new_tokens")
+        told = self.told(ctx).get("max_new_tokens")
         most = chosen.max_tokens or (told if isinstance(told, int) else longest)
         said = request.messages or (Message("", request.prompt),)
         # No token is less than a byte; of the template's own words nothing is known here.
         prompt = sum(len(message.content.encode()) + TEMPLATE for message in said)
+        prompt = longest if any(request.counts.values()) else prompt  # what is shown takes nobody knows how many
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)
         tokens = 1 + (chosen.max_tokens or chosen.min_tokens), prompt + most
@@ -129,12 +129,27 @@ class Generate(Loop):
                 state=state,
                 branch="positive",
                 network=self.network,
-                inputs=Reading(torch.tensor(piece, device=ctx.device), start, state["kv"]),
+                inputs=self.reading(state, torch.tensor(piece, device=ctx.device), start),
                 tokens=len(piece),
                 shape=(),
                 memory=Memory(),
             )
         ]
+
+    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+        """The row that reads the tokens `ids` behind `start` others."""
+        return Reading(ids, start, state["kv"])
+
+    def shown(self, state: State) -> Hashable:
+        """What is read besides the tokens of the prompt: where it is equal, too, a beginning need not be read again.
+
+        None: it is read in any case.
+        """
+        return ()
+
+    def told(self, ctx: Context) -> Mapping[str, Any]:
+        """What the checkpoint says of how it writes."""
+        return ctx.configs[OPTIONS]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         working, prompt = state.working, len(state["prompt_ids"])
@@ -159,11 +174,13 @@ class Generate(Loop):
         self._tell(state, spelling.end())
         state["reply"] = spelling.text
 
-    def _recall(self, ctx: Context, prompt: Sequence[int], kv: KV) -> int:
+    def _recall(self, ctx: Context, state: State, prompt: Sequence[int]) -> int:
         """Put what is remembered of the beginning of `prompt` into `kv`; how many tokens. The last is read anyway."""
-        start = 0
+        start, kv = 0, state["kv"]
+        if self.shown(state) is None:
+            return start
         for end in range(CHUNK, len(prompt), CHUNK):
-            known = ctx.memo.get(self._key(ctx, prompt[:end]))
+            known = ctx.memo.get(self._key(ctx, state, prompt[:end]))
             if known is None:
                 break
             kv.data[:, :, :, start:end] = known[0]
@@ -173,12 +190,13 @@ class Generate(Loop):
     def _remember(self, ctx: Context, state: State, start: int) -> None:
         """Keep what was read from `start` on, if it is a whole piece of the prompt."""
         prompt, end = state["prompt_ids"], start + CHUNK
-        if state.working["remembered"] == end <= len(prompt):
-            ctx.memo.put(self._key(ctx, prompt[:end]), (state["kv"].data[:, :, :, start:end].clone(),))
+        if state.working["remembered"] == end <= len(prompt) and self.shown(state) is not None:
+            ctx.memo.put(self._key(ctx, state, prompt[:end]), (state["kv"].data[:, :, :, start:end].clone(),))
 
-    def _key(self, ctx: Context, tokens: Sequence[int]) -> Hashable:
+    def _key(self, ctx: Context, state: State, tokens: Sequence[int]) -> Hashable:
         """What promises equal memories of the last piece of `tokens`."""
-        return (type(self), self.network, ctx.version, sha256(array("q", tokens).tobytes()).digest())
+        read = sha256(array("q", tokens).tobytes()).digest()
+        return (type(self), self.network, ctx.version, self.shown(state), read)
 
     def _tell(self, state: State, piece: str) -> None:
         told = state.working.setdefault("told", 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -55,4 +56,6 @@ def _bytes(value: Any) -> int:
     """What the tensors in a slot's value take; a slot may hold several."""
     if isinstance(value, tuple | list):
         return sum(map(_bytes, value))
+    if is_dataclass(value):
+        return sum(_bytes(getattr(value, part.name)) for part in fields(value))
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from omnimuse.components.speech_codec import Past, SpeechCodec
+from omnimuse.components.speech_codec import Codec, Past
 from omnimuse.pipeline.arrival import Arrival
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -25,10 +25,13 @@ FIRST, PIECE = 4, 25
 
 @dataclass
 class Decoding:
-    """What decoding remembers of one state: what the codec saw last, and the pieces of the sound, [1, n] each."""
+    """What decoding remembers of one state: what the codec saw last, the pieces of the sound, [1, n] each, and how many
+    samples these are.
+    """
 
     past: Past = field(default_factory=Past)
     pieces: list[Arrival] = field(default_factory=list)
+    samples: int = 0
 
     @property
     def piece(self) -> int:
@@ -76,10 +79,11 @@ class DecodeSpeech(Loop):
         end = min(at + decoding.piece, len(codes))
         if end > at:
             codec = ctx.network(self.codec)
-            assert isinstance(codec, SpeechCodec)
+            assert isinstance(codec, Codec)
             piece = codec(_frames(ctx, codes[at:end]), decoding.past)[None]  # [1, n]
             decoding.pieces.append(ctx.send(piece))
-            state.grow("audio", at * codec.config.hop, piece)
+            state.grow("audio", decoding.samples, piece)
+            decoding.samples += piece.shape[1]
         if end < len(codes) or not state["codes"].closed:
             state.plan.append(Step(step.index + 1))
 

@@ -51,8 +51,10 @@ def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
     elsewhere = {"/metrics"} if service.options.reach.metrics is not None else set()
     sound = service.door.limits.sound
-    groups: Sequence[ModuleType] = WRITING if service.door.spec.writes else DESCRIBED
-    if sound is not None and sound.speech is not None:
+    groups: Sequence[ModuleType] = DESCRIBED
+    if service.door.spec.writes:
+        groups = WRITING
+    elif sound is not None and sound.speech is not None:
         groups = SPEAKING
     operations = [made for group in groups for made in group.OPERATIONS if made.path not in elsewhere]
     described = document(operations, __version__)

@@ -68,7 +68,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
     assert isinstance(videos, list | tuple)
-    messages = cast("list[dict[str, str]]", fields.pop("messages", ()))
+    messages = cast("list[dict[str, Any]]", fields.pop("messages", ()))
     known = {
         "params": DiffusionParams(**{**params, "loras": loras_of(params.get("loras"))}),
         "extra": family_params(spec.extra, extra),
@@ -76,10 +76,14 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
         "region": _region(region) if region else None,
         "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
         "videos": tuple(_clip(video) for video in videos),
-        "messages": tuple(Message(**message) for message in messages),
+        "messages": tuple(_message(message) for message in messages),
         "branches": tuple(cast("list[str]", fields.pop("branches"))),
     }
     return Request(**{**fields, **known})  # type: ignore[arg-type]
+
+
+def _message(given: dict[str, Any]) -> Message:
+    return Message(given["role"], given["content"], tuple((kind, text) for kind, text in given.get("parts", ())))
 
 
 def _picture(given: Any) -> Picture:

@@ -65,43 +65,51 @@ def generated(
     """The tokens that `generate` of transformers writes after a prompt, with all random numbers from `seed`."""
     with quiet("transformers"):
         model: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    theirs = {
-        NAMES.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in choices.items()
-    }
-    if theirs.get("temperature") == 0:
-        theirs |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     ids = torch.tensor([prompt_ids(folder, prompt)])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = model.generate(ids, attention_mask=torch.ones_like(ids), **theirs)
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), **theirs(choices))
     return [int(token) for token in found[0, ids.shape[1] :]]
 
 
-def prompt_ids(folder: Path, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
-    """The tokens of a text as it stands, or of a conversation, by transformers."""
+def theirs(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices as transformers' `generate` takes them."""
+    found = {
+        NAMES.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in choices.items()
+    }
+    if found.get("temperature") == 0:
+        found |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return found
+
+
+def prompt_ids(folder: Path, prompt: str | Sequence[Mapping[str, Any]], template: str | None = None) -> list[int]:
+    """The tokens of a text as it stands, or of a conversation, by transformers; perhaps by a template of its own."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if isinstance(prompt, str):
         return list(tokenizer(prompt).input_ids)
-    return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+    how = {"add_generation_prompt": True, "return_dict": False, "chat_template": template}
+    return list(tokenizer.apply_chat_template(prompt, **how))
 
 
+PROMPTS = (
+    "a red circle on a",
+    [{"role": "system", "content": "be short"}, {"role": "user", "content": "a green star"}],
+    "one two three " * 150,
+)
+CHOICES: tuple[Mapping[str, Any], ...] = (
+    {"temperature": 0, "max_tokens": 24},
+    {"max_tokens": 12},
+    {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2, "max_tokens": 18},
+    {"temperature": 1.5, "top_k": 0, "top_p": 0.5, "min_tokens": 9, "suppressed": (3, 5), "max_tokens": 10},
+    {"temperature": 0, "repetition_penalty": 1.3, "max_tokens": 16},
+)
 WRITERS = tuple(
     Writer(
         arch="Qwen3ForCausalLM",
         kind="tied" if tied else "",
         build=partial(build, tied=tied),
-        prompts=(
-            "a red circle on a",
-            [{"role": "system", "content": "be short"}, {"role": "user", "content": "a green star"}],
-            "one two three " * 150,
-        ),
-        choices=(
-            {"temperature": 0, "max_tokens": 24},
-            {"max_tokens": 12},
-            {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2, "max_tokens": 18},
-            {"temperature": 1.5, "top_k": 0, "top_p": 0.5, "min_tokens": 9, "suppressed": (3, 5), "max_tokens": 10},
-            {"temperature": 0, "repetition_penalty": 1.3, "max_tokens": 16},
-        ),
+        prompts=PROMPTS,
+        choices=CHOICES,
         reference=generated,
     )
     for tied in (False, True)

@@ -9,7 +9,8 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +32,16 @@ FEWEST = 256
 
 
 class DenseDecoder(Decoder):
-    """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end."""
+    """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end.
 
-    def __init__(self, config: Qwen3Config) -> None:
+    `make` makes a layer, by its number, where that is not one with a gated MLP.
+    """
+
+    def __init__(self, config: Qwen3Config, make: Callable[[int], DecoderLayer] | None = None) -> None:
         super().__init__()
         self.config = config
-        self.layers = BlockStack(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        make = make or partial(_dense, config)
+        self.layers = BlockStack(make(layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._turns: Tensor | None = None
 
@@ -53,14 +58,14 @@ class DenseDecoder(Decoder):
         given = layout.pack([row.ids for row in rows])
         if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
             given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
-        hidden = self.enter(given)  # [1, T, D] or [R, S, D]
-        hidden = self.layers(hidden, self._conditions(rows, layout, hidden.dtype), memories)
+        cond = self.conditions(rows, layout)
+        hidden = self.layers(self.enter(given, cond), cond, memories)  # [1, T, D] or [R, S, D]
         last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
         return list(self.say(rows, self.norm(last))[: len(rows), 0].unbind())
 
     @abstractmethod
-    def enter(self, given: Tensor) -> Tensor:
-        """What stands for tokens, [*, D], of what rows are given."""
+    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
+        """What stands for tokens, [*, D], of what rows are given, packed as `cond` says."""
 
     @abstractmethod
     def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
@@ -68,21 +73,22 @@ class DenseDecoder(Decoder):
         there are rows.
         """
 
-    def _conditions(self, rows: Sequence[Reading], layout: Layout, dtype: torch.dtype) -> Conditions:
-        ends = [row.start + len(row.ids) for row in rows]
-        turns = self._turned(max(ends), rows[0].ids.device, dtype)
+    def conditions(self, rows: Sequence[Reading], layout: Layout) -> Conditions:
+        """What layers receive beside the hidden states: tokens turn by how many others are before them."""
+        ends = [row.place + len(row.ids) for row in rows]
+        turns = self.turned(max(ends), rows[0].ids.device)
         if layout.length == 1:
-            more = [rows[0].start] * (self.fewest - len(rows))
-            places = numbers([*(row.start for row in rows), *more], turns.device)
+            more = [rows[0].place] * (self.fewest - len(rows))
+            places = numbers([*(row.place for row in rows), *more], turns.device)
             cos, sin = turns[:, places, None].unbind()  # [R, 1, 1, H/2] each
         else:
-            spans = [slice(row.start, end) for row, end in zip(rows, ends, strict=True)]
+            spans = [slice(row.place, end) for row, end in zip(rows, ends, strict=True)]
             cos, sin = (layout.pack([part[span] for span in spans]) for part in turns)
         return Conditions.of(rows, layout, cos, sin)
 
-    def _turned(self, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def turned(self, tokens: int, device: torch.device) -> Tensor:
         """The cosines and sines of at least the first `tokens` positions, [2, S, 1, H/2]: made once, not every step."""
-        known = self._turns
+        known, dtype = self._turns, self.norm.weight.dtype
         if known is None or known.shape[1] < tokens or known.device != device or known.dtype != dtype:
             positions = torch.arange(max(FEWEST, 2 * tokens), device=device)[:, None]
             table = rotary_table(positions, (self.config.head_dim,), self.config.rope_theta).to(dtype)
@@ -104,7 +110,7 @@ class Qwen3Decoder(DenseDecoder):
     def from_config(cls, config: Mapping[str, Any]) -> Qwen3Decoder:
         return cls(Qwen3Config.from_dict(config, WHERE), bool(config.get("tie_word_embeddings", False)))
 
-    def enter(self, given: Tensor) -> Tensor:
+    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
         return self.embed_tokens(given)
 
     def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
@@ -112,20 +118,24 @@ class Qwen3Decoder(DenseDecoder):
 
 
 class DecoderLayer(Block[Conditions]):
-    """Attention, then the gated MLP, each on the normed hidden states and added to them."""
+    """Attention, then an MLP, each on the normed hidden states and added to them."""
 
     mixes_tokens = True
 
-    def __init__(self, config: Qwen3Config, layer: int) -> None:
+    def __init__(self, config: Qwen3Config, layer: int, mlp: nn.Module) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = RememberingAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = JoinedMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = mlp
 
     def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
+    return DecoderLayer(config, layer, JoinedMLP(config.hidden_size, config.intermediate_size))
 
 
 class RememberingAttention(nn.Module):

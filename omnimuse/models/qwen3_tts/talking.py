@@ -8,7 +8,7 @@ Letters: S places, D width, V codes, G codes of a frame, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import OPTIONS
 from omnimuse.layers.stack import Memory
 from omnimuse.models.qwen3_tts.marks import Marks, marks_of
-from omnimuse.models.qwen3_tts.transformer import Predictor, Talker
+from omnimuse.models.qwen3_tts.transformer import Predictor, Voice
 from omnimuse.pipeline.generate import CHUNK, ROOM
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -65,7 +65,13 @@ class Talking:
     kv: KV
     said: list[int]
     codes: list[int]
+    generator: torch.Generator
     ended: Literal["", "stop", "length"] = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame is said, and what stands for it not made: what stands beside it may not be there yet."""
+        return not len(self.ahead)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Talk(Loop):
     name: str = "talk"
     talker: str = "model"
     predictor: str = "predictor"
+    memory: str = "kv"
     reads: tuple[str, ...] = ("script", "beside")
     writes: tuple[str, ...] = ("kv", "codes")
     streams: tuple[str, ...] = ("codes",)
@@ -89,11 +96,16 @@ class Talk(Loop):
         assert isinstance(chosen, SpeechParams)
         marks, told = marks_of(ctx.configs["model"]), {**USUAL, **ctx.configs[OPTIONS]}
         most = min(chosen.max_tokens or told["max_new_tokens"], ctx.limits.max_sequence_length - len(script))
+        how = sampling(chosen, told, marks)
+        return self.begun(ctx, state, script, lambda kv: Talking(script, 0, most, *how, kv, [], [], state.generator))
+
+    def begun(self, ctx: Context, state: State, script: Tensor, talking: Callable[[KV], Talking]) -> list[Step]:
+        """The plan to read `script` and then to talk as `talking` says, whose predictor remembers a frame in this."""
+        predictor = ctx.components.wherever(self.predictor)
+        assert isinstance(predictor, Predictor)
         state["codes"] = Stream()
-        state["kv"] = _decoder(ctx, self.talker).memory(len(script) + min(ROOM, most), ctx.device)
-        kv = _decoder(ctx, self.predictor).memory(marks.num_code_groups, ctx.device)
-        first, others = sampling(chosen, told, marks)
-        state.working["talk"] = Talking(script, 0, most, first, others, kv, [], [])
+        begun = state.working["talk"] = talking(predictor.memory(1 + len(predictor.heads), ctx.device))
+        state[self.memory] = _decoder(ctx, self.talker).memory(len(script) + min(ROOM, begun.most), ctx.device)
         return [Step(index, network=self.talker) for index in range(-(-len(script) // CHUNK))]
 
     def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
@@ -105,14 +117,27 @@ class Talk(Loop):
         return each * (1 + max(FEWEST, chosen.min_tokens)), each * min(read + most, longest)
 
     def cost(self, ctx: Context, state: State) -> int:
-        return min(CHUNK, len(state.working["talk"].ahead))
+        talking: Talking = state.working["talk"]
+        return 1 if talking.waits else min(CHUNK, len(talking.ahead))
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         talking: Talking = state.working["talk"]
+        if talking.waits:
+            frame, number = talking.codes, len(talking.said) - 1
+            talking.ahead, talking.codes = (self._heard(ctx, frame) + self.beside(ctx, state, number))[None], []
         piece = talking.ahead[:CHUNK]
-        if talking.read + len(piece) > state["kv"].room:
-            state["kv"] = state["kv"].with_room(talking.read + len(piece))
-        return [_row(state, self.talker, Reading(piece, talking.read, state["kv"]))]
+        if talking.read + len(piece) > state[self.memory].room:
+            state[self.memory] = state[self.memory].with_room(talking.read + len(piece))
+        return [_row(state, self.talker, self.reading(state, piece, talking.read))]
+
+    def reading(self, state: State, piece: Tensor, start: int) -> Reading:
+        """The row that reads a piece of what is ahead, behind `start` places."""
+        return Reading(piece, start, state[self.memory])
+
+    def beside(self, ctx: Context, state: State, frame: int) -> Tensor:
+        """What stands beside frame number `frame`, [D]."""
+        beside: Tensor = state["beside"]
+        return beside[min(frame, len(beside) - 1)]
 
     def more(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> list[Row]:
         talking: Talking = state.working["talk"]
@@ -121,10 +146,10 @@ class Talk(Loop):
         if talking.codes:
             return self._code(ctx, state, talking, predictions["positive"])
         talker = ctx.network(self.talker)
-        assert isinstance(talker, Talker)
+        assert isinstance(talker, Voice)
         thought = predictions["positive"]
         logits, hidden = thought.split([talker.config.vocab_size, talker.config.hidden_size])
-        code = next_token(logits.cpu(), talking.said, len(talking.said), talking.first, state.generator)
+        code = next_token(logits.cpu(), talking.said, len(talking.said), talking.first, talking.generator)
         talking.said.append(code)
         if code in talking.first.ends or len(talking.said) == talking.most:
             talking.ended = "stop" if code in talking.first.ends else "length"
@@ -137,7 +162,7 @@ class Talk(Loop):
         """Take one more code of the frame; what the predictor reads next, if there are others to come."""
         predictor, number = ctx.network(self.predictor), len(talking.codes)
         assert isinstance(predictor, Predictor)
-        talking.codes.append(next_token(logits.cpu(), (), number, talking.others, state.generator))
+        talking.codes.append(next_token(logits.cpu(), (), number, talking.others, talking.generator))
         if number == len(predictor.heads):
             return []
         code = torch.tensor([talking.codes[-1]], device=logits.device)
@@ -150,14 +175,16 @@ class Talk(Loop):
             talking.ahead = talking.ahead[CHUNK:]
             return
         if talking.ended:
-            state.notes[self.name] = TextWritten(state.output, tuple(talking.said), talking.ended)
+            self.tell(state, talking)
             return
         state["codes"].put(tuple(talking.codes))
-        beside: Tensor = state["beside"]
-        text = beside[min(len(talking.said), len(beside)) - 1]
-        talking.ahead = (self._heard(ctx, talking.codes) + text)[None]
-        talking.codes = []
+        talking.ahead = talking.ahead[:0]
         state.plan.append(Step(step.index + 1, network=self.talker))
+
+    def tell(self, state: State, talking: Talking) -> None:
+        """Leave a note of what was said."""
+        assert talking.ended
+        state.notes[self.name] = TextWritten(state.output, tuple(talking.said), talking.ended)
 
     def finish(self, ctx: Context, state: State) -> None:
         state["codes"].close()
@@ -165,7 +192,7 @@ class Talk(Loop):
     def _heard(self, ctx: Context, codes: list[int]) -> Tensor:
         """What stands for a whole frame, [D]."""
         each, talker = torch.tensor(codes, device=ctx.device), ctx.network(self.talker)
-        assert isinstance(talker, Talker)
+        assert isinstance(talker, Voice)
         first = talker.heard(each[:1])  # before the other network is asked for, whose turn it then is on the device
         predictor = ctx.network(self.predictor)
         assert isinstance(predictor, Predictor)

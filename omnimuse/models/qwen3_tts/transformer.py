@@ -9,7 +9,7 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,40 +17,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Reading
-from omnimuse.models.qwen3_text.transformer import DenseDecoder
+from omnimuse.ar.remembering import Conditions
+from omnimuse.components.qwen3 import Qwen3Config
+from omnimuse.models.qwen3_text.transformer import DecoderLayer, DenseDecoder
 from omnimuse.models.qwen3_tts.facts import PredictorFacts, TalkerFacts, predictor_of, talker_of
 
 
-class Talker(DenseDecoder):
+class Voice(DenseDecoder):
     """What is to be said, and what was -> logits of the first code of the next frame [V] and, behind them, the hidden
     state [D] of which the predictor makes the others.
     """
 
-    def __init__(self, facts: TalkerFacts) -> None:
-        super().__init__(facts.layers)
-        width = facts.layers.hidden_size
-        self.codec_embedding = nn.Embedding(facts.layers.vocab_size, width)
-        self.text_embedding = nn.Embedding(facts.text_vocab_size, facts.text_hidden_size)
-        self.text_projection = TextProjection(facts.text_hidden_size, width)
-        self.codec_head = nn.Linear(width, facts.layers.vocab_size, bias=False)
+    def __init__(self, config: Qwen3Config, make: Callable[[int], DecoderLayer] | None = None) -> None:
+        super().__init__(config, make)
+        self.codec_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.codec_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Talker:
-        return cls(talker_of(config))
-
-    def enter(self, given: Tensor) -> Tensor:
+    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
         return given
 
     def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
         return torch.cat([self.codec_head(last), last], dim=-1)
 
-    def read(self, ids: Tensor) -> Tensor:
-        """What stands for the tokens of a text, [S] -> [S, D]."""
-        return self.text_projection(self.text_embedding(ids))
-
     def heard(self, codes: Tensor) -> Tensor:
         """What stands for first codes of frames, [S] -> [S, D]."""
         return self.codec_embedding(codes)
+
+
+class Talker(Voice):
+    """A voice that reads the text itself."""
+
+    def __init__(self, facts: TalkerFacts) -> None:
+        super().__init__(facts.layers)
+        width = facts.layers.hidden_size
+        self.text_embedding = nn.Embedding(facts.text_vocab_size, facts.text_hidden_size)
+        self.text_projection = TextProjection(facts.text_hidden_size, facts.text_hidden_size, width)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Talker:
+        return cls(talker_of(config))
+
+    def read(self, ids: Tensor) -> Tensor:
+        """What stands for the tokens of a text, [S] -> [S, D]."""
+        return self.text_projection(self.text_embedding(ids))
 
 
 class Predictor(DenseDecoder):
@@ -71,7 +80,7 @@ class Predictor(DenseDecoder):
     def from_config(cls, config: Mapping[str, Any]) -> Predictor:
         return cls(predictor_of(config))
 
-    def enter(self, given: Tensor) -> Tensor:
+    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
         return self.small_to_mtp_projection(given)
 
     def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
@@ -88,10 +97,10 @@ class Predictor(DenseDecoder):
 class TextProjection(nn.Module):
     """From the width of texts to that of the talker."""
 
-    def __init__(self, text: int, width: int) -> None:
+    def __init__(self, text: int, between: int, width: int) -> None:
         super().__init__()
-        self.linear_fc1 = nn.Linear(text, text)
-        self.linear_fc2 = nn.Linear(text, width)
+        self.linear_fc1 = nn.Linear(text, between)
+        self.linear_fc2 = nn.Linear(between, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_fc2(F.silu(self.linear_fc1(x)))

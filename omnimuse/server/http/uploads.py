@@ -74,11 +74,13 @@ class Uploads:
         sent = (MOST_PIXELS - _BESIDE) // (_RGB * max(1, limits.max_images))
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         longest = 0.0 if limits.sound is None else limits.sound.seconds
-        sounds = RecordingLimits(keep_bytes=MOST_SAMPLES)
+        heard = 0 if limits.sound is None else limits.sound.max_inputs
+        sounds = RecordingLimits(keep_bytes=MOST_SAMPLES // max(1, heard))
         if longest:  # of a model that says no bound, as much is heard as is usual
             sounds = replace(sounds, milliseconds=int(longest * 1000) + 1)
         rules = FetchRules(frozenset(host.lower() for host in options.fetch_hosts))
-        clips = ClipLimits(keep_pixels=min(kept.max_pixels, limits.max_side**2), keep_bytes=MOST_FRAMES)
+        keep = MOST_FRAMES // max(1, limits.max_videos)
+        clips = ClipLimits(keep_pixels=min(kept.max_pixels, limits.max_side**2), keep_bytes=keep)
         return Uploads(kept, rules, sounds=sounds, clips=clips)
 
     async def read(

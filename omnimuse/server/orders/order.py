@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
@@ -39,7 +39,7 @@ from omnimuse.server.orders.gate import Gate
 from omnimuse.server.service import Service
 from omnimuse.server.traces import Worked
 from omnimuse.server.translate.aliases import Wanted
-from omnimuse.server.translate.asks import patience, settled, to_form, to_request
+from omnimuse.server.translate.asks import NOTHING, patience, settled, to_form, to_request
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +74,16 @@ def place_order(
     wanted: Wanted,
     http: HttpRequest,
     task: str,
-    pictures: Sequence[Picture] = (),
-    mask: Picture | None = None,
-    sounds: Sequence[Recording] = (),
+    came: Mapping[str, object] = NOTHING,
 ) -> Order:
     """The order for `wanted`, checked against the model. ApiError 404 for another model, RequestError for the rest.
 
-    In a stream the client hears of every step, so its read timeout bounds no wait for the whole.
+    `came` is what came with it, decoded: `images`, `mask`, `videos`, `sounds`. In a stream the client hears of every
+    step, so its read timeout bounds no wait for the whole.
     """
     check_model(service, wanted.model)
     wanted = settled(wanted, service.door)
     looks = wanted.delivery.partial_images
-    came = {"images": pictures, "mask": mask, "sounds": sounds}
     request = to_request(wanted, service.door, http.state.tenant, looks, came)
     wanted = doubted(service, wanted, request)
     waits = None if wanted.delivery.stream else patience(http.headers)
@@ -148,16 +146,22 @@ async def read_mask(service: Service, http: HttpRequest, sources: Sequence[Sourc
 
 
 async def read_videos(
-    service: Service, http: HttpRequest, sources: Sequence[Source], wanted: Wanted, *, masks: bool = False
+    service: Service,
+    http: HttpRequest,
+    sources: Sequence[Source],
+    wanted: Wanted,
+    *,
+    masks: bool = False,
+    watched: int = 0,
 ) -> tuple[Clip, ...]:
-    """The videos that came with a request, or `masks` over them, decoded, as many frames of each as can be used; as
-    `read_pictures`.
+    """The videos that came with a request, or `masks` over them, decoded, as many frames of each as can be used, or so
+    many of what is only `watched`; as `read_pictures`.
     """
     gate = Gate(service.workers, service.files, service.admission, service.metrics)
     await gate.check()
     gate.check_room(http.state.tenant)
     door = service.door
-    frames = min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
+    frames = watched or min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
     most, lease = door.limits.max_videos, http.state.lease
     reading = service.uploads.read_videos(sources, most, frames, http.state.tenant, lease.add, masks=masks)
     return await cancel_on_disconnect(http, reading)

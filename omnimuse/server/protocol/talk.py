@@ -13,11 +13,21 @@ CompletionRequest = request_model("CompletionRequest", "completion")
 Reason = Literal["stop", "length"]
 
 
+class Sound(BaseModel):
+    """A spoken answer, or a piece of it: `data` in base64; the last piece only says when it is over."""
+
+    id: str
+    data: str | None = None
+    transcript: str | None = None
+    expires_at: int | None = None
+
+
 class Said(BaseModel):
     """What the model says, or a piece of it; `role` is in the first piece only."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    audio: Sound | None = None
 
 
 class Answer(BaseModel):

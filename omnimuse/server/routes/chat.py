@@ -98,7 +98,7 @@ async def _read(service: Service, request: Request) -> tuple[Order, frozenset[st
     told = _left_out(len(wanted.talk.messages or ()) - 1, said)
     wanted = replace(wanted, prompt=said.text, talk=Talk(), warnings=(*wanted.warnings, *told))
     pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
-    return place_order(service, wanted, request, EDIT if pictures else TASK, pictures), style
+    return place_order(service, wanted, request, EDIT if pictures else TASK, {"images": pictures}), style
 
 
 def _style(service: Service, request: Request, wanted: Wanted) -> frozenset[str]:

@@ -132,7 +132,7 @@ async def _read_edit(service: Service, request: Request) -> tuple[Order, Idempot
     pictures = await read_pictures(service, request, sources)
     mask = await read_mask(service, request, uploaded(masks, wanted.part.mask_urls, wanted.names.get("mask", "mask")))
     wanted = replace(wanted, urls=(), part=replace(wanted.part, mask_urls=()))
-    order = place_order(service, wanted, request, EDIT, pictures, mask)
+    order = place_order(service, wanted, request, EDIT, {"images": pictures, "mask": mask})
     return order, await idempotency_of(request, fields, uploads)
 
 

@@ -81,7 +81,7 @@ def routes(service: Service) -> list[Route]:
             wanted = replace(wanted, output=replace(wanted.output, format="PCM"))
         sources = uploaded({}, wanted.urls, "ref_audio")
         sounds = await read_sounds(service, request, sources) if sources else ()
-        order = place_order(service, wanted, request, TASK, sounds=sounds)
+        order = place_order(service, wanted, request, TASK, {"sounds": sounds})
         order = replace(order, request=replace(order.request, chunks=bool(flow)))
         request.state.lease.close()  # of what came, only the order is left
         if not flow:

@@ -7,10 +7,10 @@ where a lost worker's request is written once more, only what is new is told.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -18,32 +18,43 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import WorkerLostError
-from omnimuse.deploy.wire import Finished, MadeText, Spelt
+from omnimuse.deploy.wire import Finished, Grown, MadeText, Spelt
+from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
+from omnimuse.server.http.enclosed import JSONWithFiles
 from omnimuse.server.http.sse import Event
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import (
     Admitted,
     Order,
+    contents,
     draw,
     finished,
     opened,
     place_order,
+    read_pictures,
+    read_sounds,
+    read_videos,
     refuse_key,
+    taken,
 )
 from omnimuse.server.protocol import talk as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import for_tasks
+from omnimuse.server.routes.aloud import Sounding, aloud, name_of, whole
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, told
 from omnimuse.server.translate.field import Kind
+from omnimuse.server.translate.parts import KINDS, Shown, able
 from omnimuse.server.translate.values import is_nothing
 
 TASK = "text-to-text"
 TALK, COMPLETION = "/v1/chat/completions", "/v1/completions"
+MOST = 241
+"""Frames that are looked at of a video."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """OpenAI's roles -> those that templates of checkpoints know."""
 
@@ -70,16 +81,21 @@ def routes(service: Service) -> list[Route]:
 
     async def answer(request: Request, kind: Kind, shape: Shape) -> Response:
         refuse_key(request)
-        wanted = read(await read_json(request), kind, service.door)
-        order = _order(service, replace(wanted, talk=Talk(_messages(wanted))) if kind == "talk" else wanted, request)
+        wanted, shown = read(await read_json(request), kind, service.door), Shown()
+        if kind == "talk":
+            wanted = aloud(service, wanted)
+            wanted = replace(wanted, talk=Talk(_messages(wanted, shown, able(service.door))))
+        order = _order(service, wanted, request, await _came(service, request, shown, wanted))
         request.state.lease.close()  # of what came, only the order is left
         head = {"created": int(time.time()), "model": service.options.model_name}
         if wanted.delivery.stream:
             return await cancel_on_disconnect(request, opened(_chunks(service, order, shape, head)))
         made = await cancel_on_disconnect(request, finished(service, order))
-        body = shape.whole(order, head | _about(order, made), made.texts)
+        sounds = await contents(service.files, made.files)
+        body = dump(shape.whole(order, head | _about(order, made), made.texts, sounds.words))
         seeds = ",".join(str(order.request.seed(index)) for index in range(order.request.outputs))
-        return JSONResponse(dump(body), headers=Made.of(made).headers(order.wanted.warnings) | {"x-seed": seeds})
+        headers = Made.of(made).headers(order.wanted.warnings) | {"x-seed": seeds}
+        return JSONWithFiles(body, sounds, headers) if sounds.words else JSONResponse(body, headers=headers)
 
     async def chat(request: Request) -> Response:
         return await answer(request, "talk", Chat())
@@ -91,25 +107,35 @@ def routes(service: Service) -> list[Route]:
     return [Route(path, for_tasks(service, (TASK,), handler), methods=["POST"]) for path, handler in handlers]
 
 
-def _order(service: Service, wanted: Wanted, request: Request) -> Order:
-    order = place_order(service, wanted, request, TASK)
+async def _came(service: Service, request: Request, shown: Shown, wanted: Wanted) -> dict[str, object]:
+    """What the messages show, decoded."""
+    pictures, sounds, videos = (shown.sources[kind] for kind in ("image", "audio", "video"))
+    return {
+        "images": await read_pictures(service, request, pictures) if pictures else (),
+        "sounds": await read_sounds(service, request, sounds) if sounds else (),
+        "videos": await read_videos(service, request, videos, wanted, watched=MOST) if videos else (),
+    }
+
+
+def _order(service: Service, wanted: Wanted, request: Request, came: dict[str, object]) -> Order:
+    order = place_order(service, wanted, request, TASK, came)
     return replace(order, request=replace(order.request, chunks=wanted.delivery.stream))
 
 
 # -- what came ---------------------------------------------------------------------------------------------------
 
 
-def _messages(wanted: Wanted) -> list[dict[str, str]]:
-    """The conversation in the words of templates; ApiError 400 for what this model cannot read."""
-    if wanted.talk.modalities not in (None, [], ["text"]):
-        raise refusal("unsupported_parameter", 'this model answers with text; use modalities ["text"]', "modalities")
+def _messages(wanted: Wanted, shown: Shown, able: Sequence[str]) -> list[dict[str, Any]]:
+    """The conversation in the words of templates, and where what it shows is, of kinds that the model is `able` to
+    take; ApiError 400 for what it cannot read.
+    """
     messages = wanted.talk.messages
     if not messages:
         raise refusal("missing_parameter", "messages is missing or empty; say something", "messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [_message(message, f"messages[{index}]", shown, able) for index, message in enumerate(messages)]
 
 
-def _message(given: Any, name: str) -> dict[str, str]:
+def _message(given: Any, name: str, shown: Shown, able: Sequence[str]) -> dict[str, Any]:
     role = given.get("role") if isinstance(given, dict) else None
     if role in ("tool", "function"):
         raise refusal("unsupported_parameter", f"{name} answers a tool, and this model calls none; leave it out", name)
@@ -119,24 +145,28 @@ def _message(given: Any, name: str) -> dict[str, str]:
         if key not in ("role", "content") and not is_nothing(value):
             why = "templates of checkpoints know a role and a content; leave it out"
             raise refusal("unsupported_parameter", f"{name}.{key[:80]} is not supported: {why}", f"{name}.{key}"[:80])
-    return {"role": ROLES[role], "content": _content(given.get("content"), f"{name}.content")}
+    return {"role": ROLES[role], "content": _content(given.get("content"), f"{name}.content", shown, able)}
 
 
-def _content(given: Any, name: str) -> str:
-    """A text, or parts of which each is one."""
+def _content(given: Any, name: str, shown: Shown, able: Sequence[str]) -> str | list[dict[str, Any]]:
+    """A text, or parts of which each is one or, where the model takes such, shows something."""
     if isinstance(given, str):
         return given
     if not isinstance(given, list) or not given:
         raise refusal("invalid_value", f"{name} is neither text nor a list of parts", name)
-    texts = []
+    texts, parts = list[str](), list[dict[str, Any]]()
     for index, part in enumerate(given):
         kind, where = part.get("type") if isinstance(part, dict) else None, f"{name}[{index}]"
-        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
+        if kind in KINDS:
+            parts.append(shown.take(part, where, able))
+            continue
+        if kind == "file":
             raise refusal("unsupported_task", f"{where} is {kind}, and this model reads text only; leave it out", where)
         if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
             raise refusal("invalid_value", f'{where} is no part {{"type": "text", "text": ...}}', where)
         texts.append(part[kind])
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": part[kind]})
+    return "\n".join(texts) if len(texts) == len(parts) else parts
 
 
 # -- what goes ---------------------------------------------------------------------------------------------------
@@ -145,8 +175,8 @@ def _content(given: Any, name: str) -> str:
 class Shape(Protocol):
     """How one of the two endpoints tells texts."""
 
-    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText]) -> BaseModel:
-        """The answer that has everything."""
+    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText], sounds: Sequence[str]) -> BaseModel:
+        """The answer that has everything; `sounds` are those of answers that are spoken."""
 
     def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
         """What comes before the first piece of answer `index`, if anything does."""
@@ -163,8 +193,12 @@ class Shape(Protocol):
 class Chat:
     """As a conversation."""
 
-    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText]) -> BaseModel:
-        said = [(protocol.Said(role="assistant", content=made.text), made.reason) for made in texts]
+    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText], sounds: Sequence[str]) -> BaseModel:
+        spoken = {i: whole(order, i, word, texts[i].text) for i, word in enumerate(sounds)}
+        said = [
+            (protocol.Said(role="assistant", content=made.text, audio=spoken.get(i)), made.reason)
+            for i, made in enumerate(texts)
+        ]
         choices = [protocol.Answer(index=i, message=each, finish_reason=why) for i, (each, why) in enumerate(said)]
         return protocol.TalkCompletion(id=self._id(order), choices=choices, **head)
 
@@ -176,8 +210,14 @@ class Chat:
     def piece(
         self, order: Order, head: dict[str, Any], index: int, text: str, reason: protocol.Reason | None
     ) -> BaseModel:
-        delta = protocol.Said(content=text or None)
+        spoken = text and order.form.format != TEXT
+        audio = protocol.Sound(id=name_of(order, index), transcript=text) if spoken else None
+        delta = protocol.Said(content=text or None, audio=audio)
         return self._chunk(order, head, [protocol.Piece(index=index, delta=delta, finish_reason=reason)])
+
+    def sound(self, order: Order, head: dict[str, Any], index: int, sound: protocol.Sound) -> BaseModel:
+        """A piece of the sound of answer `index`."""
+        return self._chunk(order, head, [protocol.Piece(index=index, delta=protocol.Said(audio=sound))])
 
     def last(self, order: Order, head: dict[str, Any]) -> BaseModel:
         return self._chunk(order, head, [])
@@ -192,7 +232,7 @@ class Chat:
 class Continued:
     """As a text that goes on."""
 
-    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText]) -> BaseModel:
+    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText], sounds: Sequence[str]) -> BaseModel:
         made = [protocol.Continuation(index=i, text=t.text, finish_reason=t.reason) for i, t in enumerate(texts)]
         return self._made(order, head, made)
 
@@ -234,13 +274,25 @@ class Told:
         return whole[len(known) :]
 
 
+@asynccontextmanager
+async def _open(service: Service, made: Finished) -> AsyncIterator[list[BinaryIO]]:
+    """The files of answers that are spoken, while this context lasts."""
+    files = await taken(service.files, made.files)
+    try:
+        yield files
+    finally:
+        for file in files:
+            file.close()
+
+
 async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, Any]) -> AsyncGenerator[Event, None]:
     """Roles, pieces as they come, why each answer ended, and the usage where asked for.
 
     The first event is for `opened`: it comes when the prompt has been read, so that one that is too long is refused.
     """
-    known, begun = Told(), False
-    async with aclosing(draw(service, order)) as updates:
+    known, heard, begun = Told(), Sounding(order), False
+    async with AsyncExitStack() as stack:
+        updates = await stack.enter_async_context(aclosing(draw(service, order)))
         async for update in updates:
             if isinstance(update, Admitted):
                 continue
@@ -252,11 +304,16 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                         yield None, dump(first)
             if isinstance(update, Spelt) and (text := known.new(update)):
                 yield None, dump(shape.piece(order, head, update.output, text, None))
+            elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := heard.new(update)):
+                yield None, dump(shape.sound(order, head, update.output, sound))
             elif isinstance(update, Finished):
-                about = _about(order, update)
+                about, files = _about(order, update), await stack.enter_async_context(_open(service, update))
                 for index, made in enumerate(update.texts):
                     if rest := known.rest(index, made.text):
                         yield None, dump(shape.piece(order, head, index, rest, None))
+                    if isinstance(shape, Chat) and files:
+                        async for sound in heard.rest(index, files[index]):
+                            yield None, dump(shape.sound(order, head, index, sound))
                     end = head | {"warnings": about["warnings"]}
                     yield None, dump(shape.piece(order, end, index, "", made.reason))
                 if order.wanted.delivery.usage:

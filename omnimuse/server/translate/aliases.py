@@ -87,10 +87,11 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Talk:
-    """What a chat has besides: the messages, and the media that its client knows."""
+    """What a chat has besides: the messages, the media that its client knows, and how a spoken answer sounds."""
 
     messages: list[Any] | None = None
     modalities: list[Any] | None = None
+    audio: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -363,7 +364,7 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
         timeout=values.get("timeout"),
         seconds=values.get("length"),
         model=None if values.get("model") in ANY_MODEL else values.get("model"),
-        talk=Talk(values.get("messages"), values.get("modalities")),
+        talk=Talk(values.get("messages"), values.get("modalities"), values.get("audio")),
         part=Part(values.get("mask", ()), values.get("pad")),
         urls=values.get("urls", ()),
         reels=Reels(values.get("last_urls", ()), values.get("videos", ()), values.get("masks", ())),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from omnimuse import GenerationParams, Omni
+from omnimuse import DiffusionParams, GenerationParams, Omni
 from omnimuse.cli.app import main
-from omnimuse.cli.chat import talk
-from tests.checkpoints import qwen3
+from omnimuse.cli.chat import Setting, talk
+from omnimuse.core.params import AnswerParams
+from omnimuse.media.picture import open_picture
+from tests.checkpoints import qwen3, qwen3_omni
+from tests.checkpoints.wishes import photo
 
 PARAMS = GenerationParams(temperature=0, max_tokens=6)
 
@@ -80,3 +84,35 @@ def test_one_prompt_and_one_talk_are_one_result_each(omni: Omni) -> None:
     [talked] = omni.generate([{"role": "user", "content": "a red circle"}], temperature=0, max_tokens=4, progress=False)
     assert text.text and talked.text
     assert text.written[0].tokens != talked.written[0].tokens, "a talk is written down by the template"
+
+
+def test_an_answer_to_what_is_shown_is_kept_as_a_sound(tmp_path: Path) -> None:
+    folder = qwen3_omni.build(tmp_path / "tiny")
+    photo(40, 24).save(tmp_path / "heron.png")
+    shown = [{"type": "image", "image": open_picture(str(tmp_path / "heron.png"))}]
+    reply = tmp_path / "reply.wav"
+    params = DiffusionParams(extra=AnswerParams(temperature=0, max_tokens=8, modalities=("text", "audio")))
+    with Omni(str(folder), dtype="float32", device="cpu") as engine:
+        out = io.StringIO()
+        setting = Setting(seed=3, shown=shown, reply=reply)
+        assert talk(engine, params, io.StringIO("what is this\nand now\n"), out, setting) == 0
+        first = {"role": "user", "content": [*shown, {"type": "text", "text": "what is this"}]}
+        [result] = engine.generate([[first]], params, seed=3, progress=False)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == result.text
+    assert lines[1].startswith(f"[{reply}")
+    [sound] = [part.data for part in result.parts[0] if part.medium == "audio"]
+    with wave.open(str(reply)) as file:
+        assert file.getnframes() == sound.samples.shape[1]
+    assert len(list(tmp_path.glob("reply*.wav"))) == 2, "the second answer has a file of its own"
+
+
+@pytest.mark.parametrize("choice", [("-o", "reply.wav"), ("--voice", "ethan"), ("--picture", "heron.png")])
+def test_what_a_model_of_texts_cannot_do_is_refused_before_it_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], choice: tuple[str, str]
+) -> None:
+    photo(8, 8).save(tmp_path / "heron.png")
+    name, value = choice
+    assert main(["chat", str(folder), name, str(tmp_path / value) if "." in value else value]) == 2
+    told = capsys.readouterr().err
+    assert "works from text only" in told if name == "--picture" else "answers in text alone" in told

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from omnimuse.pipeline.memo import Memo
 
@@ -42,3 +45,16 @@ def test_hits_are_counted_and_clearing_forgets() -> None:
     assert memo.hits == 1
     memo.clear()
     assert memo.get("a") is None
+
+
+def test_what_a_record_holds_counts_as_well() -> None:
+    @dataclass(frozen=True)
+    class Seen:
+        shown: Tensor
+        kind: str = "image"
+
+    memo = Memo(limit=1000)
+    memo.put("small", ((Seen(torch.zeros(100)),),))
+    assert memo.bytes == 400 + 256
+    memo.put("large", (Seen(torch.zeros(1000)),))
+    assert memo.get("large") is None, "it is larger than the whole memo"

@@ -1,0 +1,48 @@
+"""A layer of experts, of which each token asks a few: the MLP of the decoders of Qwen3-Omni.
+
+Every expert is two linear layers, as any other MLP: so they are packed in fewer bits, and wait outside the device, as
+others do. The arithmetic is that of transformers' `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
+
+Letters: B S of hidden states as they come, T tokens of all, D width, K experts that a token asks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from omnimuse.models.qwen3_omni.facts import ExpertsFacts
+from omnimuse.models.qwen3_text.transformer import JoinedMLP
+
+
+class Experts(nn.Module):
+    """What the likeliest experts of each token say, weighted by how likely they are: [B, S, D] -> [B, S, D]."""
+
+    def __init__(self, width: int, facts: ExpertsFacts) -> None:
+        super().__init__()
+        self.facts = facts
+        self.router = nn.Linear(width, facts.num_experts, bias=False)
+        self.experts = nn.ModuleList(JoinedMLP(width, facts.moe_intermediate_size) for _ in range(facts.num_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)  # [T, D]
+        weights, asked = self.router(tokens).softmax(-1, dtype=torch.float32).topk(self.facts.num_experts_per_tok)
+        if self.facts.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)  # [T, K]
+        weights, found = weights.to(x.dtype), torch.zeros_like(tokens)
+        for expert in asked.unique().tolist():
+            token, place = (asked == expert).nonzero(as_tuple=True)
+            found.index_add_(0, token, self.experts[expert](tokens[token]) * weights[token, place, None])
+        return found.view_as(x)
+
+
+class SharedExperts(Experts):
+    """The same, and beside it what one says whom every token asks, `shared` wide, as far as a gate lets it."""
+
+    def __init__(self, width: int, facts: ExpertsFacts, shared: int) -> None:
+        super().__init__(width, facts)
+        self.shared_expert = JoinedMLP(width, shared)
+        self.shared_expert_gate = nn.Linear(width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)

@@ -1,0 +1,166 @@
+"""What the config.json of a Qwen3-Omni checkpoint says of its networks. No torch.
+
+The published files carry every setting that transformers has, so keys that nobody here knows are passed over; those
+that would change the arithmetic are known, and refused at another value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omnimuse.components.qwen3 import ROPE, Qwen3Config, rope_theta
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.facts import read_facts
+from omnimuse.models.qwen3_tts.facts import PredictorFacts
+
+THINKER, TALKER, TEXT = "thinker_config", "talker_config", "text_config"
+PREDICTOR = "code_predictor_config"
+FIXED: Mapping[str, Sequence[Any]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "use_sliding_window": (False,),
+    "decoder_sparse_step": (1,),
+    "sliding_window": (None,),
+}
+LAYERS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "rms_norm_eps"),
+)
+IGNORED = ("model_type", "dtype", "torch_dtype")
+SECTIONS = (24, 20, 20)
+THETA = 1_000_000.0
+
+
+@dataclass(frozen=True)
+class ExpertsFacts:
+    """Of the experts of a layer: how many there are, how many a token asks, whether what these say weighs 1 in all."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool = True
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """A decoder's layers and their experts; how many pairs of a head turn by time, by height and by width."""
+
+    layers: Qwen3Config
+    experts: ExpertsFacts
+    sections: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TalkerFacts:
+    """The talker's layers, how wide what is asked beside the experts is, and what it hears of the thinker, and makes of
+    that: widths.
+    """
+
+    decoder: DecoderFacts
+    shared: int
+    heard: int
+    between: int
+
+
+def thinker_of(config: Mapping[str, Any]) -> DecoderFacts:
+    """The thinker's facts; ModelError for a variant that is not computed here."""
+    return _decoder(part(part(config, THINKER), TEXT), f"{THINKER}, {TEXT}")
+
+
+def accepted(config: Mapping[str, Any]) -> int:
+    """Behind so many layers of the thinker the talker hears of what is shown; 0: there is no talker."""
+    if not speaks(config):
+        return 0
+    layers, found = thinker_of(config).layers.num_hidden_layers, part(config, TALKER).get("accept_hidden_layer", 18)
+    if not 0 < found < layers:
+        raise ModelError(f"config.json, {TALKER}: accept_hidden_layer={found!r} is none between {layers} layers")
+    return int(found)
+
+
+def speaks(config: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint has what speaks."""
+    return bool(config.get("enable_audio_output", True)) and isinstance(config.get(TALKER), Mapping)
+
+
+def talker_of(config: Mapping[str, Any]) -> TalkerFacts:
+    """The talker's facts; ModelError for a variant that is not computed here."""
+    talker = part(config, TALKER)
+    given, where = {"norm_topk_prob": False, **part(talker, TEXT)}, f"{TALKER}, {TEXT}"
+    if absent := [name for name in ("shared_expert_intermediate_size", "intermediate_size") if name not in given]:
+        raise ModelError(f"config.json, {where} has no {absent[0]}; use a complete checkpoint")
+    widths = (
+        given["shared_expert_intermediate_size"],
+        talker.get("thinker_hidden_size", 2048),
+        given["intermediate_size"],
+    )
+    return TalkerFacts(_decoder(given, where), *widths)
+
+
+def predictor_of(config: Mapping[str, Any]) -> PredictorFacts:
+    """The predictor's facts; ModelError for a variant that is not computed here."""
+    talker, where = part(config, TALKER), f"{TALKER}, {PREDICTOR}"
+    given = part(talker, PREDICTOR)
+    groups = given.get("num_code_groups", 0)
+    if not isinstance(groups, int) or groups < 2 or groups != talker.get("num_code_groups", groups):
+        raise ModelError(f"config.json, {where}: num_code_groups={groups!r} is not that of {TALKER}, or below 2")
+    layers = layers_of(given, where, rope_theta({name: given[name] for name in ROPE if name in given}, where))
+    return PredictorFacts(layers, int(part(talker, TEXT)["hidden_size"]), groups)
+
+
+def _decoder(given: Mapping[str, Any], where: str) -> DecoderFacts:
+    if given.get("mlp_only_layers"):
+        raise ModelError(
+            f"config.json, {where}: mlp_only_layers={given['mlp_only_layers']!r} is not supported; only [] is"
+        )
+    theta, sections = rotation(given, where)
+    return DecoderFacts(layers_of(given, where, theta), experts_of(given, where), sections)
+
+
+def experts_of(given: Mapping[str, Any], where: str) -> ExpertsFacts:
+    """The experts of a decoder; how many there are, transformers calls otherwise in some parts."""
+    given = {"num_experts": given.get("num_local_experts"), **given}
+    found = read_facts(ExpertsFacts, known_of(given, ExpertsFacts, ()), f"config.json, {where}", {})
+    if not 1 <= found.num_experts_per_tok <= found.num_experts:
+        raise ModelError(
+            f"config.json, {where}: num_experts_per_tok={found.num_experts_per_tok} of {found.num_experts} experts "
+            "cannot be; use a complete checkpoint"
+        )
+    return found
+
+
+def rotation(given: Mapping[str, Any], where: str) -> tuple[float, tuple[int, ...]]:
+    """By what a decoder turns heads: the base of the frequencies, and how many pairs follow each axis of a place."""
+    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
+    theta = rope.pop("rope_theta", None) or given.get("rope_theta") or THETA
+    sections = tuple(rope.pop("mrope_section", None) or SECTIONS)
+    woven = {rope.pop(name, True) for name in ("interleaved", "mrope_interleaved")} == {True}
+    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
+    if kinds or rope or not woven or len(sections) != 3:
+        told = given.get("rope_parameters") or given.get("rope_scaling")
+        raise ModelError(
+            f"config.json, {where}: the rotation {told!r} is not supported; only 'default', interleaved is"
+        )
+    return float(theta), sections
+
+
+def layers_of(given: Mapping[str, Any], where: str, theta: float) -> Qwen3Config:
+    """The layers of a decoder."""
+    known = {name: given[name] for name in (*LAYERS, *FIXED) if name in given}
+    if "head_dim" not in known and {"hidden_size", "num_attention_heads"} <= known.keys():
+        known["head_dim"] = known["hidden_size"] // known["num_attention_heads"]
+    return read_facts(Qwen3Config, {**known, "rope_theta": theta}, f"config.json, {where}", FIXED)
+
+
+def part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a configuration."""
+    found = config.get(name)
+    if not isinstance(found, Mapping):
+        raise ModelError(f"config.json has no {name}; use a complete checkpoint")
+    return found
+
+
+def known_of(given: Mapping[str, Any], kind: type[Any], fixed: Collection[str]) -> dict[str, Any]:
+    """Of a part of a configuration, what `kind` has fields for, and what may have one value only."""
+    return {name: given[name] for name in (*(field.name for field in fields(kind)), *fixed) if name in given}

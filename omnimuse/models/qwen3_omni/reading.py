@@ -1,0 +1,285 @@
+"""What the thinker of Qwen3-Omni is given to read: a conversation as tokens, and what stands for pictures, videos and
+sounds among them.
+
+Source: transformers' `Qwen3OmniMoeProcessor` and `get_rope_index` of its model. No torchvision, no torchaudio: Pillow
+and numpy do the arithmetic.
+
+Letters: S tokens, M of which stand for something shown, E width of the thinker, L layers that are told more, P pairs of
+a head; n samples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.core.messages import SHOWN, Message
+from omnimuse.core.output import TextRead
+from omnimuse.core.request import Clip, Picture, Recording
+from omnimuse.media.picture import pixels_of
+from omnimuse.media.recording import samples_of
+from omnimuse.models.qwen3_omni.facts import THINKER, part
+from omnimuse.models.qwen3_omni.hearing import Hearing
+from omnimuse.models.qwen3_omni.spec import PROCESSOR
+from omnimuse.models.qwen3_omni.transformer import Thinker
+from omnimuse.models.qwen3_omni.vision import Grid, Seen, Vision
+from omnimuse.pipeline.reading import Patches
+from omnimuse.pipeline.stage import Context, Stage
+from omnimuse.pipeline.state import State
+
+RATE = 2.0
+"""Frames a second that are looked at of a video."""
+FEWEST, MOST = 4, 768
+"""Frames that are looked at of a video."""
+MOST_PIXELS = 768 * 32 * 32
+"""Of a frame of a video."""
+SECOND = 25
+"""Places that a second of a video takes, where the checkpoint does not say."""
+FRAMES = 2
+"""Frames of a moment of a video."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Something shown: its kind, what stands for it, and of what can be seen the grid of its pieces."""
+
+    kind: str
+    seen: Seen
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class Perceive(Stage):
+    """Writes `shown`: a `Shown` of every picture, video and sound, those of a kind in order."""
+
+    name: str = "perceive"
+    reads: tuple[str, ...] = ("images", "videos", "sounds")
+    writes: tuple[str, ...] = ("shown",)
+    uses: tuple[str, ...] = ("vision", "hearing")
+
+    def key(self, ctx: Context, state: State) -> Hashable | None:
+        return tuple(tuple(each.digest for each in state[name]) for name in ("images", "videos", "sounds"))
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        for state in states:
+            found = [*(self._look(ctx, picture) for picture in state["images"])]
+            found += [self._watch(ctx, video) for video in state["videos"]]
+            state["shown"] = (*found, *(self._listen(ctx, sound) for sound in state["sounds"]))
+
+    def _look(self, ctx: Context, picture: Picture) -> Shown:
+        prepare = Patches.of(processor(ctx))
+        patches, (rows, columns) = prepare(Image.fromarray(pixels_of(picture)))
+        return self._seen(ctx, "image", patches, (1, rows, columns), prepare.merge)
+
+    def _watch(self, ctx: Context, video: Clip) -> Shown:
+        prepare = Patches.of(processor(ctx))
+        prepare = replace(prepare, most=min(prepare.most, MOST_PIXELS))
+        read = [prepare(Image.fromarray(pixels_of(frame))) for frame in frames(video)]
+        rows, columns = read[0][1]
+        moments = len(read) // prepare.frames
+        # A patch of a picture is a moment that stands still: of each frame, one of its equal halves is taken.
+        shape = (moments, prepare.frames, rows * columns, 3, prepare.frames, prepare.side**2)
+        still = torch.stack([patches for patches, _ in read]).view(shape)[:, :, :, :, 0]  # [t, 2, h w, 3, p p]
+        patches = still.permute(0, 2, 3, 1, 4).reshape(moments * rows * columns, -1)
+        return self._seen(ctx, "video", patches, (moments, rows, columns), prepare.merge)
+
+    def _seen(self, ctx: Context, kind: str, patches: Tensor, grid: Grid, merge: int) -> Shown:
+        vision = ctx.network("vision")
+        assert isinstance(vision, Vision)
+        seen = vision(patches.to(ctx.device), grid)
+        return Shown(kind, seen, (grid[0], grid[1] // merge, grid[2] // merge))
+
+    def _listen(self, ctx: Context, sound: Recording) -> Shown:
+        hearing = ctx.network("hearing")
+        assert isinstance(hearing, Hearing)
+        heard = hearing(spectrum(processor(ctx), sound).to(ctx.device))
+        return Shown("audio", Seen(heard, heard.new_zeros(0, *heard.shape)))
+
+
+def processor(ctx: Context) -> Mapping[str, Any]:
+    """How pictures and sounds are prepared."""
+    if PROCESSOR not in ctx.configs:
+        raise ModelError("the checkpoint has no preprocessor_config.json, which pictures and sounds need; add it")
+    found: Mapping[str, Any] = ctx.configs[PROCESSOR]
+    return found
+
+
+def frames(video: Clip) -> list[Picture]:
+    """The frames of a video that are looked at: `RATE` a second, an even number of them."""
+    given, rate = video.pictures, video.fps or RATE
+    wanted = min(max(round(len(given) / rate * RATE), FEWEST), MOST)
+    places = np.linspace(0, len(given) - 1, wanted - wanted % 2)
+    return [given[round(place)] for place in places.tolist()]
+
+
+def spectrum(config: Mapping[str, Any], sound: Recording) -> Tensor:
+    """What is heard of a sound: its bands over time, float32 [M, frames], as Whisper has them."""
+    from transformers import WhisperFeatureExtractor  # a second to import, for those who show sounds
+
+    names = ("feature_size", "sampling_rate", "hop_length", "n_fft", "padding_value", "dither")
+    make = WhisperFeatureExtractor(**{name: config[name] for name in names if name in config})
+    wave = samples_of(sound, make.sampling_rate, 1)[0]
+    if len(wave) < make.n_fft:
+        why = f"is too short: {sound.seconds:.3g} s; at least {make.n_fft / make.sampling_rate:g} s can be heard"
+        raise RequestError(f"the sound {why}", "sounds")
+    made = make(wave, sampling_rate=make.sampling_rate, padding=True, truncation=False, return_tensors="pt")
+    return made["input_features"][0][:, : len(wave) // make.hop_length]
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What is read beside tokens: which of them stand `at` something shown, bool [S], what stands for that, how all
+    turn, [2, S, 1, P], and by how much further on than counted those are that come behind them.
+    """
+
+    at: Tensor
+    seen: Seen
+    turns: Tensor
+    shift: int
+    shown: tuple[Shown, ...]
+
+    def rows(self, start: int, end: int) -> slice:
+        """Which of what stands for something shown belong to the tokens from `start` to `end`."""
+        first = int(self.at[:start].sum())
+        return slice(first, first + int(self.at[start:end].sum()))
+
+    def of(self, rows: slice) -> Seen:
+        """What these are."""
+        return Seen(self.seen.shown[rows], self.seen.deep[:, rows])
+
+
+@dataclass(frozen=True)
+class ReadTalk(Stage):
+    """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown."""
+
+    name: str = "read"
+    reads: tuple[str, ...] = ("prompt", "messages", "shown")
+    writes: tuple[str, ...] = ("prompt_ids", "brief")
+    uses: tuple[str, ...] = ("tokenizer", "model")
+
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
+        tokenizer = ctx.components["tokenizer"]
+        marks = Marks.of(ctx.configs["model"], tokenizer)
+        for state in states:
+            shown, text = state["shown"], state["prompt"]
+            messages = state["messages"] or ((_showing(text, shown),) if shown else ())
+            if any(mark in message.content for message in messages or (Message("", text),) for mark in marks.ids):
+                held = ", ".join(marks.ids)
+                raise RequestError(
+                    f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
+                )
+            if messages:
+                text = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
+            ordered = list(_ordered(messages, shown))
+            text = marks.expanded(text, ordered)
+            tokens = tokenizer(text, add_special_tokens=not messages).input_ids[0].tolist() if text else []
+            self._check(ctx, tokens)
+            state["prompt_ids"] = tuple(map(int, tokens))
+            state["brief"] = self._brief(ctx, tokens, ordered, marks) if ordered else None
+            state.notes[self.name] = TextRead("prompt", "the model", len(tokens))
+
+    def _check(self, ctx: Context, tokens: Sequence[int]) -> None:
+        most = ctx.limits.max_sequence_length
+        if not tokens:
+            raise RequestError("the prompt is empty, and there is nothing to go on from; write something", "prompt")
+        if len(tokens) >= most:
+            why = f"this model reads and writes {most} in all: say less, or show less"
+            raise RequestError(f"the prompt has {len(tokens)} tokens; {why}", "prompt")
+
+    def _brief(self, ctx: Context, tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Brief:
+        thinker = ctx.network("model")
+        assert isinstance(thinker, Thinker)
+        places = placed(tokens, shown, marks)
+        ids = torch.tensor(tokens, device=ctx.device)
+        at = torch.isin(ids, torch.tensor(list(marks.ids.values()), device=ctx.device))
+        return Brief(
+            at,
+            Seen.joined([each.seen for each in shown]),
+            thinker.turns(places.to(ctx.device)),
+            int(places.max()) + 1 - len(tokens),
+            tuple(shown),
+        )
+
+
+def _showing(text: str, shown: Sequence[Shown]) -> Message:
+    """A prompt with what came with it, as somebody would say it."""
+    return Message("user", text, (*((each.kind, "") for each in shown), ("text", text)))
+
+
+def _ordered(messages: Sequence[Message], shown: Sequence[Shown]) -> Iterator[Shown]:
+    """What is shown, in the order in which the messages show it."""
+    waiting = {kind: iter([each for each in shown if each.kind == kind]) for kind in SHOWN}
+    for message in messages:
+        for kind, _ in message.parts:
+            if kind in waiting:
+                yield next(waiting[kind])
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The tokens that stand for something shown: text -> id, and their kinds; places that a second of a video takes."""
+
+    ids: Mapping[str, int]
+    kinds: Mapping[str, str]
+    second: int
+
+    @staticmethod
+    def of(config: Mapping[str, Any], tokenizer: Any) -> Marks:
+        """What config.json says."""
+        thinker = part(config, THINKER)
+        if absent := [kind for kind in SHOWN if f"{kind}_token_id" not in thinker]:
+            raise ModelError(f"config.json, {THINKER} has no {absent[0]}_token_id; use a complete checkpoint")
+        ids = {kind: int(thinker[f"{kind}_token_id"]) for kind in SHOWN}
+        texts = {kind: tokenizer.token(id_) for kind, id_ in ids.items()}
+        known = {text: ids[kind] for kind, text in texts.items() if text}
+        kinds = {text: kind for kind, text in texts.items() if text}
+        return Marks(known, kinds, int(thinker.get("position_id_per_seconds", SECOND)))
+
+    def expanded(self, text: str, shown: Sequence[Shown]) -> str:
+        """`text` with as many marks for each thing shown as stand for it; ModelError for a template without them."""
+        if not shown:
+            return text
+        parts = re.split("(" + "|".join(map(re.escape, self.kinds)) + ")", text)
+        found = [self.kinds[mark] for mark in parts[1::2]]
+        if found != [each.kind for each in shown]:
+            raise ModelError(
+                f"the chat template has marks for {found or 'nothing'} where {[each.kind for each in shown]} is shown; "
+                "use a complete checkpoint"
+            )
+        for number, each in enumerate(shown):
+            parts[2 * number + 1] *= len(each.seen.shown)
+        return "".join(parts)
+
+
+def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tensor:
+    """The places of all tokens, int64 [3, S]: in a text and a sound one follows the other, what can be seen has times,
+    rows and columns.
+    """
+    held, waiting = set(marks.ids.values()), iter(shown)
+    parts, place, at = list[Tensor](), 0, 0
+    while at < len(tokens):
+        if tokens[at] in held:
+            each = next(waiting)
+            made, count = _plane(place, each, marks.second), len(each.seen.shown)
+        else:
+            count = next((n for n, token in enumerate(tokens[at:]) if token in held), len(tokens) - at)
+            made = torch.arange(place, place + count).expand(3, -1)
+        parts.append(made)
+        place, at = int(made.max()) + 1, at + count
+    return torch.cat(parts, dim=1)
+
+
+def _plane(first: int, each: Shown, second: int) -> Tensor:
+    if each.grid is None:
+        return torch.arange(first, first + len(each.seen.shown)).expand(3, -1)
+    times, down, across = (torch.arange(length) for length in each.grid)
+    apart = round(second * FRAMES / RATE)  # a moment is two frames
+    return first + torch.stack(torch.meshgrid(times * apart, down, across, indexing="ij")).flatten(1)

@@ -1,0 +1,111 @@
+"""Facts about Qwen3-Omni, without torch. Source: the published config.json (arXiv 2509.17765), and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omnimuse.core.errors import ModelError
+from omnimuse.core.params import AnswerParams, DiffusionParams
+from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
+from omnimuse.core.speech import Speech
+from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, THINKER, part, speaks
+
+PROCESSOR = "processor"
+NO_PICTURE = "what comes out is text"
+MOST, MOST_SOUNDS, MOST_VIDEOS = 8, 4, 2
+"""Pictures, sounds and videos that one conversation may show."""
+MAX_SIDE = 8192
+"""Of a picture that is shown; it is made smaller than the checkpoint's `max_pixels`."""
+RATE = 24_000
+
+
+def limits(configs: Configs) -> Limits:
+    """So many tokens are read and written in all."""
+    longest = part(part(configs["model"], THINKER), TEXT).get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 2:
+        raise ModelError(
+            f"config.json: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint"
+        )
+    return Limits(
+        size_multiple=1,
+        max_side=MAX_SIDE,
+        max_sequence_length=longest,
+        max_images=MOST,
+        max_videos=MOST_VIDEOS,
+        sound=SoundLimits(RATE, 1, 0.0, MOST_SOUNDS, _speech(configs["model"])),
+        refuses={
+            "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
+            "height": NO_PICTURE,
+            "width": NO_PICTURE,
+            "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
+            "output_type": "a text has one form",
+            "cache": "no step of a text can be skipped",
+            "loras": "what writes wears no adapters",
+        },
+    )
+
+
+def _speech(config: Mapping[str, Any]) -> Speech | None:
+    """The voices of a checkpoint that speaks."""
+    if not speaks(config):
+        return None
+    return Speech(tuple(name.lower() for name in part(config, TALKER).get("speaker_id") or ()))
+
+
+SPEC = Spec(
+    arch="Qwen3OmniMoeForConditionalGeneration",
+    family="qwen3_omni",
+    summary="Qwen3-Omni: text and speech from a conversation with pictures, sounds and videos in it",
+    tasks=("text-to-text", "image-to-text", "audio-to-text", "video-to-text"),
+    components={
+        "model": Component(
+            ("Qwen3OmniMoeForConditionalGeneration",),
+            network="omnimuse.models.qwen3_omni.transformer:Thinker",
+            rules="omnimuse.models.qwen3_omni.weights:RULES",
+        ),
+        "vision": Component(
+            ("Qwen3OmniMoeForConditionalGeneration",),
+            network="omnimuse.models.qwen3_omni.vision:Vision",
+            rules="omnimuse.models.qwen3_omni.weights:VISION",
+            inside="model",
+        ),
+        "hearing": Component(
+            ("Qwen3OmniMoeForConditionalGeneration",),
+            network="omnimuse.models.qwen3_omni.hearing:Hearing",
+            rules="omnimuse.models.qwen3_omni.weights:HEARING",
+            inside="model",
+        ),
+        "talker": Component(
+            ("Qwen3OmniMoeForConditionalGeneration",),
+            network="omnimuse.models.qwen3_omni.talker:OmniTalker",
+            rules="omnimuse.models.qwen3_omni.weights:TALKER",
+            optional=True,
+            inside="model",
+            where=speaks,
+        ),
+        "predictor": Component(
+            ("Qwen3OmniMoeForConditionalGeneration",),
+            network="omnimuse.models.qwen3_omni.talker:OmniPredictor",
+            rules="omnimuse.models.qwen3_tts.weights:PREDICTOR",
+            optional=True,
+            inside="model",
+            where=speaks,
+        ),
+        "code2wav": Component(
+            ("Qwen3OmniMoeForConditionalGeneration",),
+            network="omnimuse.models.qwen3_omni.talker:Code2Wav",
+            rules="omnimuse.models.qwen3_omni.weights:WAVES",
+            dtype="float32",
+            optional=True,
+            inside="model",
+            where=speaks,
+        ),
+        PROCESSOR: Component(("Qwen3OmniMoeProcessor",), optional=True, built=False),
+        "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
+    },
+    defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
+    supported=frozenset(),
+    limits=limits,
+    extra=AnswerParams,
+)

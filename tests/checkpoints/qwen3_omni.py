@@ -1,0 +1,223 @@
+"""Tiny random checkpoints of Qwen3-Omni in the layout that transformers saves, and what its `generate` makes of them.
+
+Thinker of width 48 (three layers, four heads of 16, two of keys and values; four experts, of which a token asks two).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration
+
+from omnimuse.loader.components import quiet
+from tests.checkpoints import parts
+from tests.checkpoints.qwen3 import CHOICES, PROMPTS, prompt_ids, theirs
+from tests.checkpoints.qwen3_tts import filled
+from tests.checkpoints.wishes import Writer
+
+ROTATION = {"rope_type": "default", "mrope_section": [4, 2, 2], "interleaved": True, "rope_theta": 1_000_000}
+THINKER = {
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 2048,
+    "rope_parameters": ROTATION,
+}
+VISION = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 48,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1],
+}
+HEARING = {
+    "num_mel_bins": 128,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 40,
+    "d_model": 32,
+    "n_window": 50,
+    "n_window_infer": 200,
+    "output_dim": 48,
+    "downsample_hidden_size": 8,
+}
+TALKER = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "rope_parameters": ROTATION,
+}
+PREDICTOR = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_code_groups": 4,
+}
+CODE2WAV = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_quantizers": 4,
+    "sliding_window": 5,
+    "upsample_rates": [3, 2],
+    "upsampling_ratios": [2, 2],
+    "decoder_dim": 16,
+}
+CODES, MARKS = 24, 1024
+VOICES = {"ethan": CODES + 20, "chelsie": CODES + 21}
+ACCEPTED = 1
+"""The layer that the talker hears of pictures and sounds from: one that deepstack adds to."""
+GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
+"""How the thinker writes where nobody says."""
+PREPARING = {
+    "processor_class": "Qwen3OmniMoeProcessor",
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "patch_size": 4,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "min_pixels": 64,
+    "max_pixels": 576,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "feature_size": 128,
+    "sampling_rate": 16_000,
+    "hop_length": 160,
+    "n_fft": 400,
+}
+TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
+    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif part.type == 'audio' %}{{- '<|audio_start|><|audio_pad|><|audio_end|>' }}"
+    "{%- elif part.type == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
+    "{%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""As the published one: a content is a text, or parts."""
+MARKED = (
+    *("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<|vision_end|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>"),
+)
+
+
+def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen3OmniMoeConfig:
+    """That of the checkpoint, whose tokens have these `ids`."""
+    media = {f"{kind}_token_id": ids(f"<|{kind}_pad|>") for kind in ("audio", "image", "video")}
+    starts = {"audio_start_token_id": ids("<|audio_start|>"), "vision_start_token_id": ids("<|vision_start|>")}
+    marks = ("pad", "bos", "eos_token", "think", "nothink", "think_bos", "think_eos")
+    codec = {f"codec_{name}_id": CODES + number for number, name in enumerate(marks)}
+    return Qwen3OmniMoeConfig(
+        thinker_config={
+            "text_config": {**THINKER, "vocab_size": vocabulary},
+            "vision_config": VISION,
+            "audio_config": HEARING,
+            "user_token_id": ids("user"),
+            **media,
+            **starts,
+        },
+        talker_config={
+            "text_config": {**TALKER, "vocab_size": CODES + MARKS},
+            "code_predictor_config": {**PREDICTOR, "vocab_size": CODES},
+            "num_code_groups": 4,
+            "thinker_hidden_size": THINKER["hidden_size"],
+            "accept_hidden_layer": ACCEPTED,
+            "speaker_id": VOICES,
+            "spatial_merge_size": VISION["spatial_merge_size"],
+            **codec,
+            **media,
+            **starts,
+        },
+        code2wav_config={**CODE2WAV, "codebook_size": CODES},
+        im_start_token_id=ids("<|im_start|>"),
+        im_end_token_id=ids("<|im_end|>"),
+        tts_pad_token_id=ids("<tts_pad>"),
+        tts_bos_token_id=ids("<tts_text_bos>"),
+        tts_eos_token_id=ids("<tts_text_eod>"),
+        user_token_id=ids("user"),
+        assistant_token_id=ids("assistant"),
+        system_token_id=ids("system"),
+    )
+
+
+@torch.no_grad()
+def tamed(model: Any) -> None:
+    """Random numbers that speak: waves are no noise and hardly cut off at 1, and it ends, but not at once."""
+    for name, value in model.code2wav.named_parameters():
+        value.copy_(filled(name, tuple(value.shape)))
+    model.talker.codec_head.weight[model.config.talker_config.codec_eos_token_id] = 0
+
+
+def build(folder: Path, *, speaks: bool = True) -> Path:
+    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = parts.qwen_tokenizer()
+    tokenizer.add_tokens(["assistant", *MARKED])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    for name, content in (("preprocessor_config.json", PREPARING), ("chat_template.json", {"chat_template": TEMPLATE})):
+        (folder / name).write_text(json.dumps(content))
+    with quiet("transformers"):
+        config = configuration(tokenizer.convert_tokens_to_ids, len(tokenizer))
+        config.enable_audio_output = speaks
+        model = Qwen3OmniMoeForConditionalGeneration(config)
+        parts.filled("model", 0, model)
+        if speaks:
+            tamed(model)
+        model.save_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    (folder / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": [end]}))
+    return folder
+
+
+def generated(
+    folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
+) -> list[int]:
+    """The tokens that the thinker of transformers writes after a prompt, with all random numbers from `seed`."""
+    with quiet("transformers"):
+        model: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    told = json.loads((folder / "generation_config.json").read_text())
+    ids = torch.tensor([prompt_ids(folder, prompt, TEMPLATE)])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), **{**told, **theirs(choices)})
+    return [int(token) for token in found[0, ids.shape[1] :]]
+
+
+WRITERS = (
+    Writer(
+        arch="Qwen3OmniMoeForConditionalGeneration",
+        build=build,
+        prompts=PROMPTS,
+        choices=CHOICES,
+        reference=generated,
+    ),
+)

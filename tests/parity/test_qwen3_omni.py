@@ -1,0 +1,366 @@
+"""Qwen3-Omni beside transformers: what it sees and hears, and what it answers to that."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from omnimuse import Omni
+from omnimuse.components.speech_codec import Past
+from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
+from omnimuse.core.errors import RequestError
+from omnimuse.core.output import Chunk, Event
+from omnimuse.loader.components import quiet
+from omnimuse.media.clip import clip_of
+from omnimuse.media.recording import samples_of
+from omnimuse.pipeline.generate import CHUNK
+from tests.checkpoints import qwen3_omni
+from tests.checkpoints.qwen3 import theirs
+from tests.checkpoints.qwen3_omni import PREPARING, TEMPLATE
+from tests.checkpoints.wishes import chord, film, photo
+
+PICTURES = (photo(40, 24), photo(17, 33))
+SOUNDS = (chord(16_000, 0.4, 1), chord(16_000, 3.3, 1))
+FRAMES = film(24, 16, 6)
+VIDEO = clip_of(FRAMES, 2.0)
+SHOWING = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels", "image_mean", "image_std")
+Talk = list[dict[str, Any]]
+
+
+def shown(*kinds: str, text: str = "what is this") -> dict[str, Any]:
+    """A message of the user that shows these."""
+    return {"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]}
+
+
+TALKS: tuple[tuple[Talk, Mapping[str, Any], Mapping[str, Any]], ...] = (
+    ([shown("image")], {"images": PICTURES[:1]}, {"temperature": 0, "max_tokens": 12}),
+    (
+        [
+            shown("audio", text="a red circle"),
+            {"role": "assistant", "content": "yes"},
+            shown("image", "audio", "image"),
+        ],
+        {"images": PICTURES, "sounds": SOUNDS},
+        {"temperature": 0.9, "top_k": 20, "max_tokens": 10},
+    ),
+    (
+        [{"role": "system", "content": "one two three " * 60}, shown("video", "image", "audio")],
+        {"images": PICTURES[1:], "sounds": SOUNDS[1:], "videos": [VIDEO]},
+        {"temperature": 0, "max_tokens": 12},
+    ),
+    ([shown("audio")], {"sounds": SOUNDS[:1]}, {"temperature": 0, "max_tokens": 12}),
+)
+"""Conversations, what they show, and how they are answered."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen3_omni.build(tmp_path_factory.mktemp("omni") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def omni(folder: Path) -> Iterator[Omni]:
+    schedule = ScheduleConfig(strict_slots=True, company="always")
+    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=schedule)
+    with Omni(str(folder), config=config) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    with quiet("transformers"):
+        found: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    # Places of sounds beside pictures need this, and the talker is not told it.
+    found.talker.config.audio_config = found.config.thinker_config.audio_config
+    return found
+
+
+def pixels(pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """Pictures as transformers prepares them."""
+    prepare = Qwen2VLImageProcessorPil(**{name: PREPARING[name] for name in SHOWING})
+    made = prepare(list(pictures), return_tensors="pt")
+    return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+
+
+def moving(frames: Sequence[Image.Image]) -> dict[str, Tensor]:
+    """Frames of a video, two a second, as transformers prepares them: in patches of two frames."""
+    p, m = 4, 2
+    small = np.stack([np.array(frame.resize((24, 16), Image.Resampling.BICUBIC)) for frame in frames]) / 255
+    x = ((small - 0.5) / 0.5).transpose(0, 3, 1, 2).astype(np.float32)  # [frames, 3, H, W]
+    t, h, w = len(x) // 2, x.shape[2] // p, x.shape[3] // p
+    x = x.reshape(t, 2, 3, h // m, m, p, w // m, m, p).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    grid = torch.tensor([[t, h, w]])
+    values = torch.from_numpy(np.ascontiguousarray(x.reshape(t * h * w, -1)))
+    return {"pixel_values_videos": values, "video_grid_thw": grid, "video_second_per_grid": torch.tensor([1.0])}
+
+
+def spectra(sounds: Sequence[Any]) -> dict[str, Tensor]:
+    """Sounds as transformers prepares them."""
+    waves = [samples_of(sound, 16_000, 1)[0] for sound in sounds]
+    how = {"padding": True, "truncation": False, "return_attention_mask": True, "return_tensors": "pt"}
+    made = WhisperFeatureExtractor(feature_size=128)(waves, sampling_rate=16_000, **how)
+    return {"input_features": made["input_features"], "feature_attention_mask": made["attention_mask"]}
+
+
+def prepared(came: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All that is shown."""
+    found = pixels(came["images"]) if "images" in came else {}
+    found |= spectra(came["sounds"]) if "sounds" in came else {}
+    return found | (moving(FRAMES) if "videos" in came else {})
+
+
+def counts(reference: Any, given: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """By kind, how many tokens stand for each that is shown."""
+    found: dict[str, list[int]] = {}
+    for kind in ("image", "video"):
+        grids = given.get(f"{kind}_grid_thw", torch.zeros(0, 3))
+        found[kind] = [int(grid.prod()) // 4 for grid in grids]
+    lengths = given.get("feature_attention_mask", torch.zeros(0, 1)).sum(-1).long()
+    found["audio"] = [
+        int(reference.thinker.model.audio_tower(torch.zeros(128, n), n[None])[0].shape[0]) for n in lengths
+    ]
+    return found
+
+
+def inputs(folder: Path, reference: Any, talk: Talk, came: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the thinker of transformers takes."""
+    given, tokenizer = prepared(came), AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False, chat_template=TEMPLATE)
+    for kind, many in counts(reference, given).items():
+        before, *rest = text.split(f"<|{kind}_pad|>")
+        text = before + "".join(f"<|{kind}_pad|>" * n + part for n, part in zip(many, rest, strict=True))
+    ids = torch.tensor([tokenizer(text).input_ids])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
+
+
+def answer(reference: Any, given: Mapping[str, Tensor], seed: int, choices: Mapping[str, Any]) -> list[int]:
+    """The tokens of transformers."""
+    told = {**qwen3_omni.GENERATION, "eos_token_id": reference.config.im_end_token_id, **theirs(choices)}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        found = reference.thinker.generate(**given, **told)
+    return [int(token) for token in found[0, given["input_ids"].shape[1] :]]
+
+
+def test_pictures_are_seen_as_transformers_sees_them(omni: Omni, reference: Any) -> None:
+    given = pixels(PICTURES)
+    with torch.no_grad():
+        expected = reference.thinker.get_image_features(given["pixel_values"], given["image_grid_thw"])
+        vision = omni.engine.runner.pipeline.ctx.network("vision")
+        parts = given["pixel_values"].split(given["image_grid_thw"].prod(-1).tolist())
+        for number, (patches, grid) in enumerate(zip(parts, given["image_grid_thw"].tolist(), strict=True)):
+            found = vision(patches, tuple(grid))
+            torch.testing.assert_close(found.shown, expected.pooler_output[number], atol=1e-5, rtol=1e-5)
+            for layer, deep in enumerate(expected.deepstack_features):
+                torch.testing.assert_close(found.deep[layer], deep[number], atol=1e-5, rtol=1e-5)
+
+
+def test_sounds_are_heard_as_transformers_hears_them(omni: Omni, reference: Any) -> None:
+    given = spectra(SOUNDS)
+    lengths = given["feature_attention_mask"].sum(-1).tolist()
+    hearing = omni.engine.runner.pipeline.ctx.network("hearing")
+    with torch.no_grad():
+        expected = reference.thinker.get_audio_features(given["input_features"], given["feature_attention_mask"])
+        found = [hearing(x[:, :n]) for x, n in zip(given["input_features"], lengths, strict=True)]
+    torch.testing.assert_close(torch.cat(found), expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_shown_is_answered_in_company_as_transformers_does_alone(
+    folder: Path, omni: Omni, reference: Any
+) -> None:
+    prompts = [{"messages": talk, **came} for talk, came, _ in TALKS]
+    found = omni.generate(prompts, [{**choices, "seed": 7} for _, _, choices in TALKS], progress=False)
+    for result, (talk, came, choices) in zip(found, TALKS, strict=True):
+        assert result.error is None, result.error
+        given = inputs(folder, reference, talk, came)
+        assert result.prompt_tokens == given["input_ids"].shape[1]
+        [written] = result.written
+        assert list(written.tokens) == answer(reference, given, 7, choices)
+    again = omni.generate(prompts, [{**choices, "seed": 7} for _, _, choices in TALKS], progress=False)
+    assert [each.text for each in again] == [each.text for each in found], "what was read before is remembered"
+    assert again[2].written[0].reused > 0
+
+
+ALOUD: tuple[tuple[Talk, Mapping[str, Any], int], ...] = (
+    ([{"role": "user", "content": "a red circle"}], {}, 9),
+    ([shown("image", "audio")], {"images": PICTURES[:1], "sounds": SOUNDS[1:]}, 7),
+    (
+        [
+            {"role": "system", "content": "one two three " * 60},
+            shown("audio", text="a star"),
+            {"role": "assistant", "content": "yes"},
+            shown("video", "image"),
+        ],
+        {"images": PICTURES[1:], "sounds": SOUNDS[:1], "videos": [VIDEO]},
+        12,
+    ),
+    ([{"role": "user", "content": "two"}], {}, 2),
+)
+"""Conversations, what they show, and how many tokens the answer that is spoken has."""
+
+
+def spoken(
+    reference: Any, given: Mapping[str, Tensor], seed: int, tokens: int, end: int
+) -> tuple[list[int], Tensor] | None:
+    """The tokens and the waveform of transformers; the likeliest tokens, codes drawn by chance from `seed`. None where
+    it says nothing.
+    """
+    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it does on purpose
+        torch.manual_seed(seed)
+        how = {"thinker_do_sample": False, "thinker_max_new_tokens": tokens, "thinker_eos_token_id": end}
+        try:
+            ids, wave = reference.generate(**given, return_audio=True, speaker="Chelsie", **how)
+        except RuntimeError as error:  # it has no words for a sound without a frame
+            if "non-empty TensorList" not in str(error):
+                raise
+            return None
+    return [int(token) for token in ids[0, given["input_ids"].shape[1] :]], wave[0, 0]
+
+
+def heard(result: Any) -> Tensor:
+    """The sound of a result."""
+    [sound] = [part.data for part in result.parts[0] if part.medium == "audio"]
+    return torch.from_numpy(sound.samples)[0]
+
+
+def test_answers_are_spoken_in_company_as_transformers_speaks_them(folder: Path, omni: Omni, reference: Any) -> None:
+    pieces: dict[str, list[Chunk]] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Chunk) and event.medium == "audio":
+            pieces.setdefault(event.request_id, []).append(event)
+
+    prompts = [{"messages": talk, **came} for talk, came, _ in ALOUD]
+    how = {"temperature": 0, "modalities": ("text", "audio"), "voice": "chelsie"}
+    params = [{**how, "max_tokens": tokens, "seed": 3 + place} for place, (_, _, tokens) in enumerate(ALOUD)]
+    found = omni.generate(prompts, params, progress=listen, chunks=True)
+    for place, (result, (talk, came, tokens)) in enumerate(zip(found, ALOUD, strict=True)):
+        assert result.error is None, result.error
+        given = inputs(folder, reference, talk, came)
+        expected = spoken(reference, given, 3 + place, tokens, reference.config.im_end_token_id)
+        [written], sound = result.written, heard(result)
+        if expected is None:
+            assert not len(sound)
+            continue
+        ids, wave = expected
+        assert list(written.tokens) == ids
+        assert len(sound) == len(wave)
+        assert float((sound - wave).norm() / wave.norm()) < 1e-5
+        told = pieces[result.request_id]
+        assert torch.equal(torch.cat([torch.from_numpy(piece.data)[0] for piece in told]), sound)
+        lengths = [piece.data.shape[1] for piece in told]
+        assert [piece.start for piece in told] == [sum(lengths[:at]) for at in range(len(told))]
+    assert any(len(each) > 1 for each in pieces.values()), "it comes in pieces"
+
+
+def test_a_text_that_ends_by_itself_is_spoken_to_its_end(
+    folder: Path, omni: Omni, reference: Any, tmp_path: Path
+) -> None:
+    talk, came, tokens = ALOUD[0]
+    how = {"temperature": 0, "max_tokens": tokens, "seed": 5}
+    [whole] = omni.generate([{"messages": talk}], how, progress=False)
+    end = whole.written[0].tokens[5]
+    copytree(folder, tmp_path / "ending")
+    (tmp_path / "ending" / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    with Omni(str(tmp_path / "ending"), dtype="float32", device="cpu") as ending:
+        aloud = {**how, "modalities": ("text", "audio"), "voice": "chelsie"}
+        [result] = ending.generate([{"messages": talk}], aloud, progress=False)
+    expected = spoken(reference, inputs(folder, reference, talk, came), 5, tokens, end)
+    assert expected is not None
+    ids, wave = expected
+    assert result.written[0].reason == "stop"
+    assert list(result.written[0].tokens) == ids
+    assert float((heard(result) - wave).norm() / wave.norm()) < 1e-5
+
+
+def test_a_long_sound_is_the_whole_in_pieces_and_loses_nothing_between_them(omni: Omni, reference: Any) -> None:
+    codes = torch.randint(0, qwen3_omni.CODES, (4, 330), generator=torch.Generator().manual_seed(0))
+    decoder = omni.engine.runner.pipeline.ctx.network("code2wav")
+    past = Past()
+    with torch.no_grad():
+        expected = reference.code2wav(codes[None])[0, 0]
+        found = torch.cat([decoder(piece, past) for piece in codes.split([4, *[25] * 13, 1], dim=1)])
+        assert reference.code2wav.chunked_decode(codes[None]).shape[-1] < len(expected), "as the reference does"
+    assert found.shape == expected.shape
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_who_wants_text_alone_gets_no_sound(omni: Omni) -> None:
+    [result] = omni.generate([ALOUD[0][0]], {"max_tokens": 3}, progress=False)
+    assert [part.medium for part in result.parts[0]] == ["text"]
+
+
+def test_a_checkpoint_without_a_talker_writes_and_says_that_it_cannot_speak(tmp_path: Path) -> None:
+    folder = qwen3_omni.build(tmp_path / "silent", speaks=False)
+    with Omni(str(folder), dtype="float32", device="cpu") as silent:
+        [result] = silent.generate([ALOUD[0][0]], {"max_tokens": 3}, progress=False)
+        assert len(result.written[0].tokens) == 3
+        with pytest.raises(RequestError, match="has no talker, and answers in text alone"):
+            silent.generate(ALOUD[0][0], {"modalities": ("text", "audio")}, progress=False)
+
+
+def test_one_word_is_written_and_not_spoken(omni: Omni) -> None:
+    [result] = omni.generate([ALOUD[0][0]], {"max_tokens": 1, "modalities": ("text", "audio")}, progress=False)
+    assert heard(result).numel() == 0
+
+
+def test_another_picture_is_not_taken_for_the_one_before(omni: Omni) -> None:
+    talk = [{"role": "system", "content": "one two three " * 60}, shown("image")]
+    asks = [{"messages": talk, "images": [photo(40, 24).rotate(angle)]} for angle in (0, 180, 0)]
+    found = [omni.generate(ask, temperature=0, max_tokens=3, progress=False)[0].written[0].reused for ask in asks]
+    assert found[:2] == [0, 0]
+    assert found[2] >= CHUNK, "that one was seen before"
+
+
+def test_parts_of_messages_have_what_they_show_in_them(omni: Omni) -> None:
+    choices = {"temperature": 0, "max_tokens": 8}
+    [apart] = omni.generate({"messages": [shown("image")], "images": PICTURES[:1]}, choices, progress=False)
+    inside = {
+        "role": "user",
+        "content": [{"type": "image", "image": PICTURES[0]}, {"type": "text", "text": "what is this"}],
+    }
+    [beside] = omni.generate([inside], choices, progress=False)
+    [plain] = omni.generate({"prompt": "what is this", "images": PICTURES[:1]}, choices, progress=False)
+    assert apart.text == beside.text == plain.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ({"messages": [shown("image")]}, "the messages show 1 of images, and 0 came with them"),
+        ({"messages": [shown("image")], "images": PICTURES}, "the messages show 1 of images, and 2 came with them"),
+        ({"messages": [shown(text="<|image_pad|>")]}, "stand for what is shown; take it out"),
+        ({"prompt": "a", "sounds": [chord(16_000, 0.01, 1)]}, "at least 0.025 s can be heard"),
+        ({"messages": [shown("smell")]}, "has a part that is no"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(omni: Omni, prompt: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        omni.generate(prompt, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices", "says"),
+    [
+        ("a", {"modalities": ("text", "audio")}, "a prompt that goes on is not spoken; give messages"),
+        (ALOUD[0][0], {"modalities": ("audio",)}, r'use \["text"\] or \["text", "audio"\]'),
+        (ALOUD[0][0], {"voice": "ethan"}, "no sound is wanted"),
+        (ALOUD[0][0], {"modalities": ("text", "audio"), "voice": "nobody"}, "is not known to this checkpoint"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused(omni: Omni, prompt: Any, choices: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        omni.generate(prompt, choices, progress=False)

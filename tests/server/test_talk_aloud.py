@@ -1,0 +1,147 @@
+"""A model that sees, hears and answers aloud, behind the server: the official client, whole and in a stream."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from omnimuse import Omni
+from omnimuse.media.picture import picture_of
+from omnimuse.media.recording import open_sound
+from tests.checkpoints import qwen3_omni
+from tests.checkpoints.wishes import chord, photo
+from tests.server.whole_server import WholeServer
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
+TEXT = {"type": "text", "text": "what is this"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen3_omni.build(tmp_path_factory.mktemp("aloud") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    place = ("--dtype", "float32", "--device", "cpu")
+    with WholeServer(tmp_path_factory.mktemp("talking"), str(folder), *place) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def omni(folder: Path) -> Iterator[Omni]:
+    with Omni(str(folder), dtype="float32", device="cpu") as made:
+        yield made
+
+
+def wav() -> bytes:
+    """A sound, as a file."""
+    sound, file = chord(16_000, 0.5, 1), io.BytesIO()
+    with wave.open(file, "wb") as opened:
+        opened.setparams((1, 2, sound.rate, 0, "NONE", ""))
+        opened.writeframes(sound.pcm)
+    return file.getvalue()
+
+
+def shown(tmp_path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One message with a picture and a sound in it: as the official client has it, and as Python does."""
+    picture, sound = picture_of(photo(40, 24)), wav()
+    (tmp_path / "sound.wav").write_bytes(sound)
+    url = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    theirs = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound).decode(), "format": "wav"}},
+    ]
+    ours = [{"type": "image", "image": picture}, {"type": "audio", "audio": open_sound(tmp_path / "sound.wav")}]
+    return [{"role": "user", "content": [*theirs, TEXT]}], [{"role": "user", "content": [*ours, TEXT]}]
+
+
+def asked_of(client: openai.OpenAI, **fields: Any) -> Any:
+    """What the official client answers; its types know no model but its own."""
+    create: Any = client.chat.completions.create
+    return create(model="default", **fields)
+
+
+def spoken(omni: Omni, messages: list[dict[str, Any]]) -> tuple[str, bytes]:
+    """What Python gives: the text, and the sound as samples of 16 bits."""
+    aloud = {**GREEDY, "modalities": ("text", "audio"), "voice": "chelsie"}
+    [result] = omni.generate([messages], aloud, progress=False)
+    [sound] = [part.data for part in result.parts[0] if part.medium == "audio"]
+    return result.text, (sound.samples[0].clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+
+
+def test_the_official_client_shows_things_and_hears_the_answer(
+    client: openai.OpenAI, omni: Omni, tmp_path: Path
+) -> None:
+    theirs, ours = shown(tmp_path)
+    audio = {"voice": "chelsie", "format": "wav"}
+    answer = asked_of(client, messages=theirs, modalities=["text", "audio"], audio=audio, **GREEDY)
+    [choice] = answer.choices
+    text, samples = spoken(omni, ours)
+    assert choice.message.content == text
+    assert choice.message.audio is not None
+    assert choice.message.audio.transcript == text
+    with wave.open(io.BytesIO(base64.b64decode(choice.message.audio.data))) as file:
+        assert file.getframerate() == 24_000
+        assert file.readframes(file.getnframes()) == samples
+
+
+def test_a_stream_has_words_and_sound_as_they_are_made(client: openai.OpenAI, omni: Omni, tmp_path: Path) -> None:
+    theirs, ours = shown(tmp_path)
+    stream = asked_of(
+        client,
+        messages=theirs,
+        modalities=["text", "audio"],
+        audio={"voice": "chelsie", "format": "pcm16"},
+        stream=True,
+        **GREEDY,
+    )
+    text, samples = spoken(omni, ours)
+    words, transcript, sound = "", "", b""
+    ends, last = list[str](), None
+    for chunk in stream:
+        [choice] = chunk.choices
+        words += choice.delta.content or ""
+        if (told := choice.delta.audio) is not None:
+            last = told
+            transcript += told.transcript or ""
+            sound += base64.b64decode(told.data or "")
+        ends += [choice.finish_reason] if choice.finish_reason else []
+    assert (words, transcript) == (text, text)
+    assert np.abs(np.frombuffer(sound, "<i2").astype(int) - np.frombuffer(samples, "<i2")).max() <= 1
+    assert ends == ["length"]
+    assert last is not None
+    assert last.expires_at > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"modalities": ["text", "audio"], "audio": {"voice": "nobody", "format": "wav"}}, "is not known to this"),
+        ({"modalities": ["text", "audio"], "audio": {"voice": "ethan", "format": "gif"}}, "audio.format="),
+        ({"modalities": ["audio"], "audio": {"voice": "ethan", "format": "wav"}}, "cannot be; use"),
+        ({"audio": {"voice": "ethan", "format": "wav"}}, "to hear an answer"),
+        ({"modalities": ["text", "audio"], "audio": {"format": "wav"}, "stream": True}, "is made whole"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused_by_name(client: openai.OpenAI, asked: dict[str, Any], says: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        asked_of(client, messages=[{"role": "user", "content": "a"}], **asked)
+
+
+def test_text_alone_is_as_with_any_model(client: openai.OpenAI, omni: Omni) -> None:
+    said: Any = [{"role": "user", "content": "a red circle"}]
+    answer = asked_of(client, messages=said, **GREEDY)
+    [result] = omni.generate([said], GREEDY, progress=False)
+    assert answer.choices[0].message.content == result.text
+    assert answer.choices[0].message.audio is None
