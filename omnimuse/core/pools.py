@@ -15,11 +15,13 @@ from omnimuse.core.errors import ConfigError
 WINDOW = 8
 """Requests that a pool takes on before it has handed over earlier ones, unless somebody chose."""
 MOST_REPLICAS = 256
+REST = "*"
+"""What stands for all stages that no pool before holds."""
 
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """A pool: some stages of a pipeline that follow one another, or whole `tracks` by their numbers.
+    """A pool: some stages of a pipeline that follow one another (`*`: all that are left), or whole `tracks` by number.
 
     There are `replicas` processes with them. `device` is where they compute; empty: where the engine would. What comes
     in is carried by `connector`, and at most `window` requests are in one replica that have not left it.
@@ -89,7 +91,11 @@ def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> li
                 raise ConfigError(
                     f"pool {pool.name}: there is no track {number}; the tracks are 0 to {len(tracks) - 1}"
                 )
-        held = pool.stages or [name for number in pool.tracks for name in names[ends[number] : ends[number + 1]]]
+        held = (
+            names[at:]
+            if pool.stages == (REST,)
+            else pool.stages or [name for number in pool.tracks for name in names[ends[number] : ends[number + 1]]]
+        )
         for offset, name in enumerate(held):
             if name not in names:
                 near = get_close_matches(name, names, 1)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.pools import DeployConfig, PoolConfig
+from omnimuse.core.pools import REST, DeployConfig, PoolConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,30 +26,28 @@ OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector"
 CARRIERS = {"SharedMemoryConnector": "shared_memory", "TcpConnector": "tcp"}
 SCHEMAS = ("pools", "stage_args", "stages")
 
+_EDGES = "edges come from what stages read and write"
+_KNOWN = "the pipeline knows what its stages are, and what comes of them"
+_ASKED = "a request says these, or the checkpoint"
+_TAKEN = "the engine chooses it (`omnimuse explain MODEL`)"
 VOID = {
-    "stage_type": "the pipeline knows what its stages are",
-    "final_output": "the pipeline knows what its results are",
-    "final_output_type": "the pipeline knows what its results are",
-    "input_sources": "edges come from what stages read and write",
-    "engine_input_source": "edges come from what stages read and write",
-    "custom_process_input_func": "edges come from what stages read and write",
-    "output_connectors": "edges come from what stages read and write",
-    "input_connectors": "edges come from what stages read and write",
-    "is_comprehension": "the pipeline knows what its stages are",
-    "default_sampling_params": "a request says these, or the checkpoint",
+    **dict.fromkeys(("stage_type", "final_output", "final_output_type", "is_comprehension"), _KNOWN),
+    **dict.fromkeys(("input_sources", "engine_input_source", "custom_process_input_func", "output_connectors"), _EDGES),
+    **dict.fromkeys(("default_sampling_params", "subtalker_sampling_params"), _ASKED),
 }
-"""Keys of a stage that say what our pipelines say themselves."""
+"""Keys of a stage that say what our pipelines say themselves: why they mean nothing here."""
 ENGINE_VOID = {
-    "model_stage": "the pipeline knows what its stages are",
-    "model_arch": "the checkpoint says so",
-    "hf_config_name": "the checkpoint says so",
-    "engine_output_type": "edges come from what stages read and write",
-    "worker_cls": "there is one kind of worker",
-    "scheduler_cls": "there is one scheduler",
-    "enforce_eager": "nothing is captured",
-    "gpu_memory_utilization": "memory is taken as it is needed",
-    "distributed_executor_backend": "a pool has one process for each replica",
-    "trust_remote_code": "no code of a checkpoint is run",
+    **dict.fromkeys(("model_stage", "model_arch", "hf_config_name", "trust_remote_code"), "the checkpoint says so"),
+    "engine_output_type": _EDGES,
+    **dict.fromkeys(("worker_cls", "scheduler_cls", "distributed_executor_backend"), "there is one kind of each"),
+    **dict.fromkeys(("enforce_eager", "gpu_memory_utilization", "enable_prefix_caching", "async_scheduling"), _TAKEN),
+    **dict.fromkeys(("max_num_batched_tokens", "max_model_len"), _TAKEN),
+}
+"""The same of what stands in `engine_args`, or beside the stage in newer files."""
+TOP_VOID = {
+    "async_chunk": "tracks always go on piece by piece",
+    "pipeline": "the checkpoint says so",
+    "platforms": "what it says of other machines is not read",
 }
 
 
@@ -125,32 +123,36 @@ def _foreign(
     content: Mapping[str, Any], schema: str, entries: list[dict[str, Any]], void: list[str]
 ) -> list[PoolConfig]:
     """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others."""
-    _refuse_unknown(content, (schema, "runtime", "connectors", "async_chunk", "pipeline"), "")
+    _note_void(content, TOP_VOID, (schema, "runtime", "connectors"), "", void)
     runtime = content.get("runtime") or {}
-    _refuse_unknown(runtime, ("connectors", "enabled", "defaults", "edges"), "runtime: ")
+    _note_void(runtime, {"defaults": _EDGES, "edges": _EDGES}, ("connectors", "enabled"), "runtime: ", void)
     carriers = {**(runtime.get("connectors") or {}), **(content.get("connectors") or {})}
-    void += [f"{key}: edges come from what stages read and write" for key in ("defaults", "edges") if key in runtime]
-    void += [f"{key}: pipelines with tracks always go on piece by piece" for key in ("async_chunk",) if key in content]
-    void += [f"{key}: the checkpoint says so" for key in ("pipeline",) if key in content]
+    for name, carrier in carriers.items():
+        void += [f"connectors: {name}: {key}: pieces are as large as they come" for key in carrier.get("extra") or {}]
     pools = []
     for number, entry in enumerate(entries):
         where = f"stage {entry.get('stage_id', number)}: "
         if entry.get("stage_id", number) != number:
             raise ConfigError(f"{where}stages have the numbers 0, 1, ... in their order; this is number {number}")
-        placed = ("stage_id", "runtime", "engine_args", "devices", "num_replicas", "replicas")
-        _note_void(entry, VOID, placed, where, void)
+        placed = ("stage_id", "runtime", "engine_args", "input_connectors", "devices", "num_replicas", "max_num_seqs")
+        _note_void(entry, {**VOID, **ENGINE_VOID}, placed, where, void)
         engine, place = entry.get("engine_args") or {}, entry.get("runtime") or {}
         _note_void(engine, ENGINE_VOID, ("max_num_seqs",), f"{where}engine_args: ", void)
-        _refuse_unknown(place, ("process", "devices", "max_batch_size", "num_replicas"), f"{where}runtime: ")
+        _note_void(place, {"max_batch_size": _TAKEN}, ("process", "devices", "num_replicas"), f"{where}runtime: ", void)
         if place.get("process", True) is not True:
             raise ConfigError(f"{where}runtime: process={place['process']} is not honoured; leave `process: true`")
-        if "max_batch_size" in place:
-            void.append("max_batch_size: the engine shares forwards as far as that saves time (--company)")
-        window = _number(engine, "max_num_seqs", PoolConfig.window, where)
-        replicas = _number({**place, **entry}, "num_replicas", _number(entry, "replicas", 1, where), where)
-        device = device_of(entry.get("devices", place.get("devices")), where)
-        carrier = _carrier(entry, carriers, where)
-        pools.append(PoolConfig(f"stage{number}", (), (number,), replicas, device, carrier, window))
+        said = {**place, **engine, **entry}
+        held: dict[str, Any] = {"stages": (REST,)} if len(entries) == 1 else {"tracks": (number,)}
+        pools.append(
+            PoolConfig(
+                f"stage{number}",
+                replicas=_number(said, "num_replicas", 1, where),
+                device=device_of(said.get("devices"), where),
+                connector=_carrier(entry, carriers, where),
+                window=_number(said, "max_num_seqs", PoolConfig.window, where),
+                **held,
+            )
+        )
     return pools
 
 

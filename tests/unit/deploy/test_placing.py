@@ -39,11 +39,24 @@ runtime:
 
 NEWER = """
 async_chunk: true
-stages:
-  - {stage_id: 0, devices: "0", num_replicas: 2, engine_args: {max_num_seqs: 16}}
-  - {stage_id: 1, devices: "1", input_connectors: {from_stage_0: wire}}
 connectors:
-  wire: {name: TcpConnector}
+  wire: {name: TcpConnector, extra: {codec_chunk_frames: 25}}
+stages:
+  - stage_id: 0
+    max_num_seqs: 16
+    num_replicas: 2
+    gpu_memory_utilization: 0.3
+    enable_prefix_caching: false
+    max_model_len: 4096
+    devices: "0"
+    output_connectors: {to_stage_1: wire}
+    default_sampling_params: {temperature: 0.9}
+  - stage_id: 1
+    enforce_eager: true
+    devices: "1"
+    input_connectors: {from_stage_0: wire}
+platforms:
+  npu: {stages: [{stage_id: 0, devices: "0,1"}]}
 """
 
 
@@ -76,7 +89,15 @@ def test_newer_files_of_another_engine_do_too() -> None:
         PoolConfig("stage0", tracks=(0,), replicas=2, device="cuda:0", window=16),
         PoolConfig("stage1", tracks=(1,), device="cuda:1", connector="tcp"),
     )
-    assert "async_chunk" in " ".join(deploy.void)
+    told = " ".join(deploy.void)
+    for key in ("async_chunk", "platforms", "codec_chunk_frames", "max_model_len", "enforce_eager"):
+        assert key in told
+
+
+def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
+    deploy = of("stage_args: [{stage_id: 0, runtime: {devices: '1'}, final_output: true}]")
+    assert deploy.pools == (PoolConfig("stage0", ("*",), device="cuda:1"),)
+    assert parts_of(deploy.pools, TRACKS) == [range(4)]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +121,10 @@ def test_newer_files_of_another_engine_do_too() -> None:
         ("pools: [{name: a, stages: [x]}, {name: a, stages: [y]}]", "two pools are called 'a'"),
         ("{pools: [{name: a, stages: [x]}], runtime: {}}", "'runtime' is not honoured"),
         ("stage_args: [{stage_id: 1}]", "stages have the numbers"),
-        ("stage_args: [{stage_id: 0, engine_args: {max_model_len: 9}}]", "'max_model_len' is not honoured"),
+        (
+            "stage_args: [{stage_id: 0, engine_args: {tensor_parallel_size: 2}}]",
+            "'tensor_parallel_size' is not honoured",
+        ),
         ("stage_args: [{stage_id: 0, runtime: {process: false}}]", "process=False"),
         ("{stages: [{stage_id: 0, input_connectors: {a: Pigeon}}]}", "'Pigeon' is not there"),
     ],
@@ -131,7 +155,7 @@ TRACKS = (("hear", "read", "talk"), ("decode",))
 def test_pools_hold_every_stage_once_and_in_order() -> None:
     whole = [PoolConfig("a", tracks=(0,)), PoolConfig("b", tracks=(1,))]
     assert parts_of(whole, TRACKS) == [range(3), range(3, 4)]
-    cut = [PoolConfig("a", ("hear",)), PoolConfig("b", ("read", "talk", "decode"))]
+    cut = [PoolConfig("a", ("hear",)), PoolConfig("b", ("*",))]
     assert parts_of(cut, TRACKS) == [range(1), range(1, 4)]
 
 
