@@ -9,6 +9,7 @@ on disk (`worker/compiler.py` says where), so later processes start faster.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 class CompiledRunner:
     """Runs blocks compiled. Rows that are alike share a run; others run one after the other, so that one form of the
     code serves all requests. `backend` makes the code. While `changed` says so, blocks do something else than what was
-    compiled, and run as they are. They are compiled `whole`, or else in parts around what says that it is not compiled.
+    compiled, and run as they are; compiled ones run `within` what it gives. They are compiled `whole`, or else in parts
+    around what says that it is not compiled.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class CompiledRunner:
         backend: str | Backend = "inductor",
         changed: Callable[[], bool] = lambda: False,
         whole: bool = True,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.changed = changed
+        self.within = within
         self._compiled: dict[Block[Any], Callable[[Tensor, Any], Tensor]] = {
             block: torch.compile(block, dynamic=True, fullgraph=whole, backend=backend) for block in blocks
         }
@@ -47,9 +51,10 @@ class CompiledRunner:
             return hidden
         if cond.dense:
             _tell_sizes(vars(cond).values())
-            for block in blocks:
-                _tell_sizes([hidden])
-                hidden = self._compiled[block](hidden, cond)
+            with self.within():
+                for block in blocks:
+                    _tell_sizes([hidden])
+                    hidden = self._compiled[block](hidden, cond)
             return hidden
         # Copies, even of one row: a view begins anywhere in its memory, and the compiler would tell such inputs apart.
         rows = range(len(cond.layout.lengths))

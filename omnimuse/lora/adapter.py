@@ -7,9 +7,11 @@ Letters: R rank, K inputs, N outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -77,3 +79,39 @@ class Worn:
     def key(self) -> tuple[str, float]:
         """What must be equal for two rows to share a forward."""
         return self.adapter.id, self.scale
+
+
+class Joined(NamedTuple):
+    """What one layer wears as one product: `up` [N, R] times `scale` [R] times `down` [R, K], and `bias` [N].
+
+    The tensors say of themselves that R alone may be another next time; no two layers share one.
+    """
+
+    down: Tensor
+    scale: Tensor
+    up: Tensor
+    bias: Tensor
+
+    @staticmethod
+    def of(shape: Sequence[int], worn: Sequence[tuple[Worn, Sequence[Product]]]) -> Joined:
+        """For a layer with weights of that `shape` [N, K], which has these products of what is worn."""
+        parts = [(product, each.scale) for each, products in worn for product in products]
+        any_one = next(iter(worn[0][0].adapter.products.values()))[0].down
+        rank = max(2, sum(len(product.down) for product, _ in parts))
+        down, scale = any_one.new_zeros(rank, shape[1]), any_one.new_zeros(rank)
+        up, bias, at = any_one.new_zeros(shape[0], rank), any_one.new_zeros(shape[0]), 0
+        for product, strength in parts:
+            mine, outputs = slice(at, at + len(product.down)), slice(product.start, product.start + len(product.up))
+            down[mine], scale[mine], up[outputs, mine] = product.down, strength, product.up
+            if product.bias is not None:
+                bias[outputs] += product.bias * strength
+            at = mine.stop
+        for tensor, dim in ((down, 0), (scale, 0), (up, 1)):
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        for tensor, dim in ((down, 1), (up, 0), (bias, 0)):
+            torch._dynamo.mark_static(tensor, dim)
+        return Joined(down, scale, up, bias)
+
+    def added(self, out: Tensor, x: Tensor) -> Tensor:
+        """`out` [..., N] with what this makes of `x` [..., K]."""
+        return out + (F.linear(F.linear(x, self.down) * self.scale, self.up) + self.bias)

@@ -6,24 +6,47 @@ alone does, to the bit; the layer's weights are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from omnimuse.lora.adapter import Site, Worn
+from omnimuse.lora.adapter import Joined, Site, Worn
 
 
 class Rack:
-    """What the layers of one engine's networks wear at this moment: nothing, outside of `Adapters.wearing`."""
+    """What the layers of one engine's networks wear at this moment: nothing, outside of `Adapters.wearing`.
+
+    `compiled` are those of compiled blocks. What these wear is `joined` while they run, one product for each, so that
+    the compiled code is the same for every set of adapters.
+    """
 
     def __init__(self) -> None:
         self.worn: tuple[Worn, ...] = ()
+        self.compiled: dict[Site, Adapted] = {}
+        self.joined: Mapping[Site, Joined] | None = None
+        self._last: tuple[tuple[tuple[str, float], ...], Mapping[Site, Joined]] = ((), {})
 
     def full(self) -> bool:
         """Whether there is anything."""
         return bool(self.worn)
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered."""
+        if not self.worn or self.joined is not None:
+            yield
+            return
+        if self._last[0] != (keys := tuple(each.key for each in self.worn)):  # by name: who wears them keeps them alive
+            self._last = (), {}  # its memory first
+            self._last = keys, {site: layer.join(self.worn) for site, layer in self.compiled.items()}
+        self.joined = self._last[1]
+        try:
+            yield
+        finally:
+            self.joined = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,15 @@ class Summing(Protocol):
         ...
 
 
+@runtime_checkable
+class Packed(Protocol):
+    """A layer that has its weights in another form."""
+
+    def like(self) -> Tensor:
+        """A tensor on meta of the shape and format of its weights."""
+        ...
+
+
 class Adapted(nn.Module):
     """The layer `base` at `site`, and what is on the `rack` for that site. Names of its weights stay those of `base`
     to whoever asks the layer for them.
@@ -71,8 +103,15 @@ class Adapted(nn.Module):
         """The bias of the layer itself."""
         return self.base.bias
 
+    def join(self, worn: Sequence[Worn]) -> Joined:
+        """The product of all that is worn here, of rank 2 at the least, which the compiler takes for any rank."""
+        like = self.base.like() if isinstance(self.base, Packed) else self.weight
+        return Joined.of(like.shape, [(each, each.adapter.products.get(self.peg.site, ())) for each in worn])
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
+        if (joined := self.peg.rack.joined) is not None:
+            return joined[self.peg.site].added(out, x)
         total = self.base.total if isinstance(self.base, Summing) else None
         self.peg.add(out, x, total)
         return out

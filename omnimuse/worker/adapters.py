@@ -17,6 +17,7 @@ from omnimuse.loader.adapter_file import stamp
 from omnimuse.loader.adapters import Reader
 from omnimuse.loader.sites import Sites
 from omnimuse.lora.adapters import Adapters, adapt
+from omnimuse.lora.linear import Adapted
 from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.named import import_named, rules_of
@@ -110,3 +111,6 @@ def _dress(under: Build) -> None:
         layers = [path for path, part in network.named_modules() if isinstance(part, LINEAR) and part in inside]
         for path in layers:
             adapt(under.modules, (name, path), under.wearing.rack)
+            layer = network.get_submodule(path)
+            assert isinstance(layer, Adapted)
+            under.wearing.rack.compiled[name, path] = layer

@@ -361,9 +361,12 @@ def compile_blocks(under: Build) -> None:
         return
     prepare()  # for networks of a library, too, which its door has told to be compiled
     whole = under.mesh.axis(SEQUENCE).size == 1
+    # Ranks may have parts of a layer, and of what adapters make of it: such requests go past what is compiled.
+    rack = under.wearing.rack
+    changed = rack.full if under.mesh.size > 1 else lambda: False
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
-            stack.runner = CompiledRunner(stack.blocks(), changed=under.wearing.rack.full, whole=whole)
+            stack.runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
             how = "blocks" if whole else "blocks, but for attention across ranks"
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))
     for name, module in under.modules.items():

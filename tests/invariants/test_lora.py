@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import BLOCKS
 from tests.compiling import Counter
@@ -97,18 +99,21 @@ def test_adapters_are_worn_by_weights_that_wait_elsewhere(
 @of(BLOCKS)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
-def test_requests_with_adapters_go_past_compiled_blocks_and_nothing_is_compiled_once_more_for_them(
+def test_compiled_blocks_wear_adapters_and_nothing_is_compiled_once_more_for_another_set_of_them(
     subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path]
 ) -> None:
     torch._dynamo.reset()
     counter = Counter()
     engine = engine_with(compile=CompileConfig("blocks"), schedule=ScheduleConfig(company="always"))
     compile_with(engine, counter)
-    plain, one, *_ = all_kinds(subject, adapters)
+    plain, one, two, both, _ = all_kinds(subject, adapters)
     run(engine, plain)
+    bare = counter.graphs
+    run(engine, one)
     graphs = counter.graphs
-    assert graphs
-    for found, expected in zip(run(engine, plain, one), run(shared, plain, one), strict=True):
+    assert 0 < bare < graphs, "with something on, it is another code"
+    asks = (plain, one, two, both)
+    for found, expected in zip(run(engine, *asks), run(shared, *asks), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     run(engine, plain)
     assert counter.graphs == graphs
@@ -121,9 +126,14 @@ def compile_with(engine: Engine, backend: Counter) -> None:
         for stack in network.stacks().values() if isinstance(network, Network) else ():
             if isinstance(stack.runner, StepCache):
                 assert isinstance(stack.runner.inner, CompiledRunner)
-                stack.runner.inner = CompiledRunner(stack.blocks(), backend, stack.runner.inner.changed)
+                stack.runner.inner = counted(stack.blocks(), stack.runner.inner, backend)
             elif isinstance(stack.runner, CompiledRunner):
-                stack.runner = CompiledRunner(stack.blocks(), backend, stack.runner.changed)
+                stack.runner = counted(stack.blocks(), stack.runner, backend)
+
+
+def counted(blocks: Sequence[Block[Any]], runner: CompiledRunner, backend: Counter) -> CompiledRunner:
+    """The same runner with another compiler."""
+    return CompiledRunner(blocks, backend, runner.changed, within=runner.within)
 
 
 def test_an_adapter_of_another_model_is_refused_with_the_names_that_were_expected(

@@ -1,0 +1,65 @@
+"""Adapters in compiled blocks: one code for all sets of them, and what blocks make as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omnimuse.attention.layout import Layout
+from omnimuse.layers.compiled import CompiledRunner
+from omnimuse.layers.stack import Block, BlockStack, PlainRunner
+from omnimuse.lora.adapter import Adapter, Product, Worn
+from omnimuse.lora.adapters import adapt
+from omnimuse.lora.linear import Adapted, Rack
+from tests.compiling import Counter
+from tests.toy_stack import WIDTH, ToyCond
+
+
+class Mix(Block[ToyCond]):
+    """One linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, cond: ToyCond) -> Tensor:
+        return hidden + self.linear(hidden + cond.layout.expand(cond.shift))
+
+    def probe(self, hidden: Tensor, cond: ToyCond) -> Tensor:
+        return hidden
+
+
+def site(block: int) -> tuple[str, str]:
+    return "net", f"{block}.linear"
+
+
+def adapter(name: str, rank: int, *blocks: int, start: int = 0, bias: Tensor | None = None) -> Adapter:
+    """Products of that rank for the layers of some blocks, for outputs from `start` on."""
+    sizes = (rank, WIDTH), (WIDTH - start, rank)
+    return Adapter(name, {site(n): (Product(*(torch.randn(*size) for size in sizes), start, bias),) for n in blocks})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+def test_one_code_is_made_for_all_sets_of_adapters_and_another_for_none() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    stack, rack, compiler = BlockStack([Mix(), Mix()]).requires_grad_(False), Rack(), Counter()
+    for block in range(2):
+        adapt({"net": stack}, site(block), rack)
+        layer = stack.get_submodule(site(block)[1])
+        assert isinstance(layer, Adapted)
+        rack.compiled[site(block)] = layer
+    compiled = CompiledRunner(stack.blocks(), compiler, within=rack.joining)
+    hidden, cond = torch.randn(2, 5, WIDTH), ToyCond(Layout((5, 5)), torch.randn(2, WIDTH))
+    one, two = adapter("one", 1, 0, 1), adapter("two", 4, 1, start=3, bias=torch.randn(WIDTH - 3))
+    sets = ((), (Worn(two, 0.8),), (Worn(one, 1.0),), (Worn(one, 0.5), Worn(two, -1.0)), (Worn(two, 0.3),), ())
+    counts = list[int]()
+    for worn in sets:
+        rack.worn = worn
+        found, expected = compiled(stack.blocks(), hidden, cond), PlainRunner()(stack.blocks(), hidden, cond)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert rack.joined is None
+        counts.append(compiler.graphs)
+    assert 0 < counts[0] < counts[1]
+    assert counts[1:] == [counts[1]] * 5
