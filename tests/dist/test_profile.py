@@ -45,6 +45,7 @@ def computed(events: list[dict[str, Any]], pid: object) -> set[str]:
     return {event["name"] for event in events if event["pid"] == pid and event.get("cat") == "cpu_op"}
 
 
+@pytest.mark.costly
 @pytest.mark.timeout(300)
 def test_a_recording_has_every_rank_in_one_file(tmp_path: Path) -> None:
     play(on_rank, tmp_path, ranks=2)

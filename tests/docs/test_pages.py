@@ -75,6 +75,7 @@ def test_every_room_stands_once_in_the_table_of_rooms() -> None:
     assert [row for row in rows if rows.count(row) > 1] == []
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_as_it_is(name: str, clone: Path) -> None:
     Shell(clone).run(f"{sys.executable} -W error examples/{name}.py")

@@ -107,6 +107,7 @@ def test_in_company_is_close_to_alone_in_the_fast_tier(subject: Subject, engine_
         assert close(found, expected)
 
 
+@pytest.mark.crossed
 @pytest.mark.shows("exact", wishes=True)
 def test_in_company_is_alone_bit_for_bit_in_the_exact_tier(subject: Subject, exact: Engine) -> None:
     asks = subject.asks()

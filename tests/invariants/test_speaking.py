@@ -187,6 +187,7 @@ def told(pools: Pools, *wanted: Ask) -> list[list[Event]]:
     return found
 
 
+@pytest.mark.crossed
 def test_the_tracks_of_a_model_in_two_pools_say_the_same_samples_piece_by_piece(
     speaker: Speaker, engine: Engine, folder: Path
 ) -> None:

@@ -20,7 +20,7 @@ pools:
 ASKED = {"seed": 3, "num_inference_steps": 2, "output_format": "png"}
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 @pytest.mark.timeout(300)
 def test_a_server_with_its_model_in_pools_draws_through_the_loss_of_one_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "pools.yaml").write_text(POOLS)

@@ -146,6 +146,7 @@ def test_a_drain_of_the_admin_plane_ends_the_server_and_its_end_is_told(tmp_path
         assert not admin.exists()
 
 
+@pytest.mark.costly
 def test_a_server_on_a_unix_socket_draws_with_the_line_that_it_prints(tmp_path: Path) -> None:
     place = tmp_path / "art.sock"
     command = ("--uds", str(place), "--warm-up", "none")
