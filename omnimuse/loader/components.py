@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.files import AGAIN, read_json
 from omnimuse.loader.rules import Rule, Translate
-from omnimuse.loader.tensors import DtypePolicy, Home, construct
+from omnimuse.loader.tensors import DtypePolicy, Home, construct, outline
 from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer, suffices
 from omnimuse.loader.weights import load_weights, randomise
 
@@ -95,10 +95,15 @@ def load_tokenizer(checkpoint: Checkpoint, name: str, part: str = "") -> Any:
 
 def construct_library_network(checkpoint: Checkpoint, name: str, part: str = "") -> nn.Module:
     """The network `name`, or a `part` of it, as its library builds it, its stored tensors on the meta device."""
+    return _built(construct, checkpoint, name).get_submodule(part)
+
+
+def _built(how: Callable[[Callable[[], nn.Module]], nn.Module], checkpoint: Checkpoint, name: str) -> nn.Module:
+    """The network `name` as its library makes it; `how` says where its tensors are."""
     cls, library = library_class(checkpoint, name), checkpoint.components[name][0]
     _check_json(checkpoint.path(name))
     with quiet(library):
-        return construct(lambda: from_config(cls, checkpoint, name)).get_submodule(part)
+        return how(lambda: from_config(cls, checkpoint, name))
 
 
 def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module, part: str = "") -> tuple[Rule, ...]:
@@ -106,7 +111,7 @@ def library_rules(checkpoint: Checkpoint, name: str, module: nn.Module, part: st
 
     ModelError where transformers would compute other tensors from the stored ones.
     """
-    whole = construct_library_network(checkpoint, name) if part else module
+    whole = _built(outline, checkpoint, name) if part else module
     if checkpoint.components[name][0] == "transformers":
         rule = _transformers_names(checkpoint, name, whole)
     else:

@@ -94,9 +94,9 @@ def _memory(like: Tensor, dtype: torch.dtype, device: torch.device | str) -> Ten
 
     A tensor of four dimensions may be in both orders by its sizes, and kernels go by its strides.
     """
-    if like.ndim < 4 and like.is_contiguous():
-        return torch.empty(like.shape, dtype=dtype, device=device)
-    return torch.empty_like(like, dtype=dtype, device=device)
+    if 0 in like.stride():  # parts of it share memory
+        return torch.empty_like(like, dtype=dtype, device=device)
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
 
 
 def home_of(place: Home | torch.device | str) -> Home:
@@ -126,13 +126,18 @@ def construct_unfilled(make: Callable[[], M]) -> M:
         return make()
 
 
+def outline(make: Callable[[], M]) -> M:
+    """`make()` with all of its tensors on the meta device: names and shapes, and nothing to compute with."""
+    with torch.device("meta"), _WithoutFilling():  # to fill what is not there, torch would import its compiler
+        return make()
+
+
 def construct(make: Callable[[], M]) -> M:
     """`make()` with parameters on the meta device; buffers that no checkpoint stores are computed, on the CPU.
 
     They stay in the dtype the constructor gives them (rotary frequencies in float32), as a library's own loading does.
     """
-    with torch.device("meta"), _WithoutFilling():  # to fill what is not there, torch would import its compiler
-        module = make()
+    module = outline(make)
     kept = set(module.state_dict())
     wanting = [name for name, _ in module.named_buffers(remove_duplicate=False) if name not in kept]
     if wanting:
