@@ -25,7 +25,7 @@ from omnimuse.core.caches import CacheConfig, Fits, cache_named, completed
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.plugins import ATTENTION, SOLVERS, brought, loaded
-from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Put, kind_of
+from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Hear, Put, kind_of
 from omnimuse.diffusion.choice import solver_for
 from omnimuse.diffusion.schedules import Schedule
 from omnimuse.worker.build import build as build_engine
@@ -123,6 +123,18 @@ def test_its_step_cache_is_a_choice_of_an_engine_and_of_a_request(site: Path) ->
     assert (found[0] - found[2]).abs().max() > 1e-4
 
 
+Heard = SimpleQueue[tuple[AnyFrame, Blob | None]]
+
+
+def into(ear: Heard) -> Hear:
+    """What hears frames and keeps them."""
+
+    def hear(frame: AnyFrame, blob: Blob | None) -> None:
+        ear.put((frame, blob))
+
+    return hear
+
+
 def test_its_connector_carries_frames_and_tensors_both_ways_for_who_has_the_key(site: Path, tmp_path: Path) -> None:
     kind, key, data = kind_of("example_copies"), bytes(range(32)), bytes(range(256)) * 999
     met: SimpleQueue[Connector] = SimpleQueue()
@@ -130,9 +142,9 @@ def test_its_connector_carries_frames_and_tensors_both_ways_for_who_has_the_key(
         with pytest.raises(EngineDeadError, match="did not let this one in"):
             kind.connect(door.address, bytes(32), "draw-0")
         ends = kind.connect(door.address, key, "draw-0"), met.get(timeout=SOON)
-        heard: list[SimpleQueue[tuple[AnyFrame, Blob | None]]] = [SimpleQueue(), SimpleQueue()]
+        heard: list[Heard] = [SimpleQueue(), SimpleQueue()]
         for end, ear in zip(ends, heard, strict=True):
-            end.start(lambda frame, blob, ear=ear: ear.put((frame, blob)), lambda: None)  # type: ignore[misc]
+            end.start(into(ear), lambda: None)
         for end, ear in zip(ends, reversed(heard), strict=True):
             blob = end.room(len(data))
             assert blob is not None and blob.fd < 0, "no memory is shared"
