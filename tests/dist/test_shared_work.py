@@ -219,11 +219,16 @@ BESIDES: list[Asked] = [
     (Z, ParallelConfig(pipe=2), PACKED),
     (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
     (QWEN, ParallelConfig(cfg=2), PACKED),
-    (Z, ParallelConfig(tensor=2), COMPILED),
-    (Z, ParallelConfig(pipe=2), COMPILED),
-    (Z, ParallelConfig(ulysses=2), COMPILED),
-    (FLUX, ParallelConfig(ring=2), COMPILED),
 ]
+COMPILING: dict[str, Asked] = {
+    "tensor": (Z, ParallelConfig(tensor=2), COMPILED),
+    "pipe": (Z, ParallelConfig(pipe=2), COMPILED),
+    "ulysses": (Z, ParallelConfig(ulysses=2), COMPILED),
+    "ring": (FLUX, ParallelConfig(ring=2), COMPILED),
+}
+"""Each takes as long as all that a family shares otherwise; how graphs are cut and what is in them are tested quickly
+elsewhere (`tests/dist/test_compiled_across.py`).
+"""
 TRIED = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 
 
@@ -291,6 +296,17 @@ def test_shared_work_is_the_work_of_one(
     "asked", [pytest.param(otherwise(name), id=name, marks=shown(otherwise(name))) for name in NAMES]
 )
 def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
+    asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+) -> None:
+    assert not wrong_of(asked, tiny, alone, tmp_path)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked", [pytest.param([asked], id=id_, marks=shown([asked])) for id_, asked in COMPILING.items()]
+)
+def test_compiled_blocks_that_ranks_share_do_the_work_of_one(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
     assert not wrong_of(asked, tiny, alone, tmp_path)
