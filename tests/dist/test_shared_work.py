@@ -220,13 +220,15 @@ BESIDES: list[Asked] = [
     (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
     (QWEN, ParallelConfig(cfg=2), PACKED),
 ]
-TO_MACHINE_CODE: list[Asked] = [
-    (Z, ParallelConfig(tensor=2), COMPILED),
-    (Z, ParallelConfig(pipe=2), COMPILED),
-    (Z, ParallelConfig(ulysses=2), COMPILED),
-    (FLUX, ParallelConfig(ring=2), COMPILED),
-]
-"""What takes half a minute each, most of it the compiler's."""
+COMPILING: dict[str, Asked] = {
+    "tensor": (Z, ParallelConfig(tensor=2), COMPILED),
+    "pipe": (Z, ParallelConfig(pipe=2), COMPILED),
+    "ulysses": (Z, ParallelConfig(ulysses=2), COMPILED),
+    "ring": (FLUX, ParallelConfig(ring=2), COMPILED),
+}
+"""Each takes as long as all that a family shares otherwise; how graphs are cut and what is in them are tested quickly
+elsewhere (`tests/dist/test_compiled_across.py`).
+"""
 TRIED = {f"{ranks}-{name}": asked for ranks in SOME for name in NAMES if (asked := asked_of(ranks, name))}
 
 
@@ -304,10 +306,9 @@ def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
 @pytest.mark.crossed
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "asked",
-    [pytest.param([asked], id=f"{asked[0]}-{asked[1]}", marks=shown([asked])) for asked in TO_MACHINE_CODE],
+    "asked", [pytest.param([asked], id=id_, marks=shown([asked])) for id_, asked in COMPILING.items()]
 )
-def test_work_shared_by_compiled_blocks_is_the_work_of_one(
+def test_compiled_blocks_that_ranks_share_do_the_work_of_one(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
     assert not wrong_of(asked, tiny, alone, tmp_path)
