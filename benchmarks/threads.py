@@ -19,6 +19,7 @@ from subprocess import PIPE
 
 from omnimuse import Config, DiffusionParams, ModelConfig
 from omnimuse.core.config import SPINS
+from omnimuse.core.machine import cores
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 
@@ -51,6 +52,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Every engine in turn, in every company, some rounds."""
+    print(f"load {os.getloadavg()[0]:.1f} on {cores()} cores before the first was begun")
     engines = {name: begin(name, args) for name in COLUMNS}
     found: dict[tuple[int, str], list[float]] = {}
     try:

@@ -1,8 +1,8 @@
 """The computing part of the suite on machines that this one can pretend to be: `make test-machines`.
 
-A machine is some environment variables and perhaps busy neighbours. Prints one line per machine: passed or failed, and
-the command that runs it alone. All of it takes hours: `--part 2/4` runs the second of four parts, in each of which
-every machine runs other folders; `--only NAME` runs one machine, `--list` names them.
+A machine is some environment variables and perhaps busy neighbours. Prints one line per machine and folder: passed or
+failed, and the command that runs it alone. All of it takes hours: `--part 2/4` runs the second of four parts, in each
+of which every machine runs other folders; `--only NAME` runs one machine, `--list` names them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ UNIT = ("attention", "cache", "diffusion", "engine", "layers", "models", "offloa
 ROOT = Path(__file__).resolve().parent.parent
 INVARIANTS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/invariants/test_*.py")))
 COMPUTING = (*INVARIANTS, "tests/parity", "tests/dist", "tests/test_demo.py", *(f"tests/unit/{room}" for room in UNIT))
-BUSY = "while True: pass"
+BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # so none outlives a run that is killed
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"{machine.name}: {_spoken(machine)}" for _, machine in wanted))
         return 0
     chosen = [(machine, args.part.of(args.tests, number)) for number, machine in wanted]
-    failed = [machine.name for machine, tests in chosen if tests and not run(machine, tests)]
-    return int(bool(failed))
+    outcomes = [run(machine, [test]) for machine, tests in chosen for test in tests]
+    return int(not all(outcomes))
 
 
 def run(machine: Machine, tests: list[str]) -> bool:
@@ -107,11 +107,11 @@ def run(machine: Machine, tests: list[str]) -> bool:
 
 
 @contextmanager
-def busy(count: int) -> Iterator[None]:
+def busy(count: int) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
     """`count` processes that do nothing but compute, for the length of the block."""
-    neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    neighbours = [subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())]) for _ in range(count)]
     try:
-        yield
+        yield neighbours
     finally:
         for neighbour in neighbours:
             neighbour.kill()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from subprocess import PIPE
 
 import psutil
 import pytest
@@ -45,9 +48,31 @@ def test_what_failed_is_named_and_the_outcome_is_1(tmp_path: Path, capsys: pytes
 
 def test_neighbours_are_busy_and_gone_afterwards() -> None:
     with busy(2):
-        neighbours = [child for child in psutil.Process().children() if "while True" in " ".join(child.cmdline())]
+        neighbours = [
+            child for child in psutil.Process().children() if "while os.getppid()" in " ".join(child.cmdline())
+        ]
         assert len(neighbours) == 2
     assert not any(neighbour.is_running() for neighbour in neighbours)
+
+
+def test_neighbours_end_with_a_run_that_is_killed() -> None:
+    body = "from tools.machines import busy\nwith busy(1) as found: print(found[0].pid, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", body], stdin=PIPE, stdout=PIPE, text=True) as run_of_it:
+        assert run_of_it.stdout is not None
+        neighbour = psutil.Process(int(run_of_it.stdout.readline()))
+        run_of_it.kill()
+    neighbour.wait(timeout=100)
+
+
+def test_each_folder_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder in (one, other):
+        folder.mkdir()
+    files = [write(one, "pass"), write(other, "assert False")]
+    assert main(["--only", "one-thread", *files]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("one-thread")]
+    assert [("passed" in line, "FAILED" in line) for line in lines] == [(True, False), (False, True)]
+    assert all(line.endswith(f"--only one-thread {file})") for line, file in zip(lines, files, strict=True))
 
 
 def test_every_machine_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
