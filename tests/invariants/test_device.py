@@ -73,8 +73,8 @@ def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with:
 
 def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
     engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
-    expected = run(engine, *pictures(subject))
-    for found, plain in zip(run(moved(engine, device), *pictures(subject)), expected, strict=True):
+    expected = run(engine, *subject.asks())
+    for found, plain in zip(run(moved(engine, device), *subject.asks()), expected, strict=True):
         assert torch.equal(found, plain)
 
 
