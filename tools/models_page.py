@@ -33,8 +33,8 @@ compiled blocks, guidance over several processes. `tests/parity` compares each w
 ## Families
 
 `network` is what is evaluated at every step, with the defaults of its configuration: billions of parameters, and
-gigabytes of its weights in bfloat16. The published FLUX.2 Klein and Bria 3.2 (4 billion) are smaller than the defaults
-of their class. `also` are pipelines whose folders load as this one.
+gigabytes of its weights in bfloat16. The published FLUX.2 Klein, Bria 3.2 (4 billion) and Lucy Edit (5 billion) are
+smaller than the defaults of their class. `also` are pipelines whose folders load as this one.
 """
 VARIANTS = """
 ## Published checkpoints, and what they are asked for by default

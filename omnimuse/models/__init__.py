@@ -7,6 +7,7 @@ from omnimuse.core.registry import Registry
 TABLE = {
     "WanPipeline": "omnimuse.models.wan",
     "WanVACEPipeline": "omnimuse.models.wan_vace",
+    "LucyEditPipeline": "omnimuse.models.lucy_edit",
     "HunyuanVideo15Pipeline": "omnimuse.models.hunyuan_video15",
     "LTX2Pipeline": "omnimuse.models.ltx2",
     "ZImagePipeline": "omnimuse.models.z_image",

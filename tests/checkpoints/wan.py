@@ -42,13 +42,13 @@ CONTEXT = 512
 """Text tokens beside which the reference finds the tokens of pictures, whatever was asked for."""
 
 
-def transformer(kind: str) -> WanTransformer3DModel:
-    """The network of the reference, small; still to be drawn."""
+def transformer(kind: str, *, beside: int = 0) -> WanTransformer3DModel:
+    """The network of the reference, small; still to be drawn. It sees so many channels `beside` the usual ones."""
     channels, sees = DEEP_CHANNELS if kind == "5B" else 16, kind.startswith("2.1-")
     return WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=2 * channels + 4 if "-" in kind else channels,
+        in_channels=(2 * channels + 4 if "-" in kind else channels) + beside,
         out_channels=channels,
         image_dim=IMAGE_WIDTH if sees else None,
         added_kv_proj_dim=32 if sees else None,
