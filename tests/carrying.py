@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -22,10 +23,10 @@ def three(stages: Sequence[Stage]) -> DeployConfig:
     return DeployConfig(tuple(PoolConfig(f"pool{number}", part) for number, part in enumerate(held) if part))
 
 
-def carried(handover: Handover) -> Handover:
+def carried(handover: Handover, records: tuple[type[Any], ...] = ()) -> Handover:
     """`handover` as it arrives in another process."""
-    packer = Packer()
+    packer = Packer(records)
     head = packer.pack(handover.plain())
     data = bytearray(packer.size)
     packer.write(memoryview(data))
-    return Handover.of(unpack(head, memoryview(data), torch.device("cpu")))
+    return Handover.of(unpack(head, memoryview(data), torch.device("cpu"), records))

@@ -89,8 +89,9 @@ class Station:
         from omnimuse.worker.handover import Handover
         from omnimuse.worker.packing import unpack as unpacked
 
-        device = self._background.engine.runner.pipeline.ctx.device
-        handover = Handover.of(unpacked(frame.head, memoryview(b"") if blob is None else blob.view(), device))
+        pipeline = self._background.engine.runner.pipeline
+        data = memoryview(b"") if blob is None else blob.view()
+        handover = Handover.of(unpacked(frame.head, data, pipeline.ctx.device, pipeline.records))
         self._background.engine.hear(frame.stream, handover)
         if frame.number == 0:
             self._submit(frame.stream)
@@ -127,7 +128,7 @@ class Station:
     def _send(self, frame: Callable[[bytes], Frame], value: Any) -> None:
         from omnimuse.worker.packing import Packer
 
-        packer = Packer()
+        packer = Packer(self._background.engine.runner.pipeline.records)
         head = packer.pack(value)
         blob = self._edge.room(packer.size)
         if blob is not None:

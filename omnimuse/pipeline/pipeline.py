@@ -40,6 +40,8 @@ class Pipeline:
     A pipeline of several `tracks` declares those in the place of its stages: chains of stages with a cursor of their
     own, of which each goes on whenever it can. They are joined by the slots that a stage `streams`.
 
+    `records` are the dataclasses that its slots hold, so that they may go to another pool.
+
     Of a pipeline that is spread over pools, `part` are the stages that run here: a state begins with the first of them,
     and is finished here behind the last.
     """
@@ -48,6 +50,7 @@ class Pipeline:
     stages: ClassVar[tuple[Stage, ...]] = ()
     tracks: ClassVar[tuple[tuple[Stage, ...], ...]] = ()
     results: ClassVar[Mapping[str, str]] = MappingProxyType({"image": "image"})
+    records: ClassVar[tuple[type[Any], ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

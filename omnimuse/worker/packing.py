@@ -6,7 +6,7 @@ a message: what is not in `RECORDS` is refused on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
@@ -59,10 +59,14 @@ class Packed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Packer:
-    """Collects the tensors of a value; `size` are the bytes that they take together."""
+    """Collects the tensors of a value; `size` are the bytes that they take together.
 
-    def __init__(self) -> None:
+    `records` are what a pipeline's slots hold besides (`Pipeline.records`).
+    """
+
+    def __init__(self, records: Iterable[type[Any]] = ()) -> None:
         self.size = 0
+        self._records = known(records)
         self._laid: list[Laid] = []
         self._tensors: list[Tensor] = []
 
@@ -88,7 +92,7 @@ class Packer:
             return ["l" if isinstance(value, list) else "u", [self._tree(part) for part in value]]
         if isinstance(value, Mapping):
             return ["d", [[self._tree(key), self._tree(part)] for key, part in value.items()]]
-        if RECORDS.get(name := type(value).__name__) is type(value):
+        if self._records.get(name := type(value).__name__) is type(value):
             return ["r", name, {each.name: self._tree(getattr(value, each.name)) for each in fields(value)}]
         raise ModelError(f"a slot that holds {name} cannot go to another pool; hold tensors, numbers, texts or lists")
 
@@ -107,7 +111,12 @@ class Packer:
         return len(self._laid) - 1
 
 
-def unpack(head: bytes, data: memoryview, device: torch.device) -> Any:
+def known(records: Iterable[type[Any]]) -> dict[str, type[Any]]:
+    """Every record that may travel, by name."""
+    return {**RECORDS, **{kind.__name__: kind for kind in records}}
+
+
+def unpack(head: bytes, data: memoryview, device: torch.device, records: Iterable[type[Any]] = ()) -> Any:
     """What `Packer` was given; its tensors share the memory of `data`, which may be written to.
 
     EngineDeadError for what makes no sense.
@@ -115,7 +124,7 @@ def unpack(head: bytes, data: memoryview, device: torch.device) -> Any:
     try:
         packed = msgspec.msgpack.decode(head, type=Packed)
         tensors = [_tensor(laid, data, device) for laid in packed.tensors]
-        return _value(packed.tree, tensors.__getitem__)
+        return _value(packed.tree, tensors.__getitem__, known(records))
     except (msgspec.MsgspecError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise EngineDeadError(f"what came from another pool makes no sense: {error}") from None
 
@@ -133,7 +142,7 @@ def _tensor(laid: Laid, data: memoryview, device: torch.device) -> Tensor:
     return tensor if laid.host or device.type == "cpu" else tensor.to(device)
 
 
-def _value(tree: Any, tensor: Callable[[int], Tensor]) -> Any:
+def _value(tree: Any, tensor: Callable[[int], Tensor], records: Mapping[str, type[Any]]) -> Any:
     if not isinstance(tree, list):
         return tree
     match tree:
@@ -142,11 +151,11 @@ def _value(tree: Any, tensor: Callable[[int], Tensor]) -> Any:
         case ["n", int(number)]:
             return tensor(number).cpu().numpy()
         case ["l", list(parts)]:
-            return [_value(part, tensor) for part in parts]
+            return [_value(part, tensor, records) for part in parts]
         case ["u", list(parts)]:
-            return tuple(_value(part, tensor) for part in parts)
+            return tuple(_value(part, tensor, records) for part in parts)
         case ["d", list(pairs)]:
-            return {_value(key, tensor): _value(part, tensor) for key, part in pairs}
+            return {_value(key, tensor, records): _value(part, tensor, records) for key, part in pairs}
         case ["r", str(name), dict(told)]:
-            return RECORDS[name](**{key: _value(part, tensor) for key, part in told.items()})
+            return records[name](**{key: _value(part, tensor, records) for key, part in told.items()})
     raise ValueError(f"{str(tree)[:40]!r} is no value")

@@ -20,7 +20,7 @@ from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
-from omnimuse.models.glm_image.reading import Pieces, ReadBrief, ReadPictures, finer, seen_by_the_model
+from omnimuse.models.glm_image.reading import Brief, Pieces, ReadBrief, ReadPictures, finer, seen_by_the_model
 from omnimuse.models.glm_image.spec import COARSE, PATCH, SHIFT, SPEC, GlmImageParams
 from omnimuse.models.glm_image.transformer import GlmImageInputs, GlmImageStatic, GlmImageTransformer, Size
 from omnimuse.models.glm_image.writing import WritePrior, codes
@@ -117,6 +117,7 @@ class GlmImage(Pipeline):
     """Text, and perhaps pictures, to what is in a picture, and that, with the quoted words, to the picture."""
 
     spec = SPEC
+    records = (Brief,)
     stages = (
         ReadPictures(),
         ReadBrief(),
