@@ -104,6 +104,8 @@ class Sounds:
                 "audio",
                 "sound",
                 JOBS,
+                "audio_not_found",
+                "audio_not_ready",
                 self._sound,
                 protocol.AudioDeleted,
                 protocol.AudioProgressEvent,

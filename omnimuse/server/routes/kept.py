@@ -43,13 +43,15 @@ PAGES: Mapping[str, dict[str, Any]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of jobs: its name in the book, in codes and in events, what people call one, where they are, and how it is
-    told.
+    """A kind of jobs: its name in the book, what people call one, where they are, the codes of one that is not there
+    or not done, and how one is told.
     """
 
     name: Named
     noun: str
     path: str
+    not_found: str
+    not_ready: str
     told: Callable[[Job], BaseModel]
     deleted: type[Deleted]
     progressed: type[Progressed]
@@ -113,7 +115,7 @@ class KeptJobs:
         if job.state != "completed":
             why = f"failed: {job.error.message}" if job.error else f"is {job.state.replace('_', ' ')}"
             message = f"the {self._kind.noun} {why}; only a completed one has content"
-            raise refusal(f"{self._kind.name}_not_ready", message, "id")
+            raise refusal(self._kind.not_ready, message, "id")
         [file] = job.files
         return file
 
@@ -121,7 +123,7 @@ class KeptJobs:
         """What is said of one that is not there."""
         name = request.path_params["id"][:80]
         message = f"there is no {self._kind.noun} {name!r}; it never was, was removed, or has expired"
-        return refusal(f"{self._kind.name}_not_found", message, "id")
+        return refusal(self._kind.not_found, message, "id")
 
     def described(self, job: Job) -> dict[str, Any]:
         """What every kind tells of a job."""

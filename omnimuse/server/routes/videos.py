@@ -124,6 +124,8 @@ class Videos:
                 "video",
                 "video",
                 PATH,
+                "video_not_found",
+                "video_not_ready",
                 self._video,
                 protocol.VideoDeleted,
                 protocol.VideoProgressEvent,
