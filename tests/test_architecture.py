@@ -147,11 +147,12 @@ def test_each_family_is_one_folder_and_one_line_in_the_table() -> None:
     refuse({"omnimuse/models": check.model_folder_problems(MODELS)})
 
 
-def test_importing_the_package_its_core_and_the_command_line_loads_no_torch() -> None:
+def test_importing_the_package_its_core_the_command_line_the_server_and_what_families_declare_loads_no_torch() -> None:
     modules = ["omnimuse"] + [
         path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for path in sources("omnimuse")
-        if room_of(path) in ("core", "cli") and not path.endswith("__main__.py")
+        if (room_of(path) in ("core", "cli", "server") or path.endswith("/spec.py"))
+        and not path.endswith("__main__.py")
     ]
     program = (
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omnimuse.components.qwen3 import IRRELEVANT, ROPE, WHERE, Qwen3Config, rope_theta
+from omnimuse.components.qwen3_facts import IRRELEVANT, ROPE, WHERE, Qwen3Config, rope_theta
 from omnimuse.loader.facts import read_facts
 from omnimuse.loader.rules import Drop, Rename
 

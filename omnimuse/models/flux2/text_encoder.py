@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnimuse.components.qwen3 import RULES as QWEN3
-from omnimuse.components.qwen3 import Qwen3Config, Qwen3Encoder, only
+from omnimuse.components.qwen3 import Qwen3Encoder, only
+from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.models.flux2.spec import LAYERS
 
 RULES = (*QWEN3, *only(LAYERS[-1]))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omnimuse.components.qwen3 import ROPE, Qwen3Config, rope_theta
+from omnimuse.components.qwen3_facts import ROPE, Qwen3Config, rope_theta
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.facts import read_facts
 from omnimuse.models.qwen3_tts.facts import PredictorFacts

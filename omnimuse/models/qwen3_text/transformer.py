@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Decoder, Reading, Sizes
 from omnimuse.ar.remembering import Conditions, numbers
 from omnimuse.attention.layout import Layout
-from omnimuse.components.qwen3 import Qwen3Config
+from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table

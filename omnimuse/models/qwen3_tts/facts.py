@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omnimuse.components.qwen3 import Qwen3Config
+from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.facts import read_facts
 from omnimuse.models.qwen3_tts.marks import PREDICTOR, TALKER, part

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omnimuse.ar.kv import Reading
 from omnimuse.ar.remembering import Conditions
-from omnimuse.components.qwen3 import Qwen3Config
+from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.models.qwen3_text.transformer import DecoderLayer, DenseDecoder
 from omnimuse.models.qwen3_tts.facts import PredictorFacts, TalkerFacts, predictor_of, talker_of
 

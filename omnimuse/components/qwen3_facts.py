@@ -1,0 +1,98 @@
+"""What the config.json of a Qwen3 language model says of it. No torch.
+
+Variants that are not computed here are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.facts import read_facts
+
+FIXED: Mapping[str, Any] = {
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "quantization_config": None,
+}
+"""What a configuration may say in one way only."""
+
+IRRELEVANT = frozenset(
+    {
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "max_position_embeddings",
+        "max_window_layers",
+        "pad_token_id",
+        "sliding_window",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""What is only for training, for making text, or said elsewhere; `sliding_window` counts where it is used."""
+
+WHERE = "text_encoder/config.json"
+ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """The facts in the checkpoint's text_encoder/config.json."""
+
+    norms_heads: ClassVar[bool] = True
+    """Whether queries and keys are normed."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
+            raise ModelError(
+                f"{WHERE}: num_attention_heads={self.num_attention_heads}, "
+                f"num_key_value_heads={self.num_key_value_heads}, head_dim={self.head_dim}; "
+                "the first must be a multiple of the second, and head_dim even"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any], where: str = WHERE) -> Qwen3Config:
+        """Read the contents of config.json, which messages call `where`; raises ModelError for a variant that this file
+        does not compute.
+        """
+        layers = ["full_attention"] * config.get("num_hidden_layers", 0)
+        fixed = {key: (None, value) for key, value in {**FIXED, "layer_types": layers}.items()}
+        facts = {**config, "rope_theta": rope_theta(config, where)}
+        return read_facts(cls, facts, where, fixed, IRRELEVANT | set(ROPE))
+
+
+def rope_theta(config: Mapping[str, Any], where: str = WHERE) -> float:
+    """The base of the rotary frequencies, in the spelling of transformers before 5 or since."""
+    rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope |= config.get(key) or {}
+    theta = rope.pop("rope_theta")
+    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
+    if kinds or rope:
+        what = ", ".join(f"{key}={config[key]!r}" for key in ROPE if config.get(key))
+        raise ModelError(f"{where}: {what} is not supported; only rope_type 'default' with a rope_theta is")
+    if theta is None:
+        raise ModelError(
+            f"{where} has no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint"
+        )
+    return float(theta)
