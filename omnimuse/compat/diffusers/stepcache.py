@@ -56,7 +56,7 @@ def check(arch: str, choice: CacheConfig) -> None:
     if choice.kind == "none":
         return
     if why := obstacle(arch):
-        raise ConfigError(f"cache={choice.kind!r} cannot be chosen for this model: {why}. Leave it out")
+        raise ConfigError(f"cache cannot be chosen for this model: {why}. Leave cache={choice.kind!r} out")
     completed(choice, FITS)
 
 
