@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -24,3 +27,15 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """At the end everything may go; libraries complain of what does not."""
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_is_at_first() -> None:
+    """What a test, or a library that it imports, changed of logging is no matter of the next one."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "omnimuse":
+            logger = logging.getLogger(name)
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,6 +27,13 @@ from tests.fakes import Clock, ask, engine
 
 PLACES = 3
 BAD: dict[str, type[OmnimuseError]] = {"broken": ModelError, "poisoned": ModelError, "huge": MemoryShortageError}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage() -> None:
+    """Each shortage of memory has garbage collected: what other tests hold need not be looked at a hundred times."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
