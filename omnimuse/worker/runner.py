@@ -413,6 +413,7 @@ class Runner:
             predictions, failures = self._evaluate(rows)
         shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
+        spent: list[tuple[State, Loop, list[Span]]] = []
         for state in states:
             if state.id not in self.states:
                 continue
@@ -421,9 +422,12 @@ class Runner:
                 continue
             loop, began = self._loop(state), self.clock.mark()
             self._step(loop, state, predictions.get(state.id, {}))
-            if job := self.jobs.get(state.request.id):  # loops without rows do all their work in the step
-                own = self.clock.since(began)
-                job.spend(state, loop, self._held(), *([shared] if state.id in evaluated else []), own)
+            own = self.clock.since(began)  # loops without rows do all their work in the step
+            spent.append((state, loop, [shared, own] if state.id in evaluated else [own]))
+        held = self._held()  # of the process, so once for all: the system is asked
+        for state, loop, spans in spent:
+            if job := self.jobs.get(state.request.id):
+                job.spend(state, loop, held, *spans)
 
     def _held(self) -> int:
         return held_bytes(self.pipeline.ctx.device)
