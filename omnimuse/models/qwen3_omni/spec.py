@@ -10,9 +10,9 @@ from omnimuse.core.params import AnswerParams, DiffusionParams
 from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
 from omnimuse.core.speech import Speech
 from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, THINKER, part, speaks
+from omnimuse.models.qwen3_text.spec import REFUSES
 
 PROCESSOR = "processor"
-NO_PICTURE = "what comes out is text"
 MOST, MOST_SOUNDS, MOST_VIDEOS = 8, 4, 2
 """Pictures, sounds and videos that one conversation may show."""
 MAX_SIDE = 8192
@@ -34,15 +34,7 @@ def limits(configs: Configs) -> Limits:
         max_images=MOST,
         max_videos=MOST_VIDEOS,
         sound=SoundLimits(RATE, 1, 0.0, MOST_SOUNDS, _speech(configs["model"])),
-        refuses={
-            "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
-            "height": NO_PICTURE,
-            "width": NO_PICTURE,
-            "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
-            "output_type": "a text has one form",
-            "cache": "no step of a text can be skipped",
-            "loras": "what writes wears no adapters",
-        },
+        refuses=REFUSES,
     )
 
 

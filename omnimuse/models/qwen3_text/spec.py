@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams, GenerationParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec
 
 NO_PICTURE = "what comes out is text"
+REFUSES: Mapping[str, str] = MappingProxyType(
+    {
+        "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
+        "height": NO_PICTURE,
+        "width": NO_PICTURE,
+        "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
+        "output_type": "a text has one form",
+        "cache": "no step of a text can be skipped",
+        "loras": "what writes wears no adapters",
+    }
+)
+"""What no model that writes is asked for, and why."""
 
 
 def limits(configs: Configs) -> Limits:
@@ -20,15 +35,7 @@ def limits(configs: Configs) -> Limits:
         size_multiple=1,
         max_side=1,
         max_sequence_length=longest,
-        refuses={
-            "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
-            "height": NO_PICTURE,
-            "width": NO_PICTURE,
-            "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
-            "output_type": "a text has one form",
-            "cache": "no step of a text can be skipped",
-            "loras": "what writes wears no adapters",
-        },
+        refuses=REFUSES,
     )
 
 
