@@ -29,7 +29,7 @@ from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
 from omnimuse.worker.governor import Teams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
-from tests.checkpoints.families import FAMILIES, NETWORKS, SPEAKERS, WRITERS
+from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, with_params
 
 Make = Callable[..., Engine]
@@ -59,7 +59,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 
 
 def test_every_registered_architecture_has_a_tiny_checkpoint_here() -> None:
-    assert {each.arch for each in (*FAMILIES, *WRITERS, *SPEAKERS)} == set(TABLE)
+    assert {each.arch for each in (*FAMILIES, *WRITERS, *SPEAKERS, *ALLROUNDERS)} == set(TABLE)
 
 
 def test_step_by_step_is_run_to_completion(subject: Subject, shared: Engine) -> None:
