@@ -96,13 +96,21 @@ class Draw(Denoise):
         return [Step(0)]
 
     def cost(self, ctx: Context, state: State) -> int:
-        return super().cost(ctx, state) if "tokens" in state.working else 1
+        if "tokens" not in state.working:
+            return 1
+        step = state.plan[state.position]
+        return sum(state.working["tokens"][step.network, branch] for branch in self._apart(state, step))
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         if "tokens" not in state.working:
             return []
-        other = state["blind_kv"] is not None or state["ends"][BLIND] != state["end"]
-        return [row for row in super().rows(ctx, state, step) if other or row.branch != BLIND]
+        apart = self._apart(state, step)
+        return [row for row in super().rows(ctx, state, step) if row.branch in apart]
+
+    def _apart(self, state: State, step: Step) -> list[str]:
+        """The branches that have read something of their own."""
+        alike = state["blind_kv"] is None and state["ends"][BLIND] == state["end"]
+        return [branch for branch in step.branches if not (alike and branch == BLIND)]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         if "tokens" in state.working:

@@ -158,6 +158,9 @@ class Bagel(DenseDecoder):
         return [self._said(row, found) for row, found in zip(rows, layout.unpack(hidden), strict=True)]
 
     def conditions(self, rows: Sequence[Reading], layout: Layout) -> Mixed:
+        if layout.length == 1:
+            found = super().conditions(rows, layout)
+            return Mixed(layout, found.cos, found.sin, found.rows)
         turns = self.turned(max(row.place + len(row.ids) for row in rows), rows[0].ids.device)
         spans = [
             turns[:, row.place : row.place + count]
