@@ -462,7 +462,7 @@ def _fill(under: Build, name: str) -> None:
         randomise(module, 0, name, policy, home, under.held.cuts.get(name, {}))
         return
     rules = rules_of(component, checkpoint, name, module)
-    load_weights(module, checkpoint.path(name), rules, policy, home, under.held.cuts.get(name, {}))
+    load_weights(module, checkpoint.weights(name), rules, policy, home, under.held.cuts.get(name, {}))
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:

@@ -113,7 +113,7 @@ def _stored(found: Found) -> int:
     """The size of all weights as they lie in files."""
     checkpoint = found.checkpoint
     networks = [name for name in checkpoint.components if checkpoint.has_weights(name)]
-    files = [file for name in networks for file in weight_files(checkpoint.path(name)).paths]
+    files = [file for name in networks for file in weight_files(checkpoint.weights(name)).paths]
     return sum(file.stat().st_size for file in files)
 
 
