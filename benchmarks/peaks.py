@@ -1,8 +1,8 @@
 """Memory that one request takes beside the weights: ours and the reference's, for every family, as a table of ratios.
 
-    python -m benchmarks.peaks [-k FLUX] [--larger 4]
+    python -m benchmarks.peaks [-k FLUX] [--larger 4] [--dtype bfloat16]
 
-Tiny random checkpoints, float32 on a CPU, the request of each family's tests with sides that are `--larger` times as
+Tiny random checkpoints, on a CPU, the request of each family's tests with sides that are `--larger` times as
 long. What counts is the most that torch had allocated over what it had when the first layer was called: activations,
 latents, what a decoder makes and what is kept between steps, to the byte and the same in every run.
 """
