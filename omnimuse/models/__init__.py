@@ -31,6 +31,7 @@ TABLE = {
     "Lumina2Pipeline": "omnimuse.models.lumina2",
     "GlmImagePipeline": "omnimuse.models.glm_image",
     "Qwen3ForCausalLM": "omnimuse.models.qwen3_text",
+    "TalkAndDrawPipeline": "omnimuse.models.talk_and_draw",
     "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
     "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
 }
