@@ -12,7 +12,7 @@ from typing import Literal
 
 from omnimuse.core.caches import Fits
 from omnimuse.core.guidance import Guidance
-from omnimuse.core.params import DiffusionParams, FamilyParams, TokenParams
+from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams, TokenParams
 from omnimuse.core.speech import Speech
 
 Configs = Mapping[str, Mapping[str, object]]
@@ -244,8 +244,13 @@ class Spec:
 
     @property
     def writes(self) -> bool:
-        """Whether text comes out, and a conversation can go in."""
+        """Whether it is there for text."""
         return self.medium == "text"
+
+    @property
+    def converses(self) -> bool:
+        """Whether text can come out, and a conversation go in."""
+        return issubclass(self.extra, GenerationParams)
 
     @property
     def by_token(self) -> bool:

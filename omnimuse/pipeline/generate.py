@@ -97,12 +97,16 @@ class Generate(Loop):
         decode, heard = ctx.components[self.tokenizer].decode, state.request.chunks
         state.working["spelling"] = Spelling(decode, chosen.stop, heard=heard)
         state.working["tokens"] = list(prompt)
-        network = ctx.components.wherever(self.network)
-        assert isinstance(network, Decoder)
-        state["kv"] = network.memory(len(prompt) + min(ROOM, state.working["most"]), ctx.device)
+        self.remember(ctx, state, len(prompt) + min(ROOM, state.working["most"]))
         state.working["remembered"] = state.working["reused"] = self._recall(ctx, state, prompt)
         left_over = len(prompt) - state.working["reused"]
         return [Step(index, network=self.network) for index in range(-(-left_over // CHUNK))]
+
+    def remember(self, ctx: Context, state: State, tokens: int) -> None:
+        """Make what remembers, with room for so many `tokens` at first."""
+        network = ctx.components.wherever(self.network)
+        assert isinstance(network, Decoder)
+        state["kv"] = network.memory(tokens, ctx.device)
 
     def tokens(self, ctx: Context, request: Request) -> int:
         return 1
@@ -128,8 +132,7 @@ class Generate(Loop):
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         start, tokens = state.working["remembered"], state.working["tokens"]
         piece = tokens[start : start + CHUNK]
-        if start + len(piece) > state["kv"].room:
-            state["kv"] = state["kv"].with_room(start + len(piece))
+        state["kv"].reserve(start + len(piece))
         return [
             Row(
                 state=state,

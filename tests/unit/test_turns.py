@@ -94,3 +94,10 @@ def test_a_run_of_everything_takes_a_part_of_them_and_any_other_takes_all(projec
     many = ["test_crossed", "test_together", "test_costly", "test_never_waits", "test_slow"]
     everything = {"test_always": 1} | dict.fromkeys(many, 30)
     assert collected(project, "--all") == collected(project, "some/test_some.py") == everything
+
+
+def test_who_names_a_turn_gets_it_of_named_files_too(project: Path) -> None:
+    turns_of_it = [collected(project, "--turn", str(number), "some/test_some.py") for number in (1, 2)]
+    assert turns_of_it[0] != turns_of_it[1]
+    for taken in turns_of_it:
+        assert taken["test_always"] == 1 and 0 < taken["test_crossed"] < 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.core.messages import MAX_WRITTEN
-from omnimuse.server.translate.field import HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
 
 MAX_STOPS = 16
 """Texts that may end an answer; OpenAI has four."""
@@ -30,7 +30,8 @@ _WRITING: tuple[Field, ...] = (
         "repetition_penalty", "real", "repetition_penalty", "above 1: say less often what was said (VO, SG)", low=0.01
     ),
     Field("stop", "texts", "stop", "texts that end the answer and are no part of it", longest=MAX_WORD, high=MAX_STOPS),
-    Field("timeout_s", "real", "timeout", "give up after so many seconds (ours)"),
+    Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
+    DEADLINE,
     Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
     Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
