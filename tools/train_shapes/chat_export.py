@@ -44,6 +44,7 @@ def assemble(run: Path, lender: Path, target: Path, notes: dict[str, Any]) -> in
     _write(target / "model" / "generation_config.json", how)
     half = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     save_file(half, target / "model" / "model.safetensors", {"format": "pt"})
+    (target / "model" / "model.safetensors").chmod(0o644)
     drawing = json.loads((lender / "model_index.json").read_text())
     parts = {name: value for name, value in drawing.items() if isinstance(value, list)}
     writing = {"model": ["transformers", "Qwen3ForCausalLM"], "words": ["transformers", "TokenizersBackend"]}

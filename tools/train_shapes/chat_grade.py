@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -23,6 +23,9 @@ from tools.train_shapes.captions import TOLD_RELATION, place_words
 from tools.train_shapes.data import Scene
 from tools.train_shapes.judge import judge
 from tools.train_shapes.talk import CLOSE, OPEN, Talk, Wanted, held_talks
+
+if TYPE_CHECKING:
+    from omnimuse import Omni
 
 COUNT = 200
 HELD_SHARE = 0.1
@@ -84,22 +87,26 @@ def shows(picture: Image.Image, wanted: Wanted) -> bool:
 
 
 def by_omnimuse(model: str) -> Callable[[Sequence[Talk]], list[Answered]]:
-    """Answers of the engine; marks are put back where its tokens have them."""
+    """Answers of the engine."""
 
     def answer(talks: Sequence[Talk]) -> list[Answered]:
         from omnimuse import Omni
-        from omnimuse.models.talk_and_draw.spec import marks
 
         with Omni(model) as omni:
-            ctx = omni.engine.runner.pipeline.ctx
-            words, (opens, closes) = ctx.components["words"], marks(ctx.configs)
-            results = omni.generate([talk.messages for talk in talks], seed=1, progress=False)
-        return [
-            (_marked(words, {opens: OPEN, closes: CLOSE}, result.written[0].tokens), next(iter(result.images), None))
-            for result in results
-        ]
+            return answered(omni, talks)
 
     return answer
+
+
+def answered(omni: Omni, talks: Sequence[Talk]) -> list[Answered]:
+    """What `omni` answers; marks are put back where its tokens have them."""
+    from omnimuse.models.talk_and_draw.spec import marks
+
+    ctx = omni.engine.runner.pipeline.ctx
+    words, (opens, closes) = ctx.components["words"], marks(ctx.configs)
+    results = omni.generate([talk.messages for talk in talks], seed=1, progress=False)
+    texts = [_marked(words, {opens: OPEN, closes: CLOSE}, result.written[0].tokens) for result in results]
+    return [(text, next(iter(result.images), None)) for text, result in zip(texts, results, strict=True)]
 
 
 def _marked(words: Any, marks: dict[int, str], tokens: Sequence[int]) -> str:

@@ -121,6 +121,6 @@ class DecodeAsked(DecodeImage):
                 super().run(ctx, [state])
 
 
-def like(stage: Stage, kind: type[Kind], **changes: Any) -> Kind:
-    """A stage of that `kind` with all choices of `stage`, whose kind it refines, but for `changes`."""
-    return kind(**{each.name: getattr(stage, each.name) for each in fields(stage) if each.init} | changes)  # type: ignore[arg-type]
+def like(stage: Any, kind: type[Kind]) -> Kind:
+    """A stage of that `kind` with all choices of `stage`, whose kind it refines."""
+    return kind(**{each.name: getattr(stage, each.name) for each in fields(stage) if each.init})

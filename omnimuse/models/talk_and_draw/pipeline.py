@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from omnimuse.models.talk_and_draw.drawing import Answer, DecodeAsked, DenoiseAsked, EncodeAsked, like
@@ -22,7 +23,7 @@ class TalkAndDraw(Pipeline):
         Answer(WRITER, WORDS),
         *for_both_branches(like(READ, EncodeAsked)),
         InitLatents(latent_shape),
-        like(DENOISE, DenoiseAsked, start=None),
+        like(replace(DENOISE, start=None), DenoiseAsked),
         DecodeAsked(),
     )
     results = MappingProxyType({"text": "reply", "image": "image"})
