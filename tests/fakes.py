@@ -202,6 +202,7 @@ def engine(clock: Clock | None = None, config: ScheduleConfig | None = None) -> 
 
 
 def ask(prompt: str = "a circle", **choices: object) -> Ask:
-    """An ask with some parameters chosen; `priority`, `timeout`, `tenant` and `previews` go to the ask itself."""
-    own = {name: choices.pop(name) for name in ("priority", "timeout", "tenant", "previews") if name in choices}
+    """An ask with some parameters chosen; `priority`, `timeout`, `deadline`, `tenant` and `previews` go to the ask."""
+    names = ("priority", "timeout", "deadline", "tenant", "previews")
+    own = {name: choices.pop(name) for name in names if name in choices}
     return Ask(prompt, DiffusionParams(**choices), **own)  # type: ignore[arg-type]

@@ -25,7 +25,9 @@ from omnimuse.core.config import (
     QuantConfig,
     ScheduleConfig,
 )
+from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.names import BACKENDS
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +170,14 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         "--max-run", type=float, metavar="SECONDS", help="end a request that was in progress for longer"
     )
     company.add_argument(
+        "--deadline-class",
+        action="append",
+        default=[],
+        metavar="NAME=WHEN",
+        help="what requests may name as their deadline: seconds, times what they take alone (3x), or never"
+        f" (default: {', '.join('='.join(each) for each in CLASSES.items())}); may be given several times",
+    )
+    company.add_argument(
         "--tier",
         default="auto",
         metavar="NAME",
@@ -194,9 +204,26 @@ def read_config(args: argparse.Namespace) -> Config:
         kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
         decode=DecodeConfig(tiling=args.vae_tiling),
-        schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),
+        schedule=read_schedule(args),
         host=HostConfig(threads=args.threads),
     )
+
+
+def read_schedule(args: argparse.Namespace) -> ScheduleConfig:
+    """Who runs next, and in what company."""
+    deadlines = read_deadlines(args.deadline_class)
+    return ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run, deadlines=deadlines)
+
+
+def read_deadlines(words: list[str]) -> dict[str, str]:
+    """`NAME=WHEN` several times: the classes that a deadline may name."""
+    found = {}
+    for word in words:
+        name, _, when = word.partition("=")
+        if not name or not when or name in found:
+            raise ConfigError(f"--deadline-class {word} is not understood; write NAME=WHEN once for a name")
+        found[name] = when
+    return found
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
@@ -234,14 +261,15 @@ def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelC
 
 
 def read_attention(text: str) -> AttentionConfig:
-    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category."""
+    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category. `TORCH_SDPA` is `sdpa`."""
     default, per_role = "auto", {}
     for part in text.split(","):
         role, is_role, backend = part.rpartition("=")
         if not backend.strip() or (is_role and not role.strip()):
             raise ConfigError(f"--attention {text} is not understood; write NAME or NAME,role=NAME")
+        named = BACKENDS.get(backend.strip(), backend.strip())
         if is_role:
-            per_role[role.strip()] = backend.strip()
+            per_role[role.strip()] = named
         else:
-            default = backend.strip()
+            default = named
     return AttentionConfig(default, per_role)

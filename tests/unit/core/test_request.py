@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import RequestError
+from omnimuse.core.deadlines import classes
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
 from omnimuse.core.request import Ask, Clip, Door, Picture, Recording, Region
 from omnimuse.deploy.wire import pack, unpack
@@ -44,6 +45,9 @@ DOOR = Door.of(SPEC, {}, "fake")
         ({"timeout": 0}, ["timeout=0", "above 0"]),
         ({"timeout": math.inf}, ["timeout=inf", "out of range"]),
         ({"timeout": "9"}, ["timeout='9'", "not a number"]),
+        ({"deadline": "soon"}, ["deadline='soon'", "one of batch, interactive"]),
+        ({"deadline": 0.0}, ["deadline=0.0", "above 0"]),
+        ({"deadline": 3.0, "timeout": 3.0}, ["leave one of them out"]),
         ({"priority": "1"}, ["priority='1'", "whole number", "-100 to 100"]),
         ({"priority": 10**9}, ["priority=", "nearest is 100"]),
         ({"previews": -1}, ["previews=-1", "nearest is 0"]),
@@ -93,6 +97,26 @@ def test_what_is_left_open_takes_the_models_defaults_and_a_fresh_seed() -> None:
 
 def test_a_timeout_becomes_a_deadline_on_the_engines_clock() -> None:
     assert DOOR.make_request(ask(timeout=5.0), 100.0, 1).deadline == 105.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "deadline", "times"),
+    [(5.0, 105.0, None), ("quick", 102.0, None), ("interactive", None, 3.0), ("batch", None, None)],
+)
+def test_a_deadline_is_a_number_or_a_class_that_the_operator_named(
+    wanted: float | str, deadline: float | None, times: float | None
+) -> None:
+    door = replace(DOOR, deadlines=classes(ScheduleConfig(deadlines={"quick": "2", "interactive": "3x"}).deadlines))
+    made = door.make_request(ask(deadline=wanted), 100.0, 1)
+    assert (made.deadline, made.times) == (deadline, times)
+    assert made.promised(None, 200.0) is made
+    assert made.promised(4.0, 200.0).deadline == (212.0 if times else deadline)
+
+
+@pytest.mark.parametrize("words", [{"quick": "soon"}, {"quick": "-1"}, {"quick": "0x"}, {"a b": "3"}])
+def test_classes_of_deadlines_that_mean_nothing_are_refused(words: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="deadlines"):
+        ScheduleConfig(deadlines=words)
 
 
 def test_defaults_are_lowered_to_what_a_checkpoint_can_do() -> None:
