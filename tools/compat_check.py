@@ -12,16 +12,20 @@ import argparse
 import ast
 import importlib
 import json
+import os
 import re
 import resource
-import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from signal import SIGXCPU, Signals
 from typing import Any
 
 import torch
@@ -32,6 +36,9 @@ from tools.compat_trace import parting, traced
 
 BORROWED = "borrowed"
 SIZED = f"{BORROWED}.sized"
+SAID = "said.txt"
+"""Where a process says what went wrong."""
+
 WITH_SIZES = """import {module} as published
 from tools.compat_check import sizes_of
 
@@ -54,7 +61,7 @@ IMPORT = re.compile(r"^(\s*)(from|import) +(vllm_omni|vllm)\b([\w.]*)", re.MULTI
 TABLES = ("_DIFFUSION_MODELS", "_DIFFUSION_PRE_PROCESS_FUNCS", "_DIFFUSION_POST_PROCESS_FUNCS")
 STAGES = ("imports", "builds", "draws", "agrees")
 LONGEST = 240
-"""Seconds for one pipeline."""
+"""Seconds of computing for one pipeline, however busy the machine is."""
 
 MOST = 6 * 2**30
 """Bytes of one pipeline."""
@@ -113,12 +120,17 @@ def files_of(source: Path) -> Iterator[tuple[str, str]]:
     """(path, text) of the model files and the registry, of a wheel or a folder."""
     if source.is_dir():
         for path in sorted(source.rglob("*.py")):
-            yield path.relative_to(source).as_posix(), path.read_text(encoding="utf-8")
+            if wanted(name := path.relative_to(source).as_posix()):
+                yield name, path.read_text(encoding="utf-8")
         return
     with zipfile.ZipFile(source) as wheel:
-        for name in wheel.namelist():
-            if name.endswith(".py"):
-                yield name, wheel.read(name).decode()
+        for name in filter(wanted, wheel.namelist()):
+            yield name, wheel.read(name).decode()
+
+
+def wanted(name: str) -> bool:
+    """Whether a file is one of theirs that is borrowed."""
+    return name.endswith(REGISTRY) or (MODELS in name and name.endswith(".py"))
 
 
 def changed(text: str, sized: Mapping[str, set[str]]) -> str:
@@ -186,23 +198,28 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def borrow(source: Path, place: Path) -> dict[str, dict[str, object]]:
-    """Copy what is checked into `place`, as a plugin; the tables of its registry."""
-    tables: dict[str, dict[str, object]] = {}
-    for name, text in files_of(source):
-        at = name.find(MODELS)
-        if name.endswith(REGISTRY):
-            tables = tables_of(text)
-        elif at >= 0:
-            networks = unsized(text)
-            write(place / BORROWED / name[at + len(MODELS) :], changed(text, networks))
-            for module, names in networks.items():
-                where = module.removeprefix(f"vllm_omni{OWN}")
-                path = place / SIZED.replace(".", "/") / f"{where[1:].replace('.', '/')}.py"
-                made = "".join(SIZED_NETWORK.format(name=each) for each in sorted(names))
-                write(path, WITH_SIZES.format(module=f"{BORROWED}{where}") + made)
-    if not tables:
+def borrow(source: Path, place: Path, only: Sequence[str] = ()) -> dict[str, dict[str, object]]:
+    """Copy what is checked into `place`, as a plugin; the tables of its registry. Networks get the sizes of checkpoints
+    for all architectures, or `only` for these.
+    """
+    files = dict(files_of(source))
+    registry = next((text for name, text in files.items() if name.endswith(REGISTRY)), "")
+    tables = tables_of(registry)
+    if not registry:
         raise SystemExit(f"{source} has no {REGISTRY}; name a wheel of vLLM-Omni, or a folder that has one unpacked")
+    asked: list[Any] = [row for arch, row in tables[TABLES[0]].items() if not only or arch in only]
+    pipelines = {"/".join(filter(None, (folder, f"{file}.py"))) for folder, file, _ in asked}
+    for name, text in files.items():
+        if (at := name.find(MODELS)) < 0:
+            continue
+        path = name[at + len(MODELS) :]
+        networks = unsized(text) if path in pipelines else {}
+        write(place / BORROWED / path, changed(text, networks))
+        for module, names in networks.items():
+            where = module.removeprefix(f"vllm_omni{OWN}")
+            made = "".join(SIZED_NETWORK.format(name=each) for each in sorted(names))
+            sized = place / SIZED.replace(".", "/") / f"{where[1:].replace('.', '/')}.py"
+            write(sized, WITH_SIZES.format(module=f"{BORROWED}{where}") + made)
     (place / BORROWED / "__init__.py").write_text('"""Borrowed for a check."""\n', encoding="utf-8")
     lines = [f"{name} = {table!r}" for name, table in tables.items()]
     (place / BORROWED / "registry.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -220,15 +237,13 @@ def families() -> Sequence[Any]:
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def imports(models: Mapping[str, list[str]]) -> None:
-    """Import every module, and print what came of it."""
-    for arch, (folder, file, name) in models.items():
-        try:
-            module = importlib.import_module(".".join(part for part in (BORROWED, folder, file) if part))
-            why = "" if hasattr(module, name) else f"there is no {name}"
-        except TROUBLE as problem:
-            why = f"{type(problem).__name__}: {problem}"
-        print(json.dumps({"arch": arch, "imports": why}), flush=True)
+def imported(folder: str, file: str, name: str) -> str:
+    """Import a pipeline's module; why that cannot be, or empty."""
+    try:
+        module = importlib.import_module(".".join(part for part in (BORROWED, folder, file) if part))
+    except TROUBLE as problem:
+        return f"{type(problem).__name__}: {problem}"
+    return "" if hasattr(module, name) else f"there is no {name}"
 
 
 def as_published(folder: Path) -> Path:
@@ -258,13 +273,12 @@ def as_published(folder: Path) -> Path:
     return folder
 
 
-def draw(arch: str, kind: str) -> None:
-    """Build the tiny checkpoint of that architecture and kind, and draw its first wish; print how far it came."""
+def draw(arch: str, kind: str) -> Iterator[str]:
+    """Build the tiny checkpoint of that architecture and kind, and draw its first wish; the stages that it reaches."""
     from omnimuse import Config, ModelConfig, Omni
     from omnimuse.core.config import ContractConfig
     from tests.checkpoints import hidream_image
 
-    resource.setrlimit(resource.RLIMIT_AS, (MOST, MOST))  # some networks are as large as published, always
     family = next(each for each in families() if (each.arch, each.kind) == (arch, kind))
     with tempfile.TemporaryDirectory() as place:
         folder = as_published(family.build(Path(place) / "tiny"))
@@ -281,7 +295,7 @@ def draw(arch: str, kind: str) -> None:
         model = ModelConfig(str(folder), "bfloat16" if known.half else "float32", "cpu", plugins=(BORROWED,))
         encoder = str(folder / hidream_image.LLAMA) if (folder / hidream_image.LLAMA).is_dir() else None
         with Omni(str(folder), config=Config(model, contract=ContractConfig(encoder=encoder))) as omni:
-            print("builds", flush=True)
+            yield "builds"
             own, steps = {**(wish.params.extra or {}), **known.own}, wish.params.num_inference_steps + known.steps
             extra = {"extra_args": own} if own else None
             params = replace(wish.params, output_type="pt", num_inference_steps=steps, extra=extra)
@@ -289,11 +303,11 @@ def draw(arch: str, kind: str) -> None:
                 [found] = omni.generate([wish.asked], params, progress=False)
             if found.error is not None:
                 raise found.error
-            print("draws", flush=True)
+            yield "draws"
             [made] = found.tensors.values()
             if apart := parted(made[0].float(), expected[0].float(), close):
                 raise SystemExit(f"differs: {apart}; {parting(seen, expecting, known.half) or 'no module parts'}")
-            print("agrees", flush=True)
+            yield "agrees"
 
 
 def parted(made: Tensor, expected: Tensor, close: float = CLOSE) -> str:
@@ -314,22 +328,49 @@ def parted(made: Tensor, expected: Tensor, close: float = CLOSE) -> str:
 # -- the report ------------------------------------------------------------------------------------------------------
 
 
-def child(place: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """This file in a process that finds the borrowed package."""
-    program = f"import sys; sys.path.insert(0, {str(place)!r}); from tools import compat_check; compat_check.inside()"
-    command = [sys.executable, "-W", "ignore", "-c", program, *words]
+def inside(place: Path, row: Sequence[str], known: tuple[str, str] | None, say: Connection) -> None:
+    """What a process of its own does for a pipeline: import it, and draw the tiny checkpoint that is `known`."""
+    for limit, most in ((resource.RLIMIT_CPU, LONGEST), (resource.RLIMIT_AS, MOST)):
+        resource.setrlimit(limit, (most, most))  # some networks are as large as published, always
+    sys.stdout = sys.stderr = said = (place / SAID).open("w", buffering=1, encoding="utf-8")
+    for stream in (1, 2):
+        os.dup2(said.fileno(), stream)
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, str(place))
+    why = imported(*row)
+    say.send(("imports", why or "yes"))
+    if known and not why:
+        for stage in draw(*known):
+            say.send((stage, "yes"))
+
+
+def tried(place: Path, row: Sequence[str], known: tuple[str, str] | None) -> dict[str, str]:
+    """How far a pipeline comes, stage by stage: `yes`, or why not.
+
+    Its process is forked from this one, which has imported what all of them need, and computes nothing itself.
+    """
+    context = get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=inside, args=(place, row, known, theirs))
+    process.start()
+    theirs.close()
+    stages: dict[str, str] = {}
     try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"it took more than {LONGEST} s")
+        while True:
+            stage, how = ours.recv()
+            stages[stage] = how
+    except EOFError:
+        process.join()
+    if code := process.exitcode or 0:
+        missed = next((stage for stage in STAGES if stage not in stages), STAGES[-1])
+        told = (place / SAID).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        stages[missed] = ended(-code) if code < 0 else told[-1] if told else "it ended without a word"
+    return stages
 
 
-def inside() -> None:
-    """What such a process does."""
-    if sys.argv[1:]:
-        draw(*sys.argv[1:])
-    else:
-        imports(json.load(sys.stdin))
+def ended(signal: int) -> str:
+    """What such a signal means to people."""
+    return f"it took more than {LONGEST} s" if signal == SIGXCPU else f"it was ended by {Signals(signal).name}"
 
 
 def report(source: Path, only: list[str], kept: Path | None = None) -> list[Row]:
@@ -338,21 +379,17 @@ def report(source: Path, only: list[str], kept: Path | None = None) -> list[Row]
     What is `kept` in a file is not tried again, and what is found is added to it.
     """
     before = dict(map(json.loads, kept.read_text(encoding="utf-8").splitlines())) if kept and kept.is_file() else {}
-    kinds: defaultdict[str, list[str]] = defaultdict(list)
-    for family in families():
-        kinds[family.arch].append(family.kind)
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
-        models = {arch: row for arch, row in borrow(source, place)[TABLES[0]].items() if not only or arch in only}
+        models: dict[str, Any] = borrow(source, place, only)[TABLES[0]]
+        models = {arch: row for arch, row in models.items() if not only or arch in only}
+        if unknown := sorted(set(only) - set(models)):
+            raise SystemExit(f"{source} has no {', '.join(unknown)} in its {REGISTRY}")
         found = [(arch, before[arch]) for arch in models if arch in before]
         models = {arch: row for arch, row in models.items() if arch not in before}
-        for line in map(json.loads, child(place, given=json.dumps(models)).stdout.splitlines() if models else ()):
-            stages = {"imports": line["imports"] or "yes"}
-            if not line["imports"]:
-                tried = [drawn(place, line["arch"], kind) for kind in kinds[line["arch"]]]
-                best: dict[str, str] = max(tried, key=far, default={})
-                stages |= best
-            found.append((line["arch"], stages))
+        checkpoints = [(family.arch, family.kind) for family in families()] if models else []
+        for arch, row in models.items():
+            found.append((arch, best(place, row, [each for each in checkpoints if each[0] == arch])))
             print(told(*found[-1]), flush=True)
             if kept is not None:
                 with kept.open("a", encoding="utf-8") as file:
@@ -360,21 +397,22 @@ def report(source: Path, only: list[str], kept: Path | None = None) -> list[Row]
     return found
 
 
+def best(place: Path, row: Sequence[str], checkpoints: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """How far a pipeline comes with that of its checkpoints with which it comes farthest."""
+    found: list[dict[str, str]] = []
+    for known in checkpoints or (None,):
+        found.append(tried(place, row, known))
+        if far(found[-1]) == len(STAGES):
+            break
+    stages = max(found, key=far)
+    if known and far(stages) == len(STAGES) and (but := KNOWN.get(known[0], Known()).but):
+        stages["agrees"] = f"yes, but for {but}"
+    return stages
+
+
 def far(stages: Mapping[str, str]) -> int:
     """How many stages were reached."""
     return sum(how.startswith("yes") for how in stages.values())
-
-
-def drawn(place: Path, arch: str, kind: str) -> dict[str, str]:
-    """How far one of its tiny checkpoints comes, behind the import."""
-    done = child(place, arch, kind)
-    stages = dict.fromkeys([word for word in done.stdout.split() if word in STAGES], "yes")
-    if "agrees" in stages and (but := KNOWN.get(arch, Known()).but):
-        stages["agrees"] = f"yes, but for {but}"
-    if done.returncode:
-        missed = next((stage for stage in STAGES[1:] if stage not in stages), "agrees")
-        stages[missed] = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-    return stages
 
 
 def told(arch: str, stages: Mapping[str, str]) -> str:

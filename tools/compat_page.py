@@ -28,7 +28,7 @@ def page(written: str) -> str:
         ("Methods of `Omni`", METHODS),
         ("Fields of `DiffusionParallelConfig`, and our options", PARALLEL),
         ("Fields of `OmniDiffusionConfig`, as a pipeline finds them", TOLD),
-        ("Options of `vllm serve MODEL --omni`, after `omnimuse serve MODEL`", FLAGS),
+        ("Options of `vllm serve MODEL --omni`, which `omnimuse serve MODEL` takes", FLAGS),
         ("Environment variables", ENVIRONMENT),
     )
     tables = [

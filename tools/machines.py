@@ -1,8 +1,9 @@
 """The computing part of the suite on machines that this one can pretend to be: `make test-machines`.
 
 A machine is some environment variables and perhaps busy neighbours. Prints one line per machine and folder: passed or
-failed, and the command that runs it alone. All of it takes hours: `--part 2/4` runs the second of four parts, in each
-of which every machine runs other folders; `--only NAME` runs one machine, `--list` names them.
+failed, and the command that runs it alone. All of it takes hours. `--turn 3` runs of the tests that take turns by
+commit (tests/turns.py) those of the third, as `make test` does; `--part 2/4` the second of four parts, in each of which
+every machine runs other folders; `--only NAME` one machine. `--list` names them.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [machine.name for machine in MACHINES]
     parser.add_argument("--only", choices=names, action="append", help="run this machine (may be repeated)")
     parser.add_argument("--part", type=Part.read, default=Part(), help="run a part, for instance 2/4")
+    parser.add_argument("--turn", metavar="N", help="of tests that take turns, run the Nth's (default: all)")
     parser.add_argument("--list", action="store_true", help="print the machines and run nothing")
     parser.add_argument("tests", nargs="*", default=list(COMPUTING), help="what to run (default: all that computes)")
     args = parser.parse_args(arguments)
@@ -81,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"{machine.name}: {_spoken(machine)}" for _, machine in wanted))
         return 0
     chosen = [(machine, args.part.of(args.tests, number)) for number, machine in wanted]
-    outcomes = [run(machine, [test]) for machine, tests in chosen for test in tests]
+    turn = ["--turn", args.turn] if args.turn else []
+    outcomes = [run(machine, [*turn, test]) for machine, tests in chosen for test in tests]
     return int(not all(outcomes))
 
 

@@ -48,10 +48,11 @@ _HERE = frozenset(
         "threads",
         "company",
         "max_run",
+        "plugin",
         "use_hsdp",
         *(axis for axis, *_ in RANKS if axis != "vae_tiles"),
     }
-)  # dtype is told apart; the others say where and how, and change no picture, as tiles do
+)  # dtype is told apart; the others say where and how, and change no picture, as tiles do. No file names a package
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
     "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",
@@ -116,9 +117,13 @@ def engine_settings(given: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
 
 def engine_options() -> list[str]:
     """The options that choose how an engine computes, and not where: as they are written, without dashes."""
+    return [name.replace("_", "-") for name in _of_engines() if name not in _HERE]
+
+
+def _of_engines() -> list[str]:
     parser = Parser()
     add_engine_options(parser)
-    return [name.replace("_", "-") for name in vars(parser.parse_args([])) if name not in _HERE]
+    return list(vars(parser.parse_args([])))
 
 
 def _mapping(settings: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
@@ -148,6 +153,12 @@ def more(prompt: str, given: Mapping[str, tuple[str, ...]], file: str, seed: int
     return _line(prompt, given, file, [], ["-n", "4", "--seed", str(seed + 1)])
 
 
+def explained(model: str, given: Mapping[str, tuple[str, ...]]) -> str:
+    """The command that tells what was chosen for the model, and why."""
+    said = [word for name in _of_engines() for word in given.get(name, ())]
+    return " ".join(["omnimuse explain", *map(quoted_word, [model, *said])])
+
+
 def the_rest(words: Sequence[str], first: int) -> str:
     """The command that makes what a run of `words` (the prompts among them) has left over."""
     number = [] if first == 1 or "--first" in words else ["--first", str(first)]
@@ -165,7 +176,7 @@ def _line(
     line = " ".join(["omnimuse generate", shown, *map(quoted_word, [*said, *short, *both])])
     if len(line) <= LONGEST and "\n" not in line:
         return line
-    kept = [word for name in ("image", "mask", "audio", "lora", "output") for word in given.get(name, ())]
+    kept = [word for name in ("image", "mask", "audio", "lora", "plugin", "output") for word in given.get(name, ())]
     return " ".join(["omnimuse generate --from", *map(quoted_word, [file, *kept, *both])])
 
 

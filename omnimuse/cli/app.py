@@ -58,6 +58,7 @@ examples:
   omnimuse explain omnimuse/shapes
   omnimuse doctor
 
+Without a command, `omnimuse --model MODEL` explains that model, with options such as --plugin PACKAGE.
 `omnimuse COMMAND --help` tells a command's options, `omnimuse --version` the version.
 Every command takes --debug, which shows where an error came from."""
 
@@ -234,6 +235,8 @@ def dispatch(words: Sequence[str]) -> int:
 
         print(f"omnimuse {__version__}")
         return 0
+    if words[0].partition("=")[0] == "--model":
+        return dispatch(["explain", *words])
     name = words[0]
     if name not in COMMANDS:
         what = "option" if name.startswith("-") else "command"

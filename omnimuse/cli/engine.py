@@ -27,6 +27,7 @@ from omnimuse.core.config import (
 )
 from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.names import BACKENDS
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -265,14 +266,15 @@ def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelC
 
 
 def read_attention(text: str) -> AttentionConfig:
-    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category."""
+    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category. `TORCH_SDPA` is `sdpa`."""
     default, per_role = "auto", {}
     for part in text.split(","):
         role, is_role, backend = part.rpartition("=")
         if not backend.strip() or (is_role and not role.strip()):
             raise ConfigError(f"--attention {text} is not understood; write NAME or NAME,role=NAME")
+        named = BACKENDS.get(backend.strip(), backend.strip())
         if is_role:
-            per_role[role.strip()] = backend.strip()
+            per_role[role.strip()] = named
         else:
-            default = backend.strip()
+            default = named
     return AttentionConfig(default, per_role)

@@ -212,7 +212,7 @@ def suggestions(record: Record, job: Job) -> list[str]:
     return [
         f"{again.same(prompt, job.given, file, seeds[0])}    # the same picture again",
         f"{again.more(prompt, job.given, file, max(seeds))}    # four others, drawn together",
-        f"omnimuse explain {again.quoted_word(job.config.model.model)}    # what was chosen, and why",
+        f"{again.explained(job.config.model.model, job.given)}    # what was chosen, and why",
     ]
 
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omnimuse.cli.contract import add_contract_options, with_contract
 from omnimuse.cli.engine import add_engine_options, add_launch_options, read_config, with_launch
 from omnimuse.cli.job import DEFAULT_MODEL
 from omnimuse.cli.scale import add_scale_options, read_scale
@@ -87,6 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     keep.add_argument("--compat", default="", metavar="NAME", help="vllm-omni: chat answers as vLLM-Omni gives them")
     add_engine_options(parser)
     add_launch_options(parser)
+    add_contract_options(parser)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     start_logging(args.log_level, args.log_format)
     place = args.port if args.uds is None else args.uds.stem
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{place}"
-    config = read_config(args)
+    config = with_contract(args, read_config(args))
     config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
     if args.deploy is not None:

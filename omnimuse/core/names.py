@@ -36,7 +36,7 @@ _OURS: dict[str, str] = {
     "model": "model_path model_id model_name_or_path pretrained_model_name_or_path ckpt checkpoint",
     "attention": "attention_backend diffusion_attention_backend",
     "tensor_parallel_size": "tp_size tp tensor tensor_parallel_degree",
-    "ulysses_degree": "ulysses",
+    "ulysses_degree": "ulysses usp",
     "ring_degree": "ring",
     "cfg_parallel_size": "cfg_parallel",
     "pipeline_parallel_size": "pp_size pipe",
@@ -54,6 +54,11 @@ _OURS: dict[str, str] = {
 
 MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _OURS.items() for name in names.split()})
 """Another program's name -> ours; all with underscores, in lower case."""
+
+BACKENDS: Mapping[str, str] = MappingProxyType(
+    {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "FLASH_ATTN": "flash", "SAGE_ATTN": "sage", "AUTO": "auto"}
+)
+"""What vLLM-Omni calls attention backends -> ours."""
 
 _LIKE: Mapping[str, str] = MappingProxyType({"cfg_scale": "true_cfg_scale guidance_scale", "cfg": "guidance_scale"})
 """Names that programs use for different things: what they may stand for, the surest first. Hints, never aliases."""

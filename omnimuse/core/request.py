@@ -221,7 +221,7 @@ class Door:
         """
         given = {"prompt": ask.prompt} if isinstance(ask.prompt, str) else ask.prompt
         prompt, negative = self._prompt(given)
-        messages = messages_of(given, self.spec.family, self.spec.writes)
+        messages = messages_of(given, self.spec.family, self.spec.converses)
         came = given_of(given, self.spec, self.limits, masks=self.masks)
         check_shown(messages, came.counts)
         chosen = ask.params
@@ -359,7 +359,7 @@ class Door:
         if negative is not None and not isinstance(negative, str):
             raise RequestError(f"negative_prompt must be a string, got {type(negative).__name__}", "negative_prompt")
         for name, text in (("prompt", prompt), ("negative_prompt", negative or "")):
-            most = MAX_WRITTEN if self.spec.writes else MAX_PROMPT
+            most = MAX_WRITTEN if self.spec.converses else MAX_PROMPT
             if len(text) > most:
                 raise RequestError(f"{name} has {len(text)} characters; at most {most} are allowed", name)
             if not is_text(text):

@@ -58,11 +58,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU."""
+    """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU, and of
+    which outputs these are `there`.
+    """
 
     request: Request
     states: dict[str, State]
     made: dict[str, Any] = field(default_factory=dict)
+    there: dict[str, set[int]] = field(default_factory=dict)
     spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
     holds: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class Job:
         """Keep what `state` has made, by medium, in its place among the outputs of the request."""
         for medium, value in made.items():
             self.made[medium] = placed(self.made.get(medium), value, state.output, self.request.outputs)
+            self.there.setdefault(medium, set()).add(state.output)
         self.notes.update(state.notes)
         self.written |= {note.output: note for note in state.notes.values() if isinstance(note, TextWritten)}
         self.said += state.said
@@ -110,7 +114,7 @@ class Job:
             request.id,
             request.prompt,
             replace(request.params, extra=request.extra),
-            tensors={medium: self.made[medium] for medium in pipeline.results if medium in self.made},
+            tensors={medium: self._whole(medium) for medium in pipeline.results if medium in self.made},
             seeds=[request.seed(index) for index in range(request.outputs)],
             timings={stage: sum(seconds) for stage, seconds in timings.items()},
             steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
@@ -120,6 +124,12 @@ class Job:
             written=tuple(self.written[index] for index in sorted(self.written)),
             said=tuple(dict.fromkeys(self.said)),
         )
+
+    def _whole(self, medium: str) -> Any:
+        """What all outputs hold of `medium`; a list with None where some do without."""
+        made, there = self.made[medium], self.there[medium]
+        count = self.request.outputs
+        return made if len(there) == count else [made[i] if i in there else None for i in range(count)]
 
 
 def placed(there: Any, value: Any, index: int, count: int) -> Any:

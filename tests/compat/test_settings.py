@@ -11,6 +11,8 @@ import torch
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.cli.app import parser_of
+from omnimuse.cli.contract import with_contract
+from omnimuse.cli.engine import read_config
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.make import config_of as told_to
 from omnimuse.compat.contract.settings import FLAGS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
@@ -19,7 +21,7 @@ from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig, Om
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
 from omnimuse.core.config import ContractConfig, DecodeConfig
-from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import build as build_engine
@@ -94,19 +96,68 @@ def test_an_option_that_is_not_taken_is_refused_with_the_reason(row: Setting) ->
     assert f"{row.name} is no option here: {row.does}" in str(outcome(**{row.name: 1}))
 
 
+def served(line: str) -> Config:
+    """What `omnimuse serve MODEL` and those words choose."""
+    args = parser_of("serve").read(["omnimuse/shapes", *line.split()])
+    return with_contract(args, read_config(args))
+
+
+WHERE = ("--port 8091", "--stage-configs-path x")
+"""Flags that say where it listens, and what is served."""
+
+AS_WITHOUT = ("--omni", "--enforce-eager", "--cache-config {}", "--use-hsdp")
+"""Those that say what is so in any case, or something of another flag's."""
+
+
 @pytest.mark.parametrize("row", FLAGS, ids=lambda row: row.name)
-def test_a_flag_of_theirs_is_taken_or_refused_with_what_there_is_instead(row: Setting) -> None:
-    words = ["omnimuse/shapes", *row.name.split(" ")]
-    if not row.refused:
-        assert parser_of("serve").read(words).given
-        return
-    with pytest.raises(RequestError, match=r"unknown option .* In omnimuse, "):
-        parser_of("serve").read(words)
+def test_a_flag_of_their_server_is_taken_and_has_an_effect(row: Setting) -> None:
+    assert not row.refused
+    assert parser_of("serve").read(["omnimuse/shapes", *row.name.split()]).given
+    assert (served(row.name) == served("")) == (row.name in (*WHERE, *AS_WITHOUT))
+
+
+def test_flags_of_their_server_mean_what_options_of_omni_mean() -> None:
+    line = '--omni --cache-backend cache_dit --cache-config {"Fn_compute_blocks":2} --max-num-seqs 4 --vae-use-slicing'
+    line += " --enable-layerwise-offload --enforce-eager --diffusion-attention-backend TORCH_SDPA --usp 2 --use-hsdp"
+    line += " --enable-diffusion-pipeline-profiler --trust-remote-code --step-execution"
+    same: EngineOptions = {
+        "cache_backend": "cache_dit",
+        "cache_config": {"Fn_compute_blocks": 2},
+        "max_num_seqs": 4,
+        "enable_layerwise_offload": True,
+        "enforce_eager": True,
+        "diffusion_attention_backend": "TORCH_SDPA",
+        "ulysses_degree": 2,
+        "use_hsdp": True,
+        "enable_diffusion_pipeline_profiler": True,
+        "vae_use_slicing": True,
+        "trust_remote_code": True,
+        "step_execution": True,
+    }
+    assert served(line) == config_of("omnimuse/shapes", same)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("--enforce-eager --compile", "--enforce-eager and --compile cannot both be"),
+        ("--enable-cpu-offload --offload layers", "--enable-cpu-offload and --offload layers choose two things"),
+        ("--cache-backend tea_cache --cache dbcache", "--cache-backend and --cache both choose the step cache"),
+        ("--cache-backend fast", "cache_backend='fast' is not taken here"),
+        ("--cache-config [1]", "is no object of names and values"),
+        ("--cache-config {", "is no JSON"),
+    ],
+)
+def test_flags_of_theirs_and_ours_that_contradict_each_other_are_refused(line: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        served(line)
 
 
 def test_the_environment_names_the_attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "TORCH_SDPA")
     assert chosen().attention.default == "sdpa"
+    assert served("").attention.default == "sdpa"
+    assert served("--attention flash").attention.default == "flash"
     assert chosen(diffusion_attention_backend="AUTO").attention.default == "auto"
     monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "SAGE")
     with pytest.raises(ConfigError, match="diffusion_attention_backend='SAGE' is not here"):

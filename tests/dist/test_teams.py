@@ -17,9 +17,9 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.worker.build import check
-from omnimuse.worker.build import begin as begin_build
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.build import begin as begin_build
+from omnimuse.worker.build import check
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
 from tests.ranks import play

@@ -392,6 +392,7 @@ def test_the_log_tells_the_threads_the_warm_up_and_when_a_worker_is_ready(server
         server.wait_for(line)
 
 
+@pytest.mark.costly
 def test_omp_num_threads_is_what_workers_share(tmp_path: Path) -> None:
     options = ("--replicas", "2", "--warm-up", "none")
     with WholeServer(tmp_path, *options, environment={"OMP_NUM_THREADS": "6"}) as server:

@@ -124,7 +124,7 @@ def read_source(arch: str) -> PipelineSource:
         hint = f"; the closest that it has is {near[0]}" if near else ""
         raise ModelError(
             f"{arch} is no architecture that omnimuse or the installed diffusers knows{hint}. "
-            "`omnimuse models` lists the families; a newer diffusers may have it"
+            "`omnimuse models` lists the families; a newer diffusers may have it, or a package of your own (--plugin)"
         )
     return _read(arch, packages[arch], packages)
 

@@ -57,7 +57,12 @@ TALK: tuple[Field, ...] = (
     *_WRITING,
     Field("messages", "list", "messages", "the conversation, which the model goes on with"),
     Field("max_completion_tokens", "whole", "max_tokens", "as `max_tokens`, by OpenAI's newer name", low=1),
-    Field("modalities", "list", "modalities", '["text"], or ["text", "audio"] of a model that speaks'),
+    Field(
+        "modalities",
+        "list",
+        "modalities",
+        '["text"]; with "audio" of a model that speaks, or "image" of one that draws',
+    ),
     Field("audio", "object", "audio", 'how an answer sounds: {"voice": ..., "format": "wav"}; in a stream "pcm16"'),
     Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
     *refused(_NO_SCORES, "logprobs"),

@@ -35,6 +35,14 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert "--debug" in text
 
 
+def test_a_model_without_a_command_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "omnimuse/shapes", "--dtype", "float32"]) == 0
+    explained = capsys.readouterr().out
+    for words in (["--model", "omnimuse/shapes"], ["--model=omnimuse/shapes"]):
+        assert main([*words, "--dtype", "float32"]) == 0
+        assert capsys.readouterr().out == explained
+
+
 def test_a_wrong_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generat", "a"]) == 2
     said = capsys.readouterr()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from omnimuse.cli.again import explained
 from omnimuse.cli.app import parser_of
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
@@ -202,6 +203,11 @@ def test_one_picture_is_saved_with_its_settings_and_the_page_says_what_to_try_ne
     assert "queue" not in timing
     assert rest[0] == "try next:"
     assert rest[1].endswith("    # the same picture again")
+
+
+def test_the_line_that_explains_a_model_has_what_was_chosen_for_its_engine() -> None:
+    given = {"seed": ("--seed", "7"), "plugin": ("--plugin", "my_package"), "device": ("--device", "cpu")}
+    assert explained("a folder", given) == 'omnimuse explain "a folder" --plugin my_package --device cpu'
 
 
 def test_a_short_line_says_everything_itself_and_a_long_one_lets_the_file_speak(tmp_path: Path) -> None:

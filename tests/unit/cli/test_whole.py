@@ -108,6 +108,7 @@ def test_a_choice_beside_from_changes_that_and_nothing_else(
     ("settings", "message"),
     [
         ({"prompt": "x", "engine": {"output": "/tmp/x.png"}}, "have the option 'output', which chooses no engine"),
+        ({"prompt": "x", "engine": {"plugin": "antigravity"}}, "have the option 'plugin', which chooses no engine"),
         ({"prompt": "x", "engine": "fast"}, "have engine='fast', which is no set of names and values"),
         ({"prompt": "x", "num_inference_steps": "--output=x"}, "argument --steps: invalid int value"),
         ({"prompt": 7}, "have no prompt; write one"),

@@ -16,7 +16,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
-from omnimuse.core.request import Ask, Door, Picture, Region
+from omnimuse.core.request import Ask, Clip, Door, Picture, Recording, Region
 from omnimuse.deploy.wire import pack, unpack
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.worker.plan import TickPlan, decode, encode
@@ -168,6 +168,11 @@ def test_a_side_that_was_chosen_decides_the_other(chosen: dict[str, int], size: 
     assert (params.width, params.height) == size
 
 
+def test_what_tells_pictures_and_sounds_apart_is_computed_once_however_many_outputs_ask() -> None:
+    for source in (PICTURE, Clip(2, 2, (b"one", b"two"), 8.0), Recording(8000, 1, b"1234")):
+        assert source.digest is source.digest
+
+
 def test_a_very_long_picture_still_fits_the_model() -> None:
     params = SEEING.make_request(with_picture(Picture(10_000, 10, b"png")), 0.0, 1).params
     assert (params.width, params.height) == (64, 8)
@@ -283,7 +288,8 @@ def test_whatever_is_thrown_at_the_door_is_let_in_whole_or_refused(
     queue = Scheduler(ScheduleConfig())
     queue.add(request, 1, 0.0)
     assert queue.pick(0.0, lambda state_id: None).admit == (request,)
-    assert FakePipeline(context()).states(request)
+    plain = replace(request, params=replace(request.params, loras=None))  # who has adapters looks for them
+    assert FakePipeline(context()).states(plain)
 
 
 def test_a_whole_character_beyond_the_first_plane_is_text() -> None:

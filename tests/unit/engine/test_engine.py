@@ -299,6 +299,35 @@ def test_outputs_that_cannot_be_handed_over_fail_their_request_only() -> None:
     assert result(events, good)
 
 
+class Stuck:
+    """Something that is remembered and moves so many times, and then no more."""
+
+    def __init__(self, moves: int) -> None:
+        self.moves = moves
+
+    def to(self, device: torch.device) -> Stuck:
+        self.moves -= 1
+        if self.moves < 0:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB. There is more to say")
+        return self
+
+
+@pytest.mark.parametrize("moves", [0, 1], ids=["to where it waits", "back"])
+def test_a_paused_state_that_cannot_be_moved_fails_its_request_only(moves: int) -> None:
+    subject = engine()
+    bad, good = submit(subject, ask(num_inference_steps=9), ask("good", num_inference_steps=9))
+    subject.tick()
+    subject.runner.states[f"{bad}/0"].memory("adder", "positive").data["stuck"] = Stuck(moves)
+    subject.pause(bad)
+    seen = subject.tick()
+    if moves:
+        assert not any(isinstance(event, Failed) for event in seen)
+        subject.resume(bad)
+    seen += finish(subject)
+    assert [(type(e.error), e.request_id) for e in seen if isinstance(e, Failed)] == [(MemoryShortageError, bad)]
+    assert result(seen, good) and not subject.runner.states
+
+
 def test_a_preview_that_fails_is_left_out_and_counted() -> None:
     subject = engine()
     [id_] = submit(subject, ask("unseen", num_inference_steps=5, previews=1))

@@ -52,13 +52,13 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def test_what_is_borrowed_imports_through_the_door_or_says_why_not(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = compat_check.borrow(wheel, tmp_path / "place")
     assert tables["_DIFFUSION_POST_PROCESS_FUNCS"] == {"OwnPipeline": "after"}
     monkeypatch.syspath_prepend(tmp_path / "place")
     try:
-        compat_check.imports(tables["_DIFFUSION_MODELS"])  # type: ignore[arg-type]
+        said = {arch: compat_check.imported(*row) for arch, row in tables["_DIFFUSION_MODELS"].items()}  # type: ignore[misc]
         own = sys.modules["borrowed.own.pipeline_own"]
         told = OmniDiffusionConfig(model="m", model_class_name="Own", dtype=torch.float32)
         told.tf_model_config = TransformerConfig({"width": 8, "layers": 1, "other": 2})
@@ -70,7 +70,6 @@ def test_what_is_borrowed_imports_through_the_door_or_says_why_not(
     assert own.HERE == 1
     assert (network.sizes, type(network).__name__) == ((8, 3), "Net")  # what was not told is the checkpoint's
     assert own.SupportImageInput.__module__ == "omnimuse.compat.vllm_omni.diffusion.models.interface"
-    said = {line["arch"]: line["imports"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert said["OwnPipeline"] == ""
     assert "there is no vllm_omni.diffusion.nowhere here" in said["LostPipeline"]
     assert said["BarePipeline"] == "there is no Bare"
@@ -86,6 +85,19 @@ def test_a_folder_is_borrowed_alike_and_one_without_a_registry_is_refused(tmp_pa
     assert "from borrowed.own.beside import HERE" in made
     with pytest.raises(SystemExit, match="name a wheel of vLLM-Omni"):
         compat_check.borrow(tmp_path / "place", tmp_path / "other")
+
+
+def test_a_process_of_its_own_tells_how_far_a_pipeline_comes_and_how_it_ended(wheel: Path, tmp_path: Path) -> None:
+    compat_check.borrow(wheel, tmp_path, ["OwnPipeline"])
+    assert compat_check.tried(tmp_path, ("own", "pipeline_own", "OwnPipeline"), None) == {"imports": "yes"}
+    ends = {
+        "import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)\n": f"it took more than {compat_check.LONGEST} s",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n": "it was ended by SIGKILL",
+        "raise SystemExit('first at its end')\n": "first at its end",
+    }
+    for text, why in ends.items():
+        (tmp_path / "borrowed" / "own" / "pipeline_ending.py").write_text(text)
+        assert compat_check.tried(tmp_path, ("own", "pipeline_ending", "Ending"), None) == {"imports": why}
 
 
 def test_outputs_agree_by_their_numbers_or_by_the_levels_of_8_bits() -> None:

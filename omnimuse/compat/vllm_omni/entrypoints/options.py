@@ -26,6 +26,7 @@ from omnimuse.core.config import (
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.names import BACKENDS
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig
 from omnimuse.core.spec import Spec
@@ -69,15 +70,6 @@ class EngineOptions(_Sharing, _Memory, total=False):
     max_num_seqs: int
     diffusion_attention_backend: str
     stage_configs_path: str
-
-
-BACKENDS: Mapping[str, str] = {
-    "TORCH_SDPA": "sdpa",
-    "SDPA": "sdpa",
-    "FLASH_ATTN": "flash",
-    "SAGE_ATTN": "sage",
-    "AUTO": "auto",
-}
 
 
 def config_of(model: str, options: EngineOptions) -> Config:
