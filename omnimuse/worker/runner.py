@@ -119,17 +119,10 @@ class Runner:
     def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
         """Whether that state should step in one tick with the others: they share a forward, and it saves time.
 
-        What is not yet in a loop is taken to share the first one's network. On an accelerator company is not measured.
+        What is not yet in a loop is taken to share the first one's network.
         """
-        if self.config.company == "always" or self.pipeline.ctx.device.type != "cpu":
-            return True
-        networks = {each.network for each in (*others, offer)} - {None}
-        first = next((stage for stage in self.pipeline.own if isinstance(stage, Loop)), None)
-        if not networks and first is not None:
-            networks = {first.uses[0]}
-        if len(networks) != 1 or self.config.exact:
-            return False
-        return self.forwards.pace.pays(str(networks.pop()), [*others, offer])
+        first = next((stage.uses[0] for stage in self.pipeline.own if isinstance(stage, Loop)), None)
+        return self.forwards.joins([*others, offer], first)
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
@@ -149,7 +142,7 @@ class Runner:
                 state.turn(track)
             self._run_stages(chosen)
             alive = [state for state in chosen if state.id in self.states and self.pipeline.ready(state)]
-            self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
+            self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)], plan.teams)
             self._run_stages(chosen)
         self._reap(chosen)
         self._hand_over()
@@ -319,7 +312,7 @@ class Runner:
 
     # -- loops ---------------------------------------------------------------------------------------------------
 
-    def _run_loops(self, states: Sequence[State]) -> None:
+    def _run_loops(self, states: Sequence[State], teams: int) -> None:
         began, rows = self.clock.mark(), list[Row]()
         names = {label_of(self._loop(state).name) for state in states}
         for state in states:
@@ -329,7 +322,7 @@ class Runner:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
         with record_function(" and ".join(sorted(names)) or OTHER):
-            predictions, failures = self._evaluate(rows)
+            predictions, failures = self._evaluate(rows, teams)
         shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
         spent: list[tuple[State, Loop, list[Span]]] = []
@@ -348,12 +341,12 @@ class Runner:
             if job := self.jobs.get(state.request.id):
                 job.spend(state, loop, held, *spans)
 
-    def _evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
+    def _evaluate(self, rows: Sequence[Row], teams: int) -> tuple[Predictions, dict[str, OmnimuseError]]:
         """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""
         predictions: Predictions = {}
         failures: dict[str, OmnimuseError] = {}
         while rows := [row for row in rows if row.state.id in self.states]:
-            found, failed = self.forwards.evaluate(rows)
+            found, failed = self.forwards.evaluate(rows, teams)
             predictions, failures = predictions | found, failures | failed
             states = {row.state.id: row.state for row in rows if row.state.id not in failed}
             rows = []
