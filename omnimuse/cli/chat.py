@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_config(args)
     found = find(config)
-    if not found.spec.writes:
+    if not found.spec.converses:
         raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse generate` with it")
     params = _params(args, found.spec)
     shown = [{"type": kind, kind: _opened(name, file)} for name, kind in SHOWN.items() for file in getattr(args, name)]
@@ -107,8 +107,10 @@ def run(args: argparse.Namespace) -> int:
 def _params(args: argparse.Namespace, spec: Spec) -> DiffusionParams:
     """What was chosen of how it writes, and speaks; RequestError for a voice of a model that does not speak."""
     chosen = {name: getattr(args, name) for name in OPTIONS}
-    if args.output is None and args.voice is None:
+    if args.output is None and args.voice is None and spec.writes:
         return DiffusionParams(extra=GenerationParams(**chosen))
+    if args.output is None and args.voice is None:
+        return DiffusionParams(extra={**chosen, "modalities": ("text",)})  # it could draw as well
     if not issubclass(spec.extra, AnswerParams):
         name = "--output" if args.output is not None else "--voice"
         raise ConfigError(f"{args.model} answers in text alone, and {name} is for one that speaks; leave it out")
