@@ -91,7 +91,7 @@ class Conditions:
             tuple(self.rows[row] for row in rows),
         )
 
-    def cut(self, part: Cut) -> Conditions | None:
+    def cut(self, part: Cut) -> Self | None:
         return None  # what a row remembers lies in one place
 
     @cached_property

@@ -25,6 +25,7 @@ from omnimuse.core.config import (
     QuantConfig,
     ScheduleConfig,
 )
+from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.names import BACKENDS
 
@@ -169,6 +170,14 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         "--max-run", type=float, metavar="SECONDS", help="end a request that was in progress for longer"
     )
     company.add_argument(
+        "--deadline-class",
+        action="append",
+        default=[],
+        metavar="NAME=WHEN",
+        help="what requests may name as their deadline: seconds, times what they take alone (3x), or never"
+        f" (default: {', '.join('='.join(each) for each in CLASSES.items())}); may be given several times",
+    )
+    company.add_argument(
         "--tier",
         default="auto",
         metavar="NAME",
@@ -195,9 +204,26 @@ def read_config(args: argparse.Namespace) -> Config:
         kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
         decode=DecodeConfig(tiling=args.vae_tiling),
-        schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),
+        schedule=read_schedule(args),
         host=HostConfig(threads=args.threads),
     )
+
+
+def read_schedule(args: argparse.Namespace) -> ScheduleConfig:
+    """Who runs next, and in what company."""
+    deadlines = read_deadlines(args.deadline_class)
+    return ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run, deadlines=deadlines)
+
+
+def read_deadlines(words: list[str]) -> dict[str, str]:
+    """`NAME=WHEN` several times: the classes that a deadline may name."""
+    found = {}
+    for word in words:
+        name, _, when = word.partition("=")
+        if not name or not when or name in found:
+            raise ConfigError(f"--deadline-class {word} is not understood; write NAME=WHEN once for a name")
+        found[name] = when
+    return found
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:

@@ -94,6 +94,7 @@ class Engine:
         with self._lock:
             self._refuse_if_over()
             now = self.clock()
+            request = request.promised(self.scheduler.alone(request, tokens), now)
             self.scheduler.add(request, tokens, now, most)
             self._arrived[request.id] = now
             self._hear_news()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.deadlines import Within, class_named, classes
 from omnimuse.core.errors import CapacityError, ConfigError, DeadlineError
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.request import Request
@@ -31,20 +32,6 @@ Policy = Literal["ours", "fifo"]
 End = Literal["ok", "refused", "late", "lost"]
 TRIES = 2
 """How often a request is drawn before it is taken to end its workers (`deploy/pool.py`)."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """When an answer is wanted: `seconds` after its request came, or `times` what it takes alone; neither: never."""
-
-    seconds: float | None = None
-    times: float | None = None
-
-    def of(self, arrival: Arrival, kind: Kind) -> float | None:
-        """Seconds after `arrival`."""
-        if arrival.target is not None:
-            return arrival.target
-        return self.times * kind.alone if self.times is not None else self.seconds
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class Plan:
     scale: Scale = Scale()
     ranks: int = 1
     policy: Policy = "ours"
-    target: Target = Target()
+    target: Within = Within()
     failures: Failures = Failures()
     schedule: ScheduleConfig = ScheduleConfig()
     max_queue: int = 256
@@ -78,6 +65,12 @@ class Plan:
         for name in ("ranks", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+
+    def wanted(self, arrival: Arrival, kind: Kind) -> float | None:
+        """In how many seconds `arrival` wants an answer."""
+        if isinstance(arrival.target, str):
+            return class_named(arrival.target, classes(self.schedule.deadlines)).after(kind.alone)
+        return self.target.after(kind.alone) if arrival.target is None else arrival.target
 
 
 @dataclass(frozen=True)
@@ -197,7 +190,7 @@ class Fleet:
         self._expect(coming)
         self._unfinished, self._arrived = self._unfinished + 1, self._arrived + 1
         kind = self._table.kind(arrival.kind)
-        target = self._plan.target.of(arrival, kind)
+        target = self._plan.wanted(arrival, kind)
         job = Job(arrival, kind, request_of(arrival, kind, self._arrived, target))
         if self._plan.policy == "ours":
             began = time.perf_counter()
@@ -232,7 +225,7 @@ class Fleet:
         after = job.kind.beside if end == "ok" else 0.0
         if (ticket := self._tickets.pop(job.request.id, None)) is not None:
             ticket.close(served=end == "ok")
-        target = self._plan.target.of(job.arrival, job.kind)
+        target = self._plan.wanted(job.arrival, job.kind)
         self.run.outcomes.append(Outcome(job.arrival, end, self._now + after, target))
 
     # -- replicas --------------------------------------------------------------------------------------------------

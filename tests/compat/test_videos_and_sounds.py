@@ -45,6 +45,7 @@ def test_a_sound_is_what_diffusers_make(tmp_path: Path) -> None:
     checked(tmp_path / "tiny", SOUND, HEARD, ["SoundAudioPipeline", "SoundAudioStepPipeline"])
 
 
+@pytest.mark.costly
 @pytest.mark.dist
 @pytest.mark.timeout(300)
 def test_two_experts_share_tokens_among_ranks(tmp_path: Path) -> None:

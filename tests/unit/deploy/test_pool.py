@@ -100,6 +100,21 @@ def test_a_request_gives_its_steps_and_then_its_file(found: Found, plan: PoolPla
     asyncio.run(main())
 
 
+def test_what_a_request_waits_for_a_worker_is_its_time_in_the_queue(found: Found, plan: PoolPlan) -> None:
+    """It comes before the worker is ready; the fake one says nothing of a queue of its own."""
+
+    async def main() -> None:
+        async with opened(plan) as pool:
+            came, drawn = time.monotonic(), asyncio.create_task(draw(pool, ask(found)))
+            await pool.wait_ready()
+            before_ready = time.monotonic() - came
+            last = (await drawn)[-1]
+            assert isinstance(last, Finished)
+            assert 0.5 * before_ready < last.timings["queue"] < time.monotonic() - came
+
+    asyncio.run(main())
+
+
 def test_a_request_whose_worker_dies_is_drawn_again_and_leaves_no_half_file(found: Found, plan: PoolPlan) -> None:
     async def main() -> None:
         async with opened(replace(plan, faults="worker.step:3:kill,worker.encode:1:kill:late")) as pool:
