@@ -49,12 +49,27 @@ class Costs:
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """Seconds of one step of each of `jobs`, and of what comes before their first and after their last."""
-        steps = self.forward(jobs)
-        return steps + sum(job.kind.once / 2 * ((job.done == 0) + (job.done + 1 == job.kind.steps)) for job in jobs)
+        return self.forward(jobs) + sum(map(_besides, jobs))
 
     def forward(self, jobs: Sequence[Job]) -> float:
         """Seconds of the network in that."""
-        return sum(job.kind.step for job in jobs) * self.share * (self.together if len(jobs) > 1 else 1.0)
+        apart = sum(job.kind.step for job in jobs) * self.share
+        if len(jobs) < 2:
+            return apart
+        fixed = [job.kind.fixed for job in jobs if job.kind.fixed is not None]
+        if len(fixed) < len(jobs):
+            return apart * self.together
+        return apart - (sum(fixed) - max(fixed)) * self.share
+
+    def gains(self, job: Job) -> bool:
+        """Whether two of this kind take less in company than apart, by as much as is worth it."""
+        return self.forward([job, job]) <= 2 * (1 - GAIN) * self.forward([job])
+
+
+def _besides(job: Job) -> float:
+    """Seconds of what comes before the first step, or after the last, if the next is one of these."""
+    first, last = job.done == 0, job.done + 1 == job.kind.steps
+    return job.kind.once * (job.kind.before * first + (1 - job.kind.before) * last)
 
 
 @dataclass(frozen=True)
@@ -141,7 +156,7 @@ class Fifo:
         """One step of those that are at it."""
         if not self._running and self._queue:
             first = self._queue.popleft()
-            most = MOST_TOGETHER if self.costs.together <= 1 - GAIN else 1
+            most = MOST_TOGETHER if self.costs.gains(first) else 1
             alike = [job for job in self._queue if job.kind == first.kind][: most - 1]
             for job in alike:
                 self._queue.remove(job)

@@ -7,7 +7,6 @@ the states whose rows raised it.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
 from omnimuse.worker.aside import can_wait, waiting
+from omnimuse.worker.clock import Clock
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, settle
 from omnimuse.worker.pace import Pace
@@ -39,8 +39,9 @@ class Forwards:
     `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them.
     """
 
-    def __init__(self, ctx: Context, config: ScheduleConfig, crew: Crew | None = None) -> None:
+    def __init__(self, ctx: Context, config: ScheduleConfig, clock: Clock, crew: Crew | None = None) -> None:
         self.ctx = ctx
+        self.clock = clock
         self.config = config
         self.at_work: Callable[[], AbstractContextManager[None]] = nullcontext if crew is None else crew.at_work
         self.count = 0
@@ -88,15 +89,15 @@ class Forwards:
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
         self.count += 1
-        began = time.perf_counter()
+        began = self.clock.mark() if (timed := self.ctx.device.type == "cpu") else None
         try:
             with self.at_work():
                 outputs = forward(self.ctx, rows)
-            if self.ctx.device.type == "cpu":
+            if timed:
                 tokens: Counter[str] = Counter()
                 for row in rows:
                     tokens[row.state.id] += row.tokens
-                self.pace.record(rows[0].network, list(tokens.values()), time.perf_counter() - began)
+                self.pace.record(rows[0].network, list(tokens.values()), self.clock.since(began).seconds())
             found.update((id(row), output) for row, output in zip(rows, outputs, strict=True))
             return None
         except Exception as error:  # the worker loop

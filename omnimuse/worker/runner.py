@@ -173,8 +173,8 @@ class Runner:
         self.memo = pipeline.ctx.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
-        self.forwards = Forwards(pipeline.ctx, config, crew)
         self.clock = clock or clock_for(pipeline.ctx.device)
+        self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)
         self.lost_previews = 0

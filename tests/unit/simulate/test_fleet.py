@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from omnimuse.deploy.scale import Scale
 from omnimuse.simulate.arrivals import Arrival, Mix, bursts, poisson, trace
 from omnimuse.simulate.figures import enough, summarize
 from omnimuse.simulate.fleet import Failures, Outcome, Plan, simulate
+from omnimuse.simulate.replica import Costs, Job
 from omnimuse.simulate.table import Kind, Table, read_table
 
 SMALL = Kind(512, 512, steps=20, step=0.02, once=0.1, beside=0.05)
@@ -83,6 +85,19 @@ def test_a_trace_may_name_classes_of_deadlines() -> None:
     assert ends[-1] == "batch", "what nobody waits for comes last"
     with pytest.raises(RequestError, match="one of batch, interactive"):
         outcomes(Plan(), arrivals[0])
+
+
+def test_a_step_in_company_takes_what_is_fixed_once() -> None:
+    job = partial(Job, Arrival(0.0, "small"), request=None)  # type: ignore[arg-type]
+    some, more = replace(SMALL, fixed=0.015), replace(LARGE, fixed=0.03)
+    costs = Costs(1.0, 0.8)
+    assert costs.forward([job(some)] * 4) == pytest.approx(4 * 0.02 - 3 * 0.015)
+    assert costs.forward([job(some), job(more)]) == pytest.approx(0.12 - 0.015)
+    assert costs.forward([job(some), job(LARGE)]) == pytest.approx(0.8 * 0.12)
+    first = job(replace(some, before=0.25))
+    assert costs.seconds([first]) == pytest.approx(0.02 + 0.25 * 0.1)
+    first.done = 19
+    assert costs.seconds([first]) == pytest.approx(0.02 + 0.75 * 0.1)
 
 
 def test_a_table_outlives_its_file_and_strange_words_are_refused(tmp_path: Path) -> None:
