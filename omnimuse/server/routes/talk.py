@@ -47,7 +47,7 @@ from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.routes.aloud import Sounding, aloud, name_of, whole
 from omnimuse.server.routes.pictured import pictures, wants
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import Talk, Wanted, read
+from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.answers import Made, told
 from omnimuse.server.translate.field import Kind
 from omnimuse.server.translate.parts import KINDS, Shown, able
@@ -98,7 +98,8 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
     wanted, shown = read(fields, kind, service.door), Shown()
     if kind == "talk":
         wanted = aloud(service, wanted)
-        wanted = replace(wanted, talk=Talk(_messages(wanted, shown, able(service.door))))
+        said = _messages(wanted, shown, able(service.door))
+        wanted = replace(wanted, talk=replace(wanted.talk, messages=said))
     order = _order(service, wanted, request, await _came(service, request, shown, wanted))
     request.state.lease.close()  # of what came, only the order is left
     head = {"created": int(time.time()), "model": service.options.model_name}
