@@ -18,6 +18,7 @@ from omnimuse.loader.components import quiet
 from tests.checkpoints import wan
 from tests.checkpoints.wan import from_pictures
 from tests.checkpoints.wishes import Wish, film, of_picture, photo
+from tests.once import Once
 
 CLIP = replace(of_picture(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
 WISH = Wish("a red circle above the blue square", "grey", CLIP)
@@ -25,9 +26,12 @@ Build = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def build(once: Once) -> Build:
+    """Tiny checkpoints by their kind and boundary (read only)."""
+
     def make(kind: str, boundary_ratio: float = 0.875) -> Path:
-        return wan.build(tmp_path_factory.mktemp("wan") / "tiny", kind, boundary_ratio=boundary_ratio)
+        name = f"Wan, {kind}, {boundary_ratio}"
+        return once.folder(name, lambda folder: wan.build(folder, kind, boundary_ratio=boundary_ratio))
 
     return make
 
@@ -143,6 +147,7 @@ def test_a_small_change_of_the_prompt_or_its_padding_would_be_noticed(build: Bui
     assert distance(theirs(folder, max_sequence_length=15), latents(folder, max_sequence_length=15)) < 1e-5
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kind", wan.FLOW_SHIFT)
 def test_half_precision_stays_near_the_reference(build: Build, kind: str) -> None:
     folder = build(kind)
@@ -155,6 +160,7 @@ def test_half_precision_stays_near_the_reference(build: Build, kind: str) -> Non
     assert float((found - expected.float()).abs().mean()) < 2e-2
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kind", wan.FLOW_SHIFT)
 def test_a_video_is_decoded_in_float32_whatever_the_networks_are_in(build: Build, kind: str) -> None:
     """As in the reference's own example: of the latents of networks in bfloat16 it makes the same frames."""
