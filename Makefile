@@ -45,10 +45,11 @@ test: $(VENV)/.installed-test
 test-all: ARGS += --all
 test-all: test
 
-# Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, PART=2/4
-# the second of four parts, in each of which every machine runs something.
+# Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, TURN=3 as
+# much as `make test` on a commit whose turn is the third of eight, PART=2/4 the second of four parts, in each of which
+# every machine runs something.
 test-machines: $(VENV)/.installed-test
-	$(BIN)/python -m tools.machines $(if $(ONLY),--only $(ONLY)) $(if $(PART),--part $(PART))
+	$(BIN)/python -m tools.machines $(if $(ONLY),--only $(ONLY)) $(if $(TURN),--turn $(TURN)) $(if $(PART),--part $(PART))
 
 # What takes seconds and runs no test: layout, lint, types.
 static: $(VENV)/.installed-dev

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_FIELDS = 500, 60, 350, 7, 15
@@ -207,7 +208,8 @@ def reads_environment(source: str) -> bool:
 
 
 def ambient_state_problems(source: str) -> list[str]:
-    """Module-level names that are no constants, aliases or loggers, and tables that change once made.
+    """Module-level names that are no constants, aliases or loggers, tables that change once made, and functions that
+    keep tensors for as long as the process lives.
 
     A table in UPPER_CASE may be a dict, list or set if it is assigned once and nobody changes it; only a
     function called `register...` may add to one, since registries are filled while modules are imported.
@@ -221,6 +223,12 @@ def ambient_state_problems(source: str) -> list[str]:
     for name, count in Counter(name for name, _ in assigned).items():
         if count > 1 and not name.startswith("__"):
             found.append(f"module-level {name} is assigned {count} times: a constant is assigned once")
+    found += [
+        f"line {node.lineno}: {node.name} keeps tensors for life: whoever computes with them keeps them"
+        for node in ast.walk(tree)
+        if isinstance(node, Function) and node.returns is not None and "Tensor" in ast.unparse(node.returns)
+        if any(re.search(r"\b(lru_)?cache\b", ast.unparse(each)) for each in node.decorator_list)
+    ]
     tables = {name for name, node in assigned if _is_mutable(node.value)}
     return found + [
         f"line {line}: {name} is changed after it was made: only register...() may"
@@ -317,6 +325,35 @@ def direction_problems(source: str, room: str) -> list[str]:
         elif top == "omnimuse" and other != room and level.get(other, len(ROOMS)) <= level[room]:
             found.append(f"line {line}: {room} must not import {other}: imports go down, {other} is not below")
     return found
+
+
+def import_circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a circle while they are imported, by the texts of all; empty if none do.
+
+    What is imported within a function, or for type checkers only, is not imported then.
+    """
+    graph = {}
+    for module, source in sources.items():
+        named = imported_modules(ast.unparse(_Begun().visit(ast.parse(source))))
+        graph[module] = {name if name in sources else name.rpartition(".")[0] for name, _ in named} - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+class _Begun(ast.NodeTransformer):
+    """Leaves of a module what runs while it is imported."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.Pass:
+        return ast.Pass()
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.Pass:
+        return ast.Pass()
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        return ast.Pass() if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
 
 
 def torch_problems(source: str) -> list[str]:

@@ -123,6 +123,12 @@ def test_imports_go_down_the_list_of_rooms() -> None:
     refuse(found)
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    found = sources("omnimuse")
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): found[path] for path in found}
+    assert check.import_circle(modules) == []
+
+
 def test_core_and_the_scheduler_never_name_torch() -> None:
     quiet = {
         path: text
@@ -239,6 +245,8 @@ def test_the_construct_check_passes_computed_names_and_unpacked_calls() -> None:
         "X = set()\ndef f():\n    del X[0]",
         "X = []\nX += [1]",
         "if True:\n    session = open('x')",
+        "@lru_cache(maxsize=8)\ndef table(size: int) -> tuple[Tensor, Tensor]: ...",
+        "@functools.cache\ndef table(size: int) -> torch.Tensor: ...",
     ],
 )
 def test_the_ambient_state_check_catches(source: str) -> None:
@@ -252,6 +260,7 @@ def test_the_ambient_state_check_catches(source: str) -> None:
         "__all__ = ['a']\nMAX = 3\n_TABLE = {'a': 1}\nEvent = int | str\nT = TypeVar('T')",
         "BACKENDS = {}\ndef register(name, cls):\n    BACKENDS[name] = cls",
         "def f():\n    x = []\n    x.append(1)",
+        "@cache\ndef heights(weight: Tensor) -> tuple[int, ...]: ...",
     ],
 )
 def test_the_ambient_state_check_passes_constants_aliases_loggers_and_registries(source: str) -> None:
@@ -309,6 +318,13 @@ def test_the_direction_check_catches(source: str, room: str) -> None:
 def test_the_direction_check_passes_the_way_down_and_the_own_room() -> None:
     source = "from omnimuse.core.spec import Spec\nfrom omnimuse.worker import build\nfrom omnimuse import core"
     assert check.direction_problems(source, "worker") == []
+
+
+def test_the_circle_check_finds_one_of_any_length_and_passes_what_is_imported_late() -> None:
+    modules = {"a": "import b", "b": "if True:\n    from c import x", "c": "from a import y", "d": "import a"}
+    assert sorted(set(check.import_circle(modules))) == ["a", "b", "c"]
+    assert check.import_circle({**modules, "c": "def f():\n    from a import y"}) == []
+    assert check.import_circle({**modules, "c": "if TYPE_CHECKING:\n    from a import y"}) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 Of one family of each medium (`ALWAYS`) it runs them all, but for those that are `slow`, which take turns there, too.
 So does what is `costly`: a quarter of a minute and more for one narrow thing. Tests that share what takes long to start
 have their turn together: `costly("memory")`. Which turn it is follows from the commit, so that the same commit always
-runs the same. Who names files or tests gets all of them, and so does `make test-all`.
+runs the same. Who names files or tests gets all of them, and so does `make test-all`; who names a turn (`--turn 3`,
+the third) gets that one's, of files that are named, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from zlib import crc32
 
 import pytest
 
-TURNS = 8
+TURNS = 12
 ALWAYS = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
 """Families by the names in the ids of their tests; no other family's name goes on where one of these ends. What writes
 text is crossed with nothing.
@@ -49,6 +50,8 @@ def waits(item: pytest.Item, turn: int) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run all tests that take turns, too")
+    numbers = range(1, TURNS + 1)
+    parser.addoption("--turn", type=int, choices=numbers, metavar="N", help="of those that take turns, run the Nth's")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +66,8 @@ def pytest_configure_node(node: object) -> None:
 
 
 def _turn(config: pytest.Config) -> int | None:
+    if (number := config.getoption("turn")) is not None:
+        return int(number) - 1
     if config.getoption("all") or config.args_source is pytest.Config.ArgsSource.ARGS:
         return None
     asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

@@ -1,8 +1,9 @@
 """The computing part of the suite on machines that this one can pretend to be: `make test-machines`.
 
 A machine is some environment variables and perhaps busy neighbours. Prints one line per machine and folder: passed or
-failed, and the command that runs it alone. All of it takes hours: `--part 2/4` runs the second of four parts, in each
-of which every machine runs other folders; `--only NAME` runs one machine, `--list` names them.
+failed, and the command that runs it alone. All of it takes hours. `--turn 3` runs of the tests that take turns by
+commit (tests/turns.py) those of the third, as `make test` does; `--part 2/4` the second of four parts, in each of which
+every machine runs other folders; `--only NAME` one machine. `--list` names them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ UNIT = ("attention", "cache", "diffusion", "engine", "layers", "models", "offloa
 ROOT = Path(__file__).resolve().parent.parent
 INVARIANTS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/invariants/test_*.py")))
 COMPUTING = (*INVARIANTS, "tests/parity", "tests/dist", "tests/test_demo.py", *(f"tests/unit/{room}" for room in UNIT))
+PATIENT = "timeout=900"
+"""Seconds after which a test that does not end is taken for one that never will: these machines are slow ones."""
 BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # so none outlives a run that is killed
 
 
@@ -73,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [machine.name for machine in MACHINES]
     parser.add_argument("--only", choices=names, action="append", help="run this machine (may be repeated)")
     parser.add_argument("--part", type=Part.read, default=Part(), help="run a part, for instance 2/4")
+    parser.add_argument("--turn", metavar="N", help="of tests that take turns, run the Nth's (default: all)")
     parser.add_argument("--list", action="store_true", help="print the machines and run nothing")
     parser.add_argument("tests", nargs="*", default=list(COMPUTING), help="what to run (default: all that computes)")
     args = parser.parse_args(arguments)
@@ -81,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(f"{machine.name}: {_spoken(machine)}" for _, machine in wanted))
         return 0
     chosen = [(machine, args.part.of(args.tests, number)) for number, machine in wanted]
-    outcomes = [run(machine, [test]) for machine, tests in chosen for test in tests]
+    turn = ["--turn", args.turn] if args.turn else []
+    outcomes = [run(machine, [*turn, test]) for machine, tests in chosen for test in tests]
     return int(not all(outcomes))
 
 
@@ -91,7 +96,7 @@ def run(machine: Machine, tests: list[str]) -> bool:
     # A compiler's cache of its own: torch's does not tell kernels of one kind of processor from those of another.
     with busy(machine.neighbours), tempfile.TemporaryDirectory(prefix="compiled-") as cache:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "--no-header", "--tb=line", "-rfE", *tests],
+            [sys.executable, "-m", "pytest", "--no-header", "--tb=line", "-rfE", "-o", PATIENT, *tests],
             env={**os.environ, **machine.environment, "TORCHINDUCTOR_CACHE_DIR": cache},
             capture_output=True,
             text=True,

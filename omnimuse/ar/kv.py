@@ -139,6 +139,11 @@ class KV:
         kv.data[:, :, :, :room] = old
         return kv
 
+    def reserve(self, tokens: int) -> None:
+        """Have room for so many `tokens`, whoever else has this memory."""
+        if tokens > self.room:
+            self.place, self._own = self.with_room(tokens).place, None
+
     def to(self, device: torch.device) -> KV:
         """The same on another device, where it lies alone."""
         return KV(self._slabs, None, self.data.unsqueeze(2).to(device, copy=True))
@@ -149,6 +154,9 @@ class Reading:
     """A row of a decoder: the tokens `ids` [S] that come after `start` others, which `kv` remembers.
 
     A decoder may read what stands for its tokens, [S, D], in their place.
+
+    Those of a row that is not `causal` see one another all; those of one that does not `keep` are not remembered, so
+    that several rows may look at one memory, or at beginnings of it.
     """
 
     ids: Tensor
@@ -159,6 +167,16 @@ class Reading:
     def place(self) -> int:
         """Where the first of them is, for what turns by its place."""
         return self.start
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees none that come after it."""
+        return True
+
+    @property
+    def keep(self) -> bool:
+        """Whether `kv` is to remember these tokens."""
+        return True
 
 
 class Decoder(Network):

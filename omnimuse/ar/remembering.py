@@ -91,12 +91,12 @@ class Conditions:
             tuple(self.rows[row] for row in rows),
         )
 
-    def cut(self, part: Cut) -> Conditions | None:
+    def cut(self, part: Cut) -> Self | None:
         return None  # what a row remembers lies in one place
 
     @cached_property
     def masks(self) -> tuple[Tensor | None, ...]:
-        """[S, start + S], True where a token sees another; the first tokens of all need none."""
+        """[S, start + S], True where a token sees another; None for those that see all, and the first of all."""
         return tuple(map(_mask, self.rows))
 
     @cached_property
@@ -207,22 +207,26 @@ def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     """Queries, keys and values [S, *, H] of one row -> what it sees, [S, N H]."""
     end = row.start + len(q)
     remembered = row.kv.data[layer]  # [2, heads of keys, room, H]
-    remembered[0, :, row.start : end] = k.transpose(0, 1)
-    remembered[1, :, row.start : end] = v.transpose(0, 1)
-    keys, values = remembered[:, None, :, :end]  # [1, heads of keys, end, H]
+    if row.keep:
+        remembered[0, :, row.start : end] = k.transpose(0, 1)
+        remembered[1, :, row.start : end] = v.transpose(0, 1)
+        seen = remembered[:, :, :end]
+    else:
+        seen = torch.cat([remembered[:, :, : row.start], torch.stack([k, v]).transpose(1, 2)], dim=2)
+    keys, values = seen[:, None]  # [1, heads of keys, end, H]
     seen = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],  # [1, N, S, H]
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=row.causal and mask is None,
         enable_gqa=q.shape[1] > k.shape[1],
     )
     return seen[0].transpose(0, 1).flatten(1)
 
 
 def _mask(row: Reading) -> Tensor | None:
-    if row.start == 0:
+    if row.start == 0 or not row.causal:
         return None
     places = torch.arange(row.start + len(row.ids), device=row.ids.device)
     return places[None, :] <= places[row.start :, None]

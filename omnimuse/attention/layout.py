@@ -9,13 +9,16 @@ Letters: R rows, S_i tokens of row i, T tokens of all rows together, D width; * 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from omnimuse.core.plans import Cut
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Layout:
     everywhere: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     dense: bool = field(init=False)
     """Whether all rows have the same length, on every rank, so that they can be stacked."""
-    placed: dict[torch.device, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
-    """What `ends` has made, which every block of a forward asks for."""
+    made: dict[Hashable, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What was `kept`."""
     length: int = field(init=False)
     """That length, or 0. Compiled code asks these two alone: from `lengths` it would learn the number of rows."""
 
@@ -64,11 +67,17 @@ class Layout:
 
         Made there number by number: an upload would make the host wait.
         """
-        if device not in self.placed:
-            ends = [sum(self.lengths[:row]) for row in range(len(self.lengths) + 1)]
-            numbers = [torch.full((1,), end, dtype=torch.int32, device=device) for end in ends]
-            self.placed[device] = torch.cat(numbers)
-        return self.placed[device]
+        ends = [sum(self.lengths[:row]) for row in range(len(self.lengths) + 1)]
+        return self.kept(
+            device, lambda: torch.cat([torch.full((1,), end, dtype=torch.int32, device=device) for end in ends])
+        )
+
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once for each `key`: every block of a forward asks for the same."""
+        if key not in self.made:
+            self.made[key] = make()
+        found: Made = self.made[key]
+        return found
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
         """Join one [S_i, *] tensor per row into the packed tensor; ValueError if the lengths are others."""

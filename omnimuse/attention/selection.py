@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from omnimuse.attention.backends.flex import Flex
 from omnimuse.attention.backends.libraries import (
     FLASH_2,
     FLASH_3,
@@ -34,6 +36,7 @@ UNASKED: tuple[Backend, ...] = (Sdpa(), Reference())
 """What "auto" may choose, fastest first."""
 ASKED: tuple[Backend, ...] = (
     Varlen(),
+    Flex(),
     *(SdpaKernel(name) for name in KERNELS),
     FlashAttention("flash_attn_2", FLASH_2),
     FlashAttention("flash_attn_3", FLASH_3),
@@ -54,6 +57,19 @@ class Binding:
     reason: str
 
 
+@runtime_checkable
+class Compiling(Protocol):
+    """A backend that torch may compile."""
+
+    def how(self, device: torch.device) -> str:
+        """Whether it is compiled there, and why, in words."""
+        ...
+
+    def why_not_within(self, device: torch.device) -> str | None:
+        """Why blocks that are compiled cannot have it there, or None."""
+        ...
+
+
 @dataclass(frozen=True)
 class Place:
     """What a backend must be able to do at a site."""
@@ -62,12 +78,16 @@ class Place:
     dtype: torch.dtype
     head_dim: int
     weighing: bool
+    compiled: bool
 
     def obstacle(self, backend: Backend) -> str | None:
         """Why `backend` cannot do it, or None."""
         if self.weighing and not backend.weighs:
             return "it does not tell what keys weigh, by which ranks of a ring merge what they found"
-        return backend.why_not(self.device, self.dtype, self.head_dim)
+        why = backend.why_not(self.device, self.dtype, self.head_dim)
+        if why is None and self.compiled and isinstance(backend, Compiling):
+            return backend.why_not_within(self.device)
+        return why
 
 
 def bind(
@@ -77,13 +97,14 @@ def bind(
     dtype: torch.dtype | None = None,
     *,
     weighing: bool = False,
+    compiled: bool = False,
 ) -> list[Binding]:
     """Give every `Attention` in the model its backend; raises ConfigError for names and choices that cannot
     work.
 
     A site looks for its name in this order: `per_role[role]`, `per_role[category]`, `default`. Device and
     dtype are the ones it will compute with; left out, they are those of the model's first parameter. `weighing`:
-    outcomes with several sets of keys will be merged.
+    outcomes with several sets of keys will be merged; `compiled`: its blocks will be compiled.
     """
     sites = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     _check_names(choice, sites.values())
@@ -91,7 +112,7 @@ def bind(
     bindings = []
     for name, site in sites.items():
         wanted, reason = _resolve(choice, site)
-        place = Place(device or first.device, dtype or first.dtype, site.head_dim, weighing)
+        place = Place(device or first.device, dtype or first.dtype, site.head_dim, weighing, compiled)
         site.backend, why = _find(wanted, place, site.role)
         bindings.append(Binding(name, site.role, site.backend.name, f"{reason}{why}"))
     return bindings
@@ -133,7 +154,7 @@ def _find(wanted: str, place: Place, role: str) -> tuple[Backend, str]:
                 f"attention backend {wanted!r} cannot run at role {role!r} on {place.device} in {place.dtype} with "
                 f"head_dim={place.head_dim}: {obstacle}; choose another backend or {AUTO!r}"
             )
-        return asked, ""
+        return asked, f", {asked.how(place.device)}" if isinstance(asked, Compiling) else ""
     obstacles: list[str] = []
     for backend in UNASKED:
         obstacle = place.obstacle(backend)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.params import DiffusionParams
@@ -50,6 +51,28 @@ def own_transformer(family: str, network: str, *classes: str) -> Component:
     """The entry of a network of ours, in the files that every family has."""
     package = f"omnimuse.models.{family}"
     return Component(classes, network=f"{package}.transformer:{network}", rules=f"{package}.weights:RULES")
+
+
+def inside_model(
+    model: Component,
+    network: str,
+    rules: str,
+    where: Callable[[Mapping[str, object]], bool] | None = None,
+    dtype: Literal["", "float32"] = "",
+) -> Component:
+    """The entry of a network in the files of `model`, whose component has that name, in the same family's folder: the
+    path `network`, the name of its `rules` and, unless every checkpoint has it, `where` it is there.
+    """
+    package = model.network.rpartition(".")[0]
+    return replace(
+        model,
+        network=f"{package}.{network}",
+        rules=f"{package}.weights:{rules}",
+        dtype=dtype,
+        optional=where is not None,
+        inside="model",
+        where=where or model.where,
+    )
 
 
 def patched(tokens: int, images: int = 0) -> Callable[[Configs], Limits]:

@@ -27,7 +27,8 @@ class Combination:
     token the norm that it has in the positive one, by a factor within `match_within`; a token is `patch` x `patch`
     latents. Instead `per` "line" does so with the line of one channel. Guidance stops once the elapsed share of time
     passes `truncation`, and after the share `until` of the steps (1: never). A further branch `aside` leads away from
-    itself by the factor `away`, in guided steps before which more than the first share of `while_done` of all are done,
+    itself by the factor `away`, or (where that is not 0) to the point `over` on the line from it through the result, in
+    guided steps before which more than the first share of `while_done` of all are done,
     and less than the second.
     """
 
@@ -40,6 +41,7 @@ class Combination:
     until: float = 1.0
     aside: str = ""
     away: float = 0.0
+    over: float = 0.0
     while_done: tuple[float, float] = (0.0, 1.0)
 
 

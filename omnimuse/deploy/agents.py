@@ -21,8 +21,9 @@ from msgspec.structs import replace
 
 from omnimuse import __version__
 from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.deploy.child import Settings, read_settings, write_settings
 from omnimuse.deploy.launch import Local, Started
-from omnimuse.deploy.process import COMMAND, Settings, read_settings, write_settings
+from omnimuse.deploy.process import COMMAND
 
 PERIOD = 1.0  # seconds between beats
 SILENCE = 15.0  # seconds without a word after which an agent, or a front, is gone

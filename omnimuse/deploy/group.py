@@ -19,11 +19,11 @@ from omnimuse.core.config import Config
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Spec
+from omnimuse.deploy.child import EdgeSettings
 from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Listening, Local, kind_of
 from omnimuse.deploy.faults import Faults
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.launch import Local as LocalLauncher
-from omnimuse.deploy.process import EdgeSettings
 from omnimuse.deploy.replica import PoolPlan, Replica
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.station import COMMAND, Station

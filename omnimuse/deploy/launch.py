@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from omnimuse.core.config import Environment
-from omnimuse.deploy.process import Settings, write_settings
+from omnimuse.deploy.child import Settings, write_settings
 
 
 class Started(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -31,10 +30,11 @@ from omnimuse.core.machine import resident
 from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.carry import carry
+from omnimuse.deploy.child import Settings, run, talk
 from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.line import Line
-from omnimuse.deploy.ranks import Rank, die_with_parent, follow, watch_parent
+from omnimuse.deploy.ranks import Rank, follow
 from omnimuse.deploy.wire import (
     Beat,
     Cancel,
@@ -56,11 +56,10 @@ from omnimuse.deploy.wire import (
     Spelt,
     Stepped,
     Submit,
-    Told,
     unpack,
 )
 from omnimuse.worker.find import find
-from omnimuse.worker.warm_up import SMALL, describe, warm_up_ask
+from omnimuse.worker.warm_up import describe, warm_up_ask
 
 if TYPE_CHECKING:
     from omnimuse.deploy.pools import Pools
@@ -74,51 +73,6 @@ logger = logging.getLogger("omnimuse.deploy.process")  # as `__main__` it would 
 COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
 FINISHERS = 2
 PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
-
-
-class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a process of a pool finds the front of its group (`deploy/connectors.py`), and as who it comes."""
-
-    kind: str
-    address: str
-    key: str
-    name: str
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the parent says first, as one line of JSON.
-
-    `name` tells this life apart from all others; `first` is the first life of the first replica. `meeting` is
-    where the ranks of a group find each other, `seat` one of those of its machine (`Rank`). `period` is seconds between
-    beats. Where rank 0 is not on the front's machine, there is the `key` of the front's socket, and files go that way.
-    A process of a pool has an `edge`.
-    """
-
-    config: Config
-    address: str
-    spool: Path
-    name: str
-    seat: int = 0
-    seats: int = 1
-    rank: int = 0
-    ranks: int = 1
-    meeting: str = ""
-    faults: str = ""
-    first: bool = True
-    period: float = 0.5
-    warm_up: str = SMALL
-    key: str = ""
-    edge: EdgeSettings | None = None
-
-
-def write_settings(settings: Settings) -> bytes:
-    """`settings` as one line of JSON."""
-    return msgspec.json.encode(settings, enc_hook=str) + b"\n"
-
-
-def read_settings(line: bytes) -> Settings:
-    """What `write_settings` was given."""
-    return msgspec.json.decode(line, type=Settings, dec_hook=lambda kind, value: kind(value))
 
 
 @dataclass
@@ -386,18 +340,6 @@ def rank_of(settings: Settings) -> Rank:
     return Rank(settings.config, settings.rank, settings.ranks, settings.meeting, settings.seat, settings.seats)
 
 
-class Tell(logging.Handler):
-    """Sends what is logged in this process to the log of the front process."""
-
-    def __init__(self, line: Line) -> None:
-        super().__init__(logging.INFO)
-        self._line = line
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by `logging`."""
-        self._line.send(Told("warning" if record.levelno >= logging.WARNING else "info", record.getMessage()))
-
-
 def warm_up(background: Background | Pools, wanted: str, patience: float = PATIENCE) -> None:
     """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
 
@@ -451,39 +393,16 @@ def model_name(config: Config) -> str:
 
 
 def lead(settings: Settings) -> int:
-    """Rank 0: talk until the end; the exit status."""
+    """Rank 0, with a spool that is here: talk until the end; the exit status."""
     if settings.key:
         with closing(PrivateFolder()) as folder:
-            return talk(msgspec.structs.replace(settings, spool=folder.path))
-    return talk(settings)
-
-
-def talk(settings: Settings) -> int:
-    """What `lead` does, with a spool that is here."""
-    line = Line(settings.address, settings.key)
-    ours = logging.getLogger("omnimuse")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(Tell(line))
-    worker = Worker(settings, line)
-    threading.excepthook = worker.on_thread_death
-    threading.Thread(target=worker.load, name="omnimuse-load", daemon=True).start()
-    line.talk(worker.obey, worker.beat, settings.period)
-    if not worker.failed:
-        worker.close()
-    line.close()
-    return int(worker.failed)
+            return talk(msgspec.structs.replace(settings, spool=folder.path), Worker)
+    return talk(settings, Worker)
 
 
 def main() -> None:
-    """Run one rank until it is told to end or its parent dies. Signals that stop a server are the parent's affair."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent()
-    settings = read_settings(sys.stdin.buffer.readline())
-    threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
-    status = follow(rank_of(settings).build, settings.rank) if settings.rank else lead(settings)
-    sys.stderr.flush()
-    os._exit(status)  # threads in the midst of something have nothing that must be kept
+    """Run one rank."""
+    run(lambda settings: follow(rank_of(settings).build, settings.rank) if settings.rank else lead(settings))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from typing import Any
 
 from omnimuse.core.config import Environment
 from omnimuse.core.errors import ConfigError
+from omnimuse.deploy.child import Settings, write_settings
 from omnimuse.deploy.launch import Started, how
-from omnimuse.deploy.process import COMMAND, Settings, write_settings
+from omnimuse.deploy.process import COMMAND
 
 logger = logging.getLogger(__name__)
 

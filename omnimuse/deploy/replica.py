@@ -27,9 +27,10 @@ from omnimuse.core.config import Config
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.carry import lay
+from omnimuse.deploy.child import EdgeSettings, Settings
 from omnimuse.deploy.launch import Launcher, Local, Started, free_port
 from omnimuse.deploy.line import listen
-from omnimuse.deploy.process import COMMAND, EdgeSettings, Settings
+from omnimuse.deploy.process import COMMAND
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import (
     MAX_MESSAGE,

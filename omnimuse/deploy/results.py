@@ -20,12 +20,11 @@ from omnimuse.core.errors import ConfigError, RequestError, StorageError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
 from omnimuse.core.output import Part, Result
-from omnimuse.core.params import AnswerParams
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
 from omnimuse.media.finished import encode, files
-from omnimuse.media.formats import FORMATS, TEXT
+from omnimuse.media.formats import FORMATS, TEXT, usual
 from omnimuse.media.image import from_pixels
 from omnimuse.media.sound import PEAK, PLAIN, Sound, library
 from omnimuse.media.video import Video
@@ -36,11 +35,8 @@ _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # n
 
 
 def check_form(request: Request, form: Form, media: str) -> None:
-    """RequestError unless a result whose first part is of `media` can become a file of `form`; of an answer that is
-    spoken, the sound does.
-    """
-    if isinstance(request.extra, AnswerParams) and request.extra.aloud:
-        media = "audio"
+    """RequestError unless a result of a model that is there for `media` can become a file of `form`."""
+    media = request.extra.made(media)
     formats = (TEXT,) if media == "text" else tuple(dict.fromkeys(FORMATS[media].values()))
     if form.format not in formats:
         raise RequestError(
@@ -82,7 +78,8 @@ class Spool:
         return [self._write(each, parts, form, settings, seed) for each, parts in zip(names, made, strict=True)]
 
     def _write(self, stem: str, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], seed: int) -> MadeFile:
-        content, name = encode(parts, form.format, settings, form.quality), f"{stem}.{form.format.lower()}"
+        format_ = form.format if form.format != TEXT else usual(parts[0].medium)
+        content, name = encode(parts, format_, settings, form.quality), f"{stem}.{format_.lower()}"
         try:
             write_whole(self.folder / name, content)
         except OSError as error:

@@ -6,9 +6,6 @@ settings on its standard input, beats over a line; or makes one in its own proce
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -22,12 +19,12 @@ from omnimuse.core.errors import CapacityError, EngineDeadError, OmnimuseError, 
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Handed, Progress, Result
 from omnimuse.core.request import Request
+from omnimuse.deploy.child import Settings, run, talk
 from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Connector, Credit, Frame, Hold, Open, Put, Said, kind_of
 from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.line import Line
-from omnimuse.deploy.process import Settings, Tell, build, read_settings, warm_up
+from omnimuse.deploy.process import build, warm_up
 from omnimuse.deploy.process import kind_of as error_kind
-from omnimuse.deploy.ranks import die_with_parent, watch_parent
 from omnimuse.deploy.wire import Beat, Command, NotStarted, Ready, unpack
 from omnimuse.worker.find import find
 
@@ -203,6 +200,9 @@ class Process:
         station = self._station
         return Beat(station.ticks if station else 0, station is None or station.busy, resident())
 
+    def close(self) -> None:
+        """What is in progress is dropped with the process."""
+
     def _die(self, error: EngineDeadError) -> None:
         self._give_up(NotStarted("", str(error)))
 
@@ -214,22 +214,7 @@ class Process:
 
 def main() -> None:
     """Be a station until told to end, or until the front is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent()
-    settings = read_settings(sys.stdin.buffer.readline())
-    threading.Thread(target=watch_parent, name="omnimuse-parent", daemon=True).start()
-    line = Line(settings.address)
-    ours = logging.getLogger("omnimuse")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(Tell(line))
-    process = Process(settings, line)
-    threading.excepthook = process.on_thread_death
-    threading.Thread(target=process.load, name="omnimuse-load", daemon=True).start()
-    line.talk(process.obey, process.beat, settings.period)
-    line.close()
-    sys.stderr.flush()
-    os._exit(int(process.failed))  # threads in the midst of something have nothing that must be kept
+    run(partial(talk, make=Process))
 
 
 if __name__ == "__main__":

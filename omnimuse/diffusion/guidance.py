@@ -69,7 +69,8 @@ def combine(rule: Guidance | None, extra: FamilyParams, preds: Mapping[str, Tens
         line = how.per == "line"
         pred = match_norm_per_line(pred, pos) if line else match_norm_per_token(pred, pos, how.patch, how.match_within)
     if how.aside in preds:
-        pred = pred + (pos - preds[how.aside].float()) * how.away
+        aside = preds[how.aside]
+        pred = cfg(pred, aside, how.over) if how.over else pred + (pos - aside.float()) * how.away
     return cap_norm(pred, pos, how.norm_cap) if how.norm_cap > 0 else pred
 
 

@@ -5,7 +5,6 @@ Letters: B batch, D width.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -17,17 +16,11 @@ def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1
 
     Angles are multiplied by `scale` at last, as diffusers does, which t itself may have too few bits for.
     """
-    angles = t.float()[:, None] * _frequencies(dim // 2, max_period, t.device)  # [B, dim/2]
+    steps = torch.arange(dim // 2, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(max_period) * steps / (dim // 2))  # [dim/2], from 1 down to almost 1 / max_period
+    angles = t.float()[:, None] * frequencies  # [B, dim/2]
     angles = angles if scale == 1.0 else angles * scale
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-@functools.cache
-def _frequencies(count: int, max_period: float, device: torch.device) -> Tensor:
-    """Geometric, from 1 down to almost 1 / max_period: [count]; the same at every step, so made once."""
-    with torch.inference_mode(False):  # it outlives the tick that asks first
-        steps = torch.arange(count, dtype=torch.float32, device=device)
-        return torch.exp(-math.log(max_period) * steps / count)
 
 
 class TimestepEmbedding(nn.Module):

@@ -1,7 +1,7 @@
 """What a checkpoint folder says about itself: components, configurations, completeness.
 
 In the diffusers layout every component has a folder of its own; in that of transformers a model and its tokenizer lie
-together in one.
+together in one, and so do the components of layouts that families have of their own (`core/layouts.py`).
 
 Read by the worker's build, the command line and the server's front process. Reads small JSON files and file names only;
 no torch, no weights.
@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.layouts import Files, Piece, laid_out
 from omnimuse.core.spec import GENERATION, OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 
 INDEX = "model_index.json"
+BORROWS = "_borrows_from"
+"""The entry of an index that names a folder beside this one, which has the components whose folders are not here."""
 MODEL, TOKENIZER, PROCESSOR = "model", "tokenizer", "processor"
 """The components of a folder in the layout of transformers."""
 BESIDE = ("speech_tokenizer",)
@@ -44,6 +47,7 @@ WEIGHTLESS = (
 """Endings of the classes of components that have no weights."""
 
 _NAME = re.compile(r"[A-Za-z]\w*")
+_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class Checkpoint:
@@ -59,15 +63,22 @@ class Checkpoint:
         self.components: dict[str, tuple[str, str]] = {}
         self.empty: set[str] = set()
         self.options: dict[str, Any] = {}
+        self.lender: Path | None = None
+        self._wholes: dict[str, str] = {}
         self.flat = not (folder / INDEX).is_file()
+        self.files: Files | None = None
         if self.flat:
-            self.arch = self._take_flat()
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            self.files = laid_out(names)
+            self.arch = self._take_flat() if self.files is None else self._take_pieces(self.files)
             return
         content = read_json(folder / INDEX)
         arch = content.get("_class_name")
         if not isinstance(arch, str):
             raise ModelError(f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}")
         self.arch = arch
+        if (lender := content.get(BORROWS)) is not None:
+            self.lender = _beside(folder, lender)
         for name, value in content.items():
             self._take(name, value)
 
@@ -80,10 +91,7 @@ class Checkpoint:
         if (self.folder.parent / INDEX).is_file() or not named:
             raise ModelError(_not_a_checkpoint(self.folder))
         self.components[MODEL] = ("transformers", named[0])
-        settings = self.folder / TOKENIZER_CONFIG
-        if settings.is_file() or (self.folder / "tokenizer.json").is_file():
-            kind = read_json(settings).get("tokenizer_class") if settings.is_file() else None
-            self.components[TOKENIZER] = ("transformers", str(kind or "TokenizersBackend"))
+        self._take_tokenizer()
         if (self.folder / PREPARING).is_file():
             kind = read_json(self.folder / PREPARING).get("processor_class")
             self.components[PROCESSOR] = ("transformers", str(kind or "Processor"))
@@ -94,6 +102,19 @@ class Checkpoint:
         if (self.folder / GENERATION).is_file():
             self.options.update(read_json(self.folder / GENERATION))
         return named[0]
+
+    def _take_pieces(self, files: Files) -> str:
+        """The class of a model whose folder is laid out as `files` says."""
+        self.components |= {name: ("", piece.kind) for name, piece in files.pieces.items()}
+        self._take_tokenizer()
+        return files.arch
+
+    def _take_tokenizer(self) -> None:
+        """That in the folder itself, if there is one."""
+        settings = self.folder / TOKENIZER_CONFIG
+        if settings.is_file() or (self.folder / "tokenizer.json").is_file():
+            kind = read_json(settings).get("tokenizer_class") if settings.is_file() else None
+            self.components[TOKENIZER] = ("transformers", str(kind or "TokenizersBackend"))
 
     def _take(self, name: str, value: Any) -> None:
         match value:
@@ -110,7 +131,7 @@ class Checkpoint:
 
     def divide(self, name: str, whole: str) -> None:
         """What is called `name` is a part of the component `whole`, in its files."""
-        self.components[name] = self.components[whole]
+        self.components[name], self._wholes[name] = self.components[whole], whole
 
     def only(self, names: Collection[str]) -> None:
         """Forget the components that are not in `names`: nobody will ask for them, so they need not be there."""
@@ -122,15 +143,31 @@ class Checkpoint:
             raise ModelError(
                 f"{self.folder} has no component {component!r}; {INDEX} names {few(sorted(self.components), 20)}"
             )
-        return self.folder if self.flat and component not in BESIDE else self.folder / component
+        if self.flat and component not in BESIDE:
+            return self.folder
+        own = self.folder / component
+        return own if self.lender is None or own.is_dir() else self.lender / component
+
+    def weights(self, component: str) -> Path:
+        """Where the weights of `component` are: its folder, or the one file of them."""
+        piece = self._piece(component)
+        return self.path(component) / piece.weights if piece else self.path(component)
+
+    def _piece(self, component: str) -> Piece | None:
+        """What the layout of the folder says of `component`, or of that of which it is a part."""
+        return self.files.pieces.get(self._wholes.get(component, component)) if self.files else None
 
     def has_weights(self, component: str) -> bool:
         """Whether `component` is a network (and not a scheduler, tokenizer or processor)."""
+        if (piece := self._piece(component)) is not None:
+            return bool(piece.weights)
         return not plain_class(self.components[component][1]).endswith(WEIGHTLESS)
 
     def config(self, component: str) -> Mapping[str, Any]:
         """The configuration of `component`; empty for a tokenizer or processor that stores none."""
         folder = self.path(component)
+        if (piece := self._piece(component)) is not None:
+            return self._said(piece)
         names: tuple[str, ...] = CONFIGS
         if folder == self.folder:  # several have theirs in this folder
             own = {TOKENIZER: TOKENIZER_CONFIG, PROCESSOR: PREPARING}
@@ -142,15 +179,26 @@ class Checkpoint:
             raise ModelError(f"{folder / CONFIGS[0]} does not exist; {AGAIN}")
         return {}
 
+    def _said(self, piece: Piece) -> Mapping[str, Any]:
+        """What is known of a piece, and what its files say."""
+        found: dict[str, Any] = dict(piece.known)
+        for file, key in piece.files.items():
+            content = read_json(self.folder / file) if (self.folder / file).is_file() else {}
+            found |= {key: content} if key else content
+        return found
+
     def sources(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The files that say what this checkpoint is, by name, with what they say."""
         if self.flat:
-            yield CONFIGS[0], read_json(self.folder / CONFIGS[0])
+            for name in self.files.marks if self.files else CONFIGS[:1]:
+                if name.endswith(".json"):
+                    yield name, read_json(self.folder / name)
         else:
             yield INDEX, read_json(self.folder / INDEX)
         for name in sorted(self.components):
-            if (self.folder / name / CONFIGS[0]).is_file():
-                yield f"{name}/{CONFIGS[0]}", read_json(self.folder / name / CONFIGS[0])
+            path = (self.folder if self.flat else self.path(name).parent) / name / CONFIGS[0]
+            if path.is_file():
+                yield f"{name}/{CONFIGS[0]}", read_json(path)
 
     @cached_property
     def configs(self) -> Configs:
@@ -192,7 +240,7 @@ class Checkpoint:
             raise ModelError(f"{INDEX} names component {name!r}, but {self.path(name)} does not exist; {AGAIN}")
         self.config(name)
         if weights and self.has_weights(name):
-            weight_files(self.path(name))
+            weight_files(self.weights(name))
 
     def incomplete(self) -> str | None:
         """Why the files of this checkpoint cannot all be there; None if they are."""
@@ -205,10 +253,21 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A cheap key of the content, from names, sizes and times of change: what was cached under another is stale."""
         lines = []
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-            about = path.stat()
-            lines.append(f"{path.relative_to(self.folder).as_posix()} {about.st_size} {about.st_mtime_ns}")
+        for folder in [self.folder, *([self.lender] if self.lender else ())]:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                about = path.stat()
+                lines.append(f"{path.relative_to(folder).as_posix()} {about.st_size} {about.st_mtime_ns}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _beside(folder: Path, name: Any) -> Path:
+    """The folder called `name` beside `folder`; ModelError for a name that leads elsewhere, or where there is none."""
+    if not isinstance(name, str) or not _FOLDER.fullmatch(name):
+        raise ModelError(f"{folder / INDEX}: {BORROWS}={name!r} is not the plain name of a folder beside this one")
+    found = folder.parent / name
+    if not (found / INDEX).is_file():
+        raise ModelError(f"{folder / INDEX} borrows components of {found}, which is no checkpoint; put it there")
+    return found
 
 
 def _architectures(path: Path) -> list[str]:

@@ -59,7 +59,7 @@ def load_library_component(
     if load == "dummy":
         randomise(module, seed, name, policy, place)
     else:
-        load_weights(module, checkpoint.path(name), library_rules(checkpoint, name, module, part), policy, place)
+        load_weights(module, checkpoint.weights(name), library_rules(checkpoint, name, module, part), policy, place)
     return module
 
 

@@ -96,11 +96,13 @@ class WeightFiles:
 
 
 def weight_files(folder: Path) -> WeightFiles:
-    """The safetensors files that together hold the weights of the component in `folder`.
+    """The safetensors files that together hold the weights of the component in `folder`, which may be the one file.
 
     Plain files win; those of a variant (`model.fp16.safetensors`) are taken only if there are no plain ones. ModelError
     names a missing shard, refuses pickles and says which choice is open if there are several.
     """
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return WeightFiles((folder,))
     names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     indexes = {(m["stem"], m["variant"]): name for name in names if (m := _INDEX.fullmatch(name))}
     singles = {name: m for name in names if (m := _OLD_FILE.fullmatch(name) or _FILE.fullmatch(name))}

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.layouts import laid_out
 from omnimuse.loader.checkpoint import BESIDE, CONFIGS, GENERATION, INDEX, Checkpoint
 from omnimuse.loader.files import PICKLES, few
 from omnimuse.media.destination import write_whole
@@ -123,8 +124,11 @@ def is_model(folder: Path) -> bool:
 
 
 def _writes(names: Iterable[str]) -> bool:
-    """Whether files of these `names` are a language model as transformers saves one: it says how it generates."""
-    return {CONFIGS[0], GENERATION} <= set(names)
+    """Whether files of these `names` are a language model as transformers saves one, which says how it generates, or a
+    model in a layout of its own.
+    """
+    found = set(names)
+    return {CONFIGS[0], GENERATION} <= found or laid_out(found) is not None
 
 
 def wanted_files(repo: str, files: Iterable[str]) -> list[str]:

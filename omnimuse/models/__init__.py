@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from omnimuse.core.layouts import LAYOUTS
 from omnimuse.core.registry import Registry
+from omnimuse.models.bagel.layout import LAYOUT as BAGEL
 
 TABLE = {
     "WanPipeline": "omnimuse.models.wan",
@@ -30,10 +32,14 @@ TABLE = {
     "StableDiffusion3Pipeline": "omnimuse.models.stable_diffusion_3",
     "Lumina2Pipeline": "omnimuse.models.lumina2",
     "GlmImagePipeline": "omnimuse.models.glm_image",
+    "BagelForConditionalGeneration": "omnimuse.models.bagel",
     "Qwen3ForCausalLM": "omnimuse.models.qwen3_text",
+    "TalkAndDrawPipeline": "omnimuse.models.talk_and_draw",
     "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
     "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
 }
 """The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
+
+LAYOUTS.append(BAGEL)
 
 REGISTRY = Registry(TABLE)

@@ -24,7 +24,10 @@ PREVIEW_CELLS = 16
 
 @dataclass(frozen=True)
 class DecodeImage(Stage):
-    """From `latents` [C, h, w] to `image`: float32 [3, H, W] in [0, 1]; the latents themselves for output "latent"."""
+    """From `latents` [C, h, w] to `image`: float32 [3, H, W] in [0, 1]; the latents themselves for output "latent".
+
+    None where a request does without a picture.
+    """
 
     vae: str = "vae"
     name: str = "decode"
@@ -39,7 +42,7 @@ class DecodeImage(Stage):
         for state in states:
             latents = state["latents"]
             wants_latents = state.request.params.output_type == "latent"
-            state["image"] = latents if wants_latents else self.decode(ctx, latents)
+            state["image"] = latents if wants_latents or latents is None else self.decode(ctx, latents)
 
     def decode(self, ctx: Context, latents: Tensor) -> Tensor:
         """What finished latents stand for."""

@@ -55,7 +55,7 @@ def adapters_of(under: Build) -> Adapters:
     sites = {
         name: Sites(
             module,
-            found.checkpoint.path(name),
+            found.checkpoint.weights(name),
             partial(rules_of, found.spec.components[name], found.checkpoint, name, module),
             under.held.cuts.get(name, {}),
             import_named(aliases) if (aliases := found.spec.components[name].aliases) else (),

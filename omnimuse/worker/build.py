@@ -270,7 +270,8 @@ def attention(under: Build) -> None:
     found = under.found
     for name, network in (under.drawing or under.networks).items():
         ring = found.config.parallel.ring > 1
-        bindings = bind(network, found.config.attention, under.device, under.dtype, weighing=ring)
+        choice, compiled = found.config.attention, under.compiles
+        bindings = bind(network, choice, under.device, under.dtype, weighing=ring, compiled=compiled)
         alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
         for (role, backend, reason), sites in alike.items():
             under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
@@ -461,7 +462,7 @@ def _fill(under: Build, name: str) -> None:
         randomise(module, 0, name, policy, home, under.held.cuts.get(name, {}))
         return
     rules = rules_of(component, checkpoint, name, module)
-    load_weights(module, checkpoint.path(name), rules, policy, home, under.held.cuts.get(name, {}))
+    load_weights(module, checkpoint.weights(name), rules, policy, home, under.held.cuts.get(name, {}))
 
 
 def _has_flat_convolutions(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 LOOK = 0.08  # seconds of work between looks, which take about half a millisecond
 CROWDED = 0.3  # seconds that threads waited for a core, in a second of work: above it they sleep at meetings
 PATIENCE, LONGEST = 2.0, 32.0  # seconds of work asleep before they try it awake; twice as long each time it is too soon
-FREE = 0.5  # seconds in a second that a core has nothing to do: the neighbour has gone, and they try it `EARLY`
+FREE = 0.3  # seconds in a second that cores have nothing to do: the neighbour has gone, and they try it `EARLY`
 EARLY = 0.25
 LONG_LOOK, LEFT_WAITING = 0.4, 0.2  # seconds of forwards, and of waiting in a second: one thread fewer is no help
 WATCHED = "watched"
@@ -72,8 +72,8 @@ class Governor:
     """Watches how long threads wait for a core, and holds `idlers` while they wait too long.
 
     Asleep, threads that wake each other on one core wait for it, too, so that a crowd cannot be seen: from time to time
-    they try it awake. Where there is a `crew`, it spares a thread while they sleep, unless those that are left wait
-    as well; a core that has nothing to do by then calls all back. One thread drives it.
+    they try it awake, and soon where a core has nothing to do by then. Where there is a `crew`, it spares a thread
+    while they sleep, unless those that are left wait as well. One thread drives it.
     """
 
     def __init__(self, idlers: Idlers, crew: Spares | None = None, signs: Signs | None = None) -> None:
@@ -88,11 +88,11 @@ class Governor:
 
     def watch(self, work: Callable[[], None]) -> None:
         """Do `work`, and look at how it went."""
-        signs, spared = self._signs, self.crew is not None and self.crew.spared
-        free, began = signs.idle() if spared else 0.0, signs.clock()
+        signs, asleep = self._signs, self.asleep
+        free, began = signs.idle() if asleep else 0.0, signs.clock()
         work()
         self._unseen += signs.clock() - began
-        self._free += signs.idle() - free if spared else 0.0
+        self._free += signs.idle() - free if asleep else 0.0
         if self._unseen >= LOOK:
             now, seconds = signs.waited(), self._unseen
             self._judge((now - self._before) / seconds, self._free / seconds, seconds)

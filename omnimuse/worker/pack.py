@@ -54,6 +54,12 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
         raise RequestError(f"{target} exists; name a folder that does not", "output")
     under = run(begin(config, Mesh.single()), (construct, formats, quantize))
     checkpoint = under.found.checkpoint
+    if checkpoint.lender is not None:
+        raise ConfigError(f"{checkpoint.folder} has components in {checkpoint.lender}; pack that one")
+    if checkpoint.files is not None:
+        raise ConfigError(
+            f"{checkpoint.folder} has its weights in single files, which are not packed; start it with --quantize"
+        )
     if checkpoint.folder.resolve() in target.resolve().parents:
         raise RequestError(f"{target} is in the model's own folder; name a folder outside of it", "output")
     part = target.with_name(f".{target.name}.part")
@@ -63,7 +69,7 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
         _write_index(under, part)
         for name in under.modules:
             if _is_packed(under, name):
-                files = weight_files(checkpoint.path(name))
+                files = weight_files(checkpoint.weights(name))
                 stem = "model" if files.paths[0].name.startswith("model") else "diffusion_pytorch_model"
                 save_in_shards(
                     _contents(under, name), part / checkpoint.path(name).relative_to(checkpoint.folder), stem, shard
@@ -84,7 +90,7 @@ def _contents(under: Build, name: str) -> Iterator[tuple[str, Tensor | Rows]]:
     checkpoint, module = under.found.checkpoint, under.modules[name]
     layers = {f"{path}.weight": layer for path, layer in quantized_layers(module).items()}
     rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
-    stored, plan, _ = matched(checkpoint.path(name), slots(module), rules)
+    stored, plan, _ = matched(checkpoint.weights(name), slots(module), rules)
     schemes = {packing: key for key, packing in PACKINGS.items()}
     for path in dict.fromkeys(each.path for each in stored.values()):
         with opened(path) as handle:

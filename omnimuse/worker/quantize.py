@@ -115,7 +115,7 @@ def _bands(under: Build, name: str) -> dict[str, list[Band]]:
     """What the files of a component hold for each of its tensors, in order; nothing, if no packing is among them."""
     checkpoint, module = under.found.checkpoint, under.modules[name]
     try:
-        stored = stored_in(checkpoint.path(name))
+        stored = stored_in(checkpoint.weights(name))
     except ModelError:  # who reads the weights says what is wrong with the files
         return {}
     if not any(each.parts for each in stored.values()):

@@ -26,6 +26,11 @@ SPEAKERS: tuple[Speaker, ...] = tuple(
 )
 """Those that speak, likewise."""
 
+ALLROUNDERS: tuple[Family, ...] = tuple(
+    family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "ALLROUNDERS", ())
+)
+"""Those that draw and write with one network, which cannot be given all that others are that draw."""
+
 FAMILIES: tuple[Family, ...] = tuple(
     family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "FAMILIES", ())
 )

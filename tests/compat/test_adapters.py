@@ -154,6 +154,7 @@ def test_blocks_that_come_one_at_a_time_wear_them_too(
 
 
 @of("steps", "composed")
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_compiled_blocks_draw_the_same_and_requests_with_adapters_go_past_them(
     door: Door, folder: Path, loras: list[list[str] | None]

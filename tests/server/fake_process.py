@@ -18,10 +18,11 @@ import msgspec
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.request import Request
 from omnimuse.deploy.carry import carry
+from omnimuse.deploy.child import Settings, read_settings
 from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.line import Line
-from omnimuse.deploy.process import Settings, die_with_parent, read_settings, watch_parent
+from omnimuse.deploy.ranks import die_with_parent, watch_parent
 from omnimuse.deploy.wire import (
     Beat,
     Cancel,

@@ -27,8 +27,8 @@ from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ModelError, NumericalError, PoisonError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
+from omnimuse.deploy.child import read_settings
 from omnimuse.deploy.pool import Pool, PoolPlan
-from omnimuse.deploy.process import read_settings
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
 from omnimuse.media.image import read_settings as settings_in
 from omnimuse.worker.find import Found, find

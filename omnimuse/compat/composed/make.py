@@ -265,7 +265,8 @@ def _attention(modules: Mapping[str, Any], place: Place) -> list[Choice]:
     for name, module in modules.items():
         if isinstance(module, nn.Module):
             ring = place.config.parallel.ring > 1
-            bindings = bind(module, place.config.attention, place.device, place.dtype, weighing=ring)
+            choice, compiled = place.config.attention, place.config.compile.mode != "none"
+            bindings = bind(module, choice, place.device, place.dtype, weighing=ring, compiled=compiled)
             alike = Counter((each.role, each.backend, each.reason) for each in bindings)
             found += [
                 Choice("attention", f"{name} of {PIPELINE}, {role} ({sites} sites)", backend, reason)

@@ -173,7 +173,7 @@ def _share(found: Sequence[Piece], begins: Mapping[Name, int], total: int) -> Sl
 
 def _named_alike(component: str, part: nn.Module, checkpoint: Checkpoint) -> Layers | None:
     """Layers that their own part and the checkpoint's files call the same."""
-    stored = {name: each.shape for name, each in stored_in(checkpoint.path(component)).items()}
+    stored = {name: each.shape for name, each in stored_in(checkpoint.weights(component)).items()}
     known, dtypes = dict[str, tuple[Outputs, ...]](), dict[str, torch.dtype]()
     for name, layer in _linear(part):
         shape, path = tuple(layer.weight.shape), f"{component}.{name}"

@@ -165,7 +165,8 @@ def _decoding(pipe: nn.Module, place: Place) -> list[Choice]:
 def _attention(pipe: nn.Module, place: Place) -> list[Choice]:
     """Every site gets its backend; what was chosen, and why."""
     ring = place.config.parallel.ring > 1
-    bindings = bind(pipe, place.config.attention, place.device, place.dtype, weighing=ring)
+    choice, compiled = place.config.attention, place.config.compile.mode != "none"
+    bindings = bind(pipe, choice, place.device, place.dtype, weighing=ring, compiled=compiled)
     alike = Counter((each.role, each.backend, each.reason) for each in bindings)
     return [
         Choice("attention", f"{PIPELINE}, {role} ({sites} sites)", backend, reason)

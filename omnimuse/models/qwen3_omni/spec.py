@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from omnimuse.components.entries import inside_model, own_transformer
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import AnswerParams, DiffusionParams
 from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
@@ -45,54 +46,21 @@ def _speech(config: Mapping[str, Any]) -> Speech | None:
     return Speech(tuple(name.lower() for name in part(config, TALKER).get("speaker_id") or ()))
 
 
+ARCH = "Qwen3OmniMoeForConditionalGeneration"
+MODEL = own_transformer("qwen3_omni", "Thinker", ARCH)
+
 SPEC = Spec(
-    arch="Qwen3OmniMoeForConditionalGeneration",
+    arch=ARCH,
     family="qwen3_omni",
     summary="Qwen3-Omni: text and speech from a conversation with pictures, sounds and videos in it",
     tasks=("text-to-text", "image-to-text", "audio-to-text", "video-to-text"),
     components={
-        "model": Component(
-            ("Qwen3OmniMoeForConditionalGeneration",),
-            network="omnimuse.models.qwen3_omni.transformer:Thinker",
-            rules="omnimuse.models.qwen3_omni.weights:RULES",
-        ),
-        "vision": Component(
-            ("Qwen3OmniMoeForConditionalGeneration",),
-            network="omnimuse.models.qwen3_omni.vision:Vision",
-            rules="omnimuse.models.qwen3_omni.weights:VISION",
-            inside="model",
-        ),
-        "hearing": Component(
-            ("Qwen3OmniMoeForConditionalGeneration",),
-            network="omnimuse.models.qwen3_omni.hearing:Hearing",
-            rules="omnimuse.models.qwen3_omni.weights:HEARING",
-            inside="model",
-        ),
-        "talker": Component(
-            ("Qwen3OmniMoeForConditionalGeneration",),
-            network="omnimuse.models.qwen3_omni.talker:OmniTalker",
-            rules="omnimuse.models.qwen3_omni.weights:TALKER",
-            optional=True,
-            inside="model",
-            where=speaks,
-        ),
-        "predictor": Component(
-            ("Qwen3OmniMoeForConditionalGeneration",),
-            network="omnimuse.models.qwen3_omni.talker:OmniPredictor",
-            rules="omnimuse.models.qwen3_tts.weights:PREDICTOR",
-            optional=True,
-            inside="model",
-            where=speaks,
-        ),
-        "code2wav": Component(
-            ("Qwen3OmniMoeForConditionalGeneration",),
-            network="omnimuse.models.qwen3_omni.talker:Code2Wav",
-            rules="omnimuse.models.qwen3_omni.weights:WAVES",
-            dtype="float32",
-            optional=True,
-            inside="model",
-            where=speaks,
-        ),
+        "model": MODEL,
+        "vision": inside_model(MODEL, "vision:Vision", "VISION"),
+        "hearing": inside_model(MODEL, "hearing:Hearing", "HEARING"),
+        "talker": inside_model(MODEL, "talker:OmniTalker", "TALKER", speaks),
+        "predictor": inside_model(MODEL, "talker:OmniPredictor", "PREDICTOR", speaks),
+        "code2wav": inside_model(MODEL, "talker:Code2Wav", "WAVES", speaks, dtype="float32"),
         PROCESSOR: Component(("Qwen3OmniMoeProcessor",), optional=True, built=False),
         "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
     },

@@ -6,6 +6,7 @@ All its networks lie in the same files.
 from __future__ import annotations
 
 from omnimuse.loader.rules import Drop, Fuse, Rename
+from omnimuse.models.qwen3_tts.weights import PREDICTOR as PREDICTOR
 
 LAYERS = (
     Rename(r"\.mlp\.gate\.weight$", ".mlp.router.weight"),

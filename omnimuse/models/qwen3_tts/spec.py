@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+from omnimuse.components.entries import inside_model, own_transformer
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams, SpeechParams
 from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
@@ -69,31 +70,18 @@ def _clones(config: Mapping[str, object]) -> bool:
     return config.get("tts_model_type") == BASE
 
 
+ARCH = "Qwen3TTSForConditionalGeneration"
+MODEL = own_transformer("qwen3_tts", "Talker", ARCH)
+
 SPEC = Spec(
-    arch="Qwen3TTSForConditionalGeneration",
+    arch=ARCH,
     family="qwen3_tts",
     summary="Qwen3-TTS: speech from text, in a voice of the checkpoint's, of a sound, or one that words describe",
     tasks=("text-to-audio",),
     components={
-        "model": Component(
-            ("Qwen3TTSForConditionalGeneration",),
-            network="omnimuse.models.qwen3_tts.transformer:Talker",
-            rules="omnimuse.models.qwen3_tts.weights:RULES",
-        ),
-        "predictor": Component(
-            ("Qwen3TTSForConditionalGeneration",),
-            network="omnimuse.models.qwen3_tts.transformer:Predictor",
-            rules="omnimuse.models.qwen3_tts.weights:PREDICTOR",
-            inside="model",
-        ),
-        "speaker_encoder": Component(
-            ("Qwen3TTSForConditionalGeneration",),
-            network="omnimuse.models.qwen3_tts.speaker:SpeakerEncoder",
-            rules="omnimuse.models.qwen3_tts.weights:SPEAKER",
-            optional=True,
-            inside="model",
-            where=_clones,
-        ),
+        "model": MODEL,
+        "predictor": inside_model(MODEL, "transformer:Predictor", "PREDICTOR"),
+        "speaker_encoder": inside_model(MODEL, "speaker:SpeakerEncoder", "SPEAKER", _clones),
         "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
         "speech_tokenizer": Component(
             ("Qwen3TTSTokenizerV2Model",),

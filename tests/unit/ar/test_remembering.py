@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -125,3 +126,32 @@ def test_a_row_looks_at_all_it_has_read_and_at_little_more(length: int) -> None:
 
 def test_what_a_token_takes_is_what_the_memory_of_a_token_takes() -> None:
     assert SIZES.empty(1, 1, torch.device("meta")).nbytes == SIZES.token_bytes
+
+
+@dataclass(frozen=True)
+class Whole(Reading):
+    """A row whose tokens see one another all, and which may be kept or not."""
+
+    causal: bool = False  # type: ignore[assignment]
+    keep: bool = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("start", [0, 9])
+@pytest.mark.parametrize("keep", [True, False])
+def test_tokens_that_see_one_another_all_also_see_what_came_before_and_are_kept_if_they_are_to_be(
+    start: int, keep: bool
+) -> None:
+    kv = filled(Slabs(), 64)
+    before, count = kv.data.clone(), 5
+    q, k, v = (torch.cat([said(number)[part] for number in range(count)]) for part in range(3))
+    row = Whole(torch.zeros(count, dtype=torch.int64), start, kv, keep=keep)
+    cond = Conditions.of([row], Layout((count,)), torch.ones(1), torch.zeros(1))
+    found = cond.attend(1, q[None], k[None], v[None])[0]
+    keys, values = (
+        torch.cat([old[:, :start], new.transpose(0, 1)], 1)[None] for old, new in zip(before[1], (k, v), strict=True)
+    )
+    wanted = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, enable_gqa=True)[0]
+    assert torch.allclose(found, wanted.transpose(0, 1).flatten(1), atol=1e-6)
+    assert torch.equal(kv.data, before) is not keep
+    if keep:
+        assert torch.equal(kv.data[1, 0, :, start : start + count], k.transpose(0, 1))

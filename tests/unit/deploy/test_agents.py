@@ -23,9 +23,9 @@ from omnimuse.core.errors import ConfigError, EngineDeadError, PoisonError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.deploy.agents import Agent, Agents, Hello, Start, read_key
+from omnimuse.deploy.child import Settings, read_settings
 from omnimuse.deploy.folder import PREFIX
 from omnimuse.deploy.pool import Pool, PoolPlan
-from omnimuse.deploy.process import Settings, read_settings
 from omnimuse.deploy.ranks import start_ranks
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import Finished, Form, Ready, encode

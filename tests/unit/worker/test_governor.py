@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -155,11 +156,17 @@ def test_where_those_that_are_left_wait_as_well_all_threads_are_called_back() ->
     assert not machine.spared and machine.governor.asleep
 
 
-def test_a_core_that_has_become_free_calls_them_back_soon() -> None:
-    machine = Machine(share=0.5, has_crew=True)
-    machine.work(0.1)
+@pytest.mark.parametrize(
+    "crowd",
+    [{"has_crew": True}, {"has_crew": True, "left": 0.4}, {}],
+    ids=["one is spared", "none is, since those that were left waited", "none can be"],
+)
+def test_a_core_that_has_become_free_wakes_them_soon_and_calls_all_back(crowd: dict[str, Any]) -> None:
+    machine = Machine(share=0.5, **crowd)
+    machine.work(LONG_LOOK + 0.2)
+    assert machine.governor.asleep
     machine.share, machine.idle = 0.0, 1.0
-    machine.work(PATIENCE * EARLY + 0.1)
+    machine.work(PATIENCE * EARLY)
     assert not machine.spared and not machine.governor.asleep
     machine.work(100)
     assert machine.held == [True, False]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from omnimuse import Config, ModelConfig, explain
-from omnimuse.core.config import Choice, HostConfig
+from omnimuse.core.config import SPINS, Choice, Environment, HostConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import cores, whole_cores
 from omnimuse.engine.local import start
@@ -93,3 +93,16 @@ def test_an_engine_computes_with_the_threads_it_was_given_and_puts_the_setting_b
     assert torch.get_num_threads() == before + 1
     engine.close()
     assert torch.get_num_threads() == before
+
+
+def test_threads_of_workers_spin_for_a_bounded_time_unless_somebody_has_chosen_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert Environment.for_workers()["GOMP_SPINCOUNT"] == SPINS
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert Environment.for_workers()["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in Environment.for_workers()
