@@ -32,13 +32,12 @@ def aloud(service: Service, wanted: Wanted) -> Wanted:
     asked, audio = wanted.talk.modalities, wanted.talk.audio
     sound = service.door.limits.sound
     speaks = sound is not None and sound.speech is not None
-    if asked in (None, [], ["text"]):
+    shown_too = service.door.limits.draws and sorted(map(str, asked or ())) == PICTURED
+    if asked in (None, [], ["text"]) or shown_too:
         if audio is None:
             return wanted if service.door.spec.writes else written(wanted, "text")
         why = f"use modalities {BOTH!r} to hear an answer".replace("'", '"') if speaks else "no sound is made here"
         raise refusal("unsupported_parameter", f"audio is not supported: {why}", "audio")
-    if service.door.limits.draws and sorted(map(str, asked or ())) == PICTURED:
-        return wanted
     if not speaks:
         raise refusal("unsupported_parameter", 'this model answers with text; use modalities ["text"]', "modalities")
     if sorted(map(str, asked or ())) != sorted(BOTH):
