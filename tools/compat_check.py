@@ -66,6 +66,9 @@ LONGEST = 240
 MOST = 6 * 2**30
 """Bytes of one pipeline."""
 
+SHOWN = 300
+"""Characters of what went wrong."""
+
 CLOSE = 1e-4
 """How far pictures may be apart."""
 
@@ -340,8 +343,11 @@ def inside(place: Path, row: Sequence[str], known: tuple[str, str] | None, say: 
     why = imported(*row)
     say.send(("imports", why or "yes"))
     if known and not why:
-        for stage in draw(*known):
-            say.send((stage, "yes"))
+        try:
+            for stage in draw(*known):
+                say.send((stage, "yes"))
+        except TROUBLE as problem:
+            raise SystemExit(f"{type(problem).__name__}: {' '.join(str(problem).split())[:SHOWN]}") from problem
 
 
 def tried(place: Path, row: Sequence[str], known: tuple[str, str] | None) -> dict[str, str]:

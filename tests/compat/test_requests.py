@@ -54,7 +54,11 @@ def test_without_its_plugin_nobody_knows_it(folder: Path) -> None:
     assert entry_of("DocumentedPipeline", ()) is None
 
 
-def test_the_command_line_draws_with_it(folder: Path, tmp_path: Path) -> None:
+def test_the_command_line_finds_it_and_draws_with_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(folder), "--plugin", PLUGIN]) == 0
+    assert "MediumPipeline, which is written to the vLLM-Omni contract" in capsys.readouterr().out
     words = f"--plugin {PLUGIN} --device cpu --dtype float32 --steps 2 --size 32x32 --seed 1 --quiet"
     assert main(["generate", "a star", "-m", str(folder), "-o", str(tmp_path / "star.png"), *words.split()]) == 0
     with Image.open(tmp_path / "star.png") as star:

@@ -47,7 +47,14 @@ OF_VIDEOS = ("num_frames", "fps")
 class ComposedParams(FamilyParams):
     """Fields of the pipeline's own `SamplingParams`, and of the stock one, that our parameters have no name for."""
 
-    sampling: Any = field(default_factory=dict)
+    sampling: Any = field(
+        default_factory=dict,
+        metadata={
+            "type": "names and values",
+            "default": {},
+            "about": "fields of the pipeline's own sampling parameters",
+        },
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Mapping):

@@ -41,7 +41,14 @@ THEIRS: Mapping[str, tuple[str, ...]] = {"seconds": ("seconds", "audio_end_in_s"
 class ContractParams(FamilyParams):
     """What a pipeline finds in `sampling_params.extra_args`."""
 
-    extra_args: Any = field(default_factory=dict)
+    extra_args: Any = field(
+        default_factory=dict,
+        metadata={
+            "type": "names and values",
+            "default": {},
+            "about": "what the pipeline finds in `sampling_params.extra_args`",
+        },
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.extra_args, Mapping):
