@@ -150,6 +150,9 @@ def _add_rank_options(parser: argparse.ArgumentParser) -> None:
         ranks.add_argument(option, dest=axis, type=int, default=1, metavar="N", help=f"processes that {what}")
     ranks.add_argument("--use-hsdp", action="store_true", help="short for the --hsdp-shard-size that fits the others")
     ranks.add_argument(
+        "--elastic", action="store_true", help="the processes of --ulysses-degree may draw several requests, in teams"
+    )
+    ranks.add_argument(
         "--rank-wait",
         type=float,
         default=RANK_WAIT,
@@ -249,7 +252,9 @@ def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
 
 def read_parallel(args: argparse.Namespace) -> ParallelConfig:
     """How many ranks share the work along each axis."""
-    asked = ParallelConfig(**{axis: getattr(args, axis) for axis, *_ in RANKS}, wait=args.rank_wait)
+    asked = ParallelConfig(
+        **{axis: getattr(args, axis) for axis, *_ in RANKS}, elastic=args.elastic, wait=args.rank_wait
+    )
     if args.use_hsdp:
         asked = replace(asked, shard=asked.sequence)
     return asked

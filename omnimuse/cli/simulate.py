@@ -61,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_scale_options(fleet)
     fleet.add_argument("--start", type=float, default=30, metavar="S", help="until one that is added is ready (30)")
     fleet.add_argument("--ranks", type=int, default=1, metavar="N", help="of each; the table says how fast they are")
+    fleet.add_argument("--elastic", action="store_true", help="its ranks may be divided between two steps")
     fleet.add_argument("--max-queue", type=int, default=256, metavar="N", help="as of serve (default: 256)")
     fleet.add_argument("--max-wait", type=float, default=600, metavar="S", help="as of serve (default: 600)")
     fleet.add_argument("--fail-every", type=float, metavar="S", help="a rank fails once in so long on the average")
@@ -186,6 +187,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         max_queue=args.max_queue,
         max_wait=args.max_wait,
         start=args.start,
+        elastic=args.elastic,
     )
 
 

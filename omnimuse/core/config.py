@@ -203,6 +203,7 @@ class ParallelConfig:
     pipe: int = 1
     shard: int = 1
     vae_tiles: int = 1
+    elastic: bool = False
     wait: float = RANK_WAIT
     launch: LaunchConfig = LaunchConfig()
 
@@ -218,6 +219,11 @@ class ParallelConfig:
                 f"ulysses={self.ulysses} x ring={self.ring}; use shard={self.sequence}, or as many of those"
             )
 
+        if self.elastic and (self.ulysses == 1 or self.ranks > self.ulysses or self.shard > 1):
+            raise ConfigError(
+                f"parallel elastic cannot be with {self}: teams are ranks that share tokens, heads and nothing else; "
+                "use ulysses alone, such as ulysses=4"
+            )
         if self.vae_tiles not in (1, self.ranks):
             raise ConfigError(
                 f"parallel vae_tiles={self.vae_tiles} cannot be: all {self.ranks} ranks decode tiles, or none does; "
@@ -237,6 +243,12 @@ class ParallelConfig:
     def ranks(self) -> int:
         """How many ranks there are."""
         return prod(getattr(self, axis) for axis in AXES if axis not in ("shard", "vae_tiles"))
+
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        """Into how many teams of equal size the ranks may be divided between two steps; 1: not at all."""
+        most = self.ulysses if self.elastic else 1
+        return tuple(count for count in range(1, most + 1) if most % count == 0)
 
     @property
     def sequence(self) -> int:

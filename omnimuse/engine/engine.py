@@ -271,7 +271,9 @@ class Engine:
         pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
-        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)
+        running = [self.scheduler.entries[state_id.split("/")[0]] for state_id in pick.run]
+        teams = self.runner.forwards.teams([(entry.request, entry.tokens) for entry in running])
+        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams)
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         self._tell(plan)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.config import ParallelConfig, ScheduleConfig
 from omnimuse.core.deadlines import Within, class_named, classes
 from omnimuse.core.errors import CapacityError, ConfigError, DeadlineError
 from omnimuse.core.params import DiffusionParams, FamilyParams
@@ -47,8 +47,8 @@ class Failures:
 class Plan:
     """What serves: so many replicas of so many ranks, who runs next (`policy`), and what is taken on.
 
-    A replica that is added is ready after `start` seconds. `max_queue` and `max_wait` are those of `omnimuse serve`. As
-    first in, first out is run elsewhere, it refuses none.
+    Those of an `elastic` replica are divided as its requests want it. One that is added is ready after `start` seconds.
+    `max_queue` and `max_wait` are those of `omnimuse serve`. As first in, first out is run elsewhere, it refuses none.
     """
 
     scale: Scale = Scale()
@@ -60,6 +60,7 @@ class Plan:
     max_queue: int = 256
     max_wait: float = 600.0
     start: float = 30.0
+    elastic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("ranks", "max_queue"):
@@ -146,7 +147,9 @@ class Fleet:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._chance = random.Random(f"fleet {plan.failures.seed}")
-        costs = Costs(table.share(plan.ranks), table.together)
+        parallel = ParallelConfig(ulysses=plan.ranks, elastic=plan.elastic)
+        teams = {plan.ranks // count: table.share(plan.ranks // count) for count in parallel.divisions}
+        costs = Costs(table.share(plan.ranks), table.together, teams if plan.elastic else {})
         self._new: Callable[[], Chooser] = partial(Fifo, costs)
         if plan.policy == "ours":
             self._new = partial(Ours, costs, plan.schedule, self.run.scheduling)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from omnimuse.engine.scheduler import Scheduler
 from omnimuse.simulate.arrivals import Arrival
 from omnimuse.simulate.table import Kind
 from omnimuse.worker.pace import GAIN, Offer, Pace, Price
+from omnimuse.worker.teams import joins, teams_for
 
 NETWORK = "network"
 MOST_TOGETHER = 8
@@ -42,17 +43,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Costs:
-    """What steps take here, of one rank's alone: `share` by the ranks, and `together` in company besides."""
+    """What steps take here, of one rank's alone: `share` by the ranks, and `together` in company besides.
+
+    `teams` are what a step of so many ranks takes, for every number in which they may be divided.
+    """
 
     share: float
     together: float
+    teams: Mapping[int, float] = field(default_factory=dict)
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """Seconds of one step of each of `jobs`, and of what comes before their first and after their last."""
         return self.forward(jobs) + sum(map(_besides, jobs))
 
     def forward(self, jobs: Sequence[Job]) -> float:
-        """Seconds of the network in that."""
+        """Seconds of the network in that; where ranks may be divided, of as many teams as end it soonest."""
+        if self.teams and jobs:
+            return teams_for([job.kind.step for job in jobs], self.divisions, self.teams.__getitem__)[1]
         apart = sum(job.kind.step for job in jobs) * self.share
         if len(jobs) < 2:
             return apart
@@ -60,6 +67,11 @@ class Costs:
         if len(fixed) < len(jobs):
             return apart * self.together
         return apart - (sum(fixed) - max(fixed)) * self.share
+
+    @property
+    def divisions(self) -> list[int]:
+        """Into how many teams ranks may be divided."""
+        return sorted(max(self.teams) // ranks for ranks in self.teams)
 
     def gains(self, job: Job) -> bool:
         """Whether two of this kind take less in company than apart, by as much as is worth it."""
@@ -135,6 +147,8 @@ class Ours:
         return Price(self.jobs[state_id.split("/")[0]].kind.work, NETWORK)
 
     def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
+        if self._costs.teams and not self._always:
+            return joins([*others, offer], self._costs.divisions, self._costs.teams.__getitem__)
         return self._always or self._pace.pays(NETWORK, [*others, offer])
 
 

@@ -87,6 +87,17 @@ def test_a_trace_may_name_classes_of_deadlines() -> None:
         outcomes(Plan(), arrivals[0])
 
 
+def test_ranks_that_divide_serve_more_in_time_than_all_together_and_than_as_many_replicas() -> None:
+    mix = {"small": 10.0, "large": 4.0, "video": 1.0}
+    table = replace(TABLE, ranks={2: 0.6, 4: 0.4})
+    plans = (Plan(ranks=4, elastic=True), Plan(ranks=4), Plan(Scale.fixed(4)))
+    load = list(poisson(1.2, 300.0, Mix(mix)))
+    elastic, whole, apart = (
+        summarize(simulate(replace(plan, target=Within(times=1.0)), table, load))["within"] for plan in plans
+    )
+    assert elastic > whole > apart
+
+
 def test_a_step_in_company_takes_what_is_fixed_once() -> None:
     job = partial(Job, Arrival(0.0, "small"), request=None)  # type: ignore[arg-type]
     some, more = replace(SMALL, fixed=0.015), replace(LARGE, fixed=0.03)
