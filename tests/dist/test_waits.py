@@ -30,8 +30,9 @@ from tests.waits import Waits, long_asks, waits_of_steps
 
 pytestmark = [pytest.mark.dist, pytest.mark.crossed, pytest.mark.slow, pytest.mark.timeout(300)]
 
-DIVISIONS = (ParallelConfig(ulysses=2, shard=2), ParallelConfig(pipe=2))
+EVERYWHERE = (ParallelConfig(ulysses=2, shard=2), ParallelConfig(pipe=2))
 """In these, rows and tokens are taken apart by the family's own conditions."""
+BESIDES = {"QwenImagePipeline": (ParallelConfig(cfg=2),)}
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,11 @@ def on_rank(rank: int, scene: Scene) -> None:
 
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 def test_no_step_of_ranks_makes_the_host_wait(family: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    play(on_rank, Scene(family, DIVISIONS, tiny(family), tmp_path), ranks=2)
+    divisions = (*EVERYWHERE, *BESIDES.get(family, ()))
+    play(on_rank, Scene(family, divisions, tiny(family), tmp_path), ranks=2)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"waits-{rank}.json").read_text())
-        assert len(found) == len(DIVISIONS)
+        assert len(found) == len(divisions)
         for parallel, loops in found.items():
             for loop, ticks in loops.items():
                 assert ticks, f"no tick took only steps of {loop} ({parallel})"
