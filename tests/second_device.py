@@ -20,13 +20,23 @@ from types import FrameType
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import omnimuse
+from omnimuse.cache.stepcache import StepCache
 from omnimuse.engine.engine import Engine
+from omnimuse.layers.network import Network
+from omnimuse.offload.host import HostStore, Slot
+from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.offload.parcels import Parcel
+from omnimuse.offload.residency import Residency
+from omnimuse.offload.visited import block_lists, visit
+from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
 from omnimuse.worker.clock import HostClock
+from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
 
 PACKAGE = str(Path(omnimuse.__file__).parent)
@@ -229,12 +239,83 @@ def _check_company(func: Any, name: str, here: Sequence[Tensor], note: Callable[
         raise RuntimeError(f"{func}: expected all tensors on {ELSEWHERE}, but {shapes} lies on the CPU")
 
 
+class Lanes:
+    """The lanes of offload (`omnimuse.offload.host`) to the second device, which does all in the order that it
+    was asked for: no event is needed, and nobody waits.
+    """
+
+    def pinned(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.uint8)
+
+    def slot(self, size: int) -> Slot:
+        return Slot(torch.zeros(size, dtype=torch.uint8, device=ELSEWHERE))
+
+    def fetch(self, waiting: Tensor) -> Tensor:
+        return waiting.to(ELSEWHERE, non_blocking=True)
+
+    def write(self, slot: Slot, waiting: Tensor) -> None:
+        slot.content[: len(waiting)].copy_(waiting, non_blocking=True)
+
+    def begin(self, slot: Slot) -> None:
+        """It was written."""
+
+    def end(self, slot: Slot) -> None:
+        """It was read."""
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
 @torch.inference_mode()
-def moved(engine: Engine, device: SecondDevice) -> Engine:
+def moved(engine: Engine, device: SecondDevice, offload: str = "none") -> Engine:
     """An engine over the components of `engine`, a resident one on the CPU, which move; loading is not tried here."""
-    ctx = engine.runner.pipeline.ctx
-    for component in ctx.components.values():
-        if isinstance(component, nn.Module):
-            component.to(ELSEWHERE)
-    pipeline = type(engine.runner.pipeline)(replace(ctx, device=ELSEWHERE, send=device.send))
-    return Engine(Runner(pipeline, engine.runner.config, clock=HostClock()), engine.door)  # it has no events
+    return Engine(moved_runner(engine.runner, device, offload), engine.door)
+
+
+@torch.inference_mode()
+def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none") -> Runner:
+    """The same for a runner. Its components wait outside of the device as `offload` says; ranks exchange from there."""
+    ctx = runner.pipeline.ctx
+    here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
+    parts = {name: part for name in here if isinstance(part := ctx.components[name], nn.Module)}
+    parcels = {} if offload == "none" else sent_out(parts, offload)
+    for name, part in parts.items():
+        if name not in parcels:
+            part.to(ELSEWHERE)
+    mesh = replace(ctx.mesh, axes={name: _reaching(axis) for name, axis in ctx.mesh.axes.items()})
+    components = Residency(dict(ctx.components), parcels)
+    there = replace(ctx, device=ELSEWHERE, send=device.send, mesh=mesh, components=components)
+    pipeline = type(runner.pipeline)(there)
+    return Runner(pipeline, runner.config, clock=HostClock())  # it has no events
+
+
+def _reaching(axis: Axis) -> Axis:
+    """The axis for tensors of the second device, which go through gloo, as those of the CPU."""
+    if axis.group is not None:
+        gloo = axis.group._get_backend(torch.device("cpu"))
+        axis.group._register_backend(ELSEWHERE, dist.ProcessGroup.BackendType.GLOO, gloo)
+    return replace(axis, device=ELSEWHERE)
+
+
+def sent_out(parts: Mapping[str, nn.Module], offload: str) -> dict[str, Parcel]:
+    """Weights wait as the pass `offload` (`worker/build.py`) has them wait; the parcels of whole components."""
+    store, parcels = HostStore(Lanes()), dict[str, Parcel]()
+    for name, module in parts.items():
+        stacks = list(module.stacks().values()) if offload == "layers" and isinstance(module, Network) else []
+        lists = block_lists(module) if offload == "layers" and not isinstance(module, Network) else []
+        blocks = [block for stack in stacks for block in stack.blocks()] + [block for each in lists for block in each]
+        waiting: dict[nn.Module, Parcel] = {block: written(block, store, lent=True) for block in blocks}
+        for parcel in waiting.values():
+            parcel.leave()
+        for stack in stacks:
+            owner: Any = stack.runner if isinstance(stack.runner, StepCache) else stack
+            runner = LayerwiseOffload({block: waiting[block] for block in stack.blocks()})
+            setattr(owner, "inner" if owner is stack.runner else "runner", runner)
+        for each in lists:
+            visit(each, waiting)
+        parcels[name] = written(module, store)
+        parcels[name].leave()
+        for owner in module.modules():  # what was computed, and is in no file, stays on the device
+            for key, buffer in owner.named_buffers(recurse=False):
+                setattr(owner, key, buffer if buffer.is_meta else buffer.to(ELSEWHERE))
+    return parcels

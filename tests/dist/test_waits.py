@@ -1,0 +1,109 @@
+"""What ranks exchange in a step makes no host wait for its device, for every registered pipeline.
+
+The device is that of `tests/second_device.py`; what is sent from it goes through gloo, whose own threads wait, as no
+transport between devices would. Counted is what our side of an exchange reads, uploads or sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from omnimuse.ar.kv import Decoder
+from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.output import Event, Failed
+from omnimuse.worker.build import build
+from omnimuse.worker.connect import connect
+from omnimuse.worker.plan import TickPlan
+from omnimuse.worker.runner import Runner
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject
+from tests.ranks import play
+from tests.second_device import SecondDevice, moved_runner
+from tests.waits import Waits, long_asks, waits_of_steps
+
+pytestmark = [pytest.mark.dist, pytest.mark.crossed, pytest.mark.slow, pytest.mark.timeout(300)]
+
+EVERYWHERE = (ParallelConfig(ulysses=2, shard=2), ParallelConfig(pipe=2))
+"""In these, rows and tokens are taken apart by the family's own conditions."""
+BESIDES = {"QwenImagePipeline": (ParallelConfig(cfg=2),)}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A family in several divisions of the work, where its checkpoint is, and where ranks meet and leave waits."""
+
+    family: str
+    divisions: tuple[ParallelConfig, ...]
+    checkpoint: Path
+    folder: Path
+
+    def config(self, parallel: ParallelConfig) -> Config:
+        return Config(
+            ModelConfig(str(self.checkpoint), dtype="float32", device="cpu"),
+            parallel=parallel,
+            schedule=ScheduleConfig(tier="fast", company="always"),
+            host=HostConfig(threads=1),
+        )
+
+
+def waits_on(runner: Runner, device: SecondDevice, admit: TickPlan) -> Waits:
+    """Every rank makes the same plans by itself: all requests go on in every tick."""
+    plans = [admit]
+
+    def tick() -> Sequence[Event] | None:
+        plan = plans.pop() if plans else TickPlan(run=tuple(runner.states))
+        if not (plan.admit or plan.run):
+            return None
+        events: list[Event] = []
+        runner.execute(plan, events)
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+        return events
+
+    return waits_of_steps(runner, device, tick)
+
+
+def on_rank(rank: int, scene: Scene) -> None:
+    """Every request of the family in each division of the work; the waits of loops that draw are left in a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{scene.folder}/meeting", rank=rank, world_size=2)
+    [family] = [family for family in FAMILIES if family.name == scene.family]
+    subject, found = Subject(family, scene.checkpoint), dict[str, Waits]()
+    for parallel in scene.divisions:
+        mesh = connect(parallel)
+        built = build(scene.config(parallel), mesh)
+        requests = [
+            replace(built.door.make_request(ask, 0.0, 0), id=f"r{number}")
+            for number, ask in enumerate(long_asks(subject))
+        ]
+        with SecondDevice() as device:
+            runner = moved_runner(Runner(built.pipeline, scene.config(parallel).schedule, built.resources), device)
+            waits = waits_on(runner, device, TickPlan(admit=tuple(requests)))
+        components = runner.pipeline.ctx.components
+        stages = {stage.name: stage for stage in runner.pipeline.stages}
+        drawing = [name for name in waits if not isinstance(components.wherever(stages[name].uses[0]), Decoder)]
+        found[str(parallel)] = {name: waits[name] for name in drawing}
+        mesh.close()
+        built.resources.close()
+    (scene.folder / f"waits-{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+def test_no_step_of_ranks_makes_the_host_wait(family: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    divisions = (*EVERYWHERE, *BESIDES.get(family, ()))
+    play(on_rank, Scene(family, divisions, tiny(family), tmp_path), ranks=2)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"waits-{rank}.json").read_text())
+        assert len(found) == len(divisions)
+        for parallel, loops in found.items():
+            for loop, ticks in loops.items():
+                assert ticks, f"no tick took only steps of {loop} ({parallel})"
+                assert [waits for _, waits in ticks if waits] == [], f"rank {rank}, {parallel}, {loop}"
