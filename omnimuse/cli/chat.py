@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_config(args)
     found = find(config)
-    if not found.spec.writes:
+    if not found.spec.converses:
         raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse generate` with it")
     params = _params(args, found.spec, draws=found.door.limits.draws)
     shown = [{"type": kind, kind: _opened(name, file)} for name, kind in SHOWN.items() for file in getattr(args, name)]
@@ -125,7 +125,8 @@ def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionPa
     width, height = read_size(args.size)
     params = DiffusionParams(args.steps, args.guidance, width=width, height=height)
     if args.voice is None and (draws or args.output is None):
-        return replace(params, extra=GenerationParams(**chosen))
+        could_draw = {**chosen, "modalities": ("text",)}  # as well, and is not asked to
+        return replace(params, extra=GenerationParams(**chosen) if spec.writes else could_draw)
     if not issubclass(spec.extra, AnswerParams):
         name = "--output" if args.output is not None else "--voice"
         raise ConfigError(f"{args.model} answers in text alone, and {name} is for one that speaks; leave it out")

@@ -28,6 +28,10 @@ class FamilyParams:
         """How many pictures an output is."""
         return 1
 
+    def made(self, usual: str) -> str:
+        """The medium of what a file of a request is of, of a model that is there for `usual`."""
+        return usual
+
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         """Why these choices do not fit the others of a request, complete ones, or None. Sides are multiples."""
         return None
@@ -134,6 +138,9 @@ class AnswerParams(GenerationParams):
     def aloud(self) -> bool:
         """Whether it is spoken, too."""
         return "audio" in self.modalities
+
+    def made(self, usual: str) -> str:
+        return "audio" if self.aloud else usual
 
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         if not {"text"} <= set(self.modalities) <= {"text", "audio"}:

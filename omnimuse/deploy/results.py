@@ -20,7 +20,6 @@ from omnimuse.core.errors import ConfigError, RequestError, StorageError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
 from omnimuse.core.output import Part, Result
-from omnimuse.core.params import AnswerParams
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
@@ -36,11 +35,8 @@ _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # n
 
 
 def check_form(request: Request, form: Form, media: str) -> None:
-    """RequestError unless a result whose first part is of `media` can become a file of `form`; of an answer that is
-    spoken, the sound does.
-    """
-    if isinstance(request.extra, AnswerParams) and request.extra.aloud:
-        media = "audio"
+    """RequestError unless a result of a model that is there for `media` can become a file of `form`."""
+    media = request.extra.made(media)
     formats = (TEXT,) if media == "text" else tuple(dict.fromkeys(FORMATS[media].values()))
     if form.format not in formats:
         raise RequestError(

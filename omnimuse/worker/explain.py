@@ -58,6 +58,7 @@ def _model_choices(found: Found) -> tuple[Choice, ...]:
         *((_size_limit(limits),) if spec.medium != "audio" else ()),
         *((frames,) if limits.max_frames > 1 else ()),
         *((_sound_limit(limits.sound),) if limits.sound is not None else ()),
+        *((Choice("limits", "picture", "beside a text", "where the text asks for one"),) if limits.draws else ()),
     )
 
 

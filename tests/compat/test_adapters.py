@@ -193,7 +193,7 @@ def test_ranks_that_share_weights_wear_them_too(
     worn = replace(door.wish, params=replace(door.wish.params, loras=loras[3]))
     with running(door.config(folder)) as engine:
         [expected] = drawn(engine, [worn])
-    found = on_two_ranks(door.config(folder, parallel=ParallelConfig(tensor=2)), worn, tmp_path / "meeting")
+    [found], _ = on_two_ranks(door.config(folder, parallel=ParallelConfig(tensor=2)), [worn], tmp_path / "meeting")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

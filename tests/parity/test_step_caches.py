@@ -6,7 +6,9 @@ One tiny FLUX.1 with random weights takes the same steps in both; the thresholds
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -14,7 +16,7 @@ from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig
 from torch import Tensor
 
 from omnimuse.cache.stepcache import StepCache
-from omnimuse.core.caches import cache_named
+from omnimuse.core.caches import PRESETS, cache_named
 from omnimuse.layers.stack import Memory
 from omnimuse.models.flux.spec import FITS
 from omnimuse.models.flux.transformer import FluxInputs, FluxTransformer
@@ -54,16 +56,17 @@ def with_theirs(reference: FluxTransformer2DModel, config: object) -> list[Tenso
         reference.disable_cache()
 
 
-def with_ours(reference: FluxTransformer2DModel, choice: str) -> tuple[list[Tensor], int]:
-    """Predictions, and how many steps were skipped."""
+def with_ours(reference: FluxTransformer2DModel, choice: str) -> tuple[list[Tensor], list[int]]:
+    """Predictions, and which steps were skipped."""
     network = FluxTransformer.from_config(reference.config).eval().requires_grad_(False)
     network.load_state_dict(parts.translated(reference.state_dict(), RULES))
     network.stack.runner = StepCache(cache_named(choice), FITS)
-    memory, found = Memory(steps=STEPS, of=STEPS), []
+    memory, found, counts = Memory(steps=STEPS, of=STEPS), list[Tensor](), [0]
     for memory.step, (latents, t) in enumerate(steps()):
         row = FluxInputs(latents, t, network.prepare((TEXT, POOLED), GUIDANCE, latents.shape[1:]))
         found += network([row], [memory])
-    return found, memory.data["stepcache"].skipped
+        counts.append(memory.data["stepcache"].skipped)
+    return found, [step for step, (before, after) in enumerate(pairwise(counts)) if after > before]
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.1, 0.2, 0.4])
@@ -72,7 +75,7 @@ def test_a_first_block_cache_skips_the_steps_that_diffusers_skips(
 ) -> None:
     expected = with_theirs(reference, FirstBlockCacheConfig(threshold))
     found, skipped = with_ours(reference, f"dbcache,first=1,warm_up=0,in_a_row=999,threshold={threshold}")
-    assert 0 < skipped < STEPS - 1
+    assert 0 < len(skipped) < STEPS - 1
     assert max(map(distance, found, expected)) < 1e-5
 
 
@@ -83,5 +86,34 @@ def test_a_magcache_with_published_ratios_skips_the_steps_that_diffusers_skips(
     config = MagCacheConfig(threshold, most, num_inference_steps=STEPS, mag_ratios=list(FITS.ratios))
     expected = with_theirs(reference, config)
     found, skipped = with_ours(reference, f"magcache,threshold={threshold},in_a_row={most}")
-    assert 0 < skipped < STEPS - 1
+    assert 0 < len(skipped) < STEPS - 1
     assert max(map(distance, found, expected)) < 1e-5
+
+
+def by_the_authors_rule(reference: FluxTransformer2DModel, threshold: float) -> list[int]:
+    """The steps that TeaCache4FLUX skips: it compares what the first block's norm makes of the picture's tokens."""
+    seen: list[Tensor] = []
+    norm = reference.transformer_blocks[0].norm1
+    hook = norm.register_forward_hook(lambda module, given, made: seen.append(made[0]))
+    for latents, t in steps():
+        theirs(reference, latents, TEXT, POOLED, t)
+    hook.remove()
+    skipped, total = [], 0.0
+    for step in range(1, STEPS - 1):
+        change = float((seen[step] - seen[step - 1]).abs().mean() / seen[step - 1].abs().mean())
+        total += float(np.polyval(FITS.tea.coefficients, change))
+        if total < threshold:
+            skipped.append(step)
+        else:
+            total = 0.0
+    return skipped
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_of_teacache_skips_the_steps_of_flux_that_its_authors_rule_skips(
+    reference: FluxTransformer2DModel, preset: str
+) -> None:
+    expected = by_the_authors_rule(reference, PRESETS[preset] * FITS.tea.threshold)
+    _, skipped = with_ours(reference, preset)
+    assert skipped == expected
+    assert 0 < len(skipped) < STEPS - 1

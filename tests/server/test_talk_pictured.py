@@ -62,6 +62,15 @@ def test_an_answer_has_its_text_and_its_picture(
     assert (message.content, pixels(message.images)) == expected
 
 
+def test_how_it_is_drawn_can_be_chosen(client: openai.OpenAI, folder: Path) -> None:
+    chosen = {"size": "64x48", "num_inference_steps": 2, "guidance_scale": 0.0}
+    message = asked_of(client, extra_body=chosen).choices[0].message
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        how: Any = {"width": 64, "height": 48, "num_inference_steps": 2, "guidance_scale": 0.0}
+        [result] = omni.generate([SAID], GREEDY, progress=False, **how)
+    assert pixels(message.images) == result.images[0].tobytes()
+
+
 def test_who_wants_text_alone_has_that(client: openai.OpenAI, expected: tuple[str, bytes]) -> None:
     message = asked_of(client, modalities=["text"]).choices[0].message
     assert message.content == expected[0]
@@ -84,6 +93,13 @@ def test_a_text_that_goes_on_has_no_place_for_a_picture(client: openai.OpenAI) -
     assert made.choices[0].text
 
 
-def test_sound_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="answers with text"):
-        asked_of(client, modalities=["text", "audio"])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"modalities": ["text", "audio"]}, "answers with text"),
+        ({"modalities": ["text", "image"], "audio": {"format": "wav"}}, "no sound is made here"),
+    ],
+)
+def test_sound_is_refused(client: openai.OpenAI, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        asked_of(client, **fields)

@@ -62,6 +62,9 @@ class BagelParams(GenerationParams):
         """Whether it is told to think first."""
         return self.think or (self.draws and self.writes)
 
+    def made(self, usual: str) -> str:
+        return usual if self.draws else "text"
+
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         if self.modalities not in MADE:
             return f'modalities={list(self.modalities)} cannot be; use ["image"], ["text"] or ["text", "image"]'
@@ -134,7 +137,7 @@ SPEC = Spec(
     arch=KIND,
     family="bagel",
     summary="BAGEL: pictures from a text, others changed by one, and text about pictures, with thoughts in words",
-    tasks=("text-to-image", "image-to-image"),
+    tasks=("text-to-image", "image-to-image", "text-to-text", "image-to-text"),
     components={
         "model": Component(
             (KIND,),

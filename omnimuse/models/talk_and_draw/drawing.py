@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
@@ -19,7 +18,7 @@ from omnimuse.models.talk_and_draw.spec import marks
 from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.generate import Generate
-from omnimuse.pipeline.stage import Context, Row, Stage, Step
+from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText
 
@@ -86,27 +85,16 @@ class EncodeAsked(EncodeText):
 
 @dataclass(frozen=True)
 class DenoiseAsked(Denoise):
-    """The same, in one step that evaluates nothing where nothing was asked for."""
+    """The same, where something was asked for."""
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*super().reads, ASKED)
 
-    def begin(self, ctx: Context, state: State) -> list[Step]:
-        if state[ASKED] is not None:
-            return super().begin(ctx, state)
-        state["latents"] = None
-        return [Step(0, network=self.networks[0])]
-
-    def cost(self, ctx: Context, state: State) -> int:
-        return 1 if state[ASKED] is None else super().cost(ctx, state)
-
-    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        return [] if state[ASKED] is None else super().rows(ctx, state, step)
-
-    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        if state[ASKED] is not None:
-            super().apply(ctx, state, step, predictions)
+    def skip(self, ctx: Context, state: State) -> bool:
+        if state[ASKED] is None:
+            state["latents"] = None
+        return state[ASKED] is None
 
 
 @dataclass(frozen=True)

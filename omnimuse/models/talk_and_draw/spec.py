@@ -61,7 +61,7 @@ SPEC = Spec(
         **_DRAWING,
         "transformer": replace(_DRAWING["transformer"], tells=read_at_most),
     },
-    defaults=z_image.DEFAULTS,
+    defaults=replace(z_image.DEFAULTS, strength=None),
     supported=frozenset({"guidance_scale"}),
     limits=limits,
     guidance=Guidance(neutral=0),

@@ -30,11 +30,18 @@ class ImagePart(BaseModel):
     seed: int
 
 
+class TextPart(BaseModel):
+    """A text among the pictures of a message."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
 class Message(BaseModel):
-    """What the model says: pictures. `role` is absent in later deltas of a stream."""
+    """What the model says: pictures, and what it thought of before. `role` is absent in later deltas of a stream."""
 
     role: Literal["assistant"] | None = None
-    content: str | list[ImagePart] | None = None
+    content: str | list[TextPart | ImagePart] | None = None
     images: list[ImagePart] | None = None
 
 

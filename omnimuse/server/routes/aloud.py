@@ -32,19 +32,24 @@ def aloud(service: Service, wanted: Wanted) -> Wanted:
     asked, audio = wanted.talk.modalities, wanted.talk.audio
     sound = service.door.limits.sound
     speaks = sound is not None and sound.speech is not None
-    if asked in (None, [], ["text"]):
+    shown_too = service.door.limits.draws and sorted(map(str, asked or ())) == PICTURED
+    if asked in (None, [], ["text"]) or shown_too:
         if audio is None:
-            return wanted
+            return wanted if service.door.spec.writes else written(wanted, "text")
         why = f"use modalities {BOTH!r} to hear an answer".replace("'", '"') if speaks else "no sound is made here"
         raise refusal("unsupported_parameter", f"audio is not supported: {why}", "audio")
-    if service.door.limits.draws and sorted(map(str, asked or ())) == PICTURED:
-        return wanted
     if not speaks:
         raise refusal("unsupported_parameter", 'this model answers with text; use modalities ["text"]', "modalities")
     if sorted(map(str, asked or ())) != sorted(BOTH):
         message = f'modalities={shown(asked)} cannot be; use ["text"] or ["text", "audio"]'
         raise refusal("invalid_value", message, "modalities")
     return _spoken(wanted, audio or {})
+
+
+def written(wanted: Wanted, *made: str) -> Wanted:
+    """`wanted` of a model that could draw as well: these media are made."""
+    extra = {**(wanted.params.extra or {}), "modalities": made}  # type: ignore[dict-item]
+    return replace(wanted, params=replace(wanted.params, extra=extra))
 
 
 def _spoken(wanted: Wanted, audio: Any) -> Wanted:

@@ -44,6 +44,8 @@ from omnimuse.server.orders.order import (
 from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import for_tasks
+from omnimuse.server.routes.aloud import written
+from omnimuse.server.routes.talk import Chat, answer
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, image_tokens, told
@@ -74,27 +76,31 @@ def routes(service: Service) -> list[Route]:
 
     async def completions(request: Request) -> Response:
         refuse_key(request)
-        order, style = await _read(service, request)
+        fields, both = await read_json(request), service.door.spec.converses
+        if both and fields.get("modalities") == ["text"]:
+            return await answer(service, request, fields, "talk", Chat())
+        order, style = await _read(service, request, fields)
         request.state.lease.close()  # of what came, only the order is left
         if order.wanted.delivery.stream:
             return await opened(_chunks(service, order, style))
         made = await cancel_on_disconnect(request, finished(service, order))
         drawn = await contents(service.files, made.files)
-        answer = _completion(service, order, made, drawn, style)
-        return JSONWithFiles(answer, drawn, Made.of(made).headers(order.wanted.warnings))
+        told_whole = _completion(service, order, made, drawn, style)
+        return JSONWithFiles(told_whole, drawn, Made.of(made).headers(order.wanted.warnings))
 
     return [Route(PATH, for_tasks(service, (TASK, EDIT), completions), methods=["POST"])]
 
 
-async def _read(service: Service, request: Request) -> tuple[Order, frozenset[str]]:
+async def _read(service: Service, request: Request, fields: dict[str, Any]) -> tuple[Order, frozenset[str]]:
     """What a chat asks for, and the styles of its answer. The bytes that came are in nobody's hands then."""
-    fields = await read_json(request)
     wanted = read(fields, "chat", service.door)
     check_model(service, wanted.model)
     _check_modalities(wanted)
     said = said_last(wanted.talk.messages, takes_images=EDIT in service.door.tasks)
     check_task(service, EDIT if said.pictures else TASK)
     style = _style(service, request, wanted)
+    if service.door.spec.converses and "text" in (wanted.talk.modalities or ()):
+        wanted = written(wanted, "text", "image")
     told = _left_out(len(wanted.talk.messages or ()) - 1, said)
     wanted = replace(wanted, prompt=said.text, talk=Talk(), warnings=(*wanted.warnings, *told))
     pictures = await read_pictures(service, request, said.pictures) if said.pictures else ()
@@ -217,9 +223,9 @@ def _check_modalities(wanted: Wanted) -> None:
 def _completion(
     service: Service, order: Order, made: Finished, drawn: Enclosed, style: frozenset[str]
 ) -> dict[str, Any]:
-    parts = _parts(order, made.files, drawn)
-    groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
-    choices = [protocol.Choice(index=index, message=_message(style, group)) for index, group in enumerate(groups)]
+    choices = [
+        protocol.Choice(index=index, message=each) for index, each in enumerate(_messages(order, made, drawn, style))
+    ]
     answer = protocol.ChatCompletion(
         id=f"chatcmpl-{order.request.id}",
         created=int(time.time()),
@@ -245,10 +251,7 @@ async def _chunks(service: Service, order: Order, style: frozenset[str]) -> Asyn
                 yield chunks.make([protocol.ChunkChoice(index=0, delta=protocol.Message(role="assistant", content=""))])
             elif isinstance(update, Finished):
                 with await contents(service.files, update.files) as drawn:
-                    parts = _parts(order, update.files, drawn)
-                    groups = [[part] for part in parts] if order.wanted.delivery.split else [parts]
-                    for index, group in enumerate(groups):
-                        delta = _message(style, group)
+                    for index, delta in enumerate(_messages(order, update, drawn, style)):
                         if index == 0:
                             delta.role = None
                         name, chunk = chunks.make([protocol.ChunkChoice(index=index, delta=delta)])
@@ -287,13 +290,21 @@ class _Chunks:
         return self.make([], made)
 
 
-def _message(style: frozenset[str], parts: list[protocol.ImagePart]) -> protocol.Message:
+def _messages(order: Order, made: Finished, drawn: Enclosed, style: frozenset[str]) -> list[protocol.Message]:
+    """What is said in each choice: pictures, and before them what was thought of, if anything was."""
+    parts, texts = _parts(order, made.files, drawn), [text.text for text in made.texts]
+    if not order.wanted.delivery.split:
+        return [_message(style, parts, texts)]
+    return [_message(style, [part], texts[index : index + 1]) for index, part in enumerate(parts)]
+
+
+def _message(style: frozenset[str], parts: list[protocol.ImagePart], texts: Sequence[str]) -> protocol.Message:
     if "parts" in style:
-        return protocol.Message(role="assistant", content=parts)
-    text = "\n\n".join(f"![seed {part.seed}]({part.image_url.url})" for part in parts)
+        return protocol.Message(role="assistant", content=[*(protocol.TextPart(text=text) for text in texts), *parts])
+    shown = [f"![seed {part.seed}]({part.image_url.url})" for part in parts] if "markdown" in style else []
     return protocol.Message(
         role="assistant",
-        content=text if "markdown" in style else None,
+        content="\n\n".join([*texts, *shown]) or None,
         images=parts if "images" in style else None,
     )
 

@@ -81,32 +81,35 @@ OPERATIONS = (
 def routes(service: Service) -> list[Route]:
     """Both endpoints."""
 
-    async def answer(request: Request, kind: Kind, shape: Shape) -> Response:
-        refuse_key(request)
-        wanted, shown = read(await read_json(request), kind, service.door), Shown()
-        if kind == "talk":
-            wanted = aloud(service, wanted)
-            wanted = replace(wanted, talk=Talk(_messages(wanted, shown, able(service.door))))
-        order = _order(service, wanted, request, await _came(service, request, shown, wanted))
-        request.state.lease.close()  # of what came, only the order is left
-        head = {"created": int(time.time()), "model": service.options.model_name}
-        if wanted.delivery.stream:
-            return await cancel_on_disconnect(request, opened(_chunks(service, order, shape, head)))
-        made = await cancel_on_disconnect(request, finished(service, order))
-        drawn = await contents(service.files, made.files)
-        body = dump(shape.whole(order, head | _about(order, made), made, drawn.words))
-        seeds = ",".join(str(order.request.seed(index)) for index in range(order.request.outputs))
-        headers = Made.of(made).headers(order.wanted.warnings) | {"x-seed": seeds}
-        return JSONWithFiles(body, drawn, headers) if drawn.words else JSONResponse(body, headers=headers)
-
     async def chat(request: Request) -> Response:
-        return await answer(request, "talk", Chat())
+        refuse_key(request)
+        return await answer(service, request, await read_json(request), "talk", Chat())
 
     async def completions(request: Request) -> Response:
-        return await answer(request, "completion", Continued())
+        refuse_key(request)
+        return await answer(service, request, await read_json(request), "completion", Continued())
 
     handlers = ((TALK, chat), (COMPLETION, completions))
     return [Route(path, for_tasks(service, (TASK,), handler), methods=["POST"]) for path, handler in handlers]
+
+
+async def answer(service: Service, request: Request, fields: dict[str, Any], kind: Kind, shape: Shape) -> Response:
+    """What is answered to `fields`, the body of a request."""
+    wanted, shown = read(fields, kind, service.door), Shown()
+    if kind == "talk":
+        wanted = aloud(service, wanted)
+        wanted = replace(wanted, talk=Talk(_messages(wanted, shown, able(service.door))))
+    order = _order(service, wanted, request, await _came(service, request, shown, wanted))
+    request.state.lease.close()  # of what came, only the order is left
+    head = {"created": int(time.time()), "model": service.options.model_name}
+    if wanted.delivery.stream:
+        return await cancel_on_disconnect(request, opened(_chunks(service, order, shape, head)))
+    made = await cancel_on_disconnect(request, finished(service, order))
+    drawn = await contents(service.files, made.files)
+    body = dump(shape.whole(order, head | _about(order, made), made, drawn.words))
+    seeds = ",".join(str(order.request.seed(index)) for index in range(order.request.outputs))
+    headers = Made.of(made).headers(order.wanted.warnings) | {"x-seed": seeds}
+    return JSONWithFiles(body, drawn, headers) if drawn.words else JSONResponse(body, headers=headers)
 
 
 async def _came(service: Service, request: Request, shown: Shown, wanted: Wanted) -> dict[str, object]:

@@ -454,7 +454,7 @@ def _delivery(found: _Found) -> Delivery:
 
 
 def _family(given: Mapping[str, Any], name: str, door: Door, form: bool) -> dict[str, Any]:
-    """The family's own parameters: known names, values of the type that their defaults have."""
+    """The family's own parameters: known names, values of the type that they are declared with."""
     kinds = {part.name: part for part in fields(door.spec.extra)}
     read_: dict[str, Any] = {}
     for key, value in given.items():
@@ -466,7 +466,7 @@ def _family(given: Mapping[str, Any], name: str, door: Door, form: bool) -> dict
         if value is not None:
             part = kinds[key]
             typed = "type" in part.metadata  # such a model checks values by itself
-            read_[key] = _plain(value, form) if typed else read_value(_shape(part.default), value, path, form)
+            read_[key] = _plain(value, form) if typed else read_value(_shape(part.type), value, path, form)
     return read_
 
 
@@ -480,10 +480,11 @@ def _plain(value: Any, form: bool) -> Any:
         return value
 
 
-def _shape(default: Any) -> Field:
-    """A field whose values look like `default`."""
-    if isinstance(default, bool):
-        return Field("", "flag")
-    if isinstance(default, int):
-        return Field("", "whole")
-    return Field("", "real") if isinstance(default, float) else Field("", "text", longest=512)
+def _shape(kind: Any) -> Field:
+    """A field whose values are of the annotation `kind`."""
+    said = str(kind)
+    if "Literal" not in said:
+        for name, shape in (("tuple", "list"), ("bool", "flag"), ("int", "whole"), ("float", "real")):
+            if name in said:
+                return Field("", shape)  # type: ignore[arg-type]
+    return Field("", "text", longest=512)

@@ -122,7 +122,7 @@ def test_a_picture_that_comes_with_an_answer_is_kept_and_never_replaces_another(
             """An engine that answers everything alike, as the tiny model does not."""
 
             def stream(self, *given: object, **how: object) -> Iterator[tuple[int, object]]:
-                return iter([(0, result)])
+                yield 0, result
 
         out = io.StringIO()
         files = {"image": tmp_path / "picture.png"}

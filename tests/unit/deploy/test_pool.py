@@ -37,7 +37,7 @@ from tests.processes import alive, children, wait_gone
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
 PNG = Form("PNG")
-PATIENCE = 30.0  # seconds: this machine may be busy
+PATIENCE = 90.0  # seconds: this machine may be busy
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.models.talk_and_draw.drawing import between
 from omnimuse.models.talk_and_draw.spec import marks
+from omnimuse.worker.explain import explain
 from tests.checkpoints import qwen3, talk_and_draw
 from tests.invariants.conftest import config, drain, results, submit
 from tests.once import Once
@@ -125,6 +126,12 @@ def test_the_first_of_several_is_drawn_and_that_is_told(engine: Engine) -> None:
     [result] = run(engine, chosen(max_tokens=200))
     several = len(between(result.written[0].tokens, *marks(ctx.configs)))
     assert (several > 1) == any("pictures; the first of them was drawn" in said for said in result.said)
+
+
+def test_that_it_draws_is_explained(folder: Path) -> None:
+    found = {(choice.topic, choice.name): choice.value for choice in explain(config(folder))}
+    assert found["limits", "picture"] == "beside a text"
+    assert ("defaults", "strength") not in found, "it starts from no picture"
 
 
 @pytest.mark.parametrize("told", [None, [3], [3, 3], "marks", [3, "x"]])
