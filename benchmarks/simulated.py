@@ -271,7 +271,8 @@ def compare(machine: Machine, args: argparse.Namespace) -> int:
         f"{'':20} load  goodput, simulated/real: ours  fifo   in time, real: ours   fifo  gain   "
         f"simulated: ours   fifo  gain   slower"
     )
-    for mix_name, mix in MIXES.items():
+    for mix_name in args.mixes:
+        mix = MIXES[mix_name]
         for load in args.loads:
             arrivals = list(
                 poisson(load / busy(before, mix), args.requests * busy(before, mix) / load, Mix(mix, args.seed))
@@ -319,6 +320,7 @@ def main() -> None:
     parser.add_argument(
         "--loads", type=float, nargs="+", default=[0.5, 0.75, 1.0, 1.25, 1.5], help="of what is possible"
     )
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES), help="of kinds (default: all)")
     parser.add_argument("--requests", type=int, default=120, help="of each load, about (default: 120)")
     parser.add_argument("--samples", type=int, default=4, help="of every kind, before and after a load (default: 4)")
     parser.add_argument("--slo", type=float, default=3.0, help="in time, of what a kind takes alone (default: 3)")
