@@ -68,10 +68,10 @@ def published_vae() -> Any:
 
 
 def build_flux(folder: Path, kind: str) -> Path:
-    """Width 768, 3 double and 6 single blocks (about 110 M parameters), CLIP and T5 of width 512, the published VAE."""
+    """Width 768, 3 double and 6 single blocks (about 110 M parameters), tiny CLIP and T5, the published VAE."""
     from diffusers import FluxTransformer2DModel
 
-    from tests.checkpoints import flux, parts
+    from tests.checkpoints import encoders, flux, parts
 
     flux.build(folder)
     if kind == EMPTY:
@@ -80,7 +80,7 @@ def build_flux(folder: Path, kind: str) -> Path:
     def transformer() -> FluxTransformer2DModel:
         return FluxTransformer2DModel(
             in_channels=64, num_layers=3, num_single_layers=6, attention_head_dim=64, num_attention_heads=12,
-            joint_attention_dim=flux.TEXT_WIDTH, pooled_projection_dim=flux.POOLED_WIDTH, guidance_embeds=True,
+            joint_attention_dim=encoders.TEXT_WIDTH, pooled_projection_dim=encoders.POOLED_WIDTH, guidance_embeds=True,
             axes_dims_rope=(16, 24, 24),
         )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Memory that one request takes beside the weights: ours and the reference's, for every family, as a table of ratios.
 
-    python -m benchmarks.peaks [-k FLUX] [--larger 4]
+    python -m benchmarks.peaks [-k FLUX] [--larger 4] [--dtype bfloat16]
 
-Tiny random checkpoints, float32 on a CPU, the request of each family's tests with sides that are `--larger` times as
+Tiny random checkpoints, on a CPU, the request of each family's tests with sides that are `--larger` times as
 long. What counts is the most that torch had allocated over what it had when the first layer was called: activations,
 latents, what a decoder makes and what is kept between steps, to the byte and the same in every run.
 """
@@ -13,20 +13,27 @@ import argparse
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import PreTrainedModel
 
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.output import Failed
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
+from omnimuse.models import REGISTRY
+from omnimuse.worker.place import DTYPES
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family, Wish
 
@@ -69,11 +76,11 @@ def _most(events: list[dict[str, object]]) -> int:
     return most - before
 
 
-def ours(folder: Path, wish: Wish) -> Callable[[], None]:
+def ours(folder: Path, wish: Wish, dtype: str) -> Callable[[], None]:
     """Draw `wish` by our engine, which is begun within."""
 
     def work() -> None:
-        engine = start(Config(ModelConfig(str(folder), dtype="float32", device="cpu")))
+        engine = start(Config(ModelConfig(str(folder), dtype=dtype, device="cpu")))
         engine.submit(engine.make_request(Ask(wish.asked, replace(wish.params, output_type="pt"))))
         while not engine.idle:
             for event in engine.tick():
@@ -84,7 +91,29 @@ def ours(folder: Path, wish: Wish) -> Callable[[], None]:
     return work
 
 
-def compare(family: Family, folder: Path, larger: int) -> tuple[int, int]:
+@contextmanager
+def loaded_in(dtype: str, arch: str) -> Iterator[None]:
+    """While this lasts references, which say float32, load networks in `dtype`, but for components that we have in
+    another one, too.
+    """
+    kept = {name: DTYPES[part.dtype] for name, part in REGISTRY.spec(arch).components.items() if part.dtype}
+
+    def loading(load: Any) -> classmethod[Any, Any, Any]:
+        def from_pretrained(cls: type, folder: Any, **options: Any) -> Any:
+            named = next((name for name in ("dtype", "torch_dtype") if name in options), "torch_dtype")
+            own = kept.get(Path(folder).name, DTYPES[dtype])  # of a component, whose folder has its name
+            chosen = {"default": own, **kept} if issubclass(cls, DiffusionPipeline) else own
+            return load.__func__(cls, folder, **{**options, named: chosen})
+
+        return classmethod(from_pretrained)
+
+    with ExitStack() as stack:
+        for kind in (DiffusionPipeline, ModelMixin, PreTrainedModel) if dtype != "float32" else ():
+            stack.enter_context(patch.object(kind, "from_pretrained", loading(kind.from_pretrained)))
+        yield
+
+
+def compare(family: Family, folder: Path, larger: int, dtype: str) -> tuple[int, int]:
     """Our bytes and the reference's."""
     [wish, *_] = family.wishes
     p = wish.params
@@ -94,9 +123,10 @@ def compare(family: Family, folder: Path, larger: int) -> tuple[int, int]:
     def theirs() -> None:
         with warnings.catch_warnings(), quiet("diffusers"), quiet("transformers"):
             warnings.simplefilter("ignore")
-            family.reference(folder, [wish], "pt")
+            with loaded_in(dtype, family.arch):
+                family.reference(folder, [wish], "pt")
 
-    return peak_of(ours(folder, wish)), peak_of(theirs)
+    return peak_of(ours(folder, wish, dtype)), peak_of(theirs)
 
 
 def main() -> None:
@@ -104,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-k", nargs="*", default=[""], help="families whose names have one of these in them")
     parser.add_argument("--larger", type=int, default=4, help="times the sides of the tests' requests")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(2)
     print("| family | ours, KiB | the reference's | ratio |\n|---|---|---|---|")
@@ -112,7 +143,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                mine, theirs = compare(family, family.build(Path(folder) / "model"), options.larger)
+                mine, theirs = compare(family, family.build(Path(folder) / "model"), options.larger, options.dtype)
             except Exception as problem:  # a table of all families is worth more than one row
                 print(f"| {family.name} | {type(problem).__name__}: {problem!s:.150} | | |", flush=True)
                 continue

@@ -139,6 +139,7 @@ class Omni:
         previews: int | None = None,
         chunks: bool = False,
         adjust: bool = False,
+        deadline: float | str | None = None,
         **choices: Unpack[Choices],
     ) -> list[Result]:
         """One result per prompt, in order. A prompt that fails becomes a result with `error` set; the others come back.
@@ -147,15 +148,18 @@ class Omni:
         `generate("a red circle", seed=7)`. `progress` shows a bar on a terminal or in a notebook (there with looks at
         what is being made), or receives every event; `previews` asks for a preview event every so many steps, `chunks`
         for pieces of an output as they are finished, where the model finishes it piece by piece. `adjust` makes sides
-        and frames the nearest that the model can make, where they would be refused; `Result.warnings` tell of it. With
-        a single prompt its error is raised.
+        and frames the nearest that the model can make, where they would be refused; `Result.warnings` tell of it.
+        `deadline` is when every result is wanted, and of no use later: in seconds, or a class of
+        `ScheduleConfig.deadlines`. With a single prompt its error is raised.
         """
         single = isinstance(prompts, str | Mapping) or _is_talk(prompts)
         many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         shown = _Display(progress)
         every = shown.previews if previews is None else previews
         with shown as listen:
-            told = self.stream(many, params, listen=listen, previews=every, chunks=chunks, adjust=adjust, **choices)
+            told = self.stream(
+                many, params, listen=listen, previews=every, chunks=chunks, adjust=adjust, deadline=deadline, **choices
+            )
             done = dict(told)
         if single and (error := done[0].error) is not None:
             raise error
@@ -170,13 +174,14 @@ class Omni:
         previews: int = 0,
         chunks: bool = False,
         adjust: bool = False,
+        deadline: float | str | None = None,
         **choices: Unpack[Choices],
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt among `prompts` and its result, for each as soon as it is done.
 
         Otherwise as `generate`; `listen` receives every event. Leaving the iterator early cancels what is not done.
         """
-        asks = [replace(ask, previews=previews, chunks=chunks) for ask in _asks(prompts, params, choices)]
+        asks = _asks(prompts, params, choices, Ask("", previews=previews, chunks=chunks, deadline=deadline))
         changes: list[list[str]] = [[] for _ in asks]
         if adjust:
             for place, ask in enumerate(asks):
@@ -379,16 +384,14 @@ def warm(model: str, *, config: Config | None = None) -> Warmed:
 
 
 def _asks(
-    prompts: Sequence[Prompt],
-    params: Params | Sequence[Params] | None,
-    choices: Mapping[str, Any],
+    prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, choices: Mapping[str, Any], how: Ask
 ) -> list[Ask]:
     if not isinstance(params, list | tuple):
         params = [params] * len(prompts)  # type: ignore[list-item]
     if len(params) != len(prompts):
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
     made = [make_params(one, choices) for one in params]
-    return [Ask(_given(prompt), chosen) for prompt, chosen in zip(prompts, made, strict=True)]
+    return [replace(how, prompt=_given(prompt), params=chosen) for prompt, chosen in zip(prompts, made, strict=True)]
 
 
 def _is_talk(given: Any) -> bool:

@@ -129,6 +129,14 @@ class Add(Loop):
     writes = ("latents",)
     uses = ("adder",)
 
+    def skip(self, ctx: Context, state: State) -> bool:
+        if state.request.prompt == "undecided":
+            raise ValueError("this prompt breaks what asks whether there is anything to add")
+        if state.request.prompt != "nothing":
+            return False
+        state["latents"] = torch.zeros(3, 2, 2)
+        return True
+
     def begin(self, ctx: Context, state: State) -> list[Step]:
         height, width = state.request.params.height, state.request.params.width
         assert height
@@ -202,6 +210,7 @@ def engine(clock: Clock | None = None, config: ScheduleConfig | None = None) -> 
 
 
 def ask(prompt: str = "a circle", **choices: object) -> Ask:
-    """An ask with some parameters chosen; `priority`, `timeout`, `tenant` and `previews` go to the ask itself."""
-    own = {name: choices.pop(name) for name in ("priority", "timeout", "tenant", "previews") if name in choices}
+    """An ask with some parameters chosen; `priority`, `timeout`, `deadline`, `tenant` and `previews` go to the ask."""
+    names = ("priority", "timeout", "deadline", "tenant", "previews")
+    own = {name: choices.pop(name) for name in names if name in choices}
     return Ask(prompt, DiffusionParams(**choices), **own)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from zlib import crc32
 
 import pytest
 
-TURNS = 8
+TURNS = 12
 ALWAYS = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
 """Families by the names in the ids of their tests; no other family's name goes on where one of these ends. What writes
 text is crossed with nothing.

@@ -24,6 +24,8 @@ UNIT = ("attention", "cache", "diffusion", "engine", "layers", "models", "offloa
 ROOT = Path(__file__).resolve().parent.parent
 INVARIANTS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/invariants/test_*.py")))
 COMPUTING = (*INVARIANTS, "tests/parity", "tests/dist", "tests/test_demo.py", *(f"tests/unit/{room}" for room in UNIT))
+PATIENT = "timeout=900"
+"""Seconds after which a test that does not end is taken for one that never will: these machines are slow ones."""
 BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"  # so none outlives a run that is killed
 
 
@@ -94,7 +96,7 @@ def run(machine: Machine, tests: list[str]) -> bool:
     # A compiler's cache of its own: torch's does not tell kernels of one kind of processor from those of another.
     with busy(machine.neighbours), tempfile.TemporaryDirectory(prefix="compiled-") as cache:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "--no-header", "--tb=line", "-rfE", *tests],
+            [sys.executable, "-m", "pytest", "--no-header", "--tb=line", "-rfE", "-o", PATIENT, *tests],
             env={**os.environ, **machine.environment, "TORCHINDUCTOR_CACHE_DIR": cache},
             capture_output=True,
             text=True,

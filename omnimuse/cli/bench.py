@@ -63,7 +63,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture")
     load.add_argument("--timeout", type=float, default=600, metavar="S", help="a client waits so long (default: 600)")
-    load.add_argument("--deadline", type=float, metavar="S", help="say so in every request: of no use later (ours)")
+    load.add_argument(
+        "--deadline", metavar="S|CLASS", help="say so in every request: of no use later, in seconds or by a name (ours)"
+    )
     load.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments and the mix (default: 0)")
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--slo", type=float, metavar="S", help="a picture that takes longer is of no use")
@@ -121,9 +123,10 @@ def read_load(args: argparse.Namespace) -> Load:
     if args.rate is not None and args.concurrency is not None:
         raise RequestError("--rate is an open loop and --concurrency a closed one; give one of them", "rate")
     options = {"--rate": args.rate, "--concurrency": args.concurrency, "--duration": args.duration}
-    for name, value in (
-        options | {"--requests": args.requests, "--timeout": args.timeout, "--deadline": args.deadline}
-    ).items():
+    deadline = read_deadline(args.deadline)
+    if not isinstance(deadline, str):
+        options["--deadline"] = deadline
+    for name, value in (options | {"--requests": args.requests, "--timeout": args.timeout}).items():
         if value is not None:
             _above_zero(name, value)
     return Load(
@@ -136,8 +139,16 @@ def read_load(args: argparse.Namespace) -> Load:
         timeout=args.timeout,
         seed=args.seed,
         model=args.model or "",
-        deadline=args.deadline,
+        deadline=deadline,
     )
+
+
+def read_deadline(words: str | None) -> float | str | None:
+    """Seconds, or the name of a class that the server knows."""
+    try:
+        return None if words is None else float(words)
+    except ValueError:
+        return words
 
 
 def read_mix(words: str) -> tuple[Entry, ...]:

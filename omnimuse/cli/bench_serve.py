@@ -82,7 +82,7 @@ class Target:
 class Load:
     """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
     `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds. With a `deadline` requests
-    say after how many their answer is of no use."""
+    say after how many their answer is of no use, or the name of a class."""
 
     mix: tuple[Entry, ...]
     rate: float | None = None
@@ -93,7 +93,7 @@ class Load:
     timeout: float = 600.0
     seed: int = 0
     model: str = ""
-    deadline: float | None = None
+    deadline: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class Client:
         if entry.steps is not None:
             fields["num_inference_steps"] = entry.steps
         if self._load.deadline is not None:
-            fields["timeout_s"] = self._load.deadline
+            fields["deadline"] = self._load.deadline
         if self._load.stream:
             fields |= {"stream": True, "partial_images": PREVIEWS}
         headers = {"content-type": "application/json", "x-stainless-read-timeout": f"{self._load.timeout:g}"}

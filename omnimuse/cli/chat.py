@@ -7,6 +7,10 @@ examples:
   echo "What is a heron?" | omnimuse chat ./Qwen3-0.6B
   omnimuse chat ./Qwen3-Omni --picture heron.png --sound call.wav
   echo "Good morning." | omnimuse chat ./Qwen3-Omni -o reply.wav
+  omnimuse chat ./a-model-that-talks-and-draws -o shapes.png --steps 20
+
+A picture that comes with an answer goes into a file, and is shown in a terminal. No file is ever replaced: a name that
+is taken gets the next free number.
 
 /new forgets what was said, /exit ends (so does the end of the input). Ctrl-C ends the answer that is being made, and
 what came of it stays; where none is being made, it ends the talk.
@@ -18,13 +22,15 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.job import NAMES, read_size
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.output import Chunk, Event, Result
+from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
 from omnimuse.core.request import Ask
 from omnimuse.core.spec import Spec
@@ -38,14 +44,14 @@ SHOWN = {"picture": "image", "sound": "audio", "video": "video"}
 @dataclass(frozen=True)
 class Setting:
     """How a talk is had: what the model is told before it, the seed of every answer, what stands before a line, what is
-    shown with the first one (parts of a message), and the file that a spoken answer goes to.
+    shown with the first one (parts of a message), and the files that sounds and pictures of answers go to, by medium.
     """
 
     system: str | None = None
     seed: int | None = None
     prompt: str = ""
     shown: Sequence[Mapping[str, Any]] = field(default=())
-    reply: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -73,8 +79,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         what = f"a {name} that is shown with the first line, where the model takes such; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=what)
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="have answers spoken, too, by a model that can: reply.wav"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="reply.wav: have answers spoken, too, by a model that can; of one that draws, where its pictures go "
+        f"(default: {NAMES['image']})",
     )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps of a picture")
+    parser.add_argument("--guidance", type=float, metavar="X", help="how strongly its prompt steers a picture")
+    parser.add_argument("--size", metavar="WxH", help="width and height of a picture in pixels")
     parser.add_argument("--voice", metavar="NAME", help="of a spoken answer; one that the checkpoint has")
     add_engine_options(parser)
 
@@ -89,33 +103,43 @@ def run(args: argparse.Namespace) -> int:
     found = find(config)
     if not found.spec.converses:
         raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse generate` with it")
-    params = _params(args, found.spec)
+    params = _params(args, found.spec, draws=found.door.limits.draws)
     shown = [{"type": kind, kind: _opened(name, file)} for name, kind in SHOWN.items() for file in getattr(args, name)]
     came = {"images": "image", "sounds": "audio", "videos": "video"}
     given = {name: [part[kind] for part in shown if part["type"] == kind] for name, kind in came.items()}
     content = [*({"type": part["type"]} for part in shown), {"type": "text", "text": "what is said"}]
     tried = {"messages": [{"role": "user", "content": content}], **given}
     found.door.make_request(Ask(tried, params), now=0.0, fresh_seed=0)  # refused before anything is loaded
-    if args.output is not None:
-        check_file(args.output, "audio")
+    files = _files(args, draws=found.door.limits.draws)
+    for medium, file in files.items():
+        check_file(file, medium)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     with Omni(args.model, config=config) as engine:
-        setting = Setting(args.system, args.seed, prompt, shown, args.output)
+        setting = Setting(args.system, args.seed, prompt, shown, files)
         return talk(engine, params, sys.stdin, sys.stdout, setting)
 
 
-def _params(args: argparse.Namespace, spec: Spec) -> DiffusionParams:
+def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionParams:
     """What was chosen of how it writes, and speaks; RequestError for a voice of a model that does not speak."""
     chosen = {name: getattr(args, name) for name in OPTIONS}
-    if args.output is None and args.voice is None and spec.writes:
-        return DiffusionParams(extra=GenerationParams(**chosen))
-    if args.output is None and args.voice is None:
-        return DiffusionParams(extra={**chosen, "modalities": ("text",)})  # it could draw as well
+    width, height = read_size(args.size)
+    params = DiffusionParams(args.steps, args.guidance, width=width, height=height)
+    if args.output is None and args.voice is None and not spec.writes:
+        return replace(params, extra={**chosen, "modalities": ("text",)})  # it could draw as well
+    if args.voice is None and (draws or args.output is None):
+        return replace(params, extra=GenerationParams(**chosen))
     if not issubclass(spec.extra, AnswerParams):
         name = "--output" if args.output is not None else "--voice"
         raise ConfigError(f"{args.model} answers in text alone, and {name} is for one that speaks; leave it out")
     modalities = ("text",) if args.output is None else ("text", "audio")
-    return DiffusionParams(extra=AnswerParams(**chosen, voice=args.voice, modalities=modalities))
+    return replace(params, extra=AnswerParams(**chosen, voice=args.voice, modalities=modalities))
+
+
+def _files(args: argparse.Namespace, *, draws: bool) -> dict[str, Path]:
+    """Where the sounds or the pictures of answers go, by medium, where there are to be any."""
+    if draws:
+        return {"image": args.output or Path(NAMES["image"])}
+    return {} if args.output is None else {"audio": args.output}
 
 
 def _opened(name: str, file: str) -> Any:
@@ -177,19 +201,26 @@ def _answer(
             for _, result in answers:
                 if result.error is not None:
                     raise result.error
-                if setting.reply is not None:
-                    out.write(_kept(result, setting.reply))
+                for part in result.parts[0]:
+                    if part.medium in setting.files:
+                        out.write(_kept(result, part, setting.files[part.medium], shown=out.isatty()))
+                for warning in result.warnings:
+                    out.write(f"\n[{warning}]")
     except KeyboardInterrupt:
         out.write(" [stopped]")
     out.write("\n")
     return "".join(pieces)
 
 
-def _kept(result: Result, asked: Path) -> str:
-    """Write the sound of an answer into a file that is free; a word about it."""
+def _kept(result: Result, part: Part, asked: Path, *, shown: bool) -> str:
+    """Write the sound or the picture of an answer into a file that is free; a word about it, and the picture if that
+    can be `shown`.
+    """
     from omnimuse.media.finished import save
 
     [file] = free_names(asked, 1)
-    spoken = [part for part in result.parts[0] if part.medium == "audio"]
-    save(spoken, file, {"prompt": result.prompt, "seed": result.seeds[0]})
-    return f"\n[{file}  {spoken[0].data.seconds:.2f} s]"
+    save([part], file, {"prompt": result.prompt, "seed": result.seeds[0]})
+    if part.medium == "audio":
+        return f"\n[{file}  {part.data.seconds:.2f} s]"
+    width, height = part.data.size
+    return f"\n{in_blocks(part.data) if shown else ''}[{file}  {width}x{height}, seed {result.seeds[0]}]"

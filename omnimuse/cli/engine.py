@@ -25,6 +25,7 @@ from omnimuse.core.config import (
     QuantConfig,
     ScheduleConfig,
 )
+from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.names import BACKENDS
 
@@ -149,6 +150,9 @@ def _add_rank_options(parser: argparse.ArgumentParser) -> None:
         ranks.add_argument(option, dest=axis, type=int, default=1, metavar="N", help=f"processes that {what}")
     ranks.add_argument("--use-hsdp", action="store_true", help="short for the --hsdp-shard-size that fits the others")
     ranks.add_argument(
+        "--elastic", action="store_true", help="the processes of --ulysses-degree may draw several requests, in teams"
+    )
+    ranks.add_argument(
         "--rank-wait",
         type=float,
         default=RANK_WAIT,
@@ -167,6 +171,14 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     )
     company.add_argument(
         "--max-run", type=float, metavar="SECONDS", help="end a request that was in progress for longer"
+    )
+    company.add_argument(
+        "--deadline-class",
+        action="append",
+        default=[],
+        metavar="NAME=WHEN",
+        help="what requests may name as their deadline: seconds, times what they take alone (3x), or never"
+        f" (default: {', '.join('='.join(each) for each in CLASSES.items())}); may be given several times",
     )
     company.add_argument(
         "--tier",
@@ -195,9 +207,26 @@ def read_config(args: argparse.Namespace) -> Config:
         kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
         decode=DecodeConfig(tiling=args.vae_tiling),
-        schedule=ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run),
+        schedule=read_schedule(args),
         host=HostConfig(threads=args.threads),
     )
+
+
+def read_schedule(args: argparse.Namespace) -> ScheduleConfig:
+    """Who runs next, and in what company."""
+    deadlines = read_deadlines(args.deadline_class)
+    return ScheduleConfig(tier=args.tier, company=args.company, max_run=args.max_run, deadlines=deadlines)
+
+
+def read_deadlines(words: list[str]) -> dict[str, str]:
+    """`NAME=WHEN` several times: the classes that a deadline may name."""
+    found = {}
+    for word in words:
+        name, _, when = word.partition("=")
+        if not name or not when or name in found:
+            raise ConfigError(f"--deadline-class {word} is not understood; write NAME=WHEN once for a name")
+        found[name] = when
+    return found
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
@@ -223,7 +252,9 @@ def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
 
 def read_parallel(args: argparse.Namespace) -> ParallelConfig:
     """How many ranks share the work along each axis."""
-    asked = ParallelConfig(**{axis: getattr(args, axis) for axis, *_ in RANKS}, wait=args.rank_wait)
+    asked = ParallelConfig(
+        **{axis: getattr(args, axis) for axis, *_ in RANKS}, elastic=args.elastic, wait=args.rank_wait
+    )
     if args.use_hsdp:
         asked = replace(asked, shard=asked.sequence)
     return asked

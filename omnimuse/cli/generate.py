@@ -1,4 +1,4 @@
-"""Draw pictures, or with a model of videos or of sound make those, from prompts.
+"""Draw pictures, or with a model of videos, of sound or of text make those, from prompts.
 
 examples:
   omnimuse generate "a red circle on a blue background"
@@ -8,7 +8,10 @@ examples:
   omnimuse generate --file prompts.txt --size 128x128 --steps 8 --guidance 2 -o many/
   omnimuse generate --from picture.png --seed 8
   echo "a pink ring" | omnimuse generate - --json --quiet
+  omnimuse generate "Herons are" -m ./Qwen3-0.6B --set max_tokens=40 --set temperature=0
+  omnimuse generate "Herons are" -m ./Qwen3-0.6B -o answer.txt
 
+A text goes to stdout, or into a file that ends with .txt; to talk with such a model is what `omnimuse chat` is for.
 No file is ever replaced unless --overwrite says so: a name that is taken gets the next free number.
 """
 
@@ -34,6 +37,7 @@ from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
+from omnimuse.media.formats import FORMATS
 from omnimuse.observe.progress import Display, display
 
 INTERRUPTED = 130
@@ -189,7 +193,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FILE",
         help="PNG, JPEG or WebP by suffix, MP4 for a video, WAV, FLAC, OGG or MP3 for a sound, or a folder; several"
-        f" become FILE-001, FILE-002 ... (default: {', '.join(NAMES.values())})",
+        f" become FILE-001, FILE-002 ... (default: {', '.join(NAMES[m] for m in FORMATS)}; of a text: stdout)",
     )
     files.add_argument(
         "--format", type=str.lower, metavar="SUFFIX", help="the kind of file where -o does not say it, such as flac"
@@ -202,8 +206,15 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything that is cheap, then load the model and draw."""
     Environment.bound_spin()
-    job = plan(args, sys.stdin).at_the_door()
-    return draw(job, import_engine, stdout=sys.stdout, stderr=sys.stderr)
+    from omnimuse.cli.writing import checked, write
+    from omnimuse.worker.find import find
+
+    job = plan(args, sys.stdin)
+    found = find(job.config)
+    if found.spec.writes:
+        job = checked(job, found)
+        return write(job, import_engine(job.config), stdout=sys.stdout, stderr=sys.stderr)
+    return draw(job.at_the_door(found), import_engine, stdout=sys.stdout, stderr=sys.stderr)
 
 
 def import_engine(config: Config) -> Start:

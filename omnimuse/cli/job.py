@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from omnimuse.cli.again import completed, read_settings
 from omnimuse.cli.app import option_of
@@ -26,9 +26,15 @@ from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
+from omnimuse.media.formats import WRITTEN
+
+if TYPE_CHECKING:
+    from omnimuse.worker.find import Found
 
 DEFAULT_MODEL = "omnimuse/shapes"
-NAMES = MappingProxyType({"image": "picture.png", "video": "video.mp4", "audio": "sound.wav"})
+NAMES = MappingProxyType(
+    {"image": "picture.png", "video": "video.mp4", "audio": "sound.wav", "text": f"answer{WRITTEN}"}
+)
 """What a file is called if nobody says how, by what the model makes."""
 
 
@@ -105,20 +111,20 @@ class Job:
         """Pictures, videos or sounds per prompt."""
         return self.params.num_outputs_per_prompt or 1
 
-    def at_the_door(self) -> Job:
+    def at_the_door(self, found: Found | None = None) -> Job:
         """This job with files that fit what the model makes; no torch, no weights.
 
-        ModelError or RequestError if the model is incomplete, would refuse a prompt or makes something else;
-        ConfigError without the library that writes such files.
+        `found` is the model, if it was found already. ModelError or RequestError if it is incomplete, would refuse a
+        prompt or makes something else; ConfigError without the library that writes such files.
         """
         from omnimuse.core.request import Ask
         from omnimuse.loader.adapter_file import find_file
         from omnimuse.media.finished import check_file
         from omnimuse.worker.find import find
 
-        found = find(self.config)
+        found = found or find(self.config)
         if found.spec.writes:
-            raise ConfigError(f"{found.folder.id} writes text and draws nothing; talk to it with `omnimuse chat`")
+            raise ConfigError(f"{found.folder.id} writes text, and this is for what draws")
         door, taught = found.door, found.taught
         job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
         told: list[str] = []
@@ -232,7 +238,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         shared["sounds"] = [open_sound(path) for path in args.audio]
     said = read_prompts([*args.prompts, *args.prompt], args.file, stdin, needed=not args.image)
     prompts = [{"prompt": text, **shared} for text in said]
-    check_destination(named(naming, "image"), suffixes())
+    check_destination(named(naming, "image"), (*suffixes(), WRITTEN))
     if args.plot is not None:
         check_place("plot", args.plot, KINDS, args.overwrite)
     if args.profile is not None:

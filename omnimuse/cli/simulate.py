@@ -24,20 +24,22 @@ import asyncio
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from omnimuse.cli.bench import read_mix
 from omnimuse.cli.bench_serve import Target as Server
+from omnimuse.cli.engine import read_deadlines
 from omnimuse.cli.scale import add_scale_options, read_scale
 from omnimuse.cli.table import columns
 from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.deadlines import Within, classes, within
 from omnimuse.core.errors import ConfigError
 from omnimuse.deploy.scale import Scale
 from omnimuse.simulate.arrivals import Arrival, Mix, bursts, poisson, trace
 from omnimuse.simulate.figures import Figures, enough, summarize
-from omnimuse.simulate.fleet import Failures, Plan, Target, simulate
+from omnimuse.simulate.fleet import Failures, Plan, simulate
 from omnimuse.simulate.table import Table, read_table
 
 
@@ -59,12 +61,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_scale_options(fleet)
     fleet.add_argument("--start", type=float, default=30, metavar="S", help="until one that is added is ready (30)")
     fleet.add_argument("--ranks", type=int, default=1, metavar="N", help="of each; the table says how fast they are")
+    fleet.add_argument("--elastic", action="store_true", help="its ranks may be divided between two steps")
     fleet.add_argument("--max-queue", type=int, default=256, metavar="N", help="as of serve (default: 256)")
     fleet.add_argument("--max-wait", type=float, default=600, metavar="S", help="as of serve (default: 600)")
     fleet.add_argument("--fail-every", type=float, metavar="S", help="a rank fails once in so long on the average")
     fleet.add_argument("--away", type=float, default=30, metavar="S", help="and its replica for so long (default: 30)")
     asked = parser.add_argument_group("what is asked")
-    asked.add_argument("--target", metavar="S|Nx", help="an answer is wanted in so long: seconds, or times alone (3x)")
+    asked.add_argument(
+        "--target", metavar="WHEN", help="an answer is wanted in so long: seconds, times alone (3x), or a class"
+    )
+    asked.add_argument(
+        "--deadline-class",
+        action="append",
+        default=[],
+        metavar="NAME=WHEN",
+        help="as of serve, for --target and traces",
+    )
     asked.add_argument("--enough", type=float, metavar="P", help="how many replicas serve this part in time (0.99)")
     asked.add_argument("--compare", action="store_true", help="beside first in, first out, as most engines run")
     asked.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
@@ -154,38 +166,34 @@ def read_weights(words: str | None, table: Table) -> dict[str, float]:
     return weights
 
 
-def read_target(words: str | None) -> Target:
-    """`3` seconds, or `3x` what a request takes alone."""
+def read_target(words: str | None, known: Mapping[str, Within]) -> Within:
+    """`3` seconds, `3x` what a request takes alone, or the name of a class."""
     if words is None:
-        return Target()
-    try:
-        value = float(words.removesuffix("x"))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise ConfigError(f"--target {words} is not understood; write seconds, such as 3, or times alone, such as 3x")
-    return Target(times=value) if words.endswith("x") else Target(seconds=value)
+        return Within()
+    return known[words] if words in known else within(words, "--target")
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
     """The fleet that the options ask for."""
     if args.fail_every is not None and not 0 < args.fail_every < math.inf:
         raise ConfigError(f"--fail-every {args.fail_every:g} is not allowed; use a number of seconds above 0")
+    deadlines = read_deadlines(args.deadline_class)
     return Plan(
         read_scale(args),
         args.ranks,
-        target=read_target(args.target),
+        target=read_target(args.target, classes(deadlines)),
         failures=Failures(args.fail_every, args.away, args.seed),
-        schedule=ScheduleConfig(max_queue=args.max_queue),
+        schedule=ScheduleConfig(max_queue=args.max_queue, deadlines=deadlines),
         max_queue=args.max_queue,
         max_wait=args.max_wait,
         start=args.start,
+        elastic=args.elastic,
     )
 
 
 def find_enough(plan: Plan, table: Table, load: Load, wanted: float) -> int:
     """How many replicas serve a part of `wanted` in time; ConfigError where nothing says what that is."""
-    if plan.target == Target():
+    if plan.target == Within():
         raise ConfigError("--enough wants to know what is in time: --target S, or --target 3x")
     if not 0 < wanted <= 1:
         raise ConfigError(f"--enough {wanted:g} is not allowed; use a part above 0, at most 1, such as 0.99")

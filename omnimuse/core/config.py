@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from omnimuse.core.caches import CacheConfig as CacheConfig
+from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.pools import DeployConfig
 
@@ -202,6 +203,7 @@ class ParallelConfig:
     pipe: int = 1
     shard: int = 1
     vae_tiles: int = 1
+    elastic: bool = False
     wait: float = RANK_WAIT
     launch: LaunchConfig = LaunchConfig()
 
@@ -217,6 +219,11 @@ class ParallelConfig:
                 f"ulysses={self.ulysses} x ring={self.ring}; use shard={self.sequence}, or as many of those"
             )
 
+        if self.elastic and (self.ulysses == 1 or self.ranks > self.ulysses or self.shard > 1):
+            raise ConfigError(
+                f"parallel elastic cannot be with {self}: teams are ranks that share tokens, heads and nothing else; "
+                "use ulysses alone, such as ulysses=4"
+            )
         if self.vae_tiles not in (1, self.ranks):
             raise ConfigError(
                 f"parallel vae_tiles={self.vae_tiles} cannot be: all {self.ranks} ranks decode tiles, or none does; "
@@ -236,6 +243,12 @@ class ParallelConfig:
     def ranks(self) -> int:
         """How many ranks there are."""
         return prod(getattr(self, axis) for axis in AXES if axis not in ("shard", "vae_tiles"))
+
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        """Into how many teams of equal size the ranks may be divided between two steps; 1: not at all."""
+        most = self.ulysses if self.elastic else 1
+        return tuple(count for count in range(1, most + 1) if most % count == 0)
 
     @property
     def sequence(self) -> int:
@@ -324,6 +337,8 @@ class ScheduleConfig:
     save time, or `company` "always". `tier` is what company may change in a result (`docs/tiers.md`): nothing in
     "exact", which never shares a forward, and in "invariant", which does; its last bits in "fast"; "auto" lets the
     build decide and say why. `memo_bytes` bounds what is kept of one-shot stages and of beginnings of texts.
+    `deadlines` are classes that a request may name as its `deadline`, and what they mean: `"3"` seconds, `"3x"` what it
+    takes alone, or `"never"`; those of `core/deadlines.py` are there, too.
     """
 
     max_running: int = 64
@@ -339,6 +354,7 @@ class ScheduleConfig:
     tier: Literal["auto", "fast", "invariant", "exact"] = "auto"
     memo_bytes: int = 256 * 2**20
     strict_slots: bool = False
+    deadlines: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("company", self.company, ("measured", "always"))
@@ -352,6 +368,7 @@ class ScheduleConfig:
         for name, value in (("patience", self.patience), ("slice", self.slice), ("max_run", self.max_run)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}={value} is not allowed; use a number of seconds, at least 0")
+        classes(self.deadlines)
         if not 0 < self.tenant_share <= 1:
             message = (
                 f"tenant_share={self.tenant_share} is not allowed; use a part of all places, above 0 and at most 1"

@@ -143,12 +143,12 @@ class Result:
 
     `parts` has for every output its parts, the one that the model is there for first. For output types `"pt"` and
     `"latent"` it is empty, and `tensors` has what the pipeline made by medium: one tensor [n, ...] where all outputs
-    have one shape, else a list; of `"pt"` pictures [n, 3, H, W], pictures in layers [n, L, 4, H, W] and videos
-    [n, F, 3, H, W] in [0, 1], sounds [n, channels, samples] in [-1, 1]. `timings` are seconds per stage, summed over
-    the ticks this request took part in, `steps` those of every step of a stage that has some; `held` are the bytes that
-    the process held when each was done. `texts` says how much of each text every encoder read, `shown` in which sizes
-    (width, height) the model was shown pictures beside what it drew, `written` in which tokens it wrote each text,
-    `said` what was adjusted, and what a library that runs the pipeline warned of.
+    have one shape, else a list, None in it for an output that does without; of `"pt"` pictures [n, 3, H, W], pictures
+    in layers [n, L, 4, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds [n, channels, samples] in [-1, 1]. `timings`
+    are seconds per stage, summed over the ticks this request took part in, `steps` those of every step of a stage that
+    has some; `held` are the bytes that the process held when each was done. `texts` says how much of each text every
+    encoder read, `shown` in which sizes (width, height) the model was shown pictures beside what it drew, `written` in
+    which tokens it wrote each text, `said` what was adjusted, and what a library that runs the pipeline warned of.
     `error` is set, and everything else empty, when this prompt failed.
     """
 
@@ -226,5 +226,7 @@ class Result:
         """Tokens read of the prompt and the negative prompt: of each, by the encoder that read most of it."""
         most: dict[str, int] = {}
         for text in self.texts:
+            if text.source not in ("prompt", "negative_prompt"):
+                continue  # it was written here
             most[text.source] = max(most.get(text.source, 0), text.tokens)
         return sum(most.values())

@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from omnimuse.core.ask import MAX_STEPS
+from omnimuse.core.ask import Ask as Ask
 from omnimuse.core.bounds import is_text, real, whole
 from omnimuse.core.caches import Fits, asked_for
+from omnimuse.core.deadlines import Within, classes
 from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.flow import MAX_SHIFT, SCHEDULERS, is_flow, scheduler_named
@@ -40,11 +43,7 @@ from omnimuse.core.speech import check_speech
 
 MAX_SEED = 2**64 - 1
 MAX_OUTPUTS = 64
-MAX_STEPS = 10_000
 MAX_PROMPT = 32_000
-MAX_PRIORITY = 100
-MAX_TIMEOUT = 1e9
-MAX_TENANT = 256
 PIXEL_BYTES = 24
 """What a pixel of a result takes at the least: three float32 numbers, twice, while it is handed over."""
 SAMPLE_BYTES = 12
@@ -71,8 +70,8 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 class Request(Talk, Given):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
-    `branches` are those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than
-    one a step.
+    `times`: it is wanted within so many times what it takes alone, which was not known when it came. `branches` are
+    those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than one a step.
     """
 
     id: str
@@ -87,6 +86,7 @@ class Request(Talk, Given):
     chunks: bool = False
     branches: tuple[str, ...] = ONLY_POSITIVE
     more: int = 0
+    times: float | None = None
 
     @property
     def size(self) -> Size:
@@ -121,6 +121,12 @@ class Request(Talk, Given):
             return 0
         return steps - int(steps * strength) if self.videos else int(max(steps - min(steps * strength, steps), 0))
 
+    def promised(self, alone: float | None, now: float) -> Request:
+        """This request with its deadline, if that depends on the seconds that it takes `alone` and they are known."""
+        if self.times is None or alone is None:
+            return self
+        return replace(self, deadline=now + self.times * alone, times=None)
+
     def seed(self, output: int) -> int:
         """The seed of output number `output`."""
         assert self.params.seed is not None
@@ -128,27 +134,11 @@ class Request(Talk, Given):
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A prompt with how it should be treated; what `make_request` starts from.
-
-    `timeout` is in seconds from submission; `previews` asks for a preview every so many steps (0: none), `chunks` for
-    pieces of an output as they are finished, where the model finishes it piece by piece.
-    """
-
-    prompt: str | Mapping[str, Any]
-    params: DiffusionParams = DiffusionParams()
-    priority: int = 0
-    timeout: float | None = None
-    tenant: str = ""
-    previews: int = 0
-    chunks: bool = False
-
-
-@dataclass(frozen=True)
 class Door:
     """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, what the
     checkpoint's scheduler is configured to, and what step caches know of it. `adapters` are the files
     of those that may be worn, by name; None: any. `worn` are those of requests that do not say what they wear.
+    `deadlines` are the classes that a request may name as its deadline.
     """
 
     spec: Spec
@@ -159,6 +149,7 @@ class Door:
     fits: Fits = Fits()
     adapters: Mapping[str, str] | None = None
     worn: Sequence[Lora] = ()
+    deadlines: Mapping[str, Within] = field(default_factory=lambda: classes({}))
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
@@ -246,7 +237,7 @@ class Door:
         params = replace(params, scheduler=scheduler_named(params.scheduler), loras=loras_of(loras, self.adapters))
         if (why := self.spec.refusal(negative, params)) is not None:
             raise RequestError(why, "negative_prompt")
-        self._check_ask(ask)
+        wanted = ask.within(self.deadlines)
         extra = family_params(self.spec.extra, chosen.extra)
         check_family_params(extra)
         self._check_memory(params, extra)
@@ -268,7 +259,8 @@ class Door:
             sounds=came.sounds,
             videos=came.videos,
             priority=ask.priority,
-            deadline=None if ask.timeout is None else now + ask.timeout,
+            deadline=None if wanted.seconds is None else now + wanted.seconds,
+            times=wanted.times,
             tenant=ask.tenant,
             previews=ask.previews,
             chunks=bool(ask.chunks),
@@ -389,15 +381,6 @@ class Door:
                 )
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
-
-    def _check_ask(self, ask: Ask) -> None:
-        whole("priority", ask.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        whole("previews", ask.previews, 0, MAX_STEPS)
-        if not isinstance(ask.tenant, str) or len(ask.tenant) > MAX_TENANT or not is_text(ask.tenant):
-            raise RequestError(f"tenant={ask.tenant!r:.80} is not a name of at most {MAX_TENANT} characters", "tenant")
-        real("timeout", ask.timeout, 0.0, MAX_TIMEOUT)
-        if ask.timeout == 0:
-            raise RequestError(f"timeout={ask.timeout} is not allowed; use a number of seconds above 0", "timeout")
 
     def _check(self, p: DiffusionParams) -> None:
         if p.num_inference_steps is not None:

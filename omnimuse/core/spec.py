@@ -100,8 +100,9 @@ class Limits(Frames):
     A schedule needs `min_steps`. From `min_images` to `max_images` pictures come with a prompt; sides in the
     proportions of a picture become legal by `rounding`, unless `sized` has a rule of its own. `fixed` holds what the
     family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
-    all, with the reason. `sound` is there where sound comes out, alone or beside a video. Of a model of `flow` matching
-    the schedule can be chosen, too; the door finds that out.
+    all, with the reason. `sound` is there where sound comes out, alone or beside a video; one that writes and `draws`
+    answers with a picture beside the text. Of a model of `flow` matching the schedule can be chosen, too; the door
+    finds that out.
     """
 
     size_multiple: int
@@ -114,6 +115,7 @@ class Limits(Frames):
     rounding: Literal["nearest", "down", "up"] = "nearest"
     min_steps: int = 1
     sound: SoundLimits | None = None
+    draws: bool = False
     flow: bool = False
     sized: Sizing | None = None
 

@@ -151,9 +151,11 @@ class Pool:
         Leaving the iterator early cancels the request at its next step. The files of Finished are the caller's.
         """
         kills, since = 0, time.monotonic()
+        waited, asked = 0.0, since
         try:
             while True:
                 replica, attempt = await self._place(request, form, since, alone=kills > 0)
+                placed = time.monotonic()
                 left: Lost | Moved | None = None
                 try:
                     while left is None:
@@ -162,15 +164,17 @@ class Pool:
                             left = update
                         elif isinstance(update, Exception):
                             raise update
+                        elif isinstance(update, Finished):
+                            yield update.after(waited + placed - asked)
+                            return
                         else:
                             yield update
-                            if isinstance(update, Finished):
-                                return
                 finally:
                     replica.leave(attempt)
                 if isinstance(left, Lost):
                     self._refuse_retry(request, kills, left)
                     kills += 1
+                    waited, asked = waited + placed - asked, time.monotonic()
         finally:
             self._release(request)
 

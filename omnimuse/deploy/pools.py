@@ -126,7 +126,14 @@ class Pools:
 
     def make_request(self, ask: Ask) -> Request:
         """`ask`, checked and completed; nothing is queued yet."""
-        return self.door.make_request(ask, time.monotonic(), secrets.randbelow(2**32))
+        request = self.door.make_request(ask, time.monotonic(), secrets.randbelow(2**32))
+        if request.times is not None:
+            raise RequestError(
+                f"deadline={ask.deadline!r} is so many times what a request takes alone, which no process of a pool "
+                "knows; use seconds, or a class that means some (ScheduleConfig.deadlines)",
+                "deadline",
+            )
+        return request
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> None:
         """Queue `request`; its events, the last of which is Done or Failed, go to `listener`, unless this raises."""

@@ -24,7 +24,7 @@ from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.destination import write_whole
 from omnimuse.media.finished import encode, files
-from omnimuse.media.formats import FORMATS, TEXT
+from omnimuse.media.formats import FORMATS, TEXT, usual
 from omnimuse.media.image import from_pixels
 from omnimuse.media.sound import PEAK, PLAIN, Sound, library
 from omnimuse.media.video import Video
@@ -78,7 +78,8 @@ class Spool:
         return [self._write(each, parts, form, settings, seed) for each, parts in zip(names, made, strict=True)]
 
     def _write(self, stem: str, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], seed: int) -> MadeFile:
-        content, name = encode(parts, form.format, settings, form.quality), f"{stem}.{form.format.lower()}"
+        format_ = form.format if form.format != TEXT else usual(parts[0].medium)
+        content, name = encode(parts, format_, settings, form.quality), f"{stem}.{format_.lower()}"
         try:
             write_whole(self.folder / name, content)
         except OSError as error:

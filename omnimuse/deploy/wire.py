@@ -211,6 +211,11 @@ class Finished(Message, frozen=True):
     remarks: Remarks = Remarks()
     texts: tuple[MadeText, ...] = ()
 
+    def after(self, waiting: float) -> Finished:
+        """The same of a request that spent so many seconds waiting before its worker had it."""
+        queued = self.timings.get("queue", 0.0) + waiting
+        return msgspec.structs.replace(self, timings={**self.timings, "queue": queued})
+
 
 class Carried(Message, frozen=True):
     """A piece of a file that was made where the front has no disk: what follows its first `start` bytes, of `whole`.

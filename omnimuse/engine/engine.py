@@ -94,6 +94,7 @@ class Engine:
         with self._lock:
             self._refuse_if_over()
             now = self.clock()
+            request = request.promised(self.scheduler.alone(request, tokens), now)
             self.scheduler.add(request, tokens, now, most)
             self._arrived[request.id] = now
             self._hear_news()
@@ -270,7 +271,9 @@ class Engine:
         pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
-        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run)
+        running = [self.scheduler.entries[state_id.split("/")[0]] for state_id in pick.run]
+        teams = self.runner.forwards.teams([(entry.request, entry.tokens) for entry in running])
+        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams)
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         self._tell(plan)

@@ -91,7 +91,11 @@ def present(result: Result, limits: Limits) -> Result:
 
 
 def _parts(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> list[Part]:
-    """What people see, hear or read of `value`, which a pipeline made; an image of four dimensions is several."""
+    """What people see, hear or read of `value`, which a pipeline made; an image of four dimensions is several, and of
+    what an output does without there is nothing.
+    """
+    if value is None:
+        return []
     pictures = value if medium == "image" and value.ndim == 4 else [value]
     return [_part(medium, each, params, limits) for each in pictures]
 

@@ -125,6 +125,11 @@ class Scheduler:
         self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live, bytes=bytes)
         self._arrivals += 1
 
+    def alone(self, request: Request, tokens: int) -> float | None:
+        """The seconds that `request` takes if it has the engine to itself; None before anything was measured."""
+        pace = self._targets.pace
+        return None if pace is None else pace * tokens * request.evaluations * request.outputs
+
     def hold(self, request_id: str, held: bool) -> bool:
         """Pause a request, or let it go on; False for one that is not known."""
         entry = self.entries.get(request_id)

@@ -22,6 +22,8 @@ from omnimuse.core.spec import GENERATION, OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 
 INDEX = "model_index.json"
+BORROWS = "_borrows_from"
+"""The entry of an index that names a folder beside this one, which has the components whose folders are not here."""
 MODEL, TOKENIZER, PROCESSOR = "model", "tokenizer", "processor"
 """The components of a folder in the layout of transformers."""
 BESIDE = ("speech_tokenizer",)
@@ -45,6 +47,7 @@ WEIGHTLESS = (
 """Endings of the classes of components that have no weights."""
 
 _NAME = re.compile(r"[A-Za-z]\w*")
+_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class Checkpoint:
@@ -60,6 +63,7 @@ class Checkpoint:
         self.components: dict[str, tuple[str, str]] = {}
         self.empty: set[str] = set()
         self.options: dict[str, Any] = {}
+        self.lender: Path | None = None
         self._wholes: dict[str, str] = {}
         self.flat = not (folder / INDEX).is_file()
         self.files: Files | None = None
@@ -73,6 +77,8 @@ class Checkpoint:
         if not isinstance(arch, str):
             raise ModelError(f"{folder / INDEX} has no `_class_name` that says which pipeline this is; {AGAIN}")
         self.arch = arch
+        if (lender := content.get(BORROWS)) is not None:
+            self.lender = _beside(folder, lender)
         for name, value in content.items():
             self._take(name, value)
 
@@ -137,7 +143,10 @@ class Checkpoint:
             raise ModelError(
                 f"{self.folder} has no component {component!r}; {INDEX} names {few(sorted(self.components), 20)}"
             )
-        return self.folder if self.flat and component not in BESIDE else self.folder / component
+        if self.flat and component not in BESIDE:
+            return self.folder
+        own = self.folder / component
+        return own if self.lender is None or own.is_dir() else self.lender / component
 
     def weights(self, component: str) -> Path:
         """Where the weights of `component` are: its folder, or the one file of them."""
@@ -187,8 +196,9 @@ class Checkpoint:
         else:
             yield INDEX, read_json(self.folder / INDEX)
         for name in sorted(self.components):
-            if (self.folder / name / CONFIGS[0]).is_file():
-                yield f"{name}/{CONFIGS[0]}", read_json(self.folder / name / CONFIGS[0])
+            path = (self.folder if self.flat else self.path(name).parent) / name / CONFIGS[0]
+            if path.is_file():
+                yield f"{name}/{CONFIGS[0]}", read_json(path)
 
     @cached_property
     def configs(self) -> Configs:
@@ -243,10 +253,21 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """A cheap key of the content, from names, sizes and times of change: what was cached under another is stale."""
         lines = []
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-            about = path.stat()
-            lines.append(f"{path.relative_to(self.folder).as_posix()} {about.st_size} {about.st_mtime_ns}")
+        for folder in [self.folder, *([self.lender] if self.lender else ())]:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                about = path.stat()
+                lines.append(f"{path.relative_to(folder).as_posix()} {about.st_size} {about.st_mtime_ns}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _beside(folder: Path, name: Any) -> Path:
+    """The folder called `name` beside `folder`; ModelError for a name that leads elsewhere, or where there is none."""
+    if not isinstance(name, str) or not _FOLDER.fullmatch(name):
+        raise ModelError(f"{folder / INDEX}: {BORROWS}={name!r} is not the plain name of a folder beside this one")
+    found = folder.parent / name
+    if not (found / INDEX).is_file():
+        raise ModelError(f"{folder / INDEX} borrows components of {found}, which is no checkpoint; put it there")
+    return found
 
 
 def _architectures(path: Path) -> list[str]:

@@ -14,5 +14,11 @@ SOUNDS: Mapping[str, str] = MappingProxyType(
     {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".opus": "OPUS", ".pcm": "PCM"}
 )
 TEXT = "TEXT"
-"""The format of what is a text: it becomes no file."""
+"""The format of what is a text: it becomes no file, but for one of the command line with the suffix `WRITTEN`."""
+WRITTEN = ".txt"
 FORMATS: Mapping[str, Mapping[str, str]] = MappingProxyType({"image": PICTURES, "video": VIDEOS, "audio": SOUNDS})
+
+
+def usual(medium: str) -> str:
+    """The format of files of `medium` where nobody chose one."""
+    return next(iter(FORMATS[medium].values()))

@@ -34,6 +34,7 @@ TABLE = {
     "GlmImagePipeline": "omnimuse.models.glm_image",
     "BagelForConditionalGeneration": "omnimuse.models.bagel",
     "Qwen3ForCausalLM": "omnimuse.models.qwen3_text",
+    "TalkAndDrawPipeline": "omnimuse.models.talk_and_draw",
     "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
     "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
 }

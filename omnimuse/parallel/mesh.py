@@ -4,11 +4,15 @@ Made once at start-up and passed to whoever needs it; there is no "current" mesh
 `branches`, `pipe`, `ring`, `ulysses` and `tensor`, from the outside in, so that the ranks that talk most are
 neighbours. Three more follow from these: `sequence`, the ring and Ulysses together, `work`, all but the branches, whose
 ranks run every forward together, and `all`.
+
+An elastic mesh has others beside it, in which its ranks are divided into teams: each of these has fewer ranks along
+Ulysses, and along the branches lie the teams, which exchange what they have found as branches do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import product
@@ -58,6 +62,14 @@ class Axis:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+@dataclass
+class Teams:
+    """Into how many teams ranks are divided now, and their mesh then; none beside 1 unless it is elastic."""
+
+    meshes: dict[int, Mesh] = field(default_factory=dict)
+    count: int = 1
+
+
 @dataclass(frozen=True)
 class Mesh:
     """All ranks, seen from this one. `control` carries plans and messages between the CPUs of all ranks, or `line` does
@@ -70,6 +82,7 @@ class Mesh:
     control: dist.ProcessGroup | None = None
     alarm: dist.ProcessGroup | None = None
     line: Line | None = None
+    teams: Teams = field(default_factory=Teams)
 
     @staticmethod
     def single() -> Mesh:
@@ -77,11 +90,11 @@ class Mesh:
         return Mesh()
 
     @staticmethod
-    def planned(config: ParallelConfig, rank: int = 0) -> Mesh:
+    def planned(config: ParallelConfig, rank: int = 0, teams: int = 1) -> Mesh:
         """The mesh that `rank` will have, with nobody to talk to: for what can be told before ranks are there."""
         axes = {}
         for name in PARTS:
-            ranks = next(ranks for ranks in lines(config, name) if rank in ranks)
+            ranks = next(ranks for ranks in lines(config, name, teams) if rank in ranks)
             axes[name] = Axis(len(ranks), ranks.index(rank), ranks)
         return Mesh(rank, config.ranks, axes)
 
@@ -98,17 +111,39 @@ class Mesh:
             raise ConfigError(f"{config} needs {config.ranks} ranks, and there are {size}; start as many as it needs")
         nccl = dist.get_backend() == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-        planned = Mesh.planned(config, rank)
         wait = timedelta(seconds=config.wait)
-        axes = {name: _connected(name, axis, lines(config, name), device, wait) for name, axis in planned.axes.items()}
+
+        def axes(teams: int) -> dict[str, Axis]:
+            planned = Mesh.planned(config, rank, teams).axes
+            return {
+                name: _connected(name, axis, lines(config, name, teams), device, wait) for name, axis in planned.items()
+            }
+
+        whole = axes(1)
         control = dist.new_group(backend="gloo", timeout=IDLE)
         alarm = dist.new_group(backend="gloo", timeout=min(wait, PROMPT))
-        return Mesh(rank, size, axes, control, alarm, opened(rank, size, control, config.wait) if size > 1 else None)
+        line = opened(rank, size, control, config.wait) if size > 1 else None
+        divided = {count: Mesh(rank, size, axes(count), control, alarm) for count in config.divisions[1:]}
+        return Mesh(rank, size, whole, control, alarm, line, Teams(divided))
 
     def close(self) -> None:
         """This rank hears and tells no more; the groups are torch's to end."""
         if self.line is not None:
             self.line.close()
+
+    @property
+    def now(self) -> Mesh:
+        """That of the forward that runs now: this one, unless ranks are divided."""
+        return self.teams.meshes.get(self.teams.count, self)
+
+    @contextmanager
+    def divided(self, teams: int) -> Iterator[Mesh]:
+        """So many teams for the length of a `with` block, and the mesh that is `now` in it."""
+        self.teams.count = teams
+        try:
+            yield self.now
+        finally:
+            self.teams.count = 1
 
     @property
     def is_leader(self) -> bool:
@@ -126,9 +161,13 @@ _CONTROLLED: Mapping[str, timedelta] = MappingProxyType({BRANCHES: IDLE, ALL: ID
 """The axes that have a control group, and how long it waits, if not less by the config."""
 
 
-def lines(config: ParallelConfig, axis: str) -> list[tuple[int, ...]]:
-    """The ranks of every line along `axis`: those whose places differ on that axis only, in its order."""
-    sizes = dict(zip(ORDER, (config.cfg, config.pipe, config.ring, config.ulysses, config.tensor), strict=True))
+def lines(config: ParallelConfig, axis: str, teams: int = 1) -> list[tuple[int, ...]]:
+    """The ranks of every line along `axis`: those whose places differ on that axis only, in its order.
+
+    They are divided into so many `teams`, which lie along the branches.
+    """
+    along = (config.cfg * teams, config.pipe, config.ring, config.ulysses // teams, config.tensor)
+    sizes = dict(zip(ORDER, along, strict=True))
     found: dict[tuple[int, ...], list[int]] = {}
     for rank, place in enumerate(product(*(range(sizes[name]) for name in ORDER))):
         others = tuple(at for name, at in zip(ORDER, place, strict=True) if name not in PARTS[axis])

@@ -22,15 +22,15 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Cut
 from omnimuse.layers.stack import Block, Conditioning, Memory, StackRunner
 from omnimuse.parallel.collectives import exchanged, gathered, passed_on
-from omnimuse.parallel.mesh import RING, TENSOR, ULYSSES, Axis, Mesh
+from omnimuse.parallel.mesh import RING, SEQUENCE, TENSOR, ULYSSES, Axis, Mesh
 
 
 class SequenceRunner:
     """A stack runner in which every rank runs `inner` over its part of the tokens; all have all of them at the end."""
 
-    def __init__(self, inner: StackRunner, axis: Axis) -> None:
+    def __init__(self, inner: StackRunner, mesh: Mesh) -> None:
         self.inner = inner
-        self.axis = axis
+        self.mesh = mesh
 
     def __call__(
         self,
@@ -39,11 +39,12 @@ class SequenceRunner:
         cond: Conditioning,
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
-        layout, part = cond.layout, Cut(self.axis.index, self.axis.size)
-        if (here := cond.cut(part)) is None:
+        layout, axis = cond.layout, self.mesh.now.axis(SEQUENCE)
+        part = Cut(axis.index, axis.size)
+        if axis.size == 1 or (here := cond.cut(part)) is None:
             return self.inner(blocks, hidden, cond, memories)
         local = self.inner(blocks, layout.share(hidden, part), here, memories)
-        flats = gathered(self.axis, local.flatten(0, 1), [sum(lengths) for lengths in here.layout.everywhere])
+        flats = gathered(axis, local.flatten(0, 1), [sum(lengths) for lengths in here.layout.everywhere])
         rows = len(layout.lengths) if here.layout.dense else 1
         return layout.join([flat.unflatten(0, (rows, len(flat) // rows)) for flat in flats])
 
@@ -55,8 +56,13 @@ class Usp:
     """How a site attends whose tokens are spread over the ranks of `mesh`."""
 
     def __init__(self, mesh: Mesh) -> None:
-        self.ulysses = mesh.axis(ULYSSES)
+        self.mesh = mesh
         self.ring = mesh.axis(RING)
+
+    @property
+    def ulysses(self) -> Axis:
+        """The ranks that swap tokens for heads in the forward that runs now."""
+        return self.mesh.now.axis(ULYSSES)
 
     @torch.compiler.disable  # what is exchanged depends on the size of every row
     def __call__(self, backend: Backend, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

@@ -70,16 +70,25 @@ class Pinned:
 class Collected:
     """A float32 tensor in main memory that is filled with pieces which arrive in the order they were sent.
 
-    It is no part of what is moved when its state is.
+    There is no memory for it before a piece arrives; one that is the whole is taken as it is. It is no part of what is
+    moved when its state is.
     """
 
     def __init__(self, shape: Sequence[int], send: Send = send) -> None:
-        self.tensor = torch.empty(*shape, dtype=torch.float32, device="cpu")
+        self.shape = tuple(shape)
+        self._tensor: Tensor | None = None
         self._send = send
         self._coming: deque[tuple[tuple[slice, ...], Arrival]] = deque()
 
+    @property
+    def tensor(self) -> Tensor:
+        """What has arrived, in its places."""
+        if self._tensor is None:
+            self._tensor = torch.empty(self.shape, dtype=torch.float32, device="cpu")
+        return self._tensor
+
     def put(self, place: tuple[slice, ...], piece: Tensor) -> None:
-        """Send `piece` to `place`, and put in place what has arrived of those before it."""
+        """Send `piece`, which is nobody else's, to `place`, and put in place what has arrived of those before it."""
         self._coming.append((place, self._send(piece)))
         while self._coming and self._coming[0][1].here():
             self._take()
@@ -92,4 +101,13 @@ class Collected:
 
     def _take(self) -> None:
         place, arrival = self._coming.popleft()
-        self.tensor[place] = arrival.wait()
+        piece = arrival.wait()
+        if self._is_whole(piece):
+            self._tensor = piece
+        else:
+            self.tensor[place] = piece
+
+    def _is_whole(self, piece: Tensor) -> bool:
+        """Whether `piece` is all there is, and its memory holds nothing else."""
+        alone = piece.untyped_storage().nbytes() == piece.nbytes and piece.is_contiguous()
+        return piece.shape == self.shape and piece.dtype == torch.float32 and alone

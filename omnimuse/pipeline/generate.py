@@ -42,13 +42,17 @@ ROOM = 64
 class ReadTalk(Stage):
     """The conversation by the checkpoint's chat template, or else the prompt as it stands -> its tokens (a tuple)."""
 
+    tokenizer: str = "tokenizer"
     name: str = "read"
     reads: tuple[str, ...] = ("prompt", "messages")
     writes: tuple[str, ...] = ("prompt_ids",)
-    uses: tuple[str, ...] = ("tokenizer",)
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.tokenizer,)
 
     def run(self, ctx: Context, states: list[State]) -> None:  # type: ignore[override]
-        tokenizer = ctx.components["tokenizer"]
+        tokenizer = ctx.components[self.tokenizer]
         for state in states:
             messages, text = state["messages"], state["prompt"]
             if messages:
@@ -72,13 +76,14 @@ class Generate(Loop):
 
     grows: ClassVar[bool] = True
     network: str = "model"
+    tokenizer: str = "tokenizer"
     name: str = "generate"
     reads: tuple[str, ...] = ("prompt_ids",)
     writes: tuple[str, ...] = ("kv", "reply")
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.network, "tokenizer")
+        return (self.network, self.tokenizer)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         prompt, chosen = state["prompt_ids"], state.request.extra
@@ -88,7 +93,8 @@ class Generate(Loop):
         most = told.get("max_new_tokens") if chosen.max_tokens is None else chosen.max_tokens
         state.working["most"] = left if not isinstance(most, int) else min(most, left)
         state.working["how"] = Sampling.of(chosen, told)
-        decode, heard = ctx.components["tokenizer"].decode, state.request.chunks
+        state.working["generator"] = self.generator(state)
+        decode, heard = ctx.components[self.tokenizer].decode, state.request.chunks
         state.working["spelling"] = Spelling(decode, chosen.stop, heard=heard)
         state.working["tokens"] = list(prompt)
         self.remember(ctx, state, len(prompt) + min(ROOM, state.working["most"]))
@@ -143,6 +149,10 @@ class Generate(Loop):
         """The row that reads the tokens `ids` behind `start` others."""
         return Reading(ids, start, state["kv"])
 
+    def generator(self, state: State) -> torch.Generator:
+        """What tokens are drawn with, where they are drawn."""
+        return state.generator
+
     def shown(self, state: State) -> Hashable:
         """What is read besides the tokens of the prompt: where it is equal, too, a beginning need not be read again.
 
@@ -163,7 +173,7 @@ class Generate(Loop):
         if working["remembered"] < len(tokens):
             return  # more of the prompt is to be read
         logits, written = predictions["positive"].cpu(), len(tokens) - prompt
-        tokens.append(next_token(logits, tokens, written, working["how"], state.generator))
+        tokens.append(next_token(logits, tokens, written, working["how"], working["generator"]))
         ended = tokens[-1] in working["how"].ends
         self._tell(state, "" if ended else spelling.add(tokens[-1]))
         if not ended and not spelling.stopped and written + 1 < working["most"]:

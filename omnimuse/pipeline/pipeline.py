@@ -136,6 +136,14 @@ class Pipeline:
         with state.opened_for(stage), self.ctx.components.using(stage.uses), self.ctx.adapters.wearing(state.worn):
             yield
 
+    def skip(self, loop: Loop, state: State) -> bool:
+        """Whether a state that has just reached `loop` has gone by it."""
+        with state.opened_for(loop):
+            skipped = loop.skip(self.ctx, state)
+        if skipped:
+            self.advance(state)
+        return skipped
+
     def begin(self, loop: Loop, state: State) -> None:
         """Plan a loop for a state that has just reached it."""
         with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):

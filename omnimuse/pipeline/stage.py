@@ -148,6 +148,10 @@ class Loop(Stage):
 
     grows: ClassVar[bool] = False
 
+    def skip(self, ctx: Context, state: State) -> bool:
+        """Whether nothing is to be done for a state that has just reached it, whose slots are then as they end."""
+        return False
+
     def begin(self, ctx: Context, state: State) -> list[Step]:
         """The plan, as data; also the place to compute what does not depend on the step."""
         raise NotImplementedError

@@ -93,7 +93,7 @@ class Decoding:
     @property
     def span(self) -> int:
         """How many frames are made of a latent frame, but of the first one."""
-        return (self.video.tensor.shape[0] - 1) // max(1, self.latents.shape[2] - 1)
+        return (self.video.shape[0] - 1) // max(1, self.latents.shape[2] - 1)
 
     def corners(self, turn: int) -> list[tuple[int, int]]:
         """Those of the tiles that are decoded in that round."""
@@ -199,7 +199,7 @@ class DecodeClip(DecodeVideo):
         return Grid((height, width), (tile, tile), (stride, stride), (overlap, overlap), ratio, 1)
 
     def decode(self, vae: Any, decoding: Decoding, index: int) -> None:
-        corners, frames = decoding.corners(index), decoding.video.tensor.shape[0]
+        corners, frames = decoding.corners(index), decoding.video.shape[0]
         parts = [decoding.cut(corner, slice(None)) for corner in corners]
         shapes = [decoding.shape(part, frames) for part in parts]
         for corner, piece in zip(

@@ -137,12 +137,19 @@ async function forget(answer) {
   if (place) await call(place.replace(/^\//, ""), { method: "DELETE" }).catch(() => {});
 }
 
-/** What `model` says next after `messages`, piece by piece; aborting `signal` stops it. */
+function toPicture(url) {
+  const [, type, data] = /^data:(.+?);base64,(.*)$/.exec(url);
+  return toBlob(data, type);
+}
+
+/** What `model` says next after `messages`, piece by piece ({ text }), and the pictures that come with it
+ * ({ picture }); aborting `signal` stops it. */
 export async function* talk(model, messages, signal) {
   let ended = false;
   for await (const { data } of events(await call("v1/chat/completions", { ...post({ model, messages, stream: true }), signal }))) {
     const [choice] = data.choices;
-    if (choice?.delta.content) yield choice.delta.content;
+    if (choice?.delta.content) yield { text: choice.delta.content };
+    for (const { image_url } of choice?.delta.images ?? []) yield { picture: toPicture(image_url.url) };
     ended ||= Boolean(choice?.finish_reason);
   }
   if (!ended) throw new ApiError("The connection ended before the answer was finished.");

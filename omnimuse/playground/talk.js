@@ -13,15 +13,19 @@ export function openTalk(model, fail) {
   byId("say").maxLength = model.capabilities.max_prompt;
   byId("say").focus();
 
-  async function answer(text) {
-    said.push({ role: "user", content: text });
-    show("user", text);
+  async function answer(asked) {
+    said.push({ role: "user", content: asked });
+    show("user", asked);
     const line = show("assistant", "");
     abort = new AbortController();
     running(true);
     let content = "";
     try {
-      for await (const piece of talk(model.id, said, abort.signal)) line.textContent = content += piece;
+      for await (const { text = "", picture } of talk(model.id, said, abort.signal)) {
+        if (text) line.textContent = content += text;
+        if (picture) line.append(h("img", { src: URL.createObjectURL(picture), alt: content }));
+        line.scrollIntoView({ block: "nearest" });
+      }
     } catch (error) {
       if (!abort.signal.aborted) fail(error);
     } finally {
@@ -55,6 +59,7 @@ export function openTalk(model, fail) {
   byId("anew").onclick = () => {
     abort?.abort();
     said.length = 0;
+    for (const shown of byId("said").querySelectorAll("img")) URL.revokeObjectURL(shown.src);
     byId("said").replaceChildren();
   };
 }

@@ -14,13 +14,13 @@ from omnimuse.core.errors import ConfigError
 @dataclass(frozen=True)
 class Arrival:
     """A request of a kind, `at` seconds from the beginning. `target` is when its answer is wanted, in seconds after it
-    came; None: it is not said.
+    came, or the name of a class; None: it is not said.
     """
 
     at: float
     kind: str
     tenant: str = ""
-    target: float | None = None
+    target: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def _kinds(mix: Mix) -> Iterator[str]:
 
 def trace(path: Path) -> Iterator[Arrival]:
     """Those of a file of lines such as {"at": 0.5, "kind": "128x128@10", "tenant": "a", "target": 3}, in order of time.
+
+    A target may be the name of a class of deadlines.
 
     Of `omnimuse bench serve --json FILE` the rows are taken, at the moments when they were due.
     """

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.config import ParallelConfig, ScheduleConfig
+from omnimuse.core.deadlines import Within, class_named, classes
 from omnimuse.core.errors import CapacityError, ConfigError, DeadlineError
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.request import Request
@@ -34,20 +35,6 @@ TRIES = 2
 
 
 @dataclass(frozen=True)
-class Target:
-    """When an answer is wanted: `seconds` after its request came, or `times` what it takes alone; neither: never."""
-
-    seconds: float | None = None
-    times: float | None = None
-
-    def of(self, arrival: Arrival, kind: Kind) -> float | None:
-        """Seconds after `arrival`."""
-        if arrival.target is not None:
-            return arrival.target
-        return self.times * kind.alone if self.times is not None else self.seconds
-
-
-@dataclass(frozen=True)
 class Failures:
     """A rank fails once in `every` seconds on the average (None: never); its replica is back `away` seconds later."""
 
@@ -60,24 +47,31 @@ class Failures:
 class Plan:
     """What serves: so many replicas of so many ranks, who runs next (`policy`), and what is taken on.
 
-    A replica that is added is ready after `start` seconds. `max_queue` and `max_wait` are those of `omnimuse serve`. As
-    first in, first out is run elsewhere, it refuses none.
+    Those of an `elastic` replica are divided as its requests want it. One that is added is ready after `start` seconds.
+    `max_queue` and `max_wait` are those of `omnimuse serve`. As first in, first out is run elsewhere, it refuses none.
     """
 
     scale: Scale = Scale()
     ranks: int = 1
     policy: Policy = "ours"
-    target: Target = Target()
+    target: Within = Within()
     failures: Failures = Failures()
     schedule: ScheduleConfig = ScheduleConfig()
     max_queue: int = 256
     max_wait: float = 600.0
     start: float = 30.0
+    elastic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("ranks", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+
+    def wanted(self, arrival: Arrival, kind: Kind) -> float | None:
+        """In how many seconds `arrival` wants an answer."""
+        if isinstance(arrival.target, str):
+            return class_named(arrival.target, classes(self.schedule.deadlines)).after(kind.alone)
+        return self.target.after(kind.alone) if arrival.target is None else arrival.target
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,9 @@ class Fleet:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._chance = random.Random(f"fleet {plan.failures.seed}")
-        costs = Costs(table.share(plan.ranks), table.together)
+        parallel = ParallelConfig(ulysses=plan.ranks, elastic=plan.elastic)
+        teams = {plan.ranks // count: table.share(plan.ranks // count) for count in parallel.divisions}
+        costs = Costs(table.share(plan.ranks), table.together, teams if plan.elastic else {})
         self._new: Callable[[], Chooser] = partial(Fifo, costs)
         if plan.policy == "ours":
             self._new = partial(Ours, costs, plan.schedule, self.run.scheduling)
@@ -197,7 +193,7 @@ class Fleet:
         self._expect(coming)
         self._unfinished, self._arrived = self._unfinished + 1, self._arrived + 1
         kind = self._table.kind(arrival.kind)
-        target = self._plan.target.of(arrival, kind)
+        target = self._plan.wanted(arrival, kind)
         job = Job(arrival, kind, request_of(arrival, kind, self._arrived, target))
         if self._plan.policy == "ours":
             began = time.perf_counter()
@@ -232,7 +228,7 @@ class Fleet:
         after = job.kind.beside if end == "ok" else 0.0
         if (ticket := self._tickets.pop(job.request.id, None)) is not None:
             ticket.close(served=end == "ok")
-        target = self._plan.target.of(job.arrival, job.kind)
+        target = self._plan.wanted(job.arrival, job.kind)
         self.run.outcomes.append(Outcome(job.arrival, end, self._now + after, target))
 
     # -- replicas --------------------------------------------------------------------------------------------------

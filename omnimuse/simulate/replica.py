@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from omnimuse.engine.scheduler import Scheduler
 from omnimuse.simulate.arrivals import Arrival
 from omnimuse.simulate.table import Kind
 from omnimuse.worker.pace import GAIN, Offer, Pace, Price
+from omnimuse.worker.teams import joins, teams_for
 
 NETWORK = "network"
 MOST_TOGETHER = 8
@@ -42,19 +43,45 @@ class Job:
 
 @dataclass(frozen=True)
 class Costs:
-    """What steps take here, of one rank's alone: `share` by the ranks, and `together` in company besides."""
+    """What steps take here, of one rank's alone: `share` by the ranks, and `together` in company besides.
+
+    `teams` are what a step of so many ranks takes, for every number in which they may be divided.
+    """
 
     share: float
     together: float
+    teams: Mapping[int, float] = field(default_factory=dict)
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """Seconds of one step of each of `jobs`, and of what comes before their first and after their last."""
-        steps = self.forward(jobs)
-        return steps + sum(job.kind.once / 2 * ((job.done == 0) + (job.done + 1 == job.kind.steps)) for job in jobs)
+        return self.forward(jobs) + sum(map(_besides, jobs))
 
     def forward(self, jobs: Sequence[Job]) -> float:
-        """Seconds of the network in that."""
-        return sum(job.kind.step for job in jobs) * self.share * (self.together if len(jobs) > 1 else 1.0)
+        """Seconds of the network in that; where ranks may be divided, of as many teams as end it soonest."""
+        if self.teams and jobs:
+            return teams_for([job.kind.step for job in jobs], self.divisions, self.teams.__getitem__)[1]
+        apart = sum(job.kind.step for job in jobs) * self.share
+        if len(jobs) < 2:
+            return apart
+        fixed = [job.kind.fixed for job in jobs if job.kind.fixed is not None]
+        if len(fixed) < len(jobs):
+            return apart * self.together
+        return apart - (sum(fixed) - max(fixed)) * self.share
+
+    @property
+    def divisions(self) -> list[int]:
+        """Into how many teams ranks may be divided."""
+        return sorted(max(self.teams) // ranks for ranks in self.teams)
+
+    def gains(self, job: Job) -> bool:
+        """Whether two of this kind take less in company than apart, by as much as is worth it."""
+        return self.forward([job, job]) <= 2 * (1 - GAIN) * self.forward([job])
+
+
+def _besides(job: Job) -> float:
+    """Seconds of what comes before the first step, or after the last, if the next is one of these."""
+    first, last = job.done == 0, job.done + 1 == job.kind.steps
+    return job.kind.once * (job.kind.before * first + (1 - job.kind.before) * last)
 
 
 @dataclass(frozen=True)
@@ -120,6 +147,8 @@ class Ours:
         return Price(self.jobs[state_id.split("/")[0]].kind.work, NETWORK)
 
     def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
+        if self._costs.teams and not self._always:
+            return joins([*others, offer], self._costs.divisions, self._costs.teams.__getitem__)
         return self._always or self._pace.pays(NETWORK, [*others, offer])
 
 
@@ -141,7 +170,7 @@ class Fifo:
         """One step of those that are at it."""
         if not self._running and self._queue:
             first = self._queue.popleft()
-            most = MOST_TOGETHER if self.costs.together <= 1 - GAIN else 1
+            most = MOST_TOGETHER if self.costs.gains(first) else 1
             alike = [job for job in self._queue if job.kind == first.kind][: most - 1]
             for job in alike:
                 self._queue.remove(job)

@@ -19,9 +19,10 @@ from omnimuse.core.errors import ConfigError
 class Kind:
     """One kind of request, in seconds of a replica of one rank.
 
-    A `step` is what a denoising step of one output takes alone, `once` is all else that keeps the replica busy (half of
-    it before the steps, half after), and `beside` what a client waits for without keeping it busy. A step is of
-    `tokens` row tokens, by which the scheduler counts.
+    A `step` is what a denoising step of one output takes alone, `once` is all else that keeps the replica busy (this
+    part of it `before` the steps, the rest after them), and `beside` what a client waits for without keeping it busy. A
+    step is of `tokens` row tokens, by which the scheduler counts. `fixed` are the seconds of a step that do not come
+    again with others that share it; None: it is as the table's `together` says.
     """
 
     width: int
@@ -32,6 +33,8 @@ class Kind:
     beside: float = 0.0
     frames: int = 1
     tokens: int = 0
+    before: float = 0.5
+    fixed: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "height", "steps", "frames"):
@@ -39,6 +42,8 @@ class Kind:
                 raise ConfigError(f"{name}={getattr(self, name)} of a kind is not allowed; use a whole number above 0")
         if not self.step > 0 or self.once < 0 or self.beside < 0 or self.tokens < 0:
             raise ConfigError(f"{self} cannot be: a step takes more than 0 seconds, and nothing takes less than 0")
+        if not 0 <= self.before <= 1 or (self.fixed is not None and self.fixed >= self.step):
+            raise ConfigError(f"{self} cannot be: `before` is a part, 0 to 1, and `fixed` is less than the step")
 
     @property
     def work(self) -> int:
@@ -58,9 +63,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Table:
-    """A model's kinds by name. `together` is what a forward shared by several takes, of their forwards one by one, and
-    `ranks` what a step of so many ranks takes, of one rank's. Of videos, so many frames are one of latents
-    (`frame_step`).
+    """A model's kinds by name. `together` is what a forward shared by several takes, of their forwards one by one, for
+    kinds that do not say it themselves, and `ranks` what a step of so many ranks takes, of one rank's. Of videos, so
+    many frames are one of latents (`frame_step`).
     """
 
     model: str

@@ -53,13 +53,16 @@ class Elapsed:
 
 
 class HostClock:
-    """For work that is done when its call returns."""
+    """For work that is done when its call returns; `now` gives seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
 
     def mark(self) -> float:
-        return time.perf_counter()
+        return self._now()
 
     def since(self, mark: float) -> Elapsed:
-        return Elapsed(time.perf_counter() - mark)
+        return Elapsed(self._now() - mark)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,15 @@ from omnimuse.quant.grids import hold_still
 
 
 def prepare() -> None:
-    """Have torch compile into a folder that only this kind of machine uses, and know what never changes."""
+    """Have torch compile into a folder that only this kind of machine uses, and know what never changes.
+
+    It traces a block without looking for what it knows already of an operation with such inputs: where sizes are
+    symbols, it takes longer to recognise the inputs than to work the operation out.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     hold_still()
+    torch._dynamo.config.fake_tensor_cache_enabled = False
     Environment.keep_compiled(default_cache_dir(), kind())
 
 

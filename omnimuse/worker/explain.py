@@ -18,7 +18,6 @@ from omnimuse.ar.kv import Decoder
 from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig, ScheduleConfig
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.spec import Limits, SoundLimits
-from omnimuse.layers.network import Network
 from omnimuse.loader.files import weight_files
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.parallel.mesh import BRANCHES, ORDER, Mesh, lines
@@ -26,7 +25,7 @@ from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.allocator import kept_memory
 from omnimuse.worker.build import SHAPES, Build, begin, run
 from omnimuse.worker.find import Found, pipeline_for
-from omnimuse.worker.room import blocks_of, held, token_bytes
+from omnimuse.worker.room import held, lone_blocks, token_bytes
 
 
 def explain(config: Config) -> list[Choice]:
@@ -123,9 +122,9 @@ def _where(under: Build, module: nn.Module) -> str:
         return f"always on {under.device}"
     folder = under.found.config.offload.folder or Path(gettempdir())
     waits = f"waits in a file in {folder}" if under.device.type == "cpu" else "waits in pinned host memory"
-    if mode == "components" or not isinstance(module, Network):
+    blocks = [held(block) for block in lone_blocks(module)] if mode == "layers" else []
+    if not blocks:
         return f"{waits}, on {under.device} when it is its turn"
-    blocks = [held(block) for block in blocks_of(module)]
     largest, rest = max(blocks), held(module) - sum(blocks)
     how = "one at a time" if under.device.type == "cpu" else "two at a time"
     return f"{waits}; on {under.device} {_size(rest)} in its turn, and blocks of at most {_size(largest)} {how}"

@@ -18,6 +18,7 @@ from omnimuse.compat.diffusers.spec import spec_of
 from omnimuse.compat.door import door_of
 from omnimuse.compat.opening import is_file, opened
 from omnimuse.core.config import Config
+from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Recognised, Spec, Variant
@@ -89,6 +90,7 @@ def find(config: Config) -> Found:
     told = taught(checkpoint)
     recognised = _recognise(config, folder, checkpoint, spec, told)
     door = Door.of(spec, checkpoint.configs, recognised.variant)
+    door = replace(door, deadlines=classes(config.schedule.deadlines))
     if not spec.library:
         door = replace(door, fits=measured_fits(checkpoint, spec.fits))
     return Found(config, folder, checkpoint, spec, door, recognised, told)

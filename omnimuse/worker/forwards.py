@@ -7,24 +7,27 @@ the states whose rows raised it.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from omnimuse.core.caches import cache_named
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError, MemoryShortageError, OmnimuseError
+from omnimuse.core.request import Request
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
 from omnimuse.worker.aside import can_wait, waiting
+from omnimuse.worker.clock import Clock
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, settle
-from omnimuse.worker.pace import Pace
+from omnimuse.worker.pace import Offer, Pace
+from omnimuse.worker.teams import joins, shared_out, teams_for
 
 log = logging.getLogger(__name__)
 
@@ -34,29 +37,68 @@ Predictions = dict[str, dict[str, Tensor]]
 
 class Forwards:
     """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed, and
-    `asides` of these with their network's blocks outside of the device.
+    `asides` of these with their network's blocks outside of the device. `divided` counts ticks by their teams.
 
     `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them.
     """
 
-    def __init__(self, ctx: Context, config: ScheduleConfig, crew: Crew | None = None) -> None:
+    def __init__(self, ctx: Context, config: ScheduleConfig, clock: Clock, crew: Crew | None = None) -> None:
         self.ctx = ctx
+        self.clock = clock
         self.config = config
         self.at_work: Callable[[], AbstractContextManager[None]] = nullcontext if crew is None else crew.at_work
         self.count = 0
         self.retries: Counter[str] = Counter()
         self.asides: Counter[str] = Counter()
+        self.divided: Counter[int] = Counter()
+        self._begun = 0
         self.pace = Pace()
 
-    def evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
-        """Predictions by state and branch, and the failures by state; every rank learns all of both."""
-        mesh, found, failures = self.ctx.mesh, dict[int, Tensor](), dict[int, OmnimuseError]()
-        owners = [owner_of(mesh, row.branch) for row in rows]
-        mine = [row for row, owner in zip(rows, owners, strict=True) if owner == mesh.axis("branches").index]
-        for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
-            self._forward(part, found, failures)
-        if mesh.size > 1:
-            found, failures = self._share(rows, owners, found, failures)
+    def joins(self, offers: Sequence[Offer], usual: str | None) -> bool:
+        """Whether the last of `offers` should step in one tick with the others; `usual` is the network of who has none.
+
+        On an accelerator company is not measured. Where ranks may be divided, it is reckoned.
+        """
+        if self.config.company == "always":
+            return True
+        if len(divisions := self._divisions) > 1:
+            return joins(offers, divisions)
+        if self.ctx.device.type != "cpu":
+            return True
+        networks = {each.network for each in offers} - {None} or {usual}
+        if len(networks) != 1 or None in networks or self.config.exact:
+            return False
+        return self.pace.pays(str(networks.pop()), offers)
+
+    def teams(self, asked: Sequence[tuple[Request, int]]) -> int:
+        """Into how many teams ranks are divided for a step of each of these, of so many row tokens.
+
+        What a step cache remembers is on all ranks, so that all take part in every step of who wears one.
+        """
+        divisions = self._divisions
+        if len(divisions) == 1 or any(not cache_named(request.params.cache or "none").off for request, _ in asked):
+            return 1
+        return teams_for([tokens for _, tokens in asked], divisions)[0]
+
+    @property
+    def _divisions(self) -> tuple[int, ...]:
+        return (1, *self.ctx.mesh.teams.meshes)
+
+    def evaluate(self, rows: Sequence[Row], teams: int = 1) -> tuple[Predictions, dict[str, OmnimuseError]]:
+        """Predictions by state and branch, and the failures by state; every rank learns all of both.
+
+        In several `teams`, each evaluates the rows of some states.
+        """
+        found, failures = dict[int, Tensor](), dict[int, OmnimuseError]()
+        self.divided[teams] += 1
+        self._begun = 0
+        with self.ctx.mesh.divided(teams) as mesh:
+            owners = _owners(mesh, rows, teams)
+            mine = [row for row, owner in zip(rows, owners, strict=True) if owner == mesh.axis("branches").index]
+            for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
+                self._forward(part, found, failures)
+            if mesh.size > 1:
+                found, failures = self._share(mesh, rows, owners, found, failures)
         predictions: Predictions = {}
         for row in rows:
             if id(row) in found:
@@ -87,23 +129,23 @@ class Forwards:
                 failures[id(part[0])] = failure
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
-        self.count += 1
-        began = time.perf_counter()
+        self.count, self._begun = self.count + 1, self._begun + 1
+        began = self.clock.mark() if (timed := self.ctx.device.type == "cpu") else None
         try:
             with self.at_work():
                 outputs = forward(self.ctx, rows)
-            if self.ctx.device.type == "cpu":
+            if timed:
                 tokens: Counter[str] = Counter()
                 for row in rows:
                     tokens[row.state.id] += row.tokens
-                self.pace.record(rows[0].network, list(tokens.values()), time.perf_counter() - began)
+                self.pace.record(rows[0].network, list(tokens.values()), self.clock.since(began).seconds())
             found.update((id(row), output) for row, output in zip(rows, outputs, strict=True))
             return None
         except Exception as error:  # the worker loop
             caught = error
         failure = settle(caught, rows[0].network)
         names = " ".join(f"{row.state.id}/{row.branch}" for row in rows)
-        agree_on_forward(self.ctx.mesh, f"forward {self.count} {names}", failure)
+        agree_on_forward(self.ctx.mesh.now, f"forward {self._begun} {names}", failure)
         return failure
 
     def _try_aside(self, rows: Sequence[Row], found: dict[int, Tensor], failure: OmnimuseError) -> OmnimuseError | None:
@@ -140,6 +182,7 @@ class Forwards:
 
     def _share(
         self,
+        mesh: Mesh,
         rows: Sequence[Row],
         owners: Sequence[int],
         found: dict[int, Tensor],
@@ -148,7 +191,7 @@ class Forwards:
         """What all ranks found, and what any of them failed at, agreed on by all."""
         mine = {i: found.get(id(row), failures.get(id(row))) for i, row in enumerate(rows)}
         owned = {i: outcome for i, outcome in mine.items() if outcome is not None}
-        agreed = share(self.ctx.mesh, owned, owners, self.ctx.device)
+        agreed = share(mesh, owned, owners, self.ctx.device)
         outcomes = {id(row): outcome for row, outcome in zip(rows, agreed, strict=True)}
         return (
             {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Tensor)},
@@ -167,6 +210,17 @@ def _smaller(rows: Sequence[Row], short: bool) -> list[list[Row]]:
     if len(by_state) > 1:
         return list(by_state.values())
     return [[row] for row in rows] if short else []
+
+
+def _owners(mesh: Mesh, rows: Sequence[Row], teams: int) -> list[int]:
+    """The index, on the branches axis, of who evaluates each of `rows`; the same on every rank."""
+    if teams == 1:
+        return [owner_of(mesh, row.branch) for row in rows]
+    tokens: dict[str, int] = {}
+    for row in rows:
+        tokens[row.state.id] = tokens.get(row.state.id, 0) + row.tokens
+    team = dict(zip(tokens, shared_out(list(tokens.values()), teams), strict=True))
+    return [team[row.state.id] for row in rows]
 
 
 def owner_of(mesh: Mesh, branch: str) -> int:

@@ -85,9 +85,7 @@ class Pace:
         """Whether the last of `offers` should share a forward of `network` with the others, who are there already.
 
         What is not known, or was measured long ago, is measured: each size alone, then in company. A first forward in
-        company is often slow, as a first one alone is: it decides nothing. Then company must save time, and whoever
-        joins must cost little beside what it would alone, or bring its own end nearer by more than it delays theirs
-        (Smith's rule: work first that has most ends for its time).
+        company is often slow, as a first one alone is: it decides nothing. Then it must be `worth` it.
         """
         tokens = [each.tokens for each in offers]
         apart = self._apart(network, tokens)
@@ -96,14 +94,8 @@ class Pace:
         together = self._shared(network, tokens)
         if together is None:
             return True
-        if together >= 1 - GAIN:
-            return False
         before = sum(apart[:-1]) * (self._shared(network, tokens[:-1]) or 1.0)
-        extra = together * sum(apart) - before
-        if extra <= CHEAP * apart[-1]:
-            return True
-        *ends, own = (1 / (max(1.0, offer.steps) * seconds) for offer, seconds in zip(offers, apart, strict=True))
-        return extra * sum(ends) < before * own
+        return worth(offers, apart, before, together * sum(apart))
 
     def table(self) -> list[tuple[str, int, int, float]]:
         """(network, row tokens, states, time together over time apart) for every kind of company that was measured."""
@@ -124,6 +116,22 @@ class Pace:
         if found is None or found.since > STALE or len(found.values) < ENOUGH:
             return None
         return median(found.values)
+
+
+def worth(offers: Sequence[Offer], apart: Sequence[float], before: float, together: float) -> bool:
+    """Whether the last of `offers`, whose steps take so many seconds `apart`, should step with the others, which take
+    `before` without it and `together` with it.
+
+    Company must save time, and whoever joins must cost little beside what it would alone, or bring its own end nearer
+    by more than it delays theirs (Smith's rule: work first that has most ends for its time).
+    """
+    if together >= (1 - GAIN) * sum(apart):
+        return False
+    extra = together - before
+    if extra <= CHEAP * apart[-1]:
+        return True
+    *ends, own = (1 / (max(1.0, offer.steps) * seconds) for offer, seconds in zip(offers, apart, strict=True))
+    return extra * sum(ends) < before * own
 
 
 def kind(network: str, tokens: Sequence[int]) -> Kind:

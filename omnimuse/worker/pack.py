@@ -54,6 +54,8 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
         raise RequestError(f"{target} exists; name a folder that does not", "output")
     under = run(begin(config, Mesh.single()), (construct, formats, quantize))
     checkpoint = under.found.checkpoint
+    if checkpoint.lender is not None:
+        raise ConfigError(f"{checkpoint.folder} has components in {checkpoint.lender}; pack that one")
     if checkpoint.files is not None:
         raise ConfigError(
             f"{checkpoint.folder} has its weights in single files, which are not packed; start it with --quantize"

@@ -25,8 +25,8 @@ class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
     `record` begins a recording, `write` ends it and names the file. With `rest` weights leave, or come back (None:
-    neither). `stop` ends the loop. `alive` stands for the states
-    that rank 0 had before, which every rank must have.
+    neither). `stop` ends the loop. `alive` stands for the states that rank 0 had before, which every rank must have.
+    In several `teams`, ranks evaluate some of the states each.
     """
 
     drop: tuple[str, ...] = ()
@@ -39,6 +39,7 @@ class TickPlan:
     rest: bool | None = None
     stop: bool = False
     alive: int = 0
+    teams: int = 1
 
 
 def fingerprint(states: Iterable[str]) -> int:
@@ -56,7 +57,7 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names: dict[str, Any] = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    marks: dict[str, Any] = {field: raw[field] for field in ("record", "write", "rest", "stop", "alive")}
+    marks: dict[str, Any] = {field: raw[field] for field in ("record", "write", "rest", "stop", "alive", "teams")}
     return TickPlan(admit=admit, **names, **marks)
 
 

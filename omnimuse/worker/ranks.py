@@ -26,6 +26,7 @@ from omnimuse.parallel.shard import share_blocks as keep_parts
 from omnimuse.parallel.tensor import share_weights
 from omnimuse.parallel.tiles import TileRunner
 from omnimuse.pipeline.decode import DecodeImage
+from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.tiles import Tiling
 from omnimuse.pipeline.video import DecodeVideo
 from omnimuse.worker.find import pipeline_for
@@ -49,6 +50,27 @@ def check_ranks(under: Build) -> None:
             f"compiled blocks keep their weights in place, parallel shard={config.parallel.shard} takes them away; "
             "choose one of them"
         )
+    if config.parallel.elastic:
+        _check_elastic(under)
+
+
+def _check_elastic(under: Build) -> None:
+    """What every rank must know of every step, or be alike whoever else is drawn, cannot be where ranks divide."""
+    config, spec = under.found.config, under.found.spec
+    grows = not spec.library and any(isinstance(stage, Loop) and stage.grows for stage in pipeline_for(spec).stages)
+    chosen = {
+        f"cache={config.cache.kind}": (
+            not config.cache.off,
+            "each rank would remember some steps only; let requests ask",
+        ),
+        f"compile={config.compile.mode}": (under.compiles, "blocks are compiled for a part of the tokens"),
+        "tier=exact": (config.schedule.exact, "how many ranks add up depends on who else is drawn"),
+        f"a library that runs {spec.arch}": (bool(spec.library), "its ranks are its own"),
+        f"{spec.family}, which writes first": (grows, "every rank must have read what is written"),
+    }
+    for name, (given, why) in chosen.items():
+        if given:
+            raise ConfigError(f"parallel elastic cannot be with {name}: {why}; leave one of them out")
 
 
 def lend(under: Build) -> None:
@@ -98,6 +120,8 @@ def sequence(under: Build) -> None:
     for name, network in under.drawing.items():
         bind_across(network, under.mesh, name)
         how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
+        if parallel.elastic:
+            how += f", or {', '.join(map(str, parallel.divisions[1:]))} teams of fewer"
         under.choices.append(Choice("ranks", f"{name}, tokens", how, "asked for: every rank has a part of each row"))
 
 
@@ -151,7 +175,7 @@ def rank_runners(under: Build) -> None:
             if tokens.size > 1:
                 from omnimuse.parallel.sequence import SequenceRunner
 
-                stack.runner = SequenceRunner(stack.runner, tokens)
+                stack.runner = SequenceRunner(stack.runner, under.mesh)
 
 
 def tiles(under: Build) -> None:

@@ -17,6 +17,7 @@ from omnimuse.core.machine import memory, resident
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
 from omnimuse.loader.tensors import stored_tensors
+from omnimuse.offload.visited import block_lists
 from omnimuse.quant.linear import QuantizedLinear
 
 Size = tuple[int, int]
@@ -38,7 +39,7 @@ class Space:
     ) -> Space:
         """What there is now, when all weights are where they wait or work."""
         modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-        blocks = {name: list(blocks_of(part)) if layerwise else [] for name, part in modules.items()}
+        blocks = {name: lone_blocks(part) if layerwise else [] for name, part in modules.items()}
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
         return Space(most_bytes(device), weights, {name: token_bytes(part, dtype) for name, part in modules.items()})
 
@@ -52,6 +53,11 @@ def blocks_of(module: nn.Module) -> Iterable[nn.Module]:
     """The blocks of a network that runs at every step; of another, none."""
     stacks = module.stacks().values() if isinstance(module, Network) else ()
     return [block for stack in stacks for block in stack.blocks()]
+
+
+def lone_blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks that come in one at a time where weights wait by layers: of a library's network, its lists of them."""
+    return list(blocks_of(module)) or [block for blocks in block_lists(module) for block in blocks]
 
 
 def token_bytes(module: nn.Module, dtype: torch.dtype) -> int:

@@ -10,9 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +22,8 @@ from omnimuse.core.output import (
     Done,
     Event,
     Failed,
-    Note,
-    PicturesShown,
     Preview,
     Progress,
-    Result,
-    TextRead,
-    TextWritten,
 )
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
@@ -47,98 +39,14 @@ from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
-from omnimuse.worker.handover import Carried, Hand
+from omnimuse.worker.handover import Hand
+from omnimuse.worker.job import Job
 from omnimuse.worker.pace import Offer, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Job:
-    """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU."""
-
-    request: Request
-    states: dict[str, State]
-    made: dict[str, Any] = field(default_factory=dict)
-    spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
-    holds: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    notes: dict[str, Note] = field(default_factory=dict)
-    written: dict[int, TextWritten] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    timed: dict[str, float] = field(default_factory=dict)
-    carried: dict[int, Carried] = field(default_factory=dict)
-
-    def spend(self, state: State, stage: Stage, held: int, *spans: Span) -> None:
-        """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here, and how many
-        bytes were `held` when it was done.
-        """
-        self.spans.setdefault((stage.name, state.id), []).append(spans)
-        self.holds.setdefault((stage.name, state.id), []).append(held)
-
-    def timings(self) -> dict[str, tuple[float, ...]]:
-        """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
-        found: dict[str, tuple[float, ...]] = {name: (seconds,) for name, seconds in self.timed.items()}
-        for (stage, _), runs in self.spans.items():
-            seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
-            found[stage] = max(found.get(stage, ()), seconds, key=sum)
-        return found
-
-    def held(self) -> dict[str, tuple[int, ...]]:
-        """Bytes by stage, after one run or every step: the most of all outputs."""
-        found: dict[str, tuple[int, ...]] = {}
-        for (stage, _), held in self.holds.items():
-            found[stage] = tuple(map(max, zip_longest(found.get(stage, ()), held, fillvalue=0)))
-        return found
-
-    def take(self, state: State, made: Mapping[str, Any]) -> None:
-        """Keep what `state` has made, by medium, in its place among the outputs of the request."""
-        for medium, value in made.items():
-            self.made[medium] = placed(self.made.get(medium), value, state.output, self.request.outputs)
-        self.notes.update(state.notes)
-        self.written |= {note.output: note for note in state.notes.values() if isinstance(note, TextWritten)}
-        self.said += state.said
-        self.timed |= {name: max(seconds, self.timed.get(name, 0.0)) for name, seconds in state.timed.items()}
-        del self.states[state.id]
-
-    def result(self, pipeline: Pipeline, timings: Mapping[str, tuple[float, ...]]) -> Result:
-        """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
-        request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
-        return Result(
-            request.id,
-            request.prompt,
-            replace(request.params, extra=request.extra),
-            tensors={medium: self.made[medium] for medium in pipeline.results if medium in self.made},
-            seeds=[request.seed(index) for index in range(request.outputs)],
-            timings={stage: sum(seconds) for stage, seconds in timings.items()},
-            steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
-            held=self.held(),
-            texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
-            shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
-            written=tuple(self.written[index] for index in sorted(self.written)),
-            said=tuple(dict.fromkeys(self.said)),
-        )
-
-
-def placed(there: Any, value: Any, index: int, count: int) -> Any:
-    """`there` (None at first) with `value` as number `index` of `count`: a tensor [count, ...] while all that came are
-    tensors of one shape, else a list. On the CPU.
-    """
-    if isinstance(value, Tensor):
-        value = value.detach()
-        if count == 1:
-            return value.cpu()[None]
-        if there is None:
-            there = torch.empty((count, *value.shape), dtype=value.dtype)
-        if isinstance(there, Tensor) and there.shape[1:] == value.shape:
-            there[index].copy_(value)
-            return there
-        value = value.cpu()
-    several: list[Any] = [None] * count if there is None else list(there)
-    several[index] = value
-    return several
 
 
 class Runner:
@@ -163,8 +71,8 @@ class Runner:
         self.memo = pipeline.ctx.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
-        self.forwards = Forwards(pipeline.ctx, config, crew)
         self.clock = clock or clock_for(pipeline.ctx.device)
+        self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)
         self.lost_previews = 0
@@ -211,17 +119,10 @@ class Runner:
     def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
         """Whether that state should step in one tick with the others: they share a forward, and it saves time.
 
-        What is not yet in a loop is taken to share the first one's network. On an accelerator company is not measured.
+        What is not yet in a loop is taken to share the first one's network.
         """
-        if self.config.company == "always" or self.pipeline.ctx.device.type != "cpu":
-            return True
-        networks = {each.network for each in (*others, offer)} - {None}
-        first = next((stage for stage in self.pipeline.own if isinstance(stage, Loop)), None)
-        if not networks and first is not None:
-            networks = {first.uses[0]}
-        if len(networks) != 1 or self.config.exact:
-            return False
-        return self.forwards.pace.pays(str(networks.pop()), [*others, offer])
+        first = next((stage.uses[0] for stage in self.pipeline.own if isinstance(stage, Loop)), None)
+        return self.forwards.joins([*others, offer], first)
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
@@ -241,7 +142,7 @@ class Runner:
                 state.turn(track)
             self._run_stages(chosen)
             alive = [state for state in chosen if state.id in self.states and self.pipeline.ready(state)]
-            self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)])
+            self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)], plan.teams)
             self._run_stages(chosen)
         self._reap(chosen)
         self._hand_over()
@@ -334,22 +235,33 @@ class Runner:
     # -- one-shot stages -----------------------------------------------------------------------------------------
 
     def _run_stages(self, states: Sequence[State]) -> None:
-        """Every one-shot stage of each state up to its next loop or the end.
+        """Every one-shot stage of each state up to its next loop that has something to do for it, or the end.
 
         Not one stage a tick: beside long steps of others, a tick is long.
         """
         for state in states:
             while state.id in self.states and self.pipeline.ready(state):
                 stage = self.pipeline.stage_of(state)
-                if stage is None or isinstance(stage, Loop):
+                if not isinstance(stage, Loop):
+                    if stage is None:
+                        break
+                    self._run_stage(stage, state)
+                elif state.plan or not self._skips(stage, state):
                     break
-                self._run_stage(stage, state)
+
+    def _skips(self, loop: Loop, state: State) -> bool:
+        skipped = True  # where it fails, the request has ended
+        with self._isolated(state.request.id, loop.name):
+            skipped = self.pipeline.skip(loop, state)
+        return skipped
 
     def _run_stage(self, stage: Stage, state: State) -> None:
         began = self.clock.mark()
         with self._isolated(state.request.id, stage.name), record_function(label_of(stage.name)):
             self._run_or_retry(stage, state)
-            self.jobs[state.request.id].spend(state, stage, self._held(), self.clock.since(began))
+            self.jobs[state.request.id].spend(
+                state, stage, held_bytes(self.pipeline.ctx.device), self.clock.since(began)
+            )
             self._tell_grown(state)
             self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
@@ -400,7 +312,7 @@ class Runner:
 
     # -- loops ---------------------------------------------------------------------------------------------------
 
-    def _run_loops(self, states: Sequence[State]) -> None:
+    def _run_loops(self, states: Sequence[State], teams: int) -> None:
         began, rows = self.clock.mark(), list[Row]()
         names = {label_of(self._loop(state).name) for state in states}
         for state in states:
@@ -410,7 +322,7 @@ class Runner:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
         with record_function(" and ".join(sorted(names)) or OTHER):
-            predictions, failures = self._evaluate(rows)
+            predictions, failures = self._evaluate(rows, teams)
         shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
         spent: list[tuple[State, Loop, list[Span]]] = []
@@ -424,20 +336,17 @@ class Runner:
             self._step(loop, state, predictions.get(state.id, {}))
             own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in evaluated else [own]))
-        held = self._held()  # of the process, so once for all: the system is asked
+        held = held_bytes(self.pipeline.ctx.device)  # of the process, so once for all: the system is asked
         for state, loop, spans in spent:
             if job := self.jobs.get(state.request.id):
                 job.spend(state, loop, held, *spans)
 
-    def _held(self) -> int:
-        return held_bytes(self.pipeline.ctx.device)
-
-    def _evaluate(self, rows: Sequence[Row]) -> tuple[Predictions, dict[str, OmnimuseError]]:
+    def _evaluate(self, rows: Sequence[Row], teams: int) -> tuple[Predictions, dict[str, OmnimuseError]]:
         """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""
         predictions: Predictions = {}
         failures: dict[str, OmnimuseError] = {}
         while rows := [row for row in rows if row.state.id in self.states]:
-            found, failed = self.forwards.evaluate(rows)
+            found, failed = self.forwards.evaluate(rows, teams)
             predictions, failures = predictions | found, failures | failed
             states = {row.state.id: row.state for row in rows if row.state.id not in failed}
             rows = []

@@ -82,16 +82,24 @@ def taken(module: ModuleType, owner: str) -> set[str]:
     return own
 
 
-def on_two_ranks(chosen: Config, wish: Wish, meeting: Path) -> Tensor:
-    """The same of one wish by an engine on two ranks, which meet at that path, in a folder that is free."""
-    play(_on_rank, chosen, wish, meeting, ranks=2)
-    return load_file(meeting.with_name("found"))["made"]
+def on_two_ranks(chosen: Config, wishes: Sequence[Wish], meeting: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """What an engine on two ranks makes of every wish alone, and then of all in company.
+
+    The ranks meet at that path, in a folder that is free.
+    """
+    play(_on_rank, chosen, wishes, meeting, ranks=2)
+    found = load_file(meeting.with_name("found"))
+    alone, company = ([found[f"{how} {n}"] for n in range(len(wishes))] for how in ("alone", "company"))
+    return alone, company
 
 
-def _on_rank(rank: int, chosen: Config, wish: Wish, meeting: Path) -> None:
+def _on_rank(rank: int, chosen: Config, wishes: Sequence[Wish], meeting: Path) -> None:
     """Rank 0 draws, and rank 1 follows it until it closes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     with suppress(SystemExit), running(chosen) as engine:
-        [found] = drawn(engine, [wish])
-        save_file({"made": found.contiguous()}, meeting.with_name("found"))
+        alone = [drawn(engine, [wish])[0] for wish in wishes]
+        made = {"alone": alone, "company": drawn(engine, wishes) if len(wishes) > 1 else alone}
+        assert not engine.runner.forwards.retries
+        named = {f"{how} {n}": each.contiguous().clone() for how, found in made.items() for n, each in enumerate(found)}
+        save_file(named, meeting.with_name("found"))

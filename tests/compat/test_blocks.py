@@ -78,7 +78,12 @@ def test_a_cache_that_skips_draws_the_same_first_and_later_and_in_any_company(
 
 def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
     refused = [
-        ("DocumentedPipeline", {"cache": ALWAYS}, "`forward` has the loop"),
+        (
+            "DocumentedPipeline",
+            {"cache": ALWAYS, "parallel": ParallelConfig(tensor=2)},
+            "decide on every rank by itself",
+        ),
+        ("DocumentedPipeline", {"cache": replace(ALWAYS, order=1)}, "enable_taylorseer cannot be chosen"),
         (STEPPED, {"cache": CacheConfig("teacache")}, "use cache_dit"),
         (STEPPED, {"cache": ALWAYS, "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
         ("DocumentedPipeline", {"offload": OffloadConfig("components")}, "use offload layers"),

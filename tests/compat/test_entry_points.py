@@ -79,7 +79,6 @@ for path, words in {runs}:
 """
 
 
-@pytest.mark.costly
 def told_by(scripts: Sequence[str], folder: Path) -> list[str]:
     """What they print, one after the other in one process."""
     program = RUN.format(runs=[(str(SCRIPTS / f"{name}.py"), WORDS[name]) for name in scripts])

@@ -126,7 +126,7 @@ def test_two_ranks_draw_what_one_draws(axis: str, small: tuple[Path, torch.Tenso
     folder, expected = small
     parallel = ParallelConfig(**{axis: 2})  # type: ignore[arg-type]
     model = ModelConfig(str(folder), "float32", "cpu", plugins=(COMPOSED,))
-    found = on_two_ranks(Config(model, parallel=parallel), WISHES[1], tmp_path / "meeting")
+    [found], _ = on_two_ranks(Config(model, parallel=parallel), [WISHES[1]], tmp_path / "meeting")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

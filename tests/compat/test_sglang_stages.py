@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 
-from omnimuse import Config, ModelConfig
+from omnimuse import Config, ModelConfig, ParallelConfig
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Done, Event, Failed, Progress
@@ -21,6 +21,7 @@ from omnimuse.engine.local import start
 from tests.checkpoints import stable_diffusion_3, wan
 from tests.checkpoints.wishes import Reference, Wish, of_picture, photo, reference_of
 from tests.compat.checkpoints import COMPOSED, renamed
+from tests.compat.running import on_two_ranks
 
 TOKENS = 24
 PICTURES = reference_of(
@@ -101,6 +102,21 @@ def test_it_draws_what_diffusers_draws_alone_and_in_company(
     for wish, single, shared, right in zip(wishes, alone, together, expected, strict=True):
         torch.testing.assert_close(single, right, atol=1e-5, rtol=0, msg=lambda text, wish=wish: f"{wish}: {text}")
         torch.testing.assert_close(shared, right, atol=1e-5, rtol=0)
+
+
+@pytest.mark.dist
+@pytest.mark.crossed
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("axis", ["ulysses", "ring"])
+def test_two_ranks_share_the_frames_of_a_video(axis: str, tmp_path: Path) -> None:
+    even = [replace(wish, params=replace(wish.params, num_frames=13)) for wish in FILMED]
+    folder = wan.build(tmp_path / "tiny", kind="A14B")
+    expected = wan.reference(folder, even, "pt")
+    model = ModelConfig(str(renamed(folder, "ComposedMotionPipeline")), "float32", "cpu", plugins=(COMPOSED,))
+    chosen = Config(model, parallel=ParallelConfig(**{axis: 2}), schedule=ScheduleConfig(company="always"))  # type: ignore[arg-type]
+    asked = [replace(wish, params=replace(wish.params, max_sequence_length=None)) for wish in even]
+    for found in on_two_ranks(chosen, asked, tmp_path / "meeting"):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_a_loop_of_its_own_is_told_of_paused_and_cancelled_between_its_steps(tmp_path: Path) -> None:

@@ -63,20 +63,6 @@ def pictures(events: list[Event]) -> dict[str, torch.Tensor]:
     return {event.request_id: event.result.tensors["image"][0] for event in events if isinstance(event, Done)}
 
 
-def test_alone_and_in_company_it_draws_what_diffusers_draws(engine: Engine, expected: list[torch.Tensor]) -> None:
-    alone = [next(iter(pictures([*drained]).values())) for drained in (_one(engine, wish) for wish in FAMILY.wishes)]
-    places = [submit(engine, wish) for wish in FAMILY.wishes]
-    found = pictures(drain(engine))
-    for wish, single, place, picture in zip(FAMILY.wishes, alone, places, expected, strict=True):
-        torch.testing.assert_close(single, picture, atol=1e-5, rtol=0, msg=wish.prompt)
-        torch.testing.assert_close(found[place], picture, atol=1e-5, rtol=0, msg=wish.prompt)
-
-
-def _one(engine: Engine, wish: Wish) -> list[Event]:
-    submit(engine, wish)
-    return drain(engine)
-
-
 def test_requests_alike_share_every_forward(engine: Engine) -> None:
     wish = FAMILY.wishes[0]
     before = engine.runner.forwards.count

@@ -66,7 +66,7 @@ def compiled_twice(rank: int, scene: Scene) -> None:
     expected = {wishes: step(wishes) for wishes in (each for round in ROUNDS for each in round)}
     for network in pipeline.ctx.components.values():
         for stack in network.stacks().values() if isinstance(network, Network) else ():
-            stack.runner = SequenceRunner(CompiledRunner(stack.blocks(), counter, whole=False), mesh.axis(SEQUENCE))
+            stack.runner = SequenceRunner(CompiledRunner(stack.blocks(), counter, whole=False), mesh)
     for round in ROUNDS:
         for wishes in round:
             for plain, found in zip(expected[wishes], step(wishes), strict=True):

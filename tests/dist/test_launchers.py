@@ -45,6 +45,7 @@ def agent(address: str, key: Path, log: Path) -> Iterator[subprocess.Popen[bytes
         process.wait()
 
 
+@pytest.mark.costly
 def test_a_server_draws_with_a_rank_at_an_agent(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("a key that both of them know\n")

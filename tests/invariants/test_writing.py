@@ -170,6 +170,8 @@ def test_n_texts_are_n_requests_with_seeds_in_a_row(writer: Writer, engine: Engi
 def test_what_a_model_cannot_write_is_refused(
     writer: Writer, engine: Engine, prompt: dict[str, Any], choices: dict[str, Any], says: str
 ) -> None:
+    if choices.keys() & {"height", "num_inference_steps"} and "image" in engine.runner.pipeline.results:
+        pytest.skip("it may draw, and then that can be chosen")
     with pytest.raises(RequestError, match=says):
         run(engine, Ask(prompt, make_params(None, choices)))
 

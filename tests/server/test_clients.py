@@ -261,7 +261,7 @@ def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
     assert {tuple(told["shown"]) for told in (*events, job["result"])} == {("64x48", "32x32")}
     for told in (events[0]["warnings"], job["warnings"], job["result"]["warnings"]):
         assert "CPU" in told[0] and told[1:] == ["the prompt has 99 tokens"]
-    assert job["stage_durations"] == {"queue": 0.0, "denoise": 0.0} and job["peak_memory_mb"] == 3.0
+    assert set(job["stage_durations"]) == {"queue", "denoise"} and job["peak_memory_mb"] == 3.0
     assert job["result"]["id"] == job["id"] and job["result"]["usage"]["input_tokens"] == 11
 
 

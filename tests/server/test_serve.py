@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from openai import OpenAI
 from PIL import Image
 
 import omnimuse
+from omnimuse.cli import main
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ConfigError, ModelError, StorageError
 from omnimuse.deploy.pool import Pool, PoolPlan
@@ -312,6 +313,21 @@ def test_accepted_jobs_survive_the_death_of_everything(tmp_path: Path) -> None:
         assert not list((tmp_path / "data" / "spool").iterdir())
 
 
+@pytest.fixture
+def start_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Starts a server that must refuse to, in this process: the exit status, and what it printed."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+
+    def start(*options: str) -> tuple[int, str]:
+        status = main(["serve", "--data", str(tmp_path / "data"), "--port", "0", *options])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    yield start
+    root.handlers[:] = handlers
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -320,15 +336,16 @@ def test_accepted_jobs_survive_the_death_of_everything(tmp_path: Path) -> None:
         (("--metrics-address", "9100"), "no HOST:PORT"),
         (("--api-key-file", "/nowhere/keys"), "cannot be read"),
         (("nothing/here",), "nothing/here"),
+        (("--warm-up", "20x32"), "--warm-up 20x32 does not fit this model: width=20 is not a multiple of 16"),
     ],
 )
 def test_a_start_that_cannot_work_ends_before_anything_is_loaded(
-    options: tuple[str, ...], said: str, tmp_path: Path
+    options: tuple[str, ...], said: str, start_told: Callable[..., tuple[int, str]]
 ) -> None:
-    with WholeServer(tmp_path, *options) as server:
-        assert server.process.wait(60) in (1, 2)
-        assert said in server.text
-        assert "Traceback" not in server.text
+    before = children(os.getpid())
+    status, told = start_told(*options)
+    assert status in (1, 2) and said in told and "Traceback" not in told
+    assert children(os.getpid()) == before
 
 
 def test_faults_are_made_for_this_machine_only_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -372,18 +389,11 @@ def test_more_connections_than_files_may_be_open_are_refused_at_the_start() -> N
         make_room_for(2**40)
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(start_told: Callable[..., tuple[int, str]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with WholeServer(tmp_path, "--port", str(port)) as server:
-            assert server.process.wait(60) == 2
-            assert f"cannot listen on 127.0.0.1:{port}" in server.text
-
-
-def test_a_warm_up_that_no_worker_could_draw_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
-    with WholeServer(tmp_path, "--warm-up", "20x32") as server:
-        assert server.process.wait(60) == 2
-        assert "--warm-up 20x32 does not fit this model: width=20 is not a multiple of 16" in server.text
+        status, told = start_told("--port", str(port))
+    assert status == 2 and f"cannot listen on 127.0.0.1:{port}" in told
 
 
 def test_the_log_tells_the_threads_the_warm_up_and_when_a_worker_is_ready(server: WholeServer) -> None:
@@ -392,6 +402,7 @@ def test_the_log_tells_the_threads_the_warm_up_and_when_a_worker_is_ready(server
         server.wait_for(line)
 
 
+@pytest.mark.costly
 def test_omp_num_threads_is_what_workers_share(tmp_path: Path) -> None:
     options = ("--replicas", "2", "--warm-up", "none")
     with WholeServer(tmp_path, *options, environment={"OMP_NUM_THREADS": "6"}) as server:

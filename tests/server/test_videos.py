@@ -88,7 +88,8 @@ def test_the_official_client_makes_polls_downloads_lists_and_deletes(tmp_path: P
         assert video.model_extra is not None
         assert video.model_extra["duration_s"] == 4.062, "65 frames at 16 a second"
         assert video.model_extra["file_name"] == f"{video.id}.mp4"
-        assert video.model_extra["stage_durations"] == {"queue": 0.0, "denoise": 0.0}
+        durations = video.model_extra["stage_durations"]
+        assert set(durations) == {"queue", "denoise"} and durations["denoise"] == 0.0 <= durations["queue"]
         assert (video.model_extra["peak_memory_mb"], video.model_extra["inference_time_s"]) == (3.0, 0.0)
         assert video.error is None and video.expires_at is not None and video.completed_at is not None
         assert video.expires_at - video.completed_at == pytest.approx(3600, abs=1)

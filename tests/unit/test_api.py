@@ -257,6 +257,23 @@ def test_the_async_face_yields_events_and_the_same_picture(config: Config, omni:
     assert any(isinstance(event, Preview) for event in events)
 
 
+def test_the_async_face_finishes_results_beside_the_event_loop(config: Config) -> None:
+    """A video takes seconds, for which the loop would do nothing else."""
+    finished_by: list[threading.Thread] = []
+
+    class Noted(AsyncOmni):
+        def _presented(self, event: Done, changes: list[str]) -> Done:
+            finished_by.append(threading.current_thread())
+            return super()._presented(event, changes)
+
+    async def run() -> Event:
+        async with Noted(config.model.model, config=config) as subject:
+            return [event async for event in subject.generate("a circle", SMALL)][-1]
+
+    assert asyncio.run(run()).result.images  # type: ignore[union-attr]
+    assert len(finished_by) == 1 and finished_by[0] is not threading.main_thread()
+
+
 def test_the_async_face_adjusts_what_an_ask_and_keywords_say_together(config: Config) -> None:
     async def draw(adjust: bool) -> Result:
         async with AsyncOmni(config.model.model, config=config) as engine:

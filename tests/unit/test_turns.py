@@ -27,26 +27,26 @@ import pytest
 def test_always(): pass
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("x", range(30))
+@pytest.mark.parametrize("x", range(60))
 def test_crossed(x): pass
 
 @pytest.mark.costly("together")
-@pytest.mark.parametrize("x", range(30))
+@pytest.mark.parametrize("x", range(60))
 def test_together(x): pass
 
 @pytest.mark.costly
-@pytest.mark.parametrize("x", range(30))
+@pytest.mark.parametrize("x", range(60))
 @pytest.mark.parametrize("family", ["ZImagePipeline"])
 def test_costly(family, x): pass
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("y", range(30))
+@pytest.mark.parametrize("y", range(60))
 @pytest.mark.parametrize("family", ["ZImagePipeline"])
 def test_never_waits(family, y): pass
 
 @pytest.mark.crossed
 @pytest.mark.slow
-@pytest.mark.parametrize("y", range(30))
+@pytest.mark.parametrize("y", range(60))
 @pytest.mark.parametrize("family", ["ZImagePipeline"])
 def test_slow(family, y): pass
 """
@@ -88,11 +88,11 @@ def collected(project: Path, *args: str) -> dict[str, int]:
 def test_a_run_of_everything_takes_a_part_of_them_and_any_other_takes_all(project: Path) -> None:
     taken = collected(project)
     assert taken["test_always"] == 1
-    assert 0 < taken["test_crossed"] < 30 and 0 < taken["test_slow"] < 30
-    assert taken["test_together"] in (0, 30) and 0 < taken["test_costly"] < 30
-    assert taken["test_never_waits"] == 30
+    assert 0 < taken["test_crossed"] < 60 and 0 < taken["test_slow"] < 60
+    assert taken["test_together"] in (0, 60) and 0 < taken["test_costly"] < 60
+    assert taken["test_never_waits"] == 60
     many = ["test_crossed", "test_together", "test_costly", "test_never_waits", "test_slow"]
-    everything = {"test_always": 1} | dict.fromkeys(many, 30)
+    everything = {"test_always": 1} | dict.fromkeys(many, 60)
     assert collected(project, "--all") == collected(project, "some/test_some.py") == everything
 
 

@@ -9,13 +9,21 @@ import random
 
 from tools.train_shapes.data import SIZE, Scene, Thing, plain_background
 
-_RELATION_WORDS = {
+RELATION_WORDS = {
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
     "above": ("above", "above", "over", "on top of"),
     "below": ("below", "below", "under", "beneath"),
     "inside": ("inside", "inside", "in", "within"),
 }
+TOLD_RELATION = {
+    "left of": "to the left of",
+    "right of": "to the right of",
+    "above": "above",
+    "below": "below",
+    "inside": "inside",
+}
+"""How a relation is called where it is called in one way."""
 _OPENINGS = (
     "a picture of ",
     "an image of ",
@@ -88,7 +96,7 @@ def _pair(scene: Scene, rng: random.Random) -> str:
         return f"{first} at the top and {second} at the bottom"
     if scene.relation == "below" and roll < 0.1:
         return f"{first} at the bottom and {second} at the top"
-    return f"{first} {rng.choice(_RELATION_WORDS[scene.relation])} {second}"
+    return f"{first} {rng.choice(RELATION_WORDS[scene.relation])} {second}"
 
 
 def _triple(scene: Scene, rng: random.Random) -> str:

@@ -23,11 +23,14 @@ NOTES = 8  # spare slots behind the gradients that ride along in the all-reduce
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW's betas, the moving average's decay, and Muon's learning rate as a multiple of AdamW's (0: no Muon)."""
+    """AdamW's betas, the moving average's decay, and Muon's learning rate as a multiple of AdamW's (0: no Muon), which
+    computes in bf16 or, where a processor has no fast one, ``plain``ly in float32.
+    """
 
     betas: tuple[float, float]
     decay: float
     muon: float = 0.0
+    plain: bool = False
 
 
 class FlatTrainer:
@@ -98,7 +101,8 @@ class FlatTrainer:
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
         inner = len(self._momentum)
-        update(self.flat[:inner], self.gradient[:inner], self._momentum, self._groups, rate * self._plan.muon)
+        dtype = torch.float32 if self._plan.plain else torch.bfloat16
+        update(self.flat[:inner], self.gradient[:inner], self._momentum, self._groups, rate * self._plan.muon, dtype)
         self.average.lerp_(self.flat, 1 - min(self._plan.decay, (1 + self.steps) / (10 + self.steps)))
         return norm
 

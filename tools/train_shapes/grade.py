@@ -18,19 +18,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from tools.train_shapes.captions import background_words, name_thing, place_words
+from tools.train_shapes.captions import TOLD_RELATION, background_words, name_thing, place_words
 from tools.train_shapes.data import Renderer, Scene, draw_scene, held_out
 from tools.train_shapes.judge import Verdict, judge
 
 Generate = Callable[[list[str], list[int]], list[Image.Image]]
 DEFAULT_COUNT = 200
-_RELATION = {
-    "left of": "to the left of",
-    "right of": "to the right of",
-    "above": "above",
-    "below": "below",
-    "inside": "inside",
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ def _task(rng: random.Random, count: int, held_share: float) -> Task:
     while held_share and not held_out(scene, held_share):
         scene = draw_scene(rng, count)
     names = [name_thing(thing, rng, sized=False) for thing in scene.things]
-    prompt = names[0] if count == 1 else f"{names[0]} {_RELATION[scene.relation]} {names[1]}"
+    prompt = names[0] if count == 1 else f"{names[0]} {TOLD_RELATION[scene.relation]} {names[1]}"
     place_asked = count == 1 and rng.random() < 0.25
     if place_asked:
         prompt += f" {place_words(scene.things[0])}"

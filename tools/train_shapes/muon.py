@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -52,22 +53,24 @@ def group_by_shape(matrices: list[nn.Parameter]) -> list[Group]:
     return groups
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[k, rows, columns] with all singular values near 1, by Newton-Schulz steps in bf16."""
+def orthogonal(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """[k, rows, columns] with all singular values near 1, by Newton-Schulz steps in ``dtype``."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).contiguous()
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return (x.mT if tall else x).float()
 
 
-def update(flat: Tensor, gradient: Tensor, momentum: Tensor, groups: list[Group], rate: float) -> None:
+def update(
+    flat: Tensor, gradient: Tensor, momentum: Tensor, groups: list[Group], rate: float, dtype: torch.dtype
+) -> None:
     """One step at learning rate ``rate`` on ``flat``, in place; ``momentum`` is the running mean gradient."""
     momentum.lerp_(gradient, 1 - _MOMENTUM)
     ahead = gradient.lerp(momentum, _MOMENTUM)
     for group in groups:
         size = _RMS * math.sqrt(max(group.rows, group.columns))
-        group.of(flat).sub_(orthogonal(group.of(ahead)), alpha=rate * size)
+        group.of(flat).sub_(orthogonal(group.of(ahead), dtype=dtype), alpha=rate * size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,33 +27,40 @@ CHAT_TEMPLATE = (
     "{%- endif %}"
 )
 # So that chat markup and everyday words are short too.
-_EXTRA = ["user\n", "assistant\n", "system\n", "<think>\n\n</think>\n\n"] * 400
+MARKUP = ("user\n", "assistant\n", "system\n", "<think>\n\n</think>\n\n") * 400
 
 
 def _texts(count: int, seed: int) -> Iterator[str]:
     rng = random.Random(seed)
     for _ in range(count):
         yield caption(draw_scene(rng), rng)
-    yield from _EXTRA
+    yield from MARKUP
 
 
 def train_tokenizer(count: int = 20_000, seed: int = 5) -> PreTrainedTokenizerFast:
     """A tokenizer trained on ``count`` captions, the same one every time."""
+    return tokenizer_of(_texts(count, seed), ENTRIES, SPECIAL)
+
+
+def tokenizer_of(texts: Iterator[str], entries: int, special: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One of at most ``entries``, every byte among them, trained on ``texts``; of the ``special`` ones the first pads
+    and the third ends.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=ENTRIES,
-        special_tokens=list(SPECIAL),
+        vocab_size=entries,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(count, seed), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=SPECIAL[0],
-        eos_token=SPECIAL[2],
-        additional_special_tokens=[SPECIAL[1]],
+        pad_token=special[0],
+        eos_token=special[2],
+        additional_special_tokens=[token for token in special if token not in (special[0], special[2])],
         chat_template=CHAT_TEMPLATE,
         model_max_length=512,
         padding_side="right",

@@ -31,9 +31,13 @@ def refuse_features(spec: Spec, config: Config) -> None:
             parallel.pipe > 1 or parallel.vae_tiles > 1,
             f"of {parallel}, its loop over blocks is not ours to share (pipe), and its autoencoder neither (vae_tiles)",
         ),
-        "cache": (
-            cached != "none" and not spec.foreign.shares,
-            "its `forward` has the loop, and a step cache must know the step; write the four methods",
+        f"cache={cached} beside several ranks": (
+            cached != "none" and not spec.foreign.shares and parallel.ranks > 1,
+            "its `forward` has the loop, and cache-dit would decide on every rank by itself; leave one of them out",
+        ),
+        "enable_taylorseer": (
+            cached == "dbcache" and not spec.foreign.shares and bool(config.cache.order),
+            "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
         ),
         f"cache={cached}": (
             cached == "teacache",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -20,13 +21,16 @@ from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
+from omnimuse.compat.diffusers.stepcache import FITS, settings
 from omnimuse.compat.door import Place, Wardrobe
+from omnimuse.compat.vllm_omni.diffusion.cache.cache_dit_backend import CacheDiTBackend
 from omnimuse.compat.vllm_omni.diffusion.data import (
     DiffusionParallelConfig,
     Extras,
     OmniDiffusionConfig,
     TransformerConfig,
 )
+from omnimuse.core.caches import CacheConfig, completed
 from omnimuse.core.config import Choice, Config, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.components import quiet
@@ -44,11 +48,13 @@ class Live(nn.Module):
         before: Callable[..., Any] | None,
         after: Callable[..., Any] | None,
         surroundings: Surroundings,
+        cached: CacheDiTBackend | None = None,
     ) -> None:
         super().__init__()
         self.pipe: Any = pipe
         self.before, self.after = before, after
         self.surroundings = surroundings
+        self.cached = cached
 
     @cached_property
     def batched(self) -> bool:
@@ -74,11 +80,24 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     pipe.eval().requires_grad_(False)
     wearing = wardrobe(pipe, place.checkpoint, [origins], frozenset((PIPELINE, NETWORK)))
     packed = pack(dict(pipe.named_children()), place.config)
-    passed = transform(pipe, place)
+    steps = place.spec.foreign is not None and place.spec.foreign.shares
+    passed = transform(pipe, place if steps else replace(place, config=replace(place.config, cache=CacheConfig())))
     if place.config.compile.mode != "none":
         dress_all(wearing, place.rack)
     passed.choices += [*packed, *_decoding(pipe, place), *_attention(pipe, place)]
-    return Live(pipe, before, after, surroundings), passed, wearing
+    cached = None if steps else _cached(pipe, place, passed)
+    return Live(pipe, before, after, surroundings, cached), passed, wearing
+
+
+def _cached(pipe: nn.Module, place: Place, passed: Passed) -> CacheDiTBackend | None:
+    """cache-dit in a pipeline that has its loop in its `forward`, where a step cache was asked for."""
+    choice = place.config.cache
+    if choice.kind == "none":
+        return None
+    backend = CacheDiTBackend(settings(completed(choice, FITS)))
+    backend.enable(pipe)
+    passed.choices.append(Choice("cache", PIPELINE, "cache-dit's", f"asked for: {choice.kind}"))
+    return backend
 
 
 def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:

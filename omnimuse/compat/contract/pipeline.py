@@ -9,7 +9,7 @@ import torch
 
 from omnimuse.compat.contract.make import Live
 from omnimuse.compat.contract.requests import finished, note_times, request_of
-from omnimuse.compat.contract.spec import PIPELINE
+from omnimuse.compat.contract.spec import PIPELINE, USUAL_STEPS
 from omnimuse.compat.contract.steps import Finish, Prepare, Steps
 from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
@@ -47,6 +47,9 @@ class Whole(Stage):
                 given = DiffusionRequestBatch([request]) if live.batched else request
                 if isinstance(live.pipe, DiffusionPipelineProfilerMixin):
                     live.pipe.clear_profiler_records()
+                if live.cached is not None:
+                    steps = request.sampling_params.num_inference_steps or USUAL_STEPS
+                    live.cached.refresh(live.pipe, steps, verbose=False)
                 made = live.pipe(given)
                 note_times(state, made)
                 state[self.medium] = finished(made, live.after, self.medium)

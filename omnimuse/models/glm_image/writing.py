@@ -31,8 +31,8 @@ from omnimuse.pipeline.state import State
 class WritePrior(Loop):
     """From `brief` to `prior`, int64 [patches of the picture]; `kv` is what is remembered meanwhile.
 
-    Tokens are chosen with a generator of its own of the output's seed, as the reference has it. Where whoever asks
-    gives the tokens it takes one step, in which nothing is evaluated.
+    Tokens are chosen with a generator of its own of the output's seed, as the reference has it. Nothing is written
+    where whoever asks gives the tokens.
     """
 
     name: str = "write prior"
@@ -40,13 +40,16 @@ class WritePrior(Loop):
     writes: tuple[str, ...] = ("kv", "prior")
     uses: tuple[str, ...] = (LANGUAGE,)
 
+    def skip(self, ctx: Context, state: State) -> bool:
+        if state["brief"] is not None:
+            return False
+        extra = state.request.extra
+        assert isinstance(extra, GlmImageParams)
+        state["kv"], state["prior"] = None, codes(ctx, "prior_token_ids", extra.prior_token_ids)
+        return True
+
     def begin(self, ctx: Context, state: State) -> list[Step]:
         brief, working = state["brief"], state.working
-        if brief is None:
-            extra = state.request.extra
-            assert isinstance(extra, GlmImageParams)
-            state["kv"], state["prior"] = None, codes(ctx, "prior_token_ids", extra.prior_token_ids)
-            return [Step(0)]
         network = ctx.components.wherever(LANGUAGE)
         assert isinstance(network, GlmImageWriter)
         working["how"] = sampling(ctx.configs)
@@ -61,11 +64,9 @@ class WritePrior(Loop):
 
     def cost(self, ctx: Context, state: State) -> int:
         working = state.working
-        return min(CHUNK, len(working["tokens"]) - working["remembered"]) if "tokens" in working else 1
+        return min(CHUNK, len(working["tokens"]) - working["remembered"])
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        if "tokens" not in state.working:
-            return []
         start, tokens = state.working["remembered"], state.working["tokens"]
         ids = tokens[start : start + CHUNK]
         return [
@@ -82,8 +83,6 @@ class WritePrior(Loop):
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         working = state.working
-        if "tokens" not in working:
-            return
         working["remembered"] += self.cost(ctx, state)
         if working["remembered"] < len(working["tokens"]):
             return  # more of the brief is to be read
@@ -91,9 +90,8 @@ class WritePrior(Loop):
         working["tokens"] = torch.cat([working["tokens"], working["tokens"].new_full((1,), token)])
 
     def finish(self, ctx: Context, state: State) -> None:
-        if "tokens" in state.working:
-            rows, columns = state["brief"].draws[-1]
-            state["prior"] = finer(state.working["tokens"][-rows * columns :].view(rows, columns))
+        rows, columns = state["brief"].draws[-1]
+        state["prior"] = finer(state.working["tokens"][-rows * columns :].view(rows, columns))
 
     def _choose(self, ctx: Context, state: State, logits: Tensor) -> int:
         """The next token of logits [V]. One that cannot be drawn, on which the reference ends, is chosen once more."""

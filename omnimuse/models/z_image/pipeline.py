@@ -32,23 +32,28 @@ def inputs(ctx: Context, static: ZImageStatic, latents: Tensor, timestep: Tensor
     return ZImageInputs(static=static, latents=latents, t=(1000.0 - timestep) / 1000.0)
 
 
+READ = EncodeText(template=chat, take=HiddenState(-2))
+DENOISE = Denoise(
+    conditions=prepared(ZImageTransformer),
+    inputs=inputs,
+    token_count=packed_tokens,
+    preview=preview_by_decoding,
+    start="image_latents",
+    flip=True,  # the network predicts data - noise
+)
+"""What others have in common that draw with this network."""
+
+
 class ZImage(Pipeline):
     """Text, and perhaps a picture, to picture."""
 
     spec = SPEC
     stages = (
-        *for_both_branches(EncodeText(template=chat, take=HiddenState(-2))),
+        *for_both_branches(READ),
         EncodeImage(),
         DrawImageLatents(),
         InitLatents(latent_shape),
-        Denoise(
-            conditions=prepared(ZImageTransformer),
-            inputs=inputs,
-            token_count=packed_tokens,
-            preview=preview_by_decoding,
-            start="image_latents",
-            flip=True,  # the network predicts data - noise
-        ),
+        DENOISE,
         DecodeImage(),
     )
 

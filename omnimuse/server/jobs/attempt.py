@@ -88,7 +88,8 @@ class Attempts:
                     live.see(update)
         if made is None:
             raise EngineDeadError("the worker ended the request without a result")
-        await self._finish(live, request, made)
+        times = live.job.times
+        await self._finish(live, request, made.after(max(0.0, (times.started or times.created) - times.created)))
 
     async def _finish(self, live: Live, request: Request, made: Finished) -> None:
         """Move the files to where they stay, then say so in the store; leave no file unless both happened."""

@@ -233,6 +233,10 @@ class Admission:
         pace = self._speed.seconds_per_cost
         return None if pace is None else pace * self.cost(request)
 
+    def promised(self, request: Request) -> Request:
+        """`request` with its deadline, if that depends on what it takes alone; without one while that is unknown."""
+        return request.promised(self.seconds(request), self._clock())
+
     def load(self) -> Load:
         """What is in progress now."""
         pace, left = self._speed.seconds_per_cost, self._left()

@@ -84,10 +84,17 @@ def place_order(
     check_model(service, wanted.model)
     wanted = settled(wanted, service.door)
     looks = wanted.delivery.partial_images
-    request = to_request(wanted, service.door, http.state.tenant, looks, came)
+    request = asked_of(service, wanted, http, looks, came)
     wanted = doubted(service, wanted, request)
     waits = None if wanted.delivery.stream else patience(http.headers)
     return Order(wanted, request, to_form(wanted, service.options.guard.tell), waits, task, *_known_as(http))
+
+
+def asked_of(
+    service: Service, wanted: Wanted, http: HttpRequest, looks: int = 0, came: Mapping[str, object] = NOTHING
+) -> Request:
+    """The request for `wanted`, checked against the model, with its deadline as far as speeds are known."""
+    return service.admission.promised(to_request(wanted, service.door, http.state.tenant, looks, came))
 
 
 def _known_as(http: HttpRequest) -> tuple[str, str | None]:

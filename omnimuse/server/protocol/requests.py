@@ -29,6 +29,7 @@ _TYPES: dict[str, Any] = {
     "seed": int,
     "texts": str | list[str],
     "one": str | list[str],
+    "deadline": float | str,
     "adapters": str | dict[str, Any] | list[str | dict[str, Any]],
 }
 _REQUIRED = frozenset({"prompt", "messages"})

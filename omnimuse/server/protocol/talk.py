@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from omnimuse.server.protocol.chat import ImagePart
 from omnimuse.server.protocol.requests import request_model
 
 TalkRequest = request_model("TalkRequest", "talk")
@@ -23,11 +24,12 @@ class Sound(BaseModel):
 
 
 class Said(BaseModel):
-    """What the model says, or a piece of it; `role` is in the first piece only."""
+    """What the model says, or a piece of it, and the picture that it asks for; `role` is in the first piece only."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     audio: Sound | None = None
+    images: list[ImagePart] | None = None
 
 
 class Answer(BaseModel):

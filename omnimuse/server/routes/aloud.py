@@ -17,6 +17,7 @@ from omnimuse.deploy.wire import Grown
 from omnimuse.server.errors import refusal
 from omnimuse.server.orders.order import Order
 from omnimuse.server.protocol import talk as protocol
+from omnimuse.server.routes.pictured import BOTH as PICTURED
 from omnimuse.server.routes.speech import PIECE, following
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted
@@ -36,6 +37,8 @@ def aloud(service: Service, wanted: Wanted) -> Wanted:
             return wanted if service.door.spec.writes else written(wanted, "text")
         why = f"use modalities {BOTH!r} to hear an answer".replace("'", '"') if speaks else "no sound is made here"
         raise refusal("unsupported_parameter", f"audio is not supported: {why}", "audio")
+    if service.door.limits.draws and sorted(map(str, asked or ())) == PICTURED:
+        return wanted
     if not speaks:
         raise refusal("unsupported_parameter", 'this model answers with text; use modalities ["text"]', "modalities")
     if sorted(map(str, asked or ())) != sorted(BOTH):

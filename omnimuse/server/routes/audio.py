@@ -28,6 +28,7 @@ from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import (
     Admitted,
     Order,
+    asked_of,
     check_model,
     check_task,
     contents,
@@ -45,7 +46,7 @@ from omnimuse.server.routes.kept import PAGES, PREVIEWS, KeptJobs, Kind, event_o
 from omnimuse.server.service import Service
 from omnimuse.server.translate import answers
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.asks import patience, settled, to_form, to_request
+from omnimuse.server.translate.asks import patience, settled, to_form
 
 TASK, FROM_SOUND = "text-to-audio", "audio-to-audio"
 JOBS = "/v1/audio/generations"
@@ -172,7 +173,7 @@ class Sounds:
         recordings = await read_sounds(service, request, sources) if sources else ()
         stream = wanted.delivery.stream
         looks = PREVIEWS if request.url.path == JOBS else 0
-        asked = to_request(wanted, door, request.state.tenant, looks, {"sounds": recordings})
+        asked = asked_of(service, wanted, request, looks, {"sounds": recordings})
         waits = None if stream else patience(request.headers)
         form_ = to_form(wanted, service.options.guard.tell)
         task = FROM_SOUND if recordings else TASK

@@ -18,11 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import WorkerLostError
-from omnimuse.deploy.wire import Finished, Grown, MadeText, Spelt
+from omnimuse.deploy.wire import Finished, Grown, Spelt
 from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
-from omnimuse.server.http.enclosed import JSONWithFiles
+from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles, Parcel
 from omnimuse.server.http.sse import Event
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.openapi import Operation
@@ -41,9 +41,11 @@ from omnimuse.server.orders.order import (
     taken,
 )
 from omnimuse.server.protocol import talk as protocol
+from omnimuse.server.protocol.chat import ImagePart
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.routes.aloud import Sounding, aloud, name_of, whole
+from omnimuse.server.routes.pictured import pictures, wants
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, told
@@ -103,11 +105,11 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
     if wanted.delivery.stream:
         return await cancel_on_disconnect(request, opened(_chunks(service, order, shape, head)))
     made = await cancel_on_disconnect(request, finished(service, order))
-    sounds = await contents(service.files, made.files)
-    body = dump(shape.whole(order, head | _about(order, made), made.texts, sounds.words))
+    drawn = await contents(service.files, made.files)
+    body = dump(shape.whole(order, head | _about(order, made), made, drawn.words))
     seeds = ",".join(str(order.request.seed(index)) for index in range(order.request.outputs))
     headers = Made.of(made).headers(order.wanted.warnings) | {"x-seed": seeds}
-    return JSONWithFiles(body, sounds, headers) if sounds.words else JSONResponse(body, headers=headers)
+    return JSONWithFiles(body, drawn, headers) if drawn.words else JSONResponse(body, headers=headers)
 
 
 async def _came(service: Service, request: Request, shown: Shown, wanted: Wanted) -> dict[str, object]:
@@ -178,8 +180,8 @@ def _content(given: Any, name: str, shown: Shown, able: Sequence[str]) -> str | 
 class Shape(Protocol):
     """How one of the two endpoints tells texts."""
 
-    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText], sounds: Sequence[str]) -> BaseModel:
-        """The answer that has everything; `sounds` are those of answers that are spoken."""
+    def whole(self, order: Order, head: dict[str, Any], made: Finished, words: Sequence[str]) -> BaseModel:
+        """The answer that has everything; `words` stand for files: sounds of answers that are spoken, or pictures."""
 
     def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
         """What comes before the first piece of answer `index`, if anything does."""
@@ -196,12 +198,11 @@ class Shape(Protocol):
 class Chat:
     """As a conversation."""
 
-    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText], sounds: Sequence[str]) -> BaseModel:
-        spoken = {i: whole(order, i, word, texts[i].text) for i, word in enumerate(sounds)}
-        said = [
-            (protocol.Said(role="assistant", content=made.text, audio=spoken.get(i)), made.reason)
-            for i, made in enumerate(texts)
-        ]
+    def whole(self, order: Order, head: dict[str, Any], made: Finished, words: Sequence[str]) -> BaseModel:
+        drawn = pictures(order, made.files, words) if wants(order) else {}
+        heard = words if order.form.format != TEXT else ()
+        spoken = {i: whole(order, i, word, made.texts[i].text) for i, word in enumerate(heard)}
+        said = [(self._said(text.text, spoken.get(i), drawn.get(i)), text.reason) for i, text in enumerate(made.texts)]
         choices = [protocol.Answer(index=i, message=each, finish_reason=why) for i, (each, why) in enumerate(said)]
         return protocol.TalkCompletion(id=self._id(order), choices=choices, **head)
 
@@ -217,6 +218,13 @@ class Chat:
         audio = protocol.Sound(id=name_of(order, index), transcript=text) if spoken else None
         delta = protocol.Said(content=text or None, audio=audio)
         return self._chunk(order, head, [protocol.Piece(index=index, delta=delta, finish_reason=reason)])
+
+    def _said(self, text: str, sound: protocol.Sound | None, images: list[ImagePart] | None) -> protocol.Said:
+        return protocol.Said(role="assistant", content=text, audio=sound, images=images)
+
+    def picture(self, order: Order, head: dict[str, Any], index: int, images: list[ImagePart]) -> BaseModel:
+        """The picture of answer `index`."""
+        return self._chunk(order, head, [protocol.Piece(index=index, delta=protocol.Said(images=images))])
 
     def sound(self, order: Order, head: dict[str, Any], index: int, sound: protocol.Sound) -> BaseModel:
         """A piece of the sound of answer `index`."""
@@ -235,9 +243,9 @@ class Chat:
 class Continued:
     """As a text that goes on."""
 
-    def whole(self, order: Order, head: dict[str, Any], texts: Sequence[MadeText], sounds: Sequence[str]) -> BaseModel:
-        made = [protocol.Continuation(index=i, text=t.text, finish_reason=t.reason) for i, t in enumerate(texts)]
-        return self._made(order, head, made)
+    def whole(self, order: Order, head: dict[str, Any], made: Finished, words: Sequence[str]) -> BaseModel:
+        texts = [protocol.Continuation(index=i, text=t.text, finish_reason=t.reason) for i, t in enumerate(made.texts)]
+        return self._made(order, head, texts)  # which has no place for pictures
 
     def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
         return None
@@ -279,7 +287,7 @@ class Told:
 
 @asynccontextmanager
 async def _open(service: Service, made: Finished) -> AsyncIterator[list[BinaryIO]]:
-    """The files of answers that are spoken, while this context lasts."""
+    """The files of answers that are spoken or show something, while this context lasts."""
     files = await taken(service.files, made.files)
     try:
         yield files
@@ -311,12 +319,16 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                 yield None, dump(shape.sound(order, head, update.output, sound))
             elif isinstance(update, Finished):
                 about, files = _about(order, update), await stack.enter_async_context(_open(service, update))
+                held = Enclosed(files)
+                drawn = pictures(order, update.files, held.words) if wants(order) else {}
                 for index, made in enumerate(update.texts):
                     if rest := known.rest(index, made.text):
                         yield None, dump(shape.piece(order, head, index, rest, None))
-                    if isinstance(shape, Chat) and files:
+                    if isinstance(shape, Chat) and files and order.form.format != TEXT:
                         async for sound in heard.rest(index, files[index]):
                             yield None, dump(shape.sound(order, head, index, sound))
+                    if isinstance(shape, Chat) and index in drawn:
+                        yield None, Parcel(dump(shape.picture(order, head, index, drawn[index])), held)
                     end = head | {"warnings": about["warnings"]}
                     yield None, dump(shape.piece(order, end, index, "", made.reason))
                 if order.wanted.delivery.usage:

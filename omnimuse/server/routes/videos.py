@@ -24,6 +24,7 @@ from omnimuse.server.jobs.stills import KINDS, Stills
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import (
     Order,
+    asked_of,
     check_model,
     check_task,
     doubted,
@@ -41,7 +42,7 @@ from omnimuse.server.routes.kept import PAGES, PREVIEWS, KeptJobs, Kind
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Part, Reels, Wanted, read
 from omnimuse.server.translate.answers import Made, told
-from omnimuse.server.translate.asks import patience, settled, to_request, video_form
+from omnimuse.server.translate.asks import patience, settled, video_form
 
 FROM_TEXT, FROM_PICTURE, FROM_VIDEO = "text-to-video", "image-to-video", "video-to-video"
 PATH = "/v1/videos"
@@ -203,7 +204,7 @@ class Videos:
         wanted = settled(wanted, door)
         clips = await read_videos(service, request, reels, wanted) if reels else ()
         came = {"images": pictures, "videos": clips, "mask": await self._mask(request, wanted, *masks)}
-        asked = to_request(wanted, door, request.state.tenant, PREVIEWS, came)
+        asked = asked_of(service, wanted, request, PREVIEWS, came)
         wanted = replace(doubted(service, wanted, asked), urls=(), reels=Reels(), part=Part())
         form = video_form(service.options.guard.tell)
         order = Order(

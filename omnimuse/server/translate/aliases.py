@@ -125,7 +125,7 @@ class Wanted:
     params: DiffusionParams = DiffusionParams()
     output: Output = Output()
     delivery: Delivery = Delivery()
-    timeout: float | None = None
+    deadline: float | str | None = None
     seconds: float | None = None
     model: str | None = None
     talk: Talk = Talk()
@@ -361,7 +361,7 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
         params=DiffusionParams(**chosen),
         output=_output(found),
         delivery=_delivery(found),
-        timeout=values.get("timeout"),
+        deadline=values.get("deadline"),
         seconds=values.get("length"),
         model=None if values.get("model") in ANY_MODEL else values.get("model"),
         talk=Talk(values.get("messages"), values.get("modalities"), values.get("audio")),

@@ -30,7 +30,7 @@ def to_request(
     """What `wanted` asks for, checked by the model's door and completed; RequestError names the client's field.
 
     `came` is what came with it, decoded, under a prompt's own names for it: `images`, `mask`, `videos`, `sounds`.
-    `looks` is how many previews there should be. The deadline is `timeout_s` from now on the monotonic clock.
+    `looks` is how many previews there should be. Deadlines count from now on the monotonic clock.
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
     if wanted.talk.messages is not None:
@@ -40,7 +40,7 @@ def to_request(
         prompt["pad"] = wanted.part.pad
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
-    ask = Ask(prompt, settled(wanted, door).params, timeout=wanted.timeout, tenant=tenant)
+    ask = Ask(prompt, settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant)
     closed = door if door.adapters is not None else replace(door, adapters={})  # a client never names a file
     try:
         made = closed.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
@@ -121,7 +121,7 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
 def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
-    usual = {"timeout": "timeout_s", "num_outputs_per_prompt": "n", "images": "image"}
+    usual = {"num_outputs_per_prompt": "n", "images": "image"}
     usual |= {"sounds": "audio", "videos": "video"}
     usual["seconds"] = names.get("length", "seconds")
     if first == "extra" and rest in names:  # a family's own, for which clients have a field

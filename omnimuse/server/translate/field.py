@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
-    "urls", "picture", "clip", "margins", "seed", "adapters", "texts", "one",
+    "urls", "picture", "clip", "margins", "seed", "adapters", "texts", "one", "deadline",
 ]  # fmt: skip
 """What a value looks like; "urls" is one address or several, "picture" and "clip" an upload or where it is, "margins"
-four whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one."""
+four whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one, "deadline" seconds or
+the name of a class."""
 
 Kind = Literal["image", "edit", "video", "audio", "speech", "chat", "talk", "completion"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/audio/speech,
@@ -53,6 +54,16 @@ class Field:
             raise ValueError(
                 f"the text field {self.name!r} needs a longest length: whatever is kept or repeated has one"
             )
+
+
+DEADLINE = Field(
+    "deadline",
+    "deadline",
+    "deadline",
+    "when it is wanted, and of no use later: in so many seconds, or the name of a class such as `interactive` (ours)",
+    longest=MAX_WORD,
+)
+"""Of every endpoint that makes something."""
 
 
 def refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
-from omnimuse.server.translate.field import HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
+from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
 from omnimuse.server.translate.speaking import SPEECH
 from omnimuse.server.translate.talking import COMPLETION, TALK
 
@@ -49,7 +49,8 @@ SHARED: tuple[Field, ...] = (
     Field("width", "whole", "width", "pixels"),
     Field("height", "whole", "height", "pixels"),
     Field("resolution", "resolution", "size", "the side of a square in pixels, or WIDTHxHEIGHT (VO)"),
-    Field("timeout_s", "real", "timeout", "give up after so many seconds"),
+    Field("timeout_s", "real", "deadline", "give up after so many seconds"),
+    DEADLINE,
     Field("extra_params", "object", "extra", "the family's own parameters, by name"),
     Field(
         "user",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.core.speech import MAX_INSTRUCTIONS
-from omnimuse.server.translate.field import HARMLESS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_WORD, Field, refused
 
 _ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
 _NO_TEXT = "of a sound, the voice alone is taken: send it as `ref_audio`"
@@ -40,7 +40,8 @@ SPEECH: tuple[Field, ...] = (
     Field("top_p", "real", "top_p", "draw from the sounds that make up so much", low=0, high=1),
     Field("top_k", "whole", "top_k", "draw from so many sounds; 0 and -1: from all", low=-1),
     Field("repetition_penalty", "real", "repetition_penalty", "above 1: sound less like before", low=0.01),
-    Field("timeout_s", "real", "timeout", "give up after so many seconds (ours)"),
+    Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
+    DEADLINE,
     Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     *refused("the model decides how fast it speaks; say it in `instructions`", "speed", neutral=(1, 1.0)),

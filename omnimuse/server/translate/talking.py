@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.core.messages import MAX_WRITTEN
-from omnimuse.server.translate.field import HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
 
 MAX_STOPS = 16
 """Texts that may end an answer; OpenAI has four."""
@@ -30,7 +30,8 @@ _WRITING: tuple[Field, ...] = (
         "repetition_penalty", "real", "repetition_penalty", "above 1: say less often what was said (VO, SG)", low=0.01
     ),
     Field("stop", "texts", "stop", "texts that end the answer and are no part of it", longest=MAX_WORD, high=MAX_STOPS),
-    Field("timeout_s", "real", "timeout", "give up after so many seconds (ours)"),
+    Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
+    DEADLINE,
     Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
     Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
@@ -56,7 +57,12 @@ TALK: tuple[Field, ...] = (
     *_WRITING,
     Field("messages", "list", "messages", "the conversation, which the model goes on with"),
     Field("max_completion_tokens", "whole", "max_tokens", "as `max_tokens`, by OpenAI's newer name", low=1),
-    Field("modalities", "list", "modalities", '["text"], or ["text", "audio"] of a model that speaks'),
+    Field(
+        "modalities",
+        "list",
+        "modalities",
+        '["text"]; with "audio" of a model that speaks, or "image" of one that draws',
+    ),
     Field("audio", "object", "audio", 'how an answer sounds: {"voice": ..., "format": "wav"}; in a stream "pcm16"'),
     Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
     *refused(_NO_SCORES, "logprobs"),

@@ -113,6 +113,16 @@ def _range(field: Field) -> str:
     return f" of at least {field.low:g}" if field.low is not None else ""
 
 
+def _deadline(field: Field, value: Any, name: str, form: bool) -> float | str:
+    """Seconds, or a name; in a form what looks like a number is one."""
+    if not isinstance(value, str):
+        return _real(field, value, name, form)
+    try:
+        return float(value) if form and len(value) <= 40 else _text(field, value, name, form)
+    except ValueError:
+        return _text(field, value, name, form)
+
+
 def _flag(field: Field, value: Any, name: str, form: bool) -> bool:
     if form and isinstance(value, str):
         value = _FLAGS.get(value.strip().lower(), value)
@@ -289,4 +299,5 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "adapters": _adapters,
     "texts": _texts,
     "one": _one,
+    "deadline": _deadline,
 }

@@ -8,6 +8,7 @@ _DIFFUSION_MODELS = {
     "DocumentedEditPipeline": ("medium", "pipeline_medium", "MediumEditPipeline"),
     "DocumentedEditStepPipeline": ("medium", "pipeline_medium", "MediumEditStepPipeline"),
     "DocumentedCustomPipeline": ("medium", "pipeline_medium", "CustomMediumPipeline"),
+    "DocumentedCustomStepPipeline": ("medium", "pipeline_medium", "CustomMediumStepPipeline"),
     "BarePipeline": ("medium", "pipeline_medium", "BareMediumPipeline"),
     "TwoListsPipeline": ("double", "pipeline_double", "DoublePipeline"),
     "TwoListsStepPipeline": ("double", "pipeline_double", "DoubleStepPipeline"),

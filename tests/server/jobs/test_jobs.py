@@ -110,6 +110,19 @@ def test_jobs_wait_until_a_worker_is_ready(tmp_path: Path) -> None:
     run(tmp_path, act, ready=False)
 
 
+def test_the_time_that_a_job_waits_for_a_worker_is_its_time_in_the_queue(tmp_path: Path) -> None:
+    times = [1000.0]
+
+    async def act(parts: Rig) -> None:
+        job = await parts.submit()
+        times[0] += 90.0
+        parts.workers.ready = True
+        assert (await parts.ended(job)).timings["queue"] == 90.0
+        assert b'omnimuse_queue_seconds_sum{model="tests/films"} 90.0' in parts.service.metrics.render()[0]
+
+    run(tmp_path, act, ready=False, now=lambda: times[0])
+
+
 def test_a_running_job_stops_within_a_step_of_its_cancellation(tmp_path: Path) -> None:
     async def act(parts: Rig) -> None:
         job = await parts.submit(params=DiffusionParams(seed=1, num_inference_steps=1000))

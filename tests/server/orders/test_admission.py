@@ -48,6 +48,13 @@ def measured(clock: Clock, pace: float, max_queue: int = 256, max_wait: float = 
     return made
 
 
+def test_a_deadline_in_times_alone_is_known_once_the_speed_is() -> None:
+    clock = Clock()
+    asked = replace(ask(steps=4), times=3.0)
+    assert admission(clock).promised(asked) is asked
+    assert measured(clock, 0.5).promised(asked).deadline == pytest.approx(clock.now + 3.0 * 4 * 0.5)
+
+
 def test_a_refusal_for_the_work_of_others_is_told_and_one_for_the_own_is_not() -> None:
     clock = Clock()
     desk, missed = measured(clock, 1.0), list[str]()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import wave
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from omnimuse import DiffusionParams, GenerationParams, Omni
 from omnimuse.cli.app import main
+from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.chat import Setting, talk
 from omnimuse.core.params import AnswerParams
 from omnimuse.media.picture import open_picture
-from tests.checkpoints import qwen3, qwen3_omni
+from tests.checkpoints import qwen3, qwen3_omni, talk_and_draw
 from tests.checkpoints.wishes import photo
 
 PARAMS = GenerationParams(temperature=0, max_tokens=6)
@@ -72,11 +75,68 @@ def test_a_model_that_draws_is_refused_before_it_is_loaded(capsys: pytest.Captur
     assert "does not write; use `omnimuse generate`" in capsys.readouterr().err
 
 
-def test_who_would_have_a_model_that_writes_draw_is_told_what_it_does(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_text_goes_on_on_stdout_in_a_file_and_in_json(
+    folder: Path, omni: Omni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["generate", "a red circle", "-m", str(folder)]) == 2
-    assert "writes text and draws nothing; talk to it with `omnimuse chat`" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    [expected] = omni.generate("a red circle", temperature=0, max_tokens=4, progress=False)
+    command = ["generate", "a red circle", "-m", str(folder), "--dtype", "float32", "--device", "cpu"]
+    command += ["--set", "temperature=0", "--set", "max_tokens=4"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{expected.text}\n"
+    assert main([*command, "-n", "2", "-o", "answer.txt"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["answer-001.txt", "answer-002.txt"]
+    assert (tmp_path / "answer-002.txt").read_text() == f"{expected.text}\n"
+    assert main([*command, "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["results"]
+    assert (row["text"], row["tokens"], row["reason"], row["error"]) == (expected.text, 4, "length", None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (["-o", "answer.png"], "a text goes into a file that ends with .txt"),
+        (["--preview"], "--preview is for models that draw"),
+        (["--steps", "4"], "a text has as many steps as tokens"),
+    ],
+)
+def test_what_no_text_can_be_asked_for_is_refused_before_the_model_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str], choice: list[str], says: str
+) -> None:
+    assert main(["generate", "a red circle", "-m", str(folder), *choice]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_picture_that_comes_with_an_answer_is_kept_and_never_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = talk_and_draw.build(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    prompt, command = str(qwen3.PROMPTS[0]), ["--set", "temperature=0", "--set", "max_tokens=24", "--dtype", "float32"]
+    assert main(["generate", prompt, "-m", str(folder), "--device", "cpu", "--seed", "7", *command]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "picture.png"
+    with Omni(str(folder), dtype="float32", device="cpu") as engine:
+        [result] = engine.generate(prompt, temperature=0, max_tokens=24, seed=7, progress=False)
+
+        class Says:
+            """An engine that answers everything alike, as the tiny model does not."""
+
+            def stream(self, *given: object, **how: object) -> Iterator[tuple[int, object]]:
+                return iter([(0, result)])
+
+        out = io.StringIO()
+        files = {"image": tmp_path / "picture.png"}
+        assert talk(Says(), PARAMS, io.StringIO("draw\n"), out, Setting(files=files)) == 0  # type: ignore[arg-type]
+    assert f"[{tmp_path / 'picture-001.png'}  48x32, seed 7]" in out.getvalue()
+    kept = [Image.open(tmp_path / name).tobytes() for name in ("picture.png", "picture-001.png")]
+    assert kept[0] == kept[1] == result.images[0].tobytes()
+
+
+def test_a_terminal_shows_a_picture_in_blocks_of_two_pixels() -> None:
+    picture = Image.new("RGB", (2, 4), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 2, 2, 4))
+    red, blue = "\x1b[38;2;255;0;0;48;2;255;0;0m\u2580", "\x1b[38;2;0;0;255;48;2;0;0;255m\u2580"
+    assert in_blocks(picture) == f"{red * 2}\x1b[0m\n{blue * 2}\x1b[0m\n"
 
 
 def test_one_prompt_and_one_talk_are_one_result_each(omni: Omni) -> None:
@@ -94,7 +154,7 @@ def test_an_answer_to_what_is_shown_is_kept_as_a_sound(tmp_path: Path) -> None:
     params = DiffusionParams(extra=AnswerParams(temperature=0, max_tokens=8, modalities=("text", "audio")))
     with Omni(str(folder), dtype="float32", device="cpu") as engine:
         out = io.StringIO()
-        setting = Setting(seed=3, shown=shown, reply=reply)
+        setting = Setting(seed=3, shown=shown, files={"audio": reply})
         assert talk(engine, params, io.StringIO("what is this\nand now\n"), out, setting) == 0
         first = {"role": "user", "content": [*shown, {"type": "text", "text": "what is this"}]}
         [result] = engine.generate([[first]], params, seed=3, progress=False)

@@ -75,7 +75,7 @@ def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
         kind_of(file)
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 @pytest.mark.timeout(240)
 def test_a_file_that_tells_nothing_is_refused_with_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"

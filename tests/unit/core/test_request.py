@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import RequestError
+from omnimuse.core.deadlines import classes
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, family_params
-from omnimuse.core.request import Ask, Door, Picture, Region
+from omnimuse.core.request import Ask, Clip, Door, Picture, Recording, Region
 from omnimuse.deploy.wire import pack, unpack
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.worker.plan import TickPlan, decode, encode
@@ -44,6 +45,9 @@ DOOR = Door.of(SPEC, {}, "fake")
         ({"timeout": 0}, ["timeout=0", "above 0"]),
         ({"timeout": math.inf}, ["timeout=inf", "out of range"]),
         ({"timeout": "9"}, ["timeout='9'", "not a number"]),
+        ({"deadline": "soon"}, ["deadline='soon'", "one of batch, interactive"]),
+        ({"deadline": 0.0}, ["deadline=0.0", "above 0"]),
+        ({"deadline": 3.0, "timeout": 3.0}, ["leave one of them out"]),
         ({"priority": "1"}, ["priority='1'", "whole number", "-100 to 100"]),
         ({"priority": 10**9}, ["priority=", "nearest is 100"]),
         ({"previews": -1}, ["previews=-1", "nearest is 0"]),
@@ -95,6 +99,26 @@ def test_a_timeout_becomes_a_deadline_on_the_engines_clock() -> None:
     assert DOOR.make_request(ask(timeout=5.0), 100.0, 1).deadline == 105.0
 
 
+@pytest.mark.parametrize(
+    ("wanted", "deadline", "times"),
+    [(5.0, 105.0, None), ("quick", 102.0, None), ("interactive", None, 3.0), ("batch", None, None)],
+)
+def test_a_deadline_is_a_number_or_a_class_that_the_operator_named(
+    wanted: float | str, deadline: float | None, times: float | None
+) -> None:
+    door = replace(DOOR, deadlines=classes(ScheduleConfig(deadlines={"quick": "2", "interactive": "3x"}).deadlines))
+    made = door.make_request(ask(deadline=wanted), 100.0, 1)
+    assert (made.deadline, made.times) == (deadline, times)
+    assert made.promised(None, 200.0) is made
+    assert made.promised(4.0, 200.0).deadline == (212.0 if times else deadline)
+
+
+@pytest.mark.parametrize("words", [{"quick": "soon"}, {"quick": "-1"}, {"quick": "0x"}, {"a b": "3"}])
+def test_classes_of_deadlines_that_mean_nothing_are_refused(words: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="deadlines"):
+        ScheduleConfig(deadlines=words)
+
+
 def test_defaults_are_lowered_to_what_a_checkpoint_can_do() -> None:
     large = replace(SPEC, defaults=DiffusionParams(height=1024, width=8, max_sequence_length=512).over(SPEC.defaults))
     door = Door.of(large, {}, "fake")
@@ -142,6 +166,11 @@ def test_a_picture_brings_its_proportions_at_the_area_of_the_default() -> None:
 def test_a_side_that_was_chosen_decides_the_other(chosen: dict[str, int], size: tuple[int, int]) -> None:
     params = SEEING.make_request(with_picture(**chosen), 0.0, 1).params
     assert (params.width, params.height) == size
+
+
+def test_what_tells_pictures_and_sounds_apart_is_computed_once_however_many_outputs_ask() -> None:
+    for source in (PICTURE, Clip(2, 2, (b"one", b"two"), 8.0), Recording(8000, 1, b"1234")):
+        assert source.digest is source.digest
 
 
 def test_a_very_long_picture_still_fits_the_model() -> None:
@@ -259,7 +288,8 @@ def test_whatever_is_thrown_at_the_door_is_let_in_whole_or_refused(
     queue = Scheduler(ScheduleConfig())
     queue.add(request, 1, 0.0)
     assert queue.pick(0.0, lambda state_id: None).admit == (request,)
-    assert FakePipeline(context()).states(request)
+    plain = replace(request, params=replace(request.params, loras=None))  # who has adapters looks for them
+    assert FakePipeline(context()).states(plain)
 
 
 def test_a_whole_character_beyond_the_first_plane_is_text() -> None:

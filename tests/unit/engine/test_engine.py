@@ -64,6 +64,17 @@ def test_a_request_runs_to_its_result_with_one_event_per_step() -> None:
     assert sum(done.result.steps["add"]) == pytest.approx(done.result.timings["add"])
 
 
+def test_a_request_goes_by_a_loop_that_has_nothing_to_do_for_it() -> None:
+    subject = engine()
+    ids = submit(subject, ask("nothing"), ask(num_inference_steps=2))
+    events = finish(subject)
+    stages = [(e.request_id, e.stage) for e in events if isinstance(e, Progress)]
+    assert [stage for id_, stage in stages if id_ == ids[0]] == ["encode", "decode"]
+    assert torch.equal(result(events, ids[0]).result.output, torch.full((1, 3, 2, 2), 0.5))
+    adder = subject.runner.pipeline.ctx.components.wherever("adder")
+    assert isinstance(adder, Adder) and adder.calls == [1, 1]
+
+
 def test_requests_in_company_give_what_they_give_alone() -> None:
     asks = [ask("one", seed=1, num_inference_steps=2), ask("three", seed=2, num_inference_steps=5, height=32)]
     alone = []
@@ -114,7 +125,7 @@ def test_new_weights_make_remembered_outputs_stale() -> None:
     assert subject.runner.pipeline.ctx.components["coder"].calls == ["same", "same"]
 
 
-@pytest.mark.parametrize("trouble", ["broken", "poisoned"])
+@pytest.mark.parametrize("trouble", ["broken", "undecided", "poisoned"])
 def test_a_failing_request_fails_alone(trouble: str) -> None:
     subject = engine()
     good, bad, other = submit(subject, ask("good", seed=1), ask(trouble, num_outputs_per_prompt=2), ask("x", seed=2))
@@ -297,6 +308,35 @@ def test_outputs_that_cannot_be_handed_over_fail_their_request_only() -> None:
     events = finish(subject)
     assert [e.request_id for e in events if isinstance(e, Failed)] == [bad]
     assert result(events, good)
+
+
+class Stuck:
+    """Something that is remembered and moves so many times, and then no more."""
+
+    def __init__(self, moves: int) -> None:
+        self.moves = moves
+
+    def to(self, device: torch.device) -> Stuck:
+        self.moves -= 1
+        if self.moves < 0:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB. There is more to say")
+        return self
+
+
+@pytest.mark.parametrize("moves", [0, 1], ids=["to where it waits", "back"])
+def test_a_paused_state_that_cannot_be_moved_fails_its_request_only(moves: int) -> None:
+    subject = engine()
+    bad, good = submit(subject, ask(num_inference_steps=9), ask("good", num_inference_steps=9))
+    subject.tick()
+    subject.runner.states[f"{bad}/0"].memory("adder", "positive").data["stuck"] = Stuck(moves)
+    subject.pause(bad)
+    seen = subject.tick()
+    if moves:
+        assert not any(isinstance(event, Failed) for event in seen)
+        subject.resume(bad)
+    seen += finish(subject)
+    assert [(type(e.error), e.request_id) for e in seen if isinstance(e, Failed)] == [(MemoryShortageError, bad)]
+    assert result(seen, good) and not subject.runner.states
 
 
 def test_a_preview_that_fails_is_left_out_and_counted() -> None:

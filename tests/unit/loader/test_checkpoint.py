@@ -141,3 +141,24 @@ def test_the_fingerprint_changes_with_content_and_only_then(plain: Path) -> None
     changed = Checkpoint(plain).fingerprint()
     (plain / "net/more.txt").write_text("more")
     assert len({first, changed, Checkpoint(plain).fingerprint()}) == 3
+
+
+def test_components_that_are_not_here_are_borrowed_of_the_folder_beside_this_one(plain: Path) -> None:
+    poor = plain.parent / "poor"
+    (poor / "tokenizer").mkdir(parents=True)
+    index = json.loads((plain / "model_index.json").read_text()) | {"_borrows_from": plain.name}
+    (poor / "model_index.json").write_text(json.dumps(index))
+    found = Checkpoint(poor)
+    found.check(REQUIRED)
+    assert found.path("net") == plain / "net"
+    assert found.path("tokenizer") == poor / "tokenizer"
+    assert found.configs == Checkpoint(plain).configs
+    before = found.fingerprint()
+    (plain / "net" / "more.txt").write_text("changed")
+    assert found.fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "", "..", 3, "nobody"])
+def test_nothing_is_borrowed_of_a_folder_that_is_not_beside_this_one(plain: Path, name: object) -> None:
+    change_index(plain, _borrows_from=name)
+    assert "_borrows_from" in (said := refusal(plain)) or "which is no checkpoint" in said

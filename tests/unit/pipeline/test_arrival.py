@@ -70,5 +70,13 @@ def test_what_has_arrived_is_let_go_when_the_next_is_sent(collected: Collected, 
     assert [coming.waited for coming in sent] == [False, True]
 
 
+def test_a_piece_that_is_the_whole_is_taken_as_it_is_and_one_that_keeps_more_alive_is_copied() -> None:
+    for piece, taken in ((torch.arange(3.0), True), (torch.arange(4.0)[1:], False), (torch.arange(3), False)):
+        collected = Collected((3,))
+        collected.put((slice(0, 3),), piece)
+        assert collected.finished().tolist() == piece.tolist()
+        assert (collected.finished() is piece) == taken
+
+
 def test_it_is_no_part_of_what_is_moved_when_its_state_is_parked(collected: Collected) -> None:
     assert park({"video": collected})["video"] is collected

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.deadlines import Within
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.deploy.scale import Scale
 from omnimuse.simulate.arrivals import Arrival, Mix, bursts, poisson, trace
 from omnimuse.simulate.figures import enough, summarize
-from omnimuse.simulate.fleet import Failures, Outcome, Plan, Target, simulate
+from omnimuse.simulate.fleet import Failures, Outcome, Plan, simulate
+from omnimuse.simulate.replica import Costs, Job
 from omnimuse.simulate.table import Kind, Table, read_table
 
 SMALL = Kind(512, 512, steps=20, step=0.02, once=0.1, beside=0.05)
 LARGE = Kind(1024, 1024, steps=20, step=0.1, once=0.3)
 VIDEO = Kind(832, 480, steps=30, step=0.8, once=2.0, frames=81)
 TABLE = Table("m", {"small": SMALL, "large": LARGE, "video": VIDEO}, together=0.8, ranks={2: 0.6})
-THREE_TIMES = Target(times=3.0)
+THREE_TIMES = Within(times=3.0)
 
 
 def outcomes(plan: Plan, *arrivals: Arrival) -> list[Outcome]:
@@ -72,6 +75,40 @@ def test_a_trace_is_read_line_by_line_or_from_what_bench_wrote(tmp_path: Path) -
     lines.write_text("nonsense")
     with pytest.raises(ConfigError, match=r"--trace .* is not understood"):
         trace(lines)
+
+
+def test_a_trace_may_name_classes_of_deadlines() -> None:
+    arrivals = [Arrival(0.0, "small", target=name) for name in ("quick", "long", "batch", "long", "quick")]
+    plan = Plan(schedule=ScheduleConfig(deadlines={"quick": "1", "long": "4x"}))
+    assert [each.target for each in outcomes(plan, *arrivals[:3])] == [1.0, pytest.approx(4 * SMALL.alone), None]
+    ends = [each.arrival.target for each in outcomes(plan, *arrivals)]
+    assert ends[-1] == "batch", "what nobody waits for comes last"
+    with pytest.raises(RequestError, match="one of batch, interactive"):
+        outcomes(Plan(), arrivals[0])
+
+
+def test_ranks_that_divide_serve_more_in_time_than_all_together_and_than_as_many_replicas() -> None:
+    mix = {"small": 10.0, "large": 4.0, "video": 1.0}
+    table = replace(TABLE, ranks={2: 0.6, 4: 0.4})
+    plans = (Plan(ranks=4, elastic=True), Plan(ranks=4), Plan(Scale.fixed(4)))
+    load = list(poisson(1.2, 300.0, Mix(mix)))
+    elastic, whole, apart = (
+        summarize(simulate(replace(plan, target=Within(times=1.0)), table, load))["within"] for plan in plans
+    )
+    assert elastic > whole > apart
+
+
+def test_a_step_in_company_takes_what_is_fixed_once() -> None:
+    job = partial(Job, Arrival(0.0, "small"), request=None)  # type: ignore[arg-type]
+    some, more = replace(SMALL, fixed=0.015), replace(LARGE, fixed=0.03)
+    costs = Costs(1.0, 0.8)
+    assert costs.forward([job(some)] * 4) == pytest.approx(4 * 0.02 - 3 * 0.015)
+    assert costs.forward([job(some), job(more)]) == pytest.approx(0.12 - 0.015)
+    assert costs.forward([job(some), job(LARGE)]) == pytest.approx(0.8 * 0.12)
+    first = job(replace(some, before=0.25))
+    assert costs.seconds([first]) == pytest.approx(0.02 + 0.25 * 0.1)
+    first.done = 19
+    assert costs.seconds([first]) == pytest.approx(0.02 + 0.75 * 0.1)
 
 
 def test_a_table_outlives_its_file_and_strange_words_are_refused(tmp_path: Path) -> None:

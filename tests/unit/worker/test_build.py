@@ -96,6 +96,7 @@ def test_explain_counts_the_bytes_of_every_network_by_format_and_home(z_image_fo
     away = memory(replace(config(z_image_folder), offload=OffloadConfig("layers", tmp_path / "never made")))
     assert "blocks of at most" in away["transformer"][1]
     assert away["vae"][1] == f"waits in a file in {tmp_path / 'never made'}, on cpu when it is its turn"
+    assert "and blocks of at most" in away["text_encoder"][1], "a library's blocks come in one at a time, too"
     assert not (tmp_path / "never made").exists()
 
 

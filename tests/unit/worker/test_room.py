@@ -68,6 +68,6 @@ def test_what_weights_take_is_told_by_component_and_by_block_where_blocks_come_i
     layers = start(subject.config(offload=OffloadConfig("layers", tmp_path)))
     for name, (whole, block) in layers.space.weights.items():
         assert whole == plain.space.weights[name][0]
-        assert (0 < block < whole) == (name == "transformer")
+        assert (0 < block < whole) == (name in ("transformer", "text_encoder")), name  # a library's, too
     plain.close()
     layers.close()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader
+from omnimuse.compat.vllm_omni.diffusion.cache.cache_dit_backend import CUSTOM_DIT_ENABLERS
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffusionConfig
 from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
@@ -39,6 +40,38 @@ def get_double_post_process_func(od_config: OmniDiffusionConfig):
         return image_processor.postprocess(images, output_type=output_type)
 
     return post_process_func
+
+
+def enable_cache_for_double(pipeline, cache_config):
+    import cache_dit
+
+    db_cache_config = cache_dit.DBCacheConfig(
+        num_inference_steps=None,
+        Fn_compute_blocks=cache_config.Fn_compute_blocks,
+        Bn_compute_blocks=cache_config.Bn_compute_blocks,
+        max_warmup_steps=cache_config.max_warmup_steps,
+        max_cached_steps=cache_config.max_cached_steps,
+        max_continuous_cached_steps=cache_config.max_continuous_cached_steps,
+        residual_diff_threshold=cache_config.residual_diff_threshold,
+    )
+    pattern = cache_dit.ForwardPattern.Pattern_1
+    network = pipeline.transformer
+    cache_dit.enable_cache(
+        cache_dit.BlockAdapter(
+            transformer=network,
+            blocks=[network.transformer_blocks, network.single_transformer_blocks],
+            forward_pattern=[pattern, pattern],
+        ),
+        cache_config=db_cache_config,
+    )
+
+    def refresh_cache_context(pipeline, num_inference_steps, verbose=True):
+        cache_dit.refresh_context(pipeline.transformer, num_inference_steps=num_inference_steps, verbose=verbose)
+
+    return refresh_cache_context
+
+
+CUSTOM_DIT_ENABLERS["DoublePipeline"] = enable_cache_for_double
 
 
 class DoublePipeline(nn.Module, CFGParallelMixin):

@@ -290,6 +290,10 @@ class CustomMediumPipeline(MediumPipeline):
         return {f"transformer.{name}" for name in self.transformer.load_weights(renamed)}
 
 
+class CustomMediumStepPipeline(MediumStepPipeline, CustomMediumPipeline):
+    """The same in four methods."""
+
+
 class EagerMediumPipeline(CustomMediumPipeline):
     """The same, with its weights loaded while it is made, in its own way."""
 

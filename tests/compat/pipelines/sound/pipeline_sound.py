@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel
 
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffusionConfig
+from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
 from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsStepExecution
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
@@ -28,8 +29,8 @@ def get_sound_post_process_func(od_config: OmniDiffusionConfig):
     return post_process_func
 
 
-class SoundPipeline(nn.Module):
-    """A T5 encoder, a projection, a transformer over latents of sound, and both predictions of guidance at a time."""
+class SoundPipeline(nn.Module, CFGParallelMixin):
+    """A T5 encoder, a projection, and a transformer over latents of sound, guided by two predictions."""
 
     def __init__(self, *, od_config: OmniDiffusionConfig, prefix: str = "") -> None:
         super().__init__()
@@ -102,19 +103,23 @@ class SoundPipeline(nn.Module):
         return {"embeds": embeds, "lengths": lengths, "noise": noise, "turns": turns, "guided": guided, "span": span}
 
     def predict(self, scheduler, latents: Tensor, t: Tensor, found: dict, scale: float) -> Tensor:
-        x = scheduler.scale_model_input(torch.cat([latents] * 2) if found["guided"] else latents, t)
-        noise_pred = self.transformer(
-            x,
-            t.unsqueeze(0),
-            encoder_hidden_states=found["embeds"],
-            global_hidden_states=found["lengths"],
-            rotary_embedding=found["turns"],
-            return_dict=False,
-        )[0]
-        if not found["guided"]:
-            return noise_pred
-        negative, positive = noise_pred.chunk(2)
-        return negative + scale * (positive - negative)
+        shared = {
+            "hidden_states": scheduler.scale_model_input(latents, t),
+            "timestep": t.unsqueeze(0),
+            "rotary_embedding": found["turns"],
+            "return_dict": False,
+        }
+        branches = [
+            {**shared, "encoder_hidden_states": embeds, "global_hidden_states": lengths}
+            for embeds, lengths in zip(found["embeds"].split(1), found["lengths"].split(1), strict=True)
+        ]
+        return self.predict_noise_maybe_with_cfg(
+            do_true_cfg=found["guided"],
+            true_cfg_scale=scale,
+            positive_kwargs=branches[-1],
+            negative_kwargs=branches[0] if found["guided"] else None,
+            cfg_normalize=False,
+        )
 
     def decode(self, latents: Tensor, span: tuple[int, int]) -> DiffusionOutput:
         return DiffusionOutput(output=self.vae.decode(latents).sample[:, :, slice(*span)])

@@ -1,10 +1,10 @@
-"""What the runner keeps of finished outputs takes the room of these outputs, and no more."""
+"""What is kept of finished outputs takes the room of these outputs, and no more."""
 
 from __future__ import annotations
 
 import torch
 
-from omnimuse.worker.runner import placed
+from omnimuse.worker.job import placed
 
 
 def test_the_only_output_is_kept_as_it_is_and_several_have_one_tensor_from_the_first_on() -> None:

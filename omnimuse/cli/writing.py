@@ -1,0 +1,113 @@
+"""`omnimuse generate` with a model that writes: texts on stdout or in files, and the pictures that come with them.
+
+One prompt is told word by word. Pictures of a model that draws beside its text go into files of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TextIO
+
+from omnimuse.cli.app import describe
+from omnimuse.cli.job import NAMES, Drawing, Job
+from omnimuse.cli.outcome import print_json
+from omnimuse.core.config import Config
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.output import Chunk, Event, Result
+from omnimuse.core.request import Ask
+from omnimuse.media.destination import free_names, write_whole
+from omnimuse.media.formats import FORMATS, WRITTEN
+from omnimuse.worker.find import Found
+
+Record = dict[str, Any]
+
+
+def checked(job: Job, found: Found) -> Job:
+    """`job` with seeds and names of files; ConfigError or RequestError for what a model that writes cannot do."""
+    from omnimuse.media.finished import check_file
+
+    shown = {"--preview": job.shown.previews, "--plot": job.shown.plot, "--profile": job.shown.profile}
+    others = {**shown, "--resume": job.naming.resume, "--cfg-scale": job.cfg_scale is not None}
+    if wrong := [option for option, given in others.items() if given]:
+        raise ConfigError(f"{wrong[0]} is for models that draw, and {found.folder.id} writes; leave it out")
+    for prompt in job.prompts:
+        found.door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
+    placed, asked = job.placed("text"), job.naming.output
+    suffix = placed.drawings[0].file.suffix.lower()
+    if found.door.limits.draws and suffix in FORMATS["image"]:
+        check_file(placed.drawings[0].file, "image")
+    elif asked is not None and suffix != WRITTEN:
+        what = f"a text goes into a file that ends with {WRITTEN}"
+        raise RequestError(f"{placed.drawings[0].file} cannot be: {what}, or to stdout without -o", "output")
+    return placed
+
+
+def write(job: Job, start: Callable[[Config], AbstractContextManager[Any]], *, stdout: TextIO, stderr: TextIO) -> int:
+    """Write the texts of `job` with the `Omni` that `start` makes, tell them or keep them; the exit code."""
+    aloud = len(job.drawings) == 1 and not job.shown.as_json and not _kept(job)
+    rows: dict[int, Record] = {}
+
+    def listen(event: Event) -> None:
+        if aloud and isinstance(event, Chunk) and event.medium == "text":
+            print(event.data, end="", file=stdout, flush=True)
+
+    with start(job.config) as engine:
+        prompts = [job.prompts[drawing.row] for drawing in job.drawings]
+        params = [job.params_of(drawing) for drawing in job.drawings]
+        for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud):
+            rows[index] = _row(job, job.drawings[index], result)
+            if aloud:
+                print(file=stdout)
+    made = [rows[index] for index in sorted(rows)]
+    if job.shown.as_json:
+        print_json({"model": job.config.model.model, "results": made}, stdout)
+    for row in made:
+        if not job.shown.as_json:
+            told = [row["text"]] if not row["error"] and not aloud and not _kept(job) else []
+            print("".join(f"{line}\n" for line in (*told, *row["files"])), end="", file=stdout)
+        if not job.shown.quiet:
+            print("".join(f"omnimuse: {warning}\n" for warning in row["warnings"]), end="", file=stderr)
+        if row["error"]:
+            print(f"omnimuse: {row['error']['message']}", file=stderr)
+    wrong = [row["error"] for row in made if row["error"]]
+    return 0 if not wrong else 2 if all(error["kind"] == "RequestError" for error in wrong) else 1
+
+
+def _kept(job: Job) -> bool:
+    """Whether texts go into files."""
+    return job.naming.output is not None and job.drawings[0].file.suffix.lower() == WRITTEN
+
+
+def _row(job: Job, drawing: Drawing, result: Result) -> Record:
+    """What came of one text, for programs; its files are written."""
+    row: Record = {"prompt": result.prompt, "seed": drawing.seed, "text": "", "files": [], "warnings": result.warnings}
+    if result.error is not None:
+        return row | {"error": describe(result.error)}
+    [written] = result.written
+    row |= {"text": result.text, "tokens": len(written.tokens), "reason": written.reason, "error": None}
+    row |= {"prompt_tokens": result.prompt_tokens, "timings": dict(result.timings)}
+    if _kept(job):
+        file = _free(job, drawing.file)
+        write_whole(file, f"{result.text}\n".encode(), replace=job.naming.overwrite)
+        row["files"].append(str(file))
+    for picture in [part for part in result.parts[0] if part.medium == "image"]:
+        from omnimuse.media.finished import save
+
+        file = _free(job, _pictured(job, drawing))
+        settings: Mapping[str, Any] = {"model": job.config.model.model, "prompt": result.prompt, "seed": drawing.seed}
+        save([picture], file, settings, replace=job.naming.overwrite)
+        row["files"].append(str(file))
+    return row
+
+
+def _pictured(job: Job, drawing: Drawing) -> Path:
+    """Where the picture of a text goes: as was asked, or beside the text by its name."""
+    if job.naming.output is None:
+        return Path(NAMES["image"])
+    return drawing.file if drawing.file.suffix.lower() in FORMATS["image"] else drawing.file.with_suffix(".png")
+
+
+def _free(job: Job, file: Path) -> Path:
+    return file if job.naming.overwrite else free_names(file, 1)[0]

@@ -1,0 +1,114 @@
+"""What a request has come to, while its outputs are in the making: what is made, what it took, what was said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnimuse.core.output import Note, PicturesShown, Result, TextRead, TextWritten
+from omnimuse.core.request import Request
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Loop, Stage
+from omnimuse.pipeline.state import State
+from omnimuse.worker.clock import Span
+from omnimuse.worker.handover import Carried
+
+
+@dataclass
+class Job:
+    """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU, and of
+    which outputs these are `there`.
+    """
+
+    request: Request
+    states: dict[str, State]
+    made: dict[str, Any] = field(default_factory=dict)
+    there: dict[str, set[int]] = field(default_factory=dict)
+    spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
+    holds: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    notes: dict[str, Note] = field(default_factory=dict)
+    written: dict[int, TextWritten] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    timed: dict[str, float] = field(default_factory=dict)
+    carried: dict[int, Carried] = field(default_factory=dict)
+
+    def spend(self, state: State, stage: Stage, held: int, *spans: Span) -> None:
+        """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here, and how many
+        bytes were `held` when it was done.
+        """
+        self.spans.setdefault((stage.name, state.id), []).append(spans)
+        self.holds.setdefault((stage.name, state.id), []).append(held)
+
+    def timings(self) -> dict[str, tuple[float, ...]]:
+        """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
+        found: dict[str, tuple[float, ...]] = {name: (seconds,) for name, seconds in self.timed.items()}
+        for (stage, _), runs in self.spans.items():
+            seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
+            found[stage] = max(found.get(stage, ()), seconds, key=sum)
+        return found
+
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """Bytes by stage, after one run or every step: the most of all outputs."""
+        found: dict[str, tuple[int, ...]] = {}
+        for (stage, _), held in self.holds.items():
+            found[stage] = tuple(map(max, zip_longest(found.get(stage, ()), held, fillvalue=0)))
+        return found
+
+    def take(self, state: State, made: Mapping[str, Any]) -> None:
+        """Keep what `state` has made, by medium, in its place among the outputs of the request."""
+        for medium, value in made.items():
+            self.made[medium] = placed(self.made.get(medium), value, state.output, self.request.outputs)
+            self.there.setdefault(medium, set()).add(state.output)
+        self.notes.update(state.notes)
+        self.written |= {note.output: note for note in state.notes.values() if isinstance(note, TextWritten)}
+        self.said += state.said
+        self.timed |= {name: max(seconds, self.timed.get(name, 0.0)) for name, seconds in state.timed.items()}
+        del self.states[state.id]
+
+    def result(self, pipeline: Pipeline, timings: Mapping[str, tuple[float, ...]]) -> Result:
+        """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
+        request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
+        return Result(
+            request.id,
+            request.prompt,
+            replace(request.params, extra=request.extra),
+            tensors={medium: self._whole(medium) for medium in pipeline.results if medium in self.made},
+            seeds=[request.seed(index) for index in range(request.outputs)],
+            timings={stage: sum(seconds) for stage, seconds in timings.items()},
+            steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
+            held=self.held(),
+            texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
+            shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
+            written=tuple(self.written[index] for index in sorted(self.written)),
+            said=tuple(dict.fromkeys(self.said)),
+        )
+
+    def _whole(self, medium: str) -> Any:
+        """What all outputs hold of `medium`; a list with None where some do without."""
+        made, there = self.made[medium], self.there[medium]
+        count = self.request.outputs
+        return made if len(there) == count else [made[i] if i in there else None for i in range(count)]
+
+
+def placed(there: Any, value: Any, index: int, count: int) -> Any:
+    """`there` (None at first) with `value` as number `index` of `count`: a tensor [count, ...] while all that came are
+    tensors of one shape, else a list. On the CPU.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if count == 1:
+            return value.cpu()[None]
+        if there is None:
+            there = torch.empty((count, *value.shape), dtype=value.dtype)
+        if isinstance(there, Tensor) and there.shape[1:] == value.shape:
+            there[index].copy_(value)
+            return there
+        value = value.cpu()
+    several: list[Any] = [None] * count if there is None else list(there)
+    several[index] = value
+    return several

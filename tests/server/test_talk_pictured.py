@@ -1,0 +1,89 @@
+"""A model that talks and draws, behind the server: the official client has its pictures, whole and in a stream."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+from omnimuse import Omni
+from tests.checkpoints import talk_and_draw
+from tests.server.whole_server import WholeServer
+
+SAID: Any = [{"role": "user", "content": "a green star"}]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
+PLACE = ("--dtype", "float32", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talk_and_draw.build(tmp_path_factory.mktemp("pictured") / "tiny", prompt=SAID)
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    with WholeServer(tmp_path_factory.mktemp("talking"), str(folder), *PLACE) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> tuple[str, bytes]:
+    """The text and the pixels that Python gives."""
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        [result] = omni.generate([SAID], GREEDY, progress=False)
+    return result.text, result.images[0].tobytes()
+
+
+def asked_of(client: openai.OpenAI, **fields: Any) -> Any:
+    create: Any = client.chat.completions.create
+    return create(model="default", messages=SAID, **GREEDY, **fields)
+
+
+def pixels(images: Any) -> bytes:
+    [image] = images
+    media, _, data = image["image_url"]["url"].partition(";base64,")
+    assert media == "data:image/png"
+    return Image.open(io.BytesIO(base64.b64decode(data))).tobytes()
+
+
+@pytest.mark.parametrize("modalities", [{}, {"modalities": ["text", "image"]}])
+def test_an_answer_has_its_text_and_its_picture(
+    client: openai.OpenAI, expected: tuple[str, bytes], modalities: dict[str, Any]
+) -> None:
+    message = asked_of(client, **modalities).choices[0].message
+    assert (message.content, pixels(message.images)) == expected
+
+
+def test_who_wants_text_alone_has_that(client: openai.OpenAI, expected: tuple[str, bytes]) -> None:
+    message = asked_of(client, modalities=["text"]).choices[0].message
+    assert message.content == expected[0]
+    assert not (message.model_extra or {}).get("images")
+
+
+def test_a_stream_has_the_words_and_then_the_picture(client: openai.OpenAI, expected: tuple[str, bytes]) -> None:
+    words, images, ends = "", list[Any](), list[str]()
+    for chunk in asked_of(client, stream=True):
+        [choice] = chunk.choices
+        assert not (images and choice.delta.content), "the picture comes after the words"
+        words += choice.delta.content or ""
+        images += (choice.delta.model_extra or {}).get("images") or []
+        ends += [choice.finish_reason] if choice.finish_reason else []
+    assert (words, pixels(images), ends) == (*expected, ["length"])
+
+
+def test_a_text_that_goes_on_has_no_place_for_a_picture(client: openai.OpenAI) -> None:
+    made = client.completions.create(model="default", prompt="a green star", temperature=0, max_tokens=24)
+    assert made.choices[0].text
+
+
+def test_sound_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="answers with text"):
+        asked_of(client, modalities=["text", "audio"])
