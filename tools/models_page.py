@@ -27,8 +27,9 @@ BEGIN = """# Models
 Made by `make models` from what the code declares; do not change it by hand. Any other pipeline in the layout of
 diffusers runs, too, through diffusers itself: [diffusers.md](diffusers.md). Every family here has the same of the
 engine: shared forwards of different requests, cancelling, pausing and previews between steps, step caches, offload,
-compiled blocks, guidance over several processes. `tests/parity` compares each with diffusers in float32,
-`tests/invariants` has what must hold for all of them.
+compiled blocks, guidance over several processes; but one that makes one token after the other has no step caches, no
+compiled blocks and one process. `tests/parity` compares each with diffusers, transformers or its published code in
+float32, `tests/invariants` has what must hold for all of them.
 
 ## Families
 
@@ -71,7 +72,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def family(spec: Spec) -> list[str]:
     """The family's row."""
     size, also = parameters(spec), ", ".join(f"`{name}`" for name in spec.also) or "–"
-    names = sorted(spec.supported) or ([f"{part.name}" for part in fields(spec.extra)] if spec.by_token else [])
+    names = [*sorted(spec.supported), *(part.name for part in fields(spec.extra) if spec.by_token)]
     choices = ", ".join(f"`{name}`" for name in names)
     network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB" if size else "of many sizes"
     return [f"`{spec.arch}`", spec.summary, ", ".join(spec.tasks), network, choices, also]

@@ -49,9 +49,9 @@ def files(parts: Sequence[Part]) -> list[Sequence[Part]]:
 def encode(parts: Sequence[Part], format: str, settings: Mapping[str, Any], quality: int | None = None) -> bytes:
     """The bytes of one file of `format` that holds `parts`, with `settings` inside; `quality` is of lossy pictures.
 
-    The first part is what the file is. Sound beside a video becomes its track.
+    The first part is what the file is. Sound beside a video becomes its track; a text beside it is in no file.
     """
-    first, rest = parts[0], {part.medium: part.data for part in parts[1:]}
+    first, rest = parts[0], {part.medium: part.data for part in parts[1:] if part.medium != "text"}
     if first.medium == "image" and not rest:
         return image.encode_image(first.data, format, settings, quality)
     if first.medium == "audio" and not rest:

@@ -172,7 +172,7 @@ def test_the_list_of_models_says_that_it_writes(server: WholeServer) -> None:
         ({"max_tokens": 5, "min_tokens": 6}, "invalid_value", "extra"),
         ({"n": 11}, "invalid_value", "n"),
         ({"max_tokns": 5}, "unknown_parameter", "max_tokns"),
-        ({"num_inference_steps": 5}, "unknown_parameter", "num_inference_steps"),
+        ({"num_inference_steps": 5}, "unsupported_parameter", "num_inference_steps"),
         ({"stream_options": {"include_usage": True}}, "conflicting_parameters", "stream_options"),
         ({"model": "gpt-5"}, "model_not_found", "model"),
     ],
