@@ -127,12 +127,7 @@ def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionPa
     if args.output is None and args.voice is None and not spec.writes:
         return replace(params, extra={**chosen, "modalities": ("text",)})  # it could draw as well
     if args.voice is None and (draws or args.output is None):
-<<<<<<< HEAD
-        could_draw = {**chosen, "modalities": ("text",)}  # as well, and is not asked to
-        return replace(params, extra=GenerationParams(**chosen) if spec.writes else could_draw)
-=======
         return replace(params, extra=GenerationParams(**chosen))
->>>>>>> bagel17
     if not issubclass(spec.extra, AnswerParams):
         name = "--output" if args.output is not None else "--voice"
         raise ConfigError(f"{args.model} answers in text alone, and {name} is for one that speaks; leave it out")
