@@ -194,9 +194,10 @@ class Pipeline:
     def prepare_encode(self, states: Sequence[State]) -> None:
         """Everything up to and including the plan of the first loop."""
         for state in states:
-            while not isinstance(stage := self.stage_of(state), Loop):
+            while not isinstance(stage := self.stage_of(state), Loop) or self.skip(stage, state):
                 assert stage is not None, "this pipeline has no loop"
-                self.run_stage(stage, state)
+                if not isinstance(stage, Loop):
+                    self.run_stage(stage, state)
             self.begin(stage, state)
 
     @torch.inference_mode()
@@ -264,6 +265,8 @@ class Pipeline:
             self.run_stage(stage, state)
             return
         if not state.plan:
+            if self.skip(stage, state):
+                return
             self.begin(stage, state)
         self.step_scheduler([state], self.denoise_step([state]))
 

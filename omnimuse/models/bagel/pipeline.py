@@ -48,8 +48,10 @@ class Write(Generate):
     def told(self, ctx: Context) -> Mapping[str, Any]:
         return {"eos_token_id": marks(ctx.components["tokenizer"])[1], "top_k": 0, "max_new_tokens": MOST}
 
-    def begin(self, ctx: Context, state: State) -> list[Step]:
-        return super().begin(ctx, state) if choices(state.request).writes else [Step(0)]
+    def skip(self, ctx: Context, state: State) -> bool:
+        if not choices(state.request).writes:
+            state["reply"], state["thought"] = None, None
+        return not choices(state.request).writes
 
     def remember(self, ctx: Context, state: State, tokens: int) -> None:
         """It goes on where reading ended."""
@@ -60,27 +62,15 @@ class Write(Generate):
     def shown(self, state: State) -> Hashable:
         return None
 
-    def cost(self, ctx: Context, state: State) -> int:
-        return super().cost(ctx, state) if "tokens" in state.working else 1
-
-    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        return super().rows(ctx, state, step) if "tokens" in state.working else []
-
     def reading(self, state: State, ids: Tensor, start: int) -> Reading:
         end: End = state["ends"][POSITIVE]
         state["kv"].reserve(end.start + start + len(ids))
         return Placed(ids, end.start + start, state["kv"], end.at + start)
 
-    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        if "tokens" in state.working:
-            super().apply(ctx, state, step, predictions)
-
     def finish(self, ctx: Context, state: State) -> None:
-        chosen, state["reply"], state["thought"] = choices(state.request), None, None
-        if chosen.writes:
-            super().finish(ctx, state)
-        if chosen.writes and chosen.draws:
-            state["thought"] = words(ctx, ctx.components["tokenizer"], state["reply"])
+        super().finish(ctx, state)
+        draws, tokenizer = choices(state.request).draws, ctx.components["tokenizer"]
+        state["thought"] = words(ctx, tokenizer, state["reply"]) if draws else None
 
 
 @dataclass(frozen=True)
@@ -89,21 +79,16 @@ class Draw(Denoise):
     there are none.
     """
 
-    def begin(self, ctx: Context, state: State) -> list[Step]:
-        if choices(state.request).draws:
-            return super().begin(ctx, state)
-        state["latents"] = None
-        return [Step(0)]
+    def skip(self, ctx: Context, state: State) -> bool:
+        if not choices(state.request).draws:
+            state["latents"] = None
+        return not choices(state.request).draws
 
     def cost(self, ctx: Context, state: State) -> int:
-        if "tokens" not in state.working:
-            return 1
         step = state.plan[state.position]
         return sum(state.working["tokens"][step.network, branch] for branch in self._apart(state, step))
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        if "tokens" not in state.working:
-            return []
         apart = self._apart(state, step)
         return [row for row in super().rows(ctx, state, step) if row.branch in apart]
 
@@ -113,9 +98,8 @@ class Draw(Denoise):
         return [branch for branch in step.branches if not (alike and branch == BLIND)]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        if "tokens" in state.working:
-            same = {BLIND: predictions[POSITIVE]} if BLIND in step.branches else {}
-            super().apply(ctx, state, step, {**same, **predictions})
+        same = {BLIND: predictions[POSITIVE]} if BLIND in step.branches else {}
+        super().apply(ctx, state, step, {**same, **predictions})
 
 
 def noise(ctx: Context, state: State) -> tuple[Tensor | None]:

@@ -216,14 +216,10 @@ class ReadTalk(Loop):
         return len(said) * network.sizes.token_bytes, 2 * most * network.sizes.token_bytes
 
     def cost(self, ctx: Context, state: State) -> int:
-        if not state.working.get("todo"):
-            return 1
         row = self._row(state)
         return row.read + row.drawn
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        if not state.working["todo"]:
-            return []
         row = self._row(state)
         row.kv.reserve(row.start + row.read + row.drawn)
         return [Row(state, POSITIVE, "model", row, row.read + row.drawn, (), Memory())]
@@ -245,11 +241,15 @@ class ReadThought(ReadTalk):
     reads: tuple[str, ...] = ("kv", "ends", "thought")
     writes: tuple[str, ...] = ("end",)
 
+    def skip(self, ctx: Context, state: State) -> bool:
+        if state["thought"] is None:
+            state["end"] = state["ends"][POSITIVE]
+        return state["thought"] is None
+
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        thought = [] if state["thought"] is None else [Piece(state["thought"])]
-        rows, state["end"], _ = laid(thought, state["ends"][POSITIVE])
+        rows, state["end"], _ = laid([Piece(state["thought"])], state["ends"][POSITIVE])
         state.working["todo"] = [("kv", *row) for row in rows]
-        return [Step(number, network="model") for number in range(max(len(rows), 1))]
+        return [Step(number, network="model") for number in range(len(rows))]
 
     def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
         return 0, 0
