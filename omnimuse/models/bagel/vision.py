@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.components.autoencoder_kl import AutoencoderConfig, AutoencoderKL, CellAttention
+from omnimuse.components.seeing import SeeingBlock
 from omnimuse.loader.facts import read_facts
-from omnimuse.models.glm_image.vision import VisionBlock, VisionConfig
 
 IGNORED = ("model_type", "architectures", "torch_dtype", "transformers_version", "attention_dropout", "image_size")
 
@@ -34,16 +34,6 @@ class SeeingConfig:
     num_channels: int = 3
     layer_norm_eps: float = 1e-6
 
-    @property
-    def block(self) -> VisionConfig:
-        """A block of it."""
-        return VisionConfig(
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_heads=self.num_attention_heads,
-            layer_norm_eps=self.layer_norm_eps,
-        )
-
 
 class BagelVision(nn.Module):
     """Patches -> what stands for them among tokens. The last layer that the configuration counts is left out."""
@@ -53,7 +43,16 @@ class BagelVision(nn.Module):
         width, self.side = config.hidden_size, side
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, width)
         self.position_embedding = nn.Parameter(torch.empty(side**2, width))
-        self.blocks = nn.ModuleList(SeeingBlock(config.block) for _ in range(config.num_hidden_layers - 1))
+        self.blocks = nn.ModuleList(
+            SeeingBlock(
+                width,
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.layer_norm_eps,
+                approximate="tanh",
+            )
+            for _ in range(config.num_hidden_layers - 1)
+        )
         self.post_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
         self.connector = nn.Sequential(nn.Linear(width, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.places = nn.Parameter(torch.empty(side**2, dim))
@@ -71,14 +70,6 @@ class BagelVision(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return self.connector(self.post_layernorm(hidden)) + here(self.places, rows, columns)
-
-
-class SeeingBlock(VisionBlock):
-    """The usual one, with another activation."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__(config)
-        self.mlp[1] = nn.GELU("tanh")
 
 
 def here(table: Tensor, rows: int, columns: int) -> Tensor:

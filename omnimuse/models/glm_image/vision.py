@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.components.seeing import SeeingBlock
 from omnimuse.loader.facts import read_facts
 
 WHERE = "vision_language_encoder/config.json"
@@ -50,7 +51,12 @@ class GlmImageVision(nn.Module):
         self.side, width, side = config.side, config.hidden_size, config.patch_size
         self.position_embedding = nn.Embedding(self.side**2, width)
         self.patch_embed = nn.Conv2d(config.in_channels, width, side, side)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            SeeingBlock(
+                width, config.num_heads, config.intermediate_size, config.layer_norm_eps, bias=config.attention_bias
+            )
+            for _ in range(config.depth)
+        )
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> GlmImageVision:
@@ -76,28 +82,6 @@ class GlmImageVision(nn.Module):
         grid = torch.stack(torch.meshgrid(down, across, indexing="ij")[::-1], dim=-1)[None]  # [1, h, w, 2]
         found = F.grid_sample(table, grid, mode="bilinear", align_corners=False, padding_mode="border")
         return found[0].flatten(1).T.to(weight.dtype)
-
-
-class VisionBlock(nn.Module):
-    """Attention, then an MLP, each on the normed hidden states and added to them."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.norm1 = nn.LayerNorm(width, config.layer_norm_eps)
-        self.norm2 = nn.LayerNorm(width, config.layer_norm_eps)
-        self.heads = config.num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=config.attention_bias)
-        self.proj = nn.Linear(width, width, bias=config.attention_bias)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, width)
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1))  # [S, 3, N, H]
-        seen = F.scaled_dot_product_attention(*qkv.permute(1, 2, 0, 3)[:, None])[0]  # [N, S, H]
-        hidden = hidden + self.proj(seen.transpose(0, 1).flatten(1))
-        return hidden + self.mlp(self.norm2(hidden))
 
 
 @dataclass(frozen=True)
