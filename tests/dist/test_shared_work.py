@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -118,6 +119,10 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (FLUX, ParallelConfig(cfg=2, ring=2, vae_tiles=4), TILED),
         (WAN, ParallelConfig(pipe=2, tensor=2), PLAIN),
         (FLUX, ParallelConfig(pipe=2, ulysses=2), PLAIN),
+        (FLUX, ParallelConfig(pipe=2, ring=2, shard=2), PLAIN),
+        (QWEN, ParallelConfig(pipe=2, cfg=2, vae_tiles=4), TILED),
+        (Z, ParallelConfig(tensor=2, ring=2, vae_tiles=4), TILED),
+        (QWEN, ParallelConfig(cfg=2, ulysses=2, shard=2, vae_tiles=4), TILED),
     ),
 }
 """By the number of ranks: parts that are not equal, what needs more heads than most checkpoints have, products, and
@@ -281,6 +286,12 @@ def alone() -> Iterator[Callable[[Job], list[Tensor]]]:
     torch.set_num_threads(1)
     yield draw
     torch.set_num_threads(threads)
+
+
+def test_every_axis_is_tried_beside_every_other() -> None:
+    together = [{axis for axis in AXES if getattr(parallel, axis) > 1} for _, parallel, _ in SOME[4]]
+    pairs = {frozenset(pair) for axes in together for pair in combinations(axes, 2)}
+    assert pairs == {frozenset(pair) for pair in combinations(AXES, 2)}
 
 
 @pytest.mark.crossed
