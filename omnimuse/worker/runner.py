@@ -119,9 +119,10 @@ class Runner:
     def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
         """Whether that state should step in one tick with the others: they share a forward, and it saves time.
 
-        What is not yet in a loop is taken to share the first one's network.
+        What is not yet in a loop is taken to share the first network of a loop.
         """
-        first = next((stage.uses[0] for stage in self.pipeline.own if isinstance(stage, Loop)), None)
+        loops = (stage for stage in self.pipeline.own if isinstance(stage, Loop))
+        first = next((loop.uses[0] for loop in loops if loop.uses), None)
         return self.forwards.joins([*others, offer], first)
 
     @torch.inference_mode()
