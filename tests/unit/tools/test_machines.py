@@ -76,8 +76,8 @@ def test_each_folder_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_turn_is_given_on_and_is_a_part_of_the_command_that_runs_it_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--only", "one-thread", "--turn", "9", "tests/unit/test_order.py"]) == 1
-    assert "--only one-thread --turn 9 tests/unit/test_order.py" in capsys.readouterr().out
+    assert main(["--only", "one-thread", "--turn", "99", "tests/unit/test_order.py"]) == 1
+    assert "--only one-thread --turn 99 tests/unit/test_order.py" in capsys.readouterr().out
 
 
 def test_every_machine_is_listed_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
