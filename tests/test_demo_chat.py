@@ -41,7 +41,7 @@ def test_it_asks_for_what_is_wished_for_and_shows_it(omni: Omni) -> None:
     def answer(talks: Sequence[Talk]) -> list[Answered]:
         return answered(omni, talks)
 
-    report = grade(answer, list(held_talks(24, HELD_SHARE)))
+    report = grade(answer, list(held_talks(12, HELD_SHARE)))
     assert report.right >= 0.8, report.failures
     assert report.shown >= 0.7, report.failures
 
