@@ -84,7 +84,6 @@ def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
             "decide on every rank by itself",
         ),
         ("DocumentedPipeline", {"cache": replace(ALWAYS, order=1)}, "enable_taylorseer cannot be chosen"),
-        (STEPPED, {"cache": CacheConfig("teacache")}, "use cache_dit"),
         (STEPPED, {"cache": ALWAYS, "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
         ("DocumentedPipeline", {"offload": OffloadConfig("components")}, "use offload layers"),
         ("DocumentedPipeline", {"parallel": ParallelConfig(pipe=2)}, "not ours to share"),

@@ -27,7 +27,10 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("cfg_parallel_size", "ranks that share the predictions of guidance"),
     Setting("use_hsdp", "ranks that share tokens keep blocks in parts"),
     Setting("cache_backend", "a step cache: `tea_cache`, `cache_dit` or `none`"),
-    Setting("cache_config", "its settings; one that it has not is refused"),
+    Setting(
+        "cache_config",
+        "its settings; one that it has not is refused. TeaCache's `coefficients` are for pipelines of the contract",
+    ),
     Setting("enable_cpu_offload", "networks take turns on the device"),
     Setting("enable_layerwise_offload", "blocks come to the device one at a time"),
     Setting("layerwise_num_gpu_layers", "1: one block is there while the next one comes; another number is refused"),
