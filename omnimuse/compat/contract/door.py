@@ -22,9 +22,9 @@ def refuse_features(spec: Spec, config: Config) -> None:
     assert spec.foreign is not None
     parallel, cached = config.parallel, config.cache.kind
     asked = {
-        "offload": (
-            config.offload.mode == "components",
-            "it calls its parts itself, and nobody knows when it is a part's turn; use offload layers",
+        "offload=components with use_hsdp": (
+            config.offload.mode == "components" and parallel.shard > 1,
+            "parts that take turns are there whole; leave one of them out",
         ),
         "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own"),
         "load": (config.model.load != "weights", "it reads its weights itself"),

@@ -130,6 +130,7 @@ def _running(config: Config) -> dict[str, Any]:
     kind = "tea_cache" if by_extractor(config.cache) else config.cache.kind
     return {
         "cache_backend": "cache_dit" if kind == "dbcache" else kind,
+        "enable_cpu_offload": config.offload.mode == "components",
         "enable_layerwise_offload": config.offload.mode == "layers",
         "enforce_eager": config.compile.mode == "none",
         "trust_remote_code": config.contract.remote_code,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import wraps
 from inspect import BoundArguments, Signature, signature
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -45,6 +47,18 @@ def call_instead(network: nn.Module, called: Callable[[BoundArguments], Any]) ->
         return called(takes.bind(*args, **kwargs))
 
     network.forward = forward
+
+
+def call_behind(part: nn.Module, method: str, first: Callable[[], Any]) -> None:
+    """Whenever that method of `part` is called, `first` is."""
+    own = attrgetter(method)(part)
+
+    @wraps(own)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return own(*args, **kwargs)
+
+    setattr(part, method, called)
 
 
 def __getattr__(name: str) -> Any:
