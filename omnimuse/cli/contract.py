@@ -10,7 +10,7 @@ import argparse
 import json
 from dataclasses import replace
 
-from omnimuse.core.cache_names import documented
+from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.config import Config, ContractConfig, Environment
 from omnimuse.core.errors import ConfigError
@@ -44,10 +44,12 @@ def with_contract(args: argparse.Namespace, config: Config) -> Config:
             if config.offload.mode not in ("none", mode):
                 raise ConfigError(f"--{name} and --offload {config.offload.mode} choose two things; leave one out")
             config = replace(config, offload=replace(config.offload, mode=mode))  # type: ignore[arg-type]
+    backend = args.cache_backend or "none"
+    coefficients, settings = polynomial(backend, _settings(args.cache_config))
     if args.cache_backend or args.cache_config:
         if config.cache != CacheConfig("none"):
             raise ConfigError("--cache-backend and --cache both choose the step cache; leave one out")
-        config = replace(config, cache=documented(args.cache_backend or "none", _settings(args.cache_config)))
+        config = replace(config, cache=documented(backend, settings))
     named = Environment.read().attention
     if named and config.attention.default == "auto":
         config = replace(config, attention=replace(config.attention, default=BACKENDS.get(named, named)))
@@ -58,6 +60,7 @@ def with_contract(args: argparse.Namespace, config: Config) -> Config:
         remote_code=args.trust_remote_code,
         profile=args.enable_diffusion_pipeline_profiler,
         slicing=args.vae_use_slicing,
+        coefficients=coefficients,
     )
     return replace(config, contract=told)
 

@@ -89,6 +89,16 @@ def documented(backend: str, settings: Mapping[str, Any]) -> CacheConfig:
     return CacheConfig(base.kind, **chosen)
 
 
+def polynomial(backend: str, settings: Mapping[str, Any]) -> tuple[tuple[float, ...], Mapping[str, Any]]:
+    """TeaCache's coefficients, if it was given some, which only a pipeline of the contract takes; and all else."""
+    given = settings.get("coefficients")
+    if given is None or backend not in BACKENDS or BACKENDS[backend].kind != "teacache":
+        return (), settings
+    if not isinstance(given, list | tuple) or not given or not all(type(each) in (int, float) for each in given):
+        raise ConfigError(f"cache setting coefficients={given!r:.80} is not a list of numbers")
+    return tuple(map(float, given)), {name: value for name, value in settings.items() if name != "coefficients"}
+
+
 def _forecast(settings: dict[str, Any]) -> dict[str, Any]:
     """TaylorSeer, which is a switch and an order there and an order here."""
     on, order = settings.pop("enable_taylorseer", None) or False, settings.pop("taylorseer_order", None)

@@ -290,8 +290,9 @@ class ContractConfig:
 
     `steps`: whether the engine owns its loop (None: where it has the four methods for that). `remote_code` lets parts
     of it run code that came with a checkpoint, `profile` has it time its own parts, and with `slicing` its autoencoder
-    decodes pictures one at a time. `encoder` is the folder of an encoder that its checkpoint lacks. A family of ours
-    has or needs none of these: `steps` false and an `encoder` are refused there.
+    decodes pictures one at a time. `encoder` is the folder of an encoder that its checkpoint lacks, `coefficients` the
+    polynomial by which TeaCache rescales the change that it sees, its highest power first. A family of ours has or
+    needs none of these: `steps` false, an `encoder` and `coefficients` are refused there.
     """
 
     steps: bool | None = None
@@ -299,6 +300,7 @@ class ContractConfig:
     profile: bool = False
     slicing: bool = False
     encoder: str | None = None
+    coefficients: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ def find(config: Config) -> Found:
             f"auxiliary_text_encoder={config.contract.encoder!r} cannot be: {spec.arch} reads the encoders of its own "
             "checkpoint; leave it out"
         )
+    if config.contract.coefficients and spec.library != CONTRACT:
+        raise ConfigError(
+            f"cache setting coefficients cannot be: those of {spec.arch} belong to the model, and `omnimuse calibrate "
+            "MODEL` fits them; leave them out"
+        )
     for name, part in spec.components.items():
         if part.inside in checkpoint.components and part.where(checkpoint.config(part.inside)):
             checkpoint.divide(name, part.inside)

@@ -58,6 +58,29 @@ def test_blocks_that_come_one_at_a_time_draw_the_same(folder: Path, plain: list[
         torch.testing.assert_close(found, plain[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
+def test_parts_that_take_turns_are_there_one_at_a_time_and_draw_the_same(
+    folder: Path, plain: list[Tensor], arch: str
+) -> None:
+    with running(config(folder, arch, offload=OffloadConfig("components"))) as engine:
+        pipe = engine.runner.pipeline.ctx.components["pipeline"].pipe
+        there: list[set[str]] = []
+        for part in pipe.children():
+            part.register_forward_hook(lambda *args: there.append(_inside(pipe)))
+        assert _inside(pipe) == set()
+        found = [drawn(engine, [wish], **FOUR)[0] for wish in WISHES]
+        assert _inside(pipe) == {"vae"}
+    assert {frozenset(each) for each in there} == {
+        frozenset({name}) for name in ("text_encoder", "text_encoder_2", "transformer")
+    }
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+
+
+def _inside(pipe: nn.Module) -> set[str]:
+    """Which parts have their weights."""
+    return {name for name, part in pipe.named_children() if any(not each.is_meta for each in part.parameters())}
+
+
 def test_a_cache_that_never_skips_draws_the_same_alone_and_in_company(folder: Path, plain: list[Tensor]) -> None:
     with running(config(folder, STEPPED, cache=replace(ALWAYS, threshold=0.0))) as engine:
         for found in (drawn(engine, WISHES, **FOUR), [drawn(engine, [wish], **FOUR)[0] for wish in WISHES]):
@@ -84,9 +107,12 @@ def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
             "decide on every rank by itself",
         ),
         ("DocumentedPipeline", {"cache": replace(ALWAYS, order=1)}, "enable_taylorseer cannot be chosen"),
-        (STEPPED, {"cache": CacheConfig("teacache")}, "use cache_dit"),
         (STEPPED, {"cache": ALWAYS, "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
-        ("DocumentedPipeline", {"offload": OffloadConfig("components")}, "use offload layers"),
+        (
+            STEPPED,
+            {"offload": OffloadConfig("components"), "parallel": ParallelConfig(ulysses=2, shard=2)},
+            "there whole",
+        ),
         ("DocumentedPipeline", {"parallel": ParallelConfig(pipe=2)}, "not ours to share"),
         ("DocumentedPipeline", {"compile": CompileConfig("blocks"), "parallel": ParallelConfig(tensor=2)}, "not been"),
     ]

@@ -253,6 +253,26 @@ class Calls:
         kept.memory = fresh
         return fresh
 
+    def at(self, time: Any) -> None:
+        """A network is called at that time: the engine, which has the loop, has said which step it is."""
+        return
+
+
+@dataclass
+class OwnLoop(Calls):
+    """One output's steps, seen from the networks of a pipeline that has the loop: a call at another time than that of
+    the call before is another step's, and those at one time are branches of guidance.
+    """
+
+    time: Tensor | None = None
+
+    def at(self, time: Any) -> None:
+        now = torch.as_tensor(time).detach().to("cpu", copy=True)
+        if self.time is not None and not torch.equal(now, self.time):
+            self.memory = replace(self.memory, step=self.memory.step + 1, at=self.memory.at + 1)
+            self.counts.clear()
+        self.time = now
+
 
 # -- which blocks there are -------------------------------------------------------------------------------------------
 

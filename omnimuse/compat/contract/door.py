@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.door import Made, Place
+from omnimuse.core.caches import PRESETS
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.spec import Spec
@@ -21,9 +22,9 @@ def refuse_features(spec: Spec, config: Config) -> None:
     assert spec.foreign is not None
     parallel, cached = config.parallel, config.cache.kind
     asked = {
-        "offload": (
-            config.offload.mode == "components",
-            "it calls its parts itself, and nobody knows when it is a part's turn; use offload layers",
+        "offload=components with use_hsdp": (
+            config.offload.mode == "components" and parallel.shard > 1,
+            "parts that take turns are there whole; leave one of them out",
         ),
         "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own"),
         "load": (config.model.load != "weights", "it reads its weights itself"),
@@ -33,15 +34,15 @@ def refuse_features(spec: Spec, config: Config) -> None:
         ),
         f"cache={cached} beside several ranks": (
             cached != "none" and not spec.foreign.shares and parallel.ranks > 1,
-            "its `forward` has the loop, and cache-dit would decide on every rank by itself; leave one of them out",
+            "its `forward` has the loop, and a cache would decide on every rank by itself; leave one of them out",
         ),
         "enable_taylorseer": (
             cached == "dbcache" and not spec.foreign.shares and bool(config.cache.order),
             "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
         ),
-        f"cache={cached}": (
-            cached == "teacache",
-            "it watches what an extractor would take out of the first block; use cache_dit (dbcache)",
+        f"cache={cached} beside offload": (
+            cached in ("teacache", *PRESETS) and config.offload.mode != "none",
+            "its extractor looks into the first block while that is away; leave one of them out",
         ),
         f"cache={cached} with ulysses or ring": (
             cached != "none" and parallel.sequence > 1,

@@ -16,6 +16,7 @@ from torch import nn
 from omnimuse.attention.selection import bind
 from omnimuse.compat.contract.adapters import dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.extracted import by_extractor, extract
 from omnimuse.compat.contract.packed import pack
 from omnimuse.compat.contract.passes import Passed, room_for, transform
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
@@ -81,11 +82,15 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     wearing = wardrobe(pipe, place.checkpoint, [origins], frozenset((PIPELINE, NETWORK)))
     packed = pack(dict(pipe.named_children()), place.config)
     steps = place.spec.foreign is not None and place.spec.foreign.shares
-    passed = transform(pipe, place if steps else replace(place, config=replace(place.config, cache=CacheConfig())))
+    extracted = by_extractor(place.config.cache)
+    around = steps and not extracted  # whether a step cache goes around lists of blocks
+    passed = transform(pipe, place if around else replace(place, config=replace(place.config, cache=CacheConfig())))
     if place.config.compile.mode != "none":
         dress_all(wearing, place.rack)
     passed.choices += [*packed, *_decoding(pipe, place), *_attention(pipe, place)]
-    cached = None if steps else _cached(pipe, place, passed)
+    if extracted:
+        passed.choices += extract(pipe, place.config, own_loop=not steps)
+    cached = None if steps or extracted else _cached(pipe, place, passed)
     return Live(pipe, before, after, surroundings, cached), passed, wearing
 
 
@@ -122,9 +127,10 @@ def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
 
 def _running(config: Config) -> dict[str, Any]:
     """What was chosen of how it runs, under the contract's names."""
-    cached = {"teacache": "tea_cache", "dbcache": "cache_dit"}
+    kind = "tea_cache" if by_extractor(config.cache) else config.cache.kind
     return {
-        "cache_backend": cached.get(config.cache.kind, config.cache.kind),
+        "cache_backend": "cache_dit" if kind == "dbcache" else kind,
+        "enable_cpu_offload": config.offload.mode == "components",
         "enable_layerwise_offload": config.offload.mode == "layers",
         "enforce_eager": config.compile.mode == "none",
         "trust_remote_code": config.contract.remote_code,

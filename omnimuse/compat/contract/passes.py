@@ -6,8 +6,9 @@ ranks, and around all that a step cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from omnimuse.cache.stepcache import StepCache, too_few
 from omnimuse.compat.contract.blocks import DECLARED, ContractStack, stacked
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.door import Place
+from omnimuse.compat.vllm_omni.diffusion.called import call_behind
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Cut
@@ -26,9 +28,13 @@ from omnimuse.lora.linear import Rack
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away
+from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
 from omnimuse.parallel.mesh import SEQUENCE, Axis, Mesh
 from omnimuse.parallel.shard import Shard, ShardRunner
+
+CALLED = ("forward", "encode", "decode")
+"""Methods of a pipeline's part that compute with its weights."""
 
 CONDITIONS = "_hsdp_shard_conditions"
 
@@ -71,6 +77,8 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens) ->
             compile_blocks(stacks, passed, place.rack)
         if config.cache.kind != "none":
             step_cache(stacks, place, passed)
+    if config.offload.mode == "components":
+        take_turns(pipe, place, passed)
     pipe._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place.device))
     if place.mesh.axis(SEQUENCE).size > 1:
         passed.choices += sharing(pipe, place.mesh)
@@ -79,22 +87,48 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens) ->
 
 def offload(stacks: Mapping[str, ContractStack], place: Place, passed: Passed) -> None:
     """Blocks come to the device one at a time."""
-    cpu = place.device.type == "cpu"
-    store: Store = FileStore(place.config.offload.folder) if cpu else HostStore(DeviceLanes(place.device))
-    passed.closes.append(store.close)
+    store = _store(place, passed)
     for label, stack in stacks.items():
-        stored = stored_tensors(stack)
-        absent = {name: (_absent(tensor), names) for name, (tensor, names) in stored.items()}
-        home = Away(stack, absent, place.device, store, stack.blocks())
-        for name, (tensor, _) in stored.items():
-            home.space(name, tensor).copy_(tensor.detach())
-        home.seal()
+        home = _away(stack, place, store, stack.blocks())
         home.rest.enter()  # what several blocks share stays
         for parcel in home.blocks.values():
             parcel.leave()
         stack.runner = LayerwiseOffload(home.blocks)
         how = f"{len(stack.blocks())} blocks one at a time"
         passed.choices.append(Choice("offload", label, how, "asked for"))
+
+
+def take_turns(pipe: nn.Module, place: Place, passed: Passed) -> None:
+    """Parts of `pipe` come to the device when one of their `CALLED` methods is called, and leave for another one."""
+    store = _store(place, passed)
+    parts = {name: part for name, part in pipe.named_children() if stored_tensors(part)}
+    turns = Residency(parts, {name: _away(part, place, store, ()).rest for name, part in parts.items()})
+    for name, part in parts.items():
+        turns[name].requires_grad_(False)
+        for method in CALLED:
+            if hasattr(part, method):
+                call_behind(part, method, partial(turns.__getitem__, name))
+        passed.choices.append(Choice("offload", name, "comes when it is called", "asked for"))
+    turns.leave()
+
+
+def _store(place: Place, passed: Passed) -> Store:
+    """Where weights wait."""
+    cpu = place.device.type == "cpu"
+    store: Store = FileStore(place.config.offload.folder) if cpu else HostStore(DeviceLanes(place.device))
+    passed.closes.append(store.close)
+    return store
+
+
+def _away(module: nn.Module, place: Place, store: Store, blocks: Sequence[nn.Module]) -> Away:
+    """The home of a module that has its weights, which wait there from now on."""
+    stored = stored_tensors(module)
+    absent = {name: (_absent(tensor), names) for name, (tensor, names) in stored.items()}
+    home = Away(module, absent, place.device, store, blocks)
+    for name, (tensor, _) in stored.items():
+        home.space(name, tensor).copy_(tensor.detach())
+    home.seal()
+    return home
 
 
 def _absent(tensor: Tensor) -> Tensor:
@@ -162,5 +196,5 @@ def step_cache(stacks: Mapping[str, ContractStack], place: Place, passed: Passed
 
 
 def room_for(place: Place) -> torch.device:
-    """Where a pipeline is made: blocks that will wait elsewhere must not fill the device first."""
-    return torch.device("cpu") if place.config.offload.mode == "layers" else place.device
+    """Where a pipeline is made: what will wait elsewhere must not fill the device first."""
+    return place.device if place.config.offload.mode == "none" else torch.device("cpu")

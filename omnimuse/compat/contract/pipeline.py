@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from omnimuse.compat.contract.blocks import OwnLoop
 from omnimuse.compat.contract.make import Live
 from omnimuse.compat.contract.requests import finished, note_times, request_of
 from omnimuse.compat.contract.spec import PIPELINE, USUAL_STEPS
@@ -15,6 +16,7 @@ from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.diffusion.worker.request_batch import DiffusionRequestBatch
 from omnimuse.core.spec import Spec
+from omnimuse.layers.stack import Memory
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
@@ -39,7 +41,9 @@ class Whole(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         live: Live = ctx.components[PIPELINE]
         for state in states:
-            with within(live.surroundings), torch.random.fork_rng():
+            count = state.request.params.num_inference_steps or USUAL_STEPS
+            here = replace(live.surroundings, calls=OwnLoop(Memory(steps=count, of=count)))
+            with within(here), torch.random.fork_rng():
                 torch.manual_seed(state.request.seed(state.output))
                 request = request_of(state)
                 if live.before is not None:

@@ -6,7 +6,10 @@ The network calls it with whatever arguments it has, reads the attributes that i
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import wraps
 from inspect import BoundArguments, Signature, signature
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -34,6 +37,28 @@ class StandIn(nn.Module):
         if name in own or name in self.__dict__.get("_parameters", {}) or "inner" not in own:
             return super().__getattr__(name)
         return getattr(own["inner"], name)
+
+
+def call_instead(network: nn.Module, called: Callable[[BoundArguments], Any]) -> None:
+    """Calls of `network`, which stays where it is, go to `called`."""
+    takes = signature(network.forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return called(takes.bind(*args, **kwargs))
+
+    network.forward = forward
+
+
+def call_behind(part: nn.Module, method: str, first: Callable[[], Any]) -> None:
+    """Whenever that method of `part` is called, `first` is."""
+    own = attrgetter(method)(part)
+
+    @wraps(own)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return own(*args, **kwargs)
+
+    setattr(part, method, called)
 
 
 def __getattr__(name: str) -> Any:

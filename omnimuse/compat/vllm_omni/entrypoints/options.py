@@ -12,7 +12,7 @@ from omnimuse.compat.contract.settings import NOT_OPTIONS
 from omnimuse.compat.contract.spec import ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
-from omnimuse.core.cache_names import documented
+from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.config import (
     AttentionConfig,
     CompileConfig,
@@ -82,6 +82,8 @@ def config_of(model: str, options: EngineOptions) -> Config:
     schedule = ScheduleConfig()
     if "max_num_seqs" in options:
         schedule = replace(schedule, max_running=options["max_num_seqs"])
+    backend = options.get("cache_backend") or "none"
+    coefficients, settings = polynomial(backend, options.get("cache_config", {}))
     compiled = "blocks" if options.get("enforce_eager") is False else "none"
     return Config(
         ModelConfig(
@@ -93,7 +95,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
         attention=AttentionConfig(
             _backend(options.get("diffusion_attention_backend") or Environment.read().attention or "AUTO")
         ),
-        cache=documented(options.get("cache_backend") or "none", options.get("cache_config", {})),
+        cache=documented(backend, settings),
         offload=_offload(options),
         compile=CompileConfig(compiled),  # type: ignore[arg-type]
         parallel=_parallel(options),
@@ -104,6 +106,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
             profile=options.get("enable_diffusion_pipeline_profiler", False),
             slicing=options.get("vae_use_slicing", False),
             encoder=options.get("auxiliary_text_encoder"),
+            coefficients=coefficients,
         ),
         schedule=schedule,
         deploy=read_deploy(Path(placed)) if (placed := options.get("stage_configs_path")) else DeployConfig(),

@@ -147,11 +147,15 @@ class MediumTransformer2DModel(nn.Module):
         encoder_hidden_states = self.context_embedder(encoder_hidden_states)
         for block in self.transformer_blocks:
             encoder_hidden_states, hidden_states = block(hidden_states, encoder_hidden_states, temb)
+        return (self.unpatched(hidden_states, temb, height, width),)
+
+    def unpatched(self, hidden_states: Tensor, temb: Tensor, height: int, width: int) -> Tensor:
+        """What the blocks made, as a prediction; sides in patches."""
         hidden_states = self.proj_out(self.norm_out(hidden_states, temb))
         patch = self.patch_size
         hidden_states = hidden_states.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
         hidden_states = hidden_states.permute(0, 5, 1, 3, 2, 4)  # [B, C, h, patch, w, patch]
-        return (hidden_states.flatten(4, 5).flatten(2, 3),)
+        return hidden_states.flatten(4, 5).flatten(2, 3)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         stacked_params_mapping = [
