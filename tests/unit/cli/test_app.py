@@ -85,7 +85,7 @@ def test_servers_of_other_systems_are_started_by_the_names_they_have(
     ("option", "said"),
     [
         ("--num-gpus", "--tensor-parallel-size"),
-        ("--vae-use-slicing", "one at a time, always"),
+        ("--enable-vae-slicing", "one at a time, always"),
         ("--api-key", "--api-key-file"),
         ("--dit-layerwise-offload", "--offload layers"),
         ("--quantization", "--quantize int8"),
