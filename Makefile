@@ -37,9 +37,10 @@ serve: install
 
 install: $(VENV)/.installed
 
-# Two tests at a time; threads that wait for each other sleep, so that they leave the cores to the other one.
+# Three tests at a time, for two cores: some wait for servers and ranks. Threads that wait for each other sleep, so that
+# they leave the cores to others.
 test: $(VENV)/.installed-test
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 # Those that take turns (tests/turns.py), too.
 test-all: ARGS += --all

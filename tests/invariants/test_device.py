@@ -97,7 +97,9 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
 """Ways to have weights and blocks: topics of the configuration, and how weights wait outside of the device."""
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["resident", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "resident")]
+)
 def test_no_step_makes_the_host_wait(subject: Subject, engine_with: Make, device: SecondDevice, way: str) -> None:
     """What is compiled runs as it is, with all that is done around it: the compiler knows no second device, and refuses
     to compile a whole block that reads numbers back.
