@@ -1,8 +1,9 @@
-"""Numbers of a request between their bounds: what lies outside is refused with the nearest that is allowed."""
+"""Values of a request of their kind and between their bounds: what lies outside is refused with what is allowed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from omnimuse.core.errors import RequestError
@@ -33,3 +34,9 @@ def real(name: str, value: Any, low: float, high: float) -> None:
 def is_text(text: str) -> bool:
     """Whether `text` can be written down: half a surrogate pair cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def named(name: str, value: Any) -> None:
+    """RequestError unless `value` is a mapping of names to values."""
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} must be a mapping of names to values, got {type(value).__name__}", name)

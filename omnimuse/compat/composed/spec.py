@@ -11,7 +11,8 @@ from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package, 
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.spec import AT_WORK
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
-from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.core.bounds import named
+from omnimuse.core.errors import ModelError
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams
 from omnimuse.core.request import ALWAYS
 from omnimuse.core.spec import Component, Configs, Foreign, Limits, Spec
@@ -57,9 +58,7 @@ class ComposedParams(FamilyParams):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampling, Mapping):
-            kind = type(self.sampling).__name__
-            raise RequestError(f"extra.sampling must be a mapping of names to values, got {kind}", "extra.sampling")
+        named("extra.sampling", self.sampling)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.source import ClassSource, read_class
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.bounds import named
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import WORK, DiffusionParams, FamilyParams
 from omnimuse.core.request import ALWAYS
 from omnimuse.core.spec import Component, Configs, Foreign, Limits, SoundLimits, Spec
@@ -51,9 +52,7 @@ class ContractParams(FamilyParams):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.extra_args, Mapping):
-            kind = type(self.extra_args).__name__
-            raise RequestError(f"extra.extra_args must be a mapping of names to values, got {kind}", "extra.extra_args")
+        named("extra.extra_args", self.extra_args)
 
 
 def spec_of(entry: Entry, checkpoint: Checkpoint, steps: bool | None = None) -> Spec:
