@@ -6,26 +6,17 @@ of one length whose backend could be chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-
 from omnimuse.core.output import Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.denoise import Denoise
 from tests.checkpoints.families import ALLROUNDERS
-from tests.checkpoints.wishes import Family
 from tests.invariants import test_invariants as every
-from tests.invariants.conftest import Subject, drain, outputs, run, submit
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
 
 exact, crowded = every.exact, every.crowded
 
 
-@pytest.fixture(scope="session", params=ALLROUNDERS, ids=lambda family: family.name)
-def subject(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Subject:
-    family: Family = request.param
-    return Subject(family, tiny(family.name))
+pytestmark = of(ALLROUNDERS)
 
 
 test_a_small_tick_budget_changes_nothing_but_the_grouping = (
