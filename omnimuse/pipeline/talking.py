@@ -124,7 +124,7 @@ class Talk(Loop):
             talking.codes += [] if self.predictor or talking.ended == "stop" else [code]
             return []
         talking.codes.append(code)
-        if not self.predictor:
+        if talking.kv is None:
             return []
         heard = talker.heard(torch.tensor([code], device=hidden.device))
         return [_row(state, self.predictor, Reading(torch.cat([hidden[None], heard]), 0, talking.kv))]
