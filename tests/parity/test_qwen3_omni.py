@@ -31,6 +31,8 @@ from tests.checkpoints.qwen3 import theirs
 from tests.checkpoints.qwen3_omni import PREPARING, TEMPLATE
 from tests.checkpoints.wishes import chord, film, photo
 
+pytestmark = pytest.mark.costly("what hears and speaks")
+
 PICTURES = (photo(40, 24), photo(17, 33))
 SOUNDS = (chord(16_000, 0.4, 1), chord(16_000, 3.3, 1))
 FRAMES = film(24, 16, 6)
