@@ -53,6 +53,7 @@ def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with:
         assert torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
     engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
     expected = run(engine, *subject.asks())
@@ -60,6 +61,7 @@ def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with:
         assert torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_a_paused_request_leaves_the_second_device_and_comes_back(
     subject: Subject, engine_with: Make, device: SecondDevice
 ) -> None:
@@ -71,8 +73,10 @@ def test_a_paused_request_leaves_the_second_device_and_comes_back(
     engine = moved(engine, device)
     for loop in (loop for loop in loops(engine.runner) if loop.name in stages):  # it may go by others
         [id_] = submit(engine, ask)
-        while not any(isinstance(e, Progress) and e.stage == loop.name for e in engine.tick()):
-            pass
+        events = []
+        while not any(isinstance(event, Progress) and event.stage == loop.name for event in events):
+            assert not engine.idle, events
+            events = engine.tick()
         engine.pause(id_)
         engine.tick()
         engine.resume(id_)
@@ -145,6 +149,7 @@ def test_a_component_is_copied_while_the_one_before_it_computes(
     assert all(copies[number] < last[order[number - 1]] for number in ahead)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.2, 1e6])
 def test_a_cache_decides_for_all_rows_of_a_forward_with_one_wait(
     subject: Subject, engine_with: Make, device: SecondDevice, threshold: float
