@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.components.entries import answering, inside_model, own_transformer
-from omnimuse.core.params import AnswerParams, DiffusionParams
+from omnimuse.core.params import DiffusionParams, WatchParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
@@ -42,5 +42,5 @@ SPEC = Spec(
     defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
     supported=frozenset(),
     limits=limits,
-    extra=AnswerParams,
+    extra=WatchParams,
 )
