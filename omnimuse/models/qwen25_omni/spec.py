@@ -25,6 +25,7 @@ MODEL = own_transformer("qwen25_omni", "Thinker", ARCH, "Qwen2_5OmniModel")
 
 SPEC = Spec(
     arch=ARCH,
+    also=("Qwen2_5OmniModel",),
     family="qwen25_omni",
     summary="Qwen2.5-Omni: text and speech from a conversation with pictures, sounds and videos in it",
     tasks=("text-to-text", "image-to-text", "audio-to-text", "video-to-text"),
