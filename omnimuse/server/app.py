@@ -28,7 +28,9 @@ from omnimuse.server.routes import (
     images,
     models,
     playground,
+    realtime,
     speech,
+    speech_live,
     talk,
     videos,
 )
@@ -37,10 +39,10 @@ from omnimuse.server.service import Service
 DESCRIBED = (health, models, adapters, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
 
-SPEAKING = (health, models, adapters, images, videos, speech, audio, chat, files)
+SPEAKING = (health, models, adapters, images, videos, speech, speech_live, audio, chat, files)
 """The same where it speaks."""
 
-WRITING = (health, models, adapters, images, videos, audio, talk, files)
+WRITING = (health, models, adapters, images, videos, audio, talk, realtime, files)
 """The same where the model writes: a chat is another thing then."""
 
 PICTURED = frozenset({chat.PATH, images.EDITS, speech.PATH, videos.PATH, f"{videos.PATH}/sync"})

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
-from starlette.routing import BaseRoute
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, WebSocketRoute
 from uvicorn.server import ServerState
 
 from omnimuse.core.errors import ConfigError
@@ -25,6 +26,7 @@ from omnimuse.server.http.checks import Rules
 from omnimuse.server.http.connections import Connection, Crowd
 from omnimuse.server.http.edge import protect
 from omnimuse.server.http.keys import Keys
+from omnimuse.server.http.strict_json import MAX_JSON
 from omnimuse.server.options import Address, is_loopback, told
 
 LAST_WORDS = 5.0
@@ -88,12 +90,16 @@ def _bind(listener: socket.socket, path: Path) -> None:
         os.umask(before)
 
 
-def uvicorn_config(app: object, crowd: Crowd) -> uvicorn.Config:
+def uvicorn_config(app: Starlette, crowd: Crowd) -> uvicorn.Config:
     """How every app is served here: by our connections, without uvicorn's own words."""
+    live = [route.path for route in app.routes if isinstance(route, WebSocketRoute)]
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=partial(Connection, crowd=crowd),  # type: ignore[arg-type]
+        app,
+        http=partial(Connection, crowd=crowd, live=live),  # type: ignore[arg-type]
         ws="none",
+        ws_max_size=MAX_JSON,
+        ws_ping_timeout=None,  # the kernel ends who is gone, and the edge who takes nothing
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         log_level="warning",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen3_omni.reading import Perceive, ReadTalk
-from omnimuse.models.qwen3_omni.speaking import DecodeAnswer, Speak
+from omnimuse.models.qwen3_omni.speaking import SpeakOverheard
 from omnimuse.models.qwen3_omni.spec import SPEC
-from omnimuse.models.qwen3_omni.thinking import Think
+from omnimuse.models.qwen3_omni.thinking import ThinkAloud
+from omnimuse.pipeline.answering import DecodeAnswer
+from omnimuse.pipeline.conversing import Perceive, ReadShown, spectrum
 from omnimuse.pipeline.pipeline import Pipeline
 
 
@@ -15,7 +16,11 @@ class Qwen3OmniPipeline(Pipeline):
     """Messages or a prompt in, with pictures, videos and sounds; text out, and speech."""
 
     spec = SPEC
-    tracks = ((Perceive(), ReadTalk(), Think()), (Speak(),), (DecodeAnswer("code2wav"),))
+    tracks = (
+        (Perceive(spectrum), ReadShown(), ThinkAloud()),
+        (SpeakOverheard(),),
+        (DecodeAnswer("code2wav"),),
+    )
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 
 

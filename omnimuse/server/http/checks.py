@@ -23,6 +23,8 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 MAX_TARGET = 8 * 1024
 """Characters of the path and query."""
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""How the protocol of a WebSocket begins that has a key in it."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/version", "/favicon.ico"})
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/ping", "/load", "/metrics"})
@@ -38,7 +40,7 @@ class Rules:
     length needs at the slowest speed; a response of which nothing is taken for `stall` is given up. A POST to a path
     of `drawing` is work: `check_room` raises if the tenant can get no place for it. Where there are `hosts`, no other
     Host is answered to, except those of this machine; pages of `origins` may call from a browser. JSON has at most
-    `max_json`, except on paths of `pictured`.
+    `max_json`, except on paths of `pictured`. A WebSocket on which a client says nothing for `idle` is closed.
     """
 
     keys: Keys
@@ -55,6 +57,7 @@ class Rules:
     max_json: int = 64 * 2**20
     bodies: Bodies = field(default_factory=lambda: Bodies(2**40, 2**40))
     rates: Rates = field(default_factory=lambda: Rates(0))
+    idle: float = 300.0
 
 
 def check(rules: Rules, scope: Scope, headers: Headers) -> str:
@@ -73,6 +76,29 @@ def check(rules: Rules, scope: Scope, headers: Headers) -> str:
     if scope["method"] == "POST" and scope["path"] in rules.drawing and "idempotency-key" not in headers:
         rules.check_room(tenant)  # what has a key may have been drawn already
     return tenant
+
+
+def check_live(rules: Rules, scope: Scope, headers: Headers) -> str:
+    """The tenant of a WebSocket that may be opened or, asked again, go on with another piece of work; ApiError else.
+
+    A browser lets pages of every site open one, so where a page comes from is always looked at.
+    """
+    check_asking(rules, scope, headers)
+    if not cors.may_call(rules.origins, headers):
+        _check_origin(headers)
+    tenant = rules.keys.tenant(headers.get("authorization") or _in_protocols(headers))
+    rules.rates.ask(tenant)
+    if rules.draining():
+        raise refusal("server_draining", "the server is shutting down; try again in a moment", retry_after=10)
+    return tenant
+
+
+def _in_protocols(headers: Headers) -> str | None:
+    """The key among the protocols that a page offers, which can send no other header; OpenAI's clients do so, too."""
+    for offered in headers.get("sec-websocket-protocol", "").split(","):
+        if (name := offered.strip()).startswith(KEY_PROTOCOL):
+            return f"Bearer {name.removeprefix(KEY_PROTOCOL)}"
+    return None
 
 
 def check_asking(rules: Rules, scope: Scope, headers: Headers) -> None:

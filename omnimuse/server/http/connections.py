@@ -2,7 +2,8 @@
 
 uvicorn's own, with what no ASGI app can do: it is read in pieces that keep nobody waiting, whatever the client owes has
 a time, what is no HTTP is answered in our JSON, there are no more connections than allowed, and the edge can close one
-at once, unsent bytes and all (`request.state.abort`).
+at once, unsent bytes and all (`request.state.abort`). At a path that has WebSockets it becomes one (`frames.py`) where
+the client asks for it; anywhere else such a request is an ordinary one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import asyncio
 import secrets
 import socket
 from collections import Counter
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import h11
@@ -75,9 +78,11 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):  # buffered: only so do
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         crowd: Crowd | None = None,
+        live: Collection[str] = (),
     ) -> None:
-        """Called by uvicorn; `crowd` comes with `functools.partial`."""
+        """Called by uvicorn; `crowd`, and the paths that have WebSockets, come with `functools.partial`."""
         super().__init__(config, server_state, app_state, _loop)
+        self._live = live
         self.conn: Reading = Reading(_HEAD)
         self._crowd = crowd
         self._buffer = bytearray(_SMALL)
@@ -109,6 +114,9 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):  # buffered: only so do
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio, last."""
         super().connection_lost(exc)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._crowd is not None:
@@ -119,7 +127,16 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):  # buffered: only so do
         self._refuse(refusal("invalid_request", "this is no HTTP/1.1 request that can be read; check the client"))
 
     def _should_upgrade(self) -> bool:
-        return False  # there are no WebSockets here
+        return self._get_upgrade() == b"websocket" and self.scope["path"] in self._live
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Called for a client that asks for a WebSocket where there is one: from now on, it is that."""
+        from omnimuse.server.http.frames import Frames
+
+        if self._timer is not None:
+            self._timer.cancel()
+        self.ws_protocol_class = partial(Frames, leave=self._leave)  # type: ignore[assignment]
+        super().handle_websocket_upgrade(event)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with `error` where that is still possible, and close. Who waits for the rest of the body is told."""

@@ -24,11 +24,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnimuse.core.errors import RequestCancelled
 from omnimuse.server.errors import ApiError, body, on_unexpected_error, refusal, to_api_error, to_json
 from omnimuse.server.http import cors
 from omnimuse.server.http.budget import Lease
 from omnimuse.server.http.checks import Rules, check, check_asking, is_probe, longest_body, too_large
+from omnimuse.server.http.handshake import attend
+from omnimuse.server.http.watch import ReaderStalled, abort, passed_on
 from omnimuse.server.log import Entry
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,6 @@ HTML_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
 }
 """For pages: own files only, nothing inline, in nobody's frame."""
-
-
-class ReaderStalled(RequestCancelled):
-    """The client takes nothing of the response; its connection is closed."""
 
 
 def protect(routes: Sequence[BaseRoute], rules: Rules) -> Starlette:
@@ -81,14 +78,14 @@ class Edge:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
-            return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         state = scope.setdefault("state", {})
         state["request_id"], state["tenant"] = request_id, ""
+        if scope["type"] == "websocket":
+            await attend(self._app, self._rules, scope, receive, send)
+            return
         incoming = _Incoming(receive, headers, self._rules, longest_body(self._rules, scope, headers))
         outgoing = _Outgoing(send, scope, incoming, self._rules.stall, cors.allowance(self._rules.origins, headers))
 
@@ -181,15 +178,7 @@ class _Outgoing:
             self.status = message["status"]
             self._complete(MutableHeaders(raw=message.setdefault("headers", [])))
         for piece in _pieces(message):
-            await self._pass_on(piece)
-
-    async def _pass_on(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._stall):
-                await self._send(message)
-        except TimeoutError:
-            await self._abort()
-            raise ReaderStalled(f"the client took nothing for {self._stall:g} s") from None
+            await passed_on(self._send, piece, self._stall, self._scope)
 
     def _complete(self, headers: MutableHeaders) -> None:
         headers["x-request-id"] = self._scope["state"]["request_id"]
@@ -207,7 +196,7 @@ class _Outgoing:
     async def fail(self, error: ApiError) -> None:
         """Answer with `error`; a response that has begun can only be broken off."""
         if self.status:
-            await self._abort()
+            await abort(self._scope)
             return
         content = to_json(body(error))
         headers = {"content-type": "application/json", "content-length": str(len(content)), **error.headers}
@@ -219,13 +208,6 @@ class _Outgoing:
             await self.send({"type": "http.response.body", "body": b""})
         except ReaderStalled:
             return
-
-    async def _abort(self) -> None:
-        """Close the connection at once, with what still waits to be sent; without our `Connection`, the server does."""
-        abort = self._scope["state"].get("abort")
-        if abort is not None:
-            abort()
-            await asyncio.sleep(0)  # the server learns of it before this request ends
 
 
 def _pieces(message: Message) -> Iterator[Message]:

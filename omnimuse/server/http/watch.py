@@ -1,4 +1,6 @@
-"""Stops work whose client has gone. Called by routes that answer once, when the whole result is there."""
+"""Stops work whose client has gone, or takes nothing. Called by the edge, and by routes that answer once, when the
+whole result is there.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import Message, Receive, Scope, Send
 
 from omnimuse.core.errors import RequestCancelled
 
@@ -16,6 +18,10 @@ T = TypeVar("T")
 
 class ClientGone(RequestCancelled):
     """The client closed its connection before the answer; there is nobody to tell."""
+
+
+class ReaderStalled(RequestCancelled):
+    """The client takes nothing of the response; its connection is closed."""
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
@@ -50,3 +56,21 @@ async def stop(task: asyncio.Future[T]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()  # seen: asyncio does not report it as lost
+
+
+async def passed_on(send: Send, message: Message, stall: float, scope: Scope) -> None:
+    """Send `message`; where the client does not take it in so many seconds, it is cut off, and ReaderStalled raised."""
+    try:
+        async with asyncio.timeout(stall):
+            await send(message)
+    except TimeoutError:
+        await abort(scope)
+        raise ReaderStalled(f"the client took nothing for {stall:g} s") from None
+
+
+async def abort(scope: Scope) -> None:
+    """Close the connection at once, with what still waits to be sent; without our `Connection`, the server does."""
+    close = scope["state"].get("abort")
+    if close is not None:
+        close()
+        await asyncio.sleep(0)  # the server learns of it before this request ends

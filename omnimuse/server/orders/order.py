@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
+from starlette.requests import HTTPConnection
 from starlette.requests import Request as HttpRequest
 
 from omnimuse.core.errors import (
@@ -72,7 +73,7 @@ class Admitted:
 def place_order(
     service: Service,
     wanted: Wanted,
-    http: HttpRequest,
+    http: HTTPConnection,
     task: str,
     came: Mapping[str, object] = NOTHING,
 ) -> Order:
@@ -91,13 +92,13 @@ def place_order(
 
 
 def asked_of(
-    service: Service, wanted: Wanted, http: HttpRequest, looks: int = 0, came: Mapping[str, object] = NOTHING
+    service: Service, wanted: Wanted, http: HTTPConnection, looks: int = 0, came: Mapping[str, object] = NOTHING
 ) -> Request:
     """The request for `wanted`, checked against the model, with its deadline as far as speeds are known."""
     return service.admission.promised(to_request(wanted, service.door, http.state.tenant, looks, came))
 
 
-def _known_as(http: HttpRequest) -> tuple[str, str | None]:
+def _known_as(http: HTTPConnection) -> tuple[str, str | None]:
     """The id of a request, and the trace of its client that it is part of."""
     return http.state.request_id, http.headers.get("traceparent")
 
@@ -132,11 +133,16 @@ def refuse_key(http: HttpRequest) -> None:
         raise refusal("unsupported_parameter", message, "idempotency-key")
 
 
-async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Picture, ...]:
-    """The pictures that came with a request, decoded; nothing is decoded for a request that could not come in now."""
+async def may_read(service: Service, http: HTTPConnection) -> None:
+    """Raises unless something that would be decoded now could come in afterwards."""
     gate = Gate(service.workers, service.files, service.admission, service.metrics)
     await gate.check()
     gate.check_room(http.state.tenant)
+
+
+async def read_pictures(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Picture, ...]:
+    """The pictures that came with a request, decoded; nothing is decoded for a request that could not come in now."""
+    await may_read(service, http)
     most, lease = service.door.limits.max_images, http.state.lease
     return await cancel_on_disconnect(http, service.uploads.read(sources, most, http.state.tenant, lease.add))
 
@@ -164,9 +170,7 @@ async def read_videos(
     """The videos that came with a request, or `masks` over them, decoded, as many frames of each as can be used, or so
     many of what is only `watched`; as `read_pictures`.
     """
-    gate = Gate(service.workers, service.files, service.admission, service.metrics)
-    await gate.check()
-    gate.check_room(http.state.tenant)
+    await may_read(service, http)
     door = service.door
     frames = watched or min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
     most, lease = door.limits.max_videos, http.state.lease
@@ -176,9 +180,7 @@ async def read_videos(
 
 async def read_sounds(service: Service, http: HttpRequest, sources: Sequence[Source]) -> tuple[Recording, ...]:
     """The sounds that came with a request, decoded; as `read_pictures`."""
-    gate = Gate(service.workers, service.files, service.admission, service.metrics)
-    await gate.check()
-    gate.check_room(http.state.tenant)
+    await may_read(service, http)
     limits = service.door.limits.sound
     most = 0 if limits is None else limits.max_inputs
     return await cancel_on_disconnect(http, service.uploads.read_sounds(sources, most, http.state.tenant))

@@ -37,10 +37,11 @@ _ADMIN = "it is on the admin plane (`--admin-address`), for the server's operato
 ABSENT = MappingProxyType(
     {
         "/v1/audio/speech": "no text is spoken here; {instead}",
+        "/v1/audio/speech/stream": "no text is spoken here; {instead}",
         "/v1/audio/voices": "no text is spoken here; {instead}",
         "/v1/audio/transcriptions": "no sound is read here",
         "/v1/audio/translations": "no sound is read here",
-        "/v1/realtime": "there are no WebSockets; {instead}, with `stream` in steps",
+        "/v1/realtime": "no conversation is held here; {instead}, with `stream` in steps",
         "/v1/responses": _TEXT,
         "/v1/completions": _TEXT,
         "/v1/embeddings": _TEXT,

@@ -13,6 +13,7 @@ import struct
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from typing import BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -87,7 +88,7 @@ def routes(service: Service) -> list[Route]:
         if not flow:
             return await _whole(service, request, order)
         head = _head(sound.rate, sound.channels) if format_ == "WAV" else b""
-        pieces = _pieces(service, order, head)
+        pieces = pieces_of(service, order, head)
         if flow == "sse":
             return await cancel_on_disconnect(request, opened(_told(pieces)))
         await cancel_on_disconnect(request, anext(pieces))
@@ -116,7 +117,7 @@ async def _whole(service: Service, request: Request, order: Order) -> Response:
     return Sent(file, sound.bytes, 200, headers)
 
 
-async def _pieces(service: Service, order: Order, head: bytes) -> AsyncGenerator[bytes | Finished, None]:
+async def pieces_of(service: Service, order: Order, head: bytes = b"") -> AsyncGenerator[bytes | Finished, None]:
     """The bytes of the sound as they are made, every one once, after `head`; first none of them, at last what is told
     of the whole.
     """
@@ -137,9 +138,15 @@ async def _pieces(service: Service, order: Order, head: bytes) -> AsyncGenerator
                     with file:
                         yield b"" if sent else head
                         await asyncio.to_thread(file.seek, sent)
-                        while rest := await asyncio.to_thread(file.read, PIECE):
+                        async for rest in read_away(file):
                             yield rest
                     yield update
+
+
+async def read_away(file: BinaryIO) -> AsyncGenerator[bytes, None]:
+    """What is left of a file."""
+    while piece := await asyncio.to_thread(file.read, PIECE):
+        yield piece
 
 
 def following(piece: Grown, sent: int) -> bytes:

@@ -287,7 +287,7 @@ class Told:
 
 
 @asynccontextmanager
-async def _open(service: Service, made: Finished) -> AsyncIterator[list[BinaryIO]]:
+async def open_files(service: Service, made: Finished) -> AsyncIterator[list[BinaryIO]]:
     """The files of answers that are spoken or show something, while this context lasts."""
     files = await taken(service.files, made.files)
     try:
@@ -319,7 +319,7 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
             elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := heard.new(update)):
                 yield None, dump(shape.sound(order, head, update.output, sound))
             elif isinstance(update, Finished):
-                about, files = _about(order, update), await stack.enter_async_context(_open(service, update))
+                about, files = _about(order, update), await stack.enter_async_context(open_files(service, update))
                 held = Enclosed(files)
                 drawn = pictures(order, update.files, held.words) if wants(order) else {}
                 for index, made in enumerate(update.texts):
@@ -336,14 +336,18 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                     yield None, dump(shape.last(order, head | about))
 
 
-def _about(order: Order, made: Finished) -> dict[str, Any]:
+def usage_of(made: Finished) -> protocol.TokenUsage:
+    """The tokens that were read and written."""
     read_, written = made.remarks.prompt_tokens, sum(text.tokens for text in made.texts)
     reused = max((text.reused for text in made.texts), default=0)
-    usage = protocol.TokenUsage(
+    return protocol.TokenUsage(
         prompt_tokens=read_,
         completion_tokens=written,
         total_tokens=read_ + written,
         prompt_tokens_details=protocol.PromptDetails(cached_tokens=reused),
     )
+
+
+def _about(order: Order, made: Finished) -> dict[str, Any]:
     warnings = told([*order.wanted.warnings, *made.remarks.warnings])
-    return {"usage": usage, "timings": Made.of(made).seconds, "warnings": warnings}
+    return {"usage": usage_of(made), "timings": Made.of(made).seconds, "warnings": warnings}

@@ -1,8 +1,9 @@
-"""What the thinker of Qwen3-Omni is given to read: a conversation as tokens, and what stands for pictures, videos and
-sounds among them.
+"""What a model that answers to what it is shown is given to read: a conversation as tokens, and what stands for
+pictures, videos and sounds among them.
 
-Source: transformers' `Qwen3OmniMoeProcessor` and `get_rope_index` of its model. No torchvision, no torchaudio: Pillow
-and numpy do the arithmetic.
+The preparation and the places are those that transformers has for omni models, without torchvision and torchaudio:
+Pillow and numpy do the arithmetic. A checkpoint in the layout of transformers is asked for: its components are `model`,
+`vision`, `hearing`, `tokenizer` and `processor`.
 
 Letters: S tokens, M of which stand for something shown, E width of the thinker, L layers that are told more, P pairs of
 a head; n samples.
@@ -11,7 +12,7 @@ a head; n samples.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,31 +21,35 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from omnimuse.components.seeing import Grid
+from omnimuse.components.sights import Seen, ShownDecoder
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.messages import SHOWN, Message
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Clip, Picture, Recording
+from omnimuse.loader.facts import part
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.recording import samples_of
-from omnimuse.models.qwen3_omni.facts import THINKER, part
-from omnimuse.models.qwen3_omni.hearing import Hearing
-from omnimuse.models.qwen3_omni.spec import PROCESSOR
-from omnimuse.models.qwen3_omni.transformer import Thinker
-from omnimuse.models.qwen3_omni.vision import Grid, Seen, Vision
 from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
+PROCESSOR, THINKER = "processor", "thinker_config"
+"""How pictures and sounds are prepared, and the part of config.json that is of what reads."""
 RATE = 2.0
 """Frames a second that are looked at of a video."""
 FEWEST, MOST = 4, 768
 """Frames that are looked at of a video."""
-MOST_PIXELS = 768 * 32 * 32
+MOST_PIECES = 768
 """Of a frame of a video."""
 SECOND = 25
 """Places that a second of a video takes, where the checkpoint does not say."""
 FRAMES = 2
 """Frames of a moment of a video."""
+
+
+Spectrum = Callable[[Mapping[str, Any], Recording], Tensor]
+"""(the processor's configuration, a sound) -> what is heard of it: its bands over time, float32 [M, frames]."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Perceive(Stage):
-    """Writes `shown`: a `Shown` of every picture, video and sound, those of a kind in order."""
+    """Writes `shown`: a `Shown` of every picture, video and sound, those of a kind in order.
 
+    `spectrum` prepares a sound; a frame of a video has at `least` so many pieces.
+    """
+
+    spectrum: Spectrum
+    least: int = 0
     name: str = "perceive"
     reads: tuple[str, ...] = ("images", "videos", "sounds")
     writes: tuple[str, ...] = ("shown",)
@@ -81,7 +91,9 @@ class Perceive(Stage):
 
     def _watch(self, ctx: Context, video: Clip) -> Shown:
         prepare = Patches.of(processor(ctx))
-        prepare = replace(prepare, most=min(prepare.most, MOST_PIXELS))
+        piece = (prepare.side * prepare.merge) ** 2
+        least, most = max(prepare.least, self.least * piece), min(prepare.most, MOST_PIECES * piece)
+        prepare = replace(prepare, least=least, most=most)
         read = [prepare(Image.fromarray(pixels_of(frame))) for frame in frames(video)]
         rows, columns = read[0][1]
         moments = len(read) // prepare.frames
@@ -92,15 +104,11 @@ class Perceive(Stage):
         return self._seen(ctx, "video", patches, (moments, rows, columns), prepare.merge)
 
     def _seen(self, ctx: Context, kind: str, patches: Tensor, grid: Grid, merge: int) -> Shown:
-        vision = ctx.network("vision")
-        assert isinstance(vision, Vision)
-        seen = vision(patches.to(ctx.device), grid)
+        seen = ctx.network("vision")(patches.to(ctx.device), grid)
         return Shown(kind, seen, (grid[0], grid[1] // merge, grid[2] // merge))
 
     def _listen(self, ctx: Context, sound: Recording) -> Shown:
-        hearing = ctx.network("hearing")
-        assert isinstance(hearing, Hearing)
-        heard = hearing(spectrum(processor(ctx), sound).to(ctx.device))
+        heard = ctx.network("hearing")(self.spectrum(processor(ctx), sound).to(ctx.device))
         return Shown("audio", Seen(heard, heard.new_zeros(0, *heard.shape)))
 
 
@@ -120,16 +128,24 @@ def frames(video: Clip) -> list[Picture]:
     return [given[round(place)] for place in places.tolist()]
 
 
-def spectrum(config: Mapping[str, Any], sound: Recording) -> Tensor:
-    """What is heard of a sound: its bands over time, float32 [M, frames], as Whisper has them."""
+def whisper(config: Mapping[str, Any], sound: Recording) -> tuple[Any, np.ndarray]:
+    """What makes the bands of a sound as Whisper has them, and the samples [n] of `sound` that it takes; RequestError
+    for too few.
+    """
     from transformers import WhisperFeatureExtractor  # a second to import, for those who show sounds
 
-    names = ("feature_size", "sampling_rate", "hop_length", "n_fft", "padding_value", "dither")
+    names = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
     make = WhisperFeatureExtractor(**{name: config[name] for name in names if name in config})
     wave = samples_of(sound, make.sampling_rate, 1)[0]
     if len(wave) < make.n_fft:
         why = f"is too short: {sound.seconds:.3g} s; at least {make.n_fft / make.sampling_rate:g} s can be heard"
         raise RequestError(f"the sound {why}", "sounds")
+    return make, wave
+
+
+def spectrum(config: Mapping[str, Any], sound: Recording) -> Tensor:
+    """What is heard of a sound of any length: its bands over time, float32 [M, frames], as Whisper has them."""
+    make, wave = whisper(config, sound)
     made = make(wave, sampling_rate=make.sampling_rate, padding=True, truncation=False, return_tensors="pt")
     return made["input_features"][0][:, : len(wave) // make.hop_length]
 
@@ -157,7 +173,7 @@ class Brief:
 
 
 @dataclass(frozen=True)
-class ReadTalk(Stage):
+class ReadShown(Stage):
     """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown."""
 
     name: str = "read"
@@ -196,7 +212,7 @@ class ReadTalk(Stage):
 
     def _brief(self, ctx: Context, tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Brief:
         thinker = ctx.network("model")
-        assert isinstance(thinker, Thinker)
+        assert isinstance(thinker, ShownDecoder)
         places = placed(tokens, shown, marks)
         ids = torch.tensor(tokens, device=ctx.device)
         at = torch.isin(ids, torch.tensor(list(marks.ids.values()), device=ctx.device))
@@ -235,9 +251,10 @@ class Marks:
     def of(config: Mapping[str, Any], tokenizer: Any) -> Marks:
         """What config.json says."""
         thinker = part(config, THINKER)
-        if absent := [kind for kind in SHOWN if f"{kind}_token_id" not in thinker]:
+        named = {kind: thinker.get(f"{kind}_token_id", thinker.get(f"{kind}_token_index")) for kind in SHOWN}
+        if absent := [kind for kind, id_ in named.items() if id_ is None]:
             raise ModelError(f"config.json, {THINKER} has no {absent[0]}_token_id; use a complete checkpoint")
-        ids = {kind: int(thinker[f"{kind}_token_id"]) for kind in SHOWN}
+        ids = {kind: int(id_) for kind, id_ in named.items() if id_ is not None}
         texts = {kind: tokenizer.token(id_) for kind, id_ in ids.items()}
         known = {text: ids[kind] for kind, text in texts.items() if text}
         kinds = {text: kind for kind, text in texts.items() if text}

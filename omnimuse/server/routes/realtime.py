@@ -1,0 +1,380 @@
+"""/v1/realtime, a WebSocket for models that write: a conversation in events, as OpenAI has it.
+
+A client makes items (texts, pictures, and sounds by way of the input buffer) and asks for responses, of which one is
+made at a time: text as it is written or, where the model speaks, sound and its transcript. It says itself where its
+turn ends: nobody listens for silence here. Nothing outlives the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.routing import BaseRoute
+from starlette.websockets import WebSocket
+
+from omnimuse.core.errors import OmnimuseError, RequestCancelled
+from omnimuse.deploy.wire import Finished, Grown, Spelt
+from omnimuse.server.errors import ApiError, body, refusal, to_api_error
+from omnimuse.server.http.live import Event, Live, live_routes
+from omnimuse.server.http.uploads import MOST_SAMPLES
+from omnimuse.server.http.watch import stop
+from omnimuse.server.openapi import Operation
+from omnimuse.server.orders.order import Order, check_model, draw, may_read, place_order
+from omnimuse.server.routes.aloud import Sounding, aloud
+from omnimuse.server.routes.talk import TASK, Told, open_files, usage_of
+from omnimuse.server.service import Service
+from omnimuse.server.translate import session
+from omnimuse.server.translate.aliases import ANY_MODEL, read
+from omnimuse.server.translate.session import Item, Settings
+
+PATH = "/v1/realtime"
+OPERATIONS: tuple[Operation, ...] = ()  # OpenAPI knows no WebSockets
+PROTOCOL = "realtime"
+"""What clients that name a protocol name."""
+MOST_ITEMS = 256
+"""Items of a conversation."""
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    """The endpoint."""
+
+    async def converse(socket: WebSocket) -> None:
+        _check_model(service, socket.query_params.get("model"))
+        offered = socket.scope.get("subprotocols") or ()
+        await socket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
+        await Conversation(service, Live(socket, told_of)).run()
+
+    return live_routes(PATH, converse)
+
+
+def told_of(error: ApiError, event: Event | None = None) -> Event:
+    """The event that tells an error, of the client's event where it is about one."""
+    named = event.get("event_id") if event is not None else None
+    about = {"event_id": named if isinstance(named, str) else None}
+    return {"type": "error", "event_id": _named("event"), "error": {**body(error)["error"], **about}}
+
+
+@dataclass
+class Turn:
+    """A response while it is made: what was told of it so far."""
+
+    order: Order
+    settings: Settings
+    metadata: Any
+    id: str = field(default_factory=lambda: _named("resp"))
+    item: Item = field(default_factory=lambda: Item(_named("item"), "assistant", status="in_progress"))
+    told: Told = field(default_factory=Told)
+    whole: Finished | None = None
+    stopped: bool = False
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        return self.told.texts.get(0, "")
+
+    @property
+    def place(self) -> Event:
+        """Where in the response its one part is."""
+        return {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
+
+    @property
+    def part(self) -> Event:
+        """The one part, without its sound."""
+        if self.settings.aloud:
+            return {"type": "audio", "transcript": self.text}
+        return {"type": "text", "text": self.text}
+
+    def response(self, status: str, details: Event | None = None) -> Event:
+        """The response as clients read it."""
+        made = self.whole
+        usage = None if made is None else usage_of(made)
+        counts = usage and {
+            "input_tokens": usage.prompt_tokens,
+            "output_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        }
+        return {
+            "id": self.id,
+            "object": "realtime.response",
+            "status": status,
+            "status_details": details,
+            "output": [] if status == "in_progress" else [self.item.told()],
+            "output_modalities": self.settings.media,
+            "max_output_tokens": "inf" if self.settings.most is None else self.settings.most,
+            "metadata": self.metadata,
+            "usage": counts,
+        }
+
+
+class Conversation:
+    """One session."""
+
+    def __init__(self, service: Service, live: Live) -> None:
+        self._service, self._live, self._door = service, live, service.door
+        self._settings = session.begin(self._door)
+        self._items, self._pcm = list[Item](), bytearray()
+        self._turn: Turn | None = None  # from the moment at which it is asked for, until it is done
+        self._making: asyncio.Task[None] | None = None
+        self._asked = asyncio.Queue[Turn]()
+        self._id, self._count = _named("sess"), 0
+
+    async def run(self) -> None:
+        """Until the client goes, or says nothing for long."""
+        await self._tell("session.created", {"session": self._session()})
+        await self._live.hold(self._work(), self._take, lambda: self._turn is not None)
+
+    async def _tell(self, type_: str, fields: Event | None = None) -> None:
+        await self._live.tell({"type": type_, "event_id": _named("event"), **(fields or {})})
+
+    def _session(self) -> Event:
+        return {"id": self._id, **self._settings.told(self._service.options.model_name, self._door)}
+
+    # -- what comes ----------------------------------------------------------------------------------------------
+
+    async def _take(self, event: Event) -> None:
+        match event["type"]:
+            case "session.update":
+                self._settings = self._changed(event.get("session"), "session")
+                await self._tell("session.updated", {"session": self._session()})
+            case "input_audio_buffer.append":
+                self._append(event.get("audio"))
+            case "input_audio_buffer.clear":
+                self._pcm.clear()
+                await self._tell("input_audio_buffer.cleared")
+            case "input_audio_buffer.commit":
+                await self._commit()
+            case "conversation.item.create":
+                await self._create(event)
+            case "conversation.item.retrieve":
+                await self._tell("conversation.item.retrieved", {"item": self._find(event.get("item_id")).told()})
+            case "conversation.item.delete":
+                await self._delete(self._find(event.get("item_id")))
+            case "response.create":
+                await self._ask(event.get("response") or {})
+            case "response.cancel":
+                self._cancel(event.get("response_id"))
+            case "conversation.item.truncate":
+                why = "which words were heard is not known here; delete the item, or leave it"
+                raise refusal("unsupported_parameter", f"conversation.item.truncate is not supported: {why}", "type")
+            case other:
+                message = f"there is no event {other[:80]!r} here; OpenAI's documents of realtime list them"
+                raise refusal("invalid_value", message, "type")
+
+    def _changed(self, given: Any, name: str) -> Settings:
+        if isinstance(given, dict) and "model" in given:
+            given = dict(given)
+            _check_model(self._service, given.pop("model"))
+        made = self._settings.changed(given, name, self._door)
+        self._order(made, [Item("", "user", [{"type": "text", "text": "a"}])])  # refuses what the model cannot
+        return made
+
+    def _append(self, given: Any) -> None:
+        if "audio" not in self._kinds:
+            raise refusal("unsupported_task", "this model hears nothing; make an item of text", "audio")
+        pcm = session.samples(given, "audio")
+        sound = self._door.limits.sound
+        most = MOST_SAMPLES // max(1, 0 if sound is None else sound.max_inputs)
+        if len(self._pcm) + len(pcm) > most:
+            seconds = most / 2 / self._settings.rate
+            message = f"the buffer holds {seconds:.0f} s; commit it, or clear it, before more comes"
+            raise refusal("request_too_large", message, "audio")
+        self._hold(len(pcm))
+        self._pcm += pcm
+
+    async def _commit(self) -> None:
+        if not self._pcm:
+            raise refusal("invalid_value", "the input buffer is empty; append sound before it is committed", "type")
+        item = session.heard(bytes(self._pcm), self._settings.rate, _named("item"))
+        self._pcm.clear()
+        before = self._items[-1].id if self._items else None
+        await self._tell("input_audio_buffer.committed", {"item_id": item.id, "previous_item_id": before})
+        await self._put(item, len(self._items))
+
+    async def _create(self, event: Event) -> None:
+        item, sources = session.item_of(event.get("item"), _named("item"), self._settings.rate, self._door)
+        if any(item.id == other.id for other in self._items):
+            raise refusal("invalid_value", f"there is an item {item.id!r} already; name it otherwise", "item.id")
+        at, before = len(self._items), event.get("previous_item_id")
+        if before is not None:
+            at = 0 if before == "root" else self._items.index(self._find(before)) + 1
+        self._hold(item.size)
+        if sources:
+            await may_read(self._service, self._live.socket)
+            state = self._live.socket.state
+            most = self._door.limits.max_images
+            item.images += await self._service.uploads.read(sources, most, state.tenant, state.lease.add)
+            self._hold(sum(len(image.png) for image in item.images))
+        await self._put(item, at)
+
+    async def _put(self, item: Item, at: int) -> None:
+        """A new item, and those away for which there is no room beside it."""
+        items = [*self._items[:at], item, *self._items[at:]]
+        many = max(session.beyond(items, self._door), len(items) - MOST_ITEMS)
+        gone = items[:many]
+        if item in gone or (gone and not self._settings.forgets):
+            why = "the model takes no more at once; delete items, or set truncation to auto"
+            raise refusal("invalid_value", f"the conversation has too many items, sounds or pictures: {why}", "item")
+        for old in gone:
+            await self._delete(old)
+        at = max(0, at - len(gone))
+        self._items.insert(at, item)
+        before = self._items[at - 1].id if at else None
+        for what in ("added", "done"):
+            await self._tell(f"conversation.item.{what}", {"item": item.told(), "previous_item_id": before})
+
+    async def _delete(self, item: Item) -> None:
+        self._items.remove(item)
+        await self._tell("conversation.item.deleted", {"item_id": item.id})
+
+    def _find(self, id_: Any) -> Item:
+        for item in self._items:
+            if item.id == id_:
+                return item
+        raise refusal("invalid_value", f"there is no item {str(id_)[:80]!r} in this conversation", "item_id")
+
+    def _hold(self, more: int) -> None:
+        """Count so many bytes more of what the client sent; ApiError 429 where there is no room for them."""
+        held = sum(item.size for item in self._items) + len(self._pcm)
+        self._live.socket.state.lease.grow(held + more)
+
+    @property
+    def _kinds(self) -> Sequence[str]:
+        return session.able(self._door)
+
+    # -- what is asked for ---------------------------------------------------------------------------------------
+
+    async def _ask(self, given: Any) -> None:
+        if self._turn is not None:
+            message = f"the response {self._turn.id} is being made; wait for response.done, or cancel it"
+            raise refusal("conflicting_parameters", message, "type")
+        if not isinstance(given, dict):
+            raise refusal("invalid_value", "response is no object", "response")
+        given = dict(given)
+        if given.pop("conversation", "auto") not in ("auto", None):
+            why = "an answer becomes part of the conversation; delete its item afterwards"
+            raise refusal("unsupported_parameter", f"response.conversation: {why}", "response.conversation")
+        metadata = given.pop("metadata", None)
+        settings = self._settings.changed(given, "response", self._door)
+        self._live.ask()
+        self._count += 1
+        self._turn = Turn(self._order(settings, self._items), settings, metadata)
+        self._asked.put_nowait(self._turn)
+
+    def _order(self, settings: Settings, items: Sequence[Item]) -> Order:
+        """What the engine is asked for; ApiError or RequestError for what this model cannot."""
+        if not items:
+            raise refusal("invalid_value", "the conversation has no item yet; say something first", "response")
+        messages = [item.message() for item in items]
+        if settings.instructions:
+            messages.insert(0, {"role": "system", "content": settings.instructions})
+        wanted = aloud(self._service, read({**settings.fields(), "messages": []}, "talk", self._door))
+        wanted = replace(wanted, talk=replace(wanted.talk, messages=messages))
+        came: dict[str, object] = {
+            "images": tuple(image for item in items for image in item.images),
+            "sounds": tuple(sound for item in items for sound in item.sounds),
+        }
+        order = place_order(self._service, wanted, self._live.socket, TASK, came)
+        return replace(order, request=replace(order.request, chunks=True), id=f"{order.id}-{self._count}")
+
+    def _cancel(self, id_: Any) -> None:
+        if self._turn is None or id_ not in (None, self._turn.id):
+            raise refusal("invalid_value", "no such response is being made; there is nothing to cancel", "response_id")
+        self._turn.stopped = True
+        if self._making is not None:
+            self._making.cancel()
+
+    # -- what goes -----------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Make the responses that are asked for, one after the other."""
+        while True:
+            turn = await self._asked.get()
+            await self._begin(turn)
+            self._making = asyncio.ensure_future(self._make(turn))
+            if turn.stopped:  # meanwhile
+                self._making.cancel()
+            try:
+                await asyncio.wait({self._making})
+            finally:
+                await stop(self._making)
+            await self._end(turn, self._making)
+            self._turn = self._making = None
+
+    async def _begin(self, turn: Turn) -> None:
+        await self._tell("response.created", {"response": turn.response("in_progress")})
+        await self._tell(
+            "response.output_item.added", {"response_id": turn.id, "output_index": 0, "item": turn.item.told()}
+        )
+        before = self._items[-1].id if self._items else None
+        self._items.append(turn.item)
+        await self._tell("conversation.item.added", {"item": turn.item.told(), "previous_item_id": before})
+        await self._tell("response.content_part.added", {**turn.place, "part": turn.part})
+
+    async def _make(self, turn: Turn) -> None:
+        heard = Sounding(turn.order)
+        written = "response.output_audio_transcript.delta" if turn.settings.aloud else "response.output_text.delta"
+        async with aclosing(draw(self._service, turn.order)) as updates:
+            async for update in updates:
+                if isinstance(update, Spelt) and (text := turn.told.new(update)):
+                    await self._tell(written, {**turn.place, "delta": text})
+                elif isinstance(update, Grown) and (sound := heard.new(update)) is not None:
+                    await self._tell("response.output_audio.delta", {**turn.place, "delta": sound.data})
+                elif isinstance(update, Finished):
+                    turn.whole = update
+                    async with open_files(self._service, update) as files:
+                        if rest := turn.told.rest(0, update.texts[0].text):
+                            turn.told.texts[0] = update.texts[0].text
+                            await self._tell(written, {**turn.place, "delta": rest})
+                        if turn.settings.aloud:
+                            async for sound in heard.rest(0, files[0]):
+                                if sound.data:
+                                    await self._tell("response.output_audio.delta", {**turn.place, "delta": sound.data})
+
+    async def _end(self, turn: Turn, making: asyncio.Task[None]) -> None:
+        """Tell that a response is done, and how."""
+        status, details = _how(turn, making)
+        item, place = turn.item, turn.place
+        item.status = "completed" if status == "completed" else "incomplete"
+        item.parts = [{"type": "text", "text": turn.text}]
+        kind = {"type": "output_audio", "transcript": turn.text} if turn.settings.aloud else None
+        item.content = [kind or {"type": "output_text", "text": turn.text}]
+        if turn.settings.aloud:
+            await self._tell("response.output_audio.done", {**place})
+            await self._tell("response.output_audio_transcript.done", {**place, "transcript": turn.text})
+        else:
+            await self._tell("response.output_text.done", {**place, "text": turn.text})
+        await self._tell("response.content_part.done", {**place, "part": turn.part})
+        await self._tell("response.output_item.done", {"response_id": turn.id, "output_index": 0, "item": item.told()})
+        await self._tell("conversation.item.done", {"item": item.told()})
+        await self._tell("response.done", {"response": turn.response(status, details)})
+
+
+def _how(turn: Turn, making: asyncio.Task[None]) -> tuple[str, Event]:
+    """How a response ended; raises what is no matter of the response alone."""
+    if making.cancelled():
+        return "cancelled", {"type": "cancelled", "reason": "client_cancelled"}
+    error = making.exception()
+    if isinstance(error, RequestCancelled) or (error is not None and not isinstance(error, (ApiError, OmnimuseError))):
+        raise error
+    if error is not None:
+        told = body(to_api_error(error))["error"]
+        return "failed", {"type": "failed", "error": {name: told[name] for name in ("type", "code", "message")}}
+    if turn.whole is None or turn.whole.texts[0].reason == "length":
+        return "incomplete", {"type": "incomplete", "reason": "max_output_tokens"}
+    return "completed", {"type": "completed"}
+
+
+def _check_model(service: Service, name: Any) -> None:
+    if not isinstance(name, str | None):
+        raise refusal("invalid_value", "the model has a name, as a text", "model")
+    check_model(service, None if name in ANY_MODEL else name)
+
+
+def _named(kind: str) -> str:
+    """A name that nothing else has."""
+    return f"{kind}_{secrets.token_hex(12)}"

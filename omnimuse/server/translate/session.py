@@ -1,0 +1,286 @@
+"""What a session of `/v1/realtime` is set to, and the items of its conversation, from OpenAI's words into ours.
+
+A setting that cannot be honoured is refused by name, unless it asks for nothing. What items show is found here and
+decoded by the route. Sounds are samples of 16 bits of one channel: there is nothing to decode.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from omnimuse.core.request import Door, Picture, Recording
+from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.http.uploads import Source
+from omnimuse.server.translate.parts import able
+from omnimuse.server.translate.values import is_nothing, shown
+
+RATES = (16_000, 24_000)
+"""Samples a second of what a client sends."""
+SAMPLED = ("temperature", "top_p", "top_k", "repetition_penalty", "min_tokens", "seed", "stop")
+"""Fields of a chat that a session has, too (ours)."""
+_NO_VAD = "who ends to speak is not noticed here; send input_audio_buffer.commit and response.create"
+_VOID = {
+    "turn_detection": _NO_VAD,
+    "transcription": "what is heard is not written down",
+    "noise_reduction": "what is heard is heard as it came",
+    "tools": "this model calls no tools",
+    "tracing": "the server's operator decides what is traced",
+    "prompt": "prompts are not stored",
+    "include": "how likely tokens were is not told",
+    "reasoning": "the model thinks as it was taught to",
+    "input": "an answer is to the conversation; make its items first",
+}
+"""Fields that are known and have no effect here: only what asks for nothing is taken."""
+_ANY = {"tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "speed": (1, 1.0)}
+"""The same, and the values that ask for nothing."""
+_ROLES = {"system": "input_text", "user": "input_text", "assistant": "output_text"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are made: `aloud` or as text, with which `voice`, of at most `most` tokens (None: no bound); `chosen`
+    are fields of a chat. `rate` is that of sounds that come in. If it `forgets`, the oldest items make room for new.
+    """
+
+    aloud: bool
+    instructions: str = ""
+    voice: str | None = None
+    most: int | None = None
+    rate: int = RATES[-1]
+    forgets: bool = True
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self, given: Any, name: str, door: Door) -> Settings:
+        """These settings with what `given` says; ApiError 400 for what cannot be."""
+        if not isinstance(given, dict):
+            raise refusal("missing_parameter", f"{name} is missing, an object", name)
+        made = self
+        for key, value in given.items():
+            made = made._with(key, value, f"{name}.{key[:80]}", door)
+        return made
+
+    def _with(self, key: str, value: Any, name: str, door: Door) -> Settings:
+        match key:
+            case "type" if value in ("realtime", None):
+                return self
+            case "instructions" if isinstance(value, str):
+                return replace(self, instructions=value)
+            case "output_modalities" if value in (["text"], ["audio"]):
+                return replace(self, aloud=_aloud(value == ["audio"], door, name))
+            case "max_output_tokens" if value in ("inf", None):
+                return replace(self, most=None)
+            case "max_output_tokens" if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return replace(self, most=value)
+            case "truncation" if value in ("auto", "disabled"):
+                return replace(self, forgets=value == "auto")
+            case "audio":
+                return self._sounding(value, name, door)
+            case _ if key in SAMPLED:
+                return replace(self, chosen={**self.chosen, key: value})
+        _check_void(key, value, name)
+        return self
+
+    def _sounding(self, given: Any, name: str, door: Door) -> Settings:
+        made = self
+        for side, fields in _object(given, name, ("input", "output")).items():
+            for key, value in _object(fields, f"{name}.{side}", None).items():
+                where = f"{name}.{side}.{key[:80]}"
+                if key == "format":
+                    made = made._format(side, value, where, door)
+                elif (side, key) == ("output", "voice"):
+                    voice = value.get("id") if isinstance(value, dict) else value
+                    if not isinstance(voice, str | None):
+                        raise refusal("invalid_value", f"{where}={shown(value)} is no name", where)
+                    made = replace(made, voice=voice)
+                else:
+                    _check_void(key, value, where)
+        return made
+
+    def _format(self, side: str, value: Any, name: str, door: Door) -> Settings:
+        if value is None:
+            return self
+        rates = RATES if side == "input" else (rate_of(door),)
+        rate = value.get("rate", rates[-1]) if isinstance(value, dict) else None
+        if rate is None or value.get("type") != "audio/pcm" or rate not in rates:
+            told = " or ".join(map(str, rates))
+            message = f'{name}={shown(value)} is not read here; use {{"type": "audio/pcm", "rate": {told}}}'
+            raise refusal("invalid_value", message, name)
+        return replace(self, rate=rate) if side == "input" else self
+
+    def told(self, model: str, door: Door) -> dict[str, Any]:
+        """The session as OpenAI's clients read it."""
+        heard = {"format": {"type": "audio/pcm", "rate": self.rate}, "turn_detection": None, "transcription": None}
+        said = {"format": {"type": "audio/pcm", "rate": rate_of(door)}, "voice": self.voice, "speed": 1.0}
+        return {
+            "type": "realtime",
+            "object": "realtime.session",
+            "model": model,
+            "output_modalities": self.media,
+            "instructions": self.instructions,
+            "max_output_tokens": "inf" if self.most is None else self.most,
+            "audio": {"input": heard, "output": said},
+            "tools": [],
+            "tool_choice": "none",
+            "truncation": "auto" if self.forgets else "disabled",
+            **self.chosen,
+        }
+
+    @property
+    def media(self) -> list[str]:
+        """What an answer is made of, in OpenAI's words."""
+        return ["audio"] if self.aloud else ["text"]
+
+    def fields(self) -> dict[str, Any]:
+        """An answer as the fields of a chat ask for it."""
+        asked: dict[str, Any] = {"stream": True, **self.chosen}
+        if self.most is not None:
+            asked["max_tokens"] = self.most
+        if self.aloud:
+            asked |= {"modalities": ["text", "audio"], "audio": {"format": "pcm16", "voice": self.voice}}
+        return asked
+
+
+@dataclass(eq=False)
+class Item:
+    """One message of a conversation: its parts in the words of templates, and what they show, in order.
+
+    `content` is how it is told: without the bytes.
+    """
+
+    id: str
+    role: str
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    sounds: list[Recording] = field(default_factory=list)
+    images: list[Picture] = field(default_factory=list)
+    content: list[dict[str, Any]] = field(default_factory=list)
+    status: str = "completed"
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it shows."""
+        return sum(len(sound.pcm) for sound in self.sounds) + sum(len(image.png) for image in self.images)
+
+    def told(self) -> dict[str, Any]:
+        """As OpenAI's clients read it."""
+        about = {"id": self.id, "object": "realtime.item", "type": "message", "status": self.status}
+        return {**about, "role": self.role, "content": self.content}
+
+    def message(self) -> dict[str, Any]:
+        """As templates read it."""
+        texts = [part["text"] for part in self.parts if part["type"] == "text"]
+        return {"role": self.role, "content": "\n".join(texts) if len(texts) == len(self.parts) else self.parts}
+
+
+def begin(door: Door) -> Settings:
+    """The settings of a session that nobody has changed."""
+    speech = None if door.limits.sound is None else door.limits.sound.speech
+    return Settings(aloud=speech is not None)
+
+
+def rate_of(door: Door) -> int:
+    """Samples a second of what the model says."""
+    return RATES[-1] if door.limits.sound is None else door.limits.sound.rate
+
+
+def heard(pcm: bytes, rate: int, id_: str) -> Item:
+    """What somebody said, as an item."""
+    sound = Recording(rate, 1, pcm)
+    return Item(id_, "user", [{"type": "audio"}], [sound], content=[{"type": "input_audio", "transcript": None}])
+
+
+def item_of(given: Any, id_: str, rate: int, door: Door) -> tuple[Item, list[Source]]:
+    """The item that a client makes, and where the pictures in it are; ApiError 400 for what cannot be read."""
+    fields = _object(given, "item", ("id", "type", "object", "status", "role", "content", "phase"))
+    role, parts = fields.get("role"), fields.get("content")
+    if fields.get("type", "message") != "message" or role not in _ROLES or not isinstance(parts, list) or not parts:
+        why = f"it is a message with a role of {', '.join(_ROLES)}, and content, a list of parts"
+        raise refusal("invalid_value", f"item cannot be read: {why}", "item")
+    made, sources = Item(str(fields.get("id") or id_)[:64], str(role)), list[Source]()
+    for index, part in enumerate(parts):
+        name = f"item.content[{index}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
+            _say(made, part["text"], _ROLES[str(role)])
+        elif kind in ("output_audio", "audio") and role == "assistant" and isinstance(part.get("transcript"), str):
+            _say(made, part["transcript"], "output_text")
+        elif kind == "input_audio" and role == "user":
+            _check_able("audio", name, able(door))
+            made.parts.append({"type": "audio"})
+            made.sounds.append(Recording(rate, 1, samples(part.get("audio"), f"{name}.audio")))
+            made.content.append({"type": "input_audio", "transcript": None})
+        elif kind == "input_image" and role == "user" and isinstance(part.get("image_url"), str):
+            _check_able("image", name, able(door))
+            made.parts.append({"type": "image"})
+            sources.append(Source(f"{name}.image_url", url=part["image_url"]))
+            made.content.append({"type": "input_image"})
+        else:
+            raise refusal("invalid_value", f"{name} of type {shown(kind)} cannot be part of what {role} says", name)
+    return made, sources
+
+
+def samples(given: Any, name: str) -> bytes:
+    """Samples of 16 bits in base64; ApiError 400 for anything else."""
+    try:
+        pcm = base64.b64decode(given, validate=True) if isinstance(given, str) else b""
+    except (binascii.Error, ValueError):
+        pcm = b""
+    if not pcm or len(pcm) % 2:
+        raise refusal("invalid_audio", f"{name} is no base64 of samples of 16 bits, low byte first", name)
+    return pcm
+
+
+def beyond(items: Sequence[Item], door: Door) -> int:
+    """How many of the first `items` are too many, since the model hears and sees only so much at once."""
+    limits = door.limits
+    sounds, images = 0 if limits.sound is None else limits.sound.max_inputs, limits.max_images
+    for index in range(len(items)):
+        rest = items[index:]
+        if sum(len(i.sounds) for i in rest) <= sounds and sum(len(i.images) for i in rest) <= images:
+            return index
+    return len(items)
+
+
+def _say(item: Item, text: str, kind: str) -> None:
+    item.parts.append({"type": "text", "text": text})
+    item.content.append({"type": kind, "text": text})
+
+
+def _aloud(wanted: bool, door: Door, name: str) -> bool:
+    if wanted and not begin(door).aloud:
+        raise refusal("unsupported_parameter", f'{name}: this model answers with text; use ["text"]', name)
+    return wanted
+
+
+def _check_able(kind: str, name: str, takes: Collection[str]) -> None:
+    if kind not in takes:
+        reads = " and ".join(["text", *sorted(takes)])
+        raise refusal("unsupported_task", f"{name}: this model reads {reads} only; leave it out", name)
+
+
+def _check_void(key: str, value: Any, name: str) -> None:
+    """ApiError 400 unless a field that has no effect asks for nothing."""
+    if key in _ANY and (value is None or value in _ANY[key]):
+        return
+    if key in _VOID and is_nothing(value):
+        return
+    if why := _VOID.get(key) or (_VOID["tools"] if key in _ANY else ""):
+        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+    raise _unknown(name, value)
+
+
+def _unknown(name: str, value: Any) -> ApiError:
+    return refusal("invalid_value", f"{name}={shown(value)} is no setting of a session, or has no such value", name)
+
+
+def _object(given: Any, name: str, known: Collection[str] | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise refusal("invalid_value", f"{name}={shown(given)} is no object", name)
+    if known is not None and (others := given.keys() - set(known)):
+        raise refusal("unknown_parameter", f"{name} has no field {shown(min(others, key=str))}", name)
+    return given

@@ -1,0 +1,255 @@
+"""/v1/realtime with the official client, and a server of a model that hears, writes and speaks."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from omnimuse import Omni
+from omnimuse.core.request import Recording
+from omnimuse.media.picture import picture_of
+from tests.checkpoints import qwen3_omni
+from tests.checkpoints.wishes import chord, photo
+from tests.server.whole_server import WholeServer
+
+pytest.importorskip("websockets", reason="a server without it has no WebSockets")
+
+GREEDY: dict[str, Any] = {"temperature": 0, "seed": 4, "max_output_tokens": 10}
+SAID = chord(24_000, 0.5, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen3_omni.build(tmp_path_factory.mktemp("realtime") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
+    with WholeServer(tmp_path_factory.mktemp("live"), str(folder), "--dtype", "float32", "--device", "cpu") as made:
+        made.wait_ready()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def omni(folder: Path) -> Iterator[Omni]:
+    with Omni(str(folder), dtype="float32", device="cpu") as made:
+        yield made
+
+
+@asynccontextmanager
+async def session(server: WholeServer, **settings: Any) -> AsyncIterator[Any]:
+    """A connection of the official client with these settings, greeted; the session's events have been heard."""
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        async with client.realtime.connect(model="default") as connection:
+            assert (await connection.recv()).type == "session.created"
+            await connection.session.update(session={"type": "realtime", **GREEDY, **settings})
+            assert (await connection.recv()).type == "session.updated"
+            yield connection
+
+
+async def until(connection: Any, last: str) -> list[Any]:
+    """The events up to one of type `last`."""
+    found = [await connection.recv()]
+    while found[-1].type != last:
+        assert len(found) < 500
+        found.append(await connection.recv())
+    return found
+
+
+async def hear(connection: Any, sound: Recording = SAID) -> list[Any]:
+    """Say a sound in two pieces; the events of the item that it becomes."""
+    for piece in (sound.pcm[:1000], sound.pcm[1000:]):
+        await connection.input_audio_buffer.append(audio=base64.b64encode(piece).decode())
+    await connection.input_audio_buffer.commit()
+    return await until(connection, "conversation.item.done")
+
+
+async def say(connection: Any, *content: dict[str, Any]) -> list[Any]:
+    """Make an item; its events."""
+    await connection.conversation.item.create(item={"type": "message", "role": "user", "content": list(content)})
+    return await until(connection, "conversation.item.done")
+
+
+async def answered(connection: Any) -> tuple[list[Any], str, bytes]:
+    """Ask for a response: its events, its words and its sound."""
+    await connection.response.create()
+    events = await until(connection, "response.done")
+    words = "".join(e.delta for e in events if e.type.endswith(("transcript.delta", "text.delta")))
+    sound = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
+    return events, words, sound
+
+
+def whole(omni: Omni, messages: list[dict[str, Any]], *media: str) -> tuple[str, bytes]:
+    """What Python gives: the text, and the sound as samples of 16 bits, if any."""
+    asked = {"temperature": 0, "seed": 4, "max_tokens": 10, "modalities": media}
+    asked |= {"voice": "chelsie"} if "audio" in media else {}
+    [result] = omni.generate([messages], asked, progress=False)
+    sounds = [part.data for parts in result.parts for part in parts if part.medium == "audio"]
+    pcm = b"".join((sound.samples[0].clip(-1, 1) * 32767).round().astype("<i2").tobytes() for sound in sounds)
+    return result.text, pcm
+
+
+def test_what_is_said_is_answered_aloud_and_the_next_answer_knows_of_it(server: WholeServer, omni: Omni) -> None:
+    async def main() -> None:
+        async with session(server, instructions="be brief", audio={"output": {"voice": "chelsie"}}) as connection:
+            made = await hear(connection)
+            assert [e.type for e in made] == [
+                "input_audio_buffer.committed",
+                "conversation.item.added",
+                "conversation.item.done",
+            ]
+            events, words, sound = await answered(connection)
+            messages = [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": [{"type": "audio", "audio": SAID}]},
+            ]
+            text, samples = whole(omni, messages, "text", "audio")
+            assert words == text and sound == samples
+            check_order([e.type for e in events])
+            done = events[-1].response
+            assert (done.status, done.status_details.reason) == ("incomplete", "max_output_tokens")
+            assert done.output[0].content[0].transcript == text and done.usage.output_tokens == 10
+            await say(connection, {"type": "input_text", "text": "and now"})
+            _, words, sound = await answered(connection)
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "and now"}]
+            assert (words, sound) == whole(omni, messages, "text", "audio")
+
+    asyncio.run(main())
+
+
+def check_order(types: list[str]) -> None:
+    """That the events of a response aloud come in OpenAI's order."""
+    assert types[:4] == [
+        "response.created",
+        "response.output_item.added",
+        "conversation.item.added",
+        "response.content_part.added",
+    ]
+    assert set(types[4:-6]) == {"response.output_audio.delta", "response.output_audio_transcript.delta"}
+    assert types[-6:] == [
+        "response.output_audio.done",
+        "response.output_audio_transcript.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "conversation.item.done",
+        "response.done",
+    ]
+
+
+def test_a_picture_and_a_text_are_answered_in_text(server: WholeServer, omni: Omni) -> None:
+    picture = picture_of(photo(40, 24))
+    url = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    shown = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this"}]
+
+    async def main() -> None:
+        async with session(server, output_modalities=["text"]) as connection:
+            await say(
+                connection, {"type": "input_image", "image_url": url}, {"type": "input_text", "text": "what is this"}
+            )
+            events, words, sound = await answered(connection)
+            assert (words, sound) == whole(omni, [{"role": "user", "content": shown}], "text")
+            assert "response.output_text.done" in [e.type for e in events]
+
+    asyncio.run(main())
+
+
+def test_a_response_is_cancelled_and_what_was_written_of_it_stays(server: WholeServer) -> None:
+    async def main() -> None:
+        async with session(server, output_modalities=["text"], max_output_tokens=1500, min_tokens=1500) as connection:
+            await say(connection, {"type": "input_text", "text": "a star"})
+            await connection.response.create()
+            await until(connection, "response.output_text.delta")
+            await connection.response.create()
+            [*_, refused] = await until(connection, "error")
+            assert "is being made" in refused.error.message
+            await connection.response.cancel()
+            [*_, done] = await until(connection, "response.done")
+            assert (done.response.status, done.response.status_details.reason) == ("cancelled", "client_cancelled")
+            [item] = done.response.output
+            assert item.status == "incomplete" and item.content[0].text
+            while (await asyncio.to_thread(server.ask, "/load")).json["requests"]:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
+def test_the_oldest_make_room_for_what_is_new_unless_they_must_not(server: WholeServer) -> None:
+    async def main() -> None:
+        async with session(server) as connection:
+            first, *_ = [(await hear(connection))[-1].item.id for _ in range(4)]
+            events = await hear(connection)
+            assert [e.item_id for e in events if e.type == "conversation.item.deleted"] == [first]
+            await connection.session.update(session={"type": "realtime", "truncation": "disabled"})
+            await until(connection, "session.updated")
+            await connection.input_audio_buffer.append(audio=base64.b64encode(SAID.pcm).decode())
+            await connection.input_audio_buffer.commit()
+            assert "too many items, sounds or pictures" in (await until(connection, "error"))[-1].error.message
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        ({"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "server_vad"}}}}},
+         "who ends to speak is not noticed here"),
+        ({"type": "session.update", "session": {"audio": {"output": {"voice": "nobody"}}}}, "is not known to this"),
+        ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}, "audio/pcm"),
+        ({"type": "session.update", "session": {"tools": [{"type": "function"}]}}, "calls no tools"),
+        ({"type": "session.update", "session": {"model": "another"}}, "there is no model 'another' here"),
+        ({"type": "session.update", "session": {"colour": "red"}}, "no setting of a session"),
+        ({"type": "input_audio_buffer.append", "audio": "AAA"}, "no base64 of samples"),
+        ({"type": "input_audio_buffer.commit"}, "the input buffer is empty"),
+        ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "it is a message"),
+        ({"type": "conversation.item.delete", "item_id": "none"}, "there is no item 'none'"),
+        ({"type": "conversation.item.truncate"}, "which words were heard"),
+        ({"type": "response.create"}, "the conversation has no item yet"),
+        ({"type": "response.cancel"}, "nothing to cancel"),
+        ({"type": "response.sing"}, "there is no event 'response.sing' here"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_of_the_event_and_ends_nothing(
+    server: WholeServer, event: dict[str, Any], says: str
+) -> None:
+    async def main() -> None:
+        async with session(server) as connection:
+            await connection.send({**event, "event_id": "mine"})
+            told = await connection.recv()
+            assert told.type == "error" and says in told.error.message
+            assert told.error.event_id == "mine" and told.error.code
+            await connection.input_audio_buffer.clear()
+            assert (await connection.recv()).type == "input_audio_buffer.cleared"
+
+    asyncio.run(main())
+
+
+def test_a_model_that_is_not_served_is_refused_before_anything_is_said(server: WholeServer) -> None:
+    async def main() -> None:
+        from websockets.exceptions import InvalidStatus
+
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            with pytest.raises(InvalidStatus) as caught:
+                await client.realtime.connect(model="another").enter()
+            assert caught.value.response.status_code == 404
+
+    asyncio.run(main())
+
+
+def test_a_client_that_goes_is_not_answered_any_longer(server: WholeServer) -> None:
+    async def main() -> None:
+        async with session(server, max_output_tokens=1500, min_tokens=1500) as connection:
+            await hear(connection)
+            await connection.response.create()
+            await until(connection, "response.output_audio_transcript.delta")
+
+    asyncio.run(main())
+    while server.ask("/load").json["requests"]:
+        time.sleep(0.05)
