@@ -6,6 +6,7 @@ It moves a sample of one state by what a network says of how it flows; draws not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,13 +16,21 @@ STAGES = 4
 THIRDS = (0.0, 1 / 3, 2 / 3, 1.0)
 
 
+@dataclass
 class ThreeEighths:
-    """A `sample` on its way through `times`: where evaluation `index` looks, `step` moves it on to the next."""
+    """A `sample` on its way through `times`: where the next evaluation looks. `base` is where the last one of the times
+    found it, `slopes` are how it flowed where it was looked at since.
+    """
 
-    def __init__(self, times: Sequence[float], start: Tensor) -> None:
-        self.times = torch.tensor(times, dtype=torch.float32, device=start.device)
-        self.base = self.sample = start
-        self.slopes: list[Tensor] = []
+    times: Tensor
+    base: Tensor
+    sample: Tensor
+    slopes: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, times: Sequence[float], start: Tensor) -> ThreeEighths:
+        """From `start`, which is the sample at the first of the times."""
+        return cls(torch.tensor(times, dtype=torch.float32, device=start.device), start, start)
 
     @property
     def evaluations(self) -> int:
@@ -50,9 +59,3 @@ class ThreeEighths:
                 self.sample = self.base + (first + 3 * (second + third) + fourth) * span / 8
                 self.base, self.slopes = self.sample, []
         assert len(self.slopes) == (stage + 1) % STAGES, "every evaluation once, and in order"
-
-    def to(self, device: torch.device) -> ThreeEighths:
-        """The same on another device."""
-        found = ThreeEighths(self.times.tolist(), self.sample.to(device))
-        found.base, found.slopes = self.base.to(device), [slope.to(device) for slope in self.slopes]
-        return found

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 
 from omnimuse import Omni
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
@@ -26,6 +30,7 @@ from tests.checkpoints.conversations import (
     PICTURES,
     SOUNDS,
     TALKS,
+    VIDEO,
     Talk,
     asked,
     heard,
@@ -182,6 +187,36 @@ def test_answers_are_spoken_in_company_as_transformers_speaks_them(folder: Path,
         assert torch.equal(torch.cat([torch.from_numpy(piece.data)[0] for piece in told]), sound)
 
 
+def test_videos_are_heard_while_they_are_watched_as_transformers_does(folder: Path, omni: Omni, reference: Any) -> None:
+    came = {"videos": [VIDEO], "sounds": [SOUNDS[1]], "images": PICTURES[:1]}
+    given, talk = prepared(came), [shown("image", "video", text="two"), {"role": "assistant", "content": "a star"}]
+    talk.append({"role": "user", "content": "what"})
+    many = counts(given)
+    told = {"video_grid_thw": given["video_grid_thw"].numpy(), "video_second_per_grid": [1.0]}
+    names = ("video_token", "audio_token", "audio_bos_token", "audio_eos_token")
+    marks = ("<|video_pad|>", "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>")
+    published: Any = Qwen2_5OmniProcessor
+    processor = SimpleNamespace(**dict(zip(names, marks, strict=True)), video_processor=SimpleNamespace(merge_size=2))
+    processor.get_chunked_index = partial(published.get_chunked_index, processor)
+    how = {"position_id_per_seconds": 25, "seconds_per_chunk": 2.0}
+    film = published.replace_video_with_audio_token(processor, told, 0, {"num_audio_tokens": many["audio"]}, 0, **how)
+    assert len(re.findall("(?:<.video_pad.>)+(?:<.audio_pad.>)+", film)) > 1
+    template = qwen25_omni.TEMPLATE.replace("<|video_pad|>", film)
+    given = asked(folder, template, talk, given, {"image": many["image"]})
+    given["use_audio_in_video"] = True  # type: ignore[assignment]
+    messages = [shown("image", "video", "audio", text="two"), *talk[1:]]
+    ask = {"messages": messages, **came}
+    choices = {"temperature": 0, "max_tokens": 8}
+    [text] = omni.generate([ask], {**choices, "use_audio_in_video": True}, progress=False)
+    assert list(text.written[0].tokens) == answer(folder, reference, given, choices)
+    [result] = omni.generate([ask], {**ALONE, "max_tokens": 8, "seed": 4, "use_audio_in_video": True}, progress=False)
+    ids, wave = spoken(folder, given, 4, 8)
+    assert list(result.written[0].tokens) == ids
+    assert float((heard(result) - wave).norm() / wave.norm()) < 1e-5
+    with pytest.raises(RequestError, match="a video has no sound; show that right behind it"):
+        omni.generate({"messages": [shown("video")], "videos": [VIDEO]}, {"use_audio_in_video": True}, progress=False)
+
+
 def test_samples_made_in_pieces_are_those_of_the_whole(omni: Omni, reference: Any) -> None:
     mel = torch.randn(16, 230, generator=torch.Generator().manual_seed(0))
     vocoder = omni.engine.runner.pipeline.ctx.network("vocoder")
@@ -234,6 +269,9 @@ def test_what_cannot_be_is_refused(omni: Omni, prompt: Any, choices: dict[str, A
 
 def test_a_checkpoint_without_a_talker_writes_and_says_that_it_cannot_speak(tmp_path: Path) -> None:
     folder = qwen25_omni.build(tmp_path / "silent", speaks=False)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["Qwen2_5OmniModel"]  # as the class was called when the first checkpoints were published
+    (folder / "config.json").write_text(json.dumps(config))
     with Omni(str(folder), dtype="float32", device="cpu") as silent:
         assert len(silent.generate([ALOUD[0][0]], {"max_tokens": 3}, progress=False)[0].written[0].tokens) == 3
         with pytest.raises(RequestError, match="has no talker, and answers in text alone"):

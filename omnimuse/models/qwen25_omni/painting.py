@@ -68,7 +68,7 @@ class Paint(Loop):
         # Of a generator of its own, so that it does not depend on how much was drawn while it was said.
         chance = torch.Generator("cpu").manual_seed(state.request.seed(state.output))
         noise = torch.randn(frames, network.config.mel_dim, generator=chance).to(ctx.device)
-        state.working["solver"] = solver = ThreeEighths(times(), noise)
+        state.working["solver"] = solver = ThreeEighths.of(times(), noise)
         return [Step(index, network=self.network) for index in range(solver.evaluations)]
 
     def cost(self, ctx: Context, state: State) -> int:
