@@ -251,3 +251,5 @@ def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z
         explain(replace(kept, offload=OffloadConfig("layers")))
     with pytest.raises(ConfigError, match="tier=invariant cannot be"):
         explain(replace(chosen, schedule=ScheduleConfig(tier="invariant")))
+    with pytest.raises(ConfigError, match="the guidance of this model has 2 branches; use cfg=2"):
+        explain(replace(chosen, parallel=ParallelConfig(cfg=3)))
