@@ -183,7 +183,8 @@ class Process:
             if background.engine.runner.hand.first and background.engine.runner.hand.last:
                 warm_up(background, settings.warm_up)
             assert settings.edge is not None
-            edge = kind_of(settings.edge.kind).connect(
+            options = settings.config.deploy.connectors.get(settings.edge.kind, {})
+            edge = kind_of(settings.edge.kind, options=options).connect(
                 settings.edge.address, bytes.fromhex(settings.edge.key), settings.edge.name
             )
             self._station = Station(background, edge, faults, self._line.end)
