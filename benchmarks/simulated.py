@@ -6,7 +6,9 @@ in time, of both, and the simulator's goodput over the real one. What work takes
 before and after every load, kind by kind, alone and in company; what the simulator is told lies between the two.
 
 Time is what this thread computes, by the processor's clock, and pauses between requests are left out: so others who use
-the machine count as little as can be. With --wall it is the wall's clock, which wants a machine to itself.
+the machine count as little as can be. They make a core slower, too, by half at times: between ticks a small network is
+timed, and a second is one in which it could be run as often as at the beginning. With --wall it is the wall's clock,
+which wants a machine to itself.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from statistics import median
+
+import torch
 
 from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig
 from omnimuse.core.config import HostConfig, ScheduleConfig
@@ -42,6 +47,8 @@ CLOSE = 0.15
 """How far apart the two may be, of the real one."""
 STEADY = 0.1
 """How much the machine's speed may change while a load runs."""
+PROBES = 5
+"""Of the machine's speed, whose median counts."""
 CROWD = 4
 """Requests of a kind that step together where company is measured."""
 WIDTH, LAYERS = 128, 2
@@ -59,17 +66,51 @@ MIXES: Mapping[str, Mapping[str, float]] = {
 
 
 class Clock:
-    """Seconds of work, and of pauses that were skipped."""
+    """Seconds of work at the speed that the machine had at first, and of pauses that were skipped.
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds, self._skipped = seconds, 0.0
+    `probe` is some work, always the same, that `tune` times; None: the machine's speed is taken to be always the same.
+    """
+
+    def __init__(self, seconds: Callable[[], float], probe: Callable[[], object] | None = None) -> None:
+        self._seconds, self._probe = seconds, probe
+        self._known, self._since = 0.0, seconds()
+        self._rate, self._usual = 1.0, 0.0
+        self._taken: deque[float] = deque(maxlen=PROBES)
+        if probe is not None:
+            self._usual = median(self._time(probe) for _ in range(20 * PROBES))
 
     def __call__(self) -> float:
-        return self._seconds() + self._skipped
+        return self._known + (self._seconds() - self._since) * self._rate
 
     def skip_to(self, moment: float) -> None:
         """It is `moment` now, if it was not yet."""
-        self._skipped += max(0.0, moment - self())
+        self._known += max(0.0, moment - self())
+
+    def tune(self) -> None:
+        """Go as the machine goes now; this takes no time."""
+        self._known = self()
+        if self._probe is not None:
+            self._taken.append(self._time(self._probe))
+            self._rate = self._usual / median(self._taken)
+        self._since = self._seconds()
+
+    def _time(self, work: Callable[[], object]) -> float:
+        began = self._seconds()
+        work()
+        return self._seconds() - began
+
+
+def some_work() -> Callable[[], object]:
+    """What a step is made of, in small: products, norms and the calls of them. About a millisecond."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True).eval()
+    hidden = torch.randn(2, 64, WIDTH)
+
+    def work() -> object:
+        with torch.inference_mode():
+            return layer(hidden)
+
+    return work
 
 
 @dataclass
@@ -122,13 +163,17 @@ class Machine:
         for name, p in ASKED.items():
             alone = [self._ticks(name, 1) for _ in range(samples)]
             crowd = [self._ticks(name, CROWD) for _ in range(samples)]
-            step, shared = (median(x for ticks in runs for x in ticks[1:-1]) for runs in (alone, crowd))
-            first, last = (max(0.0, median(ticks[at] for ticks in alone) - step) for at in (0, -1))
-            fixed = min((CROWD * step - shared) / (CROWD - 1), 0.99 * step)
+            step, shared = (
+                median(x for ticks in runs for x in ticks[1 : p.num_inference_steps]) for runs in (alone, crowd)
+            )
             assert p.width and p.height and p.num_frames and p.num_inference_steps
+            first = max(0.0, median(ticks[0] for ticks in alone) - step)
+            last = median(sum(ticks[p.num_inference_steps :]) for ticks in alone)
+            fixed = min((CROWD * step - shared) / (CROWD - 1), 0.99 * step)
             kinds[name] = Kind(
                 p.width, p.height, p.num_inference_steps, step, first + last, frames=p.num_frames,
                 tokens=self.tokens[name], before=first / max(1e-9, first + last), fixed=fixed,
+                parts=len(alone[0]) - p.num_inference_steps,
             )  # fmt: skip
         return Table("random", kinds)
 
@@ -138,6 +183,7 @@ class Machine:
             self.always.submit(self.request(self.always, kind))
         found = []
         while not self.always.idle:
+            self.clock.tune()
             began = self.clock()
             self.always.tick()
             found.append(self.clock() - began)
@@ -164,6 +210,7 @@ class Machine:
                 if job.request.id not in going:
                     going[job.request.id] = job
                     self.always.submit(job.request)
+            self.clock.tune()
             for event in self.always.tick():
                 if isinstance(event, Done | Failed):
                     assert isinstance(event, Done), event
@@ -203,6 +250,7 @@ class Load:
                 self._clock.skip_to(self._began + waiting[0].at)
             while waiting and self._began + waiting[0].at <= self._clock():
                 self._arrive(waiting.pop(0))
+            self._clock.tune()
             began = self._clock()
             events = self._engine.tick()
             self.run.busy += self._clock() - began
@@ -328,7 +376,9 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="the wall's clock instead of the processor's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine.build(Path(folder) / "model", Clock(time.monotonic if args.wall else time.thread_time))
+        torch.set_num_threads(1)
+        clock = Clock(time.monotonic) if args.wall else Clock(time.thread_time, some_work())
+        machine = Machine.build(Path(folder) / "model", clock)
         apart = compare(machine, args)
     raise SystemExit(int(apart > 0))
 

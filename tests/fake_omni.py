@@ -45,6 +45,7 @@ class FakeOmni:
         self.layers = layers
         self.drawn: list[tuple[str, int | None]] = []
         self.watch = watch
+        self.deadline: float | str | None = None
         self.closed = False
 
     @property
@@ -58,8 +59,10 @@ class FakeOmni:
         *,
         listen: Callable[[Event], None],
         previews: int = 0,
+        deadline: float | str | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """As `Omni.stream`; with `backwards`, the last prompt is done first."""
+        self.deadline = deadline
         order = list(enumerate(zip(prompts, params, strict=True)))
         for index, (prompt, chosen) in reversed(order) if self.backwards else order:
             for event in self._events(f"request-{index}", prompt["prompt"], chosen, previews):

@@ -27,6 +27,7 @@ NOT_THE_PICTURE = frozenset(
         "prompt",
         "file",
         "source",
+        "deadline",
         "json",
         "quiet",
         "plot",
@@ -58,6 +59,7 @@ _OPTIONS = (
     "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",
     "negative_prompt", "seed", "model", "dtype",
 )  # fmt: skip
+_NOT_IN_THE_FILE = ("image", "mask", "video", "audio", "lora", "plugin", "output", "compression")
 
 
 # -- from a file to options -----------------------------------------------------------------------------------------
@@ -81,6 +83,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
     words = words_of(settings, args.source)
     if args.size is not None:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
+    if args.quality is not None:
+        words = [word for word in words if not word.startswith(f"{option_of('num_inference_steps')}=")]
     whole = parser_of("generate").read([*words, *args.words])
     if not whole.prompts and not whole.prompt and whole.file is None:
         text = _text(settings, "prompt", args.source)
@@ -176,7 +180,7 @@ def _line(
     line = " ".join(["omnimuse generate", shown, *map(quoted_word, [*said, *short, *both])])
     if len(line) <= LONGEST and "\n" not in line:
         return line
-    kept = [word for name in ("image", "mask", "audio", "lora", "plugin", "output") for word in given.get(name, ())]
+    kept = [word for name in _NOT_IN_THE_FILE for word in given.get(name, ())]
     return " ".join(["omnimuse generate --from", *map(quoted_word, [file, *kept, *both])])
 
 

@@ -36,6 +36,7 @@ from typing import TextIO
 
 from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_model, run_load
 from omnimuse.cli.table import columns
+from omnimuse.cli.terms import read_deadline
 from omnimuse.core.errors import RequestError
 from omnimuse.simulate.figures import Figures, spread
 
@@ -141,14 +142,6 @@ def read_load(args: argparse.Namespace) -> Load:
         model=args.model or "",
         deadline=deadline,
     )
-
-
-def read_deadline(words: str | None) -> float | str | None:
-    """Seconds, or the name of a class that the server knows."""
-    try:
-        return None if words is None else float(words)
-    except ValueError:
-        return words
 
 
 def read_mix(words: str) -> tuple[Entry, ...]:

@@ -29,6 +29,7 @@ from typing import Any, Protocol, TextIO
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import NAMES, read_size
+from omnimuse.cli.terms import add_deadline, read_deadline
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
@@ -43,12 +44,14 @@ SHOWN = {"picture": "image", "sound": "audio", "video": "video"}
 
 @dataclass(frozen=True)
 class Setting:
-    """How a talk is had: what the model is told before it, the seed of every answer, what stands before a line, what is
-    shown with the first one (parts of a message), and the files that sounds and pictures of answers go to, by medium.
+    """How a talk is had: what the model is told before it, the seed of every answer and when it is wanted, what stands
+    before a line, what is shown with the first one (parts of a message), and the files that sounds and pictures of
+    answers go to, by medium.
     """
 
     system: str | None = None
     seed: int | None = None
+    deadline: float | str | None = None
     prompt: str = ""
     shown: Sequence[Mapping[str, Any]] = field(default=())
     files: Mapping[str, Path] = field(default_factory=dict)
@@ -58,7 +61,14 @@ class Engine(Protocol):
     """What `chat` needs of `omnimuse.Omni`."""
 
     def stream(
-        self, prompts: Sequence[Any], params: Any, *, listen: Callable[[Event], None], chunks: bool, seed: int | None
+        self,
+        prompts: Sequence[Any],
+        params: Any,
+        *,
+        listen: Callable[[Event], None],
+        chunks: bool,
+        seed: int | None,
+        deadline: float | str | None,
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt and its result, as each is done."""
 
@@ -90,6 +100,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="X", help="how strongly its prompt steers a picture")
     parser.add_argument("--size", metavar="WxH", help="width and height of a picture in pixels")
     parser.add_argument("--voice", metavar="NAME", help="of a spoken answer; one that the checkpoint has")
+    add_deadline(parser)
     add_engine_options(parser)
 
 
@@ -109,13 +120,16 @@ def run(args: argparse.Namespace) -> int:
     given = {name: [part[kind] for part in shown if part["type"] == kind] for name, kind in came.items()}
     content = [*({"type": part["type"]} for part in shown), {"type": "text", "text": "what is said"}]
     tried = {"messages": [{"role": "user", "content": content}], **given}
-    found.door.make_request(Ask(tried, params), now=0.0, fresh_seed=0)  # refused before anything is loaded
+    deadline = read_deadline(args.deadline)
+    found.door.make_request(
+        Ask(tried, params, deadline=deadline), now=0.0, fresh_seed=0
+    )  # refused before anything is loaded
     files = _files(args, draws=found.door.limits.draws)
     for medium, file in files.items():
         check_file(file, medium)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     with Omni(args.model, config=config) as engine:
-        setting = Setting(args.system, args.seed, prompt, shown, files)
+        setting = Setting(args.system, args.seed, deadline, prompt, shown, files)
         return talk(engine, params, sys.stdin, sys.stdout, setting)
 
 
@@ -195,7 +209,7 @@ def _answer(
             out.write(event.data)
             out.flush()
 
-    answers = engine.stream([said], params, listen=show, chunks=True, seed=setting.seed)
+    answers = engine.stream([said], params, listen=show, chunks=True, seed=setting.seed, deadline=setting.deadline)
     try:
         with closing(answers):  # type: ignore[type-var]
             for _, result in answers:

@@ -32,12 +32,14 @@ from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
 from omnimuse.cli.plot import plot
 from omnimuse.cli.preview import PreviewFile
+from omnimuse.cli.terms import add_deadline
 from omnimuse.core.config import Config, Environment
+from omnimuse.core.effort import EFFORT
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
-from omnimuse.media.formats import FORMATS
+from omnimuse.media.formats import COMPRESSION, FORMATS
 from omnimuse.observe.progress import Display, display
 
 INTERRUPTED = 130
@@ -57,6 +59,7 @@ class Engine(Protocol):
         *,
         listen: Callable[[Event], None],
         previews: int,
+        deadline: float | str | None,
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt and its result, as each is done."""
 
@@ -101,6 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-m", "--model", metavar="MODEL", help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})"
     )
     add_file_options(parser)
+    add_deadline(parser)
     add_engine_options(parser)
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
@@ -123,6 +127,11 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("-n", "--number", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     picture.add_argument("--seed", type=int, metavar="N", help="first seed; picture i of a prompt uses seed + i")
     picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    picture.add_argument(
+        "--quality",
+        metavar="WORD",
+        help=f"instead of --steps: {', '.join(f'{word} {part:g}' for word, part in EFFORT.items())} times the model's",
+    )
     picture.add_argument("--guidance", type=float, metavar="X", help="how strongly the prompt steers")
     picture.add_argument("--guidance-scale-2", type=float, metavar="X", help="the same for a second expert")
     picture.add_argument("--true-cfg-scale", type=float, metavar="X", help="guidance beside a distilled one")
@@ -135,7 +144,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("--height", type=int, metavar="N", help="instead of --size")
     picture.add_argument("--frames", type=int, metavar="N", help="how many frames a video has")
     picture.add_argument("--fps", type=float, metavar="X", help="how many of them are shown in a second")
-    picture.add_argument("--seconds", type=float, metavar="X", help="how long a sound is")
+    picture.add_argument(
+        "--seconds", type=float, metavar="X", help="how long a sound is, or a video instead of --frames"
+    )
     picture.add_argument("--start", type=float, metavar="X", help="where in the model's whole it begins, in seconds")
     picture.add_argument("--negative", metavar="TEXT", help="what to stay away from")
     _add_source_options(picture)
@@ -197,6 +208,11 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument(
         "--format", type=str.lower, metavar="SUFFIX", help="the kind of file where -o does not say it, such as flac"
+    )
+    files.add_argument(
+        "--compression",
+        metavar="N",
+        help=f"quality of JPEG and WebP, 1 to 100, or {', '.join(COMPRESSION)} (default: 95)",
     )
     files.add_argument("--overwrite", action="store_true", help="replace files that have these names")
     files.add_argument("--resume", action="store_true", help="draw only what is not there yet, after an interruption")
@@ -301,7 +317,8 @@ def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout
             shown(event)
             preview(event)
 
-        results = engine.stream(prompts, params, listen=listen, previews=int(job.preview_file is not None))
+        looks, wanted = int(job.preview_file is not None), job.terms.deadline
+        results = engine.stream(prompts, params, listen=listen, previews=looks, deadline=wanted)
         for index, result in results:
             with unbroken():
                 files = outcome.take(index, result, engine.place)

@@ -21,12 +21,13 @@ from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config
 from omnimuse.cli.plot import KINDS, check_place
 from omnimuse.cli.prompts import NONE, read_prompts
+from omnimuse.cli.terms import Terms, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
-from omnimuse.media.formats import WRITTEN
+from omnimuse.media.formats import COMPRESSION, PICTURES, WRITTEN
 
 if TYPE_CHECKING:
     from omnimuse.worker.find import Found
@@ -52,7 +53,8 @@ class Naming:
     """How files get their names: where they go, whether old ones may be replaced, whether those that are there count.
 
     `format` is the suffix of those that nobody named, without its dot; None: the usual one. `first` is the number of
-    the first of several files; None: the next free one.
+    the first of several files; None: the next free one. `compression` is the quality of a lossy picture, 1 to 100;
+    None: ours.
     """
 
     output: str | None = None
@@ -60,6 +62,16 @@ class Naming:
     overwrite: bool = False
     resume: bool = False
     first: int | None = None
+    compression: int | None = None
+
+    def check_compression(self, file: Path) -> None:
+        """RequestError if a quality was chosen for a file that loses nothing, or is no picture."""
+        if self.compression is not None and PICTURES.get(file.suffix.lower(), "PNG") == "PNG":
+            raise RequestError(
+                f"--compression is for JPEG and WebP pictures, and {file.name} is neither; name it .jpg or .webp, or "
+                "leave it out",
+                "compression",
+            )
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,8 @@ class Job:
 
     `asked` is the name that their files were asked to have, `first` the first number. `there` are the files that an
     earlier run left and `resume` counts. `words` is the command line that asked for the job, `given` its options by
-    name (see `Parser`). `adjust`: sides and frames may become legal ones. `about` says whose defaults are taken,
-    `doubts` why what is asked may not come out well, by the place of the prompt.
+    name (see `Parser`). `about` says whose defaults are taken, `doubts` why what is asked may not come out well, by
+    the place of the prompt.
     """
 
     config: Config
@@ -90,14 +102,13 @@ class Job:
     shown: Shown = Shown()
     words: tuple[str, ...] = ()
     given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    cfg_scale: float | None = None
+    terms: Terms = Terms()
     drawings: tuple[Drawing, ...] = ()
     there: tuple[Path, ...] = ()
     first: int = 1
     asked: Path | None = None
     about: str = ""
     doubts: Mapping[int, list[str]] = field(default_factory=dict)
-    adjust: bool = False
 
     @property
     def preview_file(self) -> Path | None:
@@ -127,18 +138,20 @@ class Job:
             raise ConfigError(f"{found.folder.id} writes text, and this is for what draws")
         door, taught = found.door, found.taught
         job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
+        job = replace(job, params=job.terms.with_frames(job.terms.with_steps(job.params, door), door))
         told: list[str] = []
-        if job.adjust:
+        if job.terms.adjust:
             params, told = door.adjusted(job.params)
             job = replace(job, params=params)
         for prompt in job.prompts:
             if door.spec.prompted and not prompt["prompt"]:
                 raise RequestError(NONE, "prompt")
-            door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
+            door.make_request(Ask(prompt, job.params, deadline=job.terms.deadline), now=0.0, fresh_seed=0)
         for lora in loras_of(job.params.loras) or ():
             find_file(lora.source)
         medium = door.spec.medium
         check_file(job.path(medium), medium)
+        job.naming.check_compression(job.path(medium))
         doubts = {
             index: [*told, *(taught.doubts(prompt["prompt"], job.params) if taught is not None else ())]
             for index, prompt in enumerate(job.prompts)
@@ -201,12 +214,11 @@ class Job:
 
     def _with_cfg_scale(self, true_cfg: bool) -> Job:
         """This job with `--cfg-scale` put where this model has its classifier-free guidance."""
-        if self.cfg_scale is None:
+        if (scale := self.terms.cfg_scale) is None:
             return self
         name = "true_cfg_scale" if true_cfg else "guidance_scale"
         if getattr(self.params, name) is not None:
             raise RequestError(f"--cfg-scale and {option_of(name)} are one choice with this model; leave one out", name)
-        scale = self.cfg_scale
         chosen = DiffusionParams(true_cfg_scale=scale) if true_cfg else DiffusionParams(guidance_scale=scale)
         return replace(self, params=replace(chosen.over(self.params), extra=self.params.extra))
 
@@ -219,7 +231,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     from omnimuse.media.recording import open_sound
 
     args = completed(args)
-    naming = Naming(args.output, args.format, args.overwrite, args.resume, args.first)
+    quality = read_compression(args.compression)
+    naming = Naming(args.output, args.format, args.overwrite, args.resume, args.first, quality)
     _check_naming(naming)
     if args.number < 1:
         raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
@@ -252,8 +265,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         shown=Shown(args.preview, args.json, args.quiet, args.plot, args.profile),
         words=args.words,
         given=args.given,
-        cfg_scale=args.cfg_scale,
-        adjust=args.adjust,
+        terms=Terms(args.adjust, args.cfg_scale, args.quality, read_deadline(args.deadline)),
     )
 
 
@@ -310,6 +322,18 @@ def read_size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise RequestError(f"--size {text} is not WIDTHxHEIGHT in pixels; write it like 128x128", "size")
     return int(match[1]), int(match[2])
+
+
+def read_compression(words: str | None) -> int | None:
+    """`80` or one of the words of `COMPRESSION`: a quality from 1 to 100, or None for the usual one."""
+    if words is None or words in COMPRESSION:
+        return None if words is None else COMPRESSION[words]
+    if not re.fullmatch(r"\d{1,3}", words, re.ASCII) or not 1 <= int(words) <= 100:
+        raise RequestError(
+            f"--compression {words} is not allowed; use a number from 1 to 100, or {', '.join(COMPRESSION)}",
+            "compression",
+        )
+    return int(words)
 
 
 def read_pad(text: str) -> list[int]:

@@ -129,7 +129,7 @@ class Outcome:
 
         while True:
             try:
-                save(parts, file, settings, replace=self.job.naming.overwrite)
+                save(parts, file, settings, replace=self.job.naming.overwrite, quality=self.job.naming.compression)
                 return file
             except FileExistsError:  # another program was quicker
                 [file] = free_names(file, 1)

@@ -16,11 +16,10 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.terms import add_deadline, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Chunk, Event
@@ -57,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many sounds; 0: all")
     parser.add_argument("--top-p", type=float, metavar="X", help="choose among the sounds that make up so much")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: sound less like before")
+    add_deadline(parser)
     add_engine_options(parser)
 
 
@@ -77,14 +77,15 @@ def run(args: argparse.Namespace) -> int:
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     params = DiffusionParams(seed=seed, extra=SpeechParams(**{name: getattr(args, name) for name in OPTIONS}))
     prompt = {"prompt": text, "sounds": [] if args.like is None else [open_sound(args.like)]}
-    found.door.make_request(Ask(prompt, params), now=0.0, fresh_seed=0)  # refused before anything is loaded
+    ask = Ask(prompt, params, deadline=read_deadline(args.deadline))
+    found.door.make_request(ask, now=0.0, fresh_seed=0)  # refused before anything is loaded
     check_file(args.output, "audio")
     [file] = [args.output] if args.overwrite else free_names(args.output, 1)
-    print(_say(args.model, config, prompt, params, file))
+    print(_say(args.model, config, ask, file))
     return 0
 
 
-def _say(model: str, config: Config, prompt: Mapping[str, Any], params: DiffusionParams, file: Path) -> str:
+def _say(model: str, config: Config, ask: Ask, file: Path) -> str:
     """Make the sound and save it with its settings inside; a line about it."""
     from omnimuse.api import Omni
     from omnimuse.cli.outcome import settings_of, told
@@ -98,9 +99,10 @@ def _say(model: str, config: Config, prompt: Mapping[str, Any], params: Diffusio
 
     with Omni(model, config=config) as engine:
         began = time.perf_counter()
-        [result] = engine.generate(prompt, params, progress=listen, chunks=True)
+        [result] = engine.generate(ask.prompt, ask.params, progress=listen, chunks=True, deadline=ask.deadline)
         took = time.perf_counter() - began
-        settings = {"model": model, **told(prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
+        assert not isinstance(ask.prompt, str)
+        settings = {"model": model, **told(ask.prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
         [parts] = result.parts
         save(parts, file, settings)
     [spoken] = parts

@@ -29,11 +29,12 @@ def checked(job: Job, found: Found) -> Job:
     from omnimuse.media.finished import check_file
 
     shown = {"--preview": job.shown.previews, "--plot": job.shown.plot, "--profile": job.shown.profile}
-    others = {**shown, "--resume": job.naming.resume, "--cfg-scale": job.cfg_scale is not None}
+    others = {**shown, "--resume": job.naming.resume, "--cfg-scale": job.terms.cfg_scale is not None}
+    others |= {"--quality": job.terms.quality is not None, "--adjust": job.terms.adjust}
     if wrong := [option for option, given in others.items() if given]:
         raise ConfigError(f"{wrong[0]} is for models that draw, and {found.folder.id} writes; leave it out")
     for prompt in job.prompts:
-        found.door.make_request(Ask(prompt, job.params), now=0.0, fresh_seed=0)
+        found.door.make_request(Ask(prompt, job.params, deadline=job.terms.deadline), now=0.0, fresh_seed=0)
     placed, asked = job.placed("text"), job.naming.output
     suffix = placed.drawings[0].file.suffix.lower()
     if found.door.limits.draws and suffix in FORMATS["image"]:
@@ -56,7 +57,7 @@ def write(job: Job, start: Callable[[Config], AbstractContextManager[Any]], *, s
     with start(job.config) as engine:
         prompts = [job.prompts[drawing.row] for drawing in job.drawings]
         params = [job.params_of(drawing) for drawing in job.drawings]
-        for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud):
+        for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud, deadline=job.terms.deadline):
             rows[index] = _row(job, job.drawings[index], result)
             if aloud:
                 print(file=stdout)
@@ -97,7 +98,7 @@ def _row(job: Job, drawing: Drawing, result: Result) -> Record:
 
         file = _free(job, _pictured(job, drawing))
         settings: Mapping[str, Any] = {"model": job.config.model.model, "prompt": result.prompt, "seed": drawing.seed}
-        save([picture], file, settings, replace=job.naming.overwrite)
+        save([picture], file, settings, replace=job.naming.overwrite, quality=job.naming.compression)
         row["files"].append(str(file))
     return row
 

@@ -7,13 +7,22 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from omnimuse.core.autoencoder import factor
+from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits
+from omnimuse.core.spec import Component, Configs, Limits, SoundLimits
+from omnimuse.core.speech import Speech
 
 SQUARE = DiffusionParams(height=1024, width=1024, num_outputs_per_prompt=1, output_type="pil")
 """What a model of pictures is asked for by default, besides what its family says."""
 MAX_SIDE = 4096
 """For positions that know no bound: beyond this no model was seen to draw."""
+
+MOST_IMAGES, MOST_SOUNDS, MOST_VIDEOS = 8, 4, 2
+"""Pictures, sounds and videos that one conversation may show."""
+MAX_SIDE_SHOWN = 8192
+"""Of a picture that is shown; it is made smaller than the checkpoint's `max_pixels`."""
+SPEECH_RATE = 24_000
+"""Samples a second of an answer."""
 
 
 class Reader(NamedTuple):
@@ -85,6 +94,25 @@ def patched(tokens: int, images: int = 0) -> Callable[[Configs], Limits]:
         return Limits(size_multiple=multiple, max_side=MAX_SIDE, max_images=images, max_sequence_length=tokens)
 
     return limits
+
+
+def answering(longest: object, speech: Speech | None, refuses: Mapping[str, str]) -> Limits:
+    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown: it
+    reads and writes the `longest` number of tokens in all. ModelError where that is none.
+    """
+    if not isinstance(longest, int) or longest < 2:
+        raise ModelError(
+            f"config.json: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint"
+        )
+    return Limits(
+        size_multiple=1,
+        max_side=MAX_SIDE_SHOWN,
+        max_sequence_length=longest,
+        max_images=MOST_IMAGES,
+        max_videos=MOST_VIDEOS,
+        sound=SoundLimits(SPEECH_RATE, 1, 0.0, MOST_SOUNDS, speech),
+        refuses=refuses,
+    )
 
 
 def latent_model(transformer: Component, *readers: Reader, vae: Component = AUTOENCODER_KL) -> dict[str, Component]:

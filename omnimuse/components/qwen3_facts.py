@@ -5,9 +5,9 @@ Variants that are not computed here are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.facts import read_facts
@@ -42,6 +42,11 @@ IRRELEVANT = frozenset(
 """What is only for training, for making text, or said elsewhere; `sliding_window` counts where it is used."""
 
 WHERE = "text_encoder/config.json"
+LAYERS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "rms_norm_eps"),
+)
+THETA = 1_000_000.0
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 
 
@@ -51,6 +56,8 @@ class Qwen3Config:
 
     norms_heads: ClassVar[bool] = True
     """Whether queries and keys are normed."""
+    biased: ClassVar[bool] = False
+    """Whether what makes queries, keys and values adds a bias."""
 
     vocab_size: int
     hidden_size: int
@@ -81,6 +88,15 @@ class Qwen3Config:
         return read_facts(cls, facts, where, fixed, IRRELEVANT | set(ROPE))
 
 
+@dataclass(frozen=True)
+class PredictorFacts:
+    """The predictor's layers, the width of what it is given, and how many codes a frame has."""
+
+    layers: Qwen3Config
+    talker_width: int
+    groups: int
+
+
 def rope_theta(config: Mapping[str, Any], where: str = WHERE) -> float:
     """The base of the rotary frequencies, in the spelling of transformers before 5 or since."""
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
@@ -96,3 +112,36 @@ def rope_theta(config: Mapping[str, Any], where: str = WHERE) -> float:
             f"{where} has no rope_theta, neither by itself nor in rope_parameters; use a complete checkpoint"
         )
     return float(theta)
+
+
+def rotation(
+    given: Mapping[str, Any], where: str, usual: tuple[int, ...], *, woven: bool
+) -> tuple[float, tuple[int, ...]]:
+    """By what a decoder turns heads whose tokens have places on three axes: the base of the frequencies, and how many
+    pairs follow each axis (`usual`, where it does not say); whether these are `woven` must be as it is here.
+    """
+    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
+    theta = rope.pop("rope_theta", None) or given.get("rope_theta") or THETA
+    sections = tuple(rope.pop("mrope_section", None) or usual)
+    said = {rope.pop(name, woven) for name in ("interleaved", "mrope_interleaved")}
+    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
+    if kinds or rope or said != {woven} or len(sections) != 3:
+        told = given.get("rope_parameters") or given.get("rope_scaling")
+        raise ModelError(
+            f"config.json, {where}: the rotation {told!r} is not supported; only 'default', "
+            f"{'' if woven else 'not '}interleaved is"
+        )
+    return float(theta), sections
+
+
+Layers = TypeVar("Layers", bound=Qwen3Config)
+
+
+def layers_of(
+    kind: type[Layers], given: Mapping[str, Any], where: str, theta: float, fixed: Mapping[str, Sequence[Any]]
+) -> Layers:
+    """The layers of a decoder, from a part of config.json that says more; keys of `fixed` may have its values only."""
+    known = {name: given[name] for name in (*LAYERS, *fixed) if name in given}
+    if "head_dim" not in known and {"hidden_size", "num_attention_heads"} <= known.keys():
+        known["head_dim"] = known["hidden_size"] // known["num_attention_heads"]
+    return read_facts(kind, {**known, "rope_theta": theta}, f"config.json, {where}", fixed)

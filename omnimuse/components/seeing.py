@@ -1,14 +1,21 @@
-"""The block of towers that look at a picture, patch by patch, each of which sees all others.
+"""Parts of towers that look at pictures and videos, patch by patch: a block in which each sees all others, and by what
+patches turn that come piece by piece.
 
-Letters: S patches, D width, N heads, H head dim.
+Letters: t h w moments, rows and columns of patches; S patches, m x m of which make a piece, D width, N heads, H head
+dim.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Grid = tuple[int, int, int]
+"""Moments, rows and columns of patches."""
+THETA = 10_000.0
 
 
 class SeeingBlock(nn.Module):
@@ -36,3 +43,29 @@ class SeeingBlock(nn.Module):
         seen = F.scaled_dot_product_attention(*qkv.permute(1, 2, 0, 3)[:, None])[0]  # [N, S, H]
         hidden = hidden + self.proj(seen.transpose(0, 1).flatten(1))
         return hidden + self.mlp(self.norm2(hidden))
+
+
+def patch_turns(grid: Grid, merge: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles by which patches turn heads `dim` wide, by row and then by column: [S, 1, H / 2]
+    each.
+    """
+    quarter = dim // 4
+    speeds = 1.0 / THETA ** (torch.arange(quarter, device=device).float() / quarter)
+    down, across = (torch.outer(torch.arange(length, device=device).float(), speeds) for length in grid[1:])
+    shape = (grid[1], grid[2], quarter)
+    angles = torch.cat([down[:, None].expand(shape), across[None].expand(shape)], dim=-1)
+    angles = by_piece(angles.expand(grid[0], *angles.shape), merge)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def by_piece(x: Tensor, merge: int) -> Tensor:
+    """[t, h, w, *] -> [S, *], the `merge` x `merge` patches of a piece one after the other."""
+    moments, rows, columns, last = x.shape
+    pieces = x.reshape(moments, rows // merge, merge, columns // merge, merge, last).permute(0, 1, 3, 2, 4, 5)
+    return pieces.reshape(-1, last)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads [S, N, H], each pair (x[i], x[i + H / 2]) turned by its angle, in float32."""
+    left, right = x.float().chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)

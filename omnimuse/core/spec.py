@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from omnimuse.core.caches import Fits
+from omnimuse.core.errors import RequestError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams, TokenParams
 from omnimuse.core.speech import Speech
@@ -91,6 +92,17 @@ class Frames:
     min_videos: int = 0
     max_videos: int = 0
     masks_videos: bool = False
+
+    def frames_in(self, seconds: float, fps: float | None, *, too_many: bool = False) -> int:
+        """The number of frames, of those that this model counts in, which lasts nearest to `seconds`; RequestError if
+        it makes no such long ones, unless they may be `too_many`.
+        """
+        rate = fps or 1.0
+        frames = 1 + self.frame_step * round(max(0.0, min(seconds * rate, 1e9) - 1) / self.frame_step)
+        if frames > self.max_frames and not too_many:
+            most = self.max_frames / rate
+            raise RequestError(f"seconds={seconds:g} is too long for this model; use at most {most:.4g}", "seconds")
+        return frames
 
 
 @dataclass(frozen=True)

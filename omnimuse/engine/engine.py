@@ -32,6 +32,7 @@ from omnimuse.parallel.agree import words_of_all
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
 from omnimuse.worker.handover import Handover
+from omnimuse.worker.pace import Offer, Price
 from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
 from omnimuse.worker.room import Space, nearest_size
 from omnimuse.worker.runner import Runner
@@ -271,9 +272,14 @@ class Engine:
         pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
-        running = [self.scheduler.entries[state_id.split("/")[0]] for state_id in pick.run]
-        teams = self.runner.forwards.teams([(entry.request, entry.tokens) for entry in running])
+        teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
         return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams)
+
+    def _offered(self, state_id: str) -> tuple[Request, Offer]:
+        """A state that advances: its request, and what its step is."""
+        entry = self.scheduler.entries[state_id.split("/")[0]]
+        tokens, network = self.runner.cost(state_id) or Price(entry.tokens, None)
+        return entry.request, Offer(state_id, tokens, entry.steps, network)
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         self._tell(plan)

@@ -20,11 +20,12 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.layouts import Files, Piece, laid_out
 from omnimuse.core.spec import GENERATION, OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
+from omnimuse.loader.voices import VOICES, read_voices
 
 INDEX = "model_index.json"
 BORROWS = "_borrows_from"
 """The entry of an index that names a folder beside this one, which has the components whose folders are not here."""
-MODEL, TOKENIZER, PROCESSOR = "model", "tokenizer", "processor"
+MODEL, TOKENIZER, PROCESSOR, SPEAKING = "model", "tokenizer", "processor", "voices"
 """The components of a folder in the layout of transformers."""
 BESIDE = ("speech_tokenizer",)
 """Folders in it that are components of their own."""
@@ -42,7 +43,7 @@ CONFIGS = (
 
 WEIGHTLESS = (
     *("Scheduler", "Tokenizer", "TokenizersBackend", "Guidance"),
-    *("Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor"),
+    *("Voices", "Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor"),
 )
 """Endings of the classes of components that have no weights."""
 
@@ -84,7 +85,7 @@ class Checkpoint:
 
     def _take_flat(self) -> str:
         """The class of the model in a folder of transformers' layout: its components are `MODEL`, `TOKENIZER` and,
-        where there are pictures or sounds to prepare, `PROCESSOR`.
+        where there are pictures or sounds to prepare, `PROCESSOR`, and `SPEAKING` where there are voices.
         """
         path = self.folder / CONFIGS[0]
         named = _architectures(path) if path.is_file() else []
@@ -95,6 +96,8 @@ class Checkpoint:
         if (self.folder / PREPARING).is_file():
             kind = read_json(self.folder / PREPARING).get("processor_class")
             self.components[PROCESSOR] = ("transformers", str(kind or "Processor"))
+        if (self.folder / VOICES).is_file():
+            self.components[SPEAKING] = ("", "Voices")
         for name in BESIDE:
             if (self.folder / name / CONFIGS[0]).is_file():
                 [kind] = _architectures(self.folder / name / CONFIGS[0]) or ["a network without a class"]
@@ -169,6 +172,8 @@ class Checkpoint:
         if (piece := self._piece(component)) is not None:
             return self._said(piece)
         names: tuple[str, ...] = CONFIGS
+        if component == SPEAKING and self.flat:
+            return read_voices(folder / VOICES)
         if folder == self.folder:  # several have theirs in this folder
             own = {TOKENIZER: TOKENIZER_CONFIG, PROCESSOR: PREPARING}
             names = (own.get(component, CONFIGS[0]),)

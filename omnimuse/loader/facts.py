@@ -42,5 +42,18 @@ def read_facts(
     return kind(**chosen)
 
 
+def part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a configuration."""
+    found = config.get(name)
+    if not isinstance(found, Mapping):
+        raise ModelError(f"config.json has no {name}; use a complete checkpoint")
+    return found
+
+
+def known_of(given: Mapping[str, Any], kind: type[Any], fixed: Collection[str]) -> dict[str, Any]:
+    """Of a part of a configuration, what `kind` has fields for, and what may have one value only."""
+    return {name: given[name] for name in (*(field.name for field in fields(kind)), *fixed) if name in given}
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

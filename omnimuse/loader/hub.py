@@ -16,9 +16,10 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.layouts import laid_out
 from omnimuse.loader.checkpoint import BESIDE, CONFIGS, GENERATION, INDEX, Checkpoint
 from omnimuse.loader.files import PICKLES, few
+from omnimuse.loader.voices import VOICES
 from omnimuse.media.destination import write_whole
 
-SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja", VOICES)
 """Files that are small: configurations, vocabularies, tokenizer models, chat templates."""
 
 ID = re.compile(

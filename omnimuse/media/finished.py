@@ -61,15 +61,24 @@ def encode(parts: Sequence[Part], format: str, settings: Mapping[str, Any], qual
     raise RequestError(f"there is no file for {' and '.join(part.medium for part in parts)} in one", "output_format")
 
 
-def save(parts: Sequence[Part], path: Path, settings: Mapping[str, Any], *, replace: bool = True) -> None:
-    """Write one file that holds `parts` in the format that the suffix of `path` names, with `settings` inside.
+def save(
+    parts: Sequence[Part],
+    path: Path,
+    settings: Mapping[str, Any],
+    *,
+    replace: bool = True,
+    quality: int | None = None,
+) -> None:
+    """Write one file that holds `parts` in the format that the suffix of `path` names, with `settings` inside;
+    `quality` is of lossy pictures.
 
     It is written whole or not at all. RequestError for an unknown suffix, ConfigError without the library that it
     needs, OSError when the disk refuses, FileExistsError where there is a file that may not be replaced.
     """
     medium = parts[0].medium
     check_file(path, medium)
-    write_whole(path, encode(parts, FORMATS[medium][path.suffix.lower()], settings), replace=replace)
+    content = encode(parts, FORMATS[medium][path.suffix.lower()], settings, quality)
+    write_whole(path, content, replace=replace)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -17,6 +17,10 @@ TEXT = "TEXT"
 """The format of what is a text: it becomes no file, but for one of the command line with the suffix `WRITTEN`."""
 WRITTEN = ".txt"
 FORMATS: Mapping[str, Mapping[str, str]] = MappingProxyType({"image": PICTURES, "video": VIDEOS, "audio": SOUNDS})
+COMPRESSION: Mapping[str, int | None] = MappingProxyType(
+    {"default": None, "auto": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
+)
+"""SGLang's words for the quality of a lossy picture's file, 1 to 100; None: ours."""
 
 
 def usual(medium: str) -> str:

@@ -37,6 +37,7 @@ TABLE = {
     "TalkAndDrawPipeline": "omnimuse.models.talk_and_draw",
     "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
     "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
+    "Qwen2_5OmniForConditionalGeneration": "omnimuse.models.qwen25_omni",
 }
 """The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
 

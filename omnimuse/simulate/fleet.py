@@ -251,7 +251,7 @@ class Fleet:
             if job.finished:
                 replica.chooser.finish(job)
                 self._end(job, "ok")
-            elif (ticket := self._tickets.get(job.request.id)) is not None:
+            elif job.done <= job.kind.steps and (ticket := self._tickets.get(job.request.id)) is not None:
                 ticket.step()
         self._tick(replica)
 

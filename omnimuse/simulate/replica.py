@@ -20,14 +20,14 @@ from omnimuse.simulate.table import Kind
 from omnimuse.worker.pace import GAIN, Offer, Pace, Price
 from omnimuse.worker.teams import joins, teams_for
 
-NETWORK = "network"
+NETWORK, DECODER = "network", "decoder"
 MOST_TOGETHER = 8
 """Requests that first in, first out takes at once."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way: how many steps are done, and how often it lost its replica."""
+    """A request on its way: how many steps, and parts after them, are done, and how often it lost its replica."""
 
     arrival: Arrival
     kind: Kind
@@ -37,8 +37,13 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether all its steps are done."""
-        return self.done >= self.kind.steps
+        """Whether all is done."""
+        return self.done >= self.kind.steps + self.kind.parts
+
+    @property
+    def steps(self) -> bool:
+        """Whether a step comes next."""
+        return self.done < self.kind.steps
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class Costs:
     teams: Mapping[int, float] = field(default_factory=dict)
 
     def seconds(self, jobs: Sequence[Job]) -> float:
-        """Seconds of one step of each of `jobs`, and of what comes before their first and after their last."""
-        return self.forward(jobs) + sum(map(_besides, jobs))
+        """Seconds of what comes next of each of `jobs`: a step, a part after the steps, what goes with them."""
+        return self.forward([job for job in jobs if job.steps]) + sum(map(_besides, jobs))
 
     def forward(self, jobs: Sequence[Job]) -> float:
-        """Seconds of the network in that; where ranks may be divided, of as many teams as end it soonest."""
+        """Seconds of a step of each; where ranks may be divided, of as many teams as end it soonest."""
         if self.teams and jobs:
             return teams_for([job.kind.step for job in jobs], self.divisions, self.teams.__getitem__)[1]
         apart = sum(job.kind.step for job in jobs) * self.share
@@ -79,9 +84,13 @@ class Costs:
 
 
 def _besides(job: Job) -> float:
-    """Seconds of what comes before the first step, or after the last, if the next is one of these."""
-    first, last = job.done == 0, job.done + 1 == job.kind.steps
-    return job.kind.once * (job.kind.before * first + (1 - job.kind.before) * last)
+    """Seconds of what comes before the first step, or after the last, as far as it is next."""
+    kind, found = job.kind, 0.0
+    if job.done == 0:
+        found += kind.once * kind.before
+    if job.done >= (kind.steps if kind.parts else kind.steps - 1):
+        found += kind.once * (1 - kind.before) / max(1, kind.parts)
+    return found
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Chooser(Protocol):
         ...
 
     def finish(self, job: Job) -> None:
-        """All steps of `job` are done, or it goes elsewhere before its first."""
+        """All of `job` is done, or it goes elsewhere before its first step."""
         ...
 
 
@@ -134,8 +143,8 @@ class Ours:
         pick = self._scheduler.pick(now, self._cost, self._joins)
         self._deciding.append(time.perf_counter() - began)
         jobs = tuple(self.jobs[state_id.split("/")[0]] for state_id in pick.run)
-        if jobs:
-            self._pace.record(NETWORK, [job.kind.work for job in jobs], self._costs.forward(jobs))
+        if stepping := [job for job in jobs if job.steps]:
+            self._pace.record(NETWORK, [job.kind.work for job in stepping], self._costs.forward(stepping))
         return Turn(jobs, late, self._costs.seconds(jobs))
 
     def finish(self, job: Job) -> None:
@@ -143,12 +152,17 @@ class Ours:
         self._scheduler.remove(job.request.id)
         del self.jobs[job.request.id]
 
-    def _cost(self, state_id: str) -> Price:
-        return Price(self.jobs[state_id.split("/")[0]].kind.work, NETWORK)
+    def _cost(self, state_id: str) -> Price | None:
+        job = self.jobs[state_id.split("/")[0]]
+        if job.steps:
+            return Price(job.kind.work, NETWORK)
+        return Price(job.kind.work, DECODER) if job.kind.parts > 1 else None
 
     def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
         if self._costs.teams and not self._always:
             return joins([*others, offer], self._costs.divisions, self._costs.teams.__getitem__)
+        if DECODER in {each.network for each in (*others, offer)}:
+            return self._always
         return self._always or self._pace.pays(NETWORK, [*others, offer])
 
 

@@ -20,9 +20,10 @@ class Kind:
     """One kind of request, in seconds of a replica of one rank.
 
     A `step` is what a denoising step of one output takes alone, `once` is all else that keeps the replica busy (this
-    part of it `before` the steps, the rest after them), and `beside` what a client waits for without keeping it busy. A
-    step is of `tokens` row tokens, by which the scheduler counts. `fixed` are the seconds of a step that do not come
-    again with others that share it; None: it is as the table's `together` says.
+    part of it `before` the steps, the rest after them), and `beside` what a client waits for without keeping it busy.
+    What comes after the steps is done in so many `parts`, between which others have their turn (a video's decoder); 0:
+    with the last step. A step is of `tokens` row tokens, by which the scheduler counts. `fixed` are the seconds of a
+    step that do not come again with others that share it; None: it is as the table's `together` says.
     """
 
     width: int
@@ -35,12 +36,13 @@ class Kind:
     tokens: int = 0
     before: float = 0.5
     fixed: float | None = None
+    parts: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "height", "steps", "frames"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} of a kind is not allowed; use a whole number above 0")
-        if not self.step > 0 or self.once < 0 or self.beside < 0 or self.tokens < 0:
+        if not self.step > 0 or min(self.once, self.beside, self.tokens, self.parts) < 0:
             raise ConfigError(f"{self} cannot be: a step takes more than 0 seconds, and nothing takes less than 0")
         if not 0 <= self.before <= 1 or (self.fixed is not None and self.fixed >= self.step):
             raise ConfigError(f"{self} cannot be: `before` is a part, 0 to 1, and `fixed` is less than the step")

@@ -7,8 +7,8 @@ the states whose rows raised it.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
@@ -19,27 +19,30 @@ from omnimuse.core.errors import ConfigError, MemoryShortageError, OmnimuseError
 from omnimuse.core.request import Request
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
-from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.mesh import WORK, Mesh
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
 from omnimuse.worker.aside import can_wait, waiting
-from omnimuse.worker.clock import Clock
+from omnimuse.worker.clock import Clock, Span
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, settle
 from omnimuse.worker.pace import Offer, Pace
-from omnimuse.worker.teams import joins, shared_out, teams_for
+from omnimuse.worker.teams import Shares, joins, shared_out, teams_for
 
 log = logging.getLogger(__name__)
 
 Predictions = dict[str, dict[str, Tensor]]
 """By state and branch."""
+LATER = 8
+"""Steps after which an accelerator is asked how long one took: it is over by then, and nobody waits."""
 
 
 class Forwards:
     """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed, and
     `asides` of these with their network's blocks outside of the device. `divided` counts ticks by their teams.
 
-    `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them.
+    `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them. `shares` learns what ranks
+    gain that may be divided, of steps that are over in any case.
     """
 
     def __init__(self, ctx: Context, config: ScheduleConfig, clock: Clock, crew: Crew | None = None) -> None:
@@ -53,6 +56,8 @@ class Forwards:
         self.divided: Counter[int] = Counter()
         self._begun = 0
         self.pace = Pace()
+        self.shares = Shares()
+        self._unread: deque[tuple[str, int, int, Span]] = deque()
 
     def joins(self, offers: Sequence[Offer], usual: str | None) -> bool:
         """Whether the last of `offers` should step in one tick with the others; `usual` is the network of who has none.
@@ -62,7 +67,7 @@ class Forwards:
         if self.config.company == "always":
             return True
         if len(divisions := self._divisions) > 1:
-            return joins(offers, divisions)
+            return joins(offers, divisions, self.shares.among(offers))
         if self.ctx.device.type != "cpu":
             return True
         networks = {each.network for each in offers} - {None} or {usual}
@@ -70,15 +75,20 @@ class Forwards:
             return False
         return self.pace.pays(str(networks.pop()), offers)
 
-    def teams(self, asked: Sequence[tuple[Request, int]]) -> int:
-        """Into how many teams ranks are divided for a step of each of these, of so many row tokens.
+    def teams(self, asked: Iterable[tuple[Request, Offer]]) -> int:
+        """Into how many teams ranks are divided for a step of each of these.
 
         What a step cache remembers is on all ranks, so that all take part in every step of who wears one.
         """
-        divisions = self._divisions
-        if len(divisions) == 1 or any(not cache_named(request.params.cache or "none").off for request, _ in asked):
+        if len(divisions := self._divisions) == 1:
             return 1
-        return teams_for([tokens for _, tokens in asked], divisions)[0]
+        offered = list(asked)
+        if any(not cache_named(request.params.cache or "none").off for request, _ in offered):
+            return 1
+        offers = [offer for _, offer in offered]
+        if len(offers) == 1 and (tried := self.shares.trial(offers[0], divisions)) is not None:
+            return tried
+        return teams_for([offer.tokens for offer in offers], divisions, self.shares.among(offers))[0]
 
     @property
     def _divisions(self) -> tuple[int, ...]:
@@ -95,8 +105,11 @@ class Forwards:
         with self.ctx.mesh.divided(teams) as mesh:
             owners = _owners(mesh, rows, teams)
             mine = [row for row, owner in zip(rows, owners, strict=True) if owner == mesh.axis("branches").index]
+            began = self.clock.mark()
             for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
                 self._forward(part, found, failures)
+            if len(self._divisions) > 1 and not failures:
+                self._see(mine, self.clock.since(began))
             if mesh.size > 1:
                 found, failures = self._share(mesh, rows, owners, found, failures)
         predictions: Predictions = {}
@@ -104,6 +117,15 @@ class Forwards:
             if id(row) in found:
                 predictions.setdefault(row.state.id, {})[row.branch] = found[id(row)]
         return predictions, {row.state.id: failures[id(row)] for row in rows if id(row) in failures}
+
+    def _see(self, rows: Sequence[Row], span: Span) -> None:
+        """Learn from a step of one state, what its ranks took; on an accelerator, some steps later, when it is over."""
+        if rows and len({row.state.id for row in rows}) == 1:
+            ranks = self.ctx.mesh.now.axis(WORK).size
+            self._unread.append((rows[0].network, ranks, sum(row.tokens for row in rows), span))
+        while len(self._unread) > (0 if self.ctx.device.type == "cpu" else LATER):
+            network, ranks, tokens, over = self._unread.popleft()
+            self.shares.record(network, ranks, tokens, over.seconds())
 
     def _forward(self, rows: Sequence[Row], found: dict[int, Tensor], failures: dict[int, OmnimuseError]) -> None:
         """One forward; when it fails, smaller ones: only the guilty fail, and what was too much together fits. What is

@@ -29,6 +29,7 @@ PATIENCE, LONGEST = 2.0, 32.0  # seconds of work asleep before they try it awake
 FREE = 0.3  # seconds in a second that cores have nothing to do: the neighbour has gone, and they try it `EARLY`
 EARLY = 0.25
 LONG_LOOK, LEFT_WAITING = 0.4, 0.2  # seconds of forwards, and of waiting in a second: one thread fewer is no help
+IN_VAIN = 16.0  # seconds of work for which it is not tried again then, unless the crowd goes
 WATCHED = "watched"
 GRAIN = 32768  # numbers that torch gives to one thread at least
 
@@ -73,7 +74,8 @@ class Governor:
 
     Asleep, threads that wake each other on one core wait for it, too, so that a crowd cannot be seen: from time to time
     they try it awake, and soon where a core has nothing to do by then. Where there is a `crew`, it spares a thread
-    while they sleep, unless those that are left wait as well. One thread drives it.
+    while they sleep, unless those that are left wait as well: two threads have more of crowded cores than one.
+    One thread drives it.
     """
 
     def __init__(self, idlers: Idlers, crew: Spares | None = None, signs: Signs | None = None) -> None:
@@ -85,6 +87,7 @@ class Governor:
         self._unseen = 0.0  # seconds of work since the last look
         self._spent = float("inf")  # seconds of work since the last turn
         self._patience = PATIENCE
+        self._vain = float("inf")  # seconds of work since one thread fewer was no help
 
     def watch(self, work: Callable[[], None]) -> None:
         """Do `work`, and look at how it went."""
@@ -104,11 +107,14 @@ class Governor:
 
     def _judge(self, share: float, free: float, seconds: float) -> None:
         self._spent += seconds
+        self._vain += seconds
         if not self.asleep:
             if share > CROWDED:
                 too_soon = self._spent < self._patience
                 self._patience = min(2 * self._patience, LONGEST) if too_soon else PATIENCE
                 self._turn(True, f"since others want the cores (threads waited {share:.2f} s in a second)")
+            else:
+                self._vain = float("inf")
         elif self._spent >= self._patience * (EARLY if free > FREE else 1):
             self._turn(False, "to see whether the cores are free")
         elif self.crew is not None and self.crew.seconds >= LONG_LOOK:
@@ -119,6 +125,7 @@ class Governor:
         waiting = crew.waiting / crew.seconds
         if waiting > LEFT_WAITING:
             crew.recall()
+            self._vain = 0.0
             logger.info("forwards have all threads again, since fewer wait, too (%.2f s in a second)", waiting)
         else:
             crew.spare()
@@ -128,7 +135,7 @@ class Governor:
         (self._idlers.hold if asleep else self._idlers.release)()
         logger.info("threads wait for each other %s, %s", "asleep" if asleep else "awake", why)
         if self.crew is not None:
-            (self.crew.spare if asleep else self.crew.recall)()
+            (self.crew.spare if asleep and self._vain >= IN_VAIN else self.crew.recall)()
             logger.info("forwards have %s", "one thread fewer" if self.crew.spared else "all threads")
 
 

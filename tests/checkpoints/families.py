@@ -11,7 +11,7 @@ from importlib import import_module
 
 import tests.checkpoints
 from omnimuse.models import REGISTRY
-from tests.checkpoints.wishes import Family, Speaker, Writer
+from tests.checkpoints.wishes import Answerer, Family, Speaker, Writer
 
 _MODULES = sorted(module.name for module in pkgutil.iter_modules(tests.checkpoints.__path__))
 _DECLARING = [name for name in _MODULES if not name.startswith("test_") and name not in ("conftest", "families")]
@@ -25,6 +25,11 @@ SPEAKERS: tuple[Speaker, ...] = tuple(
     speaker for name in _DECLARING for speaker in getattr(import_module(f"tests.checkpoints.{name}"), "SPEAKERS", ())
 )
 """Those that speak, likewise."""
+
+ANSWERERS: tuple[Answerer, ...] = tuple(
+    each for name in _DECLARING for each in getattr(import_module(f"tests.checkpoints.{name}"), "ANSWERERS", ())
+)
+"""Those that write and speak at once, likewise."""
 
 ALLROUNDERS: tuple[Family, ...] = tuple(
     family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "ALLROUNDERS", ())

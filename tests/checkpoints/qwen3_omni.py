@@ -17,7 +17,7 @@ from omnimuse.loader.components import quiet
 from tests.checkpoints import parts
 from tests.checkpoints.qwen3 import CHOICES, PROMPTS, prompt_ids, theirs
 from tests.checkpoints.qwen3_tts import filled
-from tests.checkpoints.wishes import Writer
+from tests.checkpoints.wishes import Answerer, Writer
 
 ROTATION = {"rope_type": "default", "mrope_section": [4, 2, 2], "interleaved": True, "rope_theta": 1_000_000}
 THINKER = {
@@ -221,3 +221,5 @@ WRITERS = (
         reference=generated,
     ),
 )
+
+ANSWERERS = (Answerer("Qwen3OmniMoeForConditionalGeneration", build),)

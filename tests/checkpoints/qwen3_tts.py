@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from omnimuse.components.decoder import DenseDecoder
 from omnimuse.components.speech_codec import SpeechCodec
 from omnimuse.loader.tensors import construct_unfilled
-from omnimuse.models.qwen3_text.transformer import DenseDecoder
 from omnimuse.models.qwen3_tts.speaker import SpeakerEncoder
 from omnimuse.models.qwen3_tts.transformer import Predictor, Talker
 from tests.checkpoints import parts

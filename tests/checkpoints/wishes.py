@@ -162,6 +162,20 @@ class Writer:
 
 
 @dataclass(frozen=True)
+class Answerer:
+    """A tiny checkpoint of a model that answers aloud: whether its sound comes `meanwhile`, before all is written."""
+
+    arch: str
+    build: Callable[[Path], Path]
+    meanwhile: bool = True
+
+    @property
+    def name(self) -> str:
+        """What tests call it."""
+        return self.arch
+
+
+@dataclass(frozen=True)
 class Speaker:
     """A tiny checkpoint of a model that speaks; `wishes` are texts with fields of `SpeechParams` and a seed, one of a
     kind longer than what is read in one step, `sound` is one with whose voice they are said. `kept` gives for each the

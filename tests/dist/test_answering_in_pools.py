@@ -21,7 +21,7 @@ from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.models.qwen3_omni.pipeline import Qwen3OmniPipeline
-from tests.checkpoints import qwen3_omni
+from tests.checkpoints.families import ANSWERERS
 from tests.invariants.conftest import drain, submit
 from tests.invariants.test_answering import TALKS, ask, config
 
@@ -34,9 +34,15 @@ POOLS = (
 pytestmark = [pytest.mark.costly("answering in pools"), pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return qwen3_omni.build(tmp_path_factory.mktemp("pooled") / "tiny")
+STREAMING = [answerer for answerer in ANSWERERS if answerer.meanwhile]
+"""Those whose sound comes piece by piece, before all is written."""
+piece_by_piece = pytest.mark.parametrize("folder", STREAMING, ids=lambda answerer: answerer.name, indirect=True)
+
+
+@pytest.fixture(scope="module", params=ANSWERERS, ids=lambda answerer: answerer.name)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = request.param.build(tmp_path_factory.mktemp("pooled") / "tiny")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,7 @@ def test_an_answer_in_text_alone_needs_no_talker(whole: Engine, pools: Pools) ->
     assert not any(isinstance(event, Chunk) and event.medium == "audio" for event in events)
 
 
+@piece_by_piece
 def test_it_is_heard_while_it_still_thinks(pools: Pools) -> None:
     events = told(pools, 0, max_tokens=60)
     wrote = [at for at, event in enumerate(events) if isinstance(event, Progress) and event.stage == "generate"]
@@ -115,6 +122,7 @@ def test_it_is_heard_while_it_still_thinks(pools: Pools) -> None:
     assert heard[0] < wrote[-1]
 
 
+@piece_by_piece
 def test_a_talker_that_is_killed_in_mid_word_is_started_again_and_nothing_is_told_twice(
     whole: Engine, pools: Pools
 ) -> None:
@@ -131,6 +139,7 @@ def test_a_talker_that_is_killed_in_mid_word_is_started_again_and_nothing_is_tol
     assert killed and seat.replica is not None and seat.replica.pid not in killed
 
 
+@piece_by_piece
 def test_what_cannot_travel_ends_its_request_alone_and_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen3OmniPipeline, "records", ())
     here = (PoolConfig("think", tracks=(0,), connector="local"), PoolConfig("say", tracks=(1, 2), connector="local"))

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
-from omnimuse.parallel.mesh import SEQUENCE
 from omnimuse.parallel.sequence import SequenceRunner
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect

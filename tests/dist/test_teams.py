@@ -20,6 +20,7 @@ from omnimuse.engine.local import start
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import begin as begin_build
 from omnimuse.worker.build import check
+from omnimuse.worker.pace import Offer
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
 from tests.ranks import play
@@ -82,8 +83,10 @@ def drive(engine: Engine, job: Job) -> list[Tensor]:
     assert not forwards.retries
     plain = engine.make_request(job.subject.ask(0))
     cached = replace(plain, params=replace(plain.params, cache="teacache,threshold=0.1"))
-    assert forwards.teams([(plain, 8)] * 4) == 4
-    assert forwards.teams([(plain, 8)] * 3 + [(cached, 8)]) == 1, "what it remembers is on all ranks"
+    offer = Offer("", 8, STEPS[0])
+    assert forwards.teams([(plain, offer)] * 4) == 4
+    assert forwards.teams([(plain, offer)] * 3 + [(cached, offer)]) == 1, "what it remembers is on all ranks"
+    assert any(ranks == 1 and share == 1 for *_, ranks, share in forwards.shares.table()), "what they take is learned"
     return [*found, *(outputs(events, id_) for id_ in good)]
 
 

@@ -16,7 +16,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from tests.checkpoints.families import FAMILIES
-from tests.checkpoints.wishes import Family, Speaker, Wish, Writer
+from tests.checkpoints.wishes import Answerer, Family, Speaker, Wish, Writer
 from tests.once import Once
 
 
@@ -130,8 +130,8 @@ def engine_with(subject: Subject) -> Iterator[Callable[..., Engine]]:
 
 
 @pytest.fixture(scope="module")
-def folder(teller: Writer | Speaker, once: Once) -> Path:
-    """The tiny checkpoint of what writes or speaks: the module has a fixture `teller`, which is that."""
+def folder(teller: Writer | Speaker | Answerer, once: Once) -> Path:
+    """The tiny checkpoint of what writes, speaks or does both: the module has a fixture `teller`, which is that."""
     return once.folder(teller.name, teller.build)
 
 

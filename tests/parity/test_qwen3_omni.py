@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from omnimuse import Omni
 from omnimuse.components.speech_codec import Past
@@ -23,46 +20,27 @@ from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Chunk, Event
 from omnimuse.loader.components import quiet
-from omnimuse.media.clip import clip_of
-from omnimuse.media.recording import samples_of
 from omnimuse.pipeline.generate import CHUNK
 from tests.checkpoints import qwen3_omni
+from tests.checkpoints.conversations import (
+    ALOUD,
+    FRAMES,
+    PICTURES,
+    SOUNDS,
+    TALKS,
+    Talk,
+    asked,
+    heard,
+    moving,
+    pixels,
+    shown,
+    spectra,
+)
 from tests.checkpoints.qwen3 import theirs
 from tests.checkpoints.qwen3_omni import PREPARING, TEMPLATE
-from tests.checkpoints.wishes import chord, film, photo
+from tests.checkpoints.wishes import chord, photo
 
-PICTURES = (photo(40, 24), photo(17, 33))
-SOUNDS = (chord(16_000, 0.4, 1), chord(16_000, 3.3, 1))
-FRAMES = film(24, 16, 6)
-VIDEO = clip_of(FRAMES, 2.0)
-SHOWING = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels", "image_mean", "image_std")
-Talk = list[dict[str, Any]]
-
-
-def shown(*kinds: str, text: str = "what is this") -> dict[str, Any]:
-    """A message of the user that shows these."""
-    return {"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]}
-
-
-TALKS: tuple[tuple[Talk, Mapping[str, Any], Mapping[str, Any]], ...] = (
-    ([shown("image")], {"images": PICTURES[:1]}, {"temperature": 0, "max_tokens": 12}),
-    (
-        [
-            shown("audio", text="a red circle"),
-            {"role": "assistant", "content": "yes"},
-            shown("image", "audio", "image"),
-        ],
-        {"images": PICTURES, "sounds": SOUNDS},
-        {"temperature": 0.9, "top_k": 20, "max_tokens": 10},
-    ),
-    (
-        [{"role": "system", "content": "one two three " * 60}, shown("video", "image", "audio")],
-        {"images": PICTURES[1:], "sounds": SOUNDS[1:], "videos": [VIDEO]},
-        {"temperature": 0, "max_tokens": 12},
-    ),
-    ([shown("audio")], {"sounds": SOUNDS[:1]}, {"temperature": 0, "max_tokens": 12}),
-)
-"""Conversations, what they show, and how they are answered."""
+pytestmark = pytest.mark.costly("what hears and speaks")
 
 
 @pytest.fixture(scope="module")
@@ -87,38 +65,11 @@ def reference(folder: Path) -> Any:
     return found
 
 
-def pixels(pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Pictures as transformers prepares them."""
-    prepare = Qwen2VLImageProcessorPil(**{name: PREPARING[name] for name in SHOWING})
-    made = prepare(list(pictures), return_tensors="pt")
-    return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
-
-
-def moving(frames: Sequence[Image.Image]) -> dict[str, Tensor]:
-    """Frames of a video, two a second, as transformers prepares them: in patches of two frames."""
-    p, m = 4, 2
-    small = np.stack([np.array(frame.resize((24, 16), Image.Resampling.BICUBIC)) for frame in frames]) / 255
-    x = ((small - 0.5) / 0.5).transpose(0, 3, 1, 2).astype(np.float32)  # [frames, 3, H, W]
-    t, h, w = len(x) // 2, x.shape[2] // p, x.shape[3] // p
-    x = x.reshape(t, 2, 3, h // m, m, p, w // m, m, p).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    grid = torch.tensor([[t, h, w]])
-    values = torch.from_numpy(np.ascontiguousarray(x.reshape(t * h * w, -1)))
-    return {"pixel_values_videos": values, "video_grid_thw": grid, "video_second_per_grid": torch.tensor([1.0])}
-
-
-def spectra(sounds: Sequence[Any]) -> dict[str, Tensor]:
-    """Sounds as transformers prepares them."""
-    waves = [samples_of(sound, 16_000, 1)[0] for sound in sounds]
-    how = {"padding": True, "truncation": False, "return_attention_mask": True, "return_tensors": "pt"}
-    made = WhisperFeatureExtractor(feature_size=128)(waves, sampling_rate=16_000, **how)
-    return {"input_features": made["input_features"], "feature_attention_mask": made["attention_mask"]}
-
-
 def prepared(came: Mapping[str, Any]) -> dict[str, Tensor]:
     """All that is shown."""
-    found = pixels(came["images"]) if "images" in came else {}
+    found = pixels(came["images"], PREPARING) if "images" in came else {}
     found |= spectra(came["sounds"]) if "sounds" in came else {}
-    return found | (moving(FRAMES) if "videos" in came else {})
+    return found | (moving(FRAMES, (24, 16)) if "videos" in came else {})
 
 
 def counts(reference: Any, given: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -136,13 +87,8 @@ def counts(reference: Any, given: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 def inputs(folder: Path, reference: Any, talk: Talk, came: Mapping[str, Any]) -> dict[str, Tensor]:
     """What the thinker of transformers takes."""
-    given, tokenizer = prepared(came), AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False, chat_template=TEMPLATE)
-    for kind, many in counts(reference, given).items():
-        before, *rest = text.split(f"<|{kind}_pad|>")
-        text = before + "".join(f"<|{kind}_pad|>" * n + part for n, part in zip(many, rest, strict=True))
-    ids = torch.tensor([tokenizer(text).input_ids])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
+    given = prepared(came)
+    return asked(folder, TEMPLATE, talk, given, counts(reference, given))
 
 
 def answer(reference: Any, given: Mapping[str, Tensor], seed: int, choices: Mapping[str, Any]) -> list[int]:
@@ -155,7 +101,7 @@ def answer(reference: Any, given: Mapping[str, Tensor], seed: int, choices: Mapp
 
 
 def test_pictures_are_seen_as_transformers_sees_them(omni: Omni, reference: Any) -> None:
-    given = pixels(PICTURES)
+    given = pixels(PICTURES, PREPARING)
     with torch.no_grad():
         expected = reference.thinker.get_image_features(given["pixel_values"], given["image_grid_thw"])
         vision = omni.engine.runner.pipeline.ctx.network("vision")
@@ -193,24 +139,6 @@ def test_what_is_shown_is_answered_in_company_as_transformers_does_alone(
     assert again[2].written[0].reused > 0
 
 
-ALOUD: tuple[tuple[Talk, Mapping[str, Any], int], ...] = (
-    ([{"role": "user", "content": "a red circle"}], {}, 9),
-    ([shown("image", "audio")], {"images": PICTURES[:1], "sounds": SOUNDS[1:]}, 7),
-    (
-        [
-            {"role": "system", "content": "one two three " * 60},
-            shown("audio", text="a star"),
-            {"role": "assistant", "content": "yes"},
-            shown("video", "image"),
-        ],
-        {"images": PICTURES[1:], "sounds": SOUNDS[:1], "videos": [VIDEO]},
-        12,
-    ),
-    ([{"role": "user", "content": "two"}], {}, 2),
-)
-"""Conversations, what they show, and how many tokens the answer that is spoken has."""
-
-
 def spoken(
     reference: Any, given: Mapping[str, Tensor], seed: int, tokens: int, end: int
 ) -> tuple[list[int], Tensor] | None:
@@ -228,12 +156,6 @@ def spoken(
                 raise
             return None
     return [int(token) for token in ids[0, given["input_ids"].shape[1] :]], wave[0, 0]
-
-
-def heard(result: Any) -> Tensor:
-    """The sound of a result."""
-    [sound] = [part.data for part in result.parts[0] if part.medium == "audio"]
-    return torch.from_numpy(sound.samples)[0]
 
 
 def test_answers_are_spoken_in_company_as_transformers_speaks_them(folder: Path, omni: Omni, reference: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 from omnimuse import Omni
 from omnimuse.media.picture import picture_of
 from omnimuse.media.recording import open_sound
-from tests.checkpoints import qwen3_omni
+from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo
 from tests.server.whole_server import WholeServer
 
@@ -24,9 +24,13 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
 TEXT = {"type": "text", "text": "what is this"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return qwen3_omni.build(tmp_path_factory.mktemp("aloud") / "tiny")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(qwen3_omni, id="3"), pytest.param(qwen25_omni, id="2.5", marks=pytest.mark.crossed("aloud"))],
+)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = request.param.build(tmp_path_factory.mktemp("aloud") / "tiny")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,7 @@ def test_a_stream_has_words_and_sound_as_they_are_made(client: openai.OpenAI, om
         ({"modalities": ["audio"], "audio": {"voice": "ethan", "format": "wav"}}, "cannot be; use"),
         ({"audio": {"voice": "ethan", "format": "wav"}}, "to hear an answer"),
         ({"modalities": ["text", "audio"], "audio": {"format": "wav"}, "stream": True}, "is made whole"),
+        ({"extra_body": {"use_audio_in_video": "yes"}}, "use_audio_in_video"),
     ],
 )
 def test_what_cannot_be_heard_is_refused_by_name(client: openai.OpenAI, asked: dict[str, Any], says: str) -> None:

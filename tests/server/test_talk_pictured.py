@@ -17,6 +17,8 @@ from omnimuse import Omni
 from tests.checkpoints import talk_and_draw
 from tests.server.whole_server import WholeServer
 
+pytestmark = pytest.mark.costly("pictures in a talk over HTTP")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SAID: Any = [{"role": "user", "content": "draw"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}

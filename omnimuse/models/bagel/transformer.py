@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Reading
 from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
+from omnimuse.components.decoder import DenseDecoder, JoinedMLP
 from omnimuse.components.qwen3_facts import IRRELEVANT, rope_theta
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.norm import RMSNorm
@@ -27,7 +28,6 @@ from omnimuse.layers.stack import Block, Memory
 from omnimuse.loader.facts import read_facts
 from omnimuse.models.bagel.spec import PATCH
 from omnimuse.models.bagel.vision import here
-from omnimuse.models.qwen3_text.transformer import DenseDecoder, JoinedMLP
 
 WHERE = "llm_config.json"
 IGNORED = IRRELEVANT | {"model_type", "architectures", "rope_scaling", "use_sliding_window", "layer_module", "qk_norm"}

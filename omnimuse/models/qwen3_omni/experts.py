@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from omnimuse.components.decoder import JoinedMLP
 from omnimuse.models.qwen3_omni.facts import ExpertsFacts
-from omnimuse.models.qwen3_text.transformer import JoinedMLP
 
 
 class Experts(nn.Module):

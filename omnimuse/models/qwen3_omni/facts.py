@@ -6,14 +6,13 @@ that would change the arithmetic are known, and refused at another value.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from omnimuse.components.qwen3_facts import ROPE, Qwen3Config, rope_theta
+from omnimuse.components.qwen3_facts import ROPE, PredictorFacts, Qwen3Config, layers_of, rope_theta, rotation
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import read_facts
-from omnimuse.models.qwen3_tts.facts import PredictorFacts
+from omnimuse.loader.facts import known_of, part, read_facts
 
 THINKER, TALKER, TEXT = "thinker_config", "talker_config", "text_config"
 PREDICTOR = "code_predictor_config"
@@ -24,13 +23,8 @@ FIXED: Mapping[str, Sequence[Any]] = {
     "decoder_sparse_step": (1,),
     "sliding_window": (None,),
 }
-LAYERS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "rms_norm_eps"),
-)
 IGNORED = ("model_type", "dtype", "torch_dtype")
 SECTIONS = (24, 20, 20)
-THETA = 1_000_000.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,9 @@ def predictor_of(config: Mapping[str, Any]) -> PredictorFacts:
     groups = given.get("num_code_groups", 0)
     if not isinstance(groups, int) or groups < 2 or groups != talker.get("num_code_groups", groups):
         raise ModelError(f"config.json, {where}: num_code_groups={groups!r} is not that of {TALKER}, or below 2")
-    layers = layers_of(given, where, rope_theta({name: given[name] for name in ROPE if name in given}, where))
+    layers = layers_of(
+        Qwen3Config, given, where, rope_theta({name: given[name] for name in ROPE if name in given}, where), FIXED
+    )
     return PredictorFacts(layers, int(part(talker, TEXT)["hidden_size"]), groups)
 
 
@@ -114,8 +110,8 @@ def _decoder(given: Mapping[str, Any], where: str) -> DecoderFacts:
         raise ModelError(
             f"config.json, {where}: mlp_only_layers={given['mlp_only_layers']!r} is not supported; only [] is"
         )
-    theta, sections = rotation(given, where)
-    return DecoderFacts(layers_of(given, where, theta), experts_of(given, where), sections)
+    theta, sections = rotation(given, where, SECTIONS, woven=True)
+    return DecoderFacts(layers_of(Qwen3Config, given, where, theta, FIXED), experts_of(given, where), sections)
 
 
 def experts_of(given: Mapping[str, Any], where: str) -> ExpertsFacts:
@@ -128,39 +124,3 @@ def experts_of(given: Mapping[str, Any], where: str) -> ExpertsFacts:
             "cannot be; use a complete checkpoint"
         )
     return found
-
-
-def rotation(given: Mapping[str, Any], where: str) -> tuple[float, tuple[int, ...]]:
-    """By what a decoder turns heads: the base of the frequencies, and how many pairs follow each axis of a place."""
-    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
-    theta = rope.pop("rope_theta", None) or given.get("rope_theta") or THETA
-    sections = tuple(rope.pop("mrope_section", None) or SECTIONS)
-    woven = {rope.pop(name, True) for name in ("interleaved", "mrope_interleaved")} == {True}
-    kinds = {rope.pop(key, None) for key in ("rope_type", "type")} - {None, "default"}
-    if kinds or rope or not woven or len(sections) != 3:
-        told = given.get("rope_parameters") or given.get("rope_scaling")
-        raise ModelError(
-            f"config.json, {where}: the rotation {told!r} is not supported; only 'default', interleaved is"
-        )
-    return float(theta), sections
-
-
-def layers_of(given: Mapping[str, Any], where: str, theta: float) -> Qwen3Config:
-    """The layers of a decoder."""
-    known = {name: given[name] for name in (*LAYERS, *FIXED) if name in given}
-    if "head_dim" not in known and {"hidden_size", "num_attention_heads"} <= known.keys():
-        known["head_dim"] = known["hidden_size"] // known["num_attention_heads"]
-    return read_facts(Qwen3Config, {**known, "rope_theta": theta}, f"config.json, {where}", FIXED)
-
-
-def part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a configuration."""
-    found = config.get(name)
-    if not isinstance(found, Mapping):
-        raise ModelError(f"config.json has no {name}; use a complete checkpoint")
-    return found
-
-
-def known_of(given: Mapping[str, Any], kind: type[Any], fixed: Collection[str]) -> dict[str, Any]:
-    """Of a part of a configuration, what `kind` has fields for, and what may have one value only."""
-    return {name: given[name] for name in (*(field.name for field in fields(kind)), *fixed) if name in given}

@@ -9,7 +9,6 @@ H head dim, E width of the thinker.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.components.hearing import HearingLayer, places_of
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import read_facts
-from omnimuse.models.qwen3_omni.facts import IGNORED, THINKER, known_of, part
+from omnimuse.loader.facts import known_of, part, read_facts
+from omnimuse.models.qwen3_omni.facts import IGNORED, THINKER
 
 WHERE = f"config.json, {THINKER}, audio_config"
-SLOWEST = 10_000.0
 STRIDES = 3
 """Convolutions, each of which halves the frames and the bands."""
 
@@ -70,7 +69,9 @@ class Hearing(nn.Module):
         self.conv2d2 = nn.Conv2d(narrow, narrow, 3, 2, padding=1)
         self.conv2d3 = nn.Conv2d(narrow, narrow, 3, 2, padding=1)
         self.conv_out = nn.Linear(narrow * halved(c.num_mel_bins), c.d_model, bias=False)
-        self.layers = nn.ModuleList(HearingLayer(c) for _ in range(c.encoder_layers))
+        self.layers = nn.ModuleList(
+            HearingLayer(c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim) for _ in range(c.encoder_layers)
+        )
         self.ln_post = nn.LayerNorm(c.d_model)
         self.proj1 = nn.Linear(c.d_model, c.d_model)
         self.proj2 = nn.Linear(c.d_model, c.output_dim)
@@ -93,38 +94,9 @@ class Hearing(nn.Module):
         for conv in (self.conv2d1, self.conv2d2, self.conv2d3):
             x = F.gelu(conv(x))
         x = self.conv_out(x.permute(0, 3, 1, 2).flatten(2))  # [C, F / 8, D]
-        x = x + _places(x.shape[1], c.d_model, x.device).to(x.dtype)
+        x = x + places_of(x.shape[1], c.d_model, x.device).to(x.dtype)
         hidden = torch.cat([chunk[: halved(length)] for chunk, length in zip(x, lengths, strict=True)])  # [S, D]
         window = x.shape[1] * (c.n_window_infer // c.chunk)
         for layer in self.layers:
             hidden = layer(hidden, window)
         return self.proj2(F.gelu(self.proj1(self.ln_post(hidden))))
-
-
-def _places(count: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines that tell a place within a chunk, [count, D]."""
-    half = width // 2
-    speeds = torch.exp(-math.log(SLOWEST) / (half - 1) * torch.arange(half, device=device).float())
-    angles = torch.arange(count, device=device)[:, None] * speeds
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class HearingLayer(nn.Module):
-    """Attention within windows, then an MLP, each on the normed hidden states and added to them."""
-
-    def __init__(self, config: HearingConfig) -> None:
-        super().__init__()
-        width = config.d_model
-        self.heads = config.encoder_attention_heads
-        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
-        self.fc1 = nn.Linear(width, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, width)
-
-    def forward(self, hidden: Tensor, window: int) -> Tensor:
-        normed = self.self_attn_layer_norm(hidden)
-        parts = (proj(normed).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        windows = zip(*(part.transpose(0, 1).split(window, dim=1) for part in parts), strict=True)  # [N, S, H] each
-        seen = torch.cat([F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in windows], dim=1)
-        hidden = hidden + self.out_proj(seen.transpose(0, 1).flatten(1))
-        return hidden + self.fc2(F.gelu(self.fc1(self.final_layer_norm(hidden))))

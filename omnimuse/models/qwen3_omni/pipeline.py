@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen3_omni.reading import Brief, Perceive, ReadTalk, Shown
-from omnimuse.models.qwen3_omni.speaking import DecodeAnswer, Overheard, Speak
+from omnimuse.models.qwen3_omni.speaking import Overheard, SpeakOverheard
 from omnimuse.models.qwen3_omni.spec import SPEC
-from omnimuse.models.qwen3_omni.thinking import Think
-from omnimuse.models.qwen3_omni.vision import Seen
+from omnimuse.models.qwen3_omni.thinking import ThinkAloud
+from omnimuse.pipeline.answering import DecodeAnswer
+from omnimuse.pipeline.conversing import RECORDS, Perceive, ReadShown, spectrum
 from omnimuse.pipeline.pipeline import Pipeline
 
 
@@ -16,8 +16,12 @@ class Qwen3OmniPipeline(Pipeline):
     """Messages or a prompt in, with pictures, videos and sounds; text out, and speech."""
 
     spec = SPEC
-    records = (Brief, Overheard, Seen, Shown)
-    tracks = ((Perceive(), ReadTalk(), Think()), (Speak(),), (DecodeAnswer("code2wav"),))
+    records = (*RECORDS, Overheard)
+    tracks = (
+        (Perceive(spectrum), ReadShown(), ThinkAloud()),
+        (SpeakOverheard(),),
+        (DecodeAnswer("code2wav"),),
+    )
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 
 

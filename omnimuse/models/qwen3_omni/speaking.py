@@ -1,8 +1,6 @@
 """How Qwen3-Omni speaks while it writes: what the talker hears of the thinker, and its talking loop.
 
-The thinker hands over what it was told, as soon as it has read it, and then every token that it has written once it
-knows that another comes: the last one is not spoken. So the talker begins at the thinker's second token. What the
-talker draws by chance has a generator of its own, of the request's seed: it does not depend on how long the text is.
+The thinker hands over what it was told, as soon as it has read it, and then what stands for every token.
 
 Letters: S places, U tokens of the user, E width of the thinker, D width of the talker.
 """
@@ -11,24 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from omnimuse.ar.kv import Decoder, Reading
 from omnimuse.ar.sampling import Sampling
-from omnimuse.core.params import AnswerParams, TokenParams
-from omnimuse.core.request import Request
-from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, part
-from omnimuse.models.qwen3_omni.reading import Brief, Marks, placed
+from omnimuse.components.sights import ShownDecoder
+from omnimuse.core.params import TokenParams
+from omnimuse.loader.facts import part
+from omnimuse.models.qwen3_omni.facts import TALKER, TEXT
 from omnimuse.models.qwen3_omni.talker import OmniTalker
-from omnimuse.models.qwen3_omni.transformer import Seeing, Thinker
-from omnimuse.models.qwen3_tts.talking import UNSAID, Talk, Talking
-from omnimuse.pipeline.speech import DecodeSpeech
-from omnimuse.pipeline.stage import Context, Row, Step
+from omnimuse.models.qwen3_tts.talking import UNSAID
+from omnimuse.pipeline.answering import Opening, Speak, chosen_of
+from omnimuse.pipeline.conversing import Brief, Marks, placed
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.stream import Stream
 
 USUAL: Mapping[str, Any] = {
     "do_sample": True,
@@ -40,8 +36,6 @@ USUAL: Mapping[str, Any] = {
 """How the published code talks."""
 OTHERS: Mapping[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 0.8}
 """How it chooses all but the first code of a frame."""
-MOST = 4096
-"""Frames of one answer."""
 OPENING, PADS = 3, 4
 """Tokens that begin an answer, and pads between them and its first word."""
 LEAST = OPENING + PADS + 2
@@ -66,7 +60,7 @@ def overheard(ctx: Context, state: State, heard: Tensor | None) -> Overheard:
     """What the talker hears of a prompt that has been read; `heard`, [M, E], is what was made of what is shown."""
     config: Mapping[str, Any] = ctx.configs["model"]
     thinker, ids = ctx.network("model"), state["prompt_ids"]
-    assert isinstance(thinker, Thinker)
+    assert isinstance(thinker, ShownDecoder)
     tokens = torch.tensor(ids, device=ctx.device)
     said, brief = users(ids, config), state["brief"]
     embedded = thinker.embed_tokens(tokens)
@@ -114,49 +108,38 @@ def last_opening(ids: Sequence[int], config: Mapping[str, Any]) -> int | None:
 
 
 @dataclass(frozen=True)
-class Speak(Talk):
+class SpeakOverheard(Speak):
     """From `spoken`, a stream of an `Overheard` and then of embedded tokens, to `codes`, a stream of frames."""
 
-    name: str = "talk"
-    talker: str = "talker"
-    memory: str = "voice_kv"
-    reads: tuple[str, ...] = ("spoken",)
-    writes: tuple[str, ...] = ("voice_kv", "codes")
+    least: ClassVar[int] = LEAST
 
-    def begin(self, ctx: Context, state: State) -> list[Step]:
-        spoken: Stream = state["spoken"]
-        if len(spoken.items) < 2:  # there is nothing to say
-            state["codes"], state["voice_kv"] = Stream(), None
-            return [Step(0)]
-        talker, heard = ctx.network(self.talker), spoken.items[0]
+    def opening(self, ctx: Context, state: State) -> Opening:
+        talker, heard = ctx.network(self.talker), state["spoken"].items[0]
         assert isinstance(talker, OmniTalker)
-        user, talked = self._user(talker, heard), self._opening(ctx, state, talker)
+        user, talked = self._user(talker, heard), self._begins(ctx, state, talker)
         script = torch.cat([user, talked])
         first = int(heard.places.max()) + 1 if heard.places.numel() else 0
         own = torch.arange(first, first + LEAST, device=ctx.device).expand(3, -1)
-        places = torch.cat([heard.places, own], dim=1)
-        state.working["turns"] = talker.turns(places)
-        state.working["shift"] = first - len(user)
-        state.working["ends"] = talker.read(heard.marks[1:])
-        longest = int(part(part(ctx.configs["model"], TALKER), TEXT).get("max_position_embeddings", MOST))
-        most, how = max(1, min(MOST, longest - len(script))), self._how(ctx, state)
-        # What is drawn by chance here overlaps with what the thinker draws.
-        chance = torch.Generator("cpu").manual_seed(state.request.seed(state.output))
-        return self.begun(ctx, state, script, lambda kv: Talking(script, 0, most, *how, kv, [], [], chance))
+        turns = talker.turns(torch.cat([heard.places, own], dim=1))
+        end, pad = talker.read(heard.marks[1:])
+        longest = int(part(part(ctx.configs["model"], TALKER), TEXT).get("max_position_embeddings", self.longest))
+        most = max(1, min(self.longest, longest - len(script)))
+        return Opening(script, turns, first - len(user), (end, pad), most, *self._how(ctx, state))
 
-    def tell(self, state: State, talking: Talking) -> None:
-        """What was said is in no note: what was written is."""
+    def read(self, ctx: Context, word: Tensor) -> Tensor:
+        talker = ctx.network(self.talker)
+        assert isinstance(talker, OmniTalker)
+        return talker.read(word[None])[0]
 
     def _user(self, talker: OmniTalker, heard: Overheard) -> Tensor:
         """What stands for what the user said and showed, [U, D]."""
         read = talker.read(heard.said)
         return torch.where(heard.at[:, None], talker.perceive(heard.said), read)
 
-    def _opening(self, ctx: Context, state: State, talker: OmniTalker) -> Tensor:
+    def _begins(self, ctx: Context, state: State, talker: OmniTalker) -> Tensor:
         """How an answer begins: its first word, and before it who speaks, [`LEAST`, D]."""
         heard, first = state["spoken"].items[:2]
-        config, chosen = part(ctx.configs["model"], TALKER), state.request.extra
-        assert isinstance(chosen, AnswerParams)
+        config, chosen = part(ctx.configs["model"], TALKER), chosen_of(state.request)
         voices = {name.lower(): id_ for name, id_ in (config.get("speaker_id") or {}).items()}
         voice = voices[chosen.voice.lower()] if chosen.voice else next(iter(voices.values()))
         names = ("nothink", "think_bos", "think_eos")
@@ -167,66 +150,9 @@ class Speak(Talk):
         return torch.cat(words) + torch.cat([codes.new_zeros(OPENING, codes.shape[1]), codes])
 
     def _how(self, ctx: Context, state: State) -> tuple[Sampling, Sampling]:
-        chosen, config = state.request.extra, part(ctx.configs["model"], TALKER)
-        assert isinstance(chosen, AnswerParams)
+        chosen, config = chosen_of(state.request), part(ctx.configs["model"], TALKER)
         words, end = part(config, TEXT)["vocab_size"], config["codec_eos_token_id"]
         unsaid = [code for code in range(words - UNSAID, words) if code != end]
         own = TokenParams(temperature=chosen.voice_temperature)
         first = Sampling.of(own, {**USUAL, "eos_token_id": end, "suppress_tokens": unsaid})
         return first, replace(Sampling.of(own, OTHERS), ends=())
-
-    def ready(self, ctx: Context, state: State) -> bool:
-        spoken: Stream = state["spoken"]
-        talking: Talking | None = state.working.get("talk")
-        if spoken.closed:
-            return True
-        if talking is None:
-            return len(spoken.items) > 1
-        return not talking.waits or len(spoken.items) > 1 + len(talking.said)
-
-    def beside(self, ctx: Context, state: State, frame: int) -> Tensor:
-        words = state["spoken"].items[2:]
-        end, pad = state.working["ends"]
-        if frame < len(words):
-            talker = ctx.network(self.talker)
-            assert isinstance(talker, OmniTalker)
-            return talker.read(words[frame][None])[0]
-        return end if frame == len(words) else pad
-
-    def reading(self, state: State, piece: Tensor, start: int) -> Reading:
-        turns, end = state.working["turns"], start + len(piece)
-        own = turns[:, start:end] if end <= turns.shape[1] else None
-        return Seeing(piece, start, state[self.memory], state.working["shift"], own)
-
-    def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
-        chosen = request.extra
-        assert isinstance(chosen, AnswerParams)
-        if not chosen.aloud:  # of a checkpoint that has no talker, none is
-            return 0, 0
-        decoder = ctx.components.wherever(self.talker)
-        assert isinstance(decoder, Decoder)
-        most = ctx.limits.max_sequence_length + MOST
-        return LEAST * decoder.sizes.token_bytes, most * decoder.sizes.token_bytes
-
-    def cost(self, ctx: Context, state: State) -> int:
-        return super().cost(ctx, state) if "talk" in state.working else 1
-
-    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        return super().rows(ctx, state, step) if "talk" in state.working else []
-
-    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        if "talk" in state.working:
-            super().apply(ctx, state, step, predictions)
-
-
-@dataclass(frozen=True)
-class DecodeAnswer(DecodeSpeech):
-    """The same; None where no sound is wanted."""
-
-    def finish(self, ctx: Context, state: State) -> None:
-        chosen = state.request.extra
-        assert isinstance(chosen, AnswerParams)
-        if chosen.aloud:
-            super().finish(ctx, state)
-        else:
-            state["sound"] = None

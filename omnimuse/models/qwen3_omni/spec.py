@@ -5,38 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnimuse.components.entries import inside_model, own_transformer
-from omnimuse.core.errors import ModelError
+from omnimuse.components.entries import answering, inside_model, own_transformer
 from omnimuse.core.params import AnswerParams, DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, Spec
 from omnimuse.core.speech import Speech
-from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, THINKER, part, speaks
+from omnimuse.loader.facts import part
+from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, THINKER, speaks
 from omnimuse.models.qwen3_text.spec import REFUSES
 
 PROCESSOR = "processor"
-MOST, MOST_SOUNDS, MOST_VIDEOS = 8, 4, 2
-"""Pictures, sounds and videos that one conversation may show."""
-MAX_SIDE = 8192
-"""Of a picture that is shown; it is made smaller than the checkpoint's `max_pixels`."""
-RATE = 24_000
 
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
     longest = part(part(configs["model"], THINKER), TEXT).get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        raise ModelError(
-            f"config.json: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint"
-        )
-    return Limits(
-        size_multiple=1,
-        max_side=MAX_SIDE,
-        max_sequence_length=longest,
-        max_images=MOST,
-        max_videos=MOST_VIDEOS,
-        sound=SoundLimits(RATE, 1, 0.0, MOST_SOUNDS, _speech(configs["model"])),
-        refuses=REFUSES,
-    )
+    return answering(longest, _speech(configs["model"]), REFUSES)
 
 
 def _speech(config: Mapping[str, Any]) -> Speech | None:

@@ -9,7 +9,7 @@ Letters: R rows, S places, D width, E width of the thinker, Q codebooks, T frame
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Reading
-from omnimuse.ar.remembering import Conditions
-from omnimuse.attention.layout import Layout
+from omnimuse.components.decoder import DecoderLayer
+from omnimuse.components.qwen3_facts import rotation
+from omnimuse.components.sights import woven
 from omnimuse.components.speech_codec import (
     KERNEL,
     THETA,
@@ -34,12 +34,10 @@ from omnimuse.components.speech_codec import (
     SpeechCodecConfig,
     Windowed,
 )
-from omnimuse.loader.facts import read_facts
+from omnimuse.components.voice import CodePredictor, TextProjection, Voice
+from omnimuse.loader.facts import known_of, part, read_facts
 from omnimuse.models.qwen3_omni.experts import SharedExperts
-from omnimuse.models.qwen3_omni.facts import IGNORED, TalkerFacts, known_of, part, predictor_of, rotation, talker_of
-from omnimuse.models.qwen3_omni.transformer import spans_of, turns_of
-from omnimuse.models.qwen3_text.transformer import DecoderLayer
-from omnimuse.models.qwen3_tts.transformer import Predictor, TextProjection, Voice
+from omnimuse.models.qwen3_omni.facts import IGNORED, SECTIONS, TalkerFacts, predictor_of, talker_of
 
 WAVES = "code2wav_config"
 
@@ -49,22 +47,13 @@ class OmniTalker(Voice):
 
     def __init__(self, facts: TalkerFacts) -> None:
         layers = facts.decoder.layers
-        super().__init__(layers, partial(_layer, facts))
-        self.facts = facts
+        super().__init__(layers, partial(_layer, facts), woven(facts.decoder.sections, layers.head_dim // 2))
         self.text_projection = TextProjection(facts.heard, facts.between, layers.hidden_size)
         self.hidden_projection = TextProjection(facts.heard, facts.between, layers.hidden_size)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> OmniTalker:
         return cls(talker_of(config))
-
-    def turns(self, places: Tensor) -> Tensor:
-        """By what places, int64 [3, S], turn: [2, S, 1, P]."""
-        return turns_of(self.facts.decoder, places)
-
-    def conditions(self, rows: Sequence[Reading], layout: Layout) -> Conditions:
-        spans = spans_of(self, rows, layout)
-        return super().conditions(rows, layout) if spans is None else Conditions.of(rows, layout, *spans)
 
     def read(self, embedded: Tensor) -> Tensor:
         """What stands for tokens that the thinker has embedded, [S, E] -> [S, D]."""
@@ -80,7 +69,7 @@ def _layer(facts: TalkerFacts, layer: int) -> DecoderLayer:
     return DecoderLayer(facts.decoder.layers, layer, SharedExperts(width, facts.decoder.experts, facts.shared))
 
 
-class OmniPredictor(Predictor):
+class OmniPredictor(CodePredictor):
     """A predictor, as this checkpoint's config.json has it."""
 
     @classmethod
@@ -125,7 +114,7 @@ class Code2Wav(Codec):
         width = given.get("hidden_size", usual["hidden_size"])
         heads = width // given.get("num_attention_heads", SpeechCodecConfig.num_attention_heads)
         rope = {name: given[name] for name in ("rope_theta", "rope_parameters") if name in given}
-        theta = rotation({"rope_theta": THETA, **rope}, where)[0]
+        theta = rotation({"rope_theta": THETA, **rope}, where, SECTIONS, woven=True)[0]
         facts = {**usual, **known, "latent_dim": width, "head_dim": heads, "rope_theta": theta}
         return cls(read_facts(SpeechCodecConfig, facts, where, fixed, IGNORED))
 

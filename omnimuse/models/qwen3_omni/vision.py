@@ -9,7 +9,7 @@ H head dim, E width of the thinker, L layers that tell more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.components.seeing import Grid, by_piece, patch_turns, turned
+from omnimuse.components.sights import Seen
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import read_facts
-from omnimuse.models.qwen3_omni.facts import IGNORED, THINKER, known_of, part
+from omnimuse.loader.facts import known_of, part, read_facts
+from omnimuse.models.qwen3_omni.facts import IGNORED, THINKER
 
 WHERE = f"config.json, {THINKER}, vision_config"
-THETA = 10_000.0
 EPS = 1e-6
-
-Grid = tuple[int, int, int]
-"""Moments, rows and columns of patches."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,6 @@ class VisionConfig:
     def side(self) -> int:
         """Places a side that have a learned position."""
         return int(self.num_position_embeddings**0.5)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What stands for a picture, a video or a sound: `shown` [P, E] in the place of its tokens, and `deep` [L, P, E],
-    which is added behind each of the first layers (nothing of a sound).
-    """
-
-    shown: Tensor
-    deep: Tensor
-
-    @staticmethod
-    def joined(parts: Sequence[Seen]) -> Seen:
-        """Several, one after the other; where less is told of one than of others, zeros are."""
-        layers = max(len(each.deep) for each in parts)
-        deep = [F.pad(each.deep, (0, 0, 0, 0, 0, layers - len(each.deep))) for each in parts]
-        return Seen(torch.cat([each.shown for each in parts]), torch.cat(deep, dim=1))
 
 
 class Vision(nn.Module):
@@ -94,7 +75,7 @@ class Vision(nn.Module):
         weight, c = self.patch_embed.weight, self.config
         hidden = self.patch_embed(patches.to(weight.dtype).view(-1, *weight.shape[1:])).flatten(1)  # [S, D]
         hidden = hidden + self._positions(grid)
-        turns = self._turns(grid)
+        turns = patch_turns(grid, c.spatial_merge_size, c.hidden_size // c.num_heads, hidden.device)
         deep = list[Tensor]()
         for number, block in enumerate(self.blocks):
             hidden = block(hidden, turns, grid[0])
@@ -117,25 +98,7 @@ class Vision(nn.Module):
                 corner = weight[row[:, None] * side + column] * share.to(weight.dtype)
                 found = corner if found is None else found + corner
         assert found is not None
-        return self._by_piece(found.expand(grid[0], *found.shape))
-
-    def _turns(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the angles by which patches turn, by row and then by column: [S, 1, H / 2] each."""
-        quarter = self.config.hidden_size // self.config.num_heads // 4
-        device = self.pos_embed.weight.device
-        speeds = 1.0 / THETA ** (torch.arange(quarter, device=device).float() / quarter)
-        down, across = (torch.outer(torch.arange(length, device=device).float(), speeds) for length in grid[1:])
-        shape = (grid[1], grid[2], quarter)
-        angles = torch.cat([down[:, None].expand(shape), across[None].expand(shape)], dim=-1)
-        angles = self._by_piece(angles.expand(grid[0], *angles.shape))[:, None]
-        return angles.cos(), angles.sin()
-
-    def _by_piece(self, x: Tensor) -> Tensor:
-        """[t, h, w, *] -> [S, *], the patches of a piece one after the other."""
-        m = self.config.spatial_merge_size
-        moments, rows, columns, last = x.shape
-        pieces = x.reshape(moments, rows // m, m, columns // m, m, last).permute(0, 1, 3, 2, 4, 5)
-        return pieces.reshape(-1, last)
+        return by_piece(found.expand(grid[0], *found.shape), self.config.spatial_merge_size)
 
 
 def _near(places: Tensor, side: int, high: bool) -> tuple[Tensor, Tensor]:
@@ -161,16 +124,11 @@ class VisionBlock(nn.Module):
 
     def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], moments: int) -> Tensor:
         q, k, v = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).unbind(1)  # [S, N, H] each
-        parts = (_turned(q, *turns), _turned(k, *turns), v)
+        parts = (turned(q, *turns), turned(k, *turns), v)
         q, k, v = (x.unflatten(0, (moments, -1)).transpose(1, 2) for x in parts)  # [t, N, S / t, H]
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
         hidden = hidden + self.proj(seen)
         return hidden + self.fc2(F.gelu(self.fc1(self.norm2(hidden)), approximate="tanh"))
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
 class Merger(nn.Module):

@@ -1,99 +1,21 @@
-"""The Qwen3 language model (arXiv 2505.09388) as a decoder: what it has read, its memory keeps.
+"""The Qwen3 language model (arXiv 2505.09388) as a decoder; the arithmetic is that of transformers' `Qwen3ForCausalLM`.
 
-The arithmetic is that of transformers' `Qwen3ForCausalLM`. Rows are laid end to end for every layer but attention, in
-which each row sees its own memory; so rows that read a prompt and rows that go on from one token share a forward.
-
-Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim, L layers, V words.
+Letters: R rows, D width, V words.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, numbers
-from omnimuse.attention.layout import Layout
+from omnimuse.ar.kv import Reading
+from omnimuse.ar.remembering import Conditions
+from omnimuse.components.decoder import DenseDecoder
 from omnimuse.components.qwen3_facts import Qwen3Config
-from omnimuse.layers.kernels import Gated
-from omnimuse.layers.norm import RMSNorm
-from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory
 
 WHERE = "config.json"
-FEWEST = 256
-"""Positions whose rotations are made at first."""
-
-
-class DenseDecoder(Decoder):
-    """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end.
-
-    `make` makes a layer, by its number, where that is not one with a gated MLP.
-    """
-
-    def __init__(self, config: Qwen3Config, make: Callable[[int], DecoderLayer] | None = None) -> None:
-        super().__init__()
-        self.config = config
-        make = make or partial(_dense, config)
-        self.layers = BlockStack(make(layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self._turns: Tensor | None = None
-
-    def stacks(self) -> dict[str, BlockStack]:
-        return {"layers": self.layers}
-
-    @property
-    def sizes(self) -> Sizes:
-        c = self.config
-        return Sizes(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, self.norm.weight.dtype)
-
-    def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
-        layout = Layout(tuple(len(row.ids) for row in rows))
-        given = layout.pack([row.ids for row in rows])
-        if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
-            given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
-        cond = self.conditions(rows, layout)
-        hidden = self.layers(self.enter(given, cond), cond, memories)  # [1, T, D] or [R, S, D]
-        last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
-        return list(self.say(rows, self.norm(last))[: len(rows), 0].unbind())
-
-    @abstractmethod
-    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
-        """What stands for tokens, [*, D], of what rows are given, packed as `cond` says."""
-
-    @abstractmethod
-    def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
-        """Predictions [R, 1, V] of the normed hidden state of the last token of each row, [R, 1, D]; R may be more than
-        there are rows.
-        """
-
-    def conditions(self, rows: Sequence[Reading], layout: Layout) -> Conditions:
-        """What layers receive beside the hidden states: tokens turn by how many others are before them."""
-        ends = [row.place + len(row.ids) for row in rows]
-        turns = self.turned(max(ends), rows[0].ids.device)
-        if layout.length == 1:
-            more = [rows[0].place] * (self.fewest - len(rows))
-            places = numbers([*(row.place for row in rows), *more], turns.device)
-            cos, sin = turns[:, places, None].unbind()  # [R, 1, 1, H/2] each
-        else:
-            spans = [slice(row.place, end) for row, end in zip(rows, ends, strict=True)]
-            cos, sin = (layout.pack([part[span] for span in spans]) for part in turns)
-        return Conditions.of(rows, layout, cos, sin)
-
-    def turned(self, tokens: int, device: torch.device) -> Tensor:
-        """The cosines and sines of at least the first `tokens` positions, [2, S, 1, H/2]: made once, not every step."""
-        known, dtype = self._turns, self.norm.weight.dtype
-        if known is None or known.shape[1] < tokens or known.device != device or known.dtype != dtype:
-            positions = torch.arange(max(FEWEST, 2 * tokens), device=device)[:, None]
-            table = rotary_table(positions, (self.config.head_dim,), self.config.rope_theta).to(dtype)
-            known = self._turns = torch.stack([table[:, :1, :, 0], table[:, 1:, :, 1]])
-        return known
 
 
 class Qwen3Decoder(DenseDecoder):
@@ -115,61 +37,3 @@ class Qwen3Decoder(DenseDecoder):
 
     def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
         return self.head(last)
-
-
-class DecoderLayer(Block[Conditions]):
-    """Attention, then an MLP, each on the normed hidden states and added to them."""
-
-    mixes_tokens = True
-
-    def __init__(self, config: Qwen3Config, layer: int, mlp: nn.Module) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = RememberingAttention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = mlp
-
-    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
-
-
-def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
-    return DecoderLayer(config, layer, JoinedMLP(config.hidden_size, config.intermediate_size))
-
-
-class RememberingAttention(nn.Module):
-    """Causal attention to what the memory of a row has, and to the tokens that are read now, which it then has, too.
-
-    Queries, keys and values are made by one product: few rows take the time of reading the weights, and of the call.
-    """
-
-    def __init__(self, config: Qwen3Config, layer: int) -> None:
-        super().__init__()
-        self.layer, self.dim = layer, config.head_dim
-        self.own, self.shared = config.num_attention_heads, config.num_key_value_heads
-        self.qkv = nn.Linear(config.hidden_size, (self.own + 2 * self.shared) * self.dim, bias=False)
-        self.o_proj = nn.Linear(self.own * self.dim, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
-
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split([self.own + self.shared, self.shared], dim=-2)
-        parts = (self.q_norm.weight.expand(self.own, -1), self.k_norm.weight.expand(self.shared, -1))
-        normed = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps) * torch.cat(parts)  # [B, S, N + heads of keys, H]
-        q, k = cond.turn(normed).split([self.own, self.shared], dim=-2)
-        return self.o_proj(cond.attend(self.layer, q, k, v))
-
-
-class JoinedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up in one layer."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
-        self.gated = Gated()
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.gated(gate, up))

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omnimuse.components.qwen3_facts import Qwen3Config
+from omnimuse.components.qwen3_facts import PredictorFacts, Qwen3Config
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import read_facts
-from omnimuse.models.qwen3_tts.marks import PREDICTOR, TALKER, part
+from omnimuse.loader.facts import part, read_facts
+from omnimuse.models.qwen3_tts.marks import PREDICTOR, TALKER
 
 FIXED: Mapping[str, Sequence[Any]] = {
     "hidden_act": ("silu",),
@@ -33,15 +33,6 @@ class TalkerFacts:
     layers: Qwen3Config
     text_vocab_size: int
     text_hidden_size: int
-
-
-@dataclass(frozen=True)
-class PredictorFacts:
-    """The predictor's layers, the width of what it is given, and how many codes a frame has."""
-
-    layers: Qwen3Config
-    talker_width: int
-    groups: int
 
 
 def talker_of(config: Mapping[str, Any]) -> TalkerFacts:

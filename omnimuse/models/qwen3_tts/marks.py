@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnimuse.core.errors import ModelError
+from omnimuse.loader.facts import part
 
 TALKER, PREDICTOR = "talker_config", "code_predictor_config"
 CUSTOM, DESIGN, BASE = "custom_voice", "voice_design", "base"
@@ -54,11 +55,3 @@ def marks_of(config: Mapping[str, Any]) -> Marks:
     if absent := sorted({name for name in known if name.startswith(("codec", "vocab", "num"))} - found.keys()):
         raise ModelError(f"config.json, {TALKER} has no {', '.join(absent)}; use a complete checkpoint")
     return Marks(**found, spoken=Spoken(**tables))
-
-
-def part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a configuration."""
-    found = config.get(name)
-    if not isinstance(found, Mapping):
-        raise ModelError(f"config.json has no {name}; use a complete checkpoint")
-    return found

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from omnimuse.models.qwen3_tts.reading import HearVoice, ReadScript
 from omnimuse.models.qwen3_tts.spec import SPEC
-from omnimuse.models.qwen3_tts.talking import Talk
+from omnimuse.models.qwen3_tts.talking import TalkScript
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.speech import DecodeSpeech
 
@@ -15,7 +15,7 @@ class Qwen3TtsPipeline(Pipeline):
     """A text in, speech out."""
 
     spec = SPEC
-    tracks = ((HearVoice(), ReadScript(), Talk()), (DecodeSpeech("speech_tokenizer"),))
+    tracks = ((HearVoice(), ReadScript(), TalkScript()), (DecodeSpeech("speech_tokenizer"),))
     results = MappingProxyType({"audio": "sound"})
 
 

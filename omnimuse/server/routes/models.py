@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from omnimuse.core.effort import EFFORT, steps_of
 from omnimuse.core.messages import MAX_WRITTEN
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import MAX_PROMPT, Door
@@ -18,7 +19,6 @@ from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import check_model
 from omnimuse.server.protocol.models import Capabilities, Model, ModelList
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import EFFORT, steps_of
 from omnimuse.server.translate.field import MAX_OUTPUTS
 
 OPERATIONS = (
@@ -96,7 +96,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         formats=[format_.lower() for format_ in dict.fromkeys(FORMATS.get(spec.medium, {}).values())],
         qualities={}
         if door.defaults.num_inference_steps is None
-        else {level: steps_of(level, door) for level in EFFORT},
+        else {level: steps_of(level, door.defaults.num_inference_steps) for level in EFFORT},
         extra=extra,
         adapters=sorted(door.adapters or ()),
         choices={} if sound is None or sound.speech is None else sound.speech.choices,

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from omnimuse.core.effort import LEVELS, UNSAID, steps_of
 from omnimuse.core.names import absent, meant
 from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams, SpeechParams
 from omnimuse.core.request import Door
-from omnimuse.media.formats import TEXT
+from omnimuse.media.formats import COMPRESSION, TEXT
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.caches import chosen_cache
 from omnimuse.server.translate.field import HARMLESS, Field, Kind
@@ -38,18 +39,14 @@ USUAL: Mapping[Kind, str] = {
     "completion": TEXT,
 }
 """The format of files where nobody chose one, by endpoint."""
-COMPRESSION = {"default": None, "auto": None, "low": 35, "medium": 55, "high": 90, "maximum": 100}
-"""SGLang's words for the quality of a lossy file."""
-EFFORT = {"low": 0.5, "medium": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 3.0}
-"""`quality`, as a share of the model's own number of steps."""
-LEVELS = {"standard": "medium", "hd": "high", "default": "auto", "maximum": "max"}
-"""Names of qualities that OpenAI has replaced, and SGLang's -> OpenAI's of today."""
 SCALES = frozenset({"guidance_scale", "guidance_scale_2", "true_cfg_scale"})
 ANY_MODEL = ("", "default")
 """Names by which clients mean whatever model there is."""
 
 _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
-_WRITING = frozenset(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind))
+_WRITING = frozenset(
+    {"use_audio_in_video", *(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind))}
+)
 
 
 @dataclass(frozen=True)
@@ -386,7 +383,7 @@ def _start(found: _Found, door: Door) -> float:
 def _spend(found: _Found, door: Door) -> None:
     """Turn `quality` into a number of steps."""
     level = found.values.get("level", "auto")
-    if level in ("auto", "standard", "default"):
+    if level in UNSAID:
         return
     name = found.names["level"]
     if "num_inference_steps" in found.values:
@@ -394,12 +391,7 @@ def _spend(found: _Found, door: Door) -> None:
         raise refusal(
             "conflicting_parameters", f"{name}={level!r} and {steps} both choose the steps; leave one out", name
         )
-    found.put("num_inference_steps", steps_of(LEVELS.get(level, level), door), name)
-
-
-def steps_of(level: str, door: Door) -> int:
-    """The steps that a word of `quality` (a key of EFFORT) stands for with this model."""
-    return max(1, round((door.defaults.num_inference_steps or 1) * EFFORT[level]))
+    found.put("num_inference_steps", steps_of(LEVELS.get(level, level), door.defaults.num_inference_steps), name)
 
 
 def _check_delivery(found: _Found) -> None:

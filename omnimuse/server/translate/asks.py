@@ -109,13 +109,8 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
         return replace(wanted.params, seconds=wanted.seconds)
     if wanted.params.num_frames is not None:
         return wanted.params  # the number of frames is what the model makes; clients send both
-    fps = wanted.params.fps or door.defaults.fps or 1.0
-    step = door.limits.frame_step
-    frames = 1 + step * round(max(0.0, min(wanted.seconds * fps, 1e9) - 1) / step)
-    if frames > door.limits.max_frames and not wanted.adjust:
-        most = door.limits.max_frames / fps
-        raise RequestError(f"seconds={wanted.seconds:g} is too long for this model; use at most {most:.4g}", "seconds")
-    return replace(wanted.params, num_frames=frames)
+    rate = wanted.params.fps or door.defaults.fps
+    return replace(wanted.params, num_frames=door.limits.frames_in(wanted.seconds, rate, too_many=wanted.adjust))
 
 
 def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:

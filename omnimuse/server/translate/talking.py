@@ -68,6 +68,12 @@ TALK: tuple[Field, ...] = (
     Field("guidance_scale", "real", "guidance_scale", "how strongly its prompt steers that picture (ours)"),
     Field("partial_images", "whole", "partial_images", "looks at that picture, in a stream (ours)", low=0, high=3),
     Field("audio", "object", "audio", 'how an answer sounds: {"voice": ..., "format": "wav"}; in a stream "pcm16"'),
+    Field(
+        "use_audio_in_video",
+        "flag",
+        "use_audio_in_video",
+        "a sound right behind a video in a message is that video's own, of a model that hears it meanwhile (ours)",
+    ),
     Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
     *refused(_NO_SCORES, "logprobs"),
     *refused(_NO_SCORES, "top_logprobs", neutral=(0,)),

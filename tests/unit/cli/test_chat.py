@@ -7,6 +7,7 @@ import json
 import wave
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.chat import Setting, talk
 from omnimuse.core.params import AnswerParams
 from omnimuse.media.picture import open_picture
-from tests.checkpoints import qwen3, qwen3_omni, talk_and_draw
+from tests.checkpoints import qwen3, qwen3_omni, qwen25_omni, talk_and_draw
 from tests.checkpoints.wishes import photo
 
 PARAMS = GenerationParams(temperature=0, max_tokens=6)
@@ -146,8 +147,9 @@ def test_one_prompt_and_one_talk_are_one_result_each(omni: Omni) -> None:
     assert text.written[0].tokens != talked.written[0].tokens, "a talk is written down by the template"
 
 
-def test_an_answer_to_what_is_shown_is_kept_as_a_sound(tmp_path: Path) -> None:
-    folder = qwen3_omni.build(tmp_path / "tiny")
+@pytest.mark.parametrize("model", [qwen3_omni, qwen25_omni], ids=["3", "2.5"])
+def test_an_answer_to_what_is_shown_is_kept_as_a_sound(model: ModuleType, tmp_path: Path) -> None:
+    folder = model.build(tmp_path / "tiny")
     photo(40, 24).save(tmp_path / "heron.png")
     shown = [{"type": "image", "image": open_picture(str(tmp_path / "heron.png"))}]
     reply = tmp_path / "reply.wav"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from contextlib import chdir
@@ -12,6 +13,9 @@ import pytest
 
 from omnimuse import DiffusionParams, Omni
 from omnimuse.cli import main
+from omnimuse.cli.app import parser_of
+from omnimuse.cli.job import Job, plan
+from omnimuse.core.errors import RequestError
 from omnimuse.media.clip import open_clip
 from omnimuse.media.picture import picture_of
 from omnimuse.media.video import Video, read_settings, save_video
@@ -40,6 +44,18 @@ def test_a_video_is_written_with_its_settings_and_rate(
     with av.open(str(tmp_path / "video-001.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.frames, stream.average_rate, stream.width) == (5, 12, 32)
+
+
+def test_seconds_of_a_video_become_frames_that_the_model_can_make(model: str, tmp_path: Path) -> None:
+    def asked(*words: str) -> Job:
+        return plan(parser_of("generate").read(["a", "-m", model, *words]), io.StringIO()).at_the_door()
+
+    with chdir(tmp_path):
+        assert asked("--seconds", "1", "--fps", "12").params.num_frames == 13
+        assert asked("--seconds", "1", "--frames", "5").params.num_frames == 5
+        with pytest.raises(RequestError, match=r"seconds=1e\+06 is too long for this model; use at most"):
+            asked("--seconds", "1000000")
+        assert asked("--seconds", "1000000", "--adjust").params.num_frames
 
 
 def test_the_line_that_promises_the_same_video_again_makes_it(

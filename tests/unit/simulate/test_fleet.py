@@ -52,6 +52,16 @@ def test_first_in_first_out_serves_in_order_and_ours_lets_the_short_one_by() -> 
     assert long.latency == pytest.approx(VIDEO.alone + SMALL.busy)
 
 
+def test_between_the_parts_of_what_comes_after_the_steps_whoever_is_in_a_hurry_has_its_turn() -> None:
+    decoding = 30 * VIDEO.step + 1.0
+    arrivals = (Arrival(0.0, "video"), Arrival(decoding + 0.1, "small", target=5.0))
+    for parts in (1, 4):
+        table = replace(TABLE, kinds={**TABLE.kinds, "video": replace(VIDEO, parts=parts)})
+        first, last = simulate(Plan(), table, arrivals).outcomes
+        assert max(first.ended, last.ended) == pytest.approx(VIDEO.busy + SMALL.alone, abs=SMALL.beside)
+        assert (first.arrival.kind == "small") == (parts == 4)
+
+
 def test_a_replica_that_fails_loses_its_work_and_the_request_is_drawn_again_once() -> None:
     run = simulate(Plan(failures=Failures(every=40.0, away=5.0)), TABLE, [Arrival(0.0, "video") for _ in range(4)])
     ends = [each.end for each in run.outcomes]

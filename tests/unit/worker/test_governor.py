@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from omnimuse.core.machine import idle, waited, waited_here
-from omnimuse.worker.governor import EARLY, LONG_LOOK, LONGEST, PATIENCE, Governor, Signs, choose_waiting, govern
+from omnimuse.worker.governor import (
+    EARLY,
+    IN_VAIN,
+    LONG_LOOK,
+    LONGEST,
+    PATIENCE,
+    Governor,
+    Signs,
+    choose_waiting,
+    govern,
+)
 from tests.fakes import Clock, ask, engine
 
 
@@ -154,6 +164,17 @@ def test_where_those_that_are_left_wait_as_well_all_threads_are_called_back() ->
     assert machine.spared
     machine.work(LONG_LOOK)
     assert not machine.spared and machine.governor.asleep
+
+
+def test_what_was_no_help_is_tried_again_seldom_and_soon_where_the_crowd_has_changed() -> None:
+    machine = Machine(share=1.0, left=0.5, has_crew=True)
+    machine.work(2 * IN_VAIN)
+    assert machine.spares.count(True) == 2
+    machine.share = 0.0
+    machine.work(2 * LONGEST)
+    machine.share, machine.left = 0.5, 0.0
+    machine.work(0.1)
+    assert machine.spared
 
 
 @pytest.mark.parametrize(

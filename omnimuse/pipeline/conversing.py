@@ -1,8 +1,9 @@
-"""What the thinker of Qwen3-Omni is given to read: a conversation as tokens, and what stands for pictures, videos and
-sounds among them.
+"""What a model that answers to what it is shown is given to read: a conversation as tokens, and what stands for
+pictures, videos and sounds among them.
 
-Source: transformers' `Qwen3OmniMoeProcessor` and `get_rope_index` of its model. No torchvision, no torchaudio: Pillow
-and numpy do the arithmetic.
+The preparation and the places are those that transformers has for omni models, without torchvision and torchaudio:
+Pillow and numpy do the arithmetic. A checkpoint in the layout of transformers is asked for: its components are `model`,
+`vision`, `hearing`, `tokenizer` and `processor`.
 
 Letters: S tokens, M of which stand for something shown, E width of the thinker, L layers that are told more, P pairs of
 a head; n samples.
@@ -11,7 +12,7 @@ a head; n samples.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,46 +21,66 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from omnimuse.components.seeing import Grid
+from omnimuse.components.sights import Seen, ShownDecoder
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.messages import SHOWN, Message
 from omnimuse.core.output import TextRead
+from omnimuse.core.params import WatchParams
 from omnimuse.core.request import Clip, Picture, Recording
+from omnimuse.loader.facts import part
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.recording import samples_of
-from omnimuse.models.qwen3_omni.facts import THINKER, part
-from omnimuse.models.qwen3_omni.hearing import Hearing
-from omnimuse.models.qwen3_omni.spec import PROCESSOR
-from omnimuse.models.qwen3_omni.transformer import Thinker
-from omnimuse.models.qwen3_omni.vision import Grid, Seen, Vision
 from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
+PROCESSOR, THINKER = "processor", "thinker_config"
+"""How pictures and sounds are prepared, and the part of config.json that is of what reads."""
 RATE = 2.0
 """Frames a second that are looked at of a video."""
 FEWEST, MOST = 4, 768
 """Frames that are looked at of a video."""
-MOST_PIXELS = 768 * 32 * 32
+MOST_PIECES = 768
 """Of a frame of a video."""
 SECOND = 25
 """Places that a second of a video takes, where the checkpoint does not say."""
+CHUNK_SECONDS = 2.0
+"""Of a video with its sound, what is seen and heard in so many come together, where the checkpoint does not say."""
 FRAMES = 2
 """Frames of a moment of a video."""
 
 
+Spectrum = Callable[[Mapping[str, Any], Recording], Tensor]
+"""(the processor's configuration, a sound) -> what is heard of it: its bands over time, float32 [M, frames]."""
+
+
 @dataclass(frozen=True)
 class Shown:
-    """Something shown: its kind, what stands for it, and of what can be seen the grid of its pieces."""
+    """Something shown: its kind, what stands for it, of what can be seen the grid of its pieces, and of a video with
+    its sound the `runs`: kinds of tokens that come one after the other, and their places, int64 [3, *], from 0.
+    """
 
     kind: str
     seen: Seen
     grid: Grid | None = None
+    runs: tuple[tuple[str, Tensor], ...] = ()
+
+    @property
+    def kinds(self) -> list[tuple[str, int]]:
+        """How many tokens of which kind stand for it, in order."""
+        return [(kind, places.shape[1]) for kind, places in self.runs] or [(self.kind, len(self.seen.shown))]
 
 
 @dataclass(frozen=True)
 class Perceive(Stage):
-    """Writes `shown`: a `Shown` of every picture, video and sound, those of a kind in order."""
+    """Writes `shown`: a `Shown` of every picture, video and sound, those of a kind in order.
 
+    `spectrum` prepares a sound; a frame of a video has at `least` so many pieces.
+    """
+
+    spectrum: Spectrum
+    least: int = 0
     name: str = "perceive"
     reads: tuple[str, ...] = ("images", "videos", "sounds")
     writes: tuple[str, ...] = ("shown",)
@@ -81,7 +102,9 @@ class Perceive(Stage):
 
     def _watch(self, ctx: Context, video: Clip) -> Shown:
         prepare = Patches.of(processor(ctx))
-        prepare = replace(prepare, most=min(prepare.most, MOST_PIXELS))
+        piece = (prepare.side * prepare.merge) ** 2
+        least, most = max(prepare.least, self.least * piece), min(prepare.most, MOST_PIECES * piece)
+        prepare = replace(prepare, least=least, most=most)
         read = [prepare(Image.fromarray(pixels_of(frame))) for frame in frames(video)]
         rows, columns = read[0][1]
         moments = len(read) // prepare.frames
@@ -92,15 +115,11 @@ class Perceive(Stage):
         return self._seen(ctx, "video", patches, (moments, rows, columns), prepare.merge)
 
     def _seen(self, ctx: Context, kind: str, patches: Tensor, grid: Grid, merge: int) -> Shown:
-        vision = ctx.network("vision")
-        assert isinstance(vision, Vision)
-        seen = vision(patches.to(ctx.device), grid)
+        seen = ctx.network("vision")(patches.to(ctx.device), grid)
         return Shown(kind, seen, (grid[0], grid[1] // merge, grid[2] // merge))
 
     def _listen(self, ctx: Context, sound: Recording) -> Shown:
-        hearing = ctx.network("hearing")
-        assert isinstance(hearing, Hearing)
-        heard = hearing(spectrum(processor(ctx), sound).to(ctx.device))
+        heard = ctx.network("hearing")(self.spectrum(processor(ctx), sound).to(ctx.device))
         return Shown("audio", Seen(heard, heard.new_zeros(0, *heard.shape)))
 
 
@@ -120,16 +139,24 @@ def frames(video: Clip) -> list[Picture]:
     return [given[round(place)] for place in places.tolist()]
 
 
-def spectrum(config: Mapping[str, Any], sound: Recording) -> Tensor:
-    """What is heard of a sound: its bands over time, float32 [M, frames], as Whisper has them."""
+def whisper(config: Mapping[str, Any], sound: Recording) -> tuple[Any, np.ndarray]:
+    """What makes the bands of a sound as Whisper has them, and the samples [n] of `sound` that it takes; RequestError
+    for too few.
+    """
     from transformers import WhisperFeatureExtractor  # a second to import, for those who show sounds
 
-    names = ("feature_size", "sampling_rate", "hop_length", "n_fft", "padding_value", "dither")
+    names = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
     make = WhisperFeatureExtractor(**{name: config[name] for name in names if name in config})
     wave = samples_of(sound, make.sampling_rate, 1)[0]
     if len(wave) < make.n_fft:
         why = f"is too short: {sound.seconds:.3g} s; at least {make.n_fft / make.sampling_rate:g} s can be heard"
         raise RequestError(f"the sound {why}", "sounds")
+    return make, wave
+
+
+def spectrum(config: Mapping[str, Any], sound: Recording) -> Tensor:
+    """What is heard of a sound of any length: its bands over time, float32 [M, frames], as Whisper has them."""
+    make, wave = whisper(config, sound)
     made = make(wave, sampling_rate=make.sampling_rate, padding=True, truncation=False, return_tensors="pt")
     return made["input_features"][0][:, : len(wave) // make.hop_length]
 
@@ -156,8 +183,12 @@ class Brief:
         return Seen(self.seen.shown[rows], self.seen.deep[:, rows])
 
 
+RECORDS = (Brief, Seen, Shown)
+"""What slots of these stages hold (`Pipeline.records`)."""
+
+
 @dataclass(frozen=True)
-class ReadTalk(Stage):
+class ReadShown(Stage):
     """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown."""
 
     name: str = "read"
@@ -176,9 +207,11 @@ class ReadTalk(Stage):
                 raise RequestError(
                     f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
                 )
+            ordered = list(_ordered(messages, shown))
+            if isinstance(chosen := state.request.extra, WatchParams) and chosen.use_audio_in_video:
+                messages, ordered = _heard_while_watched(messages, ordered, marks)
             if messages:
                 text = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
-            ordered = list(_ordered(messages, shown))
             text = marks.expanded(text, ordered)
             tokens = tokenizer(text, add_special_tokens=not messages).input_ids[0].tolist() if text else []
             self._check(ctx, tokens)
@@ -196,7 +229,7 @@ class ReadTalk(Stage):
 
     def _brief(self, ctx: Context, tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Brief:
         thinker = ctx.network("model")
-        assert isinstance(thinker, Thinker)
+        assert isinstance(thinker, ShownDecoder)
         places = placed(tokens, shown, marks)
         ids = torch.tensor(tokens, device=ctx.device)
         at = torch.isin(ids, torch.tensor(list(marks.ids.values()), device=ctx.device))
@@ -223,25 +256,70 @@ def _ordered(messages: Sequence[Message], shown: Sequence[Shown]) -> Iterator[Sh
                 yield next(waiting[kind])
 
 
+def _heard_while_watched(
+    messages: Sequence[Message], shown: Sequence[Shown], marks: Marks
+) -> tuple[tuple[Message, ...], list[Shown]]:
+    """The messages without the sounds right behind videos, and what is shown with these in them; RequestError for a
+    video without one.
+    """
+    waiting, found, told = iter(shown), list[Shown](), list[Message]()
+    for message in messages:
+        parts = list[tuple[str, str]]()
+        for kind, text in message.parts:
+            if kind == "audio" and parts and parts[-1][0] == "video" and not found[-1].runs:
+                found[-1] = woven(found[-1], next(waiting), marks)
+                continue
+            found += [next(waiting)] if kind in SHOWN else []
+            parts.append((kind, text))
+        told.append(replace(message, parts=tuple(parts)))
+    if any(each.kind == "video" and not each.runs for each in found):
+        why = "a video has no sound; show that right behind it, in the same message"
+        raise RequestError(f"use_audio_in_video=True cannot be: {why}", "extra.use_audio_in_video")
+    return tuple(told), found
+
+
+def woven(video: Shown, sound: Shown, marks: Marks) -> Shown:
+    """A video with its sound: what is seen in a chunk of time, then what is heard in it, then the next chunk."""
+    places = {each.kind: _plane(0, each, marks.second) for each in (video, sound)}
+    runs, rows = list[tuple[str, Tensor]](), list[Tensor]()
+    for number in range(1 + max(int(each[0].max()) for each in places.values()) // marks.chunk):
+        for each in (video, sound):
+            own = places[each.kind][0] // marks.chunk == number
+            if own.any():
+                runs.append((each.kind, places[each.kind][:, own]))
+                rows.append(each.seen.shown[own.to(each.seen.shown.device)])
+    shown = torch.cat(rows)
+    return Shown("video", Seen(shown, shown.new_zeros(0, *shown.shape)), video.grid, tuple(runs))
+
+
 @dataclass(frozen=True)
 class Marks:
-    """The tokens that stand for something shown: text -> id, and their kinds; places that a second of a video takes."""
+    """The tokens that stand for something shown: text -> id, and their kinds; places that a second of a video takes,
+    and a chunk of one with its sound; what such a sound begins and ends with.
+    """
 
     ids: Mapping[str, int]
     kinds: Mapping[str, str]
     second: int
+    chunk: int
+    around: tuple[str, str]
 
     @staticmethod
     def of(config: Mapping[str, Any], tokenizer: Any) -> Marks:
         """What config.json says."""
         thinker = part(config, THINKER)
-        if absent := [kind for kind in SHOWN if f"{kind}_token_id" not in thinker]:
+        named = {kind: thinker.get(f"{kind}_token_id", thinker.get(f"{kind}_token_index")) for kind in SHOWN}
+        if absent := [kind for kind, id_ in named.items() if id_ is None]:
             raise ModelError(f"config.json, {THINKER} has no {absent[0]}_token_id; use a complete checkpoint")
-        ids = {kind: int(thinker[f"{kind}_token_id"]) for kind in SHOWN}
+        ids = {kind: int(id_) for kind, id_ in named.items() if id_ is not None}
         texts = {kind: tokenizer.token(id_) for kind, id_ in ids.items()}
         known = {text: ids[kind] for kind, text in texts.items() if text}
         kinds = {text: kind for kind, text in texts.items() if text}
-        return Marks(known, kinds, int(thinker.get("position_id_per_seconds", SECOND)))
+        second = int(thinker.get("position_id_per_seconds", SECOND))
+        ends = (thinker.get(f"audio_{side}_token_id") for side in ("start", "end"))
+        begin, end = ("" if id_ is None else tokenizer.token(int(id_)) for id_ in ends)
+        chunk = int(second * thinker.get("seconds_per_chunk", CHUNK_SECONDS))
+        return Marks(known, kinds, second, chunk, (begin, end))
 
     def expanded(self, text: str, shown: Sequence[Shown]) -> str:
         """`text` with as many marks for each thing shown as stand for it; ModelError for a template without them."""
@@ -254,30 +332,39 @@ class Marks:
                 f"the chat template has marks for {found or 'nothing'} where {[each.kind for each in shown]} is shown; "
                 "use a complete checkpoint"
             )
+        marks = {kind: mark for mark, kind in self.kinds.items()}
         for number, each in enumerate(shown):
-            parts[2 * number + 1] *= len(each.seen.shown)
+            own = "".join(marks[kind] * count for kind, count in each.kinds)
+            parts[2 * number + 1] = own.join(self.around) if each.runs else own
         return "".join(parts)
 
 
 def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tensor:
     """The places of all tokens, int64 [3, S]: in a text and a sound one follows the other, what can be seen has times,
-    rows and columns.
+    rows and columns. At either end of a video with its sound, two marks stand in one place.
     """
-    held, waiting = set(marks.ids.values()), iter(shown)
-    parts, place, at = list[Tensor](), 0, 0
+    held, waiting = set(marks.ids.values()), list(shown)
+    parts, place, at, behind = list[Tensor](), 0, 0, False
     while at < len(tokens):
         if tokens[at] in held:
-            each = next(waiting)
-            made, count = _plane(place, each, marks.second), len(each.seen.shown)
+            each = waiting.pop(0)
+            made, count = place + _plane(0, each, marks.second), len(each.seen.shown)
+            last, behind = (each.runs[-1][1] + place if each.runs else made), bool(each.runs)
         else:
             count = next((n for n, token in enumerate(tokens[at:]) if token in held), len(tokens) - at)
-            made = torch.arange(place, place + count).expand(3, -1)
+            steps = torch.arange(count)
+            steps[1:] -= int(behind)
+            if waiting and waiting[0].runs:
+                steps[-1] -= 1
+            last = made = (place + steps).expand(3, -1)
         parts.append(made)
-        place, at = int(made.max()) + 1, at + count
+        place, at = int(last.max()) + 1, at + count
     return torch.cat(parts, dim=1)
 
 
 def _plane(first: int, each: Shown, second: int) -> Tensor:
+    if each.runs:
+        return first + torch.cat([places for _, places in each.runs], dim=1)
     if each.grid is None:
         return torch.arange(first, first + len(each.seen.shown)).expand(3, -1)
     times, down, across = (torch.arange(length) for length in each.grid)

@@ -1,0 +1,68 @@
+"""How names in a published Qwen2.5-Omni checkpoint become ours. Tables for the loader.
+
+All its networks lie in the same files.
+"""
+
+from __future__ import annotations
+
+from omnimuse.loader.rules import Drop, Fuse, Rename
+
+LAYERS = (
+    Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
+    Fuse(("q_proj.weight", "k_proj.weight", "v_proj.weight"), into="qkv.weight"),
+    Fuse(("q_proj.bias", "k_proj.bias", "v_proj.bias"), into="qkv.bias"),
+    Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),
+)
+
+RULES: tuple[Rename | Drop | Fuse, ...] = (
+    Drop(r"^(?!thinker\.(model|lm_head)\.)"),
+    Rename(r"^thinker\.(model\.)?", ""),
+    Rename(r"^lm_head\.", "head."),
+    *LAYERS,
+)
+
+VISION: tuple[Rename | Drop | Fuse, ...] = (
+    Drop(r"^(?!thinker\.visual\.)"),
+    Rename(r"^thinker\.visual\.", ""),
+    Rename(r"^patch_embed\.proj\.", "patch_embed."),
+    Rename(r"^(blocks\.\d+)\.attn\.", r"\1."),
+    Fuse(("q.weight", "k.weight", "v.weight"), into="qkv.weight"),
+    Fuse(("q.bias", "k.bias", "v.bias"), into="qkv.bias"),
+    Rename(r"^(blocks\.\d+)\.mlp\.(gate|up|down)_proj\.", r"\1.\2."),
+)
+
+HEARING: tuple[Rename | Drop, ...] = (
+    Drop(r"^(?!thinker\.audio_tower\.)"),
+    Drop(r"\.audio_bos_eos_token\."),  # nothing reads it
+    Rename(r"^thinker\.audio_tower\.", ""),
+    Rename(r"\.self_attn\.", "."),
+)
+
+TALKER: tuple[Rename | Drop | Fuse, ...] = (
+    Drop(r"^(?!talker\.)"),
+    Rename(r"^talker\.(model\.)?", ""),
+    Rename(r"^embed_tokens\.", "codec_embedding."),
+    *LAYERS,
+)
+
+FLOW: tuple[Rename | Drop, ...] = (
+    Drop(r"^(?!token2wav\.code2wav_dit_model\.)"),
+    Rename(r"^token2wav\.code2wav_dit_model\.", ""),
+    Drop(r"inv_freq$"),
+    Rename(r"^time_embed\.", ""),
+    Rename(r"^text_embed\.codec_embed\.", "codec_embed."),
+    Rename(r"^input_embed\.", ""),
+    Rename(r"^transformer_blocks\.", "blocks."),
+    Rename(r"\.attn_norm\.linear\.", ".modulation."),
+    Rename(r"\.attn\.to_out\.0\.", ".to_out."),
+    Rename(r"\.attn\.", "."),
+    Rename(r"\.ff\.ff\.", ".ff."),
+    Rename(r"^norm_out\.linear\.", "modulation."),
+)
+
+VOCODER: tuple[Rename | Drop, ...] = (
+    Drop(r"^(?!token2wav\.code2wav_bigvgan_model\.)"),
+    Rename(r"^token2wav\.code2wav_bigvgan_model\.", ""),
+    Drop(r"\.filter$"),
+    Rename(r"^ups\.(\d+)\.0\.", r"ups.\1."),
+)

@@ -1,0 +1,212 @@
+"""The stages of a model that answers aloud while it writes: its writing loop, its talking loop, and the sound.
+
+What was written is handed over as soon as it is known that more comes: the last token is not spoken. So the talker
+begins at the second token. What it draws by chance has a generator of its own, of the request's seed: it does not
+depend on how long the text is.
+
+Letters: S places, M tokens that stand for something shown, D width, E width of what is spoken.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from omnimuse.ar.kv import Reading
+from omnimuse.ar.sampling import Sampling
+from omnimuse.components.sights import Seeing
+from omnimuse.core.params import AnswerParams
+from omnimuse.core.request import Request
+from omnimuse.pipeline.conversing import Brief
+from omnimuse.pipeline.generate import Generate
+from omnimuse.pipeline.speech import DecodeSpeech
+from omnimuse.pipeline.stage import Context, Row, Step
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.stream import Stream
+from omnimuse.pipeline.talking import Talk, Talking, decoder
+
+
+def chosen_of(request: Request) -> AnswerParams:
+    """How a request wants to be answered."""
+    chosen = request.extra
+    assert isinstance(chosen, AnswerParams)
+    return chosen
+
+
+def aloud(state: State) -> bool:
+    """Whether the answer is spoken."""
+    return chosen_of(state.request).aloud
+
+
+@dataclass(frozen=True)
+class Think(Generate):
+    """From `prompt_ids` and `brief` to `reply`; `spoken` is a stream of what the talker hears: `overheard` of the
+    prompt, and then a `word` for every token.
+    """
+
+    reads: tuple[str, ...] = ("prompt_ids", "brief")
+    writes: tuple[str, ...] = ("kv", "reply", "spoken")
+    streams: tuple[str, ...] = ("spoken",)
+
+    @abstractmethod
+    def overheard(self, ctx: Context, state: State) -> Any:
+        """What the talker hears of a prompt that has been read."""
+
+    @abstractmethod
+    def word(self, ctx: Context, state: State, token: int) -> Tensor:
+        """What the talker hears of a token that was written, [E], when another one is."""
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        state["spoken"] = Stream()
+        if not aloud(state):
+            state["spoken"].close()
+        return super().begin(ctx, state)
+
+    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+        brief: Brief | None = state["brief"]
+        if brief is None:
+            return super().reading(state, ids, start)
+        end = start + len(ids)
+        if end > len(brief.at):
+            return Seeing(ids, start, state["kv"], brief.shift)
+        rows = brief.rows(start, end)
+        return Seeing(
+            ids, start, state["kv"], brief.shift, brief.turns[:, start:end], brief.at[start:end], brief.of(rows)
+        )
+
+    def shown(self, state: State) -> Hashable:
+        came = state.request
+        pictures, videos, sounds = came.images, came.videos, came.sounds
+        return *(each.digest for each in pictures), *(each.digest for each in videos), *(each.digest for each in sounds)
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        super().apply(ctx, state, step, predictions)
+        tokens, spoken = state.working["tokens"], state["spoken"]
+        written = len(tokens) - len(state["prompt_ids"])
+        if not written or not aloud(state):
+            return
+        if not spoken.items:
+            spoken.put(self.overheard(ctx, state))
+        while len(spoken.items) < written:  # the last one is not spoken
+            number = len(state["prompt_ids"]) + len(spoken.items) - 1
+            spoken.put(self.word(ctx, state, tokens[number]))
+
+    def finish(self, ctx: Context, state: State) -> None:
+        super().finish(ctx, state)
+        if not state["spoken"].closed:
+            state["spoken"].close()
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a talker reads before it speaks, `script` [S, D], how its places turn, [2, S, 1, P], and by how much further
+    on than counted those are that come behind it; what stands beside frames behind the last word and behind that, [D]
+    each; how many frames there are at most; how the first and the other codes of a frame are chosen, and the codes that
+    count as said before.
+    """
+
+    script: Tensor
+    turns: Tensor
+    shift: int
+    ends: tuple[Tensor, Tensor]
+    most: int
+    first: Sampling
+    others: Sampling
+    before: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speak(Talk):
+    """From `spoken`, a stream of what was overheard and then of words, to `codes`, a stream of frames."""
+
+    longest: ClassVar[int] = 4096
+    """Frames of one answer."""
+    least: ClassVar[int] = 1
+    """Places of a script, at least."""
+    name: str = "talk"
+    talker: str = "talker"
+    memory: str = "voice_kv"
+    reads: tuple[str, ...] = ("spoken",)
+    writes: tuple[str, ...] = ("voice_kv", "codes")
+
+    @abstractmethod
+    def opening(self, ctx: Context, state: State) -> Opening:
+        """How it begins, when the first word is there."""
+
+    @abstractmethod
+    def read(self, ctx: Context, word: Tensor) -> Tensor:
+        """What stands for a word, [E] -> [D]."""
+
+    def begin(self, ctx: Context, state: State) -> list[Step]:
+        spoken: Stream = state["spoken"]
+        if len(spoken.items) < 2:  # there is nothing to say
+            state["codes"], state[self.memory] = Stream(), None
+            return [Step(0)]
+        opened = self.opening(ctx, state)
+        state.working["turns"], state.working["shift"], state.working["ends"] = opened.turns, opened.shift, opened.ends
+        how = opened.most, opened.first, opened.others
+        # What is drawn by chance here overlaps with what is drawn while the answer is written.
+        chance = torch.Generator("cpu").manual_seed(state.request.seed(state.output))
+        made = self.begun(
+            ctx,
+            state,
+            opened.script,
+            lambda kv: Talking(opened.script, 0, *how, kv, [], [], chance, before=opened.before),
+        )
+        return made
+
+    def tell(self, state: State, talking: Talking) -> None:
+        """What was said is in no note: what was written is."""
+
+    def ready(self, ctx: Context, state: State) -> bool:
+        spoken: Stream = state["spoken"]
+        talking: Talking | None = state.working.get("talk")
+        if spoken.closed:
+            return True
+        if talking is None:
+            return len(spoken.items) > 1
+        return not talking.waits or len(spoken.items) > 1 + len(talking.said)
+
+    def beside(self, ctx: Context, state: State, frame: int) -> Tensor:
+        words = state["spoken"].items[2:]
+        if frame < len(words):
+            return self.read(ctx, words[frame])
+        end, pad = state.working["ends"]
+        return end if frame == len(words) else pad
+
+    def reading(self, state: State, piece: Tensor, start: int) -> Reading:
+        turns, end = state.working["turns"], start + len(piece)
+        own = turns[:, start:end] if end <= turns.shape[1] else None
+        return Seeing(piece, start, state[self.memory], state.working["shift"], own)
+
+    def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
+        if not chosen_of(request).aloud:  # of a checkpoint that has no talker, none is
+            return 0, 0
+        each = decoder(ctx, self.talker).sizes.token_bytes
+        return self.least * each, (ctx.limits.max_sequence_length + self.longest) * each
+
+    def cost(self, ctx: Context, state: State) -> int:
+        return super().cost(ctx, state) if "talk" in state.working else 1
+
+    def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        return super().rows(ctx, state, step) if "talk" in state.working else []
+
+    def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
+        if "talk" in state.working:
+            super().apply(ctx, state, step, predictions)
+
+
+@dataclass(frozen=True)
+class DecodeAnswer(DecodeSpeech):
+    """The same; None where no sound is wanted."""
+
+    def finish(self, ctx: Context, state: State) -> None:
+        if aloud(state):
+            super().finish(ctx, state)
+        else:
+            state["sound"] = None
