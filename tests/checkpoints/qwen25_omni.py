@@ -157,8 +157,10 @@ def voices(ids: Callable[[str], int]) -> dict[str, dict[str, Any]]:
     }
 
 
-def build(folder: Path, *, speaks: bool = True) -> Path:
-    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker."""
+def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
+    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker, and one whose talker
+    has so many `places` says codes until there are no more: its end is a mark that it never says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = parts.qwen_tokenizer()
     tokenizer.add_tokens(["assistant", *MARKED])
@@ -171,6 +173,9 @@ def build(folder: Path, *, speaks: bool = True) -> Path:
     with quiet("transformers"):
         config = configuration(ids, len(tokenizer))
         config.enable_audio_output = speaks
+        if places:
+            config.talker_config.max_position_embeddings = places
+            config.talker_config.tts_codec_end_token_id = config.talker_config.tts_codec_pad_token_id = MARKS["start"]
         model = Qwen2_5OmniForConditionalGeneration(config)
         parts.filled("model", 0, model)
         if speaks:
