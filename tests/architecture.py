@@ -61,9 +61,16 @@ FIELD_BASES = frozenset({"Struct", "NamedTuple", "TypedDict", "BaseModel"})
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def functions(tree: ast.AST) -> Iterator[Function]:
-    """Every function and method, nested ones included."""
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
+@cache
+def parsed(source: str) -> ast.Module:
+    """The tree of a file, which many checks look at and none changes."""
+    return ast.parse(source)
+
+
+@cache
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """Everything in it, from the outside in."""
+    return tuple(ast.walk(parsed(source)))
 
 
 def last_name(node: ast.AST) -> str:
@@ -83,11 +90,10 @@ def last_name(node: ast.AST) -> str:
 
 def size_problems(source: str) -> list[str]:
     """Files, functions, classes, parameter lists and records that are too large."""
-    tree = ast.parse(source)
     found = []
     if (lines := len(source.splitlines())) > MAX_FILE:
         found.append(f"the file has {lines} lines, at most {MAX_FILE}: split it by topic")
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if isinstance(node, Function):
             found += _function_problems(node)
         elif isinstance(node, ast.ClassDef):
@@ -139,7 +145,7 @@ def construct_problems(source: str, *, contract: bool = False) -> list[str]:
     In a file whose signatures are a `contract`'s, functions may take what the contract lets them be given.
     """
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         match node:
             case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), _]):
                 found.append(f"line {node.lineno}: getattr(..., {name!r}, default) hides what a thing is: declare it")
@@ -156,7 +162,7 @@ def construct_problems(source: str, *, contract: bool = False) -> list[str]:
 
 def docstring_problems(source: str) -> list[str]:
     """A module that does not say what lives in it."""
-    return [] if ast.get_docstring(ast.parse(source)) else ["the module has no docstring: say what lives here"]
+    return [] if ast.get_docstring(parsed(source)) else ["the module has no docstring: say what lives here"]
 
 
 def broad_except_problems(source: str, allowed: frozenset[str] = frozenset()) -> list[str]:
@@ -179,7 +185,7 @@ def broad_except_problems(source: str, allowed: frozenset[str] = frozenset()) ->
         for child in ast.iter_child_nodes(node):
             visit(child, function)
 
-    visit(ast.parse(source), "")
+    visit(parsed(source), "")
     return found
 
 
@@ -195,7 +201,7 @@ def _re_raises(handler: ast.ExceptHandler) -> bool:
 
 def reads_environment(source: str) -> bool:
     """Whether a file touches the process environment."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         match node:
             case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv" | "putenv" | "unsetenv"):
                 return True
@@ -214,7 +220,7 @@ def ambient_state_problems(source: str) -> list[str]:
     A table in UPPER_CASE may be a dict, list or set if it is assigned once and nobody changes it; only a
     function called `register...` may add to one, since registries are filled while modules are imported.
     """
-    tree = ast.parse(source)
+    tree = parsed(source)
     assigned = [(name, node) for node in _module_statements(tree) for name in _targets(node)]
     found = []
     for name, node in assigned:
@@ -225,7 +231,7 @@ def ambient_state_problems(source: str) -> list[str]:
             found.append(f"module-level {name} is assigned {count} times: a constant is assigned once")
     found += [
         f"line {node.lineno}: {node.name} keeps tensors for life: whoever computes with them keeps them"
-        for node in ast.walk(tree)
+        for node in nodes(source)
         if isinstance(node, Function) and node.returns is not None and "Tensor" in ast.unparse(node.returns)
         if any(re.search(r"\b(lru_)?cache\b", ast.unparse(each)) for each in node.decorator_list)
     ]
@@ -298,7 +304,7 @@ def _mutations(tree: ast.Module, tables: set[str]) -> Iterator[tuple[str, int]]:
 def imported_modules(source: str) -> list[tuple[str, int]]:
     """Every module that a file imports anywhere, with its line; `from a import b` counts as `a.b`."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -370,10 +376,9 @@ def torch_problems(source: str) -> list[str]:
 
 def family_name_problems(source: str, families: Sequence[str]) -> list[str]:
     """Identifiers and strings that name a model family; comments and docstrings may."""
-    tree = ast.parse(source)
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    docstrings = {id(node.value) for node in nodes(source) if isinstance(node, ast.Expr)}
     found = []
-    for node in ast.walk(tree):
+    for node in nodes(source):
         for text in _texts(node) if id(node) not in docstrings else ():
             for family in _named(text, tuple(families)):
                 line = node.lineno if isinstance(node, ast.stmt | ast.expr | ast.arg) else "?"
@@ -407,6 +412,8 @@ def _names_family(text: str, family: str) -> bool:
     """`z_image` is named by z_image, ZImage, Z-Image, zimage; `wan` by Wan2 but not by wanted."""
     words = _words(text)
     parts = _words(family)
+    if "".join(parts) not in "".join(words):
+        return False
     runs = [words[i : i + len(parts)] for i in range(len(words) - len(parts) + 1)]
     return parts in runs or "".join(parts) in words
 

@@ -31,11 +31,15 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_is_at_first() -> None:
-    """What a test, or a library that it imports, changed of logging is no matter of the next one."""
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] == "omnimuse":
-            logger = logging.getLogger(name)
+    """What a test, or a library that it imports, changed of logging is no matter of the next one.
+
+    Only what differs is set: setting a level asks all loggers that there are to forget what they know, and there are
+    thousands.
+    """
+    if logging.root.manager.disable != logging.NOTSET:
+        logging.disable(logging.NOTSET)
+    for name, logger in (("", logging.root), *logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.split(".")[0] in ("", "omnimuse"):
             logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
+            if logger.level != (level := logging.NOTSET if name else logging.WARNING):
+                logger.setLevel(level)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,15 @@ CONTRACT = ("omnimuse/compat/vllm/", "omnimuse/compat/vllm_omni/", "omnimuse/com
 ENVIRONMENT_FILE = "omnimuse/core/config.py"
 
 
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def sources(*roots: str) -> dict[str, str]:
     """Path from the root -> text, for every Python file below `roots` (the bundled model holds data only)."""
     paths = [path for root in roots for path in sorted((ROOT / root).rglob("*.py"))]
-    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    return {str(path.relative_to(ROOT)): text_of(path) for path in paths}
 
 
 def room_of(path: str) -> str | None:

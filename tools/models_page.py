@@ -10,14 +10,14 @@ import ast
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Spec
+from omnimuse.loader.tensors import outline
 from omnimuse.models import REGISTRY
 
 LONGEST = 3600.0  # seconds; a default that every checkpoint cuts to its own length
@@ -57,8 +57,7 @@ def parameters(spec: Spec) -> int:
     for name, component in spec.components.items():
         if component.network and name.startswith("transformer"):
             module, _, kind = component.network.partition(":")
-            with torch.device("meta"):
-                network = getattr(import_module(module), kind).from_config({})
+            network = outline(partial(getattr(import_module(module), kind).from_config, {}))
             found = max(found, sum(parameter.numel() for parameter in network.parameters()))
     return found
 
@@ -107,7 +106,8 @@ def through() -> list[list[str]]:
     assert found is not None and found.origin is not None
     rows = []
     for path in (Path(found.origin).parent / "pipelines").rglob("pipeline_*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.parse(text).body if any(name in text for name in ours) else ():
             if isinstance(node, ast.ClassDef) and node.name.endswith("Pipeline") and node.name not in known:
                 rows += [[f"`{node.name}`", f"`{name}`"] for name in sorted(_networks(node) & ours)]
     return sorted(rows)

@@ -7,6 +7,7 @@ Results are bit for bit those of a resident stack, and a block that fails change
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,14 +32,18 @@ class LayerwiseOffload:
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
         for block in blocks:
-            with self._parcels[block].visiting():
+            with self.visiting(block):
                 self._expect(self._following[block])
                 hidden = block(hidden, cond)
         return hidden
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
-        with self._parcels[blocks[0]].visiting():
+        with self.visiting(blocks[0]):
             return blocks[0].probe(hidden, cond)
+
+    def visiting(self, block: nn.Module) -> AbstractContextManager[None]:
+        """The weights of one block are in for the length of a `with` block."""
+        return self._parcels[block].visiting()
 
     def _expect(self, block: nn.Module) -> None:
         parcel = self._parcels[block]

@@ -23,12 +23,29 @@ class TileRunner:
     ) -> list[Tensor]:
         """What `decode` makes of every tile, in order; `shapes` are those of what it makes."""
         size = self._axis.size
-        mine = [decode(tile).reshape(-1) for tile in tiles[self._axis.index :: size]]
-        flat = torch.cat(mine) if mine else tiles[0].new_empty(0)
-        every = gathered(self._axis, flat, [sum(map(prod, shapes[at::size])) for at in range(size)])
-        found: dict[int, Tensor] = {}
-        for at, theirs in enumerate(every):
-            pieces = theirs.split([prod(shape) for shape in shapes[at::size]])
-            for number, piece in zip(range(at, len(tiles), size), pieces, strict=True):
-                found[number] = piece.view(tuple(shapes[number]))
-        return [found[number] for number in range(len(tiles))]
+        mine = [decode(tile) for tile in tiles[self._axis.index :: size]]
+        return shared(self._axis, mine, [number % size for number in range(len(tiles))], shapes, tiles[0])
+
+
+def shared(
+    axis: Axis, mine: Sequence[Tensor], owners: Sequence[int], shapes: Sequence[Sequence[int]], like: Tensor
+) -> list[Tensor]:
+    """Every piece of work on every rank, in order: `owners` says which rank has made each, and `mine` is what this one
+    has, of the format of `like`.
+    """
+    flat = torch.cat([piece.reshape(-1) for piece in mine]) if mine else like.new_empty(0)
+    theirs = [[number for number, owner in enumerate(owners) if owner == at] for at in range(axis.size)]
+    every = gathered(axis, flat, [sum(prod(shapes[number]) for number in numbers) for numbers in theirs])
+    found: dict[int, Tensor] = {}
+    for numbers, pieces in zip(theirs, every, strict=True):
+        sizes = [prod(shapes[number]) for number in numbers]
+        for number, piece in zip(numbers, pieces.split(sizes), strict=True):
+            found[number] = piece.view(tuple(shapes[number]))
+    return [found[number] for number in range(len(owners))]
+
+
+def shapes_told(axis: Axis, mine: Sequence[Tensor], owners: Sequence[int], like: Tensor) -> list[list[int]]:
+    """The shapes of all pieces, of as many dimensions as `like`, where only their owners know them."""
+    told = like.new_tensor([list(piece.shape) for piece in mine], dtype=torch.int64)
+    sizes = [[like.ndim]] * len(owners)
+    return [shape.tolist() for shape in shared(axis, [told] if mine else [], owners, sizes, told)]

@@ -17,14 +17,16 @@ from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.vllm_omni.diffusion.cache.teacache import CacheContext, TeaCacheConfig, register_extractor
 from omnimuse.compat.vllm_omni.diffusion.cache.teacache.extractors import EXTRACTOR_REGISTRY, get_extractor
 from omnimuse.compat.vllm_omni.entrypoints.options import config_of
-from omnimuse.core.config import CacheConfig, Config, ContractConfig, ModelConfig, OffloadConfig
+from omnimuse.core.config import CacheConfig, Config, ContractConfig, ModelConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.engine.engine import Engine
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
+from tests.checkpoints import flux
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish
-from tests.compat.running import config, drawn, running
+from tests.compat.pipelines.medium import MediumTransformer2DModel
+from tests.compat.running import config, drawn, on_two_ranks, running
 
 WISHES = [
     replace(wish, params=replace(wish.params, height=64)) for wish in next(f for f in FAMILIES if f.kind == "3").wishes
@@ -118,7 +120,7 @@ def test_coefficients_are_the_networks_own_or_chosen() -> None:
         config_of("m", {"cache_backend": "tea_cache", "cache_config": {"coefficients": "x"}})
     with pytest.raises(ConfigError, match=r"coefficients cannot be: .* `omnimuse calibrate MODEL` fits them"):
         find(Config(ModelConfig("omnimuse/shapes"), cache=chosen.cache, contract=chosen.contract))
-    assert TeaCacheConfig(transformer_type="MediumTransformer2DModel").fits.tea.coefficients == (2.0, 1.0, 0.0)
+    assert TeaCacheConfig(transformer_type=MediumTransformer2DModel.__name__).fits.tea.coefficients == (2.0, 1.0, 0.0)
     with pytest.raises(ConfigError, match="no coefficients for Unheard; add them to _MODEL_COEFFICIENTS"):
         TeaCacheConfig(transformer_type="Unheard")
 
@@ -135,8 +137,37 @@ def test_with_other_coefficients_other_steps_are_skipped(folder: Path) -> None:
 def test_a_network_without_an_extractor_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"no extractor for BareTransformer \(known: .*Medium.*register_extractor"):
         build_engine(config(folder, "BarePipeline", cache=TEA))
-    with pytest.raises(ConfigError, match="its extractor looks into the first block"):
-        find(config(folder, MODES[1], cache=TEA, offload=OffloadConfig("layers")))
+
+
+@pytest.mark.parametrize("arch", MODES)
+@pytest.mark.parametrize("offload", ["layers", "components"])
+def test_beside_offload_it_skips_the_same(folder: Path, arch: str, offload: Any) -> None:
+    with running(config(folder, arch, cache=TEA)) as engine:
+        expected = drawn(engine, WISHES[:1], **SIX)
+    with running(config(folder, arch, cache=TEA, offload=OffloadConfig(offload))) as engine:
+        found = drawn(engine, WISHES[:1], **SIX)
+        assert {each.is_meta for each in live(engine).pipe.transformer.transformer_blocks.parameters()} == {True}
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("axis", ["tensor", "cfg", "ulysses"])
+def test_ranks_that_share_the_work_skip_the_same(tmp_path: Path, axis: str) -> None:
+    if axis == "ulysses":
+        place, arch = flux.build(tmp_path / "tiny"), "TwoListsPipeline"
+        wish = next(each for each in flux.FAMILIES[0].wishes if each.params.true_cfg_scale == 3.0)
+    else:
+        place, arch, wish = build(tmp_path / "tiny", kind="3"), MODES[0], WISHES[0]
+    wish = replace(wish, params=replace(wish.params, **SIX))
+    with running(config(place, arch)) as engine:
+        [plain] = drawn(engine, [wish])
+    with running(config(place, arch, cache=TEA)) as engine:
+        expected = drawn(engine, [wish])
+    parallel = ParallelConfig(**{axis: 2})
+    found, _ = on_two_ranks(config(place, arch, cache=TEA, parallel=parallel), [wish], tmp_path / "meeting")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (found[0] - plain).abs().max() > 1e-4
 
 
 class Timeless(nn.Module):

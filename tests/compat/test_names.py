@@ -26,20 +26,29 @@ from omnimuse.compat.vllm.model_executor.layers.activation import get_act_fn
 from omnimuse.compat.vllm.model_executor.layers.conv import Conv3dLayer
 from omnimuse.compat.vllm.model_executor.layers.linear import ReplicatedLinear
 from omnimuse.compat.vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from omnimuse.compat.vllm.model_executor.models.transformers.utils import init_on_device_without_buffers
 from omnimuse.compat.vllm.model_executor.models.utils import maybe_prefix
 from omnimuse.compat.vllm.model_executor.utils import set_weight_attrs
+from omnimuse.compat.vllm.transformers_utils.config import get_hf_file_to_dict
 from omnimuse.compat.vllm.triton_utils import HAS_TRITON, tl, triton
 from omnimuse.compat.vllm_omni import logger as omni_logger
 from omnimuse.compat.vllm_omni import register
-from omnimuse.compat.vllm_omni.diffusion import forward_context, registry
+from omnimuse.compat.vllm_omni.diffusion import forward_context, model_metadata, registry
+from omnimuse.compat.vllm_omni.diffusion.attention.backends.utils import fa
 from omnimuse.compat.vllm_omni.diffusion.cache.base import CachedTransformer
+from omnimuse.compat.vllm_omni.diffusion.config import (
+    get_current_diffusion_config,
+    get_current_diffusion_config_or_none,
+    set_current_diffusion_config,
+)
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput
 from omnimuse.compat.vllm_omni.diffusion.distributed import parallel_state
+from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.distributed_vae_executor import DistributedVaeMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.hsdp_utils import is_transformer_block_module
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput, SequenceParallelOutput
+from omnimuse.compat.vllm_omni.diffusion.distributed.sp_sharding import sp_gather, sp_shard, sp_shard_with_padding
 from omnimuse.compat.vllm_omni.diffusion.layers import fused_qk_norm_rope, fused_qk_rope
 from omnimuse.compat.vllm_omni.diffusion.layers.fourier import GaussianFourierProjection
 from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding, apply_rope_to_qk
@@ -49,7 +58,7 @@ from omnimuse.compat.vllm_omni.diffusion.model_loader.hub_prefetch import (
 )
 from omnimuse.compat.vllm_omni.diffusion.model_loader.utils import download_weights_from_hf_specific
 from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportsComponentDiscovery
-from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
+from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest, resolve_video_num_frames
 from omnimuse.compat.vllm_omni.diffusion.utils.flow_matching import safe_linalg_solve
 from omnimuse.compat.vllm_omni.diffusion.utils.prompt_utils import validate_prompt_sequence_lengths
 from omnimuse.compat.vllm_omni.diffusion.utils.size_utils import normalize_min_aligned_size
@@ -238,6 +247,30 @@ def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records] == ["say it"]
 
 
+def test_what_single_families_import_does_what_it_says(tmp_path: Path) -> None:
+    assert (fa.flash_attn_func, fa.flash_attn_varlen_func, model_metadata.ANY_MAX_INPUT_IMAGES) == (None, None, 4)
+    asked = {"default_num_frames": 81, "is_dummy_run": False}
+    assert [resolve_video_num_frames(count, **asked) for count in (None, 1, 5)] == [81, 81, 5]
+    (tmp_path / "config.json").write_text('{"width": 4}')
+    assert get_hf_file_to_dict("config.json", tmp_path) == {"width": 4}
+    assert get_hf_file_to_dict("other.json", tmp_path) is None
+    head = ParallelLMHead(3, 2, bias=True)
+    assert [list(each.shape) for each in head.parameters()] == [[3, 2], [3]]
+    with pytest.raises(ModelError, match="logits are not computed here"):
+        head(torch.zeros(1, 2))
+    assert get_current_diffusion_config_or_none() is None
+    second = Mesh.planned(ParallelConfig(ulysses=2), rank=1)
+    with within(Surroundings(torch.device("cpu"), torch.float32, second, "outer")):
+        with set_current_diffusion_config("inner"):  # type: ignore[arg-type]
+            assert get_current_diffusion_config() == "inner"
+        assert get_current_diffusion_config() == "outer"
+        assert sp_shard(torch.arange(4), 0).tolist() == [2, 3]
+        assert [each.tolist() for each in sp_shard_with_padding(torch.arange(3), 0)[:1]] == [[2, 0]]
+        with pytest.raises(ModelError, match="3 tokens cannot be shared evenly by 2 ranks"):
+            sp_shard(torch.arange(3), 0)
+    assert sp_gather(torch.arange(3), 0).tolist() == [0, 1, 2]
+
+
 def test_a_network_may_give_the_record_of_diffusers() -> None:
     class Guided(CFGParallelMixin):
         def __init__(self, network: nn.Module) -> None:
@@ -309,7 +342,9 @@ def _small_parts_of_published_files() -> None:
     for name in ("", "Wan", "QwenImage"):
         place = "omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl"
         module = import_module(place + (f"_{name.lower()}" if name else ""))
-        assert getattr(module, f"DistributedAutoencoderKL{name}") is getattr(diffusers, f"AutoencoderKL{name}")
+        kind = getattr(module, f"DistributedAutoencoderKL{name}")
+        assert issubclass(kind, getattr(diffusers, f"AutoencoderKL{name}"))
+        assert issubclass(kind, DistributedVaeMixin)
     _what_is_there_under_many_names()
     assert isinstance(get_act_fn("gelu_pytorch_tanh")(torch.ones(1)), torch.Tensor)
     assert (maybe_prefix("", "b"), maybe_prefix("a", "b")) == ("b", "a.b")

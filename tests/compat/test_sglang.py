@@ -12,7 +12,8 @@ import torch
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.compat.sglang import DiffGenerator
-from omnimuse.core.config import CacheConfig, CompileConfig, ParallelConfig, QuantConfig, ScheduleConfig
+from omnimuse.compat.sglang.runtime.entrypoints.options import config_of
+from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ParallelConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.params import DiffusionParams
@@ -190,6 +191,30 @@ def test_a_step_cache_goes_around_its_blocks(folder: Path, expected: list[torch.
     assert (drawn_with(folder, WISHES[0], cache=always) - expected[0]).abs().max() > 1e-4
 
 
+def test_teacache_watches_what_an_extractor_says(folder: Path, expected: list[torch.Tensor]) -> None:
+    never = drawn_with(folder, WISHES[1], cache=CacheConfig("teacache", 0.0))
+    torch.testing.assert_close(never, expected[1], atol=1e-5, rtol=0)
+    often = drawn_with(folder, WISHES[0], cache=CacheConfig("teacache", 1e9))
+    assert (often - expected[0]).abs().max() > 1e-4
+    away = drawn_with(folder, WISHES[0], cache=CacheConfig("teacache", 1e9), offload=OffloadConfig("layers"))
+    torch.testing.assert_close(away, often, atol=1e-5, rtol=0)
+
+
+def test_parts_take_turns_on_the_device(folder: Path, expected: list[torch.Tensor]) -> None:
+    path = str(renamed(folder, "ComposedSmallPipeline"))
+    asked = {"model_path": path, "plugin": COMPOSED, "dit_precision": "fp32", "device": "cpu", "dit_cpu_offload": True}
+    engine = start(config_of(asked))
+    try:
+        submit(engine, WISHES[0])
+        [picture] = pictures(drain(engine)).values()
+        parts = engine.runner.pipeline.ctx.components
+        there = {name for name in ("transformer", "vae", "text_encoder") if not next(parts[name].parameters()).is_meta}
+    finally:
+        engine.close()
+    torch.testing.assert_close(picture, expected[0], atol=1e-5, rtol=0)
+    assert there == {"vae"}
+
+
 def test_weights_in_fewer_bits_draw_nearly_the_same(folder: Path, expected: list[torch.Tensor]) -> None:
     found = drawn_with(folder, WISHES[0], quantize=QuantConfig({"": "int8"}))
     assert 1e-5 < (found - expected[0]).abs().max() < 0.1
@@ -197,11 +222,8 @@ def test_weights_in_fewer_bits_draw_nearly_the_same(folder: Path, expected: list
 
 def test_what_is_not_translated_is_refused_when_the_engine_starts(folder: Path) -> None:
     path = str(renamed(folder, "ComposedSmallPipeline"))
-    with pytest.raises(ConfigError, match="offload cannot be chosen for this model"):
-        DiffGenerator.from_pretrained(model_path=path, plugin=COMPOSED, dit_cpu_offload=True)
     model = ModelConfig(path, "float32", "cpu", plugins=(COMPOSED,))
     for parts, why in (
-        ({"cache": CacheConfig("teacache")}, "use dbcache"),
         ({"parallel": ParallelConfig(pipe=2)}, "use tensor, cfg, ulysses or ring"),
         ({"cache": CacheConfig("dbcache"), "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
         ({"compile": CompileConfig("blocks"), "parallel": ParallelConfig(tensor=2)}, "have not been tried"),

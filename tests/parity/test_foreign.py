@@ -66,6 +66,7 @@ def test_latents_are_the_librarys(arch: str, foreign_folder: Folder) -> None:
     assert torch.equal(found, entry.reference(folder, PROMPT, 7, "latent"))
 
 
+@pytest.mark.crossed
 def test_the_command_line_writes_what_the_library_gives(
     entry: Foreign, foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

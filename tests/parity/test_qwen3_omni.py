@@ -40,6 +40,8 @@ from tests.checkpoints.qwen3 import theirs
 from tests.checkpoints.qwen3_omni import PREPARING, TEMPLATE
 from tests.checkpoints.wishes import chord, photo
 
+pytestmark = pytest.mark.costly("what hears and speaks")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,21 +22,14 @@ def refuse_features(spec: Spec, config: Config) -> None:
 
     Ranks may share the two branches of guidance, which the engine deals out, weights, which its layers share, and
     tokens, as its configuration says.
-    Where its network says what its blocks are, they may come one at a time, be compiled, and have a step cache.
+    Where its network says what its blocks are, they may come one at a time, be compiled, and have a step cache. It
+    has TeaCache by an extractor.
     """
     chosen, cached = config.parallel, config.cache.kind
     taken = replace(chosen, pipe=1, shard=1, vae_tiles=1)
     asked = {
-        f"cache={cached}": (
-            cached == "teacache",
-            "nothing says what its first block makes of the step; use dbcache",
-        ),
-        "offload": (
-            config.offload.mode == "components",
-            "its stages call their networks themselves, and nobody knows when it is a part's turn; use offload layers",
-        ),
         f"cache={cached} with ulysses or ring": (
-            cached != "none" and chosen.sequence > 1,
+            cached == "dbcache" and chosen.sequence > 1,
             "every rank would decide by its own tokens; leave one of them out",
         ),
         "compile with shared weights or tokens": (

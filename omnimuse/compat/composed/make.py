@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -18,9 +18,11 @@ from omnimuse.compat.composed.spec import NETWORK, PIPELINE, facts_of
 from omnimuse.compat.composed.weights import network_of
 from omnimuse.compat.contract.adapters import Renaming, dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
+from omnimuse.compat.contract.extracted import by_extractor, extract
+from omnimuse.compat.contract.offloaded import Passed
 from omnimuse.compat.contract.origins import Origins
 from omnimuse.compat.contract.packed import NETWORKS, pack
-from omnimuse.compat.contract.passes import Passed, room_for, transform
+from omnimuse.compat.contract.passes import room_for, transform
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.tokens import attend_across
 from omnimuse.compat.diffusers.read import read_component
@@ -35,6 +37,7 @@ from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import Denoi
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
 from omnimuse.compat.sglang.utils import PRECISION_TO_TYPE
 from omnimuse.compat.vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from omnimuse.core.caches import CacheConfig
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
@@ -106,7 +109,10 @@ def make(entry: Entry, place: Place) -> Composed:
         told = dict.fromkeys(networks, renaming_of(config.dit_config))
         wearing = wardrobe(parts, place.checkpoint, origins, frozenset((PIPELINE, NETWORK)), told)
         packed = pack(dict(parts), place.config)
-        passed = transform(networks, place, share_latents)
+        extracted = by_extractor(place.config.cache)
+        packed += extract(networks, place.config, own_loop=False) if extracted else []
+        around = replace(place, config=replace(place.config, cache=CacheConfig())) if extracted else place
+        passed = transform(networks, around, share_latents, parts)
         if place.config.compile.mode != "none":
             dress_all(wearing, place.rack)
         passed.choices += packed
@@ -233,7 +239,8 @@ def _module(name: str, package: Package, config: PipelineConfig, place: Place, o
         raise ModelError(f"{place.checkpoint.folder} has no component {name!r}, which this pipeline requires")
     kind, dtype = place.checkpoint.components[name][1], dtype_of(name, config, place.dtype)
     networks = {each.name: each for each in package.entries()}
-    device = room_for(place) if name in NETWORKS else place.device
+    waits = name in NETWORKS or place.config.offload.mode == "components"
+    device = room_for(place) if waits else place.device
     if kind in networks and name in NETWORKS:
         cls = getattr(import_module(networks[kind].module), kind)
         network, seen = network_of(cls, config.dit_config, place.checkpoint, name, (device, dtype))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.door import Made, Place
-from omnimuse.core.caches import PRESETS
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.spec import Spec
@@ -29,23 +28,19 @@ def refuse_features(spec: Spec, config: Config) -> None:
         "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own"),
         "load": (config.model.load != "weights", "it reads its weights itself"),
         "parallel": (
-            parallel.pipe > 1 or parallel.vae_tiles > 1,
-            f"of {parallel}, its loop over blocks is not ours to share (pipe), and its autoencoder neither (vae_tiles)",
+            parallel.pipe > 1,
+            f"of {parallel}, its loop over blocks is not ours to share (pipe)",
         ),
         f"cache={cached} beside several ranks": (
-            cached != "none" and not spec.foreign.shares and parallel.ranks > 1,
+            cached == "dbcache" and not spec.foreign.shares and parallel.ranks > 1,
             "its `forward` has the loop, and a cache would decide on every rank by itself; leave one of them out",
         ),
         "enable_taylorseer": (
             cached == "dbcache" and not spec.foreign.shares and bool(config.cache.order),
             "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
         ),
-        f"cache={cached} beside offload": (
-            cached in ("teacache", *PRESETS) and config.offload.mode != "none",
-            "its extractor looks into the first block while that is away; leave one of them out",
-        ),
         f"cache={cached} with ulysses or ring": (
-            cached != "none" and parallel.sequence > 1,
+            cached == "dbcache" and parallel.sequence > 1,
             "every rank would decide by its own tokens; leave one of them out",
         ),
         "compile with shared weights or tokens": (

@@ -6,16 +6,19 @@ at what is watched and leave out the blocks; what they added when they last ran 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from inspect import BoundArguments, signature
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from omnimuse.cache.policies import Policy, policy_for
 from omnimuse.cache.row import Row
 from omnimuse.cache.stepcache import relative_changes
-from omnimuse.compat.contract.blocks import Calls
+from omnimuse.compat.contract.blocks import Calls, ContractStack
 from omnimuse.compat.contract.surroundings import here, inside
 from omnimuse.compat.vllm_omni.diffusion.cache.teacache.config import TeaCacheConfig
 from omnimuse.compat.vllm_omni.diffusion.cache.teacache.context import CacheContext
@@ -25,6 +28,9 @@ from omnimuse.core.caches import PRESETS, CacheConfig, Fits, completed
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.layers.stack import Memory
+from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.parallel.collectives import summed
+from omnimuse.parallel.mesh import SEQUENCE, WORK
 
 NAME = "extracted"
 TIMES = ("timestep", "timesteps", "t")
@@ -45,11 +51,13 @@ class Extracted:
         self.network, self.label = network, label
         self.extractor: Extractor = get_extractor(type(network).__name__)
         self.choice, self.fits = completed(choice, fits), fits
-        self.time = next((name for name in TIMES if name in signature(network.forward).parameters), "")
+        self.takes = signature(network.forward)
+        self.time = next((name for name in TIMES if name in self.takes.parameters), "")
 
-    def called(self, given: BoundArguments) -> Any:
-        """What the call gives."""
-        context = self.extractor(self.network, *given.args, **given.kwargs)
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the call gives; an extractor is called as the network was."""
+        with _first_block(self.network):
+            context = self.extractor(self.network, *args, **kwargs)
         if not isinstance(context, CacheContext):
             kind = type(context).__name__
             raise ModelError(f"the extractor for {type(self.network).__name__} gave a {kind}; give a CacheContext")
@@ -57,7 +65,7 @@ class Extracted:
         calls: Calls | None = here("a network").calls if inside() else None
         if calls is None:
             return context.postprocess(context.run_transformer_blocks()[0])
-        calls.at(given.arguments.get(self.time))
+        calls.at(self.takes.bind(*args, **kwargs).arguments.get(self.time))
         return context.postprocess(self._behind_blocks(context, calls.next(self.label)))
 
     def _behind_blocks(self, context: CacheContext, memory: Memory) -> Tensor:
@@ -67,14 +75,14 @@ class Extracted:
             return context.run_transformer_blocks()[0]
         before, seen = context.hidden_states.clone(), context.modulated_input.clone()
         if (verdict := policy.must(row, memory)) is None:
-            [change] = relative_changes([(row.seen, seen)])
-            verdict = policy.judge(row, memory, change)
+            verdict = policy.judge(row, memory, change_of(row.seen, seen))
         if verdict.skip:
-            found = before + row.added.at(memory.step)
+            added = row.added.at(memory.step)
+            found = part_of(before, added) + added
             row = row.missed(seen, verdict.drift, verdict.growth)
         else:
             found = context.run_transformer_blocks()[0]
-            row = row.ran(seen, row.added.then(found - before, memory.step, policy.choice.order))
+            row = row.ran(seen, row.added.then(found - part_of(before, found), memory.step, policy.choice.order))
         memory.data[NAME] = row.emptied() if memory.step >= memory.steps - 1 else row
         return found
 
@@ -85,6 +93,37 @@ class Extracted:
             memory.data[key] = policy_for(completed(self.choice, self.fits, memory.of), self.fits)
         found: Policy | None = memory.data[key]
         return found
+
+
+def part_of(before: Tensor, behind: Tensor) -> Tensor:
+    """What of the hidden states `before` the blocks those `behind` them belong to: this rank's tokens, where blocks
+    share them out.
+    """
+    dims = [dim for dim in range(before.ndim) if before.shape[dim] != behind.shape[dim]]
+    if not dims:
+        return before
+    ranks = here("a step cache").mesh.axis(SEQUENCE)
+    if len(dims) > 1 or before.shape[dims[0]] != behind.shape[dims[0]] * ranks.size:
+        shapes = f"{tuple(before.shape)} and {tuple(behind.shape)}"
+        raise ModelError(f"an extractor's hidden_states and what its blocks give are {shapes}; give both of all tokens")
+    return before.chunk(ranks.size, dims[0])[ranks.index]
+
+
+def change_of(old: Tensor | None, new: Tensor) -> float:
+    """How much what is watched has changed, the same on all ranks that run the network together."""
+    ranks = here("a step cache").mesh.axis(WORK)
+    if ranks.size == 1 or old is None or old.shape != new.shape:
+        return relative_changes([(old, new)])[0]
+    change, before = summed(ranks, torch.stack([(new - old).abs().float().sum(), old.abs().float().sum()])).tolist()
+    return change / before if before else math.inf
+
+
+def _first_block(network: nn.Module) -> AbstractContextManager[None]:
+    """An extractor looks into the first block, which is there meanwhile, wherever blocks wait."""
+    stack = next((part for part in network.modules() if isinstance(part, ContractStack)), None)
+    if stack is None or not isinstance(stack.runner, LayerwiseOffload):
+        return nullcontext()
+    return stack.runner.visiting(stack.blocks()[0])
 
 
 def extract(pipe: nn.Module, config: Config, own_loop: bool) -> list[Choice]:

@@ -17,8 +17,9 @@ from omnimuse.attention.selection import bind
 from omnimuse.compat.contract.adapters import dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.extracted import by_extractor, extract
+from omnimuse.compat.contract.offloaded import Passed
 from omnimuse.compat.contract.packed import pack
-from omnimuse.compat.contract.passes import Passed, room_for, transform
+from omnimuse.compat.contract.passes import room_for, transform
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
@@ -31,6 +32,7 @@ from omnimuse.compat.vllm_omni.diffusion.data import (
     OmniDiffusionConfig,
     TransformerConfig,
 )
+from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.distributed_vae_executor import DistributedVaeMixin
 from omnimuse.core.caches import CacheConfig, completed
 from omnimuse.core.config import Choice, Config, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
@@ -84,12 +86,11 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     steps = place.spec.foreign is not None and place.spec.foreign.shares
     extracted = by_extractor(place.config.cache)
     around = steps and not extracted  # whether a step cache goes around lists of blocks
+    choices = extract(pipe, place.config, own_loop=not steps) if extracted else []
     passed = transform(pipe, place if around else replace(place, config=replace(place.config, cache=CacheConfig())))
     if place.config.compile.mode != "none":
         dress_all(wearing, place.rack)
-    passed.choices += [*packed, *_decoding(pipe, place), *_attention(pipe, place)]
-    if extracted:
-        passed.choices += extract(pipe, place.config, own_loop=not steps)
+    passed.choices += [*choices, *packed, *_decoding(pipe, place), *_attention(pipe, place)]
     cached = None if steps or extracted else _cached(pipe, place, passed)
     return Live(pipe, before, after, surroundings, cached), passed, wearing
 
@@ -118,7 +119,7 @@ def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
         model_config=dict(options),
         boundary_ratio=options.get("boundary_ratio"),
         parallel_config=parallel_of(place.config.parallel),
-        vae_use_tiling=place.config.decode.tiling,
+        vae_use_tiling=place.config.decode.tiling or place.config.parallel.vae_tiles > 1,
         extras=Extras(auxiliary_text_encoder=place.config.contract.encoder),
         step_execution=place.spec.foreign is not None and place.spec.foreign.shares,
         **_running(place.config),
@@ -154,8 +155,9 @@ def parallel_of(chosen: ParallelConfig) -> DiffusionParallelConfig:
 
 def _decoding(pipe: nn.Module, place: Place) -> list[Choice]:
     """Every part of it that can decode in tiles, or pictures one at a time, does so where that was asked for."""
+    ranks = place.config.parallel.vae_tiles
     asked = {"tiling": place.config.decode.tiling, "slicing": place.config.contract.slicing}
-    found = []
+    found = shared_tiles(pipe, ranks) if ranks > 1 else []
     for what in (name for name, wanted in asked.items() if wanted):
         able = {name: part for name, part in pipe.named_children() if hasattr(part, f"enable_{what}")}
         if not able:
@@ -166,6 +168,23 @@ def _decoding(pipe: nn.Module, place: Place) -> list[Choice]:
             getattr(part, f"enable_{what}")()
         found += [Choice("decode", f"{PIPELINE}.{name}", what, "asked for") for name in able]
     return found
+
+
+def shared_tiles(pipe: nn.Module, ranks: int) -> list[Choice]:
+    """So many ranks decode the tiles of every autoencoder of it that can share them; ConfigError where none can."""
+    able: dict[str, Any] = {name: part for name, part in pipe.named_modules() if isinstance(part, DistributedVaeMixin)}
+    if not able:
+        raise ConfigError(
+            f"vae_patch_parallel_size={ranks} cannot be: no part of {type(pipe).__name__} is a DistributedVaeMixin; "
+            "build its autoencoder as DistributedAutoencoderKL, or leave it out"
+        )
+    for part in able.values():
+        part.set_parallel_size(ranks)
+        if hasattr(part, "enable_tiling"):
+            part.enable_tiling()
+        else:
+            part.use_tiling = True
+    return [Choice("decode", f"{PIPELINE}.{name}", f"tiles shared out to {ranks} ranks", "asked for") for name in able]
 
 
 def _attention(pipe: nn.Module, place: Place) -> list[Choice]:

@@ -6,54 +6,38 @@ ranks, and around all that a step cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omnimuse.cache.stepcache import StepCache, too_few
 from omnimuse.compat.contract.blocks import DECLARED, ContractStack, stacked
+from omnimuse.compat.contract.offloaded import Passed, offload, planned, take_turns
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.door import Place
-from omnimuse.compat.vllm_omni.diffusion.called import call_behind
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Cut
 from omnimuse.layers.compiled import Backend
-from omnimuse.loader.tensors import stored_tensors
 from omnimuse.lora.linear import Rack
-from omnimuse.offload.host import DeviceLanes, HostStore
-from omnimuse.offload.layerwise import LayerwiseOffload
-from omnimuse.offload.parcels import Away
-from omnimuse.offload.residency import Residency
-from omnimuse.offload.stores import FileStore, Store
 from omnimuse.parallel.mesh import SEQUENCE, Axis, Mesh
 from omnimuse.parallel.shard import Shard, ShardRunner
 
-CALLED = ("forward", "encode", "decode")
-"""Methods of a pipeline's part that compute with its weights."""
-
 CONDITIONS = "_hsdp_shard_conditions"
-
-
-@dataclass
-class Passed:
-    """What the passes chose, and what is to be closed with the engine."""
-
-    choices: list[Choice] = field(default_factory=list)
-    closes: list[Callable[[], None]] = field(default_factory=list)
 
 
 Sharing = Callable[[nn.Module, Mesh], list[Choice]]
 """(pipeline, mesh): its networks share tokens among ranks from now on."""
 
 
-def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens) -> Passed:
-    """All of it; on the way everything of `pipe` that stays on the device gets there."""
-    config, passed = place.config, Passed()
+def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens, parts: nn.Module | None = None) -> Passed:
+    """All of it; on the way everything of `pipe` that stays on the device gets there.
+
+    Those of `parts` take turns, where parts do, which are its own if nobody says so.
+    """
+    config, passed, whole = place.config, Passed(), pipe if parts is None else parts
     sharded, away = config.parallel.shard > 1, config.offload.mode == "layers"
     asked = {
         "enable_layerwise_offload": away,
@@ -63,14 +47,14 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens) ->
     }
     if any(asked.values()):
         stacks = stacked(pipe)
-        if not stacks:
+        if not stacks and not (away and planned(pipe)):
             wanted = next(name for name, there in asked.items() if there)
             raise ConfigError(
                 f"{wanted} cannot be: no network of {type(pipe).__name__} says what its blocks are; give it "
                 f"{' or '.join(DECLARED)}"
             )
         if away:
-            offload(stacks, place, passed)
+            offload(pipe, stacks, place, passed)
         if sharded:
             keep_parts(pipe, stacks, place, passed)
         if config.compile.mode != "none":
@@ -78,62 +62,11 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens) ->
         if config.cache.kind != "none":
             step_cache(stacks, place, passed)
     if config.offload.mode == "components":
-        take_turns(pipe, place, passed)
-    pipe._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place.device))
+        take_turns(dict(whole.named_children()), place, passed)
+    whole._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place.device))
     if place.mesh.axis(SEQUENCE).size > 1:
         passed.choices += sharing(pipe, place.mesh)
     return passed
-
-
-def offload(stacks: Mapping[str, ContractStack], place: Place, passed: Passed) -> None:
-    """Blocks come to the device one at a time."""
-    store = _store(place, passed)
-    for label, stack in stacks.items():
-        home = _away(stack, place, store, stack.blocks())
-        home.rest.enter()  # what several blocks share stays
-        for parcel in home.blocks.values():
-            parcel.leave()
-        stack.runner = LayerwiseOffload(home.blocks)
-        how = f"{len(stack.blocks())} blocks one at a time"
-        passed.choices.append(Choice("offload", label, how, "asked for"))
-
-
-def take_turns(pipe: nn.Module, place: Place, passed: Passed) -> None:
-    """Parts of `pipe` come to the device when one of their `CALLED` methods is called, and leave for another one."""
-    store = _store(place, passed)
-    parts = {name: part for name, part in pipe.named_children() if stored_tensors(part)}
-    turns = Residency(parts, {name: _away(part, place, store, ()).rest for name, part in parts.items()})
-    for name, part in parts.items():
-        turns[name].requires_grad_(False)
-        for method in CALLED:
-            if hasattr(part, method):
-                call_behind(part, method, partial(turns.__getitem__, name))
-        passed.choices.append(Choice("offload", name, "comes when it is called", "asked for"))
-    turns.leave()
-
-
-def _store(place: Place, passed: Passed) -> Store:
-    """Where weights wait."""
-    cpu = place.device.type == "cpu"
-    store: Store = FileStore(place.config.offload.folder) if cpu else HostStore(DeviceLanes(place.device))
-    passed.closes.append(store.close)
-    return store
-
-
-def _away(module: nn.Module, place: Place, store: Store, blocks: Sequence[nn.Module]) -> Away:
-    """The home of a module that has its weights, which wait there from now on."""
-    stored = stored_tensors(module)
-    absent = {name: (_absent(tensor), names) for name, (tensor, names) in stored.items()}
-    home = Away(module, absent, place.device, store, blocks)
-    for name, (tensor, _) in stored.items():
-        home.space(name, tensor).copy_(tensor.detach())
-    home.seal()
-    return home
-
-
-def _absent(tensor: Tensor) -> Tensor:
-    meta = tensor.detach().to("meta")
-    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
 
 
 def keep_parts(pipe: nn.Module, stacks: Mapping[str, ContractStack], place: Place, passed: Passed) -> None:

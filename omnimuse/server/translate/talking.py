@@ -66,6 +66,7 @@ TALK: tuple[Field, ...] = (
     Field("size", "size", "size", "of the picture that comes with an answer, of a model that draws (ours)"),
     Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps of that picture (ours)"),
     Field("guidance_scale", "real", "guidance_scale", "how strongly its prompt steers that picture (ours)"),
+    Field("partial_images", "whole", "partial_images", "looks at that picture, in a stream (ours)", low=0, high=3),
     Field("audio", "object", "audio", 'how an answer sounds: {"voice": ..., "format": "wav"}; in a stream "pcm16"'),
     Field(
         "use_audio_in_video",

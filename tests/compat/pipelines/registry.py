@@ -9,6 +9,7 @@ _DIFFUSION_MODELS = {
     "DocumentedEditStepPipeline": ("medium", "pipeline_medium", "MediumEditStepPipeline"),
     "DocumentedCustomPipeline": ("medium", "pipeline_medium", "CustomMediumPipeline"),
     "DocumentedCustomStepPipeline": ("medium", "pipeline_medium", "CustomMediumStepPipeline"),
+    "PlannedPipeline": ("medium", "pipeline_medium", "PlannedMediumPipeline"),
     "BarePipeline": ("medium", "pipeline_medium", "BareMediumPipeline"),
     "TwoListsPipeline": ("double", "pipeline_double", "DoublePipeline"),
     "TwoListsStepPipeline": ("double", "pipeline_double", "DoubleStepPipeline"),

@@ -19,11 +19,15 @@ OPTIONS = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__)
     for name, kind, usual in OPTIONS:
-        parser.add_argument(name, type=kind, default=usual)
-    args = parser.parse_args()
+        made.add_argument(name, type=kind, default=usual)
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 

@@ -36,9 +36,10 @@ INSIDE = {"x86_64": "aarch64", "aarch64": "x86_64"}
 
 def verdict(machine: Machine, number: int, audit: int, second: int = 0, third: int = 0) -> int:
     """What the program says of a call, as the kernel's machine for classic BPF would."""
+    lines = program(machine)
     data, at, held = {0: number, 4: audit, 24: second, 32: third}, 0, 0
     for _ in range(1000):
-        operation, yes, no, k = program(machine)[at]
+        operation, yes, no, k = lines[at]
         at += 1
         if operation == RETURN:
             return k

@@ -51,6 +51,7 @@ def size(network: nn.Module) -> int:
     return sum(each.numel() for each in network.parameters())
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("ranks", [2, 8])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_rank_holds_little_more_than_its_share_of_a_published_network(place: str, ranks: int) -> None:

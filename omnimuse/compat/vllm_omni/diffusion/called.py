@@ -39,12 +39,13 @@ class StandIn(nn.Module):
         return getattr(own["inner"], name)
 
 
-def call_instead(network: nn.Module, called: Callable[[BoundArguments], Any]) -> None:
-    """Calls of `network`, which stays where it is, go to `called`."""
-    takes = signature(network.forward)
+def call_instead(network: nn.Module, called: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    """Calls of `network`, which stays where it is, go to `called(args, kwargs)`."""
+    own = network.forward
 
+    @wraps(own)  # whoever asks what it takes is told the same
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return called(takes.bind(*args, **kwargs))
+        return called(args, kwargs)
 
     network.forward = forward
 

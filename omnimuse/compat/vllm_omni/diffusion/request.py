@@ -45,5 +45,12 @@ class OmniDiffusionRequest:
         raise no_attribute(self, name)
 
 
+def resolve_video_num_frames(num_frames: int | None, *, default_num_frames: int, is_dummy_run: bool) -> int:
+    """How many frames a video has: what was chosen, or the pipeline's own number. One is what pictures have, and means
+    that nobody chose.
+    """
+    return default_num_frames if num_frames is None or (num_frames == 1 and not is_dummy_run) else num_frames
+
+
 def __getattr__(name: str) -> Any:
     raise no_name(__name__, name)

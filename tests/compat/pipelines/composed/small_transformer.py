@@ -14,6 +14,9 @@ from omnimuse.compat.sglang.runtime.layers.attention import USPAttention
 from omnimuse.compat.sglang.runtime.layers.layernorm import RMSNorm
 from omnimuse.compat.sglang.runtime.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from omnimuse.compat.sglang.runtime.models.dits.base import CachableDiT
+from omnimuse.compat.vllm_omni.diffusion.cache.teacache.config import _MODEL_COEFFICIENTS
+from omnimuse.compat.vllm_omni.diffusion.cache.teacache.context import CacheContext
+from omnimuse.compat.vllm_omni.diffusion.cache.teacache.extractors import register_extractor
 
 
 class Linear(ReplicatedLinear):
@@ -206,5 +209,37 @@ class FluxTransformer2DModel(CachableDiT):
         scale, shift = self.norm_out(temb)
         return self.proj_out(normed(x[:, text.shape[1] :], scale, shift))
 
+
+def extract_small_context(module, hidden_states, encoder_hidden_states, pooled_projections, timestep, **kwargs):
+    """The forward in pieces, for TeaCache."""
+    x, text = module.x_embedder(hidden_states), module.context_embedder(encoder_hidden_states)
+    temb, freqs = module.time_text_embed(timestep, kwargs["guidance"], pooled_projections), kwargs["freqs_cis"]
+    shift, scale = module.transformer_blocks[0].norm1(temb)[:2]
+
+    def run_transformer_blocks():
+        h, e = x, text
+        for block in module.transformer_blocks:
+            h, e = block(h, e, temb, freqs)
+        h = torch.cat([e, h], dim=1)
+        for block in module.single_transformer_blocks:
+            h = block(h, temb, freqs, e.shape[1])
+        return (h[:, e.shape[1] :],)
+
+    def postprocess(h):
+        scale, shift = module.norm_out(temb)
+        return module.proj_out(normed(h, scale, shift))
+
+    return CacheContext(
+        modulated_input=normed(x, scale, shift),
+        hidden_states=x,
+        encoder_hidden_states=text,
+        temb=temb,
+        run_transformer_blocks=run_transformer_blocks,
+        postprocess=postprocess,
+    )
+
+
+register_extractor("FluxTransformer2DModel", extract_small_context)
+_MODEL_COEFFICIENTS["FluxTransformer2DModel"] = [1.0, 0.0]
 
 EntryClass = FluxTransformer2DModel

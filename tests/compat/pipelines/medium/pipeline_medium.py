@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file
@@ -18,10 +18,12 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from omnimuse.compat.vllm.model_executor.models.utils import AutoWeightsLoader
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, OmniDiffusionConfig, TransformerConfig
+from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl import DistributedAutoencoderKL
 from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.compat.vllm_omni.diffusion.distributed.utils import get_local_device
 from omnimuse.compat.vllm_omni.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
 from omnimuse.compat.vllm_omni.diffusion.models.interface import SupportImageInput, SupportsStepExecution
+from omnimuse.compat.vllm_omni.diffusion.offloader import OffloadPlan
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.diffusion.utils.tf_utils import get_transformer_config_kwargs
@@ -65,7 +67,7 @@ class MediumPipeline(nn.Module, CFGParallelMixin, DiffusionPipelineProfilerMixin
             setattr(self, f"text_encoder{suffix}", encoder.to(self.device))
             tokenizer = CLIPTokenizer.from_pretrained(model, subfolder=f"tokenizer{suffix}", local_files_only=local)
             setattr(self, f"tokenizer{suffix}", tokenizer)
-        self.vae = AutoencoderKL.from_pretrained(
+        self.vae = DistributedAutoencoderKL.from_pretrained(
             model, subfolder="vae", local_files_only=local, torch_dtype=od_config.dtype
         ).to(self.device)
         kwargs = get_transformer_config_kwargs(od_config.tf_model_config, MediumTransformer2DModel)
@@ -317,3 +319,12 @@ class BareMediumPipeline(MediumPipeline):
     """The same around such a transformer."""
 
     transformer_class = BareTransformer
+
+
+class PlannedMediumPipeline(MediumPipeline):
+    """The same, with a plan of what else may wait outside the device."""
+
+    _offload_plan = OffloadPlan(
+        encoder_block_attrs={"text_encoder": ("text_model.encoder.layers",), "text_encoder_3": ("encoder.block",)},
+        on_demand_component_paths=frozenset({"text_encoder", "text_encoder_2"}),
+    )

@@ -38,7 +38,9 @@ class BaseDiT(nn.Module, ABC):
 
 
 class CachableDiT(BaseDiT):
-    """One whose steps may be cached. The name is here; step caches of such a network are refused."""
+    """One whose steps may be cached: here by an extractor that a file registers for its class (docs/compat.md), which
+    stands in the place of `forward`, and not in it.
+    """
 
 
 def __getattr__(name: str) -> Any:
