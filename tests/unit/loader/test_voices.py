@@ -47,3 +47,10 @@ def test_what_is_damaged_or_turned_is_refused(tmp_path: Path) -> None:
         archive.writestr("x/other.txt", "")
     with pytest.raises(ModelError, match="cannot be read as voices"):
         read_voices(tmp_path / VOICES)
+
+
+def test_more_numbers_than_voices_have_are_refused(tmp_path: Path) -> None:
+    many = torch.zeros(1000, 1000)
+    torch.save({str(number): {"cond": many} for number in range(5)}, tmp_path / VOICES)
+    with pytest.raises(ModelError, match="more than 4000000 numbers"):
+        read_voices(tmp_path / VOICES)
