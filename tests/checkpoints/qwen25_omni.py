@@ -4,7 +4,6 @@ pictures and sounds are prepared, and its voices beside them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from omnimuse.loader.components import quiet
 from tests.checkpoints import parts
-from tests.checkpoints.qwen3 import CHOICES, PROMPTS, prompt_ids, theirs
-from tests.checkpoints.qwen3_omni import GENERATION, PREPARING, TEMPLATE
+from tests.checkpoints.qwen3 import CHOICES, PROMPTS
+from tests.checkpoints.qwen3_omni import PREPARING, begun, saved, thought
 from tests.checkpoints.qwen3_tts import filled
 from tests.checkpoints.wishes import Answerer, Writer
 
@@ -161,13 +160,7 @@ def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker, and one whose talker
     has so many `places` says codes until there are no more: its end is a mark that it never says.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = parts.qwen_tokenizer()
-    tokenizer.add_tokens(["assistant", *MARKED])
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    for name, content in (("preprocessor_config.json", SHOWING), ("chat_template.json", {"chat_template": TEMPLATE})):
-        (folder / name).write_text(json.dumps(content))
+    tokenizer = begun(folder, MARKED, SHOWING)
     ids = tokenizer.convert_tokens_to_ids
     torch.save(voices(ids), folder / "spk_dict.pt")
     with quiet("transformers"):
@@ -180,9 +173,7 @@ def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
         parts.filled("model", 0, model)
         if speaks:
             tamed(model)
-        model.save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": [ids("<|im_end|>")]}))
-    return folder
+        return saved(folder, model, tokenizer)
 
 
 def opened(folder: Path) -> Any:
@@ -195,13 +186,7 @@ def generated(
     folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
 ) -> list[int]:
     """The tokens that the thinker of transformers writes after a prompt, with all random numbers from `seed`."""
-    model = opened(folder)
-    told = json.loads((folder / "generation_config.json").read_text())
-    ids = torch.tensor([prompt_ids(folder, prompt, TEMPLATE)])
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        found = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), **{**told, **theirs(choices)})
-    return [int(token) for token in found[0, ids.shape[1] :]]
+    return thought(opened(folder), folder, prompt, seed, choices)
 
 
 WRITERS = (

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 
 from omnimuse import Omni
-from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Chunk, Event, Progress
 from omnimuse.diffusion.three_eighths import time_of
@@ -37,13 +36,17 @@ from tests.checkpoints.conversations import (
     Talk,
     asked,
     heard,
+    in_company,
     moving,
     pixels,
     shown,
     spectra,
 )
 from tests.checkpoints.qwen3 import theirs
+from tests.checkpoints.qwen3_omni import GENERATION, TEMPLATE
 from tests.checkpoints.wishes import chord
+
+pytestmark = pytest.mark.costly("what watches and speaks")
 
 CPU = torch.device("cpu")
 LONGEST = qwen25_omni.SHOWING["chunk_length"] * 16_000
@@ -57,9 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def omni(folder: Path) -> Iterator[Omni]:
-    schedule = ScheduleConfig(strict_slots=True, company="always")
-    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=schedule)
-    with Omni(str(folder), config=config) as made:
+    with in_company(folder) as made:
         yield made
 
 
@@ -87,7 +88,7 @@ def counts(given: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def inputs(folder: Path, talk: Talk, came: Mapping[str, Any]) -> dict[str, Tensor]:
     """What the thinker of transformers takes."""
     given = prepared(came)
-    return asked(folder, qwen25_omni.TEMPLATE, talk, given, counts(given))
+    return asked(folder, TEMPLATE, talk, given, counts(given))
 
 
 def end_of(folder: Path) -> list[int]:
@@ -97,7 +98,7 @@ def end_of(folder: Path) -> list[int]:
 
 def answer(folder: Path, reference: Any, given: Mapping[str, Tensor], choices: Mapping[str, Any]) -> list[int]:
     """The tokens of transformers."""
-    told = {**qwen25_omni.GENERATION, "eos_token_id": end_of(folder), **theirs(choices)}
+    told = {**GENERATION, "eos_token_id": end_of(folder), **theirs(choices)}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
         found = reference.thinker.generate(**given, **told)
@@ -209,7 +210,7 @@ def test_videos_are_heard_while_they_are_watched_as_transformers_does(folder: Pa
     how = {"position_id_per_seconds": 25, "seconds_per_chunk": 2.0}
     film = published.replace_video_with_audio_token(processor, told, 0, {"num_audio_tokens": many["audio"]}, 0, **how)
     assert len(re.findall("(?:<.video_pad.>)+(?:<.audio_pad.>)+", film)) > 1
-    template = qwen25_omni.TEMPLATE.replace("<|video_pad|>", film)
+    template = TEMPLATE.replace("<|video_pad|>", film)
     given = asked(folder, template, talk, given, {"image": many["image"]})
     given["use_audio_in_video"] = True  # type: ignore[assignment]
     messages = [shown("image", "video", "audio", text="two"), *talk[1:]]
@@ -257,7 +258,6 @@ def test_a_long_answer_is_painted_in_passes_as_transformers_paints_the_whole(omn
     )
 
 
-@pytest.mark.costly("painting")
 def test_a_long_answer_is_heard_before_it_is_said_to_its_end(tmp_path: Path) -> None:
     folder = qwen25_omni.build(tmp_path / "long", places=330)
     talk, came, tokens = ALOUD[0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen25_omni.answering import SpeakThought, ThinkAloud
+from omnimuse.components.sights import Seen
+from omnimuse.models.qwen25_omni.answering import Overheard, SpeakThought, ThinkAloud
 from omnimuse.models.qwen25_omni.hearing import spectrum
 from omnimuse.models.qwen25_omni.painting import Paint, Sound
 from omnimuse.models.qwen25_omni.spec import SPEC
-from omnimuse.pipeline.conversing import Perceive, ReadShown
+from omnimuse.pipeline.conversing import Brief, Perceive, ReadShown, Shown
 from omnimuse.pipeline.pipeline import Pipeline
 
 LEAST = 128
@@ -25,6 +26,7 @@ class Qwen25OmniPipeline(Pipeline):
         (Paint(),),
         (Sound(),),
     )
+    records = (Brief, Overheard, Seen, Shown)
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen3_omni.speaking import SpeakOverheard
+from omnimuse.components.sights import Seen
+from omnimuse.models.qwen3_omni.speaking import Overheard, SpeakOverheard
 from omnimuse.models.qwen3_omni.spec import SPEC
 from omnimuse.models.qwen3_omni.thinking import ThinkAloud
 from omnimuse.pipeline.answering import DecodeAnswer
-from omnimuse.pipeline.conversing import Perceive, ReadShown, spectrum
+from omnimuse.pipeline.conversing import Brief, Perceive, ReadShown, Shown, spectrum
 from omnimuse.pipeline.pipeline import Pipeline
 
 
@@ -21,6 +22,7 @@ class Qwen3OmniPipeline(Pipeline):
         (SpeakOverheard(),),
         (DecodeAnswer("code2wav"),),
     )
+    records = (Brief, Overheard, Seen, Shown)
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 
 
