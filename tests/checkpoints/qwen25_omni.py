@@ -133,12 +133,13 @@ def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen2_5OmniConf
 
 @torch.no_grad()
 def tamed(model: Any) -> None:
-    """Random numbers that speak: waves are no noise and hardly cut off at 1, and of the codes none is a mark but the
-    end, which does not come at once.
+    """Random numbers that speak: waves are no noise and hardly cut off at 1, and it ends, but neither at once nor late,
+    for no code is much likelier than another.
     """
     for name, value in model.token2wav.named_parameters():
         if "bigvgan" in name:
             value.copy_(filled(name, tuple(value.shape)) * (0.05 if "conv_post" in name else 1))
+    model.talker.codec_head.weight[:CODES] *= 0.3
     model.talker.codec_head.weight[CODES:] = 0
 
 
