@@ -128,9 +128,7 @@ class Case:
         return [f"{self.family}, {' '.join(self.names)}: {error:.1e}" for error in errors if not error <= bound]
 
 
-def cases(
-    asked: Iterable[tuple[str, tuple[str, ...]]], tiny: Callable[[str], Path], folder: Path
-) -> list[Case]:
+def cases(asked: Iterable[tuple[str, tuple[str, ...]]], tiny: Callable[[str], Path], folder: Path) -> list[Case]:
     """All of these, with adapters to wear."""
     made = []
     for number, (family, names) in enumerate(asked):
