@@ -1,8 +1,8 @@
-"""Everything that goes together is switched on together, on one rank and on two: what promises to change nothing of what
-is drawn changes nothing of what the others make.
+"""Everything that goes together is switched on together, on one rank and on two: what promises to change nothing of
+what is drawn changes nothing of what the others make.
 
-Each case is a set of features by their names in `tools/features_page.py`, whose words for requests and engines are taken;
-together the cases have every pair that goes together and that no other test has.
+Each case is a set of features by their names in `tools/features_page.py`, whose words for requests and engines are
+taken; together the cases have every pair that goes together and that no other test has.
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ def one_thread() -> Iterable[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("asked", [*ALONE, *SHARED, COMPILED], ids=lambda asked: " ".join(asked[1]))
 def test_what_is_tried_is_let_in(
     asked: tuple[str, tuple[str, ...]], tiny: Callable[[str], Path], tmp_path: Path

@@ -1,4 +1,4 @@
-"""The stages of Qwen2.5-Omni: look and listen, read, write; meanwhile talk; then paint what was said, and sound it."""
+"""The stages of Qwen2.5-Omni: look and listen, read, write; meanwhile talk, paint what was said, and sound it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Qwen25OmniPipeline(Pipeline):
     tracks = (
         (Perceive(spectrum, LEAST), ReadShown(), ThinkAloud()),
         (SpeakThought(),),
-        (Paint(), Sound()),
+        (Paint(),),
+        (Sound(),),
     )
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 

@@ -6,16 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.diffusion.three_eighths import ThreeEighths
-from omnimuse.pipeline.state import park, wake
+from omnimuse.diffusion.three_eighths import STAGES, evaluations, moved, time_of
 
 
 def grown(intervals: int) -> Tensor:
     """What 1 has become at time 1 where everything grows by its own size."""
-    solver = ThreeEighths.of([place / intervals for place in range(intervals + 1)], torch.ones(1, dtype=torch.float64))
-    for index in range(solver.evaluations):
-        solver.step(index, solver.sample)
-    return solver.sample
+    times = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
+    base = sample = torch.ones(1, dtype=torch.float64)
+    slopes = list[Tensor]()
+    for index in range(evaluations(times)):
+        slopes.append(sample)
+        sample = moved(times, index, base, slopes)
+        if len(slopes) == STAGES:
+            base, slopes = sample, []
+    return sample
 
 
 def test_twice_as_many_intervals_are_sixteen_times_as_near() -> None:
@@ -24,20 +28,11 @@ def test_twice_as_many_intervals_are_sixteen_times_as_near() -> None:
 
 
 def test_it_looks_at_both_ends_and_twice_between_them() -> None:
-    solver = ThreeEighths.of([0.0, 0.3, 1.0], torch.zeros(1))
-    times = [float(solver.time(index)) for index in range(solver.evaluations)]
-    assert times == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.3, 0.3 + 0.7 / 3, 0.3 + 1.4 / 3, 1.0])
+    times = torch.tensor([0.0, 0.3, 1.0])
+    found = [float(time_of(times, index)) for index in range(evaluations(times))]
+    assert found == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.3, 0.3 + 0.7 / 3, 0.3 + 1.4 / 3, 1.0])
 
 
-def test_an_evaluation_that_is_left_out_is_noticed() -> None:
-    solver = ThreeEighths.of([0.0, 1.0], torch.zeros(1))
-    with pytest.raises(AssertionError, match="in order"):
-        solver.step(1, torch.zeros(1))
-
-
-def test_parked_and_woken_in_between_it_goes_on() -> None:
-    solver = ThreeEighths.of([0.0, 1.0], torch.ones(1))
-    for index in range(solver.evaluations):
-        solver.step(index, solver.sample)
-        solver = wake(park(solver))
-    assert float(solver.sample) == pytest.approx(float(grown(1)))
+def test_too_many_slopes_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 slopes were given"):
+        moved(torch.tensor([0.0, 1.0]), 3, torch.zeros(1), [torch.zeros(1)] * 5)
