@@ -1,12 +1,11 @@
 """Tests that are crossed with every family take turns: of those marked `crossed` a commit runs one in `TURNS`.
 
-Of one family of each medium (`OFTEN`) it runs a third, so that each feature is tried with one of them at every commit.
-Of those that are `slow`, too, it runs one in `RARE`, whatever the family, and so it does of what is `costly`: a quarter
-of a minute and more for one narrow thing. Tests that share what takes long to start have their turn together:
-`costly("memory")`. Tests of a kind have their turns one after the other, so that every turn costs about the same. Which
-turn it is follows from the commit, so that the same commit always runs the same. Who names files or tests gets all of
-them, and so does `make test-all`; who names a turn (`--turn 3`, the third) gets a share as large of files that are
-named.
+Of one family of each medium (`OFTEN`) it runs a third, so that each feature is tried with one of them at every commit,
+but for those that are `slow`. As rarely as these comes what is `costly`: a quarter of a minute and more for one narrow
+thing. Tests that share what takes long to start have their turn together: `costly("memory")`. Tests of a kind have
+their turns one after the other, so that every turn costs about the same. Which turn it is follows from the commit, so
+that the same commit always runs the same. Who names files or tests gets all of them, and so does `make test-all`; who
+names a turn (`--turn 3`, the third) gets a share as large of files that are named.
 """
 
 from __future__ import annotations
@@ -20,13 +19,10 @@ from zlib import crc32
 
 import pytest
 
-RARE = 24
-"""How many turns there are."""
-TURNS = 12
-"""After so many, what is not dear has its turn again, and after as many as `OFTEN` names, what is of these."""
+TURNS = 24
 OFTEN = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
 """Families by the names in the ids of their tests; no other family's name goes on where one of these ends. What writes
-text is crossed with nothing.
+text is crossed with nothing. There are a whole number of turns for each of them.
 """
 _KEY = pytest.StashKey[int | None]()
 
@@ -42,7 +38,7 @@ class Unit:
 
 def turn_of(commit: str) -> int:
     """Whose turn it is at a commit, named by its hash."""
-    return crc32(commit.encode()) % RARE
+    return crc32(commit.encode()) % TURNS
 
 
 def on_turn(units: Iterable[Unit], turn: int) -> set[Unit]:
@@ -67,16 +63,16 @@ def comes_often(test: str) -> bool:
 def unit_of(item: pytest.Item) -> Unit | None:
     """With what a test takes turns; None if it runs always."""
     if costly := item.get_closest_marker("costly"):
-        return Unit("costly", next(iter(costly.args), item.nodeid), RARE)
+        return Unit("costly", next(iter(costly.args), item.nodeid), TURNS)
     if not item.get_closest_marker("crossed"):
         return None
-    turns = RARE if item.get_closest_marker("slow") else len(OFTEN) if comes_often(item.nodeid) else TURNS
+    turns = len(OFTEN) if comes_often(item.nodeid) and not item.get_closest_marker("slow") else TURNS
     return Unit(f"{item.nodeid.partition('[')[0]}, one in {turns}", item.nodeid, turns)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run all tests that take turns, too")
-    numbers = range(1, RARE + 1)
+    numbers = range(1, TURNS + 1)
     parser.addoption("--turn", type=int, choices=numbers, metavar="N", help="of those that take turns, run the Nth's")
 
 
@@ -103,7 +99,7 @@ def _turn(config: pytest.Config) -> int | None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     turn = config.stash[_KEY]
-    return "" if turn is None else f"turn {turn + 1} of {RARE} for crossed tests; `make test-all` runs them all"
+    return "" if turn is None else f"turn {turn + 1} of {TURNS} for crossed tests; `make test-all` runs them all"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

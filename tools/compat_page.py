@@ -33,6 +33,7 @@ def page(written: str) -> str:
     )
     tables = [
         known("Names", NAMES.known),
+        known("What pipelines, networks and plugins have", NAMES.declared, of="of"),
         refused("Names that are refused", NAMES.refused),
         arguments("Arguments that the documents give", NAMES.arguments),
         *(chosen(title, rows) for title, rows in settings),
@@ -45,9 +46,9 @@ def page(written: str) -> str:
     return f"{above}\n\n{MARK}\n" + "\n".join(tables)
 
 
-def known(title: str, rows: Sequence[Known]) -> str:
-    """Every name that is here."""
-    lines = [f"## {title}", "", "| module | names | documented in | what ours does | test |", "|---|---|---|---|---|"]
+def known(title: str, rows: Sequence[Known], of: str = "module") -> str:
+    """Every name that is here, and the module, or what else, it is `of`."""
+    lines = [f"## {title}", "", f"| {of} | names | documented in | what ours does | test |", "|---|---|---|---|---|"]
     alike = groupby(rows, key=lambda row: (row.module, row.where, row.does, row.test))
     lines += [_line(list(each)) for _, each in alike]
     return "\n".join(lines) + "\n"
@@ -56,7 +57,8 @@ def known(title: str, rows: Sequence[Known]) -> str:
 def _line(rows: list[Known]) -> str:
     row, names = rows[0], ", ".join(f"`{each.name}`" for each in rows)
     path, _, test = row.test.partition("::")
-    return f"| `{row.module}` | {names} | {row.where} | {row.does} | `{Path(path).name}`: {test.replace('_', ' ')} |"
+    of = row.module if " " in row.module else f"`{row.module}`"
+    return f"| {of} | {names} | {row.where} | {row.does} | `{Path(path).name}`: {test.replace('_', ' ')} |"
 
 
 def refused(title: str, rows: Sequence[Refused]) -> str:

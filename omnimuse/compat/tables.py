@@ -15,7 +15,9 @@ TESTS = "tests/compat/test_"
 
 @dataclass(frozen=True)
 class Known:
-    """A name that is here: in which module, where it is documented, what it does, and the test of that."""
+    """A name that is here: in which module, or that a pipeline or a network has; where it is documented, what it does,
+    and the test of that.
+    """
 
     module: str
     name: str
@@ -52,6 +54,7 @@ class Names:
     known: tuple[Known, ...]
     refused: tuple[Refused, ...]
     arguments: tuple[Argument, ...]
+    declared: tuple[Known, ...] = ()
 
     def why(self, module: str, name: str = "") -> str:
         """Why `name` of `module`, or the module, is not here, as the end of a sentence; empty where nothing is said."""
@@ -65,10 +68,13 @@ class Names:
 def names_in(path: Path) -> Names:
     """What the file at `path` has: in each row several names of one module may stand, with blanks between."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
-    known = (
-        Known(module, name, where, does, f"{TESTS}{test.replace('::', '.py::test_')}")
-        for module, names, where, does, test in content["known"]
-        for name in names.split()
+    known, declared = (
+        tuple(
+            Known(module, name, where, does, f"{TESTS}{test.replace('::', '.py::test_')}")
+            for module, names, where, does, test in content.get(rows, ())
+            for name in names.split()
+        )
+        for rows in ("known", "declared")
     )
     refused = (
         Refused(module, name, where, why) for module, names, where, why in content["refused"] for name in names.split()
@@ -78,4 +84,4 @@ def names_in(path: Path) -> Names:
         for module, owner, names, where, does in content.get("arguments", ())
         for name in names.split()
     )
-    return Names(tuple(known), tuple(refused), tuple(arguments))
+    return Names(known, tuple(refused), tuple(arguments), declared)

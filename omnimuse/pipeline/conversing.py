@@ -183,6 +183,10 @@ class Brief:
         return Seen(self.seen.shown[rows], self.seen.deep[:, rows])
 
 
+RECORDS = (Brief, Seen, Shown)
+"""What slots of these stages hold (`Pipeline.records`)."""
+
+
 @dataclass(frozen=True)
 class ReadShown(Stage):
     """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown."""

@@ -142,6 +142,7 @@ def test_options_mean_what_they_mean_there() -> None:
     assert of(num_gpus=4, sp_degree=4, ring_degree=2).parallel == ParallelConfig(ulysses=2, ring=2)
     assert of(num_gpus=4, tp_size=2, enable_cfg_parallel=True).parallel == ParallelConfig(tensor=2, cfg=2)
     assert of(num_gpus=2, use_fsdp_inference=True).parallel == ParallelConfig(ulysses=2, shard=2)
+    assert of(num_gpus=2, vae_sp=True).parallel == ParallelConfig(ulysses=2, vae_tiles=2)
     assert of(dit_cpu_offload=True, pin_cpu_memory=True).offload == OffloadConfig("components")
     assert of(dit_layerwise_offload=True).offload == OffloadConfig("layers")
     assert of(enable_torch_compile=True).compile.mode == "blocks"

@@ -25,7 +25,7 @@ from omnimuse.compat.sglang.runtime.layers.linear import RowParallelLinear
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import Req
 from omnimuse.compat.sglang.runtime.pipelines_core.stages import DenoisingStage
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
-from omnimuse.core.config import AttentionConfig
+from omnimuse.core.config import AttentionConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.parallel.mesh import Mesh
 from tests.checkpoints import adapters, flux
@@ -128,6 +128,18 @@ def test_two_ranks_draw_what_one_draws(axis: str, small: tuple[Path, torch.Tenso
     model = ModelConfig(str(folder), "float32", "cpu", plugins=(COMPOSED,))
     [found], _ = on_two_ranks(Config(model, parallel=parallel), [WISHES[1]], tmp_path / "meeting")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(300)
+def test_two_ranks_decode_the_tiles_of_one(small: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    model = ModelConfig(str(small[0]), "float32", "cpu", plugins=(COMPOSED,))
+    with running(Config(model, decode=DecodeConfig(tiling=True))) as engine:
+        expected = drawn(engine, [WISHES[1]])
+    parallel = ParallelConfig(cfg=2, vae_tiles=2)
+    found, _ = on_two_ranks(Config(model, parallel=parallel), [WISHES[1]], tmp_path / "meeting")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (found[0] - small[1]).abs().max() > 1e-6  # tiles change a picture a little
 
 
 class Own(DenoisingStage):

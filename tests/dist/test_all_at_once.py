@@ -1,8 +1,8 @@
-"""Everything that goes together is switched on together, on one rank and on two: what promises to change nothing of what
-is drawn changes nothing of what the others make.
+"""Everything that goes together is switched on together, on one rank and on two: what promises to change nothing of
+what is drawn changes nothing of what the others make.
 
-Each case is a set of features by their names in `tools/features_page.py`, whose words for requests and engines are taken;
-together the cases have every pair that goes together and that no other test has.
+Each case is a set of features by their names in `tools/features_page.py`, whose words for requests and engines are
+taken; together the cases have every pair that goes together and that no other test has.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ class Case:
         return [f"{self.family}, {' '.join(self.names)}: {error:.1e}" for error in errors if not error <= bound]
 
 
-def cases(
-    asked: Iterable[tuple[str, tuple[str, ...]]], tiny: Callable[[str], Path], folder: Path
-) -> list[Case]:
+def cases(asked: Iterable[tuple[str, tuple[str, ...]]], tiny: Callable[[str], Path], folder: Path) -> list[Case]:
     """All of these, with adapters to wear."""
     made = []
     for number, (family, names) in enumerate(asked):
@@ -178,8 +176,11 @@ def one_thread() -> Iterable[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("asked", [*ALONE, *SHARED, COMPILED], ids=lambda asked: " ".join(asked[1]))
-def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_is_tried_is_let_in(
+    asked: tuple[str, tuple[str, ...]], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     [case] = cases([asked], tiny, tmp_path)
     assert attempt(case.stand, case.features) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -77,10 +78,26 @@ print("drawn")
 
 
 @pytest.mark.costly
-def test_ranks_that_torchrun_started_are_taken_as_they_are_and_the_first_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_ranks_that_torchrun_started_are_taken_as_they_are_and_the_first_goes_on(tmp_path: Path, nodes: int) -> None:
+    """On one machine, or on as many as take this one for theirs, each with an agent of torchrun's own."""
     script = tmp_path / "draw.py"
     script.write_text(UNDER_TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    begin = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), *where]
+    each = ["--nproc-per-node", str(2 // nodes), str(script)]
     environment = {**Environment.for_workers(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0 and done.stdout.count("drawn") == 1, done.stdout + done.stderr
+    working = [
+        subprocess.Popen(
+            [*begin, "--node-rank", str(node), *each],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for node in range(nodes)
+    ]
+    told = [one.communicate()[0] for one in working]
+    assert all(one.returncode == 0 for one in working) and "".join(told).count("drawn") == 1, told

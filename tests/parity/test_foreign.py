@@ -49,6 +49,7 @@ def draw(entry: Foreign, folder: Path, **choices: object) -> Tensor:
     return result.output
 
 
+@pytest.mark.crossed
 def test_two_outputs_in_flight_are_what_the_library_gives_for_their_seeds(
     entry: Foreign, foreign_folder: Folder
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tests that take turns: a few families' come often, what is dear rarely, and who names tests gets all of them."""
+"""Tests that take turns: a few families' come often, and who names tests gets all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from omnimuse.models import REGISTRY
 from tests import turns
 from tests.checkpoints.families import FAMILIES
-from tests.turns import OFTEN, RARE, TURNS, Unit, comes_often, on_turn, turn_of
+from tests.turns import OFTEN, TURNS, Unit, comes_often, on_turn, turn_of
 
 SETTINGS = """
 [tool.pytest.ini_options]
@@ -53,17 +53,15 @@ def test_slow(family, y): pass
 
 
 def test_each_test_has_its_turn_as_often_as_any_other_and_commits_have_different_ones() -> None:
-    often = [Unit("often", f"tests/some.py::test[{number:03}]", TURNS) for number in range(100)]
-    third = [Unit("third", f"tests/some.py::test[{name}]", len(OFTEN)) for name in OFTEN]
-    rarely = [Unit("rarely", f"tests/some.py::slow[{number:03}]", RARE) for number in range(30)]
-    found = [on_turn([*often, *third, *rarely], turn) for turn in range(RARE)]
-    assert {sum(unit in each for each in found) for unit in often} == {RARE // TURNS}
+    rarely = [Unit("rarely", f"tests/some.py::test[{number:03}]", TURNS) for number in range(100)]
+    often = [Unit("often", f"tests/some.py::test[{name}]", len(OFTEN)) for name in OFTEN]
+    found = [on_turn([*rarely, *often], turn) for turn in range(TURNS)]
     assert {sum(unit in each for each in found) for unit in rarely} == {1}
-    assert [len(each.intersection(third)) for each in found] == [1] * RARE
-    for units in (often, third, rarely):
-        sizes = {len(each.intersection(units)) for each in found}
-        assert max(sizes) - min(sizes) <= 1, "no turn costs much more than another"
-    assert {turn_of(f"{commit:040x}") for commit in range(200)} == set(range(RARE))
+    assert {sum(unit in each for each in found) for unit in often} == {TURNS // len(OFTEN)}
+    assert [len(each.intersection(often)) for each in found] == [1] * TURNS
+    sizes = {len(each.intersection(rarely)) for each in found}
+    assert max(sizes) - min(sizes) <= 1, "no turn costs much more than another"
+    assert {turn_of(f"{commit:040x}") for commit in range(200)} == set(range(TURNS))
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ def refuse_features(spec: Spec, config: Config) -> None:
     """ConfigError for what the translation cannot give a composed pipeline.
 
     Ranks may share the two branches of guidance, which the engine deals out, weights, which its layers share, and
-    tokens, as its configuration says.
+    tokens, as its configuration says, and tiles.
     Where its network says what its blocks are, they may come one at a time, be compiled, and have a step cache. It
     has TeaCache by an extractor.
     """
     chosen, cached = config.parallel, config.cache.kind
-    taken = replace(chosen, pipe=1, shard=1, vae_tiles=1)
+    taken = replace(chosen, pipe=1, shard=1)
     asked = {
         f"cache={cached} with ulysses or ring": (
             cached == "dbcache" and chosen.sequence > 1,
@@ -39,8 +39,8 @@ def refuse_features(spec: Spec, config: Config) -> None:
         "kernels": (config.kernels.mode == "triton", "norms, rotations and gated sums are its own; leave it out"),
         "parallel": (
             chosen != taken,
-            f"of {chosen}, its loop over blocks (pipe), the blocks' weights (shard) and its autoencoder (vae_tiles) "
-            "are not ours to share; use tensor, cfg, ulysses or ring",
+            f"of {chosen}, its loop over blocks (pipe) and the blocks' weights (shard) are not ours to share; use "
+            "tensor, cfg, ulysses or ring",
         ),
         "load": (config.model.load != "weights", "the library reads its weights itself; use load=weights"),
     }

@@ -19,6 +19,7 @@ from omnimuse.compat.composed.weights import network_of
 from omnimuse.compat.contract.adapters import Renaming, dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.extracted import by_extractor, extract
+from omnimuse.compat.contract.make import shared_tiles
 from omnimuse.compat.contract.offloaded import Passed
 from omnimuse.compat.contract.origins import Origins
 from omnimuse.compat.contract.packed import NETWORKS, pack
@@ -37,6 +38,7 @@ from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import Denoi
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
 from omnimuse.compat.sglang.utils import PRECISION_TO_TYPE
 from omnimuse.compat.vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl import shared_out
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError, ModelError
@@ -107,6 +109,7 @@ def make(entry: Entry, place: Place) -> Composed:
         networks = nn.ModuleDict({name: each for name, each in modules.items() if name in NETWORKS})
         parts = nn.ModuleDict({name: each for name, each in modules.items() if isinstance(each, nn.Module)})
         told = dict.fromkeys(networks, renaming_of(config.dit_config))
+        tiled = _tiles(parts, place.config.parallel.vae_tiles)
         wearing = wardrobe(parts, place.checkpoint, origins, frozenset((PIPELINE, NETWORK)), told)
         packed = pack(dict(parts), place.config)
         extracted = by_extractor(place.config.cache)
@@ -115,7 +118,7 @@ def make(entry: Entry, place: Place) -> Composed:
         passed = transform(networks, around, share_latents, parts)
         if place.config.compile.mode != "none":
             dress_all(wearing, place.rack)
-        passed.choices += packed
+        passed.choices += [*packed, *tiled]
         pipe = cls(str(place.checkpoint.folder), args, modules)
     if not pipe.stages:
         raise ModelError(f"create_pipeline_stages of {entry.name} adds no stage; call add_stage in it")
@@ -192,7 +195,7 @@ def share_latents(networks: nn.Module, mesh: Mesh) -> list[Choice]:
 def args_of(config: PipelineConfig, place: Place) -> ServerArgs:
     """What stages may look at; the configuration's precisions become those that the components have here."""
     parallel = place.config.parallel
-    if place.config.decode.tiling:
+    if place.config.decode.tiling or parallel.vae_tiles > 1:
         config.vae_tiling = True
     config.model_path = str(place.checkpoint.folder)
     return ServerArgs(
@@ -264,6 +267,16 @@ def dtype_of(name: str, config: PipelineConfig, engine: torch.dtype) -> torch.dt
     if said[name] not in PRECISION_TO_TYPE:
         raise ModelError(f"the precision of {name} is {said[name]!r}; use one of {', '.join(PRECISION_TO_TYPE)}")
     return torch.float32 if said[name] == "fp32" else engine
+
+
+def _tiles(parts: nn.Module, ranks: int) -> list[Choice]:
+    """So many ranks decode the tiles of the library's autoencoders; ConfigError where there is none."""
+    if ranks == 1:
+        return []
+    for part in parts.children():
+        kind: Any = type(part)
+        part.__class__ = shared_out(kind)  # it stays what it is, and knows who decodes
+    return shared_tiles(parts, ranks)
 
 
 def _attention(modules: Mapping[str, Any], place: Place) -> list[Choice]:

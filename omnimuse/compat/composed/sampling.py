@@ -98,7 +98,7 @@ OPTIONS: Mapping[str, Meaning] = {
     "lora_nickname": Meaning("its name there"),
     "vae_precision": Meaning("", "", "a model says which of its networks need another format than the engine's"),
     "text_encoder_precisions": Meaning("", "", "a model says which of its networks need another format"),
-    "vae_sp": Meaning("", "", "use `--vae-tiles`: ranks decode tiles"),
+    "vae_sp": Meaning("`--vae-patch-parallel-size`: all ranks decode tiles"),
     "pipeline_config": Meaning("", "", "a plugin registers its configuration"),
     "pipeline_config_path": Meaning("", "", "a plugin registers its configuration"),
     "host": Meaning("", "", _NETWORK),

@@ -25,6 +25,7 @@ from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import SEQUENCE, Axis, Mesh
 from omnimuse.parallel.shard import Shard, ShardRunner
 
+AWAY = "enable_layerwise_offload"
 CONDITIONS = "_hsdp_shard_conditions"
 
 
@@ -40,17 +41,17 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens, pa
     config, passed, whole = place.config, Passed(), pipe if parts is None else parts
     sharded, away = config.parallel.shard > 1, config.offload.mode == "layers"
     asked = {
-        "enable_layerwise_offload": away,
+        AWAY: away,
         "use_hsdp": sharded,
         "enforce_eager=False": config.compile.mode != "none",
         "cache_backend": config.cache.kind != "none",
     }
     if any(asked.values()):
         stacks = stacked(pipe)
-        if not stacks and not (away and planned(pipe)):
-            wanted = next(name for name, there in asked.items() if there)
+        needing = [name for name, there in asked.items() if there and not (name == AWAY and planned(pipe))]
+        if needing and not stacks:
             raise ConfigError(
-                f"{wanted} cannot be: no network of {type(pipe).__name__} says what its blocks are; give it "
+                f"{needing[0]} cannot be: no network of {type(pipe).__name__} says what its blocks are; give it "
                 f"{' or '.join(DECLARED)}"
             )
         if away:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.components.sights import Seen
 from omnimuse.models.qwen25_omni.answering import Overheard, SpeakThought, ThinkAloud
 from omnimuse.models.qwen25_omni.hearing import spectrum
 from omnimuse.models.qwen25_omni.painting import Paint, Sound
 from omnimuse.models.qwen25_omni.spec import SPEC
-from omnimuse.pipeline.conversing import Brief, Perceive, ReadShown, Shown
+from omnimuse.pipeline.conversing import RECORDS, Perceive, ReadShown
 from omnimuse.pipeline.pipeline import Pipeline
 
 LEAST = 128
@@ -20,13 +19,13 @@ class Qwen25OmniPipeline(Pipeline):
     """Messages or a prompt in, with pictures, videos and sounds; text out, and speech."""
 
     spec = SPEC
+    records = (*RECORDS, Overheard)
     tracks = (
         (Perceive(spectrum, LEAST), ReadShown(), ThinkAloud()),
         (SpeakThought(),),
         (Paint(),),
         (Sound(),),
     )
-    records = (Brief, Overheard, Seen, Shown)
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.components.sights import Seen
 from omnimuse.models.qwen3_omni.speaking import Overheard, SpeakOverheard
 from omnimuse.models.qwen3_omni.spec import SPEC
 from omnimuse.models.qwen3_omni.thinking import ThinkAloud
 from omnimuse.pipeline.answering import DecodeAnswer
-from omnimuse.pipeline.conversing import Brief, Perceive, ReadShown, Shown, spectrum
+from omnimuse.pipeline.conversing import RECORDS, Perceive, ReadShown, spectrum
 from omnimuse.pipeline.pipeline import Pipeline
 
 
@@ -17,12 +16,12 @@ class Qwen3OmniPipeline(Pipeline):
     """Messages or a prompt in, with pictures, videos and sounds; text out, and speech."""
 
     spec = SPEC
+    records = (*RECORDS, Overheard)
     tracks = (
         (Perceive(spectrum), ReadShown(), ThinkAloud()),
         (SpeakOverheard(),),
         (DecodeAnswer("code2wav"),),
     )
-    records = (Brief, Overheard, Seen, Shown)
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 
 

@@ -91,7 +91,10 @@ def _parallel(options: Mapping[str, Any]) -> ParallelConfig:
             f"num_gpus={ranks}, sp_degree={shared} and {found} do not fit; num_gpus is tp_size x sp_degree x 2 with "
             "enable_cfg_parallel, and sp_degree is ulysses_degree x ring_degree"
         )
-    return ParallelConfig(**found, shard=ulysses * ring if options.get("use_fsdp_inference") else 1)
+    shard, tiles = (
+        count if options.get(name) else 1 for name, count in (("use_fsdp_inference", ulysses * ring), ("vae_sp", used))
+    )
+    return ParallelConfig(**found, shard=shard, vae_tiles=tiles)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class DecodingStage(PipelineStage):
     def decode(self, latents: Any, server_args: ServerArgs) -> Tensor:
         """Latents [B, C, ...] as pixels in [0, 1], float32."""
         latents = latents.to(get_local_torch_device())
+        if server_args.pipeline_config.vae_tiling and hasattr(self.vae, "enable_tiling"):
+            self.vae.enable_tiling()
         plain = self.scale_and_shift(server_args.pipeline_config.vae_config.arch_config, latents, server_args)
         made = self.vae.decode(plain.to(next(self.vae.parameters()).dtype))
         pixels: Tensor = made if isinstance(made, Tensor) else made.sample
