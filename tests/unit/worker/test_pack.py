@@ -80,10 +80,13 @@ def test_the_command_says_what_was_packed_and_the_bundled_model_works_so(
     assert "packed already" in capsys.readouterr().err
 
 
-def test_voices_that_lie_beside_the_weights_come_along(tmp_path: Path) -> None:
+def test_networks_that_share_a_folder_are_packed_together_and_voices_beside_them_come_along(tmp_path: Path) -> None:
     folder = qwen25_omni.build(tmp_path / "tiny")
-    pack_checkpoint(config(folder, {"model": "int8"}), tmp_path / "small")
-    assert "int8" in {each.kind for each in stored_in(tmp_path / "small").values()}
+    pack_checkpoint(config(folder, {"": "int8"}), tmp_path / "small")
+    before, after = stored_in(folder), stored_in(tmp_path / "small")
+    assert before.keys() == after.keys()
+    assert {name.split(".")[0] for name, each in after.items() if each.kind == "int8"} == {"thinker", "talker", "token2wav"}
+    start(config(tmp_path / "small", {})).close()
     assert (tmp_path / "small" / VOICES).read_bytes() == (folder / VOICES).read_bytes()
 
 
