@@ -106,6 +106,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_file_options(parser)
     add_deadline(parser)
     add_engine_options(parser)
+    add_shown_options(parser)
+
+
+def add_shown_options(parser: argparse.ArgumentParser) -> None:
+    """What is told, and kept beside the files."""
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
     shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
