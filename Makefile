@@ -47,7 +47,7 @@ test-all: ARGS += --all
 test-all: test
 
 # Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, TURN=3 as
-# much as `make test` on a commit whose turn is the third of eight, PART=2/4 the second of four parts, in each of which
+# much as `make test` on a commit that has the third turn, PART=2/4 the second of four parts, in each of which
 # every machine runs something.
 test-machines: $(VENV)/.installed-test
 	$(BIN)/python -m tools.machines $(if $(ONLY),--only $(ONLY)) $(if $(TURN),--turn $(TURN)) $(if $(PART),--part $(PART))

@@ -3,8 +3,9 @@
     python -m benchmarks.peaks [-k FLUX] [--larger 4] [--dtype bfloat16]
 
 Tiny random checkpoints, on a CPU, the request of each family's tests with sides that are `--larger` times as
-long. What counts is the most that torch had allocated over what it had when the first layer was called: activations,
-latents, what a decoder makes and what is kept between steps, to the byte and the same in every run.
+long, or as far as the model goes. What counts is the most that torch had allocated over what it had when the first
+layer was called: activations, latents, what a decoder makes and what is kept between steps, to the byte and the same in
+every run.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
 from omnimuse.models import REGISTRY
+from omnimuse.worker.find import find
 from omnimuse.worker.place import DTYPES
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family, Wish
@@ -107,7 +109,15 @@ def loaded_in(dtype: str, arch: str) -> Iterator[None]:
 
         return classmethod(from_pretrained)
 
+    def sharing(share: Any) -> classmethod[Any, Any, Any]:
+        def from_pipe(cls: type, pipeline: Any, **options: Any) -> Any:
+            return share.__func__(cls, pipeline, **{**options, "dtype": pipeline.dtype})
+
+        return classmethod(from_pipe)
+
     with ExitStack() as stack:
+        if dtype != "float32":
+            stack.enter_context(patch.object(DiffusionPipeline, "from_pipe", sharing(DiffusionPipeline.from_pipe)))
         for kind in (DiffusionPipeline, ModelMixin, PreTrainedModel) if dtype != "float32" else ():
             stack.enter_context(patch.object(kind, "from_pretrained", loading(kind.from_pretrained)))
         yield
@@ -118,6 +128,8 @@ def compare(family: Family, folder: Path, larger: int, dtype: str) -> tuple[int,
     [wish, *_] = family.wishes
     p = wish.params
     if p.width is not None and p.height is not None and not wish.params.extra:  # which may be made for its size
+        limits = find(Config(ModelConfig(str(folder), dtype=dtype, device="cpu"))).door.limits
+        larger = min(larger, limits.max_side // max(p.width, p.height))
         wish = replace(wish, params=replace(p, width=p.width * larger, height=p.height * larger))
 
     def theirs() -> None:

@@ -1,13 +1,18 @@
-"""What tests of compiled blocks share: a compiler that only counts."""
+"""What tests of compiled blocks share: a compiler that only counts, and how an engine is given it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from omnimuse.cache.stepcache import StepCache
+from omnimuse.engine.engine import Engine
+from omnimuse.layers.compiled import CompiledRunner
+from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block
 from omnimuse.worker.compiler import prepare
 
 
@@ -21,3 +26,20 @@ class Counter:
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         self.graphs += 1
         return graph.forward
+
+
+def compile_with(engine: Engine, backend: Counter) -> None:
+    """Have the engine's compiled blocks made by `backend`."""
+    components = engine.runner.pipeline.ctx.components
+    for network in map(components.wherever, components):
+        for stack in network.stacks().values() if isinstance(network, Network) else ():
+            if isinstance(stack.runner, StepCache):
+                assert isinstance(stack.runner.inner, CompiledRunner)
+                stack.runner.inner = counted(stack.blocks(), stack.runner.inner, backend)
+            elif isinstance(stack.runner, CompiledRunner):
+                stack.runner = counted(stack.blocks(), stack.runner, backend)
+
+
+def counted(blocks: Sequence[Block[Any]], runner: CompiledRunner, backend: Counter) -> CompiledRunner:
+    """The same runner with another compiler."""
+    return CompiledRunner(blocks, backend, runner.changed, within=runner.within)

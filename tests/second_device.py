@@ -241,8 +241,11 @@ def _check_company(func: Any, name: str, here: Sequence[Tensor], note: Callable[
 
 class Lanes:
     """The lanes of offload (`omnimuse.offload.host`) to the second device, which does all in the order that it
-    was asked for: no event is needed, and nobody waits.
+    was asked for: no event is needed, and nobody waits. `log` tells of whole copies, and of those ahead of their turn.
     """
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
 
     def pinned(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8)
@@ -251,9 +254,11 @@ class Lanes:
         return Slot(torch.zeros(size, dtype=torch.uint8, device=ELSEWHERE))
 
     def fetch(self, waiting: Tensor) -> Tensor:
+        self.log.append("fetched")
         return waiting.to(ELSEWHERE, non_blocking=True)
 
     def write(self, slot: Slot, waiting: Tensor) -> None:
+        self.log.append("written")
         slot.content[: len(waiting)].copy_(waiting, non_blocking=True)
 
     def begin(self, slot: Slot) -> None:
@@ -262,23 +267,29 @@ class Lanes:
     def end(self, slot: Slot) -> None:
         """It was read."""
 
+    def room(self) -> int:
+        return 2**40
+
+    def forget(self, slot: Slot) -> None:
+        """It was written."""
+
     def close(self) -> None:
         """Nothing is under way."""
 
 
 @torch.inference_mode()
-def moved(engine: Engine, device: SecondDevice, offload: str = "none") -> Engine:
+def moved(engine: Engine, device: SecondDevice, offload: str = "none", lanes: Lanes | None = None) -> Engine:
     """An engine over the components of `engine`, a resident one on the CPU, which move; loading is not tried here."""
-    return Engine(moved_runner(engine.runner, device, offload), engine.door)
+    return Engine(moved_runner(engine.runner, device, offload, lanes), engine.door)
 
 
 @torch.inference_mode()
-def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none") -> Runner:
+def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none", lanes: Lanes | None = None) -> Runner:
     """The same for a runner. Its components wait outside of the device as `offload` says; ranks exchange from there."""
     ctx = runner.pipeline.ctx
     here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
     parts = {name: part for name in here if isinstance(part := ctx.components[name], nn.Module)}
-    parcels = {} if offload == "none" else sent_out(parts, offload)
+    parcels = {} if offload == "none" else sent_out(parts, offload, lanes or Lanes())
     for name, part in parts.items():
         if name not in parcels:
             part.to(ELSEWHERE)
@@ -297,9 +308,9 @@ def _reaching(axis: Axis) -> Axis:
     return replace(axis, device=ELSEWHERE)
 
 
-def sent_out(parts: Mapping[str, nn.Module], offload: str) -> dict[str, Parcel]:
+def sent_out(parts: Mapping[str, nn.Module], offload: str, lanes: Lanes) -> dict[str, Parcel]:
     """Weights wait as the pass `offload` (`worker/build.py`) has them wait; the parcels of whole components."""
-    store, parcels = HostStore(Lanes()), dict[str, Parcel]()
+    store, parcels = HostStore(lanes), dict[str, Parcel]()
     for name, module in parts.items():
         stacks = list(module.stacks().values()) if offload == "layers" and isinstance(module, Network) else []
         lists = block_lists(module) if offload == "layers" and not isinstance(module, Network) else []

@@ -1,26 +1,39 @@
 """Tests that are crossed with every family take turns: of those marked `crossed` a commit runs one in `TURNS`.
 
-Of one family of each medium (`ALWAYS`) it runs them all, but for those that are `slow`, which take turns there, too.
-So does what is `costly`: a quarter of a minute and more for one narrow thing. Tests that share what takes long to start
-have their turn together: `costly("memory")`. Which turn it is follows from the commit, so that the same commit always
-runs the same. Who names files or tests gets all of them, and so does `make test-all`; who names a turn (`--turn 3`,
-the third) gets that one's, of files that are named, too.
+Of one family of each medium (`OFTEN`) it runs a third, so that each feature is tried with one of them at every commit,
+but for those that are `slow`. As rarely as these comes what is `costly`: a quarter of a minute and more for one narrow
+thing. Tests that share what takes long to start have their turn together: `costly("memory")`. Tests of a kind have
+their turns one after the other, so that every turn costs about the same. Which turn it is follows from the commit, so
+that the same commit always runs the same. Who names files or tests gets all of them, and so does `make test-all`; who
+names a turn (`--turn 3`, the third) gets a share as large of files that are named.
 """
 
 from __future__ import annotations
 
 import subprocess
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 
-TURNS = 12
-ALWAYS = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
+TURNS = 24
+OFTEN = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
 """Families by the names in the ids of their tests; no other family's name goes on where one of these ends. What writes
-text is crossed with nothing.
+text is crossed with nothing. There are a whole number of turns for each of them.
 """
 _KEY = pytest.StashKey[int | None]()
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """What has its turn together, among others of its kind."""
+
+    kind: str
+    name: str
+    turns: int
 
 
 def turn_of(commit: str) -> int:
@@ -28,24 +41,33 @@ def turn_of(commit: str) -> int:
     return crc32(commit.encode()) % TURNS
 
 
-def has_its_turn(name: str, turn: int) -> bool:
-    """Whether what has this name, a test its node id, runs when it is that turn."""
-    return crc32(name.encode()) % TURNS == turn
+def on_turn(units: Iterable[Unit], turn: int) -> set[Unit]:
+    """Those that run when it is that turn: the units of a kind have theirs in the order of their names."""
+    kinds = defaultdict[str, set[Unit]](set)
+    for unit in units:
+        kinds[unit.kind].add(unit)
+    return {
+        unit
+        for kind, found in kinds.items()
+        for place, unit in enumerate(sorted(found), crc32(kind.encode()))
+        if place % unit.turns == turn % unit.turns
+    }
 
 
-def never_waits(test: str) -> bool:
-    """Whether a test, named by its node id, is of a family whose tests run at every turn."""
+def comes_often(test: str) -> bool:
+    """Whether a test, named by its node id, is of a family one of whose kin is tried at every turn."""
     within = f"-{test.partition('[')[2].removesuffix(']')}-"
-    return any(f"-{name}-" in within for name in ALWAYS)
+    return any(f"-{name}-" in within for name in OFTEN)
 
 
-def waits(item: pytest.Item, turn: int) -> bool:
-    """Whether a test does not run when it is that turn."""
-    costly = item.get_closest_marker("costly")
-    takes_turns = costly or item.get_closest_marker("crossed")
-    if takes_turns is None or has_its_turn(next(iter(takes_turns.args), item.nodeid), turn):
-        return False
-    return bool(costly or item.get_closest_marker("slow")) or not never_waits(item.nodeid)
+def unit_of(item: pytest.Item) -> Unit | None:
+    """With what a test takes turns; None if it runs always."""
+    if costly := item.get_closest_marker("costly"):
+        return Unit("costly", next(iter(costly.args), item.nodeid), TURNS)
+    if not item.get_closest_marker("crossed"):
+        return None
+    turns = len(OFTEN) if comes_often(item.nodeid) and not item.get_closest_marker("slow") else TURNS
+    return Unit(f"{item.nodeid.partition('[')[0]}, one in {turns}", item.nodeid, turns)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,6 +106,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     turn = config.stash[_KEY]
     if turn is None:
         return
-    waiting = [item for item in items if waits(item, turn)]
-    config.hook.pytest_deselected(items=waiting)
-    items[:] = [item for item in items if item not in set(waiting)]
+    units = {item: unit for item in items if (unit := unit_of(item))}
+    running = on_turn(units.values(), turn)
+    waiting = {item for item, unit in units.items() if unit not in running}
+    config.hook.pytest_deselected(items=[item for item in items if item in waiting])
+    items[:] = [item for item in items if item not in waiting]

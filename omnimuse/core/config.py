@@ -211,8 +211,10 @@ class ParallelConfig:
         for axis in AXES:
             if (count := getattr(self, axis)) < 1:
                 raise ConfigError(f"parallel {axis}={count} is not allowed; use at least 1, which is one rank")
-        if self.cfg > 2:
-            raise ConfigError(f"parallel cfg={self.cfg} is not allowed; guidance has two branches: use 1 or 2")
+        if self.cfg > 3:
+            raise ConfigError(
+                f"parallel cfg={self.cfg} is not allowed; guidance has two branches, of some models three: use 1 to 3"
+            )
         if self.shard not in (1, self.sequence):
             raise ConfigError(
                 f"parallel shard={self.shard} cannot be: weights are kept in parts by the ranks that share tokens, "

@@ -64,7 +64,7 @@ class Guidance:
     the positive one, p + s (p - n). `negative` stands for a negative prompt that nobody gave; None: there is no
     guidance without one. Where it is not `given`, people may not give one. `how` tells from a request's own choices
     what is done besides, and `besides` in which further branches of its own making a family evaluates the prompt,
-    guided or not.
+    guided or not. A step evaluates `most` branches, if all of these.
     """
 
     scales: tuple[str, ...] = ("guidance_scale",)
@@ -73,6 +73,7 @@ class Guidance:
     given: bool = True
     how: Callable[[FamilyParams], Combination] = plain
     besides: Callable[[FamilyParams], tuple[str, ...]] = nothing
+    most: int = 2
 
     def scale(self, params: DiffusionParams, network: int = 0) -> float:
         """The scale of the steps of network number `network`."""

@@ -152,6 +152,15 @@ class AnswerParams(GenerationParams):
 
 
 @dataclass(frozen=True)
+class WatchParams(AnswerParams):
+    """The extension of a model that answers aloud and, where `use_audio_in_video`, hears videos while it watches them:
+    a sound that a message shows right behind a video is that video's own.
+    """
+
+    use_audio_in_video: bool = False
+
+
+@dataclass(frozen=True)
 class SpeechParams(TokenParams):
     """The extension of a model that speaks: its tokens are frames of sound.
 
@@ -245,10 +254,11 @@ class SpeechChoices(TypedDict, total=False):
 
 
 class AnswerChoices(TypedDict, total=False):
-    """The fields of `AnswerParams` that others which write or speak do not have, as keywords."""
+    """The fields of `WatchParams` that others which write or speak do not have, as keywords."""
 
     modalities: tuple[str, ...]
     voice_temperature: float | None
+    use_audio_in_video: bool
 
 
 class Choices(WorkChoices, GenerationChoices, SpeechChoices, AnswerChoices, total=False):
@@ -287,7 +297,7 @@ def make_params(
     base = given if isinstance(given, DiffusionParams) else DiffusionParams()
     wanted = {**(given if isinstance(given, Mapping) else {}), **choices}
     names = [part.name for part in fields(DiffusionParams)]
-    kinds = (GenerationParams, AnswerParams, SpeechParams)
+    kinds = (GenerationParams, WatchParams, SpeechParams)
     writing = list(dict.fromkeys(part.name for kind in kinds for part in fields(kind)))
     written = {name: wanted.pop(name) for name in writing if name in wanted}
     for name in wanted:

@@ -5,8 +5,8 @@ Frozen and checked when made; which stages there are, the model says (`parts_of`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import accumulate, chain
 
@@ -15,6 +15,8 @@ from omnimuse.core.errors import ConfigError
 WINDOW = 8
 """Requests that a pool takes on before it has handed over earlier ones, unless somebody chose."""
 MOST_REPLICAS = 256
+NEAR = ("local", "shared_memory")
+"""Connectors of which both ends are on one machine."""
 REST = "*"
 """What stands for all stages that no pool before holds."""
 
@@ -24,7 +26,8 @@ class PoolConfig:
     """A pool: some stages of a pipeline that follow one another (`*`: all that are left), or whole `tracks` by number.
 
     There are `replicas` processes with them. `device` is where they compute; empty: where the engine would. What comes
-    in is carried by `connector`, and at most `window` requests are in one replica that have not left it.
+    in is carried by `connector`, and at most `window` requests are in one replica that have not left it. Those of a
+    pool that is `elsewhere` are started by the launcher, on other machines.
     """
 
     name: str
@@ -34,6 +37,7 @@ class PoolConfig:
     device: str = ""
     connector: str = "shared_memory"
     window: int = WINDOW
+    elsewhere: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not all(letter.isalnum() or letter in "-_" for letter in self.name):
@@ -46,6 +50,8 @@ class PoolConfig:
             raise ConfigError(f"pool {self.name}: replicas={self.replicas} is not allowed; use 1 to {MOST_REPLICAS}")
         if self.window < 1:
             raise ConfigError(f"pool {self.name}: window={self.window} is not allowed; use at least 1")
+        if self.elsewhere and self.connector in NEAR:
+            raise ConfigError(f"pool {self.name}: {self.connector} reaches nothing elsewhere; use connector: tcp")
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,13 @@ class DeployConfig:
     """All pools, in the order in which a request goes through them; none: everything in one process.
 
     In a process of one of them, `pool` is its name. `void` are keys of a file of another engine's that mean nothing
-    here, which the log lists.
+    here, which the log lists. `connectors` are options of connectors, by their names.
     """
 
     pools: tuple[PoolConfig, ...] = ()
     pool: str = ""
     void: tuple[str, ...] = ()
+    connectors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [pool.name for pool in self.pools]

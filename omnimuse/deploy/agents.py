@@ -24,6 +24,7 @@ from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.deploy.child import Settings, read_settings, write_settings
 from omnimuse.deploy.launch import Local, Started
 from omnimuse.deploy.process import COMMAND
+from omnimuse.deploy.station import COMMAND as STATION
 
 PERIOD = 1.0  # seconds between beats
 SILENCE = 15.0  # seconds without a word after which an agent, or a front, is gone
@@ -233,11 +234,11 @@ async def _beat(writer: asyncio.StreamWriter) -> None:
 
 
 class Agent:
-    """Runs up to `seats` ranks for the front that it joined. `command` is what a rank runs."""
+    """Runs up to `seats` ranks, or processes of pools, for the front that it joined. `command` is what a rank runs."""
 
     def __init__(self, key: str, seats: int, command: Sequence[str] = COMMAND) -> None:
         self._key, self._seats = key, seats
-        self._local = Local(command)
+        self._local, self._stations = Local(command), Local(STATION)
         self._ranks: dict[int, Started] = {}
         self._taken: dict[int, int] = {}
         self._waits: set[asyncio.Task[None]] = set()
@@ -281,7 +282,8 @@ class Agent:
     async def _start(self, asked: Start, writer: asyncio.StreamWriter) -> None:
         try:
             settings = replace(read_settings(asked.settings.encode()), seat=self._seat(asked.rank), seats=self._seats)
-            rank = self._ranks[asked.rank] = await self._local.start(settings)
+            launcher = self._local if settings.edge is None else self._stations
+            rank = self._ranks[asked.rank] = await launcher.start(settings)
         except (OSError, msgspec.MsgspecError, ConfigError) as error:
             self._taken.pop(asked.rank, None)
             await tell(writer, Over(asked.rank, f"could not be started: {error}"))

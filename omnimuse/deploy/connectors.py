@@ -3,29 +3,35 @@
 Both ends speak in frames (`Open`, `Put`, `Credit`, `Close` ...); the tensors of a frame lie beside it in a `Blob`.
 Kinds: `shared_memory` (a unix socket; what is large lies in memory without a name, whose descriptor travels, so that
 nothing is left behind whoever dies), `tcp` (both ends prove that they know the key, and every frame is signed), `local`
-(two ends in one process), and what packages bring in the entry points `omnimuse.connectors`. No torch.
+(two ends in one process), those of `stores.py`, by which what is large goes through a store that machines share, and
+what packages bring in the entry points `omnimuse.connectors`. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import mmap
 import os
 import secrets
 import socket
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
 
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.plugins import CONNECTORS, brought, loaded
+from omnimuse.core.pools import NEAR
+
+log = logging.getLogger(__name__)
 
 LARGE = 64 * 2**10
 """Bytes of tensors from which on they lie in shared memory."""
@@ -37,6 +43,11 @@ STUCK = 60.0
 """Seconds after which an end that takes nothing counts as gone."""
 PREFIX = struct.Struct("!IQB")
 SIGNATURE = 32
+LOOPBACK = "127.0.0.1"
+HERE, MAPPED, STORED = 0, 1, 2
+"""Where the tensors of a frame are: behind it, in memory whose descriptor comes with it, or in a store."""
+NAME = 16
+"""Bytes of what something in a store is called."""
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -116,6 +127,22 @@ class Blob:
 Hear = Callable[[AnyFrame, Blob | None], None]
 
 
+class StoreError(OSError):
+    """A store does not take, or give back, what it should; the edge ends."""
+
+
+class Store(Protocol):
+    """Holds bytes by name for whoever is given the name; `name` is what others join it by."""
+
+    name: str
+
+    def put(self, key: str, data: memoryview) -> None: ...
+
+    def take(self, key: str) -> memoryview: ...
+
+    def close(self) -> None: ...
+
+
 class Connector(Protocol):
     """One end of an edge. The verbs never block; `start` names who hears frames, and who hears once that it is gone."""
 
@@ -191,11 +218,13 @@ class Wire:
     """An end that is a socket, with a thread that reads and one that writes.
 
     With a `seal`, every frame is signed with that and its number; else the other end is in this machine, and what is
-    large lies in shared memory.
+    large lies in shared memory. With a `store`, it lies there.
     """
 
-    def __init__(self, stream: socket.socket, seal: bytes = b"", outwards: bool = True) -> None:
-        self._socket, self._seal, self._outwards = stream, seal, outwards
+    def __init__(
+        self, stream: socket.socket, seal: bytes = b"", outwards: bool = True, store: Store | None = None
+    ) -> None:
+        self._socket, self._seal, self._outwards, self._store = stream, seal, outwards, store
         stream.settimeout(None)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STUCK), 0))
         self._frames: SimpleQueue[tuple[AnyFrame, Blob | None] | None] = SimpleQueue()
@@ -203,7 +232,7 @@ class Wire:
 
     def start(self, hear: Hear, lost: Callable[[], None]) -> None:
         def read() -> None:
-            with suppress(OSError, EOFError, EngineDeadError, msgspec.MsgspecError, struct.error):
+            with suppress(OSError, EOFError, EngineDeadError, msgspec.MsgspecError, struct.error), _told():
                 number = 0
                 while True:
                     hear(*self._read(number))
@@ -235,7 +264,7 @@ class Wire:
 
     def _write(self) -> None:
         number = 0
-        with suppress(OSError):  # the reader notices
+        with suppress(OSError), _told():  # the reader notices
             while (said := self._frames.get()) is not None:
                 self._send(*said, number)
                 number += 1
@@ -244,12 +273,21 @@ class Wire:
 
     def _send(self, frame: AnyFrame, blob: Blob | None, number: int) -> None:
         head = msgspec.msgpack.encode(frame)
-        apart = blob is not None and blob.fd >= 0 and not self._seal
+        data = b"" if blob is None else blob.fill
+        apart = HERE
+        if blob is not None and blob.fd >= 0 and not self._seal:
+            apart, data = MAPPED, b""
+        elif self._store is not None and len(data) >= LARGE:
+            apart = STORED
         prefix = PREFIX.pack(len(head), 0 if blob is None else blob.size, apart)
-        data = b"" if blob is None or apart else blob.fill
         if self._seal:
             head += self._signed(number, self._outwards, prefix, head, data)
-        if apart:
+        if apart == STORED:
+            assert blob is not None and self._store is not None
+            name = secrets.token_bytes(NAME)
+            self._store.put(name.hex(), blob.fill)
+            data = name
+        if apart == MAPPED:
             assert blob is not None
             socket.send_fds(self._socket, [prefix], [blob.fd])
         else:
@@ -263,18 +301,28 @@ class Wire:
             raise EOFError
         prefix = bytes(prefix) + received(self._socket, PREFIX.size - len(prefix))
         length, size, apart = PREFIX.unpack(prefix)
-        if length > MOST_HEAD or size > MOST_BLOB or (apart and not fds):
+        if length > MOST_HEAD or size > MOST_BLOB or (apart == MAPPED and not fds):
             raise EngineDeadError(f"a frame of {length} and {size} bytes came; at most {MOST_HEAD} are read")
         head = received(self._socket, length)
         signature = received(self._socket, SIGNATURE) if self._seal else b""
-        blob = Blob(size, fd=fds[0] if apart else -1) if size else None
-        if blob is not None and not apart:
+        blob = Blob(size, fd=fds[0] if apart == MAPPED else -1) if size else None
+        if blob is not None and apart == STORED:
+            self._take(blob)
+        elif blob is not None and apart == HERE:
             fill(self._socket, blob.fill)
         if self._seal:
             data = b"" if blob is None else blob.fill
             if not hmac.compare_digest(signature, self._signed(number, not self._outwards, prefix, head, data)):
                 raise EngineDeadError("a frame came that is not signed with the key of the pools")
         return msgspec.msgpack.decode(head, type=AnyFrame), blob
+
+    def _take(self, blob: Blob) -> None:
+        """Fill `blob` with what lies in the store under the name that comes."""
+        name = received(self._socket, NAME).hex()
+        found = b"" if self._store is None else self._store.take(name)
+        if len(found) != blob.size:
+            raise EngineDeadError(f"{blob.size} bytes were put into a store, and {len(found)} came out of it")
+        blob.fill[:] = found
 
     def _signed(self, number: int, outwards: bool, *parts: bytes | memoryview) -> bytes:
         signed = hashlib.blake2b(struct.pack("!Q?", number, outwards), key=self._seal, digest_size=SIGNATURE)
@@ -299,18 +347,32 @@ def fill(stream: socket.socket, into: memoryview) -> None:
         at += count
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Log what a store does not do: everything else that ends an edge is told by who loses it."""
+    try:
+        yield
+    except StoreError as error:
+        log.warning("an edge between pools ends: %s", error)
+        raise
+
+
 class Door:
     """Where a kind of sockets is met: everybody who connects has to show that it knows the key, and says its name."""
 
-    def __init__(self, listener: socket.socket, address: str, key: bytes, met: Met, sealed: bool) -> None:
+    def __init__(
+        self, listener: socket.socket, address: str, key: bytes, met: Met, sealed: bool, store: Store | None = None
+    ) -> None:
         self.address = address
-        self._listener, self._key, self._met, self._sealed = listener, key, met, sealed
+        self._listener, self._key, self._met, self._sealed, self._store = listener, key, met, sealed, store
         threading.Thread(target=self._accept, name="omnimuse-edges", daemon=True).start()
 
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        if self._store is not None:
+            self._store.close()
 
     def _accept(self) -> None:
         while True:
@@ -335,7 +397,7 @@ class Door:
             stream.close()
             return
         seal = proof(self._key, b"seal", ours, theirs, name) if self._sealed else b""
-        self._met(name.decode(), Wire(stream, seal, outwards=True))
+        self._met(name.decode(), Wire(stream, seal, True, self._store))
 
 
 def proof(key: bytes, what: bytes, *parts: bytes) -> bytes:
@@ -343,7 +405,7 @@ def proof(key: bytes, what: bytes, *parts: bytes) -> bytes:
     return hmac.new(key, b"|".join((what, *parts)), hashlib.sha256).digest()
 
 
-def joined(stream: socket.socket, key: bytes, name: str, sealed: bool) -> Wire:
+def joined(stream: socket.socket, key: bytes, name: str, sealed: bool, store: Store | None = None) -> Wire:
     """The end of an edge to the front at the other end of `stream`. EngineDeadError if that does not know the key."""
     said = name.encode()
     try:
@@ -358,7 +420,7 @@ def joined(stream: socket.socket, key: bytes, name: str, sealed: bool) -> Wire:
     if not hmac.compare_digest(shown, proof(key, b"front", theirs, ours, said)):
         stream.close()
         raise EngineDeadError("what answers is not the front of the pools: it does not know their key")
-    return Wire(stream, proof(key, b"seal", theirs, ours, said) if sealed else b"", outwards=False)
+    return Wire(stream, proof(key, b"seal", theirs, ours, said) if sealed else b"", False, store)
 
 
 class SharedMemory:
@@ -380,29 +442,55 @@ class SharedMemory:
 
 
 class Tcp:
-    """Processes that share no memory; on the loopback interface."""
+    """Processes that share no memory. The front listens at `host`, an address of its machine that all of them reach."""
+
+    def __init__(self, host: str = "") -> None:
+        self._host = host or LOOPBACK
 
     def listen(self, folder: Path, key: bytes, met: Met) -> Listening:
-        listener = socket.create_server(("127.0.0.1", 0))
-        host, port = listener.getsockname()[:2]
-        return Door(listener, f"{host}:{port}", key, met, sealed=True)
+        return self.door(key, met)
 
     def connect(self, address: str, key: bytes, name: str) -> Connector:
+        return self.join(address, key, name)
+
+    def door(self, key: bytes, met: Met, store: Store | None = None) -> Door:
+        """Where ends are met, which share `store`; ConfigError where nobody can listen."""
+        try:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            listener = socket.create_server((self._host, 0), family=family)
+        except OSError as error:
+            raise ConfigError(
+                f"pools cannot be met at {self._host}: {error}; name an address of this machine"
+            ) from None
+        host, port = listener.getsockname()[:2]
+        return Door(listener, f"{host}:{port}", key, met, True, store)
+
+    def join(self, address: str, key: bytes, name: str, store: Store | None = None) -> Connector:
+        """An end of an edge to the front at `address`."""
         host, _, port = address.rpartition(":")
         stream = socket.create_connection((host, int(port)), GREETING)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return joined(stream, key, name, sealed=True)
+        return joined(stream, key, name, True, store)
 
 
-OURS = ("local", "shared_memory", "tcp")
+OURS = (*NEAR, "tcp", "ray", "mooncake", "yuanrong")
 
 
-def kind_of(name: str) -> Kind:
-    """The connector of that name; ConfigError if there is none."""
+def kind_of(name: str, host: str = "", options: Mapping[str, str] = MappingProxyType({})) -> Kind:
+    """The connector of that name, to be met at `host` (empty: by this machine only), with the store's `options`.
+
+    ConfigError if there is none.
+    """
+    if name in OURS[3:]:
+        from omnimuse.deploy.stores import stored
+
+        return stored(name, host, options)
+    if options:
+        raise ConfigError(f"connectors: {name} has no options; leave {', '.join(options)} out")
     if name == "shared_memory":
         return SharedMemory()
     if name == "tcp":
-        return Tcp()
+        return Tcp(host)
     found = brought(CONNECTORS, OURS)
     if name not in found:
         raise ConfigError(f"connector {name!r} is not known; use one of {', '.join((*OURS, *found))}")

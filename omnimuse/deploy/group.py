@@ -1,7 +1,8 @@
 """The replicas of all pools of a group: who starts them, how they join, and who hears when they are gone.
 
 Driven by `deploy/pools.py` on its event loop. A replica is a process that `deploy/replica.py` starts again whenever it
-ends, or, with the connector `local`, an engine on a thread of this process.
+ends, here or, of a pool that is elsewhere, where the launcher has room; or, with the connector `local`, an engine on a
+thread of this process.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from typing import Any
 import zmq.asyncio
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import EngineDeadError
+from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.child import EdgeSettings
 from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Listening, Local, kind_of
 from omnimuse.deploy.faults import Faults
 from omnimuse.deploy.folder import PrivateFolder
+from omnimuse.deploy.launch import Launcher
 from omnimuse.deploy.launch import Local as LocalLauncher
+from omnimuse.deploy.launchers import opened
 from omnimuse.deploy.replica import PoolPlan, Replica
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.station import COMMAND, Station
@@ -88,6 +91,7 @@ class Group:
         self._folder = PrivateFolder()
         self._context = zmq.asyncio.Context()
         self._listening: dict[str, Listening] = {}
+        self._launcher: Launcher = LocalLauncher(COMMAND)
         self._lives: list[asyncio.Task[None]] = []
         self._engines: list[Background] = []
         self._refusal: Exception | None = None
@@ -97,6 +101,10 @@ class Group:
         for number, pool in enumerate(self.config.deploy.pools):
             names = [f"{pool.name}-{replica}" for replica in range(pool.replicas)]
             self.seats.append([Seat(number, name, pool.window) for name in names])
+        if away := [pool.name for pool in self.config.deploy.pools if pool.elsewhere]:
+            if self.config.parallel.launch.launcher == "local":
+                raise ConfigError(f"pool {away[0]} is elsewhere, and all is started here; use --launcher agent or ray")
+            self._launcher = await opened(self.config, COMMAND)
         index = 0
         for pool, seats in zip(self.config.deploy.pools, self.seats, strict=True):
             for seat in seats:
@@ -146,6 +154,7 @@ class Group:
             await asyncio.to_thread(engine.close)
         for each in self._listening.values():
             each.close()
+        await self._launcher.close()
         self._context.destroy(linger=0)
         self._folder.close()
 
@@ -157,7 +166,8 @@ class Group:
 
     def _begin(self, pool: PoolConfig, seat: Seat, index: int) -> None:
         if pool.connector not in self._listening:
-            kind = kind_of(pool.connector)
+            options = self.config.deploy.connectors.get(pool.connector, {})
+            kind = kind_of(pool.connector, self._launcher.meeting, options)
             self._listening[pool.connector] = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
         address = self._listening[pool.connector].address
         plan = PoolPlan(
@@ -170,7 +180,8 @@ class Group:
             command=COMMAND,
             edge=EdgeSettings(pool.connector, address, self._key.hex(), seat.name),
         )
-        seat.replica = Replica(index, plan, self._folder.path, partial(self._changed, seat), LocalLauncher(COMMAND))
+        launcher = self._launcher if pool.elsewhere else LocalLauncher(COMMAND)
+        seat.replica = Replica(index, plan, self._folder.path, partial(self._changed, seat), launcher)
         self._lives.append(asyncio.create_task(seat.replica.supervise(self._context)))
 
     def _changed(self, seat: Seat) -> None:

@@ -17,13 +17,22 @@ import yaml
 
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
+from omnimuse.deploy.stores import STORES
 
 log = logging.getLogger(__name__)
 
 LARGEST = 2**20
 """Bytes of a file, at most."""
-OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window")
-CARRIERS = {"SharedMemoryConnector": "shared_memory", "TcpConnector": "tcp"}
+OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window", "elsewhere")
+CARRIERS = {
+    "SharedMemoryConnector": "shared_memory",
+    "TcpConnector": "tcp",
+    "MooncakeStoreConnector": "mooncake",
+    "MooncakeConnector": "mooncake",
+    "YuanrongConnector": "yuanrong",
+}
+STORE_OPTIONS = {"proto": "protocol"}
+"""What they call otherwise than we do of what their stores are told."""
 SCHEMAS = ("pools", "stage_args", "stages")
 
 _EDGES = "edges come from what stages read and write"
@@ -81,10 +90,12 @@ def read(content: Mapping[str, Any]) -> DeployConfig:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
         raise ConfigError(f"{schema} is no list of mappings; write one for every pool, each with a `name`")
     if schema == "pools":
-        _refuse_unknown(content, ("pools",), "")
-        return DeployConfig(tuple(_pool(entry) for entry in entries))
+        _refuse_unknown(content, ("pools", "connectors"), "")
+        return DeployConfig(tuple(_pool(entry) for entry in entries), connectors=_options(content))
     void: list[str] = []
-    return DeployConfig(tuple(_foreign(content, schema, entries, void)), void=tuple(dict.fromkeys(void)))
+    options: dict[str, dict[str, str]] = {}
+    pools = tuple(_foreign(content, schema, entries, void, options))
+    return DeployConfig(pools, void=tuple(dict.fromkeys(void)), connectors=options)
 
 
 def _pool(entry: Mapping[str, Any]) -> PoolConfig:
@@ -102,7 +113,16 @@ def _pool(entry: Mapping[str, Any]) -> PoolConfig:
         device=device_of(entry.get("device", entry.get("devices")), where),
         connector=_text(entry, "connector", "shared_memory", where),
         window=_number(entry, "window", PoolConfig.window, where),
+        elsewhere=_checked(entry, "elsewhere", False, bool, where),
     )
+
+
+def _options(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The options of connectors, by their names; numbers are texts here."""
+    given = content.get("connectors") or {}
+    if not isinstance(given, dict) or not all(isinstance(options, dict) for options in given.values()):
+        raise ConfigError("connectors is no mapping of names to options; write `connectors: {ray: {address: auto}}`")
+    return {str(name): {str(key): str(value) for key, value in options.items()} for name, options in given.items()}
 
 
 def device_of(given: Any, where: str) -> str:
@@ -120,7 +140,11 @@ def device_of(given: Any, where: str) -> str:
 
 
 def _foreign(
-    content: Mapping[str, Any], schema: str, entries: list[dict[str, Any]], void: list[str]
+    content: Mapping[str, Any],
+    schema: str,
+    entries: list[dict[str, Any]],
+    void: list[str],
+    options: dict[str, dict[str, str]],
 ) -> list[PoolConfig]:
     """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others."""
     _note_void(content, TOP_VOID, (schema, "runtime", "connectors"), "", void)
@@ -128,7 +152,7 @@ def _foreign(
     _note_void(runtime, {"defaults": _EDGES, "edges": _EDGES}, ("connectors", "enabled"), "runtime: ", void)
     carriers = {**(runtime.get("connectors") or {}), **(content.get("connectors") or {})}
     for name, carrier in carriers.items():
-        void += [f"connectors: {name}: {key}: pieces are as large as they come" for key in carrier.get("extra") or {}]
+        _read_extra(name, carrier, void, options)
     pools = []
     for number, entry in enumerate(entries):
         where = f"stage {entry.get('stage_id', number)}: "
@@ -154,6 +178,17 @@ def _foreign(
             )
         )
     return pools
+
+
+def _read_extra(name: str, carrier: Mapping[str, Any], void: list[str], options: dict[str, dict[str, str]]) -> None:
+    """What is told of a connector beside its name: where its store is, and what means nothing here."""
+    kind = CARRIERS.get(str(carrier.get("name", name)), "")
+    known = STORES[kind][1] if kind in STORES else ()
+    for key, value in (carrier.get("extra") or {}).items():
+        if (ours := STORE_OPTIONS.get(key, key)) in known:
+            options.setdefault(kind, {})[ours] = str(value)
+        else:
+            void.append(f"connectors: {name}: {key}: pieces are as large as they come")
 
 
 def _carrier(entry: Mapping[str, Any], carriers: Mapping[str, Any], where: str) -> str:
@@ -199,7 +234,7 @@ def _number(entry: Mapping[str, Any], key: str, usual: int, where: str) -> int:
 def _checked(entry: Mapping[str, Any], key: str, usual: Any, kind: type, where: str) -> Any:
     value = entry.get(key, usual)
     if type(value) is not kind:
-        what = {str: "a text", int: "a whole number"}[kind]
+        what = {str: "a text", int: "a whole number", bool: "true or false"}[kind]
         raise ConfigError(f"{where}{key}={value!r} is not allowed; use {what}")
     return value
 

@@ -80,7 +80,8 @@ class Pool:
 
     async def start(self) -> None:
         """Start the workers; returns at once, see `wait_ready`. ConfigError where their ranks cannot be launched."""
-        self.launcher = await opened(self.plan.config, self.plan.command)
+        if not any(pool.elsewhere for pool in self.plan.config.deploy.pools):  # else the worker starts what is
+            self.launcher = await opened(self.plan.config, self.plan.command)
         self.folder = PrivateFolder()
         self._context = zmq.asyncio.Context()
         self._hire(self.plan.scale.least)

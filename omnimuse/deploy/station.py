@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from omnimuse.core.errors import CapacityError, EngineDeadError, OmnimuseError, RequestError
+from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Handed, Progress, Result
 from omnimuse.core.request import Request
@@ -99,6 +99,14 @@ class Station:
         request = self._requests.get(event.request_id)
         if request is None:
             return
+        try:
+            self._pass_on(request, event)
+        except ModelError as error:  # it holds what cannot travel
+            self._requests[event.request_id] = request
+            self._end(event.request_id, error)
+            self._background.cancel(event.request_id)
+
+    def _pass_on(self, request: Request, event: Event) -> None:
         if isinstance(event, Failed):
             self._end(event.request_id, event.error)
         elif isinstance(event, Handed):
@@ -175,7 +183,8 @@ class Process:
             if background.engine.runner.hand.first and background.engine.runner.hand.last:
                 warm_up(background, settings.warm_up)
             assert settings.edge is not None
-            edge = kind_of(settings.edge.kind).connect(
+            options = settings.config.deploy.connectors.get(settings.edge.kind, {})
+            edge = kind_of(settings.edge.kind, options=options).connect(
                 settings.edge.address, bytes.fromhex(settings.edge.key), settings.edge.name
             )
             self._station = Station(background, edge, faults, self._line.end)

@@ -1,7 +1,7 @@
 """Gets a checkpoint from the Hugging Face hub, or from its cache on this disk.
 
-Called by `resolve` only. Downloads nothing but JSON, tokenizer files and the safetensors of the components; failures
-become a ModelError that says what to do. `huggingface_hub` is imported when needed; no torch.
+Called by `resolve` only. Downloads nothing but JSON, tokenizer files, voices and the safetensors of the components;
+failures become a ModelError that says what to do. `huggingface_hub` is imported when needed; no torch.
 """
 
 from __future__ import annotations

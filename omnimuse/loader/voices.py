@@ -21,7 +21,7 @@ VOICES = "spk_dict.pt"
 """What that file is called."""
 PLAIN = ("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 """Opcodes that stand for themselves."""
-MOST_BYTES = 64 * 2**20
+MOST_BYTES, MOST_NUMBERS = 64 * 2**20, 4_000_000
 KINDS = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8", "IntStorage": "<i4"}
 """Kinds of tensors that are read, and their numbers."""
 
@@ -37,6 +37,9 @@ def read_voices(path: Path) -> dict[str, dict[str, Any]]:
         raise ModelError(f"{path} cannot be read as voices that torch has saved: {error}; {AGAIN}") from None
     if not isinstance(found, dict) or not all(isinstance(voice, dict) for voice in found.values()):
         raise ModelError(f"{path} is no table of voices; {AGAIN}")
+    tensors = [value for voice in found.values() for value in voice.values() if isinstance(value, np.ndarray)]
+    if sum(tensor.size for tensor in tensors) > MOST_NUMBERS:
+        raise ModelError(f"{path} has more than {MOST_NUMBERS} numbers, and no voices have; {AGAIN}")
     return {str(name): {key: _plain(value) for key, value in voice.items()} for name, voice in found.items()}
 
 
@@ -51,6 +54,7 @@ class _Numbers:
         [name] = [each for each in archive.namelist() if each.endswith("data.pkl")]
         self._archive, self._root = archive, name.removesuffix("data.pkl")
         self._stack, self._marks, self._memo = list[Any](), list[int](), dict[int, Any]()
+        self._left, self._read_before = MOST_BYTES, dict[str, bytes]()
         self._code = self._read(name)
 
     def load(self) -> Any:
@@ -107,10 +111,12 @@ class _Numbers:
         return found
 
     def _read(self, name: str) -> bytes:
-        about = self._archive.getinfo(name)
-        if about.file_size > MOST_BYTES:
-            raise ValueError(f"{name} has more than {MOST_BYTES >> 20} MiB")
-        return self._archive.read(about)
+        if name not in self._read_before:
+            self._left -= self._archive.getinfo(name).file_size
+            if self._left < 0:
+                raise ValueError(f"it holds more than {MOST_BYTES >> 20} MiB")
+            self._read_before[name] = self._archive.read(name)
+        return self._read_before[name]
 
     def _storage(self, _: str, kind: str, key: str, *others: Any) -> np.ndarray:
         return np.frombuffer(self._read(f"{self._root}data/{key}"), dtype=kind)

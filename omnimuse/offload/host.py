@@ -1,6 +1,7 @@
 """The store beside an accelerator: pinned host memory, and two slots on the device that blocks take turns in.
 
-While a block runs in one slot, the next one is copied into the other.
+While a block runs in one slot, the next one is copied into the other. A whole component is copied beside what is
+computed, too, where there is room for it on the device before the one before has left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from omnimuse.offload.stores import closed
+
+SPARE = 2
+"""Times its own size that must be free on the device for what is copied there ahead of its turn."""
 
 
 @dataclass(eq=False)
@@ -52,6 +56,14 @@ class Lanes(Protocol):
         """What is computed from here on does not read the slot."""
         ...
 
+    def room(self) -> int:
+        """Bytes that nobody uses on the device."""
+        ...
+
+    def forget(self, slot: Slot) -> None:
+        """The slot is not written again; whoever has its content may let it go once it was written."""
+        ...
+
     def close(self) -> None:
         """No pinned memory is needed any more."""
         ...
@@ -61,8 +73,8 @@ class DeviceLanes:
     """The lanes of an accelerator.
 
     A block must run after its slot was written, and a slot be written after the block before has run: one event each
-    per slot, made once and recorded again, for which only the device waits; the host never does. Slots stay, so the
-    allocator need not be told which stream uses them.
+    per slot, made once and recorded again, for which only the device waits; the host never does. The allocator need not
+    be told which stream uses a slot: it stays, or computations wait until it is written before its memory goes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -102,6 +114,15 @@ class DeviceLanes:
     def end(self, slot: Slot) -> None:
         self._read[slot].record(torch.accelerator.current_stream(self._device))
 
+    def room(self) -> int:
+        kept = torch.accelerator.memory_reserved(self._device) - torch.accelerator.memory_allocated(self._device)
+        free, _ = torch.accelerator.get_memory_info(self._device)
+        return int(free + kept)
+
+    def forget(self, slot: Slot) -> None:
+        self.begin(slot)
+        del self._written[slot], self._read[slot]
+
     def close(self) -> None:
         torch.accelerator.synchronize(self._device)  # copies may still be under way
         for pages in self._registered:
@@ -117,6 +138,7 @@ class HostStore:
         self._waiting: list[Tensor] = []
         self._largest = 1
         self._slots: list[Slot] = []  # the one that was lent longest ago first
+        self._ahead: dict[int, Slot] = {}
 
     def add(self, size: int, *, lent: bool) -> int:
         self._waiting.append(self._lanes.pinned(max(size, 1)))
@@ -129,7 +151,11 @@ class HostStore:
         return self._waiting[arena]
 
     def fetch(self, arena: int) -> Tensor:
-        return self._lanes.fetch(self.content(arena))
+        waiting = self.content(arena)
+        if (slot := self._ahead.pop(arena, None)) is None:
+            return self._lanes.fetch(waiting)
+        self._lanes.forget(slot)
+        return slot.content
 
     @contextmanager
     def lend(self, arena: int) -> Iterator[Tensor]:
@@ -153,9 +179,23 @@ class HostStore:
             self._lanes.write(self._slots[0], waiting)
 
     def read_ahead(self, arena: int) -> None:
-        """Nothing: it is in memory, and on the device there may be no room for it before others have left."""
+        """Onto the device beside what is computed, if there is room for it and for as much again."""
+        waiting = self.content(arena)
+        if arena in self._ahead or self._lanes.room() < SPARE * len(waiting):
+            return
+        try:
+            slot = self._lanes.slot(len(waiting))
+        except torch.OutOfMemoryError:  # in pieces that are too small; it comes when others have left
+            return
+        self._lanes.write(slot, waiting)
+        self._ahead[arena] = slot
+
+    def drop(self, arena: int) -> None:
+        if (slot := self._ahead.pop(arena, None)) is not None:
+            self._lanes.forget(slot)
 
     def close(self) -> None:
         self._lanes.close()
         self._waiting.clear()
         self._slots.clear()
+        self._ahead.clear()

@@ -24,15 +24,21 @@ class Residency(Mapping[str, Any]):
         self._components = dict(components)
         self._parcels = dict(parcels or {})
         self._held: frozenset[str] = frozenset()
+        self._expected: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         component = self._components[name]
         parcel = self._parcels.get(name)
         if parcel is not None and not parcel.inside:
             for other, theirs in self._parcels.items():
-                if theirs.inside and other not in self._held:
+                if other in self._held:
+                    continue
+                if theirs.inside:
                     theirs.leave()
+                elif other not in (name, *self._expected):
+                    theirs.store.drop(theirs.arena)
             parcel.enter()
+            self._read_ahead()
         return component
 
     def __iter__(self) -> Iterator[str]:
@@ -43,7 +49,9 @@ class Residency(Mapping[str, Any]):
 
     def leave(self) -> None:
         """Whatever takes turns leaves, for room; it comes in again when it is asked for."""
+        self._expected = ()
         for parcel in self._parcels.values():
+            parcel.store.drop(parcel.arena)
             if parcel.inside:
                 parcel.leave()
 
@@ -65,8 +73,15 @@ class Residency(Mapping[str, Any]):
             self._held = before
 
     def expect(self, names: Iterable[str]) -> None:
-        """These are asked for soon: begin to read what is on a disk."""
-        for name in names:
-            parcel = self._parcels.get(name)
-            if parcel is not None and not parcel.inside:
+        """These are asked for next: begin to bring them, beside what is computed until then."""
+        self._expected = tuple(names)
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """What is expected comes behind those that the stage uses which runs now, since these are waited for."""
+        waiting = {name: parcel for name, parcel in self._parcels.items() if not parcel.inside}
+        if waiting.keys() & self._held:
+            return
+        for name in self._expected:
+            if (parcel := waiting.get(name)) is not None:
                 parcel.store.read_ahead(parcel.arena)

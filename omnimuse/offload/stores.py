@@ -52,7 +52,11 @@ class Store(Protocol):
         ...
 
     def read_ahead(self, arena: int) -> None:
-        """A hint that `fetch` is called for this arena soon; takes no memory on the device."""
+        """A hint that `fetch` is called for this arena soon; takes memory on the device only where much is free."""
+        ...
+
+    def drop(self, arena: int) -> None:
+        """What was read ahead of this arena is not wanted now, and takes no memory on the device any more."""
         ...
 
     def close(self) -> None:
@@ -118,6 +122,9 @@ class FileStore:
     def read_ahead(self, arena: int) -> None:
         if sys.platform == "linux":  # elsewhere the system guesses for itself
             os.posix_fadvise(self._file, *self._place(arena), os.POSIX_FADV_WILLNEED)
+
+    def drop(self, arena: int) -> None:
+        """Nothing: what was read is the system's, which gives it up by itself."""
 
     def close(self) -> None:
         self._places.clear()

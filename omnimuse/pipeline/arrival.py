@@ -70,13 +70,15 @@ class Pinned:
 class Collected:
     """A float32 tensor in main memory that is filled with pieces which arrive in the order they were sent.
 
-    There is no memory for it before a piece arrives; one that is the whole is taken as it is. It is no part of what is
-    moved when its state is.
+    There is no memory for it before a piece arrives: those that come one behind the other along the first dimension,
+    as whole frames do, are kept as they are and joined at the end, others are put into their places. It is no part of
+    what is moved when its state is.
     """
 
     def __init__(self, shape: Sequence[int], send: Send = send) -> None:
         self.shape = tuple(shape)
         self._tensor: Tensor | None = None
+        self._row: list[Tensor] = []
         self._send = send
         self._coming: deque[tuple[tuple[slice, ...], Arrival]] = deque()
 
@@ -85,7 +87,15 @@ class Collected:
         """What has arrived, in its places."""
         if self._tensor is None:
             self._tensor = torch.empty(self.shape, dtype=torch.float32, device="cpu")
+            if self._row:
+                torch.cat(self._row, out=self._tensor[: self._length])
+                self._row.clear()
         return self._tensor
+
+    @property
+    def _length(self) -> int:
+        """Of the row, along the first dimension."""
+        return sum(map(len, self._row))
 
     def put(self, place: tuple[slice, ...], piece: Tensor) -> None:
         """Send `piece`, which is nobody else's, to `place`, and put in place what has arrived of those before it."""
@@ -97,17 +107,23 @@ class Collected:
         """The whole tensor, once every piece has arrived."""
         while self._coming:
             self._take()
+        if self._tensor is None and len(self._row) == 1 and self._length == self.shape[0]:
+            [self._tensor] = self._row
+            self._row.clear()
         return self.tensor
 
     def _take(self) -> None:
         place, arrival = self._coming.popleft()
         piece = arrival.wait()
-        if self._is_whole(piece):
-            self._tensor = piece
+        if self._tensor is None and self._is_next(place, piece):
+            self._row.append(piece)
         else:
             self.tensor[place] = piece
 
-    def _is_whole(self, piece: Tensor) -> bool:
-        """Whether `piece` is all there is, and its memory holds nothing else."""
+    def _is_next(self, place: tuple[slice, ...], piece: Tensor) -> bool:
+        """Whether `piece` comes right behind the row, is as wide, and its memory holds nothing else and is not pinned,
+        of which there is little.
+        """
         alone = piece.untyped_storage().nbytes() == piece.nbytes and piece.is_contiguous()
-        return piece.shape == self.shape and piece.dtype == torch.float32 and alone
+        wide = piece.shape[1:] == self.shape[1:] and piece.dtype == torch.float32
+        return wide and alone and not piece.is_pinned() and (place[0].start or 0) == self._length

@@ -26,6 +26,7 @@ from omnimuse.components.sights import Seen, ShownDecoder
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.messages import SHOWN, Message
 from omnimuse.core.output import TextRead
+from omnimuse.core.params import WatchParams
 from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.loader.facts import part
 from omnimuse.media.picture import pixels_of
@@ -44,6 +45,8 @@ MOST_PIECES = 768
 """Of a frame of a video."""
 SECOND = 25
 """Places that a second of a video takes, where the checkpoint does not say."""
+CHUNK_SECONDS = 2.0
+"""Of a video with its sound, what is seen and heard in so many come together, where the checkpoint does not say."""
 FRAMES = 2
 """Frames of a moment of a video."""
 
@@ -54,11 +57,19 @@ Spectrum = Callable[[Mapping[str, Any], Recording], Tensor]
 
 @dataclass(frozen=True)
 class Shown:
-    """Something shown: its kind, what stands for it, and of what can be seen the grid of its pieces."""
+    """Something shown: its kind, what stands for it, of what can be seen the grid of its pieces, and of a video with
+    its sound the `runs`: kinds of tokens that come one after the other, and their places, int64 [3, *], from 0.
+    """
 
     kind: str
     seen: Seen
     grid: Grid | None = None
+    runs: tuple[tuple[str, Tensor], ...] = ()
+
+    @property
+    def kinds(self) -> list[tuple[str, int]]:
+        """How many tokens of which kind stand for it, in order."""
+        return [(kind, places.shape[1]) for kind, places in self.runs] or [(self.kind, len(self.seen.shown))]
 
 
 @dataclass(frozen=True)
@@ -172,6 +183,10 @@ class Brief:
         return Seen(self.seen.shown[rows], self.seen.deep[:, rows])
 
 
+RECORDS = (Brief, Seen, Shown)
+"""What slots of these stages hold (`Pipeline.records`)."""
+
+
 @dataclass(frozen=True)
 class ReadShown(Stage):
     """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown."""
@@ -192,9 +207,11 @@ class ReadShown(Stage):
                 raise RequestError(
                     f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
                 )
+            ordered = list(_ordered(messages, shown))
+            if isinstance(chosen := state.request.extra, WatchParams) and chosen.use_audio_in_video:
+                messages, ordered = _heard_while_watched(messages, ordered, marks)
             if messages:
                 text = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
-            ordered = list(_ordered(messages, shown))
             text = marks.expanded(text, ordered)
             tokens = tokenizer(text, add_special_tokens=not messages).input_ids[0].tolist() if text else []
             self._check(ctx, tokens)
@@ -239,13 +256,53 @@ def _ordered(messages: Sequence[Message], shown: Sequence[Shown]) -> Iterator[Sh
                 yield next(waiting[kind])
 
 
+def _heard_while_watched(
+    messages: Sequence[Message], shown: Sequence[Shown], marks: Marks
+) -> tuple[tuple[Message, ...], list[Shown]]:
+    """The messages without the sounds right behind videos, and what is shown with these in them; RequestError for a
+    video without one.
+    """
+    waiting, found, told = iter(shown), list[Shown](), list[Message]()
+    for message in messages:
+        parts = list[tuple[str, str]]()
+        for kind, text in message.parts:
+            if kind == "audio" and parts and parts[-1][0] == "video" and not found[-1].runs:
+                found[-1] = woven(found[-1], next(waiting), marks)
+                continue
+            found += [next(waiting)] if kind in SHOWN else []
+            parts.append((kind, text))
+        told.append(replace(message, parts=tuple(parts)))
+    if any(each.kind == "video" and not each.runs for each in found):
+        why = "a video has no sound; show that right behind it, in the same message"
+        raise RequestError(f"use_audio_in_video=True cannot be: {why}", "extra.use_audio_in_video")
+    return tuple(told), found
+
+
+def woven(video: Shown, sound: Shown, marks: Marks) -> Shown:
+    """A video with its sound: what is seen in a chunk of time, then what is heard in it, then the next chunk."""
+    places = {each.kind: _plane(0, each, marks.second) for each in (video, sound)}
+    runs, rows = list[tuple[str, Tensor]](), list[Tensor]()
+    for number in range(1 + max(int(each[0].max()) for each in places.values()) // marks.chunk):
+        for each in (video, sound):
+            own = places[each.kind][0] // marks.chunk == number
+            if own.any():
+                runs.append((each.kind, places[each.kind][:, own]))
+                rows.append(each.seen.shown[own.to(each.seen.shown.device)])
+    shown = torch.cat(rows)
+    return Shown("video", Seen(shown, shown.new_zeros(0, *shown.shape)), video.grid, tuple(runs))
+
+
 @dataclass(frozen=True)
 class Marks:
-    """The tokens that stand for something shown: text -> id, and their kinds; places that a second of a video takes."""
+    """The tokens that stand for something shown: text -> id, and their kinds; places that a second of a video takes,
+    and a chunk of one with its sound; what such a sound begins and ends with.
+    """
 
     ids: Mapping[str, int]
     kinds: Mapping[str, str]
     second: int
+    chunk: int
+    around: tuple[str, str]
 
     @staticmethod
     def of(config: Mapping[str, Any], tokenizer: Any) -> Marks:
@@ -258,7 +315,11 @@ class Marks:
         texts = {kind: tokenizer.token(id_) for kind, id_ in ids.items()}
         known = {text: ids[kind] for kind, text in texts.items() if text}
         kinds = {text: kind for kind, text in texts.items() if text}
-        return Marks(known, kinds, int(thinker.get("position_id_per_seconds", SECOND)))
+        second = int(thinker.get("position_id_per_seconds", SECOND))
+        ends = (thinker.get(f"audio_{side}_token_id") for side in ("start", "end"))
+        begin, end = ("" if id_ is None else tokenizer.token(int(id_)) for id_ in ends)
+        chunk = int(second * thinker.get("seconds_per_chunk", CHUNK_SECONDS))
+        return Marks(known, kinds, second, chunk, (begin, end))
 
     def expanded(self, text: str, shown: Sequence[Shown]) -> str:
         """`text` with as many marks for each thing shown as stand for it; ModelError for a template without them."""
@@ -271,30 +332,39 @@ class Marks:
                 f"the chat template has marks for {found or 'nothing'} where {[each.kind for each in shown]} is shown; "
                 "use a complete checkpoint"
             )
+        marks = {kind: mark for mark, kind in self.kinds.items()}
         for number, each in enumerate(shown):
-            parts[2 * number + 1] *= len(each.seen.shown)
+            own = "".join(marks[kind] * count for kind, count in each.kinds)
+            parts[2 * number + 1] = own.join(self.around) if each.runs else own
         return "".join(parts)
 
 
 def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tensor:
     """The places of all tokens, int64 [3, S]: in a text and a sound one follows the other, what can be seen has times,
-    rows and columns.
+    rows and columns. At either end of a video with its sound, two marks stand in one place.
     """
-    held, waiting = set(marks.ids.values()), iter(shown)
-    parts, place, at = list[Tensor](), 0, 0
+    held, waiting = set(marks.ids.values()), list(shown)
+    parts, place, at, behind = list[Tensor](), 0, 0, False
     while at < len(tokens):
         if tokens[at] in held:
-            each = next(waiting)
-            made, count = _plane(place, each, marks.second), len(each.seen.shown)
+            each = waiting.pop(0)
+            made, count = place + _plane(0, each, marks.second), len(each.seen.shown)
+            last, behind = (each.runs[-1][1] + place if each.runs else made), bool(each.runs)
         else:
             count = next((n for n, token in enumerate(tokens[at:]) if token in held), len(tokens) - at)
-            made = torch.arange(place, place + count).expand(3, -1)
+            steps = torch.arange(count)
+            steps[1:] -= int(behind)
+            if waiting and waiting[0].runs:
+                steps[-1] -= 1
+            last = made = (place + steps).expand(3, -1)
         parts.append(made)
-        place, at = int(made.max()) + 1, at + count
+        place, at = int(last.max()) + 1, at + count
     return torch.cat(parts, dim=1)
 
 
 def _plane(first: int, each: Shown, second: int) -> Tensor:
+    if each.runs:
+        return first + torch.cat([places for _, places in each.runs], dim=1)
     if each.grid is None:
         return torch.arange(first, first + len(each.seen.shown)).expand(3, -1)
     times, down, across = (torch.arange(length) for length in each.grid)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import loras_of
 from omnimuse.core.request import Request
 from omnimuse.core.spec import MEDIA, Spec
@@ -25,6 +26,8 @@ from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import REQUEST_FIELDS, State
 
 Wanted = TypeVar("Wanted", bound=Loop)
+SOURCES = frozenset({"images", "region", "sounds", "videos"})
+"""Request fields that may be empty."""
 
 
 class PipelineError(TypeError):
@@ -133,7 +136,9 @@ class Pipeline:
     @contextmanager
     def opened(self, stage: Stage, state: State) -> Iterator[None]:
         """While this context lasts `stage` may work on `state`: its slots are open, networks wear its adapters."""
-        with state.opened_for(stage), self.ctx.components.using(stage.uses), self.ctx.adapters.wearing(state.worn):
+        components = self.ctx.components
+        with state.opened_for(stage), components.using(stage.uses), self.ctx.adapters.wearing(state.worn):
+            components.expect(self._wanted_after(state))
             yield
 
     def skip(self, loop: Loop, state: State) -> bool:
@@ -182,11 +187,13 @@ class Pipeline:
                 state.free(slot)
 
     def _wanted_after(self, state: State) -> Sequence[str]:
-        """The components that the step after the next one needs, or the stage after this one."""
+        """The components that the step after the next one needs, or the next stage that needs any."""
         following = state.plan[state.position + 1 : state.position + 2]
         if following:
             return [step.network for step in following]
-        return self.stages[state.stage + 1].uses if state.stage + 1 < self._end(state.track) else ()
+        behind = self.stages[state.stage + 1 : self._end(state.track)]
+        stage = next((stage for stage in behind if stage.uses and not _goes_without(stage, state)), None)
+        return () if stage is None else stage.uses[:1] if isinstance(stage, Loop) else stage.uses
 
     # -- verbs that other engines know ---------------------------------------------------------------------------
 
@@ -339,3 +346,13 @@ def crossing(stages: Sequence[Stage], end: int) -> dict[str, int]:
     writers = {slot: index for index, stage in enumerate(stages) for slot in stage.writes}
     read = (slot for stage in stages[end:] for slot in stage.reads)
     return {slot: writers[slot] for slot in read if writers.get(slot, end) < end}
+
+
+def _goes_without(stage: Stage, state: State) -> bool:
+    """Whether a stage that reads nothing but what may come with a prompt, or what to stay away from, has nothing to
+    read.
+    """
+    given, request = set(stage.reads), state.request
+    if given == {"negative_prompt"}:
+        return request.branches == ONLY_POSITIVE
+    return bool(given) and given <= SOURCES and not any(getattr(request, name) for name in given)

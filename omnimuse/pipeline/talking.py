@@ -126,7 +126,6 @@ class Talk(Loop):
         talking.codes.append(code)
         if talking.kv is None:
             return []
-        assert talking.kv is not None
         heard = talker.heard(torch.tensor([code], device=hidden.device))
         return [_row(state, self.predictor, Reading(torch.cat([hidden[None], heard]), 0, talking.kv))]
 

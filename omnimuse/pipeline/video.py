@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -264,8 +265,9 @@ def to_pixels(piece: Tensor, patch: int) -> Tensor:
     """Decoder output [3 * patch * patch, t, y, x] in [-1, 1] -> float32 [t, 3, y * patch, x * patch] in [0, 1]."""
     _, t, y, x = piece.shape
     unpacked = piece.reshape(3, patch, patch, t, y, x).permute(3, 0, 4, 2, 5, 1)  # [t, 3, y, patch, x, patch]
-    pixels = unpacked.reshape(t, 3, y * patch, x * patch).float()
-    return (pixels.clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
+    pixels = torch.empty(unpacked.shape, dtype=torch.float32, device=piece.device).copy_(unpacked)
+    pixels.clamp_(-1, 1).mul_(0.5).add_(0.5).clamp_(0, 1)  # in place: there is no room for a video several times
+    return pixels.reshape(t, 3, y * patch, x * patch)
 
 
 def small_middle_frame(latents: Tensor) -> Tensor:

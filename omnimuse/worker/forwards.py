@@ -16,6 +16,7 @@ from torch import Tensor
 from omnimuse.core.caches import cache_named
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError, MemoryShortageError, OmnimuseError
+from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.request import Request
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
@@ -246,5 +247,7 @@ def _owners(mesh: Mesh, rows: Sequence[Row], teams: int) -> list[int]:
 
 
 def owner_of(mesh: Mesh, branch: str) -> int:
-    """The index, on the branches axis, of the rank that computes `branch`: the positive one is rank 0's."""
-    return 0 if branch == "positive" else 1 % mesh.axis("branches").size
+    """The index, on the branches axis, of the rank that computes `branch`: the positive one is rank 0's, the negative
+    one the next one's, and further ones are the last one's.
+    """
+    return min({POSITIVE: 0, NEGATIVE: 1}.get(branch, 2), mesh.axis("branches").size - 1)

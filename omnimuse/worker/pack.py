@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.loader.checkpoint import INDEX
 from omnimuse.loader.files import PICKLES, read_json, weight_files
 from omnimuse.loader.filling import slots
-from omnimuse.loader.headers import opened
+from omnimuse.loader.headers import Stored, opened
 from omnimuse.loader.packed import SHARD, save_in_shards
+from omnimuse.loader.plan import Piece
 from omnimuse.loader.sources import Source
+from omnimuse.loader.voices import VOICES
 from omnimuse.loader.weights import matched, refuse_no_numbers
 from omnimuse.parallel.mesh import Mesh
-from omnimuse.quant.linear import packed_as, quantized_layers
+from omnimuse.quant.linear import QuantizedLinear, packed_as, quantized_layers
 from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.worker.build import Build, begin, construct, formats, run
 from omnimuse.worker.named import rules_of
@@ -65,15 +67,16 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _copy(checkpoint.folder, part, [checkpoint.path(name) for name in under.modules if _is_packed(under, name)])
+        folders: dict[Path, list[str]] = {}  # some models have all their components in one
+        for name, module in under.modules.items():
+            if quantized_layers(module):
+                folders.setdefault(checkpoint.path(name), []).append(name)
+        _copy(checkpoint.folder, part, list(folders))
         _write_index(under, part)
-        for name in under.modules:
-            if _is_packed(under, name):
-                files = weight_files(checkpoint.weights(name))
-                stem = "model" if files.paths[0].name.startswith("model") else "diffusion_pytorch_model"
-                save_in_shards(
-                    _contents(under, name), part / checkpoint.path(name).relative_to(checkpoint.folder), stem, shard
-                )
+        for folder, names in folders.items():
+            files = weight_files(checkpoint.weights(names[0]))
+            stem = "model" if files.paths[0].name.startswith("model") else "diffusion_pytorch_model"
+            save_in_shards(_contents(under, names), part / folder.relative_to(checkpoint.folder), stem, shard)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -81,32 +84,32 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
     return Packed(target, chosen, _size(checkpoint.folder), _size(target))
 
 
-def _is_packed(under: Build, name: str) -> bool:
-    return name in under.modules and bool(quantized_layers(under.modules[name]))
-
-
-def _contents(under: Build, name: str) -> Iterator[tuple[str, Tensor | Rows]]:
-    """Every tensor in the files of a component; packed, where its layer is."""
-    checkpoint, module = under.found.checkpoint, under.modules[name]
-    layers = {f"{path}.weight": layer for path, layer in quantized_layers(module).items()}
-    rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
-    stored, plan, _ = matched(checkpoint.weights(name), slots(module), rules)
+def _contents(under: Build, names: Sequence[str]) -> Iterator[tuple[str, Tensor | Rows]]:
+    """Every tensor in the files that some components share; packed, where its layer is."""
+    checkpoint, stored = under.found.checkpoint, dict[str, Stored]()
+    layers: dict[str, tuple[Piece, QuantizedLinear]] = {}
+    for name in names:
+        module = under.modules[name]
+        rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
+        stored, plan, _ = matched(checkpoint.weights(name), slots(module), rules)
+        ours = {f"{path}.weight": layer for path, layer in quantized_layers(module).items()}
+        layers |= {source: (piece, ours[piece.target]) for source, piece in plan.pieces.items() if piece.target in ours}
     schemes = {packing: key for key, packing in PACKINGS.items()}
     for path in dict.fromkeys(each.path for each in stored.values()):
         with opened(path) as handle:
             for source in (source for source, each in stored.items() if each.path == path):
                 content = Source(handle, source, stored[source]).whole()
-                piece = plan.pieces.get(source)
-                if piece is None or piece.target not in layers or isinstance(content, Rows):
+                if source not in layers or isinstance(content, Rows):
                     yield source, content
                     continue
+                piece, layer = layers[source]
                 if piece.start is not None and piece.dim != 0:
                     raise ModelError(
                         f"{source} is columns of {piece.target}, which cannot be packed without the rest; name its "
                         "layer in --quantize-skip"
                     )
                 refuse_no_numbers(path, source, content)
-                yield source, packed_as(schemes[layers[piece.target].scheme], content)
+                yield source, packed_as(schemes[layer.scheme], content)
 
 
 def _copy(folder: Path, part: Path, packed: list[Path]) -> None:
@@ -114,7 +117,7 @@ def _copy(folder: Path, part: Path, packed: list[Path]) -> None:
     endings = (".safetensors", ".index.json", *PICKLES)
 
     def skipped(place: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(place) in packed and name.endswith(endings)]
+        return [name for name in names if Path(place) in packed and name.endswith(endings) and name != VOICES]
 
     shutil.copytree(folder, part, ignore=skipped)
 

@@ -1,7 +1,8 @@
 """Values that travel between pools: plain data, tensors, and the few records of ours that slots, notes and events hold.
 
-A tree of plain values, beside it the tensors, which travel as they lie in memory. Nothing here runs code that came with
-a message: what is not in `RECORDS` is refused on both sides.
+A tree of plain values, beside it the tensors, which travel as they lie in memory. What a decoder remembers is such a
+tensor, too, and lies alone where it arrives, as after a pause. Nothing here runs code that came with a message: what is
+not in `RECORDS` is refused on both sides.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnimuse.ar.kv import KV, Slabs
 from omnimuse.core.errors import EngineDeadError, ModelError
 from omnimuse.core.output import Chunk, PicturesShown, Preview, Progress, TextRead, TextWritten
 from omnimuse.pipeline.stream import Stream
@@ -86,6 +88,8 @@ class Packer:
             return value
         if isinstance(value, Tensor):
             return ["t", self._lay(value)]
+        if isinstance(value, KV):
+            return ["k", self._lay(value.data)]
         if isinstance(value, np.ndarray):
             return ["n", self._lay(torch.from_numpy(np.ascontiguousarray(value)))]
         if isinstance(value, list | tuple) and type(value) in (list, tuple):
@@ -148,6 +152,8 @@ def _value(tree: Any, tensor: Callable[[int], Tensor], records: Mapping[str, typ
     match tree:
         case ["t", int(number)]:
             return tensor(number)
+        case ["k", int(number)]:
+            return KV(Slabs(), None, tensor(number).unsqueeze(2))
         case ["n", int(number)]:
             return tensor(number).cpu().numpy()
         case ["l", list(parts)]:

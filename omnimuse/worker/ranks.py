@@ -50,6 +50,12 @@ def check_ranks(under: Build) -> None:
             f"compiled blocks keep their weights in place, parallel shard={config.parallel.shard} takes them away; "
             "choose one of them"
         )
+    guidance = under.found.spec.guidance
+    if config.parallel.cfg > (most := 2 if guidance is None else guidance.most):
+        raise ConfigError(
+            f"parallel cfg={config.parallel.cfg} cannot be: the guidance of this model has {most} branches; use "
+            f"cfg={most}"
+        )
     if config.parallel.elastic:
         _check_elastic(under)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, WhisperFeatureExtractor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from omnimuse import Omni
+from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.media.clip import clip_of
 from omnimuse.media.recording import samples_of
 from tests.checkpoints.wishes import chord, film, photo
@@ -109,6 +112,15 @@ def asked(
         text = before + "".join(f"<|{kind}_pad|>" * n + part for n, part in zip(many, rest, strict=True))
     ids = torch.tensor([tokenizer(text).input_ids])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **given}
+
+
+@contextmanager
+def in_company(folder: Path) -> Iterator[Omni]:
+    """A checkpoint in which all requests share forwards, and slots are strict."""
+    schedule = ScheduleConfig(strict_slots=True, company="always")
+    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=schedule)
+    with Omni(str(folder), config=config) as made:
+        yield made
 
 
 def heard(result: Any) -> Tensor:

@@ -4,7 +4,6 @@ pictures and sounds are prepared, and its voices beside them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from omnimuse.loader.components import quiet
 from tests.checkpoints import parts
-from tests.checkpoints.qwen3 import CHOICES, PROMPTS, prompt_ids, theirs
-from tests.checkpoints.qwen3_omni import GENERATION, PREPARING, TEMPLATE
+from tests.checkpoints.qwen3 import CHOICES, PROMPTS
+from tests.checkpoints.qwen3_omni import PREPARING, begun, saved, thought
 from tests.checkpoints.qwen3_tts import filled
 from tests.checkpoints.wishes import Answerer, Writer
 
@@ -134,12 +133,13 @@ def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen2_5OmniConf
 
 @torch.no_grad()
 def tamed(model: Any) -> None:
-    """Random numbers that speak: waves are no noise and hardly cut off at 1, and of the codes none is a mark but the
-    end, which does not come at once.
+    """Random numbers that speak: waves are no noise and hardly cut off at 1, and it ends, but neither at once nor late,
+    for no code is much likelier than another.
     """
     for name, value in model.token2wav.named_parameters():
         if "bigvgan" in name:
             value.copy_(filled(name, tuple(value.shape)) * (0.05 if "conv_post" in name else 1))
+    model.talker.codec_head.weight[:CODES] *= 0.3
     model.talker.codec_head.weight[CODES:] = 0
 
 
@@ -157,27 +157,24 @@ def voices(ids: Callable[[str], int]) -> dict[str, dict[str, Any]]:
     }
 
 
-def build(folder: Path, *, speaks: bool = True) -> Path:
-    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = parts.qwen_tokenizer()
-    tokenizer.add_tokens(["assistant", *MARKED])
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    for name, content in (("preprocessor_config.json", SHOWING), ("chat_template.json", {"chat_template": TEMPLATE})):
-        (folder / name).write_text(json.dumps(content))
+def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
+    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker, and one whose talker
+    has so many `places` says codes until there are no more: its end is a mark that it never says.
+    """
+    tokenizer = begun(folder, MARKED, SHOWING)
     ids = tokenizer.convert_tokens_to_ids
     torch.save(voices(ids), folder / "spk_dict.pt")
     with quiet("transformers"):
         config = configuration(ids, len(tokenizer))
         config.enable_audio_output = speaks
+        if places:
+            config.talker_config.max_position_embeddings = places
+            config.talker_config.tts_codec_end_token_id = config.talker_config.tts_codec_pad_token_id = MARKS["start"]
         model = Qwen2_5OmniForConditionalGeneration(config)
         parts.filled("model", 0, model)
         if speaks:
             tamed(model)
-        model.save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": [ids("<|im_end|>")]}))
-    return folder
+        return saved(folder, model, tokenizer)
 
 
 def opened(folder: Path) -> Any:
@@ -190,13 +187,7 @@ def generated(
     folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
 ) -> list[int]:
     """The tokens that the thinker of transformers writes after a prompt, with all random numbers from `seed`."""
-    model = opened(folder)
-    told = json.loads((folder / "generation_config.json").read_text())
-    ids = torch.tensor([prompt_ids(folder, prompt, TEMPLATE)])
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        found = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), **{**told, **theirs(choices)})
-    return [int(token) for token in found[0, ids.shape[1] :]]
+    return thought(opened(folder), folder, prompt, seed, choices)
 
 
 WRITERS = (

@@ -178,13 +178,7 @@ def tamed(model: Any) -> None:
 
 def build(folder: Path, *, speaks: bool = True) -> Path:
     """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = parts.qwen_tokenizer()
-    tokenizer.add_tokens(["assistant", *MARKED])
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    for name, content in (("preprocessor_config.json", PREPARING), ("chat_template.json", {"chat_template": TEMPLATE})):
-        (folder / name).write_text(json.dumps(content))
+    tokenizer = begun(folder, MARKED, PREPARING)
     with quiet("transformers"):
         config = configuration(tokenizer.convert_tokens_to_ids, len(tokenizer))
         config.enable_audio_output = speaks
@@ -192,9 +186,26 @@ def build(folder: Path, *, speaks: bool = True) -> Path:
         parts.filled("model", 0, model)
         if speaks:
             tamed(model)
-        model.save_pretrained(folder)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    (folder / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": [end]}))
+        return saved(folder, model, tokenizer)
+
+
+def begun(folder: Path, marked: Sequence[str], preparing: Mapping[str, Any]) -> Any:
+    """Writes into `folder` how things are prepared, and the tokenizer, with the tokens `marked`; that is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = parts.qwen_tokenizer()
+    tokenizer.add_tokens(["assistant", *marked])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    for name, content in (("preprocessor_config.json", preparing), ("chat_template.json", {"chat_template": TEMPLATE})):
+        (folder / name).write_text(json.dumps(content))
+    return tokenizer
+
+
+def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """Writes the networks, and how they answer, into `folder`, and returns it."""
+    model.save_pretrained(folder)
+    told = {**GENERATION, "eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
+    (folder / "generation_config.json").write_text(json.dumps(told))
     return folder
 
 
@@ -203,7 +214,14 @@ def generated(
 ) -> list[int]:
     """The tokens that the thinker of transformers writes after a prompt, with all random numbers from `seed`."""
     with quiet("transformers"):
-        model: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return thought(model, folder, prompt, seed, choices)
+
+
+def thought(
+    model: Any, folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
+) -> list[int]:
+    """The same, of a model that is there already."""
     told = json.loads((folder / "generation_config.json").read_text())
     ids = torch.tensor([prompt_ids(folder, prompt, TEMPLATE)])
     with torch.random.fork_rng():

@@ -114,6 +114,7 @@ def together(engine: Engine, wish: Wish, loras: Sequence[list[str] | None]) -> l
     return drawn(engine, [replace(wish, params=replace(wish.params, loras=each)) for each in loras])
 
 
+@pytest.mark.crossed
 def test_it_draws_what_the_family_of_ours_draws_with_the_same_adapters_alone_and_in_company(
     door: Door, folder: Path, loras: list[list[str] | None]
 ) -> None:

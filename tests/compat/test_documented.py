@@ -92,6 +92,7 @@ def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Drawn(case, customised(folder, folder.with_name("own"), case.whole) if case.own else folder, expected)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("mode", MODES)
 def test_alone_and_in_company_it_draws_what_diffusers_draws(known: Drawn, mode: str) -> None:
     wishes = known.case.wishes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from omnimuse.core.config import Environment
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
 
-SCRIPT = """
+BEGUN = """
 import signal
 import psutil
 from omnimuse import Omni, ParallelConfig
@@ -24,6 +25,8 @@ ask = dict(seed=7, num_inference_steps=3, output_type="pt", progress=False)
 def others():
     return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
 
+"""
+SCRIPT = """
 with Omni("omnimuse/shapes", dtype="float32", device="cpu") as omni:
     expected = omni.generate("a red circle", **ask)[0].output
 with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(tensor=2)) as omni:
@@ -37,13 +40,6 @@ with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelCon
     else:
         raise AssertionError("two groups in one process")
 assert not others()
-with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2)) as omni:
-    others()[0].send_signal(signal.SIGKILL)
-    try:
-        omni.generate("a red circle", **ask)
-        raise AssertionError("a rank is gone")
-    except EngineDeadError:
-        pass
 try:
     Omni("omnimuse/shapes", parallel=ParallelConfig(tensor=4))
 except ConfigError as error:
@@ -53,10 +49,22 @@ else:
 assert not others()
 print("whole")
 """
+LOST = """
+with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2)) as omni:
+    others()[0].send_signal(signal.SIGKILL)
+    try:
+        omni.generate("a red circle", **ask)
+        raise AssertionError("a rank is gone")
+    except EngineDeadError:
+        pass
+assert not others()
+print("whole")
+"""
 
 
-def test_a_script_starts_its_ranks_and_they_end_with_the_engine() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", [SCRIPT, pytest.param(LOST, marks=pytest.mark.costly)], ids=["ended", "lost"])
+def test_a_script_starts_its_ranks_and_they_end_with_the_engine(script: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BEGUN + script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr
 
 
@@ -70,10 +78,26 @@ print("drawn")
 
 
 @pytest.mark.costly
-def test_ranks_that_torchrun_started_are_taken_as_they_are_and_the_first_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_ranks_that_torchrun_started_are_taken_as_they_are_and_the_first_goes_on(tmp_path: Path, nodes: int) -> None:
+    """On one machine, or on as many as take this one for theirs, each with an agent of torchrun's own."""
     script = tmp_path / "draw.py"
     script.write_text(UNDER_TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    begin = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), *where]
+    each = ["--nproc-per-node", str(2 // nodes), str(script)]
     environment = {**Environment.for_workers(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0 and done.stdout.count("drawn") == 1, done.stdout + done.stderr
+    working = [
+        subprocess.Popen(
+            [*begin, "--node-rank", str(node), *each],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for node in range(nodes)
+    ]
+    told = [one.communicate()[0] for one in working]
+    assert all(one.returncode == 0 for one in working) and "".join(told).count("drawn") == 1, told

@@ -108,6 +108,7 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (FLUX, ParallelConfig(pipe=3), PLAIN),
         (WAN, ParallelConfig(ring=3, shard=3), PLAIN),
         (FLUX2, ParallelConfig(ring=3, vae_tiles=3), TILED),
+        ("StableDiffusion3Pipeline-3.5-medium", ParallelConfig(cfg=3), PLAIN),
     ),
     4: (
         (FLUX, ParallelConfig(ulysses=2, ring=2), PLAIN),

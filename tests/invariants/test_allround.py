@@ -11,6 +11,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.denoise import Denoise
 from tests.checkpoints.families import ALLROUNDERS
 from tests.invariants import test_invariants as every
+from tests.invariants import test_pools
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
 
 exact, crowded = every.exact, every.crowded
@@ -19,6 +20,9 @@ exact, crowded = every.exact, every.crowded
 pytestmark = of(ALLROUNDERS)
 
 
+test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte = (
+    test_pools.test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte
+)
 test_a_small_tick_budget_changes_nothing_but_the_grouping = (
     every.test_a_small_tick_budget_changes_nothing_but_the_grouping
 )

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.core.config import CacheConfig, CompileConfig, ScheduleConfig
 from omnimuse.core.output import Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from tests.invariants.conftest import Subject, drain, outputs, run, submit
-from tests.second_device import SecondDevice, moved
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
+from tests.second_device import Lanes, SecondDevice, moved
 from tests.waits import Waits, long_asks, loops, waits_of_steps
 
 pytestmark = pytest.mark.crossed
@@ -51,6 +53,7 @@ def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with:
         assert torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
     engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
     expected = run(engine, *subject.asks())
@@ -58,6 +61,7 @@ def test_a_second_device_skips_what_the_cpu_skips(subject: Subject, engine_with:
         assert torch.equal(found, plain)
 
 
+@pytest.mark.slow
 def test_a_paused_request_leaves_the_second_device_and_comes_back(
     subject: Subject, engine_with: Make, device: SecondDevice
 ) -> None:
@@ -69,8 +73,10 @@ def test_a_paused_request_leaves_the_second_device_and_comes_back(
     engine = moved(engine, device)
     for loop in (loop for loop in loops(engine.runner) if loop.name in stages):  # it may go by others
         [id_] = submit(engine, ask)
-        while not any(isinstance(e, Progress) and e.stage == loop.name for e in engine.tick()):
-            pass
+        events = []
+        while not any(isinstance(event, Progress) and event.stage == loop.name for event in events):
+            assert not engine.idle, events
+            events = engine.tick()
         engine.pause(id_)
         engine.tick()
         engine.resume(id_)
@@ -118,6 +124,32 @@ def test_no_step_makes_the_host_wait(subject: Subject, engine_with: Make, device
             assert [waited for _, waited in ticks if waited] == [], loop
 
 
+@of([family for family in FAMILIES if family.name in ("ZImagePipeline", "FluxPipeline-dev", "WanPipeline-2.1")])
+def test_a_component_is_copied_while_the_one_before_it_computes(
+    subject: Subject, engine_with: Make, device: SecondDevice
+) -> None:
+    """The first is waited for; each that follows is on its way before the one before it has computed for the last time.
+
+    By the order in which copies and layers were asked for: the device's own events keep it (`tests/unit/offload`).
+    """
+    lanes = Lanes()
+    engine = moved(engine_with(schedule=FAST), device, "components", lanes)
+    components, log = engine.runner.pipeline.ctx.components, lanes.log
+    modules = {name: part for name in components if isinstance(part := components.wherever(name), nn.Module)}
+    for name, module in modules.items():
+        for part in module.modules():
+            part.register_forward_hook(lambda *given, name=name: log.append(name))
+    run(engine, subject.ask(0, output_type="pt"))
+    copies = [at for at, what in enumerate(log) if what not in modules]
+    order = list(dict.fromkeys(what for what in log if what in modules))
+    assert len(copies) == len(order) > 2, "each comes once"
+    last = {name: at for at, name in enumerate(log)}
+    ahead = [number for number, at in enumerate(copies) if log[at] == "written"]
+    assert ahead[-2:] == [len(order) - 2, len(order) - 1], "the network that draws, and the decoder"
+    assert all(copies[number] < last[order[number - 1]] for number in ahead)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.2, 1e6])
 def test_a_cache_decides_for_all_rows_of_a_forward_with_one_wait(
     subject: Subject, engine_with: Make, device: SecondDevice, threshold: float

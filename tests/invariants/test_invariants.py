@@ -20,16 +20,19 @@ from omnimuse.core.config import AttentionConfig, CompileConfig, HostConfig, Sch
 from omnimuse.core.machine import cores
 from omnimuse.core.output import Event, Failed, Preview, Progress
 from omnimuse.core.request import Ask
+from omnimuse.core.sources import Region
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.media.picture import mask_of
+from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.models import TABLE
 from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.region import canvas
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
 from omnimuse.worker.governor import Teams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
+from tests.checkpoints.wishes import photo
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, with_params
 
 Make = Callable[..., Engine]
@@ -246,6 +249,29 @@ def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_deno
 def test_previews_do_not_change_the_result(subject: Subject, shared: Engine) -> None:
     [expected], [found] = run(shared, subject.ask(0)), run(shared, subject.ask(0, previews=1))
     assert torch.equal(found, expected)
+
+
+PADDING = [
+    family
+    for family in FAMILIES
+    if family.arch in ("ChromaPipeline", "FluxPipeline", "StableDiffusion3Pipeline", "ZImagePipeline")
+]
+"""Whose references add no margins: their own tests have none."""
+
+
+@pytest.mark.crossed
+@pytest.mark.shows("pad", "picture in")
+@of(PADDING)
+def test_margins_are_drawn_as_a_larger_picture_s_masked_edges_are(subject: Subject, exact: Engine) -> None:
+    picture, pad = picture_of(photo(48, 32)), (0, 16, 0, 16)
+    larger = canvas(picture, Region(pad=pad))
+    mask = Image.new("L", larger.size, "white")
+    mask.paste("black", (0, 16, 48, 48))
+    given = ({"images": [picture], "pad": list(pad)}, {"images": [picture_of(larger)], "mask": mask_of(mask)})
+    plain = subject.ask(0, width=48, height=64, strength=1.0, output_type="pt")
+    asks = [replace(plain, prompt={"prompt": "a red circle", **each}) for each in given]
+    padded, masked = run(exact, *asks)
+    assert torch.equal(padded, masked)
 
 
 def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: Engine) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.config import CompileConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from omnimuse.layers.compiled import CompiledRunner
-from omnimuse.layers.network import Network
-from omnimuse.layers.stack import Block
+from omnimuse.worker.compiler import compiled
 from tests.checkpoints.adapters import layers_of, write
-from tests.checkpoints.families import BLOCKS
-from tests.compiling import Counter
+from tests.checkpoints.families import BLOCKS, NETWORKS
+from tests.compiling import Counter, compile_with
 from tests.invariants.conftest import Subject, of, outputs, run, submit, with_params
 
 pytestmark = pytest.mark.crossed
@@ -119,21 +115,23 @@ def test_compiled_blocks_wear_adapters_and_nothing_is_compiled_once_more_for_ano
     assert counter.graphs == graphs
 
 
-def compile_with(engine: Engine, backend: Counter) -> None:
-    """Have the engine's compiled blocks made by `backend`."""
-    components = engine.runner.pipeline.ctx.components
-    for network in map(components.wherever, components):
-        for stack in network.stacks().values() if isinstance(network, Network) else ():
-            if isinstance(stack.runner, StepCache):
-                assert isinstance(stack.runner.inner, CompiledRunner)
-                stack.runner.inner = counted(stack.blocks(), stack.runner.inner, backend)
-            elif isinstance(stack.runner, CompiledRunner):
-                stack.runner = counted(stack.blocks(), stack.runner, backend)
-
-
-def counted(blocks: Sequence[Block[Any]], runner: CompiledRunner, backend: Counter) -> CompiledRunner:
-    """The same runner with another compiler."""
-    return CompiledRunner(blocks, backend, runner.changed, within=runner.within)
+@of(NETWORKS)
+@pytest.mark.costly
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+def test_code_that_the_compiler_made_wears_adapters_as_blocks_do_that_are_not_compiled(
+    subject: Subject, shared: Engine, engine_with: Make, adapters: tuple[Path, Path]
+) -> None:
+    torch._dynamo.reset()
+    engine = engine_with(compile=CompileConfig("blocks"))
+    plain, one, _, both, _ = all_kinds(subject, adapters)
+    before = compiled()
+    [bare] = run(shared, plain)
+    for ask in (one, both):
+        [found], [expected] = run(engine, ask), run(shared, ask)
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+        assert float((found - bare).norm() / bare.norm()) > 1e-3
+    assert sum(vars(compiled()).values()) > sum(vars(before).values()), "what is worn is in the code"
 
 
 def test_an_adapter_of_another_model_is_refused_with_the_names_that_were_expected(

@@ -79,7 +79,13 @@ def test_every_linear_layer_of_the_blocks_is_packed(engine_with: Make) -> None:
 
 @pytest.mark.parametrize(
     "scheme",
-    [pytest.param(name, marks=shown(name, "company", "invariant")) for name in ("int8", "int8-dynamic", "int4")],
+    [
+        pytest.param("int8", marks=shown("int8", "company", "invariant")),
+        *(
+            pytest.param(name, marks=[*shown(name, "company", "invariant"), pytest.mark.slow])
+            for name in ("int8-dynamic", "int4")
+        ),
+    ],
 )
 def test_packed_weights_draw_the_same_in_any_company(subject: Subject, engine_with: Make, scheme: str) -> None:
     schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")

@@ -207,6 +207,7 @@ def test_the_tracks_of_a_model_in_two_pools_say_the_same_samples_piece_by_piece(
             assert order.index("decode") < len(order) - 1 - order[::-1].index("talk"), "it is heard before all is said"
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("speaker", SPEAKERS[:1], ids=lambda speaker: speaker.name, indirect=True)
 def test_a_codec_that_is_killed_in_mid_speech_is_started_again_and_nothing_is_told_twice(
     speaker: Speaker, engine: Engine, folder: Path

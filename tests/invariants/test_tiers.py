@@ -63,7 +63,16 @@ def strangers(engine: Engine, asks: list[Ask]) -> dict[str, list[Tensor]]:
 
 
 @pytest.mark.shows("invariant", "company", wishes=True)
-@pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("float32", 2), ("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize(
+    ("dtype", "threads"),
+    [
+        ("float32", 2),
+        *(
+            pytest.param(*machine, marks=pytest.mark.slow)
+            for machine in (("float32", 1), ("float32", 4), ("bfloat16", 2))
+        ),
+    ],
+)
 def test_in_company_is_alone_bit_for_bit_while_forwards_are_shared(subject: Subject, dtype: str, threads: int) -> None:
     config = subject.config(schedule=INVARIANT, host=HostConfig(threads=threads))
     engine = start(replace(config, model=replace(config.model, dtype=dtype)))
@@ -97,9 +106,9 @@ def test_a_thread_that_is_spared_half_way_changes_no_bit(
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param({"offload": OffloadConfig("layers")}, id="offload", marks=shows("layers")),
+        pytest.param({"offload": OffloadConfig("layers")}, id="offload", marks=(shows("layers"), pytest.mark.slow)),
         pytest.param({"cache": CacheConfig("teacache", 0.3)}, id="teacache", marks=shows("TeaCache")),
-        pytest.param({"attention": AttentionConfig("reference")}, id="reference"),
+        pytest.param({"attention": AttentionConfig("reference")}, id="reference", marks=pytest.mark.slow),
     ],
 )
 def test_it_holds_beside_other_features(subject: Subject, engine_with: Make, parts: dict[str, object]) -> None:

@@ -60,6 +60,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     "config",
     [{}, {"solver_type": "heun"}, {"solver_order": 1}, {"sigma_min": 0.1, "sigma_max": 80.0, "sigma_data": 0.5}],

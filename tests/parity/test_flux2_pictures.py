@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints.flux2 import reference
 from tests.checkpoints.wishes import Wish, photo
 
 
+@pytest.mark.costly
 def test_a_picture_of_more_than_a_million_pixels_is_shown_as_the_reference_shows_it(
     tiny: Callable[[str], Path],
 ) -> None:

@@ -6,6 +6,8 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import flux
@@ -13,6 +15,7 @@ from tests.checkpoints.flux import kontext_reference
 from tests.checkpoints.wishes import Wish, photo
 
 
+@pytest.mark.costly
 def test_a_picture_in_a_size_that_the_network_learned_from_gives_the_references_picture(tmp_path: Path) -> None:
     folder = flux.build(tmp_path / "tiny", arch="FluxKontextPipeline")
     params = DiffusionParams(

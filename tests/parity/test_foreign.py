@@ -49,6 +49,7 @@ def draw(entry: Foreign, folder: Path, **choices: object) -> Tensor:
     return result.output
 
 
+@pytest.mark.crossed
 def test_two_outputs_in_flight_are_what_the_library_gives_for_their_seeds(
     entry: Foreign, foreign_folder: Folder
 ) -> None:
@@ -66,6 +67,7 @@ def test_latents_are_the_librarys(arch: str, foreign_folder: Folder) -> None:
     assert torch.equal(found, entry.reference(folder, PROMPT, 7, "latent"))
 
 
+@pytest.mark.crossed
 def test_the_command_line_writes_what_the_library_gives(
     entry: Foreign, foreign_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

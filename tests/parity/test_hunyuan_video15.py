@@ -16,6 +16,8 @@ from tests.checkpoints import hunyuan_video15
 from tests.checkpoints.wishes import Wish
 from tests.decoding import around, filled, fresh, stepped
 
+pytestmark = pytest.mark.costly("clips in tiles")
+
 WISH = Wish('a red "circle"', None, replace(hunyuan_video15.clip(3, 6.0, 5, 32, 48, 3), guidance_scale=None))
 
 

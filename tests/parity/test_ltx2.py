@@ -23,6 +23,8 @@ from tests.checkpoints import ltx2
 from tests.checkpoints.wishes import Wish
 from tests.decoding import around, filled, fresh, random_latents, stepped
 
+pytestmark = pytest.mark.costly("videos with sound")
+
 OF_SOUND = 5e-5
 """Of a waveform: a vocoder with random weights makes errors larger."""
 

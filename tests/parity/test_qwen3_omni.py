@@ -16,7 +16,6 @@ from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from omnimuse import Omni
 from omnimuse.components.speech_codec import Past
-from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Chunk, Event
 from omnimuse.loader.components import quiet
@@ -31,6 +30,7 @@ from tests.checkpoints.conversations import (
     Talk,
     asked,
     heard,
+    in_company,
     moving,
     pixels,
     shown,
@@ -40,6 +40,8 @@ from tests.checkpoints.qwen3 import theirs
 from tests.checkpoints.qwen3_omni import PREPARING, TEMPLATE
 from tests.checkpoints.wishes import chord, photo
 
+pytestmark = pytest.mark.costly("what hears and speaks")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,9 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def omni(folder: Path) -> Iterator[Omni]:
-    schedule = ScheduleConfig(strict_slots=True, company="always")
-    config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"), schedule=schedule)
-    with Omni(str(folder), config=config) as made:
+    with in_company(folder) as made:
         yield made
 
 

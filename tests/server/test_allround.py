@@ -20,6 +20,8 @@ from tests.checkpoints.bagel import ASKED, WISHES
 from tests.checkpoints.wishes import Wish
 from tests.server.whole_server import WholeServer
 
+pytestmark = pytest.mark.costly("all-round over HTTP")
+
 ARCH = "BagelForConditionalGeneration"
 
 

@@ -195,6 +195,21 @@ def test_a_picture_in_the_last_message_is_what_the_drawing_starts_from(server: R
     assert len(server.workers.started[-1].images) == 1, "that of an earlier message, since this one has none"
 
 
+def test_a_stream_shows_unfinished_pictures_where_that_was_asked_for(server: Running) -> None:
+    asked = {"partial_images": 2, "num_inference_steps": 9}
+    with server.client() as client:
+        stream = client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "a red circle"}], stream=True, extra_body=asked
+        )
+        found = [(chunk.choices[0].delta.model_extra or {}).get("images") or [] for chunk in stream]
+    *looks, [picture] = [images for images in found if images]
+    assert [(look["step"], look["image_url"]["url"][:23]) for [look] in looks] == [
+        (3, "data:image/jpeg;base64,"),
+        (6, "data:image/jpeg;base64,"),
+    ]
+    assert picture["image_url"]["url"].startswith("data:image/png;base64,") and picture.get("step") is None
+
+
 def test_a_streamed_answer_may_start_from_a_picture_and_the_official_client_sends_it(server: Running) -> None:
     image = {"type": "image_url", "image_url": {"url": data_url(Image.new("RGB", (64, 64), "red"), "JPEG")}}
     with server.client() as client:

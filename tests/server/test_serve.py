@@ -132,6 +132,7 @@ def _metrics(server: WholeServer) -> str:
     ).stdout
 
 
+@pytest.mark.costly
 def test_a_model_in_a_folder_is_called_by_the_folders_name_and_no_path_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "my-shapes"
     folder.parent.mkdir()
@@ -243,6 +244,7 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> No
         assert wait_gone(workers)
 
 
+@pytest.mark.costly
 def test_a_drain_that_takes_too_long_tells_those_who_still_wait(tmp_path: Path) -> None:
     with WholeServer(tmp_path, "--drain-timeout", "0.5", faults=SLOWLY) as server:
         server.wait_ready()

@@ -136,6 +136,7 @@ def test_a_stream_has_words_and_sound_as_they_are_made(client: openai.OpenAI, om
         ({"modalities": ["audio"], "audio": {"voice": "ethan", "format": "wav"}}, "cannot be; use"),
         ({"audio": {"voice": "ethan", "format": "wav"}}, "to hear an answer"),
         ({"modalities": ["text", "audio"], "audio": {"format": "wav"}, "stream": True}, "is made whole"),
+        ({"extra_body": {"use_audio_in_video": "yes"}}, "use_audio_in_video"),
     ],
 )
 def test_what_cannot_be_heard_is_refused_by_name(client: openai.OpenAI, asked: dict[str, Any], says: str) -> None:

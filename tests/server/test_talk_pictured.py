@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from omnimuse import Omni
 from tests.checkpoints import talk_and_draw
 from tests.server.whole_server import WholeServer
 
+pytestmark = pytest.mark.costly("pictures in a talk over HTTP")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SAID: Any = [{"role": "user", "content": "draw"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
 PLACE = ("--dtype", "float32", "--device", "cpu")
@@ -88,6 +92,15 @@ def test_a_stream_has_the_words_and_then_the_picture(client: openai.OpenAI, expe
     assert (words, pixels(images), ends) == (*expected, ["length"])
 
 
+def test_a_stream_shows_the_picture_while_it_is_drawn(client: openai.OpenAI, expected: tuple[str, bytes]) -> None:
+    images: list[Any] = []
+    for chunk in asked_of(client, stream=True, extra_body={"partial_images": 2}):
+        images += (chunk.choices[0].delta.model_extra or {}).get("images") or []
+    assert len(images) == 3
+    assert [image.get("step") is None for image in images] == [False, False, True]
+    assert pixels(images[-1:]) == expected[1]
+
+
 def test_a_text_that_goes_on_has_no_place_for_a_picture(client: openai.OpenAI) -> None:
     made = client.completions.create(model="default", prompt="a green star", temperature=0, max_tokens=24)
     assert made.choices[0].text
@@ -103,3 +116,21 @@ def test_a_text_that_goes_on_has_no_place_for_a_picture(client: openai.OpenAI) -
 def test_sound_is_refused(client: openai.OpenAI, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(openai.BadRequestError, match=says):
         asked_of(client, **fields)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_the_page_shows_a_picture_under_the_answer_that_asked_for_it(tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with WholeServer(tmp_path / "server", "omnimuse/shapes-chat") as server, playwright.sync_playwright() as library:
+        server.wait_ready()
+        browser = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        page.get_by_label("Say something").fill("draw me a red circle")
+        page.get_by_label("Say something").press("Enter")
+        picture = page.locator("#said li").last.locator("img")
+        picture.wait_for()
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        assert page.locator("#said li").last.text_content(), "its words stand above it"
+        browser.close()

@@ -219,7 +219,8 @@ def test_a_worker_that_still_loads_ends_at_once_when_its_pool_closes(served: Ser
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("axis", [pytest.param("cfg", marks=pytest.mark.costly), "tensor"])
+@pytest.mark.costly
+@pytest.mark.parametrize("axis", ["cfg", "tensor"])
 def test_two_ranks_draw_what_one_draws_and_are_rebuilt_when_one_is_killed(
     served: Served, tmp_path: Path, axis: str
 ) -> None:

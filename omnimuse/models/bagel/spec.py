@@ -162,7 +162,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
     limits=limits,
-    guidance=Guidance(given=False, how=combination),
+    guidance=Guidance(given=False, how=combination, most=3),
     extra=BagelParams,
     variants=(Variant("BAGEL", ("ByteDance-Seed/BAGEL-7B-MoT",), DEFAULTS),),
 )

@@ -125,7 +125,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "num_frames", "fps"}),
     limits=limits,
-    guidance=Guidance(besides=besides),
+    guidance=Guidance(besides=besides, most=3),
     extra=LTX2Params,
     also=("LTX2ImageToVideoPipeline",),
     variants=(Variant("LTX-2", ("Lightricks/LTX-2",), DEFAULTS),),

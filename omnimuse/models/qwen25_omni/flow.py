@@ -41,7 +41,6 @@ class CodesConfig:
     emb_dim: int = 512
     enc_emb_dim: int = 192
     repeats: int = 2
-    max_position_embeddings: int = 32768
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,9 @@ class MelFlow(Network):
         found = read_facts(FlowConfig, {**known_of(given, FlowConfig, ()), "codes": codes}, WHERE, {}, IGNORED)
         if not found.fits:
             raise ModelError(f"{WHERE}: channels, kernel sizes and dilations are not as many")
+        if found.block_size % codes.repeats:
+            why = f"the block_size={found.block_size} is no multiple of repeats={codes.repeats}; use another checkpoint"
+            raise ModelError(f"{WHERE}: {why}")
         return cls(found)
 
     def stacks(self) -> dict[str, BlockStack]:

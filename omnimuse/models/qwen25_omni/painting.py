@@ -1,8 +1,9 @@
 """From codes to sound in Qwen2.5-Omni: a loop that paints the spectrum, and one that makes samples of it.
 
-In the network that paints, a frame sees one block ahead in a layer, and so it does in every evaluation: a frame depends
-on as many blocks behind it as there are evaluations. So painting begins when all codes are there. What comes after is
-exact in pieces: samples are handed over while more are made.
+In the network that paints, a frame sees the block behind it in a layer, and so it does in every evaluation: a block
+depends on as many behind it as there are evaluations. So a long answer is painted aslant, in passes: each evaluation
+stays a block behind the one before it, until the last code is said. What a pass finishes is exactly what it would be of
+the whole, and samples are made of it in pieces that are, too.
 
 Letters: M bands, T frames, n samples.
 """
@@ -10,88 +11,227 @@ Letters: M bands, T frames, n samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from omnimuse.diffusion.three_eighths import ThreeEighths
+from omnimuse.diffusion.three_eighths import STAGES, evaluations, moved, time_of
 from omnimuse.layers.stack import Memory
 from omnimuse.models.qwen25_omni.answering import voice_of
-from omnimuse.models.qwen25_omni.flow import Flowing, MelFlow
+from omnimuse.models.qwen25_omni.flow import FlowConfig, Flowing, MelFlow
 from omnimuse.models.qwen25_omni.vocoder import Vocoder
 from omnimuse.pipeline.answering import aloud
+from omnimuse.pipeline.arrival import Arrival
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
+from omnimuse.pipeline.stream import Stream
 
 POINTS, SWAY, GUIDANCE = 10, -1.0, 0.5
 """Times between which the spectrum moves, how they lean towards the beginning, and how far it goes beyond what is told
 for that where nothing is, as the published code has it."""
+PASS = 24
+"""Blocks that a pass is begun for."""
 PIECE = 200
 """Frames of which samples are made at once."""
 
 
-def times() -> tuple[float, ...]:
-    """From 0 to 1, ever further apart."""
-    even = torch.linspace(0, 1, POINTS)
-    leant = even + SWAY * (torch.cos(torch.pi / 2 * even) - 1 + even)
-    return tuple(leant.tolist())
+def leant(device: torch.device) -> Tensor:
+    """Times from 0 to 1, ever further apart."""
+    even = torch.linspace(0, 1, POINTS, device=device)
+    return even + SWAY * (torch.cos(torch.pi / 2 * even) - 1 + even)
+
+
+@dataclass
+class Kept:
+    """Frames from `start` on, [T, M], of which those are forgotten that nobody asks for any more."""
+
+    frames: Tensor
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.frames)
+
+    def add(self, more: Tensor) -> None:
+        """These come next."""
+        self.frames = torch.cat([self.frames, more])
+
+    def between(self, start: int, end: int) -> Tensor:
+        """Those from `start` to `end`."""
+        assert self.start <= start, "these were forgotten"
+        return self.frames[start - self.start : end - self.start]
+
+    def forget(self, end: int) -> None:
+        """Nobody asks for frames before `end`."""
+        keep = max(self.start, end)
+        self.frames, self.start = self.frames[keep - self.start :].clone(), keep
+
+
+@dataclass
+class Painting:
+    """What painting remembers of one state: `samples` of each evaluation where it looks, and behind the last one the
+    spectrum; `slopes`, how they flow there; whether all frames are there that will be.
+    """
+
+    width: int
+    back: int
+    ahead: int
+    times: Tensor
+    samples: list[Kept]
+    slopes: list[Kept]
+    whole: bool = False
+
+    @staticmethod
+    def of(config: FlowConfig, device: torch.device) -> Painting:
+        """Nothing is painted yet."""
+        times, none, width = leant(device), torch.zeros(0, config.mel_dim, device=device), config.block_size
+        back, ahead = (width * len(layers) for layers in (config.look_backward_layers, config.look_ahead_layers))
+        slopes = [Kept(none) for _ in range(evaluations(times))]
+        return Painting(width, back, ahead, times, [Kept(none) for _ in (*slopes, none)], slopes)
+
+    @property
+    def count(self) -> int:
+        """Evaluations of a pass."""
+        return len(self.slopes)
+
+    def span(self, index: int) -> tuple[int, int, int, int]:
+        """Of evaluation `index` the frames that it is given, and those of them that it is made for now: where these
+        begin and end.
+        """
+        end, done = self.samples[index].end, self.slopes[index].end
+        made = end if self.whole else max(done, end - self.ahead)
+        first = max(0, done - self.back) // self.width * self.width
+        return first, min(made + self.ahead, end), done, made
+
+    def take(self, index: int, slope: Tensor) -> None:
+        """What evaluation `index` has found of all the frames that it was given."""
+        first, _, done, made = self.span(index)
+        self.slopes[index].add(slope[done - first : made - first])
+        begun = index // STAGES * STAGES
+        slopes = [each.between(done, made) for each in self.slopes[begun : index + 1]]
+        base = self.samples[begun].between(done, made)
+        self.samples[index + 1].add(moved(self.times, index, base, slopes))
+        if index % STAGES == STAGES - 1:
+            for each in range(begun, index + 1):
+                self.samples[each].forget(min(made, self.slopes[each].end - self.back - self.width))
+                self.slopes[each].forget(made)
+
+
+def until(config: FlowConfig, known: int) -> int:
+    """Up to which frame a pass goes that begins when so many are `known`, if there are as many: the first has to be
+    for as many blocks more as the last evaluation stays behind the first.
+    """
+    behind = 0 if known else STAGES * (POINTS - 1) * len(config.look_ahead_layers)
+    return known + (behind + PASS) * config.block_size
 
 
 @dataclass(frozen=True)
 class Paint(Loop):
-    """From `codes`, a stream of frames of one code, to `mel`, float32 [M, T]; None where nothing was said."""
+    """From `codes`, a stream of frames of one code, to `mel`, a stream of pieces of the spectrum, float32 [T, M]."""
 
     network: str = "flow"
     name: str = "paint"
     reads: tuple[str, ...] = ("codes",)
     writes: tuple[str, ...] = ("mel",)
+    streams: tuple[str, ...] = ("mel",)
+    grows: ClassVar[bool] = True
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.network,)
 
     def ready(self, ctx: Context, state: State) -> bool:
-        return bool(state["codes"].closed)
+        codes, painting = state["codes"], state.working.get("painting")
+        if codes.closed or (painting is not None and state.plan[state.position].index % painting.count):
+            return True
+        network = ctx.components.wherever(self.network)
+        assert isinstance(network, MelFlow)
+        c = network.config
+        return len(codes.items) * c.codes.repeats > until(c, 0 if painting is None else painting.samples[0].end)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        codes, state["mel"] = [code for (code,) in state["codes"].items], None
-        if not codes:
+        state["mel"] = Stream()
+        if not state["codes"].items:  # it was closed before anything was said
             return [Step(0)]
-        network, voice = ctx.network(self.network), voice_of(ctx, state.request)
+        network = ctx.network(self.network)
         assert isinstance(network, MelFlow)
-        own, mel = (torch.tensor(voice[name], dtype=torch.float32, device=ctx.device) for name in ("cond", "ref_mel"))
-        said = torch.tensor(codes, device=ctx.device)
-        state.working["told"], state.working["untold"] = network.told(said, own.flatten(), mel[0].T)
-        frames = len(codes) * network.config.codes.repeats
         # Of a generator of its own, so that it does not depend on how much was drawn while it was said.
-        chance = torch.Generator("cpu").manual_seed(state.request.seed(state.output))
-        noise = torch.randn(frames, network.config.mel_dim, generator=chance).to(ctx.device)
-        state.working["solver"] = solver = ThreeEighths(times(), noise)
-        return [Step(index, network=self.network) for index in range(solver.evaluations)]
+        state.working["chance"] = torch.Generator("cpu").manual_seed(state.request.seed(state.output))
+        state.working["painting"] = painting = Painting.of(network.config, ctx.device)
+        return [Step(index, network=self.network) for index in range(painting.count)]
 
     def cost(self, ctx: Context, state: State) -> int:
-        return 2 * len(state.working["told"]) if "told" in state.working else 1
+        painting, index = state.working.get("painting"), state.plan[state.position].index
+        if painting is None or not index % painting.count:
+            return 1
+        first, end, _, _ = painting.span(index % painting.count)
+        return max(1, 2 * (end - first))
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        if "solver" not in state.working:
+        painting: Painting | None = state.working.get("painting")
+        if painting is None:
             return []
-        at, time = state.working["solver"].sample, state.working["solver"].time(step.index)
-        beside = {"positive": state.working["told"], "negative": state.working["untold"]}
+        index = step.index % painting.count
+        if not index:
+            self._hear(ctx, state, painting)
+        first, end, done, made = painting.span(index)
+        if done == made:
+            return []
+        sample, time = painting.samples[index].between(first, end), time_of(painting.times, index)
         return [
-            Row(state, branch, self.network, Flowing(at, told, time), len(at), tuple(at.shape), Memory())
-            for branch, told in beside.items()
+            Row(state, branch, self.network, Flowing(sample, told[first:end], time), end - first, (), Memory())
+            for branch, told in zip(("positive", "negative"), state.working["told"], strict=True)
         ]
 
+    def _hear(self, ctx: Context, state: State, painting: Painting) -> None:
+        """Begin a pass, with the codes of as many frames as it is for. How many depends on nothing but how many there
+        are in all.
+        """
+        network, codes, known = ctx.network(self.network), state["codes"], painting.samples[0]
+        assert isinstance(network, MelFlow)
+        c, target = network.config, until(network.config, known.end)
+        frames = min(len(codes.items) * c.codes.repeats, target)
+        painting.whole = codes.closed and frames == len(codes.items) * c.codes.repeats
+        voice = voice_of(ctx, state.request)
+        own, mel = (torch.tensor(voice[name], dtype=torch.float32, device=ctx.device) for name in ("cond", "ref_mel"))
+        said = torch.tensor([code for (code,) in codes.items[: frames // c.codes.repeats]], device=ctx.device)
+        state.working["told"] = network.told(said, own.flatten(), mel[0].T)
+        noise = torch.randn(frames - known.end, c.mel_dim, generator=state.working["chance"])
+        known.add(noise.to(ctx.device))
+
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        if "solver" in state.working:
+        painting: Painting | None = state.working.get("painting")
+        if painting is None:
+            return
+        index = step.index % painting.count
+        if predictions:
             told, untold = predictions["positive"], predictions["negative"]
-            state.working["solver"].step(step.index, told + (told - untold) * GUIDANCE)
+            painting.take(index, told + (told - untold) * GUIDANCE)
+        if index < painting.count - 1:
+            return
+        done = painting.samples[-1]
+        if len(done.frames):
+            state["mel"].put(done.frames)
+            done.forget(done.end)
+        if not painting.whole:
+            state.plan += [Step(step.index + 1 + more, network=self.network) for more in range(painting.count)]
 
     def finish(self, ctx: Context, state: State) -> None:
-        if "solver" in state.working:
-            state["mel"] = state.working["solver"].sample.T.contiguous()
+        state["mel"].close()
+
+
+@dataclass
+class Sounding:
+    """What is remembered of one state while samples are made: frames of the spectrum that are still looked at, how many
+    were made of samples, and these, [1, n] each.
+    """
+
+    mel: Kept
+    heard: int = 0
+    made: int = 0
+    pieces: list[Arrival] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -109,9 +249,19 @@ class Sound(Loop):
         return (self.vocoder,)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        state.working["pieces"] = []
-        frames = 0 if state["mel"] is None else state["mel"].shape[1]
-        return [Step(index) for index in range(max(1, -(-frames // PIECE)))]
+        network = ctx.components.wherever(self.vocoder) if state["mel"].items else None
+        bands = network.config.mel_dim if isinstance(network, Vocoder) else 0
+        state.working["sounding"] = Sounding(Kept(torch.zeros(0, bands, device=ctx.device)))
+        return [Step(0)]
+
+    def ready(self, ctx: Context, state: State) -> bool:
+        mel: Stream = state["mel"]
+        if mel.closed:
+            return True
+        network, sounding = ctx.components.wherever(self.vocoder), state.working.get("sounding")
+        assert isinstance(network, Vocoder)
+        made = 0 if sounding is None else sounding.made
+        return sum(map(len, mel.items)) >= made + PIECE + network.config.margin
 
     def cost(self, ctx: Context, state: State) -> int:
         return PIECE
@@ -120,17 +270,23 @@ class Sound(Loop):
         return []
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        if (mel := state["mel"]) is None:
-            return
-        vocoder, start = ctx.network(self.vocoder), step.index * PIECE
-        assert isinstance(vocoder, Vocoder)
-        piece = vocoder(mel, start, min(start + PIECE, mel.shape[1]))[None]  # [1, n]
-        state.working["pieces"].append(ctx.send(piece))
-        state.grow("audio", start * vocoder.hop, piece)
+        sounding, mel = state.working["sounding"], state["mel"]
+        for piece in mel.items[sounding.heard :]:
+            sounding.mel.add(piece)
+        sounding.heard, known = len(mel.items), sounding.mel.end
+        end = min(sounding.made + PIECE, known)
+        if end > sounding.made:
+            vocoder = ctx.network(self.vocoder)
+            assert isinstance(vocoder, Vocoder)
+            start = sounding.mel.start
+            own = vocoder(sounding.mel.frames.T, sounding.made - start, end - start)[None]  # [1, n]
+            sounding.pieces.append(ctx.send(own))
+            state.grow("audio", sounding.made * vocoder.hop, own)
+            sounding.made = end
+            sounding.mel.forget(end - vocoder.config.margin)
+        if end < known or not mel.closed:
+            state.plan.append(Step(step.index + 1))
 
     def finish(self, ctx: Context, state: State) -> None:
-        pieces = [piece.wait() for piece in state.working["pieces"]]
-        if not aloud(state):
-            state["sound"] = None
-        else:
-            state["sound"] = torch.cat([torch.zeros(1, 0), *pieces], dim=1)
+        pieces = [piece.wait() for piece in state.working["sounding"].pieces]
+        state["sound"] = torch.cat([torch.zeros(1, 0), *pieces], dim=1) if aloud(state) else None

@@ -1,14 +1,14 @@
-"""The stages of Qwen2.5-Omni: look and listen, read, write; meanwhile talk; then paint what was said, and sound it."""
+"""The stages of Qwen2.5-Omni: look and listen, read, write; meanwhile talk, paint what was said, and sound it."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen25_omni.answering import SpeakThought, ThinkAloud
+from omnimuse.models.qwen25_omni.answering import Overheard, SpeakThought, ThinkAloud
 from omnimuse.models.qwen25_omni.hearing import spectrum
 from omnimuse.models.qwen25_omni.painting import Paint, Sound
 from omnimuse.models.qwen25_omni.spec import SPEC
-from omnimuse.pipeline.conversing import Perceive, ReadShown
+from omnimuse.pipeline.conversing import RECORDS, Perceive, ReadShown
 from omnimuse.pipeline.pipeline import Pipeline
 
 LEAST = 128
@@ -19,10 +19,12 @@ class Qwen25OmniPipeline(Pipeline):
     """Messages or a prompt in, with pictures, videos and sounds; text out, and speech."""
 
     spec = SPEC
+    records = (*RECORDS, Overheard)
     tracks = (
         (Perceive(spectrum, LEAST), ReadShown(), ThinkAloud()),
         (SpeakThought(),),
-        (Paint(), Sound()),
+        (Paint(),),
+        (Sound(),),
     )
     results = MappingProxyType({"text": "reply", "audio": "sound"})
 

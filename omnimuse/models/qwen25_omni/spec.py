@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.components.entries import answering, inside_model, own_transformer
-from omnimuse.core.params import AnswerParams, DiffusionParams
+from omnimuse.core.params import DiffusionParams, WatchParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
@@ -25,6 +25,7 @@ MODEL = own_transformer("qwen25_omni", "Thinker", ARCH, "Qwen2_5OmniModel")
 
 SPEC = Spec(
     arch=ARCH,
+    also=("Qwen2_5OmniModel",),
     family="qwen25_omni",
     summary="Qwen2.5-Omni: text and speech from a conversation with pictures, sounds and videos in it",
     tasks=("text-to-text", "image-to-text", "audio-to-text", "video-to-text"),
@@ -42,5 +43,5 @@ SPEC = Spec(
     defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
     supported=frozenset(),
     limits=limits,
-    extra=AnswerParams,
+    extra=WatchParams,
 )

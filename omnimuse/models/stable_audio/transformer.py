@@ -164,8 +164,8 @@ class StableAudioTransformer(Network):
             text_layout=text_layout,
         )
         times = self.timestep_proj(self.time_proj(torch.stack([row.t for row in rows]).to(self.dtype)))  # [R, D]
-        tokens = [self._embed(row, time) for row, time in zip(rows, times, strict=True)]
-        hidden = self.proj_out(self.blocks(layout.pack(tokens), cond, memories))
+        tokens = layout.pack([self._embed(row, time) for row, time in zip(rows, times, strict=True)])
+        hidden = self.proj_out(self.blocks(tokens, cond, memories))
         return [_mixed(self.postprocess_conv, x[1:]).t() for x in layout.unpack(hidden)]
 
     def _embed(self, row: StableAudioInputs, time: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.linear_1(x).chunk(2, dim=-1)
-        return self.linear_2(value * self.activation(gate))
+        return self.linear_2(self.activation(gate).mul_(value))
 
 
 def _twice(width: int, dim: int) -> nn.Sequential:

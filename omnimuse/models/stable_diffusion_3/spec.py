@@ -93,7 +93,7 @@ SPEC = Spec(
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,
-    guidance=Guidance(how=combination),
+    guidance=Guidance(how=combination, most=3),
     extra=Sd3Params,
     also=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
     variants=(

@@ -22,12 +22,13 @@ class ImageUrl(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """One picture of a message."""
+    """One picture of a message; with a `step`, a look at one that is not finished, after so many steps."""
 
     type: Literal["image_url"] = "image_url"
     image_url: ImageUrl
     index: int
     seed: int
+    step: int | None = None
 
 
 class TextPart(BaseModel):

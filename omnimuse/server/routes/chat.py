@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from omnimuse.deploy.wire import Finished, MadeFile
+from omnimuse.deploy.wire import Finished, MadeFile, Previewed
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.download import MEDIA
@@ -45,6 +45,7 @@ from omnimuse.server.protocol import chat as protocol
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.routes.aloud import written
+from omnimuse.server.routes.pictured import Looks
 from omnimuse.server.routes.talk import Chat, answer
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
@@ -242,13 +243,18 @@ def _completion(
 
 
 async def _chunks(service: Service, order: Order, style: frozenset[str]) -> AsyncGenerator[Event, None]:
-    """A first chunk with the role, one with the pictures of each choice, its end, and the usage where asked for."""
-    chunks = _Chunks(service, order)
+    """A first chunk with the role, looks at what is not finished where asked for, one chunk with the pictures of each
+    choice, its end, and the usage where asked for.
+    """
+    chunks, looks = _Chunks(service, order), Looks(order)
     async with aclosing(draw(service, order)) as updates:
         async for update in updates:
             if isinstance(update, Admitted):
                 yield None, None
                 yield chunks.make([protocol.ChunkChoice(index=0, delta=protocol.Message(role="assistant", content=""))])
+            elif isinstance(update, Previewed) and (parts := looks.new(update)):
+                choice = update.output if order.wanted.delivery.split else 0
+                yield chunks.make([protocol.ChunkChoice(index=choice, delta=protocol.Message(images=parts))])
             elif isinstance(update, Finished):
                 with await contents(service.files, update.files) as drawn:
                     for index, delta in enumerate(_messages(order, update, drawn, style)):

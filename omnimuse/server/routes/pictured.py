@@ -1,16 +1,18 @@
 """Answers of a chat that come with a picture: where one is wanted, and how it is told, as `chat.py` tells pictures.
 
-Part of `talk.py`.
+Part of `talk.py`, and of `chat.py` what is told of pictures that are not finished yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnimuse.deploy.wire import MadeFile
+from omnimuse.deploy.wire import MadeFile, Previewed
 from omnimuse.media.formats import PICTURES, TEXT
 from omnimuse.server.orders.order import Order
 from omnimuse.server.protocol.chat import ImagePart, ImageUrl
+from omnimuse.server.translate.answers import encoded
+from omnimuse.server.translate.asks import preview_steps
 
 BOTH = ["image", "text"]
 _MEDIA = {format_: f"image/{format_.lower()}" for format_ in PICTURES.values()}
@@ -30,3 +32,22 @@ def pictures(order: Order, files: Sequence[MadeFile], words: Sequence[str]) -> d
         url = ImageUrl(url=f"data:{media};base64,{word}")
         found[outputs[file.seed]] = [ImagePart(image_url=url, index=0, seed=file.seed)]
     return found
+
+
+class Looks:
+    """The looks at unfinished pictures that a stream was asked for, each once, though a request be made twice."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._steps = preview_steps(order.request.evaluations, order.wanted.delivery.partial_images)
+        self._seen = set[tuple[int, int]]()
+
+    def new(self, update: Previewed) -> list[ImagePart]:
+        """How `update` is told; nothing if it was not asked for, or has been told."""
+        key = (update.output, update.step)
+        if update.step not in self._steps or key in self._seen:
+            return []
+        self._seen.add(key)
+        url = ImageUrl(url=f"data:image/jpeg;base64,{encoded(update.picture)}")
+        seed = self._order.request.seed(update.output)
+        return [ImagePart(image_url=url, index=update.output, seed=seed, step=update.step)]

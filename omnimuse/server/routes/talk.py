@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import WorkerLostError
-from omnimuse.deploy.wire import Finished, Grown, Spelt
+from omnimuse.deploy.wire import Finished, Grown, Previewed, Spelt
 from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
@@ -45,7 +45,7 @@ from omnimuse.server.protocol.chat import ImagePart
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.routes.aloud import Sounding, aloud, name_of, whole
-from omnimuse.server.routes.pictured import pictures, wants
+from omnimuse.server.routes.pictured import Looks, pictures, wants
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.answers import Made, told
@@ -99,6 +99,10 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
     if kind == "talk":
         wanted = aloud(service, wanted)
         said = _messages(wanted, shown, able(service.door))
+        if wanted.delivery.partial_images and not service.door.limits.draws:
+            raise refusal(
+                "unsupported_parameter", "partial_images is not supported: nothing is drawn", "partial_images"
+            )
         wanted = replace(wanted, talk=replace(wanted.talk, messages=said))
     order = _order(service, wanted, request, await _came(service, request, shown, wanted))
     request.state.lease.close()  # of what came, only the order is left
@@ -302,7 +306,7 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
 
     The first event is for `opened`: it comes when the prompt has been read, so that one that is too long is refused.
     """
-    known, heard, begun = Told(), Sounding(order), False
+    known, heard, looks, begun = Told(), Sounding(order), Looks(order), False
     async with AsyncExitStack() as stack:
         updates = await stack.enter_async_context(aclosing(draw(service, order)))
         async for update in updates:
@@ -318,6 +322,8 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                 yield None, dump(shape.piece(order, head, update.output, text, None))
             elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := heard.new(update)):
                 yield None, dump(shape.sound(order, head, update.output, sound))
+            elif isinstance(update, Previewed) and isinstance(shape, Chat) and (parts := looks.new(update)):
+                yield None, dump(shape.picture(order, head, update.output, parts))
             elif isinstance(update, Finished):
                 about, files = _about(order, update), await stack.enter_async_context(open_files(service, update))
                 held = Enclosed(files)

@@ -44,7 +44,9 @@ ANY_MODEL = ("", "default")
 """Names by which clients mean whatever model there is."""
 
 _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
-_WRITING = frozenset(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind))
+_WRITING = frozenset(
+    {"use_audio_in_video", *(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind))}
+)
 
 
 @dataclass(frozen=True)

@@ -277,6 +277,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
         Field("messages", "list", "messages", "the conversation; the text of the last user message is the prompt"),
         Field("modalities", "list", "modalities", '["image"] or ["text", "image"]'),
         Field("stream", "flag", "stream", "answer with server-sent events"),
+        Field("partial_images", "whole", "partial_images", "looks at unfinished pictures in a stream", low=0, high=3),
         Field("stream_options", "object", "stream_options", "include_usage adds a last chunk with the usage"),
         Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
         Field("max_tokens", "whole", HARMLESS, "bounds text tokens, of which the answer has none", low=1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -151,3 +151,14 @@ def test_a_server_that_ends_takes_none_and_a_page_of_another_site_gets_none() ->
         assert caught.value.response.status_code == 503
         assert b"server_draining" in (caught.value.response.body or b"")
         assert caught.value.response.headers["x-request-id"]
+
+
+def test_a_server_that_ends_says_so_on_what_is_open() -> None:
+    with ExitStack() as client:
+        with echo() as (route, url):
+            events = client.enter_context(opened(url, PATH))
+            assert answers(events)
+        with pytest.raises(ConnectionClosed) as caught:
+            events.hear()
+        assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
+        assert route.ended == "ClientGone" and not route.open

@@ -126,6 +126,7 @@ def test_settings_in_a_stranger_s_file_choose_nothing_but_the_picture(
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+@pytest.mark.costly
 def test_a_terminal_that_cannot_show_all_of_unicode_ends_nothing(model: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "omnimuse", "generate", "a \u25cb", "東京", "-m", model, *NEAR]

@@ -33,6 +33,7 @@ OTHERS = {
 SOLVERS = sorted(name for name in dir(schedulers) if name.endswith("Scheduler") and name not in OTHERS)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", SOLVERS)
 def test_as_many_evaluations_are_counted_as_the_scheduler_plans(name: str) -> None:
     for config in CONFIGS.get(name, [{}]):

@@ -27,6 +27,7 @@ from omnimuse.deploy.connectors import (
     Tcp,
     kind_of,
 )
+from tests.unit.deploy.stand_in_stores import HELD, KVClient, stand_in
 
 KEY = bytes(range(32))
 SOON = 20.0
@@ -46,9 +47,10 @@ class Ear:
         return found
 
 
-@pytest.fixture(params=["local", "shared_memory", "tcp"])
-def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Ear, Ear]]:
-    """The two ends of an edge: at the front, and in a pool."""
+@pytest.fixture(params=["local", "shared_memory", "tcp", "mooncake", "yuanrong"])
+def ends(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ear, Ear]]:
+    """The two ends of an edge: at the front, and in a pool. The last two have stand-ins of their stores."""
+    stand_in(monkeypatch)
     if request.param == "local":
         front, pool = Local.pair()
         yield Ear(front), Ear(pool)
@@ -178,3 +180,76 @@ def test_a_stranger_who_says_nothing_is_not_waited_for_by_others(tmp_path: Path)
             name, end = met.get(timeout=SOON)
             assert name == "draw-0"
             end.end()
+
+
+@pytest.mark.parametrize("kind", ["mooncake", "yuanrong"])
+def test_what_is_large_goes_through_the_store_and_is_not_left_there(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in(monkeypatch)
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    made = kind_of(kind)
+    with closing(made.listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        pool = made.connect(door.address, KEY, "draw-0")
+        front = Ear(met.get(timeout=SOON)[1])
+        pool.start(lambda frame, blob: None, lambda: None)
+        sent(pool, bytes(LARGE - 1))
+        sent(pool, bytes(LARGE), 1)
+        assert front.next()[0] == Put("s", 0, False, b"head") and not HELD
+        assert front.next()[0] == Put("s", 1, False, b"head") and not HELD
+        seen: list[int] = []
+        monkeypatch.setattr(f"tests.unit.deploy.stand_in_stores.{_PUT[kind]}", _changed(seen))
+        sent(pool, bytes(LARGE), 2)
+        assert front.next() == LOST, "what somebody else wrote to the store is not believed"
+        assert seen == [LARGE]
+
+
+_PUT = {"mooncake": "MooncakeDistributedStore.put", "yuanrong": "KVClient.set"}
+
+
+def _changed(seen: list[int]) -> Any:
+    def put(self: object, key: str, value: bytes, *more: object) -> int:
+        seen.append(len(value))
+        HELD[key] = b"x" + value[1:]
+        return 0
+
+    return put
+
+
+def test_a_store_that_is_not_there_or_has_lost_something_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="pip install openyuanrong-datasystem"):
+        kind_of("yuanrong").listen(tmp_path, KEY, lambda name, end: None)
+    stand_in(monkeypatch)
+    with pytest.raises(ConfigError, match="no worker of its data system answers"):
+        kind_of("yuanrong", options={"port": "1"}).listen(tmp_path, KEY, lambda name, end: None)
+    with pytest.raises(ConfigError, match="cannot be set up"):
+        kind_of("mooncake", options={"master": "10.0.0.9:1"}).listen(tmp_path, KEY, lambda name, end: None)
+    with pytest.raises(ConfigError, match="'colour' is not honoured; allowed are host, port"):
+        kind_of("yuanrong", options={"colour": "red"})
+    with pytest.raises(ConfigError, match="tcp has no options"):
+        kind_of("tcp", options={"port": "1"})
+    monkeypatch.setattr(KVClient, "get", lambda self, keys, convert_to_str, sub_timeout_ms: [None])
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    made = kind_of("yuanrong")
+    with closing(made.listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door:
+        pool = made.connect(door.address, KEY, "draw-0")
+        front = Ear(met.get(timeout=SOON)[1])
+        pool.start(lambda frame, blob: None, lambda: None)
+        sent(pool, bytes(LARGE))
+        assert front.next() == LOST
+    assert "what was put into Yuanrong's store is not there" in caplog.text
+
+
+def test_tcp_listens_where_it_is_told_to_and_nowhere_else(tmp_path: Path) -> None:
+    met: SimpleQueue[Connector] = SimpleQueue()
+    with closing(Tcp("127.0.0.5").listen(tmp_path, KEY, lambda name, end: met.put(end))) as door:
+        host, _, port = door.address.rpartition(":")
+        assert host == "127.0.0.5"
+        Tcp().connect(door.address, KEY, "draw-0").end()
+        met.get(timeout=SOON).end()
+        with pytest.raises(OSError, match="refused"):
+            Tcp().connect(f"127.0.0.1:{port}", KEY, "draw-0")
+    with pytest.raises(ConfigError, match="name an address of this machine"):
+        Tcp("203.0.113.9").listen(tmp_path, KEY, lambda name, end: None)

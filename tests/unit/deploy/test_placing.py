@@ -94,6 +94,29 @@ def test_newer_files_of_another_engine_do_too() -> None:
         assert key in told
 
 
+def test_pools_elsewhere_and_stores_are_told_what_they_need() -> None:
+    text = """
+connectors: {mooncake: {master: "10.0.0.5:50051", segment: 1024}}
+pools:
+  - {name: read, stages: [text]}
+  - {name: draw, stages: [noise, denoise], connector: mooncake, elsewhere: true}
+"""
+    deploy = of(text)
+    assert deploy.pools[1] == PoolConfig("draw", ("noise", "denoise"), connector="mooncake", elsewhere=True)
+    assert deploy.connectors == {"mooncake": {"master": "10.0.0.5:50051", "segment": "1024"}}
+
+
+def test_stores_of_another_engine_are_told_what_its_files_say() -> None:
+    text = """
+stage_args: [{stage_id: 0}, {stage_id: 1, input_connectors: {from_stage_0: wire}}]
+connectors: {wire: {name: MooncakeStoreConnector, extra: {master: "10.0.0.5:1", proto: tcp, colour: red}}}
+"""
+    deploy = of(text)
+    assert deploy.pools[1].connector == "mooncake"
+    assert deploy.connectors == {"mooncake": {"master": "10.0.0.5:1", "protocol": "tcp"}}
+    assert any("colour" in void for void in deploy.void)
+
+
 def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
     deploy = of("stage_args: [{stage_id: 0, runtime: {devices: '1'}, final_output: true}]")
     assert deploy.pools == (PoolConfig("stage0", ("*",), device="cuda:1"),)
@@ -111,6 +134,9 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
         ("pools: [{name: a, stages: [x], replicas: two}]", "replicas='two'"),
         ("pools: [{name: a, stages: [x], replicas: true}]", "replicas=True"),
         ("pools: [{name: a, stages: [x], window: 0}]", "window=0"),
+        ("pools: [{name: a, stages: [x], elsewhere: true}]", "shared_memory reaches nothing elsewhere"),
+        ("pools: [{name: a, stages: [x], elsewhere: 1}]", "elsewhere=1 is not allowed; use true or false"),
+        ("{pools: [{name: a, stages: [x]}], connectors: [ray]}", "connectors is no mapping"),
         ("pools: [{name: a}]", "which stages it holds"),
         ("pools: [{name: a, stages: [x], tracks: [0]}]", "which stages it holds"),
         ("pools: [{name: a, tracks: [x]}]", "tracks=['x']"),

@@ -25,6 +25,7 @@ def test_the_interpreter_computes_what_the_plain_kernels_compute() -> None:
     assert set(found.stdout.split()[0]) == {"."}, found.stdout[-300:]  # all of them passed, none was skipped
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles_for_a_gpu_that_is_not_here_and_reads_16_bytes_at_a_time(
     capability: int, tmp_path: Path

@@ -34,6 +34,7 @@ class SimulatedLanes:
     copies: deque[Callable[[], bool]] = field(default_factory=deque)
     computations: deque[Callable[[], bool]] = field(default_factory=deque)
     marks: dict[tuple[str, Slot], Mark] = field(default_factory=dict)
+    free: int = 2**30
 
     def pinned(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8)
@@ -54,6 +55,12 @@ class SimulatedLanes:
 
     def end(self, slot: Slot) -> None:
         self._mark(self.computations, "read", slot)
+
+    def room(self) -> int:
+        return self.free
+
+    def forget(self, slot: Slot) -> None:
+        self.begin(slot)
 
     def close(self) -> None:
         """Nobody else needs to know."""
@@ -124,6 +131,38 @@ def test_there_are_two_slots_of_the_largest_block_and_a_block_that_is_there_is_n
     assert {len(slot.content) for _, slot in lanes.marks} == {64}
     copies = sum(1 for work in lanes.copies if work.__name__ == "reach")
     assert copies == 2
+
+
+def test_a_component_that_comes_ahead_of_its_turn_is_whole_before_it_computes() -> None:
+    found: list[int] = []
+    for seed in range(20):
+        lanes = SimulatedLanes()
+        store = HostStore(lanes)
+        arena = store.add(64, lent=False)
+        store.content(arena).fill_(7)
+        store.read_ahead(arena)
+        store.read_ahead(arena)
+        assert sum(work.__name__ == "reach" for work in lanes.copies) == 1, "copied once"
+        content = store.fetch(arena)
+        lanes.computations.append(lambda content=content: not found.extend(set(content.tolist())))  # type: ignore[misc]
+        lanes.run(random.Random(seed))
+        assert store.fetch(arena) is not content, "what is in was handed out, and is another's"
+    assert found == [7] * 20
+
+
+def test_nothing_comes_ahead_where_there_is_no_room_and_what_did_can_be_dropped() -> None:
+    lanes = SimulatedLanes(free=127)
+    store = HostStore(lanes)
+    arena = store.add(64, lent=False)
+    store.read_ahead(arena)
+    assert not lanes.copies
+    lanes.free = 128
+    store.read_ahead(arena)
+    assert lanes.copies
+    store.drop(arena)
+    lanes.free = 0
+    store.read_ahead(arena)
+    assert sum(work.__name__ == "reach" for work in lanes.copies) == 1
 
 
 def test_a_closed_store_says_so() -> None:

@@ -91,3 +91,17 @@ def test_what_is_expected_and_not_in_is_read_ahead(residency: Residency, store: 
     residency["encoder"]
     residency.expect(("encoder", "decoder", "tokenizer", "unknown"))
     assert store.ahead == [2]
+
+
+def test_what_is_expected_comes_behind_what_a_stage_uses_that_runs(residency: Residency, store: Reader) -> None:
+    with residency.using(("encoder",)):
+        residency.expect(("denoiser",))
+        assert store.ahead == [], "the encoder is waited for"
+        residency["encoder"]
+        assert store.ahead == [1]
+    residency["denoiser"]
+    residency.expect(("decoder",))
+    assert store.ahead == [1, 2]
+    residency.leave()
+    residency["encoder"]
+    assert store.ahead == [1, 2], "nobody is expected any more"

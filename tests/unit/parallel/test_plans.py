@@ -51,6 +51,7 @@ def size(network: nn.Module) -> int:
     return sum(each.numel() for each in network.parameters())
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("ranks", [2, 8])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_rank_holds_little_more_than_its_share_of_a_published_network(place: str, ranks: int) -> None:
@@ -250,3 +251,5 @@ def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z
         explain(replace(kept, offload=OffloadConfig("layers")))
     with pytest.raises(ConfigError, match="tier=invariant cannot be"):
         explain(replace(chosen, schedule=ScheduleConfig(tier="invariant")))
+    with pytest.raises(ConfigError, match="the guidance of this model has 2 branches; use cfg=2"):
+        explain(replace(chosen, parallel=ParallelConfig(cfg=3)))

@@ -76,6 +76,7 @@ def test_frame_by_frame_is_the_whole_video_bit_for_bit(vae: Any, frames: int) ->
     assert torch.equal(found, theirs(vae, latents))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("size", [(4, 4), (5, 4), (3, 8), (7, 10)])
 def test_tiles_are_the_references_tiles_bit_for_bit(tiles: Any, size: tuple[int, int]) -> None:
     latents = latents_for(tiles, 2, *size)

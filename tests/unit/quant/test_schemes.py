@@ -123,6 +123,7 @@ def test_a_token_is_rounded_by_itself() -> None:
     assert torch.equal(made(loud)[[0, 1, 3]], made(x)[[0, 1, 3]])
 
 
+@pytest.mark.costly("packings compiled")
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from tools.features_page import FEATURES, PAGE, Shown, by_test, family_in, page
+from tools.features_page import FEATURES, PAGE, TOGETHER, Shown, by_test, family_in, page
 
-CELL = re.compile(r"(works|as its kin|refused|impossible) \d+|let in")
+CELL = re.compile(r"(works|as its kin|refused|impossible) \d+")
+"""None is only let in: what no test shows would be a gap of the page."""
 
 
 @pytest.mark.crossed
@@ -19,13 +20,27 @@ def test_the_page_is_what_make_features_writes() -> None:
 
 
 def test_every_cell_of_a_family_says_one_of_the_words() -> None:
-    rows = [
-        line.split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if re.match(r"\| `\w+Pipel", line)
-    ]
+    rows = rows_of(r"`\w+Pipel")
     assert rows
     for row in rows:
         assert len(row) == len(FEATURES) + 1
-        assert all(CELL.fullmatch(cell.removesuffix(" |")) for cell in row[1:]), row
+        assert all(CELL.fullmatch(cell) for cell in row[1:]), row
+
+
+def test_every_pair_of_features_says_one_of_the_words() -> None:
+    names = "|".join(re.escape(feature.name) for feature in TOGETHER[1:])
+    rows = [row for row in rows_of(rf"({names}) \|") if len(row) == len(TOGETHER)]
+    assert [row[0] for row in rows] == [feature.name for feature in TOGETHER[1:]]
+    for number, row in enumerate(rows, 1):
+        assert all(CELL.fullmatch(cell) for cell in row[1 : number + 1]), row
+
+
+def rows_of(beginning: str) -> list[list[str]]:
+    """The rows of the page's tables that begin like this."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(rf"\| {beginning}", line)
+    ]
 
 
 def test_a_test_shows_what_it_is_marked_with_beside_what_a_request_of_it_has() -> None:

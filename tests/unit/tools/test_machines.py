@@ -13,8 +13,11 @@ import pytest
 
 from tools.machines import COMPUTING, MACHINES, Machine, Part, busy, main, run
 
-QUICK = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-"""Plugins of libraries, which take seconds to import."""
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without plugins of libraries, which take seconds to import in each of the processes that run tests."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 def write(folder: Path, body: str) -> str:
@@ -25,10 +28,10 @@ def write(folder: Path, body: str) -> str:
 
 def test_tests_see_the_environment_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path, "assert os.environ['A_MACHINE'] == 'old'")
-    assert run(Machine("old", {"A_MACHINE": "old", **QUICK}), [file])
+    assert run(Machine("old", {"A_MACHINE": "old"}), [file])
     line = capsys.readouterr().out
     assert line.startswith("old ") and "passed" in line and "python -m tools.machines --only old" in line
-    assert not run(Machine("new", {"A_MACHINE": "new", **QUICK}), [file])
+    assert not run(Machine("new", {"A_MACHINE": "new"}), [file])
     assert "FAILED" in capsys.readouterr().out
 
 
@@ -36,7 +39,7 @@ def test_no_machine_meets_what_was_compiled_for_another(tmp_path: Path) -> None:
     """torch would take code with vectors for a processor that is to have none, and not compile it."""
     noted = tmp_path / "noted"
     file = write(tmp_path, f"open({str(noted)!r}, 'a').write(os.environ['TORCHINDUCTOR_CACHE_DIR'] + chr(10))")
-    assert run(Machine("one", QUICK), [file]) and run(Machine("other", QUICK), [file])
+    assert run(Machine("one"), [file]) and run(Machine("other"), [file])
     one, other = noted.read_text().split()
     assert one != other and not Path(one).exists()
 

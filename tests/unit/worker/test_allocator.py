@@ -18,7 +18,7 @@ from threading import Thread
 import torch
 from omnimuse.worker.allocator import keep_memory
 
-def use(megabytes=80, times=20):
+def use(megabytes=80, times=6):
     for _ in range(times):
         torch.ones(megabytes * 2**18)
 

@@ -153,7 +153,7 @@ def test_what_cannot_be_is_refused_before_any_weight_is_read(broken: Path, tmp_p
         (lambda: CacheConfig("teacache", float("nan")), "threshold=nan"),
         (lambda: OffloadConfig("disk"), "offload='disk'"),  # type: ignore[arg-type]
         (lambda: OffloadConfig(folder=Path("here")), "offload folder=here does nothing while offload='none'"),
-        (lambda: ParallelConfig(cfg=3), "use 1 or 2"),
+        (lambda: ParallelConfig(cfg=4), "use 1 to 3"),
         (lambda: ParallelConfig(tensor=0), "tensor=0 is not allowed; use at least 1"),
         (lambda: ParallelConfig(shard=2), "use shard=1, or as many of those"),
         (lambda: ParallelConfig(shard=2, ulysses=2, ring=2), "use shard=4, or"),

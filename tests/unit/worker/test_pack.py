@@ -15,8 +15,9 @@ from omnimuse.core.config import Config, ModelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.engine.local import start
 from omnimuse.loader.headers import stored_in
+from omnimuse.loader.voices import VOICES
 from omnimuse.worker.pack import pack_checkpoint
-from tests.checkpoints import wan, z_image
+from tests.checkpoints import qwen25_omni, wan, z_image
 from tests.checkpoints.single_file import weights
 from tests.invariants.conftest import Subject, run
 
@@ -77,6 +78,16 @@ def test_the_command_says_what_was_packed_and_the_bundled_model_works_so(
     again = ["quantize", str(tmp_path / "small"), "-o", str(tmp_path / "smaller"), "--quantize", "int4"]
     assert main(again) == 2
     assert "packed already" in capsys.readouterr().err
+
+
+def test_networks_that_share_a_folder_are_packed_together_and_voices_beside_them_come_along(tmp_path: Path) -> None:
+    folder = qwen25_omni.build(tmp_path / "tiny")
+    pack_checkpoint(config(folder, {"": "int8"}), tmp_path / "small")
+    before, after = stored_in(folder), stored_in(tmp_path / "small")
+    assert before.keys() == after.keys()
+    assert {name.split(".")[0] for name, each in after.items() if each.kind == "int8"} == {"thinker", "talker", "token2wav"}
+    start(config(tmp_path / "small", {})).close()
+    assert (tmp_path / "small" / VOICES).read_bytes() == (folder / VOICES).read_bytes()
 
 
 def test_what_cannot_be_packed_is_refused_and_leaves_nothing(z_image_folder: Path, tmp_path: Path) -> None:

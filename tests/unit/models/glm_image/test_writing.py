@@ -40,6 +40,8 @@ from tests.checkpoints.glm_image import (
 from tests.checkpoints.wishes import Wish, of_picture, photo
 from tests.invariants.conftest import drain, outputs, submit
 
+pytestmark = pytest.mark.costly("what writes before it draws")
+
 EDIT, DRAW = FAMILIES[0].wishes[3], SKETCHED
 LONG = replace(EDIT, prompt="a circle. " * CHUNK, image=photo(64, 64), others=(photo(32, 32),) * 3)
 """More is read than in one step, and as many pictures as there may be."""

@@ -1,0 +1,219 @@
+"""Everything that goes together is switched on together, on one rank and on two: what promises to change nothing of
+what is drawn changes nothing of what the others make.
+
+Each case is a set of features by their names in `tools/features_page.py`, whose words for requests and engines are
+taken; together the cases have every pair that goes together and that no other test has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnimuse.core.config import Config, HostConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.output import Preview
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.checkpoints.adapters import layers_of, write
+from tests.checkpoints.families import FAMILIES
+from tests.compiling import Counter, compile_with
+from tests.invariants.conftest import drain, outputs, submit, with_params
+from tests.ranks import play
+from tools.features_page import FEATURES, Feature, Stand, asked, attempt, ranks
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
+
+PICTURE, SOUND = "ZImagePipeline", "StableAudioPipeline"
+HARMLESS = frozenset(
+    {
+        *("several", "previews", "company", "components", "layers", "compile"),
+        *("tensor", "ulysses", "ring", "shard", "pipe", "cfg"),
+    }
+)
+"""What promises to change nothing; "tiles on ranks" are those of one rank."""
+ASKED = ("picture in", "mask", "pad", "several", "previews", "scheduler", "company", "LoRA")
+"""What the request of a picture has in every case."""
+ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (PICTURE, (*ASKED, "exact", "DBCache", "int4", "layers", "tiles")),
+    (PICTURE, (*ASKED, "exact", "TeaCache", "int8", "components", "tiles")),
+    (PICTURE, (*ASKED, "invariant", "DBCache", "int4", "components", "tiles")),
+    (PICTURE, (*ASKED, "exact", "TeaCache", "int4", "compile", "tiles")),
+    (PICTURE, (*ASKED, "DBCache", "int8", "compile")),
+    (SOUND, ("sound in", "several", "company", "DBCache", "int8")),
+    (SOUND, ("sound in", "several", "company", "int4", "compile")),
+)
+SHARED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (PICTURE, (*ASKED, "tensor", "components", "tiles on ranks")),
+    (PICTURE, (*ASKED, "ulysses", "exact", "DBCache", "int4", "components", "tiles on ranks")),
+    (PICTURE, (*ASKED, "ulysses", "TeaCache", "int8", "layers", "tiles on ranks")),
+    (PICTURE, (*ASKED, "ring", "exact", "DBCache", "int4", "components")),
+    (PICTURE, (*ASKED, "ulysses", "shard", "exact", "DBCache", "int4")),
+    (PICTURE, (*ASKED, "pipe", "exact", "DBCache", "int4", "components")),
+    (PICTURE, (*ASKED, "cfg", "exact", "DBCache", "int4", "components")),
+    (PICTURE, (*ASKED, "cfg", "layers")),
+    (SOUND, ("sound in", "several", "company", "cfg", "DBCache", "int8")),
+)
+COMPILED = (PICTURE, (*ASKED, "cfg", "compile", "tiles on ranks"))
+NAMED = {feature.name: feature for feature in FEATURES}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family's checkpoint with features, by name; an `adapter` to wear, and where the results of several ranks go."""
+
+    family: str
+    names: tuple[str, ...]
+    folder: Path
+    adapter: Path
+    results: Path
+
+    @property
+    def stand(self) -> Stand:
+        [family] = [family for family in FAMILIES if family.name == self.family]
+        return Stand(family, self.folder)
+
+    @property
+    def features(self) -> list[Feature]:
+        return [NAMED[name] for name in self.names]
+
+    @property
+    def plain(self) -> Case:
+        """The same without what promises to change nothing."""
+        kept = [name for name in self.names if name not in HARMLESS]
+        return replace(self, names=tuple("tiles" if name == "tiles on ranks" else name for name in kept))
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        return ranks(self.features)
+
+    def config(self) -> Config:
+        topics = {topic: value for feature in self.features for topic, value in feature.topics.items()}
+        schedule = replace(topics.pop("schedule", ScheduleConfig()), company="always")
+        return replace(
+            self.stand.config({**topics, "schedule": schedule, "parallel": self.parallel}), host=HostConfig(threads=1)
+        )
+
+    def ask(self) -> Ask:
+        ask = with_params(asked(self.stand, self.features), output_type="pt", guidance_scale=4.0, strength=None)
+        return with_params(ask, loras=[f"{self.adapter}:0.8"]) if "LoRA" in self.names else ask
+
+    def draw(self, engine: Engine) -> list[Tensor]:
+        """What is asked for, by output: of one request in the company of another one, or of a request for each."""
+        ask = self.ask()
+        if "several" not in self.names:
+            seed = ask.params.seed or 0
+            singles = submit(engine, *(with_params(ask, seed=seed + number) for number in range(3)))
+            events = drain(engine)
+            return [outputs(events, id_)[0] for id_ in singles]
+        wish = self.stand.family.wishes[-1]
+        mine, _ = submit(engine, ask, Ask(wish.asked, replace(wish.params, output_type="pt")))
+        events = drain(engine)
+        assert any(isinstance(event, Preview) for event in events) == ("previews" in self.names)
+        assert not engine.runner.forwards.retries
+        return list(outputs(events, mine))
+
+    def wrong(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[str]:
+        """What differs from what it is without them: nothing by a bit, if nothing adds up in another order."""
+        steady = {"exact", "invariant"} & set(self.names) and self.parallel.ranks == 1 and "compile" not in self.names
+        bound = 0.0 if steady else 1e-4 if "compile" in self.names else 1e-5
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+        return [f"{self.family}, {' '.join(self.names)}: {error:.1e}" for error in errors if not error <= bound]
+
+
+def cases(asked: Iterable[tuple[str, tuple[str, ...]]], tiny: Callable[[str], Path], folder: Path) -> list[Case]:
+    """All of these, with adapters to wear."""
+    made = []
+    for number, (family, names) in enumerate(asked):
+        adapter = folder / f"{family}.safetensors"
+        if not adapter.exists():
+            write(adapter, layers_of(tiny(family)))
+        made.append(Case(family, names, tiny(family), adapter, folder / f"{number}.safetensors"))
+    return made
+
+
+def shown(asked: Iterable[tuple[str, tuple[str, ...]]]) -> list[pytest.MarkDecorator]:
+    """That these are switched on together."""
+    return [pytest.mark.shows(*names, families=[family]) for family, names in asked]
+
+
+def on_rank(rank: int, several: list[Case], meeting: Path) -> None:
+    """Rank 0 drives one engine after the other, the other follows each until it closes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    for case in several:
+        try:
+            engine = start(case.config())
+        except SystemExit:
+            continue
+        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(case.draw(engine))}, case.results)
+        engine.close()
+
+
+def on_one(case: Case) -> list[Tensor]:
+    """What one rank draws; blocks are compiled by a compiler that makes no code."""
+    engine = start(case.config())
+    if "compile" in case.names:
+        torch._dynamo.reset()
+        compile_with(engine, Counter())
+    found = case.draw(engine)
+    engine.close()
+    return found
+
+
+@pytest.fixture
+def one_thread() -> Iterable[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("asked", [*ALONE, *SHARED, COMPILED], ids=lambda asked: " ".join(asked[1]))
+def test_what_is_tried_is_let_in(
+    asked: tuple[str, tuple[str, ...]], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    [case] = cases([asked], tiny, tmp_path)
+    assert attempt(case.stand, case.features) is None
+
+
+@pytest.mark.costly("all at once")
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+@pytest.mark.parametrize(
+    "asked", [pytest.param(asked, id=str(number), marks=shown([asked])) for number, asked in enumerate(ALONE)]
+)
+def test_what_changes_nothing_changes_nothing_of_what_the_others_make(
+    asked: tuple[str, tuple[str, ...]], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    [case] = cases([asked], tiny, tmp_path)
+    assert not case.wrong(on_one(case), on_one(case.plain))
+
+
+@pytest.mark.costly("all at once")
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(SHARED, id="all", marks=shown(SHARED)),
+        pytest.param([COMPILED], id="compiled", marks=[pytest.mark.costly("compiled at once"), *shown([COMPILED])]),
+    ],
+)
+def test_neither_do_two_ranks(
+    asked: Sequence[tuple[str, tuple[str, ...]]], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    several = cases(asked, tiny, tmp_path)
+    play(on_rank, several, tmp_path / "meeting", ranks=2)
+    wrong = []
+    for case in several:
+        found = load_file(case.results)
+        wrong += case.wrong([found[str(i)] for i in range(len(found))], on_one(case.plain))
+    assert not wrong
