@@ -269,7 +269,8 @@ def as_published(folder: Path) -> Path:
     template = folder / "tokenizer" / "chat_template.jinja"
     if template.is_file():
         words = template.read_text(encoding="utf-8")
-        template.write_text(words.replace("message.content", "(message.content.split() | join(' '))"), encoding="utf-8")
+        blanks = "(message.content.split() | join(' ') if message.content is string else message.content)"
+        template.write_text(words.replace("message.content", blanks), encoding="utf-8")
     if config.get("model_type") == "qwen2_5_vl" and not any(folder.glob("*processor")):
         AutoTokenizer.from_pretrained(folder / "tokenizer").save_pretrained(folder / "text_processor")
         Qwen2VLImageProcessorPil().save_pretrained(folder / "text_processor")
