@@ -22,6 +22,7 @@ from omnimuse.loader.filling import slots
 from omnimuse.loader.headers import opened
 from omnimuse.loader.packed import SHARD, save_in_shards
 from omnimuse.loader.sources import Source
+from omnimuse.loader.voices import VOICES
 from omnimuse.loader.weights import matched, refuse_no_numbers
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import packed_as, quantized_layers
@@ -114,7 +115,7 @@ def _copy(folder: Path, part: Path, packed: list[Path]) -> None:
     endings = (".safetensors", ".index.json", *PICKLES)
 
     def skipped(place: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(place) in packed and name.endswith(endings)]
+        return [name for name in names if Path(place) in packed and name.endswith(endings) and name != VOICES]
 
     shutil.copytree(folder, part, ignore=skipped)
 

@@ -20,16 +20,12 @@ from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.models import REGISTRY
 from omnimuse.models.qwen3_omni.pipeline import Qwen3OmniPipeline
 from tests.checkpoints.families import ANSWERERS
 from tests.invariants.conftest import drain, submit
 from tests.invariants.test_answering import TALKS, ask, config
-
-POOLS = (
-    PoolConfig("think", tracks=(0,)),
-    PoolConfig("talk", tracks=(1,), connector="tcp"),
-    PoolConfig("sound", tracks=(2,), connector="local"),
-)
 
 pytestmark = [pytest.mark.costly("answering in pools"), pytest.mark.timeout(300)]
 
@@ -55,7 +51,13 @@ def whole(folder: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def pools(folder: Path) -> Iterator[Pools]:
-    made = Pools(replace(config(folder), deploy=DeployConfig(POOLS)))
+    tracks = range(len(REGISTRY.pipeline(Checkpoint(folder).arch).tracks))
+    placed = (
+        PoolConfig("think", tracks=(0,)),
+        PoolConfig("talk", tracks=(1,), connector="tcp"),
+        PoolConfig("sound", tracks=tuple(tracks[2:]), connector="local"),
+    )
+    made = Pools(replace(config(folder), deploy=DeployConfig(placed)))
     yield made
     assert not any(seat.streams for seats in made.group.seats for seat in seats), "nothing is left of what has ended"
     made.close()

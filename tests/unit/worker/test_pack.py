@@ -15,8 +15,9 @@ from omnimuse.core.config import Config, ModelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.engine.local import start
 from omnimuse.loader.headers import stored_in
+from omnimuse.loader.voices import VOICES
 from omnimuse.worker.pack import pack_checkpoint
-from tests.checkpoints import wan, z_image
+from tests.checkpoints import qwen25_omni, wan, z_image
 from tests.checkpoints.single_file import weights
 from tests.invariants.conftest import Subject, run
 
@@ -77,6 +78,13 @@ def test_the_command_says_what_was_packed_and_the_bundled_model_works_so(
     again = ["quantize", str(tmp_path / "small"), "-o", str(tmp_path / "smaller"), "--quantize", "int4"]
     assert main(again) == 2
     assert "packed already" in capsys.readouterr().err
+
+
+def test_voices_that_lie_beside_the_weights_come_along(tmp_path: Path) -> None:
+    folder = qwen25_omni.build(tmp_path / "tiny")
+    pack_checkpoint(config(folder, {"model": "int8"}), tmp_path / "small")
+    assert "int8" in {each.kind for each in stored_in(tmp_path / "small").values()}
+    assert (tmp_path / "small" / VOICES).read_bytes() == (folder / VOICES).read_bytes()
 
 
 def test_what_cannot_be_packed_is_refused_and_leaves_nothing(z_image_folder: Path, tmp_path: Path) -> None:
