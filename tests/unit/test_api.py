@@ -28,7 +28,7 @@ from omnimuse.core.errors import (
     RequestError,
 )
 from omnimuse.core.output import Event
-from omnimuse.core.params import AnswerParams, Choices, GenerationParams, SpeechParams
+from omnimuse.core.params import Choices, GenerationParams, SpeechParams, WatchParams
 from omnimuse.core.request import Ask
 
 SMALL = DiffusionParams(height=32, width=32, num_inference_steps=2, guidance_scale=1.0, seed=1)
@@ -145,7 +145,7 @@ def test_sizes_become_legal_ones_where_that_was_asked_for_and_each_result_says_s
 def test_the_keywords_are_the_fields_of_the_parameters() -> None:
     fields_ = {
         field.name: field.type
-        for kind in (DiffusionParams, GenerationParams, SpeechParams, AnswerParams)
+        for kind in (DiffusionParams, GenerationParams, SpeechParams, WatchParams)
         for field in fields(kind)
     }
     assert {name: hint.__forward_arg__ for name, hint in Choices.__annotations__.items()} == fields_

@@ -105,7 +105,7 @@ def test_the_environment_says_which_backends_attend() -> None:
     [
         (lambda: read("--teacache", "-1"), ConfigError),
         (lambda: read("--offload", "disk"), ConfigError),
-        (lambda: read("--cfg-parallel-size", "3"), ConfigError),
+        (lambda: read("--cfg-parallel-size", "4"), ConfigError),
         (lambda: read("--vae-patch-parallel-size", "2"), ConfigError),
         (lambda: read("--hsdp-shard-size", "2"), ConfigError),
         (lambda: read("--threads", "0"), ConfigError),

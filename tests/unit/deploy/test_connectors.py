@@ -194,8 +194,8 @@ def test_what_is_large_goes_through_the_store_and_is_not_left_there(
         front = Ear(met.get(timeout=SOON)[1])
         pool.start(lambda frame, blob: None, lambda: None)
         sent(pool, bytes(LARGE - 1))
-        sent(pool, bytes(LARGE), 1)
         assert front.next()[0] == Put("s", 0, False, b"head") and not HELD
+        sent(pool, bytes(LARGE), 1)
         assert front.next()[0] == Put("s", 1, False, b"head") and not HELD
         seen: list[int] = []
         monkeypatch.setattr(f"tests.unit.deploy.stand_in_stores.{_PUT[kind]}", _changed(seen))
