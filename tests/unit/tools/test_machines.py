@@ -49,6 +49,12 @@ def test_what_failed_is_named_and_the_outcome_is_1(tmp_path: Path, capsys: pytes
     assert "test_it.py::test_it" in capsys.readouterr().out
 
 
+def test_where_nothing_has_its_turn_nothing_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test_none.py").write_text("")
+    assert run(Machine("one"), [str(tmp_path / "test_none.py")])
+    assert "passed" in capsys.readouterr().out and not run(Machine("one"), [str(tmp_path / "test_nowhere.py")])
+
+
 def test_neighbours_are_busy_and_gone_afterwards() -> None:
     with busy(2):
         neighbours = [
