@@ -92,6 +92,11 @@ class Known:
 
 
 KNOWN: Mapping[str, Known] = {
+    "FluxKontextPipeline": Known(
+        "512 tokens whatever is asked",
+        "no `max_sequence_length`, which it does not use",
+        usual=("max_sequence_length",),
+    ),
     "HiDreamImagePipeline": Known(
         "it computes in bfloat16 whatever is asked, and its levels are others from two steps on",
         "one step, in bfloat16, its format whatever is asked: no further from diffusers in bfloat16 than these "
