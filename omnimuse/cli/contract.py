@@ -29,7 +29,6 @@ def add_contract_options(parser: argparse.ArgumentParser) -> None:
     theirs.add_argument("--max-num-seqs", type=int, metavar="N", help="outputs in progress at a time, at most")
     theirs.add_argument("--step-execution", action="store_true", help="refuse a pipeline that has no steps")
     theirs.add_argument("--trust-remote-code", action="store_true", help="a pipeline is told; nothing else runs any")
-    theirs.add_argument("--vae-use-slicing", action="store_true", help="pictures are decoded one at a time, as always")
     theirs.add_argument(
         "--enable-diffusion-pipeline-profiler", action="store_true", help="a pipeline times its own parts, in the log"
     )
@@ -59,7 +58,7 @@ def with_contract(args: argparse.Namespace, config: Config) -> Config:
         steps=True if args.step_execution else None,
         remote_code=args.trust_remote_code,
         profile=args.enable_diffusion_pipeline_profiler,
-        slicing=args.vae_use_slicing,
+        slicing=args.vae_slicing,
         coefficients=coefficients,
     )
     return replace(config, contract=told)

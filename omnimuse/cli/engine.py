@@ -15,6 +15,7 @@ from omnimuse.core.config import (
     CacheConfig,
     CompileConfig,
     Config,
+    ContractConfig,
     DecodeConfig,
     HostConfig,
     KernelConfig,
@@ -56,6 +57,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_cache_options(engine)
     engine.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory, faint seams")
+    engine.add_argument("--vae-slicing", action="store_true", help="decode pictures one at a time, as always")
     _add_weight_options(parser)
     _add_rank_options(parser)
     _add_schedule_options(parser)
@@ -207,6 +209,7 @@ def read_config(args: argparse.Namespace) -> Config:
         kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
         decode=DecodeConfig(tiling=args.vae_tiling),
+        contract=ContractConfig(slicing=args.vae_slicing),
         schedule=read_schedule(args),
         host=HostConfig(threads=args.threads),
     )

@@ -49,6 +49,7 @@ _OURS: dict[str, str] = {
     "vae_patch_parallel_size": "vae_tiles",
     "rank_wait": "dist_timeout distributed_timeout_seconds",
     "vae_tiling": "enable_vae_tiling vae_use_tiling",
+    "vae_slicing": "enable_vae_slicing vae_use_slicing",
     "compile": "enable_torch_compile torch_compile",
     "replicas": "dp_size data_parallel_size num_replicas",
     "model_name": "served_model_name served_model_names",
@@ -71,7 +72,6 @@ _ABSENT: dict[str, str] = {
     "processes share a model with --tensor-parallel-size, --ulysses-degree and --ring-degree, and `serve --replicas N`"
     " runs several": "num_gpus sp_degree sequence_parallel_size usp use_usp tensor_parallel_size tp_size tp"
     " ulysses_degree ring_degree pipeline_parallel_size pp_size use_hsdp",
-    "pictures are decoded one at a time, always": "vae_slicing enable_vae_slicing vae_use_slicing",
     "processes keep weights in parts with --use-hsdp, which takes its size from the other axes": "use_fsdp"
     " hsdp_shard_dim hsdp_replicate_dim hsdp_replicate_size",
     "weights wait outside the device with --offload layers, or with --offload components": "dit_layerwise_offload"

@@ -119,6 +119,10 @@ def test_nonsense_is_refused(wrong: Callable[[], object], error: type[Exception]
         wrong()
 
 
+def test_slicing_is_what_decoding_is_and_a_pipeline_that_slices_itself_is_told() -> None:
+    assert read("--vae-slicing").contract.slicing and not read().contract.slicing
+
+
 def test_any_parameter_can_be_set_by_name() -> None:
     pairs = ["a=0.5", "b=true", "c=fast", "true_cfg_scale=4"]
     params = with_settings(DiffusionParams(seed=3), pairs)
