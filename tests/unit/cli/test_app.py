@@ -71,6 +71,7 @@ def test_a_wrong_option_is_refused_with_the_nearest_one(capsys: pytest.CaptureFi
         (["a/b", "--cfg-parallel", "2"], "cfg", 2),
         (["a/b", "--attention-backend", "sdpa"], "attention", "sdpa"),
         (["a/b", "--enable-torch-compile"], "compile", True),
+        (["a/b", "--enable-vae-slicing"], "vae_slicing", True),
         (["a/b", "--served-model-name", "x", "y"], "model_name", ["x", "y"]),
         (["a/b", "--model-name", "x"], "model_name", ["x"]),
     ],
@@ -85,7 +86,6 @@ def test_servers_of_other_systems_are_started_by_the_names_they_have(
     ("option", "said"),
     [
         ("--num-gpus", "--tensor-parallel-size"),
-        ("--enable-vae-slicing", "one at a time, always"),
         ("--api-key", "--api-key-file"),
         ("--dit-layerwise-offload", "--offload layers"),
         ("--quantization", "--quantize int8"),
