@@ -23,13 +23,16 @@ Sigmas = npt.NDArray[np.floating[Any]]
 
 ShiftKind = Literal["exponential", "linear"]
 
-Spacing = Literal["linear", "linear64", "scheduler", "whole", "trained"]
+Spacing = Literal["linear", "linear64", "scheduler", "whole", "whole_last", "trained"]
 """Who chooses a flow solver's levels before shifting: we (1 down to 1/steps, spaced in float32 or in float64), or the
-scheduler that the checkpoint names. "whole": whole timesteps from the first down towards 1, which no shift moves.
-"trained": some of the levels of training, from the first to the last; where a shift follows the size, as linear64."""
+scheduler that the checkpoint names. "whole": whole timesteps from the first down towards 1, which no shift moves;
+"whole_last": down to 1, which is the last. "trained": some of the levels of training, from the first to the last; where
+a shift follows the size, as linear64."""
 
-Mu = Callable[[int, int], float]
-"""(latent tokens, steps) -> how far a dynamic shift moves the levels, for models with a rule of their own."""
+Mu = Callable[["FlowSchedule", int, int], float]
+"""(schedule, latent tokens, steps) -> how far a dynamic shift moves the levels, for models with a rule of their own."""
+
+WHOLE = ("whole", "whole_last")
 
 _NOT_COVERED = (
     "stochastic_sampling",
@@ -159,7 +162,7 @@ class FlowSchedule:
     def mu(self, tokens: int, steps: int) -> float:
         """How far the levels move for an output of `tokens` latent tokens in `steps` steps, if shifting is dynamic."""
         if self.rule is not None:
-            return self.rule(tokens, steps)
+            return self.rule(self, tokens, steps)
         return linear_mu(tokens, self.base_tokens, self.max_tokens, self.base_shift, self.max_shift)
 
     def levels(self, steps: int, spacing: Spacing) -> Sigmas:
@@ -170,8 +173,9 @@ class FlowSchedule:
             return trained_sigmas(steps, self.train_timesteps)
         if spacing in ("linear", "linear64", "trained"):
             return linear_sigmas(steps, spacing != "linear")
-        if spacing == "whole":
-            whole = np.linspace(self.train_timesteps, 1.0, steps + 1)[:-1].astype(np.int64)
+        if spacing in WHOLE:
+            more = 1 if spacing == "whole" else 0
+            whole = np.linspace(self.train_timesteps, 1.0, steps + more)[:steps].astype(np.int64)
             return whole.astype(np.float32) / self.train_timesteps
         ends = np.array([self.train_timesteps, 1], dtype=np.float32) / np.float32(self.train_timesteps)
         ends = ends if self.dynamic else shift_static(ends, self.shift)
@@ -187,7 +191,7 @@ class FlowSchedule:
         do not fall.
         """
         levels = _given(sigmas, steps) if sigmas is not None else self.levels(_at_least(steps, 1), spacing)
-        whole = np.rint(levels * self.train_timesteps) if spacing == "whole" else None
+        whole = np.rint(levels * self.train_timesteps) if spacing in WHOLE else None
         if self.dynamic:
             levels = shift_dynamic(levels, self.mu(tokens, steps), self.kind)
         else:
@@ -198,6 +202,11 @@ class FlowSchedule:
         levels = levels.astype(np.float32)
         timesteps = levels * self.train_timesteps if whole is None else whole
         return Schedule(tuple(timesteps.tolist()), (*levels.tolist(), 0.0), steps, tokens)
+
+
+def root_mu(schedule: FlowSchedule, tokens: int, steps: int) -> float:
+    """By the square root of the tokens: of `base_tokens` tokens `max_shift` above `base_shift`."""
+    return math.sqrt(tokens / schedule.base_tokens) * schedule.max_shift + schedule.base_shift
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:

@@ -155,6 +155,13 @@ class LibraryTokenizer:
             raise ModelError(f"{self._folder / CONFIG} names no {name}; this model needs one")
         return found
 
+    @property
+    def pad(self) -> int:
+        """The number of the token that texts are filled up with; ModelError where the checkpoint names none."""
+        if self.inner.pad_token_id is None:
+            raise ModelError(f"{self._folder / CONFIG} names no pad_token; this model needs one")
+        return int(self.inner.pad_token_id)
+
     def token(self, id_: int) -> str:
         """The token with this number, as texts have it; empty where there is none."""
         return str(self.inner.convert_ids_to_tokens(id_) or "") if id_ < len(self.inner) else ""

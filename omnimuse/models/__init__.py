@@ -38,6 +38,7 @@ TABLE = {
     "Qwen3TTSForConditionalGeneration": "omnimuse.models.qwen3_tts",
     "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
     "Qwen2_5OmniForConditionalGeneration": "omnimuse.models.qwen25_omni",
+    "CogView4Pipeline": "omnimuse.models.cogview4",
 }
 """The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from omnimuse.core.errors import ModelError
+from omnimuse.diffusion.schedules import FlowSchedule
 from omnimuse.layers.stack import Memory
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights
@@ -177,7 +178,7 @@ def test_selected_conditions_are_those_of_the_rows_alone(network):
 @pytest.mark.parametrize("tokens", [1, 256, 4300, 4301, 16384])
 @pytest.mark.parametrize("steps", [1, 4, 50])
 def test_the_shift_is_the_references_to_the_bit(tokens: int, steps: int) -> None:
-    assert empirical_mu(tokens, steps) == compute_empirical_mu(tokens, steps)
+    assert empirical_mu(FlowSchedule(), tokens, steps) == compute_empirical_mu(tokens, steps)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import pytest
 import torch
 from diffusers import schedulers
 from diffusers.pipelines.bria.pipeline_bria import get_original_sigmas
+from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift as root_shift
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 from torch import Tensor
 
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.params import ScheduleParams
 from omnimuse.diffusion.choice import chosen_config, solver_for
-from omnimuse.diffusion.schedules import FlowSchedule
+from omnimuse.diffusion.schedules import FlowSchedule, root_mu
 from omnimuse.diffusion.solvers import FlowEuler
 from omnimuse.diffusion.unipc import FlowUniPC
 from omnimuse.diffusion.wrapped import DiffusersSolver
@@ -142,6 +143,19 @@ def test_levels_of_training_are_picked_where_no_shift_follows_the_size(name: str
         expected = theirs(FLOW_EULER, config, steps, 1024, levels=levels)
         for solver in (ours, wrapped):
             assert solver.plan(steps, 1024).sigmas == tuple(expected.sigmas.tolist()), steps
+
+
+def test_levels_down_to_the_last_whole_one_and_a_shift_by_the_root_of_the_tokens_are_the_references() -> None:
+    config = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.3, "max_shift": 0.7}
+    ours = FlowEuler(FlowSchedule.from_config(config, root_mu), "whole_last")
+    for steps in range(1, 60):
+        whole = np.linspace(1000, 1.0, steps).astype(np.int64).astype(np.float32)  # as its pipeline has it
+        scheduler = schedulers.FlowMatchEulerDiscreteScheduler(**config)
+        shift = root_shift(36 * steps, 256, 0.3, 0.7)
+        scheduler.set_timesteps(steps, timesteps=whole, sigmas=whole / 1000, mu=shift)
+        plan = ours.plan(steps, 36 * steps)
+        assert plan.sigmas == tuple(scheduler.sigmas.tolist()), steps
+        assert plan.timesteps == tuple(scheduler.timesteps.tolist()), steps
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
+from omnimuse.diffusion.schedules import FlowSchedule
 from omnimuse.models.flux2.spec import LAYERS, SPEC, multiple, shrunk
 from omnimuse.models.flux2.transformer import Flux2Static, Flux2Transformer
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
@@ -46,7 +47,7 @@ def image_tokens(configs: Configs, request: Request) -> int:
     return h * w
 
 
-def empirical_mu(tokens: int, steps: int) -> float:
+def empirical_mu(schedule: FlowSchedule, tokens: int, steps: int) -> float:
     """The authors' fit of the shift, by size and, for pictures that are not large, by steps."""
     at_200, at_10 = 0.00016927 * tokens + 0.45666666, 8.73809524e-05 * tokens + 1.89833333
     if tokens > 4300:

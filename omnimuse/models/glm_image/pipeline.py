@@ -20,8 +20,9 @@ from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
+from omnimuse.diffusion.schedules import root_mu
 from omnimuse.models.glm_image.reading import Brief, Pieces, ReadBrief, ReadPictures, finer, seen_by_the_model
-from omnimuse.models.glm_image.spec import COARSE, PATCH, SHIFT, SPEC, GlmImageParams
+from omnimuse.models.glm_image.spec import COARSE, PATCH, SPEC, GlmImageParams
 from omnimuse.models.glm_image.transformer import GlmImageInputs, GlmImageStatic, GlmImageTransformer, Size
 from omnimuse.models.glm_image.writing import WritePrior, codes
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
@@ -54,11 +55,6 @@ class EncodeGlyphs(EncodeText):
             ids = F.pad(cut, (pads, 0), value=PAD).to(ctx.device)
             features.append(self.take(encoder(ids, output_hidden_states=True)))
         return torch.cat(features), self.told(read, whole, limit)
-
-
-def shift(tokens: int, steps: int) -> float:
-    """How far the levels of a picture of so many patches move."""
-    return math.sqrt(tokens / SHIFT["base_image_seq_len"]) * SHIFT["max_shift"] + SHIFT["base_shift"]
 
 
 def size_of(configs: Configs, rows: int, columns: int) -> Size:
@@ -131,7 +127,7 @@ class GlmImage(Pipeline):
             token_count=packed_tokens,
             preview=preview_by_decoding,
             spacing="whole",
-            mu=shift,
+            mu=root_mu,
             given=("shown", "sources", "prior"),
         ),
         DecodeImage(),

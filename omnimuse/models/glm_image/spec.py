@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER, SQUARE, own_transformer
 from omnimuse.core.autoencoder import factor
-from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
@@ -21,8 +20,6 @@ PATCH = 2  # latent pixels per token side
 COARSE = 2  # patches a side of a token of the language model
 MAX_SIDE = 2048
 MAX_PICTURES = 4  # the reference knows no bound; of each, keys and values of every block are kept
-SHIFT = {"base_image_seq_len": 256, "base_shift": 0.25, "max_shift": 0.75}
-"""What the published scheduler has; the pipeline's own rule for its shift is made of it."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,6 @@ def patches(params: DiffusionParams, size_multiple: int) -> int:
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: sides are whole tokens of the language model."""
-    scheduler = configs["scheduler"]
-    if differing := [name for name, value in SHIFT.items() if scheduler.get(name, value) != value]:
-        name = differing[0]
-        raise ModelError(f"scheduler config: {name}={scheduler[name]!r} is not supported; only {SHIFT[name]!r} is")
     return Limits(
         size_multiple=COARSE * PATCH * factor(configs["vae"]),
         max_side=MAX_SIDE,

@@ -15,6 +15,7 @@ from torch import Tensor
 from omnimuse.components.two_streams import TwoStreamStatic
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
+from omnimuse.diffusion.schedules import FlowSchedule
 from omnimuse.models.qwen_image.pipeline import DROPPED, described
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.models.qwen_image_layered.spec import SPEC, LayeredParams
@@ -42,7 +43,7 @@ def shape(configs: Configs, request: Request) -> tuple[int, ...]:
     return frames(request), *packed_shape(configs, request)
 
 
-def shift(tokens: int, steps: int) -> float:
+def shift(schedule: FlowSchedule, tokens: int, steps: int) -> float:
     """How far the levels move, by the patches of one frame."""
     return (tokens / AS_LEARNED) ** 0.5
 

@@ -11,6 +11,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_layered import calculate_d
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Picture, Request
+from omnimuse.diffusion.schedules import FlowSchedule
 from omnimuse.models.qwen_image_layered.pipeline import frames, shape, shift
 from omnimuse.models.qwen_image_layered.spec import SPEC, combination
 
@@ -40,7 +41,7 @@ def test_the_whole_picture_is_drawn_before_the_layers_and_the_shift_goes_by_one_
     request = made((64, 64), width=64, height=32, extra={"layers": 3})
     assert frames(request) == 4
     assert shape(CONFIGS, request) == (4, 16, 4, 8)
-    assert (shift(256, 50), shift(1024, 4)) == (1.0, 2.0)
+    assert (shift(FlowSchedule(), 256, 50), shift(FlowSchedule(), 1024, 4)) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
