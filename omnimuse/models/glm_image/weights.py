@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Drop, Fuse, Rename
+from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 
 BLOCK = r"^(stack\.double_blocks\.\d+)\."
 
@@ -24,15 +24,15 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(BLOCK + r"attn1\.", r"\1."),
     Rename(BLOCK + r"ff\.net\.0\.proj\.", r"\1.mlp.0."),
     Rename(BLOCK + r"ff\.net\.2\.", r"\1.mlp.2."),
-    *(Fuse(parts=tuple(f"to_{part}.{kind}" for part in "qkv"), into=f"to_qkv.{kind}") for kind in ("weight", "bias")),
+    *joined("to_*", "qkv", "to_qkv"),
 )
 
-LANGUAGE_RULES: tuple[Rename | Drop, ...] = (
+LANGUAGE_RULES: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^model\.vqmodel\.post_quant_conv\."),  # the way back, which nobody goes
     Rename(r"^lm_head\.", "head."),
     Rename(r"^model\.language_model\.", ""),
-    Rename(r"\.mlp\.gate_up_proj\.", ".mlp.gate_up."),
-    Rename(r"\.mlp\.down_proj\.", ".mlp.down."),
+    *joined("*_proj", "qkv", "qkv"),
+    Rename(r"\.mlp\.(gate_up|down)_proj\.", r".mlp.\1."),
     Rename(r"^model\.vqmodel\.(quantize\.)?", "codebook."),
     Rename(r"^model\.visual\.(embeddings\.|(?=blocks|patch))", "vision."),
     Rename(r"^vision\.patch_embed\.proj\.", "vision.patch_embed."),

@@ -7,7 +7,7 @@ from tools.family_lines import BEGIN, END, PAGE, lines
 
 LARGER = {
     "qwen25_omni": 1075,
-    "glm_image": 1043,
+    "glm_image": 976,
     "bagel": 840,
     "qwen3_omni": 760,
     "ltx2": 735,
