@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import lcm
 from typing import Any, cast
 
+from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core import autoencoder
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
@@ -143,17 +144,6 @@ def is_kind(experts: bool, timed: bool, images: tuple[int, int]) -> Callable[[Co
     return reason
 
 
-def _transformer(*, optional: bool) -> Component:
-    return Component(
-        ("WanTransformer3DModel",),
-        network="omnimuse.models.wan.transformer:WanTransformer",
-        rules="omnimuse.models.wan.weights:RULES",
-        keep_float32=FLOAT32,
-        optional=optional,
-        tells=strength,
-    )
-
-
 DEFAULTS = DiffusionParams(
     num_inference_steps=50,
     guidance_scale=5.0,
@@ -161,9 +151,11 @@ DEFAULTS = DiffusionParams(
     width=832,
     num_frames=81,
     fps=16.0,
-    num_outputs_per_prompt=1,
     max_sequence_length=MAX_SEQUENCE_LENGTH,
-    output_type="pil",
+).over(ONE)
+
+TRANSFORMER = replace(
+    own_transformer("wan", "WanTransformer", "WanTransformer3DModel"), keep_float32=FLOAT32, tells=strength
 )
 
 SPEC = Spec(
@@ -172,8 +164,8 @@ SPEC = Spec(
     summary="Wan 2.1 and 2.2: videos from text, pictures or videos; one network, two (A14B) or a deeper VAE (5B)",
     tasks=("text-to-video", "image-to-video", "video-to-video"),
     components={
-        "transformer": _transformer(optional=False),
-        "transformer_2": _transformer(optional=True),
+        "transformer": TRANSFORMER,
+        "transformer_2": replace(TRANSFORMER, optional=True),
         "text_encoder": Component(("UMT5EncoderModel",)),
         "tokenizer": Component(("T5Tokenizer", "T5TokenizerFast")),
         "vae": Component(
@@ -183,7 +175,7 @@ SPEC = Spec(
         ),
         "image_encoder": Component(("CLIPVisionModel",), dtype="float32", optional=True),  # as the reference loads it
         "image_processor": Component(("CLIPImageProcessor",), optional=True, built=False),
-        "scheduler": Component((), built=False),
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "num_frames", "fps", "strength"}) | EXPERTS,

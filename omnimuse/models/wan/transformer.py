@@ -24,7 +24,7 @@ from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.components.spans import Spans
-from omnimuse.components.wide_attention import WideAttention
+from omnimuse.components.wide_attention import PLAN, WideAttention
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
 from omnimuse.layers.embedding import TimestepEmbedding
@@ -201,11 +201,7 @@ class WanTransformer(Network):
             f"{attention}.to_qkv": Columns(queries=1, keys=2),
             f"{attention}.norm_qk": Widths(queries=1, keys=1),
             f"{attention}.to_out": Rows(queries=1),
-            f"{cross}.to_q": Columns(queries=1),
-            f"{cross}.norm_q": Widths(queries=1),
-            f"{cross}.to_kv": Columns(keys=2),
-            f"{cross}.norm_k": Widths(keys=1),
-            f"{cross}.to_out": Rows(queries=1),
+            **{f"{cross}.{part}": cut for part, cut in PLAN.items()},
             "blocks.*.ffn.linear_1": Columns(others=1),
             "blocks.*.ffn.linear_2": Rows(others=1),
         }

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from omnimuse.components.entries import own_transformer
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Variant
@@ -44,13 +45,8 @@ def limits(configs: Configs) -> Limits:
 
 def _of_vace(transformer: Component) -> Component:
     """That entry for networks of this kind."""
-    return replace(
-        transformer,
-        classes=("WanVACETransformer3DModel",),
-        network="omnimuse.models.wan_vace.transformer:WanVaceTransformer",
-        rules="omnimuse.models.wan_vace.weights:RULES",
-        tells=None,
-    )
+    own = own_transformer("wan_vace", "WanVaceTransformer", "WanVACETransformer3DModel")
+    return replace(own, keep_float32=transformer.keep_float32, optional=transformer.optional)
 
 
 def two_experts(configs: Configs) -> str:
