@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 
-LAYERS = (
+LAYERS: tuple[Rename | Fuse, ...] = (
     Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
     *joined("*_proj", "qkv", "qkv"),
     Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),

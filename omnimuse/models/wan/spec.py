@@ -153,6 +153,7 @@ DEFAULTS = DiffusionParams(
     fps=16.0,
     max_sequence_length=MAX_SEQUENCE_LENGTH,
 ).over(ONE)
+LARGE = DiffusionParams(height=720, width=1280).over(DEFAULTS)
 
 TRANSFORMER = replace(
     own_transformer("wan", "WanTransformer", "WanTransformer3DModel"), keep_float32=FLOAT32, tells=strength
@@ -169,11 +170,9 @@ SPEC = Spec(
         "text_encoder": Component(("UMT5EncoderModel",)),
         "tokenizer": Component(("T5Tokenizer", "T5TokenizerFast")),
         "vae": Component(
-            ("AutoencoderKLWan",),
-            network="omnimuse.models.wan.autoencoder:WanAutoencoder",
-            dtype="float32",  # as the reference loads it
+            ("AutoencoderKLWan",), network="omnimuse.models.wan.autoencoder:WanAutoencoder", dtype="float32"
         ),
-        "image_encoder": Component(("CLIPVisionModel",), dtype="float32", optional=True),  # as the reference loads it
+        "image_encoder": Component(("CLIPVisionModel",), dtype="float32", optional=True),  # the reference loads both so
         "image_processor": Component(("CLIPImageProcessor",), optional=True, built=False),
         "scheduler": SCHEDULER,
     },
@@ -202,15 +201,11 @@ SPEC = Spec(
             is_kind(False, True, (0, 1)),
         ),
         Variant("Wan2.1-I2V-480P", ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",), DEFAULTS, is_kind(False, False, (1, 1))),
-        Variant(
-            "Wan2.1-I2V-720P",
-            ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",),
-            DiffusionParams(height=720, width=1280).over(DEFAULTS),
-        ),
+        Variant("Wan2.1-I2V-720P", ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",), LARGE),
         Variant(
             "Wan2.1-FLF2V",
             ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",),
-            DiffusionParams(height=720, width=1280, guidance_scale=5.5).over(DEFAULTS),
+            DiffusionParams(guidance_scale=5.5).over(LARGE),
             is_kind(False, False, (2, 2)),
         ),
         Variant(

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from omnimuse.components.entries import own_transformer
 from omnimuse.core.errors import ModelError
-from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.params import FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Variant
 from omnimuse.models.wan import spec as wan
 from omnimuse.models.wan.spec import boundary_ratio, factors, latent_channels
@@ -54,8 +54,6 @@ def two_experts(configs: Configs) -> str:
     return "it has two experts" if boundary_ratio(configs) is not None else ""
 
 
-_HIGH = DiffusionParams(height=720, width=1280).over(wan.DEFAULTS)
-
 SPEC = replace(
     wan.SPEC,
     arch="WanVACEPipeline",
@@ -72,7 +70,7 @@ SPEC = replace(
     extra=VaceParams,
     variants=(
         Variant("Wan2.1-VACE-1.3B", ("Wan-AI/Wan2.1-VACE-1.3B-diffusers",), wan.DEFAULTS),
-        Variant("Wan2.1-VACE-14B", ("Wan-AI/Wan2.1-VACE-14B-diffusers",), _HIGH),
+        Variant("Wan2.1-VACE-14B", ("Wan-AI/Wan2.1-VACE-14B-diffusers",), wan.LARGE),
         Variant("Wan2.2-VACE-Fun-A14B", ("linoyts/Wan2.2-VACE-Fun-14B-diffusers",), wan.DEFAULTS, two_experts),
     ),
 )

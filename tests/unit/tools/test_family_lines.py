@@ -6,12 +6,11 @@ from omnimuse.models import REGISTRY
 from tools.family_lines import BEGIN, END, PAGE, lines
 
 LARGER = {
-    "qwen25_omni": 1073,
+    "qwen25_omni": 1062,
     "glm_image": 976,
     "bagel": 840,
-    "qwen3_omni": 760,
+    "qwen3_omni": 751,
     "ltx2": 723,
-    "wan": 702,
     "qwen3_tts": 486,
     "talk_and_draw": 165,
     "qwen_image_layered": 124,
