@@ -8,7 +8,7 @@ from tools.family_lines import BEGIN, END, PAGE, lines
 LARGER = {
     "qwen25_omni": 1062,
     "glm_image": 976,
-    "bagel": 840,
+    "bagel": 830,
     "qwen3_omni": 751,
     "ltx2": 723,
     "qwen3_tts": 486,
