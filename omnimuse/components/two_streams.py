@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -148,15 +148,16 @@ class TwoStreamCond:
         """Whether the texts are equally long, and the images, too."""
         return self.text.dense and self.image.dense
 
-    def select(self, rows: Sequence[int]) -> TwoStreamCond:
+    def select(self, rows: Sequence[int]) -> Self:
         layout, text, image = (part.select(rows) for part in (self.layout, self.text, self.image))
         vector, *shared = (torch.stack([x[row] for row in rows]) for x in (self.vector, *self.shared.values()))
         kinds = dict(zip(self.shared, shared, strict=True))
         rope = None if self.rope is None else self.layout.take(self.rope, rows)
         still = None if self.still is None else self.still.select(self.image, rows)
-        return TwoStreamCond(layout, text, image, rope, vector, kinds, still)
+        whose = {"layout": layout, "text": text, "image": image}
+        return replace(self, **whose, rope=rope, vector=vector, shared=kinds, still=still)
 
-    def cut(self, part: Cut) -> TwoStreamCond | None:
+    def cut(self, part: Cut) -> Self | None:
         layout, text, image = (each.cut(part) for each in (self.layout, self.text, self.image))
         rope = None if self.rope is None else self.layout.share(self.rope, part)
         still = None if self.still is None else self.still.cut(self.image, part)

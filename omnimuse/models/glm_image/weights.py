@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from omnimuse.components.joint_stream_names import RULES as JOINT
 from omnimuse.loader.rules import Drop, Fuse, Rename, joined
-
-BLOCK = r"^(stack\.double_blocks\.\d+)\."
 
 RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^image_projector\.proj\.", "image_embedder."),
@@ -13,18 +12,7 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^prior_token_embedding\.", "prior_embedder."),
     Rename(r"^prior_projector\.net\.0\.proj\.", "prior_mlp.0."),
     Rename(r"^prior_projector\.net\.2\.", "prior_mlp.2."),
-    Rename(r"^time_condition_embed\.timestep_embedder\.", "time_embedder."),
-    Rename(r"^time_condition_embed\.condition_embedder\.linear_1\.", "size_embedder.0."),
-    Rename(r"^time_condition_embed\.condition_embedder\.linear_2\.", "size_embedder.2."),
-    Rename(r"^norm_out\.linear\.", "head.modulation."),
-    Rename(r"^proj_out\.", "head.linear."),
-    Rename(r"^transformer_blocks\.(\d+)\.", r"stack.double_blocks.\1."),
-    Rename(BLOCK + r"norm1\.linear\.", r"\1.modulation."),
-    Rename(BLOCK + r"attn1\.to_out\.0\.", r"\1.to_out."),
-    Rename(BLOCK + r"attn1\.", r"\1."),
-    Rename(BLOCK + r"ff\.net\.0\.proj\.", r"\1.mlp.0."),
-    Rename(BLOCK + r"ff\.net\.2\.", r"\1.mlp.2."),
-    *joined("to_*", "qkv", "to_qkv"),
+    *JOINT,
 )
 
 LANGUAGE_RULES: tuple[Rename | Drop | Fuse, ...] = (
