@@ -55,7 +55,7 @@ class Stages:
 
     @staticmethod
     def of(config: Config) -> Stages:
-        """Those of the model that `config` names. Of one whose pipeline is a library's, or has one track, all is one stage."""
+        """Those of the model that `config` names; of one track, or of a library's pipeline, all is one stage."""
         door = find(config).door
         if door.spec.library:
             return Stages(door, None, {}, 1)
