@@ -352,7 +352,8 @@ def _hints(kind: type[Any]) -> Mapping[str, Any]:
 
 def check_family_params(given: FamilyParams) -> None:
     """RequestError for a field of another type than declared, not finite, or outside of its metadata's low and high."""
-    hints = _hints(type(given))
+    kind: type[Any] = type(given)
+    hints = _hints(kind)
     for part in fields(given):
         name, value = f"extra.{part.name}", getattr(given, part.name)
         if not _is_of(value, hints[part.name]):
