@@ -345,14 +345,14 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
 
 
 @cache
-def _hints(kind: type[Any]) -> Mapping[str, Any]:
+def _hints(kind: Any) -> Mapping[str, Any]:
     """The types of its fields; every request asks for them."""
     return MappingProxyType(get_type_hints(kind))
 
 
 def check_family_params(given: FamilyParams) -> None:
     """RequestError for a field of another type than declared, not finite, or outside of its metadata's low and high."""
-    kind: type[Any] = type(given)
+    kind: Any = type(given)
     hints = _hints(kind)
     for part in fields(given):
         name, value = f"extra.{part.name}", getattr(given, part.name)
