@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-machines static check format lock models features compat gpu gpu-wheels clean
+.PHONY: help demo serve install test test-all test-machines static check format lock models lines features compat gpu gpu-wheels clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -23,6 +23,7 @@ help:
 	@echo "make format   let ruff lay the code out"
 	@echo "make lock     what a server installs, to the byte: requirements.lock and a bill of materials"
 	@echo "make models   write docs/models.md"
+	@echo "make lines    write how large the families are into docs/add-a-model.md"
 	@echo "make features write docs/features.md, of what the tests say that they show"
 	@echo "make gpu      on a machine with one: its tests, and every figure of docs/gpu.md, in eight minutes"
 	@echo "make gpu-wheels  what that machine must be brought, if it reaches no network"
@@ -72,6 +73,10 @@ lock: $(VENV)/.installed
 # docs/models.md
 models: $(VENV)/.installed
 	$(BIN)/python -m tools.models_page
+
+# The table in docs/add-a-model.md
+lines: $(VENV)/.installed
+	$(BIN)/python -m tools.family_lines
 
 # docs/features.md
 features: $(VENV)/.installed-test

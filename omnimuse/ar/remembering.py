@@ -118,8 +118,12 @@ class Conditions:
         return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
 
     def turn(self, x: Tensor) -> Tensor:
-        """Heads [B, S, *, 2 P], each pair (x[i], x[i + P]) turned by its angle; rounded where the reference rounds."""
+        """Heads [B, S, *, H], of whose first 2 P numbers each pair (x[i], x[i + P]) is turned by its angle; rounded
+        where the reference rounds.
+        """
         own, other = self._pairs
+        if (turning := own.shape[-1]) < x.shape[-1]:
+            return torch.cat([self.turn(x[..., :turning]), x[..., turning:]], dim=-1)
         return x * own + x.roll(self.cos.shape[-1], -1) * other
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Component, Configs, Limits, SoundLimits
 from omnimuse.core.speech import Speech
 
-SQUARE = DiffusionParams(height=1024, width=1024, num_outputs_per_prompt=1, output_type="pil")
-"""What a model of pictures is asked for by default, besides what its family says."""
+ONE = DiffusionParams(num_outputs_per_prompt=1, output_type="pil")
+"""What every model is asked for by default, besides what its family says."""
+SQUARE = DiffusionParams(height=1024, width=1024).over(ONE)
+"""The same of a model of pictures."""
 MAX_SIDE = 4096
 """For positions that know no bound: beyond this no model was seen to draw."""
 

@@ -1,14 +1,16 @@
 """Latents as tokens: the patches of a picture or a video, row by row, and back.
 
-Letters: S patches; c f h w latent channels, frames, height, width; p q r latents of a patch along these.
+Letters: S patches, D width; c f h w latent channels, frames, height, width; p q r latents of a patch along these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import cast
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 PATCH = 2  # latent pixels per token side
 
@@ -34,6 +36,12 @@ def unpatchify(x: Tensor, size: Sequence[int], patch: Patch = PATCH, *, last: bo
     if last:
         return x.reshape(*cells, p, q, r, c).permute(6, 0, 3, 1, 4, 2, 5).reshape(tuple(size))
     return x.reshape(*cells, c, p, q, r).permute(3, 0, 4, 1, 5, 2, 6).reshape(tuple(size))
+
+
+def embedded(convolution: nn.Conv3d, latents: Tensor) -> Tensor:
+    """The tokens [S, D] of latents [c, f, h, w], by a convolution whose kernel is a patch: one product makes all."""
+    weight, patch = convolution.weight, cast(Patch, convolution.kernel_size)
+    return F.linear(patchify(latents.to(weight), patch), weight.flatten(1), convolution.bias)
 
 
 def _sides(patch: Patch) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
-"""Parts of towers that look at pictures and videos, patch by patch: a block in which each sees all others, and by what
-patches turn that come piece by piece.
+"""Parts of towers that look at pictures and videos, patch by patch: a block in which each sees all others, by what
+patches turn that come piece by piece, and how a piece becomes one.
 
-Letters: t h w moments, rows and columns of patches; S patches, m x m of which make a piece, D width, N heads, H head
-dim.
+Letters: t h w moments, rows and columns of patches; S patches, m x m of which make a piece, P pieces, D width, N heads,
+H head dim, E width of what is made of a piece.
 """
 
 from __future__ import annotations
@@ -43,6 +43,22 @@ class SeeingBlock(nn.Module):
         seen = F.scaled_dot_product_attention(*qkv.permute(1, 2, 0, 3)[:, None])[0]  # [N, S, H]
         hidden = hidden + self.proj(seen.transpose(0, 1).flatten(1))
         return hidden + self.mlp(self.norm2(hidden))
+
+
+class Merger(nn.Module):
+    """The patches of a piece, `width` wide together, become one: [S, D] -> [P, E]. They are normed before that or,
+    `late`, as a whole.
+    """
+
+    def __init__(self, norm: nn.Module, width: int, out: int, *, late: bool = False) -> None:
+        super().__init__()
+        self.late, self.width = late, width
+        self.ln_q = norm
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        pieces = self.ln_q(hidden.view(-1, self.width)) if self.late else self.ln_q(hidden).view(-1, self.width)
+        return self.mlp(pieces)
 
 
 def patch_turns(grid: Grid, merge: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,22 @@ heads, H head dim.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Columns, Cutting, Rows, Widths
+
+PLAN: Mapping[str, Cutting] = {
+    "to_q": Columns(queries=1),
+    "norm_q": Widths(queries=1),
+    "to_kv": Columns(keys=2),
+    "norm_k": Widths(keys=1),
+    "to_out": Rows(queries=1),
+}
+"""How ranks share out the weights of a `WideAttention`."""
 
 
 class WideAttention(nn.Module):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from types import UnionType
+from functools import cache
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from omnimuse.core.errors import RequestError
@@ -343,9 +344,16 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    """The types of its fields; every request asks for them."""
+    return MappingProxyType(get_type_hints(kind))
+
+
 def check_family_params(given: FamilyParams) -> None:
     """RequestError for a field of another type than declared, not finite, or outside of its metadata's low and high."""
-    hints = get_type_hints(type(given))
+    kind: Any = type(given)
+    hints = _hints(kind)
     for part in fields(given):
         name, value = f"extra.{part.name}", getattr(given, part.name)
         if not _is_of(value, hints[part.name]):

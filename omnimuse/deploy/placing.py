@@ -48,6 +48,7 @@ VOID = {
 ENGINE_VOID = {
     **dict.fromkeys(("model_stage", "model_arch", "hf_config_name", "trust_remote_code"), "the checkpoint says so"),
     "engine_output_type": _EDGES,
+    "limit_mm_per_prompt": "the door knows how much a request may show",
     **dict.fromkeys(("worker_cls", "scheduler_cls", "distributed_executor_backend"), "there is one kind of each"),
     **dict.fromkeys(("enforce_eager", "gpu_memory_utilization", "enable_prefix_caching", "async_scheduling"), _TAKEN),
     **dict.fromkeys(("max_num_batched_tokens", "max_model_len"), _TAKEN),
@@ -146,7 +147,9 @@ def _foreign(
     void: list[str],
     options: dict[str, dict[str, str]],
 ) -> list[PoolConfig]:
-    """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others."""
+    """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others. The last of
+    theirs is all tracks that are left: what makes waves may take several here.
+    """
     _note_void(content, TOP_VOID, (schema, "runtime", "connectors"), "", void)
     runtime = content.get("runtime") or {}
     _note_void(runtime, {"defaults": _EDGES, "edges": _EDGES}, ("connectors", "enabled"), "runtime: ", void)
@@ -166,7 +169,7 @@ def _foreign(
         if place.get("process", True) is not True:
             raise ConfigError(f"{where}runtime: process={place['process']} is not honoured; leave `process: true`")
         said = {**place, **engine, **entry}
-        held: dict[str, Any] = {"stages": (REST,)} if len(entries) == 1 else {"tracks": (number,)}
+        held: dict[str, Any] = {"stages": (REST,)} if number == len(entries) - 1 else {"tracks": (number,)}
         pools.append(
             PoolConfig(
                 f"stage{number}",

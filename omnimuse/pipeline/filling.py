@@ -15,7 +15,7 @@ from omnimuse.core.autoencoder import factor
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
 from omnimuse.pipeline.encode import drawn, encode, pixels_in, resized
-from omnimuse.pipeline.latents import cells
+from omnimuse.pipeline.latents import cells, channels_of
 from omnimuse.pipeline.region import canvas, pixels_anew
 from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Stage
@@ -64,6 +64,4 @@ class DrawKept(Stage):
 
 def kept_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture, as of what is kept: the network has more channels than are drawn."""
-    channels = configs[VAE]["latent_channels"]
-    assert isinstance(channels, int)
-    return channels, *cells(configs, request)
+    return channels_of(configs, VAE), *cells(configs, request)

@@ -43,6 +43,13 @@ def clip_tokens(configs: Configs, request: Request) -> int:
     return prod(clip_cells(configs, request))
 
 
+def channels_of(configs: Configs, vae: str = "vae") -> int:
+    """How many channels the autoencoder's latents have."""
+    channels = configs[vae]["latent_channels"]
+    assert isinstance(channels, int)
+    return channels
+
+
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture for a network that is given latents as they are."""
     channels = configs["transformer"]["in_channels"]

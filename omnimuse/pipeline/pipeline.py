@@ -72,6 +72,7 @@ class Pipeline:
         self.ctx = ctx
         self.part = range(len(self.stages)) if part is None else part
         self.leaving = crossing(self.stages, self.part.stop)
+        self._until = tuple(min(end, self.part.stop) for end in self._ends)
 
     # -- verbs of the runner -------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class Pipeline:
 
     def stage_of(self, state: State) -> Stage | None:
         """The stage this state needs next in the track whose turn it is, or None at the end of that."""
-        return self.stages[state.stage] if state.stage < self._end(state.track) else None
+        return self.stages[state.stage] if state.stage < self._until[state.track] else None
 
     def finished(self, state: State) -> bool:
         """Whether every track is at its end."""
@@ -106,9 +107,6 @@ class Pipeline:
             if slot not in state or (writer not in state.done and slot not in self.stages[writer].streams):
                 return False
         return True
-
-    def _end(self, track: int) -> int:
-        return min(self._ends[track], self.part.stop)
 
     def turns(self, state: State) -> Iterator[int]:
         """Every track that is not at its end, while it is its turn."""
@@ -191,7 +189,7 @@ class Pipeline:
         following = state.plan[state.position + 1 : state.position + 2]
         if following:
             return [step.network for step in following]
-        behind = self.stages[state.stage + 1 : self._end(state.track)]
+        behind = self.stages[state.stage + 1 : self._until[state.track]]
         stage = next((stage for stage in behind if stage.uses and not _goes_without(stage, state)), None)
         return () if stage is None else stage.uses[:1] if isinstance(stage, Loop) else stage.uses
 

@@ -49,13 +49,15 @@ class Measured:
 
     values: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     since: int = 0
+    middle: float = 0.0
+    """Their median, which is asked for more often than it changes."""
 
     def add(self, value: float) -> None:
         """One more; the oldest goes, and all do that are stale."""
         if self.since > STALE:
             self.values.clear()
         self.values.append(value)
-        self.since = 0
+        self.since, self.middle = 0, median(self.values)
 
 
 class Pace:
@@ -79,7 +81,7 @@ class Pace:
     def alone(self, network: str, tokens: int) -> float | None:
         """The seconds of a forward for one state of so many row tokens; None until its like was measured enough."""
         found = self._alone.get(kind(network, [tokens]))
-        return None if found is None or len(found.values) < ENOUGH else median(found.values) * max(1, tokens)
+        return None if found is None or len(found.values) < ENOUGH else found.middle * max(1, tokens)
 
     def pays(self, network: str, offers: Sequence[Offer]) -> bool:
         """Whether the last of `offers` should share a forward of `network` with the others, who are there already.
@@ -100,8 +102,7 @@ class Pace:
     def table(self) -> list[tuple[str, int, int, float]]:
         """(network, row tokens, states, time together over time apart) for every kind of company that was measured."""
         return [
-            (network, 2**size, 2**count, median(each.values))
-            for (network, size, count), each in sorted(self._together.items())
+            (network, 2**size, 2**count, each.middle) for (network, size, count), each in sorted(self._together.items())
         ]
 
     def _apart(self, network: str, tokens: Sequence[int]) -> list[float] | None:
@@ -115,7 +116,7 @@ class Pace:
         found = self._together.get(kind(network, tokens))
         if found is None or found.since > STALE or len(found.values) < ENOUGH:
             return None
-        return median(found.values)
+        return found.middle
 
 
 def worth(offers: Sequence[Offer], apart: Sequence[float], before: float, together: float) -> bool:

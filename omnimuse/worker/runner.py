@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -49,6 +50,29 @@ from omnimuse.worker.rest import Rest
 log = logging.getLogger(__name__)
 
 
+class Isolated:
+    """What fails within is told to `settle`, with whose it is and where, and goes no further.
+
+    No generator: it is entered several times a row of every tick.
+    """
+
+    __slots__ = ("_request_id", "_settle", "_where")
+
+    def __init__(self, settle: Callable[[str, str, Exception], None], request_id: str, where: str) -> None:
+        self._settle, self._request_id, self._where = settle, request_id, where
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._settle(self._request_id, self._where, error)
+        return True
+
+
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
@@ -75,6 +99,7 @@ class Runner:
         self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)
+        self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
         self.lost_previews = 0
         self.retried_stages: Counter[str] = Counter()
         self._events: list[Event] = []
@@ -121,9 +146,7 @@ class Runner:
 
         What is not yet in a loop is taken to share the first network of a loop.
         """
-        loops = (stage for stage in self.pipeline.own if isinstance(stage, Loop))
-        first = next((loop.uses[0] for loop in loops if loop.uses), None)
-        return self.forwards.joins([*others, offer], first)
+        return self.forwards.joins([*others, offer], self._first)
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
@@ -142,8 +165,7 @@ class Runner:
             for state in chosen:
                 state.turn(track)
             self._run_stages(chosen)
-            alive = [state for state in chosen if state.id in self.states and self.pipeline.ready(state)]
-            self._run_loops([state for state in alive if isinstance(self.pipeline.stage_of(state), Loop)], plan.teams)
+            self._run_loops([*self._able(chosen)], plan.teams)
             self._run_stages(chosen)
         self._reap(chosen)
         self._hand_over()
@@ -216,15 +238,12 @@ class Runner:
             self._events.append(self.hand.final(job.request.id, job.carried, spent))
         self.hand.forget(job.request.id)
 
-    @contextmanager
-    def _isolated(self, request_id: str, where: str) -> Iterator[None]:
+    def _isolated(self, request_id: str, where: str) -> Isolated:
         """Whatever fails in here ends this request and nothing else. EngineDeadError: nothing can go on."""
-        try:
-            yield
-            return
-        except Exception as error:  # the worker loop
-            caught = error
-        failure = settle(caught, where)
+        return Isolated(self._settle, request_id, where)
+
+    def _settle(self, request_id: str, where: str, error: Exception) -> None:
+        failure = settle(error, where)
         agree_on_stage(self.pipeline.ctx.mesh, f"{request_id} {where}", failure)
         self._fail(request_id, failure)
 
@@ -241,13 +260,14 @@ class Runner:
         Not one stage a tick: beside long steps of others, a tick is long.
         """
         for state in states:
-            while state.id in self.states and self.pipeline.ready(state):
+            # Who is in the midst of a loop has no other stage.
+            while not state.plan and state.id in self.states and self.pipeline.ready(state):
                 stage = self.pipeline.stage_of(state)
                 if not isinstance(stage, Loop):
                     if stage is None:
                         break
                     self._run_stage(stage, state)
-                elif state.plan or not self._skips(stage, state):
+                elif not self._skips(stage, state):
                     break
 
     def _skips(self, loop: Loop, state: State) -> bool:
@@ -313,11 +333,18 @@ class Runner:
 
     # -- loops ---------------------------------------------------------------------------------------------------
 
-    def _run_loops(self, states: Sequence[State], teams: int) -> None:
-        began, rows = self.clock.mark(), list[Row]()
-        names = {label_of(self._loop(state).name) for state in states}
+    def _able(self, states: Sequence[State]) -> Iterator[tuple[State, Loop]]:
+        """Those in a loop that has something to do for them."""
         for state in states:
-            loop = self._loop(state)
+            if state.id in self.states and self.pipeline.ready(state):
+                stage = self.pipeline.stage_of(state)
+                if isinstance(stage, Loop):
+                    yield state, stage
+
+    def _run_loops(self, stepping: Sequence[tuple[State, Loop]], teams: int) -> None:
+        began, rows = self.clock.mark(), list[Row]()
+        names = {label_of(name) for name in {loop.name for _, loop in stepping}}
+        for state, loop in stepping:
             with self._isolated(state.request.id, loop.name):
                 if not state.plan:
                     self.pipeline.begin(loop, state)
@@ -327,13 +354,13 @@ class Runner:
         shared = self.clock.since(began)
         evaluated = {row.state.id for row in rows}
         spent: list[tuple[State, Loop, list[Span]]] = []
-        for state in states:
+        for state, loop in stepping:
             if state.id not in self.states:
                 continue
             if state.id in failures:
                 self._fail(state.request.id, failures[state.id])
                 continue
-            loop, began = self._loop(state), self.clock.mark()
+            began = self.clock.mark()
             self._step(loop, state, predictions.get(state.id, {}))
             own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in evaluated else [own]))
@@ -369,6 +396,8 @@ class Runner:
 
     def _tell_grown(self, state: State) -> None:
         """The pieces of the output that were finished just now."""
+        if not state.grown:
+            return
         for medium, start, piece in state.grown:
             data = piece.detach().float().cpu().numpy() if isinstance(piece, Tensor) else piece
             self._events.append(Chunk(state.request.id, state.output, medium, start, data))

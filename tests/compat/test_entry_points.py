@@ -154,7 +154,8 @@ def test_a_file_of_stages_places_them_in_pools(tmp_path: Path) -> None:
     file = tmp_path / "stages.yaml"
     file.write_text("stage_args: [{stage_id: 0}, {stage_id: 1, runtime: {devices: '1'}}]")
     deploy = config_of("m", {"stage_configs_path": str(file)}).deploy
-    assert [(pool.tracks, pool.device) for pool in deploy.pools] == [((0,), ""), ((1,), "cuda:1")]
+    assert [(pool.tracks, pool.device) for pool in deploy.pools] == [((0,), ""), ((), "cuda:1")]
+    assert deploy.pools[-1].stages == ("*",), "the last of theirs is all that is left: they have no more"
 
 
 def test_pictures_come_out_of_multi_modal_data() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from omnimuse.compat.contract.names import no_name, tell_of_modules
+from omnimuse.compat.vllm.sampling_params import SamplingParams
+
+__all__ = ["SamplingParams"]
 
 tell_of_modules()
 

@@ -26,7 +26,7 @@ from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.derive import Derive
 from omnimuse.pipeline.generate import Generate
-from omnimuse.pipeline.latents import cells, packed_tokens
+from omnimuse.pipeline.latents import cells, channels_of, packed_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Row, Step
 from omnimuse.pipeline.state import State
@@ -113,9 +113,7 @@ def noise(ctx: Context, state: State) -> tuple[Tensor | None]:
 
 def noise_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[c, h, w]."""
-    channels = configs["vae"]["latent_channels"]
-    assert isinstance(channels, int)
-    return channels, *cells(configs, request)
+    return channels_of(configs), *cells(configs, request)
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> Placed:

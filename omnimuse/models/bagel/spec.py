@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
-from omnimuse.components.entries import SCHEDULER, SQUARE
+from omnimuse.components.entries import SCHEDULER, SQUARE, inside_model, own_transformer
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Combination, Guidance
@@ -133,23 +133,16 @@ def limits(configs: Configs) -> Limits:
 DEFAULTS = DiffusionParams(num_inference_steps=49, guidance_scale=4.0).over(SQUARE)
 """The published code calls for 50 levels of noise from 1 to 0; there is a step from each to the next."""
 
+MODEL = own_transformer("bagel", "Bagel", KIND)
+
 SPEC = Spec(
     arch=KIND,
     family="bagel",
     summary="BAGEL: pictures from a text, others changed by one, and text about pictures, with thoughts in words",
     tasks=("text-to-image", "image-to-image", "text-to-text", "image-to-text"),
     components={
-        "model": Component(
-            (KIND,),
-            network="omnimuse.models.bagel.transformer:Bagel",
-            rules="omnimuse.models.bagel.weights:RULES",
-        ),
-        "vision": Component(
-            (KIND,),
-            network="omnimuse.models.bagel.vision:BagelVision",
-            rules="omnimuse.models.bagel.weights:VISION",
-            inside="model",
-        ),
+        "model": MODEL,
+        "vision": inside_model(MODEL, "vision:BagelVision", "VISION"),
         "vae": Component(
             ("AutoEncoder",),
             network="omnimuse.models.bagel.vision:BagelAutoencoder",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Drop, Fuse, Rename
+from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 from omnimuse.models.bagel.layout import LEVELS
 
 SEEING = r"^(vit_model|connector|vit_pos_embed)\."
-QKV = tuple(Fuse(tuple(f"{part}_proj.{kind}" for part in "qkv"), f"qkv.{kind}") for kind in ("weight", "bias"))
+QKV = joined("*_proj", "qkv", "qkv")
 
 RULES: tuple[Rename | Fuse | Drop, ...] = (
     Drop(SEEING),

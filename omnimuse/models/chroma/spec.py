@@ -1,7 +1,8 @@
 """Facts about Chroma, without torch.
 
 Source: the reference pipelines of diffusers and their documentation. Parts of pictures are drawn anew with the same
-defaults; the reference has others for that (28 steps, a scale of 7, a strength of 0.6).
+defaults; the reference has others for that (28 steps, a scale of 7, a strength of 0.6). Chroma1-HD has those of the
+documentation's example. Nothing published that we know says how Chroma1-Base is asked, so it has those of the call.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.components.joint_stream_names import RULES as JOINT
-from omnimuse.loader.rules import Drop, Fuse, Rename
+from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 
 RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^image_projector\.proj\.", "image_embedder."),
@@ -15,12 +15,12 @@ RULES: tuple[Rename | Fuse, ...] = (
     *JOINT,
 )
 
-LANGUAGE_RULES: tuple[Rename | Drop, ...] = (
+LANGUAGE_RULES: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^model\.vqmodel\.post_quant_conv\."),  # the way back, which nobody goes
     Rename(r"^lm_head\.", "head."),
     Rename(r"^model\.language_model\.", ""),
-    Rename(r"\.mlp\.gate_up_proj\.", ".mlp.gate_up."),
-    Rename(r"\.mlp\.down_proj\.", ".mlp.down."),
+    *joined("*_proj", "qkv", "qkv"),
+    Rename(r"\.mlp\.(gate_up|down)_proj\.", r".mlp.\1."),
     Rename(r"^model\.vqmodel\.(quantize\.)?", "codebook."),
     Rename(r"^model\.visual\.(embeddings\.|(?=blocks|patch))", "vision."),
     Rename(r"^vision\.patch_embed\.proj\.", "vision.patch_embed."),

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from omnimuse.ar.sampling import Sampling, next_token
+from omnimuse.components.sights import Seeing
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import GenerationParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import GENERATION, Configs
 from omnimuse.layers.stack import Memory
-from omnimuse.models.glm_image.language import GlmImageWriter, Placed
+from omnimuse.models.glm_image.language import GlmImageWriter
 from omnimuse.models.glm_image.reading import finer, language
 from omnimuse.models.glm_image.spec import LANGUAGE, GlmImageParams
 from omnimuse.pipeline.generate import CHUNK
@@ -69,12 +70,13 @@ class WritePrior(Loop):
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         start, tokens = state.working["remembered"], state.working["tokens"]
         ids = tokens[start : start + CHUNK]
+        turns = state.working["turns"][:, start : start + len(ids)]
         return [
             Row(
                 state=state,
                 branch="positive",
                 network=LANGUAGE,
-                inputs=Placed(ids, start, state["kv"], state.working["turns"][start : start + len(ids)]),
+                inputs=Seeing(ids, start, state["kv"], turns=turns),
                 tokens=len(ids),
                 shape=(),
                 memory=Memory(),

@@ -29,7 +29,7 @@ from omnimuse.pipeline.clips import first_latents
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.derive import EncodeGiven
 from omnimuse.pipeline.encode import pixels_in
-from omnimuse.pipeline.latents import InitLatents, clip_cells, clip_tokens
+from omnimuse.pipeline.latents import InitLatents, channels_of, clip_cells, clip_tokens
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -80,9 +80,7 @@ def filled(configs: Configs, request: Request, picture: Picture) -> Image.Image:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, f, h, w] of the noise of one video."""
-    channels = configs["vae"]["latent_channels"]
-    assert isinstance(channels, int)
-    return channels, *clip_cells(configs, request)
+    return channels_of(configs), *clip_cells(configs, request)
 
 
 def encode_first(ctx: Context, request: Request) -> Tensor:

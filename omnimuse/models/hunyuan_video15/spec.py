@@ -8,10 +8,11 @@ image encoder). The reference takes no scale and, with a picture, no size; here 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core.autoencoder import factors
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams
@@ -128,10 +129,8 @@ DEFAULTS = DiffusionParams(
     width=848,
     num_frames=121,
     fps=24.0,
-    num_outputs_per_prompt=1,
     max_sequence_length=MAX_SEQUENCE_LENGTH,
-    output_type="pil",
-)
+).over(ONE)
 LARGE, PLAIN = DiffusionParams(height=720, width=1280), DiffusionParams(guidance_scale=1.0)
 HOME = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-"
 
@@ -144,18 +143,15 @@ def _variant(name: str, defaults: DiffusionParams, *, distilled: bool = False) -
     return Variant(f"HunyuanVideo-1.5-{name}", (f"{HOME}{name}",), chosen, kind)
 
 
+TRANSFORMER = own_transformer("hunyuan_video15", "HunyuanVideoTransformer", "HunyuanVideo15Transformer3DModel")
+
 SPEC = Spec(
     arch="HunyuanVideo15Pipeline",
     family="hunyuan_video15",
     summary="HunyuanVideo-1.5: videos from text or a picture, with words in them; two streams, 8.3 billion",
     tasks=("text-to-video", "image-to-video"),
     components={
-        "transformer": Component(
-            ("HunyuanVideo15Transformer3DModel",),
-            network="omnimuse.models.hunyuan_video15.transformer:HunyuanVideoTransformer",
-            rules="omnimuse.models.hunyuan_video15.weights:RULES",
-            tells=wide_size,
-        ),
+        "transformer": replace(TRANSFORMER, tells=wide_size),
         "text_encoder": Component(("Qwen2_5_VLTextModel",)),
         "tokenizer": Component(("Qwen2Tokenizer",)),
         "text_encoder_2": Component(("T5EncoderModel",)),
@@ -164,7 +160,7 @@ SPEC = Spec(
         "feature_extractor": Component(("SiglipImageProcessor",), optional=True, built=False),
         "vae": Component(("AutoencoderKLHunyuanVideo15",)),
         "guider": Component(("ClassifierFreeGuidance",), built=False, tells=guided_scale),
-        "scheduler": Component((), built=False),
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "num_frames", "fps"}),

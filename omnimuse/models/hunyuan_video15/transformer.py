@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.components.patches import embedded
 from omnimuse.components.two_streams import (
     EPS,
     Blocks,
@@ -27,7 +27,6 @@ from omnimuse.components.two_streams import (
     TwoStreamNetwork,
     TwoStreamStatic,
     check_axes,
-    patchify,
 )
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Columns, Cutting, Rows
@@ -38,11 +37,7 @@ from omnimuse.loader.facts import read_facts
 GLYPH_WIDTH = 2048  # within the projection of the words in quotes
 WORDS, GLYPHS, PICTURE = range(3)
 """Kinds of tokens in the text stream; each has a vector of its own, which is added to all of them."""
-FIXED: Mapping[str, tuple[object, ...]] = {
-    "patch_size": (1,),
-    "patch_size_t": (1,),
-    "qk_norm": ("rms_norm",),
-}
+FIXED: Mapping[str, tuple[object, ...]] = {"patch_size": (1,), "patch_size_t": (1,), "qk_norm": ("rms_norm",)}
 """Options of the configuration that this file computes in one way only."""
 
 
@@ -180,9 +175,8 @@ class HunyuanVideoTransformer(TwoStreamNetwork[HunyuanVideoStatic]):
         return [torch.cat(parts) for parts in zip(rest, layout.unpack(refined), strict=True)]
 
     def images(self, rows: Sequence[HunyuanVideoInputs]) -> list[Tensor]:
-        weight, bias = self.image_embedder.weight.flatten(1), self.image_embedder.bias
-        told = [torch.cat([row.latents.to(weight), row.static.known]) for row in rows]  # [2c + 1, f, h, w] each
-        return [F.linear(patchify(each, self.patch), weight, bias) for each in told]
+        known = ((row.latents.to(row.static.known), row.static.known) for row in rows)
+        return [embedded(self.image_embedder, torch.cat(each)) for each in known]  # of [2c + 1, f, h, w] each
 
     def _rope(self, text: int, size: Sequence[int]) -> Tensor:
         """The text stands at the origin and the tokens of the video where they are."""

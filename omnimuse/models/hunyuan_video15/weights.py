@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.components.two_stream_names import RULES as BLOCKS
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Fuse, Rename, joined
 
 REFINER = r"^(refiner\.blocks\.\d+)\."
 
@@ -30,9 +30,6 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(REFINER + r"attn\.to_([qkv])\.", r"\1.refined_\2."),
     Rename(REFINER + r"ff\.net\.0\.proj\.", r"\1.mlp.0."),
     Rename(REFINER + r"ff\.net\.2\.", r"\1.mlp.2."),
-    *(
-        Fuse(parts=tuple(f"refined_{part}.{kind}" for part in "qkv"), into=f"to_qkv.{kind}")
-        for kind in ("weight", "bias")
-    ),
+    *joined("refined_*", "qkv", "to_qkv"),
     *BLOCKS,
 )

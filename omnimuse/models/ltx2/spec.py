@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from omnimuse.components.entries import MAX_SIDE, ONE, SCHEDULER, own_transformer
 from omnimuse.core.autoencoder import factors
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
@@ -21,7 +22,6 @@ from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec, Va
 
 MAX_SEQUENCE_LENGTH = 1024
 """Text tokens; what a prompt leaves of them is filled with tokens that the connectors learned."""
-MAX_SIDE = 4096  # the positions know no bound; beyond this the model was never seen to draw
 MAX_SECONDS = 20  # what positions are counted in parts of
 SPAN = 4  # frames of bands that a latent of the sound stands for
 ISOLATED = "isolated"
@@ -96,10 +96,8 @@ DEFAULTS = DiffusionParams(
     width=768,
     num_frames=121,
     fps=24.0,
-    num_outputs_per_prompt=1,
     max_sequence_length=MAX_SEQUENCE_LENGTH,
-    output_type="pil",
-)
+).over(ONE)
 
 SPEC = Spec(
     arch="LTX2Pipeline",
@@ -107,11 +105,7 @@ SPEC = Spec(
     summary="LTX-2: videos with their sound from text or a first frame; two parts of a network attend to each other",
     tasks=("text-to-video", "image-to-video"),
     components={
-        "transformer": Component(
-            ("LTX2VideoTransformer3DModel",),
-            network="omnimuse.models.ltx2.transformer:LTX2Transformer",
-            rules="omnimuse.models.ltx2.weights:RULES",
-        ),
+        "transformer": own_transformer("ltx2", "LTX2Transformer", "LTX2VideoTransformer3DModel"),
         "text_encoder": Component(("Gemma3ForConditionalGeneration",), part="model.language_model"),
         "tokenizer": Component(("GemmaTokenizer", "GemmaTokenizerFast")),
         "connectors": Component(
@@ -120,7 +114,7 @@ SPEC = Spec(
         "vae": Component(("AutoencoderKLLTX2Video",)),
         "audio_vae": Component(("AutoencoderKLLTX2Audio",)),
         "vocoder": Component(("LTX2Vocoder",), network="diffusers.pipelines.ltx2.vocoder:LTX2Vocoder"),
-        "scheduler": Component((), built=False),
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "num_frames", "fps"}),

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
-from omnimuse.components.wide_attention import WideAttention
+from omnimuse.components.wide_attention import PLAN, WideAttention
 from omnimuse.core.errors import ModelError
-from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
 from omnimuse.layers.rotary import rotate, rotations
@@ -263,13 +263,7 @@ class LTX2Transformer(Network):
     def plan(self) -> Mapping[str, Cutting]:
         plan: dict[str, Cutting] = {f"{part}.*.linear": Columns(others=1, gather=True) for part in ("video", "sound")}
         for site in ("*.attention", "*.text_attention", "to_video", "to_sound"):
-            plan |= {
-                f"blocks.*.{site}.to_q": Columns(queries=1),
-                f"blocks.*.{site}.norm_q": Widths(queries=1),
-                f"blocks.*.{site}.to_kv": Columns(keys=2),
-                f"blocks.*.{site}.norm_k": Widths(keys=1),
-                f"blocks.*.{site}.to_out": Rows(queries=1),
-            }
+            plan |= {f"blocks.*.{site}.{part}": cut for part, cut in PLAN.items()}
         return plan | {"blocks.*.*.mlp.0": Columns(others=1), "blocks.*.*.mlp.2": Rows(others=1)}
 
     def prepare(

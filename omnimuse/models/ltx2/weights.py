@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Fuse, Rename, joined
 
 BLOCK = r"^(blocks\.\d+)\."
 
@@ -37,5 +37,5 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(BLOCK + r"audio_to_video_attn\.", r"\1.to_video."),
     Rename(BLOCK + r"video_to_audio_attn\.", r"\1.to_sound."),
     Rename(r"\.to_out\.0\.", ".to_out."),
-    *(Fuse(parts=(f"to_k.{kind}", f"to_v.{kind}"), into=f"to_kv.{kind}") for kind in ("weight", "bias")),
+    *joined("to_*", "kv", "to_kv"),
 )

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.components.seeing import Grid, patch_turns, turned
+from omnimuse.components.seeing import Grid, Merger, patch_turns, turned
 from omnimuse.components.sights import Seen
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.loader.facts import known_of, part, read_facts
@@ -71,7 +71,7 @@ class Vision(nn.Module):
         kernel = (c.temporal_patch_size, c.patch_size, c.patch_size)
         self.patch_embed = nn.Conv3d(c.in_channels, c.hidden_size, kernel, kernel, bias=False)
         self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
-        self.merger = Merger(c)
+        self.merger = Merger(RMSNorm(c.hidden_size, EPS), c.hidden_size * c.spatial_merge_size**2, c.out_hidden_size)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Vision:
@@ -124,18 +124,3 @@ class VisionBlock(nn.Module):
         hidden = hidden + self.proj(seen)
         normed = self.norm2(hidden)
         return hidden + self.down(F.silu(self.gate(normed)) * self.up(normed))
-
-
-class Merger(nn.Module):
-    """The patches of a piece become one: [S, D] -> [P, E]."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.width = config.hidden_size * config.spatial_merge_size**2
-        self.ln_q = RMSNorm(config.hidden_size, EPS)
-        self.mlp = nn.Sequential(
-            nn.Linear(self.width, self.width), nn.GELU(), nn.Linear(self.width, config.out_hidden_size)
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.mlp(self.ln_q(hidden).view(-1, self.width))

@@ -5,12 +5,11 @@ All its networks lie in the same files.
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Drop, Fuse, Rename
+from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 
-LAYERS = (
+LAYERS: tuple[Rename | Fuse, ...] = (
     Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
-    Fuse(("q_proj.weight", "k_proj.weight", "v_proj.weight"), into="qkv.weight"),
-    Fuse(("q_proj.bias", "k_proj.bias", "v_proj.bias"), into="qkv.bias"),
+    *joined("*_proj", "qkv", "qkv"),
     Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),
 )
 
@@ -26,8 +25,7 @@ VISION: tuple[Rename | Drop | Fuse, ...] = (
     Rename(r"^thinker\.visual\.", ""),
     Rename(r"^patch_embed\.proj\.", "patch_embed."),
     Rename(r"^(blocks\.\d+)\.attn\.", r"\1."),
-    Fuse(("q.weight", "k.weight", "v.weight"), into="qkv.weight"),
-    Fuse(("q.bias", "k.bias", "v.bias"), into="qkv.bias"),
+    *joined("*", "qkv", "qkv"),
     Rename(r"^(blocks\.\d+)\.mlp\.(gate|up|down)_proj\.", r"\1.\2."),
 )
 

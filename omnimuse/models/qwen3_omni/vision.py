@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.components.seeing import Grid, by_piece, patch_turns, turned
+from omnimuse.components.seeing import Grid, Merger, by_piece, patch_turns, turned
 from omnimuse.components.sights import Seen
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.facts import known_of, part, read_facts
@@ -59,8 +59,11 @@ class Vision(nn.Module):
         self.patch_embed = nn.Conv3d(c.in_channels, c.hidden_size, kernel, kernel)
         self.pos_embed = nn.Embedding(c.num_position_embeddings, c.hidden_size)
         self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
-        self.merger = Merger(c, late=False)
-        self.merger_list = nn.ModuleList(Merger(c, late=True) for _ in c.deepstack_visual_indexes)
+        piece, out = c.hidden_size * c.spatial_merge_size**2, c.out_hidden_size
+        self.merger = Merger(nn.LayerNorm(c.hidden_size, EPS), piece, out)
+        self.merger_list = nn.ModuleList(
+            Merger(nn.LayerNorm(piece, EPS), piece, out, late=True) for _ in c.deepstack_visual_indexes
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Vision:
@@ -129,19 +132,3 @@ class VisionBlock(nn.Module):
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
         hidden = hidden + self.proj(seen)
         return hidden + self.fc2(F.gelu(self.fc1(self.norm2(hidden)), approximate="tanh"))
-
-
-class Merger(nn.Module):
-    """The patches of a piece become one: [S, D] -> [P, E]. They are normed before that or, `late`, as a whole."""
-
-    def __init__(self, config: VisionConfig, *, late: bool) -> None:
-        super().__init__()
-        self.late, self.width = late, config.hidden_size * config.spatial_merge_size**2
-        self.ln_q = nn.LayerNorm(self.width if late else config.hidden_size, EPS)
-        self.mlp = nn.Sequential(
-            nn.Linear(self.width, self.width), nn.GELU(), nn.Linear(self.width, config.out_hidden_size)
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        pieces = self.ln_q(hidden.view(-1, self.width)) if self.late else self.ln_q(hidden).view(-1, self.width)
-        return self.mlp(pieces)

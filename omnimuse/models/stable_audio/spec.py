@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, cast
 
+from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, SoundParams
 from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec, Variant
@@ -68,10 +69,8 @@ DEFAULTS = DiffusionParams(
     guidance_scale=7.0,
     seconds=3600.0,  # lowered to what the checkpoint can make
     strength=0.5,
-    num_outputs_per_prompt=1,
     max_sequence_length=MAX_SEQUENCE_LENGTH,
-    output_type="pil",
-)
+).over(ONE)
 
 SPEC = Spec(
     arch="StableAudioPipeline",
@@ -79,18 +78,14 @@ SPEC = Spec(
     summary="Stable Audio Open: sound effects and music from text, or from a sound, up to 47 seconds in stereo",
     tasks=("text-to-audio", "audio-to-audio"),
     components={
-        "transformer": Component(
-            ("StableAudioDiTModel",),
-            network="omnimuse.models.stable_audio.transformer:StableAudioTransformer",
-            rules="omnimuse.models.stable_audio.weights:RULES",
-        ),
+        "transformer": own_transformer("stable_audio", "StableAudioTransformer", "StableAudioDiTModel"),
         "projection_model": Component(
             ("StableAudioProjectionModel",), network="omnimuse.models.stable_audio.projection:Projection"
         ),
         "text_encoder": Component(("T5EncoderModel",)),
         "tokenizer": Component(("T5Tokenizer", "T5TokenizerFast")),
         "vae": Component(("AutoencoderOobleck",), network="omnimuse.components.oobleck:Oobleck"),
-        "scheduler": Component((), built=False),
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "seconds", "strength"}),

@@ -5,7 +5,7 @@ Fuses join projections that read the same tokens: queries, keys and values of th
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Fuse, Rename, joined
 
 RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^transformer_blocks\.", "blocks."),
@@ -14,8 +14,6 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"\.to_out\.0\.", ".to_out."),
     Rename(r"\.ff\.net\.0\.proj\.", ".mlp.linear_1."),
     Rename(r"\.ff\.net\.2\.", ".mlp.linear_2."),
-    *(
-        Fuse(parts=tuple(f"{site}.to_{part}.weight" for part in parts), into=f"{site}.to_{parts}.weight")
-        for site, parts in (("self_attention", "qkv"), ("cross_attention", "kv"))
-    ),
+    *joined("self_attention.to_*", "qkv", "self_attention.to_qkv", kinds=("weight",)),
+    *joined("cross_attention.to_*", "kv", "cross_attention.to_kv", kinds=("weight",)),
 )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from math import lcm
 from typing import Any, cast
 
+from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core import autoencoder
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
@@ -143,17 +144,6 @@ def is_kind(experts: bool, timed: bool, images: tuple[int, int]) -> Callable[[Co
     return reason
 
 
-def _transformer(*, optional: bool) -> Component:
-    return Component(
-        ("WanTransformer3DModel",),
-        network="omnimuse.models.wan.transformer:WanTransformer",
-        rules="omnimuse.models.wan.weights:RULES",
-        keep_float32=FLOAT32,
-        optional=optional,
-        tells=strength,
-    )
-
-
 DEFAULTS = DiffusionParams(
     num_inference_steps=50,
     guidance_scale=5.0,
@@ -161,9 +151,12 @@ DEFAULTS = DiffusionParams(
     width=832,
     num_frames=81,
     fps=16.0,
-    num_outputs_per_prompt=1,
     max_sequence_length=MAX_SEQUENCE_LENGTH,
-    output_type="pil",
+).over(ONE)
+LARGE = DiffusionParams(height=720, width=1280).over(DEFAULTS)
+
+TRANSFORMER = replace(
+    own_transformer("wan", "WanTransformer", "WanTransformer3DModel"), keep_float32=FLOAT32, tells=strength
 )
 
 SPEC = Spec(
@@ -172,18 +165,16 @@ SPEC = Spec(
     summary="Wan 2.1 and 2.2: videos from text, pictures or videos; one network, two (A14B) or a deeper VAE (5B)",
     tasks=("text-to-video", "image-to-video", "video-to-video"),
     components={
-        "transformer": _transformer(optional=False),
-        "transformer_2": _transformer(optional=True),
+        "transformer": TRANSFORMER,
+        "transformer_2": replace(TRANSFORMER, optional=True),
         "text_encoder": Component(("UMT5EncoderModel",)),
         "tokenizer": Component(("T5Tokenizer", "T5TokenizerFast")),
         "vae": Component(
-            ("AutoencoderKLWan",),
-            network="omnimuse.models.wan.autoencoder:WanAutoencoder",
-            dtype="float32",  # as the reference loads it
+            ("AutoencoderKLWan",), network="omnimuse.models.wan.autoencoder:WanAutoencoder", dtype="float32"
         ),
-        "image_encoder": Component(("CLIPVisionModel",), dtype="float32", optional=True),  # as the reference loads it
+        "image_encoder": Component(("CLIPVisionModel",), dtype="float32", optional=True),  # the reference loads both so
         "image_processor": Component(("CLIPImageProcessor",), optional=True, built=False),
-        "scheduler": Component((), built=False),
+        "scheduler": SCHEDULER,
     },
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "num_frames", "fps", "strength"}) | EXPERTS,
@@ -210,15 +201,11 @@ SPEC = Spec(
             is_kind(False, True, (0, 1)),
         ),
         Variant("Wan2.1-I2V-480P", ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",), DEFAULTS, is_kind(False, False, (1, 1))),
-        Variant(
-            "Wan2.1-I2V-720P",
-            ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",),
-            DiffusionParams(height=720, width=1280).over(DEFAULTS),
-        ),
+        Variant("Wan2.1-I2V-720P", ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",), LARGE),
         Variant(
             "Wan2.1-FLF2V",
             ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",),
-            DiffusionParams(height=720, width=1280, guidance_scale=5.5).over(DEFAULTS),
+            DiffusionParams(guidance_scale=5.5).over(LARGE),
             is_kind(False, False, (2, 2)),
         ),
         Variant(

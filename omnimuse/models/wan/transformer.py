@@ -17,14 +17,13 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
-from omnimuse.components.patches import patchify, unpatchify
+from omnimuse.components.patches import embedded, unpatchify
 from omnimuse.components.spans import Spans
-from omnimuse.components.wide_attention import WideAttention
+from omnimuse.components.wide_attention import PLAN, WideAttention
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Widths
 from omnimuse.layers.embedding import TimestepEmbedding
@@ -35,9 +34,7 @@ from omnimuse.layers.stack import Block, BlockStack, Memory
 from omnimuse.loader.facts import read_facts
 
 ROPE_THETA = 10_000.0
-FIXED: Mapping[str, tuple[object, ...]] = {
-    "qk_norm": ("rms_norm_across_heads",),
-}
+FIXED = {"qk_norm": ("rms_norm_across_heads",)}
 """Options of the configuration that this file computes in one way only."""
 
 
@@ -201,11 +198,7 @@ class WanTransformer(Network):
             f"{attention}.to_qkv": Columns(queries=1, keys=2),
             f"{attention}.norm_qk": Widths(queries=1, keys=1),
             f"{attention}.to_out": Rows(queries=1),
-            f"{cross}.to_q": Columns(queries=1),
-            f"{cross}.norm_q": Widths(queries=1),
-            f"{cross}.to_kv": Columns(keys=2),
-            f"{cross}.norm_k": Widths(keys=1),
-            f"{cross}.to_out": Rows(queries=1),
+            **{f"{cross}.{part}": cut for part, cut in PLAN.items()},
             "blocks.*.ffn.linear_1": Columns(others=1),
             "blocks.*.ffn.linear_2": Rows(others=1),
         }
@@ -231,11 +224,11 @@ class WanTransformer(Network):
         return WanStatic(self.text_embedder(features.to(self.dtype)), rope, image)
 
     def forward(self, rows: Sequence[WanInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
-        embedded = self._embed_time(rows)  # [P, D]
-        cond = self._condition(rows, embedded)
+        time = self.time_embedder(torch.cat([row.t for row in rows])).to(self.dtype)  # [P, D]
+        cond = self._condition(rows, time)
         hidden = self.blocks(cond.layout.pack(self._embed_patches(rows)), cond, memories)
         hidden = hidden[..., : self.config.dim]  # a network may carry more beside the video
-        outputs = cond.layout.unpack(self.head(hidden, embedded, cond))  # [S, c * patch] each
+        outputs = cond.layout.unpack(self.head(hidden, time, cond))  # [S, c * patch] each
         sizes = [(self.config.out_channels, *row.latents.shape[1:]) for row in rows]
         patch = self.config.patch_size
         return [unpatchify(x, size, patch, last=True) for x, size in zip(outputs, sizes, strict=True)]
@@ -245,7 +238,7 @@ class WanTransformer(Network):
         """The dtype of hidden states; some weights stay in float32."""
         return self.patch_embedding.weight.dtype
 
-    def _condition(self, rows: Sequence[WanInputs], embedded: Tensor) -> WanCond:
+    def _condition(self, rows: Sequence[WanInputs], time: Tensor) -> WanCond:
         spans = tuple(len(row.t) for row in rows)
         runs = tuple((row.static.tokens // count,) * count for row, count in zip(rows, spans, strict=True))
         layout = Layout(tuple(row.static.tokens for row in rows), runs)
@@ -255,20 +248,16 @@ class WanTransformer(Network):
         return WanCond(
             spans=Spans(layout, spans),
             rope=layout.pack([row.static.rope for row in rows]),
-            time=self.time_proj(self.activation(embedded)).float(),
+            time=self.time_proj(self.activation(time)).float(),
             text=text_layout.pack([row.static.text for row in rows]),
             text_layout=text_layout,
             image=None if image_layout is None else image_layout.pack(images),
             image_layout=image_layout,
         )
 
-    def _embed_time(self, rows: Sequence[WanInputs]) -> Tensor:
-        return self.time_embedder(torch.cat([row.t for row in rows])).to(self.dtype)
-
     def _embed_patches(self, rows: Sequence[WanInputs]) -> list[Tensor]:
-        """The patch convolution as one product over the patches of each row: [S, D] each."""
-        weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
-        return [F.linear(patchify(row.latents.to(self.dtype), self.config.patch_size), weight, bias) for row in rows]
+        """The tokens of each row: [S, D] each."""
+        return [embedded(self.patch_embedding, row.latents) for row in rows]
 
     def _check_size(self, frames: int, height: int, width: int) -> None:
         size, patch, most = (frames, height, width), self.config.patch_size, self.config.rope_max_seq_len

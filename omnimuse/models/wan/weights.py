@@ -6,27 +6,24 @@ and those of pictures.
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Drop, Fuse, Rename, Rule
+from omnimuse.loader.rules import Drop, Rename, Rule, joined
 
 RULES: tuple[Rule, ...] = (
     Drop(r"\.attn2\.norm_added_q\."),  # stored beside the one for keys; the reference reads it as little
     Rename(r"^condition_embedder\.(time_embedder|time_proj|text_embedder|image_embedder)\.", r"\1."),
-    Rename(r"^image_embedder\.ff\.net\.0\.proj\.", "image_embedder.linear_1."),
-    Rename(r"^image_embedder\.ff\.net\.2\.", "image_embedder.linear_2."),
+    Rename(r"^image_embedder\.ff\.", "image_embedder."),
     Rename(r"\.attn2\.add_([kv])_proj\.", r".cross_attention.to_image_\1."),
     Rename(r"\.attn2\.norm_added_k\.", ".cross_attention.norm_image_k."),
     Rename(r"^(scale_shift_table$|proj_out\.)", r"head.\1"),
     Rename(r"\.attn1\.", ".self_attention."),
     Rename(r"\.attn2\.", ".cross_attention."),
     Rename(r"\.to_out\.0\.", ".to_out."),
-    Rename(r"\.ffn\.net\.0\.proj\.", ".ffn.linear_1."),
-    Rename(r"\.ffn\.net\.2\.", ".ffn.linear_2."),
-    *(
-        Fuse(parts=tuple(f"{site}{part}.{kind}" for part in parts), into=f"{site}{parts}.{kind}")
-        for site, parts in (("self_attention.to_", "qkv"), ("cross_attention.to_", "kv"), ("to_image_", "kv"))
-        for kind in ("weight", "bias")
-    ),
-    Fuse(parts=("self_attention.norm_q.weight", "self_attention.norm_k.weight"), into="self_attention.norm_qk.weight"),
+    Rename(r"\.net\.0\.proj\.", ".linear_1."),
+    Rename(r"\.net\.2\.", ".linear_2."),
+    *joined("self_attention.to_*", "qkv", "self_attention.to_qkv"),
+    *joined("cross_attention.to_*", "kv", "cross_attention.to_kv"),
+    *joined("to_image_*", "kv", "to_image_kv"),
+    *joined("self_attention.norm_*", "qk", "self_attention.norm_qk", kinds=("weight",)),
 )
 
 FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2")

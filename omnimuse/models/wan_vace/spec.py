@@ -1,6 +1,8 @@
 """Facts about Wan VACE, without torch: a kind of Wan that is given a video, a mask over it, and pictures to show.
 
-Source: the published checkpoints' configurations and cards, and the reference pipeline of diffusers.
+Source: the published checkpoints' configurations and cards, and the reference pipeline of diffusers. That of 2.2 is by
+the authors of VideoX-Fun, whose examples (`examples/wan2.2_vace_fun`) have Wan 2.1's defaults: 50 steps, a scale of 5
+for both experts, 81 frames of 832x480 pixels, 16 a second.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from omnimuse.components.entries import own_transformer
 from omnimuse.core.errors import ModelError
-from omnimuse.core.params import DiffusionParams, FamilyParams
+from omnimuse.core.params import FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Variant
 from omnimuse.models.wan import spec as wan
 from omnimuse.models.wan.spec import boundary_ratio, factors, latent_channels
@@ -42,21 +45,14 @@ def limits(configs: Configs) -> Limits:
 
 def _of_vace(transformer: Component) -> Component:
     """That entry for networks of this kind."""
-    return replace(
-        transformer,
-        classes=("WanVACETransformer3DModel",),
-        network="omnimuse.models.wan_vace.transformer:WanVaceTransformer",
-        rules="omnimuse.models.wan_vace.weights:RULES",
-        tells=None,
-    )
+    own = own_transformer("wan_vace", "WanVaceTransformer", "WanVACETransformer3DModel")
+    return replace(own, keep_float32=transformer.keep_float32, optional=transformer.optional)
 
 
 def two_experts(configs: Configs) -> str:
     """A reason for the checkpoint of 2.2."""
     return "it has two experts" if boundary_ratio(configs) is not None else ""
 
-
-_HIGH = DiffusionParams(height=720, width=1280).over(wan.DEFAULTS)
 
 SPEC = replace(
     wan.SPEC,
@@ -74,7 +70,7 @@ SPEC = replace(
     extra=VaceParams,
     variants=(
         Variant("Wan2.1-VACE-1.3B", ("Wan-AI/Wan2.1-VACE-1.3B-diffusers",), wan.DEFAULTS),
-        Variant("Wan2.1-VACE-14B", ("Wan-AI/Wan2.1-VACE-14B-diffusers",), _HIGH),
-        Variant("Wan2.2-VACE-Fun-A14B", ("linoyts/Wan2.2-VACE-Fun-14B-diffusers",), _HIGH, two_experts),
+        Variant("Wan2.1-VACE-14B", ("Wan-AI/Wan2.1-VACE-14B-diffusers",), wan.LARGE),
+        Variant("Wan2.2-VACE-Fun-A14B", ("linoyts/Wan2.2-VACE-Fun-14B-diffusers",), wan.DEFAULTS, two_experts),
     ),
 )

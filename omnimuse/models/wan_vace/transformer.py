@@ -14,10 +14,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.components.patches import patchify
+from omnimuse.components.patches import embedded
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Cutting
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack
@@ -87,9 +86,7 @@ class WanVaceTransformer(WanTransformer):
 
     def embed_control(self, control: Tensor) -> Tensor:
         """What is given [c, f, h, w] as tokens of the second chain: [S, D]."""
-        weight, bias = self.control_embedding.weight.flatten(1), self.control_embedding.bias
-        patches = patchify(control.to(self.dtype), self.config.patch_size)
-        return self.control_in(F.linear(patches, weight, bias))
+        return self.control_in(embedded(self.control_embedding, control))
 
     def _embed_patches(self, rows: Sequence[WanInputs]) -> list[Tensor]:
         """[S, 2 D] each: the tokens of the video, then those of what is given."""
@@ -97,8 +94,8 @@ class WanVaceTransformer(WanTransformer):
         given = [_static(row).control for row in rows]
         return [torch.cat([x, control + x], dim=-1) for x, control in zip(tokens, given, strict=True)]
 
-    def _condition(self, rows: Sequence[WanInputs], embedded: Tensor) -> VaceCond:
-        plain = super()._condition(rows, embedded)
+    def _condition(self, rows: Sequence[WanInputs], time: Tensor) -> VaceCond:
+        plain = super()._condition(rows, time)
         scale = torch.cat([_static(row).scale.expand(len(row.t)) for row in rows]).to(self.dtype)
         known = {each.name: getattr(plain, each.name) for each in fields(WanCond)}
         return VaceCond(**known, scale=scale[:, None])

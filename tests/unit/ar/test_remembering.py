@@ -155,3 +155,13 @@ def test_tokens_that_see_one_another_all_also_see_what_came_before_and_are_kept_
     assert torch.equal(kv.data, before) is not keep
     if keep:
         assert torch.equal(kv.data[1, 0, :, start : start + count], k.transpose(0, 1))
+
+
+def test_of_a_head_as_many_numbers_turn_as_there_are_angles_for() -> None:
+    x, angles = torch.randn(1, 3, 2, 8), torch.rand(1, 3, 1, 2)
+    cond = Conditions(Layout((3,)), angles.cos(), angles.sin(), ())
+    turned = cond.turn(x)
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    assert torch.equal(turned[..., :4], cond.turn(x[..., :4]))
+    pairs = torch.complex(x[..., :2], x[..., 2:4]) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned[..., :4], torch.cat([pairs.real, pairs.imag], dim=-1))

@@ -76,7 +76,7 @@ def test_stage_args_of_another_engine_become_tracks_and_what_means_nothing_here_
     deploy = of(OLDER)
     assert deploy.pools == (
         PoolConfig("stage0", tracks=(0,), device="cuda:0", window=4),
-        PoolConfig("stage1", tracks=(1,), device="cuda:1"),
+        PoolConfig("stage1", stages=("*",), device="cuda:1"),
     )
     told = " ".join(deploy.void)
     for key in ("stage_type", "max_batch_size", "model_stage", "output_connectors", "final_output_type"):
@@ -87,7 +87,7 @@ def test_newer_files_of_another_engine_do_too() -> None:
     deploy = of(NEWER)
     assert deploy.pools == (
         PoolConfig("stage0", tracks=(0,), replicas=2, device="cuda:0", window=16),
-        PoolConfig("stage1", tracks=(1,), device="cuda:1", connector="tcp"),
+        PoolConfig("stage1", stages=("*",), device="cuda:1", connector="tcp"),
     )
     told = " ".join(deploy.void)
     for key in ("async_chunk", "platforms", "codec_chunk_frames", "max_model_len", "enforce_eager"):

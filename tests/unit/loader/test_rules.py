@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnimuse.loader.plan import Piece, plan_load
-from omnimuse.loader.rules import Drop, Fuse, Rename, apply_rules
+from omnimuse.loader.rules import Drop, Fuse, Rename, apply_rules, joined
 
 QKV = Fuse(("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight"), "attn.qkv.weight")
 
@@ -21,6 +21,14 @@ def test_a_fuse_keeps_what_stands_before_the_part() -> None:
     target = apply_rules("blocks.7.attn.to_k.weight", (QKV,))
     assert (target.name, target.part, target.prefix) == ("blocks.7.attn.qkv.weight", 1, "blocks.7.")
     assert apply_rules("attn.to_v.weight", (QKV,)).name == "attn.qkv.weight"
+
+
+def test_layers_that_are_joined_are_so_with_weights_and_biases_or_those_of_some_kind() -> None:
+    found = [apply_rules(f"b.attn.to_v.{kind}", joined("attn.to_*", "qkv", "attn.qkv")) for kind in ("weight", "bias")]
+    assert [(each.name, each.part) for each in found] == [("b.attn.qkv.weight", 2), ("b.attn.qkv.bias", 2)]
+    assert joined("norm_*", "qk", "norm_qk", kinds=("weight",)) == (
+        Fuse(("norm_q.weight", "norm_k.weight"), "norm_qk.weight"),
+    )
 
 
 def test_a_part_matches_whole_pieces_of_a_name_only() -> None:

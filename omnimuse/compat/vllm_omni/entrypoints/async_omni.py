@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Unpack
 
 from omnimuse import api
-from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of, params_of, prompt_of
-from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
+from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
+from omnimuse.compat.vllm_omni.entrypoints.stages import Sampling, Stages
+from omnimuse.compat.vllm_omni.inputs.data import OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.output import Done
 
@@ -17,15 +18,24 @@ class AsyncOmni:
 
     def __init__(self, model: str, **options: Unpack[EngineOptions]) -> None:
         self._ours = api.AsyncOmni(model, config=config_of(model, options))
+        self._stages = Stages.of(self._ours.config)
 
     async def generate(
-        self, prompt: OmniPromptType, sampling_params: OmniDiffusionSamplingParams | None = None
+        self,
+        prompt: OmniPromptType,
+        sampling_params: Sampling = None,
+        *,
+        sampling_params_list: Sampling = None,
     ) -> AsyncIterator[OmniRequestOutput]:
-        """The output of one prompt, once it is finished; errors are raised. Leaving the iterator early cancels it."""
-        params = params_of(sampling_params, self._ours.engine.door.spec)
-        async for event in self._ours.generate(prompt_of(prompt), params):
+        """The outputs of one prompt, as `Omni` has them, once it is finished; errors are raised. Leaving the iterator
+        early cancels it.
+        """
+        given = sampling_params if sampling_params is not None else sampling_params_list
+        asked, params = self._stages.asked(prompt, given)
+        async for event in self._ours.generate(asked, params):
             if isinstance(event, Done):
-                yield OmniRequestOutput(event.result)
+                for made in self._stages.outputs(event.result):
+                    yield made
 
     async def shutdown(self) -> None:
         """Free the weights."""

@@ -8,12 +8,11 @@ from typing import Any, Self, TypedDict, Unpack
 
 from omnimuse import api
 from omnimuse.compat.contract.names import TABLE, no_attribute, no_name
-from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of, params_of, prompt_of
-from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniPromptType
+from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
+from omnimuse.compat.vllm_omni.entrypoints.stages import Sampling, Stages, per_prompt
+from omnimuse.compat.vllm_omni.inputs.data import OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.errors import RequestError
-
-Sampling = OmniDiffusionSamplingParams | Sequence[OmniDiffusionSamplingParams] | None
 
 
 class TooLate(TypedDict, total=False):
@@ -28,6 +27,7 @@ class Omni:
 
     def __init__(self, model: str, **options: Unpack[EngineOptions]) -> None:
         self._ours = api.Omni(model, config=config_of(model, options))
+        self._stages = Stages.of(self._ours.config)
 
     def generate(
         self,
@@ -40,10 +40,11 @@ class Omni:
         use_tqdm: bool = True,
         **later: Unpack[TooLate],
     ) -> list[OmniRequestOutput] | Iterator[OmniRequestOutput]:
-        """One output per prompt, in order; as they are finished, in an iterator, with `py_generator`.
+        """One output per prompt, in order; as they are finished, in an iterator, with `py_generator`. Of a model that
+        writes or speaks, one for each stage that made something of a prompt.
 
-        `sampling_params` is one for all prompts, or one for each. A single prompt's error is raised; of several, an
-        output has its own.
+        `sampling_params` is one for all prompts, or one for each; with vLLM's `SamplingParams` among them, one for each
+        stage. A single prompt's error is raised; of several, an output has its own.
         """
         for name, value in later.items():
             if name not in TooLate.__annotations__:
@@ -59,19 +60,17 @@ class Omni:
         against = list(negative_prompts) if negative_prompts else nothing
         if len(against) != len(many):
             raise RequestError(f"{len(against)} negative_prompts for {len(many)} prompts; give as many", "prompt")
-        asked = [prompt_of(each, negative) for each, negative in zip(many, against, strict=True)]
-        given = sampling_params if sampling_params is not None else sampling_params_list
-        spec = self._ours.engine.door.spec
-        if given is None or isinstance(given, OmniDiffusionSamplingParams):
-            chosen = [params_of(given, spec)] * len(many)
-        else:
-            chosen = [params_of(each, spec) for each in given]
+        given = per_prompt(sampling_params if sampling_params is not None else sampling_params_list, len(many))
+        if len(given) != len(many):
+            raise RequestError(f"{len(given)} sampling_params for {len(many)} prompts; give one, or as many", "prompt")
+        both = [self._stages.asked(*each) for each in zip(many, given, against, strict=True)]
+        asked, chosen = [prompt for prompt, _ in both], [params for _, params in both]
         if py_generator:
-            return (OmniRequestOutput(result) for _, result in self._ours.stream(asked, chosen))
+            return (made for _, result in self._ours.stream(asked, chosen) for made in self._stages.outputs(result))
         results = self._ours.generate(asked, chosen, progress=use_tqdm)
         if single and (error := results[0].error) is not None:
             raise error
-        return [OmniRequestOutput(result) for result in results]
+        return [made for result in results for made in self._stages.outputs(result)]
 
     def close(self) -> None:
         """Free the weights."""

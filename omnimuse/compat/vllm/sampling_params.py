@@ -1,0 +1,69 @@
+"""`vllm.sampling_params`: how one stage of a model that writes or speaks chooses its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omnimuse.compat.contract.names import TABLE, no_name
+from omnimuse.core.errors import RequestError
+
+
+@dataclass(kw_only=True)
+class _Unknown:
+    """What is not honoured here: anything but what it is at first is refused."""
+
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_p: float = 0.0
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    bad_words: Sequence[str] | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    extra_args: Mapping[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class SamplingParams(_Unknown):
+    """Complete as there: what is left out is what vLLM takes, not what the checkpoint says. A `top_k` of 0 or -1 is
+    all of them; a `max_tokens` of None as many as there is room for. `detokenize` changes nothing: texts are spelt.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    detokenize: bool = True
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Our names for them; RequestError for what is not honoured."""
+        for part in fields(_Unknown):
+            value = getattr(self, part.name)
+            if value != part.default and value not in ([], {}, ()):
+                raise RequestError(f"{part.name}={value!r} is not honoured here; {TABLE} says what is", part.name)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": max(self.top_k, 0),
+            "repetition_penalty": self.repetition_penalty,
+            "max_tokens": self.max_tokens,
+            "min_tokens": self.min_tokens,
+            **({"stop": stop} if stop else {}),
+        }
+
+
+def __getattr__(name: str) -> Any:
+    raise no_name(__name__, name)

@@ -1,0 +1,126 @@
+"""Scripts for models of several stages: a list of sampling parameters in, an output of each stage out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from omnimuse import api
+from omnimuse.compat.vllm import SamplingParams
+from omnimuse.compat.vllm_omni.entrypoints.async_omni import AsyncOmni
+from omnimuse.compat.vllm_omni.entrypoints.omni import Omni
+from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.core.errors import RequestError
+from tests.checkpoints.families import ANSWERERS, SPEAKERS
+
+TALK = "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
+LIST = [
+    SamplingParams(temperature=0.9, max_tokens=8, seed=7),
+    SamplingParams(temperature=0.9, max_tokens=4096),
+    SamplingParams(temperature=0.0, max_tokens=65536),
+]
+"""As the documents have it: of the thinker, the talker, and what makes waves."""
+STAGES = """
+stage_args:
+  - {stage_id: 0, final_output: true, final_output_type: text, engine_args: {limit_mm_per_prompt: {image: 1}}}
+  - {stage_id: 1}
+  - {stage_id: 2, stage_type: generation, final_output: true, final_output_type: audio}
+"""
+
+
+@pytest.fixture(scope="module", params=ANSWERERS, ids=lambda answerer: answerer.name)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = request.param.build(tmp_path_factory.mktemp("stages") / "tiny")
+    return made
+
+
+@pytest.fixture(scope="module")
+def omni(folder: Path) -> Iterator[Omni]:
+    with Omni(model=str(folder), dtype="float32", device="cpu") as made:
+        yield made
+
+
+def alone(folder: Path, **choices: Any) -> Any:
+    """What the engine's own face makes of the same."""
+    usual = {"max_tokens": 8, "temperature": 0.9, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    with api.Omni(str(folder), dtype="float32", device="cpu") as ours:
+        [result] = ours.generate(TALK, progress=False, seed=7, **{**usual, **choices})
+    return result
+
+
+def test_a_script_gets_from_each_stage_what_omni_makes(folder: Path, omni: Omni) -> None:
+    text, audio = omni.generate({"prompt": TALK}, LIST, use_tqdm=False)
+    expected = alone(folder, modalities=("text", "audio"), voice_temperature=0.9)
+    assert [(each.stage_id, each.final_output_type) for each in (text, audio)] == [(0, "text"), (2, "audio")]
+    assert text.request_output[0].outputs[0].text == text.request_output.outputs[0].text == expected.text
+    [wave] = expected.audios
+    for found in (audio.request_output[0].multimodal_output, audio.request_output.outputs[0].multimodal_output):
+        assert torch.equal(found["audio"], torch.from_numpy(wave.samples[0]))
+        assert found["sr"] == wave.rate
+
+
+def test_an_asyncio_script_gets_the_same_and_text_alone_where_no_sound_is_wanted(folder: Path, omni: Omni) -> None:
+    async def run() -> list[Any]:
+        made = AsyncOmni(str(folder), dtype="float32", device="cpu")
+        found = [output async for output in made.generate({"prompt": TALK, "modalities": ["text"]}, LIST)]
+        await made.shutdown()
+        return found
+
+    [text] = asyncio.run(run())
+    [first, *_] = omni.generate({"prompt": TALK}, LIST, use_tqdm=False)
+    assert text.outputs[0].text == first.outputs[0].text
+    assert text.outputs[0].token_ids == first.outputs[0].token_ids
+
+
+def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
+    for sampling, why in (
+        ([SamplingParams(min_p=0.5)], r"min_p=0.5 is not honoured here; docs/compat.md"),
+        ([LIST[0], SamplingParams(top_p=0.5)], r"top_p=0.5 of stage 1 cannot be chosen.*docs/compat.md"),
+        ([LIST[0], SamplingParams(max_tokens=20)], r"max_tokens=20 of stage 1 cannot be chosen"),
+        ([*LIST, LIST[0]], r"4 sampling parameters are more than the stages"),
+    ):
+        with pytest.raises(RequestError, match=why):
+            omni.generate({"prompt": TALK}, sampling, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"prompt_token_ids, 2 of them, are not read here"):
+        omni.generate({"prompt_token_ids": [1, 2]}, LIST, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"use text and audio"):
+        omni.generate({"prompt": TALK, "modalities": ["smell"]}, LIST, use_tqdm=False)
+
+
+def test_sounds_come_as_samples_with_their_rate(omni: Omni) -> None:
+    wave = np.sin(np.arange(8000) / 20).astype(np.float32)
+    asked, params = omni._stages.asked({"prompt": "what is it?", "multi_modal_data": {"audio": (wave, 16_000)}}, LIST)
+    assert (asked["sounds"][0].rate, params.seed) == (16_000, 7)
+
+
+@pytest.mark.costly("stages in pools")
+@pytest.mark.timeout(300)
+def test_a_file_of_stages_gives_the_same(folder: Path, omni: Omni, tmp_path: Path) -> None:
+    (tmp_path / "stages.yaml").write_text(STAGES)
+    with Omni(
+        model=str(folder), stage_configs_path=str(tmp_path / "stages.yaml"), dtype="float32", device="cpu"
+    ) as made:
+        found = made.generate({"prompt": TALK}, LIST, use_tqdm=False)
+    expected = omni.generate({"prompt": TALK}, LIST, use_tqdm=False)
+    assert found[0].outputs[0].text == expected[0].outputs[0].text
+    assert torch.equal(found[1].multimodal_output["audio"], expected[1].multimodal_output["audio"])
+
+
+def test_a_model_that_speaks_is_told_what_in_additional_information(tmp_path: Path) -> None:
+    folder = SPEAKERS[0].build(tmp_path / "tiny")
+    told = {"task_type": ["CustomVoice"], "text": ["hello"], "language": ["Auto"], "instruct": [""]}
+    with Omni(model=str(folder), dtype="float32", device="cpu") as omni:
+        asked = {"prompt_token_ids": [0] * 9, "additional_information": {**told, "max_new_tokens": [6]}}
+        [audio] = omni.generate(asked, OmniDiffusionSamplingParams(seed=3), use_tqdm=False)
+        with pytest.raises(RequestError, match=r"additional_information has \['pitch'\]"):
+            omni.generate({"additional_information": {**told, "pitch": [1]}}, use_tqdm=False)
+    with api.Omni(str(folder), dtype="float32", device="cpu") as ours:
+        [expected] = ours.generate("hello", progress=False, seed=3, max_tokens=6)
+    assert (audio.stage_id, audio.final_output_type) == (1, "audio")
+    assert torch.equal(audio.multimodal_output["audio"], torch.from_numpy(expected.audios[0].samples[0]))
