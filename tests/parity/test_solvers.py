@@ -193,8 +193,8 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 @pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
 def test_a_linear_shift_is_kept_by_schedulers_that_know_the_exponential_one_alone(name: str) -> None:
     dynamic = {**FLOW, "use_dynamic_shifting": True}
-    solver, _ = solver_for(name, {**dynamic, "time_shift_type": "linear"}, mu=lambda tokens, steps: 1.7)
-    expected, _ = solver_for(name, dynamic, mu=lambda tokens, steps: math.log(1.7))
+    solver, _ = solver_for(name, {**dynamic, "time_shift_type": "linear"}, mu=lambda schedule, tokens, steps: 1.7)
+    expected, _ = solver_for(name, dynamic, mu=lambda schedule, tokens, steps: math.log(1.7))
     assert solver.plan(8, 1024).sigmas == expected.plan(8, 1024).sigmas
 
 

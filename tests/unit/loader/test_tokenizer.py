@@ -222,6 +222,14 @@ def test_a_tokenizer_of_transformers_writes_chats_as_they_are_written_there(
     assert torch.equal(ours("a red circle").input_ids, theirs(folder)("a red circle", return_tensors="pt").input_ids)
 
 
+def test_the_pad_of_a_tokenizer_of_transformers_is_the_checkpoints_or_refused(folder: Path) -> None:
+    inner = theirs(folder)
+    assert LibraryTokenizer(inner, folder).pad == inner.convert_tokens_to_ids(inner.pad_token)
+    inner.pad_token = None
+    with pytest.raises(ModelError, match="names no pad_token"):
+        assert LibraryTokenizer(inner, folder).pad
+
+
 def test_a_chat_that_a_tokenizer_of_transformers_would_write_for_ever_is_ended(tmp_path: Path) -> None:
     folder = save_plain(tmp_path / "tokenizer")
     template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")(folder)
