@@ -29,8 +29,6 @@ from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, for_both_branches
 from omnimuse.pipeline.two_streams import two_stream_inputs
 
-AS_LEARNED = 256  # tokens of a picture of which the shift is 1
-
 
 def frames(request: Request) -> int:
     """The layers, and the whole picture before them."""
@@ -44,8 +42,8 @@ def shape(configs: Configs, request: Request) -> tuple[int, ...]:
 
 
 def shift(schedule: FlowSchedule, tokens: int, steps: int) -> float:
-    """How far the levels move, by the patches of one frame."""
-    return (tokens / AS_LEARNED) ** 0.5
+    """How far the levels move, by the patches of one frame: 1 for 256 of them."""
+    return (tokens / 256) ** 0.5
 
 
 def prepare(configs: Configs, request: Request, picture: Picture) -> Tensor:
