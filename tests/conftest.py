@@ -38,6 +38,8 @@ def logging_as_it_is_at_first() -> None:
     """
     if logging.root.manager.disable != logging.NOTSET:
         logging.disable(logging.NOTSET)
+    for handler in logging.root.handlers:
+        handler.setLevel(logging.NOTSET)  # cache-dit takes those of the root for its own
     for name, logger in (("", logging.root), *logging.root.manager.loggerDict.items()):
         if isinstance(logger, logging.Logger) and name.split(".")[0] in ("", "omnimuse"):
             logger.disabled, logger.propagate = False, True

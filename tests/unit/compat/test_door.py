@@ -184,8 +184,8 @@ def test_what_the_library_warns_of_is_told(engine: Engine, caplog: pytest.LogCap
     [done] = [event for event in events if isinstance(event, Done)]
     assert len(set(done.result.warnings)) == len(done.result.warnings)
     assert done.result.warnings[0].startswith("The following part of your input was truncated")
-    [message, *_] = caplog.messages
-    assert message.startswith(f"output {id_}/0: The following part of your input was truncated")
+    told = f"output {id_}/0: The following part of your input was truncated"
+    assert any(message.startswith(told) for message in caplog.messages)
 
 
 @pytest.mark.parametrize(("threshold", "black"), [(1.0, False), (-1.0, True)])
