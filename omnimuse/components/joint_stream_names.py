@@ -4,7 +4,7 @@ checkpoints.
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Fuse, Rename, joined
 
 BLOCK = r"^(stack\.double_blocks\.\d+)\."
 
@@ -20,6 +20,6 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(BLOCK + r"attn1\.", r"\1."),
     Rename(BLOCK + r"ff\.net\.0\.proj\.", r"\1.mlp.0."),
     Rename(BLOCK + r"ff\.net\.2\.", r"\1.mlp.2."),
-    *(Fuse(parts=tuple(f"to_{part}.{kind}" for part in "qkv"), into=f"to_qkv.{kind}") for kind in ("weight", "bias")),
+    *joined("to_*", "qkv", "to_qkv"),
 )
 """How the names of all but what makes tokens of text and image, as diffusers saves such networks, become ours."""

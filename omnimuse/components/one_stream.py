@@ -20,7 +20,7 @@ from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import QueryKeyNorm, RMSNorm
 from omnimuse.layers.stack import Block, BlockStack
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Fuse, Rename, joined
 
 QK_NORM_EPS = 1e-5  # fixed in the references, whatever the other norms have
 
@@ -157,10 +157,7 @@ class Head(nn.Module):
 
 RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"\.attention\.to_out\.0\.", ".attention.to_out."),
-    Fuse(
-        parts=("attention.to_q.weight", "attention.to_k.weight", "attention.to_v.weight"),
-        into="attention.to_qkv.weight",
-    ),
+    *joined("attention.to_*", "qkv", "attention.to_qkv", kinds=("weight",)),
     Fuse(parts=("attention.norm_q.weight", "attention.norm_k.weight"), into="attention.norm_qk.weight"),
 )
 """How the names of a block's attention, as diffusers saves such networks, become ours."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Fuse, Rename, joined
 
 DOUBLE = r"^(stack\.double_blocks\.\d+)\."
 SINGLE = r"^(stack\.single_blocks\.\d+)\."
@@ -29,14 +29,8 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(SINGLE + r"attn\.norm_", r"\1.qkv.norm_"),
     Rename(SINGLE + r"(?:attn\.to_|proj_)(q|k|v|mlp)\.", r"\1.all.\2."),
     Rename(SINGLE + r"proj_out\.", r"\1.to_out."),
-    *(
-        rule
-        for kind in ("weight", "bias")
-        for rule in (
-            Fuse(parts=tuple(f"qkv.to_{part}.{kind}" for part in "qkv"), into=f"qkv.linear.{kind}"),
-            Fuse(parts=tuple(f"all.{part}.{kind}" for part in ("q", "k", "v", "mlp")), into=f"qkv.linear.{kind}"),
-        )
-    ),
+    *joined("qkv.to_*", "qkv", "qkv.linear"),
+    *joined("all.*", ("q", "k", "v", "mlp"), "qkv.linear"),
     Fuse(parts=("qkv.norm_q.weight", "qkv.norm_k.weight"), into="qkv.norm_qk.weight"),
 )
 """How the names of blocks and of the head, as diffusers saves such networks, become ours.

@@ -30,9 +30,11 @@ class Fuse:
     dim: int = 0
 
 
-def joined(site: str, parts: str, into: str, *, kinds: Sequence[str] = ("weight", "bias")) -> tuple[Fuse, ...]:
-    """The `Fuse`s of layers that read the same tokens, weights and biases: `site` has a star where a letter of `parts`
-    tells them apart, and together they are called `into`.
+def joined(
+    site: str, parts: Sequence[str], into: str, *, kinds: Sequence[str] = ("weight", "bias")
+) -> tuple[Fuse, ...]:
+    """The `Fuse`s of layers that read the same tokens, weights and biases: `site` has a star where one of `parts`
+    (of a string, a letter) tells them apart, and together they are called `into`.
     """
     return tuple(Fuse(tuple(f"{site.replace('*', part)}.{kind}" for part in parts), f"{into}.{kind}") for kind in kinds)
 

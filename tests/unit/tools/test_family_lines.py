@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from omnimuse.models import REGISTRY
-from tools.family_lines import BEGIN, END, PAGE, lines
+from tools.family_lines import BEGIN, END, PAGE, lines, written
 
 LARGER = {
     "qwen25_omni": 1062,
-    "glm_image": 976,
+    "glm_image": 861,
     "bagel": 830,
     "qwen3_omni": 751,
     "ltx2": 723,
@@ -25,6 +25,7 @@ def test_no_family_is_larger_than_we_aim_at_or_than_it_was() -> None:
     assert set(over) == set(LARGER), "one is small enough now: take it off the list"
 
 
-def test_the_page_has_a_line_for_every_family() -> None:
+def test_the_page_has_a_line_for_every_family_with_todays_numbers() -> None:
     table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     assert all(f"| `{spec.family}` |" in table for spec in REGISTRY.specs()), "run `make lines`"
+    assert table.strip() == written().strip(), "run `make lines`"
