@@ -87,6 +87,8 @@ def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
     ):
         with pytest.raises(RequestError, match=why):
             omni.generate({"prompt": TALK}, sampling, use_tqdm=False)
+    with pytest.raises(AttributeError, match=r"SamplingParams has no 'best_of' here; docs/compat.md lists"):
+        _ = LIST[0].best_of
     with pytest.raises(RequestError, match=r"prompt_token_ids, 2 of them, are not read here"):
         omni.generate({"prompt_token_ids": [1, 2]}, LIST, use_tqdm=False)
     with pytest.raises(RequestError, match=r"use text and audio"):

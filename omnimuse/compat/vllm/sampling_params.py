@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omnimuse.compat.contract.names import TABLE, no_name
+from omnimuse.compat.contract.names import TABLE, no_attribute, no_name
 from omnimuse.core.errors import RequestError
 
 
@@ -63,6 +63,9 @@ class SamplingParams(_Unknown):
             "min_tokens": self.min_tokens,
             **({"stop": stop} if stop else {}),
         }
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
 
 
 def __getattr__(name: str) -> Any:
