@@ -47,7 +47,8 @@ class Row:
     """One network evaluation: state x branch x inputs.
 
     Rows with one `key` may share a forward; `tokens` is the cost of this row. The prediction has the shape `shape` and
-    the dtype of the network.
+    the dtype of the network. One that is evaluated `everywhere` leaves behind what rows of other branches look at: of
+    ranks that share branches, each needs it.
     """
 
     state: State
@@ -57,6 +58,7 @@ class Row:
     tokens: int
     shape: tuple[int, ...]
     memory: Memory
+    everywhere: bool = False
 
     @property
     def adapters(self) -> tuple[Hashable, ...]:

@@ -150,11 +150,12 @@ class Build:
 
     @property
     def drawing(self) -> dict[str, Network]:
-        """Those of them that do not write one token at a time: what changes how blocks run is there for these.
+        """Those of them that do more than write one token at a time: what changes how blocks run is there for these.
 
         A decoder that writes what another network draws is whole on every rank, and they write the same.
         """
-        return {name: network for name, network in self.networks.items() if not isinstance(network, Decoder)}
+        writers = {name for name, each in self.networks.items() if isinstance(each, Decoder) and not each.draws}
+        return {name: network for name, network in self.networks.items() if name not in writers}
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,16 @@ def construct(under: Build) -> None:
         else:
             module = construct_library_network(checkpoint, name, component.part)
         under.modules[name] = module.eval().requires_grad_(False)
+
+
+def check_drawing(under: Build) -> None:
+    """What blocks that draw cannot be given where they read and write, too."""
+    writers = [name for name, network in under.drawing.items() if isinstance(network, Decoder)]
+    if under.compiles and writers:
+        raise ConfigError(
+            f"compile={under.found.config.compile.mode} cannot be: what the blocks of {writers[0]} read and write they "
+            "remember, and that is longer at every step; leave it out"
+        )
 
 
 def formats(under: Build) -> None:
@@ -391,6 +402,7 @@ def step_cache(under: Build) -> None:
 SHAPES: tuple[Pass, ...] = (
     check,
     construct,
+    check_drawing,
     formats,
     keep_part,
     lend,
