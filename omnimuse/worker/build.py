@@ -72,6 +72,7 @@ from omnimuse.worker.ranks import (
 )
 from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
+from omnimuse.worker.writing import replace_writer, start_writer
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ class Hands:
 class Build:
     """A model under construction: its networks, their number formats and homes, and all components.
 
-    `held` is what this rank has of them. `parcels` are the weights that networks bring to the device when it is their
-    turn. `resources` close with the engine.
+    `held` is what this rank has of them; where the network `replaced` would be another engine writes. `parcels` are the
+    weights that networks bring to the device when it is their turn. `resources` close with the engine.
     """
 
     found: Found
@@ -125,6 +126,7 @@ class Build:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     formats: dict[str, DtypePolicy] = field(default_factory=dict)
     held: Held = field(default_factory=Held)
+    replaced: str = ""
     homes: dict[str, Home] = field(default_factory=dict)
     parcels: dict[str, Parcel] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
@@ -232,7 +234,9 @@ def construct(under: Build) -> None:
     if under.found.spec.library:
         return
     for name, component in under.found.spec.components.items():
-        if not component.built or name not in checkpoint.components or not checkpoint.has_weights(name):
+        if name == under.replaced or not component.built or name not in checkpoint.components:
+            continue
+        if not checkpoint.has_weights(name):
             continue
         if component.network:
             make = partial(import_named(component.network).from_config, checkpoint.config(name))
@@ -363,7 +367,7 @@ def load(under: Build) -> None:
             if name in under.here:
                 _fill(under, name)
             under.components[name] = under.modules[name]
-        elif name in checkpoint.components and component.built:
+        elif name in checkpoint.components and component.built and name != under.replaced:
             under.components[name] = load_tokenizer(checkpoint, name, component.part)
 
 
@@ -401,6 +405,7 @@ def step_cache(under: Build) -> None:
 
 SHAPES: tuple[Pass, ...] = (
     check,
+    replace_writer,
     construct,
     check_drawing,
     formats,
@@ -417,7 +422,7 @@ SHAPES: tuple[Pass, ...] = (
     tiles,
     tier,
 )
-WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache)
+WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache, start_writer)
 
 
 def begin(config: Config, mesh: Mesh) -> Build:
