@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from subprocess import PIPE
 
 from omnimuse import Config, DiffusionParams, ModelConfig
-from omnimuse.core.config import SPINS
+from omnimuse.core.environment import SPINS
 from omnimuse.core.machine import cores
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start

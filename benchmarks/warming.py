@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from benchmarks.checkpoints import DEMO, EMPTY, RACES
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
-from omnimuse.core.config import SPINS
+from omnimuse.core.environment import SPINS
 from omnimuse.core.request import Door
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start

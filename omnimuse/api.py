@@ -55,8 +55,8 @@ class Short(TypedDict, total=False):
     """Short ways to choose parts of a `Config`; what is None or left out stays as it is there.
 
     `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
-    `plugin` bring pipelines of their own, and `deploy` is a file that spreads the model over
-    processes (docs/deploy.md). `writer` says who writes text (docs/deploy.md, too).
+    `plugin` bring pipelines of their own. `deploy` is a file that spreads the model over processes, and `writer` says
+    who writes text (docs/deploy.md).
     """
 
     dtype: str | None
@@ -77,24 +77,19 @@ def configure(model: str, config: Config | None, short: Short) -> Config:
     base = config or Config(ModelConfig(model))
     part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin", ())
     plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
-    part = replace(
-        part,
-        model=model,
-        dtype=short.get("dtype") or part.dtype,
-        device=short.get("device") or part.device,
-        plugins=plugins or part.plugins,
-    )
+    dtype, device = short.get("dtype") or part.dtype, short.get("device") or part.device
+    part = replace(part, model=model, dtype=dtype, device=device, plugins=plugins or part.plugins)
     if (count := short.get("threads")) is not None:
         host = replace(host, threads=count)
     if (scheme := short.get("quantize")) is not None:
         packed = QuantConfig.of(scheme)
-    base = replace(base, model=part, host=host, quantize=packed, parallel=short.get("parallel") or base.parallel)
-    base = replace(base, writer=short.get("writer") or base.writer)
-    if (placed := short.get("deploy")) is not None:
-        from omnimuse.deploy.placing import read_deploy
+    parallel, writer = short.get("parallel") or base.parallel, short.get("writer") or base.writer
+    base = replace(base, model=part, host=host, quantize=packed, parallel=parallel, writer=writer)
+    if (placed := short.get("deploy")) is None:
+        return base
+    from omnimuse.deploy.placing import read_deploy
 
-        base = replace(base, deploy=read_deploy(Path(placed)))
-    return base
+    return replace(base, deploy=read_deploy(Path(placed)))
 
 
 def _driven(config: Config) -> Background | Pools:

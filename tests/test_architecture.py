@@ -28,17 +28,18 @@ BROAD_EXCEPT = {
     "omnimuse/engine/engine.py": frozenset({"tick"}),
     "omnimuse/engine/local.py": frozenset({"_live", "_deliver"}),
     "omnimuse/cli/app.py": frozenset({"main"}),
+    "omnimuse/ar/vllm_child.py": frozenset({"main"}),
     "omnimuse/worker/runner.py": frozenset({"_isolated", "_preview"}),
     "omnimuse/worker/forwards.py": frozenset({"_try"}),
     "omnimuse/pipeline/lent.py": frozenset({"_tell"}),
     "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
 }
-"""The only functions that may catch everything: the command line, the worker loop, the HTTP handler."""
+"""The only functions that may catch everything: the command line, the worker loop, the HTTP handler, another engine."""
 
 CONTRACT = ("omnimuse/compat/vllm/", "omnimuse/compat/vllm_omni/", "omnimuse/compat/sglang/")
 """Where names of files and signatures are not ours to choose: code from elsewhere imports and calls them."""
 
-ENVIRONMENT_FILE = "omnimuse/core/config.py"
+ENVIRONMENT_FILE = "omnimuse/core/environment.py"
 
 
 @cache

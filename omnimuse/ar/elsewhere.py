@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 
 from omnimuse.ar.sampling import Sampling
 from omnimuse.core.config import WriterConfig
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, EngineDeadError, RequestError
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,13 @@ class Writer:
         self._ear = threading.Thread(target=self._listen, name="omnimuse-writer", daemon=True)
         log.info("vLLM is being started with %s", python)
         self._tell(
-            model=str(folder),
-            dtype=str(dtype).removeprefix("torch."),
-            max_model_len=longest,
-            skip_tokenizer_init=True,
-            enforce_eager=device.type == "cpu",  # what is gained there takes minutes to compile
+            {
+                "model": str(folder),
+                "dtype": str(dtype).removeprefix("torch."),
+                "max_model_len": longest,
+                "skip_tokenizer_init": True,
+                "enforce_eager": device.type == "cpu",  # what is gained there takes minutes to compile
+            }
         )
         told = self._heard()
         if told is None or "ready" not in told:
@@ -116,14 +119,14 @@ class Writer:
             if self.dead:
                 raise EngineDeadError(self.dead)
             self._writings[writing.id] = writing
-        never = list(how.suppressed)
-        self._tell(id=writing.id, ids=list(prompt), how=sampling(most, how, seed), never=never)
+        order = {"id": writing.id, "ids": list(prompt), "how": sampling(most, how, seed)}
+        self._tell({**order, "never": list(how.suppressed)})
         return writing
 
     def stop(self, writing: Writing) -> None:
         """Nobody wants more of this."""
         if not (writing.ended or writing.refused or self.dead):
-            self._tell(id=writing.id, ids=None)
+            self._tell({"id": writing.id, "ids": None})
 
     def close(self) -> None:
         """End the process, and whatever it has started. Safe to call twice."""
@@ -140,7 +143,7 @@ class Writer:
         self._come.close()
         self._line.close()
 
-    def _tell(self, **told: Any) -> None:
+    def _tell(self, told: Mapping[str, Any]) -> None:
         line = f"{json.dumps(told)}\n".encode()
         with self._telling, suppress(OSError):  # who listens hears that nobody is there
             self._line.sendall(line)
@@ -189,21 +192,14 @@ def sampling(most: int, how: Sampling, seed: int) -> dict[str, Any]:
 
 def _started(python: str, line: int, device: torch.device) -> subprocess.Popen[bytes]:
     """The process; ConfigError if there is no such Python."""
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process is enough, and ends as one
-    environment.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if device.type == "cpu":
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    elif device.index is not None:
-        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = visible[device.index] if any(visible) else str(device.index)
+    environment = Environment.for_writer("cpu" if device.type == "cpu" else str(device.index or 0))
     try:
         return subprocess.Popen(
             [python, str(CHILD), str(line)],
             env=environment,
             pass_fds=[line],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
     except OSError as error:

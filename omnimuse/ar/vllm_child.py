@@ -30,9 +30,9 @@ def main(number: int) -> None:
     try:
         engine, version = start_vllm(start)
     except Exception as error:  # of whatever kind: it is told to who can do something about it
-        tell(go, failed=f"{type(error).__name__}: {error}")
+        tell(go, {"failed": f"{type(error).__name__}: {error}"})
         return
-    tell(go, ready=version)
+    tell(go, {"ready": version})
     orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(come, orders), daemon=True).start()
     serve(engine, orders, go)
@@ -62,7 +62,7 @@ def serve(engine: Any, orders: queue.SimpleQueue[dict[str, Any] | None], go: Tex
             obey(engine, order, go)
         for output in engine.step():
             [made] = output.outputs
-            tell(go, id=output.request_id, tokens=list(made.token_ids), reason=made.finish_reason)
+            tell(go, {"id": output.request_id, "tokens": list(made.token_ids), "reason": made.finish_reason})
 
 
 def obey(engine: Any, order: dict[str, Any], go: TextIO) -> None:
@@ -79,10 +79,10 @@ def obey(engine: Any, order: dict[str, Any], go: TextIO) -> None:
         how = SamplingParams(**order["how"], logit_bias=bias, detokenize=False, output_kind=kind)
         engine.add_request(order["id"], {"prompt_token_ids": order["ids"]}, how)
     except (ValueError, TypeError, RuntimeError) as error:
-        tell(go, id=order["id"], refused=str(error))
+        tell(go, {"id": order["id"], "refused": str(error)})
 
 
-def tell(go: TextIO, **told: Any) -> None:
+def tell(go: TextIO, told: dict[str, Any]) -> None:
     """Say something to the other end; where that is gone, this one ends soon, too."""
     try:
         go.write(json.dumps(told) + "\n")

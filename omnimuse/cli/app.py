@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import NoReturn
 
 from omnimuse.cli.layered import CONFIG, read_layered
-from omnimuse.core.config import Environment
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError
 from omnimuse.core.names import MEANINGS, absent, meant
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.caches import CacheConfig
-from omnimuse.core.config import Config, ContractConfig, Environment
+from omnimuse.core.config import Config, ContractConfig
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.names import BACKENDS
 

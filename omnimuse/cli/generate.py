@@ -33,8 +33,9 @@ from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, 
 from omnimuse.cli.plot import plot
 from omnimuse.cli.preview import PreviewFile
 from omnimuse.cli.terms import add_deadline
-from omnimuse.core.config import Config, Environment
+from omnimuse.core.config import Config
 from omnimuse.core.effort import EFFORT
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.output import Event, Result

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from omnimuse.core.config import Environment
+from omnimuse.core.environment import Environment
 from omnimuse.deploy.child import Settings, write_settings
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from omnimuse.core.config import Config, Environment, LaunchConfig
+from omnimuse.core.config import Config, LaunchConfig
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, OmnimuseError
 from omnimuse.worker.find import find
 

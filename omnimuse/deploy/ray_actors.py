@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnimuse.core.config import Environment
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.deploy.child import Settings, write_settings
 from omnimuse.deploy.launch import Started, how

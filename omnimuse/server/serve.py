@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import uvicorn
 
-from omnimuse.core.config import Config, Environment
+from omnimuse.core.config import Config
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, EngineClosedError
 from omnimuse.deploy.faults import Faults
 from omnimuse.deploy.pool import Pool, PoolPlan

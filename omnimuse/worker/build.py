@@ -22,7 +22,8 @@ from omnimuse.attention.selection import bind
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.door import Place, Wardrobe, door_of
 from omnimuse.core.caches import too_few
-from omnimuse.core.config import Choice, Config, Environment
+from omnimuse.core.config import Choice, Config
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices, Span
 from omnimuse.core.request import Door

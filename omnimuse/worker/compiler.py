@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from omnimuse.core.config import Environment
+from omnimuse.core.environment import Environment
 from omnimuse.core.machine import processor
 from omnimuse.quant.grids import hold_still
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from omnimuse.core.config import Environment, ParallelConfig
+from omnimuse.core.config import ParallelConfig
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.parallel.meeting import join
 from omnimuse.parallel.mesh import Mesh

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omnimuse.core.config import Choice, Environment, HostConfig
+from omnimuse.core.config import Choice, HostConfig
+from omnimuse.core.environment import Environment
 from omnimuse.core.machine import cores, quota, whole_cores
 
 

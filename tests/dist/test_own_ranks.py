@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omnimuse.core.config import Environment
+from omnimuse.core.environment import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -130,7 +130,7 @@ def test_an_unknown_option_of_the_command_line_is_still_refused() -> None:
 
 
 def test_what_is_set_in_the_environment_is_read_and_an_empty_variable_is_as_good_as_none() -> None:
-    program = "from omnimuse.core.config import Environment; print(sorted(Environment.options().items()))"
+    program = "from omnimuse.core.environment import Environment; print(sorted(Environment.options().items()))"
     there = {**os.environ, "OMNIMUSE_PORT": "9", "OMNIMUSE_HOST": "", "OTHER_PORT": "8"}
     told = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
     assert "('PORT', '9')" in told.stdout and "HOST" not in told.stdout and "8" not in told.stdout

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from omnimuse import Config, ModelConfig, explain
-from omnimuse.core.config import SPINS, Choice, Environment, HostConfig
+from omnimuse.core.config import Choice, HostConfig
+from omnimuse.core.environment import SPINS, Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import cores, whole_cores
 from omnimuse.engine.local import start

@@ -19,12 +19,12 @@ from omnimuse.core.config import (
     Config,
     ContractConfig,
     DecodeConfig,
-    Environment,
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
     ScheduleConfig,
 )
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.names import BACKENDS
 from omnimuse.core.params import DiffusionParams
