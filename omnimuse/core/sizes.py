@@ -20,7 +20,7 @@ def of_area(width: int, height: int, area: int, multiple: int = 32) -> Size:
 
 
 def like_last(area: int) -> Sizing:
-    """What is drawn has about `area` pixels in the proportions of the last picture; one that is too narrow is refused."""
+    """What is drawn has about `area` pixels, in the proportions of the last picture; RequestError for a narrow one."""
 
     def sized(sizes: Sequence[Size]) -> Size:
         for number, (width, height) in enumerate(sizes, 1):
