@@ -112,8 +112,15 @@ def _in_checkpoints(components: Mapping[str, tuple[str, str]]) -> dict[str, tupl
 
 def _kind(name: str) -> str:
     """What transformers calls the kind of model that a class is of; empty for no such class."""
-    config = getattr(getattr(import_module("transformers"), name, None), "config_class", None)
+    config = config_class(name)
     return "" if config is None else str(config.model_type)
+
+
+def config_class(name: str) -> Any:
+    """The class of the configuration of a class of transformers; None for one that has none."""
+    transformers = import_module("transformers")
+    cls: Any = getattr(transformers, name) if hasattr(transformers, name) else None
+    return cls.config_class if hasattr(cls, "config_class") else None
 
 
 def _has(library: str, name: str) -> bool:

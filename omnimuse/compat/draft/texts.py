@@ -309,11 +309,6 @@ COUNT = '''def tokens(configs: Configs, request: Request) -> int:
 """Of a network whose tokens are not of 2 x 2 latents."""
 
 
-def _place(name: str) -> tuple[bool, str]:
-    """Where an imported name stands: classes come first."""
-    return name.islower(), name
-
-
 def _pipeline(name: str, camel: str, facts: ModelFacts) -> str:
     encoders = [each for each in facts.components if each.startswith("text_encoder")]
     stages = []
@@ -323,17 +318,12 @@ def _pipeline(name: str, camel: str, facts: ModelFacts) -> str:
             [] if not number else [f'text="embeds_{number + 1}"', f'encoder="{encoder}"', f'tokenizer="{tokenizer}"']
         )
         stages.append(f"EncodeText({', '.join(beside)})")
-    shape = "packed_shape" if packs(facts) else "latent_shape"
-    counted = "packed_tokens" if patch(facts) == 2 else "tokens"
-    count = (
-        ""
-        if counted == "packed_tokens"
-        else COUNT.format(
-            **{each: each if patch(facts) == 1 else f"({each} // {patch(facts)})" for each in ("rows", "columns")}
-        )
-    )
-    more = f"{_imports(count, PIPELINE_IMPORTS)}\n" * bool(count)
-    latents = ", ".join(sorted({"InitLatents", shape, "packed_tokens" if not count else "cells"}, key=_place))
+    side, shape = patch(facts), "packed_shape" if packs(facts) else "latent_shape"
+    counted, count, imports = "packed_tokens", "", f"InitLatents, {shape}, packed_tokens"
+    if side != 2:
+        sides = {each: each if side == 1 else f"({each} // {side})" for each in ("rows", "columns")}
+        counted, count, imports = "tokens", COUNT.format(**sides), f"InitLatents, cells, {shape}"
+    more = f"{_imports(count, PIPELINE_IMPORTS)}\n" if count else ""
     return f'''"""{camel} as a pipeline: the declaration, and the few functions that are really its own.
 
 Source: the reference pipeline of diffusers ({facts.arch}).
@@ -347,7 +337,7 @@ from torch import Tensor
 from omnimuse.models.{name}.transformer import {camel}Inputs
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import {latents}
+from omnimuse.pipeline.latents import {imports}
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State

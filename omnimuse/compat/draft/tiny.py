@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Any
 
-from omnimuse.compat.draft.facts import ModelFacts
+from omnimuse.compat.draft.facts import ModelFacts, config_class
 
 MADE = {
     "T5EncoderModel": "lambda: encoders.t5_encoder(len({tokenizer}), TEXT_WIDTH)",
@@ -83,7 +82,7 @@ def _written(value: object) -> str:
 
 def _language(cls: str) -> bool:
     """Whether a class of transformers is a language model whose heads share keys."""
-    config = getattr(getattr(import_module("transformers"), cls, None), "config_class", None)
+    config = config_class(cls)
     return config is not None and hasattr(config(), "num_key_value_heads") and hasattr(config(), "hidden_size")
 
 
@@ -139,66 +138,76 @@ def checkpoint(camel: str, facts: ModelFacts, *, packs: bool, patch: int) -> str
     autoencoder = facts.components.get("vae", ("", ""))[1]
     channels = facts.config.get("in_channels") or 16
     latents = LATENTS.get(autoencoder, channels // 4 if packs else channels)
-    taken = 4 * latents if packs else latents
+    network = small(facts.config, 4 * latents if packs else latents)
     lines, missing = _saved(facts, latents)
     told = [f'        "{part}": ("{library}", "{cls}"),' for part, (library, cls) in facts.components.items()]
     told += [f'        "{part}": None,' for part in facts.without]
-    kind = ": dict[str, tuple[str, str] | None]" if facts.without else ""
-    given = "\n".join(f"        {name}={_written(value)}," for name, value in small(facts.config, taken))
-    built = "\n".join(map(_laid_out, lines))
-    body = f'''TEXT_WIDTH = {_width(facts)}
+    body = BODY.format(
+        width=_width(facts),
+        network=facts.network,
+        cls=facts.network_class,
+        given="\n".join(f"        {name}={_written(value)}," for name, value in network),
+        missing="".join(missing),
+        built="\n".join(map(_laid_out, lines)),
+        kind=": dict[str, tuple[str, str] | None]" if facts.without else "",
+        told="\n".join(told),
+        arch=facts.arch,
+        wishes=_wishes(facts, PIXELS.get(autoencoder, 8) * patch),
+    )
+    return f'''"""A tiny random checkpoint of the {camel} kind, in the layout that diffusers saves: `build(folder)`."""
+
+from __future__ import annotations
+
+{_imports(facts, body)}
+
+{body}'''
 
 
-def {facts.network}() -> {facts.network_class}:
+BODY = '''TEXT_WIDTH = {width}
+
+
+def {network}() -> {cls}:
     """The network of the reference, small; still to be drawn."""
-    return {facts.network_class}(
+    return {cls}(
 {given}
     )
 
 
-{"".join(missing)}def build(folder: Path, seed: int = 0) -> Path:
+{missing}def build(folder: Path, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
 {built}
     components{kind} = {{
-{chr(10).join(told)}
+{told}
     }}
-    parts.write_index(folder, "{facts.arch}", components)
+    parts.write_index(folder, "{arch}", components)
     return folder
 
 
 FAMILIES = (
     Family(
-        arch="{facts.arch}",
+        arch="{arch}",
         build=build,
         wishes=(
-{_wishes(facts, PIXELS.get(autoencoder, 8) * patch)}
+{wishes}
         ),
-        reference=reference_of({facts.arch}),
+        reference=reference_of({arch}),
     ),
 )
 '''
+
+
+def _imports(facts: ModelFacts, body: str) -> str:
+    """What `body` needs."""
     named = {"diffusers": {facts.arch}, "transformers": set[str]()}
     for library, cls in facts.components.values():
         if library in named and re.search(rf'(?<!")\b{cls}\b(?!")', body):
             named[library].add(cls)
-    imports = "\n".join(
-        f"from {library} import {', '.join(sorted(names))}" for library, names in named.items() if names
-    )
+    lines = ["from dataclasses import replace"] * ("replace(" in body) + ["from pathlib import Path", ""]
+    lines += [f"from {library} import {', '.join(sorted(names))}" for library, names in named.items() if names]
     modules = ", ".join(name for name in ("encoders", "parts") if f"{name}." in body)
-    replacing = "from dataclasses import replace\n" * ("replace(" in body)
-    return f'''"""A tiny random checkpoint of the {camel} kind, in the layout that diffusers saves: `build(folder)`."""
-
-from __future__ import annotations
-
-{replacing}from pathlib import Path
-
-{imports}
-
-from tests.checkpoints import {modules}
-from tests.checkpoints.wishes import Family, Wish, of_picture, reference_of
-
-{body}'''
+    lines += ["", f"from tests.checkpoints import {modules}"]
+    return "\n".join([*lines, "from tests.checkpoints.wishes import Family, Wish, of_picture, reference_of"])
 
 
 def _wishes(facts: ModelFacts, step: int) -> str:
