@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig
+from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig, WriterConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.messages import SHOWN
 from omnimuse.core.output import Done, Event, Failed, Result
@@ -56,7 +56,7 @@ class Short(TypedDict, total=False):
 
     `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
     `plugin` bring pipelines of their own, and `deploy` is a file that spreads the model over
-    processes (docs/deploy.md).
+    processes (docs/deploy.md). `writer` says who writes text (docs/deploy.md, too).
     """
 
     dtype: str | None
@@ -66,6 +66,7 @@ class Short(TypedDict, total=False):
     parallel: ParallelConfig | None
     plugin: str | Sequence[str]
     deploy: str | Path | None
+    writer: WriterConfig | None
 
 
 def configure(model: str, config: Config | None, short: Short) -> Config:
@@ -88,6 +89,7 @@ def configure(model: str, config: Config | None, short: Short) -> Config:
     if (scheme := short.get("quantize")) is not None:
         packed = QuantConfig.of(scheme)
     base = replace(base, model=part, host=host, quantize=packed, parallel=short.get("parallel") or base.parallel)
+    base = replace(base, writer=short.get("writer") or base.writer)
     if (placed := short.get("deploy")) is not None:
         from omnimuse.deploy.placing import read_deploy
 

@@ -41,7 +41,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.adapters import obstacle
 from omnimuse.worker.build import SHAPES, begin, run
 from omnimuse.worker.find import find
-from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.families import DRAWING
 from tests.checkpoints.wishes import Family, Wish, chord, film, halves, photo
 from tools.models_page import table
 
@@ -288,7 +288,7 @@ def requests_of(family: str) -> tuple[frozenset[str], ...]:
         "masks": "mask",
         "pad": "pad",
     }
-    [wishes] = [each.wishes for each in FAMILIES if each.name == family]
+    [wishes] = [each.wishes for each in DRAWING if each.name == family]
     return tuple(
         frozenset(name for field, name in fields.items() if getattr(wish, field)) or frozenset(["text"])
         for wish in wishes
@@ -304,7 +304,7 @@ def collected() -> list[Shown]:
         if done.returncode:
             raise ConfigError(f"the tests cannot be collected:\n{done.stdout}{done.stderr}")
         marks = json.loads(told.read_text(encoding="utf-8"))
-    known, names, found = {feature.name for feature in FEATURES}, {family.name for family in FAMILIES}, []
+    known, names, found = {feature.name for feature in FEATURES}, {family.name for family in DRAWING}, []
     for test, features, besides in marks:
         families = besides.get("families", family_in(test))
         if wrong := [*(set(features) - known), *(set(families) - names)]:
@@ -318,7 +318,7 @@ def collected() -> list[Shown]:
 def family_in(test: str) -> tuple[str, ...]:
     """The family in a test's id: the longest name that is a whole part of what stands in brackets."""
     parts = f"-{test.partition('[')[2].removesuffix(']')}-"
-    found = [family.name for family in FAMILIES if f"-{family.name}-" in parts]
+    found = [family.name for family in DRAWING if f"-{family.name}-" in parts]
     return (max(found, key=len),) if found else ()
 
 
@@ -362,7 +362,7 @@ def of_pair(stands: Sequence[Stand], pair: Sequence[Feature], tests: Sequence[Sh
     if against is not None:
         return against
     names = [feature.name for feature in pair]
-    return by_test(tests, names, [family.name for family in FAMILIES]) or Cell("let in")
+    return by_test(tests, names, [family.name for family in DRAWING]) or Cell("let in")
 
 
 @dataclass
@@ -403,7 +403,7 @@ def page() -> str:
     """The whole text of `docs/features.md`."""
     tests = collected()
     with TemporaryDirectory() as home:
-        stands = [Stand(family, family.build(Path(home) / family.name)) for family in FAMILIES]
+        stands = [Stand(family, family.build(Path(home) / family.name)) for family in DRAWING]
         cells = {
             (stand.family.name, feature.name): of_family(stand, feature, stands, tests)
             for stand in stands
@@ -428,7 +428,7 @@ def families(cells: Mapping[tuple[str, str], Cell]) -> str:
     reasons, head = Reasons(), ["", *(feature.name for feature in FEATURES)]
     rows = [
         [f"`{family.name}`", *(reasons.word(cells[family.name, feature.name]) for feature in FEATURES)]
-        for family in FAMILIES
+        for family in DRAWING
     ]
     return f"\n## Features of families\n\n{table(head, rows)}\n{reasons.told()}"
 

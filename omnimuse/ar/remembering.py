@@ -136,6 +136,11 @@ class Conditions:
         ]
         return self.layout.pack(seen)
 
+    def known(self, layer: int, heads: int) -> list[Tensor]:
+        """What each row has read, keys and values [2, start, N, H] for so many heads, which may share them."""
+        memories = (row.kv.data[layer][:, :, : row.start].transpose(1, 2) for row in self.rows)
+        return [each.repeat_interleave(heads // each.shape[2], dim=2) for each in memories]
+
     def attend_ones(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H].
 

@@ -8,6 +8,7 @@ Letters: B batch, S query tokens, K key tokens, N heads, H head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -48,8 +49,18 @@ class Backend(Protocol):
 class Spread(Protocol):
     """A way to attend where the tokens of a row are spread over ranks."""
 
-    def __call__(self, backend: Backend, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        """What is here of q, k and v, packed by a layout that was cut -> like q."""
+    def __call__(
+        self,
+        backend: Backend,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        known: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """What is here of q, k and v, packed by a layout that was cut -> like q. Of each row `known` has keys and
+        values that every rank has, [2, K, N, H], which all of its tokens see, too.
+        """
         ...
 
 
@@ -88,28 +99,32 @@ class Attention(nn.Module):
         layout: Layout | None = None,
         mask: Tensor | None = None,
         kv_layout: Layout | None = None,
+        known: Sequence[Tensor] = (),
     ) -> Tensor:
         """Attend within each row, never across rows.
 
         Without a layout the tensors are an ordinary batch, q [B, S, N, H] and k, v [B, K, N, H]. With one
         they are packed by it; `kv_layout` is the layout of k and v where it differs (cross attention). True
-        in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError.
+        in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError. What ranks share may
+        see, besides, what all of them have (`Spread`).
         """
         kv_layout = kv_layout or layout
         if kv_layout is not None and kv_layout.part is not None:
-            return self._attend_across(q, k, v, kv_layout, mask)
+            return self._attend_across(q, k, v, kv_layout, mask, known)
         if layout is None or kv_layout is None or (layout.dense and kv_layout.dense):
             return self.backend(q, k, v, mask)
         if mask is not None:
             raise ValueError(f"rows of {layout.lengths} tokens cannot take a mask; give rows of equal length")
         return self.backend.packed(q, k, v, layout, kv_layout)
 
-    def _attend_across(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
+    def _attend_across(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, mask: Tensor | None, known: Sequence[Tensor]
+    ) -> Tensor:
         if mask is not None:
             raise ValueError("tokens that are spread over ranks come in their order and cannot take a mask")
         if self.spread is None:
             raise ValueError("the tokens are spread over ranks, and this attention was not bound to attend across them")
-        return self.spread(self.backend, q, k, v, layout)
+        return self.spread(self.backend, q, k, v, layout, known)
 
     def keep_heads(self, part: Cut) -> None:
         """From now on this site has only those heads; queries stay with the keys that they share."""

@@ -92,7 +92,11 @@ class StepCache:
         return Visit(memory, policy, row, policy.choice.first or 0, blocks - (policy.choice.last or 0))
 
     def _policy(self, memory: Memory, blocks: int) -> Policy | None:
-        """The policy of a row; RequestError for a choice that this stack has too few blocks for."""
+        """The policy of a row; RequestError for a choice that this stack has too few blocks for. What is evaluated once
+        has no step that could be skipped.
+        """
+        if memory.of == 1:
+            return None
         choice = self.default if memory.cache is None else cache_named(memory.cache)
         choice = completed(choice, self.fits, memory.of)
         if why := too_few(choice, blocks):

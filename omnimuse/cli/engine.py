@@ -25,6 +25,7 @@ from omnimuse.core.config import (
     ParallelConfig,
     QuantConfig,
     ScheduleConfig,
+    WriterConfig,
 )
 from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
@@ -56,6 +57,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="of norms, rotations and gated sums: torch's, or fused ones on a GPU (default: auto)",
     )
     _add_cache_options(engine)
+    engine.add_argument(
+        "--writer", default="own", metavar="{own,vllm}", help="who writes text: this engine, or vLLM (docs/deploy.md)"
+    )
+    engine.add_argument(
+        "--writer-python", default="", metavar="FILE", help="the Python of the environment that vLLM is installed in"
+    )
     engine.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory, faint seams")
     engine.add_argument("--vae-slicing", action="store_true", help="decode pictures one at a time, as always")
     _add_weight_options(parser)
@@ -209,6 +216,7 @@ def read_config(args: argparse.Namespace) -> Config:
         kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
         decode=DecodeConfig(tiling=args.vae_tiling),
+        writer=WriterConfig(args.writer, args.writer_python),
         contract=ContractConfig(slicing=args.vae_slicing),
         schedule=read_schedule(args),
         host=HostConfig(threads=args.threads),

@@ -280,6 +280,21 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class WriterConfig:
+    """Who writes what is text from the first token to the last: this engine, or vLLM in a process of its own, which the
+    Python of its environment runs (empty: the one that runs this).
+    """
+
+    engine: Literal["own", "vllm"] = "own"
+    python: str = ""
+
+    def __post_init__(self) -> None:
+        _one_of("writer", self.engine, ("own", "vllm"))
+        if self.python and self.engine == "own":
+            raise ConfigError(f"writer python={self.python} runs nothing while this engine writes; use writer='vllm'")
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How finished latents become pictures: with `tiling` in squares that overlap, which takes the memory of one."""
 
@@ -398,11 +413,19 @@ class Config:
     kernels: KernelConfig = KernelConfig()
     parallel: ParallelConfig = ParallelConfig()
     decode: DecodeConfig = DecodeConfig()
+    writer: WriterConfig = WriterConfig()
     contract: ContractConfig = ContractConfig()
     lora: LoraConfig = LoraConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     host: HostConfig = HostConfig()
     deploy: DeployConfig = DeployConfig()
+
+    def __post_init__(self) -> None:
+        if self.writer.engine != "own" and self.deploy.pools and not self.deploy.pool:
+            raise ConfigError(
+                f"writer={self.writer.engine} with a deploy file: which pool would write so? Say `writer: "
+                f"{self.writer.engine}` in the file, in the pool that does"
+            )
 
 
 @dataclass(frozen=True)

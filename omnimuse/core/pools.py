@@ -27,7 +27,8 @@ class PoolConfig:
 
     There are `replicas` processes with them. `device` is where they compute; empty: where the engine would. What comes
     in is carried by `connector`, and at most `window` requests are in one replica that have not left it. Those of a
-    pool that is `elsewhere` are started by the launcher, on other machines.
+    pool that is `elsewhere` are started by the launcher, on other machines. Who writes there, and with which Python
+    that runs, say `writer` and `python`; empty: as the engine would.
     """
 
     name: str
@@ -38,6 +39,8 @@ class PoolConfig:
     connector: str = "shared_memory"
     window: int = WINDOW
     elsewhere: bool = False
+    writer: str = ""
+    python: str = ""
 
     def __post_init__(self) -> None:
         if not self.name or not all(letter.isalnum() or letter in "-_" for letter in self.name):

@@ -267,7 +267,7 @@ class Spec:
     @property
     def by_token(self) -> bool:
         """Whether it makes one token after the other from the first to the last, text or speech."""
-        return issubclass(self.extra, TokenParams)
+        return issubclass(self.extra, TokenParams) and self.medium in ("text", "audio")
 
     @property
     def makes_video(self) -> bool:

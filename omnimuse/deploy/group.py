@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq.asyncio
 
-from omnimuse.core.config import Config
+from omnimuse.core.config import Config, WriterConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Spec
@@ -199,7 +199,8 @@ class Group:
         """The configuration of a process of `pool`."""
         deploy = replace(self.config.deploy, pool=pool.name)
         model = replace(self.config.model, device=pool.device or self.config.model.device)
-        return replace(self.config, deploy=deploy, model=model)
+        writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
+        return replace(self.config, deploy=deploy, model=model, writer=writer)
 
     # -- an engine of this process -----------------------------------------------------------------------------------
 

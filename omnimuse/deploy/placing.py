@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 LARGEST = 2**20
 """Bytes of a file, at most."""
 OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window", "elsewhere")
+WRITER = ("writer", "python")
 CARRIERS = {
     "SharedMemoryConnector": "shared_memory",
     "TcpConnector": "tcp",
@@ -102,7 +103,7 @@ def read(content: Mapping[str, Any]) -> DeployConfig:
 def _pool(entry: Mapping[str, Any]) -> PoolConfig:
     name = _text(entry, "name", "")
     where = f"pool {name or '?'}: "
-    _refuse_unknown(entry, OURS, where)
+    _refuse_unknown(entry, (*OURS, *WRITER), where)
     if "device" in entry and "devices" in entry:
         raise ConfigError(f"{where}device and devices say the same; leave one out")
     stages, tracks = _several(entry, "stages", str, where), _several(entry, "tracks", int, where)
@@ -115,6 +116,8 @@ def _pool(entry: Mapping[str, Any]) -> PoolConfig:
         connector=_text(entry, "connector", "shared_memory", where),
         window=_number(entry, "window", PoolConfig.window, where),
         elsewhere=_checked(entry, "elsewhere", False, bool, where),
+        writer=_text(entry, "writer", "", where),
+        python=_text(entry, "python", "", where),
     )
 
 

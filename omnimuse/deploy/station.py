@@ -108,7 +108,8 @@ class Station:
 
     def _pass_on(self, request: Request, event: Event) -> None:
         if isinstance(event, Failed):
-            self._end(event.request_id, event.error)
+            if not isinstance(event.error, EngineDeadError):  # or it is to blame for nothing, and is done once more
+                self._end(event.request_id, event.error)
         elif isinstance(event, Handed):
             self._put(event.request_id, event.number, event.last, event.handover.plain())
         elif isinstance(event, Done):

@@ -44,6 +44,7 @@ class Engine:
     """One engine over one runner; `clock` gives seconds and is replaced in tests. `space` says
     what memory there is beside the weights, and what these take.
 
+    `woken` is called when those who wait for somebody outside of this process have something to do again.
     `dead` says why nothing more will come of it, once a tick has failed as a whole.
     """
 
@@ -70,6 +71,9 @@ class Engine:
         self._closed = False
         self._news, self._starved = 0, False
         self._recorder = Recorder()
+        self.woken: Callable[[], None] = lambda: None
+        for writer in runner.writers:
+            writer.news = self.wake
 
     # -- from any thread -----------------------------------------------------------------------------------------
 
@@ -143,6 +147,12 @@ class Engine:
         """Something has changed that those who have nothing to do may wait for."""
         self._news += 1
         self._starved = False
+
+    def wake(self) -> None:
+        """Something has come for who waits."""
+        with self._lock:
+            self._hear_news()
+        self.woken()
 
     def pause(self, request_id: str) -> None:
         """Hold a request between steps: it gives up its place, and its states move to the CPU."""

@@ -248,6 +248,7 @@ class Background:
         except BaseException as error:  # of any kind: who waits for the engine raises it
             made.set_exception(error)
             return
+        engine.woken = self._wake.set
         made.set_result(engine)
         while not self._stopping and engine.dead is None:
             while not self._errands.empty():

@@ -65,8 +65,18 @@ class Usp:
         return self.mesh.now.axis(ULYSSES)
 
     @torch.compiler.disable  # what is exchanged depends on the size of every row
-    def __call__(self, backend: Backend, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        """q, k, v [*, S, N, H], packed by a layout that was cut -> like q."""
+    def __call__(
+        self,
+        backend: Backend,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        known: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """q, k, v [*, S, N, H], packed by a layout that was cut, and perhaps what every rank knows of a row,
+        [2, K, N, H] -> like q.
+        """
         wide = self.ulysses.size
         shares = [Cut(at, wide).share(q.shape[2]) for at in range(wide)]  # heads of each rank
         groups = [layout.everywhere[at : at + wide] for at in range(0, len(layout.everywhere), wide)]  # by ring place
@@ -76,16 +86,25 @@ class Usp:
         flats = exchanged(self.ulysses, parts, sizes)  # the tokens of every rank, for the heads of this one
         rows = _by_row(flats, group)  # [3, S_i, N_j, H] each
         counts = [[sum(lengths) for lengths in zip(*each, strict=True)] for each in groups]
-        outs = _attend(backend, rows) if self.ring.size == 1 else self._around(backend, rows, counts)
+        start = sum(shares[: self.ulysses.index])
+        seen = [each[:, :, start : start + shares[self.ulysses.index]] for each in known]  # by this rank's heads
+        outs = _attend(backend, rows, seen) if self.ring.size == 1 else self._around(backend, rows, counts, seen)
         back = [torch.cat(own) for own in zip(*_by_rank(outs, group), strict=True)]  # [T_i, N_j, H] by rank
         returned = [(sum(layout.lengths), heads, q.shape[-1]) for heads in shares]
         return torch.cat(exchanged(self.ulysses, back, returned), dim=1).view(q.shape)
 
-    def _around(self, backend: Backend, rows: Sequence[Tensor], counts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """The outcome of every row's own queries with the keys and values of the whole ring, which pass by."""
+    def _around(
+        self, backend: Backend, rows: Sequence[Tensor], counts: Sequence[Sequence[int]], known: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The outcome of every row's own queries with what is known here, and with the keys and values of the whole
+        ring, which pass by.
+        """
         queries = [row[0][None] for row in rows]  # [1, S_i, N, H]
         passing = torch.cat([row[1:] for row in rows], dim=1)  # [2, T, N, H]
         merged: list[tuple[Tensor, Tensor] | None] = [None] * len(rows)
+        for number, (k, v) in enumerate(known):
+            if len(k) and queries[number].shape[1]:
+                merged[number] = backend.weigh(queries[number], k[None], v[None])
         for step in range(self.ring.size):
             whose = (self.ring.index - step) % self.ring.size
             for number, row in enumerate(passing.split(list(counts[whose]), dim=1)):
@@ -122,8 +141,11 @@ def bind(model: nn.Module, mesh: Mesh, name: str) -> None:
         module.spread = Usp(mesh)
 
 
-def _attend(backend: Backend, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Each row's [3, S, N, H] -> [S, N, H]; equal rows together."""
+def _attend(backend: Backend, rows: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+    """Each row's [3, S, N, H], and what is known of it -> [S, N, H]; equal rows of which nothing is, together."""
+    if known:
+        beside = [torch.cat([each, row[1:]], dim=1)[:, None] for each, row in zip(known, rows, strict=True)]
+        return [backend(row[:1], *kv)[0] for row, kv in zip(rows, beside, strict=True)]
     if len({row.shape for row in rows}) == 1:
         q, k, v = torch.stack(list(rows)).unbind(1)  # [R, S, N, H] each
         return list(backend(q, k, v).unbind(0))

@@ -52,6 +52,7 @@ class Think(Generate):
     reads: tuple[str, ...] = ("prompt_ids", "brief")
     writes: tuple[str, ...] = ("kv", "reply", "spoken")
     streams: tuple[str, ...] = ("spoken",)
+    only_tokens: ClassVar[bool] = False  # the talker hears what it thinks
 
     @abstractmethod
     def overheard(self, ctx: Context, state: State) -> Any:

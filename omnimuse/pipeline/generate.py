@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from omnimuse.ar.elsewhere import Writer
 from omnimuse.ar.kv import Decoder, Reading
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.ar.spelling import Spelling
@@ -72,9 +73,13 @@ class ReadTalk(Stage):
 
 @dataclass(frozen=True)
 class Generate(Loop):
-    """From `prompt_ids` to `reply`, a text, with the network `network`; `kv` is what it remembers of both."""
+    """From `prompt_ids` to `reply`, a text, with the network `network`; `kv` is what it remembers of both.
+
+    One with `only_tokens` wants nothing else of its network, and takes them from a `Writer` that stands in its place.
+    """
 
     grows: ClassVar[bool] = True
+    only_tokens: ClassVar[bool] = True
     network: str = "model"
     tokenizer: str = "tokenizer"
     name: str = "generate"
@@ -97,6 +102,11 @@ class Generate(Loop):
         decode, heard = ctx.components[self.tokenizer].decode, state.request.chunks
         state.working["spelling"] = Spelling(decode, chosen.stop, heard=heard)
         state.working["tokens"] = list(prompt)
+        if (writer := self._writer(ctx)) is not None:
+            how, seed = state.working["how"], state.request.seed(state.output)
+            state["kv"], state.working["reused"] = None, 0
+            state.working["writing"] = writer.begin(prompt, state.working["most"], how, seed)
+            return [Step(0)]
         self.remember(ctx, state, len(prompt) + min(ROOM, state.working["most"]))
         state.working["remembered"] = state.working["reused"] = self._recall(ctx, state, prompt)
         left_over = len(prompt) - state.working["reused"]
@@ -114,6 +124,8 @@ class Generate(Loop):
     def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
         chosen, longest = request.extra, ctx.limits.max_sequence_length
         assert isinstance(chosen, GenerationParams)
+        if self._writer(ctx) is not None:
+            return 0, 0
         told = self.told(ctx).get("max_new_tokens")
         most = chosen.max_tokens or (told if isinstance(told, int) else longest)
         said = request.messages or (Message("", request.prompt),)
@@ -126,10 +138,18 @@ class Generate(Loop):
         least, most = (min(count, longest) * network.sizes.token_bytes for count in tokens)
         return least, most
 
+    def ready(self, ctx: Context, state: State) -> bool:
+        writing = state.working.get("writing")
+        return writing is None or writing.ready
+
     def cost(self, ctx: Context, state: State) -> int:
+        if "writing" in state.working:
+            return 1
         return min(CHUNK, len(state.working["tokens"]) - state.working["remembered"])
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
+        if "writing" in state.working:
+            return []
         start, tokens = state.working["remembered"], state.working["tokens"]
         piece = tokens[start : start + CHUNK]
         state["kv"].reserve(start + len(piece))
@@ -165,22 +185,39 @@ class Generate(Loop):
         return ctx.configs[OPTIONS]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
-        working, prompt = state.working, len(state["prompt_ids"])
-        tokens, spelling = working["tokens"], working["spelling"]
+        working = state.working
+        tokens = working["tokens"]
+        if "writing" in working:
+            come = working["writing"].take()
+            if all(self._add(state, token) for token in come):
+                state.plan.append(Step(step.index + len(come)))
+            return
         before = working["remembered"]
         working["remembered"] += self.cost(ctx, state)
         self._remember(ctx, state, before)
         if working["remembered"] < len(tokens):
             return  # more of the prompt is to be read
-        logits, written = predictions["positive"].cpu(), len(tokens) - prompt
-        tokens.append(next_token(logits, tokens, written, working["how"], working["generator"]))
-        ended = tokens[-1] in working["how"].ends
-        self._tell(state, "" if ended else spelling.add(tokens[-1]))
-        if not ended and not spelling.stopped and written + 1 < working["most"]:
+        logits, written = predictions["positive"].cpu(), len(tokens) - len(state["prompt_ids"])
+        if self._add(state, next_token(logits, tokens, written, working["how"], working["generator"])):
             state.plan.append(Step(step.index + 1, network=self.network))
-            return
+
+    def _add(self, state: State, token: int) -> bool:
+        """One more token was written; whether another is to come."""
+        working = state.working
+        tokens, spelling, prompt = working["tokens"], working["spelling"], len(state["prompt_ids"])
+        tokens.append(token)
+        ended = token in working["how"].ends
+        self._tell(state, "" if ended else spelling.add(token))
+        if not ended and not spelling.stopped and len(tokens) - prompt < working["most"]:
+            return True
         reason: Literal["stop", "length"] = "stop" if ended or spelling.stopped else "length"
         state.notes[self.name] = TextWritten(state.output, tuple(tokens[prompt:]), reason, working["reused"])
+        return False
+
+    def _writer(self, ctx: Context) -> Writer | None:
+        """Who writes in the place of the network."""
+        there = ctx.components.wherever(self.network)
+        return there if isinstance(there, Writer) else None
 
     def finish(self, ctx: Context, state: State) -> None:
         spelling = state.working["spelling"]

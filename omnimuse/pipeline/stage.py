@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from omnimuse.ar.elsewhere import Writer
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs, Limits, Spec
 from omnimuse.layers.network import Network
@@ -47,7 +48,8 @@ class Row:
     """One network evaluation: state x branch x inputs.
 
     Rows with one `key` may share a forward; `tokens` is the cost of this row. The prediction has the shape `shape` and
-    the dtype of the network.
+    the dtype of the network. One that is evaluated `everywhere` leaves behind what rows of other branches look at: of
+    ranks that share branches, each needs it.
     """
 
     state: State
@@ -57,6 +59,7 @@ class Row:
     tokens: int
     shape: tuple[int, ...]
     memory: Memory
+    everywhere: bool = False
 
     @property
     def adapters(self) -> tuple[Hashable, ...]:
@@ -105,6 +108,12 @@ class Context:
         component = self.components[name]
         assert isinstance(component, nn.Module)
         return component
+
+    @property
+    def writers(self) -> list[Writer]:
+        """What stands in the place of networks, and writes in processes of its own."""
+        parts = (self.components.wherever(name) for name in self.components)
+        return [part for part in parts if isinstance(part, Writer)]
 
     def packing(self, name: str) -> str:
         """How rows share a forward of the network `name`, which need not be on the device for that."""

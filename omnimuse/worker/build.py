@@ -72,6 +72,7 @@ from omnimuse.worker.ranks import (
 )
 from omnimuse.worker.steady import choose_tier
 from omnimuse.worker.threads import Room, choose_threads
+from omnimuse.worker.writing import replace_writer, start_writer
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ class Hands:
 class Build:
     """A model under construction: its networks, their number formats and homes, and all components.
 
-    `held` is what this rank has of them. `parcels` are the weights that networks bring to the device when it is their
-    turn. `resources` close with the engine.
+    `held` is what this rank has of them; where the network `replaced` would be another engine writes. `parcels` are the
+    weights that networks bring to the device when it is their turn. `resources` close with the engine.
     """
 
     found: Found
@@ -125,6 +126,7 @@ class Build:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     formats: dict[str, DtypePolicy] = field(default_factory=dict)
     held: Held = field(default_factory=Held)
+    replaced: str = ""
     homes: dict[str, Home] = field(default_factory=dict)
     parcels: dict[str, Parcel] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
@@ -150,11 +152,12 @@ class Build:
 
     @property
     def drawing(self) -> dict[str, Network]:
-        """Those of them that do not write one token at a time: what changes how blocks run is there for these.
+        """Those of them that do more than write one token at a time: what changes how blocks run is there for these.
 
         A decoder that writes what another network draws is whole on every rank, and they write the same.
         """
-        return {name: network for name, network in self.networks.items() if not isinstance(network, Decoder)}
+        writers = {name for name, each in self.networks.items() if isinstance(each, Decoder) and not each.draws}
+        return {name: network for name, network in self.networks.items() if name not in writers}
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,9 @@ def construct(under: Build) -> None:
     if under.found.spec.library:
         return
     for name, component in under.found.spec.components.items():
-        if not component.built or name not in checkpoint.components or not checkpoint.has_weights(name):
+        if name == under.replaced or not component.built or name not in checkpoint.components:
+            continue
+        if not checkpoint.has_weights(name):
             continue
         if component.network:
             make = partial(import_named(component.network).from_config, checkpoint.config(name))
@@ -239,6 +244,16 @@ def construct(under: Build) -> None:
         else:
             module = construct_library_network(checkpoint, name, component.part)
         under.modules[name] = module.eval().requires_grad_(False)
+
+
+def check_drawing(under: Build) -> None:
+    """What blocks that draw cannot be given where they read and write, too."""
+    writers = [name for name, network in under.drawing.items() if isinstance(network, Decoder)]
+    if under.compiles and writers:
+        raise ConfigError(
+            f"compile={under.found.config.compile.mode} cannot be: what the blocks of {writers[0]} read and write they "
+            "remember, and that is longer at every step; leave it out"
+        )
 
 
 def formats(under: Build) -> None:
@@ -352,7 +367,7 @@ def load(under: Build) -> None:
             if name in under.here:
                 _fill(under, name)
             under.components[name] = under.modules[name]
-        elif name in checkpoint.components and component.built:
+        elif name in checkpoint.components and component.built and name != under.replaced:
             under.components[name] = load_tokenizer(checkpoint, name, component.part)
 
 
@@ -390,7 +405,9 @@ def step_cache(under: Build) -> None:
 
 SHAPES: tuple[Pass, ...] = (
     check,
+    replace_writer,
     construct,
+    check_drawing,
     formats,
     keep_part,
     lend,
@@ -405,7 +422,7 @@ SHAPES: tuple[Pass, ...] = (
     tiles,
     tier,
 )
-WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache)
+WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache, start_writer)
 
 
 def begin(config: Config, mesh: Mesh) -> Build:

@@ -105,7 +105,8 @@ class Forwards:
         self._begun = 0
         with self.ctx.mesh.divided(teams) as mesh:
             owners = _owners(mesh, rows, teams)
-            mine = [row for row, owner in zip(rows, owners, strict=True) if owner == mesh.axis("branches").index]
+            here = mesh.axis("branches").index
+            mine = [row for row, theirs in zip(rows, owners, strict=True) if here in theirs]
             began = self.clock.mark()
             for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
                 self._forward(part, found, failures)
@@ -207,19 +208,19 @@ class Forwards:
         self,
         mesh: Mesh,
         rows: Sequence[Row],
-        owners: Sequence[int],
+        owners: Sequence[Sequence[int]],
         found: dict[int, Tensor],
         failures: dict[int, OmnimuseError],
     ) -> tuple[dict[int, Tensor], dict[int, OmnimuseError]]:
         """What all ranks found, and what any of them failed at, agreed on by all."""
-        mine = {i: found.get(id(row), failures.get(id(row))) for i, row in enumerate(rows)}
+        told = [(row, owner) for row, theirs in zip(rows, owners, strict=True) for owner in theirs]
+        mine = {i: found.get(id(row), failures.get(id(row))) for i, (row, _) in enumerate(told)}
         owned = {i: outcome for i, outcome in mine.items() if outcome is not None}
-        agreed = share(mesh, owned, owners, self.ctx.device)
-        outcomes = {id(row): outcome for row, outcome in zip(rows, agreed, strict=True)}
-        return (
-            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Tensor)},
-            {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, OmnimuseError)},
-        )
+        agreed = share(mesh, owned, [owner for _, owner in told], self.ctx.device)
+        outcomes = [(id(row), outcome) for (row, _), outcome in zip(told, agreed, strict=True)]
+        failed = {key: outcome for key, outcome in outcomes if isinstance(outcome, OmnimuseError)}
+        made = {key: outcome for key, outcome in reversed(outcomes) if isinstance(outcome, Tensor)}  # its first owner's
+        return {key: outcome for key, outcome in made.items() if key not in failed}, failed
 
 
 def _smaller(rows: Sequence[Row], short: bool) -> list[list[Row]]:
@@ -235,15 +236,17 @@ def _smaller(rows: Sequence[Row], short: bool) -> list[list[Row]]:
     return [[row] for row in rows] if short else []
 
 
-def _owners(mesh: Mesh, rows: Sequence[Row], teams: int) -> list[int]:
-    """The index, on the branches axis, of who evaluates each of `rows`; the same on every rank."""
-    if teams == 1:
-        return [owner_of(mesh, row.branch) for row in rows]
-    tokens: dict[str, int] = {}
-    for row in rows:
-        tokens[row.state.id] = tokens.get(row.state.id, 0) + row.tokens
-    team = dict(zip(tokens, shared_out(list(tokens.values()), teams), strict=True))
-    return [team[row.state.id] for row in rows]
+def _owners(mesh: Mesh, rows: Sequence[Row], teams: int) -> list[tuple[int, ...]]:
+    """The indices, on the branches axis, of who evaluates each of `rows`; the same on every rank."""
+    every = tuple(range(mesh.axis("branches").size))
+    team: dict[str, int] = {}
+    if teams > 1:
+        tokens: Counter[str] = Counter()
+        for row in rows:
+            tokens[row.state.id] += row.tokens
+        team = dict(zip(tokens, shared_out(list(tokens.values()), teams), strict=True))
+    alone = [team[row.state.id] if team else owner_of(mesh, row.branch) for row in rows]
+    return [every if row.everywhere else (one,) for row, one in zip(rows, alone, strict=True)]
 
 
 def owner_of(mesh: Mesh, branch: str) -> int:

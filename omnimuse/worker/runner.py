@@ -99,6 +99,7 @@ class Runner:
         self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)
+        self.writers = pipeline.ctx.writers
         self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
         self.lost_previews = 0
         self.retried_stages: Counter[str] = Counter()
@@ -135,9 +136,9 @@ class Runner:
         return Price(stage.cost(self.pipeline.ctx, state), state.plan[state.position].network)
 
     def waits(self, state_id: str) -> bool:
-        """Whether that state has nothing to do before more of it comes from another pool."""
+        """Whether that state has nothing to do before more of it comes from another pool, or from who writes it."""
         state = self.states.get(state_id)
-        if state is None or not self.hand.awaits(state.request.id):
+        if state is None or not (self.writers or self.hand.awaits(state.request.id)):
             return False
         return not any(self.pipeline.ready(state) for _ in self.pipeline.turns(state))
 

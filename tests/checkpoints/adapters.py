@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,7 +23,11 @@ RANK = 4
 
 
 def layers_of(folder: Path, component: str = "transformer") -> dict[str, tuple[int, int]]:
-    """The linear layers of a component, as the library that saved it names them."""
+    """The linear layers of a component, as the library that saved it names them; of a checkpoint that no library has
+    saved, those of its blocks, as its file does.
+    """
+    if not (folder / "model_index.json").exists():
+        return _of_blocks(folder)
     library, kind = json.loads((folder / "model_index.json").read_text())[component]
     source = {"diffusers": diffusers, "transformers": transformers}[library]
     with torch.device("meta"):
@@ -32,6 +37,14 @@ def layers_of(folder: Path, component: str = "transformer") -> dict[str, tuple[i
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear)
     }
+
+
+def _of_blocks(folder: Path) -> dict[str, tuple[int, int]]:
+    """Those of the language model."""
+    with safe_open(folder / "ema.safetensors", "pt") as opened:
+        names = [name for name in opened.keys() if name.startswith("language_model.model.layers.")]  # noqa: SIM118
+        shapes = {name.removesuffix(".weight"): opened.get_slice(name).get_shape() for name in names}
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
 
 
 def _empty(kind: Any, folder: Path) -> nn.Module:

@@ -17,6 +17,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,17 @@ def _norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{name}.bias", (width,)
 
 
-def _language(words: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    head, model = WIDTH // HEADS, "language_model.model"
+def _language(words: int, heads: int, shared: int, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    head, model = WIDTH // heads, "language_model.model"
     yield f"{model}.embed_tokens.weight", (words, WIDTH)
     yield "language_model.lm_head.weight", (words, WIDTH)
     for kind in ("", "_moe_gen"):
         yield f"{model}.norm{kind}.weight", (WIDTH,)
-        for layer in range(LAYERS):
+        for layer in range(layers):
             at = f"{model}.layers.{layer}"
             yield f"{at}.input_layernorm{kind}.weight", (WIDTH,)
             yield f"{at}.post_attention_layernorm{kind}.weight", (WIDTH,)
-            for part, count in (("q", HEADS), ("k", SHARED), ("v", SHARED)):
+            for part, count in (("q", heads), ("k", shared), ("v", shared)):
                 yield from _linear(f"{at}.self_attn.{part}_proj{kind}", count * head, WIDTH)
             yield from _linear(f"{at}.self_attn.o_proj{kind}", WIDTH, WIDTH, False)
             yield f"{at}.self_attn.q_norm{kind}.weight", (head,)
@@ -174,22 +175,29 @@ def _tensors(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]
     return {name: filled(name, shape) for name, shape in shapes}
 
 
-def build(folder: Path) -> Path:
-    """Writes the checkpoint into `folder` and returns it."""
+def build(folder: Path, heads: int = HEADS, shared: int = SHARED, layers: int = LAYERS) -> Path:
+    """Writes the checkpoint into `folder` and returns it: its language model has so many heads, of which so many have
+    keys of their own, and layers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = parts.qwen_tokenizer()
     tokenizer.add_tokens(list(MARKS), special_tokens=True)
     tokenizer.save_pretrained(folder)
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": shared, "num_hidden_layers": layers}
     named = {
         "config.json": WHOLE,
-        "llm_config.json": {**LLM, "vocab_size": len(tokenizer)},
+        "llm_config.json": {**LLM, **sizes, "vocab_size": len(tokenizer)},
         "vit_config.json": VIT,
         "ae_config.json": AE,
         "preprocessor_config.json": PREPARING,
     }
     for name, content in named.items():
         (folder / name).write_text(json.dumps(content, indent=1))
-    whole = {**_tensors(_language(len(tokenizer))), **_tensors(_seeing()), **_tensors(_drawing())}
+    whole = {
+        **_tensors(_language(len(tokenizer), heads, shared, layers)),
+        **_tensors(_seeing()),
+        **_tensors(_drawing()),
+    }
     save_file(whole, folder / "ema.safetensors", {"format": "pt"})
     save_file(_tensors(_coding()), folder / "ae.safetensors", {"format": "pt"})
     return folder
@@ -259,4 +267,17 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Te
     return [found[f"{kind}.{WISHES.index(wish)}"] for wish in wishes]
 
 
-ALLROUNDERS = (Family(arch="BagelForConditionalGeneration", build=build, wishes=WISHES, reference=reference),)
+ARCH = "BagelForConditionalGeneration"
+ALLROUNDERS = (Family(arch=ARCH, build=build, wishes=WISHES, reference=reference),)
+
+
+def unknown(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+    """Nothing was kept of what the published code makes of other sizes."""
+    raise NotImplementedError(
+        f"only what `build` writes by default has a reference, and {folder} is another checkpoint"
+    )
+
+
+WIDER = (
+    Family(arch=ARCH, build=partial(build, heads=4, shared=2, layers=3), wishes=WISHES, reference=unknown, kind="wide"),
+)

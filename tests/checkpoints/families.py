@@ -36,6 +36,11 @@ ALLROUNDERS: tuple[Family, ...] = tuple(
 )
 """Those that draw and write with one network, which cannot be given all that others are that draw."""
 
+WIDER: tuple[Family, ...] = tuple(
+    family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "WIDER", ())
+)
+"""The same with as many heads and layers as ranks share out, of which there is no reference."""
+
 FAMILIES: tuple[Family, ...] = tuple(
     family for name in _DECLARING for family in getattr(import_module(f"tests.checkpoints.{name}"), "FAMILIES", ())
 )
@@ -60,3 +65,8 @@ NETWORKS: tuple[Family, ...] = tuple(_one_of_each_network())
 """One checkpoint of every network: for what takes long and depends on nothing but the code of its blocks."""
 BLOCKS: tuple[Family, ...] = (*NETWORKS, *(family for family in FAMILIES if family.kind in ("2.1-I2V", "5B")))
 """The same, and those that have blocks which the first of their network does not have."""
+
+DRAWING: tuple[Family, ...] = (*FAMILIES, *ALLROUNDERS, *WIDER)
+"""All that draw, whatever they do besides."""
+SHARING: tuple[Family, ...] = (*FAMILIES, *WIDER)
+"""Those of them that ranks can share."""

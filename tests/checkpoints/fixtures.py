@@ -19,9 +19,9 @@ def tiny(once: Once) -> Callable[[str], Path]:
     """The tiny checkpoint of a family, by the family's name (read only: copy it before you change it)."""
 
     def folder(name: str) -> Path:
-        from tests.checkpoints.families import ALLROUNDERS, FAMILIES
+        from tests.checkpoints.families import DRAWING
 
-        [family] = [family for family in (*FAMILIES, *ALLROUNDERS) if family.name == name]
+        [family] = [family for family in DRAWING if family.name == name]
         return once.folder(name, family.build)
 
     return folder

@@ -15,11 +15,13 @@ from omnimuse.loader.components import quiet
 from tests.checkpoints import parts
 from tests.checkpoints.wishes import Writer
 
-WIDTH, LAYERS, LONGEST = 64, 3, 2048
+WIDTH, LAYERS, HEAD, LONGEST = 64, 3, 16, 2048
 
 
-def language_model(vocabulary: int, tied: bool, end: int, width: int = WIDTH, layers: int = LAYERS) -> Qwen3ForCausalLM:
-    """Four heads of 16, two of keys and values."""
+def language_model(
+    vocabulary: int, tied: bool, end: int, width: int = WIDTH, layers: int = LAYERS, head: int = HEAD
+) -> Qwen3ForCausalLM:
+    """Four heads, two of keys and values."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary,
@@ -28,7 +30,7 @@ def language_model(vocabulary: int, tied: bool, end: int, width: int = WIDTH, la
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=16,
+            head_dim=head,
             max_position_embeddings=LONGEST,
             tie_word_embeddings=tied,
             eos_token_id=end,
@@ -37,13 +39,15 @@ def language_model(vocabulary: int, tied: bool, end: int, width: int = WIDTH, la
     )
 
 
-def build(folder: Path, *, tied: bool = False, seed: int = 0, width: int = WIDTH, layers: int = LAYERS) -> Path:
+def build(
+    folder: Path, *, tied: bool = False, seed: int = 0, width: int = WIDTH, layers: int = LAYERS, head: int = HEAD
+) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = parts.qwen_tokenizer()
     tokenizer.save_pretrained(folder)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    model = language_model(len(tokenizer), tied, end, width, layers)
+    model = language_model(len(tokenizer), tied, end, width, layers, head)
     parts.filled("model", seed, model)
     model.config.architectures = ["Qwen3ForCausalLM"]
     model.config.save_pretrained(folder)

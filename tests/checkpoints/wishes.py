@@ -104,6 +104,21 @@ def chord(rate: int, seconds: float, channels: int) -> Recording:
     return recording_of(0.4 * np.stack(tones).astype(np.float32), rate)
 
 
+def voice(rate: int, seconds: float) -> Recording:
+    """A sound that is heard as somebody who speaks: a low voice with the formants of an open vowel, louder and softer
+    four times a second.
+    """
+    time, pitch = np.arange(round(rate * seconds)) / rate, 120.0
+    phase = 2 * np.pi * np.cumsum(pitch * (1 + 0.05 * np.sin(6 * np.pi * time))) / rate
+    sound = np.zeros_like(time)
+    for overtone in range(1, 50):
+        high = overtone * pitch
+        loud = sum(1 / (1 + ((high - peak) / width) ** 2) for peak, width in ((700, 80), (1220, 90), (2600, 120)))
+        sound += loud / (1 + high / 1000) * np.sin(overtone * phase)
+    sound *= 0.5 + 0.5 * abs(np.sin(8 * np.pi * time))
+    return recording_of((0.5 * sound / max(abs(sound).max(), 1e-6))[None].astype(np.float32), rate)
+
+
 Reference = Callable[[Path, Sequence[Wish], str], list[Tensor]]
 """(checkpoint, wishes, output type) -> what the reference gives for each wish alone, float32."""
 

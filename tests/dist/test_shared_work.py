@@ -34,13 +34,13 @@ from omnimuse.core.config import (
 from omnimuse.engine.local import start
 from omnimuse.models import REGISTRY
 from tests.checkpoints.adapters import layers_of, write
-from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.families import SHARING
 from tests.invariants.conftest import Subject, run, with_params
 from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
-NAMES = [family.name for family in FAMILIES]
+NAMES = [family.name for family in SHARING]
 EVERYWHERE = ParallelConfig(tensor=2)
 """What every family is run with: its plan of how weights are cut is the family's own."""
 
@@ -75,6 +75,7 @@ TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
 VACE = "WanVACEPipeline"
+ALLROUND = "BagelForConditionalGeneration-wide"
 SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
     2: (
         *((name, ParallelConfig(ring=2), PLAIN) for name in (Z, FLUX, WAN, VACE, "StableAudioPipeline")),
@@ -90,6 +91,8 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (Z, ParallelConfig(tensor=2), BOTH_ENDS),
         (FLUX, ParallelConfig(ulysses=2), BOTH_ENDS),
         (QWEN, ParallelConfig(cfg=2), BOTH_ENDS),
+        (ALLROUND, ParallelConfig(cfg=2), PLAIN),
+        (ALLROUND, ParallelConfig(ulysses=2), CACHED),
         (FLUX, ParallelConfig(pipe=2), BOTH_ENDS),
         (Z, ParallelConfig(tensor=2), WAITING),
         (FLUX, ParallelConfig(ring=2), WAITING),
@@ -108,7 +111,11 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (FLUX, ParallelConfig(pipe=3), PLAIN),
         (WAN, ParallelConfig(ring=3, shard=3), PLAIN),
         (FLUX2, ParallelConfig(ring=3, vae_tiles=3), TILED),
-        ("StableDiffusion3Pipeline-3.5-medium", ParallelConfig(cfg=3), PLAIN),
+        *(
+            (name, ParallelConfig(cfg=3), PLAIN)
+            for name in ("StableDiffusion3Pipeline-3.5-medium", "LTX2Pipeline", ALLROUND)
+        ),
+        (ALLROUND, ParallelConfig(ring=3), PLAIN),
     ),
     4: (
         (FLUX, ParallelConfig(ulysses=2, ring=2), PLAIN),
@@ -117,6 +124,7 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (Z, ParallelConfig(tensor=2, ring=2), PLAIN),
         (Z, ParallelConfig(cfg=2, ulysses=2), PLAIN),
         (QWEN, ParallelConfig(cfg=2, tensor=2), PLAIN),
+        (ALLROUND, ParallelConfig(tensor=2, ulysses=2), PLAIN),
         (FLUX, ParallelConfig(cfg=2, ring=2, vae_tiles=4), TILED),
         (WAN, ParallelConfig(pipe=2, tensor=2), PLAIN),
         (FLUX, ParallelConfig(pipe=2, ulysses=2), PLAIN),
@@ -165,7 +173,7 @@ class Job:
 
     def draw(self, parallel: ParallelConfig) -> list[Tensor]:
         """Everything that the family is asked for in tests, in flight together; SystemExit on ranks that follow."""
-        [family] = [family for family in FAMILIES if family.name == self.family]
+        [family] = [family for family in SHARING if family.name == self.family]
         engine = start(self.config(parallel))
         asks = Subject(family, self.folder).asks()
         if self.feature.adapters:
@@ -192,7 +200,7 @@ def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     return found
 
 
-TILING = [family.name for family in FAMILIES if REGISTRY.spec(family.arch).medium in ("image", "video")]
+TILING = [family.name for family in SHARING if REGISTRY.spec(family.arch).medium in ("image", "video")]
 
 
 def asked_of(ranks: int, name: str) -> list[Asked]:

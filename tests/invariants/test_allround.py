@@ -1,7 +1,7 @@
 """What holds for every pipeline, for those that draw and write with one network: the same tests, with other subjects.
 
-Compiled blocks, several ranks and step caches are refused by what writes one token at a time, and it has no attention
-of one length whose backend could be chosen.
+What an engine over them is started with is in `test_allround_started.py`. Compiled blocks are refused by what remembers
+what it reads and writes.
 """
 
 from __future__ import annotations

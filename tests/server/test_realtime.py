@@ -17,7 +17,7 @@ from omnimuse import Omni
 from omnimuse.core.request import Recording
 from omnimuse.media.picture import picture_of
 from tests.checkpoints import qwen3_omni
-from tests.checkpoints.wishes import chord, photo
+from tests.checkpoints.wishes import chord, photo, voice
 from tests.server.whole_server import WholeServer
 
 pytest.importorskip("websockets", reason="a server without it has no WebSockets")
@@ -181,6 +181,79 @@ def test_a_response_is_cancelled_and_what_was_written_of_it_stays(server: WholeS
     asyncio.run(main())
 
 
+def test_the_server_hears_whose_turn_it_is_and_yields_to_who_speaks(server: WholeServer, omni: Omni) -> None:
+    rate = 24_000
+    pcm = bytes(2 * rate) + voice(rate, 0.8).pcm + bytes(2 * rate)
+    turning = {"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 200, "silence_duration_ms": 400}
+
+    async def speak(connection: Any) -> tuple[list[Any], bytes]:
+        """Say it in tenths of a second; the events up to where its answer begins, and the samples that are heard."""
+        for first in range(0, len(pcm), rate // 5):
+            await connection.input_audio_buffer.append(audio=base64.b64encode(pcm[first : first + rate // 5]).decode())
+        events = await until(connection, "response.created")
+        return events, pcm
+
+    async def main() -> None:
+        async with session(server, audio={"input": {"turn_detection": turning}}) as connection:
+            events, _ = await speak(connection)
+            assert [e.type for e in events] == [
+                "input_audio_buffer.speech_started",
+                "input_audio_buffer.speech_stopped",
+                "input_audio_buffer.committed",
+                "conversation.item.added",
+                "conversation.item.done",
+                "response.created",
+            ]
+            started, stopped, committed = events[:3]
+            assert started.item_id == stopped.item_id == committed.item_id
+            assert 700 < started.audio_start_ms < 900 and 1600 < stopped.audio_end_ms < 2500
+            assert (stopped.audio_end_ms - started.audio_start_ms) % 32 in (8, 200 % 32)
+            heard = Recording(rate, 1, pcm[48 * started.audio_start_ms : 48 * stopped.audio_end_ms])
+            done = await until(connection, "response.done")
+            words = "".join(e.delta for e in done if e.type == "response.output_audio_transcript.delta")
+            asked = [{"role": "user", "content": [{"type": "audio", "audio": heard}]}]
+            assert words == whole(omni, asked, "text", "audio")[0]
+
+            await connection.session.update(
+                session={
+                    "type": "realtime",
+                    "max_output_tokens": 1500,
+                    "min_tokens": 1500,
+                    "output_modalities": ["text"],
+                }
+            )
+            await speak(connection)
+            await until(connection, "response.output_text.delta")
+            events, _ = await speak(connection)
+            [cut] = [e.response for e in events if e.type == "response.done"]
+            assert (cut.status, cut.status_details.reason) == ("cancelled", "turn_detected")
+            await connection.response.cancel()
+            await until(connection, "response.done")
+
+    asyncio.run(main())
+
+
+def test_what_the_model_said_and_nobody_heard_is_forgotten(server: WholeServer, omni: Omni) -> None:
+    async def main() -> None:
+        async with session(server, audio={"output": {"voice": "chelsie"}}) as connection:
+            made = await say(connection, {"type": "input_text", "text": "a star"})
+            events, *_ = await answered(connection)
+            said = events[-1].response.output[0].id
+            await connection.conversation.item.truncate(item_id=said, content_index=0, audio_end_ms=100)
+            told = await connection.recv()
+            assert (told.type, told.item_id, told.audio_end_ms) == ("conversation.item.truncated", said, 100)
+            await connection.conversation.item.retrieve(item_id=said)
+            assert (await connection.recv()).item.content[0].transcript == ""
+            await say(connection, {"type": "input_text", "text": "and now"})
+            _, words, _ = await answered(connection)
+            before = [{"role": "user", "content": "a star"}, {"role": "assistant", "content": ""}]
+            assert words == whole(omni, [*before, {"role": "user", "content": "and now"}], "text", "audio")[0]
+            await connection.conversation.item.truncate(item_id=made[-1].item.id, content_index=0, audio_end_ms=100)
+            assert "only what the model has said" in (await until(connection, "error"))[-1].error.message
+
+    asyncio.run(main())
+
+
 def test_the_oldest_make_room_for_what_is_new_unless_they_must_not(server: WholeServer) -> None:
     async def main() -> None:
         async with session(server) as connection:
@@ -199,8 +272,13 @@ def test_the_oldest_make_room_for_what_is_new_unless_they_must_not(server: Whole
 @pytest.mark.parametrize(
     ("event", "says"),
     [
-        ({"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "server_vad"}}}}},
-         "who ends to speak is not noticed here"),
+        ({"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}}},
+         'use "server_vad"'),
+        ({"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"threshold": 7}}}}},
+         "threshold=7 is not within"),
+        ({"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"idle_timeout_ms": 9000}}}}},
+         "who is silent is not asked"),
+        ({"type": "session.update", "session": {"turn_detection": {"type": "server_vad"}}}, "a field of audio.input"),
         ({"type": "session.update", "session": {"audio": {"output": {"voice": "nobody"}}}}, "is not known to this"),
         ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}, "audio/pcm"),
         ({"type": "session.update", "session": {"tools": [{"type": "function"}]}}, "calls no tools"),
@@ -210,7 +288,7 @@ def test_the_oldest_make_room_for_what_is_new_unless_they_must_not(server: Whole
         ({"type": "input_audio_buffer.commit"}, "the input buffer is empty"),
         ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "it is a message"),
         ({"type": "conversation.item.delete", "item_id": "none"}, "there is no item 'none'"),
-        ({"type": "conversation.item.truncate"}, "which words were heard"),
+        ({"type": "conversation.item.truncate"}, "there is no item 'None'"),
         ({"type": "response.create"}, "the conversation has no item yet"),
         ({"type": "response.cancel"}, "nothing to cancel"),
         ({"type": "response.sing"}, "there is no event 'response.sing' here"),

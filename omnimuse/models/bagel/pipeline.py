@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Write(Generate):
     name: str = "write"
     reads: tuple[str, ...] = ("prompt_ids", "kv", "ends")
     writes: tuple[str, ...] = ("reply", "thought")
+    only_tokens: ClassVar[bool] = False  # it goes on from what was read and drawn
 
     def told(self, ctx: Context) -> Mapping[str, Any]:
         return {"eos_token_id": marks(ctx.components["tokenizer"])[1], "top_k": 0, "max_new_tokens": MOST}

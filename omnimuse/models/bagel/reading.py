@@ -222,7 +222,7 @@ class ReadTalk(Loop):
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         row = self._row(state)
         row.kv.reserve(row.start + row.read + row.drawn)
-        return [Row(state, POSITIVE, "model", row, row.read + row.drawn, (), Memory())]
+        return [Row(state, POSITIVE, "model", row, row.read + row.drawn, (), Memory(), everywhere=True)]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         """What was read is remembered."""

@@ -25,8 +25,6 @@ JUST_ABOVE = 1e-6
 """Steps at the bound itself are not guided."""
 REFUSES = {
     "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
-    "cache": "what is drawn looks at what was read, which step caches do not know",
-    "loras": "what writes wears no adapters",
 }
 
 

@@ -10,18 +10,20 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Reading
+from omnimuse.ar.kv import Reading, Sizes
 from omnimuse.ar.remembering import Conditions
+from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.decoder import DenseDecoder, JoinedMLP
 from omnimuse.components.qwen3_facts import IRRELEVANT, rope_theta
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.stack import Block, Memory
@@ -104,8 +106,23 @@ class Mixed(Conditions):
 
     @cached_property
     def kinds(self) -> list[tuple[int, int]]:
-        """How many tokens of every row are of each kind."""
-        return [(row.read, row.drawn) for row in self.rows if isinstance(row, Placed)]
+        """How many tokens of every row are of each kind, here."""
+        return [(runs[0], sum(runs[1:])) for runs in self.layout.runs]
+
+    def cut(self, part: Cut) -> Mixed | None:
+        """Of pictures that are drawn: what is read, every rank remembers whole."""
+        if any(row.keep for row in self.rows):
+            return None
+        cos, sin = (self.layout.share(each, part) for each in (self.cos, self.sin))
+        return Mixed(self.layout.cut(part), cos, sin, self.rows)
+
+    def seen(self, site: Attention, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values, packed -> what tokens see at `site`, wherever those of their row are."""
+        if self.layout.part is None:
+            return self.attend(layer, q, k, v)
+        shared = q.shape[2] // k.shape[2]
+        k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
+        return site(q, k, v, self.layout, known=self.known(layer, q.shape[2])).flatten(2)
 
     @cached_property
     def draws(self) -> bool:
@@ -128,6 +145,8 @@ class Mixed(Conditions):
 class Bagel(DenseDecoder):
     """Rows that are `Placed` -> logits of the next token [V], or of one that is drawn the velocity [c, h, w]."""
 
+    draws = True
+
     def __init__(self, config: BagelConfig) -> None:
         super().__init__(config, partial(MixedLayer, config))  # type: ignore[arg-type]
         dim, numbers = config.hidden_size, config.channels * PATCH**2
@@ -143,6 +162,20 @@ class Bagel(DenseDecoder):
     def from_config(cls, config: Mapping[str, Any]) -> Bagel:
         return cls(BagelConfig.from_dict(config))
 
+    @property
+    def sizes(self) -> Sizes:
+        heads = {layer.attention.key_heads for layer in self.layers.blocks() if isinstance(layer, MixedLayer)}
+        return replace(super().sizes, heads=heads.pop())
+
+    def plan(self) -> Mapping[str, Cutting]:
+        layers = "layers.*.*"
+        return {
+            f"{layers}.qkv": Columns(queries=1, keys=2),
+            f"{layers}.o_proj": Rows(queries=1),
+            f"{layers}.mlp.gate_up": Columns(others=2),
+            f"{layers}.mlp.down": Rows(others=1),
+        }
+
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:
         return self.embed_tokens(given)
 
@@ -152,7 +185,8 @@ class Bagel(DenseDecoder):
     def forward(self, rows: Sequence[Placed], memories: Sequence[Memory] | None = None) -> list[Tensor]:  # type: ignore[override]
         if all(row.read + row.drawn == 1 for row in rows):
             return super().forward(rows, memories)
-        layout = Layout(tuple(row.read + row.drawn for row in rows))
+        kinds = tuple((row.read, row.drawn) for row in rows)
+        layout = Layout(tuple(map(sum, kinds)), kinds)
         cond = self.conditions(rows, layout)
         hidden = self.layers(layout.pack([self._entered(row) for row in rows]), cond, memories)
         return [self._said(row, found) for row, found in zip(rows, layout.unpack(hidden), strict=True)]
@@ -195,22 +229,22 @@ class Bagel(DenseDecoder):
 class MixedLayer(Block[Mixed]):
     """Attention of all tokens, then an MLP; tokens that are read and those that are drawn have weights of their own."""
 
-    mixes_tokens = True
-
     def __init__(self, config: BagelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        self.attention = Attention(heads, config.head_dim, key_heads=shared)
         self.read = Weights(config)
         self.drawn = Weights(config)
 
     def forward(self, hidden: Tensor, cond: Mixed) -> Tensor:
         if not cond.draws:
-            q, k, v = self.read.made(hidden)
-            return self.read.answered(hidden, cond.attend(self.layer, cond.turn(q), cond.turn(k), v))
+            q, k, v = self.read.made(hidden, self.attention)
+            return self.read.answered(hidden, cond.seen(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
         read, drawn = cond.apart(hidden)
-        made = zip(self.read.made(read), self.drawn.made(drawn), strict=True)
-        q, k, v = (cond.joined(*pair) for pair in made)
-        seen = cond.apart(cond.attend(self.layer, cond.turn(q), cond.turn(k), v))
+        made = (each.made(x, self.attention) for each, x in ((self.read, read), (self.drawn, drawn)))
+        q, k, v = (cond.joined(*pair) for pair in zip(*made, strict=True))
+        seen = cond.apart(cond.seen(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
         return cond.joined(self.read.answered(read, seen[0]), self.drawn.answered(drawn, seen[1]))
 
 
@@ -219,20 +253,19 @@ class Weights(nn.Module):
 
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
-        dim, head = config.hidden_size, config.head_dim
-        self.counts = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
+        dim, head, heads = config.hidden_size, config.head_dim, config.num_attention_heads
         self.input_layernorm = RMSNorm(dim, config.rms_norm_eps)
-        self.qkv = nn.Linear(dim, sum(self.counts) * head)
+        self.qkv = nn.Linear(dim, (heads + 2 * config.num_key_value_heads) * head)
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
-        self.o_proj = nn.Linear(self.counts[0] * head, dim, bias=False)
+        self.o_proj = nn.Linear(heads * head, dim, bias=False)
         self.post_attention_layernorm = RMSNorm(dim, config.rms_norm_eps)
         self.mlp = JoinedMLP(dim, config.intermediate_size)
 
-    def made(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [B, S, heads, H] each, not turned yet."""
-        heads = self.qkv(self.input_layernorm(x)).unflatten(-1, (sum(self.counts), -1))
-        q, k, v = heads.split(self.counts, dim=-2)
+    def made(self, x: Tensor, site: Attention) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values for `site`, [B, S, heads, H] each, not turned yet."""
+        heads = self.qkv(self.input_layernorm(x)).unflatten(-1, (-1, site.head_dim))
+        q, k, v = heads.split([site.num_heads, site.key_heads, site.key_heads], dim=-2)
         return self.q_norm(q), self.k_norm(k), v
 
     def answered(self, x: Tensor, seen: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A client makes items (texts, pictures, and sounds by way of the input buffer) and asks for responses, of which one is
 made at a time: text as it is written or, where the model speaks, sound and its transcript. It says itself where its
-turn ends: nobody listens for silence here. Nothing outlives the session.
+turn ends, or leaves that to the server (`turn_detection`), which then answers by itself. Nothing outlives the session.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 
 from omnimuse.core.errors import OmnimuseError, RequestCancelled
 from omnimuse.deploy.wire import Finished, Grown, Spelt
+from omnimuse.media.voice import WINDOW, Ear
 from omnimuse.server.errors import ApiError, body, refusal, to_api_error
 from omnimuse.server.http.live import Event, Live, live_routes
 from omnimuse.server.http.uploads import MOST_SAMPLES
@@ -31,6 +32,7 @@ from omnimuse.server.service import Service
 from omnimuse.server.translate import session
 from omnimuse.server.translate.aliases import ANY_MODEL, read
 from omnimuse.server.translate.session import Item, Settings
+from omnimuse.server.translate.values import shown
 
 PATH = "/v1/realtime"
 OPERATIONS: tuple[Operation, ...] = ()  # OpenAPI knows no WebSockets
@@ -70,7 +72,8 @@ class Turn:
     item: Item = field(default_factory=lambda: Item(_named("item"), "assistant", status="in_progress"))
     told: Told = field(default_factory=Told)
     whole: Finished | None = None
-    stopped: bool = False
+    stopped: str = ""  # by whom, in OpenAI's words
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def text(self) -> str:
@@ -118,6 +121,9 @@ class Conversation:
         self._service, self._live, self._door = service, live, service.door
         self._settings = session.begin(self._door)
         self._items, self._pcm = list[Item](), bytearray()
+        self._ear: Ear | None = None  # where it is for the server to hear whose turn it is
+        self._gone = 0  # samples that came before those of `_pcm`
+        self._said = ""  # the name of the item that is being said
         self._turn: Turn | None = None  # from the moment at which it is asked for, until it is done
         self._making: asyncio.Task[None] | None = None
         self._asked = asyncio.Queue[Turn]()
@@ -139,12 +145,13 @@ class Conversation:
     async def _take(self, event: Event) -> None:
         match event["type"]:
             case "session.update":
-                self._settings = self._changed(event.get("session"), "session")
+                self._set(self._changed(event.get("session"), "session"))
                 await self._tell("session.updated", {"session": self._session()})
             case "input_audio_buffer.append":
-                self._append(event.get("audio"))
+                await self._append(event.get("audio"))
             case "input_audio_buffer.clear":
-                self._pcm.clear()
+                self._set(self._settings)
+                self._take_pcm()
                 await self._tell("input_audio_buffer.cleared")
             case "input_audio_buffer.commit":
                 await self._commit()
@@ -159,8 +166,7 @@ class Conversation:
             case "response.cancel":
                 self._cancel(event.get("response_id"))
             case "conversation.item.truncate":
-                why = "which words were heard is not known here; delete the item, or leave it"
-                raise refusal("unsupported_parameter", f"conversation.item.truncate is not supported: {why}", "type")
+                await self._truncate(event)
             case other:
                 message = f"there is no event {other[:80]!r} here; OpenAI's documents of realtime list them"
                 raise refusal("invalid_value", message, "type")
@@ -173,24 +179,85 @@ class Conversation:
         self._order(made, [Item("", "user", [{"type": "text", "text": "a"}])])  # refuses what the model cannot
         return made
 
-    def _append(self, given: Any) -> None:
+    def _set(self, settings: Settings) -> None:
+        """Use these settings from now on; whoever listens begins anew."""
+        at = self._gone + len(self._pcm) // 2
+        self._settings = settings
+        self._ear = None if settings.turning is None else Ear(settings.rate, settings.turning.pauses, at)
+
+    async def _append(self, given: Any) -> None:
         if "audio" not in self._kinds:
             raise refusal("unsupported_task", "this model hears nothing; make an item of text", "audio")
         pcm = session.samples(given, "audio")
         sound = self._door.limits.sound
         most = MOST_SAMPLES // max(1, 0 if sound is None else sound.max_inputs)
+        if len(self._pcm) + len(pcm) > most and self._ear is not None and self._ear.speaks:
+            await self._stopped(self._gone + len(self._pcm) // 2)
+            self._set(self._settings)
         if len(self._pcm) + len(pcm) > most:
             seconds = most / 2 / self._settings.rate
             message = f"the buffer holds {seconds:.0f} s; commit it, or clear it, before more comes"
             raise refusal("request_too_large", message, "audio")
         self._hold(len(pcm))
         self._pcm += pcm
+        if self._ear is not None:
+            await self._listen(self._ear, pcm)
 
-    async def _commit(self) -> None:
+    async def _listen(self, ear: Ear, pcm: bytes) -> None:
+        """Notice who begins and ends to speak, and forget what nobody said."""
+        for heard in await asyncio.to_thread(lambda: list(ear.hear(pcm))):
+            try:
+                await (self._started(heard.at) if heard.begins else self._stopped(heard.at))
+            except (ApiError, OmnimuseError) as error:
+                await self._live.fail(error)
+        if not ear.speaks:
+            assert self._settings.turning is not None
+            kept = self._settings.turning.pauses.before + WINDOW
+            self._forget(self._gone + len(self._pcm) // 2 - round(kept * self._settings.rate))
+
+    async def _started(self, at: int) -> None:
+        """Somebody speaks from sample `at` on."""
+        self._forget(at)
+        self._said = _named("item")
+        told = {"audio_start_ms": self._milliseconds(self._gone), "item_id": self._said}
+        await self._tell("input_audio_buffer.speech_started", told)
+        turning = self._settings.turning
+        if turning is not None and turning.yields and self._turn is not None:
+            self._stop(self._turn, "turn_detected")
+
+    async def _stopped(self, at: int) -> None:
+        """What was said up to sample `at` is an item, and is answered if that is wished."""
+        told = {"audio_end_ms": self._milliseconds(at), "item_id": self._said}
+        await self._tell("input_audio_buffer.speech_stopped", told)
+        await self._commit(at)
+        if self._settings.turning is not None and self._settings.turning.answers:
+            if self._turn is not None and self._turn.stopped:
+                await self._turn.done.wait()
+            await self._ask({})
+
+    def _milliseconds(self, samples: int) -> int:
+        return samples * 1000 // self._settings.rate
+
+    def _forget(self, before: int) -> None:
+        """Let go of the samples ahead of sample `before`."""
+        if before > self._gone:
+            self._take_pcm(before)
+
+    def _take_pcm(self, until: int | None = None) -> bytes:
+        """The samples up to sample `until`, or all, which are not held any longer."""
+        count = len(self._pcm) if until is None else (until - self._gone) * 2
+        taken = bytes(self._pcm[:count])
+        del self._pcm[:count]
+        self._gone += count // 2
+        return taken
+
+    async def _commit(self, until: int | None = None) -> None:
         if not self._pcm:
             raise refusal("invalid_value", "the input buffer is empty; append sound before it is committed", "type")
-        item = session.heard(bytes(self._pcm), self._settings.rate, _named("item"))
-        self._pcm.clear()
+        if until is None:
+            self._set(self._settings)
+        item = session.heard(self._take_pcm(until), self._settings.rate, self._said or _named("item"))
+        self._said = ""
         before = self._items[-1].id if self._items else None
         await self._tell("input_audio_buffer.committed", {"item_id": item.id, "previous_item_id": before})
         await self._put(item, len(self._items))
@@ -230,6 +297,17 @@ class Conversation:
     async def _delete(self, item: Item) -> None:
         self._items.remove(item)
         await self._tell("conversation.item.deleted", {"item_id": item.id})
+
+    async def _truncate(self, event: Event) -> None:
+        """Forget the words of an answer that was not heard to its end: nobody knows which were (so does OpenAI)."""
+        item, end = self._find(event.get("item_id")), event.get("audio_end_ms")
+        if item.status == "in_progress" or not any(part["type"] == "output_audio" for part in item.content):
+            raise refusal("invalid_value", "only what the model has said can be cut short", "item_id")
+        if isinstance(end, bool) or not isinstance(end, int) or end < 0:
+            raise refusal("invalid_value", f"audio_end_ms={shown(end)} is no number of milliseconds", "audio_end_ms")
+        item.parts, item.content = [{"type": "text", "text": ""}], [{"type": "output_audio", "transcript": ""}]
+        told = {"item_id": item.id, "content_index": 0, "audio_end_ms": end}
+        await self._tell("conversation.item.truncated", told)
 
     def _find(self, id_: Any) -> Item:
         for item in self._items:
@@ -284,7 +362,10 @@ class Conversation:
     def _cancel(self, id_: Any) -> None:
         if self._turn is None or id_ not in (None, self._turn.id):
             raise refusal("invalid_value", "no such response is being made; there is nothing to cancel", "response_id")
-        self._turn.stopped = True
+        self._stop(self._turn, "client_cancelled")
+
+    def _stop(self, turn: Turn, by: str) -> None:
+        turn.stopped = turn.stopped or by
         if self._making is not None:
             self._making.cancel()
 
@@ -304,6 +385,7 @@ class Conversation:
                 await stop(self._making)
             await self._end(turn, self._making)
             self._turn = self._making = None
+            turn.done.set()
 
     async def _begin(self, turn: Turn) -> None:
         await self._tell("response.created", {"response": turn.response("in_progress")})
@@ -357,7 +439,7 @@ class Conversation:
 def _how(turn: Turn, making: asyncio.Task[None]) -> tuple[str, Event]:
     """How a response ended; raises what is no matter of the response alone."""
     if making.cancelled():
-        return "cancelled", {"type": "cancelled", "reason": "client_cancelled"}
+        return "cancelled", {"type": "cancelled", "reason": turn.stopped}
     error = making.exception()
     if isinstance(error, RequestCancelled) or (error is not None and not isinstance(error, (ApiError, OmnimuseError))):
         raise error

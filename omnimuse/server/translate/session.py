@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door, Picture, Recording
+from omnimuse.media.voice import Pauses, detector
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.translate.parts import able
@@ -22,9 +24,8 @@ RATES = (16_000, 24_000)
 """Samples a second of what a client sends."""
 SAMPLED = ("temperature", "top_p", "top_k", "repetition_penalty", "min_tokens", "seed", "stop")
 """Fields of a chat that a session has, too (ours)."""
-_NO_VAD = "who ends to speak is not noticed here; send input_audio_buffer.commit and response.create"
 _VOID = {
-    "turn_detection": _NO_VAD,
+    "turn_detection": "it is a field of audio.input",
     "transcription": "what is heard is not written down",
     "noise_reduction": "what is heard is heard as it came",
     "tools": "this model calls no tools",
@@ -41,9 +42,33 @@ _ROLES = {"system": "input_text", "user": "input_text", "assistant": "output_tex
 
 
 @dataclass(frozen=True)
+class Turning:
+    """The server hears where a turn ends, by `pauses`, `answers` it, and `yields`: stops its own answer when the client
+    begins to speak.
+    """
+
+    pauses: Pauses = Pauses()
+    answers: bool = True
+    yields: bool = True
+
+    def told(self) -> dict[str, Any]:
+        """As OpenAI's clients read it."""
+        return {
+            "type": "server_vad",
+            "threshold": self.pauses.threshold,
+            "prefix_padding_ms": round(self.pauses.before * 1000),
+            "silence_duration_ms": round(self.pauses.silence * 1000),
+            "create_response": self.answers,
+            "interrupt_response": self.yields,
+            "idle_timeout_ms": None,
+        }
+
+
+@dataclass(frozen=True)
 class Settings:
     """How answers are made: `aloud` or as text, with which `voice`, of at most `most` tokens (None: no bound); `chosen`
-    are fields of a chat. `rate` is that of sounds that come in. If it `forgets`, the oldest items make room for new.
+    are fields of a chat. `rate` is that of sounds that come in, and `turning` says whose turn it is (None: the client
+    does). If it `forgets`, the oldest items make room for new.
     """
 
     aloud: bool
@@ -51,6 +76,7 @@ class Settings:
     voice: str | None = None
     most: int | None = None
     rate: int = RATES[-1]
+    turning: Turning | None = None
     forgets: bool = True
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +117,8 @@ class Settings:
                 where = f"{name}.{side}.{key[:80]}"
                 if key == "format":
                     made = made._format(side, value, where, door)
+                elif (side, key) == ("input", "turn_detection"):
+                    made = replace(made, turning=_turning(value, where, door))
                 elif (side, key) == ("output", "voice"):
                     voice = value.get("id") if isinstance(value, dict) else value
                     if not isinstance(voice, str | None):
@@ -113,7 +141,8 @@ class Settings:
 
     def told(self, model: str, door: Door) -> dict[str, Any]:
         """The session as OpenAI's clients read it."""
-        heard = {"format": {"type": "audio/pcm", "rate": self.rate}, "turn_detection": None, "transcription": None}
+        turning = None if self.turning is None else self.turning.told()
+        heard = {"format": {"type": "audio/pcm", "rate": self.rate}, "turn_detection": turning, "transcription": None}
         said = {"format": {"type": "audio/pcm", "rate": rate_of(door)}, "voice": self.voice, "speed": 1.0}
         return {
             "type": "realtime",
@@ -253,6 +282,44 @@ def _aloud(wanted: bool, door: Door, name: str) -> bool:
     if wanted and not begin(door).aloud:
         raise refusal("unsupported_parameter", f'{name}: this model answers with text; use ["text"]', name)
     return wanted
+
+
+def _turning(given: Any, name: str, door: Door) -> Turning | None:
+    """Whose turn it is, from OpenAI's words; ApiError 400 for what cannot be honoured."""
+    if given is None:
+        return None
+    _check_able("audio", name, able(door))
+    fields = dict(_object(given, name, ("type", *Turning().told())))
+    if (kind := fields.pop("type", "server_vad")) != "server_vad":
+        raise refusal("invalid_value", f'{name}.type={shown(kind)} is not known here; use "server_vad"', f"{name}.type")
+    if fields.pop("idle_timeout_ms", None) is not None:
+        where = f"{name}.idle_timeout_ms"
+        raise refusal("unsupported_parameter", f"{where} is not supported: who is silent is not asked for more", where)
+    values = {key: value for key, value in fields.items() if value is not None}
+
+    def number(key: str, least: float, most: float, unit: float, left_out: float) -> float:
+        value = values.get(key, left_out / unit)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            where = f"{name}.{key}"
+            raise refusal("invalid_value", f"{where}={shown(value)} is not within {least} and {most}", where)
+        return value * unit
+
+    def flag(key: str) -> bool:
+        value = values.get(key, True)
+        if not isinstance(value, bool):
+            raise refusal("invalid_value", f"{name}.{key}={shown(value)} is neither true nor false", f"{name}.{key}")
+        return value
+
+    pauses = Pauses(
+        number("threshold", 0.2, 1, 1, Pauses.threshold),
+        number("prefix_padding_ms", 0, 5000, 0.001, Pauses.before),
+        number("silence_duration_ms", 32, 10_000, 0.001, Pauses.silence),
+    )
+    try:
+        detector()
+    except ConfigError as error:
+        raise refusal("unsupported_parameter", f"{name}: {error}", name) from None
+    return Turning(pauses, flag("create_response"), flag("interrupt_response"))
 
 
 def _check_able(kind: str, name: str, takes: Collection[str]) -> None:
