@@ -17,9 +17,9 @@ def factors(config: Mapping[str, object]) -> tuple[int, int]:
     told = config.get("temporal_compression_ratio"), config.get("spatial_compression_ratio")
     if None not in told:
         return int(cast(int, told[0])), int(cast(int, told[1]))
-    widths = cast("Sequence[int] | None", config.get("block_out_channels"))
+    widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     if widths is not None:
-        return 1, 2 ** (len(widths) - 1)
+        return 1, 2 ** (len(cast("Sequence[int]", widths)) - 1)
     halvings = cast("Sequence[bool]", config.get("temperal_downsample") or HALVINGS)
     temporal, spatial = config.get("scale_factor_temporal"), config.get("scale_factor_spatial")
     return int(cast(int, temporal or 2 ** sum(halvings))), int(cast(int, spatial or 2 ** len(halvings)))

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from omnimuse.parity.decoding import GIVEN
 from omnimuse.parity.notes import Evaluation, Trail
 
 SORTED = "in order of size"
@@ -23,7 +24,7 @@ UNLIKE = float("inf")
 """How far apart tensors are that cannot be compared: of other sizes."""
 
 
-Kind = Literal["text", "time steps", "block", "prediction", "latents", "result"]
+Kind = Literal["text", "time steps", "block", "prediction", "latents", "decoder", "result"]
 """What can be compared, each in the order in which it follows from those before."""
 
 
@@ -51,7 +52,7 @@ def compare(ours: Trail, theirs: Trail) -> list[Part]:
     parts = [*texts, Part("time steps", "time steps", times), *steps]
     if len(ours.steps) != len(theirs.steps):
         parts.append(Part("time steps", f"{len(ours.steps)} steps here, {len(theirs.steps)} there", UNLIKE))
-    return [*parts, Part("result", "result", apart(ours.result, theirs.result))]
+    return [*parts, *_decoder(ours, theirs), Part("result", "result", apart(ours.result, theirs.result))]
 
 
 def first_apart(parts: Sequence[Part], tolerance: float = TOLERANCE) -> Part | None:
@@ -106,6 +107,15 @@ def _step(number: int, ours: Trail, theirs: Trail) -> Iterator[Part]:
     if theirs.latents:
         found, how = likeness(ours.latents[number], theirs.latents[number])
         yield Part("latents", f"step {step}, latents", found, step, how)
+
+
+def _decoder(ours: Trail, theirs: Trail) -> Iterator[Part]:
+    """What the decoder was given and what its parts made, where both sides have such parts and go the same way."""
+    for name, made in ours.decoded.items():
+        other = theirs.decoded.get(name)
+        if other is not None and other.shape == made.shape:
+            where = "what the decoder is given" if name == GIVEN else f"decoder, {name}"
+            yield Part("decoder", where, apart(made, other))
 
 
 def _paired(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> Sequence[Evaluation]:

@@ -25,11 +25,14 @@ class Evaluation:
 
 @dataclass
 class Trail:
-    """Everything that one side noted: `steps` are the evaluations of each, `latents` what it left, float32."""
+    """Everything that one side noted: `steps` are the evaluations of each, `latents` what it left, float32, `decoded`
+    what the decoder was given and what each of its parts made of that.
+    """
 
     texts: Mapping[str, Tensor] = field(default_factory=dict)
     timesteps: list[float] = field(default_factory=list)
     steps: list[list[Evaluation]] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
+    decoded: dict[str, Tensor] = field(default_factory=dict)
     result: Tensor | None = None
     seconds: float = 0.0

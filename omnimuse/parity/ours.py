@@ -13,6 +13,7 @@ from torch import Tensor
 from omnimuse.core.request import Request
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, Conditioning, Memory, StackRunner
+from omnimuse.parity.decoding import AUTOENCODER, noting_decoder
 from omnimuse.parity.notes import Evaluation, Trail
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
@@ -58,7 +59,9 @@ def our_trail(pipeline: Pipeline, request: Request) -> Trail:
         trail.steps.append(evaluations)
         trail.latents.append(state["latents"].float())
     trail.timesteps = trail.timesteps[-len(trail.steps) :]
-    trail.result = pipeline.post_decode([state])[0].float()
+    components = pipeline.ctx.components
+    with noting_decoder(components.wherever(AUTOENCODER) if AUTOENCODER in components else None, trail.decoded):
+        trail.result = pipeline.post_decode([state])[0].float()
     trail.seconds = perf_counter() - begun
     return trail
 

@@ -17,18 +17,22 @@ def verdict(outcome: Outcome, tolerance: float) -> str:
     """One sentence: that all agrees, or which part is the first that does not."""
     if (part := first_apart(outcome.parts, tolerance)) is None:
         return f"{outcome.arch} agrees with diffusers in every part, within {tolerance:g}."
-    return (
-        f"{outcome.arch} parts from diffusers at: {part.where} ({_figure(part)}; at most {tolerance:g} is agreement)."
-    )
+    where = part.where
+    if part.kind == "result":
+        where += ", and nothing that was compared before it: look at what becomes of the last latents"
+    return f"{outcome.arch} parts from diffusers at: {where} ({_figure(part)}; at most {tolerance:g} is agreement)."
 
 
 def rows(outcome: Outcome, tolerance: float) -> Iterator[tuple[str, str, str]]:
-    """Of each kind of part how many were compared, the worst, and where the first is that is too far apart."""
+    """Of each kind of part how many were compared, the worst, and where the first is that is too far apart; where all
+    agree, where the worst is.
+    """
     for kind in get_args(Kind):
         parts = [part for part in outcome.parts if part.kind == kind]
         if parts:
             worst, first = max(parts, key=lambda part: part.apart), first_apart(parts, tolerance)
-            yield f"{kind} ({len(parts)})", _figure(worst), "agrees" if first is None else first.where
+            most = f"agrees, least at: {worst.where}" if len(parts) > 1 and worst.apart else "agrees"
+            yield f"{kind} ({len(parts)})", _figure(worst), most if first is None else first.where
     agrees = "agrees" if outcome.company <= tolerance else "differs from alone"
     yield "in company of two", f"{outcome.company:.1e}", agrees
 
@@ -46,15 +50,38 @@ def write_report(outcome: Outcome, tolerance: float, file: Path, command: str) -
         to_image(_still(result)).save(path)
     lines = [f"# {outcome.arch} beside diffusers", "", verdict(outcome, tolerance), ""]
     how = 'the norm of the difference over that of the reference; "in order of size" where the library packs otherwise'
-    lines += [f"    {command}", "", f"Computed in {outcome.dtype}. Apart: {how}.", ""]
+    lines += [f"    {command}", "", f"Computed in {outcome.dtype} by {outcome.made_by}. Apart: {how}.", ""]
     lines += ["| part | apart at most | |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(outcome, tolerance)]
+    if absent := [kind for kind in get_args(Kind) if all(part.kind != kind for part in outcome.parts)]:
+        lines += ["", f"Not compared, for the two have nothing alike: {', '.join(absent)}."]
     ours, theirs = outcome.ours.seconds, outcome.theirs.seconds
-    lines += ["", f"Seconds, notes taken: ours {ours:.2f}, diffusers {theirs:.2f} ({ours / theirs:.2f}).", ""]
+    lines += ["", f"Seconds, notes taken: ours {ours:.2f}, diffusers {theirs:.2f} ({ours / theirs:.2f})."]
+    lines += ["Whoever wants the speed measures it without notes: `omnimuse bench`.", ""]
+    lines += ["| asked | |", "|---|---|", *(_asked(*each) for each in outcome.asked.items()), ""]
     if drawn:
-        lines += ["| ours | diffusers |", "|---|---|", f"| {' | '.join(f'![]({path.name})' for path in drawn)} |", ""]
+        lines += [_pixels(*(_still(each) for each in (outcome.ours.result, outcome.theirs.result) if each is not None))]
+        lines += [
+            "",
+            "| ours | diffusers |",
+            "|---|---|",
+            f"| {' | '.join(f'![]({path.name})' for path in drawn)} |",
+            "",
+        ]
     file.write_text("\n".join(lines), encoding="utf-8")
     return [*drawn, file]
+
+
+def _asked(name: str, value: object) -> str:
+    """A line of the table of what was drawn."""
+    told = str(value).replace("|", "\\|").replace("\n", " ")
+    return f"| {name} | `{told}` |"
+
+
+def _pixels(ours: Tensor, theirs: Tensor) -> str:
+    """How far the two pictures are apart as they are saved, in 255 parts of white."""
+    apart = (ours - theirs).abs().mul(255).round()
+    return f"Pixels: at most {int(apart.max())} of 255 apart, {float((apart == 0).float().mean()):.2%} of them equal."
 
 
 def _still(result: Tensor) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 
+import torch
 from torch import Tensor, nn
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ModelError
 from omnimuse.core.output import Done, Failed
-from omnimuse.core.request import Ask
+from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.loader.checkpoint import Checkpoint
@@ -26,7 +28,9 @@ from omnimuse.quant.linear import quantized_layers
 
 @dataclass(frozen=True)
 class Outcome:
-    """Both trails and their parts side by side. `company` is how far our result is from the one in company."""
+    """Both trails and their parts side by side. `company` is how far our result is from the one in company, `asked`
+    what was drawn, and `made_by` what drew it, in words.
+    """
 
     arch: str
     medium: str
@@ -35,6 +39,8 @@ class Outcome:
     theirs: Trail
     parts: Sequence[Part]
     company: float
+    asked: Mapping[str, object] = field(default_factory=dict)
+    made_by: str = ""
 
 
 def parity(config: Config, ask: Ask) -> Outcome:
@@ -44,7 +50,7 @@ def parity(config: Config, ask: Ask) -> Outcome:
     """
     with _engine(config) as engine:
         pipeline = engine.runner.pipeline
-        spec, dtype = pipeline.spec, pipeline.ctx.dtype
+        spec, dtype, device = pipeline.spec, pipeline.ctx.dtype, pipeline.ctx.device
         if len(pipeline.results) > 1:
             made = " and ".join(pipeline.results)
             raise ModelError(f"{spec.arch} makes {made} at once, which cannot be compared yet; tests/parity has them")
@@ -63,7 +69,23 @@ def parity(config: Config, ask: Ask) -> Outcome:
     there = [name for name in networks if pipe.components.get(name) is not None]
     theirs = their_trail(pipe, request, there, spec)
     named = str(dtype).removeprefix("torch.")
-    return Outcome(spec.arch, spec.medium, named, ours, theirs, compare(ours, theirs), company)
+    parts = compare(ours, theirs)
+    return Outcome(spec.arch, spec.medium, named, ours, theirs, parts, company, asked_of(request), made_by(device))
+
+
+def asked_of(request: Request) -> dict[str, object]:
+    """Everything that a request says and that counts, by name."""
+    params, extra = asdict(request.params), asdict(request.extra)
+    said = {"prompt": request.prompt, "negative_prompt": request.negative_prompt, **params, **extra}
+    shown = {name: count for name, count in request.counts.items() if count}
+    told = {**said, **shown, "seed": request.seed(0)}
+    return {name: value for name, value in told.items() if value not in (None, (), {}, []) and name != "extra"}
+
+
+def made_by(device: torch.device) -> str:
+    """The libraries of both sides by version, and where they computed."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("omnimuse", "diffusers", "transformers", "torch"))
+    return f"{libraries}; {device.type}, {torch.get_num_threads()} threads"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Spec
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import quiet
+from omnimuse.parity.decoding import AUTOENCODER, noting_decoder
 from omnimuse.parity.notes import Evaluation, Trail
 
 PICTURE = ("image", "control_image")
@@ -67,7 +68,8 @@ def their_trail(pipe: Any, request: Request, networks: Sequence[str], spec: Spec
         raise ModelError(f"{type(pipe).__name__} of diffusers {why}")
     given = {**arguments(pipe, request, spec), **_listening(pipe, note)}
     begun = perf_counter()
-    with quiet("diffusers"), _noting(pipe, networks, evaluations):
+    decoding = noting_decoder(pipe.components.get(AUTOENCODER), trail.decoded)
+    with quiet("diffusers"), _noting(pipe, networks, evaluations), decoding:
         try:
             made = pipe(**given)
         except (NameError, ImportError, TypeError, ValueError, RuntimeError) as problem:

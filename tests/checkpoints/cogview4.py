@@ -10,48 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusers import AutoencoderKL, CogView4Pipeline, CogView4Transformer2DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GlmConfig, GlmModel, PreTrainedTokenizerFast
+from transformers import GlmModel
 
 from omnimuse.core.params import DiffusionParams
-from tests.checkpoints import parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, of_picture, reference_of
 
 TEXT_WIDTH = 32
 MARKS = ("[gMASK]", "<sop>")
 """What every text begins with."""
-PAD = "<|endoftext|>"
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes and words after two marks; pads on the left."""
-    vocab, merges = parts.train_bpe([parts.PROMPT_WORDS], parts.QWEN_SPLIT)
-    numbered = {token: number for number, token in enumerate([*vocab, *MARKS, PAD])}
-    trained = Tokenizer(models.BPE(vocab=numbered, merges=merges))
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.add_special_tokens([*MARKS, PAD])
-    begun = [(mark, numbered[mark]) for mark in MARKS]
-    trained.post_processor = processors.TemplateProcessing(single=[*MARKS, "$A"], special_tokens=begun)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=trained, pad_token=PAD, eos_token=PAD, padding_side="left", model_max_length=1024
-    )
-
-
-def text_encoder() -> GlmModel:
-    words = tokenizer()
-    config = GlmConfig(
-        vocab_size=len(words),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=1024,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.eos_token_id,
-    )
-    return GlmModel(config)
 
 
 def transformer() -> CogView4Transformer2DModel:
@@ -76,8 +43,9 @@ def vae() -> AutoencoderKL:
 def build(folder: Path, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer().save_pretrained(folder / "tokenizer")
-    parts.save_module(folder, "text_encoder", seed, text_encoder)
+    tokenizer = encoders.bpe_tokenizer(MARKS)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    parts.save_module(folder, "text_encoder", seed, lambda: encoders.language_model(GlmModel, tokenizer, TEXT_WIDTH))
     parts.save_module(folder, "transformer", seed, transformer)
     parts.save_module(folder, "vae", seed, vae)
     shift = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.25, "max_shift": 0.75}

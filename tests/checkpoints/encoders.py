@@ -1,14 +1,20 @@
-"""Tiny random text encoders of the CLIP and T5 kinds, and their tokenizers, which many families have."""
+"""Tiny random text encoders of the kinds that many families have, and their tokenizers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -19,6 +25,7 @@ from transformers import (
 from tests.checkpoints import parts
 
 POOLED_WIDTH = 32
+PAD = "<|endoftext|>"
 TEXT_WIDTH = 24
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'-"
 
@@ -91,3 +98,61 @@ def umt5_encoder(vocabulary: int) -> UMT5EncoderModel:
         relative_attention_max_distance=32,
     )
     return UMT5EncoderModel(config)
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """One token a byte or letter, after one that begins every text; pads on the left."""
+    letters = [*LETTERS, "▁", ".", ","]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=512, add_bos_token=True)
+
+
+def gemma2_encoder() -> Gemma2Model:
+    """For that tokenizer: two heads of 12, which share keys."""
+    config = Gemma2Config(
+        vocab_size=len(gemma_tokenizer()),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=1024,
+        sliding_window=64,
+        query_pre_attn_scalar=12,
+    )
+    return Gemma2Model(config)
+
+
+def bpe_tokenizer(marks: Sequence[str] = ("<|startoftext|>",)) -> PreTrainedTokenizerFast:
+    """Bytes and words, in every text after `marks`, so that none is empty; pads on the left."""
+    vocab, merges = parts.train_bpe([parts.PROMPT_WORDS], parts.QWEN_SPLIT)
+    numbered = {token: number for number, token in enumerate([*vocab, *marks, PAD])}
+    trained = Tokenizer(models.BPE(vocab=numbered, merges=merges))
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.add_special_tokens([*marks, PAD])
+    begun = [(mark, numbered[mark]) for mark in marks]
+    trained.post_processor = processors.TemplateProcessing(single=[*marks, "$A"], special_tokens=begun)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained, pad_token=PAD, eos_token=PAD, padding_side="left", model_max_length=1024
+    )
+
+
+def language_model(kind: type[PreTrainedModel], tokenizer: PreTrainedTokenizerFast, width: int) -> PreTrainedModel:
+    """A text encoder that is a language model of any kind with grouped heads: three layers, two heads of 16, which
+    share keys.
+    """
+    config = kind.config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return kind(config)

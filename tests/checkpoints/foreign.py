@@ -29,7 +29,7 @@ from transformers import (
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
-from tests.checkpoints import encoders, lumina2, parts, wan
+from tests.checkpoints import encoders, parts, wan
 from tests.checkpoints.wishes import photo
 
 PAIRS = ("original_size", "crops_coords_top_left")
@@ -209,23 +209,6 @@ def _sight() -> CLIPVisionModelWithProjection:
     return CLIPVisionModelWithProjection(config)
 
 
-def _dc() -> diffusers.AutoencoderDC:
-    """Factor 32: six levels."""
-    return diffusers.AutoencoderDC(
-        latent_channels=8,
-        attention_head_dim=4,
-        encoder_block_types=("ResBlock",) * 5 + ("EfficientViTBlock",),
-        decoder_block_types=("ResBlock",) * 5 + ("EfficientViTBlock",),
-        encoder_block_out_channels=(8, 8, 8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8, 8, 8),
-        encoder_layers_per_block=(1,) * 6,
-        decoder_layers_per_block=(1,) * 6,
-        encoder_qkv_multiscales=((),) * 5 + ((5,),),
-        decoder_qkv_multiscales=((),) * 5 + ((5,),),
-        scaling_factor=0.41407,
-    )
-
-
 def _params(**chosen: Any) -> DiffusionParams:
     return DiffusionParams(num_inference_steps=3, guidance_scale=4.0, height=64, width=96, seed=7, **chosen)
 
@@ -329,9 +312,9 @@ FOREIGN = (
     Foreign(
         arch="SanaPipeline",
         parts={
-            "vae": _dc,
-            "text_encoder": lumina2.text_encoder,
-            "tokenizer": lumina2.tokenizer,
+            "vae": parts.dc_autoencoder,
+            "text_encoder": encoders.gemma2_encoder,
+            "tokenizer": encoders.gemma_tokenizer,
             "transformer": lambda: diffusers.SanaTransformer2DModel(
                 in_channels=8,
                 out_channels=8,

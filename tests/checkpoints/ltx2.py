@@ -27,7 +27,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.components import quiet
-from tests.checkpoints import lumina2, parts
+from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, photo
 
 WIDTH, LAYERS, CHANNELS, REGISTERS = 24, 2, 8, 8
@@ -140,7 +140,7 @@ def vocoder() -> LTX2Vocoder:
 def build(folder: Path, rope_type: str = "split", *, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = lumina2.tokenizer()
+    words = encoders.gemma_tokenizer()
     words.save_pretrained(folder / "tokenizer")
     made = {
         "transformer": partial(transformer, rope_type),

@@ -10,37 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
-from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints import encoders, parts
 from tests.checkpoints.wishes import EULER, Family, Wish, of_picture, reference_of
-
-TEXT_WIDTH = 24
-
-
-def tokenizer() -> GemmaTokenizer:
-    """One token a byte or letter, after one that begins every text; pads on the left."""
-    letters = [*encoders.LETTERS, "▁", ".", ","]
-    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
-    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=512, add_bos_token=True)
-
-
-def text_encoder() -> Gemma2Model:
-    config = Gemma2Config(
-        vocab_size=len(tokenizer()),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=12,
-        max_position_embeddings=1024,
-        sliding_window=64,
-        query_pre_attn_scalar=12,
-    )
-    return Gemma2Model(config)
 
 
 def transformer() -> Lumina2Transformer2DModel:
@@ -57,15 +30,15 @@ def transformer() -> Lumina2Transformer2DModel:
         ffn_dim_multiplier=0.7,
         axes_dim_rope=(4, 4, 4),
         axes_lens=(300, 32, 32),
-        cap_feat_dim=TEXT_WIDTH,
+        cap_feat_dim=encoders.TEXT_WIDTH,
     )
 
 
 def build(folder: Path, *, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer().save_pretrained(folder / "tokenizer")
-    parts.save_module(folder, "text_encoder", seed, text_encoder)
+    encoders.gemma_tokenizer().save_pretrained(folder / "tokenizer")
+    parts.save_module(folder, "text_encoder", seed, encoders.gemma2_encoder)
     parts.save_module(folder, "transformer", seed, transformer)
     parts.save_module(folder, "vae", seed, lambda: parts.kl_autoencoder(8))
     parts.write_scheduler(folder, "FlowMatchEulerDiscreteScheduler", {"shift": 6.0})

@@ -14,7 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
@@ -175,6 +175,23 @@ def kl_autoencoder(latent_channels: int = 16, widths: Sequence[int] = (16, 32, 3
         shift_factor=0.1159,
         use_quant_conv=False,
         use_post_quant_conv=False,
+    )
+
+
+def dc_autoencoder() -> AutoencoderDC:
+    """Factor 32: six levels, 8 latent channels."""
+    return AutoencoderDC(
+        latent_channels=8,
+        attention_head_dim=4,
+        encoder_block_types=("ResBlock",) * 5 + ("EfficientViTBlock",),
+        decoder_block_types=("ResBlock",) * 5 + ("EfficientViTBlock",),
+        encoder_block_out_channels=(8, 8, 8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8, 8, 8),
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((),) * 5 + ((5,),),
+        decoder_qkv_multiscales=((),) * 5 + ((5,),),
+        scaling_factor=0.41407,
     )
 
 

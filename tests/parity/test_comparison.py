@@ -23,6 +23,7 @@ from omnimuse.parity.ours import our_trail
 from omnimuse.parity.report import rows, verdict
 from omnimuse.parity.run import Outcome, parity
 from omnimuse.parity.theirs import load_theirs, their_trail
+from omnimuse.pipeline.pipeline import Pipeline
 from tests.checkpoints import chroma, flux
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family
@@ -59,7 +60,7 @@ def folder(tiny: Callable[[str], Path]) -> Path:
 
 def spoilt(module: nn.Module) -> None:
     """One weight matrix of `module`, the first, becomes a little wrong."""
-    weight = next(each for each in module.parameters() if each.ndim == 2)
+    weight = next(each for each in module.parameters() if each.ndim > 1)
     with torch.inference_mode():
         weight.mul_(1.01)
 
@@ -78,6 +79,28 @@ def test_a_wrong_block_is_found_at_its_block(folder: Path, number: int) -> None:
     part = first_apart(compare(ours, theirs))
     assert part is not None
     assert part.where.startswith("step 1, ") and f"block {number} of" in part.where
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (lambda pipeline: spoilt(pipeline.ctx.components["vae"].decoder.up_blocks[1]), "decoder, up_blocks.1"),
+        (lambda pipeline: pipeline.ctx.configs["vae"].update(shift_factor=0.2), "what the decoder is given"),
+    ],
+    ids=["a wrong part", "a wrong scale"],
+)
+def test_an_autoencoder_that_parts_is_found_where_it_does(
+    folder: Path, wrong: Callable[[Pipeline], None], where: str
+) -> None:
+    wish = flux.FAMILIES[0].wishes[0]
+    engine = start(config(folder))
+    pipeline, request = engine.runner.pipeline, engine.make_request(Ask(wish.asked, wish.params))
+    wrong(pipeline)
+    ours = our_trail(pipeline, request)
+    theirs = their_trail(load_theirs(Checkpoint(folder), torch.float32), request, ["transformer"], pipeline.spec)
+    engine.close()
+    part = first_apart(compare(ours, theirs))
+    assert part is not None and (part.kind, part.where) == ("decoder", where)
 
 
 def test_a_reference_whose_mask_hides_nothing_is_not_compared(tiny: Callable[[str], Path]) -> None:
@@ -110,6 +133,8 @@ def test_the_command_prints_a_verdict_and_writes_a_page_with_both_pictures(
     assert "agrees with diffusers in every part" in capsys.readouterr().out
     text = page.read_text()
     assert "| result (1) |" in text and "parity-ours.png" in text
+    assert "| prompt | `a star` |" in text and "| seed | `" in text and "torch " in text
+    assert "Pixels: at most 0 of 255 apart, 100.00% of them equal." in text
     assert (tmp_path / "parity-ours.png").exists() and (tmp_path / "parity-diffusers.png").exists()
     page.unlink()
     assert main(words) == 2

@@ -24,6 +24,8 @@ NETWORKS = ("transformer", "unet", "dit", "denoiser")
 """What the component is called that draws, in the order in which it is looked for."""
 NEEDED = (*NETWORKS, "vae", "text_encoder", "tokenizer")
 """What no model draws without, although a class may say so: its own pipelines are put together in parts."""
+ANY_SCHEDULER = "DPMSolverMultistepScheduler"
+"""What stands for a scheduler of which a class does not say of what kind it is."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,48 @@ def _of_class(arch: str) -> ModelFacts:
             without.append(name)
         elif found:
             components[name] = found[0]
-    network = _network(components, arch)
+        elif name == "scheduler":
+            components[name] = ("diffusers", ANY_SCHEDULER)
+    network, components = _network(components, arch), _in_checkpoints(components)
     library, name = components[network]
     cls = getattr(import_module(library), name)
     parameters = signature(cls.__init__).parameters.values()
     config = {each.name: each.default for each in parameters if each.default is not each.empty}
     with torch.device("meta"), quiet("diffusers"):
-        weights = {key: tuple(tensor.shape) for key, tensor in cls().state_dict().items()}
+        try:
+            weights = {key: tuple(tensor.shape) for key, tensor in cls().state_dict().items()}
+        except (TypeError, ValueError) as problem:
+            why = f"{name} has no defaults that make a network of it ({problem})"
+            raise ModelError(f"{why}; give the folder of a checkpoint of {arch}") from problem
     return ModelFacts(source, components, network, config, weights, tuple(without))
+
+
+def _in_checkpoints(components: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """The classes that checkpoints name, where a pipeline names one that stands for several."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    found = dict(components)
+    for component, (library, name) in components.items():
+        if name.endswith("PreTrainedModel"):
+            found[component] = (library, MODEL_MAPPING_NAMES.get(_kind(name), name))
+        elif name == "AutoTokenizer":
+            _, encoder = components.get(component.replace("tokenizer", "text_encoder"), (library, ""))
+            found[component] = (library, TOKENIZER_MAPPING_NAMES.get(_kind(encoder)) or "TokenizersBackend")
+    return found
+
+
+def _kind(name: str) -> str:
+    """What transformers calls the kind of model that a class is of; empty for no such class."""
+    config = config_class(name)
+    return "" if config is None else str(config.model_type)
+
+
+def config_class(name: str) -> Any:
+    """The class of the configuration of a class of transformers; None for one that has none."""
+    transformers = import_module("transformers")
+    cls: Any = getattr(transformers, name) if hasattr(transformers, name) else None
+    return cls.config_class if hasattr(cls, "config_class") else None
 
 
 def _has(library: str, name: str) -> bool:

@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omnimuse.compat.draft.facts import ModelFacts
+from omnimuse.compat.draft.tiny import checkpoint, plain
 from omnimuse.components.two_stream_names import RULES as TWO_STREAMS
 from omnimuse.loader.rules import apply_rules
 
-ENTRIES = {"scheduler": "SCHEDULER", "AutoencoderKL": "AUTOENCODER_KL", "Qwen3Model": "QWEN3.encoder"}
-"""Components, or their classes, whose entry `omnimuse/components/entries.py` has."""
-
-TINY = {
-    "T5EncoderModel": "encoders.t5_encoder(len({tokenizer}))",
-    "UMT5EncoderModel": "encoders.umt5_encoder(len({tokenizer}))",
-    "CLIPTextModel": "encoders.clip_encoder(len({tokenizer}))",
-    "Qwen3Model": "parts.qwen3_encoder(len({tokenizer}), TEXT_WIDTH)",
-    "Qwen2_5_VLForConditionalGeneration": "parts.qwen25_vl(len({tokenizer}), TEXT_WIDTH)",
-    "AutoencoderKL": "parts.kl_autoencoder({latents})",
-    "T5Tokenizer": "encoders.t5_tokenizer()",
-    "T5TokenizerFast": "encoders.t5_tokenizer()",
-    "CLIPTokenizer": "encoders.clip_tokenizer()",
-    "Qwen2Tokenizer": "parts.qwen_tokenizer()",
-    "Qwen2TokenizerFast": "parts.qwen_tokenizer()",
+READERS = {
+    "CLIPTextModel": "CLIP",
+    "CLIPTextModelWithProjection": "CLIP_PROJECTED",
+    "T5EncoderModel": "T5",
+    "Gemma2Model": "GEMMA2",
+    "Qwen3Model": "QWEN3",
 }
-"""What the suite has small ones of, and how to make them."""
-
-SMALL: tuple[tuple[str, object], ...] = (
-    (r"\w+_layers|num_blocks|depth", 2),
-    (r"num_attention_heads|num_heads|n_heads|num_kv_heads|num_key_value_heads|n_kv_heads", 2),
-    (r"attention_head_dim|head_dim", 16),
-    (r"hidden_size|inner_dim|\w*hidden_dim|dim|width|caption_projection_dim|pooled_projection_dim", 32),
-    (r"joint_attention_dim|cross_attention_dim|caption_channels|text_dim|cap_feat_dim", "TEXT_WIDTH"),
-)
-"""Facts of a network by name, and how small they are in a tiny one."""
+"""Text encoders that `omnimuse/components/entries.py` has, with their tokenizers."""
+BACKENDS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""What checkpoints call a tokenizer of no model's own, before transformers 5 and since."""
+SPEC_IMPORTS: Mapping[str, Iterable[str]] = {
+    "omnimuse.components.entries": (
+        *("CLIP", "CLIP_PROJECTED", "GEMMA2", "MAX_SIDE", "QWEN3", "SQUARE", "T5", "Reader", "latent_model"),
+        *("own_transformer", "patched"),
+    ),
+    "omnimuse.core.autoencoder": ("factor",),
+    "omnimuse.core.guidance": ("Guidance",),
+    "omnimuse.core.params": ("DiffusionParams",),
+    "omnimuse.core.spec": ("Component", "Configs", "Limits", "Spec", "Variant"),
+}
+"""What a spec may need, from where."""
+PIPELINE_IMPORTS: Mapping[str, Iterable[str]] = {
+    "omnimuse.core.request": ("Request",),
+    "omnimuse.core.spec": ("Configs",),
+}
+"""What a pipeline may need besides."""
 
 
 def files(name: str, facts: ModelFacts) -> dict[str, str]:
     """Path in the project -> text, of a family called `name`."""
-    camel = "".join(word.capitalize() for word in name.split("_"))
+    camel = called(name, facts.arch)
     folder = f"omnimuse/models/{name}"
     return {
         f"{folder}/__init__.py": f'"""{camel}, a family of models."""\n',
@@ -48,8 +49,25 @@ def files(name: str, facts: ModelFacts) -> dict[str, str]:
         f"{folder}/transformer.py": _transformer(camel, facts),
         f"{folder}/weights.py": _weights(camel, facts),
         f"{folder}/pipeline.py": _pipeline(name, camel, facts),
-        f"tests/checkpoints/{name}.py": _checkpoint(name, camel, facts),
+        f"tests/checkpoints/{name}.py": checkpoint(camel, facts, packs=packs(facts), patch=patch(facts)),
     }
+
+
+def called(name: str, arch: str) -> str:
+    """The classes of a family begin with this: as the pipeline's does, if it is called so but for small letters."""
+    own = arch.removesuffix("Pipeline")
+    return own if own.lower() == name.replace("_", "") else "".join(word.capitalize() for word in name.split("_"))
+
+
+def packs(facts: ModelFacts) -> bool:
+    """Whether the pipeline puts 2 x 2 latents into the channels of one token, and not the network."""
+    return "_pack_latents" in facts.source.text
+
+
+def patch(facts: ModelFacts) -> int:
+    """Latents a side of one token."""
+    side = facts.config.get("patch_size")
+    return 2 if packs(facts) or not isinstance(side, int) else side
 
 
 def _default(facts: ModelFacts, name: str, otherwise: Any) -> Any:
@@ -65,33 +83,98 @@ def _guidance(facts: ModelFacts) -> tuple[str, str]:
     return "guidance_scale", "Guidance()"
 
 
-def _entry(component: str, cls: str) -> str:
-    """What is imported for a component that many families have; empty for others."""
-    return ENTRIES.get(component, ENTRIES.get(cls, ""))
+def _component(name: str, facts: ModelFacts) -> str:
+    """The entry of a component that a library builds."""
+    _, cls = facts.components[name]
+    return f"Component({BACKENDS if cls in BACKENDS else (cls,)!r})".replace("'", '"')
+
+
+def _readers(facts: ModelFacts) -> dict[str, tuple[str, str]]:
+    """Of every text encoder that has a tokenizer, in order, what its entry is called, and the entry, if it is new."""
+    found: dict[str, tuple[str, str]] = {}
+    for number in range(1, len(facts.components)):
+        suffix = "" if number == 1 else f"_{number}"
+        encoder, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
+        if encoder not in facts.components or tokenizer not in facts.components:
+            break
+        known = READERS.get(facts.components[encoder][1])
+        new = f"Reader({_component(encoder, facts)}, {_component(tokenizer, facts)})"
+        found[suffix] = (known, "") if known else (f"READER{suffix}", new)
+    return found
 
 
 def _components(name: str, camel: str, facts: ModelFacts) -> str:
-    lines = []
-    for component, (_, cls) in facts.components.items():
-        if component == facts.network:
-            lines += [
-                f'        "{component}": Component(',
-                f'            ("{cls}",),',
-                f'            network="omnimuse.models.{name}.transformer:{camel}Transformer",',
-                f'            rules="omnimuse.models.{name}.weights:RULES",',
-                "        ),",
-            ]
-        elif entry := _entry(component, cls):
-            lines.append(f'        "{component}": {entry},')
-        else:
-            lines.append(f'        "{component}": Component(("{cls}",)),')
-    return "\n".join(lines)
+    """The components, as the entries that many families have say them; what else there is, one by one."""
+    network = f'own_transformer("{name}", "{camel}Transformer", "{facts.network_class}")'
+    readers = _readers(facts)
+    usual = {"transformer", "vae", "scheduler"} | {
+        f"{part}{end}" for end in readers for part in ("text_encoder", "tokenizer")
+    }
+    if facts.network != "transformer" or not {"vae", "scheduler"} <= facts.components.keys():
+        return _listed({part: _component(part, facts) for part in facts.components} | {facts.network: network})
+    entries = [network, *(reader for reader, _ in readers.values())]
+    if facts.components["vae"][1] != "AutoencoderKL":
+        entries.append(f"vae={_component('vae', facts)}")
+    others = {part: _component(part, facts) for part in facts.components if part not in usual}
+    return _spread("latent_model", entries) + (f" | {_listed(others)}" if others else "")
+
+
+def _spread(call: str, arguments: Sequence[str]) -> str:
+    """A call as it stands behind `components=`, an argument a line where one line is too short."""
+    line = f"{call}({', '.join(arguments)})"
+    each = "".join(f"        {argument},\n" for argument in arguments)
+    return line if len(line) < 103 else f"{call}(\n{each}    )"
+
+
+def _listed(entries: Mapping[str, str]) -> str:
+    """Entries by the names of their components."""
+    each = (f'"{name}": {entry}' for name, entry in entries.items())
+    return f"{{{', '.join(each)}}}"
+
+
+def _limits(facts: ModelFacts, longest: int) -> tuple[str, str]:
+    """What a checkpoint can be asked for: a definition, if it needs one, and what it is called."""
+    if patch(facts) == 2:
+        return "", f"patched({longest})"
+    multiple = f"{patch(facts)} * " * (patch(facts) > 1) + 'factor(configs["vae"])'
+    return LIMITS.format(multiple=multiple, longest=longest), "limits"
+
+
+LIMITS = '''
+
+def limits(configs: Configs) -> Limits:
+    """What a checkpoint can be asked for. To check: what sides must be multiples of, and the largest."""
+    return Limits(size_multiple={multiple}, max_side=MAX_SIDE, max_sequence_length={longest})
+
+
+'''
 
 
 def _spec(name: str, camel: str, facts: ModelFacts) -> str:
     scale, guidance = _guidance(facts)
     longest = _default(facts, "max_sequence_length", 256)
-    entries = {_entry(component, cls).split(".")[0] for component, (_, cls) in facts.components.items()} - {""}
+    made, (function, limits) = _components(name, camel, facts), _limits(facts, longest)
+    readers = "".join(f"{called} = {new}\n" for called, new in _readers(facts).values() if new)
+    sizes = {side: _default(facts, side, 1024) for side in ("height", "width")}
+    other = "".join(f", {side}={size}" for side, size in sizes.items() if size != 1024)
+    asked = f"num_inference_steps={_default(facts, 'num_inference_steps', 50)}, "
+    asked += f"{scale}={float(_default(facts, scale, 1.0))}, max_sequence_length={longest}{other}"
+    head = f"{readers}{function or chr(10)}".removeprefix("\n")
+    body = f'''{head}DEFAULTS = DiffusionParams({asked}).over(SQUARE)
+
+SPEC = Spec(
+    arch="{facts.arch}",
+    family="{name}",
+    summary="{camel}: to be said in one line",
+    tasks=("text-to-image",),
+    components={made},
+    defaults=DEFAULTS,
+    supported=frozenset({{"{scale}"}}),
+    limits={limits},
+    guidance={guidance},
+    variants=(Variant("{camel}", ("OWNER/{camel}",), DEFAULTS),),
+)
+'''
     return f'''"""Facts about {camel}, without torch.
 
 Source: the published checkpoint's `model_index.json` and card, and the reference pipeline of diffusers.
@@ -99,53 +182,21 @@ Source: the published checkpoint's `model_index.json` and card, and the referenc
 
 from __future__ import annotations
 
-from omnimuse.components.entries import {", ".join(sorted(entries))}
-from omnimuse.core.autoencoder import factor
-from omnimuse.core.guidance import Guidance
-from omnimuse.core.params import DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+{_imports(body, SPEC_IMPORTS)}
+
+{body}'''
 
 
-def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for. To check: what sides must be multiples of, and the largest."""
-    return Limits(size_multiple=2 * factor(configs["vae"]), max_side=4096, max_sequence_length={longest})
-
-
-DEFAULTS = DiffusionParams(
-    num_inference_steps={_default(facts, "num_inference_steps", 50)},
-    {scale}={float(_default(facts, scale, 1.0))},
-    height={_default(facts, "height", 1024)},
-    width={_default(facts, "width", 1024)},
-    num_outputs_per_prompt=1,
-    max_sequence_length={longest},
-    output_type="pil",
-)
-
-SPEC = Spec(
-    arch="{facts.arch}",
-    family="{name}",
-    summary="{camel}: to be said in one line",
-    tasks=("text-to-image",),
-    components={{
-{_components(name, camel, facts)}
-    }},
-    defaults=DEFAULTS,
-    supported=frozenset({{"{scale}"}}),
-    limits=limits,
-    guidance={guidance},
-    variants=(Variant("{camel}", ("OWNER/{camel}",), DEFAULTS),),
-)
-'''
-
-
-def _plain(value: Any) -> Any:
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+def _imports(body: str, known: Mapping[str, Iterable[str]]) -> str:
+    """Of the names of every module those that stand in `body`, imported."""
+    found = {module: [name for name in names if re.search(rf"\b{name}\b", body)] for module, names in known.items()}
+    return "\n".join(f"from {module} import {', '.join(names)}" for module, names in found.items() if names)
 
 
 def _typed(config: Mapping[str, Any]) -> Iterator[str]:
     """The facts of a configuration as fields of a dataclass; what is no plain value is left out."""
     for key, value in config.items():
-        value = _plain(value)
+        value = plain(value)
         if isinstance(value, tuple):
             yield f"    {key}: tuple[{type(value[0]).__name__ if value else 'int'}, ...] = {value!r}"
         elif isinstance(value, bool | int | float | str):
@@ -248,13 +299,31 @@ RULES: tuple[Rename | Fuse, ...] = {rules}
 '''
 
 
+COUNT = '''def tokens(configs: Configs, request: Request) -> int:
+    """How many tokens a picture is."""
+    rows, columns = cells(configs, request)
+    return {rows} * {columns}
+
+
+'''
+"""Of a network whose tokens are not of 2 x 2 latents."""
+
+
 def _pipeline(name: str, camel: str, facts: ModelFacts) -> str:
     encoders = [each for each in facts.components if each.startswith("text_encoder")]
     stages = []
     for number, encoder in enumerate(encoders):
         tokenizer = encoder.replace("text_encoder", "tokenizer")
-        more = [] if not number else [f'text="embeds_{number + 1}"', f'encoder="{encoder}"', f'tokenizer="{tokenizer}"']
-        stages.append(f"EncodeText({', '.join(more)})")
+        beside = (
+            [] if not number else [f'text="embeds_{number + 1}"', f'encoder="{encoder}"', f'tokenizer="{tokenizer}"']
+        )
+        stages.append(f"EncodeText({', '.join(beside)})")
+    side, shape = patch(facts), "packed_shape" if packs(facts) else "latent_shape"
+    counted, count, imports = "packed_tokens", "", f"InitLatents, {shape}, packed_tokens"
+    if side != 2:
+        sides = {each: each if side == 1 else f"({each} // {side})" for each in ("rows", "columns")}
+        counted, count, imports = "tokens", COUNT.format(**sides), f"InitLatents, cells, {shape}"
+    more = f"{_imports(count, PIPELINE_IMPORTS)}\n" if count else ""
     return f'''"""{camel} as a pipeline: the declaration, and the few functions that are really its own.
 
 Source: the reference pipeline of diffusers ({facts.arch}).
@@ -264,11 +333,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from omnimuse.models.{name}.spec import SPEC
+{more}from omnimuse.models.{name}.spec import SPEC
 from omnimuse.models.{name}.transformer import {camel}Inputs
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
-from omnimuse.pipeline.latents import InitLatents, packed_shape, packed_tokens
+from omnimuse.pipeline.latents import {imports}
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -286,102 +355,17 @@ def inputs(ctx: Context, text: Tensor, latents: Tensor, timestep: Tensor) -> {ca
     return {camel}Inputs(latents, timestep.to(ctx.dtype) / 1000.0, text)
 
 
-class {camel}(Pipeline):
+{count}class {camel}(Pipeline):
     """Text to picture."""
 
     spec = SPEC
     stages = (
         *for_both_branches({", ".join(stages)}),
-        InitLatents(packed_shape),  # patches of 2 x 2 latents in one token; latent_shape for others
-        Denoise(conditions=conditions, inputs=inputs, token_count=packed_tokens, preview=preview_by_decoding),
+        InitLatents({shape}),
+        Denoise(conditions=conditions, inputs=inputs, token_count={counted}, preview=preview_by_decoding),
         DecodeImage(),
     )
 
 
 PIPELINE = {camel}
-'''
-
-
-def _small(config: Mapping[str, Any]) -> Iterator[str]:
-    """The arguments of a small network of that kind: what the facts' names say must be small, the rest as it is."""
-    for key, value in config.items():
-        size = next((size for names, size in SMALL if re.fullmatch(names, key)), None)
-        if isinstance(value, int) and not isinstance(value, bool) and size is not None:
-            yield f"        {key}={size},"
-        elif re.search("axes_dim", key) and isinstance(value, list | tuple) and len(value) == 3:
-            yield f"        {key}=(4, 6, 6),"
-        elif isinstance(value, bool | int | float | str | list | tuple):
-            yield f"        {key}={_plain(value)!r},".replace("'", '"')
-
-
-def _saved(facts: ModelFacts) -> str:
-    """The lines that write every component of a tiny checkpoint, tokenizers first: encoders are as large as these."""
-    channels = facts.config.get("in_channels", 16)
-    first, then = [], []
-    for component, (_, cls) in facts.components.items():
-        tokenizer = component.replace("text_encoder", "tokenizer")
-        made = TINY.get(cls, "").format(tokenizer=tokenizer, latents=channels if channels <= 16 else channels // 4)
-        if component == "scheduler":
-            then.append(f'parts.write_scheduler(folder, "{cls}", {{"shift": 3.0}})  # to check: as published')
-        elif component == facts.network:
-            then.append(f'parts.save_module(folder, "{component}", seed, {facts.network})')
-        elif made and component.startswith("tokenizer"):
-            first += [f"{component} = {made}", f'{component}.save_pretrained(folder / "{component}")']
-        elif made:
-            then.append(f'parts.save_module(folder, "{component}", seed, lambda: {made})')
-        else:
-            first.append(f'raise NotImplementedError("a tiny {cls} for {component}, as parts.py has of others")')
-    return "\n".join(f"    {line}" for line in (*first, *then))
-
-
-def _checkpoint(name: str, camel: str, facts: ModelFacts) -> str:
-    width = 24 if any("T5" in cls for _, cls in facts.components.values()) else 64
-    told = [f'        "{part}": ("{library}", "{cls}"),' for part, (library, cls) in facts.components.items()]
-    told += [f'        "{part}": None,' for part in facts.without]
-    kind = ": dict[str, tuple[str, str] | None]" if facts.without else ""
-    return f'''"""A tiny random checkpoint of the {camel} kind, in the layout that diffusers saves: `build(folder)`."""
-
-from __future__ import annotations
-
-from dataclasses import replace
-from pathlib import Path
-
-from diffusers import {facts.arch}, {facts.network_class}
-
-from tests.checkpoints import encoders, parts
-from tests.checkpoints.wishes import Family, Wish, of_picture, reference_of
-
-TEXT_WIDTH = {width}
-
-
-def {facts.network}() -> {facts.network_class}:
-    """The network of the reference, small; still to be drawn."""
-    return {facts.network_class}(
-{chr(10).join(_small(facts.config))}
-    )
-
-
-def build(folder: Path, seed: int = 0) -> Path:
-    """Writes the checkpoint into `folder` and returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-{_saved(facts)}
-    components{kind} = {{
-{chr(10).join(told)}
-    }}
-    parts.write_index(folder, "{facts.arch}", components)
-    return folder
-
-
-FAMILIES = (
-    Family(
-        arch="{facts.arch}",
-        build=build,
-        wishes=(
-            Wish("a red circle", "blurry, grey", replace(of_picture(4, 4.0, 64, 64, 7), max_sequence_length=24)),
-            Wish("two squares " * 20, None, replace(of_picture(3, 1.0, 96, 64, 8), max_sequence_length=32)),
-            Wish("a star", None, replace(of_picture(5, 5.0, 32, 48, 9), max_sequence_length=24)),
-        ),
-        reference=reference_of({facts.arch}),
-    ),
-)
 '''

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from omnimuse.components.entries import SQUARE, Reader, latent_model, own_transformer, patched
+from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
@@ -33,7 +34,14 @@ class CogView4Params(FamilyParams):
 
 
 def limits(configs: Configs) -> Limits:
-    """What a checkpoint can be asked for: its transformer says how many patches a side may have."""
+    """What a checkpoint can be asked for: its transformer says how many patches a side may have. ModelError for an
+    autoencoder whose latents are shifted: the published ones are not, and the reference would pass that over.
+    """
+    if shift := configs["vae"].get("shift_factor"):
+        raise ModelError(
+            f"vae/config.json: shift_factor={shift!r} is not supported, latents of CogView4 are not shifted; use the "
+            "autoencoder that was published with this model"
+        )
     usual, most = patched(1024)(configs), configs["transformer"]["pos_embed_max_size"]
     assert isinstance(most, int)
     return replace(usual, max_side=most * usual.size_multiple)

@@ -6,19 +6,15 @@ read together with the picture, whole. Guidance is as in Qwen-Image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from omnimuse.core.errors import RequestError
 from omnimuse.core.params import FamilyParams
-from omnimuse.core.sizes import of_area
-from omnimuse.core.spec import Component, Configs, Limits, Size, Variant
+from omnimuse.core.sizes import like_last
+from omnimuse.core.spec import Component, Configs, Limits, Variant
 from omnimuse.models.qwen_image import spec as qwen
 
 AREA = 1024 * 1024
 """Pixels of what is drawn and of what is shown, unless others are asked for."""
-STEEPEST = 16
-"""How many times longer than the other a side may be: what is drawn ends at the largest side then."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +24,10 @@ class EditParams(FamilyParams):
     shown_area: int = field(default=AREA, metadata={"low": 32 * 32, "high": 4 * AREA})
 
 
-def sized(sizes: Sequence[Size]) -> Size:
-    """The size of what is drawn: the proportions of the last picture. RequestError for one that is too narrow."""
-    for number, (width, height) in enumerate(sizes, 1):
-        if max(width, height) > STEEPEST * min(width, height):
-            raise RequestError(
-                f"picture {number} has {width} x {height} pixels; the longer side may be {STEEPEST} times the shorter: "
-                "cut it to what matters",
-                "images",
-            )
-    return of_area(*sizes[-1], AREA)
-
-
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: it changes one picture."""
     whole = {"max_sequence_length": "the prompt is read whole, together with the picture; leave it out"}
-    return replace(qwen.limits(configs), min_images=1, sized=sized, refuses=whole)
+    return replace(qwen.limits(configs), min_images=1, sized=like_last(AREA), refuses=whole)
 
 
 DEFAULTS = replace(qwen.DEFAULTS, strength=1.0, max_sequence_length=None)

@@ -7,13 +7,12 @@ here a prompt is read as it is written. The reference knows two sizes; here a si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
-from omnimuse.core.sizes import of_area
-from omnimuse.core.spec import Component, Configs, Limits, Size, Variant
+from omnimuse.core.sizes import like_last
+from omnimuse.core.spec import Component, Configs, Limits, Variant
 from omnimuse.models.qwen_image import spec as qwen
 
 AREA = 640 * 640
@@ -40,14 +39,9 @@ def combination(extra: FamilyParams) -> Combination:
     return Combination(match_norm=extra.cfg_normalize, patch=qwen.PATCH)
 
 
-def sized(sizes: Sequence[Size]) -> Size:
-    """The size of what is drawn, in the picture's proportions."""
-    return of_area(*sizes[0], AREA)
-
-
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: it takes one picture apart."""
-    return replace(qwen.limits(configs), min_images=1, sized=sized)
+    return replace(qwen.limits(configs), min_images=1, sized=like_last(AREA))
 
 
 DEFAULTS = replace(DiffusionParams(height=640, width=640).over(qwen.DEFAULTS), strength=None)

@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import omnimuse
 from omnimuse.cli.app import main
-from omnimuse.compat.draft.facts import read_facts_of
+from omnimuse.compat.draft.facts import ModelFacts, read_facts_of
 from omnimuse.compat.draft.texts import files
+from omnimuse.core.errors import ModelError
 
 ARCH = "AuraFlowPipeline"
 ROOT = Path(omnimuse.__file__).parents[1]
@@ -53,6 +57,89 @@ def test_a_family_of_a_class_registers_and_its_parity_test_says_what_to_write(ch
     assert tested.returncode == 1, tested.stdout
     assert "unexpected: " in tested.stdout and "joint_transformer_blocks.0" in tested.stdout
     assert main(words) == 2, "a second time"
+
+
+DRAWN = ("AuraFlowPipeline", "CogView4Pipeline", "PixArtSigmaPipeline", "SanaPipeline")
+"""Classes whose drafts have all components of a tiny checkpoint."""
+
+
+@pytest.fixture(scope="module", params=DRAWN)
+def draft(request: pytest.FixtureRequest) -> tuple[ModelFacts, dict[str, str]]:
+    """What is known of a class, and the files that are made of it, by their last two names."""
+    facts = read_facts_of(request.param)
+    texts = files(request.param.removesuffix("Pipeline").lower(), facts)
+    return facts, {"/".join(path.split("/")[-2:]).replace(".py", ""): text for path, text in texts.items()}
+
+
+def part_of(draft: tuple[ModelFacts, dict[str, str]], name: str) -> str:
+    return next(text for path, text in draft[1].items() if path.endswith(f"/{name}"))
+
+
+def test_a_draft_is_called_as_its_class_is(draft: tuple[ModelFacts, dict[str, str]]) -> None:
+    called = draft[0].arch.removesuffix("Pipeline")
+    assert f"class {called}(Pipeline):" in part_of(draft, "pipeline")
+    assert f"class {called}Transformer(Network):" in part_of(draft, "transformer")
+    assert f'summary="{called}: to be said in one line"' in part_of(draft, "spec")
+
+
+READERS = {
+    "AuraFlowPipeline": 'Reader(Component(("UMT5EncoderModel",)), Component(("T5Tokenizer",)))',
+    "CogView4Pipeline": (
+        'Reader(Component(("GlmModel",)), Component(("PreTrainedTokenizerFast", "TokenizersBackend")))'
+    ),
+    "PixArtSigmaPipeline": "T5)",
+    "SanaPipeline": "GEMMA2,",
+}
+
+
+def test_a_spec_is_made_of_what_many_families_have(draft: tuple[ModelFacts, dict[str, str]]) -> None:
+    facts, spec = draft[0], part_of(draft, "spec")
+    assert "latent_model(" in spec and f'"{facts.network_class}")' in spec and ".over(SQUARE)" in spec
+    assert READERS[facts.arch] in spec
+    assert not {"AutoTokenizer", "Gemma2PreTrainedModel"} & {cls for _, cls in facts.components.values()}
+
+
+@pytest.mark.parametrize(
+    ("arch", "shape", "counted"),
+    [
+        ("BriaPipeline", "packed_shape", "packed_tokens"),
+        ("CogView4Pipeline", "latent_shape", "packed_tokens"),
+        ("SanaPipeline", "latent_shape", "tokens"),
+    ],
+)
+def test_latents_have_the_shape_that_the_reference_gives_its_network(arch: str, shape: str, counted: str) -> None:
+    texts = files("another", read_facts_of(arch))
+    pipeline = texts["omnimuse/models/another/pipeline.py"]
+    assert f"InitLatents({shape})," in pipeline and f"token_count={counted}," in pipeline
+
+
+@pytest.mark.crossed
+def test_a_tiny_checkpoint_is_built_and_its_reference_draws(
+    draft: tuple[ModelFacts, dict[str, str]], tmp_path: Path
+) -> None:
+    [(_, text)] = [(path, text) for path, text in draft[1].items() if path.startswith("checkpoints/")]
+    made: dict[str, Any] = {"__name__": "tests.checkpoints.drafted"}
+    exec(compile(text, "drafted", "exec"), made)
+    folder = made["build"](tmp_path / "tiny")
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 4_000_000
+    [family] = made["FAMILIES"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference's own
+        [latents] = family.reference(folder, family.wishes[2:], "latent")
+    assert torch.isfinite(latents).all() and latents.ndim == 3
+
+
+def test_what_nobody_has_a_small_one_of_is_a_function_that_says_so() -> None:
+    text = files("another", read_facts_of("BriaFiboPipeline"))["tests/checkpoints/another.py"]
+    made = text.index("def vae() -> AutoencoderKLWan:")
+    assert text.index('raise NotImplementedError("a tiny AutoencoderKLWan', made) < text.index("def build(")
+    assert text.count("raise NotImplementedError") == 1
+    assert 'parts.save_module(folder, "vae", seed, vae)' in text
+
+
+def test_a_class_whose_network_has_no_defaults_is_refused() -> None:
+    with pytest.raises(ModelError, match="give the folder of a checkpoint of HunyuanDiTPipeline"):
+        read_facts_of("HunyuanDiTPipeline")
 
 
 def test_a_checkpoint_tells_more_than_its_class(tmp_path: Path, z_image_folder: Path) -> None:
