@@ -5,13 +5,8 @@ All its networks lie in the same files.
 
 from __future__ import annotations
 
+from omnimuse.components.decoder_names import LAYERS
 from omnimuse.loader.rules import Drop, Fuse, Rename, joined
-
-LAYERS: tuple[Rename | Fuse, ...] = (
-    Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
-    *joined("*_proj", "qkv", "qkv"),
-    Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),
-)
 
 RULES: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^(?!thinker\.(model|lm_head)\.)"),

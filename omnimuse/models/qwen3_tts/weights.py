@@ -5,19 +5,14 @@ The talker, the predictor and the speaker encoder are networks in the same files
 
 from __future__ import annotations
 
+from omnimuse.components.decoder_names import LAYERS
 from omnimuse.loader.rules import Drop, Fuse, Rename
-
-_LAYERS = (
-    Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
-    Fuse(("q_proj.weight", "k_proj.weight", "v_proj.weight"), into="qkv.weight"),
-    Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),
-)
 
 RULES: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^talker\.code_predictor\."),
     Drop(r"^speaker_encoder\."),
     Rename(r"^talker\.(model\.)?", ""),
-    *_LAYERS,
+    *LAYERS,
 )
 
 SPEAKER: tuple[Rename | Drop, ...] = (
@@ -29,5 +24,5 @@ PREDICTOR: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^(?!talker\.code_predictor\.)"),
     Rename(r"^talker\.code_predictor\.(model\.)?", ""),
     Rename(r"^lm_head\.", "heads."),
-    *_LAYERS,
+    *LAYERS,
 )
