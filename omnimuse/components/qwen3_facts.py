@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import read_facts
+from omnimuse.loader.facts import part, read_facts
 
 FIXED: Mapping[str, Any] = {
     "model_type": "qwen3",
@@ -145,3 +145,17 @@ def layers_of(
     if "head_dim" not in known and {"hidden_size", "num_attention_heads"} <= known.keys():
         known["head_dim"] = known["hidden_size"] // known["num_attention_heads"]
     return read_facts(kind, {**known, "rope_theta": theta}, f"config.json, {where}", fixed)
+
+
+def predictor_of(
+    talker: Mapping[str, Any], where: str, name: str, width: int, fixed: Mapping[str, Sequence[Any]]
+) -> PredictorFacts:
+    """The facts of what tells all but the first code of a frame: the part `name` of what config.json says of the
+    `talker`, under `where`, whose layers are `width` wide; ModelError for a variant that is not computed here.
+    """
+    given = part(talker, name)
+    groups = given.get("num_code_groups", talker.get("num_code_groups"))
+    if not isinstance(groups, int) or groups < 2 or groups != talker.get("num_code_groups", groups):
+        raise ModelError(f"config.json, {name}: num_code_groups={groups!r} is not that of {where}, or below 2")
+    theta = rope_theta({key: given[key] for key in ROPE if key in given}, f"config.json, {where}, {name}")
+    return PredictorFacts(layers_of(Qwen3Config, given, f"{where}, {name}", theta, fixed), width, groups)

@@ -6,10 +6,11 @@ from types import MappingProxyType
 
 from omnimuse.models.qwen25_omni.answering import Overheard, SpeakThought, ThinkAloud
 from omnimuse.models.qwen25_omni.hearing import spectrum
-from omnimuse.models.qwen25_omni.painting import Paint, Sound
+from omnimuse.models.qwen25_omni.painting import Paint
 from omnimuse.models.qwen25_omni.spec import SPEC
 from omnimuse.pipeline.conversing import RECORDS, Perceive, ReadShown
 from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.sounding import Sound
 
 LEAST = 128
 """Pieces of a frame of a video, at least."""

@@ -5,7 +5,7 @@ All its networks lie in the same files.
 
 from __future__ import annotations
 
-from omnimuse.components.decoder_names import LAYERS
+from omnimuse.components.decoder_names import LAYERS, inside
 from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 
 RULES: tuple[Rename | Drop | Fuse, ...] = (
@@ -16,8 +16,7 @@ RULES: tuple[Rename | Drop | Fuse, ...] = (
 )
 
 VISION: tuple[Rename | Drop | Fuse, ...] = (
-    Drop(r"^(?!thinker\.visual\.)"),
-    Rename(r"^thinker\.visual\.", ""),
+    *inside(r"thinker\.visual\."),
     Rename(r"^patch_embed\.proj\.", "patch_embed."),
     Rename(r"^(blocks\.\d+)\.attn\.", r"\1."),
     *joined("*", "qkv", "qkv"),
@@ -25,22 +24,19 @@ VISION: tuple[Rename | Drop | Fuse, ...] = (
 )
 
 HEARING: tuple[Rename | Drop, ...] = (
-    Drop(r"^(?!thinker\.audio_tower\.)"),
     Drop(r"\.audio_bos_eos_token\."),  # nothing reads it
-    Rename(r"^thinker\.audio_tower\.", ""),
+    *inside(r"thinker\.audio_tower\."),
     Rename(r"\.self_attn\.", "."),
 )
 
 TALKER: tuple[Rename | Drop | Fuse, ...] = (
-    Drop(r"^(?!talker\.)"),
-    Rename(r"^talker\.(model\.)?", ""),
+    *inside(r"talker\.(model\.)?"),
     Rename(r"^embed_tokens\.", "codec_embedding."),
     *LAYERS,
 )
 
 FLOW: tuple[Rename | Drop, ...] = (
-    Drop(r"^(?!token2wav\.code2wav_dit_model\.)"),
-    Rename(r"^token2wav\.code2wav_dit_model\.", ""),
+    *inside(r"token2wav\.code2wav_dit_model\."),
     Drop(r"inv_freq$"),
     Rename(r"^time_embed\.", ""),
     Rename(r"^text_embed\.codec_embed\.", "codec_embed."),
@@ -54,8 +50,7 @@ FLOW: tuple[Rename | Drop, ...] = (
 )
 
 VOCODER: tuple[Rename | Drop, ...] = (
-    Drop(r"^(?!token2wav\.code2wav_bigvgan_model\.)"),
-    Rename(r"^token2wav\.code2wav_bigvgan_model\.", ""),
+    *inside(r"token2wav\.code2wav_bigvgan_model\."),
     Drop(r"\.filter$"),
     Rename(r"^ups\.(\d+)\.0\.", r"ups.\1."),
 )

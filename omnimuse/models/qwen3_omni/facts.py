@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omnimuse.components.qwen3_facts import ROPE, PredictorFacts, Qwen3Config, layers_of, rope_theta, rotation
+from omnimuse.components.experts_facts import ExpertsFacts, experts_of
+from omnimuse.components.qwen3_facts import PredictorFacts, Qwen3Config, layers_of, predictor_of, rotation
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import known_of, part, read_facts
+from omnimuse.loader.facts import part
 
 THINKER, TALKER, TEXT = "thinker_config", "talker_config", "text_config"
 PREDICTOR = "code_predictor_config"
@@ -25,16 +26,6 @@ FIXED: Mapping[str, Sequence[Any]] = {
 }
 IGNORED = ("model_type", "dtype", "torch_dtype")
 SECTIONS = (24, 20, 20)
-
-
-@dataclass(frozen=True)
-class ExpertsFacts:
-    """Of the experts of a layer: how many there are, how many a token asks, whether what these say weighs 1 in all."""
-
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    norm_topk_prob: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,17 +83,10 @@ def talker_of(config: Mapping[str, Any]) -> TalkerFacts:
     return TalkerFacts(_decoder(given, where), *widths)
 
 
-def predictor_of(config: Mapping[str, Any]) -> PredictorFacts:
+def predictor_facts(config: Mapping[str, Any]) -> PredictorFacts:
     """The predictor's facts; ModelError for a variant that is not computed here."""
-    talker, where = part(config, TALKER), f"{TALKER}, {PREDICTOR}"
-    given = part(talker, PREDICTOR)
-    groups = given.get("num_code_groups", 0)
-    if not isinstance(groups, int) or groups < 2 or groups != talker.get("num_code_groups", groups):
-        raise ModelError(f"config.json, {where}: num_code_groups={groups!r} is not that of {TALKER}, or below 2")
-    layers = layers_of(
-        Qwen3Config, given, where, rope_theta({name: given[name] for name in ROPE if name in given}, where), FIXED
-    )
-    return PredictorFacts(layers, int(part(talker, TEXT)["hidden_size"]), groups)
+    talker = part(config, TALKER)
+    return predictor_of(talker, TALKER, PREDICTOR, int(part(talker, TEXT)["hidden_size"]), FIXED)
 
 
 def _decoder(given: Mapping[str, Any], where: str) -> DecoderFacts:
@@ -112,15 +96,3 @@ def _decoder(given: Mapping[str, Any], where: str) -> DecoderFacts:
         )
     theta, sections = rotation(given, where, SECTIONS, woven=True)
     return DecoderFacts(layers_of(Qwen3Config, given, where, theta, FIXED), experts_of(given, where), sections)
-
-
-def experts_of(given: Mapping[str, Any], where: str) -> ExpertsFacts:
-    """The experts of a decoder; how many there are, transformers calls otherwise in some parts."""
-    given = {"num_experts": given.get("num_local_experts"), **given}
-    found = read_facts(ExpertsFacts, known_of(given, ExpertsFacts, ()), f"config.json, {where}", {})
-    if not 1 <= found.num_experts_per_tok <= found.num_experts:
-        raise ModelError(
-            f"config.json, {where}: num_experts_per_tok={found.num_experts_per_tok} of {found.num_experts} experts "
-            "cannot be; use a complete checkpoint"
-        )
-    return found

@@ -4,40 +4,26 @@ makes a waveform of these.
 The arithmetic is that of transformers' `Qwen3OmniMoeTalkerForConditionalGeneration` and `Qwen3OmniMoeCode2Wav`. The
 talker has experts and hears what the thinker embeds; all else is as in Qwen3-TTS.
 
-Letters: R rows, S places, D width, E width of the thinker, Q codebooks, T frames, C channels.
+Letters: S places, D width, E width of the thinker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
-from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnimuse.components.decoder import DecoderLayer
+from omnimuse.components.experts import SharedExperts
 from omnimuse.components.qwen3_facts import rotation
 from omnimuse.components.sights import woven
-from omnimuse.components.speech_codec import (
-    KERNEL,
-    THETA,
-    CausalConv,
-    CausalUp,
-    Codec,
-    Level,
-    Mixing,
-    Past,
-    Snake,
-    SpeechCodecConfig,
-    Windowed,
-)
+from omnimuse.components.speech_codec import THETA, SpeechCodecConfig
+from omnimuse.components.summed_codec import SummedCodec
 from omnimuse.components.voice import CodePredictor, TextProjection, Voice
 from omnimuse.loader.facts import known_of, part, read_facts
-from omnimuse.models.qwen3_omni.experts import SharedExperts
-from omnimuse.models.qwen3_omni.facts import IGNORED, SECTIONS, TalkerFacts, predictor_of, talker_of
+from omnimuse.models.qwen3_omni.facts import IGNORED, SECTIONS, TalkerFacts, predictor_facts, talker_of
 
 WAVES = "code2wav_config"
 
@@ -74,35 +60,11 @@ class OmniPredictor(CodePredictor):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> OmniPredictor:
-        return cls(predictor_of(config))
+        return cls(predictor_facts(config))
 
 
-class Code2Wav(Codec):
-    """Codes of frames, int64 [Q, T], to a waveform: `hop` samples a frame, less what nothing stands before.
-
-    As transformers' with the whole at once; piece by piece it is the same.
-    """
-
-    def __init__(self, config: SpeechCodecConfig) -> None:
-        super().__init__()
-        self.config, c = config, config
-        self.hop = prod((*c.upsample_rates, *c.upsampling_ratios))
-        widths = [c.decoder_dim // 2**level for level in range(len(c.upsample_rates) + 1)]
-        self.code_embedding = nn.Embedding(c.codebook_size * c.num_quantizers, c.hidden_size)
-        self.pre_transformer = Windowed(config, other=False)
-        self.upsample = nn.ModuleList(
-            nn.ModuleList([CausalUp(c.hidden_size, c.hidden_size, ratio, ratio), Mixing(c.hidden_size)])
-            for ratio in c.upsampling_ratios
-        )
-        levels = zip(pairwise(widths), c.upsample_rates, strict=True)
-        self.decoder = nn.ModuleList(
-            [
-                CausalConv(c.hidden_size, c.decoder_dim, KERNEL),
-                *(Level(width, out, rate, late=True) for (width, out), rate in levels),
-                Snake(widths[-1]),
-                CausalConv(widths[-1], 1, KERNEL),
-            ]
-        )
+class Code2Wav(SummedCodec):
+    """A codec's decoder, as this checkpoint's config.json has it."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Code2Wav:
@@ -117,14 +79,3 @@ class Code2Wav(Codec):
         theta = rotation({"rope_theta": THETA, **rope}, where, SECTIONS, woven=True)[0]
         facts = {**usual, **known, "latent_dim": width, "head_dim": heads, "rope_theta": theta}
         return cls(read_facts(SpeechCodecConfig, facts, where, fixed, IGNORED))
-
-    def forward(self, codes: Tensor, past: Past | None = None) -> Tensor:
-        past, c = past or Past(), self.config
-        books = torch.arange(c.num_quantizers, device=codes.device)[:, None] * c.codebook_size
-        hidden = self.code_embedding(codes + books).mean(0)  # [T, C]
-        hidden = self.pre_transformer(hidden, past).T[None]
-        for parts in (*self.upsample, self.decoder):
-            for each in parts:
-                hidden = each(hidden, past)
-        past.frames += codes.shape[1]
-        return hidden[0, 0].clamp(-1, 1)

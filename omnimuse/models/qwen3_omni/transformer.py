@@ -17,8 +17,8 @@ from torch import Tensor
 
 from omnimuse.ar.remembering import Conditions
 from omnimuse.components.decoder import DecoderLayer
+from omnimuse.components.experts import Experts
 from omnimuse.components.sights import ShownDecoder, Sights, woven
-from omnimuse.models.qwen3_omni.experts import Experts
 from omnimuse.models.qwen3_omni.facts import DecoderFacts, accepted, thinker_of
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from omnimuse.components.voice import CodePredictor, TextProjection, Voice
-from omnimuse.models.qwen3_tts.facts import TalkerFacts, predictor_of, talker_of
+from omnimuse.models.qwen3_tts.facts import TalkerFacts, predictor_facts, talker_of
 
 
 class Talker(Voice):
@@ -40,4 +40,4 @@ class Predictor(CodePredictor):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Predictor:
-        return cls(predictor_of(config))
+        return cls(predictor_facts(config))

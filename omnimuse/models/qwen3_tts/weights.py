@@ -5,24 +5,19 @@ The talker, the predictor and the speaker encoder are networks in the same files
 
 from __future__ import annotations
 
-from omnimuse.components.decoder_names import LAYERS
+from omnimuse.components.decoder_names import LAYERS, inside
 from omnimuse.loader.rules import Drop, Fuse, Rename
 
 RULES: tuple[Rename | Drop | Fuse, ...] = (
     Drop(r"^talker\.code_predictor\."),
-    Drop(r"^speaker_encoder\."),
-    Rename(r"^talker\.(model\.)?", ""),
+    *inside(r"talker\.(model\.)?"),
     *LAYERS,
 )
 
-SPEAKER: tuple[Rename | Drop, ...] = (
-    Drop(r"^(?!speaker_encoder\.)"),
-    Rename(r"^speaker_encoder\.", ""),
-)
+SPEAKER: tuple[Rename | Drop, ...] = inside(r"speaker_encoder\.")
 
 PREDICTOR: tuple[Rename | Drop | Fuse, ...] = (
-    Drop(r"^(?!talker\.code_predictor\.)"),
-    Rename(r"^talker\.code_predictor\.(model\.)?", ""),
+    *inside(r"talker\.code_predictor\.(model\.)?"),
     Rename(r"^lm_head\.", "heads."),
     *LAYERS,
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from omnimuse.models.talk_and_draw.drawing import Answer, DecodeAsked, DenoiseAsked, EncodeAsked, like
-from omnimuse.models.talk_and_draw.spec import SPEC, WORDS, WRITER
+from omnimuse.models.talk_and_draw.spec import SPEC, WORDS, WRITER, marks
 from omnimuse.models.z_image.pipeline import DENOISE, READ
+from omnimuse.pipeline.asked import Answer, DenoiseAsked, EncodeAsked, like
+from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.generate import ReadTalk
 from omnimuse.pipeline.latents import InitLatents, latent_shape
 from omnimuse.pipeline.pipeline import Pipeline
@@ -20,11 +21,11 @@ class TalkAndDraw(Pipeline):
     spec = SPEC
     stages = (
         ReadTalk(WORDS),
-        Answer(WRITER, WORDS),
+        Answer(WRITER, WORDS, marks=marks),
         *for_both_branches(like(READ, EncodeAsked)),
         InitLatents(latent_shape),
         like(replace(DENOISE, start=None), DenoiseAsked),
-        DecodeAsked(),
+        DecodeImage(),
     )
     results = MappingProxyType({"text": "reply", "image": "image"})
 

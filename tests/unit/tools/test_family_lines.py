@@ -6,13 +6,11 @@ from omnimuse.models import REGISTRY
 from tools.family_lines import BEGIN, END, PAGE, lines, written
 
 LARGER = {
-    "qwen25_omni": 1058,
+    "qwen25_omni": 873,
     "glm_image": 861,
     "bagel": 830,
-    "qwen3_omni": 750,
+    "qwen3_omni": 639,
     "ltx2": 723,
-    "qwen3_tts": 482,
-    "talk_and_draw": 165,
 }
 """Folders that have more lines than we aim at, and how many at most; the numbers may only shrink."""
 

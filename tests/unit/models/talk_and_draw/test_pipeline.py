@@ -17,8 +17,8 @@ from omnimuse.core.request import Ask
 from omnimuse.core.spec import OPTIONS
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.models.talk_and_draw.drawing import between
 from omnimuse.models.talk_and_draw.spec import marks
+from omnimuse.pipeline.asked import between
 from omnimuse.worker.explain import explain
 from tests.checkpoints import qwen3, talk_and_draw
 from tests.invariants.conftest import config, drain, results, submit

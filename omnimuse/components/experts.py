@@ -1,4 +1,4 @@
-"""A layer of experts, of which each token asks a few: the MLP of the decoders of Qwen3-Omni.
+"""A layer of experts, of which each token asks a few: the MLP of many decoders.
 
 Every expert is two linear layers, as any other MLP: so they are packed in fewer bits, and wait outside the device, as
 others do. The arithmetic is that of transformers' `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.components.decoder import JoinedMLP
-from omnimuse.models.qwen3_omni.facts import ExpertsFacts
+from omnimuse.components.experts_facts import ExpertsFacts
 
 
 class Experts(nn.Module):

@@ -1,21 +1,20 @@
-"""From an answer to its picture: what stands between the marks of an answer is encoded, denoised and decoded.
+"""Stock stages of models that write and have drawn what their answers ask for: from an answer to its picture.
 
-The stages are those of any picture; where an answer asks for none, they leave everything at None.
+What stands between two marks of an answer is a prompt. The stages behind it are those of any picture; where an answer
+asks for none, they leave everything at None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 
 from omnimuse.core.guidance import POSITIVE
 from omnimuse.core.output import TextRead
-from omnimuse.core.spec import GENERATION
-from omnimuse.models.talk_and_draw.spec import marks
-from omnimuse.pipeline.decode import DecodeImage
+from omnimuse.core.spec import GENERATION, Configs
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.generate import Generate
 from omnimuse.pipeline.stage import Context, Stage
@@ -29,11 +28,12 @@ Kind = TypeVar("Kind", bound=Stage)
 
 @dataclass(frozen=True)
 class Answer(Generate):
-    """From `prompt_ids` to `reply`, and `asked`: what of it stands between marks.
+    """From `prompt_ids` to `reply`, and `asked`: what of it stands between the tokens that `marks(configs)` says.
 
     Tokens are drawn with a generator of their own of the output's seed, so that the picture is the one of that seed.
     """
 
+    marks: Callable[[Configs], tuple[int, int]] = field(kw_only=True)
     writes: tuple[str, ...] = ("kv", "reply", ASKED)
 
     def told(self, ctx: Context) -> Mapping[str, Any]:
@@ -46,7 +46,7 @@ class Answer(Generate):
         super().finish(ctx, state)
         written = state.working["tokens"][len(state["prompt_ids"]) :]
         decode = ctx.components[self.tokenizer].decode
-        prompts = [text for ids in between(written, *marks(ctx.configs)) if (text := decode(ids).strip())]
+        prompts = [text for ids in between(written, *self.marks(ctx.configs)) if (text := decode(ids).strip())]
         state[ASKED] = next(iter(prompts), None)
         if len(prompts) > 1:
             state.said.append(f"the answer asks for {len(prompts)} pictures; the first of them was drawn")
@@ -95,18 +95,6 @@ class DenoiseAsked(Denoise):
         if state[ASKED] is None:
             state["latents"] = None
         return state[ASKED] is None
-
-
-@dataclass(frozen=True)
-class DecodeAsked(DecodeImage):
-    """The same; no picture of no latents."""
-
-    def run(self, ctx: Context, states: Sequence[State]) -> None:
-        for state in states:
-            if state["latents"] is None:
-                state["image"] = None
-            else:
-                super().run(ctx, [state])
 
 
 def like(stage: Any, kind: type[Kind]) -> Kind:
