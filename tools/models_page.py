@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import DiffusionParams, TokenParams
 from omnimuse.core.spec import Spec
 from omnimuse.loader.tensors import outline
 from omnimuse.models import REGISTRY
@@ -71,7 +71,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def family(spec: Spec) -> list[str]:
     """The family's row."""
     size, also = parameters(spec), ", ".join(f"`{name}`" for name in spec.also) or "–"
-    names = [*sorted(spec.supported), *(part.name for part in fields(spec.extra) if spec.by_token)]
+    own = fields(spec.extra) if issubclass(spec.extra, TokenParams) else ()
+    names = [*sorted(spec.supported), *(part.name for part in own)]
     choices = ", ".join(f"`{name}`" for name in names)
     network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB" if size else "of many sizes"
     return [f"`{spec.arch}`", spec.summary, ", ".join(spec.tasks), network, choices, also]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnimuse.ar.kv import LEAST, Reading
+from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
 
@@ -92,7 +93,10 @@ class Conditions:
         )
 
     def cut(self, part: Cut) -> Self | None:
-        return None  # what a row remembers lies in one place
+        if any(row.keep for row in self.rows):
+            return None  # every rank remembers the whole of it
+        cos, sin = (self.layout.share(each, part) for each in (self.cos, self.sin))
+        return type(self)(self.layout.cut(part), cos, sin, self.rows)
 
     @cached_property
     def masks(self) -> tuple[Tensor | None, ...]:
@@ -136,10 +140,15 @@ class Conditions:
         ]
         return self.layout.pack(seen)
 
-    def known(self, layer: int, heads: int) -> list[Tensor]:
-        """What each row has read, keys and values [2, start, N, H] for so many heads, which may share them."""
+    def across(self, site: Attention, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `attend`, where ranks may have shares of every row, which then attend at `site`."""
+        if self.layout.part is None:
+            return self.attend(layer, q, k, v)
+        shared = q.shape[2] // k.shape[2]  # heads that look at the same keys
+        k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
         memories = (row.kv.data[layer][:, :, : row.start].transpose(1, 2) for row in self.rows)
-        return [each.repeat_interleave(heads // each.shape[2], dim=2) for each in memories]
+        known = [each.repeat_interleave(shared, dim=2) for each in memories]  # [2, start, N, H]
+        return site(q, k, v, self.layout, known=known).flatten(2)
 
     def attend_ones(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H].

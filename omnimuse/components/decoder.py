@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
 from omnimuse.ar.remembering import Conditions, numbers
+from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.layers.kernels import Gated
@@ -48,8 +49,9 @@ class DenseDecoder(Decoder):
 
     @property
     def sizes(self) -> Sizes:
-        c = self.config
-        return Sizes(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, self.norm.weight.dtype)
+        c, sites = self.config, (part for part in self.layers.modules() if isinstance(part, Attention))
+        heads = next((site.key_heads for site in sites), c.num_key_value_heads)  # ranks may share those out
+        return Sizes(c.num_hidden_layers, heads, c.head_dim, self.norm.weight.dtype)
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(len(row.ids) for row in rows))

@@ -98,18 +98,22 @@ def patched(tokens: int, images: int = 0) -> Callable[[Configs], Limits]:
     return limits
 
 
-def answering(longest: object, speech: Speech | None, refuses: Mapping[str, str]) -> Limits:
-    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown: it
-    reads and writes the `longest` number of tokens in all. ModelError where that is none.
-    """
+def longest_of(config: Mapping[str, object], where: str = "config.json") -> int:
+    """How many tokens a language model of that configuration reads and writes in all; ModelError where none says so."""
+    longest = config.get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 2:
-        raise ModelError(
-            f"config.json: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint"
-        )
+        raise ModelError(f"{where}: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint")
+    return longest
+
+
+def answering(config: Mapping[str, object], speech: Speech | None, refuses: Mapping[str, str]) -> Limits:
+    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown, as
+    the `config` of its language model says. ModelError where that says nothing.
+    """
     return Limits(
         size_multiple=1,
         max_side=MAX_SIDE_SHOWN,
-        max_sequence_length=longest,
+        max_sequence_length=longest_of(config),
         max_images=MOST_IMAGES,
         max_videos=MOST_VIDEOS,
         sound=SoundLimits(SPEECH_RATE, 1, 0.0, MOST_SOUNDS, speech),

@@ -17,7 +17,6 @@ from torch import Tensor
 from omnimuse.ar.kv import Reading
 from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.request import Request
-from omnimuse.core.spec import Configs
 from omnimuse.diffusion.noise import draw
 from omnimuse.models.bagel.reading import Compose, End, Look, Piece, ReadTalk, ReadThought, choices, marks, words
 from omnimuse.models.bagel.spec import BLIND, PATCH, SPEC
@@ -107,14 +106,9 @@ def noise(ctx: Context, state: State) -> tuple[Tensor | None]:
     """The first latents [c, h, w], patch by patch as the published code draws them."""
     if not choices(state.request).draws:
         return (None,)
-    shape = noise_shape(ctx.configs, state.request)
+    shape = channels_of(ctx.configs), *cells(ctx.configs, state.request)
     patches = draw((prod(shape[1:]) // PATCH**2, shape[0] * PATCH**2), state.generator, torch.float32, ctx.device)
     return (of_patches(patches, shape),)
-
-
-def noise_shape(configs: Configs, request: Request) -> tuple[int, ...]:
-    """[c, h, w]."""
-    return channels_of(configs), *cells(configs, request)
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> Placed:

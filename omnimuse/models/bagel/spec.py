@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
-from omnimuse.components.entries import SCHEDULER, SQUARE, inside_model, own_transformer
+from omnimuse.components.entries import SCHEDULER, SQUARE, inside_model, longest_of, own_transformer
 from omnimuse.core.autoencoder import factor
-from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.spec import Component, Configs, Limits, Size, Spec, Variant
@@ -113,16 +112,13 @@ def _drawn(how: Mapping[str, Any], sizes: Sequence[Size]) -> Size:
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: places of patches are learnt, so there is a longest side."""
     config = cast(Mapping[str, Any], configs["model"])
-    longest = config["llm_config"].get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        raise ModelError(f"llm_config.json: max_position_embeddings={longest!r} is no number of tokens; correct it")
     multiple = PATCH * factor(configs["vae"])
     how = cast(Mapping[str, Any], configs["processor"]["vae_transform"])
     return Limits(
         size_multiple=multiple,
         max_side=multiple * int(config.get("max_latent_size") or 64),
         max_images=MAX_PICTURES,
-        max_sequence_length=longest,
+        max_sequence_length=longest_of(config["llm_config"], "llm_config.json"),
         sized=partial(_drawn, how),
         refuses=REFUSES,
     )

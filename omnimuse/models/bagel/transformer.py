@@ -10,20 +10,20 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Reading, Sizes
+from omnimuse.ar.kv import Reading
 from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.decoder import DenseDecoder, JoinedMLP
 from omnimuse.components.qwen3_facts import IRRELEVANT, rope_theta
-from omnimuse.core.plans import Columns, Cut, Cutting, Rows
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.stack import Block, Memory
@@ -109,21 +109,6 @@ class Mixed(Conditions):
         """How many tokens of every row are of each kind, here."""
         return [(runs[0], sum(runs[1:])) for runs in self.layout.runs]
 
-    def cut(self, part: Cut) -> Mixed | None:
-        """Of pictures that are drawn: what is read, every rank remembers whole."""
-        if any(row.keep for row in self.rows):
-            return None
-        cos, sin = (self.layout.share(each, part) for each in (self.cos, self.sin))
-        return Mixed(self.layout.cut(part), cos, sin, self.rows)
-
-    def seen(self, site: Attention, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values, packed -> what tokens see at `site`, wherever those of their row are."""
-        if self.layout.part is None:
-            return self.attend(layer, q, k, v)
-        shared = q.shape[2] // k.shape[2]
-        k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
-        return site(q, k, v, self.layout, known=self.known(layer, q.shape[2])).flatten(2)
-
     @cached_property
     def draws(self) -> bool:
         """Whether any row has tokens that are drawn."""
@@ -162,18 +147,12 @@ class Bagel(DenseDecoder):
     def from_config(cls, config: Mapping[str, Any]) -> Bagel:
         return cls(BagelConfig.from_dict(config))
 
-    @property
-    def sizes(self) -> Sizes:
-        heads = {layer.attention.key_heads for layer in self.layers.blocks() if isinstance(layer, MixedLayer)}
-        return replace(super().sizes, heads=heads.pop())
-
     def plan(self) -> Mapping[str, Cutting]:
-        layers = "layers.*.*"
         return {
-            f"{layers}.qkv": Columns(queries=1, keys=2),
-            f"{layers}.o_proj": Rows(queries=1),
-            f"{layers}.mlp.gate_up": Columns(others=2),
-            f"{layers}.mlp.down": Rows(others=1),
+            "layers.*.*.qkv": Columns(queries=1, keys=2),
+            "layers.*.*.o_proj": Rows(queries=1),
+            "layers.*.*.mlp.gate_up": Columns(others=2),
+            "layers.*.*.mlp.down": Rows(others=1),
         }
 
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:
@@ -240,11 +219,11 @@ class MixedLayer(Block[Mixed]):
     def forward(self, hidden: Tensor, cond: Mixed) -> Tensor:
         if not cond.draws:
             q, k, v = self.read.made(hidden, self.attention)
-            return self.read.answered(hidden, cond.seen(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
+            return self.read.answered(hidden, cond.across(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
         read, drawn = cond.apart(hidden)
         made = (each.made(x, self.attention) for each, x in ((self.read, read), (self.drawn, drawn)))
         q, k, v = (cond.joined(*pair) for pair in zip(*made, strict=True))
-        seen = cond.apart(cond.seen(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
+        seen = cond.apart(cond.across(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
         return cond.joined(self.read.answered(read, seen[0]), self.drawn.answered(drawn, seen[1]))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from omnimuse.components.decoder_names import LAYERS
 from omnimuse.loader.rules import Drop, Fuse, Rename, joined
 from omnimuse.models.bagel.layout import LEVELS
 
 SEEING = r"^(vit_model|connector|vit_pos_embed)\."
-QKV = joined("*_proj", "qkv", "qkv")
 
 RULES: tuple[Rename | Fuse | Drop, ...] = (
     Drop(SEEING),
@@ -16,14 +16,12 @@ RULES: tuple[Rename | Fuse | Drop, ...] = (
     Rename(r"^(layers\.\d+)\.(.*)_moe_gen\.", r"\1.drawn.\2."),
     Rename(r"^(layers\.\d+)\.(?!drawn\.)", r"\1.read."),
     Rename(r"\.self_attn\.", "."),
-    Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
     Rename(r"^vae2llm\.", "enter_drawn."),
     Rename(r"^llm2vae\.", "say_drawn."),
     Rename(r"^time_embedder\.mlp\.0\.", "time_embedder.linear_1."),
     Rename(r"^time_embedder\.mlp\.2\.", "time_embedder.linear_2."),
     Rename(r"^latent_pos_embed\.pos_embed$", "places"),
-    *QKV,
-    Fuse(("mlp.gate.weight", "mlp.up.weight"), into="mlp.gate_up.weight"),
+    *LAYERS,
 )
 
 VISION: tuple[Rename | Fuse | Drop, ...] = (
@@ -39,7 +37,7 @@ VISION: tuple[Rename | Fuse | Drop, ...] = (
     Rename(r"\.mlp\.fc2\.", ".mlp.2."),
     Rename(r"^connector\.fc1\.", "connector.0."),
     Rename(r"^connector\.fc2\.", "connector.2."),
-    *QKV,
+    *joined("*_proj", "qkv", "qkv"),
 )
 
 AUTOENCODER: tuple[Rename, ...] = (

@@ -15,9 +15,9 @@ VOICES = "voices"
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all; its voices lie beside the weights."""
-    longest = part(part(configs["model"], THINKER), TEXT).get("max_position_embeddings")
+    writer = part(part(configs["model"], THINKER), TEXT)
     voices = tuple(name.lower() for name in configs.get(VOICES, {}))
-    return answering(longest, Speech(voices) if speaks(configs["model"]) and voices else None, REFUSES)
+    return answering(writer, Speech(voices) if speaks(configs["model"]) and voices else None, REFUSES)
 
 
 ARCH = "Qwen2_5OmniForConditionalGeneration"

@@ -18,8 +18,7 @@ PROCESSOR = "processor"
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
-    longest = part(part(configs["model"], THINKER), TEXT).get("max_position_embeddings")
-    return answering(longest, _speech(configs["model"]), REFUSES)
+    return answering(part(part(configs["model"], THINKER), TEXT), _speech(configs["model"]), REFUSES)
 
 
 def _speech(config: Mapping[str, Any]) -> Speech | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from omnimuse.core.errors import ModelError
+from omnimuse.components.entries import longest_of
 from omnimuse.core.params import DiffusionParams, GenerationParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec
 
@@ -26,17 +26,8 @@ REFUSES: Mapping[str, str] = MappingProxyType(
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
-    longest = configs["model"].get("max_position_embeddings")
-    if not isinstance(longest, int) or longest < 2:
-        raise ModelError(
-            f"config.json: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint"
-        )
-    return Limits(
-        size_multiple=1,
-        max_side=1,
-        max_sequence_length=longest,
-        refuses=REFUSES,
-    )
+    longest = longest_of(configs["model"])
+    return Limits(size_multiple=1, max_side=1, max_sequence_length=longest, refuses=REFUSES)
 
 
 SPEC = Spec(

@@ -9,7 +9,7 @@ LARGER = {
     "qwen25_omni": 873,
     "glm_image": 720,
     "bagel": 830,
-    "qwen3_omni": 639,
+    "qwen3_omni": 638,
     "ltx2": 687,
 }
 """Folders that have more lines than we aim at, and how many at most; the numbers may only shrink."""
