@@ -57,17 +57,20 @@ class Slab:
         return len(self._taken)
 
     def take(self) -> Place:
-        """The first free place; what the row before left there is gone."""
+        """The first free place; what the row before left there is gone.
+
+        While memory is made, garbage may be collected, and with it the last of the other rows (`give`): what was there
+        is held until then, and a place is taken before anything else is done with it.
+        """
         if False not in self._taken:
-            data = self.sizes.empty(max(1, 2 * self.places), self.room, self.device)
-            data[:, :, : self.places] = self.data
+            old = self.data
+            data = self.sizes.empty(max(1, 2 * old.shape[2]), self.room, self.device)
+            data[:, :, : old.shape[2]] = old
             self.data = data
             self._taken += [False] * (data.shape[2] - self.places)
-        else:
-            # Numbers that are none would reach the next row through its mask.
-            self.data[:, :, self._taken.index(False)] = 0
         index = self._taken.index(False)
         self._taken[index] = True
+        self.data[:, :, index] = 0  # numbers that are none would reach the next row through its mask
         return Place(self, index)
 
     def give(self, index: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnimuse.ar.kv import KV, LEAST, Reading, Sizes, Slabs
 from omnimuse.ar.remembering import Conditions, window
@@ -165,3 +167,20 @@ def test_of_a_head_as_many_numbers_turn_as_there_are_angles_for() -> None:
     assert torch.equal(turned[..., :4], cond.turn(x[..., :4]))
     pairs = torch.complex(x[..., :2], x[..., 2:4]) * torch.polar(torch.ones_like(angles), angles)
     torch.testing.assert_close(turned[..., :4], torch.cat([pairs.real, pairs.imag], dim=-1))
+
+
+def test_rows_may_go_while_a_place_is_made_ready_for_the_next() -> None:
+    """As when garbage is collected then."""
+    slabs = Slabs()
+    rows = [filled(slabs, 9) for _ in range(4)]
+    del rows[3:]
+
+    class Collecting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            rows.clear()
+            return func(*args, **(kwargs or {}))
+
+    with Collecting():
+        place = slabs.take(SIZES, 8, CPU)
+    assert place.slab.data.shape[2] > place.index
+    assert not place.slab.data[:, :, place.index].any()
