@@ -12,7 +12,7 @@ from omnimuse.pipeline.denoise import Denoise
 from tests.checkpoints.families import ALLROUNDERS
 from tests.invariants import test_invariants as every
 from tests.invariants import test_pools
-from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick
 
 exact, crowded = every.exact, every.crowded
 
@@ -63,7 +63,7 @@ def test_a_row_that_fails_while_others_are_drawn_fails_only_its_request(subject:
     bad, good = submit(shared, subject.ask(0, num_inference_steps=9), subject.ask(1))
     states, stage_of = shared.runner.states, shared.runner.pipeline.stage_of
     while len(states) < 2 or not all(isinstance(stage_of(each), Denoise) and each.plan for each in states.values()):
-        shared.tick()
+        tick(shared)
     [broken] = [state for state in states.values() if state.id.startswith(bad)]
     broken["latents"] = broken["latents"][:1]  # too few channels: its next forward fails
     events = drain(shared)

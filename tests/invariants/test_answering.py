@@ -18,7 +18,7 @@ from omnimuse.engine.local import start
 from omnimuse.media.picture import picture_of
 from tests.checkpoints.families import ANSWERERS
 from tests.checkpoints.wishes import Answerer, chord, photo
-from tests.invariants.conftest import config, drain, results, submit
+from tests.invariants.conftest import config, drain, results, submit, tick
 
 PICTURE, SOUND = picture_of(photo(40, 24)), chord(16_000, 0.5, 1)
 TALKS: tuple[dict[str, Any], ...] = (
@@ -75,7 +75,7 @@ def test_who_is_cancelled_is_gone_and_the_others_answer_as_they_do_alone(engine:
     ids = submit(engine, *(ask(number) for number in range(len(TALKS))), ask(1))
     events: list[Event] = []
     while sum(isinstance(event, Progress) and event.stage == "talk" for event in events) < 6:
-        events += engine.tick()
+        events += tick(engine)
     engine.cancel(ids[-1])
     events += drain(engine)
     for found, expected in zip(results(engine, events, ids[:-1]), alone, strict=True):
@@ -87,7 +87,7 @@ def test_who_waits_in_mid_word_answers_as_if_nothing_had_been(engine: Engine, al
     [id_] = submit(engine, ask(1))
     events: list[Event] = []
     while sum(isinstance(event, Progress) and event.stage == "talk" for event in events) < 3:
-        events += engine.tick()
+        events += tick(engine)
     engine.pause(id_)
     events += engine.tick()
     assert not any(isinstance(event, Done) for event in events)

@@ -13,7 +13,7 @@ from omnimuse.core.caches import CacheConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
 
 pytestmark = pytest.mark.crossed
 
@@ -84,7 +84,7 @@ def test_pausing_a_request_that_skips_and_resuming_it_changes_no_bit(subject: Su
     [expected] = run(shared, ask)
     [id_] = submit(shared, ask)
     while not any(steps_skipped(shared)):
-        shared.tick()
+        tick(shared)
     shared.pause(id_)
     shared.tick()
     assert shared.idle, "it is parked"

@@ -19,7 +19,7 @@ from omnimuse.core.output import Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from tests.checkpoints.families import FAMILIES
-from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick
 from tests.second_device import Lanes, SecondDevice, moved
 from tests.waits import Waits, long_asks, loops, waits_of_steps
 
@@ -75,8 +75,7 @@ def test_a_paused_request_leaves_the_second_device_and_comes_back(
         [id_] = submit(engine, ask)
         events = []
         while not any(isinstance(event, Progress) and event.stage == loop.name for event in events):
-            assert not engine.idle, events
-            events = engine.tick()
+            events = tick(engine)
         engine.pause(id_)
         engine.tick()
         engine.resume(id_)

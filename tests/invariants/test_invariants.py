@@ -33,7 +33,7 @@ from omnimuse.worker.governor import Teams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import photo
-from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, with_params
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
 
 Make = Callable[..., Engine]
 EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
@@ -149,7 +149,7 @@ def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, share
     [expected] = run(shared, subject.ask(0))
     [id_] = submit(shared, subject.ask(0))
     while not any(state.position for state in shared.runner.states.values()):
-        shared.tick()
+        tick(shared)
     shared.pause(id_)
     shared.tick()
     assert shared.idle, "it is parked"
@@ -360,7 +360,7 @@ def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) 
     [expected] = run(shared, subject.ask(1))
     bad, good = submit(shared, subject.ask(0, num_inference_steps=8), subject.ask(1))
     while not any(state.plan and state.id.startswith(bad) for state in shared.runner.states.values()):
-        shared.tick()
+        tick(shared)
     [broken] = [state for state in shared.runner.states.values() if state.id.startswith(bad)]
     broken["latents"] = broken["latents"][:1]  # too few channels: its next forward fails
     events = drain(shared)

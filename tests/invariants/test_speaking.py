@@ -29,7 +29,7 @@ from omnimuse.worker.explain import explain
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
-from tests.invariants.conftest import config, drain, results, submit
+from tests.invariants.conftest import config, drain, results, submit, tick
 
 
 @pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
@@ -95,7 +95,7 @@ def test_who_is_cancelled_is_gone_and_the_others_say_what_they_would_have(speake
     ids = submit(engine, *wanted, wanted[0])
     events: list[Event] = []
     while sum(isinstance(event, Progress) and event.stage == "talk" for event in events) < 8:
-        events += engine.tick()
+        events += tick(engine)
     engine.cancel(ids[-1])
     events += drain(engine)
     for result, (expected, _) in zip(results(engine, events, ids[:-1]), speaker.kept(), strict=True):

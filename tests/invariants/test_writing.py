@@ -28,7 +28,7 @@ from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
-from tests.invariants.conftest import config, drain, results, submit
+from tests.invariants.conftest import config, drain, results, submit, tick
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
@@ -101,7 +101,7 @@ def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine)
     [expected] = run(engine, ask(writer, 1))
     bad, good = submit(engine, ask(writer, 0), ask(writer, 1))
     while not any("kv" in state and state.id.startswith(bad) for state in engine.runner.states.values()):
-        engine.tick()
+        tick(engine)
     [broken] = [state for state in engine.runner.states.values() if state.id.startswith(bad)]
     broken["kv"] = KV(Slabs(), None, broken["kv"].data[:1, :, None].clone())  # layers are missing
     events = drain(engine)
