@@ -46,6 +46,7 @@ def run(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.costly
+@pytest.mark.timeout(300)
 def test_a_family_of_a_class_registers_and_its_parity_test_says_what_to_write(checkout: Path) -> None:
     words = ["new-model", "aura_flow", "--from", ARCH, "--into", str(checkout)]
     assert main(words) == 0
