@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,10 @@ class Writer:
         self._lock, self._telling, self._ids = threading.Lock(), threading.RLock(), count()
         python = config.python or sys.executable
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ExitStack() as undone, theirs:
+            undone.callback(ours.close)
             self._process = _started(python, theirs.fileno(), device)
+            undone.pop_all()
         self._line = ours
         self._come = ours.makefile("r", encoding="utf-8")
         self._ear = threading.Thread(target=self._listen, name="omnimuse-writer", daemon=True)

@@ -92,5 +92,6 @@ def tell(go: TextIO, told: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder, in which modules have names that others have, too
+    here = os.path.dirname(os.path.abspath(__file__))  # its modules have names that others have, too
+    sys.path[:] = [path for path in sys.path if path != here]
     main(int(sys.argv[1]))

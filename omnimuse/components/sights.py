@@ -161,6 +161,19 @@ def in_turn(sections: Sequence[int]) -> list[int]:
     return [number % AXES for number, count in enumerate(sections) for _ in range(count)]
 
 
+def line(first: int, count: int) -> Tensor:
+    """The places of so many tokens of a text, or of moments of a sound, from place `first` on: int64 [3, count]."""
+    return torch.arange(first, first + count).expand(AXES, -1)
+
+
+def plane(first: int, grid: tuple[int, int, int], apart: int = 1) -> Tensor:
+    """The places of the pieces of what can be seen, moments, rows and columns of them, from place `first` on, moments
+    `apart` from each other: int64 [3, t h w].
+    """
+    times, down, across = (torch.arange(length) for length in grid)
+    return first + torch.stack(torch.meshgrid(times * apart, down, across, indexing="ij")).flatten(1)
+
+
 def _spans(decoder: DenseDecoder, rows: Sequence[Reading], layout: Layout) -> tuple[Tensor, Tensor] | None:
     """Cosines and sines of rows of which some have `turns` of their own, packed; None where none has."""
     own = [row.turns if isinstance(row, Seeing) else None for row in rows]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Columns, Cutting, Rows, Widths
+from omnimuse.layers.rotary import rotate
 
 PLAN: Mapping[str, Cutting] = {
     "to_q": Columns(queries=1),
@@ -47,3 +48,30 @@ class WideAttention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, others: Tensor, other_layout: Layout) -> Tensor:
         q, k, v = self.enter(x, others)
         return self.to_out(self.core(q, k, v, layout, kv_layout=other_layout).flatten(-2))  # [B, S, dim]
+
+
+class TurningAttention(WideAttention):
+    """The same, of tokens that turn by where they stand: every head by angles of its own. Numbers of a head that turn
+    together are neighbours or, `split`, half a head apart.
+    """
+
+    def __init__(self, dim: int, other: int, inner: int, heads: int, role: str, eps: float, split: bool) -> None:
+        super().__init__(dim, other, inner, heads, role, eps)
+        self.split = split
+
+    def turning(
+        self, x: Tensor, layout: Layout, others: Tensor, other_layout: Layout, ropes: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        q, k, v = self.enter(x, others)
+        q, k = self._turn(q, ropes[0]), self._turn(k, ropes[1])
+        return self.to_out(self.core(q, k, v, layout, kv_layout=other_layout).flatten(-2))  # [B, S, dim]
+
+    def _turn(self, x: Tensor, rope: Tensor) -> Tensor:
+        """[B, S, N, H]. Numbers half a head apart are made neighbours first, in
+        queries and keys alike, which changes no product.
+        """
+        x = x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) if self.split else x
+        half = self.core.head_dim // 2
+        first, last = self.core.first_head * half, (self.core.first_head + self.core.num_heads) * half
+        turned = rotate(x.flatten(-2)[:, :, None, None], rope[..., first:last, :])[:, :, 0, 0]
+        return turned.unflatten(-1, (self.core.num_heads, -1))

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from omnimuse.components.seeing import Grid
-from omnimuse.components.sights import Seen, ShownDecoder
+from omnimuse.components.sights import Seen, ShownDecoder, line, plane
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.messages import SHOWN, Message
 from omnimuse.core.output import TextRead
@@ -366,7 +366,5 @@ def _plane(first: int, each: Shown, second: int) -> Tensor:
     if each.runs:
         return first + torch.cat([places for _, places in each.runs], dim=1)
     if each.grid is None:
-        return torch.arange(first, first + len(each.seen.shown)).expand(3, -1)
-    times, down, across = (torch.arange(length) for length in each.grid)
-    apart = round(second * FRAMES / RATE)  # a moment is two frames
-    return first + torch.stack(torch.meshgrid(times * apart, down, across, indexing="ij")).flatten(1)
+        return line(first, len(each.seen.shown))
+    return plane(first, each.grid, round(second * FRAMES / RATE))  # a moment is two frames

@@ -18,15 +18,13 @@ MADE = {
     "AutoencoderKL": "lambda: parts.kl_autoencoder({latents})",
     "AutoencoderDC": "parts.dc_autoencoder",
     "T5Tokenizer": "encoders.t5_tokenizer()",
-    "T5TokenizerFast": "encoders.t5_tokenizer()",
     "CLIPTokenizer": "encoders.clip_tokenizer()",
     "GemmaTokenizer": "encoders.gemma_tokenizer()",
     "Qwen2Tokenizer": "parts.qwen_tokenizer()",
-    "Qwen2TokenizerFast": "parts.qwen_tokenizer()",
     "PreTrainedTokenizerFast": "encoders.bpe_tokenizer()",
     "TokenizersBackend": "encoders.bpe_tokenizer()",
 }
-"""What the suite has small ones of, and how they are made."""
+"""What the suite has small ones of, and how they are made; a `Fast` tokenizer is made as the other."""
 LANGUAGE = "lambda: encoders.language_model({cls}, {tokenizer}, TEXT_WIDTH)"
 """The same of any other language model."""
 LATENTS = {"AutoencoderDC": 8}
@@ -93,13 +91,20 @@ def _saved(facts: ModelFacts, latents: int) -> tuple[list[str], list[str]]:
     first, then, missing = list[str](), list[str](), list[str]()
     for component, (_, cls) in facts.components.items():
         tokenizer = component.replace("text_encoder", "tokenizer")
-        made = MADE.get(cls) or (LANGUAGE if component.startswith("text_encoder") and _language(cls) else "")
+        made = (
+            MADE.get(cls)
+            or MADE.get(cls.removesuffix("Fast"))
+            or (LANGUAGE if component.startswith("text_encoder") and _language(cls) else "")
+        )
         made = made.format(tokenizer=tokenizer, latents=latents, cls=cls)
         saved = f'parts.save_module(folder, "{component}", seed, {made or component})'
         if component == "scheduler":
             flow = '{"shift": 3.0}' if "FlowMatch" in cls else "{}"
             then.append(f'parts.write_scheduler(folder, "{cls}", {flow})  # to check: as published')
-        elif component.startswith("tokenizer") and made:
+        elif component.startswith("tokenizer"):
+            if not made:
+                missing.append(MISSING.format(component=f"small_{component}", cls=cls))
+                made = f"small_{component}()"
             first += [f"{component} = {made}", f'{component}.save_pretrained(folder / "{component}")']
         elif made or component == facts.network:
             then.append(saved)

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Reading
 from omnimuse.ar.remembering import Conditions
 from omnimuse.components.decoder import DecoderLayer, JoinedMLP
+from omnimuse.components.picture_codes import Codebook, StretchedTower
 from omnimuse.components.qwen3_facts import IRRELEVANT, ROPE, Qwen3Config, rotation
 from omnimuse.components.sights import PlacedDecoder, in_turn
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.loader.facts import read_facts
-from omnimuse.models.glm_image.vision import GlmImageCodebook, GlmImageVision
+from omnimuse.models.glm_image.vision import codebook_of, tower_of
 
 WHERE = "vision_language_encoder/config.json"
 FIXED = {"model_type": ("glm_image_text",), "hidden_act": ("silu",), "layer_types": (None,), "attention_bias": (True,)}
@@ -70,7 +71,7 @@ class LanguageConfig(Qwen3Config):
 class GlmImageWriter(PlacedDecoder):
     """Tokens, their places and what came before them -> logits of the next token of a picture."""
 
-    def __init__(self, config: LanguageConfig, vision: GlmImageVision, codebook: GlmImageCodebook) -> None:
+    def __init__(self, config: LanguageConfig, vision: StretchedTower, codebook: Codebook) -> None:
         super().__init__(config, partial(GlmImageLayer, config), in_turn(config.sections))
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.head = nn.Linear(config.hidden_size, config.vision_vocab_size, bias=False)
@@ -81,7 +82,7 @@ class GlmImageWriter(PlacedDecoder):
     def from_config(cls, config: Mapping[str, Any]) -> GlmImageWriter:
         """The language model that a checkpoint's config.json describes."""
         parts = {name: config.get(name) or {} for name in ("text_config", "vision_config", "vq_config")}
-        vision, codebook = GlmImageVision.of(parts["vision_config"]), GlmImageCodebook.of(parts["vq_config"])
+        vision, codebook = tower_of(parts["vision_config"]), codebook_of(parts["vq_config"])
         return cls(LanguageConfig.from_dict(parts["text_config"]), vision, codebook)
 
     def see(self, patches: Tensor, rows: int, columns: int) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnimuse.components.sights import line, plane
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Picture, Request
@@ -211,12 +212,12 @@ def placed(ids: Sequence[int], grids: Sequence[Grid], draws: Sequence[Grid], con
         raise RequestError("the prompt holds tokens that stand for pictures; take them out", "prompt")
     parts, at, before = list[Tensor](), 0, 0
     for start, end, grid in zip(starts, ends, grids, strict=False):
-        parts += [_line(at, start - before), _plane(at + start - before, grid)]
+        parts += [line(at, start - before), plane(at + start - before, (1, *grid))]
         at, before = at + start - before + max(grid), end
-    parts.append(_line(at, len(ids) - before))
+    parts.append(line(at, len(ids) - before))
     at += len(ids) - before
     for grid in draws:
-        parts.append(_plane(at, grid))
+        parts.append(plane(at, (1, *grid)))
         at += max(grid)
     return torch.cat(parts, dim=1)
 
@@ -224,15 +225,6 @@ def placed(ids: Sequence[int], grids: Sequence[Grid], draws: Sequence[Grid], con
 def language(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the language model's configuration says of its text."""
     return config.get("text_config") or {}
-
-
-def _line(first: int, count: int) -> Tensor:
-    return torch.arange(first, first + count).expand(3, -1)
-
-
-def _plane(first: int, grid: Grid) -> Tensor:
-    down, across = torch.meshgrid(*(torch.arange(first, first + length) for length in grid), indexing="ij")
-    return torch.stack([torch.full_like(down, first), down, across]).flatten(1)
 
 
 def finer(tokens: Tensor) -> Tensor:

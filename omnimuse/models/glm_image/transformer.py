@@ -1,28 +1,28 @@
 """The GLM-Image transformer: text and image attend together, with the same weights and modulations of their own.
 
-The arithmetic is that of diffusers' `GlmImageTransformer2DModel`; the blocks are those of `components/joint_stream.py`.
+The arithmetic is that of diffusers' `GlmImageTransformer2DModel`; the blocks are those of `components/joint_stream.py`,
+that may be shown pictures.
 A language model has said beforehand what is in the picture, as one token for every patch (the prior). What does not
 depend on the step, the projected text, the prior, the size and the rotary table, is computed once per request by
 `GlmImageTransformer.prepare`.
 
-Letters: S tokens, D width, E width of the time's vector, N heads, H head dim; c h w latent channels, height, width;
-L blocks; K tokens of pictures that are shown.
+Letters: S tokens, D width, E width of the time's vector; c h w latent channels, height, width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omnimuse.attention.layout import Layout
-from omnimuse.components.joint_stream import JointBlock, JointCond, JointConfig, JointNetwork, JointStatic
+from omnimuse.components.joint_shown import ShownNetwork, ShownStatic
+from omnimuse.components.joint_stream import JointConfig
 from omnimuse.components.two_stream_plan import GATHERED
 from omnimuse.components.two_streams import PATCH, TwoStreamInputs
-from omnimuse.core.plans import Columns, Cut, Cutting, Rows
+from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.loader.facts import read_facts
 
 
@@ -54,84 +54,16 @@ class Size:
 
 
 @dataclass(frozen=True)
-class GlmImageStatic(JointStatic):
+class GlmImageStatic(ShownStatic):
     """What stays the same over all steps of one image: its text, its prior, its size and all tokens' positions."""
 
     prior: Tensor  # [S_image, D]
-    known: Tensor | None  # [L, K, 2, N, H], what the pictures that are shown say, by block
 
 
 GlmImageInputs = TwoStreamInputs[GlmImageStatic]
 
 
-@dataclass(frozen=True)
-class GlmImageCond(JointCond):
-    """What every block receives; of rows that are shown pictures also what these say, by block.
-
-    `known` has keys and values of the tokens of pictures, [L, K, 2, N, H], for every row, and `keys` counts those of
-    rows with them. `kept` takes them of one picture, [L, S, 2, N, H], which then stands alone. `block` [1] counts the
-    blocks that have run: a tensor, so that compiled code is the same for all.
-    """
-
-    known: tuple[Tensor | None, ...] = ()
-    keys: Layout | None = None
-    kept: Tensor | None = None
-    block: Tensor | None = None
-
-    @property
-    def dense(self) -> bool:
-        """Whether rows are equally long, and not several with pictures of their own."""
-        return super().dense and len(self.known) < 2
-
-    def select(self, rows: Sequence[int]) -> GlmImageCond:
-        if self.kept is not None:
-            return self  # one picture, alone
-        known = tuple(self.known[row] for row in rows) if self.known else ()
-        return with_pictures(super().select(rows), known, self.block)
-
-    def cut(self, part: Cut) -> GlmImageCond | None:
-        """None where pictures have a say: their keys and values are no tokens of the rows, and lie whole everywhere."""
-        return super().cut(part) if self.block is None else None
-
-    def after(self, blocks: int) -> GlmImageCond:
-        """The same for a run that begins behind so many blocks."""
-        return self if self.block is None else replace(self, block=torch.full_like(self.block, blocks))
-
-    def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Layout]:
-        """Keys and values of a block, and before them those of pictures that are shown; how they are packed."""
-        if self.block is None:
-            return k, v, self.layout
-        if self.kept is not None:
-            self.kept.index_copy_(0, self.block, torch.stack([k, v], dim=2))
-        stored = [None if known is None else known.index_select(0, self.block)[0] for known in self.known]
-        self.block.add_(1)
-        if self.keys is None:
-            return k, v, self.layout
-        if self.dense:  # one row
-            k, v = (
-                torch.cat([*(kv[None, :, side] for kv in stored if kv is not None), x], dim=1)
-                for side, x in enumerate((k, v))
-            )
-            return k, v, self.keys
-        packed = []
-        for side, x in enumerate((k, v)):
-            rows = zip(stored, self.layout.unpack(x), strict=True)
-            packed.append(self.keys.pack([x if kv is None else torch.cat([kv[:, side], x]) for kv, x in rows]))
-        return packed[0], packed[1], self.keys
-
-
-def with_pictures(cond: JointCond, known: tuple[Tensor | None, ...], block: Tensor | None = None) -> GlmImageCond:
-    """`cond` of rows that are shown the pictures `known`, if any is, from the first block on or from `block`."""
-    facts = (cond.layout, cond.text, cond.image, cond.rope, cond.vector)
-    if all(each is None for each in known):
-        return GlmImageCond(*facts, words=cond.words)
-    counts = [0 if each is None else each.shape[1] for each in known]
-    keys = Layout(tuple(own + more for own, more in zip(cond.layout.lengths, counts, strict=True)))
-    start = torch.zeros(1, dtype=torch.int64, device=cond.vector.device) if block is None else block.clone()
-    return GlmImageCond(*facts, words=cond.words, known=known, keys=keys, block=start)
-
-
-class GlmImageTransformer(JointNetwork[GlmImageStatic]):
+class GlmImageTransformer(ShownNetwork[GlmImageStatic]):
     """Predicts the velocity from image to noise, one tensor [c, h, w] per row; times run from 999 (noise) to 0."""
 
     def __init__(self, config: GlmImageConfig) -> None:
@@ -154,26 +86,17 @@ class GlmImageTransformer(JointNetwork[GlmImageStatic]):
         text = self.text_mlp(self.text_embedder(features.to(self.text_embedder.weight)))  # [S_text, D]
         rope = self._rope(len(text), size)
         shown = torch.cat(list(known), dim=1) if known else None
-        return GlmImageStatic(text, rope, self._size(size), self._prior(prior, size), shown)
+        return GlmImageStatic(text, rope, self._size(size), shown, self._prior(prior, size))
 
     def look(self, latents: Tensor, prior: Tensor, size: Size) -> Tensor:
         """Latents [c, h, w] of a picture of that size, and the prior's token of every patch [S] -> what it says.
 
-        Keys and values of its tokens, by block: [L, S, 2, N, H]. The picture is clean, and sees nothing else.
+        The picture is clean.
         """
         [image] = self.embed([latents])
-        hidden = image + self._prior(prior, size)
-        [block, *_] = self.stack.blocks()
-        assert isinstance(block, JointBlock)
-        heads = block.core.num_heads, block.core.head_dim
-        kept = hidden.new_empty(self.config.num_layers, len(hidden), 2, *heads)
-        layout, start = Layout((len(hidden),)), torch.zeros(1, dtype=torch.int64, device=hidden.device)
-        vector = self.activation(self.time_embedder(start.float()) + self._size(size))  # [1, E]
-        rope = layout.pack([self._rope(0, size)])
-        words = torch.zeros(1, len(hidden), 1, dtype=torch.bool, device=hidden.device)
-        cond = GlmImageCond(layout, layout, layout, rope, vector, words=words, kept=kept, block=start)
-        self.stack(layout.pack([hidden]), cond)
-        return kept
+        start = self.time_embedder(image.new_zeros(1, dtype=torch.float32))
+        vector = self.activation(start + self._size(size))  # [1, E]
+        return self.keep(image + self._prior(prior, size), self._rope(0, size), vector)
 
     def _prior(self, prior: Tensor | None, size: Size) -> Tensor:
         """What every patch is told: [S_image, D]."""
@@ -196,9 +119,6 @@ class GlmImageTransformer(JointNetwork[GlmImageStatic]):
 
     def images(self, rows: Sequence[GlmImageInputs]) -> list[Tensor]:
         return [image + row.static.prior for image, row in zip(super().images(rows), rows, strict=True)]
-
-    def _condition(self, rows: Sequence[GlmImageInputs], image: Layout) -> GlmImageCond:
-        return with_pictures(super()._condition(rows, image), tuple(row.static.known for row in rows))
 
     def _rope(self, text: int, size: Size) -> Tensor:
         """The image spreads over both axes from the origin, where all text tokens stand."""

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
-from omnimuse.components.wide_attention import PLAN, WideAttention
+from omnimuse.components.two_widths import join, layout_of, split
+from omnimuse.components.wide_attention import PLAN, TurningAttention, WideAttention
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.network import Network
-from omnimuse.layers.rotary import rotate, rotations
+from omnimuse.layers.rotary import rotations
 from omnimuse.layers.stack import Block, BlockStack, Memory
 from omnimuse.loader.facts import read_facts
 
@@ -213,10 +214,7 @@ class LTX2Cond:
 
     def join(self, video: Tensor, sound: Tensor) -> Tensor:
         """Tokens of both, packed by their layouts -> lines [B, *, D], packed by `layout`."""
-        if self.video.layout.dense and self.sound.layout.dense:
-            return torch.cat([video, lines(sound, video.shape[-1])], dim=1)
-        rows = zip(self.video.layout.unpack(video), self.sound.layout.unpack(sound), strict=True)
-        return self.layout.pack([torch.cat([one, lines(other[None], one.shape[-1])[0]]) for one, other in rows])
+        return join(self.layout, self.video.layout, self.sound.layout, video, sound)
 
     def cut(self, part: Cut) -> LTX2Cond | None:
         """None: tokens of sound stand in lines of several, which no part of the tokens can be cut from."""
@@ -224,21 +222,7 @@ class LTX2Cond:
 
     def split(self, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The reverse of `join`; tokens of the sound are `width` wide."""
-        if self.video.layout.dense and self.sound.layout.dense:
-            video, rest = hidden[:, : self.video.layout.length], hidden[:, self.video.layout.length :]
-            return video, rest.reshape(len(rest), -1, width)[:, : self.sound.layout.length]
-        lengths = zip(self.video.layout.lengths, self.sound.layout.lengths, strict=True)
-        videos, sounds = [], []
-        for row, (length, sound) in zip(self.layout.unpack(hidden), lengths, strict=True):
-            videos.append(row[:length])
-            sounds.append(row[length:].reshape(-1, width)[:sound])
-        return self.video.layout.pack(videos), self.sound.layout.pack(sounds)
-
-
-def lines(sound: Tensor, width: int) -> Tensor:
-    """Tokens [B, S, D] -> lines [B, *, width] of several each, the last one filled up with zeros."""
-    each = width // sound.shape[-1]
-    return F.pad(sound, (0, 0, 0, -sound.shape[1] % each)).reshape(len(sound), -1, width)
+        return split(self.layout, self.video.layout, self.sound.layout, hidden, width)
 
 
 class LTX2Transformer(Network):
@@ -286,9 +270,7 @@ class LTX2Transformer(Network):
         now = torch.stack([row.t for row in rows])  # [R]
         times = torch.cat([part.times(row.t) for part, row in zip(seeing, rows, strict=True)])  # [P]
         video, sound = self.video.condition(seeing, times, now), self.sound.condition(hearing, now, now)
-        each = self.config.dim // self.config.sound_dim
-        lengths = zip(video.layout.lengths, sound.layout.lengths, strict=True)
-        layout = Layout(tuple(seen + -(-heard // each) for seen, heard in lengths))
+        layout = layout_of(video.layout, sound.layout, self.config.dim // self.config.sound_dim)
         cond = LTX2Cond(layout, video, sound, torch.stack([row.static.together for row in rows]))
         hidden = cond.join(video.layout.pack(videos), sound.layout.pack(sounds))
         hidden = self.blocks(hidden, cond, memories)
@@ -388,10 +370,10 @@ class LTX2Block(Block[LTX2Cond]):
     def __init__(self, config: LTX2Config) -> None:
         super().__init__()
         heads, split = config.num_attention_heads, config.rope_type == "split"
-        self.video = LTX2Stream(config.dim, heads, split)
-        self.sound = LTX2Stream(config.sound_dim, heads, split)
-        self.to_video = LTX2Attention(config.dim, config.sound_dim, config.sound_dim, heads, "sound to video", split)
-        self.to_sound = LTX2Attention(config.sound_dim, config.dim, config.sound_dim, heads, "video to sound", split)
+        wide, narrow = config.dim, config.sound_dim
+        self.video, self.sound = LTX2Stream(wide, heads, split), LTX2Stream(narrow, heads, split)
+        self.to_video = TurningAttention(wide, narrow, narrow, heads, "sound to video", EPS, split)
+        self.to_sound = TurningAttention(narrow, wide, narrow, heads, "video to sound", EPS, split)
 
     def forward(self, hidden: Tensor, cond: LTX2Cond) -> Tensor:
         video, sound = cond.split(hidden, self.sound.dim)
@@ -417,7 +399,7 @@ class LTX2Stream(nn.Module):
         super().__init__()
         self.dim = dim
         self.norm = nn.RMSNorm(dim, EPS, elementwise_affine=False)
-        self.attention = LTX2Attention(dim, dim, dim, heads, "self", split)
+        self.attention = TurningAttention(dim, dim, dim, heads, "self", EPS, split)
         self.text_attention = WideAttention(dim, dim, dim, heads, "cross", EPS)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
@@ -452,28 +434,3 @@ class LTX2Stream(nn.Module):
     def _mods(self, cond: PartCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP."""
         return cond.expand(self.scale_shift_table.flatten() + cond.time).chunk(6, dim=-1)
-
-
-class LTX2Attention(WideAttention):
-    """The same, of tokens that turn by where they stand."""
-
-    def __init__(self, dim: int, other: int, inner: int, heads: int, role: str, split: bool) -> None:
-        super().__init__(dim, other, inner, heads, role, EPS)
-        self.split = split
-
-    def turning(
-        self, x: Tensor, layout: Layout, others: Tensor, other_layout: Layout, ropes: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        q, k, v = self.enter(x, others)
-        q, k = self._turn(q, ropes[0]), self._turn(k, ropes[1])
-        return self.to_out(self.core(q, k, v, layout, kv_layout=other_layout).flatten(-2))  # [B, S, dim]
-
-    def _turn(self, x: Tensor, rope: Tensor) -> Tensor:
-        """[B, S, N, H], every head by angles of its own. Numbers half a head apart are made neighbours first, in
-        queries and keys alike, which changes no product.
-        """
-        x = x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) if self.split else x
-        half = self.core.head_dim // 2
-        first, last = self.core.first_head * half, (self.core.first_head + self.core.num_heads) * half
-        turned = rotate(x.flatten(-2)[:, :, None, None], rope[..., first:last, :])[:, :, 0, 0]
-        return turned.unflatten(-1, (self.core.num_heads, -1))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,16 @@ def test_what_nobody_has_a_small_one_of_is_a_function_that_says_so() -> None:
     assert text.index('raise NotImplementedError("a tiny AutoencoderKLWan', made) < text.index("def build(")
     assert text.count("raise NotImplementedError") == 1
     assert 'parts.save_module(folder, "vae", seed, vae)' in text
+
+
+def test_a_tokenizer_of_which_nobody_has_a_small_one_is_called_before_its_encoder_is_as_large() -> None:
+    facts = read_facts_of("AuraFlowPipeline")
+    strange = replace(facts, components={**facts.components, "tokenizer": ("transformers", "BertTokenizer")})
+    text = files("another", strange)["tests/checkpoints/another.py"]
+    assert "def small_tokenizer() -> BertTokenizer:" in text
+    assert text.index("tokenizer = small_tokenizer()") < text.index("encoders.umt5_encoder(len(tokenizer))")
+    quick = replace(facts, components={**facts.components, "tokenizer": ("transformers", "T5TokenizerFast")})
+    assert "tokenizer = encoders.t5_tokenizer()" in files("another", quick)["tests/checkpoints/another.py"]
 
 
 def test_a_class_whose_network_has_no_defaults_is_refused() -> None:

@@ -1,0 +1,45 @@
+"""Rows of two parts whose tokens are not equally wide, as one sequence, which is how runners of blocks want them: the
+tokens of the wide part, then those of the narrow one, of which several fill a line.
+
+For `Layout` see `attention/layout.py`. Letters: B batch, S tokens, D width of the wide part.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnimuse.attention.layout import Layout
+
+
+def layout_of(wide: Layout, narrow: Layout, each: int) -> Layout:
+    """How the lines of both lie, of which one takes `each` narrow tokens."""
+    lengths = zip(wide.lengths, narrow.lengths, strict=True)
+    return Layout(tuple(own + -(-other // each) for own, other in lengths))
+
+
+def join(layout: Layout, wide: Layout, narrow: Layout, wides: Tensor, narrows: Tensor) -> Tensor:
+    """Tokens of both, packed by their layouts -> lines [B, *, D], packed by `layout`."""
+    if wide.dense and narrow.dense:
+        return torch.cat([wides, lines(narrows, wides.shape[-1])], dim=1)
+    rows = zip(wide.unpack(wides), narrow.unpack(narrows), strict=True)
+    return layout.pack([torch.cat([one, lines(other[None], one.shape[-1])[0]]) for one, other in rows])
+
+
+def split(layout: Layout, wide: Layout, narrow: Layout, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The reverse of `join`; narrow tokens are `width` wide."""
+    if wide.dense and narrow.dense:
+        wides, rest = hidden[:, : wide.length], hidden[:, wide.length :]
+        return wides, rest.reshape(len(rest), -1, width)[:, : narrow.length]
+    own, others = list[Tensor](), list[Tensor]()
+    for row, length, count in zip(layout.unpack(hidden), wide.lengths, narrow.lengths, strict=True):
+        own.append(row[:length])
+        others.append(row[length:].reshape(-1, width)[:count])
+    return wide.pack(own), narrow.pack(others)
+
+
+def lines(narrows: Tensor, width: int) -> Tensor:
+    """Tokens [B, S, *] -> lines [B, *, width] of several each, the last one filled up with zeros."""
+    each = width // narrows.shape[-1]
+    return F.pad(narrows, (0, 0, 0, -narrows.shape[1] % each)).reshape(len(narrows), -1, width)
