@@ -16,6 +16,8 @@ import zmq
 
 from omnimuse.deploy.wire import MAX_MESSAGE, Beat, Command, Message, encode, read_command
 
+TOGETHER = 2**18
+"""Bytes that are sent as one message of many parts; a longer one goes by itself."""
 _LAST_WORDS = 2000  # milliseconds that messages may take to leave when the process ends
 
 
@@ -86,12 +88,21 @@ class Line:
         os.close(self._push)
 
     def _flush(self) -> None:
+        """Send what is there as messages of many parts: waiting for one takes the front longer than reading a part."""
+        parts: list[bytes] = []
+        length = 0
         while True:
             try:
-                message = self._queue.get_nowait()
+                payload = encode(self._queue.get_nowait())
             except Empty:
-                return
-            self._socket.send(encode(message))
+                break
+            if parts and length + len(payload) > TOGETHER:
+                self._socket.send_multipart(parts)
+                parts, length = [], 0
+            parts.append(payload)
+            length += len(payload)
+        if parts:
+            self._socket.send_multipart(parts)
 
     def _ring(self) -> None:
         try:

@@ -238,7 +238,8 @@ class Worker:
         self._ticks += 1
         if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
             return
-        job.memory = max(job.memory, resident())
+        if not isinstance(event, Chunk):  # the step that wrote it is told, too
+            job.memory = max(job.memory, resident())
         match event:
             case Progress():
                 self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))

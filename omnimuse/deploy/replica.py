@@ -219,18 +219,22 @@ class Life:
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> End:
         while True:
-            try:
-                report = read_report(await socket.recv())
-            except errors.EngineDeadError as error:
-                return End("exit", str(error))
-            if isinstance(report, Beat):
-                self._feel(report)
-            if isinstance(report, Carried):
-                if (trouble := await asyncio.to_thread(lay, self._plan.spool, report)) is not None:
-                    self._hear(trouble)
-                continue
-            self.ready = self.ready or isinstance(report, Ready)
-            self._hear(report)
+            for payload in await socket.recv_multipart():
+                try:
+                    report = read_report(payload)
+                except errors.EngineDeadError as error:
+                    return End("exit", str(error))
+                await self._take(report)
+
+    async def _take(self, report: Report | Carried) -> None:
+        if isinstance(report, Beat):
+            self._feel(report)
+        if isinstance(report, Carried):
+            if (trouble := await asyncio.to_thread(lay, self._plan.spool, report)) is not None:
+                self._hear(trouble)
+            return
+        self.ready = self.ready or isinstance(report, Ready)
+        self._hear(report)
 
     def _feel(self, beat: Beat) -> None:
         self._heard, self.memory = time.monotonic(), beat.memory
