@@ -24,6 +24,8 @@ NEVER = -100.0
 
 def main(number: int) -> None:
     """Start as the first line says, and write until nobody listens."""
+    here = os.path.dirname(os.path.abspath(__file__))  # its modules have names that others have, too
+    sys.path[:] = [path for path in sys.path if path != here]
     line = socket.socket(fileno=number)
     come, go = line.makefile("r", encoding="utf-8"), line.makefile("w", encoding="utf-8")
     start = json.loads(come.readline())
@@ -92,6 +94,4 @@ def tell(go: TextIO, told: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    here = os.path.dirname(os.path.abspath(__file__))  # its modules have names that others have, too
-    sys.path[:] = [path for path in sys.path if path != here]
     main(int(sys.argv[1]))

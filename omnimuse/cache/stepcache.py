@@ -95,7 +95,7 @@ class StepCache:
         """The policy of a row; RequestError for a choice that this stack has too few blocks for. What is evaluated once
         has no step that could be skipped.
         """
-        if memory.of == 1:
+        if memory.steps == memory.of == 1:
             return None
         choice = self.default if memory.cache is None else cache_named(memory.cache)
         choice = completed(choice, self.fits, memory.of)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError
+from omnimuse.loader.bitsandbytes import content_of, packed_weights
 from omnimuse.loader.files import PICKLES
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
 
@@ -94,8 +95,12 @@ def shapes_in(file: Path) -> Tensors:
     if file.suffix == GGUF:
         return {name: torch.empty(content.shape, device="meta") for name, content in _gguf(file)}
     with _opened(file) as opened:
-        names = list(opened.keys())
-        return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
+        kinds = {name: opened.get_slice(name).get_dtype() for name in list(opened.keys())}
+        packed = packed_weights(opened, kinds)
+        gone = {part for each in packed.values() for part in each.parts.values()}
+        shapes = {name: opened.get_slice(name).get_shape() for name in kinds if name not in gone}
+        shapes |= {name: each.shape for name, each in packed.items()}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 # -- safetensors -----------------------------------------------------------------------------------------------------
@@ -118,9 +123,15 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
-    """Names and contents; weights of 8 bits are rows with their scales, as is said beside them or 1."""
+    """Names and contents; weights of 8 bits are rows with their scales, as is said beside them or 1, and those of
+    bitsandbytes as they are.
+    """
     with _opened(file) as opened:
         tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
+        for name, each in packed_weights(opened, {n: opened.get_slice(n).get_dtype() for n in tensors}).items():
+            yield name, content_of(opened, each)
+            for part in each.parts.values():
+                del tensors[part]
     scales = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _SCALE.fullmatch(name))}
     for name, tensor in tensors.items():
         if _NOTES.fullmatch(name):

@@ -179,7 +179,7 @@ class Checkpoint:
             names = (own.get(component, CONFIGS[0]),)
         for name in names:
             if (folder / name).is_file():
-                return read_json(folder / name)
+                return _as_of_floats(read_json(folder / name))
         if self.has_weights(component):
             raise ModelError(f"{folder / CONFIGS[0]} does not exist; {AGAIN}")
         return {}
@@ -308,3 +308,11 @@ def _not_a_checkpoint(folder: Path) -> str:
 
 
 _CONVERT = "Convert it once: omnimuse convert FILE --like MODEL -o FOLDER, with a checkpoint of the same kind as MODEL"
+
+
+def _as_of_floats(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration without what bitsandbytes says of how it packed the weights: the files say that, too."""
+    said = config.get("quantization_config")
+    if not isinstance(said, Mapping) or said.get("quant_method") != "bitsandbytes":
+        return config
+    return {name: value for name, value in config.items() if name != "quantization_config"}

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from omnimuse.core.errors import ModelError
+from omnimuse.loader.bitsandbytes import Packed, packed_weights
 from omnimuse.loader.differences import Shape
 from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
 from omnimuse.quant.packings import PACKINGS
@@ -29,13 +30,15 @@ class Stored:
     """A tensor in a file; `kind` is what the file format calls its dtype (`F32`, `BF16`, `I64`).
 
     For packed weights it is the name of their packing, and `shape` that of what they stand for; `parts` says under
-    which names the tensors are that they consist of (part -> name).
+    which names the tensors are that they consist of (part -> name), as we have them or, where they are `foreign`, as
+    bitsandbytes has.
     """
 
     path: Path
     shape: Shape
     kind: str
     parts: Mapping[str, str] = field(default_factory=dict)
+    foreign: Packed | None = None
 
 
 def stored_in(folder: Path) -> dict[str, Stored]:
@@ -85,6 +88,13 @@ def _header(path: Path) -> dict[str, Stored]:
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         found = {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
         said = (handle.metadata() or {}).get(PACKED)
+        foreign = {
+            name: Stored(path, each.shape, each.kind, each.parts, each)
+            for name, each in packed_weights(handle, {name: each.kind for name, each in found.items()}).items()
+        }
+    if foreign:
+        gone = {part for each in foreign.values() for part in each.parts.values()}
+        found = {name: each for name, each in found.items() if name not in gone} | foreign
     if said is None:
         return found
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from omnimuse.loader.bitsandbytes import content_of
 from omnimuse.loader.filling import Space
 from omnimuse.loader.headers import Stored
 from omnimuse.quant.linear import PackedRows
@@ -23,6 +24,8 @@ class Source:
 
     def whole(self) -> Tensor | Rows:
         """All of it."""
+        if self.stored.foreign is not None:
+            return content_of(self.handle, self.stored.foreign)
         if self.stored.parts:
             return self._rows(slice(None))
         tensor: Tensor = self.handle.get_tensor(self.name)
@@ -34,7 +37,12 @@ class Source:
         if not self.stored.parts:
             tensor: Tensor = self.handle.get_slice(self.name)[where]
             return tensor
-        return self._rows(where[0]) if dim == 0 else self._rows(slice(None)).floats()[where]
+        content = self._rows(where[0]) if self.stored.foreign is None and dim == 0 else self.whole()
+        if isinstance(content, Tensor):
+            return content[where]
+        if dim != 0:
+            return content.floats()[where]
+        return content if self.stored.foreign is None else content.some(where[0])
 
     def _rows(self, some: slice) -> Rows:
         slices = {part: self.handle.get_slice(name) for part, name in self.stored.parts.items()}

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from omnimuse.quant.blocks import BLOCKS
+from omnimuse.quant.codes import CODES
 from omnimuse.quant.schemes import SCHEMES, Fp8, Packing, Parts
 
 WIDE_FP8 = "fp8-e5m2"
 """Floats of 8 bits with five for the exponent: read, never chosen here."""
 
-PACKINGS: Mapping[str, Packing] = MappingProxyType({**SCHEMES, WIDE_FP8: Fp8(kind=torch.float8_e5m2), **BLOCKS})
+PACKINGS: Mapping[str, Packing] = MappingProxyType(
+    {**SCHEMES, WIDE_FP8: Fp8(kind=torch.float8_e5m2), **BLOCKS, **CODES}
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Rows:
     def nbytes(self) -> int:
         """What they take."""
         return sum(part.nbytes for part in self.parts.values())
+
+    def some(self, which: slice) -> Rows:
+        """Some of them."""
+        return Rows(self.packing, self.inputs, {name: part[which] for name, part in self.parts.items()})
 
     def floats(self) -> Tensor:
         """What they stand for, in float32."""

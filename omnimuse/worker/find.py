@@ -106,9 +106,7 @@ def _refuse_packings_of_others(checkpoint: Checkpoint) -> None:
     for name, config in checkpoint.configs.items():
         if not isinstance(said := config.get("quantization_config"), Mapping):
             continue
-        method = str(said.get("quant_method", "a library"))
-        kind = said.get("bnb_4bit_quant_type") if said.get("load_in_4bit") else None
-        how = f"{method} ({kind})" if kind else method
+        how = str(said.get("quant_method", "a library"))
         raise ModelError(
             f"component {name!r} of {checkpoint.folder} was packed by {how}, whose weights are not read here; use the "
             f"checkpoint that it was made from with --quantize {name}=int4, or a GGUF file of the model "

@@ -120,11 +120,9 @@ def test_a_table_of_packed_weights_that_does_not_fit_the_file_is_refused(z_image
 
 
 def test_a_folder_that_a_library_packed_is_refused_by_name_with_what_to_do(tmp_path: Path) -> None:
-    folder = z_image.build(tmp_path / "nf4")
+    folder = z_image.build(tmp_path / "gptq")
     about = json.loads((folder / "text_encoder" / "config.json").read_text())
-    about["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    about["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(about))
-    with pytest.raises(
-        ModelError, match=r"'text_encoder' of .* packed by bitsandbytes \(nf4\).*--quantize text_encoder=int4"
-    ):
+    with pytest.raises(ModelError, match=r"'text_encoder' of .* packed by gptq.*--quantize text_encoder=int4"):
         start(Subject(Z_IMAGE, folder).config())

@@ -1,0 +1,103 @@
+"""Models that bitsandbytes has packed: they draw what their weights stand for, and stay packed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from omnimuse.core.errors import ModelError
+from omnimuse.engine.local import start
+from omnimuse.loader.headers import stored_in
+from omnimuse.loader.sources import Source
+from omnimuse.quant.linear import quantized_layers
+from omnimuse.quant.packings import Rows
+from tests.checkpoints import bitsandbytes, qwen3, z_image
+from tests.invariants.conftest import Subject, run
+
+Z_IMAGE = z_image.FAMILIES[0]
+KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("int8", False)]
+
+
+@pytest.mark.parametrize(("kind", "double"), KINDS)
+def test_what_it_packed_draws_what_the_weights_stand_for_and_stays_packed(
+    kind: str, double: bool, z_image_folder: Path, tmp_path: Path
+) -> None:
+    small, floats = (Path(shutil.copytree(z_image_folder, tmp_path / name)) for name in ("small", "floats"))
+    for component in ("transformer", "text_encoder"):
+        bitsandbytes.unpack(floats / component, bitsandbytes.pack(small / component, kind, double))
+        assert kind in {each.kind for each in stored_in(small / component).values()}
+    drawn = []
+    for folder in (small, floats):
+        engine = start(Subject(Z_IMAGE, folder).config())
+        drawn.append(run(engine, Subject(Z_IMAGE, folder).ask(0))[0])
+        network = engine.runner.pipeline.ctx.network("transformer")
+        assert bool(quantized_layers(network)) == (folder == small)
+        engine.close()
+    torch.testing.assert_close(*drawn, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [128, 96])
+def test_a_part_of_the_rows_or_columns_is_that_of_the_whole(inputs: int, tmp_path: Path) -> None:
+    weight = torch.randn(6, inputs, generator=torch.Generator().manual_seed(1))
+    save_file({"layers.weight": weight}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    expected = bitsandbytes.pack(tmp_path, "nf4", double=True)["layers.weight"]
+    [(name, stored)] = stored_in(tmp_path).items()
+    with safe_open(tmp_path / "model.safetensors", "pt") as handle:
+        source = Source(handle, name, stored)
+        for content, part in (
+            (source.whole(), expected),
+            (source.part(0, 1, 3), expected[1:3]),
+            (source.part(1, 2, 70), expected[:, 2:70]),
+        ):
+            assert torch.equal(content.floats() if isinstance(content, Rows) else content, part)
+
+
+def test_a_language_model_in_four_bits_writes_what_its_weights_stand_for(tmp_path: Path) -> None:
+    from omnimuse import Omni
+
+    folders = [qwen3.build(tmp_path / name) for name in ("small", "floats")]
+    bitsandbytes.unpack(folders[1], bitsandbytes.pack(folders[0], "nf4"))
+    texts = []
+    for folder in folders:
+        with Omni(str(folder), device="cpu", dtype="float32") as omni:
+            [result] = omni.generate("a red circle", max_tokens=12, temperature=0, progress=False)
+            texts.append(result.written[0].tokens)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"quant_type": "nf4"}, "does not say how weights were packed"),
+        ({"quant_type": "nf4", "shape": 7}, "does not say how weights were packed"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_name(about: dict[str, object], says: str, tmp_path: Path) -> None:
+    state = torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
+    tensors = {"a.weight": torch.zeros(128, 1, dtype=torch.uint8), "a.weight.quant_state.bitsandbytes__nf4": state}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=says):
+        stored_in(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize(("double", "inputs"), [(False, 128), (True, 128), (True, 96)])
+def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: int, tmp_path: Path) -> None:
+    library = pytest.importorskip("bitsandbytes.functional", reason="it is not installed")
+    from omnimuse.loader.bitsandbytes import content_of, packed_weights
+
+    weight = torch.randn(6, inputs, generator=torch.Generator().manual_seed(0))
+    packed, state = library.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=double)
+    told = {f"a.weight.{name}": each for name, each in state.as_dict(packed=True).items()}
+    save_file({"a.weight": packed, **told}, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as handle:
+        kinds = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+        found = content_of(handle, packed_weights(handle, kinds)["a.weight"])
+    assert torch.equal(found.floats() if isinstance(found, Rows) else found, library.dequantize_4bit(packed, state))
