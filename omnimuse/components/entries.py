@@ -58,10 +58,11 @@ QWEN3 = Reader(
 )
 
 
-def own_transformer(family: str, network: str, *classes: str) -> Component:
-    """The entry of a network of ours, in the files that every family has."""
+def own_transformer(family: str, network: str, *classes: str, alias: bool = False) -> Component:
+    """The entry of a network of ours, in the files that every family has; `alias`: `weights.py` has `ALIASES`, too."""
     package = f"omnimuse.models.{family}"
-    return Component(classes, network=f"{package}.transformer:{network}", rules=f"{package}.weights:RULES")
+    names = f"{package}.weights:ALIASES" if alias else ""
+    return Component(classes, f"{package}.transformer:{network}", rules=f"{package}.weights:RULES", aliases=names)
 
 
 def inside_model(

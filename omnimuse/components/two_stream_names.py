@@ -1,8 +1,8 @@
-"""The names that the tensors of networks of two streams (`two_streams.py`) have in checkpoints."""
+"""The names that networks of two streams (`two_streams.py`) have in checkpoints, and those that adapters have."""
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename, joined
+from omnimuse.loader.rules import Alias, Fuse, Rename, joined
 
 DOUBLE = r"^(stack\.double_blocks\.\d+)\."
 SINGLE = r"^(stack\.single_blocks\.\d+)\."
@@ -37,4 +37,33 @@ RULES: tuple[Rename | Fuse, ...] = (
 
 Renames act in order and are anchored where a name may occur elsewhere; fuses join the attention's three projections,
 and the MLP's first layer where it stands beside them.
+"""
+
+_DOUBLE, _SINGLE = r"transformer_blocks.\1", r"single_transformer_blocks.\1"
+_IMAGE = tuple(f"{_DOUBLE}.attn.to_{part}" for part in "qkv")
+_TEXT = tuple(f"{_DOUBLE}.attn.add_{part}_proj" for part in "qkv")
+_ALL = tuple(f"{_SINGLE}.attn.to_{part}" for part in "qkv")
+
+ALIASES: tuple[Alias, ...] = (
+    Alias(r"double_blocks\.(\d+)\.(?:img_attn\.qkv|processor\.qkv_lora1)", _IMAGE),
+    Alias(r"double_blocks\.(\d+)\.(?:txt_attn\.qkv|processor\.qkv_lora2)", _TEXT),
+    Alias(r"double_blocks\.(\d+)\.(?:img_attn\.proj|processor\.proj_lora1)", (f"{_DOUBLE}.attn.to_out.0",)),
+    Alias(r"double_blocks\.(\d+)\.(?:txt_attn\.proj|processor\.proj_lora2)", (f"{_DOUBLE}.attn.to_add_out",)),
+    Alias(r"double_blocks\.(\d+)\.img_mlp\.0", (f"{_DOUBLE}.ff.net.0.proj",)),
+    Alias(r"double_blocks\.(\d+)\.img_mlp\.2", (f"{_DOUBLE}.ff.net.2",)),
+    Alias(r"double_blocks\.(\d+)\.txt_mlp\.0", (f"{_DOUBLE}.ff_context.net.0.proj",)),
+    Alias(r"double_blocks\.(\d+)\.txt_mlp\.2", (f"{_DOUBLE}.ff_context.net.2",)),
+    Alias(r"double_blocks\.(\d+)\.img_mod\.lin", (f"{_DOUBLE}.norm1.linear",)),
+    Alias(r"double_blocks\.(\d+)\.txt_mod\.lin", (f"{_DOUBLE}.norm1_context.linear",)),
+    Alias(r"single_blocks\.(\d+)\.linear1", (*_ALL, f"{_SINGLE}.proj_mlp")),
+    Alias(r"single_blocks\.(\d+)\.processor\.qkv_lora", _ALL),
+    Alias(r"single_blocks\.(\d+)\.(?:linear2|processor\.proj_lora)", (f"{_SINGLE}.proj_out",)),
+    Alias(r"single_blocks\.(\d+)\.modulation\.lin", (f"{_SINGLE}.norm.linear",)),
+    Alias(r"img_in", ("x_embedder",)),
+    Alias(r"txt_in", ("context_embedder",)),
+    Alias(r"final_layer\.linear", ("proj_out",)),
+)
+"""What adapters call layers: the names of the first published code, as Kohya's trainers and AI-Toolkit have them, and
+those of XLabs. There queries, keys and values are one layer. `final_layer.adaLN_modulation` is not among them: there
+scale and shift stand the other way round.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.loras import Lora
 from tests.checkpoints.adapters import (
-    Layers,
+    RANK,
     Style,
     kohya,
     layers_of,
@@ -70,61 +70,199 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-ORIGINAL = {
-    "double_blocks.0.img_attn.qkv": (96, 32),
-    "double_blocks.1.txt_attn.qkv": (96, 32),
-    "double_blocks.0.txt_attn.proj": (32, 32),
-    "double_blocks.1.img_mlp.0": (128, 32),
-    "single_blocks.0.linear2": (32, 160),
-    "single_blocks.1.modulation.lin": (96, 32),
+Whole = Mapping[str, tuple[str, ...]]
+"""Layers by the names that trainers have for them: what the checkpoint calls their parts, in order."""
+
+
+def of_two_blocks(*names: tuple[str, str, str]) -> dict[str, tuple[str, ...]]:
+    """(theirs, ours, what stands for a + in ours, part by part), with stars for the number of a block."""
+    return {
+        theirs.replace("*", number): tuple(ours.replace("*", number).replace("+", part) for part in parts or "+")
+        for number in "01"
+        for theirs, ours, parts in names
+    }
+
+
+DOUBLE, SINGLE = "transformer_blocks.*", "single_transformer_blocks.*"
+FLUX = of_two_blocks(
+    ("double_blocks.*.img_attn.qkv", f"{DOUBLE}.attn.to_+", "qkv"),
+    ("double_blocks.*.txt_attn.qkv", f"{DOUBLE}.attn.add_+_proj", "qkv"),
+    ("double_blocks.*.txt_attn.proj", f"{DOUBLE}.attn.to_add_out", ""),
+    ("double_blocks.*.img_mlp.0", f"{DOUBLE}.ff.net.0.proj", ""),
+    ("single_blocks.*.linear2", f"{SINGLE}.proj_out", ""),
+    ("single_blocks.*.modulation.lin", f"{SINGLE}.norm.linear", ""),
+)
+WHOLE_FLUX = {
+    "single_blocks.1.linear1": (
+        *(f"single_transformer_blocks.1.attn.to_{part}" for part in "qkv"),
+        "single_transformer_blocks.1.proj_mlp",
+    )
 }
-"""Layers of the tiny FLUX, by the names of the first code: outputs and inputs."""
-XLABS = {
-    "double_blocks.0.processor.qkv_lora1": (96, 32),
-    "double_blocks.1.processor.qkv_lora2": (96, 32),
-    "double_blocks.0.processor.proj_lora2": (32, 32),
-    "single_blocks.1.processor.qkv_lora": (96, 32),
-    "single_blocks.0.processor.proj_lora": (32, 160),
+XLABS = of_two_blocks(
+    ("double_blocks.*.processor.qkv_lora1", f"{DOUBLE}.attn.to_+", "qkv"),
+    ("double_blocks.*.processor.qkv_lora2", f"{DOUBLE}.attn.add_+_proj", "qkv"),
+    ("double_blocks.*.processor.proj_lora2", f"{DOUBLE}.attn.to_add_out", ""),
+    ("single_blocks.*.processor.qkv_lora", f"{SINGLE}.attn.to_+", "qkv"),
+    ("single_blocks.*.processor.proj_lora", f"{SINGLE}.proj_out", ""),
+)
+CHROMA = of_two_blocks(
+    ("double_blocks.*.img_attn.qkv", f"{DOUBLE}.attn.to_+", "qkv"),
+    ("double_blocks.*.txt_mlp.2", f"{DOUBLE}.ff_context.net.2", ""),
+    ("single_blocks.*.linear2", f"{SINGLE}.proj_out", ""),
+)
+WAN = of_two_blocks(
+    *((f"blocks.*.self_attn.{part}", f"blocks.*.attn1.to_{part}", "") for part in "qkv"),
+    *((f"blocks.*.cross_attn.{part}", f"blocks.*.attn2.to_{part}", "") for part in "qkv"),
+    *((f"blocks.*.cross_attn.{part}_img", f"blocks.*.attn2.add_{part}_proj", "") for part in "kv"),
+    ("blocks.*.self_attn.o", "blocks.*.attn1.to_out.0", ""),
+    ("blocks.*.cross_attn.o", "blocks.*.attn2.to_out.0", ""),
+    ("blocks.*.ffn.0", "blocks.*.ffn.net.0.proj", ""),
+    ("blocks.*.ffn.2", "blocks.*.ffn.net.2", ""),
+)
+AROUND_WAN = {
+    **{f"{kind}_embedding.0": (f"condition_embedder.{kind}_embedder.linear_1",) for kind in ("text", "time")},
+    **{f"{kind}_embedding.2": (f"condition_embedder.{kind}_embedder.linear_2",) for kind in ("text", "time")},
+    "time_projection.1": ("condition_embedder.time_proj",),
+    "img_emb.proj.1": ("condition_embedder.image_embedder.ff.net.0.proj",),
+    "img_emb.proj.3": ("condition_embedder.image_embedder.ff.net.2",),
+    "head.head": ("proj_out",),
 }
+VACE = {
+    "vace_blocks.0.self_attn.q": ("vace_blocks.0.attn1.to_q",),
+    "vace_blocks.0.before_proj": ("vace_blocks.0.proj_in",),
+    "vace_blocks.0.after_proj": ("vace_blocks.0.proj_out",),
+    "blocks.1.ffn.2": ("blocks.1.ffn.net.2",),
+}
+FLUX_2 = of_two_blocks(
+    ("double_blocks.*.img_attn.qkv", f"{DOUBLE}.attn.to_+", "qkv"),
+    ("double_blocks.*.txt_attn.qkv", f"{DOUBLE}.attn.add_+_proj", "qkv"),
+    ("double_blocks.*.img_attn.proj", f"{DOUBLE}.attn.to_out.0", ""),
+    ("double_blocks.*.txt_attn.proj", f"{DOUBLE}.attn.to_add_out", ""),
+    ("double_blocks.*.img_mlp.0", f"{DOUBLE}.ff.linear_in", ""),
+    ("double_blocks.*.img_mlp.2", f"{DOUBLE}.ff.linear_out", ""),
+    ("double_blocks.*.txt_mlp.0", f"{DOUBLE}.ff_context.linear_in", ""),
+    ("double_blocks.*.txt_mlp.2", f"{DOUBLE}.ff_context.linear_out", ""),
+    ("single_blocks.*.linear1", f"{SINGLE}.attn.to_qkv_mlp_proj", ""),
+    ("single_blocks.*.linear2", f"{SINGLE}.attn.to_out", ""),
+)
+AROUND_FLUX_2 = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+    "final_layer.linear": ("proj_out",),
+}
+MODULATIONS = {
+    f"{name}.lin": (f"{name}.linear",)
+    for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+}
+Z_IMAGE = of_two_blocks(
+    ("layers.*.attention.qkv", "layers.*.attention.to_+", "qkv"),
+    ("layers.*.attention.out", "layers.*.attention.to_out.0", ""),
+    ("layers.*.feed_forward.w1", "layers.*.feed_forward.w1", ""),
+)
+LUMINA = {
+    **of_two_blocks(
+        ("layers.*.attention.qkv", "layers.*.attn.to_+", "qkv"),
+        ("layers.*.attention.out", "layers.*.attn.to_out.0", ""),
+        ("layers.*.feed_forward.w2", "layers.*.feed_forward.linear_2", ""),
+        ("layers.*.adaLN_modulation.1", "layers.*.norm1.linear", ""),
+    ),
+    "cap_embedder.1": ("time_caption_embed.caption_embedder.1",),
+    "t_embedder.mlp.2": ("time_caption_embed.timestep_embedder.linear_2",),
+    "final_layer.linear": ("norm_out.linear_2",),
+}
+STABLE_DIFFUSION_3 = {
+    **of_two_blocks(
+        ("joint_blocks.*.x_block.attn.qkv", f"{DOUBLE}.attn.to_+", "qkv"),
+        ("joint_blocks.*.x_block.attn.proj", f"{DOUBLE}.attn.to_out.0", ""),
+        ("joint_blocks.*.x_block.mlp.fc1", f"{DOUBLE}.ff.net.0.proj", ""),
+        ("joint_blocks.*.x_block.mlp.fc2", f"{DOUBLE}.ff.net.2", ""),
+        ("joint_blocks.*.x_block.adaLN_modulation.1", f"{DOUBLE}.norm1.linear", ""),
+        ("joint_blocks.*.context_block.attn.qkv", f"{DOUBLE}.attn.add_+_proj", "qkv"),
+    ),
+    "joint_blocks.0.x_block.attn2.qkv": tuple(f"transformer_blocks.0.attn2.to_{part}" for part in "qkv"),
+    "joint_blocks.0.context_block.attn.proj": ("transformer_blocks.0.attn.to_add_out",),
+    "joint_blocks.0.context_block.mlp.fc2": ("transformer_blocks.0.ff_context.net.2",),
+    "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1",),
+    "y_embedder.mlp.2": ("time_text_embed.text_embedder.linear_2",),
+    "final_layer.linear": ("proj_out",),
+}
+
+
+AITOOLKIT, UNSCALED = peft("diffusion_model."), kohya(alpha=float(RANK))
 
 
 def xlabs(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
     return {f"{name}.down.weight": down, f"{name}.up.weight": up}
 
 
-@pytest.mark.parametrize(("layers", "style"), [(ORIGINAL, kohya()), (XLABS, xlabs)], ids=["kohya", "xlabs"])
+def family_named(name: str) -> Family:
+    return next(family for family in WITH_ADAPTERS if family.name == name)
+
+
+def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of layers that are several of the checkpoint's."""
+    known = layers_of(folder)
+    return {name: (sum(known[part][0] for part in parts), known[parts[0]][1]) for name, parts in whole.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "style"),
+    [
+        pytest.param("FluxPipeline-dev", FLUX, kohya(), id="flux-kohya"),
+        pytest.param("FluxPipeline-dev", XLABS, xlabs, id="flux-xlabs"),
+        pytest.param("ChromaPipeline", CHROMA, kohya(), id="chroma-kohya"),
+        pytest.param("Flux2KleinPipeline-base", {**FLUX_2, **AROUND_FLUX_2}, AITOOLKIT, id="flux2-aitoolkit"),
+        pytest.param("Flux2KleinPipeline-base", FLUX_2, kohya(), id="flux2-kohya"),
+        pytest.param("WanPipeline-2.1-I2V", {**WAN, **AROUND_WAN}, AITOOLKIT, id="wan-aitoolkit"),
+        pytest.param("WanPipeline-2.1-I2V", WAN, kohya(), id="wan-kohya"),
+        pytest.param("ZImagePipeline", Z_IMAGE, kohya(), id="zimage-kohya"),
+    ],
+)
 def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
-    tmp_path: Path, tiny: Tiny, layers: Layers, style: Style
+    tmp_path: Path, tiny: Tiny, name: str, whole: Whole, style: Style
 ) -> None:
-    family = next(family for family in WITH_ADAPTERS if family.name == "FluxPipeline-dev")
+    family = family_named(name)
     folder = tiny(family.name)
-    adapters, wishes = {write(tmp_path / "a.safetensors", layers, style): 1.3}, [family.wishes[0]]
+    adapters = {write(tmp_path / "a.safetensors", sizes(folder, whole), style): 1.3}
+    wishes = [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
     assert apart(found, expected) <= TOLERANCE
     assert apart(found, plain) > 1e-3
 
 
-def test_a_whole_layer_of_four_is_what_its_parts_are(tmp_path: Path, tiny: Tiny) -> None:
-    family = next(family for family in WITH_ADAPTERS if family.name == "FluxPipeline-dev")
+@pytest.mark.parametrize(
+    ("name", "whole", "style"),
+    [
+        pytest.param("FluxPipeline-dev", WHOLE_FLUX, AITOOLKIT, id="flux"),
+        pytest.param("Flux2KleinPipeline-base", MODULATIONS, AITOOLKIT, id="flux2"),
+        pytest.param("WanVACEPipeline", VACE, UNSCALED, id="vace-kohya"),
+        pytest.param("Lumina2Pipeline", LUMINA, AITOOLKIT, id="lumina2"),
+        pytest.param("Lumina2Pipeline", LUMINA, UNSCALED, id="lumina2-kohya"),
+        pytest.param("StableDiffusion3Pipeline-3.5-medium", STABLE_DIFFUSION_3, UNSCALED, id="sd3-kohya"),
+    ],
+)
+def test_a_whole_layer_is_what_its_parts_are(tmp_path: Path, tiny: Tiny, name: str, whole: Whole, style: Style) -> None:
+    family = family_named(name)
     folder = tiny(family.name)
-    whole = {"single_blocks.1.linear1": (224, 32)}
-    [(down, up)] = products(whole).values()
-    parts = zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), up.split([32, 32, 32, 128]), strict=True)
-    apart_ones = {f"single_transformer_blocks.1.{name}": (down, part) for name, part in parts}
-    tensors: dict[str, Tensor] = {}
-    for name, (low, high) in apart_ones.items():
-        tensors |= peft()(name, low, high)
+    known, made, tensors = layers_of(folder), sizes(folder, whole), dict[str, Tensor]()
+    for layer, (down, up) in products(made).items():
+        for part, rows in zip(whole[layer], up.split([known[part][0] for part in whole[layer]]), strict=True):
+            tensors |= peft()(part, down, rows)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "parts.safetensors")
-    one = write(tmp_path / "whole.safetensors", whole, peft("diffusion_model."))
-    [expected] = ours(folder, [family.wishes[0]], {tmp_path / "parts.safetensors": 1.0})
-    [found] = ours(folder, [family.wishes[0]], {one: 1.0})
+    one = write(tmp_path / "whole.safetensors", made, style)
+    wish = [family.wishes[0]]
+    [expected], [plain] = ours(folder, wish, {tmp_path / "parts.safetensors": 1.0}), ours(folder, wish, {})
+    [found] = ours(folder, wish, {one: 1.0})
     assert apart(found, expected) <= TOLERANCE
+    assert apart(found, plain) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline-dev", "StableDiffusion3Pipeline-3"])
 def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_path: Path, tiny: Tiny, name: str) -> None:
-    family = next(family for family in WITH_ADAPTERS if family.name == name)
+    family = family_named(name)
     folder = tiny(family.name)
     layers = {layer: size for layer, size in layers_of(folder, "text_encoder").items() if "self_attn" in layer}
     adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft("text_encoder.")): 0.9}, [family.wishes[0]]

@@ -21,7 +21,7 @@ SPEC = Spec(
     family="chroma",
     summary="Chroma: pictures from text, separate streams of text and image that become one, guided by a second text",
     tasks=("text-to-image", "image-to-image"),
-    components=latent_model(own_transformer("chroma", "ChromaTransformer", "ChromaTransformer2DModel"), T5),
+    components=latent_model(own_transformer("chroma", "ChromaTransformer", "ChromaTransformer2DModel", alias=True), T5),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=patched(512, images=1),

@@ -98,6 +98,7 @@ TRANSFORMER = Component(
     ("Flux2Transformer2DModel",),
     network="omnimuse.models.flux2.transformer:Flux2Transformer",
     rules="omnimuse.models.flux2.weights:RULES",
+    aliases="omnimuse.models.flux2.weights:ALIASES",
 )
 VAE = Component(
     ("AutoencoderKLFlux2",),

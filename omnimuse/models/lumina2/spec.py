@@ -64,7 +64,9 @@ SPEC = Spec(
     family="lumina2",
     summary="Lumina-Image 2.0: pictures from text, one stream of caption and image tokens",
     tasks=("text-to-image",),
-    components=latent_model(own_transformer("lumina2", "LuminaTransformer", "Lumina2Transformer2DModel"), GEMMA2),
+    components=latent_model(
+        own_transformer("lumina2", "LuminaTransformer", "Lumina2Transformer2DModel", alias=True), GEMMA2
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale"}),
     limits=limits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.components.one_stream import RULES as BLOCKS
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Alias, Fuse, Rename
 
 RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^x_embedder\.", "image_embedder."),
@@ -22,3 +22,18 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"\.feed_forward\.linear_3\.", ".mlp.up."),
     *BLOCKS,
 )
+
+_TOLD = "time_caption_embed"
+
+ALIASES: tuple[Alias, ...] = (
+    Alias(r"(\w+)\.(\d+)\.attention\.qkv", tuple(rf"\1.\2.attn.to_{part}" for part in "qkv")),
+    Alias(r"(\w+)\.(\d+)\.attention\.out", (r"\1.\2.attn.to_out.0",)),
+    Alias(r"(\w+)\.(\d+)\.feed_forward\.w([123])", (r"\1.\2.feed_forward.linear_\3",)),
+    Alias(r"(\w+)\.(\d+)\.adaLN_modulation\.1", (r"\1.\2.norm1.linear",)),
+    Alias(r"cap_embedder\.1", (f"{_TOLD}.caption_embedder.1",)),
+    Alias(r"t_embedder\.mlp\.0", (f"{_TOLD}.timestep_embedder.linear_1",)),
+    Alias(r"t_embedder\.mlp\.2", (f"{_TOLD}.timestep_embedder.linear_2",)),
+    Alias(r"final_layer\.adaLN_modulation\.1", ("norm_out.linear_1",)),
+    Alias(r"final_layer\.linear", ("norm_out.linear_2",)),
+)
+"""What adapters call its layers by the names of the first published code."""

@@ -85,7 +85,7 @@ SPEC = Spec(
     summary="Stable Diffusion 3 and 3.5: pictures from text, two streams, three text encoders",
     tasks=("text-to-image", "image-to-image"),
     components=latent_model(
-        own_transformer("stable_diffusion_3", "Sd3Transformer", "SD3Transformer2DModel"),
+        own_transformer("stable_diffusion_3", "Sd3Transformer", "SD3Transformer2DModel", alias=True),
         CLIP_PROJECTED,
         CLIP_PROJECTED,
         OPTIONAL_T5,

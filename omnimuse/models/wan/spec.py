@@ -156,7 +156,7 @@ DEFAULTS = DiffusionParams(
 LARGE = DiffusionParams(height=720, width=1280).over(DEFAULTS)
 
 TRANSFORMER = replace(
-    own_transformer("wan", "WanTransformer", "WanTransformer3DModel"), keep_float32=FLOAT32, tells=strength
+    own_transformer("wan", "WanTransformer", "WanTransformer3DModel", alias=True), keep_float32=FLOAT32, tells=strength
 )
 
 SPEC = Spec(

@@ -1,11 +1,8 @@
-"""How names in a published Wan transformer checkpoint (diffusers layout) become ours. A table for the loader.
-
-Fuses join projections that read the same tokens: queries, keys and values of the video; keys and values of the text,
-and those of pictures.
-"""
+"""How names in a published Wan checkpoint (diffusers layout) become ours. Fuses join what reads the same tokens."""
 
 from __future__ import annotations
 
+from omnimuse.components.wide_names import ALIASES as TRAINED
 from omnimuse.loader.rules import Drop, Rename, Rule, joined
 
 RULES: tuple[Rule, ...] = (
@@ -26,5 +23,6 @@ RULES: tuple[Rule, ...] = (
     *joined("self_attention.norm_*", "qk", "self_attention.norm_qk", kinds=("weight",)),
 )
 
+ALIASES = TRAINED
 FLOAT32 = ("time_embedder", "scale_shift_table", "norm1", "norm2")
 """Parts that stay in float32 whatever the dtype: the reference's list, less those without weights."""

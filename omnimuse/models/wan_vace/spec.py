@@ -46,7 +46,7 @@ def limits(configs: Configs) -> Limits:
 def _of_vace(transformer: Component) -> Component:
     """That entry for networks of this kind."""
     own = own_transformer("wan_vace", "WanVaceTransformer", "WanVACETransformer3DModel")
-    return replace(own, keep_float32=transformer.keep_float32, optional=transformer.optional)
+    return replace(transformer, classes=own.classes, network=own.network, rules=own.rules, tells=None)
 
 
 def two_experts(configs: Configs) -> str:

@@ -58,7 +58,9 @@ SPEC = Spec(
     family="z_image",
     summary="Z-Image and Z-Image-Turbo: pictures from text, one stream of image and caption tokens",
     tasks=("text-to-image", "image-to-image"),
-    components=latent_model(own_transformer("z_image", "ZImageTransformer", "ZImageTransformer2DModel"), QWEN3),
+    components=latent_model(
+        own_transformer("z_image", "ZImageTransformer", "ZImageTransformer2DModel", alias=True), QWEN3
+    ),
     defaults=DEFAULTS,
     supported=frozenset({"guidance_scale", "strength"}),
     limits=limits,

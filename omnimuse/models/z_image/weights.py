@@ -7,7 +7,7 @@ Renames are anchored and no name matches two of them; fuses join the three atten
 from __future__ import annotations
 
 from omnimuse.components.one_stream import RULES as BLOCKS
-from omnimuse.loader.rules import Fuse, Rename
+from omnimuse.loader.rules import Alias, Fuse, Rename
 
 RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"^all_x_embedder\.2-1\.", "image_embedder."),
@@ -25,3 +25,11 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"\.feed_forward\.w2\.", ".mlp.down."),
     *BLOCKS,
 )
+
+ALIASES: tuple[Alias, ...] = (
+    Alias(r"(\w+)\.(\d+)\.attention\.qkv", tuple(rf"\1.\2.attention.to_{part}" for part in "qkv")),
+    Alias(r"(\w+)\.(\d+)\.attention\.out", (r"\1.\2.attention.to_out.0",)),
+    Alias(r"x_embedder", ("all_x_embedder.2-1",)),
+    Alias(r"final_layer\.(linear|adaLN_modulation\.1)", (r"all_final_layer.2-1.\1",)),
+)
+"""What adapters call its layers by the names of the first published code."""
