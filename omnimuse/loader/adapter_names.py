@@ -17,6 +17,7 @@ _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"(.+)\.lora_A(?:\.[^.]+)?\.weight"), "down"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.weight"), "up"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias"), "bias"),
+    (re.compile(r"(.+)\.diff_b"), "bias"),
     (re.compile(r"(.+)\.lora_down\.weight"), "down"),
     (re.compile(r"(.+)\.lora_up\.weight"), "up"),
     (re.compile(r"(.+)\.lora(?:_linear_layer)?\.down\.weight"), "down"),
@@ -31,10 +32,13 @@ OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"hada_"), "LoHa (Hadamard products)"),
     (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA (low-rank products with magnitudes of their own)"),
     (re.compile(r"lora_mid|lora_C"), "LoCon with a core tensor"),
-    (re.compile(r"\.(diff|diff_b|set_weight)$"), "whole differences of weights beside low-rank products"),
+    (re.compile(r"\.(diff|set_weight)$"), "whole differences of weights beside low-rank products"),
     (re.compile(r"oft_|boft|glora|\.ia3_|\.on_input$|vera_lambda"), "another kind of adapter than low-rank products"),
 )
 """Kinds of adapters that are something else, and what people call them."""
+
+DIFFERENCE = re.compile(r".+\.diff(_b)?")
+"""Tensors that are added as they are; where all their numbers are 0, as trainers leave them, they say nothing."""
 
 MAIN = ("model.diffusion_model.", "diffusion_model.", "unet.")
 """Beginnings that mean the network which draws, whatever a pipeline calls it."""

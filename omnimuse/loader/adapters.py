@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.adapter_file import find_file, refusal, stamp
-from omnimuse.loader.adapter_names import Layer, Role, layer_of, named, other_kind
+from omnimuse.loader.adapter_names import DIFFERENCE, Layer, Role, layer_of, named, other_kind
 from omnimuse.loader.adapter_settings import Strength, strengths
 from omnimuse.loader.differences import listed
 from omnimuse.loader.headers import opened
@@ -62,7 +62,8 @@ class Reader:
         file = find_file(source, self._folder)
         try:
             with opened(file) as handle:
-                shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+                names = [name for name in handle.keys() if not _says_nothing(name, handle)]  # noqa: SIM118
+                shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
                 bound = self._bind(source, shapes)
                 kinds = {name: handle.get_slice(name).get_dtype() for name in shapes}
                 for layer, each in bound.items():
@@ -167,6 +168,11 @@ class Reader:
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self._device, dtype).contiguous()
+
+
+def _says_nothing(name: str, handle: Any) -> bool:
+    """Whether that tensor is a difference of nothing but zeros."""
+    return DIFFERENCE.fullmatch(name) is not None and not handle.get_tensor(name).float().any()
 
 
 def _check(

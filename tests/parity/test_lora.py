@@ -190,6 +190,16 @@ STABLE_DIFFUSION_3 = {
 }
 
 
+def with_bias(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    """As those of distilled networks are: a difference of the bias beside the product, and norms left as they were."""
+    block = name.rpartition(".")[0]
+    return {
+        **AITOOLKIT(name, down, up),
+        f"diffusion_model.{name}.diff_b": up[:, 0].clone(),
+        f"diffusion_model.{block}.norm_q.diff": up.new_zeros(32),
+    }
+
+
 AITOOLKIT, UNSCALED = peft("diffusion_model."), kohya(alpha=float(RANK))
 
 
@@ -216,6 +226,7 @@ def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
         pytest.param("Flux2KleinPipeline-base", {**FLUX_2, **AROUND_FLUX_2}, AITOOLKIT, id="flux2-aitoolkit"),
         pytest.param("Flux2KleinPipeline-base", FLUX_2, kohya(), id="flux2-kohya"),
         pytest.param("WanPipeline-2.1-I2V", {**WAN, **AROUND_WAN}, AITOOLKIT, id="wan-aitoolkit"),
+        pytest.param("WanPipeline-2.1-I2V", WAN, with_bias, id="wan-biased"),
         pytest.param("WanPipeline-2.1-I2V", WAN, kohya(), id="wan-kohya"),
         pytest.param("ZImagePipeline", Z_IMAGE, kohya(), id="zimage-kohya"),
     ],

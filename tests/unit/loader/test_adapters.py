@@ -113,15 +113,27 @@ def test_a_layer_that_an_adapter_has_whole_is_given_out_to_those_that_the_checkp
     assert torch.allclose(whole(reader(str(file)).products, "stack.0.qk", 10, 8), up @ down, atol=1e-6)
 
 
-def test_a_bias_of_the_up_matrix_is_added_too(reader: Reader, tmp_path: Path) -> None:
+@pytest.mark.parametrize("called", ["lora_B.bias", "diff_b"])
+def test_a_bias_of_the_up_matrix_is_added_too(reader: Reader, tmp_path: Path, called: str) -> None:
     name, (down, up) = next(iter(products(LAYERS).items()))
     bias = torch.arange(6.0)
-    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.lora_B.bias": bias}
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.{called}": bias}
     save_file(tensors, tmp_path / "a.safetensors")
     [product] = reader(str(tmp_path / "a.safetensors")).products["transformer", "stack.0.qk"]
     out = torch.zeros(1, 10)
     product.add(out, torch.zeros(1, 8), 0.5)
     assert torch.equal(out[0, :6], bias / 2)
+
+
+def test_differences_of_nothing_but_zeros_are_left_out_and_others_without_a_product_refused(
+    reader: Reader, tmp_path: Path
+) -> None:
+    name, (down, up) = next(iter(products(LAYERS).items()))
+    tensors = {**peft()(name, down, up), "norm.diff": torch.zeros(8), "norm.diff_b": torch.zeros(8)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert list(reader(str(tmp_path / "a.safetensors")).products) == [("transformer", "stack.0.qk")]
+    save_file({**tensors, "norm.diff_b": torch.ones(8)}, tmp_path / "b.safetensors")
+    assert "has norm.diff_b of norm without the other half" in refused(reader, tmp_path / "b.safetensors")
 
 
 def test_alphas_in_the_metadata_count_by_pattern(reader: Reader, tmp_path: Path) -> None:
@@ -178,7 +190,7 @@ def test_an_adapter_of_a_wider_model_says_the_shapes(reader: Reader, tmp_path: P
         ("transformer.blocks.0.to_q.lora_magnitude_vector", "DoRA"),
         ("lora_unet_blocks_0_to_q.dora_scale", "DoRA"),
         ("lora_unet_blocks_0_to_q.lora_mid.weight", "LoCon"),
-        ("diffusion_model.blocks.0.to_q.diff_b", "whole differences"),
+        ("diffusion_model.blocks.0.to_q.diff", "whole differences"),
         ("blocks.0.to_q.oft_blocks", "another kind"),
     ],
 )
@@ -186,7 +198,7 @@ def test_other_kinds_of_adapters_are_refused_by_their_names(
     reader: Reader, tmp_path: Path, tensor: str, kind: str
 ) -> None:
     name, (down, up) = next(iter(products(LAYERS).items()))
-    save_file({tensor: torch.zeros(2, 2), **peft()(name, down, up)}, tmp_path / "a.safetensors")
+    save_file({tensor: torch.ones(2, 2), **peft()(name, down, up)}, tmp_path / "a.safetensors")
     assert f"is {kind}" in refused(reader, tmp_path / "a.safetensors")
 
 
