@@ -35,6 +35,7 @@ from omnimuse.deploy.replica import Attempt, Lost, Moved, PoolPlan, Replica, Sta
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.scale import GRACE, LOOK, Scaler, Seen, to_move
 from omnimuse.deploy.wire import Finished, Form, Update
+from omnimuse.worker.pace import Shared
 
 __all__ = ["Pool", "PoolPlan", "ReplicaStatus"]
 
@@ -122,6 +123,11 @@ class Pool:
     def weights(self) -> dict[str, tuple[int, int]]:
         """What the components of a worker take, as `Ready` has it; empty until one is ready."""
         return next((replica.weights for replica in self._replicas if replica.weights), {})
+
+    @property
+    def company(self) -> list[Shared]:
+        """What shared forwards of a worker took, of their time apart; empty until some were measured."""
+        return next((replica.company for replica in self._replicas if replica.company), [])
 
     def status(self) -> list[ReplicaStatus]:
         """How every worker is."""

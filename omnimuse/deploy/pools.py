@@ -40,6 +40,7 @@ from omnimuse.deploy.group import Ears, Group, Seat
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Ended, of_ended, pack
 from omnimuse.worker.find import find
+from omnimuse.worker.pace import Shared
 from omnimuse.worker.packing import unpack
 from omnimuse.worker.part import parts
 
@@ -89,6 +90,7 @@ class Pools:
         found = find(config)
         self.door, self.config = found.door, config
         self.retries, self.asleep = 0, False
+        self.company: list[Shared] = []  # each pool measures for itself
         self._last = len(parts(config, found.spec)) - 1
         self._spec, self._on_death, self._faults = found.spec, on_death, faults
         self._jobs: dict[str, Job] = {}

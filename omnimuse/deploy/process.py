@@ -175,9 +175,10 @@ class Worker:
     def beat(self) -> Beat:
         """How this worker is; loading counts as being busy."""
         background = self._background
-        retries = 0 if background is None else background.retries
-        busy = background is None or (bool(self._jobs) and not background.asleep)
-        return Beat(self._ticks, busy, resident(), retries)
+        if background is None:
+            return Beat(self._ticks, True, resident())
+        busy = bool(self._jobs) and not background.asleep
+        return Beat(self._ticks, busy, resident(), background.retries, background.company)
 
     def close(self) -> None:
         """End the engine; what is in progress is dropped."""

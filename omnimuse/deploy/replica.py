@@ -58,6 +58,7 @@ from omnimuse.deploy.wire import (
     pack,
     read_report,
 )
+from omnimuse.worker.pace import Shared
 from omnimuse.worker.warm_up import SMALL
 
 logger = logging.getLogger(__name__)
@@ -272,16 +273,15 @@ class Replica:
         self.state: State = "starting"
         self.place: dict[str, str] = {}
         self.weights: dict[str, tuple[int, int]] = {}
+        self.company: list[Shared] = []
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
         self.restarts = 0
         self.reason = ""
         self.refusal: Exception | None = None
-        self._folder, self._launcher = folder, launcher
-        self._changed = changed
+        self._folder, self._launcher, self._changed = folder, launcher, changed
         self._life: Life | None = None
-        self._told = ""
-        self._retries = 0
+        self._told, self._retries = "", 0
         self.asleep = False
         self._profile: asyncio.Future[Profiled] | None = None
         self._slept: asyncio.Future[Slept] | None = None
@@ -444,7 +444,7 @@ class Replica:
             case Beat():
                 if report.retries > self._retries:
                     self.plan.retried(report.retries - self._retries)
-                self._retries = report.retries
+                self._retries, self.company = report.retries, report.company
             case Ready():
                 self.state, self.place, self.weights = "ready", report.place, report.weights
                 logger.info("%s is ready after %.1f s", self.name, report.seconds)

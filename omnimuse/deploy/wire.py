@@ -16,6 +16,7 @@ from omnimuse.core import errors
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
+from omnimuse.worker.pace import Shared
 from omnimuse.worker.plan import decode_request
 
 MAX_MESSAGE = 64 * 2**20
@@ -106,13 +107,14 @@ class Told(Message, frozen=True):
 class Beat(Message, frozen=True):
     """Sent twice a second, loading included: engine ticks so far, whether it has work, resident memory in bytes.
 
-    `retries` are forwards so far that failed and were tried again.
+    `retries` are forwards so far that failed and were tried again, `company` is what shared ones took.
     """
 
     ticks: int
     busy: bool
     memory: int
     retries: int = 0
+    company: list[Shared] = []
 
 
 class Stepped(Message, frozen=True):

@@ -33,6 +33,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
+from omnimuse.worker.pace import Shared
 from omnimuse.worker.place import free_bytes
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
@@ -185,6 +186,11 @@ class Background:
     def retries(self) -> int:
         """How many forwards failed and were tried again."""
         return self.engine.runner.forwards.retries.total()
+
+    @property
+    def company(self) -> list[Shared]:
+        """What shared forwards took, of their time apart; empty until some were measured."""
+        return self.engine.runner.forwards.pace.table()
 
     @property
     def asleep(self) -> bool:

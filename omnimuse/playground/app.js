@@ -151,8 +151,14 @@ async function watchReady() {
   const ready = await call("readyz").then(() => true, () => false);
   byId("ready").textContent = ready ? "ready" : "not ready yet";
   byId("ready").dataset.ready = ready;
+  const load = ready ? await call("load").then((answer) => answer.json(), () => ({})) : {};
+  byId("ready").title = together(load.company ?? []);
   setTimeout(watchReady, ready ? 15000 : 1500);
 }
+
+/** What the server has measured of requests that are drawn together, in words. */
+const together = (company) => company.map(({ tokens, states, share }) =>
+  `${states} at once, of ${tokens} tokens each: ${share.toFixed(2)} of the time of one after the other`).join("\n");
 
 // -- drawing -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, Update
+from omnimuse.worker.pace import Shared
 
 
 class Workers(Protocol):
@@ -35,6 +36,11 @@ class Workers(Protocol):
     @property
     def place(self) -> dict[str, str]:
         """The dtype and the device the workers compute with; empty until one is ready."""
+        ...
+
+    @property
+    def company(self) -> list[Shared]:
+        """What shared forwards took, of their time apart; empty until some were measured."""
         ...
 
     def run(self, request: Request, form: Form) -> AsyncIterator[Update]:

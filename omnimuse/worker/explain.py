@@ -151,8 +151,23 @@ def _engine_choices(under: Build) -> list[Choice]:
         *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
         *_rank_choices(config.parallel),
         Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
+        _company_choice(config, under.device.type),
         *(_writing_choices(config.schedule) if spec.writes else []),
     ]
+
+
+def _company_choice(config: Config, device: str) -> Choice:
+    """Which requests share forwards; where that is measured, a server tells what it found."""
+    if config.schedule.exact:
+        return Choice("batching", "company", "never", "in the tier exact every row has a forward of its own")
+    if config.schedule.company == "always":
+        return Choice("batching", "company", "always", "asked for: requests share forwards whenever they can")
+    if config.parallel.elastic:
+        return Choice("batching", "company", "reckoned", "of what the ranks take, which may be divided")
+    if device != "cpu":
+        return Choice("batching", "company", "always", f"the host does not wait for {device}: nothing is measured")
+    why = "requests share forwards as far as that saves time; a server tells at /load what it has found"
+    return Choice("batching", "company", "measured", why)
 
 
 def _writing_choices(schedule: ScheduleConfig) -> list[Choice]:

@@ -36,6 +36,17 @@ class Offer(NamedTuple):
     network: str | None = None
 
 
+class Shared(NamedTuple):
+    """What forwards of `network` for so many `states` of about so many row `tokens` each took: the `share` of the time
+    of as many apart.
+    """
+
+    network: str
+    tokens: int
+    states: int
+    share: float
+
+
 class Price(NamedTuple):
     """What a state's next step costs, in row tokens, and the network that it asks, where there is one."""
 
@@ -99,10 +110,11 @@ class Pace:
         before = sum(apart[:-1]) * (self._shared(network, tokens[:-1]) or 1.0)
         return worth(offers, apart, before, together * sum(apart))
 
-    def table(self) -> list[tuple[str, int, int, float]]:
-        """(network, row tokens, states, time together over time apart) for every kind of company that was measured."""
+    def table(self) -> list[Shared]:
+        """Every kind of company that was measured. May be asked for by another thread than the one that measures."""
         return [
-            (network, 2**size, 2**count, each.middle) for (network, size, count), each in sorted(self._together.items())
+            Shared(network, 2**size, 2**count, each.middle)
+            for (network, size, count), each in sorted(self._together.items())
         ]
 
     def _apart(self, network: str, tokens: Sequence[int]) -> list[float] | None:

@@ -19,8 +19,8 @@ from omnimuse.core.errors import EngineDeadError, ModelError
 from omnimuse.core.output import Failed
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.engine.local import start
-from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, BlockStack, Conditioning, Memory, StackRunner
+from omnimuse.pipeline.stage import Context
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.runner import Runner
@@ -35,7 +35,7 @@ TWO = ParallelConfig(tensor=2)
 HASTY = ParallelConfig(tensor=2, wait=4.0)
 GUILTY = 8
 """How many steps the request takes that something is done to."""
-SCALE = "guidance_scale"
+DECODER = "decoder"
 
 
 class Fault:
@@ -89,16 +89,22 @@ def engine_with(folder: Path, stack: str, harm: Callable[[], None] | None, paral
     mesh = connect(chosen.parallel)
     built = build(chosen, mesh)
     runner = Runner(built.pipeline, chosen.schedule, built.resources)
-    network = built.pipeline.ctx.components["transformer"]
-    assert isinstance(network, Network)
-    part = network.get_submodule(stack)
-    assert isinstance(part, BlockStack)
     if harm is not None:
-        part.runner = Fault(part.runner, harm)
+        arm(built.pipeline.ctx, stack, harm)
     if not mesh.is_leader:
         follow(runner)
         raise SystemExit(0)
     return Engine(runner, built.door)
+
+
+def arm(ctx: Context, stack: str, harm: Callable[[], None]) -> None:
+    """Have this rank do `harm` in a stack of its network, or where it decodes a picture."""
+    if stack == DECODER:
+        ctx.network("vae").get_submodule(stack).register_forward_pre_hook(lambda *_: harm())
+        return
+    part = ctx.network("transformer").get_submodule(stack)
+    assert isinstance(part, BlockStack)
+    part.runner = Fault(part.runner, harm)
 
 
 def guilty(folder: Path, engine: Engine) -> tuple[str, str]:
@@ -128,6 +134,32 @@ def failed_alone_before_the_loop(rank: int, folder: Path) -> None:
 
 def was_killed(rank: int, folder: Path) -> None:
     harmed(folder, "layers", die if rank else None)
+
+
+def was_killed_before_the_loop(rank: int, folder: Path) -> None:
+    harmed(folder, "context_refiner", die if rank else None)
+
+
+def was_killed_in_a_stage(rank: int, folder: Path) -> None:
+    """Decoding asks nothing of the others: they may finish what they have, and find out at the next request."""
+    engine = engine_with(folder, DECODER, die if rank else None)
+    ask = Subject(FAMILY, folder).ask(0, output_type="pt")
+    submit(engine, ask)
+    events = drain(engine)
+    if engine.dead is None:
+        submit(engine, ask)
+        events += drain_until_dead(engine)
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert failed and all(isinstance(event.error, EngineDeadError) for event in failed)
+
+
+def was_killed_while_it_loaded(rank: int, folder: Path) -> None:
+    chosen = config(folder, TWO)
+    if rank:
+        connect(chosen.parallel)
+        die()
+    with pytest.raises(EngineDeadError, match="a rank is gone before the engine started"):
+        start(chosen)
 
 
 def hung_in_a_forward(rank: int, folder: Path) -> None:
@@ -199,8 +231,11 @@ IN_VAIN: dict[str, Scene] = {
     "one hung in a forward": (hung_in_a_forward,),
     "one hung before the loop": (hung_before_the_loop,),
     "one hung while it loaded": (hung_while_it_loaded,),
+    "one was killed before the loop": (was_killed_before_the_loop,),
+    "one was killed in a stage": (was_killed_in_a_stage,),
+    "one was killed while it loaded": (was_killed_while_it_loaded,),
 }
-"""Those in which a rank waits for as long as it may."""
+"""Those in which a rank waits for as long as it may, and those of rarer places."""
 
 
 def on_rank(rank: int, scene: Scene, folder: Path, meeting: Path) -> None:

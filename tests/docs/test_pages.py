@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
+from omnimuse.cli.app import parser_of
+from omnimuse.cli.layered import options_of, read_layered
 from tests.checkpoints import wan
 from tests.docs.blocks import FILES, PAGES, ROOT, RUN, Block, blocks
 from tests.docs.clone import Shell, commands, make_clone, python
@@ -57,6 +63,49 @@ def test_every_block_is_run_is_excused_or_shows_a_file(page: str) -> None:
     assert not unknown, "give the block a language that is run, or one that shows a file"
     excused_for_nothing = [block for block in blocks(page) if block.excuse and block.language not in RUN]
     assert not excused_for_nothing
+
+
+def unit(text: str) -> dict[str, dict[str, str]]:
+    """A unit of systemd, by section: one setting a line; ValueError for a line that is none."""
+    found: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        if head := re.fullmatch(r"\[(\w+)\]", line):
+            section = found.setdefault(head[1], {})
+        elif setting := re.fullmatch(r"([A-Z]\w+)=(.*)", line):
+            section[setting[1]] = setting[2]
+        elif line and not line.startswith("#"):
+            raise ValueError(f"neither a section nor a setting: {line}")
+    return found
+
+
+SHOWN: Mapping[str, Callable[[str], object]] = {
+    "ini": unit,
+    "json": json.loads,
+    "toml": tomllib.loads,
+    "yaml": yaml.safe_load,
+}
+"""What reads a file that a block shows, where anything does."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_block_that_shows_a_file_is_one(page: str) -> None:
+    for block in blocks(page):
+        if read := SHOWN.get(block.language):
+            assert read(block.text), f"{page}:{block.line}"
+
+
+def test_files_for_operators_say_what_a_server_takes(tmp_path: Path) -> None:
+    loud, quiet = parser_of("serve"), parser_of("serve", quiet=True)
+    [service] = [unit(block.text)["Service"] for block in blocks("docs/serving.md") if block.language == "ini"]
+    program, command, *words = shlex.split(service["ExecStart"])
+    assert (Path(program).name, command) == ("omnimuse", "serve")
+    assert read_layered(loud, quiet, words, {}).data == Path("/var/lib/omnimuse")
+    assert service["User"] and "Restart" in service
+    [options] = [block.text for block in blocks("docs/serving.md") if block.language == "toml"]
+    (tmp_path / "serve.toml").write_text(options)
+    read = vars(read_layered(loud, quiet, ["--config", str(tmp_path / "serve.toml")], {}))
+    known = options_of(loud)
+    assert {name: read[known[name].dest] for name in tomllib.loads(options)} == tomllib.loads(options)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -39,8 +39,11 @@ from omnimuse.deploy.wire import (
     unpack,
 )
 from omnimuse.worker.find import find
+from omnimuse.worker.pace import Shared
 
 PACE = 0.02
+SHARED = Shared("transformer", 64, 2, 0.75)
+"""What it says that two at once take."""
 
 
 class FakeWorker:
@@ -76,7 +79,7 @@ class FakeWorker:
             self.line.end()
 
     def beat(self) -> Beat:
-        return Beat(self.ticks, bool(self.live), 2**20)
+        return Beat(self.ticks, bool(self.live), 2**20, company=[SHARED])
 
     def draw(self, request: Request, form: Form) -> None:
         with self.places:

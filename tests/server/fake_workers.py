@@ -16,6 +16,7 @@ from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, MadeText, Previewed, Remarks, Spelt, Stepped, Update
 from omnimuse.media.formats import TEXT
 from omnimuse.media.image import encode_image
+from omnimuse.worker.pace import Shared
 
 WORDS = ("a ", "red ", "circle")
 
@@ -34,6 +35,7 @@ class FakeWorkers:
     asleep: bool = False
     place: dict[str, str] = field(default_factory=lambda: {"dtype": "float32", "device": "cpu"})
     weights: dict[str, tuple[int, int]] = field(default_factory=dict)
+    company: list[Shared] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     started: list[Request] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)

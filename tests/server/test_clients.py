@@ -25,6 +25,7 @@ from omnimuse.server.options import Clients
 from omnimuse.server.routes.absent import ABSENT
 from omnimuse.server.routes.adapters import ELSEWHERE
 from omnimuse.worker.find import find
+from omnimuse.worker.pace import Shared
 from tests.server.asgi import call, scope
 from tests.server.picture_server import MODEL, Running, picture_server, service_in, shapes
 from tests.server.video_rig import door as films
@@ -148,6 +149,16 @@ def test_the_list_of_models_tells_what_clients_of_sglang_ask_for(server: Running
     assert model["task_type"] == "T2I"
     assert model["dtypes"] == {"transformer": "float32", "text_encoder": "float32", "vae": "float32"}
     assert {"flow_shift", "scheduler"} <= set(model["capabilities"]["parameters"])
+
+
+def test_the_load_tells_what_was_measured_of_outputs_that_are_drawn_together(server: Running) -> None:
+    assert httpx2.get(f"{server.url}/load").json()["company"] == []
+    server.workers.company = [Shared("transformer", 64, 2, 0.75)]
+    try:
+        told = httpx2.get(f"{server.url}/load").json()["company"]
+    finally:
+        server.workers.company = []
+    assert told == [{"network": "transformer", "tokens": 64, "states": 2, "share": 0.75}]
 
 
 @pytest.mark.parametrize("path", [path for path in ABSENT if ABSENT[path] != ELSEWHERE])  # on loopback these are there

@@ -21,6 +21,7 @@ from omnimuse.deploy.results import Spool
 from omnimuse.deploy.wire import Form
 from omnimuse.media.image import encode_image
 from omnimuse.server.translate.asks import preview_steps
+from omnimuse.worker.pace import Shared
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -266,6 +267,14 @@ def test_a_png_on_the_field_is_started_from_and_one_without_settings_anywhere(pa
     Image.new("RGB", (16, 16)).save(plain, "PNG")
     page.evaluate(DROP, [base64.b64encode(plain.getvalue()).decode(), "plain.png", "#prompt"])
     page.locator("#chosen img[alt='plain.png']").wait_for()
+
+
+@browser_only
+def test_the_page_tells_what_was_measured_of_pictures_that_are_drawn_together(page: Any, server: Running) -> None:
+    server.workers.company = [Shared("transformer", 64, 2, 0.75)]
+    page.reload()
+    told = "2 at once, of 64 tokens each: 0.75 of the time of one after the other"
+    playwright.expect(page.locator("#ready")).to_have_attribute("title", told)
 
 
 def test_something_is_seen_in_the_first_third_whatever_the_number_of_steps() -> None:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from omnimuse import __version__
 from omnimuse.server.openapi import Operation
-from omnimuse.server.protocol.health import LoadReport, Status, Version
+from omnimuse.server.protocol.health import Company, LoadReport, Status, Version
 from omnimuse.server.service import Service
 
 OPERATIONS = (
@@ -92,4 +92,5 @@ def describe_load(service: Service) -> LoadReport:
         expected_wait_seconds=load.expected_wait,
         max_queue=service.options.max_queue,
         draining=service.life.draining,
+        company=[Company(**each._asdict()) for each in service.workers.company],
     )

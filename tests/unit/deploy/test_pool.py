@@ -33,6 +33,7 @@ from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.worker.find import Found, find
 from tests.processes import alive, children, wait_gone
+from tests.server.fake_process import SHARED
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
@@ -95,6 +96,7 @@ def test_a_request_gives_its_steps_and_then_its_file(found: Found, plan: PoolPla
             assert [update.step for update in updates if isinstance(update, Stepped)] == [1, 2, 3, 4, 5]
             assert (plan.spool / made(updates).name).read_bytes() == b"seed 7"
             assert pool.ready and pool.place == {"dtype": "float32", "device": "cpu"}
+            await until(lambda: pool.company == [SHARED])
             await pool.wait_ready()
 
     asyncio.run(main())

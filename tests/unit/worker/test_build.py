@@ -79,6 +79,22 @@ def test_explain_tells_every_choice_with_its_reason_and_reads_no_weights(broken:
     assert (negative.value, negative.reason) == ("''", "guidance is on while guidance_scale is above 0")
 
 
+@pytest.mark.parametrize(
+    ("schedule", "value", "reason"),
+    [
+        (ScheduleConfig(), "measured", "tells at /load what it has found"),
+        (ScheduleConfig(company="always"), "always", "asked for"),
+        (ScheduleConfig(company="always", tier="exact"), "never", "a forward of its own"),
+    ],
+)
+def test_explain_says_which_requests_share_forwards(
+    z_image_folder: Path, schedule: ScheduleConfig, value: str, reason: str
+) -> None:
+    chosen = replace(config(z_image_folder), schedule=schedule)
+    [row] = [row for row in explain(str(z_image_folder), config=chosen) if row.name == "company"]
+    assert row.value == value and reason in row.reason
+
+
 def memory(config: Config) -> dict[str, tuple[str, str]]:
     rows = explain(config.model.model, config=config)
     return {row.name: (row.value, row.reason) for row in rows if row.topic == "memory"}

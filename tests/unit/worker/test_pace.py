@@ -82,9 +82,9 @@ def test_what_did_not_pay_is_tried_again_after_a_while_and_so_is_what_did() -> N
 
 
 def test_what_was_measured_can_be_read() -> None:
-    [(network, tokens, states, ratio)] = filled(overhead, [[1024], [1024, 1024]]).table()
-    assert (network, tokens, states) == ("net", 1024, 2)
-    assert ratio == pytest.approx((1000 + 2048) / (2 * 2024))
+    [shared] = filled(overhead, [[1024], [1024, 1024]]).table()
+    assert (shared.network, shared.tokens, shared.states) == ("net", 1024, 2)
+    assert shared.share == pytest.approx((1000 + 2048) / (2 * 2024))
 
 
 def test_sizes_that_are_alike_are_measured_by_the_token() -> None:
