@@ -18,6 +18,7 @@ from omnimuse.compat.vllm_omni.entrypoints.omni import Omni
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.core.errors import RequestError
 from tests.checkpoints.families import ANSWERERS, SPEAKERS
+from tests.checkpoints.fixtures import folder_of_each
 
 TALK = "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
 LIST = [
@@ -34,10 +35,7 @@ stage_args:
 """
 
 
-@pytest.fixture(scope="module", params=ANSWERERS, ids=lambda answerer: answerer.name)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made: Path = request.param.build(tmp_path_factory.mktemp("stages") / "tiny")
-    return made
+folder = folder_of_each(ANSWERERS)
 
 
 @pytest.fixture(scope="module")
