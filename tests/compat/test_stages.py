@@ -66,11 +66,18 @@ def test_a_script_gets_from_each_stage_what_omni_makes(folder: Path, omni: Omni)
 def test_an_asyncio_script_gets_the_same_and_text_alone_where_no_sound_is_wanted(folder: Path, omni: Omni) -> None:
     async def run() -> list[Any]:
         made = AsyncOmni(str(folder), dtype="float32", device="cpu")
-        found = [output async for output in made.generate({"prompt": TALK, "modalities": ["text"]}, LIST)]
+        prompt = {"prompt": TALK, "modalities": ["text"]}
+        found = [output async for output in made.generate(prompt, LIST)]
+        found += [o async for o in made.generate({"prompt": TALK}, LIST, "mine", output_modalities=["text"])]
+        with pytest.raises(RequestError, match=r"output_modalities=\['audio'\] cannot be: the prompt wants"):
+            await anext(made.generate(prompt, LIST, output_modalities=["audio"]))
+        with pytest.raises(RequestError, match=r"request_id 'mine' stands where .*; write request_id="):
+            await anext(made.generate(prompt, "mine"))  # type: ignore[arg-type]
         await made.shutdown()
         return found
 
-    [text] = asyncio.run(run())
+    text, named = asyncio.run(run())
+    assert (named.request_id, named.outputs[0].text) == ("mine", text.outputs[0].text)
     [first, *_] = omni.generate({"prompt": TALK}, LIST, use_tqdm=False)
     assert text.outputs[0].text == first.outputs[0].text
     assert text.outputs[0].token_ids == first.outputs[0].token_ids
@@ -87,6 +94,10 @@ def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
             omni.generate({"prompt": TALK}, sampling, use_tqdm=False)
     with pytest.raises(AttributeError, match=r"SamplingParams has no 'best_of' here; docs/compat.md lists"):
         _ = LIST[0].best_of
+    with pytest.raises(TypeError, match=r"no 'max_new_tokens' here; did you mean 'max_tokens'\? docs/compat.md lists"):
+        SamplingParams(max_new_tokens=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Params takes no 'steps' here; did you mean 'num_inference_steps'\?"):
+        OmniDiffusionSamplingParams(steps=3)  # type: ignore[call-arg]
     with pytest.raises(RequestError, match=r"prompt_token_ids, 2 of them, are not read here"):
         omni.generate({"prompt_token_ids": [1, 2]}, LIST, use_tqdm=False)
     with pytest.raises(RequestError, match=r"use text and audio"):
