@@ -17,8 +17,10 @@ from omnimuse.compat.vllm_omni.entrypoints.async_omni import AsyncOmni
 from omnimuse.compat.vllm_omni.entrypoints.omni import Omni
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.core.errors import RequestError
+from omnimuse.media.recording import recording_of
 from tests.checkpoints.families import ANSWERERS, SPEAKERS
 from tests.checkpoints.fixtures import folder_of_each
+from tests.checkpoints.wishes import photo
 
 TALK = "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
 LIST = [
@@ -98,10 +100,28 @@ def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
         SamplingParams(max_new_tokens=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"Params takes no 'steps' here; did you mean 'num_inference_steps'\?"):
         OmniDiffusionSamplingParams(steps=3)  # type: ignore[call-arg]
-    with pytest.raises(RequestError, match=r"prompt_token_ids, 2 of them, are not read here"):
-        omni.generate({"prompt_token_ids": [1, 2]}, LIST, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"1000000 stands for no token; this model has 0 to \d+"):
+        omni.generate({"prompt_token_ids": [1, 1_000_000]}, LIST, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"marks for \{'audio': 1\}, and nothing came with it"):
+        omni.generate({"prompt": "what is <|audio_pad|>?"}, LIST, use_tqdm=False)
     with pytest.raises(RequestError, match=r"use text and audio"):
         omni.generate({"prompt": TALK, "modalities": ["smell"]}, LIST, use_tqdm=False)
+
+
+def test_tokens_and_marks_in_a_prompt_are_read_as_messages_are(omni: Omni) -> None:
+    samples = np.sin(np.arange(8000) / 20).astype(np.float32)
+    ours, tokenizer = omni._ours, omni._ours.engine.runner.pipeline.ctx.components["tokenizer"]
+    content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "what is it?"}]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    media = {"multi_modal_data": {"image": photo(40, 24), "audio": (samples, 16_000)}, "modalities": ["text"]}
+    came = {"images": [photo(40, 24)], "sounds": [recording_of(samples[None], 16_000)]}
+    how = {"temperature": 0.0, "max_tokens": 8, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    [expected] = ours.generate({"messages": [{"role": "user", "content": content}], **came}, how, progress=False)
+    assert text.count("pad|>") == 2 and expected.error is None
+    for prompt in ({"prompt": text}, {"prompt_token_ids": tokenizer(text).input_ids[0], "prompt": text}):
+        [found] = omni.generate({**prompt, **media}, SamplingParams(temperature=0.0, max_tokens=8), use_tqdm=False)
+        assert found.outputs[0].token_ids == expected.written[0].tokens
+        assert found.result.prompt_tokens == expected.prompt_tokens
 
 
 def test_sounds_come_as_samples_with_their_rate(omni: Omni) -> None:

@@ -165,11 +165,10 @@ class Stages:
         kind, found = self.door.spec.extra, dict[str, Any]()
         if issubclass(kind, SpeechParams):
             found |= _spoken(prompt)
-        if (ids := prompt.pop("prompt_token_ids", None)) is not None and "prompt" not in prompt:
-            raise RequestError(
-                f"prompt_token_ids, {len(ids)} of them, are not read here; give the text as `prompt` ({TABLE})",
-                "prompt",
-            )
+        ids = prompt.pop("prompt_token_ids", None)
+        if ids is not None and not (issubclass(kind, SpeechParams) and "prompt" in prompt):  # there they are made up
+            prompt.pop("prompt", None)  # what they spell
+            prompt["tokens"] = [int(token) for token in ids]
         wanted = prompt.pop("modalities", None)
         if issubclass(kind, AnswerParams):
             sound = self.door.limits.sound
