@@ -39,24 +39,31 @@ INSTALL = "install vLLM into an environment of its own, and name its Python: --w
 
 
 class Writing:
-    """One text that is being written elsewhere; when nobody has this any more, nobody writes on."""
+    """One text that is being written elsewhere; when nobody has this any more, nobody writes on. `reason` is why it
+    ended, in vLLM's words.
+    """
 
     def __init__(self, writer: Writer, id_: str) -> None:
         self._writer, self.id = writer, id_
         self.come: deque[list[int]] = deque()
-        self.ended = False
+        self.reason = ""
         self.refused = ""
 
     @property
     def ready(self) -> bool:
         """Whether there is something to take, if only that no more will come."""
-        return bool(self.come or self.ended or self.refused or self._writer.dead)
+        return bool(self.come or self.reason or self.refused or self._writer.dead)
+
+    @property
+    def over(self) -> bool:
+        """Whether all that was written has been taken."""
+        return bool(self.reason) and not self.come
 
     def take(self) -> list[int]:
         """The tokens that have come; RequestError if it was refused, EngineDeadError if nobody writes any more."""
         if self.refused:
             raise RequestError(f"vLLM does not write this: {self.refused}")
-        if self._writer.dead and not self.come:
+        if self._writer.dead and not (self.come or self.reason):
             raise EngineDeadError(self._writer.dead)
         found = list[int]()
         while self.come:
@@ -127,7 +134,7 @@ class Writer:
 
     def stop(self, writing: Writing) -> None:
         """Nobody wants more of this."""
-        if not (writing.ended or writing.refused or self.dead):
+        if not (writing.reason or writing.refused or self.dead):
             self._tell({"id": writing.id, "ids": None})
 
     def close(self) -> None:
@@ -166,7 +173,7 @@ class Writer:
             writing.refused = told.get("refused", "")
             if tokens := told.get("tokens"):
                 writing.come.append(tokens)
-            writing.ended = told.get("reason") is not None
+            writing.reason = told.get("reason") or ""
             del writing  # or it would be written to its end for nobody
             self.news()
         with self._lock:

@@ -198,8 +198,13 @@ class Generate(Loop):
         working = state.working
         tokens = working["tokens"]
         if "writing" in working:
-            come = working["writing"].take()
-            if all(self._add(state, token) for token in come):
+            writing = working["writing"]
+            come = writing.take()
+            if not all(self._add(state, token) for token in come):
+                return
+            if writing.over:
+                self._note(state, "stop" if writing.reason == "stop" else "length")
+            else:
                 state.plan.append(Step(step.index + len(come)))
             return
         before = working["remembered"]
@@ -220,9 +225,14 @@ class Generate(Loop):
         self._tell(state, "" if ended else spelling.add(token))
         if not ended and not spelling.stopped and len(tokens) - prompt < working["most"]:
             return True
-        reason: Literal["stop", "length"] = "stop" if ended or spelling.stopped else "length"
-        state.notes[self.name] = TextWritten(state.output, tuple(tokens[prompt:]), reason, working["reused"])
+        self._note(state, "stop" if ended or spelling.stopped else "length")
         return False
+
+    def _note(self, state: State, reason: Literal["stop", "length"]) -> None:
+        """Nothing more is written, for that reason."""
+        working, prompt = state.working, len(state["prompt_ids"])
+        written = tuple(working["tokens"][prompt:])
+        state.notes[self.name] = TextWritten(state.output, written, reason, working["reused"])
 
     def _writer(self, ctx: Context) -> Writer | None:
         """Who writes in the place of the network."""

@@ -116,6 +116,13 @@ def until(met: Any, within: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+def test_where_it_ends_early_the_text_ends(folder: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOST", "5")
+    with Omni(str(folder), device="cpu", dtype="float32", writer=WriterConfig("vllm", python)) as omni:
+        [result] = omni.generate(PROMPTS[0], max_tokens=9, progress=False)
+    assert tokens(result) == by_rule(folder, PROMPTS[0], 5) and result.written[0].reason == "length"
+
+
 def test_who_is_cancelled_is_not_written_for_any_longer(omni: Omni, told: Path) -> None:
     stream = omni.stream([PROMPTS[0], PROMPTS[1]], [{"max_tokens": 5}, {"max_tokens": 1900}])
     place, _ = next(stream)
@@ -217,6 +224,15 @@ def test_a_seed_gives_the_same_text_again_and_another_one_another(theirs: Omni) 
     how: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "max_tokens": 24, "progress": False}
     first, second, other = (theirs.generate(PROMPTS[0], seed=seed, **how)[0] for seed in (3, 3, 4))
     assert tokens(first) == tokens(second) != tokens(other)
+
+@real
+def test_a_text_ends_where_the_checkpoint_says_that_texts_end(theirs: Omni, folder: Path) -> None:
+    [end] = qwen3.GenerationConfig.from_pretrained(folder).eos_token_id
+    how: dict[str, Any] = {"temperature": 2, "top_k": 0, "top_p": 1, "max_tokens": 1500}
+    found = theirs.generate(list(PROMPTS), [{**how, "seed": seed} for seed in range(3)], progress=False)
+    assert {result.written[0].reason for result in found} == {"stop"}
+    assert all(tokens(result)[-1] == end and end not in tokens(result)[:-1] for result in found)
+
 
 @real
 def test_it_is_told_while_it_is_written_and_stops_when_it_is_cancelled(theirs: Omni) -> None:

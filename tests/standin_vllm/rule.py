@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 CURSED, DEADLY = int(os.environ.get("CURSED", "-1")), int(os.environ.get("DEADLY", "-1"))
 PACE = 0.01
+MOST = int(os.environ.get("MOST", "100000"))
 
 
 def next_of(ids: Sequence[int], words: int) -> int:

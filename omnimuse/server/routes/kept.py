@@ -149,8 +149,9 @@ class KeptJobs:
 
     def _answer(self, job: Job, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
         """The job as JSON, with the time after which it makes sense to ask again."""
-        polls = {} if job.ended else {"openai-poll-after-ms": poll_after(self._left(job))}
-        return JSONResponse(self._kind.told(job).model_dump(), headers={**headers, **polls})
+        told = self._kind.told(job).model_dump()
+        polls = {} if job.ended else {"openai-poll-after-ms": poll_after(told["eta_seconds"])}
+        return JSONResponse(told, headers={**headers, **polls})
 
     async def _events(self, job: Job) -> AsyncGenerator[Event, None]:
         """The state, then what happens, then the end. A server that shuts down ends the stream with the state."""

@@ -2,7 +2,7 @@
 
 The next token follows from those before it (`tests/standin_vllm/rule.py`), one a step and `PACE` seconds apart. A
 prompt that begins with `CURSED` is refused; one that begins with `DEADLY` ends the process. The file `TOLD` gets a line
-for each step and each text that is stopped.
+for each step and each text that is stopped. Nothing is longer than `MOST`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rule import CURSED, DEADLY, PACE, next_of
+from rule import CURSED, DEADLY, MOST, PACE, next_of
 
 from vllm.sampling_params import SamplingParams
 
@@ -75,7 +75,7 @@ class LLMEngine:
             token += 1
         text.written.append(token)
         reason = "stop" if token in text.how.stop_token_ids else None
-        if reason is None and len(text.written) == text.how.max_tokens:
+        if reason is None and len(text.written) == min(text.how.max_tokens, MOST):
             reason = "length"
         if reason is not None:
             del self.texts[request_id]

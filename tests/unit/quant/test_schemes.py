@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
+from omnimuse.quant.codes import CODES, GROUP
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, Rows
@@ -123,6 +124,13 @@ def test_a_token_is_rounded_by_itself() -> None:
     assert torch.equal(made(loud)[[0, 1, 3]], made(x)[[0, 1, 3]])
 
 
+def codes(outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+    """Random weights of two codes a byte."""
+    generator = torch.Generator().manual_seed(0)
+    bytes_ = torch.randint(256, (outputs, inputs // 2), generator=generator, dtype=torch.uint8)
+    return {"weight": bytes_, "weight_scale": torch.rand(outputs, inputs // GROUP, generator=generator)}
+
+
 @pytest.mark.costly("packings compiled")
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
@@ -133,8 +141,10 @@ def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
         made = layer(packing, normal(32, 512), None)
     else:
         made = layer("int8", normal(32, 512), None)
-        blocks = torch.from_numpy(random_blocks(packing, 32, 512))
-        made.scheme, made.parts, made.weight = PACKINGS[packing], ("weight",), nn.Parameter(blocks, requires_grad=False)
+        parts = codes(32, 512) if packing in CODES else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
+        made.scheme, made.parts = PACKINGS[packing], tuple(parts)
+        for name, part in parts.items():
+            made.register_parameter(name, nn.Parameter(part, requires_grad=False))
     torch._dynamo.reset()
     hold_still()
     compiled = torch.compile(made, dynamic=True, fullgraph=True, backend="aot_eager")
