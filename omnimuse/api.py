@@ -40,7 +40,7 @@ first of `images`, which is drawn anew where the mask is white or, if that is tr
 `pad` (left, above, right, below) is by how many pixels it becomes larger. A model that writes takes `messages`, too,
 dicts with a `role` and a `content`; a list of them is a prompt. A content is a text or, where the model is shown
 something, a list of parts: `{"type": "text", "text": ...}`, `{"type": "image", "image": ...}`, and `audio` and `video`
-likewise."""
+likewise. Instead of a text it takes `tokens`, too, whole numbers as its tokenizer has them."""
 
 Params = DiffusionParams | TokenParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""

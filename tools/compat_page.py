@@ -25,7 +25,7 @@ def page(written: str) -> str:
     above = written.partition(MARK)[0].rstrip("\n")
     settings = (
         ("Options of `Omni` and `AsyncOmni`", (*OPTIONS, *NOT_OPTIONS)),
-        ("Methods of `Omni`", METHODS),
+        ("Methods of `Omni` and `AsyncOmni`", METHODS),
         ("Fields of `DiffusionParallelConfig`, and our options", PARALLEL),
         ("Fields of `OmniDiffusionConfig`, as a pipeline finds them", TOLD),
         ("Options of `vllm serve MODEL --omni`, which `omnimuse serve MODEL` takes", FLAGS),

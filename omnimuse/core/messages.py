@@ -1,4 +1,6 @@
-"""What was said so far between a person and a model that writes: `Message`, and how it is read. No torch."""
+"""What a model that writes is given to read beside a prompt: what was said so far between it and a person (`Message`),
+or tokens by their numbers. No torch.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from omnimuse.core.params import FamilyParams, TokenParams
 
 MAX_WRITTEN = 4_000_000
 """Characters of what a model that writes is given to read; how many of their tokens it can, it knows itself."""
+MAX_TOKEN = 2**31 - 1
 ROLES = ("system", "user", "assistant")
 SHOWN = {"image": "images", "audio": "sounds", "video": "videos"}
 """What a part of a message can be beside text, and what a prompt calls a list of these."""
@@ -36,9 +39,10 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Talk:
-    """The part of a request that is a conversation; empty where its prompt stands alone."""
+    """The part of a request that is a conversation, or `tokens` by their numbers; empty where a prompt stands alone."""
 
     messages: tuple[Message, ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[Message, ...]:
@@ -60,6 +64,28 @@ def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[M
     if length > MAX_WRITTEN:
         raise RequestError(f"messages have {length} characters; at most {MAX_WRITTEN} are allowed", "messages")
     return messages
+
+
+def tokens_of(prompt: Mapping[str, Any], family: str, writes: bool, longest: int) -> tuple[int, ...]:
+    """The tokens of a prompt, by their numbers, for a `family` that `writes`, or not, and reads and writes up to
+    `longest`; none without.
+
+    RequestError for anything else, and beside a prompt of another kind. Which numbers there are, the tokenizer knows.
+    """
+    given = prompt.get("tokens")
+    if given is None:
+        return ()
+    if not writes:
+        raise RequestError(f"tokens mean nothing to {family}, which reads texts; give it a prompt", "tokens")
+    if prompt.get("prompt") or prompt.get("messages"):
+        raise RequestError("tokens were given beside a text; a model reads one of them: leave one out", "tokens")
+    numbers = isinstance(given, list | tuple) and all(type(token) is int and 0 <= token <= MAX_TOKEN for token in given)
+    if not numbers or not given:
+        raise RequestError("tokens must be a list of at least one whole number, none of them below 0", "tokens")
+    if len(given) >= longest:
+        why = f"this model reads and writes {longest} in all: give fewer"
+        raise RequestError(f"there are {len(given)} tokens; {why}", "tokens")
+    return tuple(given)
 
 
 def check_shown(messages: Sequence[Message], counts: Mapping[str, int]) -> None:

@@ -24,7 +24,7 @@ from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.machine import memory as machine_memory
-from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, check_shown, messages_of
+from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, check_shown, messages_of, tokens_of
 from omnimuse.core.names import meant
 from omnimuse.core.params import (
     WORK,
@@ -222,6 +222,7 @@ class Door:
         given = {"prompt": ask.prompt} if isinstance(ask.prompt, str) else ask.prompt
         prompt, negative = self._prompt(given)
         messages = messages_of(given, self.spec.family, self.spec.converses)
+        tokens = tokens_of(given, self.spec.family, self.spec.reads_tokens, self.limits.max_sequence_length)
         came = given_of(given, self.spec, self.limits, masks=self.masks)
         check_shown(messages, came.counts)
         chosen = ask.params
@@ -250,6 +251,7 @@ class Door:
         made = Request(
             id=os.urandom(16).hex(),
             messages=messages,
+            tokens=tokens,
             prompt=messages[-1].content if messages else prompt,
             negative_prompt=negative,
             params=params,
@@ -340,7 +342,7 @@ class Door:
     def _prompt(self, given: Mapping[str, Any]) -> tuple[str, str | None]:
         if not isinstance(given, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
-        allowed = ["prompt", "messages", "negative_prompt", "images", "mask", "pad", "sounds", "videos"]
+        allowed = ["prompt", "messages", "tokens", "negative_prompt", "images", "mask", "pad", "sounds", "videos"]
         for name in given:
             if name not in allowed:
                 raise RequestError(
@@ -352,7 +354,7 @@ class Door:
                 why = "makes what it does of pictures alone; leave it out, or empty"
                 raise RequestError(f"prompt means nothing to {self.spec.family}, which {why}", "prompt")
             prompt = ""
-        if given.get("messages") is not None and prompt is None:
+        if prompt is None and any(given.get(name) is not None for name in ("messages", "tokens")):
             prompt = ""
         if not isinstance(prompt, str):
             raise RequestError(f"prompt must be a string, got {type(prompt).__name__}", "prompt")

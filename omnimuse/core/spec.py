@@ -265,6 +265,11 @@ class Spec:
         return issubclass(self.extra, GenerationParams)
 
     @property
+    def reads_tokens(self) -> bool:
+        """Whether tokens by their numbers can go in: what is there for text goes on from them."""
+        return self.writes and self.converses
+
+    @property
     def by_token(self) -> bool:
         """Whether it makes one token after the other from the first to the last, text or speech."""
         return issubclass(self.extra, TokenParams) and self.medium in ("text", "audio")

@@ -102,6 +102,11 @@ class PlainTokenizer:
             raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
         return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, self._named))
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return int(self._backend.get_vocab_size())
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
@@ -161,6 +166,11 @@ class LibraryTokenizer:
         if self.inner.pad_token_id is None:
             raise ModelError(f"{self._folder / CONFIG} names no pad_token; this model needs one")
         return int(self.inner.pad_token_id)
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return len(self.inner)
 
     def token(self, id_: int) -> str:
         """The token with this number, as texts have it; empty where there is none."""

@@ -11,7 +11,7 @@ a head; n samples.
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,7 @@ from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.loader.facts import part
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.recording import samples_of
+from omnimuse.pipeline.generate import tokens_read
 from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
@@ -189,10 +190,13 @@ RECORDS = (Brief, Seen, Shown)
 
 @dataclass(frozen=True)
 class ReadShown(Stage):
-    """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown."""
+    """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown.
+
+    Tokens by their numbers, and a prompt that says itself by a mark where something is shown, are read as they stand.
+    """
 
     name: str = "read"
-    reads: tuple[str, ...] = ("prompt", "messages", "shown")
+    reads: tuple[str, ...] = ("prompt", "messages", "tokens", "shown")
     writes: tuple[str, ...] = ("prompt_ids", "brief")
     uses: tuple[str, ...] = ("tokenizer", "model")
 
@@ -200,22 +204,25 @@ class ReadShown(Stage):
         tokenizer = ctx.components["tokenizer"]
         marks = Marks.of(ctx.configs["model"], tokenizer)
         for state in states:
-            shown, text = state["shown"], state["prompt"]
-            messages = state["messages"] or ((_showing(text, shown),) if shown else ())
-            if any(mark in message.content for message in messages or (Message("", text),) for mark in marks.ids):
-                held = ", ".join(marks.ids)
+            shown, text, messages, given = state["shown"], state["prompt"], state["messages"], state["tokens"]
+            marked = bool(given) or any(mark in text for mark in marks.texts)
+            if shown and not messages and not marked:
+                messages = (_showing(text, shown),)
+            if any(mark in message.content for message in messages for mark in marks.texts):
+                held = ", ".join(marks.texts)
                 raise RequestError(
                     f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
                 )
+            heard = isinstance(chosen := state.request.extra, WatchParams) and chosen.use_audio_in_video
             ordered = list(_ordered(messages, shown))
-            if isinstance(chosen := state.request.extra, WatchParams) and chosen.use_audio_in_video:
+            if messages and heard:
                 messages, ordered = _heard_while_watched(messages, ordered, marks)
-            if messages:
-                text = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
-            text = marks.expanded(text, ordered)
-            tokens = tokenizer(text, add_special_tokens=not messages).input_ids[0].tolist() if text else []
+            tokens = tokens_read(tokenizer, text, messages, given)
+            if not messages:
+                ordered = marks.standing(tokens, shown, heard)
+            tokens = marks.expanded(tokens, ordered)
             self._check(ctx, tokens)
-            state["prompt_ids"] = tuple(map(int, tokens))
+            state["prompt_ids"] = tuple(tokens)
             state["brief"] = self._brief(ctx, tokens, ordered, marks) if ordered else None
             state.notes[self.name] = TextRead("prompt", "the model", len(tokens))
 
@@ -294,15 +301,15 @@ def woven(video: Shown, sound: Shown, marks: Marks) -> Shown:
 
 @dataclass(frozen=True)
 class Marks:
-    """The tokens that stand for something shown: text -> id, and their kinds; places that a second of a video takes,
-    and a chunk of one with its sound; what such a sound begins and ends with.
+    """The tokens that stand for something shown: kind -> id, and their texts; places that a second of a video takes,
+    and a chunk of one with its sound; the tokens that such a sound begins and ends with, where there are any.
     """
 
     ids: Mapping[str, int]
-    kinds: Mapping[str, str]
+    texts: tuple[str, ...]
     second: int
     chunk: int
-    around: tuple[str, str]
+    around: tuple[tuple[int, ...], tuple[int, ...]]
 
     @staticmethod
     def of(config: Mapping[str, Any], tokenizer: Any) -> Marks:
@@ -312,31 +319,51 @@ class Marks:
         if absent := [kind for kind, id_ in named.items() if id_ is None]:
             raise ModelError(f"config.json, {THINKER} has no {absent[0]}_token_id; use a complete checkpoint")
         ids = {kind: int(id_) for kind, id_ in named.items() if id_ is not None}
-        texts = {kind: tokenizer.token(id_) for kind, id_ in ids.items()}
-        known = {text: ids[kind] for kind, text in texts.items() if text}
-        kinds = {text: kind for kind, text in texts.items() if text}
+        texts = tuple(text for id_ in ids.values() if (text := tokenizer.token(id_)))
         second = int(thinker.get("position_id_per_seconds", SECOND))
         ends = (thinker.get(f"audio_{side}_token_id") for side in ("start", "end"))
-        begin, end = ("" if id_ is None else tokenizer.token(int(id_)) for id_ in ends)
+        begin, end = (() if id_ is None else (int(id_),) for id_ in ends)
         chunk = int(second * thinker.get("seconds_per_chunk", CHUNK_SECONDS))
-        return Marks(known, kinds, second, chunk, (begin, end))
+        return Marks(ids, texts, second, chunk, (begin, end))
 
-    def expanded(self, text: str, shown: Sequence[Shown]) -> str:
-        """`text` with as many marks for each thing shown as stand for it; ModelError for a template without them."""
-        if not shown:
-            return text
-        parts = re.split("(" + "|".join(map(re.escape, self.kinds)) + ")", text)
-        found = [self.kinds[mark] for mark in parts[1::2]]
-        if found != [each.kind for each in shown]:
+    def found(self, tokens: Sequence[int]) -> list[str]:
+        """The kinds of what the marks among `tokens` stand for, in order."""
+        kinds = {id_: kind for kind, id_ in self.ids.items()}
+        return [kinds[token] for token in tokens if token in kinds]
+
+    def standing(self, tokens: Sequence[int], shown: Sequence[Shown], woven_in: bool) -> list[Shown]:
+        """What is shown, in the order of its marks among `tokens`; with `woven_in` each video has the sound in it that
+        comes next. RequestError unless there are as many marks as came with them.
+        """
+        kinds, came = self.found(tokens), Counter(each.kind for each in shown)
+        wanted = Counter(kinds) + Counter({"audio": kinds.count("video") * int(woven_in)})
+        if wanted != came:
+            why = "give one mark for each, and none for a sound that a video has in it"
+            marked, shows = dict(wanted) or "nothing", dict(came) or "nothing"
+            raise RequestError(f"the prompt has marks for {marked}, and {shows} came with it; {why}", "prompt")
+        waiting = {kind: iter([each for each in shown if each.kind == kind]) for kind in SHOWN}
+        found = list[Shown]()
+        for kind in kinds:
+            each = next(waiting[kind])
+            found.append(woven(each, next(waiting["audio"]), self) if woven_in and kind == "video" else each)
+        return found
+
+    def expanded(self, tokens: Sequence[int], shown: Sequence[Shown]) -> list[int]:
+        """`tokens` with as many marks for each thing shown as stand for it; ModelError for a template without them."""
+        if (found := self.found(tokens)) != [each.kind for each in shown]:
             raise ModelError(
                 f"the chat template has marks for {found or 'nothing'} where {[each.kind for each in shown]} is shown; "
                 "use a complete checkpoint"
             )
-        marks = {kind: mark for mark, kind in self.kinds.items()}
-        for number, each in enumerate(shown):
-            own = "".join(marks[kind] * count for kind, count in each.kinds)
-            parts[2 * number + 1] = own.join(self.around) if each.runs else own
-        return "".join(parts)
+        held, waiting, read = set(self.ids.values()), iter(shown), list[int]()
+        for token in tokens:
+            if token not in held:
+                read.append(token)
+                continue
+            each = next(waiting)
+            begin, end = self.around if each.runs else ((), ())
+            read += [*begin, *(self.ids[kind] for kind, count in each.kinds for _ in range(count)), *end]
+        return read
 
 
 def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tensor:

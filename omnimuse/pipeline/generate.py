@@ -41,11 +41,13 @@ ROOM = 64
 
 @dataclass(frozen=True)
 class ReadTalk(Stage):
-    """The conversation by the checkpoint's chat template, or else the prompt as it stands -> its tokens (a tuple)."""
+    """The conversation by the checkpoint's chat template, or the prompt as it stands, or tokens by their numbers -> its
+    tokens (a tuple).
+    """
 
     tokenizer: str = "tokenizer"
     name: str = "read"
-    reads: tuple[str, ...] = ("prompt", "messages")
+    reads: tuple[str, ...] = ("prompt", "messages", "tokens")
     writes: tuple[str, ...] = ("prompt_ids",)
 
     @property
@@ -55,10 +57,7 @@ class ReadTalk(Stage):
     def run(self, ctx: Context, states: list[State]) -> None:  # type: ignore[override]
         tokenizer = ctx.components[self.tokenizer]
         for state in states:
-            messages, text = state["messages"], state["prompt"]
-            if messages:
-                text = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
-            tokens = tokenizer(text, add_special_tokens=not messages).input_ids[0].tolist() if text else []
+            tokens = tokens_read(tokenizer, state["prompt"], state["messages"], state["tokens"])
             most = ctx.limits.max_sequence_length
             if not tokens:
                 raise RequestError("the prompt is empty, and there is nothing to go on from; write something", "prompt")
@@ -67,8 +66,19 @@ class ReadTalk(Stage):
                     f"the prompt has {len(tokens)} tokens; this model reads and writes {most} in all: say less",
                     "prompt",
                 )
-            state["prompt_ids"] = tuple(map(int, tokens))
+            state["prompt_ids"] = tuple(tokens)
             state.notes[self.name] = TextRead("prompt", "the model", len(tokens))
+
+
+def tokens_read(tokenizer: Any, prompt: str, messages: Sequence[Message], given: Sequence[int]) -> list[int]:
+    """The tokens of one of these; RequestError for a number that stands for none."""
+    if (wrong := next((token for token in given if token >= tokenizer.size), None)) is not None:
+        raise RequestError(f"{wrong} stands for no token; this model has 0 to {tokenizer.size - 1}", "tokens")
+    if messages:
+        prompt = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
+    if given or not prompt:
+        return list(given)
+    return [int(token) for token in tokenizer(prompt, add_special_tokens=not messages).input_ids[0].tolist()]
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class Generate(Loop):
         most = chosen.max_tokens or (told if isinstance(told, int) else longest)
         said = request.messages or (Message("", request.prompt),)
         # No token is less than a byte; of the template's own words nothing is known here.
-        prompt = sum(len(message.content.encode()) + TEMPLATE for message in said)
+        prompt = len(request.tokens) + sum(len(message.content.encode()) + TEMPLATE for message in said)
         prompt = longest if any(request.counts.values()) else prompt  # what is shown takes nobody knows how many
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 
-REQUEST_FIELDS = frozenset({"prompt", "messages", "negative_prompt", "images", "region", "sounds", "videos"})
+REQUEST_FIELDS = frozenset({"prompt", "messages", "tokens", "negative_prompt", "images", "region", "sounds", "videos"})
 """Names a stage may read like slots; they come from the request."""
 
 

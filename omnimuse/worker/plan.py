@@ -78,6 +78,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
         "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
         "videos": tuple(_clip(video) for video in videos),
         "messages": tuple(_message(message) for message in messages),
+        "tokens": tuple(cast("list[int]", fields.pop("tokens", ()))),
         "branches": tuple(cast("list[str]", fields.pop("branches"))),
     }
     return Request(**{**fields, **known})  # type: ignore[arg-type]

@@ -5,13 +5,17 @@ Builders are imported when a fixture is first used, so that tests without checkp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.once import Once
+
+if TYPE_CHECKING:
+    from tests.checkpoints.wishes import Answerer, Speaker, Writer
 
 
 @pytest.fixture(scope="session")
@@ -51,5 +55,15 @@ def foreign_folder(once: Once) -> Callable[[str], Path]:
         from tests.checkpoints.foreign import foreign
 
         return once.folder(arch, foreign(arch).build)
+
+    return folder
+
+
+def folder_of_each(tellers: Sequence[Writer | Speaker | Answerer]) -> Any:
+    """A fixture for a module's `folder`: the tiny checkpoint of each of these, one after the other (read only)."""
+
+    @pytest.fixture(scope="module", params=tellers, ids=lambda teller: teller.name)
+    def folder(request: pytest.FixtureRequest, once: Once) -> Path:
+        return once.folder(request.param.name, request.param.build)
 
     return folder

@@ -63,6 +63,29 @@ def test_an_asyncio_program_gets_the_same() -> None:
     assert [output.images[0].size for output in asyncio.run(run())] == [(32, 32)]
 
 
+def test_an_asyncio_program_aborts_by_the_name_that_it_gave() -> None:
+    async def run() -> tuple[list[OmniRequestOutput], list[OmniRequestOutput]]:
+        omni = AsyncOmni("omnimuse/shapes", device="cpu")
+        long = OmniDiffusionSamplingParams(num_inference_steps=500, seed=1)
+
+        async def made(name: str, sampling: OmniDiffusionSamplingParams) -> list[OmniRequestOutput]:
+            return [each async for each in omni.generate("a star", sampling, name, output_modalities=["image"])]
+
+        gone, kept = asyncio.ensure_future(made("gone", long)), asyncio.ensure_future(made("kept", SMALL))
+        found = await kept
+        await omni.abort(["gone", "nobody"])
+        left = await gone
+        with pytest.raises(RequestError, match=r"modalities=\['text'\] cannot be; use \['image'\]"):
+            await anext(omni.generate("a star", SMALL, output_modalities=["text"]))
+        while not omni._ours.engine.idle:
+            await asyncio.sleep(0.01)
+        await omni.shutdown()
+        return left, found
+
+    left, [found] = asyncio.run(run())
+    assert (left, found.request_id) == ([], "kept")
+
+
 SCRIPTS = Path(__file__).parent / "scripts"
 SIZES = ("--height", "32", "--width", "48", "--num-inference-steps", "2", "--guidance-scale", "2.5")
 WORDS: Mapping[str, tuple[str, ...]] = {

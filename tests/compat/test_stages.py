@@ -17,7 +17,10 @@ from omnimuse.compat.vllm_omni.entrypoints.async_omni import AsyncOmni
 from omnimuse.compat.vllm_omni.entrypoints.omni import Omni
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.core.errors import RequestError
+from omnimuse.media.recording import recording_of
 from tests.checkpoints.families import ANSWERERS, SPEAKERS
+from tests.checkpoints.fixtures import folder_of_each
+from tests.checkpoints.wishes import photo
 
 TALK = "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
 LIST = [
@@ -34,10 +37,7 @@ stage_args:
 """
 
 
-@pytest.fixture(scope="module", params=ANSWERERS, ids=lambda answerer: answerer.name)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made: Path = request.param.build(tmp_path_factory.mktemp("stages") / "tiny")
-    return made
+folder = folder_of_each(ANSWERERS)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,18 @@ def test_a_script_gets_from_each_stage_what_omni_makes(folder: Path, omni: Omni)
 def test_an_asyncio_script_gets_the_same_and_text_alone_where_no_sound_is_wanted(folder: Path, omni: Omni) -> None:
     async def run() -> list[Any]:
         made = AsyncOmni(str(folder), dtype="float32", device="cpu")
-        found = [output async for output in made.generate({"prompt": TALK, "modalities": ["text"]}, LIST)]
+        prompt = {"prompt": TALK, "modalities": ["text"]}
+        found = [output async for output in made.generate(prompt, LIST)]
+        found += [o async for o in made.generate({"prompt": TALK}, LIST, "mine", output_modalities=["text"])]
+        with pytest.raises(RequestError, match=r"output_modalities=\['audio'\] cannot be: the prompt wants"):
+            await anext(made.generate(prompt, LIST, output_modalities=["audio"]))
+        with pytest.raises(RequestError, match=r"request_id 'mine' stands where .*; write request_id="):
+            await anext(made.generate(prompt, "mine"))  # type: ignore[arg-type]
         await made.shutdown()
         return found
 
-    [text] = asyncio.run(run())
+    text, named = asyncio.run(run())
+    assert (named.request_id, named.outputs[0].text) == ("mine", text.outputs[0].text)
     [first, *_] = omni.generate({"prompt": TALK}, LIST, use_tqdm=False)
     assert text.outputs[0].text == first.outputs[0].text
     assert text.outputs[0].token_ids == first.outputs[0].token_ids
@@ -89,10 +96,32 @@ def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
             omni.generate({"prompt": TALK}, sampling, use_tqdm=False)
     with pytest.raises(AttributeError, match=r"SamplingParams has no 'best_of' here; docs/compat.md lists"):
         _ = LIST[0].best_of
-    with pytest.raises(RequestError, match=r"prompt_token_ids, 2 of them, are not read here"):
-        omni.generate({"prompt_token_ids": [1, 2]}, LIST, use_tqdm=False)
+    with pytest.raises(TypeError, match=r"no 'max_new_tokens' here; did you mean 'max_tokens'\? docs/compat.md lists"):
+        SamplingParams(max_new_tokens=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Params takes no 'steps' here; did you mean 'num_inference_steps'\?"):
+        OmniDiffusionSamplingParams(steps=3)  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match=r"1000000 stands for no token; this model has 0 to \d+"):
+        omni.generate({"prompt_token_ids": [1, 1_000_000]}, LIST, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"marks for \{'audio': 1\}, and nothing came with it"):
+        omni.generate({"prompt": "what is <|audio_pad|>?"}, LIST, use_tqdm=False)
     with pytest.raises(RequestError, match=r"use text and audio"):
         omni.generate({"prompt": TALK, "modalities": ["smell"]}, LIST, use_tqdm=False)
+
+
+def test_tokens_and_marks_in_a_prompt_are_read_as_messages_are(omni: Omni) -> None:
+    samples = np.sin(np.arange(8000) / 20).astype(np.float32)
+    ours, tokenizer = omni._ours, omni._ours.engine.runner.pipeline.ctx.components["tokenizer"]
+    content = [{"type": "image"}, {"type": "audio"}, {"type": "text", "text": "what is it?"}]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    media = {"multi_modal_data": {"image": photo(40, 24), "audio": (samples, 16_000)}, "modalities": ["text"]}
+    came = {"images": [photo(40, 24)], "sounds": [recording_of(samples[None], 16_000)]}
+    how = {"temperature": 0.0, "max_tokens": 8, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    [expected] = ours.generate({"messages": [{"role": "user", "content": content}], **came}, how, progress=False)
+    assert text.count("pad|>") == 2 and expected.error is None
+    for prompt in ({"prompt": text}, {"prompt_token_ids": tokenizer(text).input_ids[0], "prompt": text}):
+        [found] = omni.generate({**prompt, **media}, SamplingParams(temperature=0.0, max_tokens=8), use_tqdm=False)
+        assert found.outputs[0].token_ids == expected.written[0].tokens
+        assert found.result.prompt_tokens == expected.prompt_tokens
 
 
 def test_sounds_come_as_samples_with_their_rate(omni: Omni) -> None:

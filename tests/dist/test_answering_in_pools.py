@@ -24,6 +24,7 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.models import REGISTRY
 from omnimuse.models.qwen3_omni.pipeline import Qwen3OmniPipeline
 from tests.checkpoints.families import ANSWERERS
+from tests.checkpoints.fixtures import folder_of_each
 from tests.invariants.conftest import drain, submit
 from tests.invariants.test_answering import TALKS, ask, config
 
@@ -35,10 +36,7 @@ STREAMING = [answerer for answerer in ANSWERERS if answerer.meanwhile]
 piece_by_piece = pytest.mark.parametrize("folder", STREAMING, ids=lambda answerer: answerer.name, indirect=True)
 
 
-@pytest.fixture(scope="module", params=ANSWERERS, ids=lambda answerer: answerer.name)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made: Path = request.param.build(tmp_path_factory.mktemp("pooled") / "tiny")
-    return made
+folder = folder_of_each(ANSWERERS)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,19 @@ def test_what_is_written_in_company_is_what_the_reference_writes_alone(
     assert any(result.prompt_tokens > CHUNK for result in run(engine, *asks)), "one must be read in several steps"
 
 
+def test_tokens_by_their_numbers_are_read_as_their_text_is(writer: Writer, engine: Engine) -> None:
+    [id_] = submit(engine, ask(writer, 1))
+    while not (states := [state for state in engine.runner.states.values() if "prompt_ids" in state]):
+        tick(engine)
+    ids = states[0]["prompt_ids"]
+    [expected] = results(engine, drain(engine), [id_])
+    [found] = run(engine, replace(ask(writer, 1), prompt={"tokens": ids}))
+    assert (tokens(found), found.prompt_tokens) == (tokens(expected), len(ids))
+    submit(engine, Ask({"tokens": [1, 10**6]}))
+    [failed] = [event for event in drain(engine) if isinstance(event, Failed)]
+    assert "1000000 stands for no token; this model has 0 to" in str(failed.error)
+
+
 def test_pausing_on_the_cpu_and_resuming_changes_nothing(writer: Writer, engine: Engine) -> None:
     [expected] = run(engine, ask(writer, 2))
     [id_] = submit(engine, ask(writer, 2))

@@ -218,6 +218,9 @@ def test_videos_are_heard_while_they_are_watched_as_transformers_does(folder: Pa
     choices = {"temperature": 0, "max_tokens": 8}
     [text] = omni.generate([ask], {**choices, "use_audio_in_video": True}, progress=False)
     assert list(text.written[0].tokens) == answer(folder, reference, given, choices)
+    raw = omni.engine.runner.pipeline.ctx.components["tokenizer"].apply_chat_template(talk, add_generation_prompt=True)
+    [marked] = omni.generate([{"prompt": raw, **came}], {**choices, "use_audio_in_video": True}, progress=False)
+    assert marked.written[0].tokens == text.written[0].tokens, "a video's mark stands for its sound, too"
     [result] = omni.generate([ask], {**ALONE, "max_tokens": 8, "seed": 4, "use_audio_in_video": True}, progress=False)
     ids, wave = spoken(folder, given, 4, 8)
     assert list(result.written[0].tokens) == ids

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
 
 from omnimuse.compat.contract.settings import METHODS
 from omnimuse.compat.contract.table import NAMES
+from omnimuse.core.names import meant
 
 TABLE = "docs/compat.md"
 ROOT = "omnimuse.compat."
@@ -46,6 +48,19 @@ def no_attribute(owner: object, name: str) -> UnknownAttributeError:
     why = next((f": {row.does}" for row in METHODS if row.refused and (kind, row.name) == ("Omni", name)), "")
     return UnknownAttributeError(
         f"{kind} has no {name!r} here{why}; {TABLE} lists every name of the contract and what it does"
+    )
+
+
+class UnknownArgumentError(TypeError):
+    """A class of the contract takes no such argument here."""
+
+
+def no_argument(owner: type, name: str, taken: Collection[str]) -> UnknownArgumentError:
+    """What a class raises that is made with `name` where it has only those `taken`, with the one that was meant."""
+    near = meant(name, taken)
+    hint = f"did you mean {near!r}? " if near else ""
+    return UnknownArgumentError(
+        f"{owner.__name__} takes no {name!r} here; {hint}{TABLE} lists every name of the contract"
     )
 
 

@@ -82,11 +82,18 @@ METHODS: tuple[Setting, ...] = (
         "prompts, `sampling_params_list` or `sampling_params`, `negative_prompts`, `py_generator`, `use_tqdm`",
     ),
     Setting("close", "frees the weights; a `with` does it, too"),
+    Setting(
+        "AsyncOmni.generate",
+        "a prompt, `sampling_params` or `sampling_params_list`, `request_id`, `output_modalities`, and `priority`, of "
+        "which the lower comes first",
+    ),
+    Setting("AsyncOmni.abort", "cancels what has this `request_id`: its iterator ends"),
+    Setting("AsyncOmni.shutdown", "frees the weights"),
     Setting("generate(max_num_seqs=, max_batch_size=)", "`Omni(max_num_seqs=)`, when the engine starts", refused=True),
     Setting("start_profile", "`omnimuse bench` and the contract's profiler measure", refused=True),
     Setting("stop_profile", "`omnimuse bench` and the contract's profiler measure", refused=True),
 )
-"""Methods of `Omni`."""
+"""Methods of `Omni` and `AsyncOmni`."""
 
 PARALLEL: tuple[Setting, ...] = (
     Setting("tensor_parallel_size", "`--tensor-parallel-size`"),

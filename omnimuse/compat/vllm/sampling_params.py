@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
-from omnimuse.compat.contract.names import TABLE, no_attribute, no_name
+from omnimuse.compat.contract.names import TABLE, no_argument, no_attribute, no_name
 from omnimuse.core.errors import RequestError
+
+
+@dataclass(kw_only=True)
+class Chosen:
+    """What is chosen by keywords; one that is none of its fields is refused, with the field that was meant."""
+
+    def __new__(cls, *args: object, **given: object) -> Self:
+        taken = [part.name for part in fields(cls)]
+        if (name := next((name for name in given if name not in taken), None)) is not None:
+            raise no_argument(cls, name, taken)
+        return super().__new__(cls)
 
 
 @dataclass(kw_only=True)
@@ -30,7 +41,7 @@ class _Unknown:
 
 
 @dataclass(kw_only=True)
-class SamplingParams(_Unknown):
+class SamplingParams(_Unknown, Chosen):
     """Complete as there: what is left out is what vLLM takes, not what the checkpoint says. A `top_k` of 0 or -1 is
     all of them; a `max_tokens` of None as many as there is room for. `detokenize` changes nothing: texts are spelt.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from omnimuse.core.errors import RequestError
-from omnimuse.core.messages import Message, check_shown, messages_of
+from omnimuse.core.messages import Message, check_shown, messages_of, tokens_of
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams, family_params
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, Submit, encode, read_command, unpack
@@ -41,6 +41,32 @@ def test_what_messages_show_and_what_came_must_be_as_many() -> None:
 def test_what_a_message_shows_is_the_same_for_a_worker() -> None:
     extra, params = AnswerParams(modalities=("text", "audio")), DiffusionParams(seed=1)
     request = Request("a" * 32, "look\nand say", None, params, extra, messages=(SEEN, Message("assistant", "yes")))
+    sent = read_command(encode(Submit(packed(request), Form("WAV"))))
+    assert isinstance(sent, Submit)
+    assert unpack(sent.request, REGISTRY.spec(ARCH)) == request
+
+
+@pytest.mark.parametrize(
+    ("prompt", "writes", "says"),
+    [
+        ({"tokens": [1]}, False, "tokens mean nothing to tiny, which reads texts"),
+        ({"tokens": [1], "prompt": "a"}, True, "tokens were given beside a text"),
+        ({"tokens": [1], "messages": [{"role": "user", "content": "a"}]}, True, "tokens were given beside a text"),
+        ({"tokens": "12"}, True, "a list of at least one whole number"),
+        ({"tokens": []}, True, "a list of at least one whole number"),
+        ({"tokens": [1, -1]}, True, "none of them below 0"),
+        ({"tokens": [True]}, True, "a list of at least one whole number"),
+        ({"tokens": [1] * 8}, True, "there are 8 tokens; this model reads and writes 8 in all: give fewer"),
+    ],
+)
+def test_tokens_that_cannot_be_read_are_refused(prompt: dict[str, Any], writes: bool, says: str) -> None:
+    assert tokens_of({"tokens": [0, 7]}, "tiny", True, 8) == (0, 7)
+    with pytest.raises(RequestError, match=says):
+        tokens_of(prompt, "tiny", writes, 8)
+
+
+def test_tokens_are_the_same_for_a_worker() -> None:
+    request = Request("a" * 32, "", None, DiffusionParams(seed=1), AnswerParams(), tokens=(3, 1, 2))
     sent = read_command(encode(Submit(packed(request), Form("WAV"))))
     assert isinstance(sent, Submit)
     assert unpack(sent.request, REGISTRY.spec(ARCH)) == request

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Unpack
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
 
 from omnimuse import api
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
 from omnimuse.compat.vllm_omni.entrypoints.stages import Sampling, Stages
 from omnimuse.compat.vllm_omni.inputs.data import OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
-from omnimuse.core.output import Done
+from omnimuse.core.ask import Ask
+from omnimuse.core.errors import RequestError
+from omnimuse.core.output import Done, Result
+from omnimuse.core.params import DiffusionParams
 
 
 class AsyncOmni:
@@ -19,23 +24,54 @@ class AsyncOmni:
     def __init__(self, model: str, **options: Unpack[EngineOptions]) -> None:
         self._ours = api.AsyncOmni(model, config=config_of(model, options))
         self._stages = Stages.of(self._ours.config)
+        self._making: dict[str, set[asyncio.Future[Result]]] = {}
 
     async def generate(
         self,
         prompt: OmniPromptType,
-        sampling_params: Sampling = None,
+        sampling_params: Sampling | str = None,
+        request_id: str = "",
         *,
         sampling_params_list: Sampling = None,
+        output_modalities: Sequence[str] | None = None,
+        priority: int = 0,
     ) -> AsyncIterator[OmniRequestOutput]:
         """The outputs of one prompt, as `Omni` has them, once it is finished; errors are raised. Leaving the iterator
-        early cancels it.
+        early cancels it, and so does `abort`, by the `request_id` that its outputs have, too.
+
+        `output_modalities` are the media that are wanted; a lower `priority` comes first.
         """
+        if isinstance(sampling_params, str):
+            why = "stands where sampling parameters do; write request_id=..."
+            raise RequestError(f"the request_id {sampling_params!r:.80} {why}", "request_id")
         given = sampling_params if sampling_params is not None else sampling_params_list
-        asked, params = self._stages.asked(prompt, given)
-        async for event in self._ours.generate(asked, params):
-            if isinstance(event, Done):
-                for made in self._stages.outputs(event.result):
-                    yield made
+        asked, params = self._stages.asked(prompt, given, wanted=output_modalities)
+        making = asyncio.ensure_future(self._made(asked, params, Ask("", priority=-priority)))
+        self._making.setdefault(request_id, set()).add(making)
+        try:
+            await asyncio.wait((making,))
+        finally:
+            making.cancel()
+            self._making[request_id].remove(making)
+            if not self._making[request_id]:
+                del self._making[request_id]
+        if making.cancelled():
+            return
+        result = making.result()
+        for made in self._stages.outputs(replace(result, request_id=request_id or result.request_id)):
+            yield made
+
+    async def _made(self, prompt: Any, params: DiffusionParams, ask: Ask) -> Result:
+        """What comes at the end; cancelling this cancels the request."""
+        events = [event async for event in self._ours.generate(prompt, params, ask=ask)]
+        assert isinstance(events[-1], Done)
+        return events[-1].result
+
+    async def abort(self, request_id: str | Sequence[str]) -> None:
+        """Cancel what was asked for under this id, or these: its iterator ends. One that is not known is none."""
+        for each in [request_id] if isinstance(request_id, str) else request_id:
+            for making in self._making.get(each, ()):
+                making.cancel()
 
     async def shutdown(self) -> None:
         """Free the weights."""

@@ -76,14 +76,21 @@ class Stages:
         """Whether outputs are told apart by the stages that made them."""
         return issubclass(self.door.spec.extra, TokenParams)
 
-    def asked(self, given: Any, sampling: Sampling, negative: str | None = None) -> tuple[Any, DiffusionParams]:
-        """A prompt and what was chosen for it, in our words."""
+    def asked(
+        self, given: Any, sampling: Sampling, negative: str | None = None, wanted: Sequence[str] | None = None
+    ) -> tuple[Any, DiffusionParams]:
+        """A prompt and what was chosen for it, in our words; `wanted` are the media that it is to be answered in."""
         if sampling is not None and not isinstance(sampling, Sampled):
             sampling = list(sampling)
         chosen = self._chosen(sampling if isinstance(sampling, list) else [] if sampling is None else [sampling])
-        if not self.several:
-            return prompt_of(given, negative), chosen
         prompt: dict[str, Any] = {"prompt": given} if isinstance(given, str) else dict(given)
+        if wanted is not None and list(prompt.setdefault("modalities", wanted)) != list(wanted):
+            why = f"the prompt wants modalities={prompt['modalities']}; leave one of them out"
+            raise RequestError(f"output_modalities={list(wanted)} cannot be: {why}", "modalities")
+        if not self.several:
+            if (media := prompt.pop("modalities", None)) is not None and set(media) != {self.door.spec.medium}:
+                raise RequestError(f"modalities={list(media)} cannot be; use {[self.door.spec.medium]}", "modalities")
+            return prompt_of(prompt, negative), chosen
         besides = self._besides(prompt)
         for theirs, ours, read in (("audio", "sounds", _sound), ("video", "videos", lambda video: video)):
             media = dict(prompt.get("multi_modal_data") or {})
@@ -158,11 +165,10 @@ class Stages:
         kind, found = self.door.spec.extra, dict[str, Any]()
         if issubclass(kind, SpeechParams):
             found |= _spoken(prompt)
-        if (ids := prompt.pop("prompt_token_ids", None)) is not None and "prompt" not in prompt:
-            raise RequestError(
-                f"prompt_token_ids, {len(ids)} of them, are not read here; give the text as `prompt` ({TABLE})",
-                "prompt",
-            )
+        ids = prompt.pop("prompt_token_ids", None)
+        if ids is not None and not (issubclass(kind, SpeechParams) and "prompt" in prompt):  # there they are made up
+            prompt.pop("prompt", None)  # what they spell
+            prompt["tokens"] = [int(token) for token in ids]
         wanted = prompt.pop("modalities", None)
         if issubclass(kind, AnswerParams):
             sound = self.door.limits.sound

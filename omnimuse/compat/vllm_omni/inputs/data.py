@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.compat.contract.names import no_attribute, no_name
+from omnimuse.compat.vllm.sampling_params import Chosen
 
 
 class OmniTextPrompt(TypedDict, total=False):
@@ -67,7 +68,7 @@ class _Schedule:
 
 
 @dataclass(kw_only=True)
-class OmniDiffusionSamplingParams(_Shapes, _Guiding, _Schedule):
+class OmniDiffusionSamplingParams(_Shapes, _Guiding, _Schedule, Chosen):
     """What a request chose. `generator` draws its noise; `extra_args` holds the pipeline's own choices."""
 
     seed: int | None = None
