@@ -31,6 +31,7 @@ NOT_THE_PICTURE = frozenset(
         "json",
         "quiet",
         "plot",
+        "profile",
         "preview",
         "overwrite",
         "resume",

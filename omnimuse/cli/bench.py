@@ -7,7 +7,8 @@ client asks again when it has its picture; one that got none first waits for Ret
   throughput     pictures a second, from the first request due at 0 s to the last answer
   goodput        the same, counting only pictures within --slo (all of them if it is not given)
   first preview  like latency, to the first partial picture of a stream (--stream)
-  in STAGE       how long each stage took, as the server tells it (`queue`: until a worker had it)
+  in STAGE       how long each stage took, as the server tells it (`queue`: until a worker had it); with --blocks, each
+                 block of a network, too
   refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
   failed         every other answer without a picture, a broken connection, and --timeout
   wasted         work that was taken on but failed or came after --slo: its part of all that was taken on and not
@@ -29,7 +30,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -70,6 +71,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments and the mix (default: 0)")
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--slo", type=float, metavar="S", help="a picture that takes longer is of no use")
+    shown.add_argument(
+        "--blocks", action="store_true", help="ask what every block of a network takes, and show it (ours)"
+    )
     shown.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and every request to FILE")
 
 
@@ -141,6 +145,7 @@ def read_load(args: argparse.Namespace) -> Load:
         seed=args.seed,
         model=args.model or "",
         deadline=deadline,
+        blocks=args.blocks,
     )
 
 
@@ -207,7 +212,8 @@ def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
         "latency_of": {name: spread([o.latency for o in good if o.entry.name == name]) for name in names},
         "first_preview": spread([o.previewed - o.due for o in good if o.previewed is not None]),
         "rejection": spread([o.ended - o.sent for o in refused]),
-        "stages": {name: spread([o.stages[name] for o in good if name in o.stages]) for name in _stages(good)},
+        "stages": _spreads([o.stages for o in good]),
+        "blocks": _spreads([o.blocks for o in good]),
         "held_mb": max((o.held for o in good if o.held is not None), default=None),
         "sent_late": spread([o.sent - o.due for o in outcomes]),
         "errors": dict(Counter(o.code for o in outcomes if o.code).most_common()),
@@ -215,9 +221,10 @@ def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
     }
 
 
-def _stages(good: Sequence[Outcome]) -> list[str]:
-    """All that answers tell of, in the order of the first that does."""
-    return list(dict.fromkeys(name for outcome in good for name in outcome.stages))
+def _spreads(told: Sequence[Mapping[str, float]]) -> Figures:
+    """What answers tell of all that they tell of, in the order of the first that does."""
+    names = dict.fromkeys(name for each in told for name in each)
+    return {name: spread([each[name] for each in told if name in each]) for name in names}
 
 
 def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:
@@ -274,7 +281,7 @@ def text(figures: Figures) -> str:
 def _table(figures: Figures) -> list[Sequence[str]]:
     kinds = figures["latency_of"].items()
     rows = [("latency", figures["latency"]), *((f"  {name}", one) for name, one in kinds if len(kinds) > 1)]
-    rows += [(f"  in {name}", one) for name, one in figures["stages"].items()]
+    rows += [(f"  in {name}", one) for part in ("stages", "blocks") for name, one in figures[part].items()]
     rows += [("first preview", figures["first_preview"]), ("refused", figures["rejection"])]
     cells = [
         [name, str(one["count"]), *(_milliseconds(one[part]) for part in ("p50", "p90", "p99", "max"))]

@@ -82,7 +82,8 @@ class Target:
 class Load:
     """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
     `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds. With a `deadline` requests
-    say after how many their answer is of no use, or the name of a class."""
+    say after how many their answer is of no use, or the name of a class. With `blocks` they ask what every block took.
+    """
 
     mix: tuple[Entry, ...]
     rate: float | None = None
@@ -94,6 +95,7 @@ class Load:
     seed: int = 0
     model: str = ""
     deadline: float | str | None = None
+    blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Outcome:
     """How one request went. Times are seconds since the load began; `previewed` is when the first preview came.
 
     `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture. `stages` are the
-    seconds of each, and `held` the most MiB that the worker held, as far as the server tells them.
+    seconds of each, `blocks` those of every block of a network, and `held` the most MiB that the worker held, as far as
+    the server tells them.
     """
 
     entry: Entry
@@ -113,6 +116,7 @@ class Outcome:
     code: str = ""
     retry_after: float = 1.0
     stages: Mapping[str, float] = field(default_factory=dict)
+    blocks: Mapping[str, float] = field(default_factory=dict)
     held: float | None = None
 
     @property
@@ -235,6 +239,8 @@ class Client:
             fields["num_inference_steps"] = entry.steps
         if self._load.deadline is not None:
             fields["deadline"] = self._load.deadline
+        if self._load.blocks:
+            fields["block_timings"] = True
         if self._load.stream:
             fields |= {"stream": True, "partial_images": PREVIEWS}
         headers = {"content-type": "application/json", "x-stainless-read-timeout": f"{self._load.timeout:g}"}
@@ -273,11 +279,15 @@ def _judge(status: int, content: bytes) -> str:
 def _told(outcome: Outcome, content: bytes) -> Outcome:
     """`outcome` with what an answer with a picture says of where its time and memory went."""
     body = {} if outcome.code else json.loads(content)
-    timings = body.get("timings")
-    found = timings.items() if isinstance(timings, dict) else ()
-    stages = {str(name).removesuffix("_s"): float(took) for name, took in found if isinstance(took, int | float)}
+    stages = {name.removesuffix("_s"): took for name, took in _seconds(body.get("timings")).items()}
     held = body.get("peak_memory_mb")
-    return replace(outcome, stages=stages, held=held if isinstance(held, int | float) else None)
+    held = held if isinstance(held, int | float) else None
+    return replace(outcome, stages=stages, blocks=_seconds(body.get("block_timings")), held=held)
+
+
+def _seconds(told: object) -> dict[str, float]:
+    found = told.items() if isinstance(told, dict) else ()
+    return {str(name): float(took) for name, took in found if isinstance(took, int | float)}
 
 
 def _code(body: object, otherwise: str) -> str:

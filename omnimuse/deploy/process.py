@@ -309,7 +309,8 @@ class Worker:
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
             tokens = sum(len(note.tokens) for note in result.written)
-            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens)
+            blocks = {name: sum(runs) for name, runs in result.blocks.items()}
+            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks)
             self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
 
     def _end(self, request_id: str, error: BaseException) -> None:

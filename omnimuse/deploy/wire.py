@@ -190,13 +190,15 @@ class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What there is to say of a result beside its files: what people should know, the tokens read of its texts, in
-    which sizes (width, height) the model was shown pictures beside what it drew, and how many tokens it made.
+    which sizes (width, height) the model was shown pictures beside what it drew, how many tokens it made, and the
+    seconds of every block of a network, where they were asked for.
     """
 
     warnings: tuple[str, ...] = ()
     prompt_tokens: int = 0
     shown: tuple[tuple[int, int], ...] = ()
     made: int = 0
+    blocks: dict[str, float] = {}
 
 
 class Finished(Message, frozen=True):

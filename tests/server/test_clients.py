@@ -232,14 +232,20 @@ def test_a_path_is_there_if_the_model_does_what_it_is_for_and_else_says_what_the
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
+BLOCKS = {"net.blocks.0": 0.5, "net.blocks.1": 0.25}
+
+
 def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running) -> None:
-    server.workers.remarks = Remarks(("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)))
+    server.workers.remarks = Remarks(
+        ("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)), blocks=BLOCKS
+    )
     try:
-        answer = post(server, seed=-1, n=2, style="natural")
+        answer = post(server, seed=-1, n=2, style="natural", block_timings=True)
     finally:
         server.workers.remarks = Remarks()
     body = answer.json()
     assert body["id"] == server.workers.started[-1].id
+    assert server.workers.started[-1].blocks and body["block_timings"] == BLOCKS
     assert (body["peak_memory_mb"], body["inference_time_s"]) == (3.0, 0.0)
     assert body["shown"] == ["64x48", "32x32"]
     assert body["usage"] == {
@@ -255,11 +261,16 @@ def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running)
         "the prompt has 99 tokens",
     ]
     assert json.loads(answer.headers["x-warnings"]) == body["warnings"]
-    assert not {"shown", "warnings"} & post(server).json().keys() and "x-warnings" not in post(server).headers
+    assert (
+        not {"shown", "warnings", "block_timings"} & post(server).json().keys()
+        and "x-warnings" not in post(server).headers
+    )
 
 
 def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
-    server.workers.remarks = Remarks(("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)))
+    server.workers.remarks = Remarks(
+        ("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)), blocks=BLOCKS
+    )
     try:
         text = post(server, stream=True, n=2, generator_device="cuda").text
         job = post(server, background=True, generator_device="cuda").json()
@@ -270,6 +281,7 @@ def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     assert [event["usage"]["input_tokens"] for event in events] == [11, 0]
     assert {tuple(told["shown"]) for told in (*events, job["result"])} == {("64x48", "32x32")}
+    assert [told["block_timings"] for told in (events[0], job["result"])] == [BLOCKS] * 2
     for told in (events[0]["warnings"], job["warnings"], job["result"]["warnings"]):
         assert "CPU" in told[0] and told[1:] == ["the prompt has 99 tokens"]
     assert set(job["stage_durations"]) == {"queue", "denoise"} and job["peak_memory_mb"] == 3.0

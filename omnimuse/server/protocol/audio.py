@@ -34,6 +34,7 @@ class Audio(AudioJob):
     seed: int
     eta_seconds: float | None = None
     timings: dict[str, float] | None = None
+    block_timings: dict[str, float] | None = None
     peak_memory_mb: float | None = None
     warnings: list[str] | None = None
 

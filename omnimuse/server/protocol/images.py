@@ -49,9 +49,10 @@ class Image(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """The answer to a request for pictures. `timings` are seconds by stage, `inference_time_s` those spent drawing,
-    `peak_memory_mb` the most MiB that its worker held. `shown` are the sizes in which the model was shown the pictures
-    that came, beside what it drew. `warnings` say what may not be as one thinks.
+    """The answer to a request for pictures. `timings` are seconds by stage, `block_timings` those of every block of a
+    network, where the request wants them, `inference_time_s` those spent drawing, `peak_memory_mb` the most MiB that
+    its worker held. `shown` are the sizes in which the model was shown the pictures that came, beside what it drew.
+    `warnings` say what may not be as one thinks.
     """
 
     id: str
@@ -64,6 +65,7 @@ class ImagesResponse(BaseModel):
     safety_identifier: str | None = None
     usage: Usage
     timings: dict[str, float]
+    block_timings: dict[str, float] | None = None
     inference_time_s: float
     peak_memory_mb: float | None = None
     shown: list[str] | None = None
@@ -146,6 +148,7 @@ class CompletedImageEvent(BaseModel):
     output_format: Format
     usage: Usage
     timings: dict[str, float]
+    block_timings: dict[str, float] | None = None
     safety_identifier: str | None = None
     shown: list[str] | None = None
     warnings: list[str] | None = None

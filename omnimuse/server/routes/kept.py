@@ -25,6 +25,7 @@ from omnimuse.server.orders.order import Order
 from omnimuse.server.protocol.images import JobError
 from omnimuse.server.protocol.kept import Deleted, Ended, Looked, Progressed
 from omnimuse.server.service import Service
+from omnimuse.server.translate.answers import Made
 
 PREVIEWS = 8
 """How many looks a watcher gets at an unfinished output, at least where it has as many steps."""
@@ -141,6 +142,7 @@ class KeptJobs:
             "seed": job.work.request["params"]["seed"],
             "eta_seconds": self._left(job),
             "timings": job.timings or None,
+            "block_timings": Made.of(job).blocks,
         }
 
     def _left(self, job: Job) -> float | None:

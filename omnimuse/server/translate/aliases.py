@@ -69,7 +69,8 @@ class Delivery:
     """How the answer travels: as a stream (with so many previews, with an event per step), or as a durable job.
 
     `safety_identifier` travels back with it. `split` is set when a chat asked for `n` choices, `usage` when it asked
-    for the usage at the end of a stream. `flow` says how speech is sent while it is made, as "audio" or "sse".
+    for the usage at the end of a stream. `flow` says how speech is sent while it is made, as "audio" or "sse". With
+    `blocks` it tells what every block of a network took.
     """
 
     stream: bool = False
@@ -79,6 +80,7 @@ class Delivery:
     durable: bool = False
     split: bool = False
     usage: bool = False
+    blocks: bool = False
     safety_identifier: str | None = None
 
 
@@ -441,6 +443,7 @@ def _delivery(found: _Found) -> Delivery:
         durable=values.get("durable", False),
         split=found.names.get("num_outputs_per_prompt", "").split(".")[-1] == "n",
         usage=bool(options.get("include_usage")),
+        blocks=values.get("blocks", False),
         safety_identifier=values.get("safety_identifier"),
     )
 

@@ -91,6 +91,11 @@ class Made:
         return [f"{width}x{height}" for width, height in self.remarks.shown] or None
 
     @property
+    def blocks(self) -> dict[str, float] | None:
+        """The seconds of every block of a network; None where nobody asked for them."""
+        return {name: round(seconds, 6) for name, seconds in self.remarks.blocks.items()} or None
+
+    @property
     def memory_mb(self) -> float | None:
         """`memory` in MiB, as other servers report it."""
         return round(self.memory / _MIB, 1) if self.memory else None
@@ -151,6 +156,7 @@ def response(
         safety_identifier=look.safety_identifier,
         usage=usage(image_tokens(door, made.files), made.remarks.prompt_tokens),
         timings=made.seconds,
+        block_timings=made.blocks,
         inference_time_s=made.work_seconds,
         peak_memory_mb=made.memory_mb,
         shown=made.shown,
@@ -203,6 +209,7 @@ class Events:
                     output_format=self._look.format,
                     usage=usage(image_tokens(door, [file]), 0 if index else made.remarks.prompt_tokens),
                     timings=made.seconds,
+                    block_timings=made.blocks,
                     safety_identifier=self._look.safety_identifier,
                     shown=made.shown,
                     warnings=told([*self._look.warnings, *made.remarks.warnings]),

@@ -40,7 +40,8 @@ def to_request(
         prompt["pad"] = wanted.part.pad
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
-    ask = Ask(prompt, settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant)
+    blocks = wanted.delivery.blocks
+    ask = Ask(prompt, settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant, blocks=blocks)
     closed = door if door.adapters is not None else replace(door, adapters={})  # a client never names a file
     try:
         made = closed.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))

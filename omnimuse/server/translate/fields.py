@@ -49,6 +49,7 @@ SHARED: tuple[Field, ...] = (
     Field("width", "whole", "width", "pixels"),
     Field("height", "whole", "height", "pixels"),
     Field("resolution", "resolution", "size", "the side of a square in pixels, or WIDTHxHEIGHT (VO)"),
+    Field("block_timings", "flag", "blocks", "the answer tells what every block of a network took (ours)"),
     Field("timeout_s", "real", "deadline", "give up after so many seconds"),
     DEADLINE,
     Field("extra_params", "object", "extra", "the family's own parameters, by name"),

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -92,7 +93,9 @@ class FakeServer:
                 await asyncio.sleep(0.01)
         finally:
             self.open -= 1
-        told = {"timings": {"queue_s": 0.001, "denoise_s": 0.5}, "peak_memory_mb": 321.0}
+        told: dict[str, object] = {"timings": {"queue_s": 0.001, "denoise_s": 0.5}, "peak_memory_mb": 321.0}
+        if fields.get("block_timings"):
+            told["block_timings"] = {"net.blocks.0": 0.25}
         return JSONResponse({"data": [{"b64_json": "A" * 200_000}], **told})
 
     async def _stream(self, steps: object) -> AsyncIterator[str]:
@@ -150,10 +153,17 @@ def test_a_closed_loop_measures_each_kind_by_itself(server: FakeServer) -> None:
     assert slow["p50"] >= SLOW
     assert figures["throughput"] == pytest.approx(24 / figures["seconds"])
     assert (figures["stages"]["denoise"]["p50"], figures["stages"]["queue"]["count"]) == (0.5, 24)
-    assert figures["held_mb"] == 321
+    assert figures["held_mb"] == 321 and not figures["blocks"]
     assert all(asked.get("num_inference_steps") == 2 for asked in server.asked if asked["size"] == "64x64")
     assert all("num_inference_steps" not in asked for asked in server.asked if asked["size"] == "128x128")
     assert {asked["model"] for asked in server.asked} == {"the model"}
+
+
+def test_what_blocks_took_is_asked_for_and_shown_beside_the_stages(server: FakeServer) -> None:
+    figures, _ = measure(server, "--requests", "2", "--mix", "64x64", "--blocks")
+    assert (figures["blocks"]["net.blocks.0"]["p50"], figures["blocks"]["net.blocks.0"]["count"]) == (0.25, 2)
+    shown = bench.text({**figures, "url": "", "model": "", "load": bench.describe(read_load(options("--blocks")))})
+    assert re.search(r"in denoise +2 +500 .*\n +in net\.blocks\.0 +2 +250 ", shown)
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -496,7 +497,8 @@ def test_a_plot_has_a_bar_for_the_command_and_one_for_every_prompt(tmp_path: Pat
     words = ["a red circle", "a blue square", "-o", str(tmp_path / "a.png"), "--plot", str(place)]
     assert drawn(job(words)).code == 0
     single = tmp_path / "one.png"
-    assert drawn(job(["a red circle", "-o", str(tmp_path / "b.png"), "--plot", str(single)])).code == 0
+    told = drawn(job(["a red circle", "-o", str(tmp_path / "b.png"), "--plot", str(single)]))
+    assert told.code == 0 and re.search(r"net\.blocks\.0 +2 +375\.000 +750\.000\n", told.out)
     with Image.open(place) as two, Image.open(single) as one:
         assert two.height - one.height == 2 * GAP
     with pytest.raises(RequestError, match=r"time.png is there already; choose another name, or --overwrite"):
