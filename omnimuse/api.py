@@ -124,6 +124,7 @@ class Omni:
         **short: Unpack[Short],
     ) -> None:
         self.config = configure(model, config, short)
+        self.times_blocks = False  # whether results tell what every block of a network takes (`Result.blocks`)
         self._background = _driven(self.config)
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
@@ -178,7 +179,8 @@ class Omni:
 
         Otherwise as `generate`; `listen` receives every event. Leaving the iterator early cancels what is not done.
         """
-        asks = _asks(prompts, params, choices, Ask("", previews=previews, chunks=chunks, deadline=deadline))
+        how = Ask("", previews=previews, chunks=chunks, deadline=deadline, blocks=self.times_blocks)
+        asks = _asks(prompts, params, choices, how)
         changes: list[list[str]] = [[] for _ in asks]
         if adjust:
             for place, ask in enumerate(asks):
@@ -217,7 +219,7 @@ class Omni:
     @contextmanager
     def recording(self, path: Path | str) -> Iterator[None]:
         """Record every operation, on every rank, for the length of a `with` block: a Chrome trace, compressed, in
-        `path` (`trace.json.gz`), with stages by the names of `observe/labels.py`.
+        `path` (`trace.json.gz`), with stages by the names of `observe/labels.py`, every step, and blocks by theirs.
         """
         from omnimuse.observe.profile import merge
 

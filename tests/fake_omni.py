@@ -46,6 +46,7 @@ class FakeOmni:
         self.drawn: list[tuple[str, int | None]] = []
         self.watch = watch
         self.deadline: float | str | None = None
+        self.times_blocks = False
         self.closed = False
 
     @property
@@ -107,6 +108,7 @@ class FakeOmni:
             ),
             seeds=[seed + i for i in range(count)],
             timings={"queue": 0.0001, "encode": 0.02, "denoise": 1.25},
+            blocks={"net.blocks.0": (0.25, 0.5), "net.blocks.1": (0.25, 0.25)} if self.times_blocks else {},
         )
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -48,6 +48,8 @@ INTERRUPTED = 130
 
 class Engine(Protocol):
     """What `generate` needs of `omnimuse.Omni`."""
+
+    times_blocks: bool
 
     @property
     def place(self) -> Mapping[str, str]:
@@ -116,7 +118,10 @@ def add_shown_options(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--preview", action="store_true", help="keep a small unfinished picture beside the output")
     shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     shown.add_argument(
-        "--plot", type=Path, metavar="FILE", help="write a picture of where the time went, by stage of every prompt"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="write a picture of where the time went, by stage of every prompt and by block of a network",
     )
     shown.add_argument(
         "--profile", type=Path, metavar="FILE.json.gz", help="record every operation, for Perfetto; slower meanwhile"
@@ -284,7 +289,9 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Every part, and the total."""
         parts = zip(self._names, self._marks, self._marks[1:], strict=False)
-        spent = {"import": 0.0, "load": 0.0, "draw": 0.0, **{name: end - start for name, start, end in parts}}
+        spent = {"import": 0.0, "load": 0.0, "draw": 0.0}
+        for name, start, end in parts:
+            spent[name] = spent.get(name, 0.0) + end - start
         return {**spent, "total": self._marks[-1] - self._marks[0]}
 
 
@@ -300,8 +307,7 @@ def _draw(
             shown.say(f"loading {job.config.model.model}" + (f"; {job.about}" if job.about else ""))
             with start(job.config) as engine:
                 clock.reach("load")
-                profile = job.shown.profile
-                with nullcontext() if profile is None else engine.recording(profile):
+                with _recorded(job.shown.profile, engine, clock):
                     _take_all(job, engine, outcome, shown, stdout)
     except KeyboardInterrupt:
         return "interrupted"
@@ -314,6 +320,21 @@ def _draw(
     return ""
 
 
+@contextmanager
+def _recorded(path: Path | None, engine: Engine, clock: Clock) -> Iterator[None]:
+    """What is drawn within goes into a recording at `path`, if there is one; the drawing is timed apart from that."""
+    if path is None:
+        yield
+        return
+    with engine.recording(path):
+        clock.reach("begin the trace")
+        try:
+            yield
+        finally:
+            clock.reach("draw")
+    clock.reach("write the trace")
+
+
 def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout: TextIO) -> None:
     prompts = [job.prompts[drawing.row] for drawing in job.drawings]
     params = [job.params_of(drawing) for drawing in job.drawings]
@@ -324,6 +345,7 @@ def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout
             preview(event)
 
         looks, wanted = int(job.preview_file is not None), job.terms.deadline
+        engine.times_blocks = job.shown.blocks
         results = engine.stream(prompts, params, listen=listen, previews=looks, deadline=wanted)
         for index, result in results:
             with unbroken():

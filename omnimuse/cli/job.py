@@ -84,6 +84,11 @@ class Shown:
     plot: Path | None = None
     profile: Path | None = None
 
+    @property
+    def blocks(self) -> bool:
+        """Whether it is told what every block of a network takes."""
+        return self.plot is not None or self.profile is not None
+
 
 @dataclass(frozen=True)
 class Job:

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from omnimuse.cli import again
 from omnimuse.cli.app import describe
 from omnimuse.cli.job import Job
+from omnimuse.cli.plot import blocks_of
+from omnimuse.cli.table import columns
 from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
@@ -47,6 +49,8 @@ class Outcome:
             row["steps"][stage] = [round(seconds, 5) for seconds in steps]
         for stage, held in result.held.items():
             row["bytes"][stage] = list(held)
+        for block, runs in result.blocks.items():
+            row["blocks"][block] = [round(seconds, 6) for seconds in runs]
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
@@ -107,6 +111,7 @@ class Outcome:
                 "timings": {},
                 "steps": {},
                 "bytes": {},
+                "blocks": {},
                 "texts": [],
                 "shown": [],
                 "warnings": list(self.job.doubts.get(number, ())),
@@ -166,6 +171,8 @@ def print_text(record: Record, job: Job, out: TextIO) -> None:
     if record["stopped"] or not any(row["files"] for row in rows):
         return
     print(_timing_line(record), file=out)
+    if blocks := blocks_of(record):
+        print(_block_table(blocks), file=out)
     if record["defaults"]:
         print(record["defaults"], file=out)
     print("try next:", file=out)
@@ -223,6 +230,18 @@ def _timing_line(record: Record) -> str:
     parts = [f"{name} {_precise(value)}" for name, value in stages.items() if value >= 0.0005]
     before = f"imports {duration(seconds['import'])}, load {duration(seconds['load'])}"
     return f"time: {before}, {', '.join(parts)}; {duration(seconds['total'])} in all"
+
+
+def _block_table(blocks: Mapping[str, Sequence[float]]) -> str:
+    """What every block of a network took, in the order in which each was done for the first time."""
+    rows = [
+        [name, str(len(runs)), *map(_thousandths, (sum(runs) / len(runs), sum(runs)))] for name, runs in blocks.items()
+    ]
+    return columns([["block", "runs", "ms a run", "ms in all"], *rows], indent=0)
+
+
+def _thousandths(seconds: float) -> str:
+    return f"{1000 * seconds:.3f}"
 
 
 def _precise(seconds: float) -> str:

@@ -1,5 +1,5 @@
 """Where the time of a job went, as a picture: a bar for the command, and one for every prompt, by stages and steps,
-with a line in it for the memory that was held.
+with a line in it for the memory that was held; and a bar for every block of a network.
 
 Made from the record that the outcome prints, by Pillow alone. Called by `generate --plot`.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnimuse.core.errors import RequestError
 from omnimuse.media.destination import check_destination
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
 
 WIDTH, BAR, GAP, EDGE, LINE = 960, 22, 46, 16, 14
 """Pixels: of the picture, of a bar's height, half of the way from one bar to the next, around everything, of a line."""
@@ -40,13 +43,24 @@ def bars_of(record: Mapping[str, Any]) -> list[Bar]:
     return [("the command", whole, {}, {}), *rows[:MOST]]
 
 
+def blocks_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Seconds of every run of each block of a network, for the prompt whose runs of it took longest."""
+    found: dict[str, Sequence[float]] = {}
+    for row in record["results"]:
+        for name, runs in row["blocks"].items():
+            found[name] = max(found.get(name, ()), runs, key=sum)
+    return found
+
+
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Write the picture to `path`, whose ending says of which kind."""
     from PIL import Image, ImageDraw
 
-    bars = bars_of(record)
-    picture = Image.new("RGB", (WIDTH, 2 * EDGE + GAP * 2 * len(bars)), "white")
+    bars, blocks = bars_of(record), blocks_of(record)
+    below = EDGE + GAP * 2 * len(bars)
+    picture = Image.new("RGB", (WIDTH, below + LINE * (len(blocks) + 1 if blocks else 0) + EDGE), "white")
     pen = ImageDraw.Draw(picture)
+    _draw_blocks(pen, below, blocks)
     longest = max(sum(parts.values()) for _, parts, *_ in bars) or 1.0
     most = max((count for *_, held in bars for every in held.values() for count in every), default=0)
     for number, (name, parts, steps, held) in enumerate(bars):
@@ -75,6 +89,23 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             at += width
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
+
+
+def _draw_blocks(pen: ImageDraw, top: int, blocks: Mapping[str, Sequence[float]]) -> None:
+    """A line for every block from `top` on: its name, what it took in all as a bar, and how often it ran."""
+    if not blocks:
+        return
+    longest = max(map(sum, blocks.values())) or 1.0
+    wide = max(int(pen.textlength(_plain(name))) for name in blocks) + 2 * EDGE
+    pen.text((EDGE, top), "blocks: milliseconds in all, and of one run", fill="black")
+    for number, (name, runs) in enumerate(blocks.items(), 1):
+        at, took = top + LINE * number, sum(runs)
+        told = f"{1000 * took:.4g} ms, {len(runs)} x {1000 * took / len(runs):.3g}"
+        room = WIDTH - wide - EDGE - int(pen.textlength(told)) - 8
+        end = wide + max(1, round(room * took / longest))
+        pen.text((EDGE, at), _plain(name), fill="black")
+        pen.rectangle((wide, at + 2, end, at + LINE - 4), fill=COLOURS[0])
+        pen.text((end + 8, at), told, fill="black")
 
 
 def line_of(

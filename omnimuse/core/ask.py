@@ -24,7 +24,7 @@ class Ask:
     `deadline` is when it is wanted: in so many seconds from submission, or by the name of a class
     (`ScheduleConfig.deadlines`); what is not there by then is given up. `timeout` says the same in seconds only.
     `previews` asks for a preview every so many steps (0: none), `chunks` for pieces of an output as they are finished,
-    where the model finishes it piece by piece.
+    where the model finishes it piece by piece, `blocks` for what every block of a network takes (`Result.blocks`).
     """
 
     prompt: str | Mapping[str, Any]
@@ -35,6 +35,7 @@ class Ask:
     previews: int = 0
     chunks: bool = False
     deadline: float | str | None = None
+    blocks: bool = False
 
     def within(self, classes: Mapping[str, Within]) -> Within:
         """When it is wanted, by these `classes`; RequestError for what an ask cannot say."""

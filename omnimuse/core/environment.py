@@ -48,6 +48,11 @@ class Environment:
         )
 
     @staticmethod
+    def hush_recordings() -> None:
+        """Have torch's profiler tell only of what fails: it writes lines of its own to stderr, past every log."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "3")
+
+    @staticmethod
     def options() -> dict[str, str]:
         """What is set behind `OMNIMUSE_`, by the rest of the name; an empty variable is as good as none."""
         ours = "OMNIMUSE_"

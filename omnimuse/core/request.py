@@ -84,6 +84,7 @@ class Request(Talk, Given):
     tenant: str = ""
     previews: int = 0
     chunks: bool = False
+    blocks: bool = False
     branches: tuple[str, ...] = ONLY_POSITIVE
     more: int = 0
     times: float | None = None
@@ -266,6 +267,7 @@ class Door:
             tenant=ask.tenant,
             previews=ask.previews,
             chunks=bool(ask.chunks),
+            blocks=bool(ask.blocks),
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
         return self.with_cache(replace(made, more=evaluations_beyond(self.scheduler, params, made.steps)))

@@ -217,6 +217,7 @@ class Engine:
         self._refuse_if_over()
         self._tell(TickPlan(record=True))
         self._recorder.start()
+        self.runner.blocks.recorded = True
 
     def end_recording(self, path: Path) -> list[Path]:
         """End the recording; comes between two ticks. Where each rank's trace is, compressed, beside `path`.
@@ -226,6 +227,7 @@ class Engine:
         self._refuse_if_over()
         parts = [part_of(path, rank) for rank in range(self.mesh.size)]
         self._tell(TickPlan(write=str(path)))
+        self.runner.blocks.recorded = False
         try:
             self._recorder.write(parts[0])
         finally:
@@ -339,7 +341,9 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
             raise EngineDeadError("this rank no longer works on what rank 0 works on; start the engine again")
         if plan.record:
             recorder.try_to(recorder.start)
+            runner.blocks.recorded = True
         elif plan.write:
+            runner.blocks.recorded = False
             recorder.try_to(partial(recorder.write, part_of(Path(plan.write), mesh.rank)))
             meet(mesh)
         elif plan.rest:

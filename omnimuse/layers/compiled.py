@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.layers.stack import Block, Memory
 
@@ -38,7 +38,7 @@ class CompiledRunner:
     ) -> None:
         self.changed = changed
         self.within = within
-        self._compiled: dict[Block[Any], Callable[[Tensor, Any], Tensor]] = {
+        self.compiled: dict[nn.Module, Any] = {
             block: torch.compile(block, dynamic=True, fullgraph=whole, backend=backend) for block in blocks
         }
 
@@ -54,7 +54,7 @@ class CompiledRunner:
             with self.within():
                 for block in blocks:
                     _tell_sizes([hidden])
-                    hidden = self._compiled[block](hidden, cond)
+                    hidden = self.compiled[block](hidden, cond)
             return hidden
         # Copies, even of one row: a view begins anywhere in its memory, and the compiler would tell such inputs apart.
         rows = range(len(cond.layout.lengths))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
@@ -151,11 +152,12 @@ class PlainRunner:
 
 
 class BlockStack(nn.ModuleList):
-    """The blocks of a network, and the runner that runs them."""
+    """The blocks of a network, and the runner that runs them; `instead` of some, it calls something compiled."""
 
     def __init__(self, blocks: Iterable[Block[Any]] = ()) -> None:
         super().__init__(blocks)
         self.runner: StackRunner = PlainRunner()
+        self.instead: Mapping[nn.Module, nn.Module] = MappingProxyType({})
 
     def blocks(self) -> list[Block[Any]]:
         """The blocks, in the order they run."""

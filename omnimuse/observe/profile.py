@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from omnimuse.core.environment import Environment
+
 log = logging.getLogger(__name__)
 
 
@@ -23,19 +25,23 @@ class Recording:
     """What is computed on this thread, and on its accelerator, between `start` and `write`."""
 
     def __init__(self) -> None:
+        Environment.hush_recordings()
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._profile = profile(activities=activities)
+        self._profile = profile(activities=activities, profile_memory=True)
 
     def start(self) -> None:
         """Record from now on; everything takes a little longer."""
         self._profile.start()
 
     def write(self, path: Path) -> None:
-        """End, and write a Chrome trace; compressed where the name ends so."""
+        """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device."""
         self._profile.stop()
         self._profile.export_chrome_trace(str(path))
+        trace = _read(path)
+        trace["traceEvents"] += [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
+        _write(trace, path)
 
 
 class Recorder:
@@ -81,8 +87,7 @@ def merge(parts: Sequence[Path], into: Path) -> None:
         traces = [_read(path) for path in parts]
         base = int(traces[0].get("baseTimeNanoseconds", 0))
         events = [event for rank, trace in enumerate(traces) for event in _of_rank(rank, len(traces), trace, base)]
-        content = json.dumps({**traces[0], "traceEvents": events}).encode()
-        into.write_bytes(gzip.compress(content, compresslevel=4))
+        _write({**traces[0], "traceEvents": events}, into)
     finally:
         for path in parts:
             path.unlink(missing_ok=True)
@@ -91,6 +96,18 @@ def merge(parts: Sequence[Path], into: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     return content
+
+
+def _write(trace: dict[str, Any], path: Path) -> None:
+    path.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=4))
+
+
+def _counter(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event of the allocator says of its device, as a point of a line that viewers draw."""
+    told = event["args"]
+    name = "memory of the CPU" if told["Device Type"] == 0 else f"memory of device {told['Device Id']}"
+    counted = {"allocated bytes": told["Total Allocated"]}
+    return {"ph": "C", "name": name, "pid": event["pid"], "ts": event["ts"], "args": counted}
 
 
 def _of_rank(rank: int, ranks: int, trace: dict[str, Any], base: int) -> list[dict[str, Any]]:

@@ -383,7 +383,8 @@ def compile_blocks(under: Build) -> None:
     changed = rack.full if under.mesh.size > 1 else lambda: False
     for name, network in under.drawing.items():
         for label, stack in network.stacks().items():
-            stack.runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
+            runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
+            stack.runner, stack.instead = runner, runner.compiled
             how = "blocks" if whole else "blocks, but for attention across ranks"
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))
     for name, module in under.modules.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
@@ -15,6 +15,7 @@ from omnimuse.core.request import Request
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Stage
 from omnimuse.pipeline.state import State
+from omnimuse.worker.blocks import Ran, seconds_of
 from omnimuse.worker.clock import Span
 from omnimuse.worker.handover import Carried
 
@@ -31,6 +32,7 @@ class Job:
     there: dict[str, set[int]] = field(default_factory=dict)
     spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
     holds: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    blocks: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
@@ -43,6 +45,11 @@ class Job:
         """
         self.spans.setdefault((stage.name, state.id), []).append(spans)
         self.holds.setdefault((stage.name, state.id), []).append(held)
+
+    def see(self, state: State, ran: Iterable[Ran]) -> None:
+        """Note which blocks ran for `state`, alone or with others, if that was asked for."""
+        for each in ran if self.request.blocks else ():
+            self.blocks.setdefault((each.name, state.id), []).append(each.span)
 
     def timings(self) -> dict[str, tuple[float, ...]]:
         """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
@@ -82,6 +89,7 @@ class Job:
             timings={stage: sum(seconds) for stage, seconds in timings.items()},
             steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
             held=self.held(),
+            blocks=seconds_of(self.blocks),
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,18 +37,23 @@ from omnimuse.pipeline.memo import Memo
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
+from omnimuse.worker.blocks import Blocks
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.handover import Hand
 from omnimuse.worker.job import Job
-from omnimuse.worker.pace import Offer, Price
+from omnimuse.worker.pace import Offer, Party, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
 
 log = logging.getLogger(__name__)
+
+
+Evaluated = tuple[Predictions, dict[str, OmnimuseError], dict[str, set[str]]]
+"""Predictions, failures by state, and which networks were asked for each."""
 
 
 class Isolated:
@@ -96,6 +102,7 @@ class Runner:
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
         self.clock = clock or clock_for(pipeline.ctx.device)
+        self.blocks = Blocks(self.clock)
         self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)
@@ -142,12 +149,12 @@ class Runner:
             return False
         return not any(self.pipeline.ready(state) for _ in self.pipeline.turns(state))
 
-    def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
-        """Whether that state should step in one tick with the others: they share a forward, and it saves time.
+    def joins(self, party: Party, offer: Offer) -> bool:
+        """Whether that state should step in one tick with the `party`: they share a forward, and it saves time.
 
         What is not yet in a loop is taken to share the first network of a loop.
         """
-        return self.forwards.joins([*others, offer], self._first)
+        return self.forwards.joins(party, offer, self._first)
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
@@ -278,13 +285,14 @@ class Runner:
         return skipped
 
     def _run_stage(self, stage: Stage, state: State) -> None:
-        began = self.clock.mark()
+        ctx, began = self.pipeline.ctx, self.clock.mark()
         with self._isolated(state.request.id, stage.name), record_function(label_of(stage.name)):
-            self._run_or_retry(stage, state)
-            self.jobs[state.request.id].spend(
-                state, stage, held_bytes(self.pipeline.ctx.device), self.clock.since(began)
-            )
-            self._tell_grown(state)
+            with self.blocks.watched(ctx.components, [state]) as ran:
+                self._run_or_retry(stage, state)
+            job = self.jobs[state.request.id]
+            job.spend(state, stage, held_bytes(ctx.device), self.clock.since(began))
+            job.see(state, ran)
+            self._events.extend(grown(state))
             self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_retry(self, stage: Stage, state: State) -> None:
@@ -343,17 +351,17 @@ class Runner:
                     yield state, stage
 
     def _run_loops(self, stepping: Sequence[tuple[State, Loop]], teams: int) -> None:
-        began, rows = self.clock.mark(), list[Row]()
+        ctx, began, rows = self.pipeline.ctx, self.clock.mark(), list[Row]()
         names = {label_of(name) for name in {loop.name for _, loop in stepping}}
         for state, loop in stepping:
             with self._isolated(state.request.id, loop.name):
                 if not state.plan:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
-        with record_function(" and ".join(sorted(names)) or OTHER):
-            predictions, failures = self._evaluate(rows, teams)
+        with record_function(" and ".join(sorted(names)) or OTHER), record_function(self.blocks.steps(stepping)):
+            with self.blocks.watched(ctx.components, (state for state, _ in stepping)) as ran:
+                predictions, failures, asked = self._evaluate(rows, teams)
         shared = self.clock.since(began)
-        evaluated = {row.state.id for row in rows}
         spent: list[tuple[State, Loop, list[Span]]] = []
         for state, loop in stepping:
             if state.id not in self.states:
@@ -362,19 +370,26 @@ class Runner:
                 self._fail(state.request.id, failures[state.id])
                 continue
             began = self.clock.mark()
-            self._step(loop, state, predictions.get(state.id, {}))
-            own = self.clock.since(began)  # loops without rows do all their work in the step
-            spent.append((state, loop, [shared, own] if state.id in evaluated else [own]))
-        held = held_bytes(self.pipeline.ctx.device)  # of the process, so once for all: the system is asked
+            with self.blocks.watched(
+                ctx.components, [state]
+            ) as alone:  # loops without rows do all their work in the step
+                self._step(loop, state, predictions.get(state.id, {}))
+            own = self.clock.since(began)
+            spent.append((state, loop, [shared, own] if state.id in asked else [own]))
+            if job := self.jobs.get(state.request.id):
+                job.see(state, [*(each for each in ran if each.component in asked.get(state.id, ())), *alone])
+        held = held_bytes(ctx.device)  # of the process, so once for all: the system is asked
         for state, loop, spans in spent:
             if job := self.jobs.get(state.request.id):
                 job.spend(state, loop, held, *spans)
 
-    def _evaluate(self, rows: Sequence[Row], teams: int) -> tuple[Predictions, dict[str, OmnimuseError]]:
+    def _evaluate(self, rows: Sequence[Row], teams: int) -> Evaluated:
         """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""
         predictions: Predictions = {}
-        failures: dict[str, OmnimuseError] = {}
+        failures, asked = dict[str, OmnimuseError](), dict[str, set[str]]()
         while rows := [row for row in rows if row.state.id in self.states]:
+            for row in rows:
+                asked.setdefault(row.state.id, set()).add(row.network)
             found, failed = self.forwards.evaluate(rows, teams)
             predictions, failures = predictions | found, failures | failed
             states = {row.state.id: row.state for row in rows if row.state.id not in failed}
@@ -383,26 +398,17 @@ class Runner:
                 loop = self._loop(state)
                 with self._isolated(state.request.id, loop.name):
                     rows.extend(self.pipeline.more(loop, state, found.get(state.id, {})))
-        return predictions, failures
+        return predictions, failures, asked
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, None if loop.grows else len(state.plan)
         with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
-            self._tell_grown(state)
+            self._events.extend(grown(state))
             self._events.append(Progress(state.request.id, state.output, loop.name, step, steps))
             every = state.request.previews
             if every and step % every == 0 and (steps is None or step < steps):
                 self._preview(loop, state, step)
-
-    def _tell_grown(self, state: State) -> None:
-        """The pieces of the output that were finished just now."""
-        if not state.grown:
-            return
-        for medium, start, piece in state.grown:
-            data = piece.detach().float().cpu().numpy() if isinstance(piece, Tensor) else piece
-            self._events.append(Chunk(state.request.id, state.output, medium, start, data))
-        state.grown = []
 
     def _preview(self, loop: Loop, state: State, step: int) -> None:
         """A preview that cannot be made is no reason to end a request: it is left out, counted, and told once."""
@@ -423,3 +429,16 @@ class Runner:
         stage = self.pipeline.stage_of(state)
         assert isinstance(stage, Loop)
         return stage
+
+
+def grown(state: State) -> list[Chunk]:
+    """The pieces of the output that were finished just now; they are told once."""
+    pieces, state.grown = state.grown, []
+    return [
+        Chunk(state.request.id, state.output, medium, start, as_told(piece)) for medium, start, piece in pieces or ()
+    ]
+
+
+def as_told(piece: Any) -> Any:
+    """A piece of a sound as an array, one of a text as it is."""
+    return piece.detach().float().cpu().numpy() if isinstance(piece, Tensor) else piece

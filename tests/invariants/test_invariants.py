@@ -18,11 +18,12 @@ from torch import Tensor
 
 from omnimuse.core.config import AttentionConfig, CompileConfig, HostConfig, ScheduleConfig
 from omnimuse.core.machine import cores
-from omnimuse.core.output import Event, Failed, Preview, Progress
+from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.core.sources import Region
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.layers.network import Network
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.models import TABLE
 from omnimuse.pipeline.denoise import Denoise
@@ -246,9 +247,22 @@ def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_deno
 
 
 @pytest.mark.crossed
-def test_previews_do_not_change_the_result(subject: Subject, shared: Engine) -> None:
-    [expected], [found] = run(shared, subject.ask(0)), run(shared, subject.ask(0, previews=1))
-    assert torch.equal(found, expected)
+def test_neither_previews_nor_who_times_blocks_changes_the_result(subject: Subject, shared: Engine) -> None:
+    [expected] = run(shared, subject.ask(0))
+    [id_] = submit(shared, replace(subject.ask(0, previews=1), blocks=True))
+    events = drain(shared)
+    assert torch.equal(outputs(events, id_), expected)
+    [blocks] = [event.result.blocks for event in events if isinstance(event, Done)]
+    components = shared.runner.pipeline.ctx.components
+    networks = {name: components.wherever(name) for name in components}
+    ran = 0
+    for name, network in networks.items():
+        for stack in network.stacks().values() if isinstance(network, Network) else ():
+            paths = {id(part): path for path, part in network.named_modules()}
+            runs = {len(blocks.get(f"{name}.{paths[id(block)]}", ())) for block in stack.blocks()}
+            assert len(runs) == 1, "every block of a stack runs as often as the others"
+            ran += runs.pop()
+    assert ran
 
 
 PADDING = [

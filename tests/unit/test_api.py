@@ -59,6 +59,8 @@ def test_a_recording_names_the_stages_of_what_was_drawn_in_it(omni: Omni, tmp_pa
         omni.generate("a circle that was never drawn before", SMALL, progress=False)
     events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
     stages = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert {"step 1 of 2", "step 2 of 2", "transformer.layers.0"} <= set(stages)
+    assert any(event["ph"] == "C" and event["args"]["allocated bytes"] > 0 for event in events), "a line of memory"
     assert stages.count("diffuse") == 2 and {"text_encoder.forward", "vae.decode"} <= set(stages)
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
 

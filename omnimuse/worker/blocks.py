@@ -1,0 +1,108 @@
+"""Blocks of networks, by name, while somebody looks: how long each took, and a label of its own in a recording.
+
+The runner looks for requests that want to know (`Ask.blocks`), and while it is recorded. Hooks stand on whatever is
+called for a block, whoever runs it: blocks of our stacks, and the lists that networks of libraries have. On a device,
+moments are marked and nobody waits. While nobody looks there is nothing on any block. What a library compiles whole has
+no blocks left to tell of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.profiler import record_function
+
+from omnimuse.layers.stack import BlockStack
+from omnimuse.offload.residency import Residency
+from omnimuse.pipeline.stage import Loop
+from omnimuse.pipeline.state import State
+from omnimuse.worker.clock import Clock, Span
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run of the block called `name`, such as `transformer.blocks.3`, of a component."""
+
+    component: str
+    name: str
+    span: Span
+
+
+class Blocks:
+    """The blocks of all components. While the runner is `recorded`, they are always looked at."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.recorded = False
+        self._clock = clock
+
+    @contextmanager
+    def watched(self, components: Residency, states: Iterable[State]) -> Iterator[list[Ran]]:
+        """For the length of a `with` block what runs is added to the list, in order of ending, if a request of one of
+        the `states` wants to know.
+        """
+        ran: list[Ran] = []
+        if not (self.recorded or any(state.request.blocks for state in states)):
+            yield ran
+            return
+        with ExitStack() as hooks:
+            for component in components:
+                for name, called in named_blocks(component, components.wherever(component)):
+                    self._watch(hooks, ran, component, name, called)
+            yield ran
+
+    def steps(self, stepping: Sequence[tuple[State, Loop]]) -> str:
+        """Which steps these are, for a recording: `step 3 of 8`, of several at once each; nobody else wants to know."""
+        if not self.recorded:
+            return "step"
+        at = [(state.position + 1, "" if loop.grows else f" of {len(state.plan)}") for state, loop in stepping]
+        return " and ".join(f"step {step}{whole}" for step, whole in dict.fromkeys(at))
+
+    def _watch(self, hooks: ExitStack, ran: list[Ran], component: str, name: str, called: nn.Module) -> None:
+        under_way: list[tuple[record_function, Any]] = []
+
+        def begin(*_: Any) -> None:
+            label = record_function(name)
+            label.__enter__()
+            under_way.append((label, self._clock.mark()))
+
+        def end(*_: Any) -> None:
+            label, began = under_way.pop()
+            ran.append(Ran(component, name, self._clock.since(began)))
+            label.__exit__(None, None, None)
+
+        hooks.callback(called.register_forward_pre_hook(begin).remove)
+        hooks.callback(called.register_forward_hook(end, always_call=True).remove)
+
+
+def named_blocks(name: str, component: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Every member of a list of modules that is in no other, and no list: its path, and what is called for it."""
+    if not isinstance(component, nn.Module):
+        return
+    instead: dict[nn.Module, nn.Module] = {}
+    for part in component.modules():
+        if isinstance(part, BlockStack):
+            instead.update(part.instead)
+    for path, block in _members(name, component):
+        yield path, instead.get(block, block)
+
+
+def _members(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for key, child in module.named_children():
+        if child._compiled_call_impl is not None:
+            continue  # a hook would be compiled, too
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield f"{path}.{key}", child
+        else:
+            yield from _members(f"{path}.{key}", child)
+
+
+def seconds_of(runs: Mapping[tuple[str, str], list[Span]]) -> dict[str, tuple[float, ...]]:
+    """Seconds of every run of each block, of the output that took longest; `runs` are by name and output."""
+    found: dict[str, tuple[float, ...]] = {}
+    for (name, _), spans in runs.items():
+        found[name] = max(found.get(name, ()), tuple(span.seconds() for span in spans), key=sum)
+    return found
