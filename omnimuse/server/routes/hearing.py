@@ -5,14 +5,15 @@ What the model writes when it is asked for the text is what is answered; nothing
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from omnimuse.core.request import Recording
 from omnimuse.deploy.wire import Finished, Spelt
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import is_form, read_any
@@ -34,7 +35,7 @@ from omnimuse.server.protocol import hearing as protocol
 from omnimuse.server.routes.absent import Handler
 from omnimuse.server.routes.talk import TASK, Told, usage_of
 from omnimuse.server.service import Service
-from omnimuse.server.translate.aliases import read
+from omnimuse.server.translate.aliases import Wanted, read
 from omnimuse.server.translate.answers import Made
 from omnimuse.server.translate.hearing import asked
 from omnimuse.server.translate.parts import able
@@ -70,7 +71,7 @@ def routes(service: Service) -> list[Route]:
             headers = Made.of(made).headers([*order.wanted.warnings, *_warnings(made)])
             if order.wanted.output.transport == "text":
                 return PlainTextResponse(made.texts[0].text + "\n", headers=headers)
-            return JSONResponse(_whole(made).model_dump(), headers=headers)
+            return JSONResponse(whole(made).model_dump(), headers=headers)
 
         return write_down
 
@@ -86,17 +87,37 @@ async def _read(service: Service, request: Request, translated: bool) -> Order:
         raise refusal("missing_parameter", f"file is one sound, and {len(sources)} came; send it in a form", "file")
     if wanted.delivery.stream and wanted.output.transport == "text":
         raise refusal("conflicting_parameters", "a stream is of events; leave response_format out", "response_format")
-    sounds = await read_sounds(service, request, sources)
+    return order_of(service, wanted, request, await read_sounds(service, request, sources), translated)
+
+
+def order_of(
+    service: Service, wanted: Wanted, http: HTTPConnection, sounds: Sequence[Recording], translated: bool = False
+) -> Order:
+    """The order for what `wanted` says of one sound; errors as `place_order`'s."""
     messages = asked(translated, wanted.talk.tongue, wanted.prompt)
     extra = {"temperature": 0.0, **(wanted.params.extra or {})}  # type: ignore[dict-item]
     params = replace(wanted.params, extra=extra)
     wanted = replace(wanted, params=params, talk=replace(wanted.talk, messages=messages))
-    order = place_order(service, wanted, request, TASK, {"sounds": sounds})
+    order = place_order(service, wanted, http, TASK, {"sounds": tuple(sounds)})
     return replace(order, request=replace(order.request, chunks=wanted.delivery.stream))
 
 
 async def _pieces(service: Service, order: Order) -> AsyncGenerator[Event, None]:
     """The text as it is written; the first event is for `opened`: it comes when all has been read."""
+    async with aclosing(written(service, order)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Finished):
+                done = protocol.TranscriptDoneEvent(**whole(piece).model_dump())
+                yield done.type, done.model_dump()
+            elif piece:
+                delta = protocol.TranscriptDeltaEvent(delta=piece)
+                yield delta.type, delta.model_dump()
+            else:
+                yield None, None
+
+
+async def written(service: Service, order: Order) -> AsyncGenerator[str | Finished, None]:
+    """First nothing, when all has been read; the text, each piece once; at last what is told of the whole."""
     known, begun = Told(), False
     async with aclosing(draw(service, order)) as updates:
         async for update in updates:
@@ -104,19 +125,18 @@ async def _pieces(service: Service, order: Order) -> AsyncGenerator[Event, None]
                 continue
             if not begun:
                 begun = True
-                yield None, None
+                yield ""
             new = known.new(update) if isinstance(update, Spelt) else ""
             if isinstance(update, Finished):
                 new = known.rest(0, update.texts[0].text)
             if new:
-                delta = protocol.TranscriptDeltaEvent(delta=new)
-                yield delta.type, delta.model_dump()
+                yield new
             if isinstance(update, Finished):
-                done = protocol.TranscriptDoneEvent(**_whole(update).model_dump())
-                yield done.type, done.model_dump()
+                yield update
 
 
-def _whole(made: Finished) -> protocol.Transcription:
+def whole(made: Finished) -> protocol.Transcription:
+    """What was heard, and what that took."""
     counted = usage_of(made)
     usage = protocol.HeardUsage(
         input_tokens=counted.prompt_tokens,
