@@ -15,7 +15,14 @@ os.environ["NO_COLOR"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.once", "tests.checkpoints.fixtures", "tests.turns", "tests.order", "tests.shows"]
+pytest_plugins = [
+    "tests.once",
+    "tests.server.browser",
+    "tests.checkpoints.fixtures",
+    "tests.turns",
+    "tests.order",
+    "tests.shows",
+]
 
 
 def pytest_collection_finish() -> None:

@@ -21,11 +21,11 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
 from omnimuse.engine.targets import Targets
-from omnimuse.worker.pace import Offer, Price
+from omnimuse.worker.pace import Offer, Party, Price
 
 FOREVER = float("inf")
 
-Company = Callable[[list[Offer], Offer], bool]
+Company = Callable[[Party, Offer], bool]
 """(states that advance, one more) -> whether it should advance with them, and not in a tick of its own."""
 
 Cost = Callable[[str], Price | None]
@@ -168,7 +168,7 @@ class Scheduler:
         self,
         now: float,
         cost: Cost,
-        company: Company = lambda others, offer: True,
+        company: Company = lambda party, offer: True,
         waits: Waits = lambda state_id: False,
     ) -> Pick:
         """What happens in the next tick."""
@@ -253,7 +253,7 @@ class Scheduler:
             able = [(entry, state_id) for state_id in entry.live if not waits(state_id)]
             if able:
                 queues.setdefault(entry.request.tenant, deque()).extend(able)
-        chosen: list[Offer] = []
+        chosen = Party()
         hopeful: list[Entry] = []
         budget, reckoned = self.config.tick_tokens, 0
         while queues:
@@ -262,19 +262,19 @@ class Scheduler:
             price, network = cost(state_id) or (entry.tokens, None)
             if not queues[name]:
                 del queues[name]
-            if chosen and price > budget:
+            if chosen.offers and price > budget:
                 break
             welcome = self._targets.allow(hopeful, (reckoned, entry.tokens), now)
             offer = Offer(state_id, price, entry.steps, network)
-            if chosen and not (welcome and company(chosen, offer)):
+            if chosen.offers and not (welcome and company(chosen, offer)):
                 continue
-            chosen.append(offer)
+            chosen.add(offer)
             if entry.deadline < FOREVER and id(entry) not in self._hopeless:
                 hopeful.append(entry)
             budget, reckoned = budget - price, reckoned + entry.tokens
             self._charge(entry, price, now)
         self._targets.begin(now, reckoned)
-        return [offer.state for offer in chosen]
+        return [offer.state for offer in chosen.offers]
 
     def _charge(self, entry: Entry, price: int, now: float) -> None:
         tenant = self.tenants[entry.request.tenant]

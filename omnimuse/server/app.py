@@ -25,6 +25,7 @@ from omnimuse.server.routes import (
     chat,
     files,
     health,
+    hearing,
     images,
     models,
     playground,
@@ -35,6 +36,7 @@ from omnimuse.server.routes import (
     videos,
 )
 from omnimuse.server.service import Service
+from omnimuse.server.translate.parts import able
 
 DESCRIBED = (health, models, adapters, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
@@ -44,6 +46,9 @@ SPEAKING = (health, models, adapters, images, videos, speech, speech_live, audio
 
 WRITING = (health, models, adapters, images, videos, audio, talk, realtime, files)
 """The same where the model writes: a chat is another thing then."""
+
+LISTENING = (*WRITING, hearing)
+"""The same where it hears, too."""
 
 PICTURED = frozenset({chat.PATH, images.EDITS, speech.PATH, videos.PATH, f"{videos.PATH}/sync"})
 """The paths whose JSON may have pictures or sounds in it."""
@@ -55,7 +60,7 @@ def build_app(service: Service) -> Starlette:
     sound = service.door.limits.sound
     groups: Sequence[ModuleType] = DESCRIBED
     if service.door.spec.writes:
-        groups = WRITING
+        groups = LISTENING if "audio" in able(service.door) else WRITING
     elif sound is not None and sound.speech is not None:
         groups = SPEAKING
     operations = [made for group in groups for made in group.OPERATIONS if made.path not in elsewhere]

@@ -17,7 +17,7 @@ from omnimuse.core.request import Request
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.simulate.arrivals import Arrival
 from omnimuse.simulate.table import Kind
-from omnimuse.worker.pace import GAIN, Offer, Pace, Price
+from omnimuse.worker.pace import GAIN, Offer, Pace, Party, Price
 from omnimuse.worker.teams import joins, teams_for
 
 NETWORK, DECODER = "network", "decoder"
@@ -158,12 +158,12 @@ class Ours:
             return Price(job.kind.work, NETWORK)
         return Price(job.kind.work, DECODER) if job.kind.parts > 1 else None
 
-    def _joins(self, others: Sequence[Offer], offer: Offer) -> bool:
+    def _joins(self, party: Party, offer: Offer) -> bool:
         if self._costs.teams and not self._always:
-            return joins([*others, offer], self._costs.divisions, self._costs.teams.__getitem__)
-        if DECODER in {each.network for each in (*others, offer)}:
+            return joins([*party.offers, offer], self._costs.divisions, self._costs.teams.__getitem__)
+        if DECODER in party.networks | {offer.network}:
             return self._always
-        return self._always or self._pace.pays(NETWORK, [*others, offer])
+        return self._always or self._pace.pays(NETWORK, party, offer)
 
 
 @dataclass

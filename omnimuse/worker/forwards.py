@@ -27,7 +27,7 @@ from omnimuse.worker.aside import can_wait, waiting
 from omnimuse.worker.clock import Clock, Span
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, settle
-from omnimuse.worker.pace import Offer, Pace
+from omnimuse.worker.pace import Offer, Pace, Party
 from omnimuse.worker.teams import Shares, joins, shared_out, teams_for
 
 log = logging.getLogger(__name__)
@@ -60,21 +60,22 @@ class Forwards:
         self.shares = Shares()
         self._unread: deque[tuple[str, int, int, Span]] = deque()
 
-    def joins(self, offers: Sequence[Offer], usual: str | None) -> bool:
-        """Whether the last of `offers` should step in one tick with the others; `usual` is the network of who has none.
+    def joins(self, party: Party, offer: Offer, usual: str | None) -> bool:
+        """Whether `offer` should step in one tick with the `party`; `usual` is the network of who has none.
 
         On an accelerator company is not measured. Where ranks may be divided, it is reckoned.
         """
         if self.config.company == "always":
             return True
         if len(divisions := self._divisions) > 1:
+            offers = [*party.offers, offer]
             return joins(offers, divisions, self.shares.among(offers))
         if self.ctx.device.type != "cpu":
             return True
-        networks = {each.network for each in offers} - {None} or {usual}
+        networks = (party.networks | {offer.network}) - {None} or {usual}
         if len(networks) != 1 or None in networks or self.config.exact:
             return False
-        return self.pace.pays(str(networks.pop()), offers)
+        return self.pace.pays(str(networks.pop()), party, offer)
 
     def teams(self, asked: Iterable[tuple[Request, Offer]]) -> int:
         """Into how many teams ranks are divided for a step of each of these.

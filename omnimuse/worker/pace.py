@@ -9,8 +9,8 @@ lets a state join others in a tick. Numbers only; no tensors, no clock.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -35,6 +35,32 @@ class Offer(NamedTuple):
     steps: float
     network: str | None = None
 
+    @property
+    def ends(self) -> float:
+        """How often it ends with a step, on average."""
+        return 1 / max(1.0, self.steps)
+
+
+class Party:
+    """States that step in one tick, `offers`, and of them in sums what decides whether one more should join."""
+
+    def __init__(self, offers: Iterable[Offer] = ()) -> None:
+        self.offers: list[Offer] = []
+        self.networks: set[str | None] = set()
+        self.tokens = 0
+        self.sizes: dict[int, tuple[int, float]] = {}
+        """By row tokens: how many have so many, and how many of them end with a step, on average."""
+        for offer in offers:
+            self.add(offer)
+
+    def add(self, offer: Offer) -> None:
+        """One more steps with them."""
+        self.offers.append(offer)
+        self.networks.add(offer.network)
+        self.tokens += offer.tokens
+        count, ends = self.sizes.get(offer.tokens, (0, 0.0))
+        self.sizes[offer.tokens] = count + 1, ends + offer.ends
+
 
 class Shared(NamedTuple):
     """What forwards of `network` for so many `states` of about so many row `tokens` each took: the `share` of the time
@@ -52,6 +78,17 @@ class Price(NamedTuple):
 
     tokens: int
     network: str | None
+
+
+class Apart(NamedTuple):
+    """What steps take by themselves, in seconds: those of the `others`, and the `own` of who may join them; and how
+    many of them, and of its own, end in a second then.
+    """
+
+    others: float
+    own: float
+    ends: float
+    end: float
 
 
 @dataclass
@@ -84,31 +121,37 @@ class Pace:
             for (of, _, _), measured in kinds.items():
                 measured.since += of == network
         if len(tokens) == 1:
-            self._alone.setdefault(kind(network, tokens), Measured()).add(seconds / max(1, *tokens))
+            self._alone.setdefault(kind(network, *tokens), Measured()).add(seconds / max(1, *tokens))
             return
-        if (apart := self._apart(network, tokens)) is not None:
-            self._together.setdefault(kind(network, tokens), Measured()).add(seconds / sum(apart))
+        sizes = Counter(tokens)  # many that write are of one size
+        if (alone := self._each_alone(network, sizes)) is not None:
+            apart = sum(count * alone[size] for size, count in sizes.items())
+            together = kind(network, sum(tokens), len(tokens))
+            self._together.setdefault(together, Measured()).add(seconds / apart)
 
     def alone(self, network: str, tokens: int) -> float | None:
         """The seconds of a forward for one state of so many row tokens; None until its like was measured enough."""
-        found = self._alone.get(kind(network, [tokens]))
+        found = self._alone.get(kind(network, tokens))
         return None if found is None or len(found.values) < ENOUGH else found.middle * max(1, tokens)
 
-    def pays(self, network: str, offers: Sequence[Offer]) -> bool:
-        """Whether the last of `offers` should share a forward of `network` with the others, who are there already.
+    def pays(self, network: str, party: Party, offer: Offer) -> bool:
+        """Whether `offer` should share a forward of `network` with the `party` that is there already.
 
         What is not known, or was measured long ago, is measured: each size alone, then in company. A first forward in
         company is often slow, as a first one alone is: it decides nothing. Then it must be `worth` it.
         """
-        tokens = [each.tokens for each in offers]
-        apart = self._apart(network, tokens)
-        if apart is None or any(self._alone[kind(network, [each])].since > STALE for each in set(tokens)):
+        sizes, count = {*party.sizes, offer.tokens}, len(party.offers)
+        alone = self._each_alone(network, sizes)
+        if alone is None or any(self._alone[kind(network, size)].since > STALE for size in sizes):
             return False
-        together = self._shared(network, tokens)
+        together = self._shared(network, party.tokens + offer.tokens, count + 1)
         if together is None:
             return True
-        before = sum(apart[:-1]) * (self._shared(network, tokens[:-1]) or 1.0)
-        return worth(offers, apart, before, together * sum(apart))
+        others = sum(many * alone[size] for size, (many, _) in party.sizes.items())
+        ends = sum(ends / alone[size] for size, (_, ends) in party.sizes.items())
+        before = others * (self._shared(network, party.tokens, count) or 1.0)
+        own = alone[offer.tokens]
+        return worth(Apart(others, own, ends, offer.ends / own), before, together * (others + own))
 
     def table(self) -> list[Shared]:
         """Every kind of company that was measured. May be asked for by another thread than the one that measures."""
@@ -117,37 +160,31 @@ class Pace:
             for (network, size, count), each in sorted(self._together.items())
         ]
 
-    def _apart(self, network: str, tokens: Sequence[int]) -> list[float] | None:
-        """The seconds of each state in a forward of its own; None where one is not known."""
-        alike = {each: self.alone(network, each) for each in set(tokens)}  # many that write are of one size
-        known = [seconds for each in tokens if (seconds := alike[each]) is not None]
-        return known if len(known) == len(tokens) else None
+    def _each_alone(self, network: str, sizes: Collection[int]) -> dict[int, float] | None:
+        """The seconds of a state of each of these sizes in a forward of its own; None where one is not known."""
+        known = {size: seconds for size in sizes if (seconds := self.alone(network, size)) is not None}
+        return known if len(known) == len(sizes) else None
 
-    def _shared(self, network: str, tokens: Sequence[int]) -> float | None:
+    def _shared(self, network: str, tokens: int, count: int) -> float | None:
         """What a forward of all takes of the time apart; None where it is not known, or not any more."""
-        found = self._together.get(kind(network, tokens))
+        found = self._together.get(kind(network, tokens, count))
         if found is None or found.since > STALE or len(found.values) < ENOUGH:
             return None
         return found.middle
 
 
-def worth(offers: Sequence[Offer], apart: Sequence[float], before: float, together: float) -> bool:
-    """Whether the last of `offers`, whose steps take so many seconds `apart`, should step with the others, which take
-    `before` without it and `together` with it.
+def worth(apart: Apart, before: float, together: float) -> bool:
+    """Whether one more should step with others, which take `before` seconds without it and `together` with it.
 
     Company must save time, and whoever joins must cost little beside what it would alone, or bring its own end nearer
     by more than it delays theirs (Smith's rule: work first that has most ends for its time).
     """
-    if together >= (1 - GAIN) * sum(apart):
+    if together >= (1 - GAIN) * (apart.others + apart.own):
         return False
     extra = together - before
-    if extra <= CHEAP * apart[-1]:
-        return True
-    *ends, own = (1 / (max(1.0, offer.steps) * seconds) for offer, seconds in zip(offers, apart, strict=True))
-    return extra * sum(ends) < before * own
+    return extra <= CHEAP * apart.own or extra * apart.ends < before * apart.end
 
 
-def kind(network: str, tokens: Sequence[int]) -> Kind:
-    """The kind of a forward of states with so many tokens each: their mean and their number decide."""
-    count = len(tokens)
-    return network, round(math.log2(max(1.0, sum(tokens) / count))), round(math.log2(count))
+def kind(network: str, tokens: int, count: int = 1) -> Kind:
+    """The kind of a forward of so many states with so many tokens in all: their mean and their number decide."""
+    return network, round(math.log2(max(1.0, tokens / count))), round(math.log2(count))

@@ -44,7 +44,7 @@ from omnimuse.worker.failures import free_memory, is_shortage, settle
 from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.handover import Hand
 from omnimuse.worker.job import Job
-from omnimuse.worker.pace import Offer, Price
+from omnimuse.worker.pace import Offer, Party, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
@@ -149,12 +149,12 @@ class Runner:
             return False
         return not any(self.pipeline.ready(state) for _ in self.pipeline.turns(state))
 
-    def joins(self, others: Sequence[Offer], offer: Offer) -> bool:
-        """Whether that state should step in one tick with the others: they share a forward, and it saves time.
+    def joins(self, party: Party, offer: Offer) -> bool:
+        """Whether that state should step in one tick with the `party`: they share a forward, and it saves time.
 
         What is not yet in a loop is taken to share the first network of a loop.
         """
-        return self.forwards.joins([*others, offer], self._first)
+        return self.forwards.joins(party, offer, self._first)
 
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from omnimuse.worker.pace import ENOUGH, STALE, Kind, Measured, Offer, kind, worth
+from omnimuse.worker.pace import ENOUGH, STALE, Apart, Kind, Measured, Offer, kind, worth
 
 LOSS = 0.05
 """What of a step does not become less by sharing it, of one rank's: exchanges, norms, what is small. Until it is
@@ -42,14 +42,14 @@ class Shares:
         """A step of one state with so many row tokens took so many `ranks` so long."""
         for (of, _), measured in self._known.items():
             measured.since += of[0] == network
-        self._known.setdefault((kind(network, [tokens]), ranks), Measured()).add(seconds / max(1, tokens))
+        self._known.setdefault((kind(network, tokens), ranks), Measured()).add(seconds / max(1, tokens))
 
     def among(self, offers: Sequence[Offer]) -> Share:
         """The shares of the largest of these, which takes longest; those reckoned where its network is not known."""
         largest = max(offers, key=lambda offer: offer.tokens, default=None)
         if largest is None or largest.network is None:
             return usual_share
-        of = kind(largest.network, [largest.tokens])
+        of = kind(largest.network, largest.tokens)
         if (alone := self._seconds(of, 1)) is None:
             return usual_share
         measured = {
@@ -62,7 +62,7 @@ class Shares:
         """Into how many teams ranks are divided for one step of `offer`, which is alone, only to see what it takes."""
         if offer.network is None or offer.state == self._tried:
             return None
-        share, ranks, of = self.among([offer]), divisions[-1], kind(offer.network, [offer.tokens])
+        share, ranks, of = self.among([offer]), divisions[-1], kind(offer.network, offer.tokens)
         best = min(share(ranks // teams) for teams in divisions)
         for teams in divisions:
             cheap = share(ranks // teams) - best <= TRIAL * best * offer.steps
@@ -94,9 +94,10 @@ class Shares:
 def joins(offers: Sequence[Offer], divisions: Sequence[int], share: Share = usual_share) -> bool:
     """Whether the last of `offers` should step in one tick with the others, by its row tokens."""
     loads = [float(max(1, offer.tokens)) for offer in offers]
-    apart = [load * share(divisions[-1]) for load in loads]
+    *others, own = (load * share(divisions[-1]) for load in loads)
+    *ends, end = (offer.ends / seconds for offer, seconds in zip(offers, (*others, own), strict=True))
     before, together = (teams_for(some, divisions, share)[1] for some in (loads[:-1], loads))
-    return worth(offers, apart, before, together)
+    return worth(Apart(sum(others), own, sum(ends), end), before, together)
 
 
 def shared_out(loads: Sequence[float], teams: int) -> list[int]:

@@ -47,7 +47,7 @@ FORM_ODD = [value for value in ODD if isinstance(value, str | list | dict)]
 
 
 def door_of(kind: Kind) -> Door:
-    return films() if kind == "video" else writer() if kind in ("talk", "completion") else shapes()
+    return films() if kind == "video" else writer() if kind in ("talk", "completion", "hearing") else shapes()
 
 
 def every_field() -> Iterator[tuple[Kind, Field]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +21,8 @@ from omnimuse.deploy.wire import Form
 from omnimuse.media.image import encode_image
 from omnimuse.server.translate.asks import preview_steps
 from omnimuse.worker.pace import Shared
+from tests.server.browser import browser_only, expect, opened
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
-
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-browser_only = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-PATIENCE = 60_000  # milliseconds: other work may have both cores
 
 
 @pytest.fixture
@@ -36,27 +31,11 @@ def server(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as library:
-        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        playwright.expect.set_options(timeout=PATIENCE)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: Any, server: Running) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=server.url)
-    context.set_default_timeout(PATIENCE)
-    found: list[str] = []
-    context.on("weberror", lambda said: found.append(str(said.error)))
-    page = context.new_page()
-    page.goto("/")
-    page.locator("#model-name").get_by_text(MODEL).wait_for()
-    yield page
-    context.close()
-    assert found == []
+    with opened(browser, server.url) as page:
+        page.locator("#model-name").get_by_text(MODEL).wait_for()
+        yield page
 
 
 def draw(page: Any, prompt: str) -> None:
@@ -65,7 +44,7 @@ def draw(page: Any, prompt: str) -> None:
 
 
 def thumbs(page: Any, count: int) -> None:
-    playwright.expect(page.locator("#thumbs li")).to_have_count(count, timeout=PATIENCE)
+    expect(page.locator("#thumbs li")).to_have_count(count)
 
 
 def until(met: Any) -> None:
@@ -85,7 +64,7 @@ def test_the_form_is_there_again_after_a_reload(page: Any) -> None:
     page.get_by_label("Format").select_option("webp")
     page.reload()
     page.locator("#model-name").get_by_text(MODEL).wait_for()
-    playwright.expect(page.get_by_label("Prompt", exact=True)).to_have_value("a green star")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a green star")
     values = {name: page.get_by_label(name).input_value() for name in ("Steps", "Seed", "Width", "Format")}
     assert values == {"Steps": "4", "Seed": "77", "Width": "64", "Format": "webp"}
 
@@ -131,11 +110,11 @@ def test_prompts_wait_for_their_turn_over_a_reload_and_can_be_taken_out(page: An
     for prompt in ("second", "third", "fourth"):
         page.get_by_label("Prompt", exact=True).fill(prompt)
         page.get_by_role("button", name="Draw next").click()
-    playwright.expect(page.locator("#waiting li")).to_have_count(3)
+    expect(page.locator("#waiting li")).to_have_count(3)
     page.get_by_role("button", name="Remove: third").click()
-    playwright.expect(page.locator("#waiting li")).to_have_count(2)
+    expect(page.locator("#waiting li")).to_have_count(2)
     page.reload()
-    playwright.expect(page.locator("#waiting li")).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#waiting li")).to_have_count(2)
     server.workers.pace = 0.0
     thumbs(page, 3)
     assert [request.prompt for request in server.workers.started] == ["first", "second", "fourth"]
@@ -149,7 +128,7 @@ def test_the_queue_goes_on_after_a_refusal_and_after_a_cancelled_one(page: Any, 
     page.get_by_text(re.compile(r"Step \d+ of")).wait_for()
     page.get_by_label("Prompt", exact=True).fill("second")
     page.get_by_label("Prompt", exact=True).press("Control+Enter")  # by keyboard, too
-    playwright.expect(page.locator("#waiting li")).to_have_count(1)
+    expect(page.locator("#waiting li")).to_have_count(1)
     page.get_by_label("Steps").press("Enter")  # must not cancel what runs
     time.sleep(0.5)
     assert server.workers.cancelled == []
@@ -274,7 +253,7 @@ def test_the_page_tells_what_was_measured_of_pictures_that_are_drawn_together(pa
     server.workers.company = [Shared("transformer", 64, 2, 0.75)]
     page.reload()
     told = "2 at once, of 64 tokens each: 0.75 of the time of one after the other"
-    playwright.expect(page.locator("#ready")).to_have_attribute("title", told)
+    expect(page.locator("#ready")).to_have_attribute("title", told)
 
 
 def test_something_is_seen_in_the_first_third_whatever_the_number_of_steps() -> None:

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -36,11 +35,8 @@ from starlette.routing import Route
 from omnimuse.media.sound import Sound, encode_sound
 from omnimuse.server.routes import playground
 from omnimuse.server.service import Service
+from tests.server.browser import DESKTOP, PHONE, browser_only, expect, opened
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-PATIENCE = 60_000  # milliseconds: other work may have both cores
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-browser_only = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 MADE = b"\0\0\0\x18ftypisom"
 """The video that this server makes."""
 BIG_SEED = 2**62 + 1
@@ -329,38 +325,10 @@ def site() -> Iterator[Running]:
     thread.join(10)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as library:
-        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        playwright.expect.set_options(timeout=PATIENCE)
-        yield chromium
-        chromium.close()
-
-
-def watch(context: Any) -> list[str]:
-    """What a page must not do: a list that fills with errors of scripts, the console and the security policy."""
-    found: list[str] = []
-    context.add_init_script(
-        "addEventListener('securitypolicyviolation',"
-        " (event) => console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`))"
-    )
-    context.on("console", lambda said: found.append(said.text) if said.type == "error" else None)
-    context.on("weberror", lambda said: found.append(str(said.error)))
-    return found
-
-
 @pytest.fixture
 def page(browser: Any, site: Running) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=site.url)
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(PATIENCE)
-    found = watch(context)
-    page = context.new_page()
-    page.goto("/")
-    yield page
-    context.close()
-    assert [line for line in found if "Failed to load resource" not in line] == []
+    with opened(browser, site.url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        yield page
 
 
 def draw(page: Any, prompt: str) -> None:
@@ -434,7 +402,7 @@ def test_run_again_asks_for_the_same_settings_and_the_seed_that_was_drawn(page: 
     draw(page, "a blue ring")
     expect_picture(page)
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     first, second = site.api.asked
     assert second == first | {"seed": BIG_SEED}
     assert first["num_inference_steps"] == 4
@@ -490,11 +458,11 @@ def test_several_pictures_are_shown_side_by_side_and_kept_one_by_one(page: Any, 
     page.get_by_label("Pictures", exact=True).fill("3")
     page.get_by_label("Seed").fill("40")
     draw(page, "rings")
-    playwright.expect(page.locator("#stage button img")).to_have_count(3)
+    expect(page.locator("#stage button img")).to_have_count(3)
     page.get_by_role("button", name="Show the picture of seed 41").click()
     assert "seed 41" in page.locator("figcaption").inner_text()
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(4)
+    expect(page.locator("#thumbs li")).to_have_count(4)
     assert site.api.asked[1]["seed"] == 41 and "n" not in site.api.asked[1]
 
 
@@ -503,11 +471,11 @@ def test_the_gallery_survives_a_reload_and_can_be_emptied(page: Any, site: Runni
     draw(page, "a star")
     expect_picture(page)
     draw(page, "a square")
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     page.reload()
     page.get_by_role("button", name="Show: a star").click()
     page.get_by_role("button", name="Delete").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(1)
+    expect(page.locator("#thumbs li")).to_have_count(1)
     page.get_by_role("button", name="Clear").click()
     page.locator("#gallery").wait_for(state="hidden")
     page.reload()
@@ -553,7 +521,7 @@ def test_everything_can_be_done_with_the_keyboard(page: Any, site: Running) -> N
         if page.evaluate("document.activeElement.textContent") == "Run again":
             break
     page.keyboard.press("Enter")
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     names = page.evaluate(
         "[...document.querySelectorAll('input, select, textarea')].filter((i) => !i.labels.length).map((i) => i.id)"
     )
@@ -571,7 +539,7 @@ def test_a_refusal_is_shown_in_the_servers_words_and_the_last_picture_stays(page
     assert expect_picture(page).get_attribute("alt") == "a ring"
     site.api.problem = None
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     assert alert.count() == 0
 
 
@@ -619,7 +587,7 @@ def test_a_family_that_edits_takes_a_picture_and_a_strength(page: Any, site: Run
     said = page.locator("figcaption").inner_text()
     assert "96 × 48" in said and "strength 0.35" in said
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     assert site.api.sources[1] == site.api.sources[0] and site.api.asked[1]["strength"] == "0.35"
     page.get_by_label("Make", exact=True).select_option("image")
     assert page.get_by_label("Strength").count() == 0 and page.locator("#sources").is_hidden()
@@ -642,17 +610,17 @@ def test_what_is_painted_over_a_picture_is_its_mask_which_comes_along_when_it_is
         page.mouse.down()
     page.mouse.up()
     page.get_by_role("button", name="Draw", exact=True).click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     [mask] = site.api.masks
     assert mask.shape == (48, 96), "of the picture's own size"
     assert (mask[:, :64] == 255).all() and (mask[24, 72:91] == 0).all() and mask[2, 80] == 255
     assert "a part drawn anew" in page.locator("figcaption").inner_text()
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(3)
+    expect(page.locator("#thumbs li")).to_have_count(3)
     assert np.array_equal(site.api.masks[1], mask)
     page.reload()
     page.get_by_role("button", name="Use settings").click()
-    playwright.expect(page.get_by_role("button", name="Start over")).to_be_enabled()
+    expect(page.get_by_role("button", name="Start over")).to_be_enabled()
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save mask").click()
     with Image.open(saved.value.path()) as image:
@@ -660,7 +628,7 @@ def test_what_is_painted_over_a_picture_is_its_mask_which_comes_along_when_it_is
         assert np.array_equal(np.asarray(image)[..., 3] < 128, mask < 128)
     page.get_by_role("button", name="Start over").click()
     page.get_by_role("button", name="Draw", exact=True).click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(4)
+    expect(page.locator("#thumbs li")).to_have_count(4)
     assert len(site.api.masks) == 2
 
 
@@ -719,7 +687,7 @@ def test_a_picture_of_the_gallery_can_be_started_from(page: Any, site: Running) 
     page.get_by_role("button", name="Use this picture").click()
     page.locator(f"#chosen img[alt='omnimuse-{BIG_SEED}.png']").wait_for()
     draw(page, "a square")
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     assert site.api.sources == [(f"omnimuse-{BIG_SEED}.png", (128, 128))]
 
 
@@ -762,7 +730,7 @@ def test_what_lies_beyond_the_edges_is_a_part_drawn_anew_too(page: Any, site: Ru
     assert "beyond the edges by 64, 0, 64, 0" in page.locator("figcaption").inner_text()
     page.get_by_label("Strength").fill("0.9")
     page.get_by_role("button", name="Draw", exact=True).click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     assert site.api.asked[1]["strength"] == "0.9"
 
 
@@ -834,7 +802,7 @@ def test_a_sound_is_made_from_a_sound_that_was_chosen_or_made_before(page: Any, 
     assert site.api.recordings == [("rain.wav", tone)]
     assert (site.api.asked[0]["strength"], site.api.asked[0]["seconds"]) == ("0.35", 1.5)
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     assert site.api.recordings[1] == site.api.recordings[0]
     for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
         page.get_by_role("button", name=f"Copy as {kind}").click()
@@ -901,7 +869,7 @@ def test_a_video_is_made_between_two_pictures_and_again(page: Any, site: Running
     assert site.api.asked[0]["prompt"] == "a rolling ball" and site.api.asked[0]["size"] == "96x48"
     assert "96 × 48" in page.locator("figcaption").inner_text()
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     assert site.api.sources[2:] == site.api.sources[:2]
     page.get_by_label("Make", exact=True).select_option("video")
     assert page.locator("#sources").is_hidden()
@@ -953,11 +921,11 @@ def test_a_video_is_made_of_a_video_that_was_dropped_or_of_one_from_the_gallery(
     page.locator("#stage figure video").wait_for(state="attached")
     assert site.api.films == [REEL] and site.api.asked[0]["strength"] == "0.8"
     page.get_by_role("button", name="Run again").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
+    expect(page.locator("#thumbs li")).to_have_count(2)
     page.get_by_role("button", name="Use this video").click()
     page.locator("#chosen video").wait_for()
     draw(page, "waves of silver")
-    playwright.expect(page.locator("#thumbs li")).to_have_count(3)
+    expect(page.locator("#thumbs li")).to_have_count(3)
     assert site.api.films == [REEL, REEL, MADE]
     page.get_by_label("Make", exact=True).select_option("video")
     assert page.locator("#sources").is_hidden()
@@ -1059,45 +1027,39 @@ def test_a_video_that_went_on_can_be_cancelled(page: Any, site: Running) -> None
 
 @browser_only
 def test_on_a_phone_open_settings_do_not_push_the_picture_away(browser: Any, site: Running) -> None:
-    context = browser.new_context(viewport={"width": 360, "height": 740}, base_url=site.url)
-    page = context.new_page()
-    page.goto("/")
-    draw(page, "a ring")
-    expect_picture(page)
-    top = page.locator("#stage").evaluate("node => node.offsetTop")
-    assert not page.locator("#settings").evaluate("node => node.open")
-    page.locator("summary").click()
-    assert page.locator("#stage").evaluate("node => node.offsetTop") == top
-    page.get_by_label("Steps").fill("4")
-    page.get_by_role("button", name="Draw").click()
-    playwright.expect(page.locator("#thumbs li")).to_have_count(2)
-    assert site.api.asked[1]["num_inference_steps"] == 4  # they belong to the form all the same
-    page.get_by_label("Steps").fill("0")
-    page.get_by_role("button", name="Draw").click()
-    assert page.evaluate("document.querySelector('#set-num_inference_steps').matches(':invalid')")
-    page.set_viewport_size({"width": 1280, "height": 900})
-    left = "document.querySelector('{}').getBoundingClientRect().left"  # the page is laid out anew in its own time
-    page.wait_for_function(f"{left.format('#settings')} < {left.format('#stage')}")
-    assert len(site.api.asked) == 2
-    context.close()
+    with opened(browser, site.url, viewport=PHONE) as page:
+        draw(page, "a ring")
+        expect_picture(page)
+        top = page.locator("#stage").evaluate("node => node.offsetTop")
+        assert not page.locator("#settings").evaluate("node => node.open")
+        page.locator("summary").click()
+        assert page.locator("#stage").evaluate("node => node.offsetTop") == top
+        page.get_by_label("Steps").fill("4")
+        page.get_by_role("button", name="Draw").click()
+        expect(page.locator("#thumbs li")).to_have_count(2)
+        assert site.api.asked[1]["num_inference_steps"] == 4  # they belong to the form all the same
+        page.get_by_label("Steps").fill("0")
+        page.get_by_role("button", name="Draw").click()
+        assert page.evaluate("document.querySelector('#set-num_inference_steps').matches(':invalid')")
+        page.set_viewport_size(DESKTOP)
+        left = "document.querySelector('{}').getBoundingClientRect().left"  # the page is laid out anew in its own time
+        page.wait_for_function(f"{left.format('#settings')} < {left.format('#stage')}")
+        assert len(site.api.asked) == 2
 
 
 @browser_only
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (360, 740)])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_fits_the_screen(
-    browser: Any, site: Running, tmp_path: Path, width: int, height: int, scheme: str
+    browser: Any, site: Running, tmp_path: Path, viewport: dict[str, int], scheme: str
 ) -> None:
-    viewport = {"width": width, "height": height}
-    context = browser.new_context(viewport=viewport, base_url=site.url, color_scheme=scheme)
-    page = context.new_page()
-    page.goto("/")
-    draw(page, "a yellow star above a blue square")
-    expect_picture(page)
-    wide = page.evaluate("document.documentElement.scrollWidth")
-    file = tmp_path / f"page-{width}-{scheme}.png"
-    page.screenshot(path=file)
-    context.close()
+    width, height = viewport["width"], viewport["height"]
+    with opened(browser, site.url, viewport=viewport, color_scheme=scheme) as page:
+        draw(page, "a yellow star above a blue square")
+        expect_picture(page)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        file = tmp_path / f"page-{width}-{scheme}.png"
+        page.screenshot(path=file)
     assert wide <= width
     with Image.open(file) as shot:
         shade = sum(cast(tuple[int, ...], shot.convert("RGB").getpixel((4, height - 4)))) / 3

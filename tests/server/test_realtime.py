@@ -144,6 +144,31 @@ def check_order(types: list[str]) -> None:
     ]
 
 
+def test_what_is_said_is_written_down_beside_the_answer(server: WholeServer, omni: Omni) -> None:
+    wish = "Transcribe the audio, which is in the language en, into text."
+    heard = [{"role": "user", "content": [{"type": "audio", "audio": SAID}, {"type": "text", "text": wish}]}]
+    asked: Any = {"temperature": 0, "max_tokens": 6}
+    [expected] = omni.generate([heard], asked, progress=False)
+    kind = "conversation.item.input_audio_transcription"
+
+    async def main() -> None:
+        how = {"language": "en", "max_tokens": 6}
+        async with session(server, audio={"input": {"transcription": how}}, output_modalities=["text"]) as connection:
+            await hear(connection)
+            events = await until(connection, f"{kind}.completed")
+            assert events[-1].transcript == expected.text
+            assert "".join(event.delta for event in events if event.type == f"{kind}.delta") == expected.text
+            assert events[-1].usage.output_tokens == 6
+            await connection.conversation.item.retrieve(item_id=events[-1].item_id)
+            [told] = (await until(connection, "conversation.item.retrieved"))[-1].item.content
+            assert told.transcript == expected.text
+            _, words, _ = await answered(connection)
+            said = [{"role": "user", "content": [{"type": "audio", "audio": SAID}]}]
+            assert words == whole(omni, said, "text")[0], "the answer is to the sound"
+
+    asyncio.run(main())
+
+
 def test_a_picture_and_a_text_are_answered_in_text(server: WholeServer, omni: Omni) -> None:
     picture = picture_of(photo(40, 24))
     url = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
@@ -284,6 +309,10 @@ def test_the_oldest_make_room_for_what_is_new_unless_they_must_not(server: Whole
         ({"type": "session.update", "session": {"tools": [{"type": "function"}]}}, "calls no tools"),
         ({"type": "session.update", "session": {"model": "another"}}, "there is no model 'another' here"),
         ({"type": "session.update", "session": {"colour": "red"}}, "no setting of a session"),
+        ({"type": "session.update", "session": {"audio": {"input": {"transcription": {"model": "another"}}}}},
+         "there is no model 'another' here"),
+        ({"type": "session.update", "session": {"audio": {"input": {"transcription": {"words": 3}}}}},
+         "has no field 'words'"),
         ({"type": "input_audio_buffer.append", "audio": "AAA"}, "no base64 of samples"),
         ({"type": "input_audio_buffer.commit"}, "the input buffer is empty"),
         ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "it is a message"),

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -47,10 +46,9 @@ from omnimuse.server.service import Lifecycle, Service
 from omnimuse.worker.find import find
 from tests.processes import alive, children, has_torch, wait_gone
 from tests.server.asgi import call, scope
+from tests.server.browser import browser_only, browsing, expect, opened
 from tests.server.picture_server import service_in
 from tests.server.whole_server import Answer, WholeServer, pixels
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +91,16 @@ def test_the_official_client_streams_partial_pictures(server: WholeServer) -> No
     assert {Image.open(io.BytesIO(base64.b64decode(event.b64_json))).mode for event in events} == {"RGB"}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@browser_only
 def test_the_page_draws_a_picture_in_a_real_browser(server: WholeServer) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     said: list[str] = []
-    with sync_api.sync_playwright() as library:
-        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_page()
+    with browsing() as browser, opened(browser, server.url) as page:
         page.on("console", lambda message: said.append(message.text))
-        page.goto(server.url)
+        page.reload()
         page.locator("#prompt").fill("a red circle on a blue background")
         page.locator("#draw").click()
-        sync_api.expect(page.locator("#status")).to_contain_text("Done", timeout=60_000)
+        expect(page.locator("#status")).to_contain_text("Done")
         shown = page.locator("#stage img").first.evaluate("async (image) => (await image.decode(), image.naturalWidth)")
-        chromium.close()
     assert shown == 128
     assert said == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +20,11 @@ from omnimuse.deploy.wire import Spelt
 from omnimuse.server.routes.talk import Told
 from tests.checkpoints import qwen3
 from tests.server.asgi import call, scope
+from tests.server.browser import browser_only, browsing, opened
 from tests.server.fake_workers import WORDS, FakeWorkers
 from tests.server.picture_server import picture_server, service_in, writer
 from tests.server.whole_server import WholeServer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SAID = [{"role": "system", "content": "be short"}, {"role": "user", "content": "a green star"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
@@ -251,20 +250,15 @@ def test_what_is_written_anew_after_a_lost_worker_is_told_once_and_must_be_the_s
         told.rest(0, "a blue circle")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@browser_only
 def test_the_page_is_a_talk_in_which_every_answer_knows_what_was_said(tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with picture_server(tmp_path, door=writer()) as running, playwright.sync_playwright() as library:
-        browser = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(running.url)
-        for question in ("hello", "and now?"):
-            page.get_by_label("Say something").fill(question)
-            page.get_by_label("Say something").press("Enter")
-            page.locator("#said li").last.get_by_text("".join(WORDS)).wait_for()
-        assert page.locator("#said li").all_text_contents() == ["hello", "a red circle", "and now?", "a red circle"]
-        assert not page.locator("#prompt").is_visible()
-        browser.close()
+    with picture_server(tmp_path, door=writer()) as running:
+        with browsing() as browser, opened(browser, running.url) as page:
+            for question in ("hello", "and now?"):
+                page.get_by_label("Say something").fill(question)
+                page.get_by_label("Say something").press("Enter")
+                page.locator("#said li").last.get_by_text("".join(WORDS)).wait_for()
+            assert page.locator("#said li").all_text_contents() == ["hello", "a red circle", "and now?", "a red circle"]
+            assert not page.locator("#prompt").is_visible()
         roles = [(message.role, message.content) for message in running.workers.started[-1].messages]
         assert roles == [("user", "hello"), ("assistant", "a red circle"), ("user", "and now?")]

@@ -18,6 +18,7 @@ from omnimuse.media.picture import picture_of
 from omnimuse.media.recording import open_sound
 from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo
+from tests.server.pooled import ALOUD, placed
 from tests.server.whole_server import WholeServer
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
@@ -33,10 +34,16 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-@pytest.fixture(scope="module")
-def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    place = ("--dtype", "float32", "--device", "cpu")
-    with WholeServer(tmp_path_factory.mktemp("talking"), str(folder), *place) as server:
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), id="one process"), pytest.param(ALOUD, id="pools", marks=pytest.mark.costly("aloud"))],
+)
+def client(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[openai.OpenAI]:
+    home = tmp_path_factory.mktemp("talking")
+    place = ("--dtype", "float32", "--device", "cpu", *placed(home, *request.param))
+    with WholeServer(home, str(folder), *place) as server:
         server.wait_ready()
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
             yield made
@@ -150,3 +157,36 @@ def test_text_alone_is_as_with_any_model(client: openai.OpenAI, omni: Omni) -> N
     [result] = omni.generate([said], GREEDY, progress=False)
     assert answer.choices[0].message.content == result.text
     assert answer.choices[0].message.audio is None
+
+
+HEARD: dict[str, Any] = {"model": "default", "extra_body": {"max_tokens": 10}}
+"""How a sound is written down: the likeliest words, which is the usual way."""
+
+
+def test_a_sound_is_written_down_by_the_model_that_hears_it(client: openai.OpenAI, omni: Omni, tmp_path: Path) -> None:
+    (tmp_path / "sound.wav").write_bytes(wav())
+    sound = {"type": "audio", "audio": open_sound(tmp_path / "sound.wav")}
+    wishes = ("Transcribe the audio, which is in the language en, into text.", "Translate the audio into English text.")
+    texts = []
+    for wish in wishes:
+        said: Any = [{"role": "user", "content": [sound, {"type": "text", "text": wish}]}]
+        texts.append(omni.generate([said], {"temperature": 0, "max_tokens": 10}, progress=False)[0].text)
+    file: Any = ("sound.wav", wav())
+    create: Any = client.audio.transcriptions.create
+    whole = create(file=file, language="en", **HEARD)
+    assert whole.text == texts[0]
+    assert whole.usage.output_tokens == 10
+    assert create(file=file, language="en", response_format="text", **HEARD) == texts[0] + "\n"
+    events = list(create(file=file, language="en", stream=True, **HEARD))
+    pieces = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert len(pieces) > 1
+    assert "".join(pieces) == events[-1].text == texts[0]
+    translate: Any = client.audio.translations.create
+    with pytest.warns(DeprecationWarning, match="deprecated"):  # so the client says, and still sends it
+        assert translate(file=file, **HEARD).text == texts[1]
+    with pytest.raises(openai.BadRequestError, match="one of json, text"):
+        create(file=file, response_format="verbose_json", **HEARD)
+    with pytest.raises(openai.BadRequestError, match="when each word is said"):
+        create(file=file, timestamp_granularities=["word"], **HEARD)
+    with pytest.raises(openai.BadRequestError, match="WAV, FLAC"):
+        create(file=("sound.wav", b"no sound at all"), **HEARD)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from PIL import Image
 
 from omnimuse import Omni
 from tests.checkpoints import talk_and_draw
+from tests.server.browser import browser_only, browsing, opened
 from tests.server.whole_server import WholeServer
 
 pytestmark = pytest.mark.costly("pictures in a talk over HTTP")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SAID: Any = [{"role": "user", "content": "draw"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
 PLACE = ("--dtype", "float32", "--device", "cpu")
@@ -118,19 +117,14 @@ def test_sound_is_refused(client: openai.OpenAI, fields: dict[str, Any], says: s
         asked_of(client, **fields)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@browser_only
 def test_the_page_shows_a_picture_under_the_answer_that_asked_for_it(tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with WholeServer(tmp_path / "server", "omnimuse/shapes-chat") as server, playwright.sync_playwright() as library:
+    with WholeServer(tmp_path / "server", "omnimuse/shapes-chat") as server:
         server.wait_ready()
-        browser = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(server.url)
-        page.get_by_label("Say something").fill("draw me a red circle")
-        page.get_by_label("Say something").press("Enter")
-        picture = page.locator("#said li").last.locator("img")
-        picture.wait_for()
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-        assert page.locator("#said li").last.text_content(), "its words stand above it"
-        browser.close()
+        with browsing() as browser, opened(browser, server.url) as page:
+            page.get_by_label("Say something").fill("draw me a red circle")
+            page.get_by_label("Say something").press("Enter")
+            picture = page.locator("#said li").last.locator("img")
+            picture.wait_for()
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+            assert page.locator("#said li").last.text_content(), "its words stand above it"

@@ -27,6 +27,7 @@ from omnimuse.server.http.watch import stop
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import Order, check_model, draw, may_read, place_order
 from omnimuse.server.routes.aloud import Sounding, aloud
+from omnimuse.server.routes.overheard import Scribe
 from omnimuse.server.routes.talk import TASK, Told, open_files, usage_of
 from omnimuse.server.service import Service
 from omnimuse.server.translate import session
@@ -120,6 +121,7 @@ class Conversation:
     def __init__(self, service: Service, live: Live) -> None:
         self._service, self._live, self._door = service, live, service.door
         self._settings = session.begin(self._door)
+        self._scribe = Scribe(service, live, self._tell)
         self._items, self._pcm = list[Item](), bytearray()
         self._ear: Ear | None = None  # where it is for the server to hear whose turn it is
         self._gone = 0  # samples that came before those of `_pcm`
@@ -132,7 +134,11 @@ class Conversation:
     async def run(self) -> None:
         """Until the client goes, or says nothing for long."""
         await self._tell("session.created", {"session": self._session()})
-        await self._live.hold(self._work(), self._take, lambda: self._turn is not None)
+        writing = asyncio.ensure_future(self._scribe.run())
+        try:
+            await self._live.hold(self._work(), self._take, lambda: self._turn is not None or self._scribe.busy)
+        finally:
+            await stop(writing)
 
     async def _tell(self, type_: str, fields: Event | None = None) -> None:
         await self._live.tell({"type": type_, "event_id": _named("event"), **(fields or {})})
@@ -176,6 +182,9 @@ class Conversation:
             given = dict(given)
             _check_model(self._service, given.pop("model"))
         made = self._settings.changed(given, name, self._door)
+        if made.written is not None:
+            self._scribe.check(made.written)
+            _check_model(self._service, made.written.get("model"))
         self._order(made, [Item("", "user", [{"type": "text", "text": "a"}])])  # refuses what the model cannot
         return made
 
@@ -261,6 +270,8 @@ class Conversation:
         before = self._items[-1].id if self._items else None
         await self._tell("input_audio_buffer.committed", {"item_id": item.id, "previous_item_id": before})
         await self._put(item, len(self._items))
+        if self._settings.written is not None:
+            self._scribe.note(item, self._settings.written)
 
     async def _create(self, event: Event) -> None:
         item, sources = session.item_of(event.get("item"), _named("item"), self._settings.rate, self._door)

@@ -37,6 +37,7 @@ USUAL: Mapping[Kind, str] = {
     "chat": "PNG",
     "talk": TEXT,
     "completion": TEXT,
+    "hearing": TEXT,
 }
 """The format of files where nobody chose one, by endpoint."""
 SCALES = frozenset({"guidance_scale", "guidance_scale_2", "true_cfg_scale"})
@@ -86,11 +87,14 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Talk:
-    """What a chat has besides: the messages, the media that its client knows, and how a spoken answer sounds."""
+    """What a chat has besides: the messages, the media that its client knows, and how a spoken answer sounds; and the
+    language of a sound that is written down.
+    """
 
     messages: list[Any] | None = None
     modalities: list[Any] | None = None
     audio: Mapping[str, Any] | None = None
+    tongue: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ def read(
     if (choice := chosen_cache(found.values, found.names)) is not None:
         found.values["cache"], found.names["cache"] = choice
     _refuse_unhonoured(found, door)
-    if kind not in ("chat", "talk"):
+    if kind not in ("chat", "talk", "hearing"):
         _check_prompt(found, door)
     found.values.setdefault("format", USUAL[kind])
     return _wanted(found, door, form)
@@ -363,7 +367,7 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
         deadline=values.get("deadline"),
         seconds=values.get("length"),
         model=None if values.get("model") in ANY_MODEL else values.get("model"),
-        talk=Talk(values.get("messages"), values.get("modalities"), values.get("audio")),
+        talk=Talk(values.get("messages"), values.get("modalities"), values.get("audio"), values.get("tongue")),
         part=Part(values.get("mask", ()), values.get("pad")),
         urls=values.get("urls", ()),
         reels=Reels(values.get("last_urls", ()), values.get("videos", ()), values.get("masks", ())),

@@ -16,9 +16,9 @@ Shape = Literal[
 four whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one, "deadline" seconds or
 the name of a class."""
 
-Kind = Literal["image", "edit", "video", "audio", "speech", "chat", "talk", "completion"]
+Kind = Literal["image", "edit", "video", "audio", "speech", "chat", "talk", "completion", "hearing"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/audio/speech,
-/v1/chat/completions of a model that draws and of one that writes, /v1/completions."""
+/v1/chat/completions of a model that draws and of one that writes, /v1/completions, /v1/audio/transcriptions."""
 
 HARMLESS = "harmless"
 """The target of fields that are checked and then change nothing, for the reason in `note`."""

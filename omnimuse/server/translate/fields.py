@@ -13,6 +13,7 @@ from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
+from omnimuse.server.translate.hearing import HEARING
 from omnimuse.server.translate.speaking import SPEECH
 from omnimuse.server.translate.talking import COMPLETION, TALK
 
@@ -317,6 +318,7 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
     "speech": SPEECH,
     "talk": TALK,
     "completion": COMPLETION,
+    "hearing": HEARING,
 }
 """The table, by endpoint."""
 

@@ -24,9 +24,11 @@ RATES = (16_000, 24_000)
 """Samples a second of what a client sends."""
 SAMPLED = ("temperature", "top_p", "top_k", "repetition_penalty", "min_tokens", "seed", "stop")
 """Fields of a chat that a session has, too (ours)."""
+WRITTEN = ("model", "language", "prompt", "temperature", "max_tokens", "seed")
+"""Fields of a transcription of what is said; OpenAI has the first three."""
 _VOID = {
     "turn_detection": "it is a field of audio.input",
-    "transcription": "what is heard is not written down",
+    "transcription": "what is said is written down of the input alone; the output has its transcript",
     "noise_reduction": "what is heard is heard as it came",
     "tools": "this model calls no tools",
     "tracing": "the server's operator decides what is traced",
@@ -68,7 +70,8 @@ class Turning:
 class Settings:
     """How answers are made: `aloud` or as text, with which `voice`, of at most `most` tokens (None: no bound); `chosen`
     are fields of a chat. `rate` is that of sounds that come in, and `turning` says whose turn it is (None: the client
-    does). If it `forgets`, the oldest items make room for new.
+    does). If it `forgets`, the oldest items make room for new. What is said is written
+    down, too, by the fields of a transcription `written` (None: it is not).
     """
 
     aloud: bool
@@ -79,6 +82,7 @@ class Settings:
     turning: Turning | None = None
     forgets: bool = True
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] | None = None
 
     def changed(self, given: Any, name: str, door: Door) -> Settings:
         """These settings with what `given` says; ApiError 400 for what cannot be."""
@@ -119,6 +123,8 @@ class Settings:
                     made = made._format(side, value, where, door)
                 elif (side, key) == ("input", "turn_detection"):
                     made = replace(made, turning=_turning(value, where, door))
+                elif (side, key) == ("input", "transcription"):
+                    made = replace(made, written=_written(value, where, door))
                 elif (side, key) == ("output", "voice"):
                     voice = value.get("id") if isinstance(value, dict) else value
                     if not isinstance(voice, str | None):
@@ -142,7 +148,11 @@ class Settings:
     def told(self, model: str, door: Door) -> dict[str, Any]:
         """The session as OpenAI's clients read it."""
         turning = None if self.turning is None else self.turning.told()
-        heard = {"format": {"type": "audio/pcm", "rate": self.rate}, "turn_detection": turning, "transcription": None}
+        heard = {
+            "format": {"type": "audio/pcm", "rate": self.rate},
+            "turn_detection": turning,
+            "transcription": self.written,
+        }
         said = {"format": {"type": "audio/pcm", "rate": rate_of(door)}, "voice": self.voice, "speed": 1.0}
         return {
             "type": "realtime",
@@ -320,6 +330,14 @@ def _turning(given: Any, name: str, door: Door) -> Turning | None:
     except ConfigError as error:
         raise refusal("unsupported_parameter", f"{name}: {error}", name) from None
     return Turning(pauses, flag("create_response"), flag("interrupt_response"))
+
+
+def _written(given: Any, name: str, door: Door) -> Mapping[str, Any] | None:
+    """How what is said is written down: fields of `/v1/audio/transcriptions`."""
+    if given is None:
+        return None
+    _check_able("audio", name, able(door))
+    return _object(given, name, WRITTEN)
 
 
 def _check_able(kind: str, name: str, takes: Collection[str]) -> None:

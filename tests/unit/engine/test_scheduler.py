@@ -13,7 +13,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError, ConfigError
 from omnimuse.core.request import Door
 from omnimuse.engine.scheduler import Pick, Scheduler
-from omnimuse.worker.pace import Offer
+from omnimuse.worker.pace import Offer, Party
 from tests.fakes import SPEC, ask
 
 DOOR = Door.of(SPEC, {}, "fake")
@@ -431,13 +431,13 @@ def test_states_in_whose_company_nothing_is_gained_wait_for_the_next_tick() -> N
     queue = Queue()
     for name, steps in (("long", 9), ("short", 2), ("middle", 5)):
         queue.add(name, num_inference_steps=steps)
-    alone = queue.scheduler.pick(0.0, lambda state_id: None, lambda others, offer: False)
+    alone = queue.scheduler.pick(0.0, lambda state_id: None, lambda party, offer: False)
     assert len(alone.admit) == 3
     assert alone.run == ("short/0",), "the shortest is done first"
     asked: list[tuple[list[str], str]] = []
 
-    def only_middle(others: list[Offer], offer: Offer) -> bool:
-        asked.append(([each.state for each in others], offer.state))
+    def only_middle(party: Party, offer: Offer) -> bool:
+        asked.append(([each.state for each in party.offers], offer.state))
         return offer.state == "middle/0"
 
     assert queue.scheduler.pick(0.0, lambda state_id: None, only_middle).run == ("short/0", "middle/0")

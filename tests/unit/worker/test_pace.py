@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from omnimuse.worker.pace import ENOUGH, KEPT, STALE, Offer, Pace
+from omnimuse.worker.pace import ENOUGH, KEPT, STALE, Offer, Pace, Party
 
 
 def filled(cost: Callable[[Sequence[int]], float], forwards: Sequence[Sequence[int]]) -> Pace:
@@ -20,7 +20,8 @@ def filled(cost: Callable[[Sequence[int]], float], forwards: Sequence[Sequence[i
 def pays(pace: Pace, *tokens: int, network: str = "net", steps: Sequence[float] = ()) -> bool:
     """Whether the last should join the others; all have as many steps to come, unless `steps` says how many."""
     each = steps or [10] * len(tokens)
-    return pace.pays(network, [Offer(str(at), *known) for at, known in enumerate(zip(tokens, each, strict=True))])
+    *others, last = (Offer(str(at), *known) for at, known in enumerate(zip(tokens, each, strict=True)))
+    return pace.pays(network, Party(others), last)
 
 
 def overhead(tokens: Sequence[int]) -> float:

@@ -1,0 +1,66 @@
+"""A real browser (headless Chromium) for tests of the page; where there is none they are skipped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+PATIENCE = 60_000  # milliseconds: other work may have both cores
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MISSING = [name for name, there in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not there]
+browser_only = pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)} on this machine")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+
+
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """A browser, an object of Playwright's. While it is there this thread cannot run a loop of asyncio's."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as library:
+        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
+    """The page at `url` in a profile of its own; `options` are those of a context of Playwright's.
+
+    At the end no script may have failed, the console have had an error, or the security policy have forbidden
+    something. What the server refuses is an error on the console, too, and may be.
+    """
+    context = chromium.new_context(**{"viewport": DESKTOP, "base_url": url} | options)
+    context.set_default_timeout(PATIENCE)
+    found: list[str] = []
+    context.add_init_script(
+        "addEventListener('securitypolicyviolation',"
+        " (event) => console.error(`CSP: ${event.violatedDirective} ${event.blockedURI}`))"
+    )
+    context.on("console", lambda said: found.append(said.text) if said.type == "error" else None)
+    context.on("weberror", lambda said: found.append(str(said.error)))
+    page = context.new_page()
+    page.goto("/")
+    yield page
+    context.close()
+    assert [line for line in found if "Failed to load resource" not in line] == []
+
+
+def expect(found: Any) -> Any:
+    """What Playwright expects of a place on the page, and waits for."""
+    from playwright.sync_api import expect as of
+
+    return of(found)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One for all tests of a file; no other test of that file may run a loop of asyncio's."""
+    with browsing() as chromium:
+        yield chromium
