@@ -36,9 +36,19 @@ Loras = Sequence["Lora | str | Mapping[str, Any]"]
 
 
 def read_lora(text: str) -> Lora:
-    """`style.safetensors:0.8` -> that file at 0.8; without a number at the end, at 1."""
+    """`style.safetensors:0.8` -> that file at 0.8; without a number at the end, at 1. What is behind a colon and can be
+    no end of a path was meant as a number: RequestError.
+    """
     source, given, scale = text.strip().rpartition(":")
-    return Lora(source, float(scale)) if given and _NUMBER.fullmatch(scale) else Lora(text.strip())
+    if not given or scale.endswith(".safetensors") or "/" in scale or "\\" in scale:
+        return Lora(text.strip())
+    if not _NUMBER.fullmatch(scale):
+        raise RequestError(
+            f"the scale {scale!r:.80} of {source:.80} is no number; write it like {source:.80}:0.8, and a name with a "
+            "colon at its end with a scale, too",
+            "loras",
+        )
+    return Lora(source, float(scale))
 
 
 def loras_of(given: Any, registered: Mapping[str, str] | None = None) -> tuple[Lora, ...] | None:
@@ -51,9 +61,10 @@ def loras_of(given: Any, registered: Mapping[str, str] | None = None) -> tuple[L
     listed = [given] if isinstance(given, str | Lora | Mapping) else given
     if not isinstance(listed, list | tuple):
         raise RequestError(f"loras must be a list of adapters, got {type(given).__name__}", "loras")
+    names = [] if registered is None else list(registered)
     if len(listed) > MOST_LORAS:
         raise RequestError(f"{len(listed)} adapters were asked for; use at most {MOST_LORAS} at once", "loras")
-    found = tuple(_checked(_lora(each)) for each in listed)
+    found = tuple(_checked(Lora(each) if each in names else _lora(each)) for each in listed)
     sources = [lora.source for lora in found]
     for source in sources:
         if sources.count(source) > 1:

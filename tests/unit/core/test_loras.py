@@ -41,6 +41,9 @@ def test_an_adapter_is_written_as_a_text_a_dict_or_a_lora(given: Any, found: Any
         ([{"path": "a", "scale": "0.5"}], "the scale '0.5'"),
         ([Lora("a", math.inf)], "the scale inf"),
         (["a:101"], "the scale 101.0"),
+        (["omnimuse/shapes/night:lots"], "the scale 'lots' of omnimuse/shapes/night is no number; write it like"),
+        (["style.safetensors:0,8"], "the scale '0,8' of style.safetensors is no number"),
+        (["a:"], "the scale '' of a is no number"),
         ([{"path": "a", "weight": 1}], "has the field 'weight'"),
         ([{"path": "a", "name": "b"}], "has path and name"),
         ([{"scale": 1}], "has no path"),
@@ -52,6 +55,10 @@ def test_what_makes_no_sense_is_refused_with_the_field(given: Any, said: str) ->
     with pytest.raises(RequestError, match=said) as caught:
         loras_of(given)
     assert caught.value.param == "loras"
+
+
+def test_a_registered_name_may_have_a_colon_at_its_end() -> None:
+    assert loras_of(["ink:wet", "ink:wet2:0.5"], {"ink:wet": "a", "ink:wet2": "b"}) == (Lora("a"), Lora("b", 0.5))
 
 
 def test_of_a_file_only_the_last_part_of_its_name_is_told() -> None:
