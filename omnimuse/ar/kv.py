@@ -10,8 +10,9 @@ Letters: L layers, R places for rows, N heads of keys and values, H head dim, S 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from omnimuse.layers.network import Network
 
 LEAST = 64
 """Tokens that any memory has room for."""
+KEPT = 8
+"""What is remembered at most of how rows lie together: those that write are the same for many tokens."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Slab:
         self.sizes, self.room, self.device = sizes, room, device
         self.data = sizes.empty(0, room, device)  # [L, 2, R, N, room, H]
         self._taken: list[bool] = []
+        self._kept: dict[Hashable, Any] = {}
 
     @property
     def places(self) -> int:
@@ -67,6 +73,7 @@ class Slab:
             data = self.sizes.empty(max(1, 2 * old.shape[2]), self.room, self.device)
             data[:, :, : old.shape[2]] = old
             self.data = data
+            self._kept.clear()
             self._taken += [False] * (data.shape[2] - self.places)
         index = self._taken.index(False)
         self._taken[index] = True
@@ -78,6 +85,16 @@ class Slab:
         self._taken[index] = False
         if True not in self._taken:
             self.data, self._taken = self.sizes.empty(0, self.room, self.device), []
+            self._kept.clear()
+
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once for each `key` while the memory is the same."""
+        if key not in self._kept:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[key] = make()
+        found: Made = self._kept[key]
+        return found
 
 
 class Place:

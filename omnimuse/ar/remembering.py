@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 import torch
@@ -28,8 +28,8 @@ GAP = 2
 
 
 @dataclass(frozen=True)
-class Together:
-    """Rows of one token that attend in one call: they lie in the places from `first` to `end` of the slab `data`.
+class Spots:
+    """Where rows of one token that share a call lie: in the places from `first` to `end` of the slab `data`.
 
     Other rows may lie between them; what these would see is thrown away.
     """
@@ -38,11 +38,11 @@ class Together:
     first: int
     end: int
     window: int
-    written: Tensor  # where their keys and values go in a layer of `data`, seen as vectors: [rows * 2 * heads of keys]
-    mask: Tensor  # [end - first, 1, 1, W], 0 where a token is seen, else -inf
+    vectors: Tensor  # where theirs begin in a layer of `data`, seen as vectors: [rows, 2 * heads of keys]
     rows: Tensor | None  # which of the R these are; None: all, in order
     by_place: Tensor | None  # which of `rows` lies in each place from `first` to `end`, or any; None: they are in order
     places: Tensor | None  # where each of `rows` lies from `first` on; None: they are in order
+    masks: Tensor  # [W + 1, W], a view: 0 but for the last so many, which are -inf
 
     @cached_property
     def layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -51,19 +51,42 @@ class Together:
         vectors = self.data.view(len(self.data), -1, self.data.shape[-1])
         return list(zip(vectors.unbind(), seen[:, 0].unbind(), seen[:, 1].unbind(), strict=True))
 
+    def after(self, starts: Tensor) -> Together:
+        """These rows, when as many others as `starts` [R] says come before their token."""
+        if self.rows is not None:
+            starts = starts[self.rows]
+        written = (self.vectors + starts[:, None]).view(-1)
+        unseen = self.window - 1 - (starts if self.by_place is None else starts[self.by_place])
+        return Together(self, written, self.masks.index_select(0, unseen)[:, None, None])
+
+
+@dataclass(frozen=True)
+class Together:
+    """Rows of one token that attend in one call, at their `spots`."""
+
+    spots: Spots
+    written: Tensor  # where their keys and values go in a layer, seen as vectors: [rows * 2 * heads of keys]
+    mask: Tensor  # [end - first, 1, 1, W], 0 where a token is seen, else -inf
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Which of the R these are; None: all, in order."""
+        return self.spots.rows
+
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] -> what these rows see, [rows, N, H]."""
-        if self.rows is not None:
-            q, kv = q[self.rows], kv[self.rows]
-        memory, keys, values = self.layers[layer]
+        spots = self.spots
+        if spots.rows is not None:
+            q, kv = q[spots.rows], kv[spots.rows]
+        memory, keys, values = spots.layers[layer]
         _, _, heads, dim = kv.shape
         memory.index_copy_(0, self.written, kv.reshape(-1, dim))
-        if self.by_place is not None:
-            q = q[self.by_place]
+        if spots.by_place is not None:
+            q = q[spots.by_place]
         # Heads that share keys are as so many tokens: none of them has to be copied for that.
         shared = q.view(len(q), heads, -1, dim)  # [places, heads of keys, G, H]
         seen = F.scaled_dot_product_attention(shared, keys, values, attn_mask=self.mask).reshape(len(q), -1, dim)
-        return seen if self.places is None else seen[self.places]
+        return seen if spots.places is None else seen[spots.places]
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,8 @@ class Conditions:
     @cached_property
     def together(self) -> tuple[Together, ...]:
         """How rows of one token share calls."""
-        return tuple(_together(self.rows))
+        starts = numbers([row.start for row in self.rows], self.rows[0].ids.device)
+        return tuple(spots.after(starts) for spots in _together(self.rows))
 
     @cached_property
     def order(self) -> Tensor | None:
@@ -168,49 +192,54 @@ def window(length: int) -> int:
     return -(-length // step) * step
 
 
-def _together(rows: Sequence[Reading]) -> list[Together]:
+def _together(rows: Sequence[Reading]) -> list[Spots]:
     """One for all rows that lie near one another in one slab and look at as much of it."""
     alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         data, place = row.kv.slab
         alike.setdefault((id(data), min(window(row.start + 1), data.shape[4])), []).append((place, number))
-    found: list[tuple[int, list[int]]] = []
+    found: list[tuple[int, list[tuple[int, int]]]] = []
     for (_, wide), there in alike.items():
         before = -GAP - 2
         for place, number in sorted(there):
             if place - before > GAP + 1:
                 found.append((wide, []))
-            found[-1][1].append(number)
+            found[-1][1].append((number, place))
             before = place
-    return [_one(rows, sorted(together), wide, alone=len(found) == 1) for wide, together in found]
+    return [_spots(rows, sorted(near), wide, alone=len(found) == 1) for wide, near in found]
 
 
-def _one(rows: Sequence[Reading], places: list[int], wide: int, alone: bool) -> Together:
-    data, _ = rows[places[0]].kv.slab
+def _spots(rows: Sequence[Reading], near: Sequence[tuple[int, int]], wide: int, alone: bool) -> Spots:
+    """Those of the rows with these numbers, at these places: the same as for the last token, if they were there."""
+    kv = rows[near[0][0]].kv
+    make = partial(_found, kv.slab[0], near, wide, alone)
+    return make() if kv.place is None else kv.place.slab.kept((tuple(near), wide, alone), make)
+
+
+def _found(data: Tensor, near: Sequence[tuple[int, int]], wide: int, alone: bool) -> Spots:
     _, _, many, heads, room, _ = data.shape
     device = data.device
-    at = [rows[number].kv.slab[1] for number in places]
+    places, at = [number for number, _ in near], [place for _, place in near]
     first, end = min(at), max(at) + 1
-    starts = [rows[number].start for number in places]
-    lengths, which = [1] * (end - first), [0] * (end - first)  # a place between sees one token, of whoever it is
-    for index, (place, start) in enumerate(zip(at, starts, strict=True)):
-        lengths[place - first], which[place - first] = start + 1, index
-    vectors = numbers([place * heads * room + start for place, start in zip(at, starts, strict=True)], device)
+    which = [0] * (end - first)  # a place between sees as much as one of them does
+    for index, place in enumerate(at):
+        which[place - first] = index
+    vectors = numbers([place * heads * room for place in at], device)[:, None]
     parts = torch.arange(0, 2 * many * heads * room, many * heads * room, device=device)[:, None]
-    parts = parts + torch.arange(0, heads * room, room, device=device)  # [2, heads of keys]
-    unseen = torch.arange(wide, device=device) >= numbers(lengths, device)[:, None]  # [places, W]
-    mask = torch.zeros(unseen.shape, dtype=data.dtype, device=device).masked_fill_(unseen, -torch.inf)[:, None, None]
+    parts = (parts + torch.arange(0, heads * room, room, device=device)).view(-1)  # [2 * heads of keys]
+    steps = torch.zeros(2 * wide, dtype=data.dtype, device=device)
+    steps[wide:] = -torch.inf
     in_order = at == list(range(first, end))
-    return Together(
+    return Spots(
         data,
         first,
         end,
         wide,
-        (vectors[:, None, None] + parts).view(-1),  # [rows * 2 * heads of keys]
-        mask,
+        vectors + parts,
         None if alone else numbers(places, device),
         None if in_order else numbers(which, device),
         None if in_order else numbers([place - first for place in at], device),
+        steps.unfold(0, wide, 1),
     )
 
 

@@ -141,8 +141,9 @@ class RememberingAttention(nn.Module):
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:
         qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split([self.own + self.shared, self.shared], dim=-2)
         if self.normed:
-            parts = (self.q_norm.weight.expand(self.own, -1), self.k_norm.weight.expand(self.shared, -1))
-            qk = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps) * torch.cat(parts)  # [B, S, N + heads of keys, H]
+            qk = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
+            for part, norm in zip(qk.split([self.own, self.shared], dim=-2), (self.q_norm, self.k_norm), strict=True):
+                part.mul_(norm.weight)
         q, k = cond.turn(qk).split([self.own, self.shared], dim=-2)
         return self.o_proj(cond.attend(self.layer, q, k, v))
 

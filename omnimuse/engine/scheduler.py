@@ -197,8 +197,11 @@ class Scheduler:
 
         A tenant who has its share waits, and does not keep others waiting.
         """
-        room, fitting, content = Room(self.config, self._active()), list[Entry](), set[str]()
-        for entry in self._ordered(self._waiting(), now):
+        waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
+        if not waiting:
+            return fitting
+        room = Room(self.config, self._active())
+        for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
             if entry.request.tenant in content:

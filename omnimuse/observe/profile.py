@@ -10,11 +10,12 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from omnimuse.core.environment import Environment
 
@@ -68,6 +69,12 @@ class Recorder:
             work()
         except (OSError, RuntimeError, ValueError) as problem:
             log.warning("this rank could not be recorded: %s: %s", type(problem).__name__, problem)
+
+
+def marked(label: str) -> AbstractContextManager[None]:
+    """While this context lasts, a recording of this thread has `label`; nothing where nobody records."""
+    recorded = torch.autograd._profiler_enabled()
+    return record_function(label) if recorded else nullcontext()
 
 
 def part_of(path: Path, rank: int) -> Path:

@@ -74,8 +74,9 @@ class Residency(Mapping[str, Any]):
 
     def expect(self, names: Iterable[str]) -> None:
         """These are asked for next: begin to bring them, beside what is computed until then."""
-        self._expected = tuple(names)
-        self._read_ahead()
+        if self._parcels:
+            self._expected = tuple(names)
+            self._read_ahead()
 
     def _read_ahead(self) -> None:
         """What is expected comes behind those that the stage uses which runs now, since these are waited for."""

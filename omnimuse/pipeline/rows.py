@@ -6,6 +6,7 @@ schedules or models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 
 from torch import Tensor
@@ -20,15 +21,31 @@ def group(ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int
     `exact` gives every row its own forward, as may adapters to those that wear any. `tokens` bounds one forward; a
     larger single row still runs.
     """
-    groups: dict[Hashable, list[list[Row]]] = {}
+    groups: dict[Hashable, Bins] = {}
     for number, row in enumerate(rows):
         apart = exact or (ctx.adapters.alone and row.adapters)
         key: Hashable = number if apart else (row.key, _shape_bucket(ctx, row))
-        bins = groups.setdefault(key, [[]])
-        if tokens is not None and bins[-1] and sum(r.tokens for r in bins[-1]) + row.tokens > tokens:
-            bins.append([])
-        bins[-1].append(row)
-    return [part for bins in groups.values() for part in bins]
+        if (bins := groups.get(key)) is None:
+            bins = groups[key] = Bins(tokens)
+        bins.put(row)
+    return [part for bins in groups.values() for part in bins.parts]
+
+
+class Bins:
+    """Rows in `parts` of at most so many `tokens`, or of one row."""
+
+    def __init__(self, tokens: int | None) -> None:
+        self.parts: list[list[Row]] = []
+        self._most = math.inf if tokens is None else tokens
+        self._room = 0.0
+
+    def put(self, row: Row) -> None:
+        """One more, into the last part or a new one."""
+        if not self.parts or row.tokens > self._room:
+            self.parts.append([])
+            self._room = self._most
+        self.parts[-1].append(row)
+        self._room -= row.tokens
 
 
 def forward(ctx: Context, rows: Sequence[Row]) -> list[Tensor]:

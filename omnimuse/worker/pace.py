@@ -12,6 +12,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import median
 from typing import NamedTuple
 
@@ -185,6 +186,7 @@ def worth(apart: Apart, before: float, together: float) -> bool:
     return extra <= CHEAP * apart.own or extra * apart.ends < before * apart.end
 
 
+@lru_cache(maxsize=4096)
 def kind(network: str, tokens: int, count: int = 1) -> Kind:
     """The kind of a forward of so many states with so many tokens in all: their mean and their number decide."""
     return network, round(math.log2(max(1.0, tokens / count))), round(math.log2(count))

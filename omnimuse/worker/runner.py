@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
@@ -30,6 +29,7 @@ from omnimuse.core.output import (
 from omnimuse.core.request import Request
 from omnimuse.media.image import to_pixels
 from omnimuse.observe.labels import OTHER, label_of
+from omnimuse.observe.profile import marked
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
 from omnimuse.pipeline import lent
@@ -286,7 +286,7 @@ class Runner:
 
     def _run_stage(self, stage: Stage, state: State) -> None:
         ctx, began = self.pipeline.ctx, self.clock.mark()
-        with self._isolated(state.request.id, stage.name), record_function(label_of(stage.name)):
+        with self._isolated(state.request.id, stage.name), marked(label_of(stage.name)):
             with self.blocks.watched(ctx.components, [state]) as ran:
                 self._run_or_retry(stage, state)
             job = self.jobs[state.request.id]
@@ -358,7 +358,7 @@ class Runner:
                 if not state.plan:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
-        with record_function(" and ".join(sorted(names)) or OTHER), record_function(self.blocks.steps(stepping)):
+        with marked(" and ".join(sorted(names)) or OTHER), marked(self.blocks.steps(stepping)):
             with self.blocks.watched(ctx.components, (state for state, _ in stepping)) as ran:
                 predictions, failures, asked = self._evaluate(rows, teams)
         shared = self.clock.since(began)
