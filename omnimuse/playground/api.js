@@ -142,13 +142,16 @@ function toPicture(url) {
   return toBlob(data, type);
 }
 
-/** What `model` says next after `messages`, piece by piece ({ text }), and the pictures that come with it
- * ({ picture }); aborting `signal` stops it. */
-export async function* talk(model, messages, signal) {
+/** What `model` says next after `messages`, piece by piece ({ text }), the pictures that come with it
+ * ({ picture }) and, in a `voice`, its samples of 16 bits ({ sound }); aborting `signal` stops it. */
+export async function* talk(model, messages, voice, signal) {
+  const aloud = voice ? { modalities: ["text", "audio"], audio: { voice, format: "pcm16" } } : {};
+  const asked = post({ model, messages, stream: true, ...aloud });
   let ended = false;
-  for await (const { data } of events(await call("v1/chat/completions", { ...post({ model, messages, stream: true }), signal }))) {
+  for await (const { data } of events(await call("v1/chat/completions", { ...asked, signal }))) {
     const [choice] = data.choices;
     if (choice?.delta.content) yield { text: choice.delta.content };
+    if (choice?.delta.audio?.data) yield { sound: toBlob(choice.delta.audio.data, "audio/pcm") };
     for (const { image_url } of choice?.delta.images ?? []) yield { picture: toPicture(image_url.url) };
     ended ||= Boolean(choice?.finish_reason);
   }

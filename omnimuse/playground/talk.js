@@ -12,6 +12,9 @@ export function openTalk(model, fail) {
   byId("talk").hidden = false;
   byId("say").maxLength = model.capabilities.max_prompt;
   byId("say").focus();
+  const voices = model.capabilities.choices.voice ?? [];
+  byId("voice").append(...voices.map((voice) => h("option", { value: voice }, voice)));
+  byId("aloud").hidden = !voices.length;
 
   async function answer(asked) {
     said.push({ role: "user", content: asked });
@@ -20,15 +23,18 @@ export function openTalk(model, fail) {
     abort = new AbortController();
     running(true);
     let content = "";
+    const sounds = [];
     try {
-      for await (const { text = "", picture } of talk(model.id, said, abort.signal)) {
+      for await (const { text = "", picture, sound } of talk(model.id, said, byId("voice").value, abort.signal)) {
         if (text) line.textContent = content += text;
+        if (sound) sounds.push(sound);
         if (picture) line.append(h("img", { src: URL.createObjectURL(picture), alt: content }));
         line.scrollIntoView({ block: "nearest" });
       }
     } catch (error) {
       if (!abort.signal.aborted) fail(error);
     } finally {
+      if (content && sounds.length) line.append(player(sounds, model.capabilities.sample_rate));
       if (content) said.push({ role: "assistant", content });
       else forget(line);
       abort = null;
@@ -59,9 +65,20 @@ export function openTalk(model, fail) {
   byId("anew").onclick = () => {
     abort?.abort();
     said.length = 0;
-    for (const shown of byId("said").querySelectorAll("img")) URL.revokeObjectURL(shown.src);
+    for (const shown of byId("said").querySelectorAll("img, audio")) URL.revokeObjectURL(shown.src);
     byId("said").replaceChildren();
   };
+}
+
+/** What was said so far, to be heard: `sounds` are samples of 16 bits, `rate` of them a second, of one channel. */
+function player(sounds, rate) {
+  const size = sounds.reduce((sum, sound) => sum + sound.size, 0);
+  const head = new DataView(new ArrayBuffer(44));
+  for (const [at, word] of [[0, "RIFF"], [8, "WAVE"], [12, "fmt "], [36, "data"]])
+    [...word].forEach((letter, index) => head.setUint8(at + index, letter.charCodeAt(0)));
+  for (const [at, value] of [[4, 36 + size], [16, 16], [24, rate], [28, 2 * rate], [40, size]]) head.setUint32(at, value, true);
+  for (const [at, value] of [[20, 1], [22, 1], [32, 2], [34, 16]]) head.setUint16(at, value, true);
+  return h("audio", { controls: true, src: URL.createObjectURL(new Blob([head, ...sounds], { type: "audio/wav" })) });
 }
 
 function show(role, text) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from omnimuse.core.request import Recording
 from omnimuse.media.picture import picture_of
 from tests.checkpoints import qwen3_omni
 from tests.checkpoints.wishes import chord, photo, voice
+from tests.server.browser import browser_only, browsing, opened
 from tests.server.whole_server import WholeServer
 
 pytest.importorskip("websockets", reason="a server without it has no WebSockets")
@@ -360,3 +362,29 @@ def test_a_client_that_goes_is_not_answered_any_longer(server: WholeServer) -> N
     asyncio.run(main())
     while server.ask("/load").json["requests"]:
         time.sleep(0.05)
+
+
+LENGTH = """audio => new Promise((tell) => {
+  if (audio.duration) tell(audio.duration);
+  else audio.onloadedmetadata = () => tell(audio.duration);
+})"""
+
+
+def shortened(route: Any) -> None:
+    """The request of the page, for an answer that ends soon and is always the same: a random model ends anywhere."""
+    route.continue_(post_data=json.dumps({**route.request.post_data_json, "temperature": 0, "max_tokens": 10}))
+
+
+@browser_only
+@pytest.mark.costly("a page that answers aloud")
+def test_the_page_answers_in_the_voice_that_was_chosen_and_plays_what_was_said(server: WholeServer) -> None:
+    with browsing() as browser, opened(browser, server.url) as page:
+        page.route("**/v1/chat/completions", shortened)
+        page.get_by_label("Aloud").select_option("chelsie")
+        page.get_by_label("Say something").fill("a red circle")
+        page.get_by_label("Say something").press("Enter")
+        answer = page.locator("#said li").last
+        sound = answer.locator("audio")
+        sound.wait_for()
+        assert sound.evaluate(LENGTH) > 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
