@@ -429,7 +429,7 @@ def test_a_worker_is_added_while_requests_find_no_place_and_ends_when_it_has_not
             enough.set()
         for each in working:
             each.join(110)
-        server.wait_for("worker 1 had nothing to do and ends; 1 are left")
+        server.wait_for(r"worker \d had nothing to do and ends; 1 are left")
         assert 'omnimuse_workers{state="ready"} 1.0' in _metrics(server)
         assert set(statuses) == {200}
 
