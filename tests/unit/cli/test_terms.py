@@ -37,6 +37,7 @@ NAMED: Mapping[str, str] = MappingProxyType(
         "length": "--seconds",
         "cache_dit": "--cache",
         "cache_settings": "--cache",
+        "blocks": "--plot",
     }
 )
 """Options by targets that are called otherwise."""
