@@ -45,7 +45,9 @@ test_pausing_on_the_cpu_and_resuming_changes_nothing = every.test_pausing_on_the
 test_pausing_resuming_and_cancelling_in_any_order_harms_nobody = (
     every.test_pausing_resuming_and_cancelling_in_any_order_harms_nobody
 )
-test_previews_do_not_change_the_result = every.test_previews_do_not_change_the_result
+test_neither_previews_nor_who_times_blocks_changes_the_result = (
+    every.test_neither_previews_nor_who_times_blocks_changes_the_result
+)
 test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures = (
     every.test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures
 )
