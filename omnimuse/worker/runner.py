@@ -370,11 +370,9 @@ class Runner:
                 self._fail(state.request.id, failures[state.id])
                 continue
             began = self.clock.mark()
-            with self.blocks.watched(
-                ctx.components, [state]
-            ) as alone:  # loops without rows do all their work in the step
+            with self.blocks.watched(ctx.components, [state]) as alone:
                 self._step(loop, state, predictions.get(state.id, {}))
-            own = self.clock.since(began)
+            own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in asked else [own]))
             if job := self.jobs.get(state.request.id):
                 job.see(state, [*(each for each in ran if each.component in asked.get(state.id, ())), *alone])
