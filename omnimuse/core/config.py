@@ -227,7 +227,7 @@ class ParallelConfig:
             )
         if not 0 < self.wait <= MOST_WAIT:
             raise ConfigError(
-                f"parallel wait={self.wait} (--rank-wait) is not allowed; use a number of seconds above 0, at most "
+                f"parallel wait={self.wait} is not allowed (--rank-wait); use a number of seconds above 0, at most "
                 f"{MOST_WAIT:.0f}"
             )
         if self.wait != RANK_WAIT and self.ranks == 1 and self.launch == LaunchConfig():
