@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import SOUNDS as FORMATS
 
@@ -136,7 +136,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise RequestError(f"cannot read {path} as a sound: {error}", "path") from None
+        raise RequestError(f"cannot read {path} as a sound: {reason(error)}", "path") from None
     at = 12
     while content[:4] == b"RIFF" and at + 8 <= len(content):
         size = int(struct.unpack_from("<I", content, at + 4)[0])
