@@ -144,7 +144,7 @@ class RayActors:
             raise OSError(f"Ray started no rank {settings.rank}: {type(error).__name__}: {error}") from None
         logger.info("rank %d runs on node %s of Ray, as process %d", settings.rank, node[:8], pid)
         if nice > os.nice(0):
-            logger.warning("rank %d has niceness %d: start nodes of Ray with RAY_worker_niceness=0", settings.rank, nice)
+            logger.warning("rank %d has niceness %d: start Ray's nodes with RAY_worker_niceness=0", settings.rank, nice)
         ending: asyncio.Future[str] = asyncio.run_coroutine_threadsafe(_future(), loop).result()
         rank = Acted(actor, node, ending, None)
         threading.Thread(
