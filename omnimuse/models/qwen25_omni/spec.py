@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omnimuse.components.entries import answering, inside_model, own_transformer
 from omnimuse.core.params import DiffusionParams, WatchParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
 from omnimuse.models.qwen3_text.spec import REFUSES
@@ -17,7 +17,8 @@ def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all; its voices lie beside the weights."""
     writer = part(part(configs["model"], THINKER), TEXT)
     voices = tuple(name.lower() for name in configs.get(VOICES, {}))
-    return answering(writer, Speech(voices) if speaks(configs["model"]) and voices else None, REFUSES)
+    speech = Speech(voices) if speaks(configs["model"]) and voices else None
+    return answering(writer, speech, REFUSES, calls(configs))
 
 
 ARCH = "Qwen2_5OmniForConditionalGeneration"

@@ -7,7 +7,7 @@ from typing import Any
 
 from omnimuse.components.entries import answering, inside_model, own_transformer
 from omnimuse.core.params import AnswerParams, DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
 from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, THINKER, speaks
@@ -18,7 +18,8 @@ PROCESSOR = "processor"
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
-    return answering(part(part(configs["model"], THINKER), TEXT), _speech(configs["model"]), REFUSES)
+    writer = part(part(configs["model"], THINKER), TEXT)
+    return answering(writer, _speech(configs["model"]), REFUSES, calls(configs))
 
 
 def _speech(config: Mapping[str, Any]) -> Speech | None:
