@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from omnimuse.components.answering_facts import THINKER
 from omnimuse.components.seeing import Grid
 from omnimuse.components.sights import Seen, ShownDecoder, line, plane
 from omnimuse.core.errors import ModelError, RequestError
@@ -36,8 +37,8 @@ from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
-PROCESSOR, THINKER = "processor", "thinker_config"
-"""How pictures and sounds are prepared, and the part of config.json that is of what reads."""
+PROCESSOR = "processor"
+"""How pictures and sounds are prepared."""
 RATE = 2.0
 """Frames a second that are looked at of a video."""
 FEWEST, MOST = 4, 768

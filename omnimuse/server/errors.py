@@ -148,9 +148,16 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 def body(error: ApiError) -> dict[str, Any]:
-    """The JSON every error is: `{"error": {message, type, param, code}}`, scrubbed."""
+    """The JSON every error is: `{"error": {message, type, param, code}}`, scrubbed; the message names the field."""
     param = None if error.param is None else scrub(error.param)
-    return {"error": {"message": scrub(error.message), "type": error.type, "param": param, "code": error.code}}
+    return {"error": {"message": scrub(_naming(error)), "type": error.type, "param": param, "code": error.code}}
+
+
+def _naming(error: ApiError) -> str:
+    """The message, with the name of the field in front where it says nothing of it: many clients show it alone."""
+    field = re.split(r"[.\[]", error.param or "")[0]
+    named = re.search(rf"(?<!\w){re.escape(field)}(?!\w)", error.message)
+    return error.message if named or not field else f"{error.param}: {error.message}"
 
 
 def to_json(value: Any) -> bytes:

@@ -188,6 +188,31 @@ STABLE_DIFFUSION_3 = {
     "y_embedder.mlp.2": ("time_text_embed.text_embedder.linear_2",),
     "final_layer.linear": ("proj_out",),
 }
+REFINER = "context_embedder.token_refiner.refiner_blocks.0"
+HUNYUAN_VIDEO = {
+    **of_two_blocks(
+        *((f"double_blocks.*.img_attn_{part}", f"{DOUBLE}.attn.to_{part}", "") for part in "qkv"),
+        *((f"double_blocks.*.txt_attn_{part}", f"{DOUBLE}.attn.add_{part}_proj", "") for part in "qkv"),
+        ("double_blocks.*.img_attn_proj", f"{DOUBLE}.attn.to_out.0", ""),
+        ("double_blocks.*.txt_attn_proj", f"{DOUBLE}.attn.to_add_out", ""),
+        ("double_blocks.*.img_mlp.fc1", f"{DOUBLE}.ff.net.0.proj", ""),
+        ("double_blocks.*.txt_mlp.fc2", f"{DOUBLE}.ff_context.net.2", ""),
+        ("double_blocks.*.img_mod.linear", f"{DOUBLE}.norm1.linear", ""),
+        ("double_blocks.*.txt_mod.linear", f"{DOUBLE}.norm1_context.linear", ""),
+    ),
+    "txt_in.individual_token_refiner.blocks.0.self_attn_qkv": tuple(f"{REFINER}.attn.to_{part}" for part in "qkv"),
+    "txt_in.individual_token_refiner.blocks.0.self_attn_proj": (f"{REFINER}.attn.to_out.0",),
+    "txt_in.individual_token_refiner.blocks.0.mlp.fc1": (f"{REFINER}.ff.net.0.proj",),
+    "txt_in.individual_token_refiner.blocks.0.mlp.fc2": (f"{REFINER}.ff.net.2",),
+    "txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1": (f"{REFINER}.norm_out.linear",),
+    "txt_in.input_embedder": ("context_embedder.proj_in",),
+    "txt_in.c_embedder.linear_2": ("context_embedder.time_text_embed.text_embedder.linear_2",),
+    "txt_in.t_embedder.mlp.0": ("context_embedder.time_text_embed.timestep_embedder.linear_1",),
+    "time_in.mlp.2": ("time_embed.timestep_embedder.linear_2",),
+    "byt5_in.fc3": ("context_embedder_2.linear_3",),
+    "vision_in.proj.3": ("image_embedder.linear_2",),
+    "final_layer.linear": ("proj_out",),
+}
 
 
 def with_bias(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
@@ -208,7 +233,7 @@ def xlabs(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
 
 
 def family_named(name: str) -> Family:
-    return next(family for family in WITH_ADAPTERS if family.name == name)
+    return next(family for family in FAMILIES if family.name == name)
 
 
 def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
@@ -253,6 +278,8 @@ def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
         pytest.param("Lumina2Pipeline", LUMINA, AITOOLKIT, id="lumina2"),
         pytest.param("Lumina2Pipeline", LUMINA, UNSCALED, id="lumina2-kohya"),
         pytest.param("StableDiffusion3Pipeline-3.5-medium", STABLE_DIFFUSION_3, UNSCALED, id="sd3-kohya"),
+        pytest.param("HunyuanVideo15Pipeline-i2v", HUNYUAN_VIDEO, AITOOLKIT, id="hunyuan-video"),
+        pytest.param("HunyuanVideo15Pipeline-i2v", HUNYUAN_VIDEO, UNSCALED, id="hunyuan-video-kohya"),
     ],
 )
 def test_a_whole_layer_is_what_its_parts_are(tmp_path: Path, tiny: Tiny, name: str, whole: Whole, style: Style) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from tests.checkpoints import calling
 from tests.server.whole_server import WholeServer
+
+pytest.importorskip("websockets", reason="a server without it has no WebSockets")
 
 ASKED: list[Any] = [{"role": "user", "content": "what is a heron?"}]
 CALLS = [("look_up", {"word": "heron"}), ("count", {"upto": 3})]
@@ -133,3 +136,95 @@ def test_what_is_no_tool_and_answers_no_call_is_refused_by_its_name(
 ) -> None:
     answer = server.ask("/v1/chat/completions", {"messages": ASKED, **body})
     assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.json
+
+
+# -- realtime ------------------------------------------------------------------------------------------------------
+
+
+FLAT: Any = {"type": "function", **calling.LOOK["function"]}
+"""A tool in the words of a session."""
+
+
+async def until(connection: Any, last: str) -> list[Any]:
+    """The events up to one of type `last`."""
+    found = [await connection.recv()]
+    while found[-1].type != last:
+        assert found[-1].type != "error", found[-1]
+        found.append(await connection.recv())
+    return found
+
+
+def test_a_response_asks_for_tools_and_the_next_one_knows_what_came_of_it(server: WholeServer) -> None:
+    async def main() -> None:
+        async with (
+            openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+            client.realtime.connect(model="default") as connection,
+        ):
+            await connection.session.update(session={"type": "realtime", "tools": [FLAT], "tool_choice": "auto"})
+            assert (await until(connection, "session.updated"))[-1].session.tools[0].name == "look_up"
+            item: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a heron?"}]}
+            await connection.conversation.item.create(item=item)
+            await until(connection, "conversation.item.done")
+            await connection.response.create()
+            events = await until(connection, "response.done")
+            assert (
+                "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Let me see."
+            )
+            done = [event for event in events if event.type == "response.function_call_arguments.done"]
+            assert [(event.name, json.loads(event.arguments)) for event in done] == CALLS
+            assert [event.delta for event in events if event.type.endswith("arguments.delta")] == [
+                event.arguments for event in done
+            ]
+            said, *calls = events[-1].response.output
+            assert (said.type, [call.type for call in calls]) == ("message", ["function_call"] * 2)
+            for call in calls:
+                output = {"type": "function_call_output", "call_id": call.call_id, "output": "a bird"}
+                await connection.conversation.item.create(item=output)
+                made = await until(connection, "conversation.item.done")
+                assert (made[-1].item.type, made[-1].item.output) == ("function_call_output", "a bird")
+            await connection.response.create()
+            [told] = (await until(connection, "response.done"))[-1].response.output
+            assert told.content[0].text == "".join(calling.KNOWS)
+            await connection.conversation.item.delete(item_id=calls[0].id)
+            gone = [(await until(connection, "conversation.item.deleted"))[-1].item_id for _ in range(2)]
+            assert gone[0] == calls[0].id, "and what answers it goes, too"
+            await connection.response.create()
+            assert (await until(connection, "response.done"))[-1].response.status == "completed"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("event", "param"),
+    [
+        ({"type": "session.update", "session": {"tools": "f"}}, "session.tools"),
+        ({"type": "session.update", "session": {"tools": [{"type": "function"}]}}, "tools[0].function.name"),
+        ({"type": "session.update", "session": {"tool_choice": "required"}}, "tool_choice"),
+        ({"type": "session.update", "session": {"parallel_tool_calls": 3}}, "session.parallel_tool_calls"),
+        (
+            {
+                "type": "conversation.item.create",
+                "item": {"type": "function_call_output", "call_id": "a", "output": "x"},
+            },
+            "item.call_id",
+        ),
+        ({"type": "conversation.item.create", "item": {"type": "function_call_output", "call_id": "a"}}, "item.output"),
+        ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "item[0].function.name"),
+    ],
+)
+def test_what_is_no_tool_in_a_session_is_told_and_ends_nothing(
+    server: WholeServer, event: dict[str, Any], param: str
+) -> None:
+    async def main() -> None:
+        async with (
+            openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+            client.realtime.connect(model="default") as connection,
+        ):
+            await connection.recv()
+            await connection.send(event)  # type: ignore[arg-type]
+            told: Any = await connection.recv()
+            assert (told.type, told.error.param) == ("error", param), told
+            await connection.input_audio_buffer.clear()
+            assert (await connection.recv()).type == "input_audio_buffer.cleared"
+
+    asyncio.run(main())

@@ -143,7 +143,9 @@ def _variant(name: str, defaults: DiffusionParams, *, distilled: bool = False) -
     return Variant(f"HunyuanVideo-1.5-{name}", (f"{HOME}{name}",), chosen, kind)
 
 
-TRANSFORMER = own_transformer("hunyuan_video15", "HunyuanVideoTransformer", "HunyuanVideo15Transformer3DModel")
+TRANSFORMER = own_transformer(
+    "hunyuan_video15", "HunyuanVideoTransformer", "HunyuanVideo15Transformer3DModel", alias=True
+)
 
 SPEC = Spec(
     arch="HunyuanVideo15Pipeline",

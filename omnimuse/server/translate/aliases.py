@@ -184,8 +184,9 @@ def read(
         _check_draws_parts(found.names[target], door, kind)
     if (choice := chosen_cache(found.values, found.names)) is not None:
         found.values["cache"], found.names["cache"] = choice
-    if found.values.get("tools") and not door.limits.calls:
-        raise refusal("unsupported_parameter", f"tools is not supported: {NO_TOOLS}; leave it out", "tools")
+    for target in ("tools", "tool_choice"):
+        if not door.limits.calls and found.values.get(target) not in (None, [], "auto", "none"):
+            raise refusal("unsupported_parameter", f"{target} is not supported: {NO_TOOLS}; leave it out", target)
     _refuse_unhonoured(found, door)
     if kind not in ("chat", "talk", "hearing"):
         _check_prompt(found, door)
