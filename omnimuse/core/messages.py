@@ -11,7 +11,7 @@ from typing import Any
 from omnimuse.core.bounds import is_text
 from omnimuse.core.calls import NO_TOOLS, Call, Tool, answered, calls_of
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import FamilyParams, TokenParams
+from omnimuse.core.params import AnswerParams, FamilyParams, TokenParams
 
 MAX_WRITTEN = 4_000_000
 """Characters of what a model that writes is given to read; how many of their tokens it can, it knows itself."""
@@ -135,6 +135,13 @@ def check_length(chosen: FamilyParams, longest: int) -> None:
         if (value or 0) >= longest:
             why = f"this model reads and writes {longest} in all; use at most {longest - 1}"
             raise RequestError(f"extra.{name}={value} is too long: {why}", f"extra.{name}")
+
+
+def check_begun(chosen: FamilyParams, begun: str) -> None:
+    """RequestError where an answer that has `begun` as a call is to be heard: nothing of it is for ears."""
+    if begun and isinstance(chosen, AnswerParams) and chosen.aloud:
+        why = 'use modalities ["text"], or tool_choice "auto"'
+        raise RequestError(f"tool_choice asks for a call, which is not spoken: {why}", "tool_choice")
 
 
 def _check_calls(messages: Sequence[Message], able: bool) -> None:

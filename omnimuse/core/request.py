@@ -25,7 +25,16 @@ from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.machine import memory as machine_memory
-from omnimuse.core.messages import MAX_WRITTEN, SAID, Talk, check_length, check_shown, messages_of, tokens_of
+from omnimuse.core.messages import (
+    MAX_WRITTEN,
+    SAID,
+    Talk,
+    check_begun,
+    check_length,
+    check_shown,
+    messages_of,
+    tokens_of,
+)
 from omnimuse.core.names import meant
 from omnimuse.core.params import (
     WORK,
@@ -248,6 +257,7 @@ class Door:
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
             raise RequestError(why, "extra")
         check_length(extra, self.limits.max_sequence_length)
+        check_begun(extra, begun := begun_of(given, tools))
         check_speech(extra, None if self.limits.sound is None else self.limits.sound.speech, len(came.sounds))
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
@@ -255,7 +265,7 @@ class Door:
             id=os.urandom(16).hex(),
             messages=messages,
             tools=tools,
-            begun=begun_of(given, tools),
+            begun=begun,
             tokens=tokens,
             prompt=messages[-1].content if messages else prompt,
             negative_prompt=negative,
