@@ -395,11 +395,8 @@ class Door:
             if name in self.limits.refuses:
                 raise RequestError(f"{name} cannot be chosen here: {self.limits.refuses[name]}", name)
             if name not in honoured:
-                raise RequestError(
-                    f"{name} means nothing to {self.spec.family}; it honours "
-                    f"{', '.join(sorted(honoured - {'extra', 'output_type'}))}",
-                    name,
-                )
+                known = ", ".join(sorted(honoured - {"extra", "output_type"}))
+                raise RequestError(f"{name} means nothing to {self.spec.family}; it honours {known}", name)
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 
