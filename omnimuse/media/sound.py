@@ -109,8 +109,9 @@ def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> byte
             for start in range(0, len(samples), BLOCK):
                 file.write(samples[start : start + BLOCK])
     except encoder.LibsndfileError as error:
+        why = error.error_string.removeprefix("Error : ").rstrip(".")
         raise RequestError(
-            f"{format} cannot hold {channels} channels of {sound.rate} samples a second ({error}); use WAV",
+            f"{format} cannot hold {channels} channels of {sound.rate} samples a second ({why}); use WAV",
             "output_format",
         ) from None
     return buffer.getvalue()
