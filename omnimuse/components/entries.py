@@ -121,9 +121,12 @@ def longest_of(config: Mapping[str, object], where: str = "config.json") -> int:
     return longest
 
 
-def answering(config: Mapping[str, object], speech: Speech | None, refuses: Mapping[str, str]) -> Limits:
-    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown, as
-    the `config` of its language model says. ModelError where that says nothing.
+def answering(
+    config: Mapping[str, object], speech: Speech | None, refuses: Mapping[str, str], calls: bool = False
+) -> Limits:
+    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown, and
+    tools may be asked for if it `calls` any, as the `config` of its language model says. ModelError where that says
+    nothing.
     """
     return Limits(
         size_multiple=1,
@@ -133,6 +136,7 @@ def answering(config: Mapping[str, object], speech: Speech | None, refuses: Mapp
         max_videos=MOST_VIDEOS,
         sound=SoundLimits(SPEECH_RATE, 1, 0.0, MOST_SOUNDS, speech),
         refuses=refuses,
+        calls=calls,
     )
 
 

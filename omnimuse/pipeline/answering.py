@@ -22,6 +22,7 @@ from omnimuse.ar.sampling import Sampling
 from omnimuse.components.answering_facts import TALKER, TEXT
 from omnimuse.components.sights import Seeing, ShownDecoder, line
 from omnimuse.components.voice import Voice
+from omnimuse.core.calls import OPEN
 from omnimuse.core.params import AnswerParams
 from omnimuse.core.request import Request
 from omnimuse.loader.facts import part
@@ -108,12 +109,15 @@ class Think(Generate):
         super().apply(ctx, state, step, predictions)
         tokens, spoken = state.working["tokens"], state["spoken"]
         written = len(tokens) - len(state["prompt_ids"])
-        if not written or not aloud(state):
+        if not written or spoken.closed:
             return
         if not spoken.items:
             spoken.put(self.overheard(ctx, state))
         while len(spoken.items) < written:  # the last one is not spoken
             number = len(state["prompt_ids"]) + len(spoken.items) - 1
+            if state.request.tools and ctx.components[self.tokenizer].token(tokens[number]) == OPEN:
+                spoken.close()  # calls of tools are for no ears
+                return
             spoken.put(self.word(ctx, state, tokens[number]))
 
     def finish(self, ctx: Context, state: State) -> None:

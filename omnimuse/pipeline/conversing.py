@@ -209,7 +209,7 @@ class ReadShown(Stage):
             marked = bool(given) or any(mark in text for mark in marks.texts)
             if shown and not messages and not marked:
                 messages = (_showing(text, shown),)
-            if any(mark in message.content for message in messages for mark in marks.texts):
+            if any(mark in told for told in state.request.texts for mark in marks.texts):
                 held = ", ".join(marks.texts)
                 raise RequestError(
                     f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
@@ -218,7 +218,7 @@ class ReadShown(Stage):
             ordered = list(_ordered(messages, shown))
             if messages and heard:
                 messages, ordered = _heard_while_watched(messages, ordered, marks)
-            tokens = tokens_read(tokenizer, text, messages, given)
+            tokens = tokens_read(tokenizer, state.request, messages)
             if not messages:
                 ordered = marks.standing(tokens, shown, heard)
             tokens = marks.expanded(tokens, ordered)

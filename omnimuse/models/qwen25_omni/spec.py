@@ -5,7 +5,7 @@ from __future__ import annotations
 from omnimuse.components.answering_facts import speaks, text_of
 from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import WatchParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
 from omnimuse.core.speech import Speech
 from omnimuse.models.qwen3_text.spec import REFUSES
 
@@ -16,7 +16,7 @@ def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all; its voices lie beside the weights."""
     voices = tuple(name.lower() for name in configs.get(VOICES, {}))
     speech = Speech(voices) if speaks(configs["model"]) and voices else None
-    return answering(text_of(configs["model"]), speech, REFUSES)
+    return answering(text_of(configs["model"]), speech, REFUSES, calls(configs))
 
 
 ARCH = "Qwen2_5OmniForConditionalGeneration"

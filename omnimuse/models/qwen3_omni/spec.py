@@ -8,7 +8,7 @@ from typing import Any
 from omnimuse.components.answering_facts import TALKER, speaks, text_of
 from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import AnswerParams
-from omnimuse.core.spec import Configs, Limits, Spec
+from omnimuse.core.spec import Configs, Limits, Spec, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
 from omnimuse.models.qwen3_text.spec import REFUSES
@@ -16,7 +16,7 @@ from omnimuse.models.qwen3_text.spec import REFUSES
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
-    return answering(text_of(configs["model"]), _speech(configs["model"]), REFUSES)
+    return answering(text_of(configs["model"]), _speech(configs["model"]), REFUSES, calls(configs))
 
 
 def _speech(config: Mapping[str, Any]) -> Speech | None:

@@ -34,7 +34,8 @@ def to_request(
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
     if wanted.talk.messages is not None:
-        prompt = {"messages": wanted.talk.messages}
+        talk = wanted.talk
+        prompt = {"messages": talk.messages, "tools": talk.tools, "tool_choice": talk.tool_choice}
     prompt |= {name: given for name, given in came.items() if given}
     if wanted.part.pad is not None:
         prompt["pad"] = wanted.part.pad
