@@ -212,6 +212,12 @@ def by_piece(x: Tensor, merge: int) -> Tensor:
     return pieces.reshape(-1, last)
 
 
+def here(table: Tensor, rows: int, columns: int) -> Tensor:
+    """What a square table of places, [side * side, D], has for those of a picture of so many patches, [S, D]."""
+    side = round(len(table) ** 0.5)
+    return table.view(side, side, -1)[:rows, :columns].flatten(0, 1)
+
+
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads [S, N, H], each pair (x[i], x[i + H / 2]) turned by its angle, in float32."""
     left, right = x.float().chunk(2, dim=-1)

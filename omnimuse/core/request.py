@@ -362,7 +362,7 @@ class Door:
         for name in given:
             if name not in allowed:
                 raise RequestError(
-                    f"a prompt has no field {name!r}; it knows {allowed}{_near(name, allowed)}", str(name)
+                    f"a prompt has no field {name!r}; it knows {', '.join(allowed)}{_near(name, allowed)}", str(name)
                 )
         prompt, negative = given.get("prompt"), given.get("negative_prompt")
         if not self.spec.prompted:
@@ -381,7 +381,9 @@ class Door:
             if len(text) > most:
                 raise RequestError(f"{name} has {len(text)} characters; at most {most} are allowed", name)
             if not is_text(text):
-                raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
+                raise RequestError(
+                    f"{name} holds half a surrogate pair, or bytes that are not UTF-8; take them out", name
+                )
         return prompt, negative
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
@@ -393,10 +395,8 @@ class Door:
             if name in self.limits.refuses:
                 raise RequestError(f"{name} cannot be chosen here: {self.limits.refuses[name]}", name)
             if name not in honoured:
-                raise RequestError(
-                    f"{name} means nothing to {self.spec.family}; it honours {sorted(honoured - {'extra'})}",
-                    name,
-                )
+                known = ", ".join(sorted(honoured - {"extra", "output_type"}))
+                raise RequestError(f"{name} means nothing to {self.spec.family}; it honours {known}", name)
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 

@@ -47,3 +47,16 @@ class TimestepEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         waves = sinusoid(t, self.frequencies, scale=self.scale).to(self.linear_1.weight.dtype)
         return self.linear_2(self.activation(self.linear_1(waves)))
+
+
+class TimestepVectors(nn.Module):
+    """Times [B] -> `count` vectors for each, [B, count * D], by which blocks scale, shift and gate."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.embedder = TimestepEmbedding(dim, dim)
+        self.activation = nn.SiLU()
+        self.linear = nn.Linear(dim, count * dim)
+
+    def forward(self, times: Tensor) -> Tensor:
+        return self.linear(self.activation(self.embedder(times)))

@@ -8,8 +8,8 @@ no blocks left to tell of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,17 @@ class Blocks:
         self.recorded = False
         self._clock = clock
 
-    @contextmanager
-    def watched(self, components: Residency, states: Iterable[State]) -> Iterator[list[Ran]]:
+    def watched(self, components: Residency, states: Iterable[State]) -> AbstractContextManager[list[Ran]]:
         """For the length of a `with` block what runs is added to the list, in order of ending, if a request of one of
         the `states` wants to know.
         """
-        ran: list[Ran] = []
         if not (self.recorded or any(state.request.blocks for state in states)):
-            yield ran
-            return
+            return nullcontext([])
+        return self._watched(components)
+
+    @contextmanager
+    def _watched(self, components: Residency) -> Iterator[list[Ran]]:
+        ran: list[Ran] = []
         with ExitStack() as hooks:
             for component in components:
                 for name, called in named_blocks(component, components.wherever(component)):
@@ -98,6 +100,16 @@ def _members(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield f"{path}.{key}", child
         else:
             yield from _members(f"{path}.{key}", child)
+
+
+def runs_for(state: str, ran: Sequence[Ran], asked: Mapping[str, Set[str]]) -> list[Ran]:
+    """What of a shared forward ran for one of the states that `asked` networks for a prediction: the blocks of these,
+    and of components that no state asks by name, as a network may be the door to another's blocks.
+    """
+    if state not in asked:
+        return []
+    named = {network for networks in asked.values() for network in networks}
+    return [each for each in ran if each.component in asked[state] or each.component not in named]
 
 
 def seconds_of(runs: Mapping[tuple[str, str], list[Span]]) -> dict[str, tuple[float, ...]]:

@@ -37,7 +37,7 @@ from omnimuse.pipeline.memo import Memo
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
-from omnimuse.worker.blocks import Blocks
+from omnimuse.worker.blocks import Blocks, runs_for
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, is_shortage, settle
@@ -375,7 +375,7 @@ class Runner:
             own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in asked else [own]))
             if job := self.jobs.get(state.request.id):
-                job.see(state, [*(each for each in ran if each.component in asked.get(state.id, ())), *alone])
+                job.see(state, [*runs_for(state.id, ran, asked), *alone])
         held = held_bytes(ctx.device)  # of the process, so once for all: the system is asked
         for state, loop, spans in spent:
             if job := self.jobs.get(state.request.id):

@@ -18,6 +18,8 @@ from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.vllm_omni.diffusion.cache.cachedit import CacheDiTAdapterConfig
 from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.output import Done
+from omnimuse.core.request import Ask
 from omnimuse.layers.stack import Memory
 from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import Mesh
@@ -43,6 +45,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(folder: Path) -> list[Tensor]:
     with running(config(folder, STEPPED)) as engine:
         return [drawn(engine, [wish], **FOUR)[0] for wish in WISHES]
+
+
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
+def test_blocks_are_named_and_timed_for_who_asks_and_draw_the_same(
+    folder: Path, plain: list[Tensor], arch: str
+) -> None:
+    params = replace(WISHES[0].params, output_type="pt", **FOUR)  # type: ignore[arg-type]
+    with running(config(folder, arch)) as engine:
+        engine.submit(engine.make_request(Ask(WISHES[0].asked, params, blocks=True)))
+        [done] = [event for _ in range(99) if not engine.idle for event in engine.tick() if isinstance(event, Done)]
+        count = len(engine.runner.pipeline.ctx.components["pipeline"].pipe.transformer.transformer_blocks)
+    told = {name: runs for name, runs in done.result.blocks.items() if ".transformer_blocks." in name}
+    assert [name.rpartition(".")[2] for name in told] == [str(number) for number in range(count)]
+    [runs] = {len(each) for each in told.values()}
+    assert runs in (4, 8), "a step, or each of its branches"
+    assert all(second > 0 for each in told.values() for second in each)
+    torch.testing.assert_close(done.result.tensors["image"][0], plain[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])

@@ -94,9 +94,10 @@ def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(
     engine: Engine, expected: list[torch.Tensor]
 ) -> None:
     params = replace(WISHES[0].params, output_type="pt")
-    engine.submit(engine.make_request(Ask(WISHES[0].asked, params, previews=1)))
+    engine.submit(engine.make_request(Ask(WISHES[0].asked, params, previews=1, blocks=True)))
     events = drain(engine)
     [done] = [event for event in events if isinstance(event, Done)]
+    assert {len(runs) for name, runs in done.result.blocks.items() if ".transformer_blocks." in name} == {4}
     stages = [
         *("input_validation_stage", "prompt_encoding_stage_primary", "conditioning_stage"),
         *("timestep_preparation_stage", "latent_preparation_stage", "denoise", "decoding_stage"),
