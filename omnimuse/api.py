@@ -18,12 +18,14 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
+from omnimuse.core.calls import begun_of, tools_of
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig, WriterConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
-from omnimuse.core.messages import SHOWN
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_params
 from omnimuse.core.request import Ask, Door, Request
+from omnimuse.media.prompts import Prompt as Prompt
+from omnimuse.media.prompts import Tools, given_as, is_talk, with_sources
 
 if TYPE_CHECKING:
     from omnimuse.deploy.pools import Pools
@@ -31,21 +33,17 @@ if TYPE_CHECKING:
     from omnimuse.engine.local import Background
     from omnimuse.engine.warm import Warmed
 
-Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
-"""A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images`, `videos`, `sounds`, `mask` and `pad`.
-
-Pictures are Pillow images or names of files, sounds `media.sound.Sound` or names of files, videos whatever
-`media.clip.open_clip` takes: names or bytes of files, lists of pictures, arrays. `mask` is a picture over the
-first of `images`, which is drawn anew where the mask is white or, if that is transparent anywhere, where it is that;
-`pad` (left, above, right, below) is by how many pixels it becomes larger. A model that writes takes `messages`, too,
-dicts with a `role` and a `content`; a list of them is a prompt. A content is a text or, where the model is shown
-something, a list of parts: `{"type": "text", "text": ...}`, `{"type": "image", "image": ...}`, and `audio` and `video`
-likewise. Instead of a text it takes `tokens`, too, whole numbers as its tokenizer has them."""
-
 Params = DiffusionParams | TokenParams | Mapping[str, Any]
 """Per-request choices, or a dict of them."""
 
 Listener = Callable[[Event], None]
+
+
+class Chosen(Choices, total=False):
+    """What can be said of all prompts as keywords: fields of parameters, and the tools of conversations."""
+
+    tools: Tools | None
+
 
 FULL = 0.02
 """Seconds between two tries to enter a queue that others keep full."""
@@ -138,7 +136,7 @@ class Omni:
         chunks: bool = False,
         adjust: bool = False,
         deadline: float | str | None = None,
-        **choices: Unpack[Choices],
+        **choices: Unpack[Chosen],
     ) -> list[Result]:
         """One result per prompt, in order. A prompt that fails becomes a result with `error` set; the others come back.
 
@@ -148,9 +146,10 @@ class Omni:
         for pieces of an output as they are finished, where the model finishes it piece by piece. `adjust` makes sides
         and frames the nearest that the model can make, where they would be refused; `Result.warnings` tell of it.
         `deadline` is when every result is wanted, and of no use later: in seconds, or a class of
-        `ScheduleConfig.deadlines`. With a single prompt its error is raised.
+        `ScheduleConfig.deadlines`. `tools` may be asked for in every conversation; of a result, `text` is without what
+        its `calls` say. With a single prompt its error is raised.
         """
-        single = isinstance(prompts, str | Mapping) or _is_talk(prompts)
+        single = isinstance(prompts, str | Mapping) or is_talk(prompts)
         many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
         shown = _Display(progress)
         every = shown.previews if previews is None else previews
@@ -173,7 +172,7 @@ class Omni:
         chunks: bool = False,
         adjust: bool = False,
         deadline: float | str | None = None,
-        **choices: Unpack[Choices],
+        **choices: Unpack[Chosen],
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt among `prompts` and its result, for each as soon as it is done.
 
@@ -251,7 +250,7 @@ class Omni:
         self.close()
 
     def _request(self, ask: Ask) -> Request:
-        return self._background.make_request(replace(ask, prompt=_with_sources(ask.prompt, ask.params)))
+        return self._background.make_request(replace(ask, prompt=with_sources(ask.prompt, ask.params)))
 
     def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int], events: SimpleQueue[Event]) -> None:
         """Submit what the bounded queue takes; at least one request of ours is in flight afterwards."""
@@ -273,7 +272,7 @@ class Omni:
         if isinstance(event, Failed):
             return _failure(event.request_id, ask, event.error)
         try:
-            return _told(present(event.result, self._background.door.limits), changes)
+            return _told(present(event.result, self._background.door.limits), changes, ask.prompt)
         except OmnimuseError as error:
             return _failure(event.request_id, ask, error)
 
@@ -304,7 +303,7 @@ class AsyncOmni:
         previews: int | None = None,
         ask: Ask | None = None,
         adjust: bool = False,
-        **choices: Unpack[Choices],
+        **choices: Unpack[Chosen],
     ) -> AsyncIterator[Event]:
         """The events of one request, the last of which is `Done`; errors are raised.
 
@@ -315,8 +314,9 @@ class AsyncOmni:
         import asyncio  # half the time that importing this package would take
 
         base, driven = ask or Ask(""), self._background
-        chosen = make_params(base.params if params is None else params, choices)
-        opened = await asyncio.to_thread(_with_sources, prompt, chosen)
+        fields, tools = _parted(choices)
+        chosen = make_params(base.params if params is None else params, fields)
+        opened = await asyncio.to_thread(with_sources, given_as(prompt, tools), chosen)
         wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
         wanted, changes = _adjusted(driven.door, wanted) if adjust else (wanted, [])
         request = driven.make_request(wanted)
@@ -333,7 +333,9 @@ class AsyncOmni:
                 ended = isinstance(event, Done | Failed)
                 if isinstance(event, Failed):
                     raise event.error
-                yield await asyncio.to_thread(self._presented, event, changes) if isinstance(event, Done) else event
+                if isinstance(event, Done):
+                    event = await asyncio.to_thread(self._presented, event, changes, opened)
+                yield event
         finally:
             if not ended:
                 self._background.cancel(request.id)
@@ -357,10 +359,10 @@ class AsyncOmni:
     ) -> None:
         await self.close()
 
-    def _presented(self, event: Done, changes: list[str]) -> Done:
+    def _presented(self, event: Done, changes: list[str], prompt: str | Mapping[str, Any]) -> Done:
         from omnimuse.engine.local import present
 
-        return Done(event.request_id, _told(present(event.result, self._background.door.limits), changes))
+        return Done(event.request_id, _told(present(event.result, self._background.door.limits), changes, prompt))
 
 
 def explain(
@@ -382,25 +384,20 @@ def warm(model: str, *, config: Config | None = None) -> Warmed:
     return warm_here(config or Config(ModelConfig(model)))
 
 
-def _asks(
-    prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, choices: Mapping[str, Any], how: Ask
-) -> list[Ask]:
+def _asks(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, choices: Chosen, how: Ask) -> list[Ask]:
     if not isinstance(params, list | tuple):
         params = [params] * len(prompts)  # type: ignore[list-item]
     if len(params) != len(prompts):
         raise ConfigError(f"{len(params)} params for {len(prompts)} prompts; give one for all, or one per prompt")
-    made = [make_params(one, choices) for one in params]
-    return [replace(how, prompt=_given(prompt), params=chosen) for prompt, chosen in zip(prompts, made, strict=True)]
+    chosen, tools = _parted(choices)
+    made = [make_params(one, chosen) for one in params]
+    given = [given_as(prompt, tools) for prompt in prompts]
+    return [replace(how, prompt=prompt, params=one) for prompt, one in zip(given, made, strict=True)]
 
 
-def _is_talk(given: Any) -> bool:
-    """Whether `given` is a conversation: a list of messages."""
-    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], Mapping) and "role" in given[0]
-
-
-def _given(prompt: Prompt) -> str | Mapping[str, Any]:
-    """`prompt` as an ask has it."""
-    return {"messages": prompt} if _is_talk(prompt) else prompt  # type: ignore[return-value]
+def _parted(choices: Chosen) -> tuple[dict[str, Any], Tools | None]:
+    """The fields of parameters among `choices`, and the tools."""
+    return {name: value for name, value in choices.items() if name != "tools"}, choices.get("tools")
 
 
 def _adjusted(door: Door, ask: Ask) -> tuple[Ask, list[str]]:
@@ -409,59 +406,10 @@ def _adjusted(door: Door, ask: Ask) -> tuple[Ask, list[str]]:
     return replace(ask, params=params), changes
 
 
-def _told(result: Result, changes: list[str]) -> Result:
-    return replace(result, said=(*changes, *result.said))
-
-
-def _with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str, Any]:
-    """`prompt` with its pictures, videos and sounds opened; RequestError for what cannot be read."""
-    prompt = _given(prompt)
-    if not isinstance(prompt, Mapping):
-        return prompt  # what it is if it is no text either, the door says
-    prompt = _apart(prompt)
-    opened: dict[str, Any] = dict(prompt)
-    if isinstance(prompt.get("images") or None, list | tuple):  # what is wrong with anything else, the door says
-        from omnimuse.media.picture import open_picture
-
-        opened["images"] = [open_picture(image) for image in prompt["images"]]
-    if prompt.get("mask") is not None:
-        from omnimuse.media.clip import open_film_mask
-        from omnimuse.media.picture import open_mask
-
-        over = prompt.get("videos")
-        opened["mask"] = open_film_mask(prompt["mask"], params.num_frames) if over else open_mask(prompt["mask"])
-    if isinstance(prompt.get("sounds") or None, list | tuple):
-        from omnimuse.media.recording import open_sound
-
-        opened["sounds"] = [open_sound(sound) for sound in prompt["sounds"]]
-    if isinstance(prompt.get("videos") or None, list | tuple):
-        from omnimuse.media.clip import open_clip
-
-        opened["videos"] = [open_clip(video, params.num_frames) for video in prompt["videos"]]
-    return opened
-
-
-def _apart(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`prompt` with what its messages show (`{"type": "image", "image": ...}`) in lists of their own."""
-    messages = prompt.get("messages")
-    if not isinstance(messages, list | tuple):
-        return prompt
-    shown: dict[str, list[Any]] = {name: list(prompt.get(name) or ()) for name in SHOWN.values()}
-    said = [_one_apart(message, shown) for message in messages]
-    return {**prompt, "messages": said, **{name: given for name, given in shown.items() if given}}
-
-
-def _one_apart(message: Any, shown: Mapping[str, list[Any]]) -> Any:
-    if not isinstance(message, Mapping) or not isinstance(content := message.get("content"), list | tuple):
-        return message
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in SHOWN and kind in part:
-            shown[SHOWN[kind]].append(part[kind])
-            part = {name: value for name, value in part.items() if name != kind}
-        parts.append(part)
-    return {**message, "content": parts}
+def _told(result: Result, changes: list[str], prompt: str | Mapping[str, Any]) -> Result:
+    tools = () if isinstance(prompt, str) else tools_of(prompt, True)
+    called = result.apart(begun_of(prompt, tools)) if tools and not isinstance(prompt, str) else result
+    return replace(called, said=(*changes, *called.said))
 
 
 def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from omnimuse.cli.layered import CONFIG, read_layered
 from omnimuse.core.environment import Environment
-from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError
+from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError, reason
 from omnimuse.core.names import MEANINGS, absent, meant
 
 COMMANDS = MappingProxyType(
@@ -187,10 +187,25 @@ def parser_of(name: str, *, quiet: bool = False) -> Parser:
     )
     command.add_options(parser)
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser.usage = usage(parser)
     if quiet:
         for action in parser.actions():
             action.default = argparse.SUPPRESS
     return parser
+
+
+def usage(parser: Parser) -> str:
+    """One line: what must be given, and what may stand beside options, which the help tells one by one."""
+    words = [parser.prog, "[options]"]
+    for action in parser.actions():
+        name = str(action.metavar or action.dest)
+        if not action.option_strings:
+            words.append(
+                {"*": f"[{name} ...]", "?": f"[{name}]", "+": f"{name} [{name} ...]"}.get(str(action.nargs), name)
+            )
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join(words)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -259,11 +274,17 @@ def exit_code(error: Exception) -> int:
 def report(error: Exception, as_json: bool) -> None:
     """Say on stderr what went wrong; with `--json`, as an object on stdout, too."""
     expected = isinstance(error, OmnimuseError | OSError)
-    message = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
+    message = told(error) if expected else f"unexpected {type(error).__name__}: {error}"
     hint = "" if expected else "\nThis is a fault in omnimuse; --debug shows where."
     print(f"omnimuse: {message}{hint}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": describe(error)}))
+
+
+def told(error: Exception) -> str:
+    """What is wrong, with the file that the system refused where there is one."""
+    file = error.filename if isinstance(error, OSError) else None
+    return f"{reason(error)}: {file}" if file else reason(error)
 
 
 def describe(error: Exception) -> dict[str, str | None]:

@@ -9,6 +9,11 @@ examples:
   echo "Good morning." | omnimuse chat ./Qwen3-Omni -o reply.wav
   omnimuse chat ./a-model-that-talks-and-draws -o shapes.png --steps 20
 
+  omnimuse chat ./Qwen3-0.6B --tools tools.json
+
+With --tools, a JSON list of functions as OpenAI has them, an answer may ask for one; it is shown, and nothing is
+carried out: `/answer TEXT` is what came of the first call that waits for that, and the model goes on after the last.
+
 A picture that comes with an answer goes into a file, and is shown in a terminal. No file is ever replaced: a name that
 is taken gets the next free number.
 
@@ -19,6 +24,7 @@ what came of it stays; where none is being made, it ends the talk.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -30,6 +36,7 @@ from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import NAMES, read_size
 from omnimuse.cli.terms import add_deadline, read_deadline
+from omnimuse.core.calls import Call, Splitter
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
@@ -45,8 +52,8 @@ SHOWN = {"picture": "image", "sound": "audio", "video": "video"}
 @dataclass(frozen=True)
 class Setting:
     """How a talk is had: what the model is told before it, the seed of every answer and when it is wanted, what stands
-    before a line, what is shown with the first one (parts of a message), and the files that sounds and pictures of
-    answers go to, by medium.
+    before a line, what is shown with the first one (parts of a message), the files that sounds and pictures of answers
+    go to, by medium, and the tools that may be asked for.
     """
 
     system: str | None = None
@@ -55,6 +62,7 @@ class Setting:
     prompt: str = ""
     shown: Sequence[Mapping[str, Any]] = field(default=())
     files: Mapping[str, Path] = field(default_factory=dict)
+    tools: Sequence[Any] = field(default=())
 
 
 class Engine(Protocol):
@@ -85,6 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many words; 0: all")
     parser.add_argument("--top-p", type=float, metavar="X", help="choose among the words that make up so much")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: say less often what was said")
+    parser.add_argument("--tools", type=Path, metavar="FILE", help="functions that answers may ask for, as JSON")
     for name in SHOWN:
         what = f"a {name} that is shown with the first line, where the model takes such; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=what)
@@ -119,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
     came = {"images": "image", "sounds": "audio", "videos": "video"}
     given = {name: [part[kind] for part in shown if part["type"] == kind] for name, kind in came.items()}
     content = [*({"type": part["type"]} for part in shown), {"type": "text", "text": "what is said"}]
-    tried = {"messages": [{"role": "user", "content": content}], **given}
+    tools = () if args.tools is None else _tools(args.tools)
+    tried = {"messages": [{"role": "user", "content": content}], "tools": tools, **given}
     deadline = read_deadline(args.deadline)
     found.door.make_request(
         Ask(tried, params, deadline=deadline), now=0.0, fresh_seed=0
@@ -129,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         check_file(file, medium)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     with Omni(args.model, config=config) as engine:
-        setting = Setting(args.system, args.seed, deadline, prompt, shown, files)
+        setting = Setting(args.system, args.seed, deadline, prompt, shown, files, tools)
         return talk(engine, params, sys.stdin, sys.stdout, setting)
 
 
@@ -156,6 +166,17 @@ def _files(args: argparse.Namespace, *, draws: bool) -> dict[str, Path]:
     return {} if args.output is None else {"audio": args.output}
 
 
+def _tools(file: Path) -> Sequence[Any]:
+    """The functions in a file; what is wrong with each, the door says."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--tools {file} cannot be read: {error}") from None
+    if not isinstance(found, list):
+        raise ConfigError(f"--tools {file} holds no list of functions; put them between [ and ]")
+    return found
+
+
 def _opened(name: str, file: str) -> Any:
     """What is in a file that is shown."""
     from omnimuse.media.clip import open_clip
@@ -175,20 +196,31 @@ def talk(
 ) -> int:
     """Answer every line of `lines` on `out`, with all that was said before it; the exit code."""
     begun: list[Mapping[str, Any]] = [{"role": "system", "content": setting.system}] if setting.system else []
-    said, shown = list(begun), setting.shown
+    said, shown, waiting = list(begun), setting.shown, list[Call]()
     while True:
         out.write(setting.prompt)
         out.flush()
         line = lines.readline()
-        if not line or line.strip() == "/exit":
+        text = line.strip()
+        if not line or text == "/exit":
             return 0
-        if line.strip() == "/new":
-            said, shown = list(begun), setting.shown
-        elif line.strip():
-            text: Any = line.strip()
-            said.append({"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text})
-            shown = ()
-            said.append({"role": "assistant", "content": _answer(engine, said, params, setting, out)})
+        if text == "/new":
+            said, shown, waiting = list(begun), setting.shown, []
+        elif setting.tools and text.split(" ")[0] == "/answer":
+            if not waiting:
+                out.write("[no call waits for an answer]\n")
+                continue
+            came = text.removeprefix("/answer").strip()
+            said.append({"role": "tool", "tool_call_id": waiting.pop(0).id, "content": came})
+        elif text:
+            content: Any = [*shown, {"type": "text", "text": text}] if shown else text
+            said.append({"role": "user", "content": content})
+            shown, waiting = (), []
+        if text and text != "/new" and not waiting:
+            answer, calls = _answer(engine, said, params, setting, out)
+            waiting += calls
+            asked = {"tool_calls": list(calls)} if calls else {}
+            said.append({"role": "assistant", "content": answer, **asked})
 
 
 def _answer(
@@ -197,24 +229,30 @@ def _answer(
     params: DiffusionParams | GenerationParams,
     setting: Setting,
     out: TextIO,
-) -> str:
-    """What the model says next; shown as it comes, and kept in a file where it is spoken. Of an answer that was
-    interrupted, what there was.
+) -> tuple[str, Sequence[Call]]:
+    """What the model says next, and the calls that it asks for; shown as it comes, and kept in a file where it is
+    spoken. Of an answer that was interrupted, what there was.
     """
-    pieces: list[str] = []
+    pieces, taking = list[str](), Splitter(f"{len(said)}")
+
+    def tell(told: Sequence[str | Call]) -> None:
+        for each in told:
+            pieces.extend([each] if isinstance(each, str) else [])
+            out.write(each if isinstance(each, str) else f"\n[{each.name} {each.arguments}]")
+        out.flush()
 
     def show(event: Event) -> None:
         if isinstance(event, Chunk) and event.medium == "text":
-            pieces.append(event.data)
-            out.write(event.data)
-            out.flush()
+            tell(taking.add(event.data) if setting.tools else [event.data])
 
-    answers = engine.stream([said], params, listen=show, chunks=True, seed=setting.seed, deadline=setting.deadline)
+    prompt = {"messages": said, "tools": setting.tools} if setting.tools else said
+    answers = engine.stream([prompt], params, listen=show, chunks=True, seed=setting.seed, deadline=setting.deadline)
     try:
         with closing(answers):  # type: ignore[type-var]
             for _, result in answers:
                 if result.error is not None:
                     raise result.error
+                tell(taking.end())
                 for part in result.parts[0]:
                     if part.medium in setting.files:
                         out.write(_kept(result, part, setting.files[part.medium], shown=out.isatty()))
@@ -223,7 +261,7 @@ def _answer(
     except KeyboardInterrupt:
         out.write(" [stopped]")
     out.write("\n")
-    return "".join(pieces)
+    return "".join(pieces), taking.calls
 
 
 def _kept(result: Result, part: Part, asked: Path, *, shown: bool) -> str:

@@ -54,6 +54,8 @@ def with_contract(args: argparse.Namespace, config: Config) -> Config:
     if named and config.attention.default == "auto":
         config = replace(config, attention=replace(config.attention, default=BACKENDS.get(named, named)))
     if args.max_num_seqs is not None:
+        if args.max_num_seqs < 1:
+            raise ConfigError(f"--max-num-seqs {args.max_num_seqs} is not allowed; use at least 1")
         config = replace(config, schedule=replace(config.schedule, max_running=args.max_num_seqs))
     told = ContractConfig(
         steps=True if args.step_execution else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,6 +258,8 @@ def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
     if text is not None and teacache is not None:
         raise ConfigError(f"--cache {text} and --teacache {teacache} both choose the step cache; leave one out")
     if teacache is not None:
+        if not 0 <= teacache < math.inf:
+            raise ConfigError(f"--teacache {teacache:g} is not allowed; use a number of at least 0, which never skips")
         return CacheConfig("teacache", teacache)
     return cache_named(text or "none")
 

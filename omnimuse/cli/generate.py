@@ -27,6 +27,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from omnimuse.cli.app import told
 from omnimuse.cli.engine import add_engine_options
 from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
@@ -97,6 +98,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--from",
+        "--settings",
         dest="source",
         type=Path,
         metavar="FILE",
@@ -314,7 +316,7 @@ def _draw(
     except (OSError, OmnimuseError) as error:  # such as a full disk
         if not outcome.done:
             raise
-        return str(error)
+        return told(error)
     finally:
         clock.reach("draw")
     return ""

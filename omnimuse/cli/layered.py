@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, RequestError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _of_file(path: Path, options: Mapping[str, Option]) -> Layer:
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {error}") from None
+        raise ConfigError(f"--config {path} cannot be read: {reason(error)}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"--config {path} is no TOML: {error}") from None
     return _layer(_checked(str(path), said, options))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, reason
 
 _MARK = "\ufeff"
 
@@ -50,7 +50,7 @@ def _why(error: OSError | UnicodeDecodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         line = error.object[: error.start].count(b"\n") + 1
         return f"line {line} is not {error.encoding.upper()} text; save it as UTF-8"
-    return str(error)
+    return reason(error)
 
 
 def _lines(text: str) -> list[str]:

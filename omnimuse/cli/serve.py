@@ -24,11 +24,13 @@ from omnimuse.cli.contract import add_contract_options, with_contract
 from omnimuse.cli.engine import add_engine_options, add_launch_options, read_config, with_launch
 from omnimuse.cli.job import DEFAULT_MODEL
 from omnimuse.cli.scale import add_scale_options, read_scale
-from omnimuse.core.config import LoraConfig
+from omnimuse.core.config import Config, LoraConfig
 from omnimuse.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from omnimuse.server.options import Reach
+    from omnimuse.server.options import Reach, ServeOptions
+
+MOST_GIB = 2**20
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -116,17 +118,23 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     try:
-        from omnimuse.deploy.process import model_name
         from omnimuse.server.log import start_logging
-        from omnimuse.server.options import Clients, Guard, ServeOptions
         from omnimuse.server.serve import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
             f'serving needs {error.name}, which is not installed: pip install "omnimuse[serve]"'
         ) from None
+    start_logging(args.log_level, args.log_format)
+    return serve(*chosen(args), args.warm_up)
+
+
+def chosen(args: argparse.Namespace) -> tuple[Config, ServeOptions]:
+    """What the options choose, of the engine and of the server; ConfigError where they make no sense."""
+    from omnimuse.deploy.process import model_name
+    from omnimuse.server.options import Clients, Guard, ServeOptions
+
     if args.allow_url_fetch != bool(args.fetch_host):
         raise ConfigError("--allow-url-fetch and --fetch-host NAME go together: nothing is fetched from other hosts")
-    start_logging(args.log_level, args.log_format)
     place = args.port if args.uds is None else args.uds.stem
     folder = args.data or Path.home() / ".local" / "share" / "omnimuse" / f"serve-{place}"
     config = with_contract(args, read_config(args))
@@ -136,14 +144,14 @@ def run(args: argparse.Namespace) -> int:
         from omnimuse.deploy.placing import read_deploy
 
         config = replace(config, deploy=read_deploy(args.deploy))
-    config = replace(config, lora=LoraConfig(int(args.lora_memory * 2**30), args.lora_dir))
+    config = replace(config, lora=LoraConfig(_bytes("--lora-memory", args.lora_memory), args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,
         max_per_address=args.max_per_address,
         per_minute=args.max_rate,
         tenant_share=args.tenant_share,
         max_jobs=args.max_jobs,
-        max_kept=int(args.max_kept * 2**30),
+        max_kept=_bytes("--max-kept", args.max_kept),
         tell=not args.no_metadata,
     )
     name, *others = args.model_name or [model_name(config)]
@@ -164,7 +172,13 @@ def run(args: argparse.Namespace) -> int:
         fetch_hosts=tuple(args.fetch_host),
         collector=args.otel_endpoint,
     )
-    return serve(config, options, args.warm_up)
+    return config, options
+
+
+def _bytes(option: str, gib: float) -> int:
+    if not 0 <= gib < MOST_GIB:
+        raise ConfigError(f"{option} {gib:g} is not allowed; use a number of GiB, at least 0")
+    return int(gib * 2**30)
 
 
 def _read_reach(args: argparse.Namespace) -> Reach:

@@ -9,14 +9,18 @@ Letters: M bands, T frames, C channels, n samples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, log, pi
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.components.answering_facts import WAVES
 from omnimuse.components.speech_codec import Past, Snake
+from omnimuse.loader.facts import facts_inside
 
 TAPS, RATIO = 12, 2
 """Of the filter that brings samples to twice as many, and back."""
@@ -52,6 +56,11 @@ class BigVganConfig:
 
 class BigVgan(nn.Module):
     """A spectrum, the logarithm of how loud bands are, [M, T] -> samples [n]: `hop` for every frame."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BigVgan:
+        """What the checkpoint's config.json, whole, describes; ModelError for one that it cannot be."""
+        return cls(facts_inside(BigVganConfig, config, (WAVES, "bigvgan_config"), {}))
 
     def __init__(self, config: BigVganConfig) -> None:
         super().__init__()

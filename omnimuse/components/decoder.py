@@ -43,14 +43,16 @@ class DenseDecoder(Decoder):
         self.layers = BlockStack(make(layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._turns: Tensor | None = None
+        sites = [(part,) for part in self.layers.modules() if isinstance(part, Attention)]
+        self._site = sites[0] if sites else None  # in a tuple: it is no part of its own
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"layers": self.layers}
 
     @property
     def sizes(self) -> Sizes:
-        c, sites = self.config, (part for part in self.layers.modules() if isinstance(part, Attention))
-        heads = next((site.key_heads for site in sites), c.num_key_value_heads)  # ranks may share those out
+        c = self.config
+        heads = c.num_key_value_heads if self._site is None else self._site[0].key_heads  # ranks may share those out
         return Sizes(c.num_hidden_layers, heads, c.head_dim, self.norm.weight.dtype)
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -72,19 +72,33 @@ def inside_model(
     where: Callable[[Mapping[str, object]], bool] | None = None,
     dtype: Literal["", "float32"] = "",
 ) -> Component:
-    """The entry of a network in the files of `model`, whose component has that name, in the same family's folder: the
-    path `network`, the name of its `rules` and, unless every checkpoint has it, `where` it is there.
+    """The entry of a network in the files of `model`, whose component has that name: the path `network` in the same
+    family's folder, or a whole one, the name of its `rules` and, unless every checkpoint has it, `where` it is there.
     """
     package = model.network.rpartition(".")[0]
     return replace(
         model,
-        network=f"{package}.{network}",
+        network=network if network.startswith("omnimuse.") else f"{package}.{network}",
         rules=f"{package}.weights:{rules}",
         dtype=dtype,
         optional=where is not None,
         inside="model",
         where=where or model.where,
     )
+
+
+def conversing(model: Component, processors: Sequence[str], speaking: Mapping[str, Component]) -> dict[str, Component]:
+    """The components of a model that answers to what it is shown: `model`, which reads and writes, what looks and what
+    listens, what is of its `speaking`, and its processor, of one of these classes.
+    """
+    return {
+        "model": model,
+        "vision": inside_model(model, "vision:Vision", "VISION"),
+        "hearing": inside_model(model, "hearing:Hearing", "HEARING"),
+        **speaking,
+        "processor": Component(tuple(processors), optional=True, built=False),
+        "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
+    }
 
 
 def patched(tokens: int, images: int = 0) -> Callable[[Configs], Limits]:
@@ -107,9 +121,12 @@ def longest_of(config: Mapping[str, object], where: str = "config.json") -> int:
     return longest
 
 
-def answering(config: Mapping[str, object], speech: Speech | None, refuses: Mapping[str, str]) -> Limits:
-    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown, as
-    the `config` of its language model says. ModelError where that says nothing.
+def answering(
+    config: Mapping[str, object], speech: Speech | None, refuses: Mapping[str, str], calls: bool = False
+) -> Limits:
+    """What a checkpoint can be asked for that answers, perhaps aloud, to a conversation in which things are shown, and
+    tools may be asked for if it `calls` any, as the `config` of its language model says. ModelError where that says
+    nothing.
     """
     return Limits(
         size_multiple=1,
@@ -119,6 +136,7 @@ def answering(config: Mapping[str, object], speech: Speech | None, refuses: Mapp
         max_videos=MOST_VIDEOS,
         sound=SoundLimits(SPEECH_RATE, 1, 0.0, MOST_SOUNDS, speech),
         refuses=refuses,
+        calls=calls,
     )
 
 

@@ -1,17 +1,24 @@
-"""A picture as tokens: a tower that looks at patches, with learned positions, and the nearest code for each.
+"""A picture as tokens: a tower that looks at patches, with learned positions, the nearest code for each, and a language
+model that reads and writes these.
 
 Letters: S patches, D width, E width of a code; h w rows and columns of patches; p side of a patch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.ar.kv import Reading
+from omnimuse.ar.remembering import Conditions
+from omnimuse.components.decoder import DecoderLayer
+from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.components.seeing import SeeingBlock
+from omnimuse.components.sights import PlacedDecoder
 
 
 @dataclass(frozen=True)
@@ -91,3 +98,32 @@ class Codebook(nn.Module):
         codes = F.normalize(self.embedding.weight, dim=-1)
         squares = found.square().sum(1, keepdim=True) + codes.square().sum(1)
         return (squares - 2 * found @ codes.T).argmin(dim=1)
+
+
+class PictureWriter(PlacedDecoder):
+    """A language model that reads codes of pictures among its tokens, and writes some: tokens, their places and what
+    came before them -> logits of the next of so many `codes`.
+    """
+
+    def __init__(
+        self,
+        config: Qwen3Config,
+        make: Callable[[int], DecoderLayer],
+        axes: Sequence[int],
+        codes: int,
+        eyes: tuple[StretchedTower, Codebook],
+    ) -> None:
+        super().__init__(config, make, axes)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, codes, bias=False)
+        self.vision, self.codebook = eyes
+
+    def see(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+        """The codes of a picture, int64 [rows * columns], from its patches, row by row, [rows * columns, *]."""
+        return self.codebook(self.vision(patches, rows, columns))
+
+    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
+        return self.embed_tokens(given)
+
+    def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
+        return self.head(last)

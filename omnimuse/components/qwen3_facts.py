@@ -48,6 +48,8 @@ LAYERS = (
 )
 THETA = 1_000_000.0
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+SECTIONS = (24, 20, 20)
+"""How many pairs of a head follow each axis of places, where they are woven and nobody says."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def rope_theta(config: Mapping[str, Any], where: str = WHERE) -> float:
 
 
 def rotation(
-    given: Mapping[str, Any], where: str, usual: tuple[int, ...], *, woven: bool
+    given: Mapping[str, Any], where: str, usual: tuple[int, ...] = SECTIONS, *, woven: bool
 ) -> tuple[float, tuple[int, ...]]:
     """By what a decoder turns heads whose tokens have places on three axes: the base of the frequencies, and how many
     pairs follow each axis (`usual`, where it does not say); whether these are `woven` must be as it is here.

@@ -58,6 +58,35 @@ class Spans:
         return self.layout.pack([_affine(*each) for each in zip(self.layout.unpack(x), factors, offsets, strict=True)])
 
 
+@dataclass(frozen=True)
+class Runs:
+    """The same of spans that need not be equally long: their `lengths`, of every row."""
+
+    layout: Layout
+    lengths: tuple[tuple[int, ...], ...]
+    even: bool = field(init=False)
+    """Whether every row is one span; stored, as compiled code cannot ask every row."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "even", all(len(row) == 1 for row in self.lengths))
+
+    def select(self, rows: Sequence[int]) -> Runs:
+        return Runs(self.layout.select(rows), tuple(self.lengths[row] for row in rows))
+
+    def take(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        """Of x [P, *] what belongs to the spans of these rows."""
+        parts = x.split([len(row) for row in self.lengths])
+        return torch.cat([parts[row] for row in rows])
+
+    def expand(self, per_span: Tensor) -> Tensor:
+        """One vector per span, [P, D] -> what broadcasts against the packed tokens."""
+        if self.even:
+            return self.layout.expand(per_span)
+        lengths = [length for row in self.lengths for length in row]
+        spans = [each.expand(length, -1) for each, length in zip(per_span.split(1), lengths, strict=True)]
+        return torch.cat(spans).unflatten(0, (len(self.lengths) if self.layout.dense else 1, -1))
+
+
 def _affine(x: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
     """x [R, S, D] times factor [P, 1, D] plus offset [P, 1, D], each of them for the P-th part of the tokens.
 

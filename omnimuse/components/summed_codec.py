@@ -7,14 +7,18 @@ Letters: Q codebooks, T frames, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from omnimuse.components.qwen3_facts import ROPE, rotation
 from omnimuse.components.speech_codec import (
     KERNEL,
+    THETA,
     CausalConv,
     CausalUp,
     Codec,
@@ -25,6 +29,9 @@ from omnimuse.components.speech_codec import (
     SpeechCodecConfig,
     Windowed,
 )
+from omnimuse.loader.facts import known_of, part, read_facts
+
+WAVES = "code2wav_config"
 
 
 class SummedCodec(Codec):
@@ -32,6 +39,20 @@ class SummedCodec(Codec):
 
     What stands for the codes of a frame is their mean; piece by piece it is what it is with the whole at once.
     """
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SummedCodec:
+        """What the checkpoint's config.json, whole, describes; ModelError for one that it cannot be."""
+        given, where = part(config, WAVES), f"config.json, {WAVES}"
+        fixed = {"hidden_act": ("silu",), "attention_bias": (False,), "rope_theta": (THETA,)}
+        known = known_of(given, SpeechCodecConfig, ("hidden_act", "attention_bias"))
+        usual = {"hidden_size": 1024, "intermediate_size": 3072}
+        width = given.get("hidden_size", usual["hidden_size"])
+        heads = width // given.get("num_attention_heads", SpeechCodecConfig.num_attention_heads)
+        rope = {name: given[name] for name in ROPE[:2] if name in given}
+        theta = rotation({"rope_theta": THETA, **rope}, where, woven=True)[0]
+        facts = {**usual, **known, "latent_dim": width, "head_dim": heads, "rope_theta": theta}
+        return cls(read_facts(SpeechCodecConfig, facts, where, fixed))
 
     def __init__(self, config: SpeechCodecConfig) -> None:
         super().__init__()

@@ -6,11 +6,64 @@ For `Layout` see `attention/layout.py`. Letters: B batch, S tokens, D width of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Cut
+
+
+class OnePart(Protocol):
+    """What blocks need of one of the two parts, as other conditioning."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def dense(self) -> bool: ...
+
+    def select(self, rows: Sequence[int]) -> Self: ...
+
+
+Part = TypeVar("Part", bound=OnePart)
+
+
+@dataclass(frozen=True)
+class BothParts(Generic[Part]):
+    """What every block receives beside the hidden states: what it needs of each part."""
+
+    layout: Layout  # of both, in lines as wide as a token of the wide part
+    wide: Part
+    narrow: Part
+
+    @staticmethod
+    def of(wide: Part, narrow: Part, each: int) -> BothParts[Part]:
+        """A line takes `each` narrow tokens."""
+        return BothParts(layout_of(wide.layout, narrow.layout, each), wide, narrow)
+
+    @property
+    def dense(self) -> bool:
+        return self.wide.dense and self.narrow.dense
+
+    def select(self, rows: Sequence[int]) -> BothParts[Part]:
+        return BothParts(self.layout.select(rows), self.wide.select(rows), self.narrow.select(rows))
+
+    def cut(self, part: Cut) -> BothParts[Part] | None:
+        """None: narrow tokens stand in lines of several, which no part of the tokens can be cut from."""
+        return None
+
+    def join(self, wides: Tensor, narrows: Tensor) -> Tensor:
+        """Tokens of both, packed by their layouts -> lines [B, *, D], packed by `layout`."""
+        return join(self.layout, self.wide.layout, self.narrow.layout, wides, narrows)
+
+    def split(self, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The reverse of `join`; narrow tokens are `width` wide."""
+        return split(self.layout, self.wide.layout, self.narrow.layout, hidden, width)
 
 
 def layout_of(wide: Layout, narrow: Layout, each: int) -> Layout:

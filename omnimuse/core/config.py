@@ -227,7 +227,8 @@ class ParallelConfig:
             )
         if not 0 < self.wait <= MOST_WAIT:
             raise ConfigError(
-                f"parallel wait={self.wait} is not allowed; use a number of seconds above 0, at most {MOST_WAIT:.0f}"
+                f"parallel wait={self.wait} is not allowed (--rank-wait); use a number of seconds above 0, at most "
+                f"{MOST_WAIT:.0f}"
             )
         if self.wait != RANK_WAIT and self.ranks == 1 and self.launch == LaunchConfig():
             raise ConfigError(

@@ -1,7 +1,7 @@
 """The one tree of errors that omnimuse raises on purpose.
 
 Everybody raises these; the command line, the server and the worker loop catch them. A message says what is wrong,
-the value received, what is allowed and what to do. This module imports nothing.
+the value received, what is allowed and what to do; `reason` says why the system refused. This module imports nothing.
 """
 
 from __future__ import annotations
@@ -69,3 +69,8 @@ class MemoryShortageError(OmnimuseError, MemoryError):
 
 class StorageError(OmnimuseError):
     """A result could not be written: the disk is full or refuses."""
+
+
+def reason(error: BaseException) -> str:
+    """Why, for a message that has the file's name: of an error of the system its words alone, of others their text."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.bounds import is_text
+from omnimuse.core.calls import NO_TOOLS, Call, Tool, answered, calls_of
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import FamilyParams, TokenParams
+from omnimuse.core.params import AnswerParams, FamilyParams, TokenParams
 
 MAX_WRITTEN = 4_000_000
 """Characters of what a model that writes is given to read; how many of their tokens it can, it knows itself."""
 MAX_TOKEN = 2**31 - 1
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+BESIDE = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}
+"""What a message of a role may have beside a content."""
+SAID = ("messages", "tools", "tool_choice", "tokens")
+"""What a prompt for a model that writes may have."""
 SHOWN = {"image": "images", "audio": "sounds", "video": "videos"}
 """What a part of a message can be beside text, and what a prompt calls a list of these."""
 
@@ -23,30 +28,51 @@ SHOWN = {"image": "images", "audio": "sounds", "video": "videos"}
 @dataclass(frozen=True)
 class Message:
     """What one of `ROLES` said: a text and, if something is shown in it, its `parts` in order: (kind, text), where a
-    kind is "text" or one of `SHOWN`. Which picture it is, the order in the whole conversation says.
+    kind is "text" or one of `SHOWN`. Which picture it is, the order in the whole conversation says. An assistant may
+    have made `calls`; a tool `answers` the one that has this name.
     """
 
     role: str
     content: str
     parts: tuple[tuple[str, str], ...] = ()
+    calls: tuple[Call, ...] = ()
+    answers: str = ""
 
     @property
     def said(self) -> dict[str, Any]:
         """As chat templates take it."""
         shown = [{"type": kind, **({"text": text} if kind == "text" else {})} for kind, text in self.parts]
-        return {"role": self.role, "content": shown or self.content}
+        said: dict[str, Any] = {"role": self.role, "content": shown or self.content}
+        if self.calls:
+            said["tool_calls"] = [call.said for call in self.calls]
+        return {**said, "tool_call_id": self.answers} if self.answers else said
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is read of it as text."""
+        return (self.content, *(call.arguments for call in self.calls))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Talk:
-    """The part of a request that is a conversation, or `tokens` by their numbers; empty where a prompt stands alone."""
+    """The part of a request that is a conversation, with the `tools` that may be called in it and what the answer has
+    `begun` with, or `tokens` by their numbers; empty where a prompt stands alone.
+    """
 
     messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    begun: str = ""
     tokens: tuple[int, ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is read of it as text."""
+        return (*(text for each in self.messages for text in each.texts), *(tool.told for tool in self.tools))
 
-def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[Message, ...]:
-    """The messages of a prompt, dicts with a role and a content, for a `family` that `writes`, or not; none without.
+
+def messages_of(prompt: Mapping[str, Any], family: str, writes: bool, calls: bool = False) -> tuple[Message, ...]:
+    """The messages of a prompt, dicts with a role and a content, for a `family` that `writes`, or not, by a template
+    that knows `calls` of tools, or not; none without.
 
     RequestError for anything else, and beside a prompt of another kind.
     """
@@ -60,7 +86,8 @@ def messages_of(prompt: Mapping[str, Any], family: str, writes: bool) -> tuple[M
     if not isinstance(given, list | tuple) or not given:
         raise RequestError("messages must be a list of at least one dict with a role and a content", "messages")
     messages = tuple(_message(each, f"messages[{number}]") for number, each in enumerate(given))
-    length = sum(len(message.content) for message in messages)
+    _check_calls(messages, calls)
+    length = sum(len(text) for message in messages for text in message.texts)
     if length > MAX_WRITTEN:
         raise RequestError(f"messages have {length} characters; at most {MAX_WRITTEN} are allowed", "messages")
     return messages
@@ -110,14 +137,44 @@ def check_length(chosen: FamilyParams, longest: int) -> None:
             raise RequestError(f"extra.{name}={value} is too long: {why}", f"extra.{name}")
 
 
+def check_begun(chosen: FamilyParams, begun: str) -> None:
+    """RequestError where an answer that has `begun` as a call is to be heard: nothing of it is for ears."""
+    if begun and isinstance(chosen, AnswerParams) and chosen.aloud:
+        why = 'use modalities ["text"], or tool_choice "auto"'
+        raise RequestError(f"tool_choice asks for a call, which is not spoken: {why}", "tool_choice")
+
+
+def _check_calls(messages: Sequence[Message], able: bool) -> None:
+    """RequestError for calls, and answers to them, that a template is not `able` to tell; for an answer to no call."""
+    made = dict[str, str]()
+    for number, message in enumerate(messages):
+        name = f"messages[{number}]"
+        if (message.calls or message.role == "tool") and not able:
+            raise RequestError(f"{name} is about a tool, and {NO_TOOLS}; leave it out", name)
+        if message.role == "tool" and message.answers not in made:
+            why = "no message before it makes a call of this id"
+            raise RequestError(
+                f"{name}.tool_call_id={message.answers!r} answers nothing: {why}", f"{name}.tool_call_id"
+            )
+        made |= {call.id: call.name for call in message.calls}
+
+
 def _message(given: Any, name: str) -> Message:
     if isinstance(given, Message):
         given = given.said
-    if not isinstance(given, Mapping) or set(given) != {"role", "content"}:
+    role = given.get("role") if isinstance(given, Mapping) else None
+    beside = BESIDE.get(role, ()) if isinstance(role, str) else ()
+    calls = (
+        calls_of(given["tool_calls"], f"{name}.tool_calls") if "tool_calls" in beside and "tool_calls" in given else ()
+    )
+    if calls and given.get("content") is None:
+        given = {**given, "content": ""}
+    if not isinstance(given, Mapping) or set(given) - set(beside) != {"role", "content"}:
         raise RequestError(f"{name} must be a dict with a role and a content, and nothing else", name)
-    role, content, where = given["role"], given["content"], f"the content of {name}"
+    content, where = given["content"], f"the content of {name}"
     if role not in ROLES:
         raise RequestError(f"{name} has the role {role!r:.80}; use one of {', '.join(ROLES)}", f"{name}.role")
+    answers = answered(given.get("tool_call_id"), f"{name}.tool_call_id") if role == "tool" else ""
     if not isinstance(content, str | list | tuple):
         raise RequestError(f"{where} must be a string, got {type(content).__name__}", f"{name}.content")
     parts = () if isinstance(content, str) else tuple(_part(each, f"{name}.content") for each in content)
@@ -127,7 +184,7 @@ def _message(given: Any, name: str) -> Message:
             f"{where} holds half a surrogate pair, which is no character; take it out", f"{name}.content"
         )
     shows = any(kind != "text" for kind, _ in parts)  # templates of models that see nothing know no parts
-    return Message(role, text, parts if shows else ())
+    return Message(role, text, parts if shows else (), calls, answers)
 
 
 def _part(given: Any, name: str) -> tuple[str, str]:

@@ -7,9 +7,10 @@ through here as opaque values; this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from omnimuse.core.calls import LOST, Call, Splitter
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.params import DiffusionParams
 
@@ -112,13 +113,15 @@ class PicturesShown:
 class TextWritten:
     """The tokens that output number `output` was written in, and why it ended: by a `"stop"`, or at its `"length"`.
 
-    The first `reused` tokens of the prompt had been read before, for another request.
+    The first `reused` tokens of the prompt had been read before, for another request. `calls` are those of tools, which
+    are no part of the text.
     """
 
     output: int
     tokens: tuple[int, ...]
     reason: Literal["stop", "length"]
     reused: int = 0
+    calls: tuple[Call, ...] = ()
 
 
 Note = TextRead | PicturesShown | TextWritten
@@ -193,6 +196,24 @@ class Result:
     def text(self) -> str:
         """The text of the first output; empty if there is none."""
         return next(iter(self.texts_written), "")
+
+    @property
+    def calls(self) -> list[tuple[Call, ...]]:
+        """The calls of tools that each text asks for."""
+        return [text.calls for text in self.written]
+
+    def apart(self, begun: str) -> Result:
+        """This result with the calls of tools taken out of its texts, every one of which has `begun` with that."""
+        parts, taken = list(self.parts), list[Splitter]()
+        for text in self.written:
+            taken.append(taking := Splitter(f"{self.request_id}-{text.output}"))
+            parts[text.output] = tuple(
+                replace(part, data=taking.rest(begun + part.data)) if part.medium == "text" else part
+                for part in parts[text.output]
+            )
+        written = tuple(replace(text, calls=tuple(each.calls)) for text, each in zip(self.written, taken, strict=True))
+        lost = (LOST,) if any(each.lost for each in taken) else ()
+        return replace(self, parts=tuple(parts), written=written, said=(*self.said, *lost))
 
     @property
     def output(self) -> Any:

@@ -331,15 +331,16 @@ def family_params(kind: type[FamilyParams], given: FamilyParams | Mapping[str, A
     if isinstance(given, TokenParams) and issubclass(kind, type(given)):  # of one that knows less: the rest is open
         return kind(**{part.name: getattr(given, part.name) for part in fields(given)})
     allowed = [part.name for part in fields(kind)]
+    known = ", ".join(allowed) or "none"
     if not isinstance(given, Mapping):
         raise RequestError(
-            f"extra={given!r} does not fit this model; use {kind.__name__} or a dict of {allowed}", "extra"
+            f"extra={given!r} does not fit this model; use {kind.__name__} or a dict of {known}", "extra"
         )
     for name in given:
         if name not in allowed:
             near = meant(str(name), [*allowed, *(part.name for part in fields(DiffusionParams))])
             hint = f"; did you mean {near!r}?" if near else ""
-            raise RequestError(f"extra has no field {name!r} for this model; it knows {allowed}{hint}", f"extra.{name}")
+            raise RequestError(f"extra has no field {name!r} for this model; it knows {known}{hint}", f"extra.{name}")
     # A list is what a tuple becomes on its way through JSON or over a wire.
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 

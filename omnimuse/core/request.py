@@ -16,6 +16,7 @@ from omnimuse.core.ask import MAX_STEPS
 from omnimuse.core.ask import Ask as Ask
 from omnimuse.core.bounds import is_text, real, whole
 from omnimuse.core.caches import Fits, asked_for
+from omnimuse.core.calls import begun_of, tools_of
 from omnimuse.core.deadlines import Within, classes
 from omnimuse.core.errors import RequestError
 from omnimuse.core.evaluations import evaluations_beyond
@@ -24,7 +25,16 @@ from omnimuse.core.given import Given, given_of
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.machine import memory as machine_memory
-from omnimuse.core.messages import MAX_WRITTEN, Talk, check_length, check_shown, messages_of, tokens_of
+from omnimuse.core.messages import (
+    MAX_WRITTEN,
+    SAID,
+    Talk,
+    check_begun,
+    check_length,
+    check_shown,
+    messages_of,
+    tokens_of,
+)
 from omnimuse.core.names import meant
 from omnimuse.core.params import (
     WORK,
@@ -222,7 +232,8 @@ class Door:
         """
         given = {"prompt": ask.prompt} if isinstance(ask.prompt, str) else ask.prompt
         prompt, negative = self._prompt(given)
-        messages = messages_of(given, self.spec.family, self.spec.converses)
+        messages = messages_of(given, self.spec.family, self.spec.converses, self.limits.calls)
+        tools = tools_of(given, self.limits.calls)
         tokens = tokens_of(given, self.spec.family, self.spec.reads_tokens, self.limits.max_sequence_length)
         came = given_of(given, self.spec, self.limits, masks=self.masks)
         check_shown(messages, came.counts)
@@ -246,12 +257,15 @@ class Door:
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
             raise RequestError(why, "extra")
         check_length(extra, self.limits.max_sequence_length)
+        check_begun(extra, begun := begun_of(given, tools))
         check_speech(extra, None if self.limits.sound is None else self.limits.sound.speech, len(came.sounds))
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(
             id=os.urandom(16).hex(),
             messages=messages,
+            tools=tools,
+            begun=begun,
             tokens=tokens,
             prompt=messages[-1].content if messages else prompt,
             negative_prompt=negative,
@@ -344,11 +358,11 @@ class Door:
     def _prompt(self, given: Mapping[str, Any]) -> tuple[str, str | None]:
         if not isinstance(given, Mapping):
             raise RequestError(f"a prompt is a string or a dict, got {type(given).__name__}", "prompt")
-        allowed = ["prompt", "messages", "tokens", "negative_prompt", "images", "mask", "pad", "sounds", "videos"]
+        allowed = ["prompt", *SAID, "negative_prompt", "images", "mask", "pad", "sounds", "videos"]
         for name in given:
             if name not in allowed:
                 raise RequestError(
-                    f"a prompt has no field {name!r}; it knows {allowed}{_near(name, allowed)}", str(name)
+                    f"a prompt has no field {name!r}; it knows {', '.join(allowed)}{_near(name, allowed)}", str(name)
                 )
         prompt, negative = given.get("prompt"), given.get("negative_prompt")
         if not self.spec.prompted:
@@ -367,7 +381,9 @@ class Door:
             if len(text) > most:
                 raise RequestError(f"{name} has {len(text)} characters; at most {most} are allowed", name)
             if not is_text(text):
-                raise RequestError(f"{name} holds half a surrogate pair, which is no character; take it out", name)
+                raise RequestError(
+                    f"{name} holds half a surrogate pair, or bytes that are not UTF-8; take them out", name
+                )
         return prompt, negative
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
@@ -379,10 +395,8 @@ class Door:
             if name in self.limits.refuses:
                 raise RequestError(f"{name} cannot be chosen here: {self.limits.refuses[name]}", name)
             if name not in honoured:
-                raise RequestError(
-                    f"{name} means nothing to {self.spec.family}; it honours {sorted(honoured - {'extra'})}",
-                    name,
-                )
+                known = ", ".join(sorted(honoured - {"extra", "output_type"}))
+                raise RequestError(f"{name} means nothing to {self.spec.family}; it honours {known}", name)
             if only is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 

@@ -22,8 +22,16 @@ Configs = Mapping[str, Mapping[str, object]]
 OPTIONS = "options"
 """Where `Configs` has what a checkpoint says of itself besides its components; no component may be called so."""
 
+CALLS = "calls"
+"""Where `Configs` has the tokenizers whose chat templates tell of tools, by component name: with what a call begins."""
+
 GENERATION = "generation_config.json"
 """How a language model writes; `Configs` has that of a component under the name of both, with a slash between."""
+
+
+def calls(configs: Configs, tokenizer: str = "tokenizer") -> bool:
+    """Whether a model that reads conversations by the template of this component may ask for tools."""
+    return tokenizer in configs.get(CALLS, {})
 
 
 def always(config: Mapping[str, object]) -> bool:
@@ -113,8 +121,8 @@ class Limits(Frames):
     proportions of a picture become legal by `rounding`, unless `sized` has a rule of its own. `fixed` holds what the
     family lets people choose but this checkpoint takes at one value only, `refuses` what this checkpoint cannot take at
     all, with the reason. `sound` is there where sound comes out, alone or beside a video; one that writes and `draws`
-    answers with a picture beside the text. Of a model of `flow` matching the schedule can be chosen, too; the door
-    finds that out.
+    answers with a picture beside the text, one that `calls` may ask for tools. Of a model of `flow` matching the
+    schedule can be chosen, too; the door finds that out.
     """
 
     size_multiple: int
@@ -128,6 +136,7 @@ class Limits(Frames):
     min_steps: int = 1
     sound: SoundLimits | None = None
     draws: bool = False
+    calls: bool = False
     flow: bool = False
     sized: Sizing | None = None
 

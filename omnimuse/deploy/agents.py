@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from omnimuse import __version__
-from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.core.errors import ConfigError, EngineDeadError, reason
 from omnimuse.deploy.child import Settings, read_settings, write_settings
 from omnimuse.deploy.launch import Local, Started
 from omnimuse.deploy.process import COMMAND
@@ -315,7 +315,7 @@ def read_key(path: Path | None) -> str:
     try:
         key = path.read_text(encoding="utf-8").split("\n")[0].strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the key of agents cannot be read: {error}") from None
+        raise ConfigError(f"the key of agents cannot be read: {reason(error)}") from None
     if len(key) < LEAST_KEY:
         raise ConfigError(f"the key in {path} has {len(key)} characters; use at least {LEAST_KEY}")
     return key

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
 from omnimuse.deploy.stores import STORES
 
@@ -69,7 +69,7 @@ def read_deploy(path: Path) -> DeployConfig:
             raise ConfigError(f"{path} is larger than {LARGEST} bytes, which no deploy file is")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the deploy file {path} cannot be read: {error}") from None
+        raise ConfigError(f"the deploy file {path} cannot be read: {reason(error)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"the deploy file {path} is no YAML: {error}") from None
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import threading
 import time
@@ -38,11 +39,11 @@ class RankActor:
         self._process.stdin.flush()
         self._ended = threading.Event()
 
-    def where(self) -> tuple[str, int]:
-        """The node, by Ray's name for it, and the process there."""
+    def where(self) -> tuple[str, int, int]:
+        """The node, by Ray's name for it, the process there, and its niceness, which is Ray's."""
         import ray
 
-        return ray.get_runtime_context().get_node_id(), self._process.pid
+        return ray.get_runtime_context().get_node_id(), self._process.pid, os.nice(0)
 
     def wait(self) -> str:
         """How the rank ended, when it has."""
@@ -137,11 +138,13 @@ class RayActors:
         placed = kind.options(scheduling_strategy=where, max_concurrency=2)
         actor: Any = placed.remote(list(self.command), write_settings(settings))
         try:
-            node, pid = ray.get(actor.where.remote(), timeout=self.patience)
+            node, pid, nice = ray.get(actor.where.remote(), timeout=self.patience)
         except ray.exceptions.RayError as error:
             self._leave(settings.name)
             raise OSError(f"Ray started no rank {settings.rank}: {type(error).__name__}: {error}") from None
         logger.info("rank %d runs on node %s of Ray, as process %d", settings.rank, node[:8], pid)
+        if nice > os.nice(0):
+            logger.warning("rank %d has niceness %d: start Ray's nodes with RAY_worker_niceness=0", settings.rank, nice)
         ending: asyncio.Future[str] = asyncio.run_coroutine_threadsafe(_future(), loop).result()
         rank = Acted(actor, node, ending, None)
         threading.Thread(

@@ -50,7 +50,7 @@ def check_form(request: Request, form: Form, media: str) -> None:
             library()
         except ConfigError as error:
             why = f"this server writes no {form.format} files ({error}); ask for wav"
-            raise RequestError(why, "response_format") from None
+            raise RequestError(why, "output_format") from None
     if request.params.output_type != "pil":
         raise RequestError(
             f"output_type={request.params.output_type!r} cannot be served; leave it out or use 'pil'", "output_type"

@@ -74,6 +74,17 @@ def combine(rule: Guidance | None, extra: FamilyParams, preds: Mapping[str, Tens
     return cap_norm(pred, pos, how.norm_cap) if how.norm_cap > 0 else pred
 
 
+def led(clean: Mapping[str, Tensor], scales: Mapping[str, float], rescale: float) -> Tensor:
+    """One estimate of clean latents from those of all branches: led away from each that was evaluated besides by its
+    scale (1: not at all), then `rescale` of the way to the spread of the positive one (arXiv 2305.08891).
+    """
+    found = plain = clean[POSITIVE]
+    for branch, scale in scales.items():
+        if branch in clean:
+            found = found + (scale - 1) * (plain - clean[branch])
+    return rescale * (found * (plain.std() / found.std())) + (1 - rescale) * found if rescale else found
+
+
 def elapsed(timestep: float, train_timesteps: int = 1000) -> float:
     """The share of time before a step at `timestep`, computed in float32 as the reference does."""
     return float((train_timesteps - np.float32(timestep)) / np.float32(train_timesteps))

@@ -6,10 +6,12 @@ results, and (for `Background`) a thread.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from queue import SimpleQueue
@@ -163,9 +165,13 @@ class Background:
         self._over = False
         self._errands: SimpleQueue[Errand[Any]] = SimpleQueue()
         made: Future[Engine] = Future()
-        self._thread = threading.Thread(target=self._live, args=(make, made), name="omnimuse-engine", daemon=True)
-        self._thread.start()
-        self.engine = made.result()
+        self._thread = threading.Thread(target=self._run, args=(make, made), name="omnimuse-engine", daemon=True)
+        try:
+            self._thread.start()
+            self.engine = made.result()
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
 
     @property
     def door(self) -> Door:
@@ -247,6 +253,17 @@ class Background:
         why = "the engine was closed before the request was done; try again in a moment"
         for request_id in list(self._listeners):
             self._deliver(Failed(request_id, EngineClosedError(why)))
+
+    def _interrupt(self) -> None:
+        """Have the thread leave what it does: it would go on for nobody, and abort the end of Python."""
+        self._stopping = True
+        ident = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(KeyboardInterrupt))
+        self._thread.join()
+
+    def _run(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
+        with suppress(KeyboardInterrupt):  # of `_interrupt`
+            self._live(make, made)
 
     def _live(self, make: Callable[[], Engine], made: Future[Engine]) -> None:
         try:

@@ -23,6 +23,16 @@ def sinusoid(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def waves(places: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sines, then cosines, of places or times at dim/2 frequencies, of which the last is 1 / `max_period`: [S] ->
+    [S, dim] in float32.
+    """
+    half = dim // 2
+    speeds = torch.exp(-math.log(max_period) / (half - 1) * torch.arange(half, device=places.device).float())
+    angles = places[:, None] * speeds
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 class TimestepEmbedding(nn.Module):
     """Sinusoid, linear, SiLU, linear: [B] -> [B, out] in the dtype of the weights."""
 
@@ -37,3 +47,16 @@ class TimestepEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         waves = sinusoid(t, self.frequencies, scale=self.scale).to(self.linear_1.weight.dtype)
         return self.linear_2(self.activation(self.linear_1(waves)))
+
+
+class TimestepVectors(nn.Module):
+    """Times [B] -> `count` vectors for each, [B, count * D], by which blocks scale, shift and gate."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.embedder = TimestepEmbedding(dim, dim)
+        self.activation = nn.SiLU()
+        self.linear = nn.Linear(dim, count * dim)
+
+    def forward(self, times: Tensor) -> Tensor:
+        return self.linear(self.activation(self.embedder(times)))

@@ -10,8 +10,10 @@ Letters: B batch, S tokens, N heads, H head dim, A axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import pi
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +31,28 @@ def rotary_table(positions: Tensor, axes_dims: Sequence[int], theta: float, *, e
     angle = torch.cat(angles, dim=-1)  # [S, H/2]
     angle = angle if exact else angle.float()
     return rotations(angle)
+
+
+def shared_rotary(places: Tensor, dim: int, theta: float) -> Tensor:
+    """The table [S, 2, dim/2, 2] of all heads together, at places [S, A] in parts of the most: an axis turns by
+    frequencies of its own, and what is too much for equally many does not turn.
+    """
+    axes = places.shape[1]
+    powers = torch.linspace(0.0, 1.0, dim // (2 * axes), dtype=torch.float64, device=places.device)
+    frequencies = (theta**powers * pi / 2.0).float()
+    angles = ((places[:, :, None] * 2 - 1) * frequencies).transpose(1, 2).flatten(1)  # [S, axes * frequencies]
+    return rotations(F.pad(angles, (dim // 2 - angles.shape[1], 0)))
+
+
+def middles(length: int, step: int, most: float, device: torch.device, second: float = 0.0) -> Tensor:
+    """Where the middles of so many latents are that stand for `step` frames or pixels each, as parts of `most`:
+    [length]. With frames a `second` it is when, in time: the first latent then stands for one frame alone.
+    """
+    starts = torch.arange(length, dtype=torch.float32, device=device)
+    start, end = ((starts + more) * step for more in (0, 1))
+    if second:
+        start, end = ((each + 1 - step).clamp(min=0) / second for each in (start, end))
+    return (start + end) / 2.0 / most
 
 
 def rotations(angle: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.template import MOST, environment
@@ -86,6 +86,14 @@ def plain_template(source: str) -> Template | None:
         return made.from_string(source) if _is_plain(made.parse(source), in_loop=False) else None
     except (TemplateSyntaxError, SyntaxError, RecursionError):
         return None
+
+
+def asks_for(source: str, name: str) -> bool:
+    """Whether a template makes use of what it is given by this name; not, where it is no template."""
+    try:
+        return name in meta.find_undeclared_variables(environment().parse(source))
+    except (TemplateSyntaxError, RecursionError):
+        return False
 
 
 def _is_plain(node: nodes.Node, in_loop: bool) -> bool:

@@ -16,10 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from omnimuse.core.calls import OPEN
 from omnimuse.core.errors import ModelError
 from omnimuse.core.layouts import Files, Piece, laid_out
-from omnimuse.core.spec import GENERATION, OPTIONS, Configs
+from omnimuse.core.spec import CALLS, GENERATION, OPTIONS, Configs
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
+from omnimuse.loader.template_file import template_beside, template_in
 from omnimuse.loader.voices import VOICES, read_voices
 
 INDEX = "model_index.json"
@@ -41,8 +43,12 @@ CONFIGS = (
 )
 """Where a component's configuration may be; the first that exists is read."""
 
+TOKENIZERS = ("Tokenizer", "TokenizersBackend")
+"""Endings of the classes of tokenizers."""
+OTHERWISE = "<function="
+"""What chat templates have that tell of calls in another way."""
 WEIGHTLESS = (
-    *("Scheduler", "Tokenizer", "TokenizersBackend", "Guidance"),
+    *("Scheduler", *TOKENIZERS, "Guidance"),
     *("Voices", "Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor"),
 )
 """Endings of the classes of components that have no weights."""
@@ -208,11 +214,24 @@ class Checkpoint:
     @cached_property
     def configs(self) -> Configs:
         """The configuration of every component, by component name, and how those write that do; `options` under
-        `OPTIONS`.
+        `OPTIONS`, and under `CALLS` which tokenizers tell of tools.
         """
-        found = {OPTIONS: self.options, **{name: self.config(name) for name in self.components}}
+        found: dict[str, Any] = {OPTIONS: self.options, **{name: self.config(name) for name in self.components}}
+        calling = {name: OPEN for name, (_, kind) in self.components.items() if self._tells_of_tools(name, kind)}
+        found |= {CALLS: calling} if calling else {}
         writing = () if self.flat else [f"{name}/{GENERATION}" for name in self.components]
         return found | {name: read_json(self.folder / name) for name in writing if (self.folder / name).is_file()}
+
+    def _tells_of_tools(self, component: str, kind: str) -> bool:
+        """Whether the chat template of a tokenizer tells of tools, and calls of them as `core/calls.py` reads them."""
+        if not plain_class(kind).endswith(TOKENIZERS) or not (folder := self.path(component)).is_dir():
+            return False
+        source = template_in(folder) or template_beside(folder)
+        if not isinstance(source, str) or OPEN not in source or OTHERWISE in source:
+            return False
+        from omnimuse.loader.chat import asks_for  # jinja, for those who need it
+
+        return asks_for(source, "tools")
 
     def check(
         self, required: Mapping[str, tuple[str, ...]], optional: Collection[str] = (), weights: bool = True

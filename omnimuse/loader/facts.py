@@ -55,5 +55,13 @@ def known_of(given: Mapping[str, Any], kind: type[Any], fixed: Collection[str]) 
     return {name: given[name] for name in (*(field.name for field in fields(kind)), *fixed) if name in given}
 
 
+def facts_inside(kind: type[Facts], config: Mapping[str, Any], names: Sequence[str], fixed: Mapping[str, Any]) -> Facts:
+    """`kind` from the part of a checkpoint's config.json that `names` lead to; what it says besides is passed over."""
+    given = config
+    for name in names:
+        given = part(given, name)
+    return read_facts(kind, known_of(given, kind, fixed), f"config.json, {', '.join(names)}", fixed)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

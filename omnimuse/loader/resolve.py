@@ -92,7 +92,12 @@ def _candidates(known: Iterable[str], places: Places) -> list[str]:
 
 
 def _near(name: str, known: Iterable[str], places: Places) -> str:
-    """`. Did you mean ...?` with up to three ids whose whole or last part is close to `name`; empty if none is."""
+    """`. Did you mean ...?` with up to three ids whose whole or last part is close to `name`; empty if none is, or if
+    `name` is known itself, and so spelled right.
+    """
+    known = list(known)
+    if name.split("@")[0] in known:
+        return ""
     ids = [candidate for candidate in _candidates(known, places) if candidate != name]
     whole = {candidate.lower(): candidate for candidate in ids}
     last = {candidate.split("/")[-1].lower(): candidate for candidate in ids}

@@ -18,15 +18,14 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.chat import Chat
-from omnimuse.loader.files import AGAIN, read_json
-from omnimuse.loader.template import MOST, environment
+from omnimuse.loader.files import read_json
+from omnimuse.loader.template import environment
+from omnimuse.loader.template_file import CONFIG, TEMPLATE, settings_in, template_beside, template_in
 
 KINDS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """The classes of transformers that take tokenizer.json as it stands; the others rebuild parts of it."""
 
-CONTENT, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-
-OLD_TEMPLATE = "chat_template.json"
+CONTENT = "tokenizer.json"
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
@@ -63,9 +62,9 @@ class PlainTokenizer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._backend = Tokenizer.from_file(str(folder / CONTENT))
-        self._named = {name: token for name, token in _settings(folder).items() if name in NAMED and token}
+        self._named = {name: token for name, token in settings_in(folder).items() if name in NAMED and token}
         self._pad = self._backend.token_to_id(self._named.get("pad_token", ""))
-        source = _source(folder)
+        source = template_in(folder)
         self._chat = None if source is None else Chat(source, str(folder))
 
     def __call__(
@@ -93,14 +92,15 @@ class PlainTokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         tokenize: Literal[False] = False,
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
-        """The text of a chat; ModelError if the checkpoint has no template for it."""
+        """The text of a chat, in which `tools` may be called; ModelError if the checkpoint has no template for it."""
         if self._chat is None:
             raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
-        return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, self._named))
+        return self._chat.render(_values(messages, tools, add_generation_prompt, enable_thinking, self._named))
 
     @property
     def size(self) -> int:
@@ -122,7 +122,7 @@ class LibraryTokenizer:
 
     def __init__(self, inner: Any, folder: Path) -> None:
         self.inner, self._folder = inner, folder
-        self.chat_template: str | None = inner.get_chat_template() if inner.chat_template else _beside(folder)
+        self.chat_template: str | None = inner.get_chat_template() if inner.chat_template else template_beside(folder)
         self._chat = None if self.chat_template is None else Chat(self.chat_template, str(folder))
 
     def __call__(
@@ -144,15 +144,16 @@ class LibraryTokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         tokenize: Literal[False] = False,
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
-        """The text of a chat; ModelError if the checkpoint has no template for it."""
+        """The text of a chat, in which `tools` may be called; ModelError if the checkpoint has no template for it."""
         if self._chat is None:
             raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
         named = self.inner.special_tokens_map
-        return self._chat.render(_values(messages, add_generation_prompt, enable_thinking, named))
+        return self._chat.render(_values(messages, tools, add_generation_prompt, enable_thinking, named))
 
     def special(self, name: str) -> str:
         """The token that the checkpoint calls so (`image_token`, say); ModelError where it calls none so."""
@@ -182,13 +183,17 @@ class LibraryTokenizer:
 
 
 def _values(
-    messages: Sequence[Mapping[str, Any]], opened: bool, enable_thinking: bool | None, named: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    opened: bool,
+    enable_thinking: bool | None,
+    named: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a template is given."""
     chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     return {
         "messages": [dict(message) for message in messages],
-        "tools": None,
+        "tools": None if tools is None else [dict(tool) for tool in tools],
         "documents": None,
         "add_generation_prompt": opened,
         **named,
@@ -205,17 +210,12 @@ def suffices(folder: Path, kind: str) -> bool:
     names = {path.name for path in folder.iterdir()}
     if kind not in KINDS or CONTENT not in names or not names <= {CONTENT, CONFIG, TEMPLATE}:
         return False
-    content, settings = read_json(folder / CONTENT), _settings(folder)
+    content, settings = read_json(folder / CONTENT), settings_in(folder)
     if content.get("truncation") or content.get("padding") or not _is_known(settings):
         return False
     if not _special_tokens(settings) <= _plain_special_tokens(content):
         return False
     return _adds_nothing(content.get("post_processor")) and _is_renderable(folder)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says; nothing, if there is none."""
-    return dict(read_json(folder / CONFIG)) if (folder / CONFIG).is_file() else {}
 
 
 def _is_known(settings: Mapping[str, Any]) -> bool:
@@ -256,22 +256,7 @@ def _adds_nothing(post_processor: Mapping[str, Any] | None) -> bool:
 def _is_renderable(folder: Path) -> bool:
     """Whether the template, if there is one, can be parsed and uses nothing but what it is given."""
     try:
-        tree = environment().parse(_source(folder) or "")
+        tree = environment().parse(template_in(folder) or "")
     except (TemplateSyntaxError, RecursionError):
         return False
     return meta.find_undeclared_variables(tree) <= VARIABLES
-
-
-def _beside(folder: Path) -> str | None:
-    """The template in a file of its own, as processors of transformers had it before version 5; None without."""
-    path = folder / OLD_TEMPLATE
-    found = read_json(path).get("chat_template") if path.is_file() else None
-    return found if isinstance(found, str) else None
-
-
-def _source(folder: Path) -> str | None:
-    if (folder / TEMPLATE).is_file():
-        if (folder / TEMPLATE).stat().st_size > MOST:
-            raise ModelError(f"{folder / TEMPLATE} has more than {MOST >> 10} KiB, and no template has; {AGAIN}")
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
-    return _settings(folder).get("chat_template")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, reason
 from omnimuse.core.request import Clip, Picture
 from omnimuse.media.foreign_clip import READ, kind_of
 from omnimuse.media.picture import open_mask, picture_of
@@ -106,7 +106,7 @@ def read_clip(content: bytes, most: int, fit: Fit = as_it_is, name: str = "the v
             rate = float(stream.average_rate or 0)
             frames = [_upright(frame, fit) for frame in islice(container.decode(stream), most)]
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise RequestError(f"cannot read {name} as a video: {error}", "videos") from None
+        raise RequestError(f"cannot read {name} as a video: {reason(error)}", "videos") from None
     return clip_of(frames, rate if RATES[0] <= rate <= RATES[1] else 0.0)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import PICTURES as FORMATS
 
@@ -109,7 +109,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             text = image.info.get(SETTINGS_KEY) if image.format == "PNG" else _comment(image)
     except (OSError, UnidentifiedImageError) as error:
-        raise RequestError(f"cannot read {path} as a picture: {error}", "path") from None
+        raise RequestError(f"cannot read {path} as a picture: {reason(error)}", "path") from None
     try:
         settings = json.loads(text or "")
     except (ValueError, RecursionError):

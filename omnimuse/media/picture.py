@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, reason
 from omnimuse.core.request import Picture
 from omnimuse.media.image import over_white
 
@@ -116,7 +116,7 @@ def _opened(given: Any, read: Callable[[Image.Image], Picture], param: str) -> P
     except FileNotFoundError:
         raise RequestError(f"there is no picture {given}; give the name of a file that exists", param) from None
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RequestError(f"cannot read {given} as a picture: {error}", param) from None
+        raise RequestError(f"cannot read {given} as a picture: {reason(error)}", param) from None
 
 
 def pixels_of(picture: Picture) -> np.ndarray:

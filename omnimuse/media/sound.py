@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import SOUNDS as FORMATS
 
@@ -109,8 +109,9 @@ def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> byte
             for start in range(0, len(samples), BLOCK):
                 file.write(samples[start : start + BLOCK])
     except encoder.LibsndfileError as error:
+        why = error.error_string.removeprefix("Error : ").rstrip(".")
         raise RequestError(
-            f"{format} cannot hold {channels} channels of {sound.rate} samples a second ({error}); use WAV",
+            f"{format} cannot hold {channels} channels of {sound.rate} samples a second ({why}); use WAV",
             "output_format",
         ) from None
     return buffer.getvalue()
@@ -136,7 +137,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise RequestError(f"cannot read {path} as a sound: {error}", "path") from None
+        raise RequestError(f"cannot read {path} as a sound: {reason(error)}", "path") from None
     at = 12
     while content[:4] == b"RIFF" and at + 8 <= len(content):
         size = int(struct.unpack_from("<I", content, at + 4)[0])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import VIDEOS as FORMATS
 from omnimuse.media.image import from_pixels, to_pixels
@@ -103,7 +103,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         with av.open(str(path)) as container:
             text = container.metadata.get(SETTINGS_KEY, "")
     except (OSError, ValueError) as error:
-        raise RequestError(f"cannot read {path} as a video: {error}", "path") from None
+        raise RequestError(f"cannot read {path} as a video: {reason(error)}", "path") from None
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):

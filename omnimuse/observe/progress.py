@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+PAUSE = 10.0
+"""Seconds between lines that tell of nothing that is done."""
+
+
 class Tracker:
     """How far `requests` requests are, from their events; None: as many as have been seen."""
 
@@ -29,8 +33,8 @@ class Tracker:
         self.ended: set[str] = set()
         self.stage, self.step = "", 0
         self.steps: int | None = 0
-        self._clock = clock
-        self._began: float | None = None
+        self.clock = clock
+        self._first: tuple[float, float] | None = None  # when the first step was done, and the part done by then
         self._outputs: dict[str, dict[int, Fraction]] = {}
 
     def see(self, event: Event) -> None:
@@ -38,10 +42,10 @@ class Tracker:
         if isinstance(event, Done | Failed):
             self.ended.add(event.request_id)
         elif isinstance(event, Progress):
-            self._began = self._clock() if self._began is None else self._began
             self.stage, self.step, self.steps = event.stage, event.step, event.steps
             outputs = self._outputs.setdefault(event.request_id, {})
-            outputs.setdefault(event.output, Fraction()).see(event.stage, event.step, event.steps)
+            if outputs.setdefault(event.output, Fraction()).see(event.stage, event.step, event.steps):
+                self._first = self._first or (self.clock(), self.fraction)
 
     @property
     def requests(self) -> int:
@@ -60,10 +64,11 @@ class Tracker:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate, at the pace so far; None while there is no pace."""
-        if self._began is None or not 0 < self.fraction < 1:
+        """An estimate, at the pace since the first step, before which things were read; None while there is no pace."""
+        if self._first is None or not self._first[1] < self.fraction < 1:
             return None
-        return (self._clock() - self._began) * (1 - self.fraction) / self.fraction
+        began, before = self._first
+        return (self.clock() - began) * (1 - self.fraction) / (self.fraction - before)
 
     def line(self) -> str:
         """Such as `denoise 5/8, 2 of 4 done, 3 s left`, or `generate 5` where nobody knows how many there will be."""
@@ -148,12 +153,15 @@ class Silent:
 
 
 class Lines(Silent):
-    """Plain lines, for logs: one for every stage, and for every quarter of a long one."""
+    """Plain lines, for logs: one for every stage, and for every quarter of a long one; among many requests those of
+    the first, then one for each that is done, and in between what there is after `PAUSE`.
+    """
 
     def __init__(self, tracker: Tracker, stream: TextIO) -> None:
         self.tracker = tracker
         self._stream = stream
         self._last: tuple[str, int, int] = ("", 0, 0)
+        self._said = 0.0
 
     def say(self, text: str) -> None:
         """One line."""
@@ -164,10 +172,11 @@ class Lines(Silent):
         if not isinstance(event, Progress):
             return
         part = event.step.bit_length() if event.steps is None else 4 * event.step // event.steps
-        now = (event.stage, part, len(self.tracker.ended))
-        if now != self._last:
-            self._last = now
-            self.say(self.tracker.line())
+        now, (*_, done) = (event.stage, part, len(self.tracker.ended)), self._last
+        if now == self._last or (now[-1] == done > 0 and self.tracker.clock() < self._said + PAUSE):
+            return
+        self._last, self._said = now, self.tracker.clock()
+        self.say(self.tracker.line())
 
 
 class Live(Silent):

@@ -10,7 +10,7 @@ Letters: S places, M tokens that stand for something shown, D width, E width of 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,9 +19,13 @@ from torch import Tensor
 
 from omnimuse.ar.kv import Reading
 from omnimuse.ar.sampling import Sampling
-from omnimuse.components.sights import Seeing
+from omnimuse.components.answering_facts import TALKER, TEXT
+from omnimuse.components.sights import Seeing, ShownDecoder, line
+from omnimuse.components.voice import Voice
+from omnimuse.core.calls import OPEN
 from omnimuse.core.params import AnswerParams
 from omnimuse.core.request import Request
+from omnimuse.loader.facts import part
 from omnimuse.pipeline.conversing import Brief
 from omnimuse.pipeline.generate import Generate
 from omnimuse.pipeline.speech import DecodeSpeech
@@ -36,6 +40,12 @@ def chosen_of(request: Request) -> AnswerParams:
     chosen = request.extra
     assert isinstance(chosen, AnswerParams)
     return chosen
+
+
+def voice_of(request: Request, voices: Mapping[str, Any]) -> Any:
+    """Of a checkpoint's voices, by their names, the one that is to speak: its first, unless another was chosen."""
+    known, chosen = {name.lower(): voice for name, voice in voices.items()}, chosen_of(request).voice
+    return known[chosen.lower()] if chosen else next(iter(known.values()))
 
 
 def aloud(state: State) -> bool:
@@ -53,6 +63,16 @@ class Think(Generate):
     writes: tuple[str, ...] = ("kv", "reply", "spoken")
     streams: tuple[str, ...] = ("spoken",)
     only_tokens: ClassVar[bool] = False  # the talker hears what it thinks
+
+    def thinker(self, ctx: Context) -> ShownDecoder:
+        """What thinks."""
+        thinker = ctx.network(self.network)
+        assert isinstance(thinker, ShownDecoder)
+        return thinker
+
+    def embedded(self, ctx: Context, ids: Sequence[int]) -> Tensor:
+        """What the thinker embeds, of tokens, [S, E]."""
+        return self.thinker(ctx).embed_tokens(torch.tensor(ids, device=ctx.device))
 
     @abstractmethod
     def overheard(self, ctx: Context, state: State) -> Any:
@@ -89,12 +109,15 @@ class Think(Generate):
         super().apply(ctx, state, step, predictions)
         tokens, spoken = state.working["tokens"], state["spoken"]
         written = len(tokens) - len(state["prompt_ids"])
-        if not written or not aloud(state):
+        if not written or spoken.closed:
             return
         if not spoken.items:
             spoken.put(self.overheard(ctx, state))
         while len(spoken.items) < written:  # the last one is not spoken
             number = len(state["prompt_ids"]) + len(spoken.items) - 1
+            if state.request.tools and ctx.components[self.tokenizer].token(tokens[number]) == OPEN:
+                spoken.close()  # calls of tools are for no ears
+                return
             spoken.put(self.word(ctx, state, tokens[number]))
 
     def finish(self, ctx: Context, state: State) -> None:
@@ -105,17 +128,14 @@ class Think(Generate):
 
 @dataclass(frozen=True)
 class Opening:
-    """What a talker reads before it speaks, `script` [S, D], how its places turn, [2, S, 1, P], and by how much further
-    on than counted those are that come behind it; what stands beside frames behind the last word and behind that, [D]
-    each; how many frames there are at most; how the first and the other codes of a frame are chosen, and the codes that
-    count as said before.
+    """What a talker reads before it speaks, `script` [S, D], and the places of what it heard, int64 [3, U], which is
+    how that begins; what stands beside frames behind the last word and behind that, [D] each; how the first and the
+    other codes of a frame are chosen, and the codes that count as said before.
     """
 
     script: Tensor
-    turns: Tensor
-    shift: int
+    places: Tensor
     ends: tuple[Tensor, Tensor]
-    most: int
     first: Sampling
     others: Sampling
     before: tuple[int, ...] = ()
@@ -143,23 +163,30 @@ class Speak(Talk):
     def read(self, ctx: Context, word: Tensor) -> Tensor:
         """What stands for a word, [E] -> [D]."""
 
+    def room(self, ctx: Context) -> int:
+        """How many places there are, where the checkpoint says so."""
+        config = part(ctx.configs["model"], TALKER)
+        return int((config.get(TEXT) or config).get("max_position_embeddings", self.longest))
+
     def begin(self, ctx: Context, state: State) -> list[Step]:
         spoken: Stream = state["spoken"]
         if len(spoken.items) < 2:  # there is nothing to say
             state["codes"], state[self.memory] = Stream(), None
             return [Step(0)]
-        opened = self.opening(ctx, state)
-        state.working["turns"], state.working["shift"], state.working["ends"] = opened.turns, opened.shift, opened.ends
-        how = opened.most, opened.first, opened.others
+        opened, talker = self.opening(ctx, state), ctx.network(self.talker)
+        assert isinstance(talker, Voice)
+        script, heard = opened.script, opened.places
+        first = int(heard.max()) + 1 if heard.numel() else 0
+        own = line(first, len(script) - heard.shape[1]).to(ctx.device)
+        state.working["turns"] = talker.turns(torch.cat([heard, own], dim=1))
+        state.working["shift"], state.working["ends"] = first - heard.shape[1], opened.ends
+        most = max(1, min(self.longest, self.room(ctx) - len(script)))
+        how = most, opened.first, opened.others
         # What is drawn by chance here overlaps with what is drawn while the answer is written.
         chance = torch.Generator("cpu").manual_seed(state.request.seed(state.output))
-        made = self.begun(
-            ctx,
-            state,
-            opened.script,
-            lambda kv: Talking(opened.script, 0, *how, kv, [], [], chance, before=opened.before),
+        return self.begun(
+            ctx, state, script, lambda kv: Talking(script, 0, *how, kv, [], [], chance, before=opened.before)
         )
-        return made
 
     def tell(self, state: State, talking: Talking) -> None:
         """What was said is in no note: what was written is."""

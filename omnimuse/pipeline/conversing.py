@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from omnimuse.components.answering_facts import THINKER
 from omnimuse.components.seeing import Grid
 from omnimuse.components.sights import Seen, ShownDecoder, line, plane
 from omnimuse.core.errors import ModelError, RequestError
@@ -36,8 +37,8 @@ from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
-PROCESSOR, THINKER = "processor", "thinker_config"
-"""How pictures and sounds are prepared, and the part of config.json that is of what reads."""
+PROCESSOR = "processor"
+"""How pictures and sounds are prepared."""
 RATE = 2.0
 """Frames a second that are looked at of a video."""
 FEWEST, MOST = 4, 768
@@ -208,7 +209,7 @@ class ReadShown(Stage):
             marked = bool(given) or any(mark in text for mark in marks.texts)
             if shown and not messages and not marked:
                 messages = (_showing(text, shown),)
-            if any(mark in message.content for message in messages for mark in marks.texts):
+            if any(mark in told for told in state.request.texts for mark in marks.texts):
                 held = ", ".join(marks.texts)
                 raise RequestError(
                     f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
@@ -217,7 +218,7 @@ class ReadShown(Stage):
             ordered = list(_ordered(messages, shown))
             if messages and heard:
                 messages, ordered = _heard_while_watched(messages, ordered, marks)
-            tokens = tokens_read(tokenizer, text, messages, given)
+            tokens = tokens_read(tokenizer, state.request, messages)
             if not messages:
                 ordered = marks.standing(tokens, shown, heard)
             tokens = marks.expanded(tokens, ordered)

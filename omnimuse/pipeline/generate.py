@@ -57,7 +57,7 @@ class ReadTalk(Stage):
     def run(self, ctx: Context, states: list[State]) -> None:  # type: ignore[override]
         tokenizer = ctx.components[self.tokenizer]
         for state in states:
-            tokens = tokens_read(tokenizer, state["prompt"], state["messages"], state["tokens"])
+            tokens = tokens_read(tokenizer, state.request, state["messages"])
             most = ctx.limits.max_sequence_length
             if not tokens:
                 raise RequestError("the prompt is empty, and there is nothing to go on from; write something", "prompt")
@@ -70,14 +70,18 @@ class ReadTalk(Stage):
             state.notes[self.name] = TextRead("prompt", "the model", len(tokens))
 
 
-def tokens_read(tokenizer: Any, prompt: str, messages: Sequence[Message], given: Sequence[int]) -> list[int]:
-    """The tokens of one of these; RequestError for a number that stands for none."""
-    if (wrong := next((token for token in given if token >= tokenizer.size), None)) is not None:
+def tokens_read(tokenizer: Any, request: Request, messages: Sequence[Message]) -> list[int]:
+    """The tokens of these messages of a request, with what may be called and what the answer has begun with; without
+    any, those of its prompt or the ones that it gives. RequestError for a number that stands for none.
+    """
+    if (wrong := next((token for token in request.tokens if token >= tokenizer.size), None)) is not None:
         raise RequestError(f"{wrong} stands for no token; this model has 0 to {tokenizer.size - 1}", "tokens")
+    prompt = request.prompt
     if messages:
-        prompt = tokenizer.apply_chat_template([each.said for each in messages], add_generation_prompt=True)
-    if given or not prompt:
-        return list(given)
+        said, tools = [each.said for each in messages], [tool.said for tool in request.tools]
+        prompt = tokenizer.apply_chat_template(said, tools=tools or None, add_generation_prompt=True) + request.begun
+    if request.tokens or not prompt:
+        return list(request.tokens)
     return [int(token) for token in tokenizer(prompt, add_special_tokens=not messages).input_ids[0].tolist()]
 
 
@@ -138,9 +142,8 @@ class Generate(Loop):
             return 0, 0
         told = self.told(ctx).get("max_new_tokens")
         most = chosen.max_tokens or (told if isinstance(told, int) else longest)
-        said = request.messages or (Message("", request.prompt),)
         # No token is less than a byte; of the template's own words nothing is known here.
-        prompt = len(request.tokens) + sum(len(message.content.encode()) + TEMPLATE for message in said)
+        prompt = len(request.tokens) + sum(len(text.encode()) + TEMPLATE for text in request.texts or (request.prompt,))
         prompt = longest if any(request.counts.values()) else prompt  # what is shown takes nobody knows how many
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from omnimuse.pipeline.stage import Stage, Step
 
 CPU = torch.device("cpu")
+OPEN = nullcontext()
 
 REQUEST_FIELDS = frozenset({"prompt", "messages", "tokens", "negative_prompt", "images", "region", "sounds", "videos"})
 """Names a stage may read like slots; they come from the request."""
@@ -130,7 +131,7 @@ class State:
 
     def opened_for(self, stage: Stage) -> AbstractContextManager[None]:
         """While this context lasts, only the slots that `stage` declares may be touched (strict mode)."""
-        return self._opened_for(stage) if self._strict else nullcontext()
+        return self._opened_for(stage) if self._strict else OPEN
 
     @contextmanager
     def _opened_for(self, stage: Stage) -> Iterator[None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,22 @@ from omnimuse.pipeline.generate import CHUNK, ROOM
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.stream import Stream
+
+USUAL: Mapping[str, Any] = {
+    "do_sample": True,
+    "temperature": 0.9,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.05,
+}
+"""How published code has its models talk."""
+UNSAID = 1024
+"""The last so many codes of many a talker are marks, of which it says the end alone."""
+
+
+def unsaid(codes: int, end: int) -> list[int]:
+    """Which of so many codes are marks but for the `end`."""
+    return [code for code in range(codes - UNSAID, codes) if code != end]
 
 
 @dataclass

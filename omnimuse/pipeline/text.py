@@ -167,7 +167,7 @@ class EncodeText(Stage):
         length = {"padding": padding, "truncation": True, "max_length": limit + self.drop}
         tokens = tokenizer(text, return_tensors="pt", **length, **self._marks)
         # Counted before they leave: nobody waits for a number to return.
-        read = self._read(tokenizer, text, limit, int(tokens.attention_mask.sum()) - self.drop)
+        read = self.counted(tokenizer, text, limit, int(tokens.attention_mask.sum()) - self.drop)
         tokens = tokens.to(ctx.device)
         mask = tokens.attention_mask if self.masked else None  # [1, S]
         output = ctx.network(self.encoder)(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
@@ -187,7 +187,7 @@ class EncodeText(Stage):
         """What a tokenizer is told of a text that has all its special tokens."""
         return {"add_special_tokens": False} if self.marked else {}
 
-    def _read(self, tokenizer: Any, text: str, limit: int, tokens: int) -> TextRead:
+    def counted(self, tokenizer: Any, text: str, limit: int, tokens: int) -> TextRead:
         """What was read; a text that fills the limit is counted once more, whole."""
         whole = tokens
         if tokens == limit:

@@ -152,13 +152,14 @@ async function watchReady() {
   byId("ready").textContent = ready ? "ready" : "not ready yet";
   byId("ready").dataset.ready = ready;
   const load = ready ? await call("load").then((answer) => answer.json(), () => ({})) : {};
-  byId("ready").title = together(load.company ?? []);
+  byId("ready").title = load.company ? together(load.company) : "";
   setTimeout(watchReady, ready ? 15000 : 1500);
 }
 
 /** What the server has measured of requests that are drawn together, in words. */
 const together = (company) => company.map(({ tokens, states, share }) =>
-  `${states} at once, of ${tokens} tokens each: ${share.toFixed(2)} of the time of one after the other`).join("\n");
+  `${states} at once, of ${tokens} tokens each: ${share.toFixed(2)} of the time of one after the other`).join("\n")
+  || "Nothing was drawn together yet: what that gains is measured when it is";
 
 // -- drawing -----------------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ function cancel() {
 
 function submit() {
   const invalid = byId("controls").querySelector(":invalid");
-  if (invalid) byId("settings").open = true;
+  for (let at = invalid; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   if (!byId("form").reportValidity()) return;
   if (!page.model) return loadModels();
   enqueue({ ...readForm(), like: sources.size });

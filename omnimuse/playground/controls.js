@@ -50,7 +50,7 @@ export class Controls {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
     const sizes = isSound(this.kind) ? [] : this.sizes();
-    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras(), ...this.adapters()];
+    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.adapters(), this.finer()];
   }
 
   has(name) {
@@ -168,6 +168,14 @@ export class Controls {
     return this.keep("negative_prompt", "Negative prompt", input, "wide");
   }
 
+  /** What this family knows besides, folded away: it is there for those who know what it means. */
+  finer() {
+    const fields = this.extras();
+    this.fold = fields.length ? h("details", { className: "wide" }, h("summary", {}, "Finer settings of this model"),
+      h("div", { className: "controls" }, ...fields)) : null;
+    return this.fold;
+  }
+
   extras() {
     return Object.entries(this.can.extra ?? {}).map(([name, value]) => {
       const among = this.can.choices?.[name];
@@ -266,6 +274,7 @@ export class Controls {
       if (input.type === "checkbox") input.checked = value;
       else input.value = textOf(value);
     }
+    if (this.fold && fields.extra_params) this.fold.open = true;
     const worn = new Map((fields.lora ?? []).map((text) => {
       const at = text.lastIndexOf(":");
       return [text.slice(0, at), text.slice(at + 1)];
@@ -308,13 +317,15 @@ function valueOf(input, structured) {
   }
 }
 
-/** Beside the picture the settings are open and follow the form; on a narrow screen they follow the picture. */
+/** Beside the picture the settings are open and follow the form; on a narrow screen they and what waits follow the
+ * picture.
+ */
 export function placeSettings() {
   const wide = matchMedia("(min-width: 60.01rem)");
   const place = () => {
     byId("settings").open = wide.matches;
-    if (wide.matches) byId("composer").append(byId("more"));
-    else byId("stage").after(byId("more"));
+    if (wide.matches) byId("form").append(byId("queue")), byId("composer").append(byId("more"));
+    else byId("stage").after(byId("queue"), byId("more"));
   };
   wide.onchange = place;
   place();

@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from omnimuse import __version__
 from omnimuse.server.http.budget import Bodies, Rates
@@ -35,6 +36,7 @@ from omnimuse.server.routes import (
     talk,
     videos,
 )
+from omnimuse.server.routes.absent import Handler
 from omnimuse.server.service import Service
 from omnimuse.server.translate.parts import able
 
@@ -83,7 +85,29 @@ def build_app(service: Service) -> Starlette:
         check_room=gate.check_room,
     )
     routes = [route for group in (*groups, playground, absent) for route in group.routes(service)]
-    return protect([*routes, _description(described)], rules)
+    return protect([*_of_other_methods(routes), *routes, _description(described)], rules)
+
+
+def _of_other_methods(routes: Sequence[BaseRoute]) -> list[Route]:
+    """For each path without a name in it the methods that it does not know: else `GET /v1/images/generations` would ask
+    for the picture of that id.
+    """
+    able: dict[str, set[str]] = {}
+    for route in routes:
+        if isinstance(route, Route) and "{" not in route.path:
+            able.setdefault(route.path, set()).update(route.methods or ())
+
+    def refusing(known: set[str]) -> Handler:
+        async def refuse(request: Request) -> Response:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(known))})
+
+        return refuse
+
+    return [
+        Route(path, refusing(known), methods=sorted(others))
+        for path, known in able.items()
+        if (others := set(absent.METHODS) - known)
+    ]
 
 
 def _description(described: dict[str, Any]) -> Route:

@@ -148,9 +148,17 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 def body(error: ApiError) -> dict[str, Any]:
-    """The JSON every error is: `{"error": {message, type, param, code}}`, scrubbed."""
+    """The JSON every error is: `{"error": {message, type, param, code}}`, scrubbed; the message names the field."""
     param = None if error.param is None else scrub(error.param)
-    return {"error": {"message": scrub(error.message), "type": error.type, "param": param, "code": error.code}}
+    return {"error": {"message": scrub(_naming(error)), "type": error.type, "param": param, "code": error.code}}
+
+
+def _naming(error: ApiError) -> str:
+    """The message, with the name of the field in front where it says nothing of it: many clients show it alone."""
+    field = re.split(r"[.\[]", error.param or "")[0]
+    named = re.search(rf"(?<!\w){re.escape(field)}(?!\w)", error.message)
+    plain = named or not field or error.status != 400  # elsewhere it is no field, but the request as a whole
+    return error.message if plain else f"{error.param}: {error.message}"
 
 
 def to_json(value: Any) -> bytes:
@@ -219,9 +227,10 @@ _HTTP = {
 def _of_http(error: HTTPException) -> ApiError:
     """An error of the framework: only the router (404, 405) and its form parser (400) raise these."""
     code = _HTTP.get(error.status_code, "internal_error")
+    able = (error.headers or {}).get("Allow", "")
     messages = {
         "not_found": "there is nothing at this path; the paths are listed at /openapi.json",
-        "method_not_allowed": "this path does not know this method",
+        "method_not_allowed": f"this path does not know this method{f'; it knows {able}' if able else ''}",
     }
     told = refusal(code, messages.get(code, str(error.detail)))
     return ApiError(told.status, told.type, code, told.message, None, told.headers | dict(error.headers or {}))

@@ -7,6 +7,7 @@ and the operator's endpoints.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -65,6 +66,8 @@ def listen(address: Address) -> Iterator[socket.socket]:
             listener.listen(_BACKLOG)
         except OSError as error:
             hint = "choose another path" if isinstance(address, Path) else "choose another port (0 takes a free one)"
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                hint = "name an address of this machine with --host"
             raise ConfigError(f"cannot listen on {told(address)}: {error.strerror or error}; {hint}") from None
         try:
             yield listener

@@ -9,7 +9,7 @@ no blocks left to tell of.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,17 @@ class Blocks:
         self.recorded = False
         self._clock = clock
 
-    @contextmanager
-    def watched(self, components: Residency, states: Iterable[State]) -> Iterator[list[Ran]]:
+    def watched(self, components: Residency, states: Iterable[State]) -> AbstractContextManager[list[Ran]]:
         """For the length of a `with` block what runs is added to the list, in order of ending, if a request of one of
         the `states` wants to know.
         """
-        ran: list[Ran] = []
         if not (self.recorded or any(state.request.blocks for state in states)):
-            yield ran
-            return
+            return nullcontext([])
+        return self._watched(components)
+
+    @contextmanager
+    def _watched(self, components: Residency) -> Iterator[list[Ran]]:
+        ran: list[Ran] = []
         with ExitStack() as hooks:
             for component in components:
                 for name, called in named_blocks(component, components.wherever(component)):

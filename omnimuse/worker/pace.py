@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import median
@@ -21,6 +21,7 @@ ENOUGH = 3  # measurements of a kind, alone before company is tried, and in comp
 GAIN = 0.05  # of the time apart that sharing must save
 CHEAP = 0.5  # of its time alone that whoever joins may cost, however little those before it have left
 STALE = 500  # forwards of a network after which a kind is measured anew
+FRESH = 16  # forwards for which what was reckoned of company stands
 
 Kind = tuple[str, int, int]
 """A network, and the binary logarithms of row tokens and of the states: what is within a factor of 1.4 is alike."""
@@ -92,6 +93,17 @@ class Apart(NamedTuple):
     end: float
 
 
+class Reckoned(NamedTuple):
+    """What company with one more takes, in seconds: states by size in forwards of their own, all those that are there
+    apart and in one forward, and that with one more.
+    """
+
+    alone: dict[int, float]
+    others: float
+    before: float
+    together: float
+
+
 @dataclass
 class Measured:
     """The latest measurements of one kind, and how many forwards of its network came since."""
@@ -115,6 +127,8 @@ class Pace:
     def __init__(self) -> None:
         self._alone: dict[Kind, Measured] = {}
         self._together: dict[Kind, Measured] = {}
+        self._reckoned: dict[Hashable, Reckoned | bool] = {}
+        self._records = 0
 
     def record(self, network: str, tokens: Sequence[int], seconds: float) -> None:
         """A forward of states with so many row tokens each took `seconds`."""
@@ -122,13 +136,18 @@ class Pace:
             for (of, _, _), measured in kinds.items():
                 measured.since += of == network
         if len(tokens) == 1:
-            self._alone.setdefault(kind(network, *tokens), Measured()).add(seconds / max(1, *tokens))
-            return
-        sizes = Counter(tokens)  # many that write are of one size
-        if (alone := self._each_alone(network, sizes)) is not None:
+            measured = self._alone.setdefault(kind(network, *tokens), Measured())
+            measured.add(seconds / max(1, *tokens))
+        else:
+            sizes = Counter(tokens)  # many that write are of one size
+            if (alone := self._each_alone(network, sizes)) is None:
+                return
             apart = sum(count * alone[size] for size, count in sizes.items())
-            together = kind(network, sum(tokens), len(tokens))
-            self._together.setdefault(together, Measured()).add(seconds / apart)
+            measured = self._together.setdefault(kind(network, sum(tokens), len(tokens)), Measured())
+            measured.add(seconds / apart)
+        self._records += 1
+        if self._records % FRESH == 0 or len(measured.values) <= ENOUGH:
+            self._reckoned.clear()
 
     def alone(self, network: str, tokens: int) -> float | None:
         """The seconds of a forward for one state of so many row tokens; None until its like was measured enough."""
@@ -141,18 +160,28 @@ class Pace:
         What is not known, or was measured long ago, is measured: each size alone, then in company. A first forward in
         company is often slow, as a first one alone is: it decides nothing. Then it must be `worth` it.
         """
-        sizes, count = {*party.sizes, offer.tokens}, len(party.offers)
+        key = network, offer.tokens, *((size, count) for size, (count, _) in party.sizes.items())
+        if (reckoned := self._reckoned.get(key)) is None:
+            reckoned = self._reckoned[key] = self._reckon(network, party, offer.tokens)
+        if isinstance(reckoned, bool):
+            return reckoned
+        alone, others, before, together = reckoned
+        ends = sum(ends / alone[size] for size, (_, ends) in party.sizes.items())
+        own = alone[offer.tokens]
+        return worth(Apart(others, own, ends, offer.ends / own), before, together)
+
+    def _reckon(self, network: str, party: Party, tokens: int) -> Reckoned | bool:
+        """What a state of so many row tokens costs with the `party`; before that is known, whether to try it."""
+        sizes, count = {*party.sizes, tokens}, len(party.offers)
         alone = self._each_alone(network, sizes)
         if alone is None or any(self._alone[kind(network, size)].since > STALE for size in sizes):
             return False
-        together = self._shared(network, party.tokens + offer.tokens, count + 1)
+        together = self._shared(network, party.tokens + tokens, count + 1)
         if together is None:
             return True
         others = sum(many * alone[size] for size, (many, _) in party.sizes.items())
-        ends = sum(ends / alone[size] for size, (_, ends) in party.sizes.items())
         before = others * (self._shared(network, party.tokens, count) or 1.0)
-        own = alone[offer.tokens]
-        return worth(Apart(others, own, ends, offer.ends / own), before, together * (others + own))
+        return Reckoned(alone, others, before, together * (others + alone[tokens]))
 
     def table(self) -> list[Shared]:
         """Every kind of company that was measured. May be asked for by another thread than the one that measures."""

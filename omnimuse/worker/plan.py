@@ -13,6 +13,7 @@ from zlib import crc32
 
 import msgspec
 
+from omnimuse.core.calls import Call, Tool
 from omnimuse.core.loras import loras_of
 from omnimuse.core.messages import Message
 from omnimuse.core.params import DiffusionParams, family_params
@@ -69,7 +70,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
     assert isinstance(params, dict)
     assert isinstance(images, list | tuple) and isinstance(sounds, list | tuple)
     assert isinstance(videos, list | tuple)
-    messages = cast("list[dict[str, Any]]", fields.pop("messages", ()))
+    messages, tools = (cast("list[dict[str, Any]]", fields.pop(name, ())) for name in ("messages", "tools"))
     known = {
         "params": DiffusionParams(**{**params, "loras": loras_of(params.get("loras"))}),
         "extra": family_params(spec.extra, extra),
@@ -78,6 +79,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
         "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
         "videos": tuple(_clip(video) for video in videos),
         "messages": tuple(_message(message) for message in messages),
+        "tools": tuple(Tool(**tool) for tool in tools),
         "tokens": tuple(cast("list[int]", fields.pop("tokens", ()))),
         "branches": tuple(cast("list[str]", fields.pop("branches"))),
     }
@@ -85,7 +87,9 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
 
 
 def _message(given: dict[str, Any]) -> Message:
-    return Message(given["role"], given["content"], tuple((kind, text) for kind, text in given.get("parts", ())))
+    parts = tuple((kind, text) for kind, text in given.get("parts", ()))
+    calls = tuple(Call(**call) for call in given.get("calls", ()))
+    return Message(given["role"], given["content"], parts, calls, given.get("answers", ""))
 
 
 def _picture(given: Any) -> Picture:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.dist.nodes import cluster as started
 from tests.server.whole_server import WholeServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,16 +103,9 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
-    """Ray takes 127.0.0.1 for the machine's address in its network, if it has one; so the nodes have others."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    before = signal.getsignal(signal.SIGTERM)  # a cluster takes it for its own
-    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield Nodes(cluster)
-    cluster.shutdown()
-    signal.signal(signal.SIGTERM, before)
+    """A cluster in which there is no room yet."""
+    with started() as made:
+        yield Nodes(made)
 
 
 @pytest.fixture
@@ -142,6 +135,7 @@ def test_a_rank_is_an_actor_on_another_node_of_ray_and_on_a_third_one_when_that_
         assert drawn_by(server) == first
         places = re.findall(r"rank 1 runs on node (\w+) of Ray", server.text)
         assert len(places) == 2 and places[0] != places[1]
+        assert "niceness" not in server.text
         assert server.end() == 0
 
 

@@ -22,6 +22,7 @@ from omnimuse.deploy.launch import free_port
 from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from tests.dist.nodes import cluster as started
 from tests.dist.test_pools import CONFIG, POOLS, Told, ask, expected
 
 HOST = "127.0.0.3"
@@ -109,16 +110,9 @@ def left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a cluster of two nodes, of which the second has room."""
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    before = signal.getsignal(signal.SIGTERM)
-    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    made.add_node(num_cpus=2, node_ip_address="127.0.0.4")
-    yield made.address
-    made.shutdown()
-    signal.signal(signal.SIGTERM, before)
+    with started() as made:
+        made.add_node(num_cpus=2, node_ip_address="127.0.0.4")
+        yield made.address
 
 
 @pytest.mark.usefixtures("left")

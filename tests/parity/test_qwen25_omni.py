@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 
 from omnimuse import Omni
+from omnimuse.components.mel_flow import Flowing
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Chunk, Event, Progress
 from omnimuse.diffusion.three_eighths import time_of
 from omnimuse.loader.voices import read_voices
-from omnimuse.models.qwen25_omni.flow import Flowing
-from omnimuse.models.qwen25_omni.painting import Painting, until
+from omnimuse.pipeline.painting import Painting, until
 from tests.checkpoints import qwen25_omni
 from tests.checkpoints.conversations import (
     ALOUD,

@@ -1,10 +1,16 @@
-"""Models whose stages are spread over real processes, for tests of the server: the files that say so."""
+"""Servers of tiny models as the official client meets them, and models whose stages are spread over real processes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import openai
+
+from tests.server.whole_server import WholeServer
 
 ALLROUND = (
     {"name": "read", "stages": ["look", "compose", "read"]},
@@ -27,3 +33,17 @@ def placed(folder: Path, *pools: dict[str, Any]) -> tuple[str, ...]:
     file = folder / "pools.yaml"
     file.write_text(json.dumps({"pools": pools}))  # JSON is YAML
     return ("--deploy", str(file))
+
+
+@contextmanager
+def asked_by_client(home: Path, model: Path, *pools: dict[str, Any]) -> Iterator[openai.OpenAI]:
+    """The official client of a server of `model`, in float32 on the CPU, in one process or in these pools."""
+    with WholeServer(home, str(model), "--dtype", "float32", "--device", "cpu", *placed(home, *pools)) as server:
+        server.wait_ready()
+        with client_of(server) as client:
+            yield client
+
+
+def client_of(server: WholeServer, timeout: float = 60) -> openai.OpenAI:
+    """The official client, which tries nothing twice; `timeout` in seconds."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=timeout)

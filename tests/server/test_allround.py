@@ -18,8 +18,7 @@ from omnimuse import Omni
 from omnimuse.core.params import DiffusionParams
 from tests.checkpoints.bagel import ASKED, WISHES
 from tests.checkpoints.wishes import Wish
-from tests.server.pooled import ALLROUND, placed
-from tests.server.whole_server import WholeServer
+from tests.server.pooled import ALLROUND, asked_by_client
 
 pytestmark = pytest.mark.costly("all-round over HTTP")
 
@@ -35,12 +34,8 @@ def folder(tiny: Callable[[str], Path]) -> Path:
 def client(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[openai.OpenAI]:
-    home = tmp_path_factory.mktemp("serving")
-    flags = ("--dtype", "float32", "--device", "cpu", *placed(home, *request.param))
-    with WholeServer(home, str(folder), *flags) as server:
-        server.wait_ready()
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
-            yield made
+    with asked_by_client(tmp_path_factory.mktemp("serving"), folder, *request.param) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

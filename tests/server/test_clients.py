@@ -199,6 +199,30 @@ PATHS = {
 """Every path of work, and the models that have it."""
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "told"),
+    [
+        ("POST", "/images/generations", 404, "did you mean /v1/images/generations?"),
+        ("POST", "/v1/v1/chat/completions", 404, "did you mean /v1/chat/completions?"),
+        ("POST", "/v1/images/edits/", 404, "did you mean /v1/images/edits?"),
+        ("GET", "/v1/health", 404, "did you mean /health?"),
+        ("GET", "/v1/pictures", 404, "the paths are listed at /openapi.json"),
+        ("GET", "/v1/images/generations", 405, "it knows POST"),
+        ("DELETE", "/v1/images/edits", 405, "it knows POST"),
+        ("POST", "/v1/models", 405, "it knows GET"),
+    ],
+)
+def test_a_path_that_was_nearly_right_and_a_wrong_method_are_told_what_is(
+    server: Running, method: str, path: str, status: int, told: str
+) -> None:
+    answer = httpx2.request(method, f"{server.url}{path}")
+    assert answer.status_code == status and told in answer.json()["error"]["message"]
+
+
+def test_a_slash_behind_the_list_of_models_changes_nothing(server: Running) -> None:
+    assert httpx2.get(f"{server.url}/v1/models/").json() == httpx2.get(f"{server.url}/v1/models").json()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_path_is_there_if_the_model_does_what_it_is_for_and_else_says_what_the_model_does(
     tmp_path: Path, model: str

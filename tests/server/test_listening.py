@@ -41,6 +41,12 @@ def test_a_socket_that_is_somebodys_and_a_file_are_left_alone(tmp_path: Path) ->
         assert path.exists() and file.read_text() == "mine"
 
 
+def test_an_address_that_is_not_of_this_machine_is_called_that() -> None:
+    for host in ("192.0.2.1", "no.such.host.invalid"):
+        with pytest.raises(ConfigError, match="name an address of this machine with --host"), listen((host, 0)):
+            pass
+
+
 def test_an_address_is_a_host_and_a_port_or_a_path() -> None:
     for text in ("127.0.0.1:9100", "[::1]:0", "unix:/run/art.sock"):
         assert told(read_address("--metrics-address", text)) == text

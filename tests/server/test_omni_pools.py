@@ -17,7 +17,7 @@ import pytest
 
 from tests.checkpoints import bagel, qwen3_omni
 from tests.processes import alive, children, kill
-from tests.server.pooled import ALLROUND, ALOUD, placed
+from tests.server.pooled import ALLROUND, ALOUD, client_of, placed
 from tests.server.whole_server import WholeServer
 
 pytestmark = [pytest.mark.costly("omni models in pools over HTTP"), pytest.mark.timeout(400)]
@@ -64,7 +64,7 @@ def server(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Who
 
 @pytest.fixture
 def client(server: WholeServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as made:
+    with client_of(server, timeout=120) as made:
         yield made
 
 

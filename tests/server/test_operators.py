@@ -119,6 +119,8 @@ def test_a_server_that_sleeps_lets_requests_wait_and_draws_the_same_when_it_wake
     assert answers[0].status == 200 and answers[0].json["data"] == before.json["data"]
     for wrong in ("/sleep?level=2", "/sleep?mode=abort", "/wake_up?tags=kv_cache", "/sleep?deep=1"):
         assert ask(admin, wrong, {})[0].status == 400
+        path, _, said = wrong.partition("?")
+        assert ask(admin, path, dict([said.split("=")]))[0].status == 400, "in a body nothing is passed over, either"
     assert server.ask("/readyz").status == 200
 
 

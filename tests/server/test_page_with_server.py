@@ -122,6 +122,23 @@ def test_prompts_wait_for_their_turn_over_a_reload_and_can_be_taken_out(page: An
 
 
 @browser_only
+def test_on_a_phone_what_waits_does_not_push_the_picture_away(page: Any, server: Running) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    server.workers.pace = 1.0
+    draw(page, "first")
+    top = page.locator("#stage").evaluate("node => node.offsetTop")
+    for prompt in ("second", "third", "fourth"):
+        page.get_by_label("Prompt", exact=True).fill(prompt)
+        page.get_by_role("button", name="Draw next").click()
+    expect(page.locator("#waiting li")).to_have_count(3)
+    assert page.locator("#stage").evaluate("node => node.offsetTop") == top
+    box = page.locator("#stage .frame").bounding_box()
+    assert box["y"] >= 0 and round(box["y"] + box["height"]) <= 844
+    server.workers.pace = 0.0
+    thumbs(page, 4)
+
+
+@browser_only
 def test_the_queue_goes_on_after_a_refusal_and_after_a_cancelled_one(page: Any, server: Running) -> None:
     server.workers.pace = 1.0
     draw(page, "first")
@@ -250,6 +267,7 @@ def test_a_png_on_the_field_is_started_from_and_one_without_settings_anywhere(pa
 
 @browser_only
 def test_the_page_tells_what_was_measured_of_pictures_that_are_drawn_together(page: Any, server: Running) -> None:
+    expect(page.locator("#ready")).to_have_attribute("title", re.compile("Nothing was drawn together yet"))
     server.workers.company = [Shared("transformer", 64, 2, 0.75)]
     page.reload()
     told = "2 at once, of 64 tokens each: 0.75 of the time of one after the other"

@@ -120,6 +120,7 @@ def test_voices_and_languages_are_told(server: WholeServer) -> None:
             "response_format=mp3 is made whole; a stream is pcm or wav",
         ),
         ({"response_format": "aac"}, "aac"),
+        ({"response_format": "mp3"}, "response_format: MP3 cannot hold 1 channels of 2400 samples a second (MPEG"),
         ({"ref_audio": "data:audio/wav;base64,AA=="}, "this model starts from no sound"),
         ({"ref_text": "a star"}, "the voice alone is taken"),
         ({"input": " "}, "empty"),

@@ -23,6 +23,7 @@ from tests.server.asgi import call, scope
 from tests.server.browser import browser_only, browsing, opened
 from tests.server.fake_workers import WORDS, FakeWorkers
 from tests.server.picture_server import picture_server, service_in, writer
+from tests.server.pooled import client_of
 from tests.server.whole_server import WholeServer
 
 SAID = [{"role": "system", "content": "be short"}, {"role": "user", "content": "a green star"}]
@@ -43,7 +44,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 
 @pytest.fixture(scope="module")
 def client(server: WholeServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
+    with client_of(server) as made:
         yield made
 
 

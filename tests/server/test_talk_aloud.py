@@ -18,8 +18,7 @@ from omnimuse.media.picture import picture_of
 from omnimuse.media.recording import open_sound
 from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo
-from tests.server.pooled import ALOUD, placed
-from tests.server.whole_server import WholeServer
+from tests.server.pooled import ALOUD, asked_by_client
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
 TEXT = {"type": "text", "text": "what is this"}
@@ -41,12 +40,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def client(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[openai.OpenAI]:
-    home = tmp_path_factory.mktemp("talking")
-    place = ("--dtype", "float32", "--device", "cpu", *placed(home, *request.param))
-    with WholeServer(home, str(folder), *place) as server:
-        server.wait_ready()
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
-            yield made
+    with asked_by_client(tmp_path_factory.mktemp("talking"), folder, *request.param) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from PIL import Image
 from omnimuse import Omni
 from tests.checkpoints import talk_and_draw
 from tests.server.browser import browser_only, browsing, opened
+from tests.server.pooled import asked_by_client
 from tests.server.whole_server import WholeServer
 
 pytestmark = pytest.mark.costly("pictures in a talk over HTTP")
 
 SAID: Any = [{"role": "user", "content": "draw"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
-PLACE = ("--dtype", "float32", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    with WholeServer(tmp_path_factory.mktemp("talking"), str(folder), *PLACE) as server:
-        server.wait_ready()
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as made:
-            yield made
+    with asked_by_client(tmp_path_factory.mktemp("talking"), folder) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from omnimuse.ar.kv import Reading
+from omnimuse.components.patches import unpatchify
 from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.request import Request
 from omnimuse.diffusion.noise import draw
 from omnimuse.models.bagel.reading import Compose, End, Look, Piece, ReadTalk, ReadThought, choices, marks, words
 from omnimuse.models.bagel.spec import BLIND, PATCH, SPEC
-from omnimuse.models.bagel.transformer import Placed, of_patches
+from omnimuse.models.bagel.transformer import Placed
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.derive import Derive
@@ -108,7 +109,7 @@ def noise(ctx: Context, state: State) -> tuple[Tensor | None]:
         return (None,)
     shape = channels_of(ctx.configs), *cells(ctx.configs, state.request)
     patches = draw((prod(shape[1:]) // PATCH**2, shape[0] * PATCH**2), state.generator, torch.float32, ctx.device)
-    return (of_patches(patches, shape),)
+    return (unpatchify(patches, shape, PATCH, last=True),)
 
 
 def conditions(ctx: Context, state: State, network: str, branch: str) -> Placed:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from omnimuse.components.patches import patchify
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.messages import Message
@@ -91,8 +92,9 @@ class Look(Stage):
         pixels = pixels_in(_sized(shown, how["vit_transform"])).to(ctx.device)
         p = int(how["vit_transform"]["image_stride"])
         rows, columns = (length // p for length in pixels.shape[1:])
-        patches = pixels.view(3, rows, p, columns, p).permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
-        return vision(patches, rows, columns), encode(ctx, "vae", pixels_in(shown)) if draws else None
+        return vision(patchify(pixels, p, last=True), rows, columns), encode(
+            ctx, "vae", pixels_in(shown)
+        ) if draws else None
 
 
 def _sized(image: Image.Image, how: Mapping[str, Any]) -> Image.Image:

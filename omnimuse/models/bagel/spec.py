@@ -22,9 +22,7 @@ MAX_PIXELS = 14 * 14 * 9 * 1024
 MADE = (("image",), ("text",), ("text", "image"))
 JUST_ABOVE = 1e-6
 """Steps at the bound itself are not guided."""
-REFUSES = {
-    "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
-}
+REFUSES = {"max_sequence_length": "the whole prompt is read; max_tokens bounds what is written"}
 
 
 @dataclass(frozen=True)

@@ -22,46 +22,34 @@ from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.decoder import DenseDecoder, JoinedMLP
-from omnimuse.components.qwen3_facts import IRRELEVANT, rope_theta
+from omnimuse.components.patches import patchify, unpatchify
+from omnimuse.components.qwen3_facts import IRRELEVANT, Qwen3Config, rope_theta
+from omnimuse.components.seeing import here
 from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.stack import Block, Memory
 from omnimuse.loader.facts import read_facts
 from omnimuse.models.bagel.spec import PATCH
-from omnimuse.models.bagel.vision import here
 
 WHERE = "llm_config.json"
 IGNORED = IRRELEVANT | {"model_type", "architectures", "rope_scaling", "use_sliding_window", "layer_module", "qk_norm"}
 
 
 @dataclass(frozen=True)
-class BagelConfig:
+class BagelConfig(Qwen3Config):
     """The facts in the checkpoint's llm_config.json, and what the autoencoder's latents are to it."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    rms_norm_eps: float
-    rope_theta: float
     side: int = 64
     channels: int = 16
 
-    @property
-    def head_dim(self) -> int:
-        """The width of a head."""
-        return self.hidden_size // self.num_attention_heads
-
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> BagelConfig:
+    def from_dict(cls, config: Mapping[str, Any], where: str = WHERE) -> BagelConfig:
         """Read the contents of all files; raises ModelError for a variant that this file does not compute."""
         told, drawn = config["llm_config"], config.get("vae_config") or {}
         more = {"side": config.get("max_latent_size"), "channels": drawn.get("z_channels")}
-        facts = {**told, "rope_theta": rope_theta(told, WHERE), **more}
-        return read_facts(cls, facts, WHERE, {"hidden_act": ("silu",)}, IGNORED)
+        more |= {"head_dim": told["hidden_size"] // told["num_attention_heads"], "rope_theta": rope_theta(told, where)}
+        return read_facts(cls, {**told, **more}, where, {"hidden_act": ("silu",)}, IGNORED)
 
 
 @dataclass(frozen=True)
@@ -192,7 +180,7 @@ class Bagel(DenseDecoder):
         if row.latents is not None:
             assert row.time is not None
             rows, columns = (length // PATCH for length in row.latents.shape[1:])
-            cells = self.enter_drawn(in_patches(row.latents).to(parts[0].dtype))
+            cells = self.enter_drawn(patchify(row.latents, PATCH, last=True).to(parts[0].dtype))
             parts.append(cells + self.time_embedder(row.time.view(1)) + here(self.places, rows, columns))
         return torch.cat(parts)
 
@@ -202,7 +190,8 @@ class Bagel(DenseDecoder):
             return self.head(self.norm(hidden[-1]))
         if row.keep or row.latents is None:
             return hidden[:0]
-        return of_patches(self.say_drawn(self.drawn_norm(hidden[row.read :])), row.latents.shape)
+        drawn = self.say_drawn(self.drawn_norm(hidden[row.read :]))
+        return unpatchify(drawn, row.latents.shape, PATCH, last=True)
 
 
 class MixedLayer(Block[Mixed]):
@@ -251,15 +240,3 @@ class Weights(nn.Module):
         """The hidden states after what their attention has `seen`."""
         x = x + self.o_proj(seen)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-
-def in_patches(latents: Tensor) -> Tensor:
-    """[c, h, w] -> [S, p * p * c]; the order within a patch is row, column, channel."""
-    c, h, w = latents.shape
-    return latents.reshape(c, h // PATCH, PATCH, w // PATCH, PATCH).permute(1, 3, 2, 4, 0).reshape(-1, PATCH**2 * c)
-
-
-def of_patches(patches: Tensor, shape: Sequence[int]) -> Tensor:
-    """The reverse of `in_patches`, for latents of that shape."""
-    c, h, w = shape
-    return patches.view(h // PATCH, w // PATCH, PATCH, PATCH, c).permute(4, 0, 2, 1, 3).reshape(c, h, w)

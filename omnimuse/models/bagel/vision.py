@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.components.autoencoder_kl import AutoencoderConfig, AutoencoderKL, CellAttention
-from omnimuse.components.seeing import SeeingBlock
+from omnimuse.components.seeing import SeeingBlock, here
 from omnimuse.loader.facts import read_facts
 
 IGNORED = ("model_type", "architectures", "torch_dtype", "transformers_version", "attention_dropout", "image_size")
@@ -43,16 +43,9 @@ class BagelVision(nn.Module):
         width, self.side = config.hidden_size, side
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, width)
         self.position_embedding = nn.Parameter(torch.empty(side**2, width))
-        self.blocks = nn.ModuleList(
-            SeeingBlock(
-                width,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.layer_norm_eps,
-                approximate="tanh",
-            )
-            for _ in range(config.num_hidden_layers - 1)
-        )
+        sizes = width, config.num_attention_heads, config.intermediate_size, config.layer_norm_eps
+        layers = range(config.num_hidden_layers - 1)
+        self.blocks = nn.ModuleList(SeeingBlock(*sizes, approximate="tanh") for _ in layers)
         self.post_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
         self.connector = nn.Sequential(nn.Linear(width, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.places = nn.Parameter(torch.empty(side**2, dim))
@@ -70,12 +63,6 @@ class BagelVision(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return self.connector(self.post_layernorm(hidden)) + here(self.places, rows, columns)
-
-
-def here(table: Tensor, rows: int, columns: int) -> Tensor:
-    """What a square table of places, [side * side, D], has for those of a picture of so many patches, [S, D]."""
-    side = round(len(table) ** 0.5)
-    return table.view(side, side, -1)[:rows, :columns].flatten(0, 1)
 
 
 class BagelAutoencoder(AutoencoderKL):

@@ -33,10 +33,8 @@ VISION: tuple[Rename | Fuse | Drop, ...] = (
     Rename(r"\.layer_norm([12])\.", r".norm\1."),
     Rename(r"\.self_attn\.out_proj\.", ".proj."),
     Rename(r"\.self_attn\.", "."),
-    Rename(r"\.mlp\.fc1\.", ".mlp.0."),
-    Rename(r"\.mlp\.fc2\.", ".mlp.2."),
-    Rename(r"^connector\.fc1\.", "connector.0."),
-    Rename(r"^connector\.fc2\.", "connector.2."),
+    Rename(r"\b(mlp|connector)\.fc1\.", r"\1.0."),
+    Rename(r"\b(mlp|connector)\.fc2\.", r"\1.2."),
     *joined("*_proj", "qkv", "qkv"),
 )
 

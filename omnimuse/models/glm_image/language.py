@@ -1,34 +1,33 @@
 """GLM-Image's language model: it reads a prompt and pictures, and writes what is in a picture, one token for a patch.
 
-The arithmetic is that of transformers' `GlmImageForConditionalGeneration`; the frame is `components/decoder.py`.
-Pictures are tokens among others: a vision tower and a codebook make them (`vision.py`). A token has a place on three
-axes, of which each turns some pairs of a head; the rest of a head does not turn.
-
-Letters: S tokens of a row, D width, H head dim, P pairs that turn.
+The arithmetic is that of transformers' `GlmImageForConditionalGeneration`, of its `GlmImageVisionModel` and of the
+encoding half of its `GlmImageVQVAE`; the frame is `components/picture_codes.py`. A token has a place on three axes, of
+which each turns some pairs of a head; the rest of a head does not turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from omnimuse.ar.kv import Reading
 from omnimuse.ar.remembering import Conditions
 from omnimuse.components.decoder import DecoderLayer, JoinedMLP
-from omnimuse.components.picture_codes import Codebook, StretchedTower
+from omnimuse.components.picture_codes import Codebook, CodebookConfig, PictureWriter, StretchedTower, TowerConfig
 from omnimuse.components.qwen3_facts import IRRELEVANT, ROPE, Qwen3Config, rotation
-from omnimuse.components.sights import PlacedDecoder, in_turn
+from omnimuse.components.sights import in_turn
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.loader.facts import read_facts
-from omnimuse.models.glm_image.vision import codebook_of, tower_of
 
 WHERE = "vision_language_encoder/config.json"
 FIXED = {"model_type": ("glm_image_text",), "hidden_act": ("silu",), "layer_types": (None,), "attention_bias": (True,)}
+FIXED_VISION = {"model_type": ("glm_image_vision",), "hidden_act": ("gelu",), "spatial_merge_size": (1,)}
+FIXED_CODES = {"model_type": ("glm_image_vqmodel",), "in_channels": (3,)}
+IGNORED = ("initializer_range", "attention_dropout", "dtype", "torch_dtype", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -68,32 +67,19 @@ class LanguageConfig(Qwen3Config):
         return found
 
 
-class GlmImageWriter(PlacedDecoder):
-    """Tokens, their places and what came before them -> logits of the next token of a picture."""
-
-    def __init__(self, config: LanguageConfig, vision: StretchedTower, codebook: Codebook) -> None:
-        super().__init__(config, partial(GlmImageLayer, config), in_turn(config.sections))
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.head = nn.Linear(config.hidden_size, config.vision_vocab_size, bias=False)
-        self.vision = vision
-        self.codebook = codebook
+class GlmImageWriter(PictureWriter):
+    """A decoder of such layers; its eyes are described beside it in config.json."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> GlmImageWriter:
-        """The language model that a checkpoint's config.json describes."""
-        parts = {name: config.get(name) or {} for name in ("text_config", "vision_config", "vq_config")}
-        vision, codebook = tower_of(parts["vision_config"]), codebook_of(parts["vq_config"])
-        return cls(LanguageConfig.from_dict(parts["text_config"]), vision, codebook)
-
-    def see(self, patches: Tensor, rows: int, columns: int) -> Tensor:
-        """The tokens of a picture, int64 [rows * columns], from its patches, row by row, [rows * columns, *]."""
-        return self.codebook(self.vision(patches, rows, columns))
-
-    def enter(self, given: Tensor, cond: Conditions) -> Tensor:
-        return self.embed_tokens(given)
-
-    def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
-        return self.head(last)
+        text, vision, codes = (config.get(f"{name}_config") or {} for name in ("text", "vision", "vq"))
+        eyes = (
+            StretchedTower(read_facts(TowerConfig, vision, WHERE, FIXED_VISION, IGNORED)),
+            Codebook(read_facts(CodebookConfig, codes, WHERE, FIXED_CODES, IGNORED)),
+        )
+        found = LanguageConfig.from_dict(text)
+        make, axes = partial(GlmImageLayer, found), in_turn(found.sections)
+        return cls(found, make, axes, found.vision_vocab_size, eyes)
 
 
 class GlmImageLayer(DecoderLayer):

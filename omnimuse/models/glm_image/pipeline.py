@@ -21,14 +21,15 @@ from omnimuse.core.output import TextRead
 from omnimuse.core.request import Picture, Request
 from omnimuse.core.spec import Configs
 from omnimuse.diffusion.schedules import root_mu
-from omnimuse.models.glm_image.reading import Brief, Pieces, ReadBrief, ReadPictures, finer, seen_by_the_model
+from omnimuse.models.glm_image import reading
+from omnimuse.models.glm_image.reading import Pieces, codes, finer, seen_by_the_model
 from omnimuse.models.glm_image.spec import COARSE, PATCH, SPEC, GlmImageParams
 from omnimuse.models.glm_image.transformer import GlmImageInputs, GlmImageStatic, GlmImageTransformer, Size
-from omnimuse.models.glm_image.writing import WritePrior, codes
 from omnimuse.pipeline.decode import DecodeImage, preview_by_decoding
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.encode import ShowPictures, to_pixels
 from omnimuse.pipeline.latents import InitLatents, cells, latent_shape, packed_tokens
+from omnimuse.pipeline.picture_codes import Brief, ReadBrief, ReadPictures, WriteCodes
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -115,9 +116,9 @@ class GlmImage(Pipeline):
     spec = SPEC
     records = (Brief,)
     stages = (
-        ReadPictures(),
-        ReadBrief(),
-        WritePrior(),
+        ReadPictures(Pieces.told, seen_by_the_model),
+        ReadBrief(reading.given, reading.wanted_grids, reading.brief_text),
+        WriteCodes(reading.sampling, reading.most_codes, finer, reading.prior_given),
         *for_both_branches(EncodeGlyphs()),
         ShowPictures(prepare),
         InitLatents(latent_shape),

@@ -1,7 +1,6 @@
 """LTX-2 as a pipeline, from text or a first frame to video with sound: the declaration, and what is really its own.
 
-Source: the reference pipelines of diffusers (LTX2Pipeline, LTX2ImageToVideoPipeline). The latents of both, laid end to
-end, are denoised as one. Guidance is of what the latents would be without noise, of video and sound each by itself.
+Source: the reference pipelines of diffusers (LTX2Pipeline, LTX2ImageToVideoPipeline).
 
 Letters: c f h w channels, frames, height, width of the video's latents; a l m channels, length, bands of the sound's.
 """
@@ -11,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from omnimuse.core.errors import RequestError
@@ -23,14 +22,17 @@ from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.output import TextRead
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
-from omnimuse.models.ltx2.spec import ISOLATED, SPEC, LTX2Params, count_registers, sound_size, video_size
-from omnimuse.models.ltx2.start import encode_first, start_noise
+from omnimuse.media.video import recompressed
+from omnimuse.models.ltx2.spec import ISOLATED, SPAN, SPEC, LTX2Params
 from omnimuse.models.ltx2.transformer import LTX2Inputs, LTX2Static, LTX2Transformer
-from omnimuse.pipeline.denoise import Denoise
+from omnimuse.pipeline.clips import first_latents
 from omnimuse.pipeline.derive import Derive, EncodeGiven
-from omnimuse.pipeline.latents import clip_tokens
+from omnimuse.pipeline.encode import pixels_in
+from omnimuse.pipeline.latents import clip_cells, clip_tokens, frames_of
+from omnimuse.pipeline.parted import DenoiseParts, Leading, part_latents, start_parts
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Context, Step
+from omnimuse.pipeline.region import canvas
+from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText
 from omnimuse.pipeline.video import DecodeClip, preview_middle_alone
@@ -50,19 +52,19 @@ class ReadText(EncodeText):
 
     def encode(self, ctx: Context, text: str, limit: int) -> tuple[tuple[Tensor, Tensor], TextRead]:
         tokenizer, text = ctx.components[self.tokenizer], text.strip()
-        if limit % (registers := count_registers(ctx.configs)):
+        told: Mapping[str, Any] = ctx.configs["connectors"]  # a text and their registers fill a multiple of those
+        if limit % (registers := int(told.get("video_connector_num_learnable_registers") or 128)):
             near = limit // registers * registers or registers
             raise RequestError(
                 f"max_sequence_length={limit} is not a multiple of {registers}; use {near}", "max_sequence_length"
             )
         tokens = tokenizer(text, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
-        count = int(tokens.attention_mask.sum())
-        whole = tokenizer(text, return_tensors="pt", verbose=False).input_ids.shape[1] if count == limit else count
+        read = self.counted(tokenizer, text, limit, int(tokens.attention_mask.sum()))
         order = tokens.attention_mask[0].argsort(stable=True)  # pads first
         ids, mask = (each[:, order].to(ctx.device) for each in (tokens.input_ids, tokens.attention_mask))
         output = ctx.network(self.encoder)(ids, attention_mask=mask, output_hidden_states=True)
         states = torch.stack(output.hidden_states, dim=-1).flatten(2, 3)
-        return (states, mask), self.told(count, whole, limit)
+        return (states, mask), read
 
 
 def connected(read: ReadText) -> Derive:
@@ -79,56 +81,33 @@ def connected(read: ReadText) -> Derive:
     return Derive(make, name, reads, (f"{read.branch}_texts",), ("connectors",), same=read.key)
 
 
-def parted(configs: Configs, request: Request, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents of both -> [c, f, h, w] and [a, l, m], views."""
-    sizes = video_size(configs, request), sound_size(configs, request)
-    video, sound = latents.split([prod(size) for size in sizes])
-    return video.view(sizes[0]), sound.view(sizes[1])
+def part_sizes(configs: Configs, request: Request) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(c, f, h, w) of the video's latents, and (a, l, m) of the sound's, which is as long as the video plays."""
+    vae, video = cast(Mapping[str, Any], configs["audio_vae"]), cast(Mapping[str, Any], configs["transformer"])
+    second = vae.get("sample_rate", 16_000) / vae.get("mel_hop_length", 160) / SPAN
+    assert request.params.fps
+    length = max(1, round(frames_of(request) / request.params.fps * second))
+    sound = vae.get("latent_channels", 8), length, vae.get("mel_bins", 64) // SPAN
+    return (int(video.get("in_channels") or 128), *clip_cells(configs, request)), sound
 
 
-@dataclass(frozen=True)
-class DenoiseBoth(Denoise):
-    """The loop for latents of two parts, of which each has its own guidance."""
-
-    def combined(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> Tensor:
-        extra, latents, request = cast(LTX2Params, state.request.extra), state["latents"], state.request
-        clean = {branch: latents - each.float() * step.sigma for branch, each in predictions.items()}
-        parts = {branch: parted(ctx.configs, request, each) for branch, each in clean.items()}
-        scale = request.params.guidance_scale or 0.0
-        rules = (
-            (scale, extra.modality_scale, extra.guidance_rescale),
-            (
-                extra.audio_guidance_scale or scale,
-                extra.audio_modality_scale or extra.modality_scale,
-                extra.audio_guidance_rescale or extra.guidance_rescale,
-            ),
-        )
-        guided = [
-            guide({branch: part[index] for branch, part in parts.items()}, *rule) for index, rule in enumerate(rules)
-        ]
-        moved = (latents - torch.cat([each.flatten() for each in guided])) / step.sigma
-        if state["first"] is not None:
-            parted(ctx.configs, request, moved)[0][:, :1] = 0  # it stays as it was given
-        return moved
-
-    def peek(self, ctx: Context, state: State) -> Tensor | None:
-        estimate = state.working.get("estimate")
-        return None if estimate is None else self.preview(ctx, parted(ctx.configs, state.request, estimate)[0])
+def leading(request: Request) -> Sequence[Leading]:
+    """How the video is guided, and how its sound is: as the video, unless it has choices of its own."""
+    extra = cast(LTX2Params, request.extra)
+    video = (request.params.guidance_scale or 0.0, extra.modality_scale, extra.guidance_rescale)
+    sound = (extra.audio_guidance_scale, extra.audio_modality_scale, extra.audio_guidance_rescale)
+    both = video, tuple(own or other for own, other in zip(sound, video, strict=True))
+    return [({NEGATIVE: scale, ISOLATED: apart}, rescale) for scale, apart, rescale in both]
 
 
-def guide(clean: Mapping[str, Tensor], scale: float, modality_scale: float, rescale: float) -> Tensor:
-    """One estimate of clean latents from those of all branches: `rescale` of the way to the spread of the first."""
-    found = plain = clean[POSITIVE]
-    if NEGATIVE in clean:
-        found = found + (scale - 1) * (plain - clean[NEGATIVE])
-    if ISOLATED in clean:
-        found = found + (modality_scale - 1) * (plain - clean[ISOLATED])
-    return rescale * (found * (plain.std() / found.std())) + (1 - rescale) * found if rescale else found
-
-
-def part(ctx: Context, state: State) -> Sequence[Tensor]:
-    """Finished latents of both as [c, f, h, w] and [a, l, m]."""
-    return parted(ctx.configs, state.request, state["latents"])
+def encode_first(ctx: Context, request: Request) -> Tensor:
+    """The means of the scaled latents [c, 1, h, w] of the first frame: the picture as H.264 leaves it, in the size of
+    the video by a bilinear filter.
+    """
+    crf = cast(LTX2Params, request.extra).image_crf
+    picture = canvas(request.images[0], None)
+    picture = recompressed(picture, crf) if crf else picture
+    return first_latents(ctx, pixels_in(picture.resize(request.size, Image.Resampling.BILINEAR)))
 
 
 def decode_bands(ctx: Context, state: State) -> Sequence[Tensor | None]:
@@ -154,8 +133,8 @@ def conditions(ctx: Context, state: State, network: str, branch: str) -> LTX2Sta
     transformer, request = ctx.network(network), state.request
     assert isinstance(transformer, LTX2Transformer) and request.params.fps
     source = POSITIVE if branch == ISOLATED else branch
-    sizes = video_size(ctx.configs, request), sound_size(ctx.configs, request)
-    static = transformer.prepare(state[f"{source}_texts"], *sizes, request.params.fps, together=branch != ISOLATED)
+    texts, sizes = state[f"{source}_texts"], part_sizes(ctx.configs, request)
+    static = transformer.prepare(texts, *sizes, request.params.fps, together=branch != ISOLATED)
     return static if state["first"] is None else static.begun()
 
 
@@ -175,8 +154,8 @@ class LTX2(Pipeline):
         *READ,
         *(connected(read) for read in READ),
         EncodeGiven("first", encode_first, "encode first frame"),
-        Derive(start_noise, "init latents", ("first",), ("noise",)),
-        DenoiseBoth(
+        start_parts(part_sizes),
+        DenoiseParts(
             conditions=conditions,
             inputs=inputs,
             token_count=clip_tokens,  # sound does not move the shift
@@ -184,8 +163,10 @@ class LTX2(Pipeline):
             spacing="linear64",
             texts=("texts",),
             given=("first",),
+            sizes=part_sizes,
+            leading=leading,
         ),
-        Derive(part, "part", ("latents",), ("video_latents", "sound_latents")),
+        part_latents(part_sizes, "video_latents", "sound_latents"),
         DecodeClip(latents="video_latents", tile=512, stride=448, least=LEAST),
         Derive(decode_bands, "decode bands", ("sound_latents",), ("bands",), uses=("audio_vae",)),
         Derive(sound, "sound", ("bands", "sound_latents"), ("sound",), uses=("vocoder",)),

@@ -17,7 +17,6 @@ from omnimuse.components.entries import MAX_SIDE, ONE, SCHEDULER, own_transforme
 from omnimuse.core.autoencoder import factors
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
-from omnimuse.core.request import Request
 from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec, Variant
 
 MAX_SEQUENCE_LENGTH = 1024
@@ -50,28 +49,6 @@ def besides(extra: FamilyParams) -> tuple[str, ...]:
     """The branch without each other, where anything is led away from it."""
     assert isinstance(extra, LTX2Params)
     return (ISOLATED,) if max(extra.modality_scale, extra.audio_modality_scale) > 1 else ()
-
-
-def video_size(configs: Configs, request: Request) -> tuple[int, ...]:
-    """(c, f, h, w) of the video's latents."""
-    params, (span, side) = request.params, factors(configs["vae"])
-    assert params.num_frames and params.height and params.width
-    channels = int(cast(Mapping[str, Any], configs["transformer"]).get("in_channels") or 128)
-    return channels, (params.num_frames - 1) // span + 1, params.height // side, params.width // side
-
-
-def sound_size(configs: Configs, request: Request) -> tuple[int, ...]:
-    """(a, l, m) of the sound's latents: as long as the video plays."""
-    vae, params = cast(Mapping[str, Any], configs["audio_vae"]), request.params
-    assert params.num_frames and params.fps
-    second = vae.get("sample_rate", 16_000) / vae.get("mel_hop_length", 160) / SPAN
-    length = max(1, round(params.num_frames / params.fps * second))
-    return vae.get("latent_channels", 8), length, vae.get("mel_bins", 64) // SPAN
-
-
-def count_registers(configs: Configs) -> int:
-    """How many tokens the connectors learned; a text and they fill a multiple of so many."""
-    return int(cast(Mapping[str, Any], configs["connectors"]).get("video_connector_num_learnable_registers") or 128)
 
 
 def limits(configs: Configs) -> Limits:

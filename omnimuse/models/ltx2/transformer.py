@@ -12,22 +12,22 @@ latent channels, frames, height, width; a l m channels, length and bands of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import pi, prod
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
-from omnimuse.components.two_widths import join, layout_of, split
+from omnimuse.components.spans import Runs
+from omnimuse.components.two_widths import BothParts
 from omnimuse.components.wide_attention import PLAN, TurningAttention, WideAttention
 from omnimuse.core.errors import ModelError
-from omnimuse.core.plans import Columns, Cut, Cutting, Rows
-from omnimuse.layers.embedding import TimestepEmbedding
+from omnimuse.core.plans import Columns, Cutting, Rows
+from omnimuse.layers.embedding import TimestepVectors
 from omnimuse.layers.network import Network
-from omnimuse.layers.rotary import rotations
+from omnimuse.layers.rotary import middles, shared_rotary
 from omnimuse.layers.stack import Block, BlockStack, Memory
 from omnimuse.loader.facts import read_facts
 
@@ -118,8 +118,7 @@ class PartStatic:
     size: tuple[int, ...]  # (c, f, h, w) or (a, l, m)
     spans: tuple[int, ...]  # tokens that share a time: all, or those of a first frame that is given, and the others
     text: Tensor  # [L, D]
-    rope: Tensor  # [S, 2, D/2, 2], float32
-    meeting_rope: Tensor  # [S, 2, C/2, 2], float32, for the attention of one part to the other
+    ropes: tuple[Tensor, Tensor]  # [S, 2, */2, 2], float32, for attention within the part, and to the other
     still: bool = False  # the first span is given
 
     def times(self, t: Tensor) -> Tensor:
@@ -138,13 +137,13 @@ class LTX2Static:
     def begun(self) -> LTX2Static:
         """The same for a video whose first frame is given: its tokens have no time."""
         first = prod(self.video.size[2:])
-        spans = tuple(length for length in (first, len(self.video.rope) - first) if length)
+        spans = tuple(length for length in (first, len(self.video.ropes[0]) - first) if length)
         return replace(self, video=replace(self.video, spans=spans, still=True))
 
     @property
     def text_tokens(self) -> int:
         """How many tokens there are beside those of the video."""
-        return len(self.sound.rope)
+        return len(self.sound.ropes[0])
 
 
 @dataclass(frozen=True)
@@ -160,69 +159,29 @@ class LTX2Inputs:
 class PartCond:
     """What blocks need of one of video and sound."""
 
-    layout: Layout
+    runs: Runs  # tokens that share a time, for every row
     text_layout: Layout
     text: Tensor  # packed by text_layout
-    rope: Tensor  # packed
-    meeting_rope: Tensor  # packed
-    spans: tuple[tuple[int, ...], ...]  # tokens that share a time, for every row
+    ropes: tuple[Tensor, Tensor]  # packed
     time: Tensor  # [P, 6 D]
     meeting: Tensor  # [R, 4 D]
     gate: Tensor  # [R, D]
-    even: bool = field(init=False)  # whether every row is one span; stored, as compiled code cannot ask every row
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "even", all(len(row) == 1 for row in self.spans))
-
-    def expand(self, per_span: Tensor) -> Tensor:
-        """One vector per span, [P, D] -> what broadcasts against the packed tokens."""
-        if self.even:
-            return self.layout.expand(per_span)
-        lengths = [length for row in self.spans for length in row]
-        spans = [each.expand(length, -1) for each, length in zip(per_span.split(1), lengths, strict=True)]
-        return torch.cat(spans).unflatten(0, (len(self.spans) if self.layout.dense else 1, -1))
-
-    def select(self, rows: Sequence[int]) -> PartCond:
-        times = self.time.split([len(row) for row in self.spans])
-        time = torch.cat([times[row] for row in rows])
-        meeting, gate = (torch.stack([x[row] for row in rows]) for x in (self.meeting, self.gate))
-        rope, meeting_rope = (self.layout.take(table, rows) for table in (self.rope, self.meeting_rope))
-        layout, texts = self.layout.select(rows), self.text_layout.select(rows)
-        text = self.text_layout.take(self.text, rows)
-        spans = tuple(self.spans[row] for row in rows)
-        return PartCond(layout, texts, text, rope, meeting_rope, spans, time, meeting, gate)
-
-
-@dataclass(frozen=True)
-class LTX2Cond:
-    """What every block receives beside the hidden states."""
-
-    layout: Layout  # of both, in lines as wide as a token of the video
-    video: PartCond
-    sound: PartCond
     together: Tensor  # [R, 1]
 
     @property
+    def layout(self) -> Layout:
+        return self.runs.layout
+
+    @property
     def dense(self) -> bool:
-        """Whether the videos are equally long, the sounds and the texts, too."""
-        parts = (self.video, self.sound)
-        return all(part.layout.dense and part.text_layout.dense for part in parts)
+        return self.layout.dense and self.text_layout.dense
 
-    def select(self, rows: Sequence[int]) -> LTX2Cond:
-        together = torch.stack([self.together[row] for row in rows])
-        return LTX2Cond(self.layout.select(rows), self.video.select(rows), self.sound.select(rows), together)
-
-    def join(self, video: Tensor, sound: Tensor) -> Tensor:
-        """Tokens of both, packed by their layouts -> lines [B, *, D], packed by `layout`."""
-        return join(self.layout, self.video.layout, self.sound.layout, video, sound)
-
-    def cut(self, part: Cut) -> LTX2Cond | None:
-        """None: tokens of sound stand in lines of several, which no part of the tokens can be cut from."""
-        return None
-
-    def split(self, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """The reverse of `join`; tokens of the sound are `width` wide."""
-        return split(self.layout, self.video.layout, self.sound.layout, hidden, width)
+    def select(self, rows: Sequence[int]) -> PartCond:
+        text = self.text_layout.take(self.text, rows)
+        ropes = self.layout.take(self.ropes[0], rows), self.layout.take(self.ropes[1], rows)
+        vectors = (torch.stack([x[row] for row in rows]) for x in (self.meeting, self.gate, self.together))
+        runs, texts = self.runs.select(rows), self.text_layout.select(rows)
+        return PartCond(runs, texts, text, ropes, self.runs.take(self.time, rows), *vectors)
 
 
 class LTX2Transformer(Network):
@@ -257,7 +216,11 @@ class LTX2Transformer(Network):
         latents, and whether the two know of each other -> what all steps share.
         """
         weight, config = self.video.proj_in.weight, self.config
-        places, moments = video_places(video[1:], fps, weight.device), self._moments(sound[1], weight.device)
+        rate, device = config.audio_sampling_rate / config.audio_hop_length, weight.device
+        when = middles(video[1], SPAN, LONGEST, device, fps)
+        where = (middles(length, SIDE, WIDEST, device) for length in video[2:])
+        places = torch.cartesian_prod(when, *where)  # [f h w, 3]
+        moments = middles(sound[1], SOUND_SPAN, LONGEST, device, rate)[:, None]
         seen = self.video.prepare(texts[0], video, places, places[:, :1], config.sound_dim)
         heard = self.sound.prepare(texts[1], sound, moments, moments, config.sound_dim)
         return LTX2Static(seen, heard, weight.new_full((1,), float(together)))
@@ -269,9 +232,10 @@ class LTX2Transformer(Network):
         seeing, hearing = [row.static.video for row in rows], [row.static.sound for row in rows]
         now = torch.stack([row.t for row in rows])  # [R]
         times = torch.cat([part.times(row.t) for part, row in zip(seeing, rows, strict=True)])  # [P]
-        video, sound = self.video.condition(seeing, times, now), self.sound.condition(hearing, now, now)
-        layout = layout_of(video.layout, sound.layout, self.config.dim // self.config.sound_dim)
-        cond = LTX2Cond(layout, video, sound, torch.stack([row.static.together for row in rows]))
+        together = torch.stack([row.static.together for row in rows])  # [R, 1]
+        video = self.video.condition(seeing, times, now, together)
+        sound = self.sound.condition(hearing, now, now, together)
+        cond = BothParts.of(video, sound, self.config.dim // self.config.sound_dim)
         hidden = cond.join(video.layout.pack(videos), sound.layout.pack(sounds))
         hidden = self.blocks(hidden, cond, memories)
         last = cond.split(hidden, self.config.sound_dim)
@@ -286,35 +250,6 @@ class LTX2Transformer(Network):
         video, sound = row.latents.to(self.video.proj_in.weight).split([prod(size) for size in sizes])
         return video.view(sizes[0][0], -1).T, sound.view(sizes[1]).transpose(0, 1).flatten(1)
 
-    def _moments(self, length: int, device: torch.device) -> Tensor:
-        """The middles of the sound's latents, as parts of the longest: [l, 1]."""
-        hop, rate = self.config.audio_hop_length, self.config.audio_sampling_rate
-        starts = torch.arange(length, dtype=torch.float32, device=device)
-        ends = ((starts + step) * SOUND_SPAN + 1 - SOUND_SPAN for step in (0, 1))
-        start, end = (each.clip(min=0) * hop / rate for each in ends)
-        return ((start + end) / 2.0 / LONGEST)[:, None]
-
-
-def video_places(size: Sequence[int], fps: float, device: torch.device) -> Tensor:
-    """The middles of a video's latents, (f, h, w) of them, in seconds and pixels as parts of the most: [f h w, 3]."""
-    axes = list[Tensor]()
-    for length, step, most in zip(size, (SPAN, SIDE, SIDE), (LONGEST, WIDEST, WIDEST), strict=True):
-        starts = torch.arange(length, dtype=torch.float32, device=device)
-        start, end = starts * step, (starts + 1) * step
-        if not axes:  # the first latent frame stands for one frame
-            start, end = ((each + 1 - step).clamp(min=0) / fps for each in (start, end))
-        axes.append((start + end) / 2.0 / most)
-    return torch.cartesian_prod(*axes)
-
-
-def rotary(places: Tensor, dim: int) -> Tensor:
-    """The rotations [S, 2, dim/2, 2] of all heads together, at places [S, A] in parts of the most."""
-    axes = places.shape[1]
-    powers = torch.linspace(0.0, 1.0, dim // (2 * axes), dtype=torch.float64, device=places.device)
-    frequencies = (THETA**powers * pi / 2.0).float()
-    angles = ((places[:, :, None] * 2 - 1) * frequencies).transpose(1, 2).flatten(1)  # [S, axes * frequencies]
-    return rotations(F.pad(angles, (dim // 2 - angles.shape[1], 0)))  # what is too much does not turn
-
 
 class LTX2Part(nn.Module):
     """What stands around the blocks for one of video and sound: its texts, its times, its way in and out."""
@@ -324,7 +259,7 @@ class LTX2Part(nn.Module):
         self.dim = dim
         self.proj_in = nn.Linear(channels, dim)
         self.caption = nn.Sequential(nn.Linear(text_width, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
-        self.clock, self.meeting_clock, self.gate_clock = LTX2Clock(dim, 6), LTX2Clock(dim, 4), LTX2Clock(dim, 1)
+        self.clock, self.meeting_clock, self.gate_clock = (TimestepVectors(dim, count) for count in (6, 4, 1))
         self.norm = nn.LayerNorm(dim, EPS, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.zeros(2, dim))
         self.proj_out = nn.Linear(dim, channels)
@@ -334,37 +269,25 @@ class LTX2Part(nn.Module):
     ) -> PartStatic:
         """What all steps share, of tokens at these places."""
         read = self.caption(text.to(self.proj_in.weight))
-        ropes = rotary(places, self.dim), rotary(meeting_places, meeting_dim)
-        return PartStatic(tuple(size), (len(ropes[0]),), read, *ropes)
+        ropes = shared_rotary(places, self.dim, THETA), shared_rotary(meeting_places, meeting_dim, THETA)
+        return PartStatic(tuple(size), (len(ropes[0]),), read, ropes)
 
-    def condition(self, parts: Sequence[PartStatic], times: Tensor, now: Tensor) -> PartCond:
+    def condition(self, parts: Sequence[PartStatic], times: Tensor, now: Tensor, together: Tensor) -> PartCond:
         """What the blocks need at times [P] of the spans, and [R] of the rows, by which the parts meet."""
-        layout, texts = Layout(tuple(len(p.rope) for p in parts)), Layout(tuple(len(p.text) for p in parts))
+        layout, texts = Layout(tuple(len(p.ropes[0]) for p in parts)), Layout(tuple(len(p.text) for p in parts))
         text = texts.pack([part.text for part in parts])
-        ropes = layout.pack([part.rope for part in parts]), layout.pack([part.meeting_rope for part in parts])
+        ropes = layout.pack([part.ropes[0] for part in parts]), layout.pack([part.ropes[1] for part in parts])
         mods = self.clock(times), self.meeting_clock(now), self.gate_clock(now)
-        return PartCond(layout, texts, text, *ropes, tuple(part.spans for part in parts), *mods)
+        return PartCond(Runs(layout, tuple(part.spans for part in parts)), texts, text, ropes, *mods, together)
 
     def leave(self, x: Tensor, cond: PartCond, times: Tensor) -> list[Tensor]:
         """Packed tokens -> their numbers, [S, channels] each."""
-        shift, scale = (self.scale_shift_table + self.clock.embedder(times)[:, None]).unbind(1)  # [P, D] each
-        return cond.layout.unpack(self.proj_out(self.norm(x) * (1 + cond.expand(scale)) + cond.expand(shift)))
+        mods = (self.scale_shift_table + self.clock.embedder(times)[:, None]).unbind(1)  # [P, D] each
+        shift, scale = map(cond.runs.expand, mods)
+        return cond.layout.unpack(self.proj_out(self.norm(x) * (1 + scale) + shift))
 
 
-class LTX2Clock(nn.Module):
-    """Times [P] or [R] -> `count` vectors for each, [*, count * D]."""
-
-    def __init__(self, dim: int, count: int) -> None:
-        super().__init__()
-        self.embedder = TimestepEmbedding(dim, dim)
-        self.activation = nn.SiLU()
-        self.linear = nn.Linear(dim, count * dim)
-
-    def forward(self, times: Tensor) -> Tensor:
-        return self.linear(self.activation(self.embedder(times)))
-
-
-class LTX2Block(Block[LTX2Cond]):
+class LTX2Block(Block[BothParts[PartCond]]):
     """Each part attends to itself and to its text, then each to the other, then an MLP each."""
 
     def __init__(self, config: LTX2Config) -> None:
@@ -375,21 +298,21 @@ class LTX2Block(Block[LTX2Cond]):
         self.to_video = TurningAttention(wide, narrow, narrow, heads, "sound to video", EPS, split)
         self.to_sound = TurningAttention(narrow, wide, narrow, heads, "video to sound", EPS, split)
 
-    def forward(self, hidden: Tensor, cond: LTX2Cond) -> Tensor:
+    def forward(self, hidden: Tensor, cond: BothParts[PartCond]) -> Tensor:
         video, sound = cond.split(hidden, self.sound.dim)
-        video, sound = self.video.attend(video, cond.video), self.sound.attend(sound, cond.sound)
-        asking, telling, gate = self.video.meet(video, cond.video, cond.together)
-        told, asked, sound_gate = self.sound.meet(sound, cond.sound, cond.together)
-        v, s = cond.video, cond.sound
-        ropes = v.meeting_rope, s.meeting_rope
+        v, s = cond.wide, cond.narrow
+        video, sound = self.video.attend(video, v), self.sound.attend(sound, s)
+        asking, telling, gate = self.video.meet(video, v)
+        told, asked, sound_gate = self.sound.meet(sound, s)
+        ropes = v.ropes[1], s.ropes[1]
         video = video + gate * self.to_video.turning(asking, v.layout, told, s.layout, ropes)
         sound = sound + sound_gate * self.to_sound.turning(asked, s.layout, telling, v.layout, ropes[::-1])
         return cond.join(self.video.finish(video, v), self.sound.finish(sound, s))
 
-    def probe(self, hidden: Tensor, cond: LTX2Cond) -> Tensor:
+    def probe(self, hidden: Tensor, cond: BothParts[PartCond]) -> Tensor:
         """The video as its attention sees it; zeros for the sound, which has no part in the relative change."""
         video, sound = cond.split(hidden, self.sound.dim)
-        return cond.join(self.video.enter(video, cond.video), torch.zeros_like(sound))
+        return cond.join(self.video.enter(video, cond.wide), torch.zeros_like(sound))
 
 
 class LTX2Stream(nn.Module):
@@ -414,16 +337,16 @@ class LTX2Stream(nn.Module):
         """Tokens after the attention among them and the one to the text."""
         gate, layout = self._mods(cond)[2], cond.layout
         seen = self.enter(x, cond)
-        x = x + self.attention.turning(seen, layout, seen, layout, (cond.rope, cond.rope)) * gate
+        x = x + self.attention.turning(seen, layout, seen, layout, (cond.ropes[0], cond.ropes[0])) * gate
         return x + self.text_attention(self.norm(x), layout, cond.text, cond.text_layout)
 
-    def meet(self, x: Tensor, cond: PartCond, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def meet(self, x: Tensor, cond: PartCond) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens as they are when the video asks the sound, and when the sound asks the video; and the gate of what is
         answered.
         """
         table, layout, normed = self.meeting_table, cond.layout, self.norm(x)
         scale, shift, other_scale, other_shift = layout.expand(table[:4].flatten() + cond.meeting).chunk(4, dim=-1)
-        gate = layout.expand((table[4] + cond.gate) * together)
+        gate = layout.expand((table[4] + cond.gate) * cond.together)
         return normed * (1 + scale) + shift, normed * (1 + other_scale) + other_shift, gate
 
     def finish(self, x: Tensor, cond: PartCond) -> Tensor:
@@ -433,4 +356,4 @@ class LTX2Stream(nn.Module):
 
     def _mods(self, cond: PartCond) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the MLP."""
-        return cond.expand(self.scale_shift_table.flatten() + cond.time).chunk(6, dim=-1)
+        return cond.runs.expand(self.scale_shift_table.flatten() + cond.time).chunk(6, dim=-1)

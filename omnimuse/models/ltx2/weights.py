@@ -10,8 +10,7 @@ BLOCK = r"^(blocks\.\d+)\."
 def _part(prefix: str, part: str) -> tuple[Rename, ...]:
     """Names of the video have no prefix, and those of the sound have one."""
     return (
-        Rename(rf"^{prefix}(proj_in|proj_out)\.", rf"{part}.\1."),
-        Rename(rf"^{prefix}scale_shift_table$", f"{part}.scale_shift_table"),
+        Rename(rf"^{prefix}(proj_in\.|proj_out\.|scale_shift_table$)", rf"{part}.\1"),
         Rename(rf"^{prefix}caption_projection\.linear_1\.", f"{part}.caption.0."),
         Rename(rf"^{prefix}caption_projection\.linear_2\.", f"{part}.caption.2."),
         Rename(rf"^{prefix}time_embed\.", f"{part}.clock."),

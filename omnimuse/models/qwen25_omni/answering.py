@@ -17,37 +17,30 @@ from torch import Tensor
 
 from omnimuse.ar.kv import Reading
 from omnimuse.ar.sampling import Sampling
-from omnimuse.components.sights import ShownDecoder
+from omnimuse.components.answering_facts import TALKER
+from omnimuse.components.mel_flow import FLOW, CodesConfig
 from omnimuse.core.params import TokenParams
 from omnimuse.core.request import Request
-from omnimuse.loader.facts import part
-from omnimuse.models.qwen25_omni.facts import TALKER, WAVES
-from omnimuse.models.qwen25_omni.flow import CodesConfig
+from omnimuse.loader.facts import facts_inside, part
 from omnimuse.models.qwen25_omni.spec import VOICES
 from omnimuse.models.qwen25_omni.transformer import Pondering, Talker
-from omnimuse.pipeline.answering import Opening, Speak, Think, aloud, chosen_of
-from omnimuse.pipeline.conversing import Brief, Marks, placed
+from omnimuse.pipeline.answering import Opening, Speak, Think, aloud, chosen_of, voice_of
+from omnimuse.pipeline.conversing import Marks, placed
 from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
+from omnimuse.pipeline.talking import USUAL
 
-USUAL: Mapping[str, Any] = {
-    "do_sample": True,
-    "temperature": 0.9,
-    "top_k": 40,
-    "top_p": 0.8,
-    "repetition_penalty": 1.05,
-}
-"""How the published code talks."""
+LIKELIER: Mapping[str, Any] = {"top_k": 40, "top_p": 0.8}
+"""The codes among which the published code chooses, fewer than usual."""
 END = "<|im_end|>"
 """What ends an answer where the checkpoint does not say."""
 
 
-def voice_of(ctx: Context, request: Request) -> Mapping[str, Any]:
-    """What the checkpoint has of the voice that is to speak: its first, unless another one was chosen."""
-    voices: Mapping[str, Any] = ctx.configs[VOICES]
-    known: dict[str, Mapping[str, Any]] = {name.lower(): voice for name, voice in voices.items()}
-    chosen = chosen_of(request).voice
-    return known[chosen.lower()] if chosen else next(iter(known.values()))
+def voiced(ctx: Context, request: Request) -> tuple[Tensor, Tensor]:
+    """What tells the voice that is to speak: a vector [V], and the bands of something that it said, [M, *]."""
+    voice = voice_of(request, ctx.configs[VOICES])
+    own, mel = (torch.tensor(voice[name], dtype=torch.float32, device=ctx.device) for name in ("cond", "ref_mel"))
+    return own.flatten(), mel[0].T
 
 
 @dataclass(frozen=True)
@@ -70,11 +63,10 @@ class ThinkAloud(Think):
         return {"eos_token_id": end, **super().told(ctx)}
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        thinker, tokens = self._thinker(ctx), state["prompt_ids"]
-        width, dtype = thinker.config.hidden_size, thinker.norm.weight.dtype
+        thinker, tokens = self.thinker(ctx), state["prompt_ids"]
         if aloud(state):
-            state.working["thought"] = torch.zeros(len(tokens), width, dtype=dtype, device=ctx.device)
-            state.working["last"] = torch.zeros(1, width, dtype=dtype, device=ctx.device)
+            none = thinker.norm.weight.new_zeros(1, thinker.config.hidden_size, device=ctx.device)
+            state.working["thought"], state.working["last"] = none.repeat(len(tokens), 1), none
         return super().begin(ctx, state)
 
     def reading(self, state: State, ids: Tensor, start: int) -> Reading:
@@ -89,28 +81,17 @@ class ThinkAloud(Think):
         return None if aloud(state) else super().shown(state)  # the talker wants more of it than is remembered
 
     def overheard(self, ctx: Context, state: State) -> Overheard:
-        thinker, ids, brief = self._thinker(ctx), state["prompt_ids"], state["brief"]
-        embedded = thinker.embed_tokens(torch.tensor(ids, device=ctx.device))
+        ids, brief, config = state["prompt_ids"], state["brief"], part(ctx.configs["model"], TALKER)
+        embedded, shown = self.embedded(ctx, ids), () if brief is None else brief.shown
         if brief is not None:
             embedded = embedded.masked_fill(brief.at[:, None], 0)
-        config = part(ctx.configs["model"], TALKER)
-        named = [int(voice_of(ctx, state.request)["bos_token"])]
-        named += [int(config[f"tts_text_{name}_token_id"]) for name in ("end", "pad")]
-        marks = thinker.embed_tokens(torch.tensor(named, device=ctx.device))
-        return Overheard(state.working["thought"] + embedded, self._places(ctx, ids, brief), marks)
+        places = placed(ids, shown, Marks.of(ctx.configs["model"], ctx.components[self.tokenizer])).to(ctx.device)
+        ends = [int(config[f"tts_text_{name}_token_id"]) for name in ("end", "pad")]
+        begin = int(voice_of(state.request, ctx.configs[VOICES])["bos_token"])
+        return Overheard(state.working["thought"] + embedded, places, self.embedded(ctx, [begin, *ends]))
 
     def word(self, ctx: Context, state: State, token: int) -> Tensor:
-        embedded = self._thinker(ctx).embed_tokens(torch.tensor(token, device=ctx.device))
-        return state.working["last"][0] + embedded
-
-    def _places(self, ctx: Context, ids: tuple[int, ...], brief: Brief | None) -> Tensor:
-        marks = Marks.of(ctx.configs["model"], ctx.components[self.tokenizer])
-        return placed(ids, () if brief is None else brief.shown, marks).to(ctx.device)
-
-    def _thinker(self, ctx: Context) -> ShownDecoder:
-        thinker = ctx.network(self.network)
-        assert isinstance(thinker, ShownDecoder)
-        return thinker
+        return state.working["last"][0] + self.embedded(ctx, [token])[0]
 
 
 @dataclass(frozen=True)
@@ -128,18 +109,12 @@ class SpeakThought(Speak):
         mask, empty, start, last = (int(config[f"tts_codec_{name}_token_id"]) for name in names)
         codes = talker.heard(torch.tensor([empty, start], device=ctx.device))
         script = torch.cat([heard.said, torch.stack([begin, first]) + codes])
-        place = int(heard.places.max()) + 1
-        own = torch.arange(place, place + 2, device=ctx.device).expand(3, -1)
-        turns = talker.turns(torch.cat([heard.places, own], dim=1))
-        longest = int(config.get("max_position_embeddings", self.longest))
-        most = max(1, min(self.longest, longest - len(script)))
-        chosen = TokenParams(temperature=chosen_of(state.request).voice_temperature)
-        painted = part(part(ctx.configs["model"], WAVES), "dit_config").get("num_embeds", CodesConfig.num_embeds)
+        painted = facts_inside(CodesConfig, ctx.configs["model"], FLOW, {}).num_embeds
         unsaid = [code for code in range(painted + 1, talker.config.vocab_size) if code not in (empty, last)]
         told = {"eos_token_id": [empty, last], "suppress_tokens": sorted({start, *unsaid})}
-        how = Sampling.of(chosen, {**USUAL, **told})
-        shift = place - len(heard.said)
-        return Opening(script, turns, shift, (end, pad), most, how, how, before=(mask, empty, start))
+        chosen = TokenParams(temperature=chosen_of(state.request).voice_temperature)
+        how = Sampling.of(chosen, {**USUAL, **LIKELIER, **told})
+        return Opening(script, heard.places, (end, pad), how, how, before=(mask, empty, start))
 
     def read(self, ctx: Context, word: Tensor) -> Tensor:
         return word

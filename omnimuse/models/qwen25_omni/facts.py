@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from omnimuse.components.answering_facts import TALKER, TEXT, THINKER, text_of
 from omnimuse.components.qwen3_facts import Qwen3Config, layers_of, rotation
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.facts import part
 
-THINKER, TALKER, TEXT, WAVES = "thinker_config", "talker_config", "text_config", "token2wav_config"
 FIXED: Mapping[str, Sequence[Any]] = {"hidden_act": ("silu",), "use_sliding_window": (False,)}
 SECTIONS = (16, 24, 24)
-IGNORED = ("model_type", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,12 @@ class DecoderFacts:
 
 def thinker_of(config: Mapping[str, Any]) -> DecoderFacts:
     """The thinker's facts; ModelError for a variant that is not computed here."""
-    return _decoder(part(part(config, THINKER), TEXT), f"{THINKER}, {TEXT}")
+    return _decoder(text_of(config), f"{THINKER}, {TEXT}")
 
 
 def talker_of(config: Mapping[str, Any]) -> DecoderFacts:
     """The talker's facts; ModelError for a variant that is not computed here."""
     return _decoder(part(config, TALKER), TALKER)
-
-
-def speaks(config: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint has what speaks."""
-    return bool(config.get("enable_audio_output", True)) and isinstance(config.get(TALKER), Mapping)
 
 
 def _decoder(given: Mapping[str, Any], where: str) -> DecoderFacts:

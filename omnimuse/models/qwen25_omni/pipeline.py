@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen25_omni.answering import Overheard, SpeakThought, ThinkAloud
+from omnimuse.models.qwen25_omni.answering import Overheard, SpeakThought, ThinkAloud, voiced
 from omnimuse.models.qwen25_omni.hearing import spectrum
-from omnimuse.models.qwen25_omni.painting import Paint
 from omnimuse.models.qwen25_omni.spec import SPEC
 from omnimuse.pipeline.conversing import RECORDS, Perceive, ReadShown
+from omnimuse.pipeline.painting import Paint
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.sounding import Sound
 
@@ -24,7 +24,7 @@ class Qwen25OmniPipeline(Pipeline):
     tracks = (
         (Perceive(spectrum, LEAST), ReadShown(), ThinkAloud()),
         (SpeakThought(),),
-        (Paint(),),
+        (Paint(voiced),),
         (Sound(),),
     )
     results = MappingProxyType({"text": "reply", "audio": "sound"})

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Reading
 from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
+from omnimuse.components.answering_facts import TALKER, THINKER
 from omnimuse.components.sights import Seeing, ShownDecoder, in_turn
 from omnimuse.components.voice import Voice
 from omnimuse.loader.facts import part
-from omnimuse.models.qwen25_omni.facts import TALKER, THINKER, DecoderFacts, talker_of, thinker_of
+from omnimuse.models.qwen25_omni.facts import DecoderFacts, talker_of, thinker_of
 
 
 @dataclass(frozen=True)

@@ -5,35 +5,14 @@ All its networks lie in the same files.
 
 from __future__ import annotations
 
-from omnimuse.components.decoder_names import LAYERS, inside
-from omnimuse.loader.rules import Drop, Fuse, Rename, joined
+from omnimuse.components.answering_names import HEARING as HEARING
+from omnimuse.components.answering_names import TALKER as TALKER
+from omnimuse.components.answering_names import THINKER as RULES
+from omnimuse.components.answering_names import VISION as VISION
+from omnimuse.components.decoder_names import inside
+from omnimuse.loader.rules import Drop, Rename
 
-RULES: tuple[Rename | Drop | Fuse, ...] = (
-    Drop(r"^(?!thinker\.(model|lm_head)\.)"),
-    Rename(r"^thinker\.(model\.)?", ""),
-    Rename(r"^lm_head\.", "head."),
-    *LAYERS,
-)
-
-VISION: tuple[Rename | Drop | Fuse, ...] = (
-    *inside(r"thinker\.visual\."),
-    Rename(r"^patch_embed\.proj\.", "patch_embed."),
-    Rename(r"^(blocks\.\d+)\.attn\.", r"\1."),
-    *joined("*", "qkv", "qkv"),
-    Rename(r"^(blocks\.\d+)\.mlp\.(gate|up|down)_proj\.", r"\1.\2."),
-)
-
-HEARING: tuple[Rename | Drop, ...] = (
-    Drop(r"\.audio_bos_eos_token\."),  # nothing reads it
-    *inside(r"thinker\.audio_tower\."),
-    Rename(r"\.self_attn\.", "."),
-)
-
-TALKER: tuple[Rename | Drop | Fuse, ...] = (
-    *inside(r"talker\.(model\.)?"),
-    Rename(r"^embed_tokens\.", "codec_embedding."),
-    *LAYERS,
-)
+__all__ = ["FLOW", "HEARING", "RULES", "TALKER", "VISION", "VOCODER"]
 
 FLOW: tuple[Rename | Drop, ...] = (
     *inside(r"token2wav\.code2wav_dit_model\."),

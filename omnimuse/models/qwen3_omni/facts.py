@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omnimuse.components.answering_facts import TALKER, TEXT, THINKER, speaks, text_of
 from omnimuse.components.experts_facts import ExpertsFacts, experts_of
 from omnimuse.components.qwen3_facts import PredictorFacts, Qwen3Config, layers_of, predictor_of, rotation
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.facts import part
 
-THINKER, TALKER, TEXT = "thinker_config", "talker_config", "text_config"
 PREDICTOR = "code_predictor_config"
 FIXED: Mapping[str, Sequence[Any]] = {
     "hidden_act": ("silu",),
@@ -24,8 +24,6 @@ FIXED: Mapping[str, Sequence[Any]] = {
     "decoder_sparse_step": (1,),
     "sliding_window": (None,),
 }
-IGNORED = ("model_type", "dtype", "torch_dtype")
-SECTIONS = (24, 20, 20)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class TalkerFacts:
 
 def thinker_of(config: Mapping[str, Any]) -> DecoderFacts:
     """The thinker's facts; ModelError for a variant that is not computed here."""
-    return _decoder(part(part(config, THINKER), TEXT), f"{THINKER}, {TEXT}")
+    return _decoder(text_of(config), f"{THINKER}, {TEXT}")
 
 
 def accepted(config: Mapping[str, Any]) -> int:
@@ -64,23 +62,15 @@ def accepted(config: Mapping[str, Any]) -> int:
     return int(found)
 
 
-def speaks(config: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint has what speaks."""
-    return bool(config.get("enable_audio_output", True)) and isinstance(config.get(TALKER), Mapping)
-
-
 def talker_of(config: Mapping[str, Any]) -> TalkerFacts:
     """The talker's facts; ModelError for a variant that is not computed here."""
     talker = part(config, TALKER)
     given, where = {"norm_topk_prob": False, **part(talker, TEXT)}, f"{TALKER}, {TEXT}"
-    if absent := [name for name in ("shared_expert_intermediate_size", "intermediate_size") if name not in given]:
+    needed = ("shared_expert_intermediate_size", "intermediate_size")
+    if absent := [name for name in needed if name not in given]:
         raise ModelError(f"config.json, {where} has no {absent[0]}; use a complete checkpoint")
-    widths = (
-        given["shared_expert_intermediate_size"],
-        talker.get("thinker_hidden_size", 2048),
-        given["intermediate_size"],
-    )
-    return TalkerFacts(_decoder(given, where), *widths)
+    shared, between = (given[name] for name in needed)
+    return TalkerFacts(_decoder(given, where), shared, talker.get("thinker_hidden_size", 2048), between)
 
 
 def predictor_facts(config: Mapping[str, Any]) -> PredictorFacts:
@@ -94,5 +84,5 @@ def _decoder(given: Mapping[str, Any], where: str) -> DecoderFacts:
         raise ModelError(
             f"config.json, {where}: mlp_only_layers={given['mlp_only_layers']!r} is not supported; only [] is"
         )
-    theta, sections = rotation(given, where, SECTIONS, woven=True)
+    theta, sections = rotation(given, where, woven=True)
     return DecoderFacts(layers_of(Qwen3Config, given, where, theta, FIXED), experts_of(given, where), sections)

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnimuse.components.entries import answering, inside_model, own_transformer
-from omnimuse.core.params import AnswerParams, DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.components.answering_facts import TALKER, speaks, text_of
+from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
+from omnimuse.core.params import AnswerParams
+from omnimuse.core.spec import Configs, Limits, Spec, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
-from omnimuse.models.qwen3_omni.facts import TALKER, TEXT, THINKER, speaks
 from omnimuse.models.qwen3_text.spec import REFUSES
-
-PROCESSOR = "processor"
 
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
-    return answering(part(part(configs["model"], THINKER), TEXT), _speech(configs["model"]), REFUSES)
+    return answering(text_of(configs["model"]), _speech(configs["model"]), REFUSES, calls(configs))
 
 
 def _speech(config: Mapping[str, Any]) -> Speech | None:
@@ -30,23 +28,19 @@ def _speech(config: Mapping[str, Any]) -> Speech | None:
 
 ARCH = "Qwen3OmniMoeForConditionalGeneration"
 MODEL = own_transformer("qwen3_omni", "Thinker", ARCH)
+SPEAKING = {
+    "talker": inside_model(MODEL, "talker:OmniTalker", "TALKER", speaks),
+    "predictor": inside_model(MODEL, "talker:OmniPredictor", "PREDICTOR", speaks),
+    "code2wav": inside_model(MODEL, "omnimuse.components.summed_codec:SummedCodec", "WAVES", speaks, dtype="float32"),
+}
 
 SPEC = Spec(
     arch=ARCH,
     family="qwen3_omni",
     summary="Qwen3-Omni: text and speech from a conversation with pictures, sounds and videos in it",
     tasks=("text-to-text", "image-to-text", "audio-to-text", "video-to-text"),
-    components={
-        "model": MODEL,
-        "vision": inside_model(MODEL, "vision:Vision", "VISION"),
-        "hearing": inside_model(MODEL, "hearing:Hearing", "HEARING"),
-        "talker": inside_model(MODEL, "talker:OmniTalker", "TALKER", speaks),
-        "predictor": inside_model(MODEL, "talker:OmniPredictor", "PREDICTOR", speaks),
-        "code2wav": inside_model(MODEL, "talker:Code2Wav", "WAVES", speaks, dtype="float32"),
-        PROCESSOR: Component(("Qwen3OmniMoeProcessor",), optional=True, built=False),
-        "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
-    },
-    defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
+    components=conversing(MODEL, ("Qwen3OmniMoeProcessor",), SPEAKING),
+    defaults=ONE,
     supported=frozenset(),
     limits=limits,
     extra=AnswerParams,

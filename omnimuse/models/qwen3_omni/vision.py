@@ -1,95 +1,68 @@
-"""The eyes of Qwen3-Omni: patches of a picture, or of a video, become what stands for them among the thinker's tokens.
+"""The eyes of Qwen3-Omni: patches of the same moment see each other, and behind some blocks more is told of them.
 
-The arithmetic, and the names of the weights, are those of transformers' `Qwen3OmniMoeVisionEncoder`. Pictures are
-looked at one by one; the patches of a video see those of the same moment.
+The arithmetic, and the names of the weights, are those of transformers' `Qwen3OmniMoeVisionEncoder`.
 
-Letters: t h w moments, rows and columns of patches; S patches, m x m of which make a piece, P pieces, D width, N heads,
-H head dim, E width of the thinker, L layers that tell more.
+Letters: t h w moments, rows and columns of patches; S patches, D width, P pieces, E width of the thinker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.components.seeing import Grid, Merger, by_piece, patch_turns, turned
-from omnimuse.components.sights import Seen
+from omnimuse.components.seeing import Grid, Groups, Merger, PatchConfig, PatchTower, TurningBlock, by_piece
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.facts import known_of, part, read_facts
-from omnimuse.models.qwen3_omni.facts import IGNORED, THINKER
 
-WHERE = f"config.json, {THINKER}, vision_config"
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """The facts in that part of config.json; defaults are those of the published code."""
+class VisionConfig(PatchConfig):
+    """The facts of this one."""
 
     depth: int = 27
     hidden_size: int = 1152
     intermediate_size: int = 4304
-    num_heads: int = 16
-    in_channels: int = 3
     patch_size: int = 16
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    out_hidden_size: int = 3584
     num_position_embeddings: int = 2304
     deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
 
-    @property
-    def side(self) -> int:
-        """Places a side that have a learned position."""
-        return int(self.num_position_embeddings**0.5)
+    def __post_init__(self) -> None:
+        if list(self.deepstack_visual_indexes) != sorted(set(self.deepstack_visual_indexes)):
+            why = f"deepstack_visual_indexes={self.deepstack_visual_indexes} are not in order"
+            raise ModelError(f"config.json, vision_config: {why}")
 
 
-class Vision(nn.Module):
-    """Patches [S, numbers of a patch], piece by piece, and their grid -> what is `Seen`."""
+class Vision(PatchTower):
+    """A tower of this kind."""
+
+    facts = VisionConfig
+    fixed: ClassVar = {"hidden_act": ("gelu_pytorch_tanh",)}
 
     def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.config, c = config, config
-        kernel = (c.temporal_patch_size, c.patch_size, c.patch_size)
-        self.patch_embed = nn.Conv3d(c.in_channels, c.hidden_size, kernel, kernel)
-        self.pos_embed = nn.Embedding(c.num_position_embeddings, c.hidden_size)
-        self.blocks = nn.ModuleList(VisionBlock(c) for _ in range(c.depth))
-        piece, out = c.hidden_size * c.spatial_merge_size**2, c.out_hidden_size
-        self.merger = Merger(nn.LayerNorm(c.hidden_size, EPS), piece, out)
-        self.merger_list = nn.ModuleList(
-            Merger(nn.LayerNorm(piece, EPS), piece, out, late=True) for _ in c.deepstack_visual_indexes
-        )
+        width, piece, out = config.hidden_size, config.piece, config.out_hidden_size
+        super().__init__(config, [_block(config) for _ in range(config.depth)], nn.LayerNorm(width, EPS), bias=True)
+        self.deep = config.deepstack_visual_indexes
+        self.pos_embed = nn.Embedding(config.num_position_embeddings, width)
+        self.merger_list = nn.ModuleList(Merger(nn.LayerNorm(piece, EPS), piece, out, late=True) for _ in self.deep)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Vision:
-        """The tower that the checkpoint's config.json, whole, describes; ModelError for one that it cannot be."""
-        given = known_of(part(part(config, THINKER), "vision_config"), VisionConfig, ("hidden_act",))
-        found = read_facts(VisionConfig, given, WHERE, {"hidden_act": ("gelu_pytorch_tanh",)}, IGNORED)
-        if list(found.deepstack_visual_indexes) != sorted(set(found.deepstack_visual_indexes)):
-            raise ModelError(f"{WHERE}: deepstack_visual_indexes={found.deepstack_visual_indexes} are not in order")
-        return cls(found)
+    def groups(self, grid: Grid, device: torch.device) -> Sequence[Groups]:
+        return [Groups.moments(grid, device)] * len(self.blocks)
 
-    def forward(self, patches: Tensor, grid: Grid) -> Seen:
-        weight, c = self.patch_embed.weight, self.config
-        hidden = self.patch_embed(patches.to(weight.dtype).view(-1, *weight.shape[1:])).flatten(1)  # [S, D]
-        hidden = hidden + self._positions(grid)
-        turns = patch_turns(grid, c.spatial_merge_size, c.hidden_size // c.num_heads, hidden.device)
-        deep = list[Tensor]()
-        for number, block in enumerate(self.blocks):
-            hidden = block(hidden, turns, grid[0])
-            if number in c.deepstack_visual_indexes:
-                deep.append(self.merger_list[len(deep)](hidden))
-        shown = self.merger(hidden)
-        return Seen(shown, torch.stack(deep) if deep else shown.new_zeros(0, *shown.shape))
+    def placed(self, hidden: Tensor, grid: Grid) -> Tensor:
+        return hidden + self._positions(grid)
+
+    def deeper(self, number: int, hidden: Tensor) -> Tensor | None:
+        return self.merger_list[self.deep.index(number)](hidden) if number in self.deep else None
 
     def _positions(self, grid: Grid) -> Tensor:
         """The learned positions, stretched over rows and columns, the same at every moment: [S, D]."""
-        side, weight = self.config.side, self.pos_embed.weight
+        weight = self.pos_embed.weight
+        side = int(len(weight) ** 0.5)  # of the places that were learnt
         found: Tensor | None = None
         down, across = (
             torch.linspace(0, side - 1, length, dtype=torch.float32, device=weight.device) for length in grid[1:]
@@ -112,23 +85,7 @@ def _near(places: Tensor, side: int, high: bool) -> tuple[Tensor, Tensor]:
     return (above, share) if high else (below, 1 - share)
 
 
-class VisionBlock(nn.Module):
-    """Attention, then an MLP, each on the normed hidden states and added to them."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.fc1 = nn.Linear(width, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, width)
-
-    def forward(self, hidden: Tensor, turns: tuple[Tensor, Tensor], moments: int) -> Tensor:
-        q, k, v = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).unbind(1)  # [S, N, H] each
-        parts = (turned(q, *turns), turned(k, *turns), v)
-        q, k, v = (x.unflatten(0, (moments, -1)).transpose(1, 2) for x in parts)  # [t, N, S / t, H]
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
-        hidden = hidden + self.proj(seen)
-        return hidden + self.fc2(F.gelu(self.fc1(self.norm2(hidden)), approximate="tanh"))
+def _block(config: VisionConfig) -> TurningBlock:
+    width, inner = config.hidden_size, config.intermediate_size
+    mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU("tanh"), nn.Linear(inner, width))
+    return TurningBlock(width, config.num_heads, (nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)), mlp)

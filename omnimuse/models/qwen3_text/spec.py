@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from omnimuse.components.entries import longest_of
 from omnimuse.core.params import DiffusionParams, GenerationParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
 
 NO_PICTURE = "what comes out is text"
 REFUSES: Mapping[str, str] = MappingProxyType(
@@ -27,7 +27,8 @@ REFUSES: Mapping[str, str] = MappingProxyType(
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
     longest = longest_of(configs["model"])
-    return Limits(size_multiple=1, max_side=1, max_sequence_length=longest, refuses=REFUSES)
+    able = calls(configs)
+    return Limits(size_multiple=1, max_side=1, max_sequence_length=longest, refuses=REFUSES, calls=able)
 
 
 SPEC = Spec(

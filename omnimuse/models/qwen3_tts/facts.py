@@ -19,8 +19,6 @@ FIXED: Mapping[str, Sequence[Any]] = {
     "attention_bias": (False,),
     "use_sliding_window": (False,),
 }
-SECTIONS = (24, 20, 20)
-"""How many pairs of a head follow each axis of places, where nobody says; here all three places are equal."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class TalkerFacts:
 def talker_of(config: Mapping[str, Any]) -> TalkerFacts:
     """The talker's facts; ModelError for a variant that is not computed here."""
     given = part(config, TALKER)
-    theta, _ = rotation(given, TALKER, SECTIONS, woven=True)
+    theta, _ = rotation(given, TALKER, woven=True)  # all three places are equal
     texts = {name: given.get(name, usual) for name, usual in (("text_vocab_size", 151936), ("text_hidden_size", 2048))}
     return TalkerFacts(layers_of(Qwen3Config, given, TALKER, theta, FIXED), **texts)
 

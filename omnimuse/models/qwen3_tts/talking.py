@@ -16,16 +16,13 @@ from omnimuse.core.params import SpeechParams, TokenParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import OPTIONS
 from omnimuse.models.qwen3_tts.marks import Marks, marks_of
+from omnimuse.pipeline import talking
 from omnimuse.pipeline.stage import Context, Step
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.talking import Talk, Talking, decoder
 
 USUAL: Mapping[str, Any] = {
-    "do_sample": True,
-    "temperature": 0.9,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.05,
+    **talking.USUAL,
     "max_new_tokens": 2048,
     "subtalker_dosample": True,
     "subtalker_temperature": 0.9,
@@ -35,8 +32,6 @@ USUAL: Mapping[str, Any] = {
 """How the published code talks where generation_config.json does not say."""
 FEWEST = 2
 """Codes that the talker says before it may end."""
-UNSAID = 1024
-"""The last so many codes of the talker are marks, of which it says the end alone."""
 HEADER = 32
 """Places of a script that are no text, at most."""
 
@@ -70,9 +65,9 @@ class TalkScript(Talk):
 
 def sampling(chosen: SpeechParams, told: Mapping[str, Any], marks: Marks) -> tuple[Sampling, Sampling]:
     """How the first code of a frame is chosen, and how the others are."""
-    end, codes = marks.codec_eos_token_id, range(marks.vocab_size - UNSAID, marks.vocab_size)
-    unsaid = [code for code in codes if code != end]
-    first = Sampling.of(chosen, {**told, "eos_token_id": end, "min_new_tokens": FEWEST, "suppress_tokens": unsaid})
+    end = marks.codec_eos_token_id
+    ends = {"eos_token_id": end, "suppress_tokens": talking.unsaid(marks.vocab_size, end)}
+    first = Sampling.of(chosen, {**told, **ends, "min_new_tokens": FEWEST})
     names = ("temperature", "top_k", "top_p")
     besides = {name: told[f"subtalker_{name}"] for name in names} | {"do_sample": told["subtalker_dosample"]}
     own = TokenParams(temperature=chosen.code_temperature, top_k=chosen.code_top_k, top_p=chosen.code_top_p)

@@ -5,6 +5,7 @@ The talker, the predictor and the speaker encoder are networks in the same files
 
 from __future__ import annotations
 
+from omnimuse.components.answering_names import PREDICTOR as PREDICTOR
 from omnimuse.components.decoder_names import LAYERS, inside
 from omnimuse.loader.rules import Drop, Fuse, Rename
 
@@ -15,9 +16,3 @@ RULES: tuple[Rename | Drop | Fuse, ...] = (
 )
 
 SPEAKER: tuple[Rename | Drop, ...] = inside(r"speaker_encoder\.")
-
-PREDICTOR: tuple[Rename | Drop | Fuse, ...] = (
-    *inside(r"talker\.code_predictor\.(model\.)?"),
-    Rename(r"^lm_head\.", "heads."),
-    *LAYERS,
-)

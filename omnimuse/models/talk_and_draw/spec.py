@@ -12,7 +12,7 @@ from dataclasses import replace
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, GenerationParams
-from omnimuse.core.spec import OPTIONS, Configs, Limits, Spec
+from omnimuse.core.spec import OPTIONS, Configs, Limits, Spec, calls
 from omnimuse.models.qwen3_text import spec as qwen3
 from omnimuse.models.z_image import spec as z_image
 
@@ -40,7 +40,8 @@ def limits(configs: Configs) -> Limits:
     marks(configs)
     drawn, written = z_image.limits(configs), qwen3.limits(configs)
     longest = written.max_sequence_length
-    return replace(drawn, max_images=0, max_sequence_length=longest, refuses=REFUSES, draws=True)
+    able = calls(configs, WORDS)
+    return replace(drawn, max_images=0, max_sequence_length=longest, refuses=REFUSES, draws=True, calls=able)
 
 
 def read_at_most(configs: Configs) -> DiffusionParams:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnimuse.server.errors import ApiError, body, on_unexpected_error, refusal, to_api_error, to_json
@@ -63,8 +63,22 @@ def protect(routes: Sequence[BaseRoute], rules: Rules) -> Starlette:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Lets 404 and 405 of the router reach the edge, in place of the framework's plain text."""
-    raise to_api_error(error)
+    """Lets 404 and 405 of the router reach the edge, in place of the framework's plain text; with the path that was
+    meant, where only `/v1` is missing or twice, or a slash is too many.
+    """
+    told = to_api_error(error)
+    if told.status == 404 and (near := _near(request)):
+        told = refusal("not_found", f"there is nothing at this path; did you mean {near[:100]}?")
+    raise told
+
+
+def _near(request: Request) -> str:
+    plain = re.sub(r"^(/v1)+(?=/|$)", "", request.url.path).rstrip("/")
+    for path in (plain, f"/v1{plain}"):
+        scope = {**request.scope, "path": path}
+        if plain and any(route.matches(scope)[0] is not Match.NONE for route in request.app.router.routes):
+            return path
+    return ""
 
 
 class Edge:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, reason
 from omnimuse.server.errors import ApiError, refusal
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[list[Entry], list[str], Stamp]:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the API key file {path} cannot be read: {error}; give a text file, one key a line"
+            f"the API key file {path} cannot be read: {reason(error)}; give a text file, one key a line"
         ) from None
     if status.st_mode & 0o077:
         logger.warning("the API key file %s can be read by others; use: chmod 600 %s", path, path)

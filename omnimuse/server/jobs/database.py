@@ -12,7 +12,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, reason
 
 VERSION = 3
 """Of the tables below; written into the database as its user_version. An older database is brought up to it."""
@@ -89,7 +89,7 @@ def connect(path: Path) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it readable by others
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"cannot open the job store {path}: {error}; choose another --data folder") from None
+        raise ConfigError(f"cannot open the job store {path}: {reason(error)}; choose another --data folder") from None
     db.row_factory = sqlite3.Row
     try:
         _prepare(db, path)

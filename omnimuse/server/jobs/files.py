@@ -7,6 +7,7 @@ the server's own choice; none comes from a client. Functions block on the disk: 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -21,6 +22,8 @@ from typing import BinaryIO
 from omnimuse.core.errors import ConfigError, StorageError
 from omnimuse.deploy.wire import MadeFile
 from omnimuse.server.own_key import Sync, own_key, sync_folder
+
+logger = logging.getLogger(__name__)
 
 RESERVE = 256 * 2**20
 """Bytes of disk that stay free: with less, the server takes on nothing new."""
@@ -54,6 +57,7 @@ class Files:
         self._kept = data / "files"
         self._reserve = reserve
         self._sync = sync
+        self._roomy = True
         for folder in (data, self.spool, self._kept):
             _make_private(folder, sync)
         self.key = own_key(data, sync)
@@ -146,11 +150,17 @@ class Files:
                     yield path, found.st_mtime, found.st_size
 
     def storage_ok(self) -> bool:
-        """Whether the disk is there and has room for more results."""
+        """Whether the disk is there and has room for more results; the log is told when that changes."""
         try:
-            return shutil.disk_usage(self.spool).free >= self._reserve
+            free = shutil.disk_usage(self.spool).free
         except OSError:
-            return False
+            free = -1
+        if (roomy := free >= self._reserve) is not self._roomy:
+            self._roomy = roomy
+            state = "has room again" if roomy else "is nearly full, or gone: nothing new is taken on until it has room"
+            mib = (max(free, 0) // 2**20, self._reserve // 2**20)
+            logger.warning("the disk of %s %s (%d MiB are free, %d stay so)", self.spool, state, *mib)
+        return roomy
 
     def _spooled(self, made: MadeFile) -> Path:
         if not _SPOOLED.fullmatch(made.name):

@@ -23,6 +23,7 @@ from omnimuse.core.errors import (
     OmnimuseError,
     PoisonError,
     RequestCancelled,
+    RequestError,
     WorkerLostError,
 )
 from omnimuse.core.request import Clip, Picture, Recording, Request
@@ -40,7 +41,7 @@ from omnimuse.server.orders.gate import Gate
 from omnimuse.server.service import Service
 from omnimuse.server.traces import Worked
 from omnimuse.server.translate.aliases import Wanted
-from omnimuse.server.translate.asks import NOTHING, patience, settled, to_form, to_request
+from omnimuse.server.translate.asks import NOTHING, patience, renamed, settled, to_form, to_request
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +230,9 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
             outcome = "cancelled"
             service.metrics.cancelled("running" if stepped else "queued")
         raise
+    except RequestError as error:  # of what was not known before it was made
+        why = to_api_error(error).code
+        raise renamed(error, order.wanted.names) from error
     except OmnimuseError as error:
         why = to_api_error(error).code
         raise

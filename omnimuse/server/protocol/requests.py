@@ -21,6 +21,7 @@ _TYPES: dict[str, Any] = {
     "resolution": int | str,
     "seconds": float | str,
     "object": dict[str, Any],
+    "any": Any,
     "list": list[Any],
     "file": bytes,
     "picture": bytes | str | dict[str, str] | list[str | dict[str, str]],

@@ -11,7 +11,7 @@ from omnimuse.server.protocol.requests import request_model
 
 TalkRequest = request_model("TalkRequest", "talk")
 CompletionRequest = request_model("CompletionRequest", "completion")
-Reason = Literal["stop", "length"]
+Reason = Literal["stop", "length", "tool_calls"]
 
 
 class Sound(BaseModel):
@@ -23,17 +23,36 @@ class Sound(BaseModel):
     expires_at: int | None = None
 
 
+class Function(BaseModel):
+    """The function that is to be called, and its arguments: an object as JSON, or a piece of that."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCall(BaseModel):
+    """A call that the model asks for. In a stream `index` says which one, and only its first piece has more."""
+
+    index: int | None = None
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: Function
+
+
 class Said(BaseModel):
-    """What the model says, or a piece of it, and the picture that it asks for; `role` is in the first piece only."""
+    """What the model says, or a piece of it, the picture that it asks for, and the calls; `role` is in the first piece
+    only.
+    """
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     audio: Sound | None = None
     images: list[ImagePart] | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Answer(BaseModel):
-    """One answer of a chat: the model came to a `stop`, or `length` says that it may not write more."""
+    """One answer of a chat: the model came to a `stop`, perhaps with `tool_calls`, or may not write more (`length`)."""
 
     index: int
     message: Said

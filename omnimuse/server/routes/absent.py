@@ -34,6 +34,7 @@ WHERE = MappingProxyType(
 _TEXT = "{instead}"
 _OPERATOR = "it is chosen when the server starts, and a running one is not changed"
 _ADMIN = "it is on the admin plane (`--admin-address`), for the server's operator"
+_MEASURED = "measurements have an address of their own here (`--metrics-address`)"
 ABSENT = MappingProxyType(
     {
         "/v1/audio/speech": "no text is spoken here; {instead}",
@@ -79,7 +80,9 @@ ABSENT = MappingProxyType(
 def routes(service: Service) -> list[Route]:
     """All of them; they come after the paths that exist."""
     instead = does(service)
-    return [Route(path, _answer(why.format(instead=instead)), methods=METHODS) for path, why in ABSENT.items()]
+    measured = {} if service.options.reach.metrics is None else {"/metrics": _MEASURED}
+    missing = {**ABSENT, **measured}
+    return [Route(path, _answer(why.format(instead=instead)), methods=METHODS) for path, why in missing.items()]
 
 
 def for_tasks(service: Service, tasks: Sequence[str], handler: Handler) -> Handler:

@@ -115,12 +115,12 @@ def _rest(staff: Staff) -> list[Route]:
 
     async def sleep(request: Request) -> Response:
         """POST /sleep?level=1&mode=keep: requests, also those in progress, wait until the weights are back"""
-        _refuse_words(request, {"level": ("1",), "mode": ("keep",)})
+        await _refuse_words(request, {"level": ("1",), "mode": ("keep",)})
         return await rest(True)
 
     async def wake_up(request: Request) -> Response:
         """POST /wake_up?tags=weights"""
-        _refuse_words(request, {"tags": ("weights",)})
+        await _refuse_words(request, {"tags": ("weights",)})
         return await rest(False)
 
     async def rest(asleep: bool) -> Response:
@@ -142,9 +142,10 @@ def _rest(staff: Staff) -> list[Route]:
     ]
 
 
-def _refuse_words(request: Request, known: Mapping[str, tuple[str, ...]]) -> None:
-    """ApiError for a query that says anything else than what is done here."""
-    for name, value in request.query_params.multi_items():
+async def _refuse_words(request: Request, known: Mapping[str, tuple[str, ...]]) -> None:
+    """ApiError for a query, or a JSON body, that says anything else than what is done here."""
+    body = await read_json(request) if await request.body() else {}
+    for name, value in [*request.query_params.multi_items(), *((name, str(said)) for name, said in body.items())]:
         if name not in known:
             raise refusal("unknown_parameter", f"there is no {name!r} here; known are {', '.join(known)}", name)
         if value not in known[name]:

@@ -50,6 +50,8 @@ def routes(service: Service) -> list[Route]:
         return JSONResponse(ModelList(data=[described(name) for name in service.options.served]).model_dump())
 
     async def one(request: Request) -> Response:
+        if not request.path_params["model"]:  # a slash too many
+            return await listed(request)
         check_model(service, request.path_params["model"])
         return JSONResponse(described(request.path_params["model"]).model_dump())
 

@@ -8,19 +8,18 @@ turn ends, or leaves that to the server (`turn_detection`), which then answers b
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket
 
-from omnimuse.core.errors import OmnimuseError, RequestCancelled
+from omnimuse.core.errors import OmnimuseError
 from omnimuse.deploy.wire import Finished, Grown, Spelt
 from omnimuse.media.voice import WINDOW, Ear
-from omnimuse.server.errors import ApiError, body, refusal, to_api_error
+from omnimuse.server.errors import ApiError, body, refusal
 from omnimuse.server.http.live import Event, Live, live_routes
 from omnimuse.server.http.uploads import MOST_SAMPLES
 from omnimuse.server.http.watch import stop
@@ -28,11 +27,13 @@ from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import Order, check_model, draw, may_read, place_order
 from omnimuse.server.routes.aloud import Sounding, aloud
 from omnimuse.server.routes.overheard import Scribe
-from omnimuse.server.routes.talk import TASK, Told, open_files, usage_of
+from omnimuse.server.routes.talk import TASK, open_files
+from omnimuse.server.routes.turn import Turn, how, named
 from omnimuse.server.service import Service
 from omnimuse.server.translate import session
 from omnimuse.server.translate.aliases import ANY_MODEL, read
 from omnimuse.server.translate.session import Item, Settings
+from omnimuse.server.translate.session_tools import joined
 from omnimuse.server.translate.values import shown
 
 PATH = "/v1/realtime"
@@ -57,62 +58,9 @@ def routes(service: Service) -> list[BaseRoute]:
 
 def told_of(error: ApiError, event: Event | None = None) -> Event:
     """The event that tells an error, of the client's event where it is about one."""
-    named = event.get("event_id") if event is not None else None
-    about = {"event_id": named if isinstance(named, str) else None}
-    return {"type": "error", "event_id": _named("event"), "error": {**body(error)["error"], **about}}
-
-
-@dataclass
-class Turn:
-    """A response while it is made: what was told of it so far."""
-
-    order: Order
-    settings: Settings
-    metadata: Any
-    id: str = field(default_factory=lambda: _named("resp"))
-    item: Item = field(default_factory=lambda: Item(_named("item"), "assistant", status="in_progress"))
-    told: Told = field(default_factory=Told)
-    whole: Finished | None = None
-    stopped: str = ""  # by whom, in OpenAI's words
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def text(self) -> str:
-        """What was written so far."""
-        return self.told.texts.get(0, "")
-
-    @property
-    def place(self) -> Event:
-        """Where in the response its one part is."""
-        return {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
-
-    @property
-    def part(self) -> Event:
-        """The one part, without its sound."""
-        if self.settings.aloud:
-            return {"type": "audio", "transcript": self.text}
-        return {"type": "text", "text": self.text}
-
-    def response(self, status: str, details: Event | None = None) -> Event:
-        """The response as clients read it."""
-        made = self.whole
-        usage = None if made is None else usage_of(made)
-        counts = usage and {
-            "input_tokens": usage.prompt_tokens,
-            "output_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-        }
-        return {
-            "id": self.id,
-            "object": "realtime.response",
-            "status": status,
-            "status_details": details,
-            "output": [] if status == "in_progress" else [self.item.told()],
-            "output_modalities": self.settings.media,
-            "max_output_tokens": "inf" if self.settings.most is None else self.settings.most,
-            "metadata": self.metadata,
-            "usage": counts,
-        }
+    name = event.get("event_id") if event is not None else None
+    about = {"event_id": name if isinstance(name, str) else None}
+    return {"type": "error", "event_id": named("event"), "error": {**body(error)["error"], **about}}
 
 
 class Conversation:
@@ -129,7 +77,7 @@ class Conversation:
         self._turn: Turn | None = None  # from the moment at which it is asked for, until it is done
         self._making: asyncio.Task[None] | None = None
         self._asked = asyncio.Queue[Turn]()
-        self._id, self._count = _named("sess"), 0
+        self._id, self._count = named("sess"), 0
 
     async def run(self) -> None:
         """Until the client goes, or says nothing for long."""
@@ -141,7 +89,7 @@ class Conversation:
             await stop(writing)
 
     async def _tell(self, type_: str, fields: Event | None = None) -> None:
-        await self._live.tell({"type": type_, "event_id": _named("event"), **(fields or {})})
+        await self._live.tell({"type": type_, "event_id": named("event"), **(fields or {})})
 
     def _session(self) -> Event:
         return {"id": self._id, **self._settings.told(self._service.options.model_name, self._door)}
@@ -227,7 +175,7 @@ class Conversation:
     async def _started(self, at: int) -> None:
         """Somebody speaks from sample `at` on."""
         self._forget(at)
-        self._said = _named("item")
+        self._said = named("item")
         told = {"audio_start_ms": self._milliseconds(self._gone), "item_id": self._said}
         await self._tell("input_audio_buffer.speech_started", told)
         turning = self._settings.turning
@@ -265,7 +213,7 @@ class Conversation:
             raise refusal("invalid_value", "the input buffer is empty; append sound before it is committed", "type")
         if until is None:
             self._set(self._settings)
-        item = session.heard(self._take_pcm(until), self._settings.rate, self._said or _named("item"))
+        item = session.heard(self._take_pcm(until), self._settings.rate, self._said or named("item"))
         self._said = ""
         before = self._items[-1].id if self._items else None
         await self._tell("input_audio_buffer.committed", {"item_id": item.id, "previous_item_id": before})
@@ -274,9 +222,12 @@ class Conversation:
             self._scribe.note(item, self._settings.written)
 
     async def _create(self, event: Event) -> None:
-        item, sources = session.item_of(event.get("item"), _named("item"), self._settings.rate, self._door)
+        item, sources = session.item_of(event.get("item"), named("item"), self._settings.rate, self._door)
         if any(item.id == other.id for other in self._items):
             raise refusal("invalid_value", f"there is an item {item.id!r} already; name it otherwise", "item.id")
+        if item.answers and not any(each.call and each.call.id == item.answers for each in self._items):
+            message = f"item.call_id={item.answers!r} answers nothing: no item calls a tool by this name"
+            raise refusal("invalid_value", message, "item.call_id")
         at, before = len(self._items), event.get("previous_item_id")
         if before is not None:
             at = 0 if before == "root" else self._items.index(self._find(before)) + 1
@@ -297,9 +248,11 @@ class Conversation:
         if item in gone or (gone and not self._settings.forgets):
             why = "the model takes no more at once; delete items, or set truncation to auto"
             raise refusal("invalid_value", f"the conversation has too many items, sounds or pictures: {why}", "item")
+        earlier = self._items[:at]
         for old in gone:
-            await self._delete(old)
-        at = max(0, at - len(gone))
+            if old in self._items:
+                await self._delete(old)
+        at = sum(each in earlier for each in self._items)
         self._items.insert(at, item)
         before = self._items[at - 1].id if at else None
         for what in ("added", "done"):
@@ -308,6 +261,8 @@ class Conversation:
     async def _delete(self, item: Item) -> None:
         self._items.remove(item)
         await self._tell("conversation.item.deleted", {"item_id": item.id})
+        for other in [each for each in self._items if item.call is not None and each.answers == item.call.id]:
+            await self._delete(other)  # it answers nothing any longer
 
     async def _truncate(self, event: Event) -> None:
         """Forget the words of an answer that was not heard to its end: nobody knows which were (so does OpenAI)."""
@@ -358,7 +313,7 @@ class Conversation:
         """What the engine is asked for; ApiError or RequestError for what this model cannot."""
         if not items:
             raise refusal("invalid_value", "the conversation has no item yet; say something first", "response")
-        messages = [item.message() for item in items]
+        messages = joined([item.message() for item in items])
         if settings.instructions:
             messages.insert(0, {"role": "system", "content": settings.instructions})
         wanted = aloud(self._service, read({**settings.fields(), "messages": []}, "talk", self._door))
@@ -413,15 +368,14 @@ class Conversation:
         written = "response.output_audio_transcript.delta" if turn.settings.aloud else "response.output_text.delta"
         async with aclosing(draw(self._service, turn.order)) as updates:
             async for update in updates:
-                if isinstance(update, Spelt) and (text := turn.told.new(update)):
+                if isinstance(update, Spelt) and (text := turn.new(update)):
                     await self._tell(written, {**turn.place, "delta": text})
                 elif isinstance(update, Grown) and (sound := heard.new(update)) is not None:
                     await self._tell("response.output_audio.delta", {**turn.place, "delta": sound.data})
                 elif isinstance(update, Finished):
                     turn.whole = update
                     async with open_files(self._service, update) as files:
-                        if rest := turn.told.rest(0, update.texts[0].text):
-                            turn.told.texts[0] = update.texts[0].text
+                        if rest := turn.rest(update.texts[0].text):
                             await self._tell(written, {**turn.place, "delta": rest})
                         if turn.settings.aloud:
                             async for sound in heard.rest(0, files[0]):
@@ -430,7 +384,7 @@ class Conversation:
 
     async def _end(self, turn: Turn, making: asyncio.Task[None]) -> None:
         """Tell that a response is done, and how."""
-        status, details = _how(turn, making)
+        status, details = how(turn, making)
         item, place = turn.item, turn.place
         item.status = "completed" if status == "completed" else "incomplete"
         item.parts = [{"type": "text", "text": turn.text}]
@@ -444,30 +398,13 @@ class Conversation:
         await self._tell("response.content_part.done", {**place, "part": turn.part})
         await self._tell("response.output_item.done", {"response_id": turn.id, "output_index": 0, "item": item.told()})
         await self._tell("conversation.item.done", {"item": item.told()})
+        if turn.whole is not None:
+            for type_, fields in turn.called(self._items):
+                await self._tell(type_, fields)
         await self._tell("response.done", {"response": turn.response(status, details)})
-
-
-def _how(turn: Turn, making: asyncio.Task[None]) -> tuple[str, Event]:
-    """How a response ended; raises what is no matter of the response alone."""
-    if making.cancelled():
-        return "cancelled", {"type": "cancelled", "reason": turn.stopped}
-    error = making.exception()
-    if isinstance(error, RequestCancelled) or (error is not None and not isinstance(error, (ApiError, OmnimuseError))):
-        raise error
-    if error is not None:
-        told = body(to_api_error(error))["error"]
-        return "failed", {"type": "failed", "error": {name: told[name] for name in ("type", "code", "message")}}
-    if turn.whole is None or turn.whole.texts[0].reason == "length":
-        return "incomplete", {"type": "incomplete", "reason": "max_output_tokens"}
-    return "completed", {"type": "completed"}
 
 
 def _check_model(service: Service, name: Any) -> None:
     if not isinstance(name, str | None):
         raise refusal("invalid_value", "the model has a name, as a text", "model")
     check_model(service, None if name in ANY_MODEL else name)
-
-
-def _named(kind: str) -> str:
-    """A name that nothing else has."""
-    return f"{kind}_{secrets.token_hex(12)}"

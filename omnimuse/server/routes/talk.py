@@ -7,7 +7,7 @@ where a lost worker's request is written once more, only what is new is told.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Protocol
@@ -17,7 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from omnimuse.core.calls import NO_TOOLS, Call
 from omnimuse.core.errors import WorkerLostError
+from omnimuse.core.messages import BESIDE
+from omnimuse.core.request import Door
 from omnimuse.deploy.wire import Finished, Grown, Previewed, Spelt
 from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import refusal
@@ -45,6 +48,7 @@ from omnimuse.server.protocol.chat import ImagePart
 from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import for_tasks
 from omnimuse.server.routes.aloud import Sounding, aloud, name_of, whole
+from omnimuse.server.routes.calling import Calling
 from omnimuse.server.routes.pictured import Looks, pictures, wants
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
@@ -57,7 +61,7 @@ TASK = "text-to-text"
 TALK, COMPLETION = "/v1/chat/completions", "/v1/completions"
 MOST = 241
 """Frames that are looked at of a video."""
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """OpenAI's roles -> those that templates of checkpoints know."""
 
 OPERATIONS = (
@@ -98,7 +102,7 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
     wanted, shown = read(fields, kind, service.door), Shown()
     if kind == "talk":
         wanted = aloud(service, wanted)
-        said = _messages(wanted, shown, able(service.door))
+        said = _messages(wanted, shown, service.door)
         if wanted.delivery.partial_images and not service.door.limits.draws:
             raise refusal(
                 "unsupported_parameter", "partial_images is not supported: nothing is drawn", "partial_images"
@@ -135,27 +139,34 @@ def _order(service: Service, wanted: Wanted, request: Request, came: dict[str, o
 # -- what came ---------------------------------------------------------------------------------------------------
 
 
-def _messages(wanted: Wanted, shown: Shown, able: Sequence[str]) -> list[dict[str, Any]]:
-    """The conversation in the words of templates, and where what it shows is, of kinds that the model is `able` to
-    take; ApiError 400 for what it cannot read.
+def _messages(wanted: Wanted, shown: Shown, door: Door) -> list[dict[str, Any]]:
+    """The conversation in the words of templates, and where what it shows is, of kinds that the model behind `door`
+    takes; ApiError 400 for what it cannot read.
     """
     messages = wanted.talk.messages
     if not messages:
         raise refusal("missing_parameter", "messages is missing or empty; say something", "messages")
-    return [_message(message, f"messages[{index}]", shown, able) for index, message in enumerate(messages)]
+    return [_message(message, f"messages[{index}]", shown, door) for index, message in enumerate(messages)]
 
 
-def _message(given: Any, name: str, shown: Shown, able: Sequence[str]) -> dict[str, Any]:
+def _message(given: Any, name: str, shown: Shown, door: Door) -> dict[str, Any]:
     role = given.get("role") if isinstance(given, dict) else None
-    if role in ("tool", "function"):
-        raise refusal("unsupported_parameter", f"{name} answers a tool, and this model calls none; leave it out", name)
+    if role == "function" or (role == "tool" and not door.limits.calls):
+        why = "a role of today is `tool`" if door.limits.calls else NO_TOOLS
+        raise refusal("unsupported_parameter", f"{name} answers a call, and {why}; leave it out", name)
     if role not in ROLES:
         raise refusal("invalid_value", f"{name} is no message with a role of {', '.join(ROLES)}", name)
+    beside = BESIDE.get(role, ()) if door.limits.calls else ()
     for key, value in given.items():
-        if key not in ("role", "content") and not is_nothing(value):
-            why = "templates of checkpoints know a role and a content; leave it out"
+        if key not in ("role", "content", *beside) and not is_nothing(value):
+            why = (
+                NO_TOOLS if key == "tool_calls" else "templates of checkpoints know a role and a content; leave it out"
+            )
             raise refusal("unsupported_parameter", f"{name}.{key[:80]} is not supported: {why}", f"{name}.{key}"[:80])
-    return {"role": ROLES[role], "content": _content(given.get("content"), f"{name}.content", shown, able)}
+    said: dict[str, Any] = {"role": ROLES[role], **{key: given[key] for key in beside if given.get(key)}}
+    if given.get("content") is None and said.get("tool_calls"):
+        return {**said, "content": ""}
+    return {**said, "content": _content(given.get("content"), f"{name}.content", shown, able(door))}
 
 
 def _content(given: Any, name: str, shown: Shown, able: Sequence[str]) -> str | list[dict[str, Any]]:
@@ -206,10 +217,15 @@ class Chat:
     def whole(self, order: Order, head: dict[str, Any], made: Finished, words: Sequence[str]) -> BaseModel:
         drawn = pictures(order, made.files, words) if wants(order) else {}
         heard = words if order.form.format != TEXT else ()
-        spoken = {i: whole(order, i, word, made.texts[i].text) for i, word in enumerate(heard)}
-        said = [(self._said(text.text, spoken.get(i), drawn.get(i)), text.reason) for i, text in enumerate(made.texts)]
-        choices = [protocol.Answer(index=i, message=each, finish_reason=why) for i, (each, why) in enumerate(said)]
-        return protocol.TalkCompletion(id=self._id(order), choices=choices, **head)
+        calling, choices = Calling(order), list[protocol.Answer]()
+        for index, each in enumerate(made.texts):
+            text, calls = calling.whole(index, each.text)
+            sound = whole(order, index, heard[index], text) if heard else None
+            asked = [self._call(call) for call in calls] or None
+            said = protocol.Said(role="assistant", content=text, audio=sound, images=drawn.get(index), tool_calls=asked)
+            reason = calling.reason(index, each.reason)
+            choices.append(protocol.Answer(index=index, message=said, finish_reason=reason))
+        return protocol.TalkCompletion(id=self._id(order), choices=choices, **_warned(head, calling))
 
     def first(self, order: Order, head: dict[str, Any], index: int) -> BaseModel | None:
         return self._chunk(
@@ -224,8 +240,18 @@ class Chat:
         delta = protocol.Said(content=text or None, audio=audio)
         return self._chunk(order, head, [protocol.Piece(index=index, delta=delta, finish_reason=reason)])
 
-    def _said(self, text: str, sound: protocol.Sound | None, images: list[ImagePart] | None) -> protocol.Said:
-        return protocol.Said(role="assistant", content=text, audio=sound, images=images)
+    def calls(self, order: Order, head: dict[str, Any], index: int, number: int, call: Call) -> Iterator[BaseModel]:
+        """Call `number` of answer `index`: who is called, and with what."""
+        named = protocol.Function(name=call.name)
+        for part in (
+            protocol.ToolCall(index=number, id=call.id, type="function", function=named),
+            protocol.ToolCall(index=number, function=protocol.Function(arguments=call.arguments)),
+        ):
+            yield self._chunk(order, head, [protocol.Piece(index=index, delta=protocol.Said(tool_calls=[part]))])
+
+    def _call(self, call: Call) -> protocol.ToolCall:
+        function = protocol.Function(name=call.name, arguments=call.arguments)
+        return protocol.ToolCall(id=call.id, type="function", function=function)
 
     def picture(self, order: Order, head: dict[str, Any], index: int, images: list[ImagePart]) -> BaseModel:
         """The picture of answer `index`."""
@@ -306,7 +332,15 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
 
     The first event is for `opened`: it comes when the prompt has been read, so that one that is too long is refused.
     """
-    known, heard, looks, begun = Told(), Sounding(order), Looks(order), False
+    known, calling, heard, looks, begun = Told(), Calling(order), Sounding(order), Looks(order), False
+
+    def pieces(index: int, told: Iterable[str | Call]) -> Iterator[BaseModel]:
+        for each in told:
+            if isinstance(each, str):
+                yield shape.piece(order, head, index, each, None)
+            elif isinstance(shape, Chat):
+                yield from shape.calls(order, head, index, calling.calls(index).index(each), each)
+
     async with AsyncExitStack() as stack:
         updates = await stack.enter_async_context(aclosing(draw(service, order)))
         async for update in updates:
@@ -319,7 +353,8 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                     if (first := shape.first(order, head, index)) is not None:
                         yield None, dump(first)
             if isinstance(update, Spelt) and (text := known.new(update)):
-                yield None, dump(shape.piece(order, head, update.output, text, None))
+                for chunk in pieces(update.output, calling.new(update.output, text)):
+                    yield None, dump(chunk)
             elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := heard.new(update)):
                 yield None, dump(shape.sound(order, head, update.output, sound))
             elif isinstance(update, Previewed) and isinstance(shape, Chat) and (parts := looks.new(update)):
@@ -329,17 +364,23 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                 held = Enclosed(files)
                 drawn = pictures(order, update.files, held.words) if wants(order) else {}
                 for index, made in enumerate(update.texts):
-                    if rest := known.rest(index, made.text):
-                        yield None, dump(shape.piece(order, head, index, rest, None))
+                    rest = [*calling.new(index, known.rest(index, made.text)), *calling.end(index)]
+                    for chunk in pieces(index, rest):
+                        yield None, dump(chunk)
                     if isinstance(shape, Chat) and files and order.form.format != TEXT:
                         async for sound in heard.rest(index, files[index]):
                             yield None, dump(shape.sound(order, head, index, sound))
                     if isinstance(shape, Chat) and index in drawn:
                         yield None, Parcel(dump(shape.picture(order, head, index, drawn[index])), held)
-                    end = head | {"warnings": about["warnings"]}
-                    yield None, dump(shape.piece(order, end, index, "", made.reason))
+                    end = _warned(head | {"warnings": about["warnings"]}, calling)
+                    yield None, dump(shape.piece(order, end, index, "", calling.reason(index, made.reason)))
                 if order.wanted.delivery.usage:
                     yield None, dump(shape.last(order, head | about))
+
+
+def _warned(head: dict[str, Any], calling: Calling) -> dict[str, Any]:
+    """`head` with what there is to know of calls among its warnings."""
+    return head | {"warnings": told([*(head["warnings"] or ()), *calling.warnings])}
 
 
 def usage_of(made: Finished) -> protocol.TokenUsage:

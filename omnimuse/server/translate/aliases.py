@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from omnimuse.core.calls import NO_TOOLS
 from omnimuse.core.effort import LEVELS, UNSAID, steps_of
 from omnimuse.core.names import absent, meant
 from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams, SpeechParams
@@ -21,6 +22,7 @@ from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.translate.caches import chosen_cache
 from omnimuse.server.translate.field import HARMLESS, Field, Kind
 from omnimuse.server.translate.fields import TABLE, fields_of
+from omnimuse.server.translate.talking import Talk as Talk
 from omnimuse.server.translate.values import ADJUST, is_neutral, read_value, shown
 
 FORMATS = {
@@ -83,18 +85,6 @@ class Delivery:
     usage: bool = False
     blocks: bool = False
     safety_identifier: str | None = None
-
-
-@dataclass(frozen=True)
-class Talk:
-    """What a chat has besides: the messages, the media that its client knows, and how a spoken answer sounds; and the
-    language of a sound that is written down.
-    """
-
-    messages: list[Any] | None = None
-    modalities: list[Any] | None = None
-    audio: Mapping[str, Any] | None = None
-    tongue: str | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +184,9 @@ def read(
         _check_draws_parts(found.names[target], door, kind)
     if (choice := chosen_cache(found.values, found.names)) is not None:
         found.values["cache"], found.names["cache"] = choice
+    for target in ("tools", "tool_choice"):
+        if not door.limits.calls and found.values.get(target) not in (None, [], "auto", "none"):
+            raise refusal("unsupported_parameter", f"{target} is not supported: {NO_TOOLS}; leave it out", target)
     _refuse_unhonoured(found, door)
     if kind not in ("chat", "talk", "hearing"):
         _check_prompt(found, door)
@@ -367,7 +360,7 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
         deadline=values.get("deadline"),
         seconds=values.get("length"),
         model=None if values.get("model") in ANY_MODEL else values.get("model"),
-        talk=Talk(values.get("messages"), values.get("modalities"), values.get("audio"), values.get("tongue")),
+        talk=Talk.of(values),
         part=Part(values.get("mask", ()), values.get("pad")),
         urls=values.get("urls", ()),
         reels=Reels(values.get("last_urls", ()), values.get("videos", ()), values.get("masks", ())),

@@ -34,7 +34,8 @@ def to_request(
     """
     prompt: dict[str, object] = {"prompt": wanted.prompt}
     if wanted.talk.messages is not None:
-        prompt = {"messages": wanted.talk.messages}
+        talk = wanted.talk
+        prompt = {"messages": talk.messages, "tools": talk.tools, "tool_choice": talk.tool_choice}
     prompt |= {name: given for name, given in came.items() if given}
     if wanted.part.pad is not None:
         prompt["pad"] = wanted.part.pad
@@ -46,7 +47,7 @@ def to_request(
     try:
         made = closed.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
     except RequestError as error:
-        raise _renamed(error, wanted.names) from None
+        raise renamed(error, wanted.names) from None
     return replace(made, previews=preview_period(made.evaluations, looks))
 
 
@@ -114,12 +115,13 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
     return replace(wanted.params, num_frames=door.limits.frames_in(wanted.seconds, rate, too_many=wanted.adjust))
 
 
-def _renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
     usual = {"num_outputs_per_prompt": "n", "images": "image"}
     usual |= {"sounds": "audio", "videos": "video"}
     usual["seconds"] = names.get("length", "seconds")
+    usual["output_format"] = names.get("format", "output_format")
     if first == "extra" and rest in names:  # a family's own, for which clients have a field
         return RequestError(str(error).replace(f"extra.{rest}", names[rest], 1), names[rest])
     name = names.get(first, usual.get(first, first))

@@ -11,10 +11,11 @@ from typing import Any, Literal
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
     "urls", "picture", "clip", "margins", "seed", "adapters", "texts", "one", "deadline",
+    "any",
 ]  # fmt: skip
 """What a value looks like; "urls" is one address or several, "picture" and "clip" an upload or where it is, "margins"
 four whole numbers, "texts" one text or a list of them, "one" a text or a list that holds one, "deadline" seconds or
-the name of a class."""
+the name of a class, "any" whatever JSON can say."""
 
 Kind = Literal["image", "edit", "video", "audio", "speech", "chat", "talk", "completion", "hearing"]
 """Which endpoint reads: /v1/images/generations, /v1/images/edits, /v1/videos, /v1/audio, /v1/audio/speech,

@@ -12,12 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from omnimuse.core.calls import NO_TOOLS, Call
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Door, Picture, Recording
 from omnimuse.media.voice import Pauses, detector
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.translate.parts import able
+from omnimuse.server.translate.session_tools import CALLING, call_of, chosen, flat
 from omnimuse.server.translate.values import is_nothing, shown
 
 RATES = (16_000, 24_000)
@@ -30,7 +32,7 @@ _VOID = {
     "turn_detection": "it is a field of audio.input",
     "transcription": "what is said is written down of the input alone; the output has its transcript",
     "noise_reduction": "what is heard is heard as it came",
-    "tools": "this model calls no tools",
+    "speed": "what is said is said at the model's own pace",
     "tracing": "the server's operator decides what is traced",
     "prompt": "prompts are not stored",
     "include": "how likely tokens were is not told",
@@ -38,7 +40,7 @@ _VOID = {
     "input": "an answer is to the conversation; make its items first",
 }
 """Fields that are known and have no effect here: only what asks for nothing is taken."""
-_ANY = {"tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "speed": (1, 1.0)}
+_ANY = {"speed": (1, 1.0)}
 """The same, and the values that ask for nothing."""
 _ROLES = {"system": "input_text", "user": "input_text", "assistant": "output_text"}
 
@@ -109,6 +111,8 @@ class Settings:
                 return replace(self, forgets=value == "auto")
             case "audio":
                 return self._sounding(value, name, door)
+            case _ if key in CALLING:
+                return replace(self, chosen={**self.chosen, key: chosen(key, value, name, door)})
             case _ if key in SAMPLED:
                 return replace(self, chosen={**self.chosen, key: value})
         _check_void(key, value, name)
@@ -162,10 +166,10 @@ class Settings:
             "instructions": self.instructions,
             "max_output_tokens": "inf" if self.most is None else self.most,
             "audio": {"input": heard, "output": said},
-            "tools": [],
-            "tool_choice": "none",
             "truncation": "auto" if self.forgets else "disabled",
             **self.chosen,
+            "tools": [flat(tool) for tool in self.chosen.get("tools") or ()],
+            "tool_choice": flat(self.chosen.get("tool_choice") or "auto"),
         }
 
     @property
@@ -185,7 +189,8 @@ class Settings:
 
 @dataclass(eq=False)
 class Item:
-    """One message of a conversation: its parts in the words of templates, and what they show, in order.
+    """One message of a conversation: its parts in the words of templates, and what they show, in order; or a `call` of
+    a tool, or what came of the one that it `answers`.
 
     `content` is how it is told: without the bytes.
     """
@@ -197,6 +202,8 @@ class Item:
     images: list[Picture] = field(default_factory=list)
     content: list[dict[str, Any]] = field(default_factory=list)
     status: str = "completed"
+    call: Call | None = None
+    answers: str = ""
 
     @property
     def size(self) -> int:
@@ -205,13 +212,25 @@ class Item:
 
     def told(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""
-        about = {"id": self.id, "object": "realtime.item", "type": "message", "status": self.status}
-        return {**about, "role": self.role, "content": self.content}
+        about = {"id": self.id, "object": "realtime.item", "status": self.status}
+        if (call := self.call) is not None:
+            told = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
+            return {**about, "type": "function_call", **told}
+        if self.answers:
+            output = self.parts[0]["text"]
+            return {**about, "type": "function_call_output", "call_id": self.answers, "output": output}
+        return {**about, "type": "message", "role": self.role, "content": self.content}
 
     def message(self) -> dict[str, Any]:
         """As templates read it."""
         texts = [part["text"] for part in self.parts if part["type"] == "text"]
-        return {"role": self.role, "content": "\n".join(texts) if len(texts) == len(self.parts) else self.parts}
+        said: dict[str, Any] = {
+            "role": self.role,
+            "content": "\n".join(texts) if len(texts) == len(self.parts) else self.parts,
+        }
+        if self.call is not None:
+            said["tool_calls"] = [self.call]
+        return {**said, "tool_call_id": self.answers} if self.answers else said
 
 
 def begin(door: Door) -> Settings:
@@ -233,6 +252,8 @@ def heard(pcm: bytes, rate: int, id_: str) -> Item:
 
 def item_of(given: Any, id_: str, rate: int, door: Door) -> tuple[Item, list[Source]]:
     """The item that a client makes, and where the pictures in it are; ApiError 400 for what cannot be read."""
+    if isinstance(given, dict) and given.get("type") in ("function_call", "function_call_output"):
+        return _about_a_tool(given, id_, door), []
     fields = _object(given, "item", ("id", "type", "object", "status", "role", "content", "phase"))
     role, parts = fields.get("role"), fields.get("content")
     if fields.get("type", "message") != "message" or role not in _ROLES or not isinstance(parts, list) or not parts:
@@ -259,6 +280,23 @@ def item_of(given: Any, id_: str, rate: int, door: Door) -> tuple[Item, list[Sou
         else:
             raise refusal("invalid_value", f"{name} of type {shown(kind)} cannot be part of what {role} says", name)
     return made, sources
+
+
+def _about_a_tool(given: dict[str, Any], id_: str, door: Door) -> Item:
+    """A call that was made, or what came of one."""
+    if not door.limits.calls:
+        raise refusal("unsupported_parameter", f"item is about a tool, and {NO_TOOLS}; leave it out", "item")
+    known = ("id", "type", "object", "status", "call_id", "name", "arguments", "output")
+    fields = _object(given, "item", known)
+    name = str(fields.get("id") or id_)[:64]
+    if fields["type"] == "function_call":
+        return Item(name, "assistant", call=call_of(fields, id_))
+    if not isinstance(output := fields.get("output"), str):
+        raise refusal("invalid_value", f"item.output={shown(output)} is no text", "item.output")
+    call = fields.get("call_id")
+    if not isinstance(call, str) or not call:
+        raise refusal("invalid_value", f"item.call_id={shown(call)} names no call", "item.call_id")
+    return Item(name, "tool", [{"type": "text", "text": output}], answers=call[:128])
 
 
 def samples(given: Any, name: str) -> bytes:
@@ -352,7 +390,7 @@ def _check_void(key: str, value: Any, name: str) -> None:
         return
     if key in _VOID and is_nothing(value):
         return
-    if why := _VOID.get(key) or (_VOID["tools"] if key in _ANY else ""):
+    if why := _VOID.get(key):
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
     raise _unknown(name, value)
 

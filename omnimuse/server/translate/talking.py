@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from omnimuse.core.messages import MAX_WRITTEN
 from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
 
 MAX_STOPS = 16
 """Texts that may end an answer; OpenAI has four."""
 
+
+@dataclass(frozen=True)
+class Talk:
+    """What a chat has besides: the messages, the media that its client knows, and how a spoken answer sounds; the tools
+    that it may ask for, the choice among them and whether it is a `single` one at a time; and the language of a sound
+    that is written down.
+    """
+
+    messages: list[Any] | None = None
+    modalities: list[Any] | None = None
+    audio: Mapping[str, Any] | None = None
+    tongue: str | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    single: bool = False
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Talk:
+        """What values by their targets say of it."""
+        single = values.get("parallel_tool_calls") is False
+        names = ("messages", "modalities", "audio", "tongue", "tools", "tool_choice")
+        return Talk(**{name: values.get(name) for name in names}, single=single)
+
+
 _ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
 _SAMPLED = "it is not computed here; `temperature`, `top_k`, `top_p` and `repetition_penalty` say how tokens are drawn"
 _NO_SCORES = "how likely tokens were is not told"
-_NO_TOOLS = "this model calls no tools"
 _STORED = "conversations are not stored"
 _TEMPLATE = "the checkpoint's own chat template is used, as it stands"
 
@@ -74,11 +101,15 @@ TALK: tuple[Field, ...] = (
         "use_audio_in_video",
         "a sound right behind a video in a message is that video's own, of a model that hears it meanwhile (ours)",
     ),
-    Field("parallel_tool_calls", "flag", HARMLESS, "tools are refused, so none is called"),
+    Field(
+        "tools", "list", "tools", "functions that the answer may ask for, of a model whose chat template tells of them"
+    ),
+    Field("tool_choice", "any", "tool_choice", "auto, none, required, or the function that the answer must ask for"),
+    Field("parallel_tool_calls", "flag", "parallel_tool_calls", "false: only the first call of an answer is told"),
     *refused(_NO_SCORES, "logprobs"),
     *refused(_NO_SCORES, "top_logprobs", neutral=(0,)),
-    *refused(_NO_TOOLS, "tools", "functions"),
-    *refused(_NO_TOOLS, "tool_choice", "function_call", neutral=("none", "auto")),
+    *refused("it is called `tools` today", "functions"),
+    *refused("it is called `tool_choice` today", "function_call", neutral=("none", "auto")),
     *refused(_TEMPLATE, "chat_template", "chat_template_kwargs", "documents"),
     *refused(_TEMPLATE, "add_generation_prompt", neutral=(True,)),
     *refused(_TEMPLATE, "continue_final_message", "add_special_tokens", "echo"),

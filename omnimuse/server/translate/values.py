@@ -289,6 +289,7 @@ _READERS: dict[str, Callable[[Field, Any, str, bool], Any]] = {
     "background": _background,
     "seconds": _seconds,
     "object": _object,
+    "any": lambda field, value, name, form: value,
     "list": _list,
     "file": _file,
     "urls": _urls,

@@ -123,6 +123,21 @@ def test_a_disk_with_less_than_the_reserve_is_full(tmp_path: Path) -> None:
     assert not Files(tmp_path, reserve=2**62).storage_ok()
 
 
+def test_the_log_tells_once_that_the_disk_is_full_and_once_that_it_has_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = Files(tmp_path)
+    away = tmp_path / "away"
+    for there in (True, False, False, True, True):
+        if there and away.exists():
+            away.rename(files.spool)
+        elif not there and files.spool.exists():
+            files.spool.rename(away)
+        assert files.storage_ok() is there
+    [gone, back] = [record.getMessage() for record in caplog.records]
+    assert "nearly full, or gone: nothing new is taken on" in gone and "has room again" in back
+
+
 # -- downloads ---------------------------------------------------------------------------------------------------
 
 

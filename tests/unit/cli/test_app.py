@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
+    first, then, *_ = text.splitlines()
+    assert first.startswith(f"usage: omnimuse {command} [options]") and then == "", "what it is for is on the screen"
     assert "examples:" in text
     assert "--debug" in text
 
@@ -104,6 +107,31 @@ def test_an_error_becomes_json_where_json_was_asked_for(capsys: pytest.CaptureFi
     said = capsys.readouterr()
     assert json.loads(said.out)["error"]["param"] == "size"
     assert said.err.startswith("omnimuse: --size big is not")
+
+
+def test_what_the_system_refuses_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["--from", "no.png"],
+        ["--file", "no.txt"],
+        ["a", "--image", str(tmp_path)],
+        ["--file", str(tmp_path)],
+    ):
+        assert main(["generate", *words]) == 2
+        said = capsys.readouterr().err
+        assert words[-1] in said and "rrno" not in said and said.count(words[-1]) == 1
+    report(OSError(28, "No space left on device", "a.png"), as_json=False)
+    assert capsys.readouterr().err == "omnimuse: No space left on device: a.png\n"
+
+
+@pytest.mark.parametrize("option", ["--format", "--plugin"])
+@pytest.mark.parametrize("word", ["", "../..", "a b"])
+def test_a_word_that_makes_no_sense_is_no_fault_of_ours(
+    option: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chdir(tmp_path):
+        assert main(["generate", "a ring", f"{option}={word}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{option.lstrip('-')} {word!r} is no" in said
 
 
 def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.chat import Setting, talk
 from omnimuse.core.params import AnswerParams
 from omnimuse.media.picture import open_picture
-from tests.checkpoints import qwen3, qwen3_omni, qwen25_omni, talk_and_draw
+from tests.checkpoints import calling, qwen3, qwen3_omni, qwen25_omni, talk_and_draw
 from tests.checkpoints.wishes import photo
 
 PARAMS = GenerationParams(temperature=0, max_tokens=6)
@@ -178,3 +178,29 @@ def test_what_a_model_of_texts_cannot_do_is_refused_before_it_is_loaded(
     assert main(["chat", str(folder), name, str(tmp_path / value) if "." in value else value]) == 2
     told = capsys.readouterr().err
     assert "works from text only" in told if name == "--picture" else "answers in text alone" in told
+
+
+def test_a_call_of_a_tool_is_shown_and_the_talk_goes_on_with_what_came_of_it(tmp_path: Path) -> None:
+    folder, out = calling.build(tmp_path / "tiny"), io.StringIO()
+    with Omni(str(folder), dtype="float32", device="cpu") as engine:
+        lines = io.StringIO("/answer 1\na heron?\n/answer a bird\n/answer 3\nand now?\n/answer\nwell?\n")
+        assert talk(engine, GenerationParams(), lines, out, Setting(tools=[calling.LOOK])) == 0
+        said = [{"role": "user", "content": "a heron?"}]
+        [result] = engine.generate(said, tools=[calling.LOOK], progress=False)
+        [ignored] = engine.generate(said, progress=False)
+    asks = 'Let me see.\n[look_up {"word": "heron"}]\n[count {"upto": 3}]\n'
+    assert out.getvalue() == f"[no call waits for an answer]\n{asks}A heron is a bird.\n{asks}{asks}"
+    assert (result.text, [call.name for call in result.calls[0]]) == ("Let me see.", ["look_up", "count"])
+    assert ignored.text == "".join(calling.ASKS) and ignored.calls == [()]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{}", "holds no list of functions"), ("[", "cannot be read"), ('["f"]', "this model calls no tools")],
+)
+def test_a_file_of_tools_that_is_none_is_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, says: str
+) -> None:
+    (tmp_path / "tools.json").write_text(content)
+    assert main(["chat", str(folder), "--tools", str(tmp_path / "tools.json")]) == 2
+    assert says in capsys.readouterr().err

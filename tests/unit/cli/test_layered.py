@@ -14,6 +14,7 @@ import pytest
 
 from omnimuse.cli.app import main, parser_of
 from omnimuse.cli.layered import Option, options_of, read_layered
+from omnimuse.cli.serve import chosen
 from omnimuse.core.errors import ConfigError, RequestError
 
 OPTIONS = options_of(parser_of("serve"))
@@ -41,6 +42,20 @@ def test_every_option_of_the_help_can_stand_in_a_file_and_in_the_environment() -
     words = {word for action in parser_of("serve").actions() for word in action.option_strings}
     assert words - {option.word for option in OPTIONS.values()} == {"-h", "--help", "--debug", "--config"}
     assert "model" in OPTIONS and len(OPTIONS) > 30
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.kind in (int, float)])
+def test_a_number_that_makes_no_sense_is_refused_by_the_name_of_its_option(name: str) -> None:
+    option = OPTIONS[name]
+    for text in ("-1",) if option.kind is int else ("-1", "nan", "inf"):
+        with pytest.raises(ConfigError) as caught:
+            chosen(read(f"{option.word}={text}"))
+        assert option.dest in str(caught.value).replace("-", "_")
+
+
+def test_a_port_is_one_that_there_is() -> None:
+    with pytest.raises(ConfigError, match="--port 65536 is not allowed; use 1 to 65535"):
+        chosen(read("--port", "65536"))
 
 
 @pytest.mark.parametrize("name", OPTIONS)

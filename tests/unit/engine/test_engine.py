@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -417,6 +419,26 @@ def test_what_keeps_a_background_engine_from_being_made_is_raised_where_it_was_a
 
     with pytest.raises(ModelError, match="no weights"):
         Background(make)
+
+
+def test_an_interrupt_while_a_model_is_loaded_ends_the_loading() -> None:
+    ended = threading.Event()
+
+    def make() -> Engine:
+        try:
+            _thread.interrupt_main()
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started behind a shell ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Background(make)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.is_set(), "else it goes on for nobody, and Python's end falls over it"
 
 
 @contextmanager

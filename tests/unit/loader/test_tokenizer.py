@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 import omnimuse
 from omnimuse.core.errors import ModelError
+from omnimuse.core.request import Door
+from omnimuse.core.spec import CALLS
+from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer, suffices
+from omnimuse.models import REGISTRY
+from tests.checkpoints import qwen3
+from tests.checkpoints.calling import LOOK, TEMPLATE
 from tests.checkpoints.parts import QWEN_CHAT, qwen_tokenizer
 
 BUNDLED = Path(omnimuse.__file__).parent / "bundled/shapes/tokenizer"
@@ -236,3 +242,35 @@ def test_a_chat_that_a_tokenizer_of_transformers_would_write_for_ever_is_ended(t
     endless = LibraryTokenizer(theirs(folder), folder)
     with pytest.raises(ModelError, match=r"takes more than 5 s"):
         endless.apply_chat_template(MESSAGES)
+
+
+@pytest.mark.parametrize("tools", [None, [LOOK], [LOOK, LOOK]])
+def test_tools_and_calls_are_told_as_by_the_library(folder: Path, tools: Any) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    call = {"id": "a", "type": "function", "function": {"name": "look_up", "arguments": {"word": "h\u00e9ron <b>"}}}
+    talk: list[Any] = [*MESSAGES, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    talk.append({"role": "tool", "tool_call_id": "a", "content": "a bird"})
+    ours = PlainTokenizer(folder).apply_chat_template(talk, tools=tools, add_generation_prompt=True)
+    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+    assert ours == theirs(folder).apply_chat_template(talk, tools=tools, **how)
+    assert ("<tools>" in ours) is bool(tools)
+
+
+@pytest.mark.parametrize(
+    ("template", "calls"),
+    [
+        (TEMPLATE, True),
+        ("{{ tools }} but no mark", False),
+        ("{% set tools = 1 %}{{ tools }} <tool_call>", False),
+        ("{{ tools }} <tool_call><function=f>", False),
+        ("{{ tools }} <tool_call> {% for %}", False),
+    ],
+)
+def test_whether_a_template_tells_of_tools_is_known_before_anything_is_loaded(
+    tmp_path: Path, template: str, calls: bool
+) -> None:
+    folder = qwen3.build(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text(template)
+    assert (CALLS in Checkpoint(folder).configs) is calls
+    spec = REGISTRY.spec("Qwen3ForCausalLM")
+    assert Door.of(spec, Checkpoint(folder).configs, "tiny").limits.calls is calls

@@ -36,7 +36,10 @@ def test_the_part_done_and_the_time_left_follow_the_steps() -> None:
     clock.now = 2.0
     tracker.see(Progress("r", 0, "denoise", 1, 4))
     assert tracker.fraction == 0.225, "what comes behind the drawing is a tenth"
-    assert tracker.line() == "denoise 1/4, 6.9 s left"
+    assert tracker.line() == "denoise 1/4", "what came before the first step says nothing of how long one takes"
+    clock.now = 4.0
+    tracker.see(Progress("r", 0, "denoise", 2, 4))
+    assert tracker.line() == "denoise 2/4, 4.9 s left"
 
 
 def test_a_loop_before_the_drawing_has_its_part_and_nothing_goes_back() -> None:
@@ -74,6 +77,23 @@ def test_a_log_gets_a_line_per_stage_and_per_quarter() -> None:
     text = stream.getvalue().splitlines()
     assert text[:2] == ["loading x", "encode"]
     assert [line.split(",")[0] for line in text[2:]] == [f"denoise {n}/100" for n in (1, 25, 50, 75, 100)]
+
+
+def test_a_log_of_many_requests_tells_what_is_done_and_of_long_ones_what_goes_on() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Lines(Tracker(3, clock), stream) as shown:
+        for request, pace in (("r", 0.1), ("s", 0.1), ("t", 4.0)):
+            for step in range(1, 5):
+                clock.now += pace
+                shown(Progress(request, 0, "denoise", step, 4))
+            shown(Failed(request, CapacityError("full")))
+    told = [", ".join(line.split(", ")[:2]) for line in stream.getvalue().splitlines()]
+    assert told == [
+        *(f"denoise {step}/4, 0 of 3 done" for step in (1, 2, 3, 4)),
+        "denoise 1/4, 1 of 3 done",
+        "denoise 1/4, 2 of 3 done",
+        "denoise 4/4, 2 of 3 done",
+    ]
 
 
 def test_a_terminal_gets_a_bar_that_goes_at_the_end() -> None:

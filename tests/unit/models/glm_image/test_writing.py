@@ -21,8 +21,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.media.picture import picture_of
-from omnimuse.models.glm_image.reading import Pieces, wanted_grids
-from omnimuse.models.glm_image.writing import sampling
+from omnimuse.models.glm_image.reading import Pieces, sampling, wanted_grids
 from omnimuse.pipeline.generate import CHUNK
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import State

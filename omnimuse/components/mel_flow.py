@@ -1,7 +1,8 @@
-"""What paints the spectrum of speech in Qwen2.5-Omni: a network of flow matching, told codes and a voice.
+"""What paints the spectrum of speech: a network of flow matching, told codes and a voice.
 
-The arithmetic is that of transformers' `Qwen2_5OmniToken2WavDiTModel`. Frames come in blocks; a frame sees those of its
-own block, in a few layers those of the block before or behind as well. Rows of any length are laid end to end.
+The arithmetic is that of transformers' `Qwen2_5OmniToken2WavDiTModel`; `bigvgan.py` makes samples of what it paints.
+Frames come in blocks; a frame sees those of its own block, in a few layers those of the block before or behind as well.
+Rows of any length are laid end to end.
 
 Letters: R rows, W frames of a block, B blocks of all rows, T frames of a row, M bands, D width, N heads, H head dim, C
 what stands beside a frame.
@@ -9,7 +10,6 @@ what stands beside a frame.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -19,17 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
+from omnimuse.components.answering_facts import WAVES
 from omnimuse.components.ecapa import Ecapa, EcapaConfig
 from omnimuse.components.qwen3_facts import ROPE, rope_theta
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Cut
+from omnimuse.layers.embedding import waves
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, BlockStack, Memory
-from omnimuse.loader.facts import known_of, part, read_facts
-from omnimuse.models.qwen25_omni.facts import IGNORED, WAVES
+from omnimuse.loader.facts import facts_inside, known_of, part, read_facts
 
-WHERE = f"config.json, {WAVES}, dit_config"
-THETA, TIMES, SCALE, SLOWEST = 10_000.0, 256, 1000.0, 10_000.0
+FLOW = (WAVES, "dit_config")
+WHERE = f"config.json, {', '.join(FLOW)}"
+THETA, TIMES, SCALE = 10_000.0, 256, 1000.0
 EPS = 1e-6
 
 
@@ -153,11 +155,10 @@ class MelFlow(Network):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MelFlow:
         """What the checkpoint's config.json, whole, describes; ModelError for one that it cannot be."""
-        given = part(part(config, WAVES), "dit_config")
-        codes = read_facts(CodesConfig, known_of(given, CodesConfig, ()), WHERE, {}, IGNORED)
+        given, codes = part(part(config, WAVES), "dit_config"), facts_inside(CodesConfig, config, FLOW, {})
         if (theta := rope_theta({"rope_theta": THETA, **{n: given[n] for n in ROPE if n in given}}, WHERE)) != THETA:
             raise ModelError(f"{WHERE}: rope_theta={theta!r} is not supported; only {THETA} is")
-        found = read_facts(FlowConfig, {**known_of(given, FlowConfig, ()), "codes": codes}, WHERE, {}, IGNORED)
+        found = read_facts(FlowConfig, {**known_of(given, FlowConfig, ()), "codes": codes}, WHERE, {})
         if not found.fits:
             raise ModelError(f"{WHERE}: channels, kernel sizes and dilations are not as many")
         if found.block_size % codes.repeats:
@@ -187,7 +188,7 @@ class MelFlow(Network):
         given = [torch.cat([row.mel, row.beside], dim=-1) for row in rows]
         padded = [F.pad(each, (0, 0, 0, more)) for each, more in zip(given, empty, strict=True)]
         layout = Layout(tuple(map(len, padded)))
-        time = F.silu(self.time_mlp(_waves(torch.stack([row.time for row in rows]))))
+        time = F.silu(self.time_mlp(waves(SCALE * torch.stack([row.time for row in rows]), TIMES)))
         turns = self._turns(max(layout.lengths), time.device)
         cond = FlowConditions(layout, c.block_size, empty, time, turns)
         hidden = self.blocks(self.proj(layout.pack(padded)), cond, memories)
@@ -245,11 +246,3 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, others = x.split([1, x.shape[2] - 1], dim=2)
     even, odd = first[..., 0::2], first[..., 1::2]
     return torch.cat([torch.cat([even * cos - odd * sin, odd * cos + even * sin], dim=-1), others], dim=2)
-
-
-def _waves(times: Tensor) -> Tensor:
-    """Sines and cosines that tell times, [R] -> [R, `TIMES`]."""
-    half = TIMES // 2
-    speeds = torch.exp(torch.arange(half, device=times.device).float() * -(math.log(SLOWEST) / (half - 1)))
-    angles = SCALE * times[:, None] * speeds
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,4 +1,4 @@
-"""From codes to the spectrum of speech in Qwen2.5-Omni: a loop that paints it.
+"""From codes to the spectrum of speech: a loop that paints it, for networks like that of `components/mel_flow.py`.
 
 In the network that paints, a frame sees the block behind it in a layer, and so it does in every evaluation: a block
 depends on as many behind it as there are evaluations. So a long answer is painted aslant, in passes: each evaluation
@@ -10,17 +10,17 @@ Letters: M bands, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from omnimuse.components.mel_flow import FlowConfig, Flowing, MelFlow
+from omnimuse.core.request import Request
 from omnimuse.diffusion.three_eighths import STAGES, evaluations, moved, time_of
 from omnimuse.layers.stack import Memory
-from omnimuse.models.qwen25_omni.answering import voice_of
-from omnimuse.models.qwen25_omni.flow import FlowConfig, Flowing, MelFlow
 from omnimuse.pipeline.sounding import Kept
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -97,10 +97,18 @@ def until(config: FlowConfig, known: int) -> int:
     return known + (behind + PASS) * config.block_size
 
 
+Voice = tuple[Tensor, Tensor]
+"""What tells a voice, float32 [V], and the bands of something that it said, float32 [M, *]."""
+
+
 @dataclass(frozen=True)
 class Paint(Loop):
-    """From `codes`, a stream of frames of one code, to `mel`, a stream of pieces of the spectrum, float32 [T, M]."""
+    """From `codes`, a stream of frames of one code, to `mel`, a stream of pieces of the spectrum, float32 [T, M].
 
+    In which `voice`, a request says.
+    """
+
+    voice: Callable[[Context, Request], Voice]
     network: str = "flow"
     name: str = "paint"
     reads: tuple[str, ...] = ("codes",)
@@ -164,10 +172,8 @@ class Paint(Loop):
         c, target = network.config, until(network.config, known.end)
         frames = min(len(codes.items) * c.codes.repeats, target)
         painting.whole = codes.closed and frames == len(codes.items) * c.codes.repeats
-        voice = voice_of(ctx, state.request)
-        own, mel = (torch.tensor(voice[name], dtype=torch.float32, device=ctx.device) for name in ("cond", "ref_mel"))
         said = torch.tensor([code for (code,) in codes.items[: frames // c.codes.repeats]], device=ctx.device)
-        state.working["told"] = network.told(said, own.flatten(), mel[0].T)
+        state.working["told"] = network.told(said, *self.voice(ctx, state.request))
         noise = torch.randn(frames - known.end, c.mel_dim, generator=state.working["chance"])
         known.add(noise.to(ctx.device))
 
