@@ -146,7 +146,7 @@ def check_begun(chosen: FamilyParams, begun: str) -> None:
 
 def _check_calls(messages: Sequence[Message], able: bool) -> None:
     """RequestError for calls, and answers to them, that a template is not `able` to tell; for an answer to no call."""
-    made = dict[str, str]()
+    made = set[str]()
     for number, message in enumerate(messages):
         name = f"messages[{number}]"
         if (message.calls or message.role == "tool") and not able:
@@ -156,7 +156,7 @@ def _check_calls(messages: Sequence[Message], able: bool) -> None:
             raise RequestError(
                 f"{name}.tool_call_id={message.answers!r} answers nothing: {why}", f"{name}.tool_call_id"
             )
-        made |= {call.id: call.name for call in message.calls}
+        made |= {call.id for call in message.calls}
 
 
 def _message(given: Any, name: str) -> Message:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from omnimuse.core.calls import FORCED as FORCED_CALL
 from tests.checkpoints import qwen3
 
 BEGINS, HEARD = "<|begins|>", "<|heard|>"
@@ -60,20 +61,24 @@ ASKS = (
 )
 """A text, and two calls."""
 KNOWS = ("A heron", " is a bird", ".")
+FORCED, MEANS = FORCED_CALL + 'look_up", "arguments":', ' {"word": "stork"}}\n</tool_call>'
+"""What an answer has begun with that must ask for `LOOK`, and what it says then."""
 
 
 def build(folder: Path, asks: Sequence[str] = ASKS, knows: Sequence[str] = KNOWS, template: str = TEMPLATE) -> Path:
     """Writes the checkpoint into `folder` and returns it: it says `asks`, and `knows` when a tool has answered."""
     qwen3.build(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([BEGINS, HEARD, *asks, *knows])
+    tokenizer.add_tokens([BEGINS, HEARD, *asks, *knows, MEANS])
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     end = tokenizer.eos_token
     pairs = [*zip((BEGINS, *asks), (*asks, end), strict=True), *zip((HEARD, *knows), (*knows, end), strict=True)]
-    assert len({before for before, _ in pairs}) == len(pairs) <= qwen3.WIDTH, "every piece is said once"
     ids = tokenizer.convert_tokens_to_ids
-    save_file(_chained(folder, len(tokenizer), [(ids(a), ids(b)) for a, b in pairs]), folder / "model.safetensors")
+    chain = [(ids(a), ids(b)) for a, b in (*pairs, (MEANS, end))]
+    chain.append((tokenizer(FORCED).input_ids[-1], ids(MEANS)))
+    assert len(dict(chain)) == len(chain) <= qwen3.WIDTH, "every piece is said once"
+    save_file(_chained(folder, len(tokenizer), chain), folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": len(tokenizer)}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

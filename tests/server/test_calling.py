@@ -20,6 +20,9 @@ CALLS = [("look_up", {"word": "heron"}), ("count", {"upto": 3})]
 """What `calling.ASKS` asks for."""
 
 
+NAMED = {"type": "function", "function": {"name": "look_up"}}
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
     folder = calling.build(tmp_path_factory.mktemp("calling") / "tiny")
@@ -84,9 +87,10 @@ def test_a_stream_has_the_text_then_each_call_by_its_number(client: openai.OpenA
         ({"tool_choice": "none"}, "".join(calling.ASKS), [], "stop"),
         ({"parallel_tool_calls": False}, "Let me see.", CALLS[:1], "tool_calls"),
         ({"max_tokens": 11}, "Let me see.", CALLS[:1], "length"),
+        ({"tool_choice": NAMED}, "", [("look_up", {"word": "stork"})], "tool_calls"),
     ],
 )
-def test_who_asks_may_choose_none_or_one_at_a_time(
+def test_who_asks_may_choose_none_or_one_at_a_time_or_which(
     client: openai.OpenAI, choice: dict[str, Any], text: str, calls: list[Any], reason: str
 ) -> None:
     asked: Any = {"tools": [calling.LOOK], **choice}

@@ -171,6 +171,27 @@ def test_what_is_said_is_written_down_beside_the_answer(server: WholeServer, omn
     asyncio.run(main())
 
 
+def test_a_sound_that_cannot_be_written_down_is_told_and_the_next_one_is(server: WholeServer) -> None:
+    kind = "conversation.item.input_audio_transcription"
+
+    async def main() -> None:
+        how = {"language": "en", "max_tokens": 3}
+        async with session(server, audio={"input": {"transcription": how}}, output_modalities=["text"]) as connection:
+            short = chord(24_000, 0.01, 1)
+            await connection.input_audio_buffer.append(audio=base64.b64encode(short.pcm).decode())
+            await connection.input_audio_buffer.commit()
+            failed = (await until(connection, f"{kind}.failed"))[-1]
+            assert "is too short" in failed.error.message and failed.error.code == "invalid_value"
+            await connection.conversation.item.retrieve(item_id=failed.item_id)
+            [told] = (await until(connection, "conversation.item.retrieved"))[-1].item.content
+            assert told.transcript is None
+            await connection.conversation.item.delete(item_id=failed.item_id)
+            await hear(connection)
+            assert (await until(connection, f"{kind}.completed"))[-1].item_id != failed.item_id
+
+    asyncio.run(main())
+
+
 def test_a_picture_and_a_text_are_answered_in_text(server: WholeServer, omni: Omni) -> None:
     picture = picture_of(photo(40, 24))
     url = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
@@ -317,7 +338,7 @@ def test_the_oldest_make_room_for_what_is_new_unless_they_must_not(server: Whole
          "has no field 'words'"),
         ({"type": "input_audio_buffer.append", "audio": "AAA"}, "no base64 of samples"),
         ({"type": "input_audio_buffer.commit"}, "the input buffer is empty"),
-        ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "it is a message"),
+        ({"type": "conversation.item.create", "item": {"type": "function_call"}}, "calls no tools"),
         ({"type": "conversation.item.delete", "item_id": "none"}, "there is no item 'none'"),
         ({"type": "conversation.item.truncate"}, "there is no item 'None'"),
         ({"type": "response.create"}, "the conversation has no item yet"),
