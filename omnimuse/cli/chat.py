@@ -206,9 +206,12 @@ def talk(
             return 0
         if text == "/new":
             said, shown, waiting = list(begun), setting.shown, []
-        elif waiting and text.split(" ")[0] == "/answer":
-            call = waiting.pop(0)
-            said.append({"role": "tool", "tool_call_id": call.id, "content": text.removeprefix("/answer").strip()})
+        elif setting.tools and text.split(" ")[0] == "/answer":
+            if not waiting:
+                out.write("[no call waits for an answer]\n")
+                continue
+            came = text.removeprefix("/answer").strip()
+            said.append({"role": "tool", "tool_call_id": waiting.pop(0).id, "content": came})
         elif text:
             content: Any = [*shown, {"type": "text", "text": text}] if shown else text
             said.append({"role": "user", "content": content})

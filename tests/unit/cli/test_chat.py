@@ -183,13 +183,13 @@ def test_what_a_model_of_texts_cannot_do_is_refused_before_it_is_loaded(
 def test_a_call_of_a_tool_is_shown_and_the_talk_goes_on_with_what_came_of_it(tmp_path: Path) -> None:
     folder, out = calling.build(tmp_path / "tiny"), io.StringIO()
     with Omni(str(folder), dtype="float32", device="cpu") as engine:
-        lines = io.StringIO("a heron?\n/answer a bird\n/answer 3\nand now?\n/answer\nwell?\n")
+        lines = io.StringIO("/answer 1\na heron?\n/answer a bird\n/answer 3\nand now?\n/answer\nwell?\n")
         assert talk(engine, GenerationParams(), lines, out, Setting(tools=[calling.LOOK])) == 0
         said = [{"role": "user", "content": "a heron?"}]
         [result] = engine.generate(said, tools=[calling.LOOK], progress=False)
         [ignored] = engine.generate(said, progress=False)
     asks = 'Let me see.\n[look_up {"word": "heron"}]\n[count {"upto": 3}]\n'
-    assert out.getvalue() == f"{asks}A heron is a bird.\n{asks}{asks}"
+    assert out.getvalue() == f"[no call waits for an answer]\n{asks}A heron is a bird.\n{asks}{asks}"
     assert (result.text, [call.name for call in result.calls[0]]) == ("Let me see.", ["look_up", "count"])
     assert ignored.text == "".join(calling.ASKS) and ignored.calls == [()]
 
