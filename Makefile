@@ -39,9 +39,9 @@ serve: install
 install: $(VENV)/.installed
 
 # Three tests at a time, for two cores: some wait for servers and ranks. Threads that wait for each other sleep, so that
-# they leave the cores to others.
+# they leave the cores to others. Hundreds of processes begin: what Python compiles for one of them the next ones find.
 test: $(VENV)/.installed-test
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 # Those that take turns (tests/turns.py), too.
 test-all: ARGS += --all

@@ -288,6 +288,8 @@ def named(naming: Naming, medium: str) -> Path:
 def _check_naming(naming: Naming) -> None:
     if naming.overwrite and naming.resume:
         raise RequestError("--overwrite makes every picture anew and --resume keeps those there; choose one", "resume")
+    if naming.format is not None and not re.fullmatch(r"[a-z0-9]{1,8}", naming.format):
+        raise RequestError(f"--format {naming.format!r} is no suffix; write it like flac", "output_format")
     if naming.first is not None and naming.first < 0:
         raise RequestError(f"--first {naming.first} is no number of a file; use 0 or more", "first")
 

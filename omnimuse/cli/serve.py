@@ -30,7 +30,7 @@ from omnimuse.core.errors import ConfigError
 if TYPE_CHECKING:
     from omnimuse.server.options import Reach, ServeOptions
 
-MOST_GIB = 2**20
+MOST_GIB, MOST_SECONDS = 2**20, 1e9
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -163,16 +163,22 @@ def chosen(args: argparse.Namespace) -> tuple[Config, ServeOptions]:
         key_file=args.api_key_file,
         insecure=args.insecure_no_auth,
         max_queue=args.max_queue,
-        max_wait=args.max_wait,
+        max_wait=_seconds("--max-wait", args.max_wait),
         guard=guard,
-        drain=args.drain_timeout,
-        hang=args.hang_timeout,
-        keep=args.keep,
+        drain=_seconds("--drain-timeout", args.drain_timeout),
+        hang=_seconds("--hang-timeout", args.hang_timeout),
+        keep=_seconds("--keep", args.keep),
         clients=Clients(tuple(others), args.compat),
         fetch_hosts=tuple(args.fetch_host),
         collector=args.otel_endpoint,
     )
     return config, options
+
+
+def _seconds(option: str, seconds: float) -> float:
+    if not 0 <= seconds < MOST_SECONDS:
+        raise ConfigError(f"{option} {seconds:g} is not allowed; use a number of seconds, at least 0")
+    return seconds
 
 
 def _bytes(option: str, gib: float) -> int:

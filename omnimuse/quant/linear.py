@@ -16,8 +16,10 @@ from omnimuse.layers.steady import tiled
 from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.quant.schemes import Packing, Scheme
 
-AT_ONCE = 2**20
-"""Numbers that are packed at once: what that takes beside them is small."""
+AT_ONCE = 2**16
+"""Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
+what stays.
+"""
 
 
 class QuantizedLinear(nn.Module):

@@ -66,6 +66,7 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
             heights[key] = steady_heights(weight, bias)
             if key in written:
                 few[key] = few_rows(weight, bias, may_pack=may_pack)
+            del weight, bias  # before there are the next ones
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
     if why is not None:
         if tier == "invariant":

@@ -1,7 +1,10 @@
-"""Conversations in which things are shown, and how transformers prepares that: for models that answer aloud."""
+"""Conversations in which things are shown, how transformers prepares that, and what all checkpoints have of models that
+answer aloud.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +21,46 @@ from omnimuse import Omni
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.media.clip import clip_of
 from omnimuse.media.recording import samples_of
+from tests.checkpoints import parts
+from tests.checkpoints.qwen3 import prompt_ids, theirs
 from tests.checkpoints.wishes import chord, film, photo
 
 PICTURES = (photo(40, 24), photo(17, 33))
 SOUNDS = (chord(16_000, 0.4, 1), chord(16_000, 3.3, 1))
 FRAMES = film(24, 16, 6)
 VIDEO = clip_of(FRAMES, 2.0)
+GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
+"""How the thinker writes where nobody says."""
+PREPARING = {
+    "processor_class": "Qwen3OmniMoeProcessor",
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "patch_size": 4,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "min_pixels": 64,
+    "max_pixels": 576,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "feature_size": 128,
+    "sampling_rate": 16_000,
+    "hop_length": 160,
+    "n_fft": 400,
+}
+TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
+    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif part.type == 'audio' %}{{- '<|audio_start|><|audio_pad|><|audio_end|>' }}"
+    "{%- elif part.type == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
+    "{%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""As the published one: a content is a text, or parts."""
+MARKED = (
+    *("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<|vision_end|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>"),
+)
 SHOWING = ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels", "image_mean", "image_std")
 Talk = list[dict[str, Any]]
 
@@ -127,3 +164,37 @@ def heard(result: Any) -> Tensor:
     """The sound of a result."""
     [sound] = [part.data for part in result.parts[0] if part.medium == "audio"]
     return torch.from_numpy(sound.samples)[0]
+
+
+def begun(folder: Path, marked: Sequence[str], preparing: Mapping[str, Any]) -> Any:
+    """Writes into `folder` how things are prepared, and the tokenizer, with the tokens `marked`; that is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = parts.qwen_tokenizer()
+    tokenizer.add_tokens(["assistant", *marked])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    for name, content in (("preprocessor_config.json", preparing), ("chat_template.json", {"chat_template": TEMPLATE})):
+        (folder / name).write_text(json.dumps(content))
+    return tokenizer
+
+
+def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """Writes the networks, and how they answer, into `folder`, and returns it."""
+    model.save_pretrained(folder)
+    told = {**GENERATION, "eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
+    (folder / "generation_config.json").write_text(json.dumps(told))
+    return folder
+
+
+def thought(
+    model: Any, folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
+) -> list[int]:
+    """The tokens that the thinker of a `model` of transformers writes after a prompt, with all random numbers from
+    `seed`.
+    """
+    told = json.loads((folder / "generation_config.json").read_text())
+    ids = torch.tensor([prompt_ids(folder, prompt, TEMPLATE)])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), **{**told, **theirs(choices)})
+    return [int(token) for token in found[0, ids.shape[1] :]]

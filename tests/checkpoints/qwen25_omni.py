@@ -13,8 +13,8 @@ from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from omnimuse.loader.components import quiet
 from tests.checkpoints import parts
+from tests.checkpoints.conversations import MARKED, PREPARING, begun, saved, thought
 from tests.checkpoints.qwen3 import CHOICES, PROMPTS
-from tests.checkpoints.qwen3_omni import PREPARING, begun, saved, thought
 from tests.checkpoints.qwen3_tts import filled
 from tests.checkpoints.wishes import Answerer, Writer
 
@@ -91,10 +91,6 @@ CODES, WORDS = 24, 32
 """Codes that are sounds, and all that the talker says, marks included."""
 MARKS = {"pad": CODES, "start": CODES + 1, "end": CODES + 2, "mask": CODES + 3}
 VOICES = ("Ethan", "Chelsie")
-MARKED = (
-    *("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<|vision_end|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>", "<tts_text_bos_single>"),
-)
 SHOWING = {**PREPARING, "processor_class": "Qwen2_5OmniProcessor", "max_pixels": 16_384, "chunk_length": 8}
 """How pictures and sounds are prepared."""
 
@@ -161,7 +157,7 @@ def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
     """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker, and one whose talker
     has so many `places` says codes until there are no more: its end is a mark that it never says.
     """
-    tokenizer = begun(folder, MARKED, SHOWING)
+    tokenizer = begun(folder, (*MARKED, "<tts_text_bos_single>"), SHOWING)
     ids = tokenizer.convert_tokens_to_ids
     torch.save(voices(ids), folder / "spk_dict.pt")
     with quiet("transformers"):

@@ -5,7 +5,6 @@ Thinker of width 48 (three layers, four heads of 16, two of keys and values; fou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneratio
 
 from omnimuse.loader.components import quiet
 from tests.checkpoints import parts
-from tests.checkpoints.qwen3 import CHOICES, PROMPTS, prompt_ids, theirs
+from tests.checkpoints.conversations import MARKED, PREPARING, begun, saved, thought
+from tests.checkpoints.qwen3 import CHOICES, PROMPTS
 from tests.checkpoints.qwen3_tts import filled
 from tests.checkpoints.wishes import Answerer, Writer
 
@@ -95,38 +95,6 @@ CODES, MARKS = 24, 1024
 VOICES = {"ethan": CODES + 20, "chelsie": CODES + 21}
 ACCEPTED = 1
 """The layer that the talker hears of pictures and sounds from: one that deepstack adds to."""
-GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
-"""How the thinker writes where nobody says."""
-PREPARING = {
-    "processor_class": "Qwen3OmniMoeProcessor",
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "feature_extractor_type": "WhisperFeatureExtractor",
-    "patch_size": 4,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-    "min_pixels": 64,
-    "max_pixels": 576,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "feature_size": 128,
-    "sampling_rate": 16_000,
-    "hop_length": 160,
-    "n_fft": 400,
-}
-TEMPLATE = (
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
-    "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
-    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{%- elif part.type == 'audio' %}{{- '<|audio_start|><|audio_pad|><|audio_end|>' }}"
-    "{%- elif part.type == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
-    "{%- else %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
-)
-"""As the published one: a content is a text, or parts."""
-MARKED = (
-    *("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<|vision_start|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<|vision_end|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>"),
-)
 
 
 def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen3OmniMoeConfig:
@@ -189,26 +157,6 @@ def build(folder: Path, *, speaks: bool = True) -> Path:
         return saved(folder, model, tokenizer)
 
 
-def begun(folder: Path, marked: Sequence[str], preparing: Mapping[str, Any]) -> Any:
-    """Writes into `folder` how things are prepared, and the tokenizer, with the tokens `marked`; that is returned."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = parts.qwen_tokenizer()
-    tokenizer.add_tokens(["assistant", *marked])
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    for name, content in (("preprocessor_config.json", preparing), ("chat_template.json", {"chat_template": TEMPLATE})):
-        (folder / name).write_text(json.dumps(content))
-    return tokenizer
-
-
-def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
-    """Writes the networks, and how they answer, into `folder`, and returns it."""
-    model.save_pretrained(folder)
-    told = {**GENERATION, "eos_token_id": [tokenizer.convert_tokens_to_ids("<|im_end|>")]}
-    (folder / "generation_config.json").write_text(json.dumps(told))
-    return folder
-
-
 def generated(
     folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
 ) -> list[int]:
@@ -216,18 +164,6 @@ def generated(
     with quiet("transformers"):
         model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return thought(model, folder, prompt, seed, choices)
-
-
-def thought(
-    model: Any, folder: Path, prompt: str | Sequence[Mapping[str, str]], seed: int, choices: Mapping[str, Any]
-) -> list[int]:
-    """The same, of a model that is there already."""
-    told = json.loads((folder / "generation_config.json").read_text())
-    ids = torch.tensor([prompt_ids(folder, prompt, TEMPLATE)])
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        found = model.thinker.generate(ids, attention_mask=torch.ones_like(ids), **{**told, **theirs(choices)})
-    return [int(token) for token in found[0, ids.shape[1] :]]
 
 
 WRITERS = (

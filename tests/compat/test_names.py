@@ -182,6 +182,13 @@ def test_a_plugin_that_is_not_there_or_brings_nothing_is_refused() -> None:
         entries.load(["tests.docs"])
 
 
+def test_a_plugin_that_lacks_what_it_needs_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy_plugin.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="needs more than is here: No module named 'no_such_library'"):
+        entries.load(["needy_plugin"])
+
+
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, folder = tmp_path / "site", tmp_path / "model"
     files = {

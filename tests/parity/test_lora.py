@@ -161,6 +161,17 @@ Z_IMAGE = of_two_blocks(
     ("layers.*.attention.out", "layers.*.attention.to_out.0", ""),
     ("layers.*.feed_forward.w1", "layers.*.feed_forward.w1", ""),
 )
+LTX_2 = {
+    "patchify_proj": ("proj_in",),
+    "audio_patchify_proj": ("audio_proj_in",),
+    "adaln_single.emb.timestep_embedder.linear_1": ("time_embed.emb.timestep_embedder.linear_1",),
+    "audio_adaln_single.linear": ("audio_time_embed.linear",),
+    "av_ca_video_scale_shift_adaln_single.linear": ("av_cross_attn_video_scale_shift.linear",),
+    "av_ca_audio_scale_shift_adaln_single.linear": ("av_cross_attn_audio_scale_shift.linear",),
+    "av_ca_a2v_gate_adaln_single.linear": ("av_cross_attn_video_a2v_gate.linear",),
+    "av_ca_v2a_gate_adaln_single.linear": ("av_cross_attn_audio_v2a_gate.linear",),
+    "transformer_blocks.1.attn1.to_q": ("transformer_blocks.1.attn1.to_q",),
+}
 LUMINA = {
     **of_two_blocks(
         ("layers.*.attention.qkv", "layers.*.attn.to_+", "qkv"),
@@ -254,6 +265,7 @@ def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
         pytest.param("WanPipeline-2.1-I2V", WAN, with_bias, id="wan-biased"),
         pytest.param("WanPipeline-2.1-I2V", WAN, kohya(), id="wan-kohya"),
         pytest.param("ZImagePipeline", Z_IMAGE, kohya(), id="zimage-kohya"),
+        pytest.param("LTX2Pipeline", LTX_2, AITOOLKIT, id="ltx2-aitoolkit"),
     ],
 )
 def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(

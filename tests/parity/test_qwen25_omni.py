@@ -29,9 +29,11 @@ from tests.checkpoints import qwen25_omni
 from tests.checkpoints.conversations import (
     ALOUD,
     FRAMES,
+    GENERATION,
     PICTURES,
     SOUNDS,
     TALKS,
+    TEMPLATE,
     VIDEO,
     Talk,
     asked,
@@ -43,7 +45,6 @@ from tests.checkpoints.conversations import (
     spectra,
 )
 from tests.checkpoints.qwen3 import theirs
-from tests.checkpoints.qwen3_omni import GENERATION, TEMPLATE
 from tests.checkpoints.wishes import chord
 
 pytestmark = pytest.mark.costly("what watches and speaks")

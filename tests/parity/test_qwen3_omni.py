@@ -24,9 +24,12 @@ from tests.checkpoints import qwen3_omni
 from tests.checkpoints.conversations import (
     ALOUD,
     FRAMES,
+    GENERATION,
     PICTURES,
+    PREPARING,
     SOUNDS,
     TALKS,
+    TEMPLATE,
     Talk,
     asked,
     heard,
@@ -37,7 +40,6 @@ from tests.checkpoints.conversations import (
     spectra,
 )
 from tests.checkpoints.qwen3 import theirs
-from tests.checkpoints.qwen3_omni import PREPARING, TEMPLATE
 from tests.checkpoints.wishes import chord, photo
 
 pytestmark = pytest.mark.costly("what hears and speaks")
@@ -91,7 +93,7 @@ def inputs(folder: Path, reference: Any, talk: Talk, came: Mapping[str, Any]) ->
 
 def answer(reference: Any, given: Mapping[str, Tensor], seed: int, choices: Mapping[str, Any]) -> list[int]:
     """The tokens of transformers."""
-    told = {**qwen3_omni.GENERATION, "eos_token_id": reference.config.im_end_token_id, **theirs(choices)}
+    told = {**GENERATION, "eos_token_id": reference.config.im_end_token_id, **theirs(choices)}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         found = reference.thinker.generate(**given, **told)

@@ -122,11 +122,13 @@ def _has_tables(plugin: str) -> bool:
 
 
 def _import(plugin: str) -> None:
+    if not all(part.isidentifier() for part in plugin.split(".")):
+        raise ConfigError(f"plugin {plugin!r} is no name of a package; write it as it is imported, such as my_package")
     try:
         import_module(plugin)
     except ModuleNotFoundError as problem:
         if problem.name is None or not plugin.startswith(problem.name):
-            raise  # the package is there, and what it needs is not
+            raise ConfigError(f"plugin {plugin} needs more than is here: {problem}; install it") from problem
         raise ConfigError(
             f"plugin {plugin} cannot be imported ({problem}); install its package, or put its folder on PYTHONPATH"
         ) from problem

@@ -82,7 +82,7 @@ SPEC = Spec(
     summary="LTX-2: videos with their sound from text or a first frame; two parts of a network attend to each other",
     tasks=("text-to-video", "image-to-video"),
     components={
-        "transformer": own_transformer("ltx2", "LTX2Transformer", "LTX2VideoTransformer3DModel"),
+        "transformer": own_transformer("ltx2", "LTX2Transformer", "LTX2VideoTransformer3DModel", alias=True),
         "text_encoder": Component(("Gemma3ForConditionalGeneration",), part="model.language_model"),
         "tokenizer": Component(("GemmaTokenizer", "GemmaTokenizerFast")),
         "connectors": Component(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnimuse.loader.rules import Fuse, Rename, joined
+from omnimuse.loader.rules import Alias, Fuse, Rename, joined
 
 BLOCK = r"^(blocks\.\d+)\."
 
@@ -38,3 +38,13 @@ RULES: tuple[Rename | Fuse, ...] = (
     Rename(r"\.to_out\.0\.", ".to_out."),
     *joined("to_*", "kv", "to_kv"),
 )
+
+_CLOCK = r"\.(emb\.timestep_embedder\.linear_[12]|linear)"
+ALIASES: tuple[Alias, ...] = (
+    Alias(r"(audio_|)patchify_proj", (r"\1proj_in",)),
+    Alias(rf"(audio_|)adaln_single{_CLOCK}", (r"\1time_embed.\2",)),
+    Alias(rf"av_ca_(video|audio)_scale_shift_adaln_single{_CLOCK}", (r"av_cross_attn_\1_scale_shift.\2",)),
+    Alias(rf"av_ca_a2v_gate_adaln_single{_CLOCK}", (r"av_cross_attn_video_a2v_gate.\1",)),
+    Alias(rf"av_ca_v2a_gate_adaln_single{_CLOCK}", (r"av_cross_attn_audio_v2a_gate.\1",)),
+)
+"""What adapters call its layers by the names of the first published code, where they are others."""

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,17 @@ def test_what_the_system_refuses_is_told_in_words(tmp_path: Path, capsys: pytest
         assert words[-1] in said and "rrno" not in said and said.count(words[-1]) == 1
     report(OSError(28, "No space left on device", "a.png"), as_json=False)
     assert capsys.readouterr().err == "omnimuse: No space left on device: a.png\n"
+
+
+@pytest.mark.parametrize("option", ["--format", "--plugin"])
+@pytest.mark.parametrize("word", ["", "../..", "a b"])
+def test_a_word_that_makes_no_sense_is_no_fault_of_ours(
+    option: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chdir(tmp_path):
+        assert main(["generate", "a ring", f"{option}={word}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{option.lstrip('-')} {word!r} is no" in said
 
 
 def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:

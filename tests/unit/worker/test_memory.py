@@ -72,20 +72,29 @@ def run(folder, mode, dtype, files, quantize=""):
             engine.tick()
     found = sizes(engine)
     engine.close()
-    peaks = {"before": before, "loading": loading.peak, "running": running.peak}
+    peaks = {"loading": loading.peak - before, "running": running.peak - before}
     return {"mode": quantize or mode, "dtype": dtype, **peaks, **found}
 
 tiny, large, files = sys.argv[1:]
-run(tiny, "layers", "float32", files)  # everything is imported, every thread has its memory
-runs = [run(large, *how, files) for how in (("layers", "float32"), ("components", "float32"), ("none", "bfloat16"))]
-print(json.dumps([*runs, run(large, "none", "float32", files, "int8")]))
+ways = (
+    ("layers", "float32", files),
+    ("components", "float32", files),
+    ("none", "bfloat16", files),
+    ("none", "float32", files, "int8"),
+)
+for how in ways:
+    run(tiny, *how)  # everything is imported, every thread has its memory
+print(json.dumps([[run(tiny, *how), run(large, *how)] for how in ways]))
 """
-SLACK = 48e6  # bytes: activations, and what an allocator holds on to
+SLACK = 48e6  # bytes: activations, and what an allocator holds on to while a request runs
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes: a process's own memory at its most, less what it had before, and sizes of the model."""
+    """Bytes: a process's own memory at its most, less what it had before, and sizes of the model.
+
+    `besides` is what loading a tiny model takes in the same way and process: what is of no weights.
+    """
 
     mode: str
     dtype: str
@@ -97,7 +106,7 @@ class Measured:
     rest: int
     block: int
     tensor: int
-    before: int
+    besides: int
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +125,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
     parts.save_module(large, "transformer", 0, transformer)
     command = [sys.executable, "-c", MEASURE, str(tiny), str(large), str(files)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    runs = [Measured(**each) for each in json.loads(done.stdout)]
+    runs = [Measured(**run, besides=tiny["loading"]) for tiny, run in json.loads(done.stdout)]
     return {run.mode: run for run in runs}
 
 
@@ -132,30 +141,30 @@ def test_loading_takes_what_stays_and_one_tensor_even_where_weights_are_fused_an
     measured: dict[str, Measured],
 ) -> None:
     run = measured["none"]
-    taken = run.loading - run.before
     assert run.whole > 120e6
-    assert 0.9 * run.whole < taken < run.whole + 2 * run.tensor + SLACK, "the first: the measure sees the weights"
+    assert run.besides < 12e6, "a tiny model's weights are a part of it"
+    assert 0.9 * run.whole < run.loading < run.whole + run.tensor + run.besides, "the first: the measure sees weights"
 
 
 @pytest.mark.parametrize("mode", ["components", "layers"])
 def test_weights_that_wait_are_never_the_process_s_own(measured: dict[str, Measured], mode: str) -> None:
     run = measured[mode]
     assert run.whole > 240e6
-    assert run.loading - run.before < run.tensor + SLACK < run.whole / 3
+    # Before anything is read, products with weights of that size are tried, of which the library makes copies.
+    assert run.loading < 3 * run.tensor + run.besides < run.whole / 10
 
 
 def test_with_components_offloaded_the_largest_of_them_is_held(measured: dict[str, Measured]) -> None:
     run = measured["components"]
-    taken = run.running - run.before
-    assert 0.9 * run.component < taken < run.component + SLACK
+    assert 0.9 * run.component < run.running < run.component + SLACK
 
 
 def test_with_layers_offloaded_one_block_and_the_rest_are_held(measured: dict[str, Measured]) -> None:
     run = measured["layers"]
-    assert run.running - run.before < run.block + run.rest + run.others + SLACK < run.whole / 2
+    assert run.running < run.block + run.rest + run.others + SLACK < run.whole / 2
 
 
 def test_packing_takes_what_stays_and_one_tensor_never_the_whole_weights(measured: dict[str, Measured]) -> None:
     run, unpacked = measured["int8"], measured["layers"]
     assert run.whole < unpacked.whole / 3
-    assert 0.9 * run.whole < run.loading - run.before < run.whole + unpacked.tensor + SLACK < unpacked.whole * 0.6
+    assert 0.9 * run.whole < run.loading < run.whole + unpacked.tensor + run.besides < unpacked.whole * 0.4
