@@ -9,13 +9,14 @@ import base64
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.checkpoints import bagel, qwen3_omni
+from tests.checkpoints import bagel, qwen3_omni, talk_and_draw
 from tests.processes import alive, children, kill
 from tests.server.pooled import ALLROUND, ALOUD, client_of, placed
 from tests.server.whole_server import WholeServer
@@ -27,22 +28,30 @@ STATION = "deploy.station"
 
 @dataclass(frozen=True)
 class Kind:
-    """An answer that is long enough to lose a pool in: what is asked, and which process makes the last of it."""
+    """An answer that is long enough to lose a pool in: what is asked, which process makes the last of it, and what of
+    an answer that is, by its place in a `Piece`.
+    """
 
     name: str
     build: Callable[[Path], Path]
     pools: tuple[dict[str, Any], ...]
     asked: Mapping[str, Any]
     process: int
+    made: int
 
 
 WORDS: dict[str, Any] = {"max_tokens": 120, "min_tokens": 120, "temperature": 0.7, "seed": 4}
 DRAWN: dict[str, Any] = {"num_inference_steps": 60, "size": "48x32", "partial_images": 3}
 HEARD: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "chelsie", "format": "pcm16"}}
+TALKED: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
+SAID: list[Any] = [{"role": "user", "content": "draw"}]
+TALKING = ({"name": "write", "stages": ["read", "generate"]}, {"name": "draw", "stages": "*", "connector": "tcp"})
+"""What talks and draws."""
 KINDS = (
-    Kind("words", bagel.build, ALLROUND, {**WORDS, "modalities": ["text"]}, 1),
-    Kind("picture", bagel.build, ALLROUND, {"modalities": ["image"], "seed": 4, **DRAWN}, 2),
-    Kind("sound", qwen3_omni.build, ALOUD, {**WORDS, **HEARD}, 1),
+    Kind("words", bagel.build, ALLROUND, {**WORDS, "modalities": ["text"]}, 1, 0),
+    Kind("picture", bagel.build, ALLROUND, {"modalities": ["image"], "seed": 4, **DRAWN}, 2, 2),
+    Kind("sound", qwen3_omni.build, ALOUD, {**WORDS, **HEARD}, 1, 1),
+    Kind("words and picture", partial(talk_and_draw.build, prompt=SAID), TALKING, {**TALKED, **DRAWN}, 1, 2),
 )
 
 
@@ -79,8 +88,7 @@ Piece = tuple[str, bytes, list[str]]
 def asking(client: openai.OpenAI, kind: Kind) -> Generator[Piece]:
     """What comes of an answer, piece by piece: words, sound, and the data: URLs of pictures."""
     create: Any = client.chat.completions.create
-    said = [{"role": "user", "content": "a red circle"}]
-    with create(model="default", messages=said, stream=True, extra_body=kind.asked) as stream:
+    with create(model="default", messages=SAID, stream=True, extra_body=kind.asked) as stream:
         for chunk in stream:
             if not chunk.choices:
                 continue
@@ -100,7 +108,7 @@ def last_of(pieces: list[Piece]) -> Piece:
 
 def begun(kind: Kind, piece: Piece) -> bool:
     """Whether the pool that is to be lost has told something."""
-    return bool(piece[{"words": 0, "sound": 1, "picture": 2}[kind.name]])
+    return bool(piece[kind.made])
 
 
 def test_a_pool_that_is_lost_in_mid_answer_is_started_again_and_nothing_is_told_twice(
