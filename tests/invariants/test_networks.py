@@ -49,7 +49,8 @@ def test_ranks_can_share_out_every_matrix_of_the_blocks(shared: Engine) -> None:
 def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:
     """Paths of fields in which two conditions differ."""
     if isinstance(expected, torch.Tensor):
-        same = found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+        same = isinstance(found, torch.Tensor) and found.shape == expected.shape
+        same = same and torch.allclose(found, expected, atol=1e-5)
         return [] if same else [where]
     if is_dataclass(expected):
         names = [field.name for field in fields(expected)]
@@ -57,6 +58,9 @@ def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:
         return [path for part in parts for path in part]
     if isinstance(expected, Mapping) and found.keys() == expected.keys():
         return [path for name in expected for path in differences(found[name], expected[name], f"{where}.{name}")]
+    if isinstance(expected, tuple) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [path for number, pair in pairs for path in differences(*pair, f"{where}[{number}]")]
     return [] if found == expected else [where]
 
 

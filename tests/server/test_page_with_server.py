@@ -149,8 +149,9 @@ def test_the_queue_goes_on_after_a_refusal_and_after_a_cancelled_one(page: Any, 
     page.get_by_label("Steps").press("Enter")  # must not cancel what runs
     time.sleep(0.5)
     assert server.workers.cancelled == []
-    server.workers.pace = 0.0
     page.get_by_role("button", name="Cancel").click()
+    until(lambda: server.workers.cancelled)
+    server.workers.pace = 0.0
     thumbs(page, 1)
     assert "second" in page.locator("figcaption").inner_text()
 

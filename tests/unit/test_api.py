@@ -264,9 +264,9 @@ def test_the_async_face_finishes_results_beside_the_event_loop(config: Config) -
     finished_by: list[threading.Thread] = []
 
     class Noted(AsyncOmni):
-        def _presented(self, event: Done, changes: list[str]) -> Done:
+        def _presented(self, event: Done, *rest: Any) -> Done:
             finished_by.append(threading.current_thread())
-            return super()._presented(event, changes)
+            return super()._presented(event, *rest)
 
     async def run() -> Event:
         async with Noted(config.model.model, config=config) as subject:

@@ -95,9 +95,9 @@ def test_a_process_of_its_own_tells_how_far_a_pipeline_comes_and_how_it_ended(wh
         "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n": "it was ended by SIGKILL",
         "raise SystemExit('first at its end')\n": "first at its end",
     }
-    for text, why in ends.items():
-        (tmp_path / "borrowed" / "own" / "pipeline_ending.py").write_text(text)
-        assert compat_check.tried(tmp_path, ("own", "pipeline_ending", "Ending"), None) == {"imports": why}
+    for number, (text, why) in enumerate(ends.items()):
+        (tmp_path / "borrowed" / "own" / f"pipeline_ending{number}.py").write_text(text)
+        assert compat_check.tried(tmp_path, ("own", f"pipeline_ending{number}", "Ending"), None) == {"imports": why}
 
 
 def test_outputs_agree_by_their_numbers_or_by_the_levels_of_8_bits() -> None:
