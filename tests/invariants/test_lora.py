@@ -110,7 +110,8 @@ def test_compiled_blocks_wear_adapters_and_nothing_is_compiled_once_more_for_ano
     assert 0 < bare < graphs, "with something on, it is another code"
     asks = (plain, one, two, both)
     for found, expected in zip(run(engine, *asks), run(shared, *asks), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        # By the size of the whole: latents of sounds begin at 500, where float32 rounds to 3e-5.
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
     run(engine, plain)
     assert counter.graphs == graphs
 
