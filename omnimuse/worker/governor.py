@@ -28,6 +28,7 @@ CROWDED = 0.3  # seconds that threads waited for a core, in a second of work: ab
 PATIENCE, LONGEST = 2.0, 32.0  # seconds of work asleep before they try it awake; twice as long each time it is too soon
 FREE = 0.3  # seconds in a second that cores have nothing to do: the neighbour has gone, and they try it `EARLY`
 EARLY = 0.25
+GONE = 0.8  # nothing else is at work for certain, and their first patience is enough
 LONG_LOOK, LEFT_WAITING = 0.4, 0.2  # seconds of forwards, and of waiting in a second: one thread fewer is no help
 IN_VAIN = 16.0  # seconds of work for which it is not tried again then, unless the crowd goes
 WATCHED = "watched"
@@ -115,7 +116,7 @@ class Governor:
                 self._turn(True, f"since others want the cores (threads waited {share:.2f} s in a second)")
             else:
                 self._vain = float("inf")
-        elif self._spent >= self._patience * (EARLY if free > FREE else 1):
+        elif self._spent >= min(self._patience * (EARLY if free > FREE else 1), PATIENCE if free > GONE else LONGEST):
             self._turn(False, "to see whether the cores are free")
         elif self.crew is not None and self.crew.seconds >= LONG_LOOK:
             self._look_back(self.crew)

@@ -193,6 +193,15 @@ def test_a_core_that_has_become_free_wakes_them_soon_and_calls_all_back(crowd: d
     assert machine.held == [True, False]
 
 
+def test_after_a_long_crowd_a_whole_core_that_is_free_wakes_them_as_soon_as_after_a_short_one() -> None:
+    machine = Machine(share=0.5, has_crew=True)
+    machine.work(1000)
+    assert machine.governor.asleep
+    machine.share, machine.idle = 0.0, 1.0
+    machine.work(PATIENCE)
+    assert not machine.governor.asleep
+
+
 def test_a_neighbour_that_comes_and_goes_does_not_make_them_come_and_go() -> None:
     machine = Machine(share=0.5, idle=0.6, has_crew=True)
     machine.work(1000)
