@@ -407,9 +407,9 @@ def _adjusted(door: Door, ask: Ask) -> tuple[Ask, list[str]]:
 
 
 def _told(result: Result, changes: list[str], prompt: str | Mapping[str, Any]) -> Result:
-    tools = () if isinstance(prompt, str) else tools_of(prompt, True)
-    called = result.apart(begun_of(prompt, tools)) if tools and not isinstance(prompt, str) else result
-    return replace(called, said=(*changes, *called.said))
+    if not isinstance(prompt, str) and (tools := tools_of(prompt, True)):
+        result = result.apart(begun_of(prompt, tools))
+    return replace(result, said=(*changes, *result.said))
 
 
 def _failure(request_id: str, ask: Ask, error: OmnimuseError) -> Result:

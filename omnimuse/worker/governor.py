@@ -116,10 +116,17 @@ class Governor:
                 self._turn(True, f"since others want the cores (threads waited {share:.2f} s in a second)")
             else:
                 self._vain = float("inf")
-        elif self._spent >= min(self._patience * (EARLY if free > FREE else 1), PATIENCE if free > GONE else LONGEST):
+        elif self._spent >= self._patience_while(free):
             self._turn(False, "to see whether the cores are free")
         elif self.crew is not None and self.crew.seconds >= LONG_LOOK:
             self._look_back(self.crew)
+
+    def _patience_while(self, free: float) -> float:
+        """Seconds of work asleep before they try it awake, where cores had nothing to do for so much of a second."""
+        early = EARLY * self._patience
+        if free > GONE:
+            return min(early, PATIENCE)
+        return early if free > FREE else self._patience
 
     def _look_back(self, crew: Spares) -> None:
         """Take the thread back that `crew` has spared if those that are left had to wait as well."""

@@ -12,7 +12,6 @@ from omnimuse.server.translate.values import is_nothing, shown
 
 CALLING = ("tools", "tool_choice", "parallel_tool_calls")
 """Settings of a session that are about tools."""
-_SETTINGS = ("auto", "none", "required")
 
 
 def chosen(key: str, value: Any, name: str, door: Door) -> Any:
@@ -22,19 +21,19 @@ def chosen(key: str, value: Any, name: str, door: Door) -> Any:
     if key == "tools":
         if not isinstance(value, list | None):
             raise refusal("invalid_value", f"{name}={shown(value)} is no list of functions", name)
-        return [_nested(each, "function") for each in value or ()]
+        return [_nested(each) for each in value or ()]
     if key == "parallel_tool_calls":
         if not isinstance(value, bool | None):
             raise refusal("invalid_value", f"{name}={shown(value)} is neither true nor false", name)
         return value
-    return _nested(value, "function")
+    return _nested(value)
 
 
-def _nested(given: Any, key: str) -> Any:
+def _nested(given: Any) -> Any:
     """A function whose fields stand beside its type, as a chat has it; anything else stays, to be refused by name."""
-    if not isinstance(given, Mapping) or given.get("type") != key or key in given:
+    if not isinstance(given, Mapping) or given.get("type") != "function" or "function" in given:
         return given
-    return {"type": key, key: {name: value for name, value in given.items() if name != "type"}}
+    return {"type": "function", "function": {name: value for name, value in given.items() if name != "type"}}
 
 
 def flat(given: Any) -> Any:
