@@ -44,7 +44,8 @@ class BothParts(Generic[Part]):
     @staticmethod
     def of(wide: Part, narrow: Part, each: int) -> BothParts[Part]:
         """A line takes `each` narrow tokens."""
-        return BothParts(layout_of(wide.layout, narrow.layout, each), wide, narrow)
+        lengths = zip(wide.layout.lengths, narrow.layout.lengths, strict=True)
+        return BothParts(Layout(tuple(own + -(-other // each) for own, other in lengths)), wide, narrow)
 
     @property
     def dense(self) -> bool:
@@ -59,37 +60,23 @@ class BothParts(Generic[Part]):
 
     def join(self, wides: Tensor, narrows: Tensor) -> Tensor:
         """Tokens of both, packed by their layouts -> lines [B, *, D], packed by `layout`."""
-        return join(self.layout, self.wide.layout, self.narrow.layout, wides, narrows)
+        wide, narrow = self.wide.layout, self.narrow.layout
+        if wide.dense and narrow.dense:
+            return torch.cat([wides, lines(narrows, wides.shape[-1])], dim=1)
+        rows = zip(wide.unpack(wides), narrow.unpack(narrows), strict=True)
+        return self.layout.pack([torch.cat([one, lines(other[None], one.shape[-1])[0]]) for one, other in rows])
 
     def split(self, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The reverse of `join`; narrow tokens are `width` wide."""
-        return split(self.layout, self.wide.layout, self.narrow.layout, hidden, width)
-
-
-def layout_of(wide: Layout, narrow: Layout, each: int) -> Layout:
-    """How the lines of both lie, of which one takes `each` narrow tokens."""
-    lengths = zip(wide.lengths, narrow.lengths, strict=True)
-    return Layout(tuple(own + -(-other // each) for own, other in lengths))
-
-
-def join(layout: Layout, wide: Layout, narrow: Layout, wides: Tensor, narrows: Tensor) -> Tensor:
-    """Tokens of both, packed by their layouts -> lines [B, *, D], packed by `layout`."""
-    if wide.dense and narrow.dense:
-        return torch.cat([wides, lines(narrows, wides.shape[-1])], dim=1)
-    rows = zip(wide.unpack(wides), narrow.unpack(narrows), strict=True)
-    return layout.pack([torch.cat([one, lines(other[None], one.shape[-1])[0]]) for one, other in rows])
-
-
-def split(layout: Layout, wide: Layout, narrow: Layout, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The reverse of `join`; narrow tokens are `width` wide."""
-    if wide.dense and narrow.dense:
-        wides, rest = hidden[:, : wide.length], hidden[:, wide.length :]
-        return wides, rest.reshape(len(rest), -1, width)[:, : narrow.length]
-    own, others = list[Tensor](), list[Tensor]()
-    for row, length, count in zip(layout.unpack(hidden), wide.lengths, narrow.lengths, strict=True):
-        own.append(row[:length])
-        others.append(row[length:].reshape(-1, width)[:count])
-    return wide.pack(own), narrow.pack(others)
+        wide, narrow = self.wide.layout, self.narrow.layout
+        if wide.dense and narrow.dense:
+            wides, rest = hidden[:, : wide.length], hidden[:, wide.length :]
+            return wides, rest.reshape(len(rest), -1, width)[:, : narrow.length]
+        own, others = list[Tensor](), list[Tensor]()
+        for row, length, count in zip(self.layout.unpack(hidden), wide.lengths, narrow.lengths, strict=True):
+            own.append(row[:length])
+            others.append(row[length:].reshape(-1, width)[:count])
+        return wide.pack(own), narrow.pack(others)
 
 
 def lines(narrows: Tensor, width: int) -> Tensor:
