@@ -37,7 +37,7 @@ from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import NAMES, read_size
 from omnimuse.cli.terms import add_deadline, read_deadline
 from omnimuse.core.calls import Call, Splitter
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
 from omnimuse.core.request import Ask
@@ -171,7 +171,7 @@ def _tools(file: Path) -> Sequence[Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--tools {file} cannot be read: {error}") from None
+        raise ConfigError(f"--tools {file} cannot be read: {reason(error)}") from None
     if not isinstance(found, list):
         raise ConfigError(f"--tools {file} holds no list of functions; put them between [ and ]")
     return found

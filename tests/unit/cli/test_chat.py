@@ -204,3 +204,8 @@ def test_a_file_of_tools_that_is_none_is_refused_before_the_model_is_loaded(
     (tmp_path / "tools.json").write_text(content)
     assert main(["chat", str(folder), "--tools", str(tmp_path / "tools.json")]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_file_of_tools_that_is_not_there_is_told_in_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(folder), "--tools", "nowhere.json"]) == 2
+    assert "--tools nowhere.json cannot be read: No such file or directory\n" in capsys.readouterr().err
