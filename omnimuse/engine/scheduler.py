@@ -269,7 +269,7 @@ class Scheduler:
                 del queues[name]
             if chosen.offers and price > budget:
                 break
-            welcome = self._targets.allow(hopeful, (reckoned, entry.tokens), now)
+            welcome = not hopeful or self._targets.allow(hopeful, (reckoned, entry.tokens), now)
             offer = Offer(state_id, price, entry.steps, network)
             if chosen.offers and not (welcome and company(chosen, offer)):
                 continue

@@ -72,12 +72,13 @@ class Forwards:
             return joins(offers, self._divisions, self.shares.among(offers))
         if self.ctx.device.type != "cpu":
             return True
-        networks = party.networks | {offer.network}
+        networks = party.networks if offer.network in party.networks else party.networks | {offer.network}
         if None in networks:
             networks = networks - {None} or {usual}
         if len(networks) != 1 or None in networks or self.config.exact:
             return False
-        return self.pace.pays(str(networks.pop()), party, offer)
+        [network] = networks
+        return self.pace.pays(str(network), party, offer)
 
     def teams(self, asked: Iterable[tuple[Request, Offer]]) -> int:
         """Into how many teams ranks are divided for a step of each of these.

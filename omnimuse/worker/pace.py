@@ -52,8 +52,6 @@ class Party:
         self.tokens = 0
         self.counts: dict[int, int] = {}
         """By row tokens: how many have so many."""
-        self.ends: dict[int, float] = {}
-        """How many of them end with a step, on average."""
         for offer in offers:
             self.add(offer)
 
@@ -63,7 +61,6 @@ class Party:
         self.networks.add(offer.network)
         self.tokens += offer.tokens
         self.counts[offer.tokens] = self.counts.get(offer.tokens, 0) + 1
-        self.ends[offer.tokens] = self.ends.get(offer.tokens, 0.0) + offer.ends
 
 
 class Shared(NamedTuple):
@@ -168,7 +165,7 @@ class Pace:
         if isinstance(reckoned, bool):
             return reckoned
         alone, others, before, together = reckoned
-        ends = sum(ends / alone[size] for size, ends in party.ends.items())
+        ends = sum(each.ends / alone[each.tokens] for each in party.offers)
         own = alone[offer.tokens]
         return worth(Apart(others, own, ends, offer.ends / own), before, together)
 
