@@ -27,9 +27,9 @@ BEGIN = """# Models
 Made by `make models` from what the code declares; do not change it by hand. Any other pipeline in the layout of
 diffusers runs, too, through diffusers itself: [diffusers.md](diffusers.md). Every family here has the same of the
 engine: shared forwards of different requests, cancelling, pausing and previews between steps, step caches, offload,
-compiled blocks, guidance over several processes; but one that makes one token after the other has no step caches, no
-compiled blocks and one process. `tests/parity` compares each with diffusers, transformers or its published code in
-float32, `tests/invariants` has what must hold for all of them.
+compiled blocks, guidance over several processes; but one that makes one token after the other has no step caches and no
+compiled blocks, and several processes share its weights alone. `tests/parity` compares each with diffusers,
+transformers or its published code in float32, `tests/invariants` has what must hold for all of them.
 
 ## Families
 
