@@ -43,6 +43,8 @@ def read_fits(path: Path) -> Fits:
             TeaFit(_numbers(content["coefficients"]), float(content["threshold"])),
             _numbers(content["ratios"]),
             str(content["auto"]),
+            dbcache=float(content.get("dbcache", Fits.dbcache)),  # earlier versions wrote neither of these two
+            magcache=float(content.get("magcache", Fits.magcache)),
         )
         cache_named(fits.auto)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as problem:
@@ -59,6 +61,8 @@ def write_fits(path: Path, fits: Fits, about: Mapping[str, Any]) -> None:
         "coefficients": fits.tea.coefficients,
         "threshold": fits.tea.threshold,
         "ratios": fits.ratios,
+        "dbcache": fits.dbcache,
+        "magcache": fits.magcache,
         "auto": fits.auto,
         "measured": about,
     }
