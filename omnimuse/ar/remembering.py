@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Self
 
 import torch
@@ -129,7 +129,7 @@ class Conditions:
     @cached_property
     def together(self) -> tuple[Together, ...]:
         """How rows of one token share calls."""
-        starts = numbers([row.start for row in self.rows], self.rows[0].ids.device)
+        starts = numbers([row.start for row in self.rows], self.rows[0].kv.device)
         return tuple(spots.after(starts) for spots in _together(self.rows))
 
     @cached_property
@@ -188,6 +188,7 @@ def turned(x: Tensor, own: Tensor, other: Tensor) -> Tensor:
     return x * own + x.roll(turning // 2, -1) * other
 
 
+@lru_cache(maxsize=4096)
 def window(length: int) -> int:
     """How much of the memory a row of so many tokens looks at: a function of its length, at most a quarter more."""
     step = max(LEAST, 1 << max(0, (length - 1).bit_length() - 3))
@@ -199,7 +200,7 @@ def _together(rows: Sequence[Reading]) -> list[Spots]:
     alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         data, place = row.kv.slab
-        alike.setdefault((id(data), min(window(row.start + 1), data.shape[4])), []).append((place, number))
+        alike.setdefault((id(data), min(window(row.start + 1), row.kv.room)), []).append((place, number))
     found: list[tuple[int, list[tuple[int, int]]]] = []
     for (_, wide), there in alike.items():
         before = -GAP - 2
@@ -252,6 +253,32 @@ def numbers(values: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([torch.full((1,), value, device=device) for value in values])
 
 
+def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
+    """What all rows are given, packed; numbers go to the device all at once."""
+    if any(isinstance(row.ids, Tensor) for row in rows):
+        return layout.pack([row.given for row in rows])
+    tokens = torch.tensor([token for row in rows for token in row.ids], device=rows[0].kv.device)
+    return tokens.view(len(rows), -1) if layout.dense else tokens[None]
+
+
+def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
+    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU.
+
+    The likeliest are found all at once, and come in one transfer.
+    """
+    found = list(logits.unbind())
+    chosen = [number for number, row in enumerate(rows) if row.forbidden is not None]
+    if not chosen:
+        return found
+    if others := [(number, token) for number in chosen for token in rows[number].forbidden or ()]:
+        where = tuple(numbers(side, logits.device) for side in zip(*others, strict=True))
+        logits.index_put_(where, logits.new_full((), -torch.inf))
+    best = logits.argmax(-1).cpu().unbind()
+    for number in chosen:
+        found[number] = best[number]
+    return found
+
+
 def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Queries, keys and values [S, *, H] of one row -> what it sees, [S, N H]."""
     end = row.start + len(q)
@@ -277,5 +304,5 @@ def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 def _mask(row: Reading) -> Tensor | None:
     if row.start == 0 or not row.causal:
         return None
-    places = torch.arange(row.start + len(row.ids), device=row.ids.device)
+    places = torch.arange(row.start + row.count, device=row.kv.device)
     return places[None, :] <= places[row.start :, None]

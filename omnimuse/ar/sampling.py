@@ -30,6 +30,14 @@ class Sampling:
     suppressed: tuple[int, ...]
     ends: tuple[int, ...]
 
+    def forbidden(self, written: int) -> tuple[int, ...] | None:
+        """The tokens that cannot come after so many that were written, where the likeliest of the others comes; None
+        where what comes depends on more than that.
+        """
+        if self.temperature or self.repetition_penalty != 1.0:
+            return None
+        return (*self.suppressed, *self.ends) if written < self.min_tokens else self.suppressed
+
     @staticmethod
     def of(chosen: TokenParams, told: Mapping[str, Any]) -> Sampling:
         """What a request chose, and else what the checkpoint's generation_config.json, `told`, has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, plain
 from omnimuse.loader.files import PICKLES
 from omnimuse.loader.resolve import BUNDLED
 
@@ -65,4 +65,4 @@ def stamp(source: str, folder: Path | None = None) -> str:
 
 def refusal(source: str, why: str) -> RequestError:
     """The error for an adapter that is not worn."""
-    return RequestError(f"the adapter {source} {why}", "loras")
+    return RequestError(plain(f"the adapter {source} {why}"), "loras")

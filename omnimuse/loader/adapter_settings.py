@@ -18,6 +18,8 @@ from omnimuse.loader.files import read_json
 
 BESIDE, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 METADATA = "lora_adapter_metadata"
+MOST_ALPHA = 1e6
+"""No trainer has one near it, and numbers beyond it leave the formats that adapters are worn in."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Strength:
 
     def _alpha(self, layer: str) -> float | None:
         for pattern, alpha in self.patterns.items():
-            if re.fullmatch(rf"(.*\.)?({pattern.removeprefix('^')})", layer):
+            if _pattern(pattern).fullmatch(layer):
                 return alpha
         return self.alpha
 
@@ -77,14 +79,26 @@ def _strength(file: Path, said: Mapping[str, Any]) -> Strength:
     if said.get("use_dora"):
         raise RequestError(f"the adapter {file} is DoRA; only adapters of low-rank products (LoRA) are worn", "loras")
     alpha, patterns = said.get("lora_alpha"), said.get("alpha_pattern") or {}
-    if not isinstance(patterns, Mapping) or not all(
-        map(_is_number, [*patterns.values(), 1 if alpha is None else alpha])
-    ):
-        raise RequestError(
-            f"the settings of {file} say lora_alpha={alpha!r}, which is no number; save it again", "loras"
-        )
+    if alpha is not None and not _is_alpha(alpha):
+        raise _refused(file, f"lora_alpha={alpha!r:.80}", f"is no number up to {MOST_ALPHA:g}")
+    if not isinstance(patterns, Mapping) or not all(map(_is_alpha, patterns.values())):
+        raise _refused(file, f"alpha_pattern={patterns!r:.80}", f"is no table of numbers up to {MOST_ALPHA:g}")
+    for pattern in patterns:
+        try:
+            _pattern(pattern)
+        except re.error as problem:
+            raise _refused(file, f"alpha_pattern has {pattern!r:.80}", f"is no pattern ({problem})") from None
     return Strength(alpha, dict(patterns), bool(said.get("use_rslora")))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _pattern(text: str) -> re.Pattern[str]:
+    """What names of layers that end in `text` match."""
+    return re.compile(rf"(.*\.)?({text.removeprefix('^')})")
+
+
+def _refused(file: Path, said: str, why: str) -> RequestError:
+    return RequestError(f"the settings of {file} say {said}, which {why}; save the adapter again", "loras")
+
+
+def _is_alpha(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_ALPHA

@@ -80,7 +80,7 @@ class Placed(Reading):
     @property
     def read(self) -> int:
         """How many tokens are read or written."""
-        return len(self.ids) + (0 if self.seen is None else len(self.seen))
+        return self.count + (0 if self.seen is None else len(self.seen))
 
     @property
     def drawn(self) -> int:
@@ -173,7 +173,7 @@ class Bagel(DenseDecoder):
         if layout.length == 1:
             found = super().conditions(rows, layout)
             return Mixed(layout, found.cos, found.sin, found.rows)
-        turns = self.turned(max(row.place + len(row.ids) for row in rows), rows[0].ids.device)
+        turns = self.turned(max(row.place + row.count for row in rows), rows[0].kv.device)
         spans = [
             turns[:, row.place : row.place + count]
             if row.causal
@@ -185,7 +185,7 @@ class Bagel(DenseDecoder):
 
     def _entered(self, row: Placed) -> Tensor:
         """What stands for the tokens of a row, [S, D]."""
-        parts = [self.embed_tokens(row.ids)]
+        parts = [self.embed_tokens(row.given)]
         if row.seen is not None:
             parts.append(row.seen.to(parts[0].dtype))
         if row.latents is not None:
