@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, numbers, packed, wanted
+from omnimuse.ar.remembering import Conditions, numbers, packed, turned, wanted
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
@@ -114,9 +114,20 @@ class DecoderLayer(Block[Conditions]):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
-    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
+    def made(self, hidden: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of hidden states [B, S, D]; `own` and `other` turn them."""
+        return self.self_attn.made(self.input_layernorm(hidden), own, other)
+
+    def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        """The hidden states after what their attention has `seen`, [B, S, N H]."""
+        hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    pieces = (made, answered)
+
+    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        made, answered = map(self.piece, self.pieces)
+        return answered(self, hidden, cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns)))
 
 
 def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
@@ -140,7 +151,8 @@ class RememberingAttention(nn.Module):
             self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+    def made(self, x: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x` [B, S, D], [B, S, *, H] each, the first two turned."""
         qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split_with_sizes([self.own + self.shared, self.shared], -2)
         if self.normed:
             qk = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
@@ -148,8 +160,8 @@ class RememberingAttention(nn.Module):
                 qk.split_with_sizes([self.own, self.shared], -2), (self.q_norm, self.k_norm), strict=True
             ):
                 part.mul_(norm.weight)
-        q, k = cond.turn(qk).split_with_sizes([self.own, self.shared], -2)
-        return self.o_proj(cond.attend(self.layer, q, k, v))
+        q, k = turned(qk, own, other).split_with_sizes([self.own, self.shared], -2)
+        return q, k, v
 
 
 class JoinedMLP(nn.Module):
