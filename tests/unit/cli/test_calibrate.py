@@ -23,10 +23,12 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     shutil.copytree(z_image_folder, model)
     small = ["--size", "32x32", "--steps", "6", "--dtype", "float32"]
     draw = ["generate", "a red circle", "-m", str(model), "--seed", "7", "--quiet", *small]
-    assert main([*draw, "--cache", "auto", "-o", str(tmp_path / "no.png")]) == 2
-    assert "omnimuse calibrate" in capsys.readouterr().err
+    for command in (draw, ["explain", str(model)]):
+        assert main([*command, "--cache", "auto", *(["-o", str(tmp_path / "no.png")] if command is draw else [])]) == 2
+        assert "omnimuse calibrate" in capsys.readouterr().err
+    (model / "cache.json").write_text("{")  # which is no reason not to measure again
     measure = ["calibrate", str(model), "a circle", "a star", *small, "--difference", "0.9", "--json"]
-    assert main([*measure, "-o", str(model / "cache.json")]) == 0
+    assert main([*measure, "-o", str(model / "cache.json"), "--overwrite"]) == 0
     told, fits = json.loads(capsys.readouterr().out), read_fits(model / "cache.json")
     assert told["auto"] == fits.auto != "none"
     assert len(fits.ratios) == 6
@@ -41,6 +43,23 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     assert ImageChops.difference(pictures[0], pictures[2]).getbbox() is not None
 
 
+def test_a_file_that_is_there_is_not_written_over(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.json").write_text("mine")
+    assert main(["calibrate", str(z_image_folder), "-o", str(tmp_path / "mine.json")]) == 2
+    assert "--overwrite" in capsys.readouterr().err and (tmp_path / "mine.json").read_text() == "mine"
+
+
+def test_a_mask_for_another_number_of_steps_is_refused_before_anything_is_drawn(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "x", "-m", str(z_image_folder), "--steps", "4", "--cache", "dbcache,mask=10101"]
+    assert main([*words, "-o", str(tmp_path / "x.png")]) == 2
+    assert "is for 5 steps and the network is evaluated 4 times" in (said := capsys.readouterr().err)
+    assert "encode" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -49,6 +68,9 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
         (["--tensor-parallel-size", "2"], "one process"),
         (["--steps", "1"], "at least 2"),
         (["--size", "33x32"], "multiple"),
+        ([""], "a prompt is empty"),
+        (["-o", "pyproject.toml"], "use one of .json"),
+        (["-o", "/proc/x.json"], "choose another place"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from omnimuse.core.caches import Fits, TeaFit
-from omnimuse.core.errors import ModelError
+from omnimuse.core.caches import Fits, TeaFit, cache_named, completed
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.fits import NAME, measured_fits, place_of, read_fits, write_fits
 
@@ -60,11 +60,17 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
     "change",
     [
         {"coefficients": []},
-        {"ratios": "x"},
-        {"auto": "slow"},
-        {"threshold": None},
-        {"dbcache": []},
         {"coefficients": [1e999]},
+        {"coefficients": "12"},
+        {"ratios": "x"},
+        {"ratios": [float("nan")]},
+        {"ratios": [True]},
+        {"auto": "slow"},
+        {"auto": "auto"},
+        {"threshold": None},
+        {"threshold": float("nan")},
+        {"threshold": -1},
+        {"dbcache": []},
     ],
 )
 def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
@@ -73,6 +79,21 @@ def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match="measure the model again"):
         read_fits(path)
+
+
+def test_a_file_that_cannot_be_used_is_told_to_who_asks_for_what_it_was_to_say(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    write_fits(checkpoint.folder / NAME, FITS, {}, "FluxPipeline")
+    fits = measured_fits(checkpoint, PUBLISHED, tmp_path)
+    assert "was measured of 'FluxPipeline', and this is ZImagePipeline" in fits.flaw
+    for choice in ("none", "dbcache,threshold=0.1"):
+        assert completed(cache_named(choice), fits).kind == cache_named(choice).kind
+    for choice in ("auto", "fast", "teacache", "magcache"):
+        with pytest.raises(ConfigError, match="measure the model again"):
+            completed(cache_named(choice), fits)
+    write_fits(checkpoint.folder / NAME, FITS, {}, "ZImagePipeline")
+    assert measured_fits(checkpoint, PUBLISHED, tmp_path) == FITS
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
