@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, reason
 from omnimuse.loader.bitsandbytes import content_of, packed_weights
 from omnimuse.loader.files import PICKLES
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
@@ -119,7 +119,7 @@ def _opened(file: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise ModelError(f"there is no file {file}") from None
     except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
+        raise ModelError(f"{file} cannot be read: {reason(problem)}; get it again") from problem
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
@@ -161,7 +161,7 @@ def _gguf(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
     except FileNotFoundError:
         raise ModelError(f"there is no file {file}") from None
     except (OSError, ValueError, IndexError, KeyError, UnicodeDecodeError) as problem:
-        raise ModelError(f"{file} cannot be read: {problem}; get it again") from problem
+        raise ModelError(f"{file} cannot be read: {reason(problem)}; get it again") from problem
     shapes = {
         name.removeprefix(SHAPE): tuple(int(found.parts[part][0]) for part in found.data)
         for name, found in reader.fields.items()

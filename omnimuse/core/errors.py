@@ -71,6 +71,11 @@ class StorageError(OmnimuseError):
     """A result could not be written: the disk is full or refuses."""
 
 
+def plain(text: str) -> str:
+    """`text` with what a terminal would obey written out, such as `\\x1b`: names come from strangers' files."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def reason(error: BaseException) -> str:
     """Why, for a message that has the file's name: of an error of the system its words alone, of others their text."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

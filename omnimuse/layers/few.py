@@ -44,10 +44,11 @@ class FewLinear(SteadyLinear):
         self._packed: tuple[int, Tensor] | None = None  # made of what lay there
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 3 or x.shape[1] != 1:
+        rows, *between = x.shape[:-1]
+        if between != [1]:
             return super().forward(x)
         if not self.few.packed:
-            if len(x) in self._whole:
+            if rows in self._whole:
                 return _plain(x, self.weight, self.bias)
             return tiled(x, self.weight, self.bias, self.few.heights)
         return multiplied(x[:, 0], self._weights(), self.bias, self.few)[:, None]

@@ -128,7 +128,8 @@ def steady_heights(weight: Tensor, bias: Tensor | None, room: Tensor | None = No
     They and their outcome lie in `room`, uint8, if that is given: in the first `tried_bytes` of it.
     """
     tried = HEIGHTS if weight.numel() > SMALL else sorted((*HEIGHTS, *BETWEEN), reverse=True)
-    (outputs, inputs), size = weight.shape, tried_bytes(*weight.shape, weight.dtype)
+    outputs, inputs = weight.shape
+    size = tried_bytes(outputs, inputs, weight.dtype)
     room = weight.new_empty(size, dtype=torch.uint8) if room is None else room[:size]
     tile, made = room.view(weight.dtype).split((HEIGHTS[0] * inputs, HEIGHTS[0] * outputs))
     rows, made = tile.view(-1, inputs).copy_(trial(1, inputs)), made.view(-1, outputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from omnimuse.loader.adapter_file import find_file, refusal, stamp
 from omnimuse.loader.adapter_names import DIFFERENCE, Layer, Role, layer_of, named, other_kind
 from omnimuse.loader.adapter_settings import Strength, strengths
 from omnimuse.loader.differences import listed
+from omnimuse.loader.files import AGAIN
 from omnimuse.loader.headers import opened
 from omnimuse.loader.sites import Linears, Outputs
 from omnimuse.loader.weights import refuse_no_numbers
@@ -26,6 +28,8 @@ from omnimuse.lora.adapter import Adapter, Product, Site
 
 EXPECTED = 4
 FLOATS = ("F32", "F16", "BF16", "F64")
+WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+"""Formats of whole numbers, which trainers write alphas in, too."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Reader:
                         products[site] = (*products.get(site, ()), product)
         except (ModelError, OSError) as problem:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
+            why = why.replace(AGAIN, "get the adapter again")
             raise refusal(source, f"cannot be read: {why}") from problem
         return Adapter(stamp(source, self._folder), products, self._within)
 
@@ -95,7 +100,8 @@ class Reader:
                 layers.setdefault(part.layer, {})[part.role] = tensor
         if not layers or strange:
             what = f"holds {len(strange)} tensors that are not of low-rank products ({listed(strange[:EXPECTED])})"
-            raise refusal(source, what if strange else "holds no tensors")
+            kind = "use one that a trainer of LoRA has saved (PEFT, diffusers, Kohya, AI-Toolkit)"
+            raise refusal(source, f"{what if strange else 'holds no tensors'}; {kind}")
         bound, unknown = dict[str, Bound](), list[str]()
         for name, tensors in layers.items():
             if "down" not in tensors or "up" not in tensors:
@@ -188,8 +194,12 @@ def _check(
             f"does not fit this model: {layer} is {list(up)} times {list(down)}, and that layer takes [{outputs}, r] "
             f"times [r, {inputs}]; use an adapter that was trained for this model",
         )
-    for name in bound.tensors.values():
-        if kinds[name] not in FLOATS:
-            raise refusal(source, f"has {name} in the number format {kinds[name]}; use one in {', '.join(FLOATS)}")
+    for role, name in bound.tensors.items():
+        able = (*FLOATS, *WHOLE) if role == "alpha" else FLOATS
+        if kinds[name] not in able:
+            raise refusal(source, f"has {name} in the number format {kinds[name]}; use one in {', '.join(able)}")
+    if "alpha" in bound.tensors and prod(shapes[bound.tensors["alpha"]]) != 1:
+        has = list(shapes[bound.tensors["alpha"]])
+        raise refusal(source, f"has an alpha of {layer} of the shape {has}, which is one number; get it again")
     if "bias" in bound.tensors and shapes[bound.tensors["bias"]] != (outputs,):
         raise refusal(source, f"has a bias of {layer} that is not of its {outputs} outputs")

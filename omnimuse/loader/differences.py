@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, plain
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _depth(found: Differences) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     rest = f", and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(names[:MOST]) + rest
+    return ", ".join(map(plain, names[:MOST])) + rest
 
 
 def _shape(shape: Shape) -> str:

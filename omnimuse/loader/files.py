@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, reason
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 """Endings of weight files that are pickles: opening one can run any code, so none is ever opened."""
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist; {AGAIN}") from None
     except (OSError, UnicodeDecodeError) as problem:
-        raise ModelError(f"{path} cannot be read: {problem}") from problem
+        raise ModelError(f"{path} cannot be read: {reason(problem)}") from problem
     except json.JSONDecodeError as problem:
         where = f"line {problem.lineno}, column {problem.colno}"
         raise ModelError(f"{path} is not valid JSON ({problem.msg} at {where}); {AGAIN}") from problem

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, reason
 from omnimuse.loader.bitsandbytes import Packed, packed_weights
 from omnimuse.loader.differences import Shape
 from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
@@ -80,7 +80,7 @@ def opened(path: Path) -> Iterator[Any]:
             f"then {AGAIN}"
         ) from problem
     except OSError as problem:
-        raise ModelError(f"{path} cannot be read: {problem}") from problem
+        raise ModelError(f"{path} cannot be read: {reason(problem)}") from problem
 
 
 def _header(path: Path) -> dict[str, Stored]:

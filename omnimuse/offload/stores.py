@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.core.errors import ConfigError, EngineDeadError, reason
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 CHUNK = 2**24  # bytes
@@ -78,7 +78,9 @@ class FileStore:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 self._file = os.dup(file.fileno())
         except OSError as error:
-            raise ConfigError(f"offload folder={self.folder} cannot be used ({error}); choose another") from error
+            raise ConfigError(
+                f"offload folder={self.folder} cannot be used ({reason(error)}); choose another"
+            ) from error
         self._release = weakref.finalize(self, os.close, self._file)
         self._places: list[tuple[int, int]] = []  # offset, size
         self._end = 0
@@ -90,7 +92,7 @@ class FileStore:
             _reserve(self._file, *place)
         except OSError as error:
             raise ConfigError(
-                f"offload folder={self.folder} has no room for {size / 1e9:.2f} GB of weights ({error}); "
+                f"offload folder={self.folder} has no room for {size / 1e9:.2f} GB of weights ({reason(error)}); "
                 "make room or choose another"
             ) from error
         self._places.append(place)

@@ -18,7 +18,7 @@ from omnimuse.loader.adapters import Reader
 from omnimuse.loader.rules import Alias, Fuse, Rename
 from omnimuse.loader.sites import Sites
 from omnimuse.lora.adapter import Product
-from tests.checkpoints.adapters import Layers, kohya, peft, products, write
+from tests.checkpoints.adapters import Layers, Style, kohya, peft, products, write
 
 LAYERS: Layers = {"blocks.0.to_q": (6, 8), "blocks.0.to_k": (4, 8), "blocks.0.out": (8, 6)}
 ALIASES = (Alias(r"double\.(\d+)\.qk", (r"blocks.\1.to_q", r"blocks.\1.to_k")),)
@@ -224,10 +224,44 @@ def test_a_damaged_file_is_refused(reader: Reader, tmp_path: Path) -> None:
     assert "damaged or cut short" in refused(reader, tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("settings", ["no json", '["a"]', '{"transformer.lora_alpha": "8"}'])
-def test_settings_that_make_no_sense_are_refused(reader: Reader, tmp_path: Path, settings: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("no json", "no settings"),
+        ('["a"]', "no settings"),
+        ('{"transformer.lora_alpha": "8"}', "lora_alpha='8'"),
+        ('{"transformer.lora_alpha": NaN}', "lora_alpha=nan"),
+        ('{"transformer.lora_alpha": 1e999}', "lora_alpha=inf"),
+        ('{"transformer.lora_alpha": 1' + "0" * 400 + "}", "no number up to"),
+        ('{"transformer.alpha_pattern": ["blocks"]}', "alpha_pattern="),
+        ('{"transformer.alpha_pattern": {"blocks": null}}', "alpha_pattern="),
+        ('{"transformer.alpha_pattern": {"(": 3}}', "is no pattern"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(reader: Reader, tmp_path: Path, settings: str, said: str) -> None:
     file = write(tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": settings})
-    assert "save it again" in refused(reader, file)
+    assert said in (found := refused(reader, file)) and "again" in found
+    assert found.count(str(tmp_path)) == 1  # as whoever asked called it
+
+
+def with_alpha(alpha: Tensor) -> Style:
+    return lambda name, down, up: {**peft("")(name, down, up), f"{name}.alpha": alpha.clone()}
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(8), torch.tensor([8.0]), torch.tensor(8.0, dtype=torch.bfloat16)])
+def test_an_alpha_is_one_number_of_any_format(reader: Reader, tmp_path: Path, alpha: Tensor) -> None:
+    found = reader(str(write(tmp_path / "a.safetensors", LAYERS, with_alpha(alpha)))).products
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=2.0)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor([8.0, 8.0]), torch.zeros(0), torch.tensor(True)])
+def test_what_is_not_one_number_is_no_alpha(reader: Reader, tmp_path: Path, alpha: Tensor) -> None:
+    assert "alpha" in refused(reader, write(tmp_path / "a.safetensors", LAYERS, with_alpha(alpha)))
+
+
+def test_names_that_a_terminal_would_obey_are_written_out(reader: Reader, tmp_path: Path) -> None:
+    save_file({"a\n\x1b[31m.b": torch.zeros(2)}, tmp_path / "a.safetensors")
+    assert r"(a\n\x1b[31m.b)" in refused(reader, tmp_path / "a.safetensors")
 
 
 def test_what_is_no_file_of_an_adapter_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -241,6 +275,11 @@ def test_what_is_no_file_of_an_adapter_is_refused_by_its_name(tmp_path: Path) ->
     ):
         with pytest.raises(RequestError, match=said):
             find_file(str(tmp_path / source))
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    for source in ("a" * 300, "loop.safetensors", "nul\0"):
+        for folder in (None, tmp_path):
+            with pytest.raises(RequestError, match="cannot be looked up"):
+                find_file(str(tmp_path / source), folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="is a folder with no"):
         find_file(str(tmp_path / "empty"))
