@@ -159,7 +159,7 @@ def main() -> None:
             except Exception as problem:  # a table of all families is worth more than one row
                 print(f"| {family.name} | {type(problem).__name__}: {problem!s:.150} | | |", flush=True)
                 continue
-        print(f"| {family.name} | {mine / 1024:.0f} | {theirs / 1024:.0f} | {mine / theirs:.2f} |", flush=True)
+        print(f"| {family.name} | {mine / 1024:.0f} | {theirs / 1024:.0f} | {mine / theirs:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

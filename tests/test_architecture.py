@@ -32,7 +32,7 @@ BROAD_EXCEPT = {
     "omnimuse/worker/runner.py": frozenset({"_isolated", "_preview"}),
     "omnimuse/worker/forwards.py": frozenset({"_try"}),
     "omnimuse/pipeline/lent.py": frozenset({"_tell"}),
-    "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
+    "omnimuse/server/errors.py": frozenset({"tried"}),
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler, another engine."""
 

@@ -10,8 +10,8 @@ Letters: L layers, R places for rows, N heads of keys and values, H head dim, S 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -145,11 +145,11 @@ class KV:
     @property
     def room(self) -> int:
         """How many tokens there is room for."""
-        return self.slab[0].shape[4]
+        return self.slab[0].shape[4] if self.place is None else self.place.slab.room
 
     @property
     def device(self) -> torch.device:
-        return self.slab[0].device
+        return self.slab[0].device if self.place is None else self.place.slab.device
 
     def with_room(self, tokens: int) -> KV:
         """The same with room for so many `tokens`, and perhaps for more."""
@@ -173,15 +173,27 @@ class KV:
 class Reading:
     """A row of a decoder: the tokens `ids` [S] that come after `start` others, which `kv` remembers.
 
-    A decoder may read what stands for its tokens, [S, D], in their place.
+    A decoder may read what stands for its tokens, [S, D], in their place. Where it has a list of tokens that are
+    `forbidden`, which may be empty, nothing is wanted but the likeliest of the others.
 
     Those of a row that is not `causal` see one another all; those of one that does not `keep` are not remembered, so
     that several rows may look at one memory, or at beginnings of it.
     """
 
-    ids: Tensor
+    ids: Sequence[int] | Tensor
     start: int
     kv: KV
+    forbidden: Sequence[int] | None = field(default=None, kw_only=True)
+
+    @property
+    def count(self) -> int:
+        """How many tokens are read."""
+        return len(self.ids)
+
+    @property
+    def given(self) -> Tensor:
+        """What is read as a tensor, where the memory is."""
+        return self.ids if isinstance(self.ids, Tensor) else torch.tensor(self.ids, device=self.kv.device)
 
     @property
     def place(self) -> int:
@@ -200,7 +212,8 @@ class Reading:
 
 
 class Decoder(Network):
-    """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V].
+    """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V], or where
+    nothing else is wanted the likeliest token, int64 [] on the CPU.
 
     Rows that read one token share forwards, and so do those that read more, but not with one another: a token is
     written by other code than a prompt is read by. Products of fewer than `fewest` rows would be filled up, each by

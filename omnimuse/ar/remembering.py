@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Self
 
 import torch
@@ -23,6 +23,8 @@ from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
 
+NONE = -1
+"""In the place of a token, where none is the likeliest."""
 GAP = 2
 """Places of others between two rows that still share a call."""
 
@@ -129,7 +131,7 @@ class Conditions:
     @cached_property
     def together(self) -> tuple[Together, ...]:
         """How rows of one token share calls."""
-        starts = numbers([row.start for row in self.rows], self.rows[0].ids.device)
+        starts = numbers([row.start for row in self.rows], self.rows[0].kv.device)
         return tuple(spots.after(starts) for spots in _together(self.rows))
 
     @cached_property
@@ -141,18 +143,11 @@ class Conditions:
         return rows.argsort()
 
     @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor]:
-        """By what both numbers of every pair are multiplied, and their partners, [*, 1, 2 P] each."""
-        return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Heads [B, S, *, H], of whose first 2 P numbers each pair (x[i], x[i + P]) is turned by its angle; rounded
-        where the reference rounds.
+    def turns(self) -> tuple[Tensor, Tensor]:
+        """How heads are `turned`: by what both numbers of every pair are multiplied, and their partners, packed like
+        the hidden states, [*, 1, 2 P] each.
         """
-        own, other = self._pairs
-        if (turning := own.shape[-1]) < x.shape[-1]:
-            return torch.cat([self.turn(x[..., :turning]), x[..., turning:]], dim=-1)
-        return x * own + x.roll(self.cos.shape[-1], -1) * other
+        return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries [B, S, N, H], keys and values of as many heads or fewer, packed -> what is seen, [B, S, N H]."""
@@ -186,6 +181,16 @@ class Conditions:
         return whole.reshape(len(q), 1, -1)
 
 
+def turned(x: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Heads [B, S, *, H], of whose first 2 P numbers each pair (x[i], x[i + P]) is turned by its angle: `own` and
+    `other` are `Conditions.turns`. Rounded where the reference rounds.
+    """
+    if (turning := own.shape[-1]) < x.shape[-1]:
+        return torch.cat([turned(x[..., :turning], own, other), x[..., turning:]], dim=-1)
+    return x * own + x.roll(turning // 2, -1) * other
+
+
+@lru_cache(maxsize=4096)
 def window(length: int) -> int:
     """How much of the memory a row of so many tokens looks at: a function of its length, at most a quarter more."""
     step = max(LEAST, 1 << max(0, (length - 1).bit_length() - 3))
@@ -197,7 +202,7 @@ def _together(rows: Sequence[Reading]) -> list[Spots]:
     alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         data, place = row.kv.slab
-        alike.setdefault((id(data), min(window(row.start + 1), data.shape[4])), []).append((place, number))
+        alike.setdefault((id(data), min(window(row.start + 1), row.kv.room)), []).append((place, number))
     found: list[tuple[int, list[tuple[int, int]]]] = []
     for (_, wide), there in alike.items():
         before = -GAP - 2
@@ -250,6 +255,35 @@ def numbers(values: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([torch.full((1,), value, device=device) for value in values])
 
 
+def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
+    """What all rows are given, packed; numbers go to the device all at once."""
+    if any(isinstance(row.ids, Tensor) for row in rows):
+        return layout.pack([row.given for row in rows])
+    tokens = torch.tensor([token for row in rows for token in row.ids], device=rows[0].kv.device)
+    return tokens.view(len(rows), -1) if layout.dense else tokens[None]
+
+
+def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
+    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU,
+    which is `NONE` where logits are no numbers.
+
+    The likeliest are found all at once, and come in one transfer.
+    """
+    found = list(logits.unbind())
+    chosen = [number for number, row in enumerate(rows) if row.forbidden is not None]
+    if not chosen:
+        return found
+    if others := [(number, token) for number in chosen for token in rows[number].forbidden or ()]:
+        where = tuple(numbers(side, logits.device) for side in zip(*others, strict=True))
+        logits.index_put_(where, logits.new_full((), -torch.inf))
+    best = logits.argmax(-1)  # of what is no number, if there is any
+    broken = logits.gather(1, best[:, None]).isnan()[:, 0]
+    tokens = best.masked_fill(broken, NONE).cpu().unbind()
+    for number in chosen:
+        found[number] = tokens[number]
+    return found
+
+
 def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Queries, keys and values [S, *, H] of one row -> what it sees, [S, N H]."""
     end = row.start + len(q)
@@ -275,5 +309,5 @@ def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 def _mask(row: Reading) -> Tensor | None:
     if row.start == 0 or not row.causal:
         return None
-    places = torch.arange(row.start + len(row.ids), device=row.ids.device)
+    places = torch.arange(row.start + row.count, device=row.kv.device)
     return places[None, :] <= places[row.start :, None]

@@ -30,7 +30,7 @@ class Spelling:
         self._ids.append(token)
         if not self._heard:
             return ""
-        before, now = self._decode(self._ids[self._known : self._spelt]), self._decode(self._ids[self._known :])
+        before, now = self._before_and_now()
         if len(now) <= len(before) or now.endswith(HALF):
             return ""
         self._known, self._spelt = self._spelt, len(self._ids)
@@ -40,11 +40,16 @@ class Spelling:
         """Nothing more comes; what was held back."""
         if self.stopped:
             return ""
-        before, now = self._decode(self._ids[self._known : self._spelt]), self._decode(self._ids[self._known :])
+        before, now = self._before_and_now()
         rest = self._tell(now[len(before) :]) + ("" if self.stopped else self._held)
         self.text += "" if self.stopped else self._held
         self._held = ""
         return rest
+
+    def _before_and_now(self) -> tuple[str, str]:
+        """The text behind what is told, without the tokens that were looked at since, and with them."""
+        before = self._ids[self._known : self._spelt]
+        return self._decode(before) if before else "", self._decode(self._ids[self._known :])
 
     def _tell(self, piece: str) -> str:
         self._held += piece

@@ -1,6 +1,6 @@
-"""Measure a model for its step caches, so that --cache auto, teacache and magcache suit it.
+"""Measure a model for its step caches, so that --cache auto, teacache, dbcache and magcache suit it.
 
-It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries a dozen
+It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries some
 choices, and keeps the one that runs the fewest blocks of those that change latents by no more than --difference. What
 is found goes into a folder of this user, where every start finds it; a file cache.json in the model's own folder comes
 first. Prompts should be like those that will be drawn.
@@ -33,6 +33,10 @@ from omnimuse.media.destination import check_destination
 if TYPE_CHECKING:
     from omnimuse.engine.calibrate import Calibration, Trial
 
+DIFFERENCE = 0.03
+"""How far latents may be from exact ones, as a part of them: what pictures of the demo model bear by its grader
+(`docs/quality.md`).
+"""
 PROMPTS = ("a red circle on a blue background", "a green star above a white square", "a fox in the snow", "an old door")
 
 
@@ -47,9 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--difference",
         type=float,
-        default=0.1,
+        default=DIFFERENCE,
         metavar="X",
-        help="how far latents may be from those without a cache, as a part of them (default: 0.1)",
+        help=f"how far latents may be from those without a cache, as a part of them (default: {DIFFERENCE})",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else: a *.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of -o, if there is one")

@@ -4,12 +4,15 @@ The arithmetic, and the names of the weights, are those of diffusers' `Autoencod
 which keeps statistics of patches of latents. Scaling and shifting latents, and drawing them from their distribution, is
 the pipeline's work.
 
+Hidden states are what a picture takes most memory for. So parts are handed them in a list, from which they take them:
+then nobody further out keeps what a part does not need any more.
+
 Letters: B batch, S cells of a picture, C channels of hidden states; c h w latent channels, height, width; H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +133,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        x = through((*self.down_blocks, self.mid_block), [self.conv_in(x)])
+        x = F.silu(self.conv_norm_out(x), inplace=True)
+        return self.conv_out(x)
 
 
 class Decoder(nn.Module):
@@ -152,10 +154,16 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], PIXEL_CHANNELS, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = through((self.mid_block, *self.up_blocks), [self.conv_in(x)])
+        x = F.silu(self.conv_norm_out(x), inplace=True)
+        return self.conv_out(x)
+
+
+def through(parts: Iterable[nn.Module], held: list[Tensor]) -> Tensor:
+    """What `parts`, one after the other, make of the one tensor that is `held`; each takes it out of the list."""
+    for part in parts:
+        held.append(part(held))
+    return held.pop()
 
 
 class Level(nn.Module):
@@ -169,10 +177,8 @@ class Level(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample(width)] if down else [])
         self.upsamplers = nn.ModuleList([Upsample(width)] if up else [])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for part in (*self.resnets, *self.downsamplers, *self.upsamplers):
-            x = part(x)
-        return x
+    def forward(self, held: list[Tensor]) -> Tensor:
+        return through((*self.resnets, *self.downsamplers, *self.upsamplers), held)
 
 
 class Middle(nn.Module):
@@ -183,10 +189,8 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList(Residual(width, width, groups) for _ in range(2))
         self.attentions = nn.ModuleList([CellAttention(width, groups)] if attends else [])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for part in (self.resnets[0], *self.attentions, self.resnets[1]):
-            x = part(x)
-        return x
+    def forward(self, held: list[Tensor]) -> Tensor:
+        return through((self.resnets[0], *self.attentions, self.resnets[1]), held)
 
 
 class Residual(nn.Module):
@@ -200,10 +204,13 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+    def forward(self, held: list[Tensor]) -> Tensor:
+        x = held.pop()
+        beside = x if self.conv_shortcut is None else self.conv_shortcut(x)  # first: a convolution needs `x` no more
+        x = F.silu(self.norm1(x), inplace=True)
+        x = self.conv1(x)
+        x = F.silu(self.norm2(x), inplace=True)
+        return self.conv2(x).add_(beside)
 
 
 class CellAttention(nn.Module):
@@ -217,7 +224,8 @@ class CellAttention(nn.Module):
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, held: list[Tensor]) -> Tensor:
+        x = held.pop()
         cells = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # [B, 1, S, C]
         seen = F.scaled_dot_product_attention(self.to_q(cells), self.to_k(cells), self.to_v(cells))
         return x + self.to_out(seen[:, 0]).transpose(1, 2).unflatten(2, x.shape[2:])  # [B, C, h, w]
@@ -230,8 +238,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, held: list[Tensor]) -> Tensor:
+        x = F.pad(held.pop(), (0, 1, 0, 1))
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
@@ -241,8 +250,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return upsample(x, self.conv)
+    def forward(self, held: list[Tensor]) -> Tensor:
+        return upsample(held.pop(), self.conv)
 
 
 def _shifted(widths: Sequence[int]) -> Sequence[int]:

@@ -11,20 +11,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, numbers
+from omnimuse.ar.remembering import Conditions, numbers, packed, turned, wanted
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.stack import Block, BlockStack, Memory, Piece
 
 FEWEST = 256
 """Positions whose rotations are made at first."""
@@ -56,15 +57,15 @@ class DenseDecoder(Decoder):
         return Sizes(c.num_hidden_layers, heads, c.head_dim, self.norm.weight.dtype)
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
-        layout = Layout(tuple(len(row.ids) for row in rows))
-        given = layout.pack([row.ids for row in rows])
+        layout = Layout(tuple(row.count for row in rows))
+        given = packed(rows, layout)
         if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
             given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
         cond = self.conditions(rows, layout)
         hidden = self.layers(self.enter(given, cond), cond, memories)  # [1, T, D] or [R, S, D]
         self.leave(rows, layout, hidden)
         last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
-        return list(self.say(rows, self.norm(last))[: len(rows), 0].unbind())
+        return wanted(rows, self.say(rows, self.norm(last))[: len(rows), 0])
 
     @abstractmethod
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:
@@ -81,8 +82,8 @@ class DenseDecoder(Decoder):
 
     def conditions(self, rows: Sequence[Reading], layout: Layout) -> Conditions:
         """What layers receive beside the hidden states: tokens turn by how many others are before them."""
-        ends = [row.place + len(row.ids) for row in rows]
-        turns = self.turned(max(ends), rows[0].ids.device)
+        ends = [row.place + count for row, count in zip(rows, layout.lengths, strict=True)]
+        turns = self.turned(max(ends), rows[0].kv.device)
         if layout.length == 1:
             more = [rows[0].place] * (self.fewest - len(rows))
             places = numbers([*(row.place for row in rows), *more], turns.device)
@@ -114,9 +115,20 @@ class DecoderLayer(Block[Conditions]):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
-    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
+    def made(self, hidden: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of hidden states [B, S, D]; `own` and `other` turn them."""
+        return self.self_attn.made(self.input_layernorm(hidden), own, other)
+
+    def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        """The hidden states after what their attention has `seen`, [B, S, N H]."""
+        hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    pieces: ClassVar[tuple[Piece, ...]] = (made, answered)
+
+    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        made, answered = (self.piece(piece) for piece in self.pieces)
+        return answered(self, hidden, cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns)))
 
 
 def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
@@ -140,14 +152,17 @@ class RememberingAttention(nn.Module):
             self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split([self.own + self.shared, self.shared], dim=-2)
+    def made(self, x: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x` [B, S, D], [B, S, *, H] each, the first two turned."""
+        qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split_with_sizes([self.own + self.shared, self.shared], -2)
         if self.normed:
             qk = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
-            for part, norm in zip(qk.split([self.own, self.shared], dim=-2), (self.q_norm, self.k_norm), strict=True):
+            for part, norm in zip(
+                qk.split_with_sizes([self.own, self.shared], -2), (self.q_norm, self.k_norm), strict=True
+            ):
                 part.mul_(norm.weight)
-        q, k = cond.turn(qk).split([self.own, self.shared], dim=-2)
-        return self.o_proj(cond.attend(self.layer, q, k, v))
+        q, k = turned(qk, own, other).split_with_sizes([self.own, self.shared], -2)
+        return q, k, v
 
 
 class JoinedMLP(nn.Module):

@@ -74,7 +74,7 @@ class Sights(Conditions):
                 masks.append(row.at)
                 found.append(row.seen)
             else:
-                masks.append(torch.zeros(len(row.ids), dtype=torch.bool, device=row.ids.device))
+                masks.append(torch.zeros(row.count, dtype=torch.bool, device=row.kv.device))
         return torch.cat(masks).nonzero()[:, 0], Seen.joined(found) if found else None
 
     def show(self, hidden: Tensor) -> Tensor:
@@ -179,9 +179,9 @@ def _spans(decoder: DenseDecoder, rows: Sequence[Reading], layout: Layout) -> tu
     own = [row.turns if isinstance(row, Seeing) else None for row in rows]
     if all(each is None for each in own):
         return None
-    turns = decoder.turned(max(row.place + len(row.ids) for row in rows), rows[0].ids.device)
+    turns = decoder.turned(max(row.place + row.count for row in rows), rows[0].kv.device)
     spans = [
-        turns[:, row.place : row.place + len(row.ids)] if each is None else each.to(turns.dtype)
+        turns[:, row.place : row.place + row.count] if each is None else each.to(turns.dtype)
         for row, each in zip(rows, own, strict=True)
     ]
     if layout.length == 1:

@@ -64,7 +64,7 @@ class CodePredictor(DenseDecoder):
         return self.small_to_mtp_projection(given)
 
     def say(self, rows: Sequence[Reading], last: Tensor) -> Tensor:
-        heads = [row.start + len(row.ids) - 2 for row in rows]
+        heads = [row.start + row.count - 2 for row in rows]
         if len(set(heads)) == 1:  # frames are begun together, so they always are at one place
             return self.heads[heads[0]](last)
         return torch.stack([self.heads[head](each) for head, each in zip(heads, last[: len(rows)], strict=True)])

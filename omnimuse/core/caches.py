@@ -149,7 +149,8 @@ class Fits:
     `ratios` are MagCache's: by how much what the blocks add grows from one step to the next, over any number of steps.
     `only` are the kinds that there are for this model, where there are not all.
     `auto` is the choice that `auto` stands for. `blocks` are those of the stack that a cache is around, the fewest of
-    several networks; 0 before the network is built. `flaw` says what is wrong with the file that was to tell all this.
+    several networks; 0 before the network is built. `dbcache` and `magcache` are the thresholds that suit those kinds,
+    the documented ones where none were measured. `flaw` says what is wrong with the file that was to tell all this.
     """
 
     tea: TeaFit = TeaFit()
@@ -157,6 +158,8 @@ class Fits:
     auto: str = ""
     blocks: int = 0
     only: tuple[str, ...] = ()
+    dbcache: float = 0.24
+    magcache: float = 0.06
     flaw: str = ""
 
     def __post_init__(self) -> None:
@@ -213,9 +216,9 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
     usual: dict[str, dict[str, Any]] = {
         "none": {},
         "teacache": {"threshold": fits.tea.threshold, "warm_up": 1},
-        "magcache": {"threshold": 0.06, "in_a_row": 3},
+        "magcache": {"threshold": fits.magcache, "in_a_row": 3},
     }
-    found = usual.get(choice.kind, {"threshold": 0.24, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3})
+    found = usual.get(choice.kind, {"threshold": fits.dbcache, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3})
     open_ones = {name: value for name, value in found.items() if getattr(choice, name) is None}
     if choice.mask and evaluations is not None:
         open_ones["mask"] = step_mask(choice.mask, evaluations)

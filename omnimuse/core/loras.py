@@ -98,14 +98,17 @@ def _lora(given: Any) -> Lora:
     if unknown or len(named) != 1:
         wrong = f"the field {unknown[0]!r}" if unknown else f"{' and '.join(named) or 'no path'}"
         raise RequestError(f"an adapter has one path and perhaps a scale; this one has {wrong}", "loras")
-    source, scale = given[named[0]], given.get("scale")
-    if not isinstance(source, str):
-        what = f"{named[0]} of an adapter must be the name of a *.safetensors file"
-        raise RequestError(f"{what}, got {type(source).__name__}", "loras")
-    return Lora(source, 1.0 if scale is None else scale)
+    scale = given.get("scale")
+    return Lora(given[named[0]], 1.0 if scale is None else scale)
 
 
 def _checked(lora: Lora) -> Lora:
+    source: Any = lora.source
+    if not isinstance(source, str):
+        kind = type(source).__name__
+        raise RequestError(
+            f"the name of an adapter must be a text, got {kind}; use that of a *.safetensors file", "loras"
+        )
     if not 0 < len(lora.source) <= MAX_SOURCE or "\0" in lora.source:
         raise RequestError(f"{lora.source!r:.80} names no adapter; use the name of a *.safetensors file", "loras")
     number = isinstance(lora.scale, int | float) and not isinstance(lora.scale, bool)

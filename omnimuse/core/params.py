@@ -357,6 +357,8 @@ def check_family_params(given: FamilyParams) -> None:
     hints = _hints(kind)
     for part in fields(given):
         name, value = f"extra.{part.name}", getattr(given, part.name)
+        if value is part.default:
+            continue
         if not _is_of(value, hints[part.name]):
             raise RequestError(f"{name}={value!r} is not of type {part.type}", name)
         low, high = part.metadata.get("low", -math.inf), part.metadata.get("high", math.inf)

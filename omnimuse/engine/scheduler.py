@@ -57,11 +57,11 @@ class Entry:
     placed: float = 0.0
     ran: float = 0.0
     bytes: int = 0
+    deadline: float = field(init=False)
+    """When its result is wanted, at the latest."""
 
-    @property
-    def deadline(self) -> float:
-        """When its result is wanted, at the latest."""
-        return FOREVER if self.request.deadline is None else self.request.deadline
+    def __post_init__(self) -> None:
+        self.deadline = FOREVER if self.request.deadline is None else self.request.deadline
 
     @property
     def steps(self) -> float:
@@ -151,18 +151,18 @@ class Scheduler:
 
     def expired(self, now: float) -> list[str]:
         """Requests whose deadline has passed."""
-        return [id_ for id_, e in self.entries.items() if e.request.deadline is not None and e.request.deadline <= now]
+        return [id_ for id_, entry in self.entries.items() if entry.deadline <= now]
 
     def overrun(self, now: float) -> list[str]:
         """Requests that have been in progress for longer than one may be."""
+        if not (limit := self.config.max_run):
+            return []
         self._pass_time(now)
-        limit = self.config.max_run or FOREVER
         return [id_ for id_, entry in self.entries.items() if entry.ran > limit]
 
     def next_deadline(self) -> float | None:
         """The nearest deadline there is."""
-        deadlines = [e.request.deadline for e in self.entries.values() if e.request.deadline is not None]
-        return min(deadlines, default=None)
+        return min((entry.deadline for entry in self.entries.values() if entry.deadline < FOREVER), default=None)
 
     def pick(
         self,
@@ -218,9 +218,11 @@ class Scheduler:
         A place is kept for a slice of time at least, and given up at a step's boundary. The first is of a tenant whose
         share has room for it, or is made to have by the tenant's own requests.
         """
+        if not (waiting := self._waiting()):
+            return []
         staying = [entry for entry in self._active() if not entry.held]
         firsts: dict[str, Entry] = {}
-        for entry in self._ordered(self._waiting(), now):
+        for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
             room = Room(self.config, staying)
@@ -260,14 +262,14 @@ class Scheduler:
         hopeful: list[Entry] = []
         budget, reckoned = self.config.tick_tokens, 0
         while queues:
-            name = min(queues, key=lambda name: self.tenants[name].served)
+            name = next(iter(queues)) if len(queues) == 1 else min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
             price, network = cost(state_id) or (entry.tokens, None)
             if not queues[name]:
                 del queues[name]
             if chosen.offers and price > budget:
                 break
-            welcome = self._targets.allow(hopeful, (reckoned, entry.tokens), now)
+            welcome = not hopeful or self._targets.allow(hopeful, (reckoned, entry.tokens), now)
             offer = Offer(state_id, price, entry.steps, network)
             if chosen.offers and not (welcome and company(chosen, offer)):
                 continue

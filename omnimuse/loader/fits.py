@@ -53,6 +53,8 @@ def read_fits(path: Path, arch: str = "") -> Fits:
             TeaFit(_numbers(content, "coefficients"), _number(content.get("threshold"), "threshold")),
             _numbers(content, "ratios"),
             str(content.get("auto")),
+            dbcache=_number(content.get("dbcache", Fits.dbcache), "dbcache"),  # earlier versions wrote neither of these
+            magcache=_number(content.get("magcache", Fits.magcache), "magcache"),
         )
         if cache_named(fits.auto).kind == "auto":
             raise ValueError("its choice is to be chosen by itself")
@@ -73,6 +75,8 @@ def write_fits(path: Path, fits: Fits, about: Mapping[str, Any], of: str = "") -
         "coefficients": fits.tea.coefficients,
         "threshold": fits.tea.threshold,
         "ratios": fits.ratios,
+        "dbcache": fits.dbcache,
+        "magcache": fits.magcache,
         "auto": fits.auto,
         "measured": about,
     }

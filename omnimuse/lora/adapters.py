@@ -98,6 +98,11 @@ class Adapters:
         """Let go of the adapter from `source`, once no request wears it any more; whether it was remembered."""
         return self._known.pop(source, None) is not None
 
+    @property
+    def worn(self) -> tuple[Worn, ...]:
+        """What all layers wear now."""
+        return self._rack.worn
+
     def wearing(self, worn: tuple[Worn, ...]) -> AbstractContextManager[None]:
         """For the length of a `with` block all layers wear `worn`."""
         return nullcontext() if worn == self._rack.worn else self._wearing(worn)

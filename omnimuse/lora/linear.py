@@ -26,7 +26,7 @@ class Rack:
     def __init__(self) -> None:
         self.worn: tuple[Worn, ...] = ()
         self.compiled: dict[Site, Adapted] = {}
-        self.joined: Mapping[Site, Joined] | None = None
+        self._joined = False
         self._last: tuple[tuple[tuple[str, float], ...], Mapping[Site, Joined]] = ((), {})
 
     def full(self) -> bool:
@@ -36,25 +36,32 @@ class Rack:
     @contextmanager
     def joining(self) -> Iterator[None]:
         """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered."""
-        if not self.worn or self.joined is not None:
+        if not self.worn or self._joined:
             yield
             return
         if self._last[0] != (keys := tuple(each.key for each in self.worn)):  # by name: who wears them keeps them alive
             self._last = (), {}  # its memory first
             self._last = keys, {site: layer.join(self.worn) for site, layer in self.compiled.items()}
-        self.joined = self._last[1]
+        self._joined = True
+        for site, joined in self._last[1].items():
+            self.compiled[site].peg.joined = joined
         try:
             yield
         finally:
-            self.joined = None
+            self._joined = False
+            for layer in self.compiled.values():
+                layer.peg.joined = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Peg:
-    """The place on the `rack` of the layer at `site`: what hangs there is added to what the layer makes."""
+    """The place on the `rack` of the layer at `site`: what hangs there is added to what the layer makes, `joined` while
+    compiled blocks run. These do not ask for the site, or each of them would be compiled for its own.
+    """
 
     site: Site
     rack: Rack
+    joined: Joined | None = None
 
     def add(
         self, out: Tensor, x: Tensor, total: Callable[[Tensor], Tensor] | None = None, *, bias: bool = True
@@ -110,8 +117,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
-        if (joined := self.peg.rack.joined) is not None:
-            return joined[self.peg.site].added(out, x)
+        if (joined := self.peg.joined) is not None:
+            return joined.added(out, x)
         total = self.base.total if isinstance(self.base, Summing) else None
         self.peg.add(out, x, total)
         return out

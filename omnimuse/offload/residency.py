@@ -55,6 +55,11 @@ class Residency(Mapping[str, Any]):
             if parcel.inside:
                 parcel.leave()
 
+    @property
+    def moves(self) -> bool:
+        """Whether any component takes turns with others."""
+        return bool(self._parcels)
+
     def stays(self, name: str) -> bool:
         """Whether the component is on the device all the time."""
         return name not in self._parcels

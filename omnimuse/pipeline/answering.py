@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -88,17 +89,15 @@ class Think(Generate):
             state["spoken"].close()
         return super().begin(ctx, state)
 
-    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+    def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         brief: Brief | None = state["brief"]
         if brief is None:
             return super().reading(state, ids, start)
+        row = partial(Seeing, ids, start, state["kv"], brief.shift, forbidden=self.forbidden(state))
         end = start + len(ids)
         if end > len(brief.at):
-            return Seeing(ids, start, state["kv"], brief.shift)
-        rows = brief.rows(start, end)
-        return Seeing(
-            ids, start, state["kv"], brief.shift, brief.turns[:, start:end], brief.at[start:end], brief.of(rows)
-        )
+            return row()
+        return row(brief.turns[:, start:end], brief.at[start:end], brief.of(brief.rows(start, end)))
 
     def shown(self, state: State) -> Hashable:
         came = state.request

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from omnimuse.ar.elsewhere import Writer
 from omnimuse.ar.kv import Decoder, Reading
-from omnimuse.ar.sampling import Sampling, next_token
+from omnimuse.ar.remembering import NONE
+from omnimuse.ar.sampling import Sampling, next_token, no_numbers
 from omnimuse.ar.spelling import Spelling
 from omnimuse.core.errors import RequestError
 from omnimuse.core.messages import Message
@@ -171,16 +172,21 @@ class Generate(Loop):
                 state=state,
                 branch="positive",
                 network=self.network,
-                inputs=self.reading(state, torch.tensor(piece, device=ctx.device), start),
+                inputs=self.reading(state, piece, start),
                 tokens=len(piece),
                 shape=(),
                 memory=Memory(),
             )
         ]
 
-    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+    def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         """The row that reads the tokens `ids` behind `start` others."""
-        return Reading(ids, start, state["kv"])
+        return Reading(ids, start, state["kv"], forbidden=self.forbidden(state))
+
+    def forbidden(self, state: State) -> Sequence[int] | None:
+        """Where nothing is wanted but the likeliest token, those that it must not be."""
+        working = state.working
+        return working["how"].forbidden(len(working["tokens"]) - len(state["prompt_ids"]))
 
     def generator(self, state: State) -> torch.Generator:
         """What tokens are drawn with, where they are drawn."""
@@ -211,12 +217,18 @@ class Generate(Loop):
                 state.plan.append(Step(step.index + len(come)))
             return
         before = working["remembered"]
-        working["remembered"] += self.cost(ctx, state)
-        self._remember(ctx, state, before)
-        if working["remembered"] < len(tokens):
+        working["remembered"] = end = before + self.cost(ctx, state)
+        if end == before + CHUNK:
+            self._remember(ctx, state, before)
+        if end < len(tokens):
             return  # more of the prompt is to be read
-        logits, written = predictions["positive"].cpu(), len(tokens) - len(state["prompt_ids"])
-        if self._add(state, next_token(logits, tokens, written, working["how"], working["generator"])):
+        found = predictions["positive"]
+        if found.dim():
+            written = len(tokens) - len(state["prompt_ids"])
+            token = next_token(found.cpu(), tokens, written, working["how"], working["generator"])
+        elif (token := int(found)) == NONE:
+            raise no_numbers()
+        if self._add(state, token):
             state.plan.append(Step(step.index + 1, network=self.network))
 
     def _add(self, state: State, token: int) -> bool:
@@ -225,7 +237,8 @@ class Generate(Loop):
         tokens, spelling, prompt = working["tokens"], working["spelling"], len(state["prompt_ids"])
         tokens.append(token)
         ended = token in working["how"].ends
-        self._tell(state, "" if ended else spelling.add(token))
+        if not ended and (piece := spelling.add(token)):
+            self._tell(state, piece)
         if not ended and not spelling.stopped and len(tokens) - prompt < working["most"]:
             return True
         self._note(state, "stop" if ended or spelling.stopped else "length")
@@ -261,9 +274,9 @@ class Generate(Loop):
         return start
 
     def _remember(self, ctx: Context, state: State, start: int) -> None:
-        """Keep what was read from `start` on, if it is a whole piece of the prompt."""
+        """Keep the piece that was read from `start` on, if all of it is of the prompt."""
         prompt, end = state["prompt_ids"], start + CHUNK
-        if state.working["remembered"] == end <= len(prompt) and self.shown(state) is not None:
+        if end <= len(prompt) and self.shown(state) is not None:
             ctx.memo.put(self._key(ctx, state, prompt[:end]), (state["kv"].data[:, :, :, start:end].clone(),))
 
     def _key(self, ctx: Context, state: State, tokens: Sequence[int]) -> Hashable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,7 @@ from omnimuse.core.spec import MEDIA, Spec
 from omnimuse.pipeline import lent
 from omnimuse.pipeline.rows import evaluate
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
-from omnimuse.pipeline.state import REQUEST_FIELDS, State
+from omnimuse.pipeline.state import OPEN, REQUEST_FIELDS, State
 
 Wanted = TypeVar("Wanted", bound=Loop)
 SOURCES = frozenset({"images", "region", "sounds", "videos"})
@@ -108,6 +108,14 @@ class Pipeline:
                 return False
         return True
 
+    def foremost(self, state: State) -> Stage | None:
+        """The stage of the first track that is not at its end, while it is its turn; None where all are."""
+        for track in range(len(self._ends)):
+            state.turn(track)
+            if (stage := self.stage_of(state)) is not None:
+                return stage
+        return None
+
     def turns(self, state: State) -> Iterator[int]:
         """Every track that is not at its end, while it is its turn."""
         for track in range(len(self._ends)):
@@ -118,10 +126,12 @@ class Pipeline:
     def ready(self, state: State) -> bool:
         """Whether the track whose turn it is has something to do, and need not wait for another."""
         stage = self.stage_of(state)
-        if stage is None or not all(slot in state for slot in self._joints[state.stage]):
+        if stage is None or ((joints := self._joints[state.stage]) and not all(slot in state for slot in joints)):
             return False
         if not isinstance(stage, Loop):
             return True
+        if not state.strict:
+            return stage.ready(self.ctx, state)
         with state.opened_for(stage):
             return stage.ready(self.ctx, state)
 
@@ -147,25 +157,36 @@ class Pipeline:
             self.advance(state)
         return skipped
 
+    def at_work(self, loop: Loop, state: State) -> AbstractContextManager[None]:
+        """While this context lasts `loop` may work on `state`: its slots are open, networks wear its adapters."""
+        worn = self.ctx.adapters.worn
+        return OPEN if worn == state.worn and not state.strict else self._at_work(loop, state)
+
+    @contextmanager
+    def _at_work(self, loop: Loop, state: State) -> Iterator[None]:
+        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
+            yield
+
     def begin(self, loop: Loop, state: State) -> None:
         """Plan a loop for a state that has just reached it."""
-        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
+        with self.at_work(loop, state):
             state.position, state.plan = 0, loop.begin(self.ctx, state)
 
     def rows(self, loop: Loop, state: State) -> list[Row]:
         """The evaluations of the step this state takes next."""
-        self.ctx.components.expect(self._wanted_after(state))
-        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
+        if self.ctx.components.moves:
+            self.ctx.components.expect(self._wanted_after(state))
+        with self.at_work(loop, state):
             return loop.rows(self.ctx, state, state.plan[state.position])
 
     def more(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> list[Row]:
         """The evaluations that this step needs besides those that gave `predictions`."""
-        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
+        with self.at_work(loop, state):
             return loop.more(self.ctx, state, state.plan[state.position], predictions)
 
     def apply(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         """Finish the step: predictions by branch move the state; after the last one the loop ends."""
-        with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
+        with self.at_work(loop, state):
             loop.apply(self.ctx, state, state.plan[state.position], predictions)
             state.position += 1
             if state.position < len(state.plan):

@@ -22,9 +22,13 @@ def group(ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int
     larger single row still runs.
     """
     groups: dict[Hashable, Bins] = {}
+    packing: dict[str, str] = {}
     for number, row in enumerate(rows):
-        apart = exact or (ctx.adapters.alone and row.adapters)
-        key: Hashable = number if apart else (row.key, _shape_bucket(ctx, row))
+        if (how := packing.get(row.network)) is None:
+            how = packing[row.network] = ctx.packing(row.network)
+        worn = row.adapters
+        apart = exact or (worn and ctx.adapters.alone)
+        key: Hashable = number if apart else (row.network, worn, _shape_bucket(how, row))
         if (bins := groups.get(key)) is None:
             bins = groups[key] = Bins(tokens)
         bins.put(row)
@@ -65,9 +69,8 @@ def evaluate(ctx: Context, rows: Sequence[Row]) -> list[Tensor]:
     return [results[id(row)] for row in rows]
 
 
-def _shape_bucket(ctx: Context, row: Row) -> Hashable:
+def _shape_bucket(packing: str, row: Row) -> Hashable:
     """Rows of different lengths share a forward only where the network can separate them."""
-    packing = ctx.packing(row.network)
     if packing == "tokens":
         return row.tokens == 1
     return None if packing == "varlen" else (row.tokens, row.shape)

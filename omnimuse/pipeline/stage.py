@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,13 @@ from omnimuse.pipeline.state import State
 from omnimuse.pipeline.tiles import Tiling
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One planned iteration, as data. `scale` is the guidance scale of this step; `branches` what it evaluates.
 
     A step of a loop that evaluates no rows is only an index.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # of a tuple, a method that nobody wants here
     timestep: float = 0.0
     sigma: float = 0.0
     sigma_next: float = 0.0
@@ -43,13 +42,12 @@ class Step:
     scale: float = 0.0
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One network evaluation: state x branch x inputs.
 
-    Rows with one `key` may share a forward; `tokens` is the cost of this row. The prediction has the shape `shape` and
-    the dtype of the network. One that is evaluated `everywhere` leaves behind what rows of other branches look at: of
-    ranks that share branches, each needs it.
+    Rows of one network that wears the same may share a forward; `tokens` is the cost of this row. The prediction has
+    the shape `shape` and the dtype of the network. One that is evaluated `everywhere` leaves behind what rows of other
+    branches look at: of ranks that share branches, each needs it.
     """
 
     state: State
@@ -65,11 +63,6 @@ class Row:
     def adapters(self) -> tuple[Hashable, ...]:
         """What the network wears for this row."""
         return self.state.adapters((self.network,))
-
-    @property
-    def key(self) -> Hashable:
-        """What must be equal for two rows to share a forward."""
-        return (self.network, self.adapters)
 
 
 @dataclass
@@ -156,6 +149,11 @@ class Loop(Stage):
     """
 
     grows: ClassVar[bool] = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step may need more evaluations when it has seen the first."""
+        return type(self).more is not Loop.more
 
     def skip(self, ctx: Context, state: State) -> bool:
         """Whether nothing is to be done for a state that has just reached it, whose slots are then as they end."""

@@ -86,11 +86,12 @@ class State:
         self.timed: dict[str, float] = {}
         self.grown: list[tuple[str, int, Any]] = []
         self._slots: dict[str, Any] = {}
-        self._strict = strict
+        self.strict = strict
         self._open: tuple[frozenset[str], frozenset[str]] | None = None
 
     def __getitem__(self, name: str) -> Any:
-        self._refuse_undeclared(name, "read")
+        if self._open is not None:
+            self._refuse_undeclared(name, "read")
         if name in REQUEST_FIELDS:
             return getattr(self.request, name)
         if name not in self._slots:
@@ -98,7 +99,8 @@ class State:
         return self._slots[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._refuse_undeclared(name, "write")
+        if self._open is not None:
+            self._refuse_undeclared(name, "write")
         self._slots[name] = value
 
     def __contains__(self, name: str) -> bool:
@@ -131,7 +133,7 @@ class State:
 
     def opened_for(self, stage: Stage) -> AbstractContextManager[None]:
         """While this context lasts, only the slots that `stage` declares may be touched (strict mode)."""
-        return self._opened_for(stage) if self._strict else OPEN
+        return self._opened_for(stage) if self.strict else OPEN
 
     @contextmanager
     def _opened_for(self, stage: Stage) -> Iterator[None]:
@@ -143,6 +145,8 @@ class State:
 
     def adapters(self, components: Collection[str]) -> tuple[Hashable, ...]:
         """What of `worn` changes any of these components: what they compute is the same where this is equal."""
+        if not self.worn:
+            return ()
         return tuple(worn.key for worn in self.worn if not worn.adapter.components.isdisjoint(components))
 
     def memory(self, network: str, branch: str) -> Memory:
@@ -182,8 +186,7 @@ class State:
             memory.to(device)
 
     def _refuse_undeclared(self, name: str, verb: str) -> None:
-        if not self._strict or self._open is None:
-            return
+        assert self._open is not None
         reads, writes = self._open
         if name not in (writes if verb == "write" else reads | writes):
             raise SlotError(

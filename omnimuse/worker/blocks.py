@@ -43,8 +43,12 @@ class Blocks:
         """For the length of a `with` block what runs is added to the list, in order of ending, if a request of one of
         the `states` wants to know.
         """
-        if not (self.recorded or any(state.request.blocks for state in states)):
-            return nullcontext([])
+        if not self.recorded:
+            for state in states:
+                if state.request.blocks:
+                    break
+            else:
+                return nullcontext([])
         return self._watched(components)
 
     @contextmanager

@@ -246,16 +246,6 @@ def construct(under: Build) -> None:
         under.modules[name] = module.eval().requires_grad_(False)
 
 
-def check_drawing(under: Build) -> None:
-    """What blocks that draw cannot be given where they read and write, too."""
-    writers = [name for name, network in under.drawing.items() if isinstance(network, Decoder)]
-    if under.compiles and writers:
-        raise ConfigError(
-            f"compile={under.found.config.compile.mode} cannot be: what the blocks of {writers[0]} read and write they "
-            "remember, and that is longer at every step; leave it out"
-        )
-
-
 def formats(under: Build) -> None:
     """The number format of every weight; convolutions in channels-last order, which matrix units need not reorder."""
     checkpoint = under.found.checkpoint
@@ -399,7 +389,6 @@ SHAPES: tuple[Pass, ...] = (
     replace_writer,
     construct,
     check_cache,
-    check_drawing,
     formats,
     keep_part,
     lend,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -42,8 +42,7 @@ def clock_for(device: torch.device) -> Clock:
     return DeviceClock(partial(torch.Event, device=device, enable_timing=True))
 
 
-@dataclass(frozen=True)
-class Elapsed:
+class Elapsed(NamedTuple):
     """A stretch that is over."""
 
     length: float

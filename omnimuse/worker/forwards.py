@@ -67,24 +67,27 @@ class Forwards:
         """
         if self.config.company == "always":
             return True
-        if len(divisions := self._divisions) > 1:
+        if self.ctx.mesh.teams.meshes:
             offers = [*party.offers, offer]
-            return joins(offers, divisions, self.shares.among(offers))
+            return joins(offers, self._divisions, self.shares.among(offers))
         if self.ctx.device.type != "cpu":
             return True
-        networks = (party.networks | {offer.network}) - {None} or {usual}
+        networks = party.networks if offer.network in party.networks else party.networks | {offer.network}
+        if None in networks:
+            networks = networks - {None} or {usual}
         if len(networks) != 1 or None in networks or self.config.exact:
             return False
-        return self.pace.pays(str(networks.pop()), party, offer)
+        [network] = networks
+        return self.pace.pays(str(network), party, offer)
 
     def teams(self, asked: Iterable[tuple[Request, Offer]]) -> int:
         """Into how many teams ranks are divided for a step of each of these.
 
         What a step cache remembers is on all ranks, so that all take part in every step of who wears one.
         """
-        if len(divisions := self._divisions) == 1:
+        if not self.ctx.mesh.teams.meshes:
             return 1
-        offered = list(asked)
+        offered, divisions = list(asked), self._divisions
         if any(not cache_named(request.params.cache or "none").off for request, _ in offered):
             return 1
         offers = [offer for _, offer in offered]
@@ -105,13 +108,14 @@ class Forwards:
         self.divided[teams] += 1
         self._begun = 0
         with self.ctx.mesh.divided(teams) as mesh:
-            owners = _owners(mesh, rows, teams)
-            here = mesh.axis("branches").index
-            mine = [row for row, theirs in zip(rows, owners, strict=True) if here in theirs]
+            mine, owners = rows, list[tuple[int, ...]]()
+            if mesh.size > 1:
+                owners, here = _owners(mesh, rows, teams), mesh.axis("branches").index
+                mine = [row for row, theirs in zip(rows, owners, strict=True) if here in theirs]
             began = self.clock.mark()
             for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
                 self._forward(part, found, failures)
-            if len(self._divisions) > 1 and not failures:
+            if self.ctx.mesh.teams.meshes and not failures:
                 self._see(mine, self.clock.since(began))
             if mesh.size > 1:
                 found, failures = self._share(mesh, rows, owners, found, failures)
@@ -160,9 +164,9 @@ class Forwards:
             with self.at_work():
                 outputs = forward(self.ctx, rows)
             if timed:
-                tokens: Counter[str] = Counter()
+                tokens = dict[str, int]()
                 for row in rows:
-                    tokens[row.state.id] += row.tokens
+                    tokens[row.state.id] = tokens.get(row.state.id, 0) + row.tokens
                 self.pace.record(rows[0].network, list(tokens.values()), self.clock.since(began).seconds())
             found.update((id(row), output) for row, output in zip(rows, outputs, strict=True))
             return None

@@ -21,6 +21,14 @@ from omnimuse.worker.handover import Carried
 
 
 @dataclass
+class Spent:
+    """What a stage took of one output, run by run or step by step: of each its spans, and the bytes held behind it."""
+
+    spans: list[tuple[Span, ...]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Job:
     """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU, and of
     which outputs these are `there`.
@@ -30,8 +38,7 @@ class Job:
     states: dict[str, State]
     made: dict[str, Any] = field(default_factory=dict)
     there: dict[str, set[int]] = field(default_factory=dict)
-    spans: dict[tuple[str, str], list[tuple[Span, ...]]] = field(default_factory=dict)
-    holds: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    spent: dict[tuple[str, str], Spent] = field(default_factory=dict)
     blocks: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     written: dict[int, TextWritten] = field(default_factory=dict)
@@ -43,8 +50,11 @@ class Job:
         """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here, and how many
         bytes were `held` when it was done.
         """
-        self.spans.setdefault((stage.name, state.id), []).append(spans)
-        self.holds.setdefault((stage.name, state.id), []).append(held)
+        key = stage.name, state.id
+        if (spent := self.spent.get(key)) is None:
+            spent = self.spent[key] = Spent()
+        spent.spans.append(spans)
+        spent.held.append(held)
 
     def see(self, state: State, ran: Iterable[Ran]) -> None:
         """Note which blocks ran for `state`, alone or with others, if that was asked for."""
@@ -54,16 +64,16 @@ class Job:
     def timings(self) -> dict[str, tuple[float, ...]]:
         """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
         found: dict[str, tuple[float, ...]] = {name: (seconds,) for name, seconds in self.timed.items()}
-        for (stage, _), runs in self.spans.items():
-            seconds = tuple(sum(span.seconds() for span in spans) for spans in runs)
+        for (stage, _), spent in self.spent.items():
+            seconds = tuple([sum([span.seconds() for span in spans]) for spans in spent.spans])
             found[stage] = max(found.get(stage, ()), seconds, key=sum)
         return found
 
     def held(self) -> dict[str, tuple[int, ...]]:
         """Bytes by stage, after one run or every step: the most of all outputs."""
         found: dict[str, tuple[int, ...]] = {}
-        for (stage, _), held in self.holds.items():
-            found[stage] = tuple(map(max, zip_longest(found.get(stage, ()), held, fillvalue=0)))
+        for (stage, _), spent in self.spent.items():
+            found[stage] = tuple(map(max, zip_longest(found.get(stage, ()), spent.held, fillvalue=0)))
         return found
 
     def take(self, state: State, made: Mapping[str, Any]) -> None:

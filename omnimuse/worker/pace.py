@@ -50,8 +50,8 @@ class Party:
         self.offers: list[Offer] = []
         self.networks: set[str | None] = set()
         self.tokens = 0
-        self.sizes: dict[int, tuple[int, float]] = {}
-        """By row tokens: how many have so many, and how many of them end with a step, on average."""
+        self.counts: dict[int, int] = {}
+        """By row tokens: how many have so many."""
         for offer in offers:
             self.add(offer)
 
@@ -60,8 +60,7 @@ class Party:
         self.offers.append(offer)
         self.networks.add(offer.network)
         self.tokens += offer.tokens
-        count, ends = self.sizes.get(offer.tokens, (0, 0.0))
-        self.sizes[offer.tokens] = count + 1, ends + offer.ends
+        self.counts[offer.tokens] = self.counts.get(offer.tokens, 0) + 1
 
 
 class Shared(NamedTuple):
@@ -160,28 +159,33 @@ class Pace:
         What is not known, or was measured long ago, is measured: each size alone, then in company. A first forward in
         company is often slow, as a first one alone is: it decides nothing. Then it must be `worth` it.
         """
-        key = network, offer.tokens, *((size, count) for size, (count, _) in party.sizes.items())
+        key = network, offer.tokens, *party.counts.items()
         if (reckoned := self._reckoned.get(key)) is None:
             reckoned = self._reckoned[key] = self._reckon(network, party, offer.tokens)
         if isinstance(reckoned, bool):
             return reckoned
         alone, others, before, together = reckoned
-        ends = sum(ends / alone[size] for size, (_, ends) in party.sizes.items())
+        ends = sum(each.ends / alone[each.tokens] for each in party.offers)
         own = alone[offer.tokens]
         return worth(Apart(others, own, ends, offer.ends / own), before, together)
 
     def _reckon(self, network: str, party: Party, tokens: int) -> Reckoned | bool:
-        """What a state of so many row tokens costs with the `party`; before that is known, whether to try it."""
-        sizes, count = {*party.sizes, tokens}, len(party.offers)
+        """What a state of so many row tokens costs with the `party`; whether it pays, where that does not depend on
+        what is left of them, and before it is known, whether to try it.
+        """
+        sizes, count = {*party.counts, tokens}, len(party.offers)
         alone = self._each_alone(network, sizes)
         if alone is None or any(self._alone[kind(network, size)].since > STALE for size in sizes):
             return False
         together = self._shared(network, party.tokens + tokens, count + 1)
         if together is None:
             return True
-        others = sum(many * alone[size] for size, (many, _) in party.sizes.items())
+        others = sum(many * alone[size] for size, many in party.counts.items())
         before = others * (self._shared(network, party.tokens, count) or 1.0)
-        return Reckoned(alone, others, before, together * (others + alone[tokens]))
+        found = Reckoned(alone, others, before, together * (others + alone[tokens]))
+        bounds = (Apart(others, alone[tokens], ends, end) for ends, end in ((1, 0), (0, 1)))
+        worst, best = (worth(apart, before, found.together) for apart in bounds)
+        return worst if worst == best else found
 
     def table(self) -> list[Shared]:
         """Every kind of company that was measured. May be asked for by another thread than the one that measures."""

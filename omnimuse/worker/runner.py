@@ -73,7 +73,7 @@ class Isolated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception):
+        if error is None or not isinstance(error, Exception):
             return False
         self._settle(self._request_id, self._where, error)
         return True
@@ -136,14 +136,15 @@ class Runner:
         state = self.states.get(state_id)
         if state is None:
             return None
-        next(self.pipeline.turns(state), None)  # the first of its tracks that is not at its end
-        stage = self.pipeline.stage_of(state)
+        stage = self.pipeline.foremost(state)
         if not state.plan or not isinstance(stage, Loop):
             return None
         return Price(stage.cost(self.pipeline.ctx, state), state.plan[state.position].network)
 
     def waits(self, state_id: str) -> bool:
         """Whether that state has nothing to do before more of it comes from another pool, or from who writes it."""
+        if self.hand.first and not self.writers:
+            return False
         state = self.states.get(state_id)
         if state is None or not (self.writers or self.hand.awaits(state.request.id)):
             return False
@@ -215,7 +216,7 @@ class Runner:
 
     def _reap(self, states: Sequence[State]) -> None:
         for state in states:
-            if state.id not in self.states or not self.pipeline.finished(state):
+            if state.plan or state.id not in self.states or not self.pipeline.finished(state):
                 continue
             if self.hand.awaits(state.request.id):
                 continue
@@ -374,7 +375,7 @@ class Runner:
                 self._step(loop, state, predictions.get(state.id, {}))
             own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in asked else [own]))
-            if job := self.jobs.get(state.request.id):
+            if (ran or alone) and (job := self.jobs.get(state.request.id)):
                 job.see(state, [*runs_for(state.id, ran, asked), *alone])
         held = held_bytes(ctx.device)  # of the process, so once for all: the system is asked
         for state, loop, spans in spent:
@@ -393,16 +394,17 @@ class Runner:
             states = {row.state.id: row.state for row in rows if row.state.id not in failed}
             rows = []
             for state in states.values():
-                loop = self._loop(state)
-                with self._isolated(state.request.id, loop.name):
-                    rows.extend(self.pipeline.more(loop, state, found.get(state.id, {})))
+                if (loop := self._loop(state)).asks:
+                    with self._isolated(state.request.id, loop.name):
+                        rows.extend(self.pipeline.more(loop, state, found.get(state.id, {})))
         return predictions, failures, asked
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         step, steps = state.position + 1, None if loop.grows else len(state.plan)
         with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
-            self._events.extend(grown(state))
+            if state.grown:
+                self._events.extend(grown(state))
             self._events.append(Progress(state.request.id, state.output, loop.name, step, steps))
             every = state.request.previews
             if every and step % every == 0 and (steps is None or step < steps):

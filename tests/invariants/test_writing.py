@@ -17,7 +17,7 @@ from omnimuse.core.config import (
     QuantConfig,
     ScheduleConfig,
 )
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, NumericalError, RequestError
 from omnimuse.core.output import Chunk, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
@@ -28,7 +28,7 @@ from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
-from tests.invariants.conftest import config, drain, results, submit, tick
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
@@ -122,6 +122,17 @@ def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine)
     assert tokens(results(engine, events, [good])[0]) == tokens(expected)
     assert engine.runner.forwards.retries.total() == 1, "the forward that the bad row was in"
     engine.runner.forwards.retries.clear()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_is_no_word_and_ends_its_request(writer: Writer, engine: Engine, temperature: float) -> None:
+    [expected] = run(engine, ask(writer, 1))
+    bad, good = submit(engine, ask(writer, 0, temperature=temperature, min_tokens=4, max_tokens=8), ask(writer, 1))
+    spoil(engine, bad)
+    events = drain(engine)
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert failed.request_id == bad and isinstance(failed.error, NumericalError)
+    assert tokens(results(engine, events, [good])[0]) == tokens(expected)
 
 
 def test_what_is_streamed_is_the_whole_and_nobody_says_of_how_many_steps_one_is(writer: Writer, engine: Engine) -> None:

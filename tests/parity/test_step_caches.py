@@ -1,12 +1,14 @@
-"""Step caches against those of diffusers: the same steps are skipped, and what comes out instead is the same.
+"""Step caches against those of diffusers and cache-dit: the same steps are skipped, and what comes out is the same.
 
-One tiny FLUX.1 with random weights takes the same steps in both; the thresholds leave some steps out and not others.
+A tiny network with random weights takes the same steps in both, FLUX.1 against diffusers and Qwen-Image, whose blocks
+are one list, against cache-dit; the thresholds leave some steps out and not others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,19 @@ from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig
 from torch import Tensor
 
 from omnimuse.cache.stepcache import StepCache
-from omnimuse.core.caches import PRESETS, cache_named
+from omnimuse.components.two_streams import TwoStreamInputs
+from omnimuse.core.caches import PRESETS, Fits, cache_named
+from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
+from omnimuse.loader.tensors import DtypePolicy
+from omnimuse.loader.weights import randomise
 from omnimuse.models.flux.spec import FITS
 from omnimuse.models.flux.transformer import FluxInputs, FluxTransformer
 from omnimuse.models.flux.weights import RULES
-from tests.checkpoints import parts
+from omnimuse.models.qwen_image.transformer import QwenTransformer
+from omnimuse.models.qwen_image.weights import RULES as QWEN_RULES
+from tests.checkpoints import parts, qwen_image
+from tests.parity import test_qwen_image_network as qwen
 from tests.parity.test_flux_network import GUIDANCE, distance, draw, make_reference, theirs
 
 STEPS = 14
@@ -40,9 +49,9 @@ def reference() -> Iterator[FluxTransformer2DModel]:
         yield make_reference(True)
 
 
-def steps() -> list[tuple[Tensor, Tensor]]:
+def steps(channels: int = 4) -> list[tuple[Tensor, Tensor]]:
     """Latents on a way that is slow in the middle, and times, of which random weights make much, that hardly change."""
-    start, end = draw(1, 4, 8, 12), draw(2, 4, 8, 12)
+    start, end = draw(1, channels, 8, 12), draw(2, channels, 8, 12)
     places = [0.5 + 4 * (step / STEPS - 0.5) ** 3 for step in range(STEPS)]
     return [(torch.lerp(start, end, place), torch.tensor(0.5 - 0.004 * place)) for place in places]
 
@@ -61,9 +70,14 @@ def with_ours(reference: FluxTransformer2DModel, choice: str) -> tuple[list[Tens
     network = FluxTransformer.from_config(reference.config).eval().requires_grad_(False)
     network.load_state_dict(parts.translated(reference.state_dict(), RULES))
     network.stack.runner = StepCache(cache_named(choice), FITS)
+    prepared = network.prepare((TEXT, POOLED), GUIDANCE, (8, 12))
+    return walked(network, [FluxInputs(latents, t, prepared) for latents, t in steps()])
+
+
+def walked(network: Network[Any], inputs: Sequence[object]) -> tuple[list[Tensor], list[int]]:
+    """Predictions of one row at every step, and which steps were skipped."""
     memory, found, counts = Memory(steps=STEPS, of=STEPS), list[Tensor](), [0]
-    for memory.step, (latents, t) in enumerate(steps()):
-        row = FluxInputs(latents, t, network.prepare((TEXT, POOLED), GUIDANCE, latents.shape[1:]))
+    for memory.step, row in enumerate(inputs):
         found += network([row], [memory])
         counts.append(memory.data["stepcache"].skipped)
     return found, [step for step, (before, after) in enumerate(pairwise(counts)) if after > before]
@@ -87,6 +101,36 @@ def test_a_magcache_with_published_ratios_skips_the_steps_that_diffusers_skips(
     expected = with_theirs(reference, config)
     found, skipped = with_ours(reference, f"magcache,threshold={threshold},in_a_row={most}")
     assert 0 < len(skipped) < STEPS - 1
+    assert max(map(distance, found, expected)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("threshold", "order", "most"), [(0.1, 0, 3), (0.24, 0, 3), (0.24, 1, 3), (0.24, 1, 2), (0.05, 2, 3)]
+)
+def test_a_dual_block_cache_and_a_series_give_what_cache_dit_gives(threshold: float, order: int, most: int) -> None:
+    cache_dit = pytest.importorskip("cache_dit", reason="cache-dit is not installed: pip install 'omnimuse[cache-dit]'")
+    model = qwen_image.transformer().eval().requires_grad_(False)
+    randomise(model, 0, "transformer", DtypePolicy(torch.float32), "cpu")
+    text = 3 * draw(50, 9, qwen_image.TEXT_WIDTH)
+    network = QwenTransformer.from_config(model.config).eval().requires_grad_(False)
+    network.load_state_dict(parts.translated(model.state_dict(), QWEN_RULES))
+    network.stack.runner = StepCache(
+        cache_named(f"dbcache,threshold={threshold},order={order},in_a_row={most}"), Fits()
+    )
+    prepared = network.prepare(text, 8, 12)
+    found, skipped = walked(network, [TwoStreamInputs(latents, t, prepared) for latents, t in steps(16)])
+    cache_dit.enable_cache(
+        cache_dit.BlockAdapter(
+            transformer=model, blocks=model.transformer_blocks, forward_pattern=cache_dit.ForwardPattern.Pattern_1
+        ),
+        cache_config=cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1, residual_diff_threshold=threshold, max_warmup_steps=4, enable_separate_cfg=False,
+            max_continuous_cached_steps=most, num_inference_steps=STEPS,
+        ),
+        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None,
+    )  # fmt: skip
+    expected = [qwen.theirs(model, latents, text, t) for latents, t in steps(16)]
+    assert 0 < len(skipped) < STEPS - 4
     assert max(map(distance, found, expected)) < 1e-5
 
 

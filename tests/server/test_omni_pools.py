@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.checkpoints import bagel, qwen3_omni, talk_and_draw
+from tests.checkpoints import bagel, glm_image, qwen3_omni, talk_and_draw
 from tests.processes import alive, children, kill
 from tests.server.pooled import ALLROUND, ALOUD, client_of, placed
 from tests.server.whole_server import WholeServer
@@ -44,14 +44,21 @@ WORDS: dict[str, Any] = {"max_tokens": 120, "min_tokens": 120, "temperature": 0.
 DRAWN: dict[str, Any] = {"num_inference_steps": 60, "size": "48x32", "partial_images": 3}
 HEARD: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "chelsie", "format": "pcm16"}}
 TALKED: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
+GLM: dict[str, Any] = {"size": "64x64"}
 SAID: list[Any] = [{"role": "user", "content": "draw"}]
 TALKING = ({"name": "write", "stages": ["read", "generate"]}, {"name": "draw", "stages": "*", "connector": "tcp"})
 """What talks and draws."""
+PRIOR = (
+    {"name": "write", "stages": ["read pictures", "read brief", "write prior"]},
+    {"name": "draw", "stages": "*", "connector": "tcp"},
+)
+"""What writes down a picture before it draws it."""
 KINDS = (
     Kind("words", bagel.build, ALLROUND, {**WORDS, "modalities": ["text"]}, 1, 0),
     Kind("picture", bagel.build, ALLROUND, {"modalities": ["image"], "seed": 4, **DRAWN}, 2, 2),
     Kind("sound", qwen3_omni.build, ALOUD, {**WORDS, **HEARD}, 1, 1),
     Kind("words and picture", partial(talk_and_draw.build, prompt=SAID), TALKING, {**TALKED, **DRAWN}, 1, 2),
+    Kind("prior and picture", glm_image.build, PRIOR, {"modalities": ["image"], "seed": 4, **DRAWN, **GLM}, 1, 2),
 )
 
 

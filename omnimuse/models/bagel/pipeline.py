@@ -5,7 +5,7 @@ Source: the published code (`inferencer.py`, `bagel.py`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -63,10 +63,10 @@ class Write(Generate):
     def shown(self, state: State) -> Hashable:
         return None
 
-    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+    def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         end: End = state["ends"][POSITIVE]
         state["kv"].reserve(end.start + start + len(ids))
-        return Placed(ids, end.start + start, state["kv"], end.at + start)
+        return Placed(ids, end.start + start, state["kv"], end.at + start, forbidden=self.forbidden(state))
 
     def finish(self, ctx: Context, state: State) -> None:
         super().finish(ctx, state)

@@ -8,7 +8,7 @@ Letters: S places, E width of the thinker.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -69,7 +69,7 @@ class ThinkAloud(Think):
             state.working["thought"], state.working["last"] = none.repeat(len(tokens), 1), none
         return super().begin(ctx, state)
 
-    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+    def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         row = super().reading(state, ids, start)
         if not aloud(state):
             return row

@@ -41,7 +41,7 @@ class ThinkAloud(Think):
             state.working["heard"] = torch.zeros_like(brief.seen.shown)
         return super().begin(ctx, state)
 
-    def reading(self, state: State, ids: Tensor, start: int) -> Reading:
+    def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         row, heard = super().reading(state, ids, start), state.working["heard"]
         if heard is None or not isinstance(row, Seeing) or row.at is None:
             return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnimuse.ar.kv import KV, LEAST, Reading, Sizes, Slabs
-from omnimuse.ar.remembering import Conditions, window
+from omnimuse.ar.remembering import Conditions, turned, wanted, window
+from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.attention.layout import Layout
+from omnimuse.core.params import GenerationParams
 
 CPU = torch.device("cpu")
 SIZES = Sizes(layers=2, heads=2, dim=16, dtype=torch.float32)
@@ -84,6 +86,23 @@ def test_a_product_that_is_filled_up_is_so_once_for_all_layers() -> None:
     assert torch.equal(found[0, 0], seen([filled(Slabs(), 9)], [9])[0])
 
 
+def test_the_likeliest_tokens_of_all_rows_are_those_that_each_would_take_alone() -> None:
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
+    likeliest = logits.argmax(-1).tolist()
+    greedy = replace(Sampling.of(GenerationParams(temperature=0, min_tokens=5), {}), ends=(likeliest[1], likeliest[4]))
+    held = [greedy, greedy, replace(greedy, suppressed=(likeliest[2],)), greedy, greedy, replace(greedy, temperature=1)]
+    written = (9, 0, 0, 9, 9, 9)
+    kv = filled(Slabs(), 7)
+    rows = [Reading([1], 7, kv, forbidden=how.forbidden(count)) for how, count in zip(held, written, strict=True)]
+    found = wanted(rows, logits.clone())
+    for each, mine, how, count in zip(found[:5], logits, held, written, strict=False):
+        assert each.shape == () and each.device == CPU
+        assert int(each) == next_token(mine, (), count, how, torch.Generator())
+    assert len({each.untyped_storage().data_ptr() for each in found[:5]}) == 1, "all come in one transfer"
+    assert int(found[1]) != likeliest[1] and int(found[2]) != likeliest[2] and int(found[4]) == likeliest[4]
+    assert torch.equal(found[5], logits[5]), "who draws by chance is given all"
+
+
 def test_a_row_that_was_moved_or_has_more_room_sees_the_same() -> None:
     slabs = Slabs()
     for length in (7, 300):
@@ -134,8 +153,8 @@ def test_what_a_token_takes_is_what_the_memory_of_a_token_takes() -> None:
 class Whole(Reading):
     """A row whose tokens see one another all, and which may be kept or not."""
 
-    causal: bool = False  # type: ignore[assignment]
-    keep: bool = True  # type: ignore[assignment]
+    causal: bool = False
+    keep: bool = True
 
 
 @pytest.mark.parametrize("start", [0, 9])
@@ -162,11 +181,11 @@ def test_tokens_that_see_one_another_all_also_see_what_came_before_and_are_kept_
 def test_of_a_head_as_many_numbers_turn_as_there_are_angles_for() -> None:
     x, angles = torch.randn(1, 3, 2, 8), torch.rand(1, 3, 1, 2)
     cond = Conditions(Layout((3,)), angles.cos(), angles.sin(), ())
-    turned = cond.turn(x)
-    assert torch.equal(turned[..., 4:], x[..., 4:])
-    assert torch.equal(turned[..., :4], cond.turn(x[..., :4]))
+    found = turned(x, *cond.turns)
+    assert torch.equal(found[..., 4:], x[..., 4:])
+    assert torch.equal(found[..., :4], turned(x[..., :4], *cond.turns))
     pairs = torch.complex(x[..., :2], x[..., 2:4]) * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(turned[..., :4], torch.cat([pairs.real, pairs.imag], dim=-1))
+    torch.testing.assert_close(found[..., :4], torch.cat([pairs.real, pairs.imag], dim=-1))
 
 
 def test_rows_may_go_while_a_place_is_made_ready_for_the_next() -> None:

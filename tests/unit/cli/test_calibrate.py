@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 
 from omnimuse.cli import main
-from omnimuse.core.caches import Fits, TeaFit, cache_named
+from omnimuse.core.caches import Fits, TeaFit, cache_named, completed
 from omnimuse.engine.calibrate import Trial, chosen
 from omnimuse.loader.fits import read_fits
 
@@ -91,8 +92,23 @@ def test_the_choice_that_runs_the_fewest_blocks_within_the_difference_is_taken()
         Trial("dbcache,threshold=0.2", 0.5, 0.05),
     ]
     fits = Fits(TeaFit((1.0, 0.0)))
-    assert chosen(fits, trials, 0.1) == Fits(TeaFit((1.0, 0.0), 0.2), auto="dbcache,threshold=0.2")
+    expected = Fits(TeaFit((1.0, 0.0), 0.2), dbcache=0.2, auto="dbcache,threshold=0.2")
+    assert chosen(fits, trials, 0.1) == expected
     none = chosen(fits, trials, 0.001)
     assert none.auto == "none"
     assert none.tea.threshold == 0.1
     assert cache_named(chosen(fits, trials, 1.0).auto).threshold == 0.3
+
+
+def test_a_threshold_suits_when_repeating_and_a_series_both_change_little_enough() -> None:
+    trials = [
+        Trial(f"dbcache,threshold={threshold},order={order}", 0.9 - threshold, difference)
+        for threshold, differences in ((0.1, (0.01, 0.02)), (0.2, (0.03, 0.04)), (0.3, (0.05, 0.4)))
+        for order, difference in enumerate(differences)
+    ]
+    magcache = [Trial("magcache,threshold=0.01", 0.6, 0.02), Trial("magcache,threshold=0.02", 0.5, 0.2)]
+    found = chosen(Fits(), [*trials, *magcache], 0.1)
+    assert (found.dbcache, found.magcache, found.tea) == (0.2, 0.01, TeaFit())
+    assert completed(cache_named("taylorseer"), found).threshold == 0.2
+    assert completed(cache_named("magcache"), replace(found, ratios=(1.0,))).threshold == 0.01
+    assert chosen(Fits(), trials, 0.001).dbcache == 0.1

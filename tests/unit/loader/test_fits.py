@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.fits import NAME, measured_fits, place_of, read_fits, write_fits
 
-FITS = Fits(TeaFit((1.5, -0.1), 0.3), (1.0, 1.1, 0.9), "taylorseer,threshold=0.1")
+FITS = Fits(TeaFit((1.5, -0.1), 0.3), (1.0, 1.1, 0.9), "taylorseer,threshold=0.1", dbcache=0.1, magcache=0.02)
 PUBLISHED = Fits(TeaFit((9.0,), 0.9))
 
 
@@ -27,6 +28,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_fits(tmp_path / "a" / "cache.json", FITS, {"prompts": ["x"]})
     assert read_fits(tmp_path / "a" / "cache.json") == FITS
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["cache.json"]
+
+
+def test_a_file_of_an_earlier_version_has_the_documented_thresholds(tmp_path: Path) -> None:
+    write_fits(tmp_path / NAME, FITS, {})
+    content = json.loads((tmp_path / NAME).read_text())
+    del content["dbcache"], content["magcache"]
+    (tmp_path / NAME).write_text(json.dumps(content))
+    assert read_fits(tmp_path / NAME) == replace(FITS, dbcache=Fits.dbcache, magcache=Fits.magcache)
 
 
 def test_the_model_s_own_file_comes_first_then_this_user_s_then_what_is_published(
@@ -61,6 +70,7 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
         {"threshold": None},
         {"threshold": float("nan")},
         {"threshold": -1},
+        {"dbcache": []},
     ],
 )
 def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
