@@ -23,6 +23,8 @@ from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
 
+NONE = -1
+"""In the place of a token, where none is the likeliest."""
 GAP = 2
 """Places of others between two rows that still share a call."""
 
@@ -262,7 +264,8 @@ def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
 
 
 def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
-    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU.
+    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU,
+    which is `NONE` where logits are no numbers.
 
     The likeliest are found all at once, and come in one transfer.
     """
@@ -273,9 +276,11 @@ def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
     if others := [(number, token) for number in chosen for token in rows[number].forbidden or ()]:
         where = tuple(numbers(side, logits.device) for side in zip(*others, strict=True))
         logits.index_put_(where, logits.new_full((), -torch.inf))
-    best = logits.argmax(-1).cpu().unbind()
+    best = logits.argmax(-1)  # of what is no number, if there is any
+    broken = logits.gather(1, best[:, None]).isnan()[:, 0]
+    tokens = best.masked_fill(broken, NONE).cpu().unbind()
     for number in chosen:
-        found[number] = best[number]
+        found[number] = tokens[number]
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.stack import Block, BlockStack, Memory, Piece
 
 FEWEST = 256
 """Positions whose rotations are made at first."""
@@ -123,10 +124,10 @@ class DecoderLayer(Block[Conditions]):
         hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
-    pieces = (made, answered)
+    pieces: ClassVar[tuple[Piece, ...]] = (made, answered)
 
     def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        made, answered = map(self.piece, self.pieces)
+        made, answered = (self.piece(piece) for piece in self.pieces)
         return answered(self, hidden, cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns)))
 
 

@@ -143,7 +143,7 @@ class Errand(Generic[T]):
         """Do it; what goes wrong with it is told to whoever waits."""
         try:
             self.done.set_result(self._work())
-        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of any kind: whoever waits raises it
             self.done.set_exception(error)
 
 
@@ -234,7 +234,7 @@ class Background:
     def between_ticks(self, work: Callable[[], T]) -> Future[T]:
         """Have the engine's thread do `work` before its next tick: where the engine computes, and while it does not.
 
-        An error of ours, of the system or of a library is in the future.
+        What it raises is in the future.
         """
         errand = Errand(work)
         with self._lock:
@@ -273,17 +273,27 @@ class Background:
             return
         engine.woken = self._wake.set
         made.set_result(engine)
-        while not self._stopping and engine.dead is None:
-            while not self._errands.empty():
-                self._errands.get().run()
-            rest = engine.rest()
-            if rest == 0.0:
-                self._tick(engine)
-            else:
-                self._wake.wait(rest)
-                self._wake.clear()
+        try:
+            while not self._stopping and engine.dead is None:
+                while not self._errands.empty():
+                    self._errands.get().run()
+                rest = engine.rest()
+                if rest == 0.0:
+                    self._tick(engine)
+                else:
+                    self._wake.wait(rest)
+                    self._wake.clear()
+        except Exception as error:  # between two ticks: nobody is left waiting
+            self._die(engine, error)
         self._refuse_errands()
         engine.close()  # here: a library's call that stands still can be unwound by its own thread alone
+
+    def _die(self, engine: Engine, error: Exception) -> None:
+        dead = engine.die(error)
+        if self._on_death is not None:
+            self._on_death(dead)
+        for request_id in list(self._listeners):
+            self._deliver(Failed(request_id, EngineDeadError(str(dead))))
 
     def _refuse_errands(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, agreeing, cut, tiled
+from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, agreeing, cut, equal_rows, tiled
 
 HEIGHTS = (64, 32, *range(16, 0, -1))
 LARGE = 2**17
@@ -87,12 +87,13 @@ def few_rows(weight: Tensor, bias: Tensor | None, *, may_pack: bool) -> Few:
 
     Tried here and now, as `steady_heights` does. Packed, a height that does not agree with one row does not count.
     """
+    rows = equal_rows(weight, HEIGHTS[0])
     if may_pack and weight.dtype == torch.float32 and weight.numel() >= LARGE and torch.backends.mkldnn.is_available():
         packed = pack(weight)
-        heights = agreeing(weight, HEIGHTS, lambda x: _product(x, packed, bias))
+        heights = agreeing(rows, HEIGHTS, lambda x: _product(x, packed, bias))
         if heights and heights[-1] == 1:
             return Few(heights, True)
-    return Few(agreeing(weight, HEIGHTS, lambda x: _plain(x[:, None], weight, bias)[:, 0]), False)
+    return Few(agreeing(rows, HEIGHTS, lambda x: _plain(x[:, None], weight, bias)[:, 0]), False)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

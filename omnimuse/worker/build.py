@@ -19,9 +19,7 @@ from torch import nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.selection import bind
-from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.door import Place, Wardrobe, door_of
-from omnimuse.core.caches import too_few
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
@@ -72,6 +70,7 @@ from omnimuse.worker.ranks import (
     usual_tiles,
 )
 from omnimuse.worker.steady import choose_tier
+from omnimuse.worker.step_caches import check_cache, step_cache
 from omnimuse.worker.threads import Room, choose_threads
 from omnimuse.worker.writing import replace_writer, start_writer
 
@@ -386,20 +385,11 @@ def compile_blocks(under: Build) -> None:
             under.choices.append(Choice("compile", f"{name}.decoder", "whole", why))
 
 
-def step_cache(under: Build) -> None:
-    """A step cache around the last stack of each network, where most of the time goes: requests may choose one."""
-    choice, fits = under.found.config.cache, under.found.door.fits
-    for network in under.drawing.values():
-        stack = list(network.stacks().values())[-1]
-        stack.runner = StepCache(choice, fits, stack.runner)
-        if why := too_few(stack.runner.default, len(stack.blocks())):
-            raise ConfigError(why)
-
-
 SHAPES: tuple[Pass, ...] = (
     check,
     replace_writer,
     construct,
+    check_cache,
     formats,
     keep_part,
     lend,

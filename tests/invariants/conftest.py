@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
+from omnimuse.ar.kv import KV
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import DiffusionParams
@@ -67,6 +69,18 @@ def tick(engine: Engine) -> list[Event]:
 
 def submit(engine: Engine, *asks: Ask) -> list[str]:
     return [engine.submit(engine.make_request(ask)) for ask in asks]
+
+
+def spoil(engine: Engine, request_id: str) -> None:
+    """From when a request remembers something, what it remembers is no numbers."""
+    found: list[KV] = []
+    while not found:
+        tick(engine)
+        states = [state for state in engine.runner.states.values() if state.id.startswith(request_id)]
+        found = [state[name] for state in states for name in state.names if isinstance(state[name], KV)]
+    with torch.inference_mode():
+        for memory in found:
+            memory.data.fill_(torch.nan)
 
 
 def outputs(events: list[Event], request_id: str) -> Tensor:
@@ -139,6 +153,14 @@ def engine_with(subject: Subject) -> Iterator[Callable[..., Engine]]:
 def folder(teller: Writer | Speaker | Answerer, once: Once) -> Path:
     """The tiny checkpoint of what writes, speaks or does both: the module has a fixture `teller`, which is that."""
     return once.folder(teller.name, teller.build)
+
+
+@pytest.fixture
+def measuring(folder: Path) -> Iterator[Engine]:
+    """One that measures what company costs, as those of users do."""
+    made = start(config(folder, schedule=ScheduleConfig(strict_slots=True)))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

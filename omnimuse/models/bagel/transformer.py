@@ -245,7 +245,7 @@ class MixedLayer(Block[Mixed]):
         self.drawn = Weights(config)
 
     def forward(self, hidden: Tensor, cond: Mixed) -> Tensor:
-        made, answered = map(self.piece, self.pieces)
+        made, answered = (self.piece(piece) for piece in self.pieces)
         tokens = list(zip((self.read, self.drawn), cond.apart(hidden), strict=False))
         heads = [made(own, self.attention, x, *turns) for (own, x), turns in zip(tokens, cond.turns_apart, strict=True)]
         q, k, v = (cond.joined(*each) for each in zip(*heads, strict=True))
