@@ -10,6 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError, MemoryShortageError, OmnimuseError
 from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.request import Request
+from omnimuse.layers.network import Network
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
 from omnimuse.parallel.mesh import WORK, Mesh
@@ -82,7 +84,7 @@ class Forwards:
         if None in networks or self.config.exact:
             return False
         network = str(usual if offer.network is None else offer.network)
-        if not all(name and self.ctx.packing(str(name)) == "tokens" for name in networks):
+        if not self._writing.issuperset(networks):
             return len(networks) == 1 and self.pace.pays(network, party, offer)
         alike = party.alike(network, offer.tokens)
         if alike is not party and max(offer.tokens, *party.counts) > PIECE:
@@ -103,6 +105,12 @@ class Forwards:
         if len(offers) == 1 and (tried := self.shares.trial(offers[0], divisions)) is not None:
             return tried
         return teams_for([offer.tokens for offer in offers], divisions, self.shares.among(offers))[0]
+
+    @cached_property
+    def _writing(self) -> frozenset[str]:
+        """The networks whose rows are tokens that are read or written."""
+        parts = ((name, self.ctx.components.wherever(name)) for name in self.ctx.components)
+        return frozenset(name for name, part in parts if isinstance(part, Network) and part.packing == "tokens")
 
     @property
     def _divisions(self) -> tuple[int, ...]:

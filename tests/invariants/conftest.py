@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
+from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from tests.checkpoints.families import FAMILIES
@@ -81,6 +84,20 @@ def spoil(engine: Engine, request_id: str) -> None:
     with torch.inference_mode():
         for memory in found:
             memory.data.fill_(torch.nan)
+
+
+def told(pools: Pools, *wanted: Ask) -> list[list[Event]]:
+    """The events of all asks, in flight together."""
+    found: list[list[Event]] = [[] for _ in wanted]
+    queue: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+    for place, ask in enumerate(wanted):
+        pools.submit(pools.make_request(ask), partial(lambda place, event: queue.put((place, event)), place))
+    left = len(wanted)
+    while left:
+        place, event = queue.get(timeout=120)
+        found[place].append(event)
+        left -= isinstance(event, Done | Failed)
+    return found
 
 
 def outputs(events: list[Event], request_id: str) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import closing
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,7 +28,7 @@ from omnimuse.worker.explain import explain
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
-from tests.invariants.conftest import config, drain, results, spoil, submit, tick
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told
 
 
 @pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
@@ -182,20 +181,6 @@ def in_pools(folder: Path, **codec: Any) -> Pools:
     """The talker in one pool and its codec in another, both in this process unless `codec` says otherwise."""
     talk, sound = PoolConfig("talk", tracks=(0,), connector="local"), {"connector": "local", **codec}
     return Pools(config(folder, deploy=DeployConfig((talk, PoolConfig("sound", tracks=(1,), **sound)))))
-
-
-def told(pools: Pools, *wanted: Ask) -> list[list[Event]]:
-    """The events of all asks, in flight together."""
-    found: list[list[Event]] = [[] for _ in wanted]
-    queue: SimpleQueue[tuple[int, Event]] = SimpleQueue()
-    for place, ask in enumerate(wanted):
-        pools.submit(pools.make_request(ask), partial(lambda place, event: queue.put((place, event)), place))
-    left = len(wanted)
-    while left:
-        place, event = queue.get(timeout=120)
-        found[place].append(event)
-        left -= isinstance(event, Done | Failed)
-    return found
 
 
 @pytest.mark.crossed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +19,19 @@ from omnimuse.core.config import (
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError, NumericalError, RequestError
-from omnimuse.core.output import Chunk, Event, Failed, Progress, Result
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
+from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
+from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.pipeline.generate import CHUNK
+from omnimuse.pipeline.generate import CHUNK, Generate
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
-from tests.invariants.conftest import config, drain, results, spoil, submit, tick
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
@@ -280,6 +283,24 @@ def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing(
     assert [result.written[0].reused for result in (again, alike, other)] == [whole, whole, 0]
     assert [tokens(result) for result in (again, alike, other)] == expected
     assert tokens(first) == expected[0]
+
+
+@pytest.mark.crossed
+def test_in_two_pools_the_same_is_written_piece_by_piece(writer: Writer, engine: Engine, folder: Path) -> None:
+    asks = [ask(writer, index) for index in range(3)]
+    alone = run(engine, *asks)
+    first = next(stage.name for stage in engine.runner.pipeline.stages if isinstance(stage, Generate))
+    names = [stage.name for stage in engine.runner.pipeline.stages]
+    reading = PoolConfig("read", tuple(names[: names.index(first)]), connector="local")
+    placed = DeployConfig((reading, PoolConfig("write", ("*",), connector="local")))
+    with closing(Pools(config(folder, deploy=placed))) as pools:
+        found = told(pools, *asks)
+    for expected, events in zip(alone, found, strict=True):
+        end = events[-1]
+        assert isinstance(end, Done), end
+        assert tokens(end.result) == tokens(expected) and end.result.prompt_tokens == expected.prompt_tokens
+        pieces = [event for event in events if isinstance(event, Chunk) and event.medium == "text"]
+        assert "".join(piece.data for piece in pieces) == expected.text
 
 
 def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
