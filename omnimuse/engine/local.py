@@ -57,19 +57,25 @@ def start(config: Config) -> Engine:
         agree_on_start(mesh, error)
         raise
     agree_on_start(mesh, None)
-    runner = Runner(built.pipeline, bounded(config.schedule, built.pipeline), built.resources, crew=built.crew)
-    if not mesh.is_leader:
-        follow(runner, built.governor)
-        raise SystemExit(0)
     ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
     here = [name for name in ctx.components if ctx.lent.get(name, mesh.rank) == mesh.rank]
     parts = {name: ctx.components.wherever(name) for name in here}
     space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise)
+    schedule = bounded(config.schedule, built.pipeline, space)
+    runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
+    if not mesh.is_leader:
+        follow(runner, built.governor)
+        raise SystemExit(0)
     return Engine(runner, built.door, governor=built.governor, space=space)
 
 
-def bounded(schedule: ScheduleConfig, pipeline: Pipeline) -> ScheduleConfig:
-    """`schedule` with what its outputs may remember in all, where nobody chose that and loops that grow remember."""
+def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> ScheduleConfig:
+    """`schedule` with no more in one tick than there is `space` for: the rows of others wait for the next one. And with
+    what its outputs may remember in all, where nobody chose that and loops that grow remember.
+    """
+    most = space.in_a_tick()
+    if most is not None and pipeline.ctx.mesh.size == 1:  # several ranks must divide rows alike
+        schedule = replace(schedule, tick_tokens=min(schedule.tick_tokens, most))
     grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
