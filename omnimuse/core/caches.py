@@ -165,6 +165,9 @@ class Fits:
     def __post_init__(self) -> None:
         if not all(0 <= ratio < math.inf for ratio in self.ratios):
             raise ConfigError("magcache ratios must be finite numbers >= 0")
+        for kind, threshold in (("dbcache", self.dbcache), ("magcache", self.magcache)):
+            if not 0 <= threshold < math.inf:
+                raise ConfigError(f"{kind} threshold={threshold} is not allowed; use a number >= 0")
 
 
 def cache_named(text: str) -> CacheConfig:
@@ -196,7 +199,7 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
     """
     if fits.only and choice.kind not in ("none", *fits.only):
         raise ConfigError(f"cache={choice.kind!r} is not there for this model; use one of {', '.join(fits.only)}")
-    if fits.flaw and choice.kind in FITTED:
+    if fits.flaw and (choice.kind in FITTED or (choice.kind == "dbcache" and choice.threshold is None)):
         raise ConfigError(f"cache={choice.kind!r} goes by what was measured of this model, and {fits.flaw}")
     if choice.kind == "auto":
         if not fits.auto:

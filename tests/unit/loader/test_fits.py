@@ -71,6 +71,8 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
         {"threshold": float("nan")},
         {"threshold": -1},
         {"dbcache": []},
+        {"dbcache": -1},
+        {"magcache": float("inf")},
     ],
 )
 def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
@@ -89,7 +91,7 @@ def test_a_file_that_cannot_be_used_is_told_to_who_asks_for_what_it_was_to_say(
     assert "was measured of 'FluxPipeline', and this is ZImagePipeline" in fits.flaw
     for choice in ("none", "dbcache,threshold=0.1"):
         assert completed(cache_named(choice), fits).kind == cache_named(choice).kind
-    for choice in ("auto", "fast", "teacache", "magcache"):
+    for choice in ("auto", "fast", "teacache", "magcache", "dbcache", "taylorseer"):
         with pytest.raises(ConfigError, match="measure the model again"):
             completed(cache_named(choice), fits)
     write_fits(checkpoint.folder / NAME, FITS, {}, "ZImagePipeline")
