@@ -21,8 +21,9 @@ from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few
-from omnimuse.loader.packed import save_packed
+from omnimuse.loader.packed import new_folder, save_packed
 from omnimuse.loader.tensors import construct
+from omnimuse.media.destination import check_new_folder
 from omnimuse.quant.packings import Rows
 
 DENOISER = "model.diffusion_model."
@@ -59,19 +60,13 @@ def convert(
     others become bfloat16. ModelError says what the file lacks or has too much; nothing is left behind then.
     RequestError if `target` exists, or if the file fits several components.
     """
-    if target.exists():
-        raise RequestError(f"{target} exists; name a folder that does not", "output")
+    check_new_folder(target)
     networks = [name for name in like.components if like.has_weights(name)]
     if component is not None and component not in networks:
         raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
     found = _find_networks(file, like, networks if component is None else [component], ours)
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(target) as part:
         _write(part, like, found, linked)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Converted(target, tuple(found), tuple(name for name in like.components if name not in found))
 
 

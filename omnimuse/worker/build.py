@@ -375,6 +375,7 @@ def compile_blocks(under: Build) -> None:
             runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
             stack.runner, stack.instead = runner, runner.compiled
             how = "blocks" if whole else "blocks, but for attention across ranks"
+            how = "blocks, but for attention to what they remember" if runner.pieces else how
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))
     for name, module in under.modules.items():
         decoder = dict(module.named_children()).get("decoder")

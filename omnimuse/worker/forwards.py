@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 Predictions = dict[str, dict[str, Tensor]]
 """By state and branch."""
+PIECE = 128
+"""Row tokens of what takes no longer than a piece of a prompt does."""
 LATER = 8
 """Steps after which an accelerator is asked how long one took: it is over by then, and nobody waits."""
 
@@ -63,7 +65,9 @@ class Forwards:
     def joins(self, party: Party, offer: Offer, usual: str | None) -> bool:
         """Whether `offer` should step in one tick with the `party`; `usual` is the network of who has none.
 
-        On an accelerator company is not measured. Where ranks may be divided, it is reckoned.
+        On an accelerator company is not measured. Where ranks may be divided, it is reckoned. Who shares no forward
+        with anybody may come along with those that write, if it makes none of them wait for long: it need not wait
+        until they have written all.
         """
         if self.config.company == "always":
             return True
@@ -75,10 +79,15 @@ class Forwards:
         networks = party.networks if offer.network in party.networks else party.networks | {offer.network}
         if None in networks:
             networks = networks - {None} or {usual}
-        if len(networks) != 1 or None in networks or self.config.exact:
+        if None in networks or self.config.exact:
             return False
-        [network] = networks
-        return self.pace.pays(str(network), party, offer)
+        network = str(usual if offer.network is None else offer.network)
+        if not all(name and self.ctx.packing(str(name)) == "tokens" for name in networks):
+            return len(networks) == 1 and self.pace.pays(network, party, offer)
+        alike = party.alike(network, offer.tokens)
+        if alike is not party and max(offer.tokens, *party.counts) > PIECE:
+            return False
+        return not alike.offers or self.pace.pays(network, alike, offer)
 
     def teams(self, asked: Iterable[tuple[Request, Offer]]) -> int:
         """Into how many teams ranks are divided for a step of each of these.

@@ -155,6 +155,14 @@ def folder(teller: Writer | Speaker | Answerer, once: Once) -> Path:
     return once.folder(teller.name, teller.build)
 
 
+@pytest.fixture
+def measuring(folder: Path) -> Iterator[Engine]:
+    """One that measures what company costs, as those of users do."""
+    made = start(config(folder, schedule=ScheduleConfig(strict_slots=True)))
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
     """One plain engine over it."""

@@ -106,6 +106,18 @@ def test_who_waits_in_mid_word_answers_as_if_nothing_had_been(engine: Engine, al
     assert alike(results(engine, events, [id_])[0], alone[1])
 
 
+def test_who_writes_does_not_wait_until_another_has_said_all(measuring: Engine) -> None:
+    [first] = submit(measuring, ask(0))
+    while not any("reply" in state for state in measuring.runner.states.values()):
+        tick(measuring)
+    [second] = submit(measuring, ask(1, max_tokens=60))
+    steps: list[tuple[str, str]] = []
+    while first in measuring.scheduler.entries:
+        steps += [(event.request_id, event.stage) for event in tick(measuring) if isinstance(event, Progress)]
+    assert steps.count((first, "talk")) > 4 and steps.count((second, "generate")) > 2
+    drain(measuring)
+
+
 def test_it_speaks_while_it_still_writes(engine: Engine, answerer: Answerer) -> None:
     [id_] = submit(engine, ask(0, max_tokens=60))
     events = drain(engine)

@@ -110,6 +110,25 @@ def test_one_that_is_cancelled_is_gone_and_the_others_are_unchanged(writer: Writ
     assert not engine.runner.states
 
 
+def test_who_writes_and_who_reads_a_long_prompt_wait_for_no_more_than_a_piece_of_it(
+    writer: Writer, measuring: Engine
+) -> None:
+    long = Ask({"tokens": (5,) * (3 * CHUNK + 1)}, make_params(DiffusionParams(seed=7), {"max_tokens": 1}))
+    [first] = submit(measuring, ask(writer, 0, min_tokens=40, max_tokens=40))
+    written = 0
+    while written < 3:
+        written += sum(isinstance(event, Progress) and event.stage == "generate" for event in tick(measuring))
+    [second] = submit(measuring, long)
+    steps: list[str] = []
+    while second in measuring.scheduler.entries:
+        told = [event for event in tick(measuring) if isinstance(event, Progress) and event.stage == "generate"]
+        steps += [event.request_id for event in told]
+    pieces = steps.count(second)
+    assert pieces == 4 and first in measuring.scheduler.entries, "the other still writes"
+    assert steps.count(first) >= pieces - 1, "and has written meanwhile"
+    drain(measuring)
+
+
 def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine) -> None:
     [expected] = run(engine, ask(writer, 1))
     bad, good = submit(engine, ask(writer, 0), ask(writer, 1))
