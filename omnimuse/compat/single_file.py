@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from omnimuse.compat.diffusers.read import named_class
 from omnimuse.compat.weights_file import Content, Tensors, read_file, shapes_in
 from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.loader.adapter_names import named
 from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few
@@ -86,6 +87,8 @@ def kind_of(file: Path) -> str:
     # It says "v1" of all that it does not know.
     guessed = kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
     if not place or guessed or "subfolder" in place or kind.startswith(PARTS):
+        if any(part.role in ("down", "up") for part in map(named, shapes) if part is not None):
+            raise ModelError(f"{file} is an adapter and no model; name a model, and wear this with --lora {file}")
         raise ModelError(
             f"names such as {few(sorted(shapes)[:3])} do not tell of which model this is the network; say it with "
             f"`omnimuse convert {file.name} --like MODEL -o FOLDER`, and use the folder"
