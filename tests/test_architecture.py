@@ -26,13 +26,13 @@ MOST_EXEMPTIONS_EVER = 0
 
 BROAD_EXCEPT = {
     "omnimuse/engine/engine.py": frozenset({"tick"}),
-    "omnimuse/engine/local.py": frozenset({"_live", "_deliver"}),
+    "omnimuse/engine/local.py": frozenset({"run", "_live", "_deliver"}),
     "omnimuse/cli/app.py": frozenset({"main"}),
     "omnimuse/ar/vllm_child.py": frozenset({"main"}),
     "omnimuse/worker/runner.py": frozenset({"_isolated", "_preview"}),
     "omnimuse/worker/forwards.py": frozenset({"_try"}),
     "omnimuse/pipeline/lent.py": frozenset({"_tell"}),
-    "omnimuse/server/errors.py": frozenset({"on_unexpected_error"}),
+    "omnimuse/server/errors.py": frozenset({"tried"}),
 }
 """The only functions that may catch everything: the command line, the worker loop, the HTTP handler, another engine."""
 

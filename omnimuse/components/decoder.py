@@ -11,13 +11,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, numbers, packed, wanted
+from omnimuse.ar.remembering import Conditions, numbers, packed, turned, wanted
 from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
@@ -25,7 +26,7 @@ from omnimuse.core.plans import Columns, Cutting, Rows, Total
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.stack import Block, BlockStack, Memory, Piece
 
 FEWEST = 256
 """Positions whose rotations are made at first."""
@@ -140,9 +141,20 @@ class DecoderLayer(Block[Conditions]):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
-    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
+    def made(self, hidden: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of hidden states [B, S, D]; `own` and `other` turn them."""
+        return self.self_attn.made(self.input_layernorm(hidden), own, other)
+
+    def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        """The hidden states after what their attention has `seen`, [B, S, N H]."""
+        hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    pieces: ClassVar[tuple[Piece, ...]] = (made, answered)
+
+    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        made, answered = (self.piece(piece) for piece in self.pieces)
+        return answered(self, hidden, cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns)))
 
 
 def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
@@ -166,15 +178,16 @@ class RememberingAttention(Heads):
             self.q_norm = RMSNorm(dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        own, keys, dim = self.num_heads, self.key_heads, self.head_dim
-        qk, v = self.qkv(x).unflatten(-1, (-1, dim)).split_with_sizes([own + keys, keys], -2)
+    def made(self, x: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x` [B, S, D], [B, S, *, H] each, the first two turned."""
+        heads, keys, dim = self.num_heads, self.key_heads, self.head_dim
+        qk, v = self.qkv(x).unflatten(-1, (-1, dim)).split_with_sizes([heads + keys, keys], -2)
         if self.normed:
             qk = F.rms_norm(qk, (dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
-            for part, norm in zip(qk.split_with_sizes([own, keys], -2), (self.q_norm, self.k_norm), strict=True):
+            for part, norm in zip(qk.split_with_sizes([heads, keys], -2), (self.q_norm, self.k_norm), strict=True):
                 part.mul_(norm.weight)
-        q, k = cond.turn(qk).split_with_sizes([own, keys], -2)
-        return self.o_proj(cond.attend(self.layer, q, k, v))
+        q, k = turned(qk, own, other).split_with_sizes([heads, keys], -2)
+        return q, k, v
 
 
 class JoinedMLP(nn.Module):

@@ -50,7 +50,7 @@ class Line:
         self._bell, self._push = os.pipe()
         os.set_blocking(self._bell, False)
         os.set_blocking(self._push, False)
-        self._ended = False
+        self._rung = self._ended = False
 
     def send(self, message: Message) -> None:
         """Have `message` sent; from any thread, never blocks."""
@@ -76,6 +76,7 @@ class Line:
             ready = dict(poller.poll(max(0, int(1000 * (due - time.monotonic())) + 1)))
             if self._bell in ready:
                 os.read(self._bell, 4096)
+                self._rung = False  # before what is queued is looked at
             if self._socket in ready:
                 obey(read_command(self._socket.recv()))
 
@@ -105,6 +106,10 @@ class Line:
             self._socket.send_multipart(parts)
 
     def _ring(self) -> None:
+        """Wake `talk`. Every ring hands it the interpreter: rung for each message, it would send each by itself."""
+        if self._rung:
+            return
+        self._rung = True
         try:
             os.write(self._push, b"\0")
         except BlockingIOError:  # the bell rings already

@@ -164,9 +164,10 @@ class Pool:
                 replica, attempt = await self._place(request, form, since, alone=kills > 0)
                 placed = time.monotonic()
                 left: Lost | Moved | None = None
+                late = _late(attempt)
                 try:
                     while left is None:
-                        update = await self._next(attempt)
+                        update = await attempt.updates.get()
                         if isinstance(update, Lost | Moved):
                             left = update
                         elif isinstance(update, Exception):
@@ -177,6 +178,8 @@ class Pool:
                         else:
                             yield update
                 finally:
+                    if late is not None:
+                        late.cancel()
                     replica.leave(attempt)
                 if isinstance(left, Lost):
                     self._refuse_retry(request, kills, left)
@@ -254,13 +257,6 @@ class Pool:
             if replica.holder == request.id:
                 replica.holder = None
                 self._tell()
-
-    async def _next(self, attempt: Attempt) -> Update | Exception:
-        try:
-            async with asyncio.timeout(_left(attempt.request, OVERTIME)):
-                return await attempt.updates.get()
-        except TimeoutError:
-            raise DeadlineError("the deadline of the request has passed") from None
 
     def _refuse_retry(self, request: Request, kills: int, lost: Lost | None) -> None:
         if self._closed:
@@ -362,6 +358,14 @@ def _tell_failure(scaling: asyncio.Task[None]) -> None:
         logger.error("the number of workers is fixed from now on", exc_info=error)
 
 
-def _left(request: Request, overtime: float = 0.0) -> float | None:
+def _late(attempt: Attempt) -> asyncio.TimerHandle | None:
+    """What ends `attempt` some time after its deadline, if it has one; one timer, however many updates come."""
+    if (left := _left(attempt.request)) is None:
+        return None
+    error = DeadlineError("the deadline of the request has passed")
+    return asyncio.get_running_loop().call_later(left + OVERTIME, attempt.updates.put_nowait, error)
+
+
+def _left(request: Request) -> float | None:
     """Seconds to the deadline."""
-    return None if request.deadline is None else request.deadline + overtime - time.monotonic()
+    return None if request.deadline is None else request.deadline - time.monotonic()

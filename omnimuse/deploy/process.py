@@ -72,6 +72,7 @@ logger = logging.getLogger("omnimuse.deploy.process")  # as `__main__` it would 
 # -P: a file in the current folder must not stand in for a library
 COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
 FINISHERS = 2
+LOOK = 0.02  # seconds between looks at the memory that this process holds
 PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
 
@@ -97,7 +98,7 @@ class Worker:
         self._line = line
         self._faults = Faults.read(settings.faults, settings.first)
         self._jobs: dict[str, Job] = {}
-        self._ticks = 0
+        self._ticks, self._memory, self._looked = 0, 0, 0.0
         self._background: Background | Pools | None = None
         self._spool: Spool | None = None
         self._previewer = ThreadPoolExecutor(1, "omnimuse-preview")
@@ -240,7 +241,7 @@ class Worker:
         if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
             return
         if not isinstance(event, Chunk):  # the step that wrote it is told, too
-            job.memory = max(job.memory, resident())
+            job.memory = max(job.memory, self._resident())
         match event:
             case Progress():
                 self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
@@ -256,6 +257,12 @@ class Worker:
                 self._later(self._finishers, job, partial(self._finish, job, event.result))
             case Failed():
                 self._end(event.request_id, event.error)
+
+    def _resident(self) -> int:
+        """What this process held a moment ago, in bytes: asked for each token, the system would be asked all day."""
+        if (now := time.monotonic()) - self._looked > LOOK:
+            self._memory, self._looked = resident(), now
+        return self._memory
 
     def _reach_step(self, job: Job, step: int) -> None:
         try:

@@ -7,7 +7,6 @@ name in it); only previews and texts ride in the message, and files of workers e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 import msgspec
@@ -266,7 +265,8 @@ Update = Stepped | Previewed | Grown | Spelt | Finished
 
 def pack(request: Request) -> dict[str, Any]:
     """`request` as plain values; the files of its pictures are bytes."""
-    return asdict(request)
+    plain: dict[str, Any] = msgspec.to_builtins(request, builtin_types=(bytes, bytearray, memoryview))
+    return plain
 
 
 def unpack(fields: Mapping[str, Any], spec: Spec) -> Request:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from omnimuse.ar.elsewhere import Writer
 from omnimuse.ar.kv import Decoder, Reading
-from omnimuse.ar.sampling import Sampling, next_token
+from omnimuse.ar.remembering import NONE
+from omnimuse.ar.sampling import Sampling, next_token, no_numbers
 from omnimuse.ar.spelling import Spelling
 from omnimuse.core.errors import RequestError
 from omnimuse.core.messages import Message
@@ -225,8 +226,8 @@ class Generate(Loop):
         if found.dim():
             written = len(tokens) - len(state["prompt_ids"])
             token = next_token(found.cpu(), tokens, written, working["how"], working["generator"])
-        else:
-            token = int(found)  # the likeliest
+        elif (token := int(found)) == NONE:
+            raise no_numbers()
         if self._add(state, token):
             state.plan.append(Step(step.index + 1, network=self.network))
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from omnimuse.core import errors as core
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_MESSAGE = 2000
 """Characters of a message that a client is shown."""
@@ -169,14 +170,20 @@ def to_json(value: Any) -> bytes:
 async def on_unexpected_error(
     work: Callable[[], Awaitable[None]], answer: Callable[[ApiError], Awaitable[None]], name: str
 ) -> None:
-    """Do `work`; if it raises, log what no client caused under `name`, and give `answer` what the client is told."""
+    """Do `work`; if it raises, `answer` is given what the client is told (`tried`)."""
+    if isinstance(told := await tried(work(), name), ApiError):
+        await answer(told)
+
+
+async def tried(work: Awaitable[T], name: str) -> T | ApiError:
+    """What `work` gives; if it raises, what the client is told. What no client caused is logged under `name`."""
     try:
-        await work()
+        return await work
     except Exception as error:
         told = to_api_error(error)
         if told.code in ("internal_error", "model_error"):
             logger.error("%s failed", name, exc_info=error)
-        await answer(told)
+        return told
 
 
 _SCRUBS = (

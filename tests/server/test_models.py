@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import httpx2
 import openai
 import pytest
 
+from omnimuse import Config, ModelConfig
 from omnimuse.core.params import DiffusionParams
 from omnimuse.server.routes.models import capabilities
+from omnimuse.worker.find import find
+from tests.checkpoints import calling, qwen3, qwen3_omni, talk_and_draw
 from tests.server.picture_server import MODEL, picture_server, shapes
 
 
@@ -22,6 +26,7 @@ def test_the_official_client_lists_and_retrieves_the_model_with_its_capabilities
         assert model == listed
         can = model.model_extra["capabilities"]  # type: ignore[index]
         assert can["tasks"] == ["text-to-image", "image-to-image"]
+        assert (can["takes"], can["gives"], can["calls"]) == (["text", "image"], ["image"], False)
         assert (can["max_images"], can["takes_images"]) == (1, True)
         assert "strength" in can["parameters"]
         assert (can["size_multiple"], can["max_side"], can["max_outputs"]) == (16, 1024, 10)
@@ -55,6 +60,22 @@ def test_capabilities_say_what_a_model_of_videos_makes() -> None:
     videos = replace(door, spec=replace(door.spec, tasks=("text-to-video",)))
     can = capabilities(videos)
     assert (can.formats, can.max_outputs, can.qualities["low"]) == (["mp4"], 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("model", "takes", "gives", "calls"),
+    [
+        (qwen3, ["text"], ["text"], False),
+        (calling, ["text"], ["text"], True),
+        (qwen3_omni, ["text", "image", "audio", "video"], ["text", "audio"], False),
+        (talk_and_draw, ["text"], ["text", "image"], False),
+    ],
+)
+def test_capabilities_say_what_a_model_takes_and_gives_and_whether_it_calls_tools(
+    model: ModuleType, takes: list[str], gives: list[str], calls: bool, tmp_path: Path
+) -> None:
+    can = capabilities(find(Config(ModelConfig(str(model.build(tmp_path / "tiny"))))).door)
+    assert (can.takes, can.gives, can.calls) == (takes, gives, calls)
 
 
 def test_a_model_may_be_named_by_a_path_of_any_depth(tmp_path: Path) -> None:

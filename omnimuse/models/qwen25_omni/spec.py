@@ -5,7 +5,7 @@ from __future__ import annotations
 from omnimuse.components.answering_facts import speaks, text_of
 from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import WatchParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
+from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant, calls
 from omnimuse.core.speech import Speech
 from omnimuse.models.qwen3_text.spec import REFUSES
 
@@ -28,6 +28,8 @@ SPEAKING = {
     VOICES: Component(("Voices",), optional=True, built=False),
 }
 
+PUBLISHED = ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
+
 SPEC = Spec(
     arch=ARCH,
     also=("Qwen2_5OmniModel",),
@@ -39,4 +41,5 @@ SPEC = Spec(
     supported=frozenset(),
     limits=limits,
     extra=WatchParams,
+    variants=(Variant("Qwen2.5-Omni", PUBLISHED, ONE),),
 )

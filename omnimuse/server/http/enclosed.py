@@ -24,6 +24,9 @@ from omnimuse.server.errors import to_json
 PIECE = 3 * 64 * 1024
 """Bytes of a file that are read at once: a multiple of three, which base64 makes four characters of."""
 
+_WORD = re.compile(rb"(file-[0-9a-f]{32}-\d+\.)")
+"""What looks like a word of `Enclosed`."""
+
 
 class Enclosed:
     """Open files, and for each a word that stands for it in JSON: its content in base64 takes the place of the word."""
@@ -33,7 +36,6 @@ class Enclosed:
         secret = secrets.token_hex(16)
         self.words = [f"file-{secret}-{number}." for number in range(len(files))]
         self._files = dict(zip((word.encode() for word in self.words), files, strict=True))
-        self._pattern = re.compile(rb"(file-" + secret.encode() + rb"-\d+\.)")
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +53,12 @@ class Enclosed:
     async def length(self, text: bytes) -> int:
         """The bytes of `text` with the files in the place of their words."""
         sizes = await asyncio.to_thread(lambda: {word: file.seek(0, 2) for word, file in self._files.items()})
-        parts = self._pattern.split(text)
+        parts = _WORD.split(text)
         return sum(4 * ((sizes[part] + 2) // 3) if part in sizes else len(part) for part in parts)
 
     async def pieces(self, text: bytes) -> AsyncIterator[bytes]:
         """`text` with the files in the place of their words."""
-        for part in self._pattern.split(text):
+        for part in _WORD.split(text):
             file = self._files.get(part)
             if file is None:
                 yield part

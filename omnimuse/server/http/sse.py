@@ -4,31 +4,51 @@ Routes give an iterator of events; `EventStream` is the response, or of bytes, w
 pulls one event at a time, so a slow reader holds back the iterator and nothing piles up here, and it closes it as soon
 as the client goes. A client that takes nothing for long is the edge's business: it ends every response that
 stalls.
+A stream has many events for each request, so what is done for one is little: no task and no timer of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from omnimuse.server.errors import ApiError, body, on_unexpected_error, to_json
+from omnimuse.server.errors import ApiError, body, to_json, tried
 from omnimuse.server.http.enclosed import Parcel
 from omnimuse.server.http.watch import stop, until_disconnect
 
 Event = tuple[str | None, Any]
-"""A name, or None for none, and a JSON value or a Parcel of one."""
+"""A name, or None for none, and a JSON value, or a Parcel or the Text of one."""
 END = b"data: [DONE]\n\n"
 ALIVE = b": keep-alive\n\n"
+
+
+class Text(bytes):
+    """A JSON value, written down already."""
+
+
+class Pattern:
+    """JSON values that differ in one text alone: what they share is written down once."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        """`make` gives the value that has a certain text in it, once or more often."""
+        word = secrets.token_hex(16)
+        self._parts = to_json(make(word)).split(to_json(word))
+
+    def filled(self, text: str) -> Text:
+        """The value with `text` in it."""
+        return Text(to_json(text).join(self._parts))
 
 
 def frame(name: str | None, value: Any) -> bytes:
     """One event as it goes over the wire; `value` becomes one line of JSON."""
     head = b"" if name is None else b"event: " + name.encode("ascii") + b"\n"
-    return head + b"data: " + to_json(value) + b"\n\n"
+    return head + b"data: " + (value if isinstance(value, Text) else to_json(value)) + b"\n\n"
 
 
 class ByteStream(Response):
@@ -75,37 +95,25 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._source, self._done, self._quiet = source, done, quiet
         self._failed, self._name = False, "a stream"
+        self._told, self._writing = time.monotonic(), asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the source ends or the client goes; the source is closed in any case."""
         self._name = f"request {scope.get('state', {}).get('request_id', '')}"
         try:
-            await until_gone(receive, self._flow(send))
+            await until_gone(receive, self._flow(send), self._comment(send))
         finally:
             if isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
 
     async def _flow(self, send: Send) -> None:
-        """The whole response: events, with comments between those that are far apart."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        following = asyncio.ensure_future(self._next())
-        try:
-            while True:
-                await asyncio.wait({following}, timeout=self._quiet)
-                if not following.done():
-                    await _write(send, ALIVE)
-                    continue
-                if (event := following.result()) is None:
-                    break
-                if isinstance(event[1], Parcel):  # its files are the source's, which closes them when it goes on
-                    async for piece in event[1].files.pieces(frame(event[0], event[1].value)):
-                        await _write(send, piece)
-                    following = asyncio.ensure_future(self._next())
-                else:
-                    following = asyncio.ensure_future(self._next())
-                    await _write(send, frame(*event))
-        finally:
-            await stop(following)
+        """The whole response but for comments."""
+        async with self._writing:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while (event := await self._next()) is not None:
+            async with self._writing:
+                await self._write(send, event)
+        await self._writing.acquire()  # no comment comes behind the end
         if self._done and not self._failed:
             await _write(send, END)
         await send({"type": "http.response.body", "body": b""})
@@ -114,29 +122,42 @@ class EventStream(Response):
         """The next event; None at the end. An error is an event, and the last one."""
         if self._failed:
             return None
-        found: list[Event | None] = []
-
-        async def pull() -> None:
-            found.append(await anext(self._source, None))
-
-        async def tell(error: ApiError) -> None:
+        found = await tried(anext(self._source, None), self._name)
+        if isinstance(found, ApiError):
             self._failed = True
-            found.append(("error", {"type": "error", **body(error)}))
+            return "error", {"type": "error", **body(found)}
+        return found
 
-        await on_unexpected_error(pull, tell, self._name)
-        return found[0]
+    async def _write(self, send: Send, event: Event | None) -> None:
+        """Send an event, or, for None, a comment."""
+        if event is None:
+            await _write(send, ALIVE)
+        elif isinstance(event[1], Parcel):  # its files are the source's, which closes them when it goes on
+            async for piece in event[1].files.pieces(frame(event[0], event[1].value)):
+                await _write(send, piece)
+        else:
+            await _write(send, frame(*event))
+        self._told = time.monotonic()
+
+    async def _comment(self, send: Send) -> None:
+        """Send comments between events that are far apart, for ever."""
+        while True:
+            await asyncio.sleep(self._told + self._quiet - time.monotonic())
+            async with self._writing:
+                if time.monotonic() - self._told >= self._quiet:
+                    await self._write(send, None)
 
 
-async def until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`, as long as the client is there."""
-    gone, flow = asyncio.ensure_future(until_disconnect(receive)), asyncio.ensure_future(work)
+async def until_gone(receive: Receive, *work: Coroutine[Any, Any, None]) -> None:
+    """Do all of `work` until something of it is done, as long as the client is there."""
+    tasks = [asyncio.ensure_future(each) for each in (*work, until_disconnect(receive))]
     try:
-        await asyncio.wait({gone, flow}, return_when=asyncio.FIRST_COMPLETED)
-        if flow.done():
-            flow.result()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        await stop(gone)
-        await stop(flow)
+        for task in tasks:
+            await stop(task)
 
 
 async def _write(send: Send, data: bytes) -> None:

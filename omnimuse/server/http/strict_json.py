@@ -86,8 +86,9 @@ def parse(content: bytearray) -> dict[str, Any]:
     return _checked(value, urls, words)
 
 
-def _lift(content: bytearray) -> tuple[bytes, dict[str, DataUrl], re.Pattern[str]]:
-    """`content` with a word in place of each long data: URL, the URLs by these words, and what these look like.
+def _lift(content: bytearray) -> tuple[bytes, dict[str, DataUrl], re.Pattern[str] | None]:
+    """`content` with a word in place of each long data: URL, the URLs by these words, and, if there are any, what
+    words look like.
 
     What is replaced has neither quotes nor backslashes and stands between two quotes, or in a string's Markdown. So it
     is either inside of one string or no JSON at all, and so is its word, which nobody can guess.
@@ -111,7 +112,8 @@ def _lift(content: bytearray) -> tuple[bytes, dict[str, DataUrl], re.Pattern[str
                 done = end
         _check_length(len(kept) + at - done)
     _check_length(len(kept) + len(content) - done)
-    return bytes(kept + whole[done:]), urls, re.compile(rf"url-{secret}-\d+\.")
+    words = re.compile(rf"url-{secret}-\d+\.") if urls else None
+    return bytes(kept + whole[done:]), urls, words
 
 
 class _Marks:
@@ -190,7 +192,7 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _checked(top: dict[str, Any], urls: dict[str, DataUrl], words: re.Pattern[str]) -> dict[str, Any]:
+def _checked(top: dict[str, Any], urls: dict[str, DataUrl], words: re.Pattern[str] | None) -> dict[str, Any]:
     """`top` with its URLs; refuses deep levels and broken text, without recursion. `param` is the outermost field.
 
     Only iterators wait: no object is made for each value, which would set the collector of garbage to work.
@@ -209,9 +211,9 @@ def _checked(top: dict[str, Any], urls: dict[str, DataUrl], words: re.Pattern[st
             _check_text(key, param)
         if isinstance(value, str):
             _check_text(value, param)
-            if urls and value in urls:
+            if value in urls:
                 holder[key] = urls[value]
-            elif urls and words.search(value):
+            elif words is not None and words.search(value):
                 holder[key] = Written.of(value, words, urls)
         elif isinstance(value, dict | list):
             if len(open_levels) >= MAX_DEPTH:

@@ -51,10 +51,14 @@ class Capabilities(Bounds):
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
     each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
     means. A model that says what it learned has its words by topic in `draws`, and in `only_side` the one side in
-    pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them.
+    pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them. `takes` and
+    `gives` are the media of what may come with a request and of what comes of it; one that `calls` may ask for tools.
     """
 
     medium: str
+    takes: list[str] = []
+    gives: list[str] = []
+    calls: bool = False
     tasks: list[str]
     family: str
     parameters: list[str]

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from omnimuse.core.effort import EFFORT, steps_of
 from omnimuse.core.messages import MAX_WRITTEN
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import AnswerParams, DiffusionParams
 from omnimuse.core.request import MAX_PROMPT, Door
 from omnimuse.loader.identity import Taught
 from omnimuse.media.formats import FORMATS
@@ -20,6 +20,7 @@ from omnimuse.server.orders.order import check_model
 from omnimuse.server.protocol.models import Capabilities, Model, ModelList
 from omnimuse.server.service import Service
 from omnimuse.server.translate.field import MAX_OUTPUTS
+from omnimuse.server.translate.parts import able
 
 OPERATIONS = (
     Operation("GET", "/v1/models", "The models that this server serves.", responses={200: ModelList}),
@@ -73,6 +74,9 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
     pictures, sound = spec.medium == "image", limits.sound
     return Capabilities(
         medium=spec.medium,
+        takes=[*(["text"] if spec.prompted else []), *able(door)],
+        gives=_gives(door),
+        calls=limits.calls,
         tasks=list(door.tasks),
         family=spec.family,
         size_multiple=limits.size_multiple,
@@ -107,6 +111,14 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         draws={} if taught is None else {topic: list(words) for topic, words in taught.words.items()},
         only_side=None if taught is None else taught.side,
     )
+
+
+def _gives(door: Door) -> list[str]:
+    """The media of what can come of a request, the chief one first."""
+    spec, limits = door.spec, door.limits
+    speaks = not spec.writes or issubclass(spec.extra, AnswerParams)
+    beside = {"text": spec.converses, "image": limits.draws, "audio": limits.sound is not None and speaks}
+    return [spec.medium, *(medium for medium, can in beside.items() if can and medium != spec.medium)]
 
 
 def _chosen(params: DiffusionParams) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, BinaryIO, Protocol
 
 from pydantic import BaseModel
@@ -26,7 +27,7 @@ from omnimuse.media.formats import TEXT
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles, Parcel
-from omnimuse.server.http.sse import Event
+from omnimuse.server.http.sse import Event, Pattern
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import (
@@ -334,12 +335,17 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
     """
     known, calling, heard, looks, begun = Told(), Calling(order), Sounding(order), Looks(order), False
 
-    def pieces(index: int, told: Iterable[str | Call]) -> Iterator[BaseModel]:
+    @cache
+    def pattern(index: int) -> Pattern:
+        return Pattern(lambda text: dump(shape.piece(order, head, index, text, None)))
+
+    def pieces(index: int, told: Iterable[str | Call]) -> Iterator[Event]:
         for each in told:
             if isinstance(each, str):
-                yield shape.piece(order, head, index, each, None)
+                yield None, pattern(index).filled(each)
             elif isinstance(shape, Chat):
-                yield from shape.calls(order, head, index, calling.calls(index).index(each), each)
+                for call in shape.calls(order, head, index, calling.calls(index).index(each), each):
+                    yield None, dump(call)
 
     async with AsyncExitStack() as stack:
         updates = await stack.enter_async_context(aclosing(draw(service, order)))
@@ -353,8 +359,8 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                     if (first := shape.first(order, head, index)) is not None:
                         yield None, dump(first)
             if isinstance(update, Spelt) and (text := known.new(update)):
-                for chunk in pieces(update.output, calling.new(update.output, text)):
-                    yield None, dump(chunk)
+                for event in pieces(update.output, calling.new(update.output, text)):
+                    yield event
             elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := heard.new(update)):
                 yield None, dump(shape.sound(order, head, update.output, sound))
             elif isinstance(update, Previewed) and isinstance(shape, Chat) and (parts := looks.new(update)):
@@ -365,8 +371,8 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                 drawn = pictures(order, update.files, held.words) if wants(order) else {}
                 for index, made in enumerate(update.texts):
                     rest = [*calling.new(index, known.rest(index, made.text)), *calling.end(index)]
-                    for chunk in pieces(index, rest):
-                        yield None, dump(chunk)
+                    for event in pieces(index, rest):
+                        yield event
                     if isinstance(shape, Chat) and files and order.form.format != TEXT:
                         async for sound in heard.rest(index, files[index]):
                             yield None, dump(shape.sound(order, head, index, sound))

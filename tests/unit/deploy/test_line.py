@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from threading import Thread
 from typing import Any
@@ -58,3 +59,11 @@ def test_one_message_is_bounded_in_length_and_a_longer_part_goes_by_itself(front
     assert starts(messages) == list(range(6))
     assert all(len(message) == 1 or sum(map(len, message)) <= TOGETHER for message in messages)
     assert [len(message) for message in messages] == [1, 1, 2, 1, 2]
+
+
+def test_what_is_queued_before_the_bell_is_heard_rings_it_once(front: zmq.Socket[Any]) -> None:
+    line = Line(listen(front, "tcp://127.0.0.1:*", secret=False)[0])
+    for number in range(3):
+        line.send(Spelt("one", 0, number, "word"))
+    assert os.read(line._bell, 100) == b"\0"
+    line.close()
