@@ -331,7 +331,7 @@ def test_every_request_wears_its_own_adapter_and_no_other_reads_what_one_with_it
     worn = [
         [str(write(tmp_path / f"{seed}.safetensors", layers, peft("base_model.model."), seed=seed))] for seed in (1, 2)
     ]
-    plain = Ask(long, make_params(DiffusionParams(seed=3), {"temperature": 0, "max_tokens": 9}))
+    plain = Ask(long, make_params(DiffusionParams(seed=3), {"temperature": 1.5, "top_k": 0, "max_tokens": 9}))
     asks = [plain, *(with_params(plain, loras=loras) for loras in worn), plain]
     engine.runner.memo.clear()
     alone = [run(engine, each)[0] for each in asks]
