@@ -277,12 +277,15 @@ class Generate(Loop):
         """Keep the piece that was read from `start` on, if all of it is of the prompt."""
         prompt, end = state["prompt_ids"], start + CHUNK
         if end <= len(prompt) and self.shown(state) is not None:
-            ctx.memo.put(self._key(ctx, state, prompt[:end]), (state["kv"].data[:, :, :, start:end].clone(),))
+            network = ctx.components.wherever(self.network)
+            assert isinstance(network, Decoder)
+            piece = state["kv"].data[:, :, :, start:end].clone()
+            ctx.memo.put(self._key(ctx, state, prompt[:end]), (piece,), network.most.token_bytes * CHUNK)
 
     def _key(self, ctx: Context, state: State, tokens: Sequence[int]) -> Hashable:
         """What promises equal memories of the last piece of `tokens`."""
         read = sha256(array("q", tokens).tobytes()).digest()
-        return (type(self), self.network, ctx.version, self.shown(state), read)
+        return (type(self), self.network, ctx.version, self.shown(state), state.adapters((self.network,)), read)
 
     def _tell(self, state: State, piece: str) -> None:
         told = state.working.setdefault("told", 0)

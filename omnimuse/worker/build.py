@@ -154,7 +154,7 @@ class Build:
     def drawing(self) -> dict[str, Network]:
         """Those of them that do more than write one token at a time: what changes how blocks run is there for these.
 
-        A decoder that writes what another network draws is whole on every rank, and they write the same.
+        Ranks share the weights of a decoder that writes, and nothing else of it: all of them write the same.
         """
         writers = {name for name, each in self.networks.items() if isinstance(each, Decoder) and not each.draws}
         return {name: network for name, network in self.networks.items() if name not in writers}
@@ -215,12 +215,13 @@ def check(under: Build) -> None:
 def check_writing(under: Build) -> None:
     """What a model that makes one token at a time cannot be given, whatever else it is."""
     config, family = under.found.config, under.found.spec.family
+    parallel = config.parallel
     if not under.found.spec.by_token:
         return
     chosen = {
         f"cache={config.cache.kind}": (config.cache.kind != "none", "no step is like the one before"),
         f"compile={config.compile.mode}": (config.compile.mode != "none", "what it remembers is longer at every step"),
-        f"{under.mesh.size} ranks": (under.mesh.size > 1, "its memory is not shared out; use replicas"),
+        f"{parallel}": (parallel.ranks > parallel.tensor, "one token has no parts; use tensor, or replicas"),
     }
     for name, (given, why) in chosen.items():
         if given:

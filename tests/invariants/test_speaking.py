@@ -26,9 +26,10 @@ from omnimuse.engine.local import start
 from omnimuse.pipeline.speech import FIRST, PIECE
 from omnimuse.worker.explain import explain
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
+from tests.checkpoints.adapters import layers_telling, merged, peft, write
 from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
-from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
 
 
 @pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
@@ -152,8 +153,22 @@ def test_what_cannot_be_had_is_refused_by_name(speaker: Speaker, folder: Path, e
             submit(engine, asks(speaker, **choices)[0])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="speaks, for which cache=teacache is not there"):
         start(config(folder, cache=CacheConfig(kind="teacache")))
-    with pytest.raises(ConfigError, match="speaks, for which 2 ranks is not there"):
-        explain(config(folder, parallel=ParallelConfig(tensor=2)))
+    with pytest.raises(ConfigError, match="speaks, for which ulysses=2 is not there"):
+        explain(config(folder, parallel=ParallelConfig(ulysses=2)))
+
+
+def test_an_adapter_of_the_talker_is_worn_as_if_it_were_in_its_weights(
+    speaker: Speaker, folder: Path, engine: Engine, tmp_path: Path
+) -> None:
+    adapter = write(
+        tmp_path / "a.safetensors", layers_telling(folder, r"talker\.model\.layers\."), peft("base_model.model.")
+    )
+    plain = asks(speaker, "latent")[0]
+    bare, found = spoken(engine, plain, with_params(plain, loras=[str(adapter)]))
+    other = start(config(merged(folder, tmp_path / "merged", adapter, 1.0)))
+    [expected] = spoken(other, plain)
+    other.close()
+    assert torch.equal(found, expected) and not torch.equal(found, bare)
 
 
 def test_a_warm_up_is_something_that_the_model_can_say(speaker: Speaker, engine: Engine) -> None:

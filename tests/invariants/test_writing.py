@@ -29,9 +29,10 @@ from omnimuse.engine.local import start
 from omnimuse.pipeline.generate import CHUNK, Generate
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
+from tests.checkpoints.adapters import layers_telling, merged, peft, write
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
-from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
@@ -208,7 +209,7 @@ def test_n_texts_are_n_requests_with_seeds_in_a_row(writer: Writer, engine: Engi
             r"max_tokens=1000000 is too long: .* at most \d+",
         ),
         ({"prompt": "a"}, {"cache": "fast"}, "no step of a text can be skipped"),
-        ({"prompt": "a"}, {"loras": ("night",)}, "what writes wears no adapters"),
+        ({"prompt": "a"}, {"loras": ("night",)}, "night"),
         ({"messages": [{"role": "robot", "content": "a"}]}, {}, "use one of system, user, assistant"),
         ({"messages": [{"role": "user", "content": "a"}], "prompt": "b"}, {}, "leave one out"),
     ],
@@ -323,9 +324,30 @@ def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
     narrow.close()
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(cfg=2)])
-def test_several_ranks_are_refused_before_any_is_started(folder: Path, parallel: ParallelConfig) -> None:
-    with pytest.raises(ConfigError, match="writes text, for which 2 ranks is not there"):
+def test_every_request_wears_its_own_adapter_and_no_other_reads_what_one_with_it_has_read(
+    folder: Path, engine: Engine, tmp_path: Path
+) -> None:
+    layers, long = layers_telling(folder), "one two three " * 60
+    worn = [
+        [str(write(tmp_path / f"{seed}.safetensors", layers, peft("base_model.model."), seed=seed))] for seed in (1, 2)
+    ]
+    plain = Ask(long, make_params(DiffusionParams(seed=3), {"temperature": 0, "max_tokens": 9}))
+    asks = [plain, *(with_params(plain, loras=loras) for loras in worn), plain]
+    engine.runner.memo.clear()
+    alone = [run(engine, each)[0] for each in asks]
+    assert [bool(result.written[0].reused) for result in alone] == [False, False, False, True]
+    assert len({tokens(result) for result in alone}) == 3
+    again = run(engine, *asks)
+    assert [tokens(result) for result in again] == [tokens(result) for result in alone]
+    assert all(result.written[0].reused for result in again)
+    other = start(config(merged(folder, tmp_path / "merged", Path(worn[0][0]), 1.0)))
+    assert tokens(run(other, plain)[0]) == tokens(alone[1])
+    other.close()
+
+
+@pytest.mark.parametrize("parallel", [ParallelConfig(ulysses=2), ParallelConfig(tensor=2, cfg=2)])
+def test_ranks_that_share_no_weights_are_refused_before_any_is_started(folder: Path, parallel: ParallelConfig) -> None:
+    with pytest.raises(ConfigError, match=f"writes text, for which {parallel} is not there"):
         explain(config(folder, parallel=parallel))
 
 

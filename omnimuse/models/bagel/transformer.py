@@ -25,7 +25,6 @@ from omnimuse.components.decoder import DenseDecoder, JoinedMLP
 from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.components.qwen3_facts import IRRELEVANT, Qwen3Config, rope_theta
 from omnimuse.components.seeing import here
-from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.stack import Block, Memory
@@ -145,14 +144,6 @@ class Bagel(DenseDecoder):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Bagel:
         return cls(BagelConfig.from_dict(config))
-
-    def plan(self) -> Mapping[str, Cutting]:
-        return {
-            "layers.*.*.qkv": Columns(queries=1, keys=2),
-            "layers.*.*.o_proj": Rows(queries=1),
-            "layers.*.*.mlp.gate_up": Columns(others=2),
-            "layers.*.*.mlp.down": Rows(others=1),
-        }
 
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:
         return self.embed_tokens(given)

@@ -20,7 +20,7 @@ def limits(configs: Configs) -> Limits:
 
 
 ARCH = "Qwen2_5OmniForConditionalGeneration"
-MODEL = own_transformer("qwen25_omni", "Thinker", ARCH, "Qwen2_5OmniModel")
+MODEL = own_transformer("qwen25_omni", "Thinker", ARCH, "Qwen2_5OmniModel", alias=True)
 SPEAKING = {
     "talker": inside_model(MODEL, "transformer:Talker", "TALKER", speaks),
     "flow": inside_model(MODEL, "omnimuse.components.mel_flow:MelFlow", "FLOW", speaks, dtype="float32"),

@@ -27,7 +27,7 @@ def _speech(config: Mapping[str, Any]) -> Speech | None:
 
 
 ARCH = "Qwen3OmniMoeForConditionalGeneration"
-MODEL = own_transformer("qwen3_omni", "Thinker", ARCH)
+MODEL = own_transformer("qwen3_omni", "Thinker", ARCH, alias=True)
 SPEAKING = {
     "talker": inside_model(MODEL, "talker:OmniTalker", "TALKER", speaks),
     "predictor": inside_model(MODEL, "talker:OmniPredictor", "PREDICTOR", speaks),

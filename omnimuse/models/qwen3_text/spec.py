@@ -18,7 +18,6 @@ REFUSES: Mapping[str, str] = MappingProxyType(
         "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
         "output_type": "a text has one form",
         "cache": "no step of a text can be skipped",
-        "loras": "what writes wears no adapters",
     }
 )
 """What no model that writes is asked for, and why."""

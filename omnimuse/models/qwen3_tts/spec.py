@@ -43,7 +43,6 @@ def limits(configs: Configs) -> Limits:
             "width": NO_SIDES,
             "max_sequence_length": "the whole text is read; max_tokens bounds the frames of sound",
             "cache": "no frame of speech can be skipped",
-            "loras": "what speaks wears no adapters",
         },
         sound=SoundLimits(rate, 1, 0.0, int(_clones(config)), speech),
     )
